@@ -1,0 +1,86 @@
+"""What bad input gets: one sentence in three beats (what came, why it cannot be, what to do).
+
+Left out on purpose: no error codes and no translation. The command line prints `str(error)` and exits with code 2.
+Run it:  python -c "from deepintuit.errors import nearest; print(nearest('gropu', ['group', 'tau']))"
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import StrEnum
+
+
+class DeepIntuitError(Exception):
+    """Base of everything the package raises on bad input.
+
+    `what` came (with the offending value), `why` it cannot be, `todo` that mends it. `str()` joins the three beats.
+    All arguments stay in `args`, so that the error survives pickling between worker processes.
+    """
+
+    def __init__(self, what: str, why: str, todo: str) -> None:
+        super().__init__(what, why, todo)
+        self.what, self.why, self.todo = what, why, todo
+
+    def __str__(self) -> str:
+        return " ".join(_sentence(beat) for beat in (self.what, self.why, self.todo))
+
+
+def _sentence(beat: str) -> str:
+    beat = beat.strip()
+    return beat if beat.endswith((".", "!", "?", ":")) else beat + "."
+
+
+class ConfigError(DeepIntuitError):
+    """A setting that does not exist, has the wrong type or an impossible value."""
+
+
+class LabelError(DeepIntuitError):
+    """A label set that cannot be one, or a label that is not in it."""
+
+
+class DataError(DeepIntuitError):
+    """A manifest, an annotation file or a row that does not hold what it must."""
+
+
+class StoreError(DeepIntuitError):
+    """A workbench, a run or a Parquet part that is not what it claims to be."""
+
+
+class ModelError(DeepIntuitError):
+    """A checkpoint, an adapter or a device that cannot do what is asked."""
+
+
+class TeachError(DeepIntuitError):
+    """A teacher that cannot be reached, does not answer or refuses."""
+
+
+class VideoReason(StrEnum):
+    """Why a file could not be read as a video; stored in the manifest's `excluded` column and counted in reports."""
+
+    NOT_FOUND = "not_found"
+    EMPTY_FILE = "empty_file"
+    NOT_A_VIDEO = "not_a_video"
+    NO_VIDEO_STREAM = "no_video_stream"
+    NO_FRAMES = "no_frames"
+    TOO_LARGE = "too_large"
+    TOO_SLOW = "too_slow"
+    DECODE_FAILED = "decode_failed"
+    TRUNCATED = "truncated"
+    TOO_SMALL = "too_small"
+
+
+class VideoError(DeepIntuitError):
+    """A clip that cannot be read; `.reason` says why in one word that can be counted."""
+
+    def __init__(self, what: str, why: str, todo: str, reason: VideoReason) -> None:
+        super().__init__(what, why, todo)
+        self.reason = VideoReason(reason)
+        self.args = (what, why, todo, self.reason)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name most like `word`, case aside, or None when nothing is near enough to be worth offering."""
+    by_folded = {name.casefold(): name for name in known}
+    found = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
+    return by_folded[found[0]] if found else None

@@ -1,0 +1,172 @@
+"""The label set: which classes there are, what they mean, and which other words mean the same.
+
+Left out on purpose: no fuzzy matching. An answer that is nearly a label is not that label; a wording that should
+count goes under [aliases], where everybody can see it.
+Run it:  python -c "from deepintuit.labels import LabelSet; print(LabelSet.of('home', ['normal', 'abnormal']).dumps())"
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tomli_w
+
+from deepintuit.errors import LabelError, nearest
+
+NONE_LABEL = "none"
+"""The provisional label of a trace without a readable answer. No class may have this name."""
+
+_QUOTES = "\"'`\u201c\u201d\u2018\u2019\u00ab\u00bb"
+_FINAL = ".,;:!?\u3002"
+_TAG_CHARACTERS = "<>{}"
+
+
+def normalise(text: str) -> str:
+    """Fold what carries no meaning in a label: case, runs of white space, outer quotes, final punctuation.
+
+    Idempotent: `normalise(normalise(t)) == normalise(t)` for every string.
+    """
+    text = " ".join(text.split())
+    while (stripped := text.strip(_QUOTES + " ").rstrip(_FINAL + " ")) != text:
+        text = stripped
+    folded = text.casefold()
+    # Rare letters fold into more than one character, which may fold again (or end in a mark): go on until nothing moves.
+    return folded if folded == text else normalise(folded)
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The K classes of a task, in a fixed order. Raises `LabelError` when they cannot be told apart."""
+
+    name: str
+    labels: tuple[str, ...]
+    definitions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    aliases: Mapping[str, str] = field(default_factory=dict, hash=False)
+    _by_normal: Mapping[str, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "definitions", dict(self.definitions))
+        object.__setattr__(self, "aliases", dict(self.aliases))
+        object.__setattr__(self, "_by_normal", self._checked())
+
+    def _checked(self) -> dict[str, str]:
+        by_normal: dict[str, str] = {}
+        for label in self.labels:
+            key = self._key(label, "label")
+            if key == NONE_LABEL:
+                raise LabelError(
+                    f"label {label!r} of {self.name!r} is the word kept for traces without an answer",
+                    "an answer 'none' and no answer at all could not be told apart",
+                    "Give the class another name, for example 'nothing'",
+                )
+            if key in by_normal:
+                raise LabelError(
+                    f"labels {by_normal[key]!r} and {label!r} of {self.name!r} are the same word",
+                    "case, spaces, quotes and final punctuation are folded before answers are compared",
+                    "Rename one, or keep one and map the other under [aliases]",
+                )
+            by_normal[key] = label
+        if len(by_normal) < 2:
+            raise LabelError(
+                f"label set {self.name!r} has {len(by_normal)} label(s): {list(self.labels)}",
+                "there is nothing to decide between fewer than two classes",
+                "List at least two labels",
+            )
+        for kind, target in (("definition", self.definitions), ("alias", self.aliases.values())):
+            for label in target:
+                if label not in self.labels:
+                    raise self._unknown(label, kind)
+        for alias, label in self.aliases.items():
+            taken = by_normal.setdefault(self._key(alias, "alias"), label)
+            if taken != label:
+                raise LabelError(
+                    f"alias {alias!r} of {self.name!r} stands for {label!r} and already means {taken!r}",
+                    "one answer cannot mean two classes",
+                    "Remove one of the two",
+                )
+        return by_normal
+
+    def _key(self, word: str, kind: str) -> str:
+        key = normalise(word) if isinstance(word, str) else ""
+        if not key or any(character in word for character in _TAG_CHARACTERS):
+            raise LabelError(
+                f"{kind} {word!r} of {self.name!r} cannot be written as an answer",
+                f"nothing is left of it after normalising, or it holds one of {' '.join(_TAG_CHARACTERS)} that tags need",
+                f"Write the {kind} in plain words",
+            )
+        return key
+
+    def _unknown(self, label: str, where: str) -> LabelError:
+        near = nearest(str(label), self.labels)
+        return LabelError(
+            f"{where} {label!r} is not one of the {len(self.labels)} labels of {self.name!r}",
+            f"only these are known: {', '.join(self.labels)}",
+            (f"Nearest: {near!r}. " if near else "") + "Add it to labels.toml, or map it under [aliases]",
+        )
+
+    @classmethod
+    def of(cls, name: str, labels: Iterable[str]) -> LabelSet:
+        """A label set of bare names, without definitions or aliases."""
+        return cls(name, (labels,) if isinstance(labels, str) else tuple(labels))
+
+    @classmethod
+    def load(cls, path: str | Path) -> LabelSet:
+        """Read a labels.toml: `name`, `labels`, and optional tables `[definitions]` and `[aliases]`."""
+        path = Path(path)
+        try:
+            found = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise LabelError(
+                f"label file {str(path)!r} could not be read",
+                str(error),
+                'Point to a TOML file with name = "…" and labels = ["…", "…"]',
+            ) from error
+        known = {"name": str, "labels": list, "definitions": dict, "aliases": dict}
+        for key, value in found.items():
+            if key not in known or not isinstance(value, known[key]):
+                raise LabelError(
+                    f"{key} = {value!r} in {str(path)!r} is not understood",
+                    "a label file holds name (text), labels (list), [definitions] and [aliases] (tables of text)",
+                    f"Nearest: {nearest(key, known)!r}" if nearest(key, known) else "Remove it",
+                )
+        for table in ("definitions", "aliases"):
+            for key, value in found.get(table, {}).items():
+                if not isinstance(value, str):
+                    raise LabelError(
+                        f"[{table}] {key} = {value!r} in {str(path)!r} is not a text",
+                        f"{table} are tables of text",
+                        "Put the value between quotes",
+                    )
+        return cls(
+            found.get("name", path.stem),
+            tuple(found.get("labels", ())),
+            found.get("definitions", {}),
+            found.get("aliases", {}),
+        )
+
+    def dumps(self) -> str:
+        """The label set as TOML; `load` of it gives the same set back."""
+        content = {"name": self.name, "labels": list(self.labels)}
+        tables = {"definitions": dict(self.definitions), "aliases": dict(self.aliases)}
+        return tomli_w.dumps(content | {name: table for name, table in tables.items() if table})
+
+    def resolve(self, text: str) -> str | None:
+        """The label that `text` names, itself or by an alias, exactly after normalising; None when it names none."""
+        return self._by_normal.get(normalise(text))
+
+    def index(self, label: str) -> int:
+        """Position of a label (or of what an alias stands for) in 0 … K−1. Raises `LabelError` when unknown."""
+        found = self.resolve(label)
+        if found is None:
+            raise self._unknown(label, "answer")
+        return self.labels.index(found)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.labels)

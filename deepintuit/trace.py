@@ -1,0 +1,316 @@
+r"""The grammars of a reasoning trace, and the one parser: text in, a `Trace` or a `Malformed` with its reason out.
+
+A grammar is data: segments in order, each between its own open and close mark (METHOD 1.1, 2 and 3). A text is well
+formed when every segment occurs once, in order, none inside another, none empty, with only white space around them, and
+every answer names a label. Rewards, metrics and the app all count the same `Reason`s.
+
+Left out on purpose: no repair. A malformed text stays malformed; what can still be read of its answer is kept apart.
+Run it:  python -c "from deepintuit.trace import render; print(render('think-answer', think='A cat.', answer='normal'))"
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from deepintuit.errors import ConfigError, DataError, nearest
+from deepintuit.labels import NONE_LABEL, LabelSet
+
+FALLBACK = "Let's analyze the problem step by step."
+"""What the first box holds when the model wants to think before it answers (METHOD 3)."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One part of a trace. `role` is "text" or "answer"; a non-empty `fallback` may stand in an answer for a label."""
+
+    name: str
+    open: str
+    close: str
+    role: str = "text"
+    fallback: str = ""
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Segments in the order in which they must come. The last answer segment holds the provisional label."""
+
+    name: str
+    segments: tuple[Segment, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def answer(self) -> Segment:
+        """The segment of the provisional label."""
+        return [segment for segment in self.segments if segment.role == "answer"][-1]
+
+    @property
+    def text_segments(self) -> tuple[Segment, ...]:
+        """The segments that hold reasoning, not answers."""
+        return tuple(segment for segment in self.segments if segment.role == "text")
+
+
+_THINK = Segment("think", "<think>", "</think>")
+_ANSWER = Segment("answer", "<answer>", "</answer>", "answer")
+_OBSERVATION = Segment("observation", "<observation>", "</observation>")
+_QUICK_BOX = Segment("quick", r"\boxed{", "}", "answer", FALLBACK)
+_FINAL_BOX = Segment("answer", r"\boxed{", "}", "answer")
+
+GRAMMARS: dict[str, Grammar] = {
+    grammar.name: grammar
+    for grammar in (
+        Grammar("think-answer", (_THINK, _ANSWER)),
+        Grammar("observation-think-answer", (_OBSERVATION, _THINK, _ANSWER)),
+        Grammar("answer-think-answer", (_QUICK_BOX, _THINK, _FINAL_BOX)),
+    )
+}
+
+
+class Reason(StrEnum):
+    """Why a text is not a trace."""
+
+    EMPTY = "empty"
+    TRUNCATED = "truncated"
+    NO_ANSWER = "no_answer"
+    UNKNOWN_LABEL = "unknown_label"
+    UNCLOSED_TAG = "unclosed_tag"
+    MISSING_SEGMENT = "missing_segment"
+    NESTED_TAG = "nested_tag"
+    REPEATED_SEGMENT = "repeated_segment"
+    TEXT_OUTSIDE = "text_outside"
+    WRONG_ORDER = "wrong_order"
+    EMPTY_SEGMENT = "empty_segment"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A well-formed trace: `label` is resolved, `answer` is as written, `spans` are inner (start, end) characters."""
+
+    text: str
+    grammar: Grammar
+    label: str
+    answer: str
+    spans: Mapping[str, tuple[int, int]] = field(hash=False)
+
+    ok = True
+
+    @property
+    def provisional(self) -> str:
+        return self.label
+
+    def segment(self, name: str) -> str:
+        """The inner text of a segment, exactly as written."""
+        start, end = self.spans[name]
+        return self.text[start:end]
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A text that is not a trace. `label` is the answer that can be read all the same (see `parse`), else None.
+
+    `provisional` is "none" even where `label` is not: later stages take a malformed trace as no answer.
+    """
+
+    text: str
+    grammar: Grammar
+    reason: Reason
+    detail: str
+    label: str | None = None
+
+    ok = False
+
+    @property
+    def provisional(self) -> str:
+        return NONE_LABEL
+
+
+def grammar_named(name: str | Grammar) -> Grammar:
+    """The grammar of that name. Raises `ConfigError` for an unknown one; a grammar passes through."""
+    if isinstance(name, Grammar):
+        return name
+    if name not in GRAMMARS:
+        near = nearest(name, GRAMMARS)
+        raise ConfigError(
+            f"grammar {name!r} is not known",
+            f"there are {', '.join(GRAMMARS)}",
+            f"Nearest: {near!r}" if near else "Choose one of them",
+        )
+    return GRAMMARS[name]
+
+
+def parse(text: str, grammar: Grammar | str, labels: LabelSet, truncated: bool = False) -> Trace | Malformed:
+    """Read a completion. Never raises on any text.
+
+    `truncated` says that sampling stopped at the token limit: then an unfinished text is `TRUNCATED`, whatever else it
+    lacks, while one that happens to be complete is judged as usual.
+
+    A malformed text keeps a `label` when its answer is beyond doubt: it holds exactly as many closed answers as the
+    grammar asks for, and the last one names a label. Two answers where one is asked for are a hedge, and count as none.
+    """
+    grammar = grammar_named(grammar)
+
+    def malformed(reason: Reason, detail: str) -> Malformed:
+        return Malformed(text, grammar, reason, detail, _answer_beyond_doubt(text, grammar, labels))
+
+    fault, spans = _read_segments(text, grammar)
+    if fault and truncated and fault[0] in _UNFINISHED:
+        return malformed(Reason.TRUNCATED, f"cut at the token limit: {fault[1]}")
+    if fault:
+        return malformed(*fault)
+    for segment in grammar.segments:
+        if segment.role == "answer":
+            start, end = spans[segment.name]
+            answer = text[start:end]
+            if labels.resolve(answer) is None and (not segment.fallback or answer.strip() != segment.fallback):
+                return malformed(Reason.UNKNOWN_LABEL, f"{answer.strip()!r} is not a label of {labels.name!r}")
+    start, end = spans[grammar.answer.name]
+    return Trace(text, grammar, labels.resolve(text[start:end]), text[start:end], spans)
+
+
+def render(grammar: Grammar | str, /, **segments: str) -> str:
+    """Write a well-formed text; `parse` gives the segments back unchanged.
+
+    Raises `DataError` for a missing or unknown segment, an empty one, or one that holds a mark of the grammar.
+    """
+    grammar = grammar_named(grammar)
+    names = [segment.name for segment in grammar.segments]
+    if set(names) != set(segments):
+        raise DataError(
+            f"segments {sorted(segments)} were given for the grammar {grammar.name!r}",
+            f"it has exactly {', '.join(names)}",
+            "Give each of them once",
+        )
+    text = "".join(segment.open + segments[segment.name] + segment.close for segment in grammar.segments)
+    fault, spans = _read_segments(text, grammar)
+    if fault or any(text[slice(*spans[name])] != segments[name] for name in names):
+        raise DataError(
+            f"the segments {segments!r} do not make a text of the grammar {grammar.name!r}",
+            fault[1] if fault else "one of them holds a closing mark",
+            "Leave no segment empty and no mark of the grammar inside one",
+        )
+    return text
+
+
+_UNFINISHED = {Reason.EMPTY, Reason.UNCLOSED_TAG, Reason.MISSING_SEGMENT, Reason.NO_ANSWER, Reason.TEXT_OUTSIDE}
+
+_Fault = tuple[Reason, str]
+
+
+def _read_segments(text: str, grammar: Grammar) -> tuple[_Fault | None, dict[str, tuple[int, int]]]:
+    """The first fault of the structure, if any, and the inner span of each segment when there is none."""
+    if not text.strip():
+        return (Reason.EMPTY, "nothing was written"), {}
+    fault, blocks = _blocks(text, grammar)
+    wanted = [segment.open for segment in grammar.segments]
+    found = [opened for opened, _, _ in blocks]
+    # A stray word outside matters less than a segment that is not there, but a broken tag matters more.
+    if fault and fault[0] is not Reason.TEXT_OUTSIDE:
+        return fault, {}
+    lacking, surplus = Counter(wanted) - Counter(found), Counter(found) - Counter(wanted)
+    if surplus:
+        return (Reason.REPEATED_SEGMENT, f"{next(iter(surplus))} occurs too often"), {}
+    if grammar.answer.open in lacking:
+        return (Reason.NO_ANSWER, f"{grammar.answer.open} … {grammar.answer.close} is missing"), {}
+    if lacking:
+        return (Reason.MISSING_SEGMENT, f"{next(iter(lacking))} is missing"), {}
+    if found != wanted:
+        return (Reason.WRONG_ORDER, f"{' '.join(found)} instead of {' '.join(wanted)}"), {}
+    if fault:
+        return fault, {}
+    spans = {}
+    for segment, (_, start, end) in zip(grammar.segments, blocks, strict=True):
+        if not text[start:end].strip():
+            reason = Reason.NO_ANSWER if segment.role == "answer" else Reason.EMPTY_SEGMENT
+            return (reason, f"{segment.name} is empty"), {}
+        spans[segment.name] = (start, end)
+    return None, spans
+
+
+def _blocks(text: str, grammar: Grammar) -> tuple[_Fault | None, list[tuple[str, int, int]]]:
+    """Cut the text into blocks (open mark, inner start, inner end), left to right."""
+    close_of = {segment.open: segment.close for segment in grammar.segments}
+    # A lone "}" is an ordinary character, so it closes a box but is no mark elsewhere; "</think>" is one anywhere.
+    marks = set(close_of) | {close for close in close_of.values() if len(close) > 1}
+    any_mark = re.compile("|".join(map(re.escape, marks)))
+    outside: _Fault | None = None
+    blocks: list[tuple[str, int, int]] = []
+    position = 0
+    while True:
+        opened = any_mark.search(text, position)
+        between = text[position : opened.start() if opened else len(text)].strip()
+        if between and outside is None:
+            outside = (Reason.TEXT_OUTSIDE, f"{between[:40]!r} stands outside every segment")
+        if opened is None:
+            return outside, blocks
+        if opened.group() not in close_of:
+            return (Reason.UNCLOSED_TAG, f"{opened.group()} closes what was never opened"), blocks
+        start, close = opened.end(), close_of[opened.group()]
+        end = text.find(close, start)
+        if end < 0:
+            return (Reason.UNCLOSED_TAG, f"{opened.group()} is never closed"), blocks
+        inner = any_mark.search(text, start, end)
+        if inner:
+            return (Reason.NESTED_TAG, f"{inner.group()} stands between {opened.group()} and {close}"), blocks
+        blocks.append((opened.group(), start, end))
+        position = end + len(close)
+
+
+def _answer_beyond_doubt(text: str, grammar: Grammar, labels: LabelSet) -> str | None:
+    answers = [segment for segment in grammar.segments if segment.role == "answer"]
+    mark = grammar.answer
+    # DOTALL: a model may break the line inside its answer.
+    found = re.findall(re.escape(mark.open) + "(.*?)" + re.escape(mark.close), text, re.DOTALL)
+    return labels.resolve(found[-1]) if len(found) == len(answers) else None
+
+
+def outer_spans(trace: Trace) -> dict[str, tuple[int, int]]:
+    """The character range of each segment *with* its marks, by name; what a process-aware advantage is laid over."""
+    return {
+        segment.name: (trace.spans[segment.name][0] - len(segment.open), trace.spans[segment.name][1] + len(segment.close))
+        for segment in trace.grammar.segments
+    }
+
+
+def segment_of_offset(trace: Trace | Malformed, offset: int) -> str | None:
+    """The segment that a character lies in, its marks included; None between segments and in a malformed text."""
+    if not trace.ok:
+        return None
+    return next((name for name, (start, end) in outer_spans(trace).items() if start <= offset < end), None)
+
+
+class Mention(NamedTuple):
+    """A place in a clip that a text speaks of: characters start … end, kind "time" (seconds) or "frame" (its number)."""
+
+    start: int
+    end: int
+    kind: str
+    value: float
+
+
+_NUMBER = r"(?<![\w.:])[0-9]{1,5}(?:\.[0-9]{1,6})?"
+_RANGE = r"\s*(?:-|\u2013|\u2014|to|and|until)\s*"
+_SECONDS = re.compile(rf"(?:({_NUMBER})(?:\s*s)?{_RANGE})?((?<![\w.:])[0-9]{{1,5}}(?:\.[0-9]{{1,6}})?)\s*(?:s|secs?|seconds?)\b", re.I)
+_CLOCK = re.compile(r"(?<![\w.:])(?:([0-9]{1,2}):)?([0-9]{1,2}):([0-5][0-9](?:\.[0-9]{1,6})?)(?![\w:])")
+_FRAME = re.compile(rf"\bframes?\s*#?\s*([0-9]{{1,7}})(?:{_RANGE}#?([0-9]{{1,7}}))?\b", re.I)
+
+
+def mentions(text: str) -> list[Mention]:
+    """Times ("at 1.5 s", "2-3 seconds", "0:03") and frame numbers ("frame 3", "frames 3 to 5") in a text, in order.
+
+    Both ends of a range are mentioned. A duration ("for 2 s") looks like a time and is one. Never raises.
+    """
+    found = []
+    for pattern, kind, convert in ((_SECONDS, "time", float), (_FRAME, "frame", int)):
+        for match in pattern.finditer(text):
+            numbers = [group for group in range(1, pattern.groups + 1) if match.group(group)]
+            found += [Mention(*match.span(group), kind, convert(match.group(group))) for group in numbers]
+    for match in _CLOCK.finditer(text):
+        hours, minutes, seconds = match.groups()
+        found.append(Mention(*match.span(), "time", int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds)))
+    return sorted(found)
