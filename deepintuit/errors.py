@@ -80,7 +80,12 @@ class VideoError(DeepIntuitError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known name most like `word`, case aside, or None when nothing is near enough to be worth offering."""
+    """The known name most like `word`, case aside, or None when nothing is near enough to be worth offering.
+
+    Initials count as near: `lr` finds `learning_rate`.
+    """
     by_folded = {name.casefold(): name for name in known}
-    found = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
-    return by_folded[found[0]] if found else None
+    folded = word.casefold()
+    found = difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.6)
+    by_initials = [name for name in by_folded if folded == "".join(part[:1] for part in name.split("_"))]
+    return by_folded[(found + by_initials)[0]] if found or by_initials else None

@@ -262,11 +262,14 @@ def _blocks(text: str, grammar: Grammar) -> tuple[_Fault | None, list[tuple[str,
 
 
 def _answer_beyond_doubt(text: str, grammar: Grammar, labels: LabelSet) -> str | None:
-    answers = [segment for segment in grammar.segments if segment.role == "answer"]
+    wanted = sum(segment.role == "answer" for segment in grammar.segments)
     mark = grammar.answer
-    # DOTALL: a model may break the line inside its answer.
-    found = re.findall(re.escape(mark.open) + "(.*?)" + re.escape(mark.close), text, re.DOTALL)
-    return labels.resolve(found[-1]) if len(found) == len(answers) else None
+    found = []
+    position = text.find(mark.open)
+    while position >= 0 and (end := text.find(mark.close, position)) >= 0:
+        found.append(text[position + len(mark.open) : end])
+        position = text.find(mark.open, end)
+    return labels.resolve(found[-1]) if len(found) == wanted else None
 
 
 def outer_spans(trace: Trace) -> dict[str, tuple[int, int]]:
@@ -293,11 +296,12 @@ class Mention(NamedTuple):
     value: float
 
 
-_NUMBER = r"(?<![\w.:])[0-9]{1,5}(?:\.[0-9]{1,6})?"
-_RANGE = r"\s*(?:-|\u2013|\u2014|to|and|until)\s*"
-_SECONDS = re.compile(rf"(?:({_NUMBER})(?:\s*s)?{_RANGE})?((?<![\w.:])[0-9]{{1,5}}(?:\.[0-9]{{1,6}})?)\s*(?:s|secs?|seconds?)\b", re.I)
+# Every repeat is bounded: a text of a million spaces must not cost a million squared.
+_NUMBER = r"((?<![\w.:])[0-9]{1,5}(?:\.[0-9]{1,6})?)"
+_RANGE = r"\s{0,3}(?:-|\u2013|\u2014|to|and|until)\s{0,3}"
+_SECONDS = re.compile(rf"(?:{_NUMBER}(?:\s?s)?{_RANGE})?{_NUMBER}\s{{0,3}}(?:s|secs?|seconds?)\b", re.I)
 _CLOCK = re.compile(r"(?<![\w.:])(?:([0-9]{1,2}):)?([0-9]{1,2}):([0-5][0-9](?:\.[0-9]{1,6})?)(?![\w:])")
-_FRAME = re.compile(rf"\bframes?\s*#?\s*([0-9]{{1,7}})(?:{_RANGE}#?([0-9]{{1,7}}))?\b", re.I)
+_FRAME = re.compile(rf"\bframes?\s{{0,3}}#?([0-9]{{1,7}})(?:{_RANGE}#?([0-9]{{1,7}}))?\b", re.I)
 
 
 def mentions(text: str) -> list[Mention]:

@@ -1,0 +1,392 @@
+"""Typed settings: one frozen dataclass a section, whose defaults *are* the method (METHOD 1, the paper's settings).
+
+A config file and `--set` hold departures only. An unknown key, a wrong type or an impossible value is a `ConfigError`
+that names the nearest key, the value and the allowed ones. [R] marks what the paper does not say.
+Left out on purpose: no inheritance between files, no environment variables but DEEPINTUIT_HOME, no secrets (a key is named
+by its variable). Run it:  python -c "from deepintuit import config; print(config.load(None, ['grpo.group=4']).departures())"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import tomllib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from deepintuit.errors import ConfigError, nearest
+
+GRAMMAR_NAMES = ("think-answer", "observation-think-answer", "answer-think-answer")
+METHODS = ("label_likelihood", "linear_head", "vote", "mean_likelihood")
+SPLITS = ("coldstart", "grpo", "calibration", "validation", "test")
+
+
+def _setting(default: Any, doc: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf,
+             choices: tuple[str, ...] = ()) -> Any:
+    """A field with its meaning (and unit), and what it may be: low ≤ value ≤ high, value > above, or one of choices."""
+    return dataclasses.field(default=default, metadata=dict(doc=doc, low=low, high=high, above=above, choices=choices))
+
+
+@dataclass(frozen=True)
+class Section:
+    """Checks every field of a section against its type and range when it is made, so that no bad one can exist."""
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self)).items():
+            field = type(self).__dataclass_fields__[name]
+            object.__setattr__(self, name, _checked(_dotted(self, name), getattr(self, name), hint, field.metadata))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """What no field can check alone."""
+
+
+def _dotted(section: Section, key: str) -> str:
+    name = type(section).__name__.removesuffix("Config").lower()
+    return f"{name}.{key}" if name else key
+
+
+def _checked(key: str, value: Any, hint: Any, limits: typing.Mapping[str, Any]) -> Any:
+    """The value in the field's own type. Only what loses nothing is converted: int → float, list → tuple."""
+    if hint is float and type(value) is int:
+        value = float(value)
+    if hint == tuple[str, ...] and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if type(value) is not hint:
+        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, "a list of texts")
+        raise ConfigError(f"{key} = {value!r}", f"it must be {wanted}", f"Meaning: {limits.get('doc', key)}")
+    if choices := limits.get("choices"):
+        if value not in choices:
+            near = nearest(value, choices)
+            raise ConfigError(
+                f"{key} = {value!r}",
+                f"it must be one of {', '.join(choices)}",
+                f"Nearest: {near!r}" if near else f"Meaning: {limits['doc']}",
+            )
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        low, high, above = (limits.get(name, default) for name, default in
+                            (("low", -math.inf), ("high", math.inf), ("above", -math.inf)))
+        if not math.isfinite(value) or not (low <= value <= high and value > above):
+            bounds = [text for bound, text in
+                      ((low, f"at least {low:g}"), (above, f"above {above:g}"), (high, f"at most {high:g}"))
+                      if math.isfinite(bound)]
+            raise ConfigError(f"{key} = {value!r}", "it must be " + (" and ".join(bounds) or "a finite number"),
+                              f"Meaning: {limits.get('doc', key)}")
+    return value
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    path: str = _setting("Qwen/Qwen2.5-VL-7B-Instruct", "folder or hub id of a Qwen2.5-VL or Qwen3-VL checkpoint")
+    dtype: str = _setting("auto", "number type of the weights", choices=("auto", "float32", "bfloat16", "float16"))
+    device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
+    lora_rank: int = _setting(0, "rank of the LoRA adapters; 0 is full fine-tuning, as in the paper", low=0)
+    lora_alpha: int = _setting(32, "scale of the adapters: alpha / rank [R]", low=1)
+    lora_dropout: float = _setting(0.0, "dropout inside the adapters [R]", low=0, high=0.99)
+    quantize: str = _setting("none", "4bit is QLoRA and needs lora_rank > 0 to train", choices=("none", "4bit"))
+    attention: str = _setting("sdpa", "attention kernel", choices=("sdpa", "eager", "flash_attention_2"))
+    gradient_checkpointing: bool = _setting(False, "recompute activations in the backward pass: less memory, more time")
+
+
+@dataclass(frozen=True)
+class VideoConfig(Section):
+    frames: int = _setting(32, "most frames a clip is read at (METHOD 1.1)", low=1)
+    fps: float = _setting(0.0, "frames a second to read, up to `frames`; 0: spread evenly over the clip", low=0)
+    max_pixels: int = _setting(256 * 28 * 28, "most pixels a frame after resizing (METHOD 1.1)", low=1)
+    min_pixels: int = _setting(4 * 28 * 28, "fewest pixels a frame after resizing", low=1)
+    limit_pixels: int = _setting(7680 * 4320, "a file whose frames have more pixels is refused before decoding", low=1)
+    limit_mib: int = _setting(1024, "a read that would hold more MiB of decoded frames is refused", low=1)
+    limit_seconds: float = _setting(60.0, "wall seconds that reading one file may take", above=0)
+    max_duration: float = _setting(3600.0, "a clip of more seconds is refused; 0: no limit", low=0)
+
+    def _check_together(self) -> None:
+        if self.min_pixels > self.max_pixels:
+            raise ConfigError(f"video.min_pixels = {self.min_pixels}", f"video.max_pixels is only {self.max_pixels}",
+                              "Lower the first or raise the second")
+
+
+@dataclass(frozen=True)
+class ClipsConfig(Section):
+    dataset: str = _setting("", "name of the manifest in the workbench")
+    labels: str = _setting("", "path of a labels.toml; empty: the labels found in the manifest")
+    text_fields: tuple[str, ...] = _setting((), "text fields of a clip (title, transcript) that a model may read")
+    notes_shown: tuple[str, ...] = _setting((), "annotation columns shown to a model on purpose; they leak the label (METHOD 1.7)")
+    coldstart_share: float = _setting(0.3, "share of the training groups for cold start [R]", low=0, high=1)
+    grpo_share: float = _setting(0.3, "share of the training groups for GRPO [R]", low=0, high=1)
+    calibration_share: float = _setting(0.4, "share of the training groups for calibration [R]", low=0, high=1)
+    validation_share: float = _setting(0.1, "share of all groups on which choices are made [R]", low=0, high=0.9)
+    test_share: float = _setting(0.2, "share of all groups kept for the last look [R]", low=0, high=0.9)
+
+    def _check_together(self) -> None:
+        training = self.coldstart_share + self.grpo_share + self.calibration_share
+        if not math.isclose(training, 1, abs_tol=1e-6):
+            raise ConfigError(f"clips.coldstart_share + grpo_share + calibration_share = {training:g}",
+                              "they share out the training groups, so they must sum to 1", "Change one of the three")
+        if self.validation_share + self.test_share >= 1:
+            raise ConfigError(f"clips.validation_share + test_share = {self.validation_share + self.test_share:g}",
+                              "nothing would be left to train on", "Keep their sum below 1")
+
+
+@dataclass(frozen=True)
+class PromptConfig(Section):
+    style: str = _setting("full", "brief: few tokens, for small models", choices=("full", "brief"))
+    grammar: str = _setting("think-answer", "grammar of a trace (METHOD 1.1, 2, 3)", choices=GRAMMAR_NAMES)
+
+
+@dataclass(frozen=True)
+class SamplingConfig(Section):
+    temperature: float = _setting(1.0, "0 is greedy", low=0)
+    top_p: float = _setting(1.0, "probability mass that is sampled from", above=0, high=1)
+    max_tokens: int = _setting(2048, "most tokens of a trace (METHOD 1.2)", low=1)
+    clips_per_batch: int = _setting(8, "clips sampled at once", low=1)
+
+
+@dataclass(frozen=True)
+class TeachConfig(Section):
+    source: str = _setting("endpoint", "endpoint: an OpenAI-compatible server; homecam: the scripted teacher; self: RB-FT",
+                           choices=("endpoint", "homecam", "self"))
+    base_url: str = _setting("", "address of the endpoint, up to and with /v1")
+    model: str = _setting("", "model name at the endpoint (the paper: Gemini 2.5 Flash)")
+    key_variable: str = _setting("OPENAI_API_KEY", "NAME of the environment variable that holds the key, never the key")
+    concurrency: int = _setting(8, "requests in flight", low=1)
+    retries: int = _setting(6, "tries after the first, with back-off", low=0)
+    timeout: float = _setting(120.0, "seconds a request may take", above=0)
+    traces: int = _setting(1, "traces asked for a clip", low=1)
+    temperature: float = _setting(0.7, "of the teacher [R]", low=0)
+    max_tokens: int = _setting(2048, "most tokens of a teacher's trace", low=1)
+    price_in: float = _setting(0.0, "currency units per million prompt tokens, for the cost count", low=0)
+    price_out: float = _setting(0.0, "currency units per million completion tokens", low=0)
+    keep_wrong: bool = _setting(False, "keep traces whose answer is not the label (the paper drops them)")
+
+
+@dataclass(frozen=True)
+class ColdstartConfig(Section):
+    target: str = _setting("trace", "trace: reason and answer; label: the answer alone (Direct-SFT)", choices=("trace", "label"))
+    learning_rate: float = _setting(2e-5, "peak rate (METHOD 1.1)", above=0)
+    epochs: float = _setting(5.0, "passes over the traces (METHOD 1.1)", above=0)
+    batch: int = _setting(64, "traces an update (METHOD 1.1)", low=1)
+    micro_batch: int = _setting(1, "traces a forward pass and device; no effect on the result", low=1)
+    warmup: float = _setting(0.06, "share of the updates over which the rate rises (METHOD 1.1)", low=0, high=1)
+    scheduler: str = _setting("cosine", "how the rate falls after that [R]", choices=("cosine", "linear", "constant"))
+    weight_decay: float = _setting(0.0, "[R]", low=0)
+    max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm [R]", above=0)
+    save_steps: int = _setting(50, "updates between two resumable checkpoints", low=1)
+    limit: int = _setting(0, "use only the first N traces; 0: all", low=0)
+
+
+@dataclass(frozen=True)
+class GrpoConfig(Section):
+    group: int = _setting(8, "traces sampled a clip, G (METHOD 1.2); one alone has nothing to be compared with", low=2)
+    clips_per_step: int = _setting(64, "clips an update (METHOD 1.2)", low=1)
+    learning_rate: float = _setting(1e-6, "peak rate (METHOD 1.2)", above=0)
+    warmup_steps: int = _setting(10, "updates over which the rate rises (METHOD 1.2)", low=0)
+    weight_decay: float = _setting(0.1, "(METHOD 1.2)", low=0)
+    max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm (METHOD 1.2)", above=0)
+    epochs: float = _setting(1.0, "passes over the clips (the paper; its release says 20)", above=0)
+    max_steps: int = _setting(0, "stop after N updates; 0: by epochs", low=0)
+    max_tokens: int = _setting(2048, "most tokens of a trace (METHOD 1.2)", low=1)
+    temperature: float = _setting(1.0, "of sampling (METHOD 1.2)", above=0)
+    objective: str = _setting("dapo", "dapo; softmax_weighted, the paper's text [R]; grpo, mean per trace",
+                              choices=("dapo", "softmax_weighted", "grpo"))
+    epsilon_low: float = _setting(0.2, "the ratio is clipped below 1 − this", above=0, high=1)
+    epsilon_high: float = _setting(0.28, "the ratio is clipped above 1 + this", above=0)
+    beta: float = _setting(0.0, "weight of the KL term; 0: none (METHOD 1.2)", low=0)
+    tau: float = _setting(1.0, "softmax_weighted: temperature of the reward weights [R]", above=0)
+    dynamic_sampling: bool = _setting(False, "keep only groups with some traces right and some wrong")
+    max_refills: int = _setting(3, "dynamic_sampling: at most N further rounds to fill a step", low=0)
+    overlong_cache: int = _setting(0, "tokens before the limit over which the length penalty falls to −1; 0: off", low=0)
+    mask_truncated: bool = _setting(False, "leave traces cut at the limit out of the loss")
+    accuracy_weight: float = _setting(1.0, "weight of the accuracy reward (METHOD 1.2)", low=0)
+    format_weight: float = _setting(1.0, "weight of the format reward (METHOD 1.2)", low=0)
+    micro_batch: int = _setting(8, "traces a forward pass and device; no effect on the result", low=1)
+    check_clips: int = _setting(32, "clips sampled before training, to see whether there is anything to learn; 0: none", low=0)
+    save_steps: int = _setting(20, "updates between two resumable checkpoints", low=1)
+
+    def _check_together(self) -> None:
+        if self.overlong_cache > self.max_tokens:
+            raise ConfigError(f"grpo.overlong_cache = {self.overlong_cache}", f"a trace has at most {self.max_tokens} tokens",
+                              "Lower it, or raise grpo.max_tokens")
+        if self.accuracy_weight == self.format_weight == 0:
+            raise ConfigError("grpo.accuracy_weight = grpo.format_weight = 0", "every trace would earn the same",
+                              "Give one of them a weight above 0")
+
+
+@dataclass(frozen=True)
+class CalibrateConfig(Section):
+    traces: int = _setting(4, "traces sampled a clip from the frozen reasoner (METHOD 1.3)", low=1)
+    temperature: float = _setting(1.0, "of sampling them (METHOD 1.3)", low=0)
+    method: str = _setting("label_likelihood", "how a class distribution is made (METHOD 1.3 A–D)", choices=METHODS)
+    learning_rate: float = _setting(2e-5, "peak rate (METHOD 1.3)", above=0)
+    epochs: float = _setting(10.0, "passes over the rows, at most (METHOD 1.3)", above=0)
+    batch: int = _setting(256, "rows an update (METHOD 1.3)", low=1)
+    micro_batch: int = _setting(1, "rows a forward pass and device; no effect on the result", low=1)
+    patience: int = _setting(2, "stop after N epochs without a better validation NLL [R]; 0: never, as the paper", low=0)
+    greedy_trace: bool = _setting(True, "add one greedy trace a clip, as the test uses one [R]")
+    shuffle_labels: bool = _setting(True, "shuffle the order of the labels in each row's prompt [R]")
+    save_steps: int = _setting(50, "updates between two resumable checkpoints", low=1)
+    controls: bool = _setting(True, "also score with the trace blanked, the video blanked, the trace swapped")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Section):
+    split: str = _setting("test", "which clips", choices=SPLITS)
+    traces: int = _setting(1, "traces a clip; 1 with temperature 0 as the paper", low=1)
+    temperature: float = _setting(0.0, "of sampling them; 0 is greedy", low=0)
+    method: str = _setting("label_likelihood", "how a class distribution is made (METHOD 1.3 A–D)", choices=METHODS)
+    bootstrap: int = _setting(1000, "resamples of the clips for the intervals; 0: no intervals", low=0)
+    confidence: float = _setting(0.95, "of the intervals", above=0, high=0.999)
+    bins: int = _setting(15, "reliability bins for ECE", low=1)
+    controls: bool = _setting(True, "also score with the trace blanked, the video blanked, the trace swapped")
+    compare: tuple[str, ...] = _setting((), "run ids whose rows stand beside this one")
+
+
+@dataclass(frozen=True)
+class Config(Section):
+    """All settings of a run. Raises `ConfigError` when made with a value that cannot be."""
+
+    model: ModelConfig = ModelConfig()
+    video: VideoConfig = VideoConfig()
+    clips: ClipsConfig = ClipsConfig()
+    prompt: PromptConfig = PromptConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    teach: TeachConfig = TeachConfig()
+    coldstart: ColdstartConfig = ColdstartConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    calibrate: CalibrateConfig = CalibrateConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    seed: int = _setting(0, "of every random choice", low=0, high=2**32 - 1)
+    workbench: str = dataclasses.field(
+        default_factory=lambda: os.environ.get("DEEPINTUIT_HOME") or "./workbench",
+        metadata=dict(doc="folder of manifests, runs and caches; DEEPINTUIT_HOME where it is not set"),
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Sections and keys as plain dicts, lists and scalars, ready for JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def dumps(self) -> str:
+        """All settings as TOML; `loads` gives the same config back."""
+        return tomli_w.dumps(self.to_dict())
+
+    def departures(self) -> dict[str, Any]:
+        """What differs from the defaults, nested as in a config file."""
+        return _difference(self.to_dict(), Config().to_dict())
+
+    def hash(self, *sections: str) -> str:
+        """16 hex digits of the named parts ("grpo", "seed" …); of all but the workbench folder when none is named."""
+        content = self.to_dict()
+        if unknown := set(sections) - set(content):
+            raise ConfigError(f"section {sorted(unknown)[0]!r}", f"there are {', '.join(content)}", "Name one of them")
+        chosen = {name: content[name] for name in sorted(sections or set(content) - {"workbench"})}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _difference(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key, value in mine.items():
+        if isinstance(value, dict):
+            if inner := _difference(value, other[key]):
+                found[key] = inner
+        elif value != other[key]:
+            found[key] = value
+    return found
+
+
+def load(path: str | Path | None = None, sets: Sequence[str] = ()) -> Config:
+    """The defaults, then the departures of a TOML file, then each `section.key=value`, in order.
+
+    A value of `sets` is TOML; a bare word is a text, and `a,b` a list where a list is wanted.
+    """
+    text = ""
+    if path is not None:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"config file {str(path)!r} could not be read", str(error),
+                              "Point --config to a TOML file, such as one in configs/") from error
+    return loads(text, sets, source=str(path))
+
+
+def loads(text: str, sets: Sequence[str] = (), source: str = "the text") -> Config:
+    """As `load`, from TOML text."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source!r} is not a TOML file", str(error), "Mend that line") from error
+    for assignment in sets:
+        key, equals, value = assignment.partition("=")
+        parts = key.strip().split(".")
+        if not equals or len(parts) > 2 or not all(parts):
+            raise ConfigError(f"--set {assignment!r}", "it has no key and value to read", "Write --set grpo.group=4")
+        hint = _hint(parts)
+        target = content
+        if len(parts) == 2:
+            target = content.setdefault(parts[0], {})
+            _require_table(parts[0], target)
+        target[parts[-1]] = _value(value.strip(), hint)
+    sections = {}
+    for name, value in content.items():
+        hint = _hint([name])
+        if isinstance(hint, type) and issubclass(hint, Section):
+            _require_table(name, value)
+            for key in value:
+                _hint([name, key])
+            value = hint(**value)
+        sections[name] = value
+    return Config(**sections)
+
+
+def _require_table(name: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} = {value!r}", f"{name} is a section with keys of its own", f"Write [{name}] and its keys below")
+
+
+def _hint(parts: Sequence[str]) -> Any:
+    """The type of a setting. Raises `ConfigError` with the nearest name when there is none."""
+    owner: Any = Config
+    for depth, part in enumerate(parts):
+        hints = typing.get_type_hints(owner) if isinstance(owner, type) and issubclass(owner, Section) else {}
+        if part not in hints:
+            known = {key: key for key in hints} or {"": ""}
+            near = nearest(part, known)
+            prefix = "".join(f"{name}." for name in parts[:depth])
+            elsewhere = [f"{row[0]}.{part}" for row in describe() if row[1] == part and row[0]]
+            offer = f"Nearest: {prefix}{near}" if near else f"It exists as {', '.join(elsewhere)}" if elsewhere else ""
+            raise ConfigError(f"{'.'.join(parts)} is not a setting", f"{prefix.rstrip('.') or 'a config'} has {', '.join(known)}",
+                              offer or "Use one of these")
+        owner = hints[part]
+    return owner
+
+
+def _value(text: str, hint: Any) -> Any:
+    """The value of an assignment, read as TOML where that gives the wanted type, else as the bare word it is."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        found = {}
+    value = found["value"] if set(found) == {"value"} else text
+    if hint is str and not isinstance(value, str):
+        return text
+    if hint == tuple[str, ...] and isinstance(value, str):
+        return [word.strip() for word in value.split(",") if word.strip()]
+    return value
+
+
+def describe() -> list[tuple[str, str, Any, str]]:
+    """Every setting as (section, key, default, meaning); the section of a top-level key is ""."""
+    rows = []
+    for field in dataclasses.fields(Config):
+        value = getattr(Config(), field.name)
+        if isinstance(value, Section):
+            rows += [(field.name, inner.name, inner.default, inner.metadata["doc"]) for inner in dataclasses.fields(value)]
+        else:
+            rows.append(("", field.name, value, field.metadata["doc"]))
+    return rows
