@@ -71,15 +71,12 @@ def _checked(key: str, value: Any, hint: Any, limits: typing.Mapping[str, Any]) 
                 f"it must be one of {', '.join(choices)}",
                 f"Nearest: {near!r}" if near else f"Meaning: {limits['doc']}",
             )
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        low, high, above = (limits.get(name, default) for name, default in
-                            (("low", -math.inf), ("high", math.inf), ("above", -math.inf)))
-        if not math.isfinite(value) or not (low <= value <= high and value > above):
-            bounds = [text for bound, text in
-                      ((low, f"at least {low:g}"), (above, f"above {above:g}"), (high, f"at most {high:g}"))
-                      if math.isfinite(bound)]
-            raise ConfigError(f"{key} = {value!r}", "it must be " + (" and ".join(bounds) or "a finite number"),
-                              f"Meaning: {limits.get('doc', key)}")
+    elif limits and hint in (int, float):
+        low, high, above = limits["low"], limits["high"], limits["above"]
+        if not math.isfinite(value) or not low <= value <= high or value <= above:
+            bounds = [(low, f"at least {low}"), (above, f"above {above}"), (high, f"at most {high}")]
+            allowed = " and ".join(text for bound, text in bounds if math.isfinite(bound))
+            raise ConfigError(f"{key} = {value!r}", f"it must be {allowed}", f"Meaning: {limits['doc']}")
     return value
 
 
@@ -353,16 +350,18 @@ def _hint(parts: Sequence[str]) -> Any:
     """The type of a setting. Raises `ConfigError` with the nearest name when there is none."""
     owner: Any = Config
     for depth, part in enumerate(parts):
-        hints = typing.get_type_hints(owner) if isinstance(owner, type) and issubclass(owner, Section) else {}
-        if part not in hints:
-            known = {key: key for key in hints} or {"": ""}
+        known = typing.get_type_hints(owner) if isinstance(owner, type) and issubclass(owner, Section) else {}
+        if part not in known:
+            above = ".".join(parts[:depth])
             near = nearest(part, known)
-            prefix = "".join(f"{name}." for name in parts[:depth])
-            elsewhere = [f"{row[0]}.{part}" for row in describe() if row[1] == part and row[0]]
-            offer = f"Nearest: {prefix}{near}" if near else f"It exists as {', '.join(elsewhere)}" if elsewhere else ""
-            raise ConfigError(f"{'.'.join(parts)} is not a setting", f"{prefix.rstrip('.') or 'a config'} has {', '.join(known)}",
-                              offer or "Use one of these")
-        owner = hints[part]
+            elsewhere = [f"{section}.{key}" for section, key, _, _ in describe() if section and key == part]
+            offers = [f"Nearest: {'.'.join([*parts[:depth], near])}"] if near else elsewhere and ["It is " + " or ".join(elsewhere)]
+            raise ConfigError(
+                f"{'.'.join(parts)} is not a setting",
+                f"{above or 'a config'} has {', '.join(known)}" if known else f"{above} is one value, not a section",
+                offers[0] if offers else "Use one of these" if known else f"Write {above}=…",
+            )
+        owner = known[part]
     return owner
 
 

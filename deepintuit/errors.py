@@ -23,12 +23,8 @@ class DeepIntuitError(Exception):
         self.what, self.why, self.todo = what, why, todo
 
     def __str__(self) -> str:
-        return " ".join(_sentence(beat) for beat in (self.what, self.why, self.todo))
-
-
-def _sentence(beat: str) -> str:
-    beat = beat.strip()
-    return beat if beat.endswith((".", "!", "?", ":")) else beat + "."
+        what, why, todo = (beat.strip().rstrip(".:") for beat in (self.what, self.why, self.todo))
+        return f"{what}: {why}. {todo}."
 
 
 class ConfigError(DeepIntuitError):

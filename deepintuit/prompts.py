@@ -1,0 +1,165 @@
+"""What the models are asked, as plain text for the user turn; `vlm` puts the clip before it.
+
+Two styles: "full" for models that read instructions, "brief" for small ones whose every token counts.
+Left out on purpose: no few-shot examples and no system turn. Annotation columns never get here by themselves: a text field
+is shown because the caller passed it (METHOD 1.7, trap 2).
+Run it:  python -c "from deepintuit import labels, prompts as p; print(p.label_prompt(labels.LabelSet.of('x', 'ab')))"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+
+from deepintuit.errors import DataError, LabelError
+from deepintuit.labels import NONE_LABEL, LabelSet
+from deepintuit.trace import FALLBACK, Grammar, Segment, grammar_named
+
+
+class PromptStyle(StrEnum):
+    FULL = "full"
+    BRIEF = "brief"
+
+
+_INSIDE = {
+    "observation": "what the clip shows, in order and with times: enough for someone who cannot see it to answer",
+    "think": "what is seen, each class weighed against its evidence, then a check of your own conclusion",
+    "quick": f"the label if you are sure at once, else exactly: {FALLBACK}",
+    "answer": "one label, as written in the list",
+}
+
+_NO_FIELDS: Mapping[str, str] = {}
+
+
+def reasoner_prompt(
+    labels: LabelSet,
+    grammar: Grammar | str = "think-answer",
+    style: PromptStyle | str = PromptStyle.FULL,
+    text_fields: Mapping[str, str] = _NO_FIELDS,
+) -> str:
+    """Ask for a trace and a provisional label."""
+    grammar = grammar_named(grammar)
+    if PromptStyle(style) is PromptStyle.BRIEF:
+        return _lines(_fields(text_fields), f"Reason, then answer: {_listed(labels)}.")
+    return _lines(
+        "Watch the clip and decide which one of these classes it belongs to.",
+        _classes(labels),
+        _fields(text_fields),
+        "Write in exactly this form, with nothing before or after it:",
+        _skeleton(grammar),
+    )
+
+
+def label_prompt(
+    labels: LabelSet, style: PromptStyle | str = PromptStyle.FULL, text_fields: Mapping[str, str] = _NO_FIELDS
+) -> str:
+    """Ask for the label alone (the Direct-SFT and zero-shot label rows)."""
+    if PromptStyle(style) is PromptStyle.BRIEF:
+        return _lines(_fields(text_fields), f"Answer: {_listed(labels)}.")
+    return _lines(
+        "Watch the clip and decide which one of these classes it belongs to.",
+        _classes(labels),
+        _fields(text_fields),
+        "Answer with the label alone, as written in the list.",
+    )
+
+
+def rationale_prompt(
+    labels: LabelSet,
+    true_label: str | None = None,
+    grammar: Grammar | str = "think-answer",
+    style: PromptStyle | str = PromptStyle.FULL,
+    text_fields: Mapping[str, str] = _NO_FIELDS,
+) -> str:
+    """Ask a teacher for a trace: blind without `true_label`, towards it with one (RB-FT, METHOD 1.6).
+
+    Raises `LabelError` when `true_label` is not in the set.
+    """
+    asked = reasoner_prompt(labels, grammar, style, text_fields)
+    if true_label is None:
+        return asked
+    known = labels.labels[labels.index(true_label)]
+    if PromptStyle(style) is PromptStyle.BRIEF:
+        return _lines(asked, f"It is {known}: say why.")
+    return _lines(
+        asked,
+        f"The right label is {known}. Reason from what the clip shows to that label, as if you had not been told;"
+        " do not mention that it was given. State nothing that cannot be seen.",
+    )
+
+
+def calibrator_prompt(
+    labels: LabelSet,
+    provisional: str,
+    rationale: str,
+    style: PromptStyle | str = PromptStyle.FULL,
+    text_fields: Mapping[str, str] = _NO_FIELDS,
+    order: Sequence[int] | None = None,
+) -> str:
+    """Ask for a second opinion on the first reviewer's trace (the meta-review, METHOD 1.3).
+
+    `provisional` is a label or "none", an empty `rationale` the blanked-trace control, `order` a permutation of 0 … K−1 in
+    which the labels are listed. Raises `LabelError` for another conclusion, `DataError` for another order.
+    """
+    if provisional != NONE_LABEL and labels.resolve(provisional) is None:
+        raise LabelError(
+            f"first conclusion {provisional!r} is not a label of {labels.name!r}",
+            f"a reviewer says one of {', '.join(labels)}, or {NONE_LABEL!r}",
+            "Pass the trace's `provisional`",
+        )
+    if order is not None and sorted(order) != list(range(len(labels))):
+        raise DataError(
+            f"label order {list(order)} for {len(labels)} labels",
+            f"it must hold each of 0 … {len(labels) - 1} once",
+            "Pass a permutation, or None",
+        )
+    listed = [labels.labels[index] for index in (order if order is not None else range(len(labels)))]
+    rationale = _plain(rationale)
+    if PromptStyle(style) is PromptStyle.BRIEF:
+        return _lines(_fields(text_fields), f"Said: {provisional}. {rationale}".rstrip(), f"Review: {_listed(listed)}.")
+    concluded = "The first reviewer reached no readable conclusion." if provisional == NONE_LABEL else (
+        f"The first reviewer's conclusion: {provisional}"
+    )
+    return _lines(
+        "A first reviewer has watched this clip. Watch it again and decide for yourself which class it belongs to: the"
+        " reviewer may be right or wrong.",
+        _classes(labels, listed),
+        _fields(text_fields),
+        concluded,
+        f"The first reviewer's rationale:\n{rationale or '(not given)'}",
+        "Answer with the label alone, as written in the list.",
+    )
+
+
+def _lines(*parts: str) -> str:
+    return "\n".join(part for part in parts if part)
+
+
+def _plain(text: str) -> str:
+    """Foreign text without the marks that a chat template or a video placeholder is made of."""
+    return text.strip().replace("<|", "< |").replace("|>", "| >")
+
+
+def _listed(labels: Iterable[str]) -> str:
+    return ", ".join(labels)
+
+
+def _classes(labels: LabelSet, listed: Iterable[str] | None = None) -> str:
+    rows = []
+    for label in listed or labels:
+        meaning = _plain(labels.definitions.get(label, ""))
+        rows.append(f"- {label}: {meaning}" if meaning else f"- {label}")
+    return "\n".join(rows)
+
+
+def _fields(text_fields: Mapping[str, str]) -> str:
+    filled = {_plain(name): _plain(value) for name, value in text_fields.items()}
+    return "\n".join(f"{name}: {value}" for name, value in filled.items() if value)
+
+
+def _skeleton(grammar: Grammar) -> str:
+    return "".join(f"{segment.open} {_inside(segment)} {segment.close}" for segment in grammar.segments)
+
+
+def _inside(segment: Segment) -> str:
+    return _INSIDE.get(segment.name, segment.name)
