@@ -1,0 +1,133 @@
+"""The scripted teacher of the home-camera world: writes what it sees and how it concludes, with realistic, seeded errors.
+
+It errs as strong VLMs do: it mistakes look-alikes (a courier for a stranger), it has *blind spots* (it tends to believe that a courier is
+always delivering and that children and pets outdoors at night are fine), it slips in the last step, and now and then it breaks the form.
+Filtering by the label, as the paper does, removes most wrong traces, and with them most clips of the blind spots: what is left is
+cleaner, and biased. That is the gap that GRPO and calibration are there to close.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from deepintuit.homecam.world import ACTORS, INDOORS, LABELS, LIGHTS, OUTSIDERS, PLACES, Facts, act_of, label_of
+
+_LOOKALIKES = {
+    "resident": ("stranger", "child"), "courier": ("stranger", "resident"), "stranger": ("courier", "resident"),
+    "child": ("resident", "dog"), "dog": ("child",),
+}
+_ACT_PHRASES = {
+    "brings": "leaves the box", "takes": "takes the box", "passes": "passes by",
+    "lingers": "stays around", "falls": "goes down and stays down", "trips": "goes down and gets up",
+}
+_BOX_PHRASES = {"none": "no box", "floor": "box down", "held": "box held"}
+_KINDS = {"resident": "family", "child": "family", "courier": "an outsider", "stranger": "an outsider", "dog": "a pet"}
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How often the teacher errs; each a probability. `Errors.none()` is the perfect teacher."""
+
+    who: float = 0.06
+    light: float = 0.02
+    place: float = 0.01
+    quarter: float = 0.02
+    blind_spot: float = 0.8
+    conclusion: float = 0.03
+    form: float = 0.03
+
+    @classmethod
+    def none(cls) -> Errors:
+        return cls(0, 0, 0, 0, 0, 0, 0)
+
+
+def observation(facts: Facts, rng: random.Random | None = None) -> str:
+    """What is seen, quarter by quarter, naming states and the first frame of each quarter (of 8). No conclusion."""
+    opening = f"It is {facts.light} at the {facts.place}. A {facts.who} is seen."
+    if rng and rng.random() < 0.3:
+        opening = f"A {facts.who} is seen at the {facts.place}. It is {facts.light}."
+    lines = [
+        f"Frame {2 * index + 1}: {'nobody' if posture == 'nobody' else f'{facts.who} {posture}'}, {_BOX_PHRASES[box]}."
+        for index, (posture, box) in enumerate(facts.quarters)
+    ]
+    return " ".join([opening, *lines])
+
+
+def event(facts: Facts) -> str:
+    """One sentence that sums up what happens: who does what, indoors or outdoors, in which light."""
+    act = _ACT_PHRASES.get(act_of(facts.quarters) or "", "does something else")
+    where = "indoors" if facts.place in INDOORS else "outdoors"
+    return f"So the {facts.who}, {_KINDS[facts.who]}, {act} {where} at {facts.light}."
+
+
+def reasoning(facts: Facts, label: str, rng: random.Random | None = None) -> str:
+    """The check of each class in order of precedence, ending where one holds, then the verification."""
+    parts = [event(facts)]
+    for candidate in ("emergency", "theft", "delivery", "intrusion", "stray"):
+        if candidate == label:
+            parts.append(f"{candidate.capitalize()}? Yes.")
+            break
+        parts.append(f"{candidate.capitalize()}? No.")
+    last_posture, last_box = facts.quarters[-1]
+    parts.append(f"Check: at the end {last_posture}, {_BOX_PHRASES[last_box]}, so {label}.")
+    return " ".join(parts)
+
+
+def write_trace(facts: Facts, seed: int, errors: Errors = Errors()) -> dict[str, str]:
+    """A trace in parts: `observation`, `think`, `answer`, and `text`, the think-answer form (sometimes broken on purpose)."""
+    rng = random.Random(f"teacher/{facts}/{seed}")
+    seen = _misperceive(facts, rng, errors)
+    label = _conclude(seen, rng, errors)
+    told, argued = observation(seen, rng), reasoning(seen, label, rng)
+    text = f"<think> {told} {argued} </think><answer> {label} </answer>"
+    if rng.random() < errors.form:
+        text = rng.choice((text.replace("</think>", ""), text.replace("<answer>", ""), text[: len(text) // 2], f"{told} {label}"))
+    return {"observation": told, "think": argued, "answer": label, "text": text}
+
+
+def _misperceive(facts: Facts, rng: random.Random, errors: Errors) -> Facts:
+    seen = facts
+    if rng.random() < errors.who:
+        seen = replace(seen, who=rng.choice(_LOOKALIKES[facts.who]))
+    if rng.random() < errors.light:
+        seen = replace(seen, light=LIGHTS[1 - LIGHTS.index(facts.light)])
+    if rng.random() < errors.place:
+        seen = replace(seen, place=rng.choice(PLACES))
+    if rng.random() < errors.quarter:
+        quarters = list(seen.quarters)
+        index = rng.randrange(4)
+        quarters[index] = quarters[max(0, index - 1)]
+        seen = replace(seen, quarters=tuple(quarters))
+    return replace(seen, act=act_of(seen.quarters) or "lingers")
+
+
+def _conclude(seen: Facts, rng: random.Random, errors: Errors) -> str:
+    label = label_of(seen)
+    if rng.random() < errors.blind_spot:
+        label = _blind_spot(seen, label)
+    if rng.random() < errors.conclusion:
+        label = rng.choice(LABELS.labels)
+    return label
+
+
+def _blind_spot(seen: Facts, label: str) -> str:
+    if seen.who == "courier" and seen.act in {"brings", "takes"}:
+        return "delivery"
+    if seen.who in {"child", "dog"} and seen.act in {"lingers", "trips"} and label == "stray":
+        return "routine"
+    if seen.who in OUTSIDERS and seen.act == "lingers" and seen.place == "garage":
+        return "routine"
+    return label
+
+
+def caption_questions(facts: Facts) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Questions about single facts for the base part: name → (choices, true choice). None of them is a homecam label."""
+    return {
+        "light": (LIGHTS, facts.light),
+        "place": (PLACES, facts.place),
+        "who": (ACTORS, facts.who),
+        "where": (("indoors", "outdoors"), "indoors" if facts.place in INDOORS else "outdoors"),
+        "act": (tuple(_ACT_PHRASES.values()), _ACT_PHRASES[facts.act]),
+        "box at the end": (tuple(_BOX_PHRASES.values()), _BOX_PHRASES[facts.quarters[-1][1]]),
+    }
