@@ -1,0 +1,212 @@
+"""Parquet parts and the DuckDB index: where the stages meet.
+
+    workbench = Workbench("workbench")
+    with workbench.start_run("coldstart", config, seed=0) as run:
+        run.append("steps", [{"step": 1, "name": "loss", "value": 0.7}])
+        run.finish({"loss": 0.7})
+    workbench.refresh()
+    workbench.query("SELECT * FROM latest_predictions WHERE split = ?", ["test"])
+
+Parts are the truth and never change; the index is a cache that may be deleted at any time. `grains` says which columns a
+row has, `run` how a run is written and continued, `index` how all runs are read at once, `disk` what survives a kill.
+
+Left out on purpose: reviews (the app writes them), feature caches (`vlm` writes them), an incremental refresh.
+Never imports torch.
+"""
+
+import hashlib
+import json
+import os
+import re
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from deepintuit.errors import StoreError, nearest
+from deepintuit.store import disk, index
+from deepintuit.store.grains import GRAINS, Grain, trace_id
+from deepintuit.store.run import Run, plain, provenance, versions, without_secrets
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["GRAINS", "Grain", "Run", "Workbench", "trace_id", "without_secrets"]
+
+_STAGE = re.compile(r"[a-z][a-z0-9_]*")
+_live: "weakref.WeakValueDictionary[str, Run]" = weakref.WeakValueDictionary()
+_starting = threading.Lock()
+
+
+class Workbench:
+    """A folder of clips, runs, reviews and caches (layout in docs/architecture.md); made when first written to."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path).expanduser().absolute()
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreError(f"{self.path} is a file", "a workbench is a folder", "name another path")
+        self._readers: dict[bool, index.Reader] = {}
+        self._opening = threading.Lock()
+
+    def _folder(self, name: str) -> Path:
+        folder = self.path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def clips(self) -> Path:
+        """Manifests, one Parquet file a dataset."""
+        return self._folder("clips")
+
+    @property
+    def reviews(self) -> Path:
+        return self._folder("reviews")
+
+    @property
+    def cache(self) -> Path:
+        """Features and frames by hash; deletable."""
+        return self._folder("cache")
+
+    @property
+    def index_path(self) -> Path:
+        return self.path / "index.duckdb"
+
+    # Runs
+
+    def start_run(self, stage: str, config: Mapping[str, Any], *, parent: str | None = None, name: str | None = None,
+                  seed: int = 0, dataset: str | None = None) -> Run:
+        """The run of these arguments: new, or continued where a killed or failed one stands, or given back `.finished`.
+
+        What makes it the same run: stage, config, parent, name, seed and dataset. Code and library versions do not, but
+        each session's command, commit and versions are kept in run.json. One process at a time may hold it: StoreError
+        otherwise. Within a process the same object comes back, so a notebook cell can be run again.
+        """
+        if not _STAGE.fullmatch(stage):
+            raise StoreError(f"the stage is called {stage!r}", "it names folders and columns", "use one lower-case word")
+        if parent is not None:
+            self.run(parent)
+        settings = plain(config)
+        identity = {"stage": stage, "config": settings, "parent": parent, "name": name, "seed": int(seed), "dataset": dataset}
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode("ascii")).hexdigest()
+        runs = self._folder("runs")
+        with _starting, disk.Lock(runs / ".lock", wait=True):
+            folder = self._folder_of(stage, key, name)
+            live = _live.get(str(folder.resolve()))
+            if live is not None and live.writable:
+                return live
+            about = _description(folder)
+            if about is not None and about["status"] == "finished":
+                return Run(folder)
+            folder.mkdir(exist_ok=True)
+            lock = disk.Lock(folder / "lock")
+            disk.sweep(folder)
+            session = {"started": disk.now(), **provenance(), "versions": versions()}
+            if about is None:
+                about = {"run_id": folder.name, **identity, "key": key, "created": session["started"], "finished": None,
+                         "status": "running", "error": None, "device": None, "command": session["command"],
+                         "commit": session["commit"], "dirty": session["dirty"], "versions": session["versions"],
+                         "summary": {}, "sessions": []}
+            about |= {"status": "running", "sessions": [*about["sessions"], session]}
+            disk.write_json(folder / "run.json", about)
+            disk.fsync_folder(runs)
+            run = Run(folder, lock)
+            _live[str(folder.resolve())] = run
+            return run
+
+    def _folder_of(self, stage: str, key: str, name: str | None) -> Path:
+        """The folder of the run with this key, there or not. Its id reads `coldstart-<name or date>-<hash8>`."""
+        runs = self.path / "runs"
+        for folder in sorted(runs.glob(f"{stage}-*-{key[:8]}")):
+            about = _description(folder)
+            if about is None or about["key"] == key:
+                return folder
+        word = re.sub(r"[^a-z0-9]+", "-", (name or "").lower()).strip("-")[:40]
+        return runs / f"{stage}-{word or datetime.now(timezone.utc).strftime('%Y%m%d')}-{key[:8]}"
+
+    def run(self, run_id: str) -> Run:
+        """A run to read from, whoever writes it. StoreError when there is none of this id."""
+        known = {folder.name for folder in self.path.glob("runs/*/")}
+        if run_id not in known:
+            guess = nearest(str(run_id), sorted(known))
+            raise StoreError(f"there is no run {run_id!r} in {self.path}",
+                             f"{len(known)} runs are there" if known else "no run was started in it yet",
+                             f"nearest: {guess!r}" if guess else "start one, or name another workbench (DEEPINTUIT_HOME)")
+        return Run(self.path / "runs" / run_id)
+
+    def runs(self, stage: str | None = None, *, finished: bool | None = None) -> list[Run]:
+        """Runs to read from, oldest first. A folder killed before its run.json was written is not a run yet."""
+        found = [Run(folder) for folder in self.path.glob("runs/*/") if (folder / "run.json").exists()]
+        chosen = [run for run in found if stage in (None, run.stage) and finished in (None, run.finished)]
+        return sorted(chosen, key=lambda run: (run.about["created"], run.id))
+
+    # The index
+
+    def refresh(self, *, force: bool = False) -> bool:
+        """Rebuild the index when a part, a run.json or a manifest is new; True when it was rebuilt.
+
+        Readers keep what they have open and see the new file at their next query.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with disk.Lock(self.path / ".index.lock", wait=True):
+            mark = index.fingerprint(self.path)
+            if not force and self.index_path.exists() and self._indexed() == mark:
+                return False
+            temporary = self.path / ".index.duckdb.tmp"
+            for leftover in self.path.glob(".index.duckdb.tmp*"):
+                leftover.unlink()
+            index.build(self.path, temporary, mark)
+            disk.fsync_file(temporary)
+            os.replace(temporary, self.index_path)
+            disk.fsync_folder(self.path)
+            return True
+
+    def _indexed(self) -> str | None:
+        try:
+            return self._reader(guarded=False).fingerprint
+        except (duckdb.Error, FileNotFoundError):
+            # Not an index, or of another DuckDB: a cache is rebuilt, not repaired.
+            return None
+
+    def _reader(self, *, guarded: bool) -> index.Reader:
+        with self._opening:
+            reader = self._readers.get(guarded)
+            if reader is None or reader.signature != index.file_signature(self.index_path):
+                reader = self._readers[guarded] = index.Reader(self.index_path, guarded=guarded)
+            return reader
+
+    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = (), *, untrusted: bool = False,
+              max_rows: int = 10_000, seconds: float = 10.0) -> "pd.DataFrame":
+        """One SELECT over runs, clips, traces, scores, predictions, steps and the views, as of the last refresh.
+
+        Nothing can be written, and no file but the index read, by any query. `untrusted=True` (a console's text) also
+        stops it after `seconds` with StoreError, bounds its memory, and cuts it at `max_rows`; then
+        `frame.attrs["truncated"]` is True.
+        """
+        try:
+            reader = self._reader(guarded=untrusted)
+        except (duckdb.Error, FileNotFoundError):
+            self.refresh(force=self.index_path.exists())
+            reader = self._reader(guarded=untrusted)
+        try:
+            rows = reader.query(sql, params, max_rows if untrusted else None, seconds if untrusted else None)
+        except duckdb.InterruptException as error:
+            raise StoreError(f"the query was stopped after {seconds:g} s", "a console may not hold the machine",
+                             "narrow it with WHERE, or run it from Python without `untrusted`") from error
+        except duckdb.Error as error:
+            raise StoreError(f"the query {sql.strip()!r:.200} fails", str(error).strip(),
+                             "`SHOW TABLES` and `DESCRIBE traces` list what there is") from error
+        frame = rows.slice(0, max_rows).to_pandas() if untrusted else rows.to_pandas()
+        frame.attrs["truncated"] = untrusted and rows.num_rows > max_rows
+        return frame
+
+
+def _description(folder: Path) -> dict[str, Any] | None:
+    """run.json, or None where a killed process left a folder without one."""
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
