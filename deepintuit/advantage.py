@@ -1,7 +1,7 @@
-"""From rewards to what pushes a trace up or down, on numbers alone (METHOD 1.2, and 2 for segments).
+"""From rewards to what pushes a trace up or down, on numbers alone (paper, GRPO; VideoP2R for segments).
 
-Axes: N clips of a batch, G traces of a group, T tokens. Functions of `rewards_G` also take `rewards_N_G`: the group is the
-last axis. Left out on purpose: no baseline beyond the group's own mean, no running statistics.
+Axes: N clips of a batch, G traces of a group, T tokens, S segments. Functions of `rewards_G` also take `rewards_N_G`: the
+group is the last axis. Left out on purpose: no baseline beyond the group's own mean, no running statistics.
 Run it:  python -c "from deepintuit.advantage import group_advantages; print(group_advantages([1, 0, 0, 0]))"
 """
 
@@ -23,7 +23,7 @@ def _rewards(rewards_G: ArrayLike) -> NDArray[np.float64]:
     if rewards.ndim == 0 or rewards.shape[-1] == 0:
         raise DataError(f"rewards of shape {rewards.shape}", "a group needs at least one trace", "Pass (G,) or (N, G)")
     if not np.isfinite(rewards).all():
-        raise DataError("a reward that is not finite", "it would spoil its whole group in silence", "Look at that clip's score")
+        raise DataError("a reward that is not finite", "it would spoil its whole group", "Look at that clip's score")
     return rewards
 
 
@@ -58,13 +58,13 @@ def softmax_weights(rewards_G: ArrayLike, tau: float = 1.0) -> NDArray[np.float6
 
 
 def kept_by_dynamic_sampling(correct_N_G: ArrayLike) -> NDArray[np.bool_]:
-    """Which groups have some traces right and some wrong, (N,), judged on accuracy (0 or 1) alone; (G,) gives a scalar."""
+    """Which groups have some traces right and some wrong, (N,), judged on accuracy (0 or 1) alone."""
     correct = _rewards(correct_N_G) > 0.5
     return correct.any(axis=-1) & ~correct.all(axis=-1)
 
 
 def zero_variance_share(rewards_N_G: ArrayLike) -> float:
-    """Share of the groups whose rewards are all equal, 0 … 1: the part of a batch that teaches nothing. NaN of no groups."""
+    """Share of the groups whose rewards are all equal, 0 … 1: what teaches nothing in a batch. NaN of no groups."""
     rewards = _rewards(rewards_N_G)
     return float(_tied(rewards).mean()) if rewards.size else float("nan")
 
@@ -75,11 +75,11 @@ def token_advantages(
     advantages_by_segment: Mapping[str, float],
     elsewhere: float = 0.0,
 ) -> NDArray[np.float64]:
-    """The advantage of each token, (T,), from the segment it lies in (METHOD 2, process-aware GRPO).
+    """The advantage of each token, (T,), from the segment it lies in (VideoP2R's process-aware GRPO).
 
     `offsets_T` is (T, 2), each token's (start, end) characters; `spans` the segments' ranges, marks included
-    (`trace.outer_spans`). A token that BPE merged across a border takes the segment that holds most of its characters, the
-    earlier one on a tie [R]. A token outside all segments, or of no characters (the end token), takes `elsewhere`.
+    (`trace.outer_spans`). A token that BPE merged across a border takes the segment that holds most of its characters,
+    the earlier one on a tie [R]. A token outside all segments, or of no characters (the end token), takes `elsewhere`.
     Raises `DataError` when a segment has no advantage.
     """
     if lacking := set(spans) - set(advantages_by_segment):

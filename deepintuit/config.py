@@ -1,9 +1,9 @@
-"""Typed settings: one frozen dataclass a section, whose defaults *are* the method (METHOD 1, the paper's settings).
+"""Typed settings: one frozen dataclass a section, whose defaults *are* the method: the DeepIntuit paper's settings.
 
 A config file and `--set` hold departures only. An unknown key, a wrong type or an impossible value is a `ConfigError`
 that names the nearest key, the value and the allowed ones. [R] marks what the paper does not say.
-Left out on purpose: no inheritance between files, no environment variables but DEEPINTUIT_HOME, no secrets (a key is named
-by its variable). Run it:  python -c "from deepintuit import config; print(config.load(None, ['grpo.group=4']).departures())"
+Left out on purpose: no inheritance between files, no environment variables but DEEPINTUIT_HOME, no secrets.
+Run it:  python -c "from deepintuit import config; print(config.load(None, ['grpo.group=4']).departures())"
 """
 
 from __future__ import annotations
@@ -27,6 +27,15 @@ from deepintuit.errors import ConfigError, nearest
 GRAMMAR_NAMES = ("think-answer", "observation-think-answer", "answer-think-answer")
 METHODS = ("label_likelihood", "linear_head", "vote", "mean_likelihood")
 SPLITS = ("coldstart", "grpo", "calibration", "validation", "test")
+
+
+_IN_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    tuple[str, ...]: "a list of texts",
+}
 
 
 def _setting(default: Any, doc: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf,
@@ -61,8 +70,7 @@ def _checked(key: str, value: Any, hint: Any, limits: typing.Mapping[str, Any]) 
     if hint == tuple[str, ...] and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return tuple(value)
     if type(value) is not hint:
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, "a list of texts")
-        raise ConfigError(f"{key} = {value!r}", f"it must be {wanted}", f"Meaning: {limits.get('doc', key)}")
+        raise ConfigError(f"{key} = {value!r}", f"it must be {_IN_WORDS[hint]}", f"Meaning: {limits.get('doc', key)}")
     if choices := limits.get("choices"):
         if value not in choices:
             near = nearest(value, choices)
@@ -95,9 +103,9 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True)
 class VideoConfig(Section):
-    frames: int = _setting(32, "most frames a clip is read at (METHOD 1.1)", low=1)
+    frames: int = _setting(32, "most frames a clip is read at (paper, cold start)", low=1)
     fps: float = _setting(0.0, "frames a second to read, up to `frames`; 0: spread evenly over the clip", low=0)
-    max_pixels: int = _setting(256 * 28 * 28, "most pixels a frame after resizing (METHOD 1.1)", low=1)
+    max_pixels: int = _setting(256 * 28 * 28, "most pixels a frame after resizing (paper, cold start)", low=1)
     min_pixels: int = _setting(4 * 28 * 28, "fewest pixels a frame after resizing", low=1)
     limit_pixels: int = _setting(7680 * 4320, "a file whose frames have more pixels is refused before decoding", low=1)
     limit_mib: int = _setting(1024, "a read that would hold more MiB of decoded frames is refused", low=1)
@@ -115,7 +123,7 @@ class ClipsConfig(Section):
     dataset: str = _setting("", "name of the manifest in the workbench")
     labels: str = _setting("", "path of a labels.toml; empty: the labels found in the manifest")
     text_fields: tuple[str, ...] = _setting((), "text fields of a clip (title, transcript) that a model may read")
-    notes_shown: tuple[str, ...] = _setting((), "annotation columns shown to a model on purpose; they leak the label (METHOD 1.7)")
+    notes_shown: tuple[str, ...] = _setting((), "annotation columns shown to a model on purpose; they leak the label")
     coldstart_share: float = _setting(0.3, "share of the training groups for cold start [R]", low=0, high=1)
     grpo_share: float = _setting(0.3, "share of the training groups for GRPO [R]", low=0, high=1)
     calibration_share: float = _setting(0.4, "share of the training groups for calibration [R]", low=0, high=1)
@@ -135,20 +143,20 @@ class ClipsConfig(Section):
 @dataclass(frozen=True)
 class PromptConfig(Section):
     style: str = _setting("full", "brief: few tokens, for small models", choices=("full", "brief"))
-    grammar: str = _setting("think-answer", "grammar of a trace (METHOD 1.1, 2, 3)", choices=GRAMMAR_NAMES)
+    grammar: str = _setting("think-answer", "DeepIntuit's, VideoP2R's or VideoAuto-R1's", choices=GRAMMAR_NAMES)
 
 
 @dataclass(frozen=True)
 class SamplingConfig(Section):
     temperature: float = _setting(1.0, "0 is greedy", low=0)
     top_p: float = _setting(1.0, "probability mass that is sampled from", above=0, high=1)
-    max_tokens: int = _setting(2048, "most tokens of a trace (METHOD 1.2)", low=1)
+    max_tokens: int = _setting(2048, "most tokens of a trace (paper, GRPO)", low=1)
     clips_per_batch: int = _setting(8, "clips sampled at once", low=1)
 
 
 @dataclass(frozen=True)
 class TeachConfig(Section):
-    source: str = _setting("endpoint", "endpoint: an OpenAI-compatible server; homecam: the scripted teacher; self: RB-FT",
+    source: str = _setting("endpoint", "endpoint: OpenAI-compatible server; homecam: scripted teacher; self: RB-FT",
                            choices=("endpoint", "homecam", "self"))
     base_url: str = _setting("", "address of the endpoint, up to and with /v1")
     model: str = _setting("", "model name at the endpoint (the paper: Gemini 2.5 Flash)")
@@ -166,12 +174,12 @@ class TeachConfig(Section):
 
 @dataclass(frozen=True)
 class ColdstartConfig(Section):
-    target: str = _setting("trace", "trace: reason and answer; label: the answer alone (Direct-SFT)", choices=("trace", "label"))
-    learning_rate: float = _setting(2e-5, "peak rate (METHOD 1.1)", above=0)
-    epochs: float = _setting(5.0, "passes over the traces (METHOD 1.1)", above=0)
-    batch: int = _setting(64, "traces an update (METHOD 1.1)", low=1)
+    target: str = _setting("trace", "trace, or label: the answer alone (Direct-SFT)", choices=("trace", "label"))
+    learning_rate: float = _setting(2e-5, "peak rate (paper, cold start)", above=0)
+    epochs: float = _setting(5.0, "passes over the traces (paper, cold start)", above=0)
+    batch: int = _setting(64, "traces an update (paper, cold start)", low=1)
     micro_batch: int = _setting(1, "traces a forward pass and device; no effect on the result", low=1)
-    warmup: float = _setting(0.06, "share of the updates over which the rate rises (METHOD 1.1)", low=0, high=1)
+    warmup: float = _setting(0.06, "share of the updates over which the rate rises (paper, cold start)", low=0, high=1)
     scheduler: str = _setting("cosine", "how the rate falls after that [R]", choices=("cosine", "linear", "constant"))
     weight_decay: float = _setting(0.0, "[R]", low=0)
     max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm [R]", above=0)
@@ -181,36 +189,36 @@ class ColdstartConfig(Section):
 
 @dataclass(frozen=True)
 class GrpoConfig(Section):
-    group: int = _setting(8, "traces sampled a clip, G (METHOD 1.2); one alone has nothing to be compared with", low=2)
-    clips_per_step: int = _setting(64, "clips an update (METHOD 1.2)", low=1)
-    learning_rate: float = _setting(1e-6, "peak rate (METHOD 1.2)", above=0)
-    warmup_steps: int = _setting(10, "updates over which the rate rises (METHOD 1.2)", low=0)
-    weight_decay: float = _setting(0.1, "(METHOD 1.2)", low=0)
-    max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm (METHOD 1.2)", above=0)
+    group: int = _setting(8, "traces sampled a clip, G (paper, GRPO); one alone has nothing to be compared with", low=2)
+    clips_per_step: int = _setting(64, "clips an update (paper, GRPO)", low=1)
+    learning_rate: float = _setting(1e-6, "peak rate (paper, GRPO)", above=0)
+    warmup_steps: int = _setting(10, "updates over which the rate rises (paper, GRPO)", low=0)
+    weight_decay: float = _setting(0.1, "(paper, GRPO)", low=0)
+    max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm (paper, GRPO)", above=0)
     epochs: float = _setting(1.0, "passes over the clips (the paper; its release says 20)", above=0)
     max_steps: int = _setting(0, "stop after N updates; 0: by epochs", low=0)
-    max_tokens: int = _setting(2048, "most tokens of a trace (METHOD 1.2)", low=1)
-    temperature: float = _setting(1.0, "of sampling (METHOD 1.2)", above=0)
+    max_tokens: int = _setting(2048, "most tokens of a trace (paper, GRPO)", low=1)
+    temperature: float = _setting(1.0, "of sampling (paper, GRPO)", above=0)
     objective: str = _setting("dapo", "dapo; softmax_weighted, the paper's text [R]; grpo, mean per trace",
                               choices=("dapo", "softmax_weighted", "grpo"))
     epsilon_low: float = _setting(0.2, "the ratio is clipped below 1 − this", above=0, high=1)
     epsilon_high: float = _setting(0.28, "the ratio is clipped above 1 + this", above=0)
-    beta: float = _setting(0.0, "weight of the KL term; 0: none (METHOD 1.2)", low=0)
+    beta: float = _setting(0.0, "weight of the KL term; 0: none (paper, GRPO)", low=0)
     tau: float = _setting(1.0, "softmax_weighted: temperature of the reward weights [R]", above=0)
     dynamic_sampling: bool = _setting(False, "keep only groups with some traces right and some wrong")
     max_refills: int = _setting(3, "dynamic_sampling: at most N further rounds to fill a step", low=0)
-    overlong_cache: int = _setting(0, "tokens before the limit over which the length penalty falls to −1; 0: off", low=0)
+    overlong_cache: int = _setting(0, "tokens before the limit over which a penalty falls to −1; 0: off", low=0)
     mask_truncated: bool = _setting(False, "leave traces cut at the limit out of the loss")
-    accuracy_weight: float = _setting(1.0, "weight of the accuracy reward (METHOD 1.2)", low=0)
-    format_weight: float = _setting(1.0, "weight of the format reward (METHOD 1.2)", low=0)
+    accuracy_weight: float = _setting(1.0, "weight of the accuracy reward (paper, GRPO)", low=0)
+    format_weight: float = _setting(1.0, "weight of the format reward (paper, GRPO)", low=0)
     micro_batch: int = _setting(8, "traces a forward pass and device; no effect on the result", low=1)
-    check_clips: int = _setting(32, "clips sampled before training, to see whether there is anything to learn; 0: none", low=0)
+    check_clips: int = _setting(32, "clips sampled first, to see whether there is anything to learn; 0: none", low=0)
     save_steps: int = _setting(20, "updates between two resumable checkpoints", low=1)
 
     def _check_together(self) -> None:
         if self.overlong_cache > self.max_tokens:
-            raise ConfigError(f"grpo.overlong_cache = {self.overlong_cache}", f"a trace has at most {self.max_tokens} tokens",
-                              "Lower it, or raise grpo.max_tokens")
+            raise ConfigError(f"grpo.overlong_cache = {self.overlong_cache}", f"grpo.max_tokens is {self.max_tokens}",
+                              "Lower the first or raise the second")
         if self.accuracy_weight == self.format_weight == 0:
             raise ConfigError("grpo.accuracy_weight = grpo.format_weight = 0", "every trace would earn the same",
                               "Give one of them a weight above 0")
@@ -218,14 +226,14 @@ class GrpoConfig(Section):
 
 @dataclass(frozen=True)
 class CalibrateConfig(Section):
-    traces: int = _setting(4, "traces sampled a clip from the frozen reasoner (METHOD 1.3)", low=1)
-    temperature: float = _setting(1.0, "of sampling them (METHOD 1.3)", low=0)
-    method: str = _setting("label_likelihood", "how a class distribution is made (METHOD 1.3 A–D)", choices=METHODS)
-    learning_rate: float = _setting(2e-5, "peak rate (METHOD 1.3)", above=0)
-    epochs: float = _setting(10.0, "passes over the rows, at most (METHOD 1.3)", above=0)
-    batch: int = _setting(256, "rows an update (METHOD 1.3)", low=1)
+    traces: int = _setting(4, "traces sampled a clip from the frozen reasoner (paper, calibration)", low=1)
+    temperature: float = _setting(1.0, "of sampling them (paper, calibration)", low=0)
+    method: str = _setting("label_likelihood", "how a class distribution is made", choices=METHODS)
+    learning_rate: float = _setting(2e-5, "peak rate (paper, calibration)", above=0)
+    epochs: float = _setting(10.0, "passes over the rows, at most (paper, calibration)", above=0)
+    batch: int = _setting(256, "rows an update (paper, calibration)", low=1)
     micro_batch: int = _setting(1, "rows a forward pass and device; no effect on the result", low=1)
-    patience: int = _setting(2, "stop after N epochs without a better validation NLL [R]; 0: never, as the paper", low=0)
+    patience: int = _setting(2, "stop after N epochs without a better validation NLL [R]; 0: never (paper)", low=0)
     greedy_trace: bool = _setting(True, "add one greedy trace a clip, as the test uses one [R]")
     shuffle_labels: bool = _setting(True, "shuffle the order of the labels in each row's prompt [R]")
     save_steps: int = _setting(50, "updates between two resumable checkpoints", low=1)
@@ -237,7 +245,7 @@ class EvaluateConfig(Section):
     split: str = _setting("test", "which clips", choices=SPLITS)
     traces: int = _setting(1, "traces a clip; 1 with temperature 0 as the paper", low=1)
     temperature: float = _setting(0.0, "of sampling them; 0 is greedy", low=0)
-    method: str = _setting("label_likelihood", "how a class distribution is made (METHOD 1.3 A–D)", choices=METHODS)
+    method: str = _setting("label_likelihood", "how a class distribution is made", choices=METHODS)
     bootstrap: int = _setting(1000, "resamples of the clips for the intervals; 0: no intervals", low=0)
     confidence: float = _setting(0.95, "of the intervals", above=0, high=0.999)
     bins: int = _setting(15, "reliability bins for ECE", low=1)
@@ -343,7 +351,7 @@ def loads(text: str, sets: Sequence[str] = (), source: str = "the text") -> Conf
 
 def _require_table(name: str, value: Any) -> None:
     if not isinstance(value, dict):
-        raise ConfigError(f"{name} = {value!r}", f"{name} is a section with keys of its own", f"Write [{name}] and its keys below")
+        raise ConfigError(f"{name} = {value!r}", "it is a section with keys of its own", f"Write [{name}] and its keys below")
 
 
 def _hint(parts: Sequence[str]) -> Any:
@@ -355,7 +363,8 @@ def _hint(parts: Sequence[str]) -> Any:
             above = ".".join(parts[:depth])
             near = nearest(part, known)
             elsewhere = [f"{section}.{key}" for section, key, _, _ in describe() if section and key == part]
-            offers = [f"Nearest: {'.'.join([*parts[:depth], near])}"] if near else elsewhere and ["It is " + " or ".join(elsewhere)]
+            offers = [f"Nearest: {'.'.join([*parts[:depth], near])}"] if near else []
+            offers += ["It is " + " or ".join(elsewhere)] if elsewhere else []
             raise ConfigError(
                 f"{'.'.join(parts)} is not a setting",
                 f"{above or 'a config'} has {', '.join(known)}" if known else f"{above} is one value, not a section",
@@ -385,7 +394,8 @@ def describe() -> list[tuple[str, str, Any, str]]:
     for field in dataclasses.fields(Config):
         value = getattr(Config(), field.name)
         if isinstance(value, Section):
-            rows += [(field.name, inner.name, inner.default, inner.metadata["doc"]) for inner in dataclasses.fields(value)]
+            inner = dataclasses.fields(value)
+            rows += [(field.name, setting.name, setting.default, setting.metadata["doc"]) for setting in inner]
         else:
             rows.append(("", field.name, value, field.metadata["doc"]))
     return rows

@@ -33,7 +33,7 @@ def normalise(text: str) -> str:
     while (stripped := text.strip(_QUOTES + " ").rstrip(_FINAL + " ")) != text:
         text = stripped
     folded = text.casefold()
-    # Rare letters fold into more than one character, which may fold again (or end in a mark): go on until nothing moves.
+    # Rare letters fold into several characters, which may fold again or end in a mark: go on until nothing moves.
     return folded if folded == text else normalise(folded)
 
 
@@ -95,7 +95,7 @@ class LabelSet:
         if not key or any(character in word for character in _TAG_CHARACTERS):
             raise LabelError(
                 f"{kind} {word!r} of {self.name!r} cannot be written as an answer",
-                f"nothing is left of it after normalising, or it holds one of {' '.join(_TAG_CHARACTERS)} that tags need",
+                f"nothing is left of it after normalising, or it holds one of {' '.join(_TAG_CHARACTERS)} of the tags",
                 f"Write the {kind} in plain words",
             )
         return key

@@ -1,8 +1,8 @@
 """What the models are asked, as plain text for the user turn; `vlm` puts the clip before it.
 
 Two styles: "full" for models that read instructions, "brief" for small ones whose every token counts.
-Left out on purpose: no few-shot examples and no system turn. Annotation columns never get here by themselves: a text field
-is shown because the caller passed it (METHOD 1.7, trap 2).
+Left out on purpose: no few-shot examples and no system turn. Annotation columns never get here by themselves: a text
+field is shown because the caller passed it.
 Run it:  python -c "from deepintuit import labels, prompts as p; print(p.label_prompt(labels.LabelSet.of('x', 'ab')))"
 """
 
@@ -71,7 +71,7 @@ def rationale_prompt(
     style: PromptStyle | str = PromptStyle.FULL,
     text_fields: Mapping[str, str] = _NO_FIELDS,
 ) -> str:
-    """Ask a teacher for a trace: blind without `true_label`, towards it with one (RB-FT, METHOD 1.6).
+    """Ask a teacher for a trace: blind without `true_label`, towards it with one (the RB-FT baseline).
 
     Raises `LabelError` when `true_label` is not in the set.
     """
@@ -96,10 +96,10 @@ def calibrator_prompt(
     text_fields: Mapping[str, str] = _NO_FIELDS,
     order: Sequence[int] | None = None,
 ) -> str:
-    """Ask for a second opinion on the first reviewer's trace (the meta-review, METHOD 1.3).
+    """Ask for a second opinion on the first reviewer's trace (the paper's meta-review).
 
-    `provisional` is a label or "none", an empty `rationale` the blanked-trace control, `order` a permutation of 0 … K−1 in
-    which the labels are listed. Raises `LabelError` for another conclusion, `DataError` for another order.
+    `provisional` is a label or "none", an empty `rationale` the blanked-trace control, `order` a permutation of
+    0 … K−1 in which the labels are listed. Raises `LabelError` for another conclusion, `DataError` for another order.
     """
     if provisional != NONE_LABEL and labels.resolve(provisional) is None:
         raise LabelError(

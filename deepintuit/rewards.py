@@ -1,7 +1,7 @@
-"""Rewards of a parsed trace: is the answer right, is the text well formed, is it too long (METHOD 1.2).
+"""Rewards of a parsed trace: is the answer right, is the text well formed, is it too long (paper, GRPO).
 
-Pure functions, and no `except`: a malformed trace scores 0 because the rule says so, anything else that is wrong stops the
-run. Left out on purpose: no partial credit and no reward model; process-aware rewards are the observation's, not these.
+Pure functions, and no `except`: a malformed trace scores 0 because the rule says so, anything else that is wrong stops
+the run. Left out on purpose: no partial credit and no reward model; the observation's rewards (VideoP2R) come apart.
 Run it:  python -m pytest tests/test_rewards.py
 """
 
@@ -18,8 +18,8 @@ from deepintuit.trace import Malformed, Trace
 class Score:
     """A reward that keeps its evidence. `value` is the weighted sum that the objective sees.
 
-    `accuracy` and `format` are 0 or 1, `overlong` is −1 … 0, `answer` is the label that was read or "none", and `reason` is
-    why the text is not a trace ("" when it is one).
+    `accuracy` and `format` are 0 or 1, `overlong` is −1 … 0, `answer` is the label that was read or "none", and
+    `reason` is why the text is not a trace ("" when it is one).
     """
 
     value: float
@@ -33,12 +33,12 @@ class Score:
 def accuracy_reward(trace: Trace | Malformed, true_label: str) -> float:
     """1.0 when the answer is the true label after normalising, else 0.0.
 
-    Format is rewarded apart from it (METHOD 1.2), so a malformed text whose answer is beyond doubt can be right too [R];
-    `trace.parse` says when that is. Raises `LabelError` when there is no true label, as every reward would then be 0.
+    Format is rewarded apart from it (paper, GRPO), so a malformed text whose answer is beyond doubt can be right
+    too [R]; `trace.parse` says when that is. Raises `LabelError` when there is no true label, as every reward would then be 0.
     """
     wanted = normalise(true_label)
     if wanted in ("", NONE_LABEL):
-        raise LabelError(f"true label {true_label!r}", "no answer could ever be right", "Give the clip a label, or exclude it")
+        raise LabelError(f"true label {true_label!r}", "no answer could ever be right", "Label the clip, or exclude it")
     return float(trace.label is not None and normalise(trace.label) == wanted)
 
 
@@ -48,12 +48,12 @@ def format_reward(trace: Trace | Malformed) -> float:
 
 
 def overlong_penalty(length: int, max_length: int, cache: int) -> float:
-    """DAPO's soft length penalty, in tokens: 0 up to max_length − cache, then linear down to −1 at max_length and beyond.
+    """DAPO's length penalty, in tokens: 0 up to max_length − cache, then linear down to −1 at max_length and beyond.
 
     A `cache` of 0 switches it off. Raises `ConfigError` for a cache that is negative or larger than the limit.
     """
     if not 0 <= cache <= max_length:
-        raise ConfigError(f"overlong cache {cache}", f"it must lie between 0 and the limit of {max_length} tokens", "Lower it")
+        raise ConfigError(f"overlong cache {cache}", f"it must lie in 0 … {max_length} tokens, the limit", "Change it")
     if cache == 0:
         return 0.0
     excess = length - (max_length - cache)
@@ -70,7 +70,7 @@ def score(
     max_length: int = 0,
     overlong_cache: int = 0,
 ) -> Score:
-    """accuracy_weight · accuracy + format_weight · format + overlong penalty. `length`, `max_length`, cache in tokens."""
+    """accuracy_weight · accuracy + format_weight · format + overlong penalty. Lengths and the cache are in tokens."""
     accuracy, form = accuracy_reward(trace, true_label), format_reward(trace)
     overlong = overlong_penalty(length, max_length, overlong_cache)
     return Score(

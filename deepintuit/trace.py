@@ -1,8 +1,9 @@
 r"""The grammars of a reasoning trace, and the one parser: text in, a `Trace` or a `Malformed` with its reason out.
 
-A grammar is data: segments in order, each between its own open and close mark (METHOD 1.1, 2 and 3). A text is well
-formed when every segment occurs once, in order, none inside another, none empty, with only white space around them, and
-every answer names a label. Rewards, metrics and the app all count the same `Reason`s.
+A grammar is data: segments in order, each between its own open and close mark; the three are those of DeepIntuit,
+VideoP2R and VideoAuto-R1. A text is well formed when every segment occurs once, in order, none inside another, none
+empty, with only white space around them, and every answer names a label. Rewards, metrics and the app all count the
+same `Reason`s.
 
 Left out on purpose: no repair. A malformed text stays malformed; what can still be read of its answer is kept apart.
 Run it:  python -c "from deepintuit.trace import render; print(render('think-answer', think='A cat.', answer='normal'))"
@@ -21,7 +22,7 @@ from deepintuit.errors import ConfigError, DataError, nearest
 from deepintuit.labels import NONE_LABEL, LabelSet
 
 FALLBACK = "Let's analyze the problem step by step."
-"""What the first box holds when the model wants to think before it answers (METHOD 3)."""
+"""What the first box holds when the model wants to think before it answers (VideoAuto-R1)."""
 
 
 @dataclass(frozen=True)
@@ -274,10 +275,11 @@ def _answer_beyond_doubt(text: str, grammar: Grammar, labels: LabelSet) -> str |
 
 def outer_spans(trace: Trace) -> dict[str, tuple[int, int]]:
     """The character range of each segment *with* its marks, by name; what a process-aware advantage is laid over."""
-    return {
-        segment.name: (trace.spans[segment.name][0] - len(segment.open), trace.spans[segment.name][1] + len(segment.close))
-        for segment in trace.grammar.segments
-    }
+    outer = {}
+    for segment in trace.grammar.segments:
+        start, end = trace.spans[segment.name]
+        outer[segment.name] = (start - len(segment.open), end + len(segment.close))
+    return outer
 
 
 def segment_of_offset(trace: Trace | Malformed, offset: int) -> str | None:
@@ -288,7 +290,7 @@ def segment_of_offset(trace: Trace | Malformed, offset: int) -> str | None:
 
 
 class Mention(NamedTuple):
-    """A place in a clip that a text speaks of: characters start … end, kind "time" (seconds) or "frame" (its number)."""
+    """A place in a clip that a text speaks of: characters start … end; `value` is seconds or a frame number, by kind."""
 
     start: int
     end: int
