@@ -1,0 +1,271 @@
+"""Opening a file that may be anything: what is checked before a decoder sees it, and the packet index of its video stream.
+
+Left out on purpose: decoding (`frames`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+
+from ..errors import VideoError, VideoReason
+
+# Anything else FFmpeg would open (HLS playlists, concat scripts, image sequences, SDP) can name other files or hosts.
+# The pure audio containers are here only so that a sound file is refused as such.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,mpegts,mpeg,asf,ogg,gif,ivf,mxf,nut,rm,dv,wtv,"
+    "mp3,wav,flac,aac"
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one file may cost. Past any of these it is refused, before memory is taken where the header tells."""
+
+    max_pixels: int = 4096 * 2304
+    """Pixels of one stored frame."""
+    max_bytes: int = 2**30
+    """Memory of one read: the frames returned plus the decoder's own."""
+    max_seconds: float = 60.0
+    """Wall-clock seconds of one read or probe."""
+    max_frames: int = 500_000
+    """Packets of the video stream."""
+    min_side: int = 1
+    """Shorter side of a stored frame in pixels."""
+
+
+DEFAULT_LIMITS = Limits()
+
+# H.264 and HEVC hold up to 16 reference pictures and a few in flight, at 1.5 to 3 bytes a pixel.
+DECODER_BYTES_PER_PIXEL = 24
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """Facts of one file. Sizes are in pixels after rotation, times in seconds.
+
+    `frames` is counted by decoding when `counted`, else the number of packets. `truncated`: fewer frames can be decoded than
+    the file claims. `sar` is the width of a stored pixel over its height, 1.0 when the file does not say. `reader` is the
+    one `read` uses. `playable`: every current browser plays the file as it is.
+    """
+
+    path: str
+    sha256: str
+    seconds: float
+    fps: float
+    frames: int
+    counted: bool
+    truncated: bool
+    width: int
+    height: int
+    rotation: int
+    sar: float
+    container: str
+    codec: str
+    pix_fmt: str
+    has_audio: bool
+    bytes: int
+    reader: str
+    playable: bool
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the packets of the video stream say, without decoding: `times_N` seconds in order of presentation."""
+
+    times_N: np.ndarray
+    whole: bool
+    """Every packet has its own time and none is to be discarded: packet n is frame n."""
+    last_duration: float
+    """Seconds the last frame is shown, 0.0 when the file does not say."""
+    cut: bool
+    """The packets end before the header says."""
+
+
+class Clock:
+    """Wall-clock seconds left for one file."""
+
+    def __init__(self, path: str, seconds: float) -> None:
+        self.path, self.seconds, self.end = path, seconds, time.monotonic() + seconds
+
+    def check(self) -> None:
+        if time.monotonic() > self.end:
+            raise too_slow(self.path, self.seconds)
+
+
+def too_slow(path: str, seconds: float) -> VideoError:
+    return VideoError(
+        f"reading {path!r} took more than {seconds:g} seconds",
+        "a decoder that hangs on one file would stop the whole run",
+        "Exclude the file, or raise Limits.max_seconds.",
+        VideoReason.TOO_SLOW,
+    )
+
+
+def refuse(path: str, reason: VideoReason, why: str, todo: str) -> VideoError:
+    return VideoError(f"{path!r} cannot be read as a clip", why, todo, reason)
+
+
+def local_file(path: str | os.PathLike[str]) -> str:
+    """The absolute path of a regular, non-empty file; `VideoError` for all else. Symbolic links are followed."""
+    # An absolute path can never be taken for a protocol ("concat:", "http:", "-"), whatever characters it holds.
+    name = os.path.abspath(os.fspath(path))
+    try:
+        facts = os.stat(name)
+    except (OSError, ValueError) as error:
+        raise refuse(
+            name, VideoReason.NOT_FOUND, f"the system says: {error}", "Check the path and its permissions."
+        ) from error
+    if not stat.S_ISREG(facts.st_mode):
+        kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "a device, pipe or socket"
+        raise refuse(name, VideoReason.NOT_A_VIDEO, f"it is {kind}, not a regular file", "Name the video file itself.")
+    if facts.st_size == 0:
+        raise refuse(name, VideoReason.EMPTY_FILE, "it holds 0 bytes", "Copy or download it again.")
+    return name
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def opened(path: str, limits: Limits) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its best video stream, decoder set to one thread and not to allocate past `limits.max_pixels`."""
+    with open_container(path, max_pixels=str(limits.max_pixels)) as container:
+        pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not pictures:
+            raise refuse(
+                path, VideoReason.NO_VIDEO_STREAM, "it holds no moving picture", "Leave sound-only files out of the set."
+            )
+        stream = container.streams.best("video")
+        if stream not in pictures:
+            stream = pictures[0]
+        width, height = stream.width, stream.height
+        if not width or not height:
+            # FFmpeg drops sizes past max_pixels: ask the header alone what it claims, without any decoding.
+            with open_container(path, probesize="32", analyzeduration="1") as bare:
+                width, height = bare.streams[stream.index].width, bare.streams[stream.index].height
+        if width * height > limits.max_pixels:
+            raise refuse(
+                path,
+                VideoReason.TOO_LARGE,
+                f"its header claims {width}x{height} pixels a frame, the limit is {limits.max_pixels:,}",
+                "Raise Limits.max_pixels if you trust the file, or make a smaller copy.",
+            )
+        if 0 < min(width, height) < limits.min_side:
+            raise refuse(
+                path,
+                VideoReason.TOO_SMALL,
+                f"its frames are {width}x{height}, the shorter side must have {limits.min_side}",
+                "Leave it out, or lower Limits.min_side.",
+            )
+        if not stream.codec_context.is_open:
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
+        yield container, stream
+
+
+def open_container(path: str, **options: str) -> av.container.InputContainer:
+    """A local file in one of the known containers; `options` are FFmpeg's."""
+    # One thread: with several, where a damaged stream stops depends on timing. Runs are parallel over clips instead.
+    safe = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, "threads": "1"}
+    try:
+        return av.open(path, metadata_errors="ignore", options=safe | options)
+    except (av.FFmpegError, UnicodeError, ValueError) as error:
+        raise _unopened(path, error) from error
+
+
+def _unopened(path: str, error: Exception) -> VideoError:
+    """Why FFmpeg could not open it: told from the first bytes, since FFmpeg says "invalid data" to everything."""
+    with Path(path).open("rb") as file:
+        head = file.read(64)
+        boxes = _top_boxes(file) if head[4:8] == b"ftyp" else []
+    if head.startswith(b"version https://git-lfs"):
+        return refuse(path, VideoReason.NOT_A_VIDEO, "it is a Git LFS pointer", "Run `git lfs pull` to fetch the video.")
+    if boxes and b"moov" not in boxes:
+        return refuse(
+            path, VideoReason.TRUNCATED, "its index (moov) is missing: the file is cut", "Copy or record it again."
+        )
+    if boxes or head[:4] in (b"RIFF", b"\x1a\x45\xdf\xa3", b"OggS", b"FLV\x01"):
+        return refuse(
+            path, VideoReason.DECODE_FAILED, f"its container is damaged ({error})", "Copy, repair or re-encode it."
+        )
+    return refuse(
+        path, VideoReason.NOT_A_VIDEO, f"no video container is recognised in it ({error})", "Leave it out of the set."
+    )
+
+
+def _top_boxes(file) -> list[bytes]:
+    """Names of the outermost MP4 boxes that begin inside the file (ISO/IEC 14496-12, 4.2)."""
+    names, at, end = [], 0, os.fstat(file.fileno()).st_size
+    while at + 8 <= end and len(names) < 10_000:
+        file.seek(at)
+        head = file.read(16)
+        names.append(head[4:8])
+        size = int.from_bytes(head[:4], "big")
+        size = int.from_bytes(head[8:16], "big") if size == 1 else size
+        if size < 8:
+            break
+        at += size
+    return names
+
+
+def start_seconds(container: av.container.InputContainer) -> float:
+    """Where the container's clock begins; a player shows this moment as 0."""
+    return (container.start_time or 0) / av.time_base
+
+
+def scan(container: av.container.InputContainer, stream: av.VideoStream, limits: Limits, clock: Clock) -> Index:
+    """Read all packets once without decoding: milliseconds where a decode takes seconds."""
+    ticks: list[int] = []
+    count, whole, last = 0, True, 0.0
+    newest, shown = -(2**63), 0
+    for packet in packets(container, None, clock):
+        if packet.pts is not None and packet.time_base is not None:
+            last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.index != stream.index or not packet.size:
+            continue
+        count += 1
+        if packet.pts is None or packet.is_discard or packet.is_corrupt:
+            whole = False
+        else:
+            ticks.append(packet.pts)
+            if packet.pts > newest:
+                newest, shown = packet.pts, packet.duration or 0
+        if count > limits.max_frames:
+            raise refuse(
+                clock.path,
+                VideoReason.TOO_LARGE,
+                f"it holds more than {limits.max_frames:,} frames",
+                "Cut it into clips, or raise Limits.max_frames.",
+            )
+    ticks_N = np.unique(np.array(ticks, np.int64))
+    start = start_seconds(container)
+    claimed = (container.duration or 0) / av.time_base
+    cut = stream.frames > count + 1 or last - start < 0.9 * claimed - 0.5
+    base = float(stream.time_base or 0)
+    return Index(ticks_N * base - start, whole and len(ticks_N) == count, shown * base, cut)
+
+
+def packets(container, stream, clock: Clock) -> Iterator[av.Packet]:
+    """Packets until the end or until the file breaks off."""
+    demuxed = container.demux(stream) if stream is not None else container.demux()
+    while True:
+        clock.check()
+        try:
+            packet = next(demuxed, None)
+        except av.FFmpegError:
+            return  # what comes after cannot be found; the caller sees fewer packets than the header claims
+        if packet is None:
+            return
+        yield packet

@@ -1,0 +1,380 @@
+"""Frames of one file: which ones, by which reader, at which times. See the package's docstring for what is promised.
+
+Left out on purpose: seeking in PyAV. It decodes from the first packet, which makes it the reference that holds for every
+container; decord seeks, and is used where it gives the same frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import av
+import numpy as np
+from PIL import Image
+
+from ..errors import VideoReason
+from .clip import (
+    DECODER_BYTES_PER_PIXEL,
+    DEFAULT_LIMITS,
+    ClipInfo,
+    Clock,
+    Index,
+    Limits,
+    file_sha256,
+    local_file,
+    opened,
+    packets,
+    refuse,
+    scan,
+    start_seconds,
+)
+
+# decord 0.6 gives PyAV's pixels bit for bit on these, measured; not on 10-bit, where its conversion differs.
+DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4", "h263"}
+DECORD_PIXELS = {"yuv420p", "yuvj420p"}
+# Not AVI: it has no presentation times, and where B-frames are packed decord's frame n is not the n-th.
+DECORD_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+DECORD_MIN_SIDE = 16
+
+# probe counts frames by decoding while frames × pixels stay below this: two minutes of 480p, some seconds of work.
+COUNT_BUDGET = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames of one clip, in order of presentation.
+
+    `pixels_T_H_W_3` uint8 RGB; `indices_T` int64, strictly increasing, counted over the frames that can be decoded;
+    `times_T` float64 seconds on the player's clock; `seconds` the clip's length; `hash` the SHA-256 of pixels, indices,
+    times and size. `truncated`: the file ends before its header says, these frames are from what is there.
+    """
+
+    pixels_T_H_W_3: np.ndarray
+    indices_T: np.ndarray
+    times_T: np.ndarray
+    seconds: float
+    reader: str
+    truncated: bool
+    hash: str
+
+    @classmethod
+    def of(cls, pixels_T_H_W_3, indices_T, times_T, seconds: float, reader: str, truncated: bool = False) -> Frames:
+        pixels = np.ascontiguousarray(pixels_T_H_W_3, np.uint8)
+        indices, times = np.asarray(indices_T, "<i8"), np.asarray(times_T, "<f8")
+        digest = hashlib.sha256(repr(pixels.shape).encode())
+        for part in (pixels, indices, times):
+            digest.update(memoryview(part).cast("B") if part.size else b"")
+        return cls(pixels, indices, times, float(seconds), reader, bool(truncated), digest.hexdigest())
+
+    @property
+    def width(self) -> int:
+        return self.pixels_T_H_W_3.shape[2]
+
+    @property
+    def height(self) -> int:
+        return self.pixels_T_H_W_3.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.indices_T)
+
+
+def sample(times_N: np.ndarray, seconds: float, count: int, fps: float | None = None) -> np.ndarray:
+    """Which of N frames to take: `indices_T`, strictly increasing, T ≤ min(count, N).
+
+    Without `fps`: the N frames are cut into `count` equal runs and the middle one of each is taken, floor((t + ½)·N/count);
+    all N when there are no more than `count`. With `fps`: the clip's length × fps moments (at least 1, at most `count`),
+    spread evenly over its time, and the frame on show at each; a frame on show at two moments is taken once.
+    """
+    n = len(times_N)
+    if fps:
+        first = float(times_N[0])
+        wanted = min(max(1, int((seconds - first) * fps + 0.5)), count)
+        moments_T = first + (np.arange(wanted) + 0.5) * (seconds - first) / wanted
+        return np.unique(np.clip(np.searchsorted(times_N, moments_T, "right") - 1, 0, n - 1))
+    if n <= count:
+        return np.arange(n)
+    return ((2 * np.arange(count) + 1) * n) // (2 * count)
+
+
+def read(
+    path: str | os.PathLike[str],
+    count: int,
+    size: tuple[int, int] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    fps: float | None = None,
+    *,
+    isolate: bool = False,
+) -> Frames:
+    """At most `count` frames of a file, as `sample` chooses them; fewer when it holds fewer, none twice.
+
+    `size` is (width, height) in pixels; frames are resized to it bicubically with antialiasing, their aspect is not kept.
+    None keeps the stored size (of the first frame taken, where it changes within the file). Memory is bounded by `count`
+    frames of that size and one decoder; decoding has one thread and the same call gives the same bytes.
+    `isolate` reads in a child process, for files nobody has read before. Raises `VideoError`.
+    """
+    if count < 1 or size is not None and min(size) < 1 or fps is not None and not 0 <= fps < float("inf"):
+        raise ValueError(f"count {count}, size {size} and fps {fps} must be positive")
+    if isolate:
+        from .isolation import remote_read
+
+        return remote_read(path, count, size, limits, fps)
+    name = local_file(path)
+    clock = Clock(name, limits.max_seconds)
+    with opened(name, limits) as (container, stream):
+        index = scan(container, stream, limits, clock)
+        _fits(name, stream, count, size, limits)
+        frames = None
+        if trusted_to_decord(container, stream, index):
+            frames = _by_decord(name, stream, index, count, size, fps, clock)
+    return frames or _by_pyav(name, index, count, size, limits, fps, clock)
+
+
+def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, *, isolate: bool = False) -> ClipInfo:
+    """The facts of a file, checked by decoding it: all of it when it is short, else its first frames. Raises `VideoError`."""
+    if isolate:
+        from .isolation import remote_probe
+
+        return remote_probe(path, limits)
+    name = local_file(path)
+    clock = Clock(name, limits.max_seconds)
+    with opened(name, limits) as (container, stream):
+        index = scan(container, stream, limits, clock)
+        trusted = trusted_to_decord(container, stream, index)
+    with opened(name, limits) as (container, stream):
+        counted = max(1, len(index.times_N)) * stream.width * stream.height <= COUNT_BUDGET
+        seen = Decoded(stream, start_seconds(container))
+        for number, frame in enumerate(decode(name, container, stream, seen, clock)):
+            rotation = -frame.rotation % 360
+            height, width = (frame.width, frame.height) if rotation % 180 == 90 else (frame.height, frame.width)
+            if number == 0:
+                facts = {"width": width, "height": height, "rotation": rotation, "pix_fmt": frame.format.name}
+            if not counted and number == 8:
+                break
+        times_N = seen.times_N if counted else index.times_N
+        seconds = seen.seconds(times_N)
+        span = times_N[-1] - times_N[0] if len(times_N) > 1 else 0.0
+        codec = stream.codec_context.codec.canonical_name
+        truncated = seen.damaged or index.cut or counted and _short(stream, index, len(times_N))
+        sar = stream.sample_aspect_ratio
+        info = ClipInfo(
+            path=name,
+            sha256=file_sha256(name),
+            seconds=seconds,
+            fps=float((len(times_N) - 1) / span) if span > 0 else float(stream.average_rate or 0),
+            frames=len(times_N),
+            counted=counted,
+            truncated=bool(truncated),
+            sar=float(sar) if sar else 1.0,
+            container=container.format.name,
+            codec=codec,
+            has_audio=bool(container.streams.audio),
+            bytes=os.stat(name).st_size,
+            reader="pyav",
+            playable=not truncated and _playable(name, container, codec, facts["pix_fmt"]),
+            **facts,
+        )
+    if trusted:
+        # What read will use can only be known by asking decord for frames.
+        with opened(name, limits) as (container, stream):
+            if _by_decord(name, stream, index, 3, None, None, clock):
+                info = replace(info, reader="decord")
+    return info
+
+
+def _fits(name: str, stream, count: int, size, limits: Limits) -> None:
+    stored = stream.width * stream.height
+    one = size[0] * size[1] if size else stored
+    frames = min(count, stream.frames or count)
+    need = 3 * one * frames + (DECODER_BYTES_PER_PIXEL + 6) * stored
+    if need > limits.max_bytes:
+        raise refuse(
+            name,
+            VideoReason.TOO_LARGE,
+            f"{frames} frames would take {need / 2**20:,.0f} MiB, the limit is {limits.max_bytes / 2**20:,.0f}",
+            "Ask for fewer or smaller frames (count, size), or raise Limits.max_bytes.",
+        )
+
+
+def trusted_to_decord(container, stream, index: Index) -> bool:
+    """Whether decord can be expected to read what PyAV reads: packet n is frame n, nothing is missing, formats it has.
+
+    Outside this decord invents: frames past the end of a cut file, times of -3e17 seconds, rows of the wrong length.
+    """
+    return (
+        container.format.name in DECORD_CONTAINERS
+        and stream.codec_context.codec.canonical_name in DECORD_CODECS
+        and stream.pix_fmt in DECORD_PIXELS
+        and min(stream.width, stream.height) >= DECORD_MIN_SIDE
+        and index.whole
+        and not index.cut
+        and stream.frames in (0, len(index.times_N))
+        and len(index.times_N) > 0
+        and container.streams.best("video") is stream
+    )
+
+
+def _by_decord(name, stream, index: Index, count: int, size, fps, clock: Clock) -> Frames | None:
+    """None when decord fails, or when its frames are not those that the packets announce."""
+    import decord
+
+    seconds = _length(index.times_N, stream, index.last_duration)
+    wanted_T = sample(index.times_N, seconds, count, fps)
+    stored = {(stream.height, stream.width, 3), (stream.width, stream.height, 3)}
+    taken = []
+    try:
+        reader = decord.VideoReader(name, ctx=decord.cpu(), num_threads=1)
+        if len(reader) != len(index.times_N):
+            return None
+        starts_T = reader.get_frame_timestamp(wanted_T.tolist())[:, 0]
+        for i in wanted_T.tolist():
+            clock.check()
+            picture = reader[i].asnumpy()
+            if picture.shape not in stored:
+                return None
+            taken.append(resized(picture, size))
+    except (decord.DECORDError, RuntimeError, IndexError, UnicodeError):
+        return None  # PyAV reads it, or says why nobody can
+    times_T = index.times_N[wanted_T]
+    # decord keeps raw timestamps as float32, so only their steps can be compared, and those roughly.
+    if np.abs((starts_T - starts_T[0]) - (times_T - times_T[0])).max() > 2e-3 + 1e-6 * np.abs(starts_T).max():
+        return None
+    return Frames.of(np.stack(taken), wanted_T, times_T, seconds, "decord")
+
+
+def _by_pyav(name: str, index: Index, count: int, size, limits: Limits, fps, clock: Clock) -> Frames:
+    times_N = index.times_N
+    wanted_T = np.arange(count)
+    if len(times_N):
+        with_end = float(times_N[-1]) + index.last_duration
+        wanted_T = sample(times_N, with_end, count, fps)
+    # The packets only suggest which frames there are. When decoding finds others, choose again from what was found:
+    # decoding is deterministic, so the second round meets its own choice.
+    for _ in range(2):
+        taken: dict[int, np.ndarray] = {}
+        with opened(name, limits) as (container, stream):
+            seen = Decoded(stream, start_seconds(container))
+            chosen = set(wanted_T.tolist())
+            goal = size
+            for number, frame in enumerate(decode(name, container, stream, seen, clock)):
+                if number in chosen:
+                    taken[number] = resized(upright(name, frame), goal)
+                    goal = goal or taken[number].shape[1::-1]
+            truncated = seen.damaged or index.cut or _short(stream, index, len(seen.times_N))
+        seconds = seen.seconds(seen.times_N)
+        again_T = sample(seen.times_N, seconds, count, fps)
+        if np.array_equal(again_T, wanted_T):
+            break
+        wanted_T = again_T
+    pixels = np.stack([taken[i] for i in wanted_T.tolist()])
+    return Frames.of(pixels, wanted_T, seen.times_N[wanted_T], seconds, "pyav", truncated)
+
+
+class Decoded:
+    """What a decode has met so far: the frames' timestamps, and whether it ended in an error."""
+
+    def __init__(self, stream: av.VideoStream, start: float) -> None:
+        self.stream, self.start = stream, start
+        self.base = float(stream.time_base or 0)
+        self.pts: list[int | None] = []
+        self.dts: list[int | None] = []
+        self.last_duration = 0.0
+        self.damaged = False
+
+    @property
+    def times_N(self) -> np.ndarray:
+        """Seconds of every frame. AVI files with B-frames have wrong presentation times but right decoding times (FFmpeg's
+        own guess takes, as here, whichever runs backwards less often); single steps back are levelled."""
+        ticks = min(self.pts, self.dts, key=_faults)
+        known = np.maximum.accumulate(np.array([t for t in ticks if t is not None], np.int64))
+        if len(known) < len(ticks):
+            given = [n for n, t in enumerate(ticks) if t is not None]
+            known = np.interp(np.arange(len(ticks)), given, known) if given else np.zeros(0)
+        return known * self.base - self.start
+
+    def seconds(self, times_N: np.ndarray) -> float:
+        return _length(times_N, self.stream, self.last_duration)
+
+
+def _faults(ticks: list[int | None]) -> int:
+    known = [t for t in ticks if t is not None]
+    return len(ticks) - len(known) + sum(b <= a for a, b in zip(known, known[1:], strict=False))
+
+
+def _length(times_N: np.ndarray, stream: av.VideoStream, last: float = 0.0) -> float:
+    """End of the last frame: it is shown for its own duration, else as long as frames usually are."""
+    if not last and len(times_N) > 1:
+        last = float(np.median(np.diff(times_N)))
+    return float(times_N[-1]) + (last or float(1 / (stream.average_rate or 25)))
+
+
+def _short(stream: av.VideoStream, index: Index, decoded: int) -> bool:
+    """Fewer frames than the header claims; one may be missing in AVI files with packed B-frames, discarded ones always."""
+    return index.whole and decoded < stream.frames - 1
+
+
+def decode(name: str, container, stream, seen: Decoded, clock: Clock) -> Iterator[av.VideoFrame]:
+    """Frames until the end of the file or the first error.
+
+    Errors before the first frame are passed over (a recording that begins between keyframes); one after it ends the clip,
+    because what a decoder makes of the rest differs from decoder to decoder. `VideoError` when there is not one frame, or
+    not one timestamp.
+    """
+    error: Exception | None = None
+    for packet in packets(container, stream, clock):
+        try:
+            pictures = packet.decode()
+        except (av.FFmpegError, ValueError) as failure:
+            error = failure
+            seen.damaged = bool(seen.pts)
+            if seen.damaged:
+                break
+            continue
+        for frame in pictures:
+            seen.pts.append(frame.pts)
+            seen.dts.append(frame.dts)
+            seen.last_duration = float((frame.duration or 0) * (frame.time_base or 0))
+            yield frame
+    if not seen.pts and error is not None:
+        raise refuse(
+            name, VideoReason.DECODE_FAILED, f"no frame of it decodes ({error})", "Re-encode it, or leave it out."
+        ) from error
+    if not seen.pts:
+        raise refuse(
+            name, VideoReason.NO_FRAMES, "it has a header but holds no frame", "Copy or record it again, or leave it out."
+        )
+    if not len(seen.times_N):
+        raise refuse(
+            name, VideoReason.DECODE_FAILED, "its frames carry no timestamps", "Remux it into MP4 with a frame rate."
+        )
+
+
+def upright(name: str, frame: av.VideoFrame) -> np.ndarray:
+    try:
+        stored = frame.to_ndarray(format="rgb24")
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        raise refuse(
+            name, VideoReason.DECODE_FAILED, f"its {frame.format.name} pixels do not convert ({error})", "Re-encode it."
+        ) from error
+    return np.ascontiguousarray(np.rot90(stored, round(frame.rotation / 90)))
+
+
+def resized(pixels_H_W_3: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    if size is None or pixels_H_W_3.shape[1::-1] == tuple(size):
+        return pixels_H_W_3
+    return np.asarray(Image.fromarray(pixels_H_W_3).resize(tuple(size), Image.Resampling.BICUBIC))
+
+
+def _playable(name: str, container, codec: str, pix_fmt: str) -> bool:
+    """What Chromium, Firefox and Safari all play: 8-bit 4:2:0 H.264 in MP4, VP8 or VP9 in WebM, one picture stream."""
+    audio = {s.codec_context.codec.canonical_name for s in container.streams.audio}
+    if pix_fmt not in DECORD_PIXELS or len(container.streams.video) > 1:
+        return False
+    if codec == "h264" and container.format.name.startswith("mov"):
+        brand = container.metadata.get("major_brand", "")
+        return not brand.startswith(("qt", "3g")) and audio <= {"aac", "mp3"}
+    with open(name, "rb") as file:
+        webm = b"webm" in file.read(64)
+    return webm and codec in {"vp8", "vp9"} and audio <= {"vorbis", "opus"}
