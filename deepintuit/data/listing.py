@@ -1,0 +1,203 @@
+"""A listing: what an annotation file says exists, before any video file was opened.
+
+An importer turns one source into a `Listing` of `Row`s and a `Report` of what was missing, doubled or contradictory. Nothing here
+opens a video: `scan` does that next. Left out on purpose: repairing annotations. A contradiction is reported, and the clip excluded
+or kept by one stated rule, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from deepintuit.errors import DataError, nearest
+from deepintuit.labels import LabelSet, normalise
+
+SPLITS = ("coldstart", "grpo", "calibration", "validation", "test")
+# The most protected first: a clip listed in two splits stays in the one that must not be trained on.
+_PROTECTED = ("test", "validation", "calibration", "grpo", "coldstart", "train")
+_SPLIT_NAMES = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test",
+                **{name: name for name in _PROTECTED}}
+
+
+class Excluded(StrEnum):
+    """Why a listed clip is not used. A clip whose file fails carries the `VideoReason` of the failure instead."""
+    MISSING = "not_found"
+    CONFLICTING_LABEL = "conflicting_label"
+    UNKNOWN_LABEL = "unknown_label"
+    NO_LABEL = "no_label"
+    PRIVATE = "private"
+    NAME_NOT_UTF8 = "name_not_utf8"
+
+
+class Kind(StrEnum):
+    """What a `Finding` is about."""
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    DUPLICATE = "duplicate"
+    CONFLICTING_LABEL = "conflicting_label"
+    TWO_SPLITS = "two_splits"
+    TWO_GROUPS = "two_groups"
+    UNKNOWN_LABEL = "unknown_label"
+    EMPTY_ROW = "empty_row"
+    AMBIGUOUS_FILE = "ambiguous_file"
+    NOT_LISTED = "not_listed"
+    NOT_A_CLIP = "not_a_clip"
+    NO_PLAYABLE_COPY = "no_playable_copy"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that an import saw and a person should know; `source` is the clip's name as the annotation gives it."""
+    kind: Kind
+    source: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an import saw: how many rows each given split listed, and the findings."""
+    listed: Counter[str]
+    findings: tuple[Finding, ...] = ()
+
+    def of(self, kind: Kind) -> list[Finding]:
+        return [finding for finding in self.findings if finding.kind == kind]
+
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(str(finding.kind) for finding in self.findings))
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{split} {n}" for split, n in sorted(self.listed.items()))
+        lines = [f"{sum(self.listed.values())} rows listed ({splits})."]
+        for kind, n in sorted(self.counts().items()):
+            shown = [f"    {finding.sentence}" for finding in self.of(Kind(kind))[:5]]
+            lines += [f"  {kind}: {n}", *shown, *([f"    … and {n - 5} more"] if n > 5 else [])]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One listed clip. `path` is None where no file belongs to the entry; `label` is None where it could not be resolved."""
+    source: str
+    path: Path | None
+    label_given: str
+    label: str | None = None
+    group: str | None = None
+    split: str | None = None
+    text: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    excluded: str | None = None
+    detail: str | None = None
+    also_at: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Listing:
+    labels: LabelSet
+    rows: tuple[Row, ...]
+    report: Report
+
+
+def given_split(name: str | None, where: str) -> str | None:
+    """The split that an annotation means (`val`, `dev` → `validation`, …); blank is None; an unknown word is a `DataError`."""
+    word = (name or "").strip().lower()
+    if not word:
+        return None
+    if word not in _SPLIT_NAMES:
+        near = nearest(word, list(_SPLIT_NAMES))
+        raise DataError(f"{where} puts a clip into the split {name!r}.",
+                        f"Splits are {', '.join(SPLITS)} or train, which is divided later.",
+                        f"Write one of these{f' (nearest: {near})' if near else ''}, or leave the cell empty.")
+    return _SPLIT_NAMES[word]
+
+
+def finish(rows: Iterable[Row], labels: LabelSet | None, name: str, findings: Sequence[Finding] = ()) -> Listing:
+    """Resolve labels, mark missing files, fold rows of the same file: the last step of every importer.
+
+    Without a label set, one is made of the labels found: spellings that are equal after normalising are one label, under its
+    most frequent spelling. `name` is the dataset as the user knows it, for messages. No rows at all: `DataError`.
+    """
+    rows, findings = list(rows), list(findings)
+    if not rows:
+        raise DataError(f"{name} lists no clips.", "A manifest of 0 clips can train and score nothing.",
+                        "Check that the path is the one you meant and that it holds a header and at least one row, "
+                        "or class folders with video files.")
+    labels = labels or _labels_of(rows, name)
+    listed = Counter(row.split or "no split" for row in rows)
+    rows, doubled = fold([_look(row, labels) for row in rows], lambda row: row.path or row.source)
+    for row in rows:
+        if row.excluded == Excluded.MISSING:
+            findings.append(Finding(Kind.MISSING, row.source, row.detail))
+        elif row.excluded in (Excluded.UNKNOWN_LABEL, Excluded.NO_LABEL):
+            findings.append(Finding(Kind.UNKNOWN_LABEL, row.source, row.detail))
+    return Listing(labels, tuple(rows), Report(listed, (*findings, *doubled)))
+
+
+def fold(rows: Sequence[Row], key: Callable[[Row], Hashable | None]) -> tuple[list[Row], list[Finding]]:
+    """Keep one row per key and report the others; rows whose key is None stay as they are.
+
+    The row in the most protected split stays (test before validation before the training splits). Rows that disagree on the
+    label are kept once and excluded as `conflicting_label`.
+    """
+    clusters: dict[Hashable, list[Row]] = {}
+    for i, row in enumerate(rows):
+        own = key(row)
+        clusters.setdefault(("alone", i) if own is None else ("key", own), []).append(row)
+    kept, findings = [], []
+    for cluster in clusters.values():
+        row, found = _fold_one(cluster) if len(cluster) > 1 else (cluster[0], [])
+        kept.append(row)
+        findings += found
+    return kept, findings
+
+
+def _fold_one(cluster: list[Row]) -> tuple[Row, list[Finding]]:
+    keep = min(cluster, key=lambda row: _PROTECTED.index(row.split) if row.split else len(_PROTECTED))
+    others = [row for row in cluster if row is not keep]
+    keep = replace(keep, also_at=keep.also_at + tuple(name for row in others for name in (row.source, *row.also_at)))
+    findings = [Finding(Kind.DUPLICATE, row.source, f"{row.source!r} is listed twice; kept once." if row.source == keep.source
+                        else f"{row.source!r} is the same clip as {keep.source!r}; kept once.") for row in others]
+    said = {row.label or normalise(row.label_given): row.source for row in cluster}
+    if len(said) > 1:
+        detail = "; ".join(f"{source!r} says {label!r}" for label, source in sorted(said.items()))
+        findings.append(Finding(Kind.CONFLICTING_LABEL, keep.source, f"One clip, {len(said)} labels: {detail}. Excluded."))
+        keep = replace(keep, excluded=Excluded.CONFLICTING_LABEL, detail=detail)
+    splits = sorted({row.split for row in cluster if row.split})
+    if len(splits) > 1:
+        findings.append(Finding(Kind.TWO_SPLITS, keep.source,
+                                f"{keep.source!r} is listed in {' and '.join(splits)}; kept in {keep.split} only."))
+    groups = sorted({row.group for row in cluster if row.group})
+    if len(groups) > 1:
+        findings.append(Finding(Kind.TWO_GROUPS, keep.source,
+                                f"{keep.source!r} is listed in the groups {', '.join(map(repr, groups))}; kept in "
+                                f"{keep.group!r}. Groups that share a clip probably share footage: merge them."))
+    return keep, findings
+
+
+def _labels_of(rows: list[Row], name: str) -> LabelSet:
+    spellings: dict[str, Counter[str]] = {}
+    for row in rows:
+        if folded := normalise(row.label_given):
+            spellings.setdefault(folded, Counter())[row.label_given.strip()] += 1
+    return LabelSet.of(name, sorted(min(c, key=lambda word: (-c[word], word)) for c in spellings.values()))
+
+
+def _look(row: Row, labels: LabelSet) -> Row:
+    label = labels.resolve(row.label_given)
+    row = replace(row, label=label)
+    if row.excluded:
+        return row
+    if row.path is None or not row.path.is_file():
+        where = f"no file at {str(row.path)!r}" if row.path else "no video file has this name"
+        return replace(row, excluded=Excluded.MISSING, detail=f"{row.source!r}: {where}.")
+    if label is None and not row.label_given.strip():
+        return replace(row, excluded=Excluded.NO_LABEL, detail=f"{row.source!r} has no label.")
+    if label is None:
+        near = nearest(row.label_given, list(labels))
+        return replace(row, excluded=Excluded.UNKNOWN_LABEL,
+                       detail=f"{row.source!r} has the label {row.label_given!r}, which {labels.name!r} does not know"
+                              f"{f' (nearest: {near!r})' if near else ''}; add it or an alias.")
+    return row
