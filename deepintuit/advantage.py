@@ -1,7 +1,7 @@
 """From rewards to what pushes a trace up or down, on numbers alone (paper, GRPO; VideoP2R for segments).
 
-Axes: N clips of a batch, G traces of a group, T tokens, S segments. Functions of `rewards_G` also take `rewards_N_G`: the
-group is the last axis. Left out on purpose: no baseline beyond the group's own mean, no running statistics.
+Axes: N clips of a batch, G traces of a group, T tokens, S segments. Functions of `rewards_G` also take `rewards_N_G`:
+the group is the last axis. Left out on purpose: no baseline beyond the group's own mean, no running statistics.
 Run it:  python -c "from deepintuit.advantage import group_advantages; print(group_advantages([1, 0, 0, 0]))"
 """
 
@@ -42,7 +42,7 @@ def group_advantages(rewards_G: ArrayLike, eps: float = 1e-6) -> NDArray[np.floa
     centred = rewards - rewards.mean(axis=-1, keepdims=True)
     # The sample standard deviation of a group of one does not exist; it is tied, so any divisor does.
     spread = np.sqrt((centred**2).sum(axis=-1, keepdims=True) / max(rewards.shape[-1] - 1, 1))
-    return np.where(_tied(rewards), 0.0, centred / (spread + eps))
+    return np.divide(centred, spread + eps, out=np.zeros_like(centred), where=~_tied(rewards))
 
 
 def softmax_weights(rewards_G: ArrayLike, tau: float = 1.0) -> NDArray[np.float64]:

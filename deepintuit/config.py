@@ -9,6 +9,7 @@ Run it:  python -c "from deepintuit import config; print(config.load(None, ['grp
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -44,12 +45,15 @@ def _setting(default: Any, doc: str, *, low: float = -math.inf, high: float = ma
     return dataclasses.field(default=default, metadata=dict(doc=doc, low=low, high=high, above=above, choices=choices))
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
 @dataclass(frozen=True)
 class Section:
     """Checks every field of a section against its type and range when it is made, so that no bad one can exist."""
 
     def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self)).items():
+        for name, hint in _hints(type(self)).items():
             field = type(self).__dataclass_fields__[name]
             object.__setattr__(self, name, _checked(_dotted(self, name), getattr(self, name), hint, field.metadata))
         self._check_together()
@@ -351,14 +355,14 @@ def loads(text: str, sets: Sequence[str] = (), source: str = "the text") -> Conf
 
 def _require_table(name: str, value: Any) -> None:
     if not isinstance(value, dict):
-        raise ConfigError(f"{name} = {value!r}", "it is a section with keys of its own", f"Write [{name}] and its keys below")
+        raise ConfigError(f"{name} = {value!r}", "it is a section, not a value", f"Write [{name}] and its keys below")
 
 
 def _hint(parts: Sequence[str]) -> Any:
     """The type of a setting. Raises `ConfigError` with the nearest name when there is none."""
     owner: Any = Config
     for depth, part in enumerate(parts):
-        known = typing.get_type_hints(owner) if isinstance(owner, type) and issubclass(owner, Section) else {}
+        known = _hints(owner) if isinstance(owner, type) and issubclass(owner, Section) else {}
         if part not in known:
             above = ".".join(parts[:depth])
             near = nearest(part, known)

@@ -34,7 +34,7 @@ def accuracy_reward(trace: Trace | Malformed, true_label: str) -> float:
     """1.0 when the answer is the true label after normalising, else 0.0.
 
     Format is rewarded apart from it (paper, GRPO), so a malformed text whose answer is beyond doubt can be right
-    too [R]; `trace.parse` says when that is. Raises `LabelError` when there is no true label, as every reward would then be 0.
+    too [R]; `trace.parse` says when that is. Raises `LabelError` without a true label: all rewards would be 0.
     """
     wanted = normalise(true_label)
     if wanted in ("", NONE_LABEL):

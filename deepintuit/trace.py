@@ -290,7 +290,7 @@ def segment_of_offset(trace: Trace | Malformed, offset: int) -> str | None:
 
 
 class Mention(NamedTuple):
-    """A place in a clip that a text speaks of: characters start … end; `value` is seconds or a frame number, by kind."""
+    """A place in a clip that a text speaks of: characters start … end, and `value` in seconds or as a frame number."""
 
     start: int
     end: int
