@@ -1,0 +1,89 @@
+"""How good and how honest: accuracy, F1, reliability, intervals, abstention. Pure functions on arrays, no drawing.
+
+Axes in names: `_C` clips, `_K` classes, `_B` bootstrap draws. A prediction of `"none"` is an answer that could not be
+read: wrong, and counted on its own line. Truths and predictions are label texts; probabilities `probs_C_K` follow the
+order of `labels`, and `truth_C` beside them holds class indices. Empty input gives nan, never an exception.
+
+`answers`, `distributions`, `intervals` and `abstention` hold them; `evaluate_predictions` gives all at once.
+
+Left out on purpose: agreement between reviewers (kappa), per-class calibration, drawing (`report`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from deepintuit.labels import NONE_LABEL
+from deepintuit.metrics.abstention import (
+    RiskCoverage, conformal_quantile, conformal_sets, risk_coverage, set_coverage, threshold_for_risk)
+from deepintuit.metrics.answers import (
+    ClassScores, Flips, accuracy, class_scores, confusion, flips, macro_f1, no_answer_rate)
+from deepintuit.metrics.distributions import (
+    FLOOR, Bins, apply_temperature, brier, brier_each, ece, fit_temperature, nll, nll_each, reliability_bins)
+from deepintuit.metrics.inputs import Ints, class_indices, distribution
+from deepintuit.metrics.intervals import (
+    Estimate, Statistic, bootstrap, ece_of, macro_f1_of, mean_of, paired_difference, wilson)
+
+__all__ = [
+    "FLOOR", "Bins", "ClassScores", "Estimate", "Evaluation", "Flips", "RiskCoverage", "Statistic", "accuracy",
+    "apply_temperature", "bootstrap", "brier", "brier_each", "class_indices", "class_scores", "confusion",
+    "conformal_quantile", "conformal_sets", "ece", "ece_of", "evaluate_predictions", "fit_temperature", "flips",
+    "macro_f1", "macro_f1_of", "mean_of", "nll", "nll_each", "no_answer_rate", "paired_difference", "reliability_bins",
+    "risk_coverage", "set_coverage", "threshold_for_risk", "wilson",
+]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything a results table prints about one system on one split. The four last are None without probabilities;
+    they speak of the distribution's own highest class, whatever was answered."""
+
+    n: int
+    groups: int
+    accuracy: Estimate
+    macro_f1: Estimate
+    no_answer: Estimate
+    classes: ClassScores
+    confusion: Ints
+    nll: Estimate | None
+    brier: Estimate | None
+    ece: Estimate | None
+    bins: Bins | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dict of numbers and lists, for run.json; nan stays nan."""
+        return _listed(asdict(self))
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else list(value) if isinstance(value, tuple) else value
+
+
+def evaluate_predictions(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str],
+                         probs_C_K: ArrayLike | None = None, *, groups_C: ArrayLike | None = None, bins: int = 15,
+                         draws: int = 2000, seed: int = 0, level: float = 0.95) -> Evaluation:
+    """All metrics of one system with bootstrap intervals, by group where `groups_C` is given. No clips: n = 0 and nan."""
+    counts = confusion(truth_C, predicted_C, labels)
+    n = int(counts.sum())
+
+    def interval(statistic: Statistic) -> Estimate:
+        return bootstrap(statistic, n, groups_C=groups_C, draws=draws, seed=seed, level=level)
+
+    right_C = np.asarray(truth_C) == np.asarray(predicted_C)
+    proper: tuple[Any, ...] = (None, None, None, None)
+    if probs_C_K is not None:
+        probs, truth = distribution(probs_C_K, class_indices(truth_C, labels))
+        confidence, correct = (probs.max(1), probs.argmax(1) == truth) if n else (np.empty(0), np.empty(0))
+        proper = (interval(mean_of(nll_each(probs, truth))), interval(mean_of(brier_each(probs, truth))),
+                  interval(ece_of(confidence, correct, bins)), reliability_bins(confidence, correct, bins))
+    return Evaluation(n, n if groups_C is None else len(np.unique(np.asarray(groups_C))), interval(mean_of(right_C)),
+                      interval(macro_f1_of(truth_C, predicted_C, labels)),
+                      interval(mean_of(np.asarray(predicted_C) == NONE_LABEL)),
+                      class_scores(truth_C, predicted_C, labels), counts, *proper)

@@ -1,0 +1,65 @@
+"""When not to answer: risk against coverage, thresholds, and split-conformal label sets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from deepintuit.metrics.inputs import Floats, distribution, mean, same_length
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """One entry a distinct confidence, highest first: answering every clip of at least `threshold` covers the share
+    `coverage` and errs on the share `risk` of those. `area` is the mean risk over coverages (AURC; lower is better)."""
+
+    threshold: Floats
+    coverage: Floats
+    risk: Floats
+    area: float
+
+
+def risk_coverage(confidence_C: ArrayLike, correct_C: ArrayLike) -> RiskCoverage:
+    """Risk against coverage (El-Yaniv & Wiener 2010). Clips of equal confidence are answered together. No clips: empty
+    arrays and area nan."""
+    same_length(confidence=confidence_C, correct=correct_C)
+    confidence, correct = np.asarray(confidence_C, dtype=np.float64), np.asarray(correct_C, dtype=np.float64)
+    if not confidence.size:
+        return RiskCoverage(np.empty(0), np.empty(0), np.empty(0), math.nan)
+    order = np.argsort(-confidence, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
+    coverage = (ends + 1) / len(order)
+    risk = np.cumsum(1 - correct[order])[ends] / (ends + 1)
+    return RiskCoverage(confidence[order][ends], coverage, risk, float((np.diff(coverage, prepend=0.0) * risk).sum()))
+
+
+def threshold_for_risk(confidence_C: ArrayLike, correct_C: ArrayLike, risk: float) -> float:
+    """The lowest confidence from which on the measured risk is at most `risk`: the widest coverage. inf (answer
+    nothing) when no threshold does. Choose it on validation clips; it promises nothing on others."""
+    curve = risk_coverage(confidence_C, correct_C)
+    good = np.flatnonzero(curve.risk <= risk)
+    return float(curve.threshold[good[-1]]) if good.size else math.inf
+
+
+def conformal_quantile(probs_C_K: ArrayLike, truth_C: ArrayLike, alpha: float) -> float:
+    """Split-conformal quantile of 1 − p(truth): sets built with it hold the truth with probability ≥ 1 − alpha when new
+    clips are exchangeable with these. Fewer than 1/alpha − 1 clips: 1.0, every label is in every set."""
+    probs, truth = distribution(probs_C_K, truth_C)
+    n = len(truth)
+    rank = math.ceil((n + 1) * (1 - alpha) - 1e-9)
+    return float(np.sort(1 - probs[np.arange(n), truth])[rank - 1]) if 1 <= rank <= n else (1.0 if rank > n else 0.0)
+
+
+def conformal_sets(probs_C_K: ArrayLike, quantile: float) -> NDArray[np.bool_]:
+    """The labels of each clip's set, shape (C, K); a set may be empty or hold every label."""
+    return 1 - np.asarray(probs_C_K, dtype=np.float64) <= quantile
+
+
+def set_coverage(sets_C_K: NDArray[np.bool_], truth_C: ArrayLike) -> tuple[float, float]:
+    """Share of sets that hold the truth, and mean set size."""
+    truth = np.asarray(truth_C, dtype=np.int64)
+    same_length(sets=sets_C_K, truth=truth)
+    return mean(sets_C_K[np.arange(len(truth)), truth].astype(np.float64)), mean(sets_C_K.sum(1).astype(np.float64))

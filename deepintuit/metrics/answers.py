@@ -1,0 +1,100 @@
+"""Scores of answers: accuracy, F1, confusion, and what one system changed against another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix
+
+from deepintuit.errors import DataError
+from deepintuit.labels import NONE_LABEL
+from deepintuit.metrics.inputs import Floats, Ints, class_indices, mean, same_length
+
+
+def accuracy(truth_C: Sequence[str], predicted_C: Sequence[str]) -> float:
+    """Share of clips whose prediction is the truth; "none" is wrong. nan for no clips."""
+    same_length(truth=truth_C, predicted=predicted_C)
+    return mean(np.asarray(np.asarray(truth_C) == np.asarray(predicted_C), dtype=np.float64))
+
+
+def no_answer_rate(predicted_C: Sequence[str]) -> float:
+    """Share of clips without a readable answer. nan for no clips."""
+    return mean(np.asarray(np.asarray(predicted_C) == NONE_LABEL, dtype=np.float64))
+
+
+def confusion(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str]) -> Ints:
+    """Counts, shape (K, K + 1): rows are truths, columns predictions in the order of `labels`, the last one "none"."""
+    same_length(truth=truth_C, predicted=predicted_C)
+    truth, predicted = class_indices(truth_C, labels), class_indices(predicted_C, labels)
+    K = len(labels)
+    if (truth == K).any():
+        raise DataError(f"{NONE_LABEL!r} came as a true label", "it means that no answer could be read",
+                        "leave clips without a true label out")
+    if not truth.size:
+        return np.zeros((K, K + 1), dtype=np.int64)
+    return confusion_matrix(truth, predicted, labels=np.arange(K + 1))[:K].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """One entry a class. `predicted` counts how often the class was answered. Never answered: precision 0. Never true:
+    recall 0. Neither: F1 is nan, since nothing was asked and nothing claimed; otherwise F1 = 2tp / (2tp + fp + fn)."""
+
+    labels: tuple[str, ...]
+    precision_K: Floats
+    recall_K: Floats
+    f1_K: Floats
+    support_K: Ints
+    predicted_K: Ints
+
+
+def class_scores(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str]) -> ClassScores:
+    """Precision, recall, F1 and support per class. A clip answered "none" is a miss of its true class."""
+    counts = confusion(truth_C, predicted_C, labels)
+    K = len(labels)
+    right, support, predicted = np.diag(counts), counts.sum(1), counts[:, :K].sum(0)
+    return ClassScores(tuple(labels), right / np.maximum(predicted, 1), right / np.maximum(support, 1),
+                       f1_from_counts(counts[None].astype(np.float64))[0], support, predicted)
+
+
+def f1_from_counts(counts_B_K_K1: Floats) -> Floats:
+    K = counts_B_K_K1.shape[1]
+    right = np.einsum("bkk->bk", counts_B_K_K1[:, :, :K])
+    total = counts_B_K_K1.sum(2) + counts_B_K_K1[:, :, :K].sum(1)
+    return np.divide(2 * right, total, out=np.full_like(right, np.nan), where=total > 0)
+
+
+def nanmean(values_B_K: Floats) -> Floats:
+    known = ~np.isnan(values_B_K)
+    total = known.sum(1)
+    return np.divide(np.where(known, values_B_K, 0).sum(1), total, out=np.full(len(total), np.nan), where=total > 0)
+
+
+def macro_f1(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str]) -> float:
+    """Mean F1 over the classes that occur among truths or predictions; a class predicted but never true counts as 0,
+    one that is neither is left out (as scikit-learn does). "none" is no class. nan for no clips."""
+    return float(nanmean(class_scores(truth_C, predicted_C, labels).f1_K[None])[0])
+
+
+@dataclass(frozen=True)
+class Flips:
+    """What a stage changed: counts of clips, and McNemar's exact two-sided p (1.0 when nothing flipped)."""
+
+    right_to_wrong: int
+    wrong_to_right: int
+    both_right: int
+    both_wrong: int
+    p_value: float
+
+
+def flips(before_C: Sequence[str], after_C: Sequence[str], truth_C: Sequence[str]) -> Flips:
+    """Clips that became wrong and that became right from one system to the next."""
+    same_length(before=before_C, after=after_C, truth=truth_C)
+    truth = np.asarray(truth_C)
+    before, after = np.asarray(before_C) == truth, np.asarray(after_C) == truth
+    lost, won = int((before & ~after).sum()), int((~before & after).sum())
+    p = float(binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
+    return Flips(lost, won, int((before & after).sum()), int((~before & ~after).sum()), p)
