@@ -14,6 +14,25 @@ from deepintuit.data.scan import scan
 from deepintuit.data.sources import import_csv, import_folder, import_jsonl
 from deepintuit.data.splits import FRACTIONS, assign_splits
 
-__all__ = ["FRACTIONS", "SPLITS", "Excluded", "Finding", "Kind", "LeakWarning", "Listing", "Manifest", "Report", "Row", "Summary",
-           "assign_splits", "container_features", "import_csv", "import_folder", "import_jsonl", "import_multihateclip",
-           "import_smarthome", "scan", "text_corpus"]
+__all__ = [
+    "FRACTIONS",
+    "SPLITS",
+    "Excluded",
+    "Finding",
+    "Kind",
+    "LeakWarning",
+    "Listing",
+    "Manifest",
+    "Report",
+    "Row",
+    "Summary",
+    "assign_splits",
+    "container_features",
+    "import_csv",
+    "import_folder",
+    "import_jsonl",
+    "import_multihateclip",
+    "import_smarthome",
+    "scan",
+    "text_corpus",
+]

@@ -1,8 +1,8 @@
 """A listing: what an annotation file says exists, before any video file was opened.
 
-An importer turns one source into a `Listing` of `Row`s and a `Report` of what was missing, doubled or contradictory. Nothing here
-opens a video: `scan` does that next. Left out on purpose: repairing annotations. A contradiction is reported, and the clip excluded
-or kept by one stated rule, never guessed.
+An importer turns one source into a `Listing` of `Row`s and a `Report` of what was missing, doubled or contradictory.
+Nothing here opens a video: `scan` does that next. Left out on purpose: repairing annotations. A contradiction is
+reported, and the clip excluded or kept by one stated rule, never guessed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ from deepintuit.labels import LabelSet, normalise
 SPLITS = ("coldstart", "grpo", "calibration", "validation", "test")
 # The most protected first: a clip listed in two splits stays in the one that must not be trained on.
 _PROTECTED = ("test", "validation", "calibration", "grpo", "coldstart", "train")
-_SPLIT_NAMES = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test",
-                **{name: name for name in _PROTECTED}}
+_SPLIT_NAMES = {
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "testing": "test",
+    **{name: name for name in _PROTECTED},
+}
 
 
 class Excluded(StrEnum):
     """Why a listed clip is not used. A clip whose file fails carries the `VideoReason` of the failure instead."""
+
     MISSING = "not_found"
     CONFLICTING_LABEL = "conflicting_label"
     UNKNOWN_LABEL = "unknown_label"
@@ -35,6 +42,7 @@ class Excluded(StrEnum):
 
 class Kind(StrEnum):
     """What a `Finding` is about."""
+
     MISSING = "missing"
     UNREADABLE = "unreadable"
     DUPLICATE = "duplicate"
@@ -52,6 +60,7 @@ class Kind(StrEnum):
 @dataclass(frozen=True)
 class Finding:
     """One thing that an import saw and a person should know; `source` is the clip's name as the annotation gives it."""
+
     kind: Kind
     source: str
     sentence: str
@@ -60,6 +69,7 @@ class Finding:
 @dataclass(frozen=True)
 class Report:
     """What an import saw: how many rows each given split listed, and the findings."""
+
     listed: Counter[str]
     findings: tuple[Finding, ...] = ()
 
@@ -80,7 +90,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Row:
-    """One listed clip. `path` is None where no file belongs to the entry; `label` is None where it could not be resolved."""
+    """One listed clip. `path` is None where no file belongs to the entry; `label` is None where it could not be
+    resolved."""
+
     source: str
     path: Path | None
     label_given: str
@@ -102,29 +114,36 @@ class Listing:
 
 
 def given_split(name: str | None, where: str) -> str | None:
-    """The split that an annotation means (`val`, `dev` → `validation`, …); blank is None; an unknown word is a `DataError`."""
+    """The split that an annotation means (`val`, `dev` → `validation`, …); blank is None; an unknown word is a
+    `DataError`."""
     word = (name or "").strip().lower()
     if not word:
         return None
     if word not in _SPLIT_NAMES:
         near = nearest(word, list(_SPLIT_NAMES))
-        raise DataError(f"{where} puts a clip into the split {name!r}.",
-                        f"Splits are {', '.join(SPLITS)} or train, which is divided later.",
-                        f"Write one of these{f' (nearest: {near})' if near else ''}, or leave the cell empty.")
+        raise DataError(
+            f"{where} puts a clip into the split {name!r}.",
+            f"Splits are {', '.join(SPLITS)} or train, which is divided later.",
+            f"Write one of these{f' (nearest: {near})' if near else ''}, or leave the cell empty.",
+        )
     return _SPLIT_NAMES[word]
 
 
 def finish(rows: Iterable[Row], labels: LabelSet | None, name: str, findings: Sequence[Finding] = ()) -> Listing:
     """Resolve labels, mark missing files, fold rows of the same file: the last step of every importer.
 
-    Without a label set, one is made of the labels found: spellings that are equal after normalising are one label, under its
-    most frequent spelling. `name` is the dataset as the user knows it, for messages. No rows at all: `DataError`.
+    Without a label set, one is made of the labels found: spellings that are equal after normalising are one label,
+    under its most frequent spelling. `name` is the dataset as the user knows it, for messages. No rows at all:
+    `DataError`.
     """
     rows, findings = list(rows), list(findings)
     if not rows:
-        raise DataError(f"{name} lists no clips.", "A manifest of 0 clips can train and score nothing.",
-                        "Check that the path is the one you meant and that it holds a header and at least one row, "
-                        "or class folders with video files.")
+        raise DataError(
+            f"{name} lists no clips.",
+            "A manifest of 0 clips can train and score nothing.",
+            "Check that the path is the one you meant and that it holds a header and at least one row, "
+            "or class folders with video files.",
+        )
     labels = labels or _labels_of(rows, name)
     listed = Counter(row.split or "no split" for row in rows)
     rows, doubled = fold([_look(row, labels) for row in rows], lambda row: row.path or row.source)
@@ -139,8 +158,8 @@ def finish(rows: Iterable[Row], labels: LabelSet | None, name: str, findings: Se
 def fold(rows: Sequence[Row], key: Callable[[Row], Hashable | None]) -> tuple[list[Row], list[Finding]]:
     """Keep one row per key and report the others; rows whose key is None stay as they are.
 
-    The row in the most protected split stays (test before validation before the training splits). Rows that disagree on the
-    label are kept once and excluded as `conflicting_label`.
+    The row in the most protected split stays (test before validation before the training splits). Rows that disagree
+    on the label are kept once and excluded as `conflicting_label`.
     """
     clusters: dict[Hashable, list[Row]] = {}
     for i, row in enumerate(rows):
@@ -158,22 +177,42 @@ def _fold_one(cluster: list[Row]) -> tuple[Row, list[Finding]]:
     keep = min(cluster, key=lambda row: _PROTECTED.index(row.split) if row.split else len(_PROTECTED))
     others = [row for row in cluster if row is not keep]
     keep = replace(keep, also_at=keep.also_at + tuple(name for row in others for name in (row.source, *row.also_at)))
-    findings = [Finding(Kind.DUPLICATE, row.source, f"{row.source!r} is listed twice; kept once." if row.source == keep.source
-                        else f"{row.source!r} is the same clip as {keep.source!r}; kept once.") for row in others]
-    said = {row.label or normalise(row.label_given): row.source for row in cluster}
+    findings = [
+        Finding(
+            Kind.DUPLICATE,
+            row.source,
+            f"{row.source!r} is listed twice; kept once."
+            if row.source == keep.source
+            else f"{row.source!r} is the same clip as {keep.source!r}; kept once.",
+        )
+        for row in others
+    ]
+    said = {word: row.source for row in cluster if (word := row.label or normalise(row.label_given))}
     if len(said) > 1:
         detail = "; ".join(f"{source!r} says {label!r}" for label, source in sorted(said.items()))
-        findings.append(Finding(Kind.CONFLICTING_LABEL, keep.source, f"One clip, {len(said)} labels: {detail}. Excluded."))
+        findings.append(
+            Finding(Kind.CONFLICTING_LABEL, keep.source, f"One clip, {len(said)} labels: {detail}. Excluded.")
+        )
         keep = replace(keep, excluded=Excluded.CONFLICTING_LABEL, detail=detail)
     splits = sorted({row.split for row in cluster if row.split})
     if len(splits) > 1:
-        findings.append(Finding(Kind.TWO_SPLITS, keep.source,
-                                f"{keep.source!r} is listed in {' and '.join(splits)}; kept in {keep.split} only."))
+        findings.append(
+            Finding(
+                Kind.TWO_SPLITS,
+                keep.source,
+                f"{keep.source!r} is listed in {' and '.join(splits)}; kept in {keep.split} only.",
+            )
+        )
     groups = sorted({row.group for row in cluster if row.group})
     if len(groups) > 1:
-        findings.append(Finding(Kind.TWO_GROUPS, keep.source,
-                                f"{keep.source!r} is listed in the groups {', '.join(map(repr, groups))}; kept in "
-                                f"{keep.group!r}. Groups that share a clip probably share footage: merge them."))
+        findings.append(
+            Finding(
+                Kind.TWO_GROUPS,
+                keep.source,
+                f"{keep.source!r} is listed in the groups {', '.join(map(repr, groups))}; kept in "
+                f"{keep.group!r}. Groups that share a clip probably share footage: merge them.",
+            )
+        )
     return keep, findings
 
 
@@ -197,7 +236,10 @@ def _look(row: Row, labels: LabelSet) -> Row:
         return replace(row, excluded=Excluded.NO_LABEL, detail=f"{row.source!r} has no label.")
     if label is None:
         near = nearest(row.label_given, list(labels))
-        return replace(row, excluded=Excluded.UNKNOWN_LABEL,
-                       detail=f"{row.source!r} has the label {row.label_given!r}, which {labels.name!r} does not know"
-                              f"{f' (nearest: {near!r})' if near else ''}; add it or an alias.")
+        return replace(
+            row,
+            excluded=Excluded.UNKNOWN_LABEL,
+            detail=f"{row.source!r} has the label {row.label_given!r}, which {labels.name!r} does not know"
+            f"{f' (nearest: {near!r})' if near else ''}; add it or an alias.",
+        )
     return row

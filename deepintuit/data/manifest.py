@@ -1,8 +1,8 @@
 """The manifest of a dataset: which clips exist, and who may see them.
 
-One Parquet, `clips/<dataset>.parquet`, its label set beside it as `clips/<dataset>.labels.toml`. Saving never loses a version: the
-former pair stays as `<dataset>@<n>.parquet` and `<dataset>@<n>.labels.toml`. Left out on purpose: pixels, and any judgement of a
-clip; a clip that cannot be used stays as a row with the reason in `excluded`.
+One Parquet, `clips/<dataset>.parquet`, its label set beside it as `clips/<dataset>.labels.toml`. Saving never loses a
+version: the former pair stays as `<dataset>@<n>.parquet` and `<dataset>@<n>.labels.toml`. Left out on purpose:
+pixels, and any judgement of a clip; a clip that cannot be used stays as a row with the reason in `excluded`.
 
 Run it:  python -c "from deepintuit.data import Manifest; print(Manifest.load('workbench', 'home').summary())"
 """
@@ -25,16 +25,36 @@ from deepintuit.data.listing import SPLITS
 from deepintuit.errors import DataError, nearest
 from deepintuit.labels import LabelSet
 
-# A list of named texts, not an Arrow map, because Hugging Face datasets cannot read maps; in DuckDB: map_from_entries(text).
+# A list of named texts, not an Arrow map, because Hugging Face datasets cannot read maps; in DuckDB:
+# map_from_entries(text).
 _NAMED = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
-SCHEMA = pa.schema([
-    ("clip_id", pa.string()), ("sha256", pa.string()), ("path", pa.string()), ("source", pa.string()),
-    ("label", pa.string()), ("label_given", pa.string()), ("group", pa.string()), ("given_split", pa.string()),
-    ("split", pa.string()), ("seconds", pa.float64()), ("width", pa.int64()), ("height", pa.int64()), ("fps", pa.float64()),
-    ("frames", pa.int64()), ("codec", pa.string()), ("audio", pa.bool_()), ("bytes", pa.int64()),
-    ("playable_path", pa.string()), ("excluded", pa.string()), ("excluded_detail", pa.string()),
-    ("also_at", pa.list_(pa.string())), ("text", _NAMED), ("notes", _NAMED),
-])
+SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("sha256", pa.string()),
+        ("path", pa.string()),
+        ("source", pa.string()),
+        ("label", pa.string()),
+        ("label_given", pa.string()),
+        ("group", pa.string()),
+        ("given_split", pa.string()),
+        ("split", pa.string()),
+        ("seconds", pa.float64()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("fps", pa.float64()),
+        ("frames", pa.int64()),
+        ("codec", pa.string()),
+        ("audio", pa.bool_()),
+        ("bytes", pa.int64()),
+        ("playable_path", pa.string()),
+        ("excluded", pa.string()),
+        ("excluded_detail", pa.string()),
+        ("also_at", pa.list_(pa.string())),
+        ("text", _NAMED),
+        ("notes", _NAMED),
+    ]
+)
 _PATHS = ("path", "playable_path")
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
@@ -46,6 +66,7 @@ class LeakWarning(UserWarning):
 @dataclass(frozen=True)
 class Summary:
     """Counts of a manifest: usable clips by split × label, excluded by reason and split, duplicates folded away."""
+
     by_split: pd.DataFrame
     excluded: pd.DataFrame
     duplicates: int
@@ -58,8 +79,10 @@ class Summary:
             lines += ["Excluded, by reason and split", self.excluded.to_string()]
         lines.append(f"{self.duplicates} duplicates folded away; {self.groups} groups")
         if self.without_group:
-            lines.append(f"{self.without_group} clips name no group: each is a group of its own, so nothing holds clips of the "
-                         "same source together")
+            lines.append(
+                f"{self.without_group} clips name no group: each is a group of its own, so nothing holds clips of the "
+                "same source together"
+            )
         return "\n".join(lines)
 
 
@@ -71,8 +94,11 @@ class Manifest:
 
     def __init__(self, workbench: str | Path, dataset: str, frame: pd.DataFrame, labels: LabelSet) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", dataset):
-            raise DataError(f"{dataset!r} cannot name a dataset.", "The name becomes a file name.",
-                            "Use letters, digits, '.', '_' and '-', starting with a letter or digit.")
+            raise DataError(
+                f"{dataset!r} cannot name a dataset.",
+                "The name becomes a file name.",
+                "Use letters, digits, '.', '_' and '-', starting with a letter or digit.",
+            )
         self.workbench, self.dataset, self.frame, self.labels = Path(os.path.abspath(workbench)), dataset, frame, labels
 
     @property
@@ -81,29 +107,41 @@ class Manifest:
 
     @classmethod
     def load(cls, workbench: str | Path, dataset: str) -> Manifest:
-        """Read a saved manifest. Raises `DataError` when there is none or the file is not a manifest, `LabelError` for its labels."""
+        """Read a saved manifest. Raises `DataError` when there is none or the file is not a manifest, `LabelError`
+        for its labels."""
         self = cls(workbench, dataset, pd.DataFrame(), LabelSet.of("unread", ("a", "b")))
         if not self.path.is_file():
             known = sorted(p.stem for p in self.path.parent.glob("*.parquet") if "@" not in p.name)
             near = nearest(dataset, known)
-            raise DataError(f"There is no dataset {dataset!r} in {str(self.workbench)!r}.",
-                            f"Imported so far: {', '.join(known) or 'none'}.",
-                            f"Did you mean {near!r}?" if near else "Import one with `deepintuit clips`.")
+            raise DataError(
+                f"There is no dataset {dataset!r} in {str(self.workbench)!r}.",
+                f"Imported so far: {', '.join(known) or 'none'}.",
+                f"Did you mean {near!r}?" if near else "Import one with `deepintuit clips`.",
+            )
         try:
             table = pq.read_table(self.path)
         except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{str(self.path)!r} is not a Parquet file ({error}).", "The manifest is read from it.",
-                            f"Put an earlier version ({dataset}@<n>.parquet) in its place, or import again.") from error
+            raise DataError(
+                f"{str(self.path)!r} is not a Parquet file ({error}).",
+                "The manifest is read from it.",
+                f"Put an earlier version ({dataset}@<n>.parquet) in its place, or import again.",
+            ) from error
         missing = [name for name in SCHEMA.names if name not in table.column_names]
         if missing:
-            raise DataError(f"{str(self.path)!r} has no column {missing[0]!r}.", "It is not a manifest of this version.",
-                            "Import the dataset again; the old file is kept.")
+            raise DataError(
+                f"{str(self.path)!r} has no column {missing[0]!r}.",
+                "It is not a manifest of this version.",
+                "Import the dataset again; the old file is kept.",
+            )
         self.labels = LabelSet.load(self._labels_path)
         self.frame = to_frame(table.select(SCHEMA.names).cast(SCHEMA), self.workbench)
         unknown = set(self.frame["label"].dropna()) - set(self.labels)
         if unknown:
-            raise DataError(f"{self.dataset!r} has clips labelled {sorted(unknown)[0]!r}.",
-                            f"{self._labels_path.name} does not list that label.", "Put the label back, or import again.")
+            raise DataError(
+                f"{self.dataset!r} has clips labelled {sorted(unknown)[0]!r}.",
+                f"{self._labels_path.name} does not list that label.",
+                "Put the label back, or import again.",
+            )
         return self
 
     @property
@@ -111,12 +149,13 @@ class Manifest:
         return self.path.with_name(f"{self.dataset}.labels.toml")
 
     def save(self) -> Path:
-        """Write manifest and labels, each by temp name, fsync and rename; a differing former version is kept as `@<n>`."""
+        """Write manifest and labels, each by temp name, fsync and rename; a differing former version is kept as
+        `@<n>`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         table = _to_table(self.frame, self.workbench)
         labels = self.labels.dumps().encode()
         if self.path.is_file():
-            if pq.read_table(self.path).equals(table) and self._labels_path.read_bytes() == labels:
+            if self._is_saved(table, labels):
                 return self.path
             self._keep_version()
         temp = self.path.with_name(f".{self.dataset}.{uuid.uuid4().hex}.tmp")
@@ -126,9 +165,18 @@ class Manifest:
         _settle(temp, self.path)
         return self.path
 
+    def _is_saved(self, table: pa.Table, labels: bytes) -> bool:
+        try:
+            return pq.read_table(self.path).equals(table) and self._labels_path.read_bytes() == labels
+        except (pa.ArrowInvalid, OSError):
+            return False  # damaged or half gone: what is there is kept as a version and written anew
+
     def _keep_version(self) -> None:
-        taken = [int(m[1]) for p in self.path.parent.iterdir()
-                 if (m := re.fullmatch(re.escape(self.dataset) + r"@(\d+)\..*", p.name))]
+        taken = [
+            int(m[1])
+            for p in self.path.parent.iterdir()
+            if (m := re.fullmatch(re.escape(self.dataset) + r"@(\d+)\..*", p.name))
+        ]
         for path in (self.path, self._labels_path):
             if path.is_file():
                 kept = path.with_name(path.name.replace(self.dataset, f"{self.dataset}@{max(taken, default=0) + 1}", 1))
@@ -142,8 +190,11 @@ class Manifest:
         if split is None:
             return rows
         if split not in SPLITS:
-            raise DataError(f"There is no split {split!r}.", f"Splits are {', '.join(SPLITS)}.",
-                            f"Nearest: {nearest(split, SPLITS) or SPLITS[0]}.")
+            raise DataError(
+                f"There is no split {split!r}.",
+                f"Splits are {', '.join(SPLITS)}.",
+                f"Nearest: {nearest(split, SPLITS) or SPLITS[0]}.",
+            )
         return rows[rows["split"] == split]
 
     @property
@@ -161,15 +212,21 @@ class Manifest:
         order = [*SPLITS, "train", "unassigned"]
         by_split = pd.crosstab(used["split"], used["label"]).reindex(columns=list(self.labels), fill_value=0)
         by_split = by_split.reindex([s for s in order if s in set(frame["split"])], fill_value=0)
-        return Summary(by_split.assign(all=by_split.sum(axis=1)), pd.crosstab(out["excluded"], out["split"]),
-                       int(frame["also_at"].map(len).sum()), int(used["group"].nunique()),
-                       int((used["group"] == used["clip_id"]).sum()))
+        return Summary(
+            by_split.assign(all=by_split.sum(axis=1)),
+            pd.crosstab(out["excluded"], out["split"]),
+            int(frame["also_at"].map(len).sum()),
+            int(used["group"].nunique()),
+            int((used["group"] == used["clip_id"]).sum()),
+        )
 
 
 def container_features(frame: pd.DataFrame) -> pd.DataFrame:
-    """What the file alone says of a clip, by clip_id, as floats: the metadata-only baseline that stands beside every score.
+    """What the file alone says of a clip, by clip_id, as floats: the metadata-only baseline that stands beside every
+    score.
 
-    Columns: width, height (pixels), fps, seconds, frames, audio (0 or 1), bytes, bitrate (bits a second; NaN for no length).
+    Columns: width, height (pixels), fps, seconds, frames, audio (0 or 1), bytes, bitrate (bits a second; NaN for no
+    length).
     """
     names = ["width", "height", "fps", "seconds", "frames", "audio", "bytes"]
     features = frame.set_index("clip_id")[names].astype("Float64").astype("float64")
@@ -177,9 +234,12 @@ def container_features(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def text_corpus(frame: pd.DataFrame, fields: Sequence[str], notes_shown: Sequence[str] = ()) -> pd.Series:
-    """The named fields of each clip as one string, by clip_id, for the text-only baseline; "" where a clip has none of them."""
+    """The named fields of each clip as one string, by clip_id, for the text-only baseline; "" where a clip has none
+    of them."""
     shown = _fields(frame, fields, notes_shown)
-    return pd.Series({clip: "\n".join(texts.values()) for clip, texts in shown.items()}, dtype=str).rename_axis("clip_id")
+    return pd.Series({clip: "\n".join(texts.values()) for clip, texts in shown.items()}, dtype=str).rename_axis(
+        "clip_id"
+    )
 
 
 def _fields(frame: pd.DataFrame, names: Sequence[str], notes_shown: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -189,28 +249,46 @@ def _fields(frame: pd.DataFrame, names: Sequence[str], notes_shown: Sequence[str
             if name in known[column]:
                 continue
             if column == "text" and name in known["notes"]:
-                raise DataError(f"{name!r} is an annotation column, not a text field.",
-                                "It may describe the clip or argue for its label, which a model must not read.",
-                                f"Leave it out, or name it under notes_shown if showing {name!r} is what you want to measure.")
+                raise DataError(
+                    f"{name!r} is an annotation column, not a text field.",
+                    "It may describe the clip or argue for its label, which a model must not read.",
+                    f"Leave it out, or name it under notes_shown if showing {name!r} is what you want to measure.",
+                )
             near = nearest(name, known[column])
-            raise DataError(f"No clip has the {column} field {name!r}.",
-                            f"Known: {', '.join(map(repr, known[column])) or 'none'}.",
-                            f"Did you mean {near!r}?" if near else "Name one of these, or none.")
+            raise DataError(
+                f"No clip has the {column} field {name!r}.",
+                f"Known: {', '.join(map(repr, known[column])) or 'none'}.",
+                f"Did you mean {near!r}?" if near else "Name one of these, or none.",
+            )
     if notes_shown:
-        warnings.warn(f"LABEL LEAK: the annotation columns {', '.join(map(repr, notes_shown))} are about to be shown to a model. Such "
-                      "columns give the label away: TF-IDF on the human description alone scores 85.2 % on the paper's 196 test "
-                      "ids, on the annotators' reasoning 99.5 % (METHOD.md 1.7). No score obtained so is a result about "
-                      "video.", LeakWarning, stacklevel=3)
-    return {clip: {name: texts[name] for asked, texts in ((names, text), (notes_shown, notes)) for name in asked if name in texts}
-            for clip, text, notes in zip(frame["clip_id"], frame["text"], frame["notes"])}
+        shown = ", ".join(map(repr, notes_shown))
+        warnings.warn(
+            f"LABEL LEAK: the annotation columns {shown} are about to be shown to a model. Such columns give the "
+            "label away: TF-IDF on the human description alone scores 85.2 % on the paper's 196 test ids, on the "
+            "annotators' reasoning 99.5 % (METHOD.md 1.7). No score obtained so is a result about video.",
+            LeakWarning,
+            stacklevel=3,
+        )
+    return {
+        clip: {
+            name: texts[name]
+            for asked, texts in ((names, text), (notes_shown, notes))
+            for name in asked
+            if name in texts
+        }
+        for clip, text, notes in zip(frame["clip_id"], frame["text"], frame["notes"])
+    }
 
 
 def to_frame(table: pa.Table, workbench: Path) -> pd.DataFrame:
     """The table as it lies on disk → the frame as it is used (dicts, absolute paths)."""
     frame = table.to_pandas(types_mapper=_NULLABLE.get)
     for column in ("text", "notes"):
-        frame[column] = pd.Series([{entry["name"]: entry["value"] for entry in cell} for cell in table[column].to_pylist()],
-                                  index=frame.index, dtype=object)
+        frame[column] = pd.Series(
+            [{entry["name"]: entry["value"] for entry in cell} for cell in table[column].to_pylist()],
+            index=frame.index,
+            dtype=object,
+        )
     frame["also_at"] = pd.Series(table["also_at"].to_pylist(), index=frame.index, dtype=object)
     for column in _PATHS:
         frame[column] = frame[column].map(lambda p: os.path.join(workbench, p), na_action="ignore")
@@ -218,9 +296,12 @@ def to_frame(table: pa.Table, workbench: Path) -> pd.DataFrame:
 
 
 def rows_to_table(rows: Sequence[Mapping[str, object]]) -> pa.Table:
-    """Plain dicts in the columns of `SCHEMA` → the table; `text` and `notes` become lists of named texts in the given order."""
-    named = [{**row, **{column: [{"name": k, "value": v} for k, v in row[column].items()] for column in ("text", "notes")}}
-             for row in rows]
+    """Plain dicts in the columns of `SCHEMA` → the table; `text` and `notes` become lists of named texts in the given
+    order."""
+    named = [
+        {**row, **{column: [{"name": k, "value": v} for k, v in row[column].items()] for column in ("text", "notes")}}
+        for row in rows
+    ]
     return pa.Table.from_pylist(named, schema=SCHEMA)
 
 
@@ -236,7 +317,8 @@ def _to_table(frame: pd.DataFrame, workbench: Path) -> pa.Table:
 
 
 def _settle(temp: Path, target: Path) -> None:
-    """fsync the finished temp file, then give it its name: a crash leaves the old file or the new one, never half of one."""
+    """fsync the finished temp file, then give it its name: a crash leaves the old file or the new one, never half of
+    one."""
     with open(temp, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(temp, target)

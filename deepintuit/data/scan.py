@@ -1,9 +1,9 @@
 """Look at the files of a listing: hash, probe, playable copy; what comes out is a `Manifest`.
 
-The reader is handed in (`video.probe`, `video.playable_copy`), since this shelf stands below `video`. Resumable: every probed
-file is a line in `clips/<dataset>.journal.jsonl`; a second scan opens only files whose path, size, time stamp or limits changed.
-Left out on purpose: killing a decoder that hangs, which is `video.probe(isolate=True)`'s duty, and dropping anything: a file that
-fails stays as a row.
+The reader is handed in (`video.probe`, `video.playable_copy`), since this shelf stands below `video`. Resumable:
+every probed file is a line in `clips/<dataset>.journal.jsonl`; a second scan opens only files whose path, size, time
+stamp or limits changed. Left out on purpose: killing a decoder that hangs, which is `video.probe(isolate=True)`'s
+duty, and dropping anything: a file that fails stays as a row.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deepintuit.data.listing import Finding, Kind, Listing, Report, Row, fold
@@ -31,17 +32,27 @@ _MEASURED = ("seconds", "width", "height", "fps", "frames", "codec", "bytes")
 _DIED = "The process that read the file died on it."
 
 
-def scan(listing: Listing, workbench: str | Path, dataset: str, *, probe: Callable[..., Any],
-         playable_copy: Callable[[Path, Path], Any] | None = None, limits: Any = None, jobs: int = 1,
-         progress: bool = True, fresh: bool = False) -> tuple[Manifest, Report]:
+def scan(
+    listing: Listing,
+    workbench: str | Path,
+    dataset: str,
+    *,
+    probe: Callable[..., Any],
+    playable_copy: Callable[[Path, Path], Any] | None = None,
+    limits: Any = None,
+    jobs: int = 1,
+    progress: bool = True,
+    fresh: bool = False,
+) -> tuple[Manifest, Report]:
     """Probe every listed file and build the manifest (not saved yet), with the listing's report carried on.
 
-    `probe(path, limits)` returns a `ClipInfo` or raises `VideoError`; without `limits` it is called with the path alone.
-    `playable_copy(source, target)` is called for clips that browsers cannot play. With `jobs` above 1 both run in that many
-    processes (so they must be importable, and a script needs its `if __name__ == "__main__"`). `fresh` ignores the journal.
-    Content listed twice is kept once; a clip_id is the first 16 hex digits of the content's SHA-256.
+    `probe(path, limits)` returns a `ClipInfo` or raises `VideoError`; without `limits` it is called with the path
+    alone. `playable_copy(source, target)` is called for clips that browsers cannot play. With `jobs` above 1 both run
+    in that many processes (so they must be importable, and a script needs its `if __name__ == "__main__"`). `fresh`
+    ignores the journal. Content listed twice is kept once; a clip_id is the first 16 hex digits of the content's
+    SHA-256.
     """
-    manifest = Manifest(workbench, dataset, None, listing.labels)
+    manifest = Manifest(workbench, dataset, pd.DataFrame(), listing.labels)
     clips = manifest.path.parent
     clips.mkdir(parents=True, exist_ok=True)
     journal = _Journal(clips / f"{dataset}.journal.jsonl", repr(limits), fresh)
@@ -54,8 +65,11 @@ def scan(listing: Listing, workbench: str | Path, dataset: str, *, probe: Callab
         journal.put(path, seen[path])
 
     folder = clips / "playable"
-    targets = {path: folder / f"{look['sha256'][:16]}.mp4" for path, look in seen.items()
-               if playable_copy and _wants_copy(look, folder)}
+    targets = {
+        path: folder / f"{look['sha256'][:16]}.mp4"
+        for path, look in seen.items()
+        if playable_copy and _wants_copy(look, folder)
+    }
     if targets:
         folder.mkdir(exist_ok=True)
     copy = partial(_copy, playable_copy=playable_copy, targets=targets)
@@ -91,7 +105,8 @@ def _wants_copy(look: dict[str, Any], folder: Path) -> bool:
 
 
 def _copy(path: Path, playable_copy: Callable[[Path, Path], Any], targets: dict[Path, Path]) -> str:
-    """The sentence when the copy failed, "" when it did not. `playable_copy` itself writes to a temp name and renames."""
+    """The sentence when the copy failed, "" when it did not. `playable_copy` itself writes to a temp name and
+    renames."""
     try:
         playable_copy(path, targets[path])
     except VideoError as error:
@@ -99,8 +114,9 @@ def _copy(path: Path, playable_copy: Callable[[Path, Path], Any], targets: dict[
     return ""
 
 
-def _each(work: Callable[[Path], Any], paths: Sequence[Path], jobs: int, what: str,
-          progress: bool) -> Iterator[tuple[Path, Any]]:
+def _each(
+    work: Callable[[Path], Any], paths: Sequence[Path], jobs: int, what: str, progress: bool
+) -> Iterator[tuple[Path, Any]]:
     """(path, work(path)) as they are finished; None for a path whose process died. Any other error ends the scan."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not progress or not paths) as bar:
@@ -116,7 +132,8 @@ def _each(work: Callable[[Path], Any], paths: Sequence[Path], jobs: int, what: s
                 del left[path]
                 yield path, result
                 bar.advance(task)
-        # A process that dies takes the whole pool along: what it left is done one by one, so that only the culprit is named.
+        # A process that dies takes the whole pool along: what it left is done one by one, so that only the culprit
+        # is named.
         for path in left:
             yield from _pooled(work, [path], 1)
             bar.advance(task)
@@ -143,7 +160,9 @@ def _assemble(manifest: Manifest, listing: Listing, seen: dict[Path, dict[str, A
     for row in listing.rows:
         look = seen.get(row.path)
         if look and not look["info"]:
-            findings.append(Finding(Kind.UNREADABLE, row.source, f"{row.source!r}: {look['excluded']}. {look['detail']}"))
+            findings.append(
+                Finding(Kind.UNREADABLE, row.source, f"{row.source!r}: {look['excluded']}. {look['detail']}")
+            )
             row = replace(row, excluded=look["excluded"], detail=look["detail"])
         if look and look.get("copy_problem"):
             findings.append(Finding(Kind.NO_PLAYABLE_COPY, row.source, f"{row.source!r}: {look['copy_problem']}"))
@@ -167,8 +186,11 @@ def _ids(rows: list[Row], seen: dict[Path, dict[str, Any]]) -> list[str]:
         digest = seen[row.path]["sha256"] if row.path in seen else None
         clip_id = digest[:16] if digest else "unread-" + hashlib.sha256(row.source.encode()).hexdigest()[:16]
         if clip_id in ids and digest and seen[row.path]["info"] and ids[clip_id] != digest:
-            raise DataError(f"{row.source!r} has the clip_id {clip_id} of another clip.",
-                            "The first 16 hex digits of two contents' SHA-256 are equal.", "Leave one of the two out.")
+            raise DataError(
+                f"{row.source!r} has the clip_id {clip_id} of another clip.",
+                "The first 16 hex digits of two contents' SHA-256 are equal.",
+                "Leave one of the two out.",
+            )
         if clip_id in ids:
             clip_id = "again-" + hashlib.sha256(row.source.encode()).hexdigest()[:16]
         ids[clip_id] = digest
@@ -181,15 +203,29 @@ def _record(row: Row, clip_id: str, look: dict[str, Any] | None, manifest: Manif
     playable = path if info.get("playable") else None
     if info and not playable and look.get("copy_problem") == "":
         playable = str(manifest.path.parent / "playable" / f"{clip_id}.mp4")
-    return {"clip_id": clip_id, "sha256": (look or {}).get("sha256"), "path": path, "source": row.source, "label": row.label,
-            "label_given": row.label_given, "group": row.group or clip_id, "given_split": row.split,
-            "split": row.split if row.split != "train" else None, **{name: info.get(name) for name in (*_MEASURED, "audio")},
-            "playable_path": playable, "excluded": row.excluded, "excluded_detail": row.detail, "also_at": list(row.also_at),
-            "text": row.text, "notes": row.notes}
+    return {
+        "clip_id": clip_id,
+        "sha256": (look or {}).get("sha256"),
+        "path": path,
+        "source": row.source,
+        "label": row.label,
+        "label_given": row.label_given,
+        "group": row.group or clip_id,
+        "given_split": row.split,
+        "split": row.split if row.split != "train" else None,
+        **{name: info.get(name) for name in (*_MEASURED, "audio")},
+        "playable_path": playable,
+        "excluded": row.excluded,
+        "excluded_detail": row.detail,
+        "also_at": list(row.also_at),
+        "text": row.text,
+        "notes": row.notes,
+    }
 
 
 class _Journal:
-    """What was seen of each file, a JSON line each; a line cut short by a kill is passed over and the file looked at again."""
+    """What was seen of each file, a JSON line each; a line cut short by a kill is passed over and the file looked at
+    again."""
 
     def __init__(self, path: Path, limits: str, fresh: bool) -> None:
         self._path, self._limits = path, limits

@@ -1,8 +1,9 @@
 """Importers for one's own clips: a folder of class folders, a CSV or TSV, a JSONL.
 
-Each returns a `Listing`; no video is opened. A column that describes the clip or argues for its label is kept as a *note*, which
-no model sees unless it is asked for by name (`Manifest.text_fields`): the human description alone gave away 85.2 % of the labels
-of the paper's own test ids (METHOD.md 1.7). Only the names in `TEXT` are taken as uploader's text without being asked.
+Each returns a `Listing`; no video is opened. A column that describes the clip or argues for its label is kept as a
+*note*, which no model sees unless it is asked for by name (`Manifest.text_fields`): the human description alone gave
+away 85.2 % of the labels of the paper's own test ids (METHOD.md 1.7). Only the names in `TEXT` are taken as
+uploader's text without being asked.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from deepintuit.data.listing import Excluded, Finding, Kind, Listing, Row, finish, given_split
 from deepintuit.errors import DataError, nearest
 from deepintuit.labels import LabelSet
-from deepintuit.data.listing import Excluded, Finding, Kind, Listing, Row, finish, given_split
 
 VIDEO_SUFFIXES = frozenset(".mp4 .mov .m4v .mkv .webm .avi .3gp .mpg .mpeg .ts .flv .wmv .ogv".split())
 TEXT = frozenset({"title", "transcript", "asr", "subtitles"})
@@ -27,8 +28,8 @@ MEASURED = frozenset("width height fps frames seconds audio bytes codec sha256".
 def import_folder(root: str | Path, *, labels: LabelSet | None = None) -> Listing:
     """`root/<label>/…/clip.mp4`, or `root/<split>/<label>/…` where every top folder is named like a split.
 
-    The clip's name is its path below `root`. Files without a video suffix are counted, not listed. Raises `DataError` for a
-    root that is no folder or holds no clip.
+    The clip's name is its path below `root`. Files without a video suffix are counted, not listed. Raises `DataError`
+    for a root that is no folder or holds no clip.
     """
     root = folder(root)
     tops = [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
@@ -38,31 +39,60 @@ def import_folder(root: str | Path, *, labels: LabelSet | None = None) -> Listin
     for path in files(root):
         parts = path.relative_to(root).parts
         if path.suffix.lower() not in VIDEO_SUFFIXES or len(parts) <= depth:
-            other["directly in the root" if path.suffix.lower() in VIDEO_SUFFIXES else path.suffix.lower() or "none"] += 1
+            other[
+                "directly in the root" if path.suffix.lower() in VIDEO_SUFFIXES else path.suffix.lower() or "none"
+            ] += 1
             continue
-        rows.append(_utf8(Row(source="/".join(parts), path=path, label_given=parts[depth - 1],
-                              split=given_split(parts[0], str(root)) if in_splits else None)))
-    findings = [Finding(Kind.NOT_A_CLIP, suffix, f"{n} files not listed: suffix or place {suffix!r}.")
-                for suffix, n in sorted(other.items())]
+        rows.append(
+            _utf8(
+                Row(
+                    source="/".join(parts),
+                    path=path,
+                    label_given=parts[depth - 1],
+                    split=given_split(parts[0], str(root)) if in_splits else None,
+                )
+            )
+        )
+    findings = [
+        Finding(Kind.NOT_A_CLIP, suffix, f"{n} files not listed: suffix or place {suffix!r}.")
+        for suffix, n in sorted(other.items())
+    ]
     return finish(rows, labels, root.name, findings)
 
 
-def import_csv(table: str | Path, videos_root: str | Path, *, path: str = "path", label: str = "label",
-               group: str | None = None, split: str | None = None, text: Sequence[str] | None = None,
-               labels: LabelSet | None = None) -> Listing:
+def import_csv(
+    table: str | Path,
+    videos_root: str | Path,
+    *,
+    path: str = "path",
+    label: str = "label",
+    group: str | None = None,
+    split: str | None = None,
+    text: Sequence[str] | None = None,
+    labels: LabelSet | None = None,
+) -> Listing:
     """One row a clip, UTF-8 with a header (`.tsv`: tab-separated), paths relative to `videos_root`.
 
-    `path`, `label`, `group` and `split` name columns; the last two are taken where columns of these names exist. `text` names
-    the columns that hold the uploader's own words (default: those in `TEXT`); every other column becomes a note. Raises
-    `DataError` for a missing column, a path outside `videos_root`, a row with more cells than the header, no rows.
+    `path`, `label`, `group` and `split` name columns; the last two are taken where columns of these names exist.
+    `text` names the columns that hold the uploader's own words (default: those in `TEXT`); every other column becomes
+    a note. Raises `DataError` for a missing column, a path outside `videos_root`, a row with more cells than the
+    header, no rows.
     """
     table = Path(table)
     return _from_records(csv_records(table), table, videos_root, path, label, group, split, text, labels)
 
 
-def import_jsonl(table: str | Path, videos_root: str | Path, *, path: str = "path", label: str = "label",
-                 group: str | None = None, split: str | None = None, text: Sequence[str] | None = None,
-                 labels: LabelSet | None = None) -> Listing:
+def import_jsonl(
+    table: str | Path,
+    videos_root: str | Path,
+    *,
+    path: str = "path",
+    label: str = "label",
+    group: str | None = None,
+    split: str | None = None,
+    text: Sequence[str] | None = None,
+    labels: LabelSet | None = None,
+) -> Listing:
     """As `import_csv`, one JSON object a line; a value that is not text is kept as JSON."""
     table = Path(table)
     return _from_records(_json_records(table), table, videos_root, path, label, group, split, text, labels)
@@ -71,15 +101,17 @@ def import_jsonl(table: str | Path, videos_root: str | Path, *, path: str = "pat
 def inside(root: Path, name: str, where: str) -> Path:
     """The file that `name` means below `root`; a name that leads out of it is refused with a `DataError`.
 
-    Judged by the letters of the path, not by where links lead: links below `root` were put there by its owner, a name in a
-    table may come from anyone.
+    Judged by the letters of the path, not by where links lead: links below `root` were put there by its owner, a name
+    in a table may come from anyone.
     """
     base = os.path.abspath(root)
     full = os.path.abspath(os.path.join(base, name.replace("\0", "")))
     if "\0" in name or os.path.commonpath([full, base]) != base or full == base:
-        raise DataError(f"{where} names the file {name!r}, which does not lie inside the videos folder {base!r}.",
-                        "A table that reaches out of its folder could read any file of this machine.",
-                        "Move the file into the videos folder, or name a videos folder that holds it.")
+        raise DataError(
+            f"{where} names the file {name!r}, which does not lie inside the videos folder {base!r}.",
+            "A table that reaches out of its folder could read any file of this machine.",
+            "Move the file into the videos folder, or name a videos folder that holds it.",
+        )
     return Path(full)
 
 
@@ -89,11 +121,15 @@ def read_text(path: Path) -> str:
         with open(path, encoding="utf-8-sig", newline="") as file:
             return file.read()
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError(f"{str(path)!r} is not a file.", "The annotations are read from it.",
-                        "Check the path.") from error
+        raise DataError(
+            f"{str(path)!r} is not a file.", "The annotations are read from it.", "Check the path."
+        ) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{str(path)!r} is not UTF-8 text (byte {error.start}).", "Guessing the encoding would corrupt "
-                        "names and labels.", "Save it as UTF-8 and import again.") from error
+        raise DataError(
+            f"{str(path)!r} is not UTF-8 text (byte {error.start}).",
+            "Guessing the encoding would corrupt names and labels.",
+            "Save it as UTF-8 and import again.",
+        ) from error
 
 
 def csv_records(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -103,17 +139,25 @@ def csv_records(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
         header = [name.strip() for name in next(reader, [])]
         twice = [name for name, n in Counter(header).items() if n > 1]
         if twice:
-            raise DataError(f"{table.name} has the column {twice[0]!r} twice.", "Which of the two is meant is unknown.",
-                            "Rename or remove one.")
+            raise DataError(
+                f"{table.name} has the column {twice[0]!r} twice.",
+                "Which of the two is meant is unknown.",
+                "Rename or remove one.",
+            )
         for cells in reader:
             if len(cells) > len(header):
-                raise DataError(f"{table.name}, line {reader.line_num}, has {len(cells)} cells for {len(header)} columns.",
-                                "A comma inside a cell without quotes shifts every later cell.",
-                                'Put the cell in double quotes ("a, b").')
+                raise DataError(
+                    f"{table.name}, line {reader.line_num}, has {len(cells)} cells for {len(header)} columns.",
+                    "A comma inside a cell without quotes shifts every later cell.",
+                    'Put the cell in double quotes ("a, b").',
+                )
             yield reader.line_num, dict(zip(header, cells + [""] * (len(header) - len(cells))))
     except csv.Error as error:
-        raise DataError(f"{table.name}, line {reader.line_num}, is not valid CSV ({error}).",
-                        "The cells after it cannot be told apart.", "Repair the quoting of that line.") from error
+        raise DataError(
+            f"{table.name}, line {reader.line_num}, is not valid CSV ({error}).",
+            "The cells after it cannot be told apart.",
+            "Repair the quoting of that line.",
+        ) from error
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -132,11 +176,17 @@ def _json_records(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
         try:
             record = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{table.name}, line {number}, is not JSON ({error}).", "A JSONL file holds one object a line.",
-                            "Repair or remove that line.") from error
+            raise DataError(
+                f"{table.name}, line {number}, is not JSON ({error}).",
+                "A JSONL file holds one object a line.",
+                "Repair or remove that line.",
+            ) from error
         if not isinstance(record, dict):
-            raise DataError(f"{table.name}, line {number}, holds a {type(record).__name__}.",
-                            "A JSONL file of clips holds one object a line.", "Write it as {\"path\": …, \"label\": …}.")
+            raise DataError(
+                f"{table.name}, line {number}, holds a {type(record).__name__}.",
+                "A JSONL file of clips holds one object a line.",
+                'Write it as {"path": …, "label": …}.',
+            )
         yield number, {as_text(key): as_text(value) for key, value in record.items()}
 
 
@@ -148,8 +198,17 @@ def as_text(value: object) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _from_records(records: Iterator[tuple[int, dict[str, str]]], table: Path, videos_root: str | Path, path: str, label: str,
-                  group: str | None, split: str | None, text: Sequence[str] | None, labels: LabelSet | None) -> Listing:
+def _from_records(
+    records: Iterator[tuple[int, dict[str, str]]],
+    table: Path,
+    videos_root: str | Path,
+    path: str,
+    label: str,
+    group: str | None,
+    split: str | None,
+    text: Sequence[str] | None,
+    labels: LabelSet | None,
+) -> Listing:
     root = folder(videos_root)
     rows, findings = [], []
     columns: dict[str, None] = {}
@@ -159,8 +218,11 @@ def _from_records(records: Iterator[tuple[int, dict[str, str]]], table: Path, vi
     for column in filter(None, (path, label, group, split, *(text or ()))):
         if numbered and column not in columns:
             near = nearest(column, list(columns))
-            raise DataError(f"{table.name} has no column {column!r}.", f"Its columns are {', '.join(map(repr, columns))}.",
-                            f"Name the right column{f' (nearest: {near!r})' if near else ''}.")
+            raise DataError(
+                f"{table.name} has no column {column!r}.",
+                f"Its columns are {', '.join(map(repr, columns))}.",
+                f"Name the right column{f' (nearest: {near!r})' if near else ''}.",
+            )
     group, split = group or "group", split or "split"
     shown = set(TEXT if text is None else text)
     for number, record in numbered:
@@ -170,10 +232,17 @@ def _from_records(records: Iterator[tuple[int, dict[str, str]]], table: Path, vi
             findings.append(Finding(Kind.EMPTY_ROW, f"line {number}", f"{where} names no file; passed over."))
             continue
         used = {path, label, group, split} | shown
-        rows.append(Row(source=name, path=inside(root, name, where), label_given=record.get(label, ""),
-                        group=record.get(group, "").strip() or None, split=given_split(record.get(split), where),
-                        text={key: value for key, value in record.items() if key in shown and value},
-                        notes=_notes(record, used)))
+        rows.append(
+            Row(
+                source=name,
+                path=inside(root, name, where),
+                label_given=record.get(label, ""),
+                group=record.get(group, "").strip() or None,
+                split=given_split(record.get(split), where),
+                text={key: value for key, value in record.items() if key in shown and value},
+                notes=_notes(record, used),
+            )
+        )
     return finish(rows, labels, table.stem, findings)
 
 
@@ -201,6 +270,12 @@ def _utf8(row: Row) -> Row:
         # Parquet holds UTF-8 only; the name is shown with the odd bytes escaped, the file is not opened under a guess.
         shown = row.source.encode("utf-8", "backslashreplace").decode()
         label = row.label_given.encode("utf-8", "backslashreplace").decode()
-        return Row(source=shown, path=None, label_given=label, split=row.split, excluded=Excluded.NAME_NOT_UTF8,
-                   detail=f"The file name {shown!r} is not UTF-8; rename the file.")
+        return Row(
+            source=shown,
+            path=None,
+            label_given=label,
+            split=row.split,
+            excluded=Excluded.NAME_NOT_UTF8,
+            detail=f"The file name {shown!r} is not UTF-8; rename the file.",
+        )
     return row
