@@ -111,6 +111,15 @@ def too_slow(path: str, seconds: float) -> VideoError:
     )
 
 
+def too_heavy(path: str, what: str, max_bytes: int) -> VideoError:
+    return refuse(
+        path,
+        VideoReason.TOO_LARGE,
+        f"{what}, the limit is {max_bytes / 2**20:,.0f} MiB",
+        "Ask for fewer or smaller frames (count, size), or raise Limits.max_bytes.",
+    )
+
+
 def refuse(path: str, reason: VideoReason, why: str, todo: str) -> VideoError:
     return VideoError(f"{path!r} cannot be read as a clip", why, todo, reason)
 
@@ -150,6 +159,10 @@ def opened(path: str, limits: Limits) -> Iterator[tuple[av.container.InputContai
         stream = container.streams.best("video")
         if stream not in pictures:
             stream = pictures[0]
+        if stream.codec_context is None:
+            raise refuse(
+                path, VideoReason.DECODE_FAILED, "its codec is unknown to the decoders here", "Re-encode it as H.264."
+            )
         width, height = stream.width, stream.height
         if not width or not height:
             # FFmpeg drops sizes past max_pixels: ask the header alone what it claims, without any decoding.
@@ -196,7 +209,7 @@ def _unopened(path: str, error: Exception) -> VideoError:
         return refuse(
             path, VideoReason.TRUNCATED, "its index (moov) is missing: the file is cut", "Copy or record it again."
         )
-    if boxes or head[:4] in (b"RIFF", b"\x1a\x45\xdf\xa3", b"OggS", b"FLV\x01"):
+    if boxes or head[8:12] == b"AVI " or head[:4] in (b"\x1a\x45\xdf\xa3", b"OggS", b"FLV\x01"):
         return refuse(
             path, VideoReason.DECODE_FAILED, f"its container is damaged ({error})", "Copy, repair or re-encode it."
         )
@@ -221,8 +234,9 @@ def _top_boxes(file) -> list[bytes]:
 
 
 def start_seconds(container: av.container.InputContainer) -> float:
-    """Where the container's clock begins; a player shows this moment as 0."""
-    return (container.start_time or 0) / av.time_base
+    """Where the container's clock begins; a player shows this moment as 0. MP4 has a timeline of its own, which begins at 0
+    even where its first frame comes later; recordings of broadcasts and some Matroska files begin anywhere."""
+    return 0.0 if container.format.name.startswith("mov") else (container.start_time or 0) / av.time_base
 
 
 def scan(container: av.container.InputContainer, stream: av.VideoStream, limits: Limits, clock: Clock) -> Index:
@@ -236,12 +250,12 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream, limits:
         if packet.stream.index != stream.index or not packet.size:
             continue
         count += 1
-        if packet.pts is None or packet.is_discard or packet.is_corrupt:
-            whole = False
-        else:
-            ticks.append(packet.pts)
-            if packet.pts > newest:
-                newest, shown = packet.pts, packet.duration or 0
+        whole = whole and packet.pts is not None and not packet.is_discard and not packet.is_corrupt
+        tick = packet.dts if packet.pts is None else packet.pts
+        if tick is not None and not packet.is_discard:
+            ticks.append(tick)
+            if tick > newest:
+                newest, shown = tick, packet.duration or 0
         if count > limits.max_frames:
             raise refuse(
                 clock.path,

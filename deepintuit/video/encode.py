@@ -15,7 +15,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .clip import DEFAULT_LIMITS, Clock, Limits, local_file, open_container, opened, packets, start_seconds
+from ..errors import VideoReason
+from .clip import DEFAULT_LIMITS, Clock, Limits, local_file, open_container, opened, packets, refuse, start_seconds
 from .frames import Decoded, decode, resized, upright
 
 X264 = {"crf": "20", "preset": "veryfast", "threads": "1"}
@@ -96,23 +97,28 @@ def playable_copy(
     # A player needs times that grow; two frames at one moment are put one tick apart.
     ticks_N = np.maximum(0, np.round(seen.times_N / float(CLOCK))).astype(np.int64)
     ticks_N = np.maximum.accumulate(ticks_N - np.arange(len(ticks_N))) + np.arange(len(ticks_N))
-    with _replacing(target) as out, opened(name, limits) as (container, stream):
-        picture = _h264(out, *size, rate)
-        picture.codec_context.time_base = CLOCK
-        if sar:
-            picture.codec_context.sample_aspect_ratio = 1 / sar if first.rotation % 180 else sar
-        sound = _Sound(name, start, clock)
-        track = out.add_stream("aac", rate=AUDIO_RATE, layout="stereo") if sound.first is not None else None
-        again = Decoded(stream, start)
-        for ticks, frame in zip(ticks_N.tolist(), decode(name, container, stream, again, clock), strict=True):
-            shown = av.VideoFrame.from_ndarray(resized(upright(name, frame), size), format="rgb24")
-            shown.pts, shown.time_base = ticks, CLOCK
-            out.mux(picture.encode(shown))
-        out.mux(picture.encode())
-        if track is not None:
-            for samples in sound:
-                out.mux(track.encode(samples))
-            out.mux(track.encode())
+    try:
+        with _replacing(target) as out, opened(name, limits) as (container, stream):
+            picture = _h264(out, *size, rate)
+            picture.codec_context.time_base = CLOCK
+            if sar:
+                picture.codec_context.sample_aspect_ratio = 1 / sar if first.rotation % 180 else sar
+            sound = _Sound(name, start, clock)
+            track = out.add_stream("aac", rate=AUDIO_RATE, layout="stereo") if sound.first is not None else None
+            again = Decoded(stream, start)
+            for ticks, frame in zip(ticks_N.tolist(), decode(name, container, stream, again, clock), strict=True):
+                shown = av.VideoFrame.from_ndarray(resized(upright(name, frame), size), format="rgb24")
+                shown.pts, shown.time_base = ticks, CLOCK
+                out.mux(picture.encode(shown))
+            out.mux(picture.encode())
+            if track is not None:
+                for samples in sound:
+                    out.mux(track.encode(samples))
+                out.mux(track.encode())
+    except av.FFmpegError as error:
+        raise refuse(
+            name, VideoReason.DECODE_FAILED, f"its pictures or times do not fit into MP4 ({error})", "Leave it out."
+        ) from error
     return "; ".join(filter(None, [note, sound.note]))
 
 

@@ -30,6 +30,7 @@ from .clip import (
     refuse,
     scan,
     start_seconds,
+    too_heavy,
 )
 
 # decord 0.6 gives PyAV's pixels bit for bit on these, measured; not on 10-bit, where its conversion differs.
@@ -122,14 +123,10 @@ def read(
 
         return remote_read(path, count, size, limits, fps)
     name = local_file(path)
-    clock = Clock(name, limits.max_seconds)
-    with opened(name, limits) as (container, stream):
-        index = scan(container, stream, limits, clock)
-        _fits(name, stream, count, size, limits)
-        frames = None
-        if trusted_to_decord(container, stream, index):
-            frames = _by_decord(name, stream, index, count, size, fps, clock)
-    return frames or _by_pyav(name, index, count, size, limits, fps, clock)
+    try:
+        return _read(name, count, size, limits, fps)
+    except MemoryError as error:
+        raise too_heavy(name, "decoding it ran out of memory", limits.max_bytes) from error
 
 
 def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, *, isolate: bool = False) -> ClipInfo:
@@ -139,22 +136,40 @@ def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, *, isol
 
         return remote_probe(path, limits)
     name = local_file(path)
+    try:
+        return _probe(name, limits)
+    except MemoryError as error:
+        raise too_heavy(name, "decoding it ran out of memory", limits.max_bytes) from error
+
+
+def _read(name: str, count: int, size, limits: Limits, fps) -> Frames:
+    clock = Clock(name, limits.max_seconds)
+    with opened(name, limits) as (container, stream):
+        index = scan(container, stream, limits, clock)
+        _fits(name, stream, min(count, len(index.times_N) or count), size, limits)
+        frames = None
+        if trusted_to_decord(container, stream, index):
+            frames = _by_decord(name, stream, index, count, size, fps, clock)
+    return frames or _by_pyav(name, index, count, size, limits, fps, clock)
+
+
+def _probe(name: str, limits: Limits) -> ClipInfo:
     clock = Clock(name, limits.max_seconds)
     with opened(name, limits) as (container, stream):
         index = scan(container, stream, limits, clock)
         trusted = trusted_to_decord(container, stream, index)
     with opened(name, limits) as (container, stream):
-        counted = max(1, len(index.times_N)) * stream.width * stream.height <= COUNT_BUDGET
+        counted = len(index.times_N) * stream.width * stream.height <= COUNT_BUDGET
         seen = Decoded(stream, start_seconds(container))
         for number, frame in enumerate(decode(name, container, stream, seen, clock)):
-            rotation = -frame.rotation % 360
+            rotation = -90 * round(frame.rotation / 90) % 360
             height, width = (frame.width, frame.height) if rotation % 180 == 90 else (frame.height, frame.width)
             if number == 0:
                 facts = {"width": width, "height": height, "rotation": rotation, "pix_fmt": frame.format.name}
             if not counted and number == 8:
                 break
         times_N = seen.times_N if counted else index.times_N
-        seconds = seen.seconds(times_N)
+        seconds = _length(times_N, stream, seen.last_duration if counted else index.last_duration)
         span = times_N[-1] - times_N[0] if len(times_N) > 1 else 0.0
         codec = stream.codec_context.codec.canonical_name
         truncated = seen.damaged or index.cut or counted and _short(stream, index, len(times_N))
@@ -184,18 +199,12 @@ def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, *, isol
     return info
 
 
-def _fits(name: str, stream, count: int, size, limits: Limits) -> None:
+def _fits(name: str, stream, frames: int, size, limits: Limits) -> None:
     stored = stream.width * stream.height
     one = size[0] * size[1] if size else stored
-    frames = min(count, stream.frames or count)
     need = 3 * one * frames + (DECODER_BYTES_PER_PIXEL + 6) * stored
     if need > limits.max_bytes:
-        raise refuse(
-            name,
-            VideoReason.TOO_LARGE,
-            f"{frames} frames would take {need / 2**20:,.0f} MiB, the limit is {limits.max_bytes / 2**20:,.0f}",
-            "Ask for fewer or smaller frames (count, size), or raise Limits.max_bytes.",
-        )
+        raise too_heavy(name, f"{frames} frames of it would take {need / 2**20:,.0f} MiB", limits.max_bytes)
 
 
 def trusted_to_decord(container, stream, index: Index) -> bool:
@@ -263,7 +272,7 @@ def _by_pyav(name: str, index: Index, count: int, size, limits: Limits, fps, clo
                     taken[number] = resized(upright(name, frame), goal)
                     goal = goal or taken[number].shape[1::-1]
             truncated = seen.damaged or index.cut or _short(stream, index, len(seen.times_N))
-        seconds = seen.seconds(seen.times_N)
+        seconds = _length(seen.times_N, stream, seen.last_duration)
         again_T = sample(seen.times_N, seconds, count, fps)
         if np.array_equal(again_T, wanted_T):
             break
@@ -276,8 +285,7 @@ class Decoded:
     """What a decode has met so far: the frames' timestamps, and whether it ended in an error."""
 
     def __init__(self, stream: av.VideoStream, start: float) -> None:
-        self.stream, self.start = stream, start
-        self.base = float(stream.time_base or 0)
+        self.start, self.base = start, float(stream.time_base or 0)
         self.pts: list[int | None] = []
         self.dts: list[int | None] = []
         self.last_duration = 0.0
@@ -293,9 +301,6 @@ class Decoded:
             given = [n for n, t in enumerate(ticks) if t is not None]
             known = np.interp(np.arange(len(ticks)), given, known) if given else np.zeros(0)
         return known * self.base - self.start
-
-    def seconds(self, times_N: np.ndarray) -> float:
-        return _length(times_N, self.stream, self.last_duration)
 
 
 def _faults(ticks: list[int | None]) -> int:
@@ -326,6 +331,8 @@ def decode(name: str, container, stream, seen: Decoded, clock: Clock) -> Iterato
     for packet in packets(container, stream, clock):
         try:
             pictures = packet.decode()
+        except MemoryError:  # PyAV's own is an FFmpegError too, and is no damage of the file
+            raise
         except (av.FFmpegError, ValueError) as failure:
             error = failure
             seen.damaged = bool(seen.pts)
@@ -354,7 +361,7 @@ def decode(name: str, container, stream, seen: Decoded, clock: Clock) -> Iterato
 def upright(name: str, frame: av.VideoFrame) -> np.ndarray:
     try:
         stored = frame.to_ndarray(format="rgb24")
-    except (av.FFmpegError, ValueError, MemoryError) as error:
+    except (av.FFmpegError, ValueError) as error:
         raise refuse(
             name, VideoReason.DECODE_FAILED, f"its {frame.format.name} pixels do not convert ({error})", "Re-encode it."
         ) from error
@@ -369,7 +376,7 @@ def resized(pixels_H_W_3: np.ndarray, size: tuple[int, int] | None) -> np.ndarra
 
 def _playable(name: str, container, codec: str, pix_fmt: str) -> bool:
     """What Chromium, Firefox and Safari all play: 8-bit 4:2:0 H.264 in MP4, VP8 or VP9 in WebM, one picture stream."""
-    audio = {s.codec_context.codec.canonical_name for s in container.streams.audio}
+    audio = {s.codec_context.codec.canonical_name if s.codec_context else "?" for s in container.streams.audio}
     if pix_fmt not in DECORD_PIXELS or len(container.streams.video) > 1:
         return False
     if codec == "h264" and container.format.name.startswith("mov"):

@@ -141,14 +141,6 @@ def serve() -> None:
                 }
         except VideoError as error:
             answer = {"error": [error.what, error.why, error.todo, error.reason]}
-        except MemoryError:
-            error = refuse(
-                request["path"],
-                VideoReason.TOO_LARGE,
-                f"decoding it takes more than {limits.max_bytes / 2**20:,.0f} MiB",
-                "Ask for fewer or smaller frames (count, size), or raise Limits.max_bytes.",
-            )
-            answer = {"error": [error.what, error.why, error.todo, error.reason]}
         out.write(json.dumps(answer).encode() + b"\n")
         out.write(body)
         out.flush()
