@@ -1,7 +1,7 @@
-"""What decord buys: seconds to take frames by decord over seconds by PyAV, same clips, same indices, one thread, one run.
+"""What decord buys: seconds to take frames by decord over seconds by PyAV, same clips and indices, one thread, one run.
 
-Both are measured bare (open, decode, RGB; no resizing), alternating, best of `--rounds`; `read` is the project's reader with
-its checks. A ratio below 1 means that the first is faster. Pixels are compared before anything is timed.
+Both are measured bare (open, decode, RGB; no resizing), alternating, best of `--rounds`; `read` is the project's reader
+with its checks. A ratio below 1 means that the first is faster. Pixels are compared before anything is timed.
 
 Run it:  python benchmarks/decode.py FOLDER [--clips 20] [--count 16]
 """

@@ -1,4 +1,4 @@
-"""Decoded frames kept by clip and settings, so that a clip is decoded once in the project's life. Deletable at any time.
+"""Decoded frames kept by clip and settings: a clip is decoded once in the project's life. Deletable at any time.
 
 Left out on purpose: eviction. Delete the folder.
 """
@@ -22,7 +22,7 @@ RECIPE = 1
 
 
 class FrameCache:
-    """A folder of `.npz` files, one per (clip SHA-256, settings). An entry that does not match its own hash is not there."""
+    """A folder of `.npz` files, one per (clip SHA-256, settings). An entry that fails its own hash counts as absent."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
@@ -76,8 +76,8 @@ def cached_read(
     *,
     isolate: bool = False,
 ) -> Frames:
-    """`read`, or what it gave before for the same clip content and settings. `sha256` is the clip id; the file is not hashed
-    again, so a manifest whose file was changed since its import gives the old frames."""
+    """`read`, or what it gave before for the same clip content and settings. `sha256` is the clip id; the file is not
+    hashed again, so a manifest whose file was changed since its import gives the old frames."""
     if cache is None:
         return read(path, count, size, limits, fps, isolate=isolate)
     entry = cache.entry(sha256, count, size, fps)

@@ -1,4 +1,4 @@
-"""Opening a file that may be anything: what is checked before a decoder sees it, and the packet index of its video stream.
+"""Opening a file that may be anything: what is checked before a decoder sees it, and the packet index of its pictures.
 
 Left out on purpose: decoding (`frames`).
 """
@@ -53,9 +53,9 @@ DECODER_BYTES_PER_PIXEL = 24
 class ClipInfo:
     """Facts of one file. Sizes are in pixels after rotation, times in seconds.
 
-    `frames` is counted by decoding when `counted`, else the number of packets. `truncated`: fewer frames can be decoded than
-    the file claims. `sar` is the width of a stored pixel over its height, 1.0 when the file does not say. `reader` is the
-    one `read` uses. `playable`: every current browser plays the file as it is.
+    `frames` is counted by decoding when `counted`, else the number of packets. `truncated`: fewer frames can be decoded
+    than the file claims. `sar` is the width of a stored pixel over its height (before rotation), 1.0 when the file does
+    not say. `reader` is the one `read` uses. `playable`: every current browser plays the file as it is.
     """
 
     path: str
@@ -149,12 +149,12 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def opened(path: str, limits: Limits) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The container and its best video stream, decoder set to one thread and not to allocate past `limits.max_pixels`."""
+    """The container and its best video stream; the decoder has one thread and allocates no more than `max_pixels`."""
     with open_container(path, max_pixels=str(limits.max_pixels)) as container:
         pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not pictures:
             raise refuse(
-                path, VideoReason.NO_VIDEO_STREAM, "it holds no moving picture", "Leave sound-only files out of the set."
+                path, VideoReason.NO_VIDEO_STREAM, "it holds no moving picture", "Leave sound files out of the set."
             )
         stream = container.streams.best("video")
         if stream not in pictures:
@@ -204,7 +204,7 @@ def _unopened(path: str, error: Exception) -> VideoError:
         head = file.read(64)
         boxes = _top_boxes(file) if head[4:8] == b"ftyp" else []
     if head.startswith(b"version https://git-lfs"):
-        return refuse(path, VideoReason.NOT_A_VIDEO, "it is a Git LFS pointer", "Run `git lfs pull` to fetch the video.")
+        return refuse(path, VideoReason.NOT_A_VIDEO, "it is a Git LFS pointer", "Run `git lfs pull` to fetch it.")
     if boxes and b"moov" not in boxes:
         return refuse(
             path, VideoReason.TRUNCATED, "its index (moov) is missing: the file is cut", "Copy or record it again."
@@ -234,8 +234,8 @@ def _top_boxes(file) -> list[bytes]:
 
 
 def start_seconds(container: av.container.InputContainer) -> float:
-    """Where the container's clock begins; a player shows this moment as 0. MP4 has a timeline of its own, which begins at 0
-    even where its first frame comes later; recordings of broadcasts and some Matroska files begin anywhere."""
+    """Where the container's clock begins; a player shows this moment as 0. MP4 has a timeline of its own, which begins
+    at 0 even where its first frame comes later; recordings of broadcasts and some Matroska files begin anywhere."""
     return 0.0 if container.format.name.startswith("mov") else (container.start_time or 0) / av.time_base
 
 

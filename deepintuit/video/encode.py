@@ -60,7 +60,8 @@ def write_mp4(path: str | os.PathLike[str], frames_T_H_W_3: np.ndarray, fps: flo
     """
     frames_T_H_W_3 = np.asarray(frames_T_H_W_3)
     shape = frames_T_H_W_3.shape
-    if frames_T_H_W_3.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape or shape[1] % 2 or shape[2] % 2:
+    fits = len(shape) == 4 and shape[3] == 3 and 0 not in shape and shape[1] % 2 == shape[2] % 2 == 0
+    if frames_T_H_W_3.dtype != np.uint8 or not fits:
         raise ValueError(
             f"frames of shape {shape} and type {frames_T_H_W_3.dtype} cannot become a video: H.264 needs (T, H, W, 3), "
             "even H and W, uint8. Pad or crop them first"
@@ -78,8 +79,8 @@ def playable_copy(
 ) -> str:
     """A copy that every browser plays: H.264 4:2:0 and AAC in MP4, index first, rotation baked in, sides made even.
 
-    Frames keep their times and pixel shape (sar). Returns a note on what was lost, empty when nothing was. `VideoError` when
-    the source cannot be read.
+    Frames keep their times and pixel shape (sar). Returns a note on what was lost, empty when nothing was. `VideoError`
+    when the source cannot be read.
     """
     name = local_file(source)
     clock = Clock(name, 10 * limits.max_seconds)
@@ -123,7 +124,7 @@ def playable_copy(
 
 
 class _Sound:
-    """The best sound track as 48 kHz stereo on the picture's clock, up to its first error; `note` says what was lost."""
+    """The best sound track as 48 kHz stereo on the picture's clock, up to its first error; `note` says what is lost."""
 
     def __init__(self, name: str, start: float, clock: Clock) -> None:
         self.name, self.start, self.clock, self.note = name, start, clock, ""

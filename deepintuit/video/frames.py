@@ -1,7 +1,7 @@
 """Frames of one file: which ones, by which reader, at which times. See the package's docstring for what is promised.
 
-Left out on purpose: seeking in PyAV. It decodes from the first packet, which makes it the reference that holds for every
-container; decord seeks, and is used where it gives the same frames.
+Left out on purpose: seeking in PyAV. It decodes from the first packet, which makes it the reference everywhere;
+decord seeks, and is used where it gives the same frames.
 """
 
 from __future__ import annotations
@@ -85,9 +85,10 @@ class Frames:
 def sample(times_N: np.ndarray, seconds: float, count: int, fps: float | None = None) -> np.ndarray:
     """Which of N frames to take: `indices_T`, strictly increasing, T ≤ min(count, N).
 
-    Without `fps`: the N frames are cut into `count` equal runs and the middle one of each is taken, floor((t + ½)·N/count);
-    all N when there are no more than `count`. With `fps`: the clip's length × fps moments (at least 1, at most `count`),
-    spread evenly over its time, and the frame on show at each; a frame on show at two moments is taken once.
+    Without `fps`: the N frames are cut into `count` equal runs and the middle one of each is taken,
+    floor((t + ½)·N/count); all N when there are no more than `count`. With `fps`: the clip's length × fps moments (at
+    least 1, at most `count`), spread evenly over its time, and the frame on show at each; a frame on show at two
+    moments is taken once.
     """
     n = len(times_N)
     if fps:
@@ -111,9 +112,9 @@ def read(
 ) -> Frames:
     """At most `count` frames of a file, as `sample` chooses them; fewer when it holds fewer, none twice.
 
-    `size` is (width, height) in pixels; frames are resized to it bicubically with antialiasing, their aspect is not kept.
-    None keeps the stored size (of the first frame taken, where it changes within the file). Memory is bounded by `count`
-    frames of that size and one decoder; decoding has one thread and the same call gives the same bytes.
+    `size` is (width, height) in pixels; frames are resized to it bicubically with antialiasing, their aspect is not
+    kept. None keeps the stored size (of the first frame taken, where it changes within the file). Memory is bounded by
+    `count` frames of that size and one decoder; decoding has one thread and the same call gives the same bytes.
     `isolate` reads in a child process, for files nobody has read before. Raises `VideoError`.
     """
     if count < 1 or size is not None and min(size) < 1 or fps is not None and not 0 <= fps < float("inf"):
@@ -130,7 +131,7 @@ def read(
 
 
 def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, *, isolate: bool = False) -> ClipInfo:
-    """The facts of a file, checked by decoding it: all of it when it is short, else its first frames. Raises `VideoError`."""
+    """The facts of a file, checked by decoding it (when long, its first frames). Raises `VideoError`."""
     if isolate:
         from .isolation import remote_probe
 
@@ -293,8 +294,8 @@ class Decoded:
 
     @property
     def times_N(self) -> np.ndarray:
-        """Seconds of every frame. AVI files with B-frames have wrong presentation times but right decoding times (FFmpeg's
-        own guess takes, as here, whichever runs backwards less often); single steps back are levelled."""
+        """Seconds of every frame. AVI files with B-frames have wrong presentation times but right decoding times
+        (FFmpeg's own guess takes, as here, whichever runs backwards less often); single steps back are levelled."""
         ticks = min(self.pts, self.dts, key=_faults)
         known = np.maximum.accumulate(np.array([t for t in ticks if t is not None], np.int64))
         if len(known) < len(ticks):
@@ -316,16 +317,16 @@ def _length(times_N: np.ndarray, stream: av.VideoStream, last: float = 0.0) -> f
 
 
 def _short(stream: av.VideoStream, index: Index, decoded: int) -> bool:
-    """Fewer frames than the header claims; one may be missing in AVI files with packed B-frames, discarded ones always."""
+    """Fewer frames than the header claims. One is missing in sound AVI files with packed B-frames."""
     return index.whole and decoded < stream.frames - 1
 
 
 def decode(name: str, container, stream, seen: Decoded, clock: Clock) -> Iterator[av.VideoFrame]:
     """Frames until the end of the file or the first error.
 
-    Errors before the first frame are passed over (a recording that begins between keyframes); one after it ends the clip,
-    because what a decoder makes of the rest differs from decoder to decoder. `VideoError` when there is not one frame, or
-    not one timestamp.
+    Errors before the first frame are passed over (a recording that begins between keyframes); one after it ends the
+    clip, because what a decoder makes of the rest differs from decoder to decoder. `VideoError` when there is not one
+    frame, or not one timestamp.
     """
     error: Exception | None = None
     for packet in packets(container, stream, clock):
@@ -350,7 +351,7 @@ def decode(name: str, container, stream, seen: Decoded, clock: Clock) -> Iterato
         ) from error
     if not seen.pts:
         raise refuse(
-            name, VideoReason.NO_FRAMES, "it has a header but holds no frame", "Copy or record it again, or leave it out."
+            name, VideoReason.NO_FRAMES, "it has a header but holds no frame", "Copy or record it again."
         )
     if not len(seen.times_N):
         raise refuse(
