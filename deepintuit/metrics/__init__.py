@@ -69,7 +69,7 @@ def _listed(value: Any) -> Any:
 def evaluate_predictions(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str],
                          probs_C_K: ArrayLike | None = None, *, groups_C: ArrayLike | None = None, bins: int = 15,
                          draws: int = 2000, seed: int = 0, level: float = 0.95) -> Evaluation:
-    """All metrics of one system with bootstrap intervals, by group where `groups_C` is given. No clips: n = 0 and nan."""
+    """All metrics of one system with bootstrap intervals, by group where `groups_C` is given. No clips: n 0 and nan."""
     counts = confusion(truth_C, predicted_C, labels)
     n = int(counts.sum())
 

@@ -7,8 +7,8 @@
     workbench.refresh()
     workbench.query("SELECT * FROM latest_predictions WHERE split = ?", ["test"])
 
-Parts are the truth and never change; the index is a cache that may be deleted at any time. `grains` says which columns a
-row has, `run` how a run is written and continued, `index` how all runs are read at once, `disk` what survives a kill.
+Parts are the truth and never change; the index is a cache that may be deleted at any time. `grains` says which columns
+a row has, `run` how a run is written and continued, `index` how all runs are read at once, `disk` what survives a kill.
 
 Left out on purpose: reviews (the app writes them), feature caches (`vlm` writes them), an incremental refresh.
 Never imports torch.
@@ -86,11 +86,12 @@ class Workbench:
         otherwise. Within a process the same object comes back, so a notebook cell can be run again.
         """
         if not _STAGE.fullmatch(stage):
-            raise StoreError(f"the stage is called {stage!r}", "it names folders and columns", "use one lower-case word")
+            raise StoreError(f"the stage is called {stage!r}", "it names folders", "use one lower-case word")
         if parent is not None:
             self.run(parent)
         settings = plain(config)
-        identity = {"stage": stage, "config": settings, "parent": parent, "name": name, "seed": int(seed), "dataset": dataset}
+        identity = {"stage": stage, "config": settings, "parent": parent, "name": name, "seed": int(seed),
+                    "dataset": dataset}
         key = hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode("ascii")).hexdigest()
         runs = self._folder("runs")
         with _starting, disk.Lock(runs / ".lock", wait=True):
@@ -134,7 +135,7 @@ class Workbench:
             guess = nearest(str(run_id), sorted(known))
             raise StoreError(f"there is no run {run_id!r} in {self.path}",
                              f"{len(known)} runs are there" if known else "no run was started in it yet",
-                             f"nearest: {guess!r}" if guess else "start one, or name another workbench (DEEPINTUIT_HOME)")
+                             f"nearest: {guess!r}" if guess else "start one, or name another workbench")
         return Run(self.path / "runs" / run_id)
 
     def runs(self, stage: str | None = None, *, finished: bool | None = None) -> list[Run]:
@@ -184,7 +185,8 @@ class Workbench:
 
         Nothing can be written, and no file but the index read, by any query. `untrusted=True` (a console's text) also
         stops it after `seconds` with StoreError, bounds its memory, and cuts it at `max_rows`; then
-        `frame.attrs["truncated"]` is True.
+        `frame.attrs["truncated"]` is True. One gap, in DuckDB 2.0: a single huge value, `repeat('x', 2000000000)`, is
+        neither counted nor interrupted while it is made; a public console should run in a process with a limit.
         """
         try:
             reader = self._reader(guarded=untrusted)

@@ -46,10 +46,11 @@ def write_json(path: Path, value: Any) -> None:
     fsync_folder(path.parent)
 
 
-def publish(write: Callable[[Path], None], folder: Path, name_of: Callable[[int], str], number: int) -> tuple[Path, int]:
+def publish(write: Callable[[Path], None], folder: Path, name_of: Callable[[int], str],
+            number: int) -> tuple[Path, int]:
     """Write a file under a temporary name, then give it the first free name from `number` on. Never overwrites.
 
-    `write(path)` fills the temporary file. Returns the final path and its number, after both file and folder are synced.
+    `write(path)` fills the temporary file. Returns the final path and its number, once file and folder are synced.
     """
     temporary = folder / f".{name_of(number)}.{os.getpid()}.tmp"
     write(temporary)

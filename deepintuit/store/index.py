@@ -31,14 +31,14 @@ _BATCH_PARTS = 500
 _CLIPS = pa.schema([
     ("dataset", pa.string()), ("clip_id", pa.string()), ("path", pa.string()), ("label", pa.string()),
     ("group", pa.string()), ("split", pa.string()), ("seconds", pa.float64()), ("width", pa.int64()),
-    ("height", pa.int64()), ("fps", pa.float64()), ("frames", pa.int64()), ("codec", pa.string()), ("audio", pa.bool_()),
-    ("bytes", pa.int64()), ("excluded", pa.string()), ("playable_path", pa.string()),
+    ("height", pa.int64()), ("fps", pa.float64()), ("frames", pa.int64()), ("codec", pa.string()),
+    ("audio", pa.bool_()), ("bytes", pa.int64()), ("excluded", pa.string()), ("playable_path", pa.string()),
 ])
 _RUN_TEXT = ("run_id", "stage", "name", "parent", "dataset", "status", "device", "commit", "error")
 _RUN_JSON = ("command", "config", "versions", "summary")
-_RUNS = """CREATE TABLE runs (run_id VARCHAR, stage VARCHAR, name VARCHAR, parent VARCHAR, dataset VARCHAR, status VARCHAR,
-    device VARCHAR, "commit" VARCHAR, error VARCHAR, command JSON, config JSON, versions JSON, summary JSON, seed BIGINT,
-    dirty BOOLEAN, created TIMESTAMP, finished TIMESTAMP)"""
+_RUNS = """CREATE TABLE runs (run_id VARCHAR, stage VARCHAR, name VARCHAR, parent VARCHAR, dataset VARCHAR,
+    status VARCHAR, device VARCHAR, "commit" VARCHAR, error VARCHAR, command JSON, config JSON, versions JSON,
+    summary JSON, seed BIGINT, dirty BOOLEAN, created TIMESTAMP, finished TIMESTAMP)"""
 _FACTS = """
     CREATE TABLE parts (run_id VARCHAR, grain VARCHAR, part INTEGER, bytes BIGINT, row_count BIGINT);
     CREATE TABLE problems (source VARCHAR, problem VARCHAR);
@@ -48,7 +48,8 @@ _VIEWS = """
     -- For each clip and way of predicting, what the newest run says.
     CREATE VIEW latest_predictions AS
         SELECT predictions.* FROM predictions JOIN runs USING (run_id)
-        QUALIFY rank() OVER (PARTITION BY clip_id, split, system, method, control ORDER BY created DESC, run_id DESC) = 1;
+        QUALIFY rank() OVER (
+            PARTITION BY clip_id, split, system, method, control ORDER BY created DESC, run_id DESC) = 1;
     CREATE VIEW accuracy_by_run AS
         SELECT run_id, split, system, method, control, count(*) AS n,
                count(*) FILTER (predicted = 'none') AS no_answer,
@@ -90,7 +91,8 @@ def build(root: Path, target: Path, mark: str) -> None:
 def _insert(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table, *, create: bool = False) -> None:
     # `name` is one of this module's own table names, never a caller's text.
     connection.register("incoming", rows)
-    connection.execute(f"CREATE TABLE {name} AS FROM incoming" if create else f"INSERT INTO {name} BY NAME FROM incoming")
+    verb = f"CREATE TABLE {name} AS" if create else f"INSERT INTO {name} BY NAME"
+    connection.execute(f"{verb} FROM incoming")
     connection.unregister("incoming")
 
 
@@ -128,7 +130,8 @@ def _naive(instant: str | None) -> str | None:
     return None if instant is None else instant.removesuffix("+00:00")
 
 
-def _load_grain(connection: duckdb.DuckDBPyConnection, grain: Grain, folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
+def _load_grain(connection: duckdb.DuckDBPyConnection, grain: Grain,
+                folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
     columns = pa.schema([*(field.with_nullable(True) for field in grain.schema), pa.field("part", pa.int32())])
     _insert(connection, grain.name, columns.empty_table(), create=True)
     batch: list[pa.Table] = []
@@ -139,8 +142,9 @@ def _load_grain(connection: duckdb.DuckDBPyConnection, grain: Grain, folders: Se
                 rows = read_part(path)
                 unknown = [name for name in rows.column_names if name not in columns.names]
                 rows = rows.drop_columns(unknown) if unknown else rows
+                pa.unify_schemas([columns, rows.schema], promote_options="permissive")
                 size = path.stat().st_size
-            except (DeepIntuitError, OSError) as error:
+            except (DeepIntuitError, pa.ArrowException, OSError) as error:
                 yield f"runs/{folder.name}/{path.name}", str(error)
                 continue
             batch.append(rows.append_column("part", pa.array([number] * rows.num_rows, pa.int32())))
@@ -151,14 +155,12 @@ def _load_grain(connection: duckdb.DuckDBPyConnection, grain: Grain, folders: Se
     if batch:
         _insert(connection, grain.name, pa.concat_tables(batch, promote_options="permissive"))
     if facts:
-        kinds = pa.schema([("run_id", pa.string()), ("grain", pa.string()), ("part", pa.int32()), ("bytes", pa.int64()),
-                           ("row_count", pa.int64())])
-        _insert(connection, "parts", pa.table([pa.array(column) for column in zip(*facts)], names=kinds.names))
+        names = ["run_id", "grain", "part", "bytes", "row_count"]
+        _insert(connection, "parts", pa.table([pa.array(column) for column in zip(*facts)], names=names))
     # The last written row of a key stands (see grains).
     key = ", ".join(("run_id", *grain.key))
     connection.execute(f"""DELETE FROM {grain.name} WHERE rowid IN (
-        SELECT rowid FROM (SELECT rowid, row_number() OVER (PARTITION BY {key} ORDER BY part DESC) AS place FROM {grain.name})
-        WHERE place > 1)""")
+        SELECT rowid FROM {grain.name} QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY part DESC) > 1)""")
 
 
 class Reader:
@@ -192,8 +194,8 @@ class Reader:
         statements = duckdb.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
-            raise StoreError(f"the query holds {kinds}", "the index is read with one SELECT at a time; it is rebuilt from "
-                             "the parts, so a change in it would be lost", "send a single SELECT")
+            raise StoreError(f"the query holds {kinds}", "the index is only read; it is rebuilt from the parts, so a "
+                             "change in it would be lost", "send a single SELECT")
         cursor = self._cursor()
         timer = threading.Timer(seconds, cursor.interrupt) if seconds is not None else None
         if timer is not None:

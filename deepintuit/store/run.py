@@ -38,9 +38,10 @@ PACKAGES = ("deepintuit", "torch", "torchvision", "transformers", "trl", "peft",
             "scipy", "scikit-learn", "pandas", "pyarrow", "duckdb", "decord", "av", "safetensors", "tokenizers")
 
 _SECRET_NAME = re.compile(
-    r"(?:(?:api|access|private|secret)[-_]?key|(?:^|[-_.])(?:token|secret|password|passwd|authorization|credentials?))$",
-    re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"\b(?:sk|hf|ghp|glpat|xox[bap])[-_][A-Za-z0-9_-]{12,}|(?<=://)[^/\s@]+(?=@)|(?<=[Bb]earer )\S+")
+    r"(?:(?:api|access|private|secret)[-_]?key"
+    r"|(?:^|[-_.])(?:token|secret|password|passwd|authorization|credentials?))$", re.IGNORECASE)
+_SECRET_TEXT = re.compile(
+    r"\b(?:sk|hf|ghp|glpat|xox[bap])[-_][A-Za-z0-9_-]{12,}|(?<=://)[^/\s@]+(?=@)|(?<=[Bb]earer )\S+")
 _HIDDEN = "***"
 
 
@@ -96,18 +97,22 @@ def plain(value: Any, where: str = "config") -> Any:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True,
+                              timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def provenance() -> dict[str, Any]:
-    """Command line, commit (null when the package does not lie in a git checkout of its own) and whether it had edits."""
+    """Command line, commit and whether tracked files had edits (null when the package lies in no git checkout)."""
+    program = Path(sys.argv[0])
+    command = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     changed = _git("status", "--porcelain", "--untracked-files=no") if tracked else None
-    return {"command": without_secrets([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "commit": _git("rev-parse", "HEAD") if tracked else None, "dirty": None if changed is None else bool(changed)}
+    return {"command": without_secrets([*command, *sys.argv[1:]]),
+            "commit": _git("rev-parse", "HEAD") if tracked else None,
+            "dirty": None if changed is None else bool(changed)}
 
 
 def versions() -> dict[str, str]:
@@ -141,7 +146,7 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise StoreError(f"part {path.name} of run {path.parent.name!r} cannot be read ({error})",
                          "finished parts are whole when written, so the disk or another program changed it",
-                         "restore the file, or move it away and repeat the stage, which writes its rows anew") from error
+                         "restore the file, or move it away and repeat the stage") from error
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -272,7 +277,8 @@ class Run:
 
     def note(self, **fields: Any) -> None:
         """Add facts known only later to run.json, such as `device="cpu"`. The run's own fields cannot be changed."""
-        fixed = {"run_id", "stage", "config", "parent", "seed", "dataset", "key", "created", "finished", "status", "summary"}
+        fixed = {"run_id", "stage", "config", "parent", "name", "seed", "dataset", "key", "created", "finished",
+                 "status", "summary"}
         for name in fields.keys() & fixed:
             raise StoreError(f"note({name}=…) would change what run {self.id!r} is", "a run is known by it",
                              "start another run")
@@ -323,7 +329,7 @@ class Run:
 
     def _refuse_unless_writable(self) -> None:
         if self.finished:
-            raise StoreError(f"run {self.id!r} is finished", "a finished run never changes, so results stay what they were",
+            raise StoreError(f"run {self.id!r} is finished", "a finished run never changes, so its results stay",
                              "start one with another config, seed or name")
         if not self.writable:
             raise StoreError(f"run {self.id!r} is open for reading here", "only the process that started it writes",
