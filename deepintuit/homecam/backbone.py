@@ -32,7 +32,7 @@ from transformers.video_utils import VideoMetadata
 
 from deepintuit.homecam.captions import SHARD, read_shard, write_shard
 from deepintuit.homecam.teacher import caption_questions, event, observation, write_trace
-from deepintuit.homecam.world import LABELS, Facts, any_facts
+from deepintuit.homecam.world import ACTORS, LABELS, LIGHTS, PLACES, Facts, any_facts
 from deepintuit.labels import LabelSet
 from deepintuit.prompts import calibrator_prompt, label_prompt, reasoner_prompt
 from deepintuit.trace import GRAMMARS, render
@@ -185,6 +185,9 @@ def train(arguments: argparse.Namespace) -> None:
     shards = [write_shard(folder, "base", number) for number in range(math.ceil(arguments.clips / SHARD))]
     data = _Batches(processor, shards)
     held_out = _Batches(processor, [write_shard(folder, "test", number) for number in range(2)])
+    if arguments.tower_steps:
+        teach_tower(model, data, held_out, arguments)
+        model.save_pretrained(out, max_shard_size="1GB")
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=1.0, betas=(0.9, 0.98))
@@ -212,6 +215,59 @@ def train(arguments: argparse.Namespace) -> None:
             model.save_pretrained(out, max_shard_size="1GB")
             print(json.dumps({"step": step + 1, **perception(model, held_out, 250)}), flush=True)
             model.train()
+
+
+_HEADS = {"posture": ("nobody", "up", "down"), "box": ("none", "floor", "held"), "who": ("nobody", *ACTORS), "place": PLACES, "light": LIGHTS}
+
+
+def teach_tower(model: Qwen2_5_VLForConditionalGeneration, data: _Batches, held_out: _Batches, arguments: argparse.Namespace) -> None:
+    """The tower first, alone: linear heads on its pooled output name the states of each quarter, as a real tower is pretrained before it
+    meets a language model. The heads are thrown away."""
+    tower = model.model.visual
+    heads = torch.nn.ModuleDict({name: torch.nn.Linear(2 * 128, len(classes)) for name, classes in _HEADS.items()})
+    parameters = [*tower.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=0.02)
+    truths, tests = _states(data.facts), _states(held_out.facts)
+    rng, started = random.Random(1), time.time()
+
+    def scores(source: _Batches, indices: list[int], augment: bool) -> dict[str, torch.Tensor]:
+        patches = source.patches[indices].float()
+        if augment:
+            patches = patches * (0.8 + 0.4 * torch.rand(len(indices), 1, 1)) + 0.2 * torch.randn(len(indices), 1, 1)
+        merged = tower(patches.reshape(-1, patches.shape[-1]), grid_thw=source.grid.expand(len(indices), 3)).pooler_output
+        merged = merged.view(len(indices), 4, 12, -1)
+        pooled = torch.cat([merged.mean(2), merged.max(2).values], -1)
+        return {name: head(pooled) for name, head in heads.items()}
+
+    for step in range(arguments.tower_steps):
+        rate = 2e-3 * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / arguments.tower_steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        indices = [rng.randrange(len(data.facts)) for _ in range(arguments.batch)]
+        told = scores(data, indices, augment=True)
+        loss = sum(torch.nn.functional.cross_entropy(told[name].flatten(0, 1), truths[name][indices].flatten()) for name in _HEADS)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 100 == 0 or step + 1 == arguments.tower_steps:
+            with torch.no_grad():
+                told = scores(held_out, list(range(250)), augment=False)
+            right = {name: round((told[name].argmax(-1) == tests[name][:250]).float().mean().item(), 4) for name in _HEADS}
+            print(f"tower step {step} loss {loss.item():.4f} {json.dumps(right)} {time.time() - started:.0f} s", flush=True)
+
+
+def _states(facts: list[Facts]) -> dict[str, torch.Tensor]:
+    """Class numbers (clips, 4) of each head: who is `nobody` in a quarter without the actor."""
+    def of(fact: Facts) -> dict[str, list[str]]:
+        return {
+            "posture": [posture for posture, _ in fact.quarters], "box": [box for _, box in fact.quarters],
+            "who": ["nobody" if posture == "nobody" else fact.who for posture, _ in fact.quarters],
+            "place": [fact.place] * 4, "light": [fact.light] * 4,
+        }  # fmt: skip
+
+    rows = [of(fact) for fact in facts]
+    return {name: torch.tensor([[classes.index(v) for v in row[name]] for row in rows]) for name, classes in _HEADS.items()}
 
 
 @torch.no_grad()
@@ -257,6 +313,7 @@ if __name__ == "__main__":
     parser.add_argument("--clips", type=int, default=12000)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--tower-steps", type=int, default=1500)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--every", type=int, default=500)
     parser.add_argument("--bf16", action="store_true")

@@ -1,0 +1,17 @@
+"""The only door to transformers and peft: load, encode clips once, sample on a shared prefix, score labels, fine-tune.
+
+- `model`     a loaded Qwen-VL, its adapters, its inputs
+- `clips`     features of the frozen tower, one pass a clip
+- `sampling`  groups of traces behind one prefill
+- `scoring`   label likelihoods behind one prefill; log-probabilities of written traces
+- `finetune`  cross-entropy on targets, resumable, through TRL's SFTTrainer
+
+Left out on purpose: images, audio, several clips in a prompt.
+"""
+
+from deepintuit.vlm.clips import EncodedClip, FrameRecord
+from deepintuit.vlm.model import VLM, Example
+from deepintuit.vlm.sampling import Sample, sample_groups
+from deepintuit.vlm.scoring import label_logprobs, last_hidden, token_logprobs
+
+__all__ = ["VLM", "EncodedClip", "Example", "FrameRecord", "Sample", "label_logprobs", "last_hidden", "sample_groups", "token_logprobs"]

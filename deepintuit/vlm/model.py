@@ -1,0 +1,180 @@
+"""Load a Qwen2.5-VL or Qwen3-VL, with or without an adapter, and build its inputs from encoded clips.
+
+The only door to transformers and peft. Nothing here knows which checkpoint it holds: the embedded tiny model and a 7B hub folder go
+through the same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from deepintuit.config import ModelConfig, VideoConfig
+from deepintuit.errors import ModelError
+from deepintuit.vlm.clips import VISION_BLOCK, ClipEncoder, EncodedClip, stack_features
+
+_LANGUAGE_PROJECTIONS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+"""LoRA goes here and nowhere else: the usual list of names would also adapt the visual tower."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A clip, a prompt, and for training the target that the assistant is to write (without the end token)."""
+
+    clip: EncodedClip
+    prompt: str
+    target: str = ""
+
+
+class VLM:
+    """A reasoner or calibrator in memory: `model`, `processor`, and the encoder of clips. Use `VLM.load`."""
+
+    def __init__(self, model, processor, video: VideoConfig, cache: Path | None, name: str):
+        self.model, self.processor, self.tokenizer, self.name = model, processor, processor.tokenizer, name
+        self.encoder = ClipEncoder(processor, self.core, video, cache)
+        self.stop_ids = self._stop_ids()
+        self.silenced = sorted(
+            {i for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+             if (i := getattr(self.core.config, name, None)) is not None}
+        )  # fmt: skip
+
+    @classmethod
+    def load(
+        cls, settings: ModelConfig, video: VideoConfig, *, checkpoint: Path | None = None, cache: Path | None = None, trainable: bool = False
+    ) -> VLM:
+        """The model at `settings.path`, or with the weights of a run's `checkpoint` (full weights or an adapter).
+
+        `trainable` makes the adapter (LoRA) or the language model (full) require gradients; the visual tower, merger included, never does.
+        Raises `ModelError` when the folder is no such checkpoint.
+        """
+        adapter = checkpoint is not None and (checkpoint / "adapter_config.json").exists()
+        source = settings.path if checkpoint is None or adapter else str(checkpoint)
+        device = torch.device("cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device.replace("auto", "cpu"))
+        extra = {}
+        if settings.quantize == "4bit":
+            from transformers import BitsAndBytesConfig
+
+            extra["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+        dtype = "float32" if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                source, dtype=dtype, attn_implementation=settings.attention, low_cpu_mem_usage=True, **extra
+            )
+            processor = AutoProcessor.from_pretrained(settings.path)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"{source!r} cannot be loaded as a vision-language model", str(error).splitlines()[0],
+                "Give a local folder or a hub id of a Qwen2.5-VL or Qwen3-VL checkpoint in model.path",
+            ) from error
+        if not hasattr(getattr(model, "model", None), "get_rope_index"):
+            raise ModelError(
+                f"{source!r} is a {type(model).__name__}", "the stages need a Qwen-VL model with video positions (get_rope_index)",
+                "Give a Qwen2.5-VL or Qwen3-VL checkpoint in model.path",
+            )
+        if settings.quantize == "none":
+            model.to(device)
+        model = _adapted(model, settings, checkpoint if adapter else None, trainable)
+        return cls(model, processor, video, cache, str(checkpoint or settings.path))
+
+    @property
+    def core(self):
+        """The transformers model under any adapter."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.core.get_input_embeddings().weight.device
+
+    def save(self, folder: Path) -> None:
+        """Weights as safetensors (adapter only, if there is one) and the processor, as a hub folder would be."""
+        self.model.save_pretrained(folder, safe_serialization=True)
+        self.processor.save_pretrained(folder)
+
+    def prompt_ids(self, clip: EncodedClip, prompt: str) -> list[int]:
+        """Token ids of the user turn (clip first) and the opening of the assistant's turn."""
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": _harmless(prompt)}]}],
+            add_generation_prompt=True, tokenize=False,
+        )
+        before, block, after = text.partition(VISION_BLOCK)
+        if not block:
+            raise ModelError(f"the chat template of {self.name!r} writes no {VISION_BLOCK}", "the clip has no place in the prompt",
+                             "Use a checkpoint whose processor has a video chat template")  # fmt: skip
+        return [*self._tokens(before), *clip.vision_ids, *self._tokens(after)]
+
+    def target_ids(self, target: str) -> list[int]:
+        """Token ids of what the assistant writes, with the end token that stops it."""
+        return [*self._tokens(target), self.tokenizer.eos_token_id]
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def inputs(self, clips: Sequence[EncodedClip], rows: Sequence[list[int]], *, side: str, pad_to: int = 0) -> dict:
+        """Model inputs for token rows padded on one side: ids, mask, features, grid, and 3-D positions worked out once.
+
+        `position_ids` (3, B, L) come from the model's own `get_rope_index`; tokens after a prompt count on from its last one.
+        """
+        width = max(pad_to, max(map(len, rows)))
+        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for row, tokens in enumerate(rows):
+            place = slice(width - len(tokens), width) if side == "left" else slice(0, len(tokens))
+            ids[row, place] = torch.tensor(tokens)
+            mask[row, place] = 1
+        return self.forward_inputs(clips, ids.to(self.device), mask.to(self.device))
+
+    def forward_inputs(self, clips: Sequence[EncodedClip], ids: torch.Tensor, mask: torch.Tensor) -> dict:
+        grid = torch.stack([clip.grid_thw for clip in clips]).to(ids.device)
+        seconds = torch.tensor([clip.seconds_per_grid for clip in clips], device=ids.device)
+        kinds = (ids == self.core.config.video_token_id).int() * 2
+        positions, _ = self.core.model.get_rope_index(
+            ids, mm_token_type_ids=kinds, video_grid_thw=grid, second_per_grid_ts=seconds, attention_mask=mask
+        )
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "mm_encoder_outputs": {"video": stack_features(list(clips), ids.device)},
+        }
+
+    def _stop_ids(self) -> list[int]:
+        """Ids that end a trace, from this checkpoint's own tokenizer and generation config (another tokenizer's would be `.` or `#`)."""
+        stops = {self.tokenizer.eos_token_id}
+        listed = self.core.generation_config.eos_token_id
+        stops |= set(listed if isinstance(listed, list) else [listed])
+        return sorted(i for i in stops if i is not None)
+
+
+def _harmless(text: str) -> str:
+    """A text that cannot write the template's own marks, wherever it came from."""
+    return text.replace("<|", "< |").replace("|>", "| >")
+
+
+def _adapted(model, settings: ModelConfig, adapter: Path | None, trainable: bool):
+    model.requires_grad_(False)
+    if adapter is not None or (trainable and settings.lora_rank):
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+        else:
+            model = get_peft_model(
+                model,
+                LoraConfig(
+                    r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules=_LANGUAGE_PROJECTIONS,
+                    task_type="CAUSAL_LM",
+                ),
+            )
+    elif trainable:
+        if settings.quantize != "none":
+            raise ModelError("4-bit weights cannot be trained in full", "their numbers are quantised", "Set model.lora_rank, e.g. 64")
+        model.model.language_model.requires_grad_(True)
+        model.lm_head.requires_grad_(True)
+    if settings.gradient_checkpointing and trainable:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model.train(trainable)

@@ -1,0 +1,163 @@
+"""Sample traces: one prefill a clip, its cache shared by the group, finished traces leave the batch.
+
+Every trace draws from a random stream of its own, keyed by (seed, clip, sample): what a trace says does not depend on which others
+are sampled beside it, nor on where a killed run resumed. `plain_sample` is the same through `model.generate`'s path, kept as the reference.
+
+Left out on purpose: beam search, repetition penalties.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from deepintuit.vlm.clips import EncodedClip
+from deepintuit.vlm.model import VLM
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled trace. `logprobs_T`: of each token, the end token included, at the temperature of sampling (1 for greedy)."""
+
+    text: str
+    token_ids: list[int]
+    logprobs_T: list[float]
+    truncated: bool
+    milliseconds: float
+
+    @property
+    def confidence(self) -> float:
+        """exp(mean token log-probability): 1 for a trace that the model was sure of, token by token."""
+        return float(np.exp(np.mean(self.logprobs_T))) if self.logprobs_T else 0.0
+
+
+def stream(key: str, length: int) -> np.ndarray:
+    """`length` uniform numbers in [0, 1) that depend on the key alone."""
+    words = np.frombuffer(hashlib.sha256(key.encode()).digest()[:16], np.uint64)
+    return np.random.Generator(np.random.Philox(key=words)).random(length)
+
+
+@torch.no_grad()
+def sample_groups(
+    vlm: VLM,
+    clips: Sequence[EncodedClip],
+    prompts: Sequence[str],
+    keys_C_G: Sequence[Sequence[str]],
+    *,
+    temperature: float,
+    max_tokens: int,
+    top_p: float = 1.0,
+    on_token: Callable[[int, int, int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> list[list[Sample]]:
+    """G traces for each of C clips; `keys_C_G` names each trace's random stream. Temperature 0 is greedy (keys are not used).
+
+    `on_token(clip, sample, token_id)` is called as tokens come; `stop()` true ends the work after the current token, leaving traces truncated.
+    """
+    started = time.perf_counter()
+    was_training = vlm.model.training
+    vlm.model.eval()
+    try:
+        rows = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
+        inputs = vlm.inputs(clips, rows, side="left")
+        out = vlm.model(**inputs, use_cache=True, logits_to_keep=1)
+        group = len(keys_C_G[0])
+        cache = out.past_key_values
+        if group > 1:
+            cache.batch_repeat_interleave(group)
+        state = _Batch(vlm, inputs, group, [key for keys in keys_C_G for key in keys], max_tokens)
+        logits = out.logits[:, -1].repeat_interleave(group, 0)
+        for step in range(max_tokens):
+            tokens = state.choose(logits, step, temperature, top_p, vlm)
+            if on_token:
+                for row, token in zip(state.alive.tolist(), tokens.tolist()):
+                    on_token(row // group, row % group, token)
+            keep = state.append(tokens)
+            if not len(state.alive) or step + 1 == max_tokens or (stop and stop()):
+                break
+            if len(keep) < len(tokens):
+                cache.batch_select_indices(keep)
+                tokens = tokens[keep]
+            logits = vlm.model(
+                input_ids=tokens[:, None], attention_mask=state.mask(step + 1), position_ids=state.positions(step), past_key_values=cache, use_cache=True
+            ).logits[:, -1]
+    finally:
+        vlm.model.train(was_training)
+    spent = (time.perf_counter() - started) * 1000 / len(state.ids)
+    samples = [state.sample(row, vlm, spent) for row in range(len(state.ids))]
+    return [samples[start : start + group] for start in range(0, len(samples), group)]
+
+
+class _Batch:
+    """Rows still being written: what they hold so far, where they stand, and their random numbers."""
+
+    def __init__(self, vlm: VLM, inputs: dict, group: int, keys: Sequence[str], max_tokens: int):
+        self.stops = torch.tensor(vlm.stop_ids, device=vlm.device)
+        self.alive = torch.arange(len(keys), device=vlm.device)
+        self.prefix = inputs["attention_mask"].repeat_interleave(group, 0)
+        self.last = inputs["position_ids"][:, :, -1].max(0).values.repeat_interleave(group)
+        self.ids: list[list[int]] = [[] for _ in keys]
+        self.logprobs: list[list[float]] = [[] for _ in keys]
+        self.ended = [False] * len(keys)
+        self.keys, self.max_tokens = keys, max_tokens
+        self._uniform: torch.Tensor | None = None
+
+    def choose(self, logits: torch.Tensor, step: int, temperature: float, top_p: float, vlm: VLM) -> torch.Tensor:
+        """The next token of every row that is alive. Draws by the inverse of the cumulative distribution."""
+        logprobs = torch.log_softmax(logits.float() / (temperature or 1.0), -1)
+        allowed = logprobs.clone()
+        allowed[:, vlm.silenced] = -torch.inf  # a sampled vision mark would be taken for a second clip in the loss
+        if temperature == 0:
+            tokens = allowed.argmax(-1)
+        else:
+            if self._uniform is None:
+                self._uniform = torch.tensor(np.stack([stream(key, self.max_tokens) for key in self.keys]), device=logits.device)
+            probs = allowed.softmax(-1).double()
+            if top_p < 1:
+                ranked, order = probs.sort(-1, descending=True)
+                probs = probs.scatter(-1, order, torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0))
+            heights = probs.cumsum(-1)
+            tokens = torch.searchsorted(heights, (self._uniform[self.alive, step] * heights[:, -1])[:, None], right=True)[:, 0]
+            tokens = tokens.clamp(max=probs.shape[-1] - 1)
+        chosen = logprobs.gather(-1, tokens[:, None])[:, 0].tolist()
+        for row, value in zip(self.alive.tolist(), chosen):
+            self.logprobs[row].append(value)
+        return tokens
+
+    def append(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Take the tokens in; returns the places (among those alive before) of the rows that go on."""
+        ends = torch.isin(tokens, self.stops)
+        for row, token, end in zip(self.alive.tolist(), tokens.tolist(), ends.tolist()):
+            self.ids[row].append(token)
+            self.ended[row] = end
+        keep = (~ends).nonzero()[:, 0]
+        self.alive = self.alive[keep]
+        return keep
+
+    def mask(self, written: int) -> torch.Tensor:
+        prefix = self.prefix[self.alive]
+        return torch.cat([prefix, prefix.new_ones(len(prefix), written)], 1)
+
+    def positions(self, step: int) -> torch.Tensor:
+        """(3, rows, 1): the prompt's last position, then one further for every token."""
+        return (self.last[self.alive] + 1 + step).view(1, -1, 1).expand(3, -1, 1)
+
+    def sample(self, row: int, vlm: VLM, milliseconds: float) -> Sample:
+        ids = self.ids[row]
+        text = vlm.tokenizer.decode(ids, skip_special_tokens=True)
+        return Sample(text, ids, self.logprobs[row], not self.ended[row], milliseconds)
+
+
+@torch.no_grad()
+def plain_sample(vlm: VLM, pixel_inputs: dict, max_tokens: int) -> list[str]:
+    """The reference: greedy `generate` from pixels, tower and prefill included. For tests and benchmarks."""
+    out = vlm.model.generate(
+        **pixel_inputs, do_sample=False, max_new_tokens=max_tokens, suppress_tokens=vlm.silenced, eos_token_id=vlm.stop_ids,
+        pad_token_id=vlm.tokenizer.pad_token_id,
+    )
+    return vlm.tokenizer.batch_decode(out[:, pixel_inputs["input_ids"].shape[1] :], skip_special_tokens=True)
