@@ -1,0 +1,63 @@
+# `make` lists the targets. The virtual environment is made on first use, and again when the lock changes.
+
+PYTHON  ?= $(shell command -v python3.11 || command -v python3)
+VENV    ?= .venv
+WORKERS ?= 2
+ARGS    ?=
+
+BIN    := $(VENV)/bin
+LOCKED := $(VENV)/.locked
+READY  := $(VENV)/.ready
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+CUDA   := ; platform_system == "Linux" and platform_machine == "x86_64"
+SHELL  := /bin/sh
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test docs bench lint lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# Each stamp is written last, so that an install that broke off is done again from the start.
+$(LOCKED): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "PYTHON = '$(PYTHON)' is no Python 3.11: the lock needs it. Install it, or name it: make PYTHON=path" >&2; exit 2; }
+	@echo "Installing the packages of requirements.lock into $(VENV): once, a few minutes, 6 GB with the CUDA libraries."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install -r requirements.lock
+	@touch $@
+
+$(READY): $(LOCKED) pyproject.toml
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)  ## all stages on the embedded world, ending with the table and the report
+	@$(BIN)/deepintuit demo $(ARGS)
+
+# One torch thread a worker: two torch processes with two threads each on two cores are ten times slower.
+# A file stays in one worker, so that what its tests share is made once.
+test: $(READY)  ## all tests; ARGS="-k trace" for some
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
+
+docs: $(READY)  ## hold README, docs, lock and metadata to the code
+	@$(BIN)/python -m pytest -q tests/test_docs.py tests/test_packaging.py tests/test_floors.py tests/test_messages.py $(ARGS)
+
+bench: $(READY)  ## list the benchmarks, or run one: BENCH=decode ARGS="FOLDER"
+ifdef BENCH
+	@$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
+else
+	@for script in benchmarks/*.py; do printf '%s: ' "$$(basename $$script .py)"; sed -n '1s/^"*//p' $$script; done
+endif
+
+lint: $(READY)  ## ruff, with the rules of pyproject.toml
+	@$(BIN)/ruff check $(ARGS) .
+
+lock: $(READY)  ## resolve pyproject.toml anew and write requirements.lock
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock
+	@build/lock/bin/python -m pip --disable-pip-version-check -qq install '.[app,notebooks,dev]'
+	@{ sed -n '/^#/p' requirements.lock; build/lock/bin/python -m pip freeze --all --exclude pip --exclude wheel --exclude deepintuit \
+	  | sed -E '/^(cuda-|nvidia-|triton)/s/$$/ $(CUDA)/'; } > build/requirements.lock
+	@mv build/requirements.lock requirements.lock && rm -rf build/lock
+
+clean:  ## remove the environment and caches; workbench/ stays
+	@rm -rf $(VENV) build dist deepintuit.egg-info .pytest_cache .ruff_cache .hypothesis

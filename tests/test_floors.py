@@ -1,0 +1,118 @@
+"""Who may import whom: the floors of docs/architecture.md. This table is the source; the page's table is held to it."""
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# From the roof down. A module imports only from below its own place: a later row, or in its row behind an arrow.
+FLOORS = {
+    "doors": "cli",
+    "stages": "teach coldstart grpo calibrate evaluate",
+    "reasoner": "reasoner",
+    "model": "vlm",
+    "wings": "homecam endpoint → video report",
+    "shelves": "data store",
+    "sums": "rewards advantage metrics",
+    "words": "prompts → trace config → labels",
+    "ground": "errors",
+}
+STEPS = [step.split() for floor in FLOORS.values() for step in floor.split(" → ")]
+HEIGHT = {module: len(STEPS) - depth for depth, step in enumerate(STEPS) for module in step}
+HEAVY = {"torch", "torchvision", "transformers", "trl", "peft", "accelerate"}
+WORKSHOP = {"deepintuit.homecam.backbone"}  # rebuilds the embedded model; a script that no module imports
+# What opens a checkpoint. `vlm` alone does, so that one place decides about dtype, device, adapters and trust.
+OPENERS = re.compile(r"peft(\..*)?|transformers\.(Auto\w+|\w+ForConditionalGeneration|\w+Processor|\w*Tokenizer\w*)")
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "deepintuit").rglob("*.py"))
+}
+BESIDE_THE_ROOT = {name.split(".")[1] for name in SOURCES if "." in name}
+
+
+def place(module: str) -> str:
+    """`deepintuit.store.run` → `store`."""
+    return module.split(".")[1]
+
+
+@functools.cache
+def imports(module: str) -> set[str]:
+    """Everything a module imports anywhere in its text, in full dotted names, lazily imported names included."""
+    found = set()
+    package = module.split(".") if SOURCES[module].name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(SOURCES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{source}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_module_has_a_place_in_the_house():
+    assert BESIDE_THE_ROOT <= set(HEIGHT), "a module on no floor: give it one in FLOORS and in docs/architecture.md"
+
+
+def test_architecture_page_shows_the_same_floors():
+    rows = re.findall(r"^\| (\w+) \| (`[^|]+) \|", (ROOT / "docs/architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
+    page = {floor: cell.replace("`", "").strip() for floor, cell in rows if floor in FLOORS}
+    assert page == FLOORS
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if "." in name])
+def test_modules_import_only_from_floors_below(module):
+    if place(module) not in HEIGHT:
+        pytest.skip("on no floor yet; another test says so")
+    ours = {name.split(".")[1] for name in imports(module) if name.startswith("deepintuit.")} & set(HEIGHT)
+    level = [name for name in ours - {place(module)} if HEIGHT[name] >= HEIGHT[place(module)]]
+    assert not level, f"{module} imports {level}, which are not below it"
+
+
+def test_package_root_imports_nothing():
+    assert imports("deepintuit") == set()
+
+
+def test_no_module_imports_a_workshop_script():
+    importers = [module for module in SOURCES for name in imports(module) if any(name.startswith(script) for script in WORKSHOP)]
+    assert not importers
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if "." in name and name not in WORKSHOP])
+def test_checkpoints_are_opened_by_vlm_alone(module):
+    opened = {name for name in imports(module) if OPENERS.fullmatch(name)}
+    assert place(module) == "vlm" or not opened, f"{module} opens a model by itself with {opened}"
+
+
+def light_modules() -> list[str]:
+    """All below the model floor, and the command line, which starts stages only when one is asked for."""
+    low = {name for name, height in HEIGHT.items() if height < HEIGHT["vlm"]} | {"cli"}
+    return [
+        name
+        for name in SOURCES
+        if name not in WORKSHOP and not name.endswith("__main__") and ("." not in name or place(name) in low)
+    ]
+
+
+def test_no_module_below_the_model_floor_reaches_for_torch_even_lazily():
+    heavy = {module: {name.split(".")[0] for name in imports(module)} & HEAVY for module in light_modules()}
+    assert {module: names for module, names in heavy.items() if names} == {}
+
+
+def test_light_modules_start_without_torch_in_a_fresh_interpreter():
+    program = f"""
+import importlib, sys
+for module in {light_modules()!r}:
+    importlib.import_module(module)
+    heavy = {HEAVY!r} & set(sys.modules)
+    if heavy:
+        sys.exit(f"importing {{module}} imports {{heavy}}")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
