@@ -1,0 +1,259 @@
+"""Prediction rows → one result a system, method and control, with intervals and what it changed against the raw label.
+
+Left out on purpose: drawing and wording (`text`, `figures`), any ranking. Axes: `_C` clips, `_K` classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from deepintuit.config import EvaluateConfig
+from deepintuit.errors import DataError
+from deepintuit.metrics import (
+    FLOOR,
+    Bins,
+    Estimate,
+    Evaluation,
+    Flips,
+    RiskCoverage,
+    class_indices,
+    evaluate_predictions,
+    flips,
+    mean_of,
+    paired_difference,
+    reliability_bins,
+    risk_coverage,
+)
+from deepintuit.metrics.inputs import Floats
+
+# Order of reading: what costs nothing first, then each stage behind the one before it (METHOD.md 1.6).
+SYSTEMS = ("majority", "metadata", "text", "zero-shot", "direct", "rb-ft", "cold start", "cold start + grpo")
+METHODS = ("raw", "label_likelihood", "linear_head", "vote", "mean_likelihood")
+CONTROLS = ("none", "trace_blanked", "video_blanked", "trace_swapped")
+
+MEASURES = ("accuracy", "macro_f1", "no_answer", "nll", "brier", "ece")
+"""The fields of `Evaluation` that are one number with an interval."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system, by one method, under one control, on the clips of one split.
+
+    `flips` and `gain` (accuracy minus accuracy, as a fraction) compare it with the raw label of the same system on the
+    clips both have; None where there is no raw label or this row is it. `change` compares a control with the same
+    method uncontrolled. `untempered` are the reliability bins before the fitted `temperature`; `risk` is None, as are
+    the last four of `evaluation`, for a bare label without probabilities.
+    """
+
+    system: str
+    method: str
+    control: str
+    split: str
+    evaluation: Evaluation
+    unlabelled: int
+    flips: Flips | None = None
+    gain: Estimate | None = None
+    change: Estimate | None = None
+    risk: RiskCoverage | None = None
+    untempered: Bins | None = None
+    temperature: float | None = None
+    outside_mass: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.system, self.method, self.control
+
+    @property
+    def n(self) -> int:
+        return self.evaluation.n
+
+
+def table_of(predictions: pd.DataFrame, labels: Iterable[str], config: EvaluateConfig | None = None, *,
+             groups: Mapping[str, str] | None = None, seed: int = 0) -> list[Row]:
+    """One `Row` for each (system, method, control) among the grain's rows of `config.split`, baselines first.
+
+    `labels` is the label set; probabilities are brought into its order. `groups` (clip_id → source) makes the
+    intervals draw whole sources, since clips of one are alike. Clips without a true label are left out and counted.
+    DataError when a clip has two rows of one key, or probabilities over other labels. No rows: an empty list.
+    """
+    config = config or EvaluateConfig()
+    names = tuple(labels)
+    chosen = predictions[predictions["split"] == config.split]
+    answers = {key: _Answers.of(key, frame, names, groups or {})
+               for key, frame in chosen.groupby(["system", "method", "control"], sort=False)}
+    return [_row(answers, key, names, config, seed) for key in sorted(answers, key=_place(list(answers)))]
+
+
+def headline(rows: Sequence[Row]) -> Row | None:
+    """The row a page speaks of: the last system's calibrated answer, uncontrolled; its raw label where there is none.
+    Last in the order of the stages, never by score."""
+    plain = [row for row in rows if row.control == "none"]
+    calibrated = [row for row in plain if row.method != "raw" and row.gain is not None]
+    return (calibrated or plain or [None])[-1]
+
+
+def _place(keys: list[tuple[str, str, str]]):
+    systems = [*SYSTEMS, *dict.fromkeys(system for system, _, _ in keys if system not in SYSTEMS)]
+
+    def place(key: tuple[str, str, str]) -> tuple[int, ...]:
+        return tuple(known.index(word) if word in known else len(known)
+                     for word, known in zip(key, (systems, METHODS, CONTROLS), strict=True))
+
+    return place
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """The labelled clips of one key, in the order of their ids."""
+
+    frame: pd.DataFrame
+    groups_C: np.ndarray
+    probs_C_K: Floats | None
+    unlabelled: int
+
+    @classmethod
+    def of(cls, key: tuple[str, str, str], frame: pd.DataFrame, labels: tuple[str, ...],
+           groups: Mapping[str, str]) -> _Answers:
+        repeated = frame.loc[frame["clip_id"].duplicated(), "clip_id"]
+        if len(repeated):
+            raise DataError(f"clip {repeated.iloc[0]!r} has several predictions by {' / '.join(key)}",
+                            "each clip counts once in a table", "pass the rows of one run, and one trace a clip")
+        known = frame[frame["true_label"].notna()].sort_values("clip_id").reset_index(drop=True)
+        drawn = np.array([groups.get(clip) or clip for clip in known["clip_id"]], dtype=object).astype(str)
+        return cls(known, drawn, _probabilities(key, known, labels), len(frame) - len(known))
+
+    @property
+    def right_C(self) -> np.ndarray:
+        return (self.frame["predicted"] == self.frame["true_label"]).to_numpy()
+
+
+def _probabilities(key: tuple[str, str, str], frame: pd.DataFrame, labels: tuple[str, ...]) -> Floats | None:
+    """Shape (C, K) in the order of `labels`; None where a clip has none, or for a bare label written as one-hot."""
+    if not len(frame) or frame["probs"].isna().any() or frame["labels"].isna().any():
+        return None
+    probs_C_K = np.zeros((len(frame), len(labels)))
+    for c, (names, values) in enumerate(zip(frame["labels"], frame["probs"], strict=True)):
+        if sorted(names) != sorted(labels) or len(values) != len(labels):
+            raise DataError(f"{' / '.join(key)} has probabilities over {', '.join(map(str, names))}",
+                            f"the label set is {', '.join(labels)}", "score these clips with the label set of their dataset")
+        probs_C_K[c, class_indices(names, labels)] = values
+    if key[1] == "raw" and np.isin(probs_C_K, (0.0, 1.0)).all():
+        return None
+    return probs_C_K
+
+
+def _row(answers: Mapping[tuple[str, str, str], _Answers], key: tuple[str, str, str], labels: tuple[str, ...],
+         config: EvaluateConfig, seed: int) -> Row:
+    mine = answers[key]
+    frame = mine.frame
+    system, method, control = key
+    options = dict(draws=max(1, config.bootstrap), seed=seed, level=config.confidence)
+    evaluation = evaluate_predictions(frame["true_label"].tolist(), frame["predicted"].tolist(), labels, mine.probs_C_K,
+                                      groups_C=mine.groups_C, bins=config.bins, **options)
+    row = Row(system, method, control, config.split, evaluation, mine.unlabelled,
+              temperature=_mean(frame["temperature"]), outside_mass=_mean(frame["outside_mass"]))
+    if mine.probs_C_K is not None:
+        row = replace(row, **_curves(mine, labels, config))
+    raw, uncontrolled = answers.get((system, "raw", "none")), answers.get((system, method, "none"))
+    if raw is not None and key != (system, "raw", "none"):
+        before, after = _both(raw, mine)
+        row = replace(row, gain=_difference(before, after, options),
+                      flips=flips(before.frame["predicted"], after.frame["predicted"], after.frame["true_label"]))
+    if uncontrolled is not None and control != "none":
+        row = replace(row, change=_difference(*_both(uncontrolled, mine), options))
+    return row if config.bootstrap else _without_intervals(row)
+
+
+def _curves(mine: _Answers, labels: tuple[str, ...], config: EvaluateConfig) -> dict[str, object]:
+    truth_C = class_indices(mine.frame["true_label"], labels)
+
+    def sure_and_right(probs_C_K: Floats) -> tuple[Floats, np.ndarray]:
+        return probs_C_K.max(1), probs_C_K.argmax(1) == truth_C
+
+    found: dict[str, object] = {"risk": risk_coverage(*sure_and_right(mine.probs_C_K))}
+    temperature_C = mine.frame["temperature"].to_numpy(dtype=float)
+    if np.isfinite(temperature_C).all():
+        # p = softmax(s / T), so p to the power T, made to sum to 1, is the distribution before the temperature.
+        scores_C_K = temperature_C[:, None] * np.log(np.clip(mine.probs_C_K, FLOOR, 1.0))
+        before_C_K = np.exp(scores_C_K - scores_C_K.max(1, keepdims=True))
+        before_C_K /= before_C_K.sum(1, keepdims=True)
+        found["untempered"] = reliability_bins(*sure_and_right(before_C_K), config.bins)
+    return found
+
+
+def _both(before: _Answers, after: _Answers) -> tuple[_Answers, _Answers]:
+    """Both cut to the clips they share; ids are sorted in each, so the clips then match."""
+    kept = [one.frame["clip_id"].isin(other.frame["clip_id"]).to_numpy() for one, other in ((before, after), (after, before))]
+    return tuple(_Answers(one.frame[keep].reset_index(drop=True), one.groups_C[keep], None, one.unlabelled)
+                 for one, keep in zip((before, after), kept, strict=True))
+
+
+def _difference(before: _Answers, after: _Answers, options: dict[str, float]) -> Estimate:
+    return paired_difference(mean_of(after.right_C), mean_of(before.right_C), len(after.frame),
+                             groups_C=after.groups_C, **options)
+
+
+def _mean(values: pd.Series) -> float | None:
+    known = values.dropna()
+    return float(known.mean()) if len(known) else None
+
+
+def _without_intervals(row: Row) -> Row:
+    def bare(estimate: Estimate | None) -> Estimate | None:
+        return None if estimate is None else Estimate(estimate.value, math.nan, math.nan)
+
+    evaluation = replace(row.evaluation, **{name: bare(getattr(row.evaluation, name)) for name in MEASURES})
+    return replace(row, evaluation=evaluation, gain=bare(row.gain), change=bare(row.change))
+
+
+@dataclass(frozen=True)
+class SeedRow:
+    """Means over seeds of one (system, method, control). `clips` is the fewest and the most clips a seed rests on.
+    `means` maps a measure (`MEASURES`, and "gain") to its mean with Student's t interval over seeds, `spread` to the
+    standard deviation between seeds (nan for one seed); a measure that no seed has is absent."""
+
+    system: str
+    method: str
+    control: str
+    seeds: tuple[int, ...]
+    clips: tuple[int, int]
+    means: Mapping[str, Estimate]
+    spread: Mapping[str, float]
+
+
+def over_seeds(rows_by_seed: Mapping[int, Sequence[Row]], level: float = 0.95) -> list[SeedRow]:
+    """The tables of several seeds as one, in the order of the first. A row that some seeds lack rests on the others.
+
+    The interval speaks of training again with another seed, not of other clips; one seed has none (nan).
+    """
+    by_key: dict[tuple[str, str, str], dict[int, Row]] = {}
+    for seed, rows in rows_by_seed.items():
+        for row in rows:
+            by_key.setdefault(row.key, {})[seed] = row
+    found = []
+    for key in sorted(by_key, key=_place(list(by_key))):
+        rows = by_key[key]
+        columns = {name: [getattr(row.evaluation, name) for row in rows.values()] for name in MEASURES}
+        columns["gain"] = [row.gain for row in rows.values()]
+        values = {name: np.array([one.value for one in column if one is not None]) for name, column in columns.items()}
+        values = {name: numbers[~np.isnan(numbers)] for name, numbers in values.items()}
+        counts = [row.n for row in rows.values()]
+        found.append(SeedRow(*key, tuple(rows), (min(counts), max(counts)),
+                             {name: _t_interval(numbers, level) for name, numbers in values.items() if numbers.size},
+                             {name: float(numbers.std(ddof=1)) if numbers.size > 1 else math.nan
+                              for name, numbers in values.items() if numbers.size}))
+    return found
+
+
+def _t_interval(values_S: Floats, level: float) -> Estimate:
+    mean = float(values_S.mean())
+    if values_S.size < 2:
+        return Estimate(mean, math.nan, math.nan)
+    half = float(stats.t.ppf((1 + level) / 2, values_S.size - 1) * values_S.std(ddof=1) / math.sqrt(values_S.size))
+    return Estimate(mean, mean - half, mean + half)

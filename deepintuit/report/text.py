@@ -1,0 +1,195 @@
+"""Results as text: the terminal's table, Markdown for docs, the table over seeds, and the result in one sentence.
+
+Left out on purpose: colour as meaning, stars and bold winners. Shares are printed in percent, differences in points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from deepintuit.metrics import Estimate
+from deepintuit.report.table import Row, SeedRow, over_seeds
+
+NAMES = {
+    "raw": "raw label", "label_likelihood": "label likelihood", "linear_head": "linear head", "vote": "vote",
+    "mean_likelihood": "mean likelihood", "none": "", "trace_blanked": "trace blanked", "video_blanked": "video blanked",
+    "trace_swapped": "trace swapped", "cold start + grpo": "cold start + GRPO", "rb-ft": "RB-FT",
+}
+NO_ROWS = "No predictions of this split yet: run `deepintuit evaluate`, then this table has a row for each system."
+MINUS, NOTHING = "\u2212", "\u2013"
+
+
+def shown(word: str) -> str:
+    """A system, method or control as people read it; an unknown one stays as it is."""
+    return NAMES.get(word, word)
+
+
+def number(value: float | None, scale: float = 100.0, digits: int = 1, sign: bool = False) -> str:
+    """A number with a true minus; a dash for what could not be computed."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    text = f"{value * scale:{'+' if sign else ''}.{digits}f}"
+    if not text.strip("+-0."):
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS)
+
+
+def interval(estimate: Estimate | None, scale: float = 100.0, digits: int = 1, sign: bool = False) -> str:
+    """`low–high` (`low to high` for differences), or nothing where there is none."""
+    if estimate is None or math.isnan(estimate.low) or math.isnan(estimate.high):
+        return ""
+    low, high = (number(end, scale, digits, sign) for end in (estimate.low, estimate.high))
+    return f"{low} to {high}" if sign else f"{low}\u2013{high}"
+
+
+def p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def sentence(row: Row | None) -> str:
+    """What the headline row says, in words. An interval that holds 0 is called no clear difference."""
+    if row is None or not row.n:
+        return NO_ROWS
+    found = row.evaluation
+    span = interval(found.accuracy)
+    text = (f"{shown(row.system)} answers {number(found.accuracy.value)}\u202f% of {row.n} {row.split} clips right"
+            + (f" (interval {span})" if span else ""))
+    if row.gain is not None:
+        points = interval(row.gain, sign=True)
+        text += f"; by {shown(row.method)} that is {number(row.gain.value, sign=True)} points against its raw label"
+        text += f" ({points})" if points else ""
+        if row.gain.low <= 0 <= row.gain.high:
+            text += ", no clear difference"
+    if found.ece is not None:
+        text += f". Its probabilities are off by {number(found.ece.value)} points on average (ECE)"
+    return text + "."
+
+
+# Terminal
+
+def terminal_table(rows: Sequence[Row], width: int = 100) -> Table | Text:
+    """A rich renderable of at most `width` columns; from 130 on, NLL, Brier and flips stand in it too.
+
+    A system's own line is its raw label; methods lie under it and controls under their method.
+    """
+    if not rows:
+        return Text(NO_ROWS)
+    wide = width >= 130
+    table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True, header_style="bold", width=None,
+                  caption=_caption(rows), caption_justify="left", caption_style="dim")
+    table.add_column("", no_wrap=True, overflow="ellipsis", max_width=26 if wide else 20)
+    heads = ["n", "accuracy %", "macro F1 %", "no answer %", "ECE %", "against raw"]
+    heads += ["NLL", "Brier", "\u2717\u2192\u2713 / \u2713\u2192\u2717"] * wide
+    for head in heads:
+        table.add_column(Text(head), justify="right", no_wrap=True)
+    previous = None
+    for row in rows:
+        fresh = row.system != previous
+        if fresh and previous is not None:
+            table.add_row()
+        if fresh and (row.method, row.control) != ("raw", "none"):
+            table.add_row(Text(shown(row.system)))
+        table.add_row(Text(_line_name(row), style="dim" if row.control != "none" else ""), *_cells(row, wide))
+        previous = row.system
+    return table
+
+
+def _line_name(row: Row) -> str:
+    if (row.method, row.control) == ("raw", "none"):
+        return shown(row.system)
+    return f"  {shown(row.method)}" if row.control == "none" else f"    {shown(row.control)}"
+
+
+def _cells(row: Row, wide: bool) -> list[Text]:
+    found = row.evaluation
+    cells = [Text(str(row.n)), _cell(found.accuracy), _cell(found.macro_f1), _cell(found.no_answer), _cell(found.ece),
+             _cell(row.gain, sign=True)]
+    if wide:
+        turned = f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong}" if row.flips else NOTHING
+        cells += [_cell(found.nll, 1, 2), _cell(found.brier, 1, 2), Text(turned)]
+    return cells
+
+
+def _cell(estimate: Estimate | None, scale: float = 100.0, digits: int = 1, sign: bool = False) -> Text:
+    value = number(None if estimate is None else estimate.value, scale, digits, sign)
+    span = interval(estimate, scale, digits, sign).replace(" to ", "\u2026")
+    return Text.assemble(value, (f" {span}", "dim")) if span else Text(value)
+
+
+def _caption(rows: Sequence[Row]) -> Text:
+    missing = max(row.unlabelled for row in rows)
+    text = ("Behind each number its bootstrap interval. A system's own line is its raw label; "
+            f"against raw: points of accuracy, same clips. {NOTHING} no probabilities, or nothing to compare.")
+    return Text(text + (f" {missing} clips without a true label are left out." if missing else ""))
+
+
+# Markdown
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The full table as GitHub Markdown, for docs; ends with a newline."""
+    if not rows:
+        return NO_ROWS + "\n"
+    heads = ["System", "Answer", "n", "Accuracy %", "Macro F1 %", "No answer %", "NLL", "Brier", "ECE %",
+             "Against raw, points", "Wrong\u2192right / right\u2192wrong"]
+    body = []
+    for row in rows:
+        found = row.evaluation
+        body.append([shown(row.system), _answer(row.method, row.control), str(row.n), _marked(found.accuracy),
+                     _marked(found.macro_f1), _marked(found.no_answer), _marked(found.nll, 1, 3),
+                     _marked(found.brier, 1, 3), _marked(found.ece), _marked(row.gain, sign=True), turned(row)])
+    return _markdown(heads, body)
+
+
+def turned(row: Row) -> str:
+    """Flips against the raw label, with McNemar's p."""
+    if row.flips is None:
+        return NOTHING
+    return f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong} ({p_value(row.flips.p_value)})"
+
+
+def multi_seed_table(rows_by_seed: Mapping[int, Sequence[Row]], level: float = 0.95) -> str:
+    """Means over seeds as Markdown: mean, Student's t interval over seeds, ± standard deviation between seeds."""
+    found = over_seeds(rows_by_seed, level)
+    if not found:
+        return NO_ROWS + "\n"
+    heads = ["System", "Answer", "Seeds", "n a seed", "Accuracy %", "Macro F1 %", "No answer %", "NLL", "ECE %",
+             "Against raw, points"]
+    body = []
+    for row in found:
+        low, high = row.clips
+        body.append([shown(row.system), _answer(row.method, row.control), str(len(row.seeds)),
+                     str(low) if low == high else f"{low}\u2013{high}", _spread(row, "accuracy"), _spread(row, "macro_f1"),
+                     _spread(row, "no_answer"), _spread(row, "nll", 1, 3), _spread(row, "ece"),
+                     _spread(row, "gain", sign=True)])
+    return _markdown(heads, body)
+
+
+def _answer(method: str, control: str) -> str:
+    return shown(method) + (f", {shown(control)}" if control != "none" else "")
+
+
+def _marked(estimate: Estimate | None, scale: float = 100.0, digits: int = 1, sign: bool = False) -> str:
+    value = number(None if estimate is None else estimate.value, scale, digits, sign)
+    span = interval(estimate, scale, digits, sign)
+    return f"{value} ({span})" if span else value
+
+
+def _spread(row: SeedRow, name: str, scale: float = 100.0, digits: int = 1, sign: bool = False) -> str:
+    text = _marked(row.means.get(name), scale, digits, sign)
+    between = row.spread.get(name, math.nan)
+    return text if math.isnan(between) else f"{text} \u00b1 {number(between, scale, digits)}"
+
+
+def _markdown(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2), *([_plain(cell) for cell in row] for row in body)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _plain(cell: str) -> str:
+    """One line, and nothing that Markdown or HTML would read as its own."""
+    cell = " ".join(cell.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{c}" if c in "\\`*_[]|!" else c for c in cell)
