@@ -1,0 +1,21 @@
+"""A client for any OpenAI-compatible `/chat/completions` endpoint that sees pictures: teacher, judge, server inference.
+
+    endpoint = Endpoint("http://127.0.0.1:8000/v1", "my-model", cache=Path("workbench/cache"))
+    endpoint.complete_many([Request("What is this?", frames)], lambda request, outcome: print(outcome))
+
+- `client`  asks: places, tries, waits, the cache, the key
+- `wire`    what goes over the line and what comes back
+
+An answer is on disk before it is handed on, keyed by all that was asked, so a killed job pays for nothing twice. The
+key is read from the environment when it is needed, and is in no field, file, log or error. Redirects are not followed:
+the key goes to the host that was named, and to no other.
+
+Left out on purpose: several turns, tools, token log-probabilities, and a rate limit of its own (429 and Retry-After
+steer it). A vLLM server must allow as many pictures a prompt as `video.frames` (`--limit-mm-per-prompt`).
+Run it:  python -m pytest tests/test_endpoint.py
+"""
+
+from deepintuit.endpoint.client import Endpoint, Outcome, Refused, Unreachable, Usage
+from deepintuit.endpoint.wire import Completion, Pictures, Request
+
+__all__ = ["Completion", "Endpoint", "Outcome", "Pictures", "Refused", "Request", "Unreachable", "Usage"]

@@ -1,0 +1,346 @@
+"""Asking an endpoint: a bounded number of places, tries with back-off, answers kept on disk, a key that stays unseen.
+
+Left out on purpose: what is asked and what an answer means (`wire`, and the stages).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from deepintuit.config import TeachConfig
+from deepintuit.endpoint.wire import Completion, NotACompletion, Request, completion, deltas, retry_after
+from deepintuit.errors import TeachError
+from deepintuit.store import disk, without_secrets
+
+# Raise when the way frames are shown changes, so that old answers are not met again.
+RECIPE = 1
+LONGEST_WAIT = 60.0
+"""Seconds between two tries, at most, when the server names no time."""
+PATIENCE = 600.0
+"""Seconds of Retry-After past which a server is taken for closed (a daily quota, say)."""
+_TRANSIENT = {408, 425, 429}
+_THIS_REQUEST = {400, 413, 415, 422}
+_END = object()
+
+
+class Refused(TeachError):
+    """The endpoint will not answer this request (400, 413, 415, 422). Others may pass; asking again would not help."""
+
+
+class Unreachable(TeachError):
+    """No usable answer to this request after all tries. Asking again later may help."""
+
+
+Outcome = Completion | Refused | Unreachable
+
+
+@dataclass
+class Usage:
+    """What was asked so far. `paid` answers came over the line, `cached` from disk; tokens are those of the paid."""
+
+    paid: int = 0
+    cached: int = 0
+    retries: int = 0
+    failed: int = 0
+    without_usage: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def cost(self, price_in: float, price_out: float) -> float:
+        """Currency units at prices per million tokens; a lower bound while `without_usage` is above 0."""
+        return (self.prompt_tokens * price_in + self.completion_tokens * price_out) / 1e6
+
+    def count(self, answer: Completion) -> None:
+        if answer.cached:
+            self.cached += 1
+            return
+        self.paid += 1
+        self.without_usage += None in (answer.prompt_tokens, answer.completion_tokens)
+        self.prompt_tokens += answer.prompt_tokens or 0
+        self.completion_tokens += answer.completion_tokens or 0
+
+
+class Endpoint:
+    """A model at an address; `usage` grows with every answer. `TeachError` for an address or key that cannot be one.
+
+    `timeout`, in seconds, is for a whole try; `backoff` is the first wait between two, doubled each time, with jitter.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        key_variable: str = "OPENAI_API_KEY",
+        concurrency: int = 8,
+        retries: int = 6,
+        timeout: float = 120.0,
+        backoff: float = 1.0,
+        cache: Path | None = None,
+    ) -> None:
+        self.base_url, self.model, self.key_variable = base_url.rstrip("/"), model, key_variable
+        self.concurrency, self.retries, self.timeout, self.backoff = concurrency, retries, timeout, backoff
+        self.folder = None if cache is None else Path(cache) / "endpoint"
+        self.usage = Usage()
+        self._jitter = random.Random()
+        self.host = self._checked_host()
+        self._key()
+
+    @classmethod
+    def of(cls, settings: TeachConfig, cache: Path | None = None) -> Endpoint:
+        """The endpoint that the section `teach` names."""
+        return cls(
+            settings.base_url,
+            settings.model,
+            key_variable=settings.key_variable,
+            concurrency=settings.concurrency,
+            retries=settings.retries,
+            timeout=settings.timeout,
+            cache=cache,
+        )
+
+    def complete_many(
+        self, requests: Iterable[Request], on_done: Callable[[Request, Outcome], None] | None = None
+    ) -> Usage:
+        """Answer all requests, at most `concurrency` at a time. Works in plain code and in a notebook's event loop.
+
+        Requests are drawn one by one as places become free, in another thread, so a generator may read clips lazily.
+        `on_done(request, outcome)` is called one at a time, in the order of the answers; an outcome is a `Completion`,
+        or the error of that request alone. What would fail every request (401, 403, 404, a redirect) raises
+        `TeachError` at once, and so do failures in a row, twice as many as places: then nobody is there. An exception
+        of `on_done` ends the work. Answers that came before stay in the cache.
+        """
+        return _in_an_event_loop(self._complete_many(requests, on_done))
+
+    def stream(self, request: Request) -> Iterator[str]:
+        """The pieces of one answer as they come. Not cached and not tried again: somebody is watching.
+
+        Closing the generator hangs up. Raises `TeachError` when it cannot begin or breaks off.
+        """
+        body = self._body(request, stream=True)
+        try:
+            with (
+                httpx.Client(timeout=self.timeout) as client,
+                client.stream("POST", self._url, content=body, headers=self._headers()) as answer,
+            ):
+                if answer.status_code != 200:
+                    answer.read()
+                    raise self._verdict(answer)
+                yield from deltas(self._safe(line) for line in answer.iter_lines())
+        except (httpx.RequestError, NotACompletion) as error:
+            raise self._unreachable(_spoken(error), 1) from error
+
+    # Asking
+
+    async def _complete_many(
+        self, requests: Iterable[Request], on_done: Callable[[Request, Outcome], None] | None
+    ) -> Usage:
+        drawn, turn = iter(requests), asyncio.Lock()
+        answered, failed_in_a_row = 0, 0
+
+        async def work(client: httpx.AsyncClient) -> None:
+            nonlocal answered, failed_in_a_row
+            while True:
+                async with turn:
+                    request = await asyncio.to_thread(next, drawn, _END)
+                if request is _END:
+                    return
+                outcome: Outcome
+                try:
+                    outcome = await self._complete(client, request)
+                    self.usage.count(outcome)
+                    answered, failed_in_a_row = answered + 1, 0
+                except (Refused, Unreachable) as error:
+                    outcome = error
+                    self.usage.failed += 1
+                    # A model that answers others may refuse many; one that never answered is asked in the wrong way.
+                    failed_in_a_row += not (answered and isinstance(error, Refused))
+                if on_done is not None:
+                    on_done(request, outcome)
+                if failed_in_a_row >= 2 * self.concurrency:
+                    raise outcome
+
+        limits = httpx.Limits(max_connections=self.concurrency)
+        try:
+            async with httpx.AsyncClient(timeout=self.timeout, limits=limits) as client, asyncio.TaskGroup() as group:
+                for _ in range(self.concurrency):
+                    group.create_task(work(client))
+        except BaseExceptionGroup as several:
+            raise several.exceptions[0] from None
+        return self.usage
+
+    async def _complete(self, client: httpx.AsyncClient, request: Request) -> Completion:
+        entry = self._entry(request)
+        if (held := _held(entry)) is not None:
+            return held
+        body = await asyncio.to_thread(self._body, request)
+        for tries in range(1, self.retries + 2):
+            wait = min(self.backoff * 2 ** (tries - 1), LONGEST_WAIT) * self._jitter.uniform(0.5, 1.0)
+            started = time.perf_counter()
+            try:
+                # httpx limits each read, this the whole: a server that drips a byte a second is slow too.
+                async with asyncio.timeout(self.timeout):
+                    answer = await client.post(self._url, content=body, headers=self._headers())
+                if answer.status_code == 200:
+                    answered = completion(self._safe(answer.text), (time.perf_counter() - started) * 1000)
+                    _keep(entry, answered)
+                    return answered
+                if not _may_pass(answer.status_code):
+                    raise self._verdict(answer)
+                what, asked = f"status {answer.status_code}", retry_after(answer.headers.get("Retry-After"))
+                if asked > PATIENCE:
+                    raise self._unreachable(f"{what} and asks to come back in {asked:.0f} s", tries)
+                wait += asked
+            except TimeoutError:
+                what = f"no answer within {self.timeout:g} s"
+            except (httpx.RequestError, NotACompletion) as error:
+                what = _spoken(error)
+            if tries <= self.retries:
+                self.usage.retries += 1
+                await asyncio.sleep(wait)
+        raise self._unreachable(what, self.retries + 1)
+
+    def _body(self, request: Request, stream: bool = False) -> bytes:
+        fields = {"model": self.model, "messages": request.messages(), "temperature": request.temperature}
+        fields |= {"max_tokens": request.max_tokens, "stream": stream}
+        # Escaped to ASCII, so that a lone surrogate in a clip's title is not what stops a job.
+        return json.dumps(fields).encode("ascii")
+
+    def _entry(self, request: Request) -> Path | None:
+        if self.folder is None:
+            return None
+        frames = request.frames.hash if request.frames is not None else None
+        asked = [RECIPE, self.base_url, self.model, request.text, frames, request.temperature, request.max_tokens]
+        digest = hashlib.sha256(json.dumps([*asked, request.sample]).encode("ascii")).hexdigest()
+        return self.folder / digest[:2] / f"{digest}.json"
+
+    # The address, the key, and what is said when they fail
+
+    @property
+    def _url(self) -> str:
+        return f"{self.base_url}/chat/completions"
+
+    def _checked_host(self) -> str:
+        example = "Write http(s)://host[:port]/v1, for example --set teach.base_url=http://127.0.0.1:8000/v1"
+        try:
+            url = httpx.URL(self.base_url)
+        except httpx.InvalidURL as error:
+            raise TeachError("teach.base_url is not an address", str(error), example) from error
+        if url.userinfo or url.query or url.fragment:
+            raise TeachError(
+                f"teach.base_url for {url.host!r} carries more than an address",
+                "a key or password in it would be written to run.json",
+                "Leave only http(s)://host[:port]/v1 and export the key under the name in teach.key_variable",
+            )
+        if url.scheme not in ("http", "https") or not url.host:
+            raise TeachError(f"teach.base_url = {self.base_url!r}", "an endpoint has an http or https address", example)
+        if not self.model:
+            raise TeachError("teach.model is empty", f"{url.host} serves models by name", "Set teach.model")
+        return url.netloc.decode("ascii")
+
+    def _key(self) -> str:
+        """The key, "" when there is none (local servers need none). Never kept."""
+        # The name is checked by its form and not shown, because the likeliest mistake is to put the key itself there.
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_variable):
+            raise TeachError(
+                "teach.key_variable is not the name of an environment variable",
+                "it must be capitals, digits and _; a key itself has no place in a config",
+                "Write a name, such as OPENAI_API_KEY, and export the key under it",
+            )
+        key = os.environ.get(self.key_variable, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise TeachError(
+                f"The key in ${self.key_variable} holds characters that no header can carry",
+                "keys are printable ASCII on one line",
+                "Export it again",
+            )
+        return key
+
+    def _headers(self) -> dict[str, str]:
+        key = self._key()
+        return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+    def _safe(self, text: str) -> str:
+        """Without the key: a server may echo what it was sent."""
+        key = self._key()
+        return text.replace(key, "***") if key else text
+
+    def _verdict(self, answer: httpx.Response) -> TeachError:
+        status = answer.status_code
+        what = f"{self.host} answers with status {status}"
+        if _may_pass(status):
+            return self._unreachable(f"status {status}", 1)
+        if status in (401, 403):
+            return TeachError(
+                what,
+                f"the key in ${self.key_variable} {'is not accepted' if self._key() else 'is not set'}",
+                f"Export a valid key for {self.model!r} as {self.key_variable}, or set teach.key_variable",
+            )
+        said = " ".join(without_secrets([self._safe(answer.text)])[0].split())[:200] or "it says no more"
+        if status in _THIS_REQUEST:
+            return Refused(
+                what,
+                f"it refuses this request: {said}",
+                "Check teach.model, video.frames and teach.max_tokens against what the server allows",
+            )
+        return TeachError(
+            what,
+            f"there is no {self.model!r} to ask at this address: {said}",
+            "Check teach.base_url (up to and with /v1) and teach.model",
+        )
+
+    def _unreachable(self, what: str, tries: int) -> Unreachable:
+        return Unreachable(
+            f"{self.host} gives {what}",
+            f"no answer came in {tries} {'try' if tries == 1 else 'tries'}",
+            "Repeat the command later: what was answered is kept and not asked again",
+        )
+
+
+def _may_pass(status: int) -> bool:
+    return status in _TRANSIENT or status >= 500
+
+
+def _spoken(error: Exception) -> str:
+    if isinstance(error, NotACompletion):
+        return str(error)
+    return f"{type(error).__name__} ({error})" if str(error) else type(error).__name__
+
+
+def _in_an_event_loop(work: Coroutine[Any, Any, Usage]) -> Usage:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    # A notebook has a loop already, and a loop cannot wait inside itself.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
+def _held(entry: Path | None) -> Completion | None:
+    """The stored answer; None when there is none or the file is damaged (then it is asked again)."""
+    if entry is None:
+        return None
+    try:
+        return Completion(**(json.loads(entry.read_text(encoding="utf-8")) | {"cached": True}))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _keep(entry: Path | None, answer: Completion) -> None:
+    if entry is not None:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        disk.write_json(entry, asdict(answer))

@@ -1,0 +1,118 @@
+"""Stage "teach": ask a teacher for traces of a split; keep those whose grammar and answer hold (paper, cold start).
+
+Three teachers (`teach.source`): the scripted one of homecam, which reads each clip's facts; a model at an
+OpenAI-compatible endpoint, which sees the frames and is blind to the label; the local model itself, which is told the
+label and says why (the RB-FT baseline). `teachers` holds them, `desk` scores, stores and counts.
+
+All traces are stored, kept or not: grain `traces`, and in `scores` for each trace `accuracy`, `format` and `kept`,
+whose evidence is the reason when it was dropped (a `trace.Reason`, or "wrong_label"). The summary is counted from the
+stored rows, so it is the same however often the run was killed.
+
+Left out on purpose: repair of malformed traces, a judge of observations (VideoP2R), asking until a trace is right.
+Run it:  python -m pytest tests/test_teach.py
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from deepintuit.config import Config
+from deepintuit.data import Manifest
+from deepintuit.errors import DataError, TeachError
+from deepintuit.labels import LabelSet
+from deepintuit.store import Run, Workbench
+from deepintuit.teach.desk import WRONG_LABEL, Clip, Desk, summary, summary_table
+from deepintuit.teach.teachers import hire
+
+__all__ = ["WRONG_LABEL", "run", "summary_table"]
+
+_HOW_FAST = ("concurrency", "retries", "timeout", "price_in", "price_out")
+"""Settings of `teach` that change no trace: a run goes on when they are changed."""
+
+
+def run(workbench: Workbench, config: Config, *, split: str = "coldstart", progress: bool = True) -> Run:
+    """Traces of every usable clip of the split, as a finished run; what a former call left undone is done, no more.
+
+    Clips that cannot be used or read, and requests that were refused, are listed in the summary with their reason, and
+    in the run's log. Raises `DataError` for a split without clips, and `TeachError` when the teacher cannot be asked or
+    left some traces unwritten for now; then all that came is kept, and the same call goes on from there.
+    """
+    manifest = Manifest.load(workbench.path, config.clips.dataset)
+    labels = LabelSet.load(config.clips.labels) if config.clips.labels else manifest.labels
+    clips = _clips(manifest, labels, split)
+    texts = manifest.text_fields(config.clips.text_fields, config.clips.notes_shown)
+    write = hire(workbench, config, labels, texts, clips)
+    with workbench.start_run("teach", _identity(config, split), seed=config.seed, dataset=manifest.dataset) as run:
+        if not run.finished:
+            started = time.perf_counter()
+            run.note(settings=config.to_dict())
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            with Progress(*columns, disable=not progress) as bar, Desk(run, config, labels) as desk:
+                todo = desk.todo(clips)
+                task = bar.add_task("Writing traces", total=sum(map(len, todo.values())))
+                desk.advance = lambda traces: bar.advance(task, traces)
+                write([clip for clip in clips if todo[clip["clip_id"]]], todo, desk)
+            _refuse_to_finish(desk, len(clips) * config.teach.traces)
+            lists = {"excluded": _excluded(manifest, split), "unreadable": desk.unreadable, "refused": desk.refused}
+            for kind, listed in lists.items():
+                for entry in listed:
+                    run.log(f"{kind}: {json.dumps(entry, ensure_ascii=False)}")
+            seconds = {"seconds": round(time.perf_counter() - started, 3)}
+            run.finish(summary(run, clips, labels, config.teach) | seconds | lists)
+    if progress:
+        Console().print(summary_table(run.summary))
+    return run
+
+
+def _refuse_to_finish(desk: Desk, asked: int) -> None:
+    """A finished run never changes, so one that could still get its traces is left open."""
+    if desk.unanswered:
+        raise TeachError(
+            f"{len(desk.unanswered)} traces did not come",
+            f"the first of them: {desk.unanswered[0].what}",
+            "Repeat the command: what came is kept, and only these are asked again",
+        )
+    if len(desk.refused) == asked:
+        raise TeachError(
+            "Every request was refused", f"the first so: {desk.refused[0]['why']}", "Mend it and repeat the command"
+        )
+    if len({entry["clip_id"] for entry in desk.unreadable}) == asked // desk.config.teach.traces:
+        raise DataError(
+            "No clip of the split could be read",
+            f"the first for this reason: {desk.unreadable[0]['reason']}",
+            "See the files with `python -m deepintuit.video FILE`, then repeat the command",
+        )
+
+
+def _clips(manifest: Manifest, labels: LabelSet, split: str) -> list[Clip]:
+    clips = manifest.usable(split).to_dict("records")
+    if not clips:
+        raise DataError(
+            f"Split {split!r} of {manifest.dataset!r} has no usable clip",
+            "there is nothing to write about",
+            "See `deepintuit clips` for what each split holds, or assign splits first",
+        )
+    # A labels.toml of the user's may keep the manifest's word as an alias.
+    return [clip | {"label": labels.labels[labels.index(clip["label"])]} for clip in clips]
+
+
+def _excluded(manifest: Manifest, split: str) -> list[dict[str, Any]]:
+    """Clips of the split, or of no split yet, that the manifest excludes."""
+    out = manifest.frame[manifest.frame["excluded"].notna()]
+    out = out[(out["split"] == split) | out["split"].isna()]
+    fields = out[["clip_id", "source", "excluded"]].rename(columns={"excluded": "reason"})
+    return fields.to_dict("records")
+
+
+def _identity(config: Config, split: str) -> dict[str, Any]:
+    """The settings that decide what the traces are; a change elsewhere in the config does not make them another run."""
+    settings = config.to_dict()
+    teach = {key: value for key, value in settings["teach"].items() if key not in _HOW_FAST}
+    sections = {"homecam": (), "endpoint": ("video",), "self": ("video", "model", "sampling")}[config.teach.source]
+    shown = {name: settings[name] for name in ("clips", "prompt", *sections)}
+    return shown | {"teach": teach, "split": split}

@@ -1,0 +1,206 @@
+"""The desk of stage "teach": traces come in, are scored and put on disk; at the end the stored rows are counted.
+
+Left out on purpose: any knowledge of who wrote a trace (`teachers`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from deepintuit import rewards
+from deepintuit.config import Config, TeachConfig
+from deepintuit.errors import TeachError, VideoError
+from deepintuit.labels import LabelSet
+from deepintuit.store import Run, trace_id
+from deepintuit.trace import parse
+
+WRONG_LABEL = "wrong_label"
+"""Why a well-formed trace is dropped: its answer is not the clip's label."""
+
+PART_ROWS = 64
+PART_SECONDS = 20.0
+"""Rows are put on disk when so many are held or so much time has passed."""
+
+Clip = Mapping[str, Any]
+"""A row of the manifest."""
+
+
+@dataclass
+class Desk:
+    """Takes traces as they come, scores them, stores both in parts; on leaving, even by an error, the rest."""
+
+    run: Run
+    config: Config
+    labels: LabelSet
+    unreadable: list[dict[str, str]] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    unanswered: list[TeachError] = field(default_factory=list)
+    advance: Callable[[int], None] = lambda traces: None
+    _rows: list[dict[str, Any]] = field(default_factory=list)
+    _prices: list[dict[str, Any]] = field(default_factory=list)
+    _flushed: float = field(default_factory=time.monotonic)
+
+    def todo(self, clips: Sequence[Clip]) -> dict[str, list[int]]:
+        """The sample numbers still to be written, by clip. Traces stored just before a kill are scored here."""
+        needed = ["trace_id", "clip_id", "sample", "text", "truncated", "true_label"]
+        stored = self.run.table("traces", needed).to_pylist()
+        scored = {key for key, name in self.run.done("scores", ("trace_id", "name")) if name == "kept"}
+        self._score([row for row in stored if row["trace_id"] not in scored])
+        done = {(row["clip_id"], row["sample"]) for row in stored}
+        numbers = range(self.config.teach.traces)
+        return {clip["clip_id"]: [n for n in numbers if (clip["clip_id"], n) not in done] for clip in clips}
+
+    def take(
+        self,
+        clip: Clip,
+        sample: int,
+        text: str,
+        *,
+        truncated: bool = False,
+        prompt_tokens: int | None = None,
+        **fields: Any,
+    ) -> None:
+        """One trace, and what its question cost in tokens where that is known. `fields` are columns of the grain."""
+        trace = parse(text, self.config.prompt.grammar, self.labels, truncated)
+        row = {
+            "trace_id": trace_id(self.run.id, clip["clip_id"], sample),
+            "clip_id": clip["clip_id"],
+            "sample": sample,
+            "text": text,
+            "answer": trace.answer if trace.ok else trace.label,
+            "provisional": trace.provisional,
+            "reason": None if trace.ok else str(trace.reason),
+            "detail": None if trace.ok else trace.detail,
+            "true_label": clip["label"],
+            "truncated": truncated,
+        }
+        self._rows.append(row | fields)
+        if prompt_tokens is not None:
+            self._prices.append({"trace_id": row["trace_id"], "name": "prompt_tokens", "value": float(prompt_tokens)})
+        self.advance(1)
+        if len(self._rows) >= PART_ROWS or time.monotonic() - self._flushed > PART_SECONDS:
+            self.flush()
+
+    def skip(self, clip: Clip, error: VideoError, traces: int) -> None:
+        """A clip that could not be read after all."""
+        self.unreadable.append({"clip_id": clip["clip_id"], "source": clip["source"], "reason": str(error.reason)})
+        self.advance(traces)
+
+    def flush(self) -> None:
+        """Put what is held on disk: what cannot be computed again before what can."""
+        rows, prices = self._rows, self._prices
+        self._rows, self._prices, self._flushed = [], [], time.monotonic()
+        self.run.append("scores", prices)
+        self.run.append("traces", rows)
+        self._score(rows)
+
+    def _score(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        scores = []
+        for row in rows:
+            trace = parse(row["text"], self.config.prompt.grammar, self.labels, bool(row["truncated"]))
+            score = rewards.score(trace, row["true_label"])
+            why = score.reason or ("" if score.accuracy or self.config.teach.keep_wrong else WRONG_LABEL)
+            for name, value, evidence in (
+                ("accuracy", score.accuracy, score.answer),
+                ("format", score.format, score.reason),
+                ("kept", float(not why), why),
+            ):
+                scores.append({"trace_id": row["trace_id"], "name": name, "value": value, "evidence": evidence})
+        self.run.append("scores", scores)
+
+    def __enter__(self) -> Desk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+
+@dataclass
+class _Count:
+    clips: int = 0
+    clips_kept: int = 0
+    written: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def summary(run: Run, clips: Sequence[Clip], labels: LabelSet, teach: TeachConfig) -> dict[str, Any]:
+    """Counts over the stored rows: clips, traces, kept, dropped by reason, in all and by class; tokens, cost, seconds.
+
+    `clips_kept` have at least one kept trace. Tokens are those of every stored trace, whichever session paid for them;
+    `cost`, in the currency of the prices, is a lower bound where `without_usage` is above 0. A clip that left the split
+    since the run began is counted nowhere.
+    """
+    label_of = {clip["clip_id"]: clip["label"] for clip in clips}
+    traces = run.table("traces", ["trace_id", "clip_id", "tokens", "milliseconds"]).to_pylist()
+    traces = [row for row in traces if row["clip_id"] in label_of]
+    scores = {(row["trace_id"], row["name"]): row for row in run.table("scores").to_pylist()}
+    prices = {key: int(row["value"]) for (key, name), row in scores.items() if name == "prompt_tokens"}
+    by_class = {label: _Count() for label in labels}
+    with_kept = set()
+    for row in traces:
+        count, verdict = by_class[label_of[row["clip_id"]]], scores[row["trace_id"], "kept"]
+        count.written += 1
+        if verdict["value"]:
+            count.kept += 1
+            with_kept.add(row["clip_id"])
+        else:
+            count.dropped[verdict["evidence"]] += 1
+    for clip_id, label in label_of.items():
+        by_class[label].clips += 1
+        by_class[label].clips_kept += clip_id in with_kept
+    prompt_tokens = sum(prices.get(row["trace_id"], 0) for row in traces)
+    completion_tokens = sum(row["tokens"] or 0 for row in traces)
+    asked_for_pay = teach.source == "endpoint"
+    return {
+        "source": teach.source,
+        "clips": len(clips),
+        "clips_kept": len(with_kept),
+        "asked": len(clips) * teach.traces,
+        "written": len(traces),
+        "kept": sum(count.kept for count in by_class.values()),
+        "dropped": dict(sum((count.dropped for count in by_class.values()), Counter()).most_common()),
+        "by_class": {label: asdict(count) for label, count in by_class.items()},
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "without_usage": asked_for_pay * sum(row["tokens"] is None or row["trace_id"] not in prices for row in traces),
+        "cost": (prompt_tokens * teach.price_in + completion_tokens * teach.price_out) / 1e6,
+        "teacher_seconds": round(sum(row["milliseconds"] or 0 for row in traces) / 1000, 3),
+    }
+
+
+def summary_table(found: Mapping[str, Any]) -> Table:
+    """A finished run's summary for the terminal: a row a class, a column a reason."""
+    reasons = list(found["dropped"])
+    remarks = [f"{len(found[kind])} {words}" for kind, words in _LISTS.items() if found[kind]]
+    if found["prompt_tokens"] or found["completion_tokens"]:
+        tokens = f"{found['prompt_tokens']:,} + {found['completion_tokens']:,} tokens"
+        remarks.append(f"{tokens}, cost {found['cost']:.4f}")
+    if found["without_usage"]:
+        remarks.append(f"{found['without_usage']} answers without token counts: the cost is a lower bound")
+    table = Table(
+        title=f"{found['kept']} of {found['asked']} traces kept ({found['source']})",
+        caption=" · ".join([*remarks, f"{found['seconds']:.1f} s"]),
+    )
+    table.add_column("class")
+    for column in ("clips", "with a trace", "written", "kept", *reasons):
+        table.add_column(column, justify="right")
+    for label, row in found["by_class"].items():
+        _add_row(table, label, row, reasons)
+    table.add_section()
+    _add_row(table, "all", found, reasons)
+    return table
+
+
+_LISTS = {"excluded": "clips excluded at import", "unreadable": "clips unreadable", "refused": "requests refused"}
+
+
+def _add_row(table: Table, label: str, row: Mapping[str, Any], reasons: Sequence[str]) -> None:
+    counts = [row[name] for name in ("clips", "clips_kept", "written", "kept")]
+    table.add_row(label, *map(str, counts), *(str(row["dropped"].get(reason, 0)) for reason in reasons))

@@ -1,0 +1,214 @@
+"""The teachers of stage "teach", each a function (clips, samples to write by clip, desk). Torch only in the third.
+
+Left out on purpose: what becomes of a trace (`desk`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from deepintuit.config import Config
+from deepintuit.endpoint import Completion, Endpoint, Outcome, Refused, Request
+from deepintuit.errors import DataError, VideoError
+from deepintuit.homecam import teacher
+from deepintuit.homecam.world import Facts
+from deepintuit.labels import LabelSet
+from deepintuit.prompts import rationale_prompt
+from deepintuit.store import Workbench
+from deepintuit.teach.desk import Clip, Desk
+from deepintuit.trace import grammar_named, render
+from deepintuit.video import Frames, Limits, read
+
+Teacher = Callable[[Sequence[Clip], Mapping[str, Sequence[int]], Desk], None]
+_Prompt = Callable[[Clip], str]
+
+
+def hire(
+    workbench: Workbench,
+    config: Config,
+    labels: LabelSet,
+    texts: Mapping[str, Mapping[str, str]],
+    clips: Sequence[Clip],
+) -> Teacher:
+    """The teacher that `teach.source` names. What cannot work is refused here, before a run begins."""
+    if config.teach.source == "homecam":
+        return _scripted({clip["clip_id"]: _facts(clip) for clip in clips}, config)
+    told = config.teach.source == "self"
+
+    def prompt(clip: Clip) -> str:
+        label = clip["label"] if told else None
+        return rationale_prompt(labels, label, config.prompt.grammar, config.prompt.style, texts[clip["clip_id"]])
+
+    if told:
+        return _itself(workbench, config, prompt)
+    return _endpoint(Endpoint.of(config.teach, workbench.cache), config, prompt)
+
+
+# homecam
+
+
+def _scripted(facts: Mapping[str, Facts], config: Config) -> Teacher:
+    def write(clips: Sequence[Clip], todo: Mapping[str, Sequence[int]], desk: Desk) -> None:
+        for clip in clips:
+            for sample in todo[clip["clip_id"]]:
+                started = time.perf_counter()
+                # By clip too: two clips with the same facts are not misread in the same way.
+                draw = hashlib.sha256(f"{config.seed}/{clip['clip_id']}/{sample}".encode()).hexdigest()[:16]
+                text = _in_grammar(teacher.write_trace(facts[clip["clip_id"]], int(draw, 16)), config.prompt.grammar)
+                spent = (time.perf_counter() - started) * 1000
+                desk.take(clip, sample, text, model="homecam.teacher", milliseconds=spent)
+
+    return write
+
+
+def _in_grammar(written: Mapping[str, str], grammar_name: str) -> str:
+    """The scripted parts in another grammar than their own [R]: without an observation, thinking opens with it."""
+    if grammar_name == "think-answer":
+        return written["text"]
+    names = [segment.name for segment in grammar_named(grammar_name).segments]
+    thinking = written["think"] if "observation" in names else f"{written['observation']} {written['think']}"
+    parts = {**written, "think": thinking, "quick": written["answer"]}
+    return render(grammar_name, **{name: parts[name] for name in names})
+
+
+def _facts(clip: Clip) -> Facts:
+    try:
+        found = json.loads(clip["notes"]["facts"])
+        return Facts(**(found | {"quarters": tuple((posture, box) for posture, box in found["quarters"])}))
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(
+            f"Clip {clip['source']!r} has no facts that the scripted teacher can read ({error!r})",
+            "it writes from the note `facts` of homecam's own clips and sees no pixels",
+            "Set teach.source to endpoint or self for other clips, or build the homecam dataset anew",
+        ) from error
+
+
+# An endpoint, blind to the label
+
+
+def _endpoint(endpoint: Endpoint, config: Config, prompt: _Prompt) -> Teacher:
+    def write(clips: Sequence[Clip], todo: Mapping[str, Sequence[int]], desk: Desk) -> None:
+        def requests() -> Iterator[Request]:
+            for clip in clips:
+                samples = todo[clip["clip_id"]]
+                try:
+                    frames = _frames(clip, config)
+                except VideoError as error:
+                    desk.skip(clip, error, len(samples))
+                    continue
+                asked = prompt(clip)
+                for sample in samples:
+                    yield Request(asked, frames, config.teach.temperature, config.teach.max_tokens, sample, tag=clip)
+
+        def on_done(request: Request, outcome: Outcome) -> None:
+            if isinstance(outcome, Completion):
+                _take(desk, request, outcome, endpoint.model)
+                return
+            if isinstance(outcome, Refused):
+                named = {name: request.tag[name] for name in ("clip_id", "source")}
+                desk.refused.append({**named, "sample": request.sample, "why": outcome.why})
+            else:
+                desk.unanswered.append(outcome)
+            desk.advance(1)
+
+        endpoint.complete_many(requests(), on_done)
+
+    return write
+
+
+def _take(desk: Desk, request: Request, answer: Completion, model: str) -> None:
+    seen = {"frame_indices": request.frames.indices_T.tolist(), "frame_times": request.frames.times_T.tolist()}
+    desk.take(
+        request.tag,
+        request.sample,
+        answer.text,
+        truncated=answer.truncated,
+        prompt_tokens=answer.prompt_tokens,
+        tokens=answer.completion_tokens,
+        milliseconds=answer.milliseconds,
+        temperature=request.temperature,
+        model=model,
+        prompt_hash=_hash(request.text),
+        **seen,
+        **_pictures(request.frames),
+    )
+
+
+def _frames(clip: Clip, config: Config) -> Frames:
+    """As `video` says, scaled down to `max_pixels` with the aspect kept. Not cached: an endpoint sees a clip once."""
+    video = config.video
+    scale = min(1.0, (video.max_pixels / (clip["width"] * clip["height"])) ** 0.5)
+    size = (max(1, int(clip["width"] * scale)), max(1, int(clip["height"] * scale)))
+    limits = Limits(max_pixels=video.limit_pixels, max_bytes=video.limit_mib << 20, max_seconds=video.limit_seconds)
+    return read(clip["path"], video.frames, size, limits, video.fps or None)
+
+
+# The local model, told the label
+
+
+def _itself(workbench: Workbench, config: Config, prompt: _Prompt) -> Teacher:
+    def write(clips: Sequence[Clip], todo: Mapping[str, Sequence[int]], desk: Desk) -> None:
+        from deepintuit.vlm import VLM, sample_groups  # here, so that the other teachers start without torch
+
+        if not clips:
+            return
+        vlm = VLM.load(config.model, config.video, checkpoint=None, cache=workbench.cache)
+        desk.run.note(device=str(vlm.device))
+        count = config.sampling.clips_per_batch
+        for start in range(0, len(clips), count):
+            shown = []
+            for clip in clips[start : start + count]:
+                try:
+                    place = clip["clip_id"], clip["path"], clip["width"], clip["height"]
+                    shown.append((clip, vlm.encoder.encode(*place)))
+                except VideoError as error:
+                    desk.skip(clip, error, len(todo[clip["clip_id"]]))
+            if not shown:
+                continue
+            prompts = [prompt(clip) for clip, _ in shown]
+            # Whole groups: a trace hangs on its key alone, so one that is written again is the same.
+            numbers = range(config.teach.traces)
+            groups = sample_groups(
+                vlm,
+                [encoded for _, encoded in shown],
+                prompts,
+                [[f"teach/{config.seed}/{clip['clip_id']}/{n}" for n in numbers] for clip, _ in shown],
+                temperature=config.teach.temperature,
+                max_tokens=config.teach.max_tokens,
+                top_p=config.sampling.top_p,
+            )
+            for (clip, encoded), asked, group in zip(shown, prompts, groups, strict=True):
+                for number in todo[clip["clip_id"]]:
+                    sample = group[number]
+                    desk.take(
+                        clip,
+                        number,
+                        sample.text,
+                        truncated=sample.truncated,
+                        tokens=len(sample.token_ids),
+                        token_ids=sample.token_ids,
+                        token_logprobs=sample.logprobs_T,
+                        confidence=sample.confidence,
+                        milliseconds=sample.milliseconds,
+                        temperature=config.teach.temperature,
+                        model=vlm.name,
+                        prompt_hash=_hash(asked),
+                        frame_indices=encoded.frames.indices,
+                        frame_times=encoded.frames.times,
+                        **_pictures(encoded.frames),
+                    )
+            desk.flush()
+
+    return write
+
+
+def _pictures(frames: Any) -> dict[str, Any]:
+    return {"frame_hash": frames.hash, "frames_size": [frames.width, frames.height], "reader": frames.reader}
+
+
+def _hash(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]

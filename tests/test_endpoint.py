@@ -1,0 +1,402 @@
+"""The endpoint's client against a real HTTP server on the loopback that behaves, and misbehaves, as such servers do."""
+
+import asyncio
+import base64
+import io
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from deepintuit.config import TeachConfig
+from deepintuit.endpoint import Completion, Endpoint, Refused, Request, Unreachable
+from deepintuit.endpoint.wire import NotACompletion, completion, deltas, retry_after
+from deepintuit.errors import TeachError
+from deepintuit.video import Frames
+
+KEY = "key-0123456789-abcdef-SECRET"
+
+
+def chat(text: str, finish: str = "stop", usage: object = None, status: int = 200, **headers: str):
+    """A well-formed answer, as (status, headers, body)."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 5} if usage is None else usage
+    body = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}], "usage": usage}
+    return status, headers, json.dumps(body).encode()
+
+
+class Server:
+    """`answer(body)` gives (status, headers, bytes), or waits, for each request; what came in is kept in `seen`."""
+
+    def __init__(self, answer: Callable[[dict], tuple[int, dict, bytes]]):
+        self.answer, self.seen, self.keys, self.most = answer, [], [], 0
+        self._now, self._lock = 0, threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer._lock:
+                    outer._now += 1
+                    outer.most = max(outer.most, outer._now)
+                    outer.seen.append(body | {"path": self.path})
+                    outer.keys.append(self.headers.get("Authorization"))
+                try:
+                    status, headers, content = outer.answer(body)
+                finally:
+                    with outer._lock:
+                        outer._now -= 1
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                    self.send_header(name.replace("_", "-"), value)
+                self.end_headers()
+                try:
+                    self.wfile.write(content)
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True  # the client gave up waiting, which some tests want
+
+            def log_message(self, *_):
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.base_url = f"http://127.0.0.1:{self._http.server_port}/v1"
+
+    def __enter__(self):
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def client(server: Server, **settings) -> Endpoint:
+    return Endpoint(server.base_url, "m", **({"key_variable": "TEACHER_KEY", "backoff": 0.01, "retries": 3} | settings))
+
+
+def ask(endpoint: Endpoint, *requests: Request) -> list:
+    """Outcomes in the order of the requests."""
+    found = {}
+    endpoint.complete_many(requests, lambda request, outcome: found.__setitem__(id(request), outcome))
+    return [found[id(request)] for request in requests]
+
+
+def in_turn(*answers):
+    """A server that gives these answers one after the other, the last one for ever."""
+    left = list(answers)
+    return lambda body: left.pop(0) if len(left) > 1 else left[0]
+
+
+def frames(shades=(0, 200)) -> Frames:
+    pixels = np.stack([np.full((48, 64, 3), shade, np.uint8) for shade in shades])
+    return Frames.of(pixels, range(len(shades)), [0.25 * n for n in range(len(shades))], 1.5, "pyav")
+
+
+def test_answer_comes_with_its_tokens_and_reason():
+    with Server(in_turn(chat("Tür 🚪 <answer>", finish="length"))) as server:
+        endpoint = client(server)
+        (answer,) = ask(endpoint, Request("what?", temperature=0.5, max_tokens=7))
+    assert (answer.text, answer.truncated, answer.prompt_tokens, answer.completion_tokens) == ("Tür 🚪 <answer>", True, 10, 5)
+    assert server.seen[0] == {"model": "m", "messages": [{"role": "user", "content": "what?"}], "temperature": 0.5,
+                              "max_tokens": 7, "stream": False, "path": "/v1/chat/completions"}  # fmt: skip
+    assert server.keys == [f"Bearer {KEY}"]
+    assert endpoint.usage.cost(1e6, 2e6) == 10 + 2 * 5
+
+
+def test_frames_are_sent_as_jpeg_behind_their_times():
+    with Server(in_turn(chat("ok"))) as server:
+        ask(client(server), Request("what happens?", frames((0, 100, 200))))
+    content = server.seen[0]["messages"][0]["content"]
+    assert [part.get("text") for part in content] == [
+        "3 frames of a clip of 1.50 s:", "0.00 s", None, "0.25 s", None, "0.50 s", None, "what happens?",
+    ]  # fmt: skip
+    pictures = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    for url, shade in zip(pictures, (0, 100, 200), strict=True):
+        head, data = url.split(",")
+        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+        assert head == "data:image/jpeg;base64" and image.shape == (48, 64, 3)
+        assert abs(int(image.mean()) - shade) <= 2
+
+
+def test_never_more_requests_in_flight_than_places():
+    def slow(body):
+        time.sleep(0.05)
+        return chat("ok")
+
+    with Server(slow) as server:
+        ask(client(server, concurrency=3), *[Request(str(n)) for n in range(12)])
+    assert server.most == 3 and len(server.seen) == 12
+
+
+def test_requests_are_drawn_only_as_places_become_free():
+    drawn = []
+
+    def requests():
+        for n in range(20):
+            drawn.append(n)
+            yield Request(str(n))
+
+    def on_done(request, outcome):
+        assert len(drawn) <= int(answered.pop(0)) + 3
+
+    answered = list(range(20))
+    with Server(in_turn(chat("ok"))) as server:
+        client(server, concurrency=2).complete_many(requests(), on_done)
+
+
+def test_retry_after_is_waited_for():
+    with Server(in_turn(chat("no", status=429, Retry_After="1"), chat("ok"))) as server:
+        started = time.monotonic()
+        (answer,) = ask(endpoint := client(server), Request("x"))
+    assert answer.text == "ok" and time.monotonic() - started >= 1 and endpoint.usage.retries == 1
+
+
+def test_server_errors_and_malformed_answers_are_tried_again():
+    bad = [(500, {}, b"oops"), (200, {}, b"<html>proxy</html>"), (200, {}, b'{"choices": []}'), (503, {}, b"")]
+    with Server(in_turn(*bad, chat("ok"))) as server:
+        (answer,) = ask(client(server, retries=4), Request("x"))
+    assert answer.text == "ok" and len(server.seen) == 5
+
+
+@pytest.mark.parametrize("answer", [(502, {}, b""), (200, {}, b"[]"), (200, {}, b'{"choices":[{"message":{"content":3}}]}')])
+def test_tries_end_and_the_error_says_host_and_cause(answer):
+    with Server(in_turn(answer)) as server:
+        (outcome,) = ask(client(server, retries=2, concurrency=4), Request("x"))
+    assert isinstance(outcome, Unreachable) and len(server.seen) == 3
+    assert "127.0.0.1" in str(outcome) and "3 tries" in str(outcome)
+
+
+def test_slow_answer_is_given_up_after_the_timeout_and_tried_again():
+    calls = []
+
+    def answer(body):
+        calls.append(body)
+        time.sleep(0.6 if len(calls) == 1 else 0)
+        return chat("ok")
+
+    with Server(answer) as server:
+        (outcome,) = ask(client(server, timeout=0.3), Request("x"))
+    assert outcome.text == "ok" and len(calls) == 2
+
+
+def test_nobody_listening_is_unreachable_not_a_traceback():
+    with Server(in_turn(chat("x"))) as server:
+        gone = server.base_url
+    endpoint = Endpoint(gone, "m", key_variable="TEACHER_KEY", retries=1, backoff=0.01, concurrency=4)
+    (outcome,) = ask(endpoint, Request("x"))
+    assert isinstance(outcome, Unreachable) and "ConnectError" in str(outcome)
+
+
+def test_a_day_of_retry_after_is_not_waited_for():
+    with Server(in_turn(chat("no", status=429, Retry_After="86400"))) as server:
+        (outcome,) = ask(client(server), Request("x"))
+    assert isinstance(outcome, Unreachable) and "86400" in str(outcome) and len(server.seen) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 301])
+def test_what_would_fail_every_request_ends_the_work_at_once(status):
+    with Server(in_turn((status, {"Location": "http://127.0.0.1:9/"}, f"bad key {KEY}".encode()))) as server:
+        with pytest.raises(TeachError) as caught:
+            ask(client(server, concurrency=1), *[Request(str(n)) for n in range(9)])
+    assert len(server.seen) == 1, "not tried again, and no further request"
+    assert str(status) in str(caught.value) and "127.0.0.1" in str(caught.value) and KEY not in str(caught.value)
+
+
+def test_bad_request_concerns_that_request_alone():
+    def answer(body):
+        return (400, {}, b"too many images") if body["messages"][0]["content"] == "1" else chat("ok")
+
+    with Server(answer) as server:
+        outcomes = ask(client(server), *[Request(str(n)) for n in range(4)])
+    assert [type(outcome) for outcome in outcomes] == [Completion, Refused, Completion, Completion]
+    assert "too many images" in str(outcomes[1]) and len(server.seen) == 4
+
+
+def test_an_endpoint_that_only_fails_is_not_asked_for_ever():
+    with Server(in_turn((500, {}, b""))) as server:
+        with pytest.raises(Unreachable):
+            ask(client(server, retries=0, concurrency=2), *[Request(str(n)) for n in range(500)])
+    assert len(server.seen) <= 6
+
+
+@pytest.mark.parametrize("usage", [{}, [], "many", {"prompt_tokens": -1, "completion_tokens": "5"}, {"prompt_tokens": True}])
+def test_wrong_usage_is_unknown_and_counted(usage):
+    with Server(in_turn(chat("ok", usage=usage))) as server:
+        (answer,) = ask(endpoint := client(server), Request("x"))
+    assert answer.prompt_tokens is None and answer.completion_tokens is None and endpoint.usage.without_usage == 1
+
+
+def test_null_content_is_an_empty_answer():
+    with Server(in_turn(chat(None, finish="content_filter"))) as server:
+        (answer,) = ask(client(server), Request("x"))
+    assert (answer.text, answer.finish_reason) == ("", "content_filter")
+
+
+def test_cached_answers_cost_nothing_and_key_on_all_that_was_asked(tmp_path):
+    variants = [
+        Request("x"), Request("y"), Request("x", temperature=1.0), Request("x", max_tokens=9), Request("x", sample=1),
+        Request("x", frames()), Request("x", frames((1, 2))),
+    ]  # fmt: skip
+    with Server(in_turn(chat("Tür 🚪"))) as server:
+        ask(first := client(server, cache=tmp_path), *variants)
+        again = ask(second := client(server, cache=tmp_path), *variants)
+        other = client(server, cache=tmp_path)
+        other.model = "another"
+        ask(other, Request("x"))
+    assert (first.usage.paid, second.usage.paid, second.usage.cached) == (7, 0, 7) and len(server.seen) == 8
+    assert all(answer.text == "Tür 🚪" and answer.cached for answer in again)
+
+
+def test_damaged_cache_entry_is_asked_again(tmp_path):
+    with Server(in_turn(chat("ok"))) as server:
+        ask(client(server, cache=tmp_path), Request("x"))
+        (entry,) = tmp_path.rglob("*.json")
+        entry.write_bytes(entry.read_bytes()[:20])
+        (answer,) = ask(client(server, cache=tmp_path), Request("x"))
+    assert answer.text == "ok" and len(server.seen) == 2 and json.loads(entry.read_text())["text"] == "ok"
+
+
+def test_work_broken_off_in_the_middle_resumes_without_paying_twice(tmp_path):
+    requests = [Request(str(n)) for n in range(20)]
+
+    def broken(request, outcome):
+        done.append(outcome)
+        if len(done) == 7:
+            raise ZeroDivisionError
+
+    done = []
+    with Server(in_turn(chat("ok"))) as server:
+        with pytest.raises(ZeroDivisionError):
+            client(server, cache=tmp_path, concurrency=2).complete_many(requests, broken)
+        entries = len(list(tmp_path.rglob("*.json")))
+        usage = client(server, cache=tmp_path, concurrency=2).complete_many(requests)
+    assert 7 <= entries <= 8 and (usage.cached, usage.paid) == (entries, 20 - entries)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_key_is_in_no_file_log_or_error_even_when_the_server_echoes_it(tmp_path, caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    echo = f"you sent {KEY}"
+    answers = chat(echo), (400, {}, echo.encode()), (200, {}, echo.encode()), (500, {}, echo.encode())
+    with Server(in_turn(*answers)) as server:
+        endpoint = client(server, cache=tmp_path, retries=1, concurrency=1)
+        with pytest.raises(TeachError) as caught:
+            found = []
+            endpoint.complete_many([Request(str(n)) for n in range(9)], lambda request, outcome: found.append(outcome))
+    everything = [caplog.text, *capfd.readouterr(), str(caught.value), repr(caught.value), str(vars(endpoint)), str(found)]
+    everything += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert found[0].text == "you sent ***" and not [text for text in everything if KEY in text]
+
+
+def test_no_key_means_no_header(monkeypatch):
+    monkeypatch.delenv("TEACHER_KEY")
+    with Server(in_turn(chat("ok"))) as server:
+        ask(client(server), Request("x"))
+    assert server.keys == [None]
+
+
+def test_key_that_no_header_can_carry_is_refused_unseen(monkeypatch):
+    monkeypatch.setenv("TEACHER_KEY", f"{KEY}\nX-Other: 1")
+    with pytest.raises(TeachError) as caught:
+        Endpoint("http://127.0.0.1:1/v1", "m", key_variable="TEACHER_KEY")
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(base_url="", model="m"),
+        dict(base_url="ftp://127.0.0.1/v1", model="m"),
+        dict(base_url="http://127.0.0.1:port/v1", model="m"),
+        dict(base_url="http://127.0.0.1/v1", model=""),
+        dict(base_url=f"http://me:{KEY}@127.0.0.1/v1", model="m"),
+        dict(base_url=f"http://127.0.0.1/v1?key={KEY}", model="m"),
+        dict(base_url="http://127.0.0.1/v1", model="m", key_variable=KEY),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_without_showing_a_key(settings):
+    with pytest.raises(TeachError) as caught:
+        Endpoint.of(TeachConfig(**settings))
+    assert KEY not in str(caught.value) and all(caught.value.args)
+
+
+def test_works_inside_a_running_event_loop_as_in_a_notebook():
+    async def cell():
+        return ask(client(server), Request("x"))
+
+    with Server(in_turn(chat("ok"))) as server:
+        assert asyncio.run(cell())[0].text == "ok"
+
+
+def events(*pieces: str, end: str = "data: [DONE]\n\n") -> bytes:
+    lines = [f"data: {json.dumps({'choices': [{'delta': {'content': piece}}]}, ensure_ascii=False)}\n\n" for piece in pieces]
+    return (": comment\n\n" + "".join(lines) + end).encode()
+
+
+def test_stream_yields_the_pieces_as_they_come():
+    with Server(in_turn((200, {"Content-Type": "text/event-stream"}, events("Die ", "Tür", " 🚪")))) as server:
+        assert list(client(server).stream(Request("x"))) == ["Die ", "Tür", " 🚪"]
+    assert server.seen[0]["stream"] is True
+
+
+@pytest.mark.parametrize(
+    "answer", [(500, {}, b""), (401, {}, b""), (200, {}, events("half", end="")), (200, {}, events("a", end="data: {oops\n\n"))]
+)
+def test_stream_that_cannot_begin_or_breaks_off_is_a_teach_error(answer):
+    with Server(in_turn(answer)) as server:
+        with pytest.raises(TeachError):
+            list(client(server).stream(Request("x")))
+    assert len(server.seen) == 1
+
+
+@given(st.text())
+def test_any_body_is_an_answer_or_not_a_completion(text):
+    for attempt in (lambda: completion(text, 1.0), lambda: list(deltas([f"data: {text}"]))):
+        try:
+            attempt()
+        except NotACompletion:
+            pass
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(
+    st.sampled_from(["choices", "message", "content", "delta", "usage", "finish_reason"]), inner)))  # fmt: skip
+def test_any_json_is_an_answer_or_not_a_completion(value):
+    test_any_body_is_an_answer_or_not_a_completion.hypothesis.inner_test(json.dumps(value))
+
+
+@given(st.none() | st.text())
+def test_retry_after_of_any_text_is_a_finite_wait(header):
+    assert 0 <= retry_after(header) < float("inf")
+
+
+def test_retry_after_reads_seconds_and_dates():
+    assert retry_after("2.5") == 2.5
+    assert 8 < retry_after(formatdate(time.time() + 10, usegmt=True)) <= 10
+    assert retry_after(formatdate(time.time() - 10, usegmt=True)) == 0
+
+
+def test_nothing_of_the_cache_names_a_machine_or_a_prompt(tmp_path):
+    with Server(in_turn(chat("ok"))) as server:
+        ask(client(server, cache=tmp_path), Request("the prompt"))
+    (entry,) = tmp_path.rglob("*.json")
+    assert set(json.loads(Path(entry).read_text())) == {
+        "text", "finish_reason", "prompt_tokens", "completion_tokens", "milliseconds", "cached",
+    }  # fmt: skip
