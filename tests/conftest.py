@@ -7,7 +7,9 @@ import pytest
 from hypothesis import settings
 
 # Before any test module can import a library that reads them.
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False", TOKENIZERS_PARALLELISM="false")
+os.environ.update(
+    HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False", TOKENIZERS_PARALLELISM="false"
+)
 for name in [name for name in os.environ if name.endswith("_API_KEY")]:
     del os.environ[name]
 

@@ -311,7 +311,7 @@ def test_an_older_version_is_never_lost(imported, tmp_path):
 
 def test_unknown_dataset_names_the_nearest_and_bad_names_are_refused(imported):
     imported[2].save()
-    with pytest.raises(DataError, match="Did you mean 'small'"):
+    with pytest.raises(DataError, match="Nearest: 'small'"):
         Manifest.load(imported[1], "smal")
     for name in ("../x", "a@1", "", "a b"):
         with pytest.raises(DataError, match="cannot name a dataset"):
@@ -413,7 +413,7 @@ def test_notes_are_shown_only_by_name_and_with_a_warning(imported):
         assert manifest.text_fields(["title"], ["description"])[clip]["description"] == "leaks"
     with pytest.raises(DataError, match="annotation column, not a text field"):
         manifest.text_fields(["description"])
-    with pytest.raises(DataError, match="Did you mean 'title'"):
+    with pytest.raises(DataError, match="Nearest: 'title'"):
         manifest.text_fields(["titel"])
 
 

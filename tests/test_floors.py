@@ -61,7 +61,9 @@ def test_every_module_has_a_place_in_the_house():
 
 
 def test_architecture_page_shows_the_same_floors():
-    rows = re.findall(r"^\| (\w+) \| (`[^|]+) \|", (ROOT / "docs/architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (\w+) \| (`[^|]+) \|", (ROOT / "docs/architecture.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     page = {floor: cell.replace("`", "").strip() for floor, cell in rows if floor in FLOORS}
     assert page == FLOORS
 
@@ -80,7 +82,9 @@ def test_package_root_imports_nothing():
 
 
 def test_no_module_imports_a_workshop_script():
-    importers = [module for module in SOURCES for name in imports(module) if any(name.startswith(script) for script in WORKSHOP)]
+    importers = [
+        module for module in SOURCES for name in imports(module) if any(name.startswith(script) for script in WORKSHOP)
+    ]
     assert not importers
 
 

@@ -116,7 +116,7 @@ class Manifest:
             raise DataError(
                 f"There is no dataset {dataset!r} in {str(self.workbench)!r}.",
                 f"Imported so far: {', '.join(known) or 'none'}.",
-                f"Did you mean {near!r}?" if near else "Import one with `deepintuit clips`.",
+                f"Nearest: {near!r}" if near else "Import one with `deepintuit clips`.",
             )
         try:
             table = pq.read_table(self.path)
@@ -258,7 +258,7 @@ def _fields(frame: pd.DataFrame, names: Sequence[str], notes_shown: Sequence[str
             raise DataError(
                 f"No clip has the {column} field {name!r}.",
                 f"Known: {', '.join(map(repr, known[column])) or 'none'}.",
-                f"Did you mean {near!r}?" if near else "Name one of these, or none.",
+                f"Nearest: {near!r}" if near else "Name one of these, or none.",
             )
     if notes_shown:
         shown = ", ".join(map(repr, notes_shown))

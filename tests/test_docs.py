@@ -1,0 +1,311 @@
+"""The pages are held to the code: what they name exists, what exists is named, and no page holds a machine's own paths.
+
+Parts that are not in the tree yet are found by their absence, not by a list: once `deepintuit/cli.py` stands, every
+module and page that a page names must stand as well.
+"""
+
+import ast
+import contextlib
+import functools
+import importlib
+import io
+import re
+import shlex
+import subprocess
+import tokenize
+import tomllib
+import warnings
+from pathlib import Path
+
+import pytest
+
+from deepintuit import config
+from deepintuit.store import GRAINS
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+PACKAGE = ROOT / "deepintuit"
+MODULES = {path.stem for path in PACKAGE.glob("[a-z]*") if path.suffix == ".py" or (path / "__init__.py").exists()}
+DOORS_OPEN = "cli" in MODULES
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+needs_doors = pytest.mark.skipif(not DOORS_OPEN, reason="the command line is not in this tree yet")
+
+# A path of somebody's machine, and hosts that packages come from. Written so that these lines do not match themselves.
+MACHINE = re.compile(r"(?<![\w.~/])/(?:home|root|Users|opt|work|mnt|srv|data)/[a-z]|[A-Z]:\\\\Users")
+REGISTRY = re.compile(
+    r"pypi\.(?:org|python)|pythonhosted\.|anaconda\.(?:org|com)|(?:index|extra-index)-url[ =]|artifactory|find-links[ =]"
+)
+
+
+def blocks(text: str) -> list[str]:
+    """Command lines of the shell blocks of a page, continued lines joined, comments and prompts dropped."""
+    found = []
+    for block in re.findall(r"^```(?:sh|bash|shell|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        lines = block.replace("\\\n", " ").splitlines()
+        found += [
+            line.removeprefix("$ ").strip() for line in lines if line.strip() and not line.lstrip().startswith("#")
+        ]
+    return found
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Commands of all pages as (page, words): lines of shell blocks, and spans of code in the running text."""
+    found = []
+    for page, text in PAGES.items():
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        for line in [*blocks(text), *re.findall(r"`((?:make|deepintuit) [^`\n]+)`", prose)]:
+            with contextlib.suppress(ValueError):  # an unclosed quotation; another test reads the blocks strictly
+                found.append((page, shlex.split(line, comments=True)))
+    return found
+
+
+def called(program: str) -> list[tuple[str, list[str]]]:
+    """Calls of one program with what follows it, up to a pipe or the next command."""
+    found = []
+    for page, words in commands():
+        if program in words:
+            rest = words[words.index(program) + 1 :]
+            ends = [place for place, word in enumerate(rest) if word in {"|", "||", "&&", ";", ">", "&"}]
+            found.append((page, rest[: ends[0]] if ends else rest))
+    return found
+
+
+@functools.cache
+def tracked() -> dict[str, str]:
+    """Every text file of the project, by its path: those that git knows, or in an export without git all that are there."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    names = listed.stdout.split("\0") if listed.returncode == 0 else []
+    if not any(names):
+        made = {
+            ".git",
+            ".venv",
+            "build",
+            "dist",
+            "workbench",
+            "__pycache__",
+            ".hypothesis",
+            ".pytest_cache",
+            ".ruff_cache",
+        }
+        names = [
+            path.relative_to(ROOT).as_posix()
+            for path in ROOT.rglob("*")
+            if not made & set(path.relative_to(ROOT).parts)
+        ]
+    texts = {}
+    for name in filter(None, names):
+        path = ROOT / name
+        if path.is_file() and path.stat().st_size < 2**20:
+            with contextlib.suppress(UnicodeDecodeError):  # a picture or a video
+                texts[name] = path.read_text(encoding="utf-8")
+    return texts
+
+
+def test_shell_blocks_are_lines_that_a_shell_can_read():
+    for page, text in PAGES.items():
+        for line in blocks(text):
+            done = subprocess.run(["sh", "-n"], input=line, capture_output=True, text=True, timeout=20)
+            assert done.returncode == 0, f"{page}: {line!r}: {done.stderr}"
+
+
+def test_every_make_target_of_the_pages_exists():
+    named = {(page, word) for page, words in called("make") for word in words[:1] if re.fullmatch(r"[a-z]+", word)}
+    assert {("README.md", "demo"), ("README.md", "test")} <= named
+    assert not [(page, target) for page, target in named if target not in TARGETS]
+
+
+@needs_doors
+def test_every_command_of_the_pages_is_understood():
+    """`deepintuit.cli.parser()` is the argparse parser; it must take each command as the page writes it."""
+    cli = importlib.import_module("deepintuit.cli")
+    for page, words in called("deepintuit"):
+        if any(re.search(r"[…<>\[\]]|^[A-Z_]+$", word) for word in words):
+            continue  # a form to fill in, not a command
+        with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+            try:
+                cli.parser().parse_args(words)
+            except SystemExit as left:
+                bare = len(words) == 1 and "required" in said.getvalue()  # the name of a command, not a call
+                assert left.code == 0 or bare, f"{page}: deepintuit {shlex.join(words)}: {said.getvalue()}"
+
+
+@needs_doors
+def test_every_command_is_named_in_the_readme():
+    cli = importlib.import_module("deepintuit.cli")
+    subparsers = [
+        action.choices for action in cli.parser()._actions if isinstance(getattr(action, "choices", None), dict)
+    ]
+    assert subparsers
+    for command in subparsers[0]:
+        assert re.search(rf"\bdeepintuit {command}\b|\bmake {command}\b", PAGES["README.md"]), command
+
+
+def test_settings_that_pages_set_exist_and_take_that_value():
+    """Assignments in commands and in spans of code; a line that shows an error is not an assignment."""
+    for page, text in PAGES.items():
+        for assignment in re.findall(r"--set[ =]([a-z]+\.[a-z_]+=[^\s`…]+)", text):
+            try:
+                config.load(None, [assignment])
+            except config.ConfigError as error:
+                pytest.fail(f"{page}: --set {assignment}: {error}")
+
+
+def test_settings_that_pages_name_exist():
+    known = {f"{section}.{key}" for section, key, _, _ in config.describe() if section}
+    sections = {name.partition(".")[0] for name in known} - MODULES
+    for page, text in PAGES.items():
+        for name in re.findall(r"`([a-z]+\.[a-z_]+)(?: ?=[^`]*)?`", text):
+            if name.partition(".")[0] in sections:
+                assert name in known, f"{page} names `{name}`, which is no setting"
+
+
+def test_every_setting_is_documented():
+    page = PAGES.get("docs/training.md")
+    if page is None:
+        pytest.skip("docs/training.md is not in this tree yet")
+    missing = [
+        f"{section}.{key}".lstrip(".") for section, key, _, _ in config.describe() if not re.search(rf"\b{key}\b", page)
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.toml")), ids=lambda path: path.name)
+def test_every_config_loads_and_opens_with_a_sentence(path):
+    config.load(path)
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    assert tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_grain_is_documented():
+    missing = [grain for grain in GRAINS if not any(f"`{grain}`" in text for text in PAGES.values())]
+    assert not missing
+
+
+def test_every_module_stands_on_the_architecture_page():
+    rows = re.findall(r"^\| \w+ \| (`[^|]+) \|", PAGES["docs/architecture.md"], re.MULTILINE)
+    named = {name for cell in rows for name in re.findall(r"`(\w+)`", cell)}
+    assert MODULES <= named
+    if DOORS_OPEN:
+        assert named <= MODULES, "the page names modules that are not there"
+
+
+def test_dotted_names_on_the_pages_lead_somewhere():
+    for page, text in PAGES.items():
+        for dotted in set(re.findall(r"`(deepintuit(?:\.\w+)+)", text)):
+            first = dotted.split(".")[1]
+            assert first in MODULES or not DOORS_OPEN, f"{page} names {dotted}"
+            inner = dotted.split(".")[2:]
+            if first in MODULES and inner:
+                stem = PACKAGE / first / inner[0]
+                found = (
+                    stem.exists()
+                    or stem.with_suffix(".py").exists()
+                    or any(
+                        re.search(rf"\b{inner[0]}\b", path.read_text(encoding="utf-8"))
+                        for path in [PACKAGE / f"{first}.py", PACKAGE / first / "__init__.py"]
+                        if path.exists()
+                    )
+                )
+                assert found, f"{page} names {dotted}"
+
+
+def test_links_between_pages_lead_to_files():
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
+            there = ((ROOT / page).parent / target).exists()
+            assert there or (not DOORS_OPEN and target.startswith("docs/")), f"{page} links to {target}"
+
+
+def test_files_that_pages_name_exist():
+    for page, text in PAGES.items():
+        for name in re.findall(r"\b((?:configs|docs|benchmarks|tests|deepintuit)/[\w./-]*\w\.(?:toml|md|py))\b", text):
+            there = (ROOT / name).exists()
+            assert there or (not DOORS_OPEN and name.startswith("docs/")), f"{page} names {name}"
+
+
+def test_every_page_is_linked_from_the_readme():
+    missing = [page for page in PAGES if page != "README.md" and f"({page})" not in PAGES["README.md"]]
+    if missing and not DOORS_OPEN:
+        pytest.skip(f"not linked yet: {missing}")
+    assert not missing
+
+
+def test_first_screen_is_a_sentence_then_a_table_then_commands():
+    text = PAGES["README.md"]
+    sentence, table, shell = text.index("\n\n"), text.index("\n|"), text.index("\n```sh")
+    assert text.startswith("# ") and sentence < table < shell
+    assert text[:table].count("\n") < 20 and "[![" not in text, "badges and news come after the first command"
+
+
+def test_no_tracked_file_holds_a_path_of_a_machine_or_a_registry():
+    bad = [
+        f"{name}:{number}: {line.strip()[:90]}"
+        for name, text in tracked().items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if (MACHINE.search(line) or REGISTRY.search(line)) and name != "tests/test_docs.py"
+    ]
+    assert not bad
+
+
+def test_every_module_says_what_it_is():
+    """The docstring; and in a flat module, or at a package's door, how to run it or what it leaves out."""
+    silent = [
+        path.relative_to(ROOT).as_posix()
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert not silent
+
+
+def test_no_module_is_a_drawer():
+    drawers = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
+    assert not [
+        path
+        for folder in ("deepintuit", "tests", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.stem in drawers
+    ]
+
+
+def code_lines(path: Path) -> int:
+    """Lines that hold code: no blanks, comments or docstrings."""
+    text = path.read_text(encoding="utf-8")
+    prose = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            prose |= set(range(node.lineno, node.end_lineno + 1))
+    nothing = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    held = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in nothing:
+            held |= set(range(token.start[0], token.end[0] + 1))
+    return len(held - prose)
+
+
+THIN, TOO_MUCH = 4_500, 10_000
+
+
+def test_package_stays_thin(record_property):
+    """The design asks for about 4,000 lines; above `THIN` this warns and names the fattest, above `TOO_MUCH` it fails."""
+    by_module: dict[str, int] = {}
+    for path in PACKAGE.rglob("*.py"):
+        module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        by_module[module] = by_module.get(module, 0) + code_lines(path)
+    total = sum(by_module.values())
+    record_property("code_lines", total)
+    fattest = ", ".join(f"{name} {count}" for name, count in sorted(by_module.items(), key=lambda item: -item[1])[:5])
+    if total > THIN:
+        warnings.warn(
+            f"the package holds {total} lines of code, the design asks for about 4,000: {fattest}", stacklevel=1
+        )
+    assert total <= TOO_MUCH, fattest
+
+
+def test_no_file_of_the_package_outgrows_one_reading():
+    long = {
+        path.relative_to(ROOT).as_posix(): code_lines(path) for path in PACKAGE.rglob("*.py") if code_lines(path) > 400
+    }
+    assert not long, "past about 400 lines a module becomes a package of the same name"
