@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
@@ -166,7 +166,7 @@ def summary(run: Run, clips: Sequence[Clip], labels: LabelSet, teach: TeachConfi
         "written": len(traces),
         "kept": sum(count.kept for count in by_class.values()),
         "dropped": dict(sum((count.dropped for count in by_class.values()), Counter()).most_common()),
-        "by_class": {label: asdict(count) for label, count in by_class.items()},
+        "by_class": {label: {**vars(count), "dropped": dict(count.dropped)} for label, count in by_class.items()},
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "without_usage": asked_for_pay * sum(row["tokens"] is None or row["trace_id"] not in prices for row in traces),

@@ -1,0 +1,280 @@
+"""Stage "teach" on six real MP4s in a manifest shaped like homecam's; the endpoint is a real server on the loopback."""
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_endpoint import KEY, Server, chat
+
+from deepintuit import config, teach, video
+from deepintuit.data import Manifest, import_csv, scan
+from deepintuit.errors import DataError, LabelError, TeachError
+from deepintuit.homecam.world import LABELS, Facts, scripts
+from deepintuit.store import Workbench
+from deepintuit.trace import parse
+
+WORLD = [
+    Facts("day", "porch", "courier", "brings", scripts("brings")[0]),
+    Facts("day", "porch", "courier", "brings", scripts("brings")[1]),
+    Facts("night", "yard", "stranger", "takes", scripts("takes")[0]),
+    Facts("day", "kitchen", "resident", "falls", scripts("falls")[0]),
+    Facts("night", "yard", "dog", "passes", scripts("passes")[0]),
+    Facts("day", "yard", "child", "lingers", scripts("lingers")[0]),
+]
+
+
+@pytest.fixture
+def workbench(tmp_path, monkeypatch) -> Workbench:
+    """Six clips of different shades in split coldstart, an unreadable file beside them."""
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    rows = ["path,label,split"]
+    for number, facts in enumerate(WORLD):
+        video.write_mp4(tmp_path / f"{number}.mp4", np.full((6, 96, 128, 3), 40 * number, np.uint8), 6)
+        rows.append(f"{number}.mp4,{facts.label},coldstart")
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    rows.append("broken.mp4,routine,coldstart")
+    (tmp_path / "clips.csv").write_text("\n".join(rows))
+    (tmp_path / "labels.toml").write_text(LABELS.dumps())
+    listing = import_csv(tmp_path / "clips.csv", tmp_path)
+    manifest, _ = scan(listing, tmp_path / "bench", "tiny", probe=video.probe, progress=False)
+    frame = manifest.frame
+    stems = [Path(source).stem for source in frame["source"]]
+    frame["notes"] = [{"facts": json.dumps(asdict(WORLD[int(stem)]))} if stem.isdigit() else {} for stem in stems]
+    Manifest(tmp_path / "bench", "tiny", frame, LABELS).save()
+    return Workbench(tmp_path / "bench")
+
+
+def settings(*sets: str) -> config.Config:
+    return config.load(None, ["clips.dataset=tiny", *sets])
+
+
+def endpoint_sets(server: Server) -> list[str]:
+    return [
+        "clips.dataset=tiny", "video.frames=2", "teach.source=endpoint", f"teach.base_url={server.base_url}",
+        "teach.model=m", "teach.key_variable=TEACHER_KEY", "teach.concurrency=2", "teach.retries=0",
+    ]  # fmt: skip
+
+
+def at(server: Server, *sets: str) -> config.Config:
+    return config.load(None, [*endpoint_sets(server), *sets])
+
+
+def quiet(workbench: Workbench, settings: config.Config, **more):
+    return teach.run(workbench, settings, progress=False, **more)
+
+
+def seen_number(body: dict) -> int:
+    """Which of the six clips a request shows, by the shade of its pictures."""
+    (url, *_) = [part["image_url"]["url"] for part in body["messages"][0]["content"] if part["type"] == "image_url"]
+    picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    return round(np.asarray(picture).mean() / 40)
+
+
+def say(answer: str, think: str = "Someone is seen.") -> str:
+    return f"<think> {think} </think><answer> {answer} </answer>"
+
+
+def kept_of(run) -> dict[str, tuple[float, str]]:
+    rows = run.read("scores")
+    return {row["trace_id"]: (row["value"], row["evidence"]) for row in rows[rows["name"] == "kept"].to_dict("records")}
+
+
+def test_scripted_teacher_writes_and_judges_every_trace(workbench):
+    run = quiet(workbench, settings("teach.source=homecam", "teach.traces=40"))
+    traces, kept = run.read("traces"), kept_of(run)
+    assert len(traces) == 240 and run.finished and run.stage == "teach"
+    for row in traces.to_dict("records"):
+        trace = parse(row["text"], "think-answer", LABELS)
+        right = trace.ok and trace.label == row["true_label"]
+        why = "" if right else str(trace.reason) if not trace.ok else teach.WRONG_LABEL
+        assert kept[row["trace_id"]] == (float(right), why)
+    found = run.summary
+    assert found["asked"] == found["written"] == found["kept"] + sum(found["dropped"].values()) == 240
+    assert 0 < found["kept"] < 240, "this teacher errs"
+    assert sum(row["kept"] for row in found["by_class"].values()) == found["kept"]
+    assert {"accuracy", "format", "kept"} == set(run.read("scores")["name"])
+
+
+def test_scripted_traces_depend_on_seed_and_clip_alone(workbench):
+    changes = ["seed=0"], ["seed=0", "teach.keep_wrong=true"], ["seed=1"]
+    runs = [quiet(workbench, settings("teach.source=homecam", *sets)) for sets in changes]
+    texts = [list(run.read("traces")["text"]) for run in runs]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("grammar", ["observation-think-answer", "answer-think-answer"])
+def test_scripted_teacher_writes_in_the_other_grammars_too(workbench, grammar):
+    run = quiet(workbench, settings("teach.source=homecam", f"prompt.grammar={grammar}", "teach.traces=5"))
+    assert set(run.summary["dropped"]) <= {teach.WRONG_LABEL} and run.summary["kept"]
+
+
+def test_unusable_clips_are_listed_with_their_reason(workbench):
+    run = quiet(workbench, settings("teach.source=homecam"))
+    (entry,) = run.summary["excluded"]
+    assert entry["source"].endswith("broken.mp4") and entry["reason"] == "not_a_video"
+    assert "broken.mp4" in (run.path / "log").read_text()
+
+
+def test_clips_without_facts_are_refused_before_a_run_begins(workbench):
+    manifest = Manifest.load(workbench.path, "tiny")
+    manifest.frame["notes"] = [{} for _ in range(len(manifest.frame))]
+    manifest.save()
+    with pytest.raises(DataError, match="teach.source"):
+        quiet(workbench, settings("teach.source=homecam"))
+    assert not workbench.runs()
+
+
+def test_a_split_without_clips_and_a_label_not_in_the_list_are_refused(workbench, tmp_path):
+    with pytest.raises(DataError, match="no usable clip"):
+        quiet(workbench, settings("teach.source=homecam"), split="test")
+    (tmp_path / "other.toml").write_text('name = "other"\nlabels = ["routine", "emergency"]\n')
+    with pytest.raises(LabelError):
+        quiet(workbench, settings("teach.source=homecam", f"clips.labels={tmp_path / 'other.toml'}"))
+
+
+def test_endpoint_traces_are_kept_or_dropped_for_the_right_reason(workbench):
+    def answer(body):
+        number = seen_number(body)
+        return [
+            chat(say("Delivery.", think="Ein Kurier bringt 📦")), chat(say("theft")), chat(say("robbery")),
+            chat("<think> It goes on and on", finish="length"), chat("", finish="content_filter"), chat(say("routine")),
+        ][number]  # fmt: skip
+
+    with Server(answer) as server:
+        prices, pixels = ["teach.price_in=1e5", "teach.price_out=2e5"], ["video.max_pixels=4096", "video.min_pixels=64"]
+        run = quiet(workbench, at(server, *prices, *pixels))
+    found = run.summary
+    assert found["dropped"] == {"wrong_label": 1, "unknown_label": 1, "truncated": 1, "empty": 1} and found["kept"] == 2
+    assert found["by_class"]["delivery"] == {
+        "clips": 2, "clips_kept": 1, "written": 2, "kept": 1, "dropped": {"wrong_label": 1},
+    }  # fmt: skip
+    assert (found["prompt_tokens"], found["completion_tokens"], found["cost"]) == (60, 30, 12.0)
+    rows = run.read("traces").set_index("reason")
+    assert rows.loc["truncated", "truncated"] and rows.loc["truncated", "provisional"] == "none"
+    first = run.read("traces").to_dict("records")[0]
+    assert list(first["frame_times"]) == sorted(first["frame_times"]) and len(first["frame_indices"]) == 2
+    width, height = first["frames_size"]
+    assert width * height <= 4096 and abs(width / height - 128 / 96) < 0.05
+    assert any("Ein Kurier bringt 📦" in text for text in run.read("traces")["text"])
+
+
+def test_the_endpoint_is_not_told_the_label(workbench):
+    with Server(lambda body: chat(say("routine"))) as server:
+        quiet(workbench, at(server))
+    asked = {body["messages"][0]["content"][-1]["text"] for body in server.seen}
+    assert len(asked) == 1 and "right label is" not in asked.pop(), "one question for clips of five classes"
+
+
+def test_wrong_traces_are_kept_where_the_settings_say_so_malformed_ones_never(workbench):
+    def answer(body):
+        return chat(say("theft") if seen_number(body) else "no tags")
+
+    with Server(answer) as server:
+        run = quiet(workbench, at(server, "teach.keep_wrong=true"))
+    assert run.summary["kept"] == 5 and run.summary["dropped"] == {"no_answer": 1}
+
+
+def test_a_clip_that_vanished_since_the_import_is_unreadable_not_skipped(workbench, tmp_path):
+    (tmp_path / "3.mp4").unlink()
+    with Server(lambda body: chat(say("routine"))) as server:
+        run = quiet(workbench, at(server, "teach.traces=2"))
+    (entry,) = run.summary["unreadable"]
+    assert entry["source"].endswith("3.mp4") and entry["reason"] == "not_found"
+    assert (run.summary["asked"], run.summary["written"]) == (12, 10)
+
+
+def test_refused_requests_are_listed_and_the_others_answered(workbench):
+    def answer(body):
+        return (400, {}, b"content policy") if seen_number(body) == 2 else chat(say("routine"))
+
+    with Server(answer) as server:
+        run = quiet(workbench, at(server))
+    (entry,) = run.summary["refused"]
+    assert "content policy" in entry["why"] and run.summary["written"] == 5 and run.finished
+
+
+def test_missing_answers_leave_the_run_open_and_only_they_are_asked_again(workbench):
+    broken = [True]
+
+    def answer(body):
+        return (500, {}, b"") if seen_number(body) == 4 and broken else chat(say("routine"))
+
+    with Server(answer) as server:
+        with pytest.raises(TeachError, match="1 traces did not come"):
+            quiet(workbench, at(server))
+        broken.clear()
+        # More places and other prices make no other run.
+        run = quiet(workbench, at(server, "teach.concurrency=1", "teach.price_in=3"))
+    assert len(workbench.runs()) == 1 and run.finished and run.summary["written"] == 6 and len(server.seen) == 7
+
+
+def test_a_finished_run_is_given_back_and_nothing_is_asked(workbench):
+    with Server(lambda body: chat(say("routine"))) as server:
+        first = quiet(workbench, at(server))
+        again = quiet(workbench, at(server))
+    assert again.id == first.id and again.summary == first.summary and len(server.seen) == 6
+
+
+def test_traces_stored_without_their_scores_are_scored_on_resume(workbench):
+    with Server(lambda body: chat(say("routine"))) as server:
+        run = quiet(workbench, at(server))
+        expected = run.summary
+        # As after a kill between two parts: of the scores only the first, what the questions cost, is there.
+        for part in sorted(run.path.glob("scores-*.parquet"))[1:]:
+            part.unlink()
+        about = json.loads((run.path / "run.json").read_text()) | {"status": "running"}
+        (run.path / "run.json").write_text(json.dumps(about))
+        again = quiet(workbench, at(server))
+    assert again.summary | {"seconds": 0} == expected | {"seconds": 0} and len(server.seen) == 6
+
+
+def test_killed_job_goes_on_where_it_was_and_pays_for_nothing_twice(workbench, root):
+    program = (
+        "import sys; from deepintuit import config, store, teach; "
+        "teach.run(store.Workbench(sys.argv[1]), config.load(None, sys.argv[2:]), progress=False)"
+    )
+
+    def answer(body):
+        time.sleep(0.05)
+        return chat(say("routine"))
+
+    with Server(answer) as server:
+        sets = [*endpoint_sets(server), "teach.traces=10"]
+        job = subprocess.Popen([sys.executable, "-c", program, str(workbench.path), *sets], cwd=root)
+        waited = time.monotonic()
+        while len(server.seen) < 20 and job.poll() is None and time.monotonic() - waited < 20:
+            time.sleep(0.01)
+        os.kill(job.pid, signal.SIGKILL)
+        job.wait()
+        asked = len(server.seen)
+        run = quiet(workbench, config.load(None, sets))
+    assert 20 <= asked < 60 and len(workbench.runs()) == 1
+    assert run.summary["written"] == 60 and run.summary["prompt_tokens"] == 600
+    assert 60 <= len(server.seen) <= 62, "at most the two that were in flight are asked twice"
+    assert not [path for path in run.path.iterdir() if path.name.endswith(".tmp")]
+    for path in workbench.path.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes()
+
+
+def test_summary_is_shown_as_a_table(workbench, capsys):
+    teach.run(workbench, settings("teach.source=homecam"))
+    shown = capsys.readouterr().out
+    shown = re.sub(r"\s+", " ", shown)
+    assert all(words in shown for words in ("traces kept (homecam)", "delivery", "1 clips excluded at import"))
+
+
+def test_two_teachers_of_three_start_without_torch(root):
+    program = "import sys, deepintuit.teach; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=root).returncode == 0
