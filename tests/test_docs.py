@@ -41,7 +41,7 @@ REGISTRY = re.compile(
 
 
 def blocks(text: str) -> list[str]:
-    """Command lines of the shell blocks of a page, continued lines joined, comments and prompts dropped."""
+    """Command lines of a page's shell blocks: continued lines joined, comments and prompts dropped."""
     found = []
     for block in re.findall(r"^```(?:sh|bash|shell|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         lines = block.replace("\\\n", " ").splitlines()
@@ -75,7 +75,7 @@ def called(program: str) -> list[tuple[str, list[str]]]:
 
 @functools.cache
 def tracked() -> dict[str, str]:
-    """Every text file of the project, by its path: those that git knows, or in an export without git all that are there."""
+    """Every text file of the project, by its path: those that git knows, or in an export all that are there."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     names = listed.stdout.split("\0") if listed.returncode == 0 else []
     if not any(names):
@@ -289,7 +289,7 @@ THIN, TOO_MUCH = 4_500, 10_000
 
 
 def test_package_stays_thin(record_property):
-    """The design asks for about 4,000 lines; above `THIN` this warns and names the fattest, above `TOO_MUCH` it fails."""
+    """The design asks for about 4,000 lines: above `THIN` this warns, above `TOO_MUCH` it fails."""
     by_module: dict[str, int] = {}
     for path in PACKAGE.rglob("*.py"):
         module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
