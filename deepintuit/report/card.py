@@ -165,14 +165,12 @@ def _classes(story: Story) -> str:
 def _figures(story: Story) -> dict[str, tuple[go.Figure, str, bool]]:
     """By element id: figure, a note under its title, whether it takes the whole width."""
     row = story.headline
-    found: dict[str, tuple[go.Figure, str, bool]] = {}
-    if row is not None:
-        found |= _result_figures(story, row)
-    for place, (run_id, steps) in enumerate(story.steps.items()):
+    found = {} if row is None else _result_figures(story, row)
+    for place, (run_id, steps) in enumerate(reversed(story.steps.items())):
         drawn = training_figure(steps)
         if drawn.data:
             found[f"training-{place}"] = (drawn, run_id, True)
-    return found
+    return {name: kept for name, kept in found.items() if kept[0].data}
 
 
 def _result_figures(story: Story, row: Row) -> dict[str, tuple[go.Figure, str, bool]]:
@@ -186,11 +184,14 @@ def _result_figures(story: Story, row: Row) -> dict[str, tuple[go.Figure, str, b
         return [rows[name].evaluation.accuracy if name in rows else None for name in systems]
 
     counts = sorted({one.n for one in plain})
+    turned = [one for one in calibrated.values() if one.flips is not None]
     rest = f"{shown(row.system)}, {shown(row.method)}, n = {row.n}"
     found = {
         "stages": (stages_figure([shown(name) for name in systems], accuracies(raw), accuracies(calibrated)),
-                   f"Accuracy by system, n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} clips, with intervals",
+                   f"Accuracy by system with intervals, n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} clips",
                    True),
+        "flips": (flips_figure([shown(one.system) for one in turned], [one.flips for one in turned]),
+                  "Calibrated answer against the raw label of the same system", True),
         "confusion": (confusion_figure(row.evaluation.confusion, story.labels), rest, False),
         "classes-f1": (class_f1_figure(story.labels, {shown(one.method): one.evaluation.classes.f1_K
                                                       for one in (raw.get(row.system), row) if one is not None and
@@ -204,10 +205,6 @@ def _result_figures(story: Story, row: Row) -> dict[str, tuple[go.Figure, str, b
     if row.risk is not None:
         curves = {**{name: curve for name, curve in curves.items() if name != shown(row.system)}, shown(row.system): row.risk}
         found["risk"] = (risk_coverage_figure(dict(list(curves.items())[-5:])), f"n = {row.n} clips", False)
-    turned = [one for one in calibrated.values() if one.flips is not None]
-    if turned:
-        found["flips"] = (flips_figure([shown(one.system) for one in turned], [one.flips for one in turned]),
-                          "Calibrated answer against the raw label of the same system", len(turned) > 0 and row.risk is None)
     return found
 
 
@@ -260,7 +257,8 @@ def _runs(story: Story) -> str:
                 ("commit", "; ".join(commits)), ("device", str(about["device"] or "not noted")),
                 ("started", str(about["created"])), ("status", _status(about)),
                 ("stands on", about["parent"] or "no other run"),
-                ("versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items()))]
+                ("versions", "as above" if about is not story.runs[0] and about["versions"] == story.runs[0]["versions"] else
+                 ", ".join(f"{name} {version}" for name, version in about["versions"].items()))]
         if len(about["sessions"]) > 1:
             told.append(("sessions", f"{len(about['sessions'])}, continued after a stop"))
         parts.append(f"<h3>{escape(about['run_id'])}</h3>{page.facts(told)}"

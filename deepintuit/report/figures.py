@@ -33,8 +33,8 @@ _ONE_LINE = 78  # characters of a title at 700 px
 def template(dark: bool = False) -> go.layout.Template:
     """The look of every figure, for a light or a dark page. Backgrounds are clear, so that the page's shows."""
     ink, line, clear = ("#e6e8eb", "#3a4048", "rgba(0,0,0,0)") if dark else ("#22262b", "#dfe3e8", "rgba(0,0,0,0)")
-    axis = dict(gridcolor=line, linecolor=line, zerolinecolor=line, ticks="", automargin=True, title=dict(standoff=8))
-    return go.layout.Template(layout=dict(
+    axis = dict(gridcolor=line, linecolor=line, zerolinecolor=line, ticks="", automargin=True, title=dict(standoff=8, font=dict(size=13)))
+    return go.layout.Template(data=dict(bar=[dict(error_x=dict(color=ink))]), layout=dict(
         font=dict(family=_FONT, size=13, color=ink), paper_bgcolor=clear, plot_bgcolor=clear, colorway=list(COLOURS),
         title=dict(font=dict(size=16), x=0, xref="container", xanchor="left", pad=dict(l=8), y=1, yref="container",
                    yanchor="top"),
@@ -85,6 +85,11 @@ def _bars(estimates: Sequence[Estimate | None]) -> tuple[np.ndarray, dict[str, o
                             arrayminus=np.nan_to_num(rows[:, 0] - rows[:, 1]).clip(0), thickness=1.5, width=4)
 
 
+def _fill(colour: str, hatched: bool) -> dict[str, object]:
+    hatching = dict(shape="/", fgcolor="rgba(255,255,255,0.6)", bgcolor=colour, size=6, solidity=0.2)
+    return dict(color=colour, pattern=hatching if hatched else None)
+
+
 def _names_axis(names: Sequence[str], **more: object) -> dict[str, object]:
     """Positions with texts beside them: names that look like dates or numbers, or are alike when cut, stay apart."""
     return dict(tickmode="array", tickvals=list(range(len(names))), ticktext=[safe(name, 34) for name in names], **more)
@@ -106,8 +111,7 @@ def stages_figure(names: Sequence[str], raw: Sequence[Estimate | None], calibrat
         places = [k + (0 if single else offset) for k, single in enumerate(alone)]
         lowest = min(lowest, *(v - m for v, m in zip(values, spans["arrayminus"], strict=True) if not math.isnan(v)), 0.0)
         figure.add_bar(y=places, x=values, error_x=spans, name=series_name, orientation="h", width=0.34,
-                       marker=dict(color=colour, pattern=dict(shape="/" if colour == RAW else "", fgcolor="white", size=5,
-                                                              solidity=0.15)),
+                       marker=_fill(colour, hatched=colour == RAW),
                        customdata=[safe(name) for name in names],
                        hovertemplate="%{customdata}: %{x:.1f} %<extra>" + html.escape(series_name) + "</extra>")
     for k, pair in enumerate(zip(raw, calibrated, strict=True)):
@@ -142,11 +146,12 @@ def confusion_figure(counts_K_K1: ArrayLike, labels: Sequence[str], *, title: st
     figure = go.Figure(go.Heatmap(
         z=shares, zmin=0, zmax=100, xgap=2, ygap=2, text=counts, texttemplate="%{text}", hoverongaps=False,
         colorscale=[[0, "#eef3f8"], [0.5, "#7fb0d9"], [1, "#1d5f99"]],
-        colorbar=dict(title_text="% of row", thickness=10, len=0.9, outlinewidth=0),
+        showscale=False,
         customdata=[[f"{safe(true)} answered as {safe(answer)}" for answer in answers] for true in labels],
         hovertemplate="%{customdata}<br>%{text} clips, %{z:.1f} % of the row<extra></extra>"))
     return finished(figure, title or _confusion_title(counts, labels), 90 + 44 * len(labels),
-                    xaxis=_names_axis(answers, title_text="Answered", showgrid=False, zeroline=False),
+                    xaxis=_names_axis(answers, title_text="Answered (shade: share of the row)", tickangle=-40, showgrid=False,
+                                     zeroline=False),
                     yaxis=_names_axis(labels, title_text="True", autorange="reversed", showgrid=False, zeroline=False))
 
 
@@ -204,15 +209,16 @@ def _reliability_title(known: Mapping[str, Bins]) -> str:
 
 
 def risk_coverage_figure(curves: Mapping[str, RiskCoverage], *, title: str | None = None) -> go.Figure:
-    """Share of wrong answers among those given, as fewer and fewer unsure clips are answered."""
+    """Share of wrong answers among those given, as fewer and fewer unsure clips are answered. The last curve is the one
+    the figure speaks of: blue and solid."""
     known = {name: curve for name, curve in curves.items() if len(curve.coverage)}
     if not known:
         return empty("No answer came with probabilities, so none can be withheld by confidence.")
     figure = go.Figure()
-    for k, (name, curve) in enumerate(known.items()):
+    for k, (name, curve) in zip(reversed(range(len(known))), known.items(), strict=True):
         figure.add_scatter(x=100 * curve.coverage, y=100 * curve.risk, customdata=curve.threshold, name=html.escape(name),
                            mode="lines+markers" if len(curve.coverage) < 3 else "lines",
-                           line=dict(color=COLOURS[k % 5], width=2, dash=DASHES[k % 5], shape="hv"),
+                           line=dict(color=COLOURS[k % 5], width=1.5 if k else 2.5, dash=DASHES[k % 5], shape="hv"),
                            hovertemplate="answers %{x:.0f} % of clips, %{y:.1f} % of them wrong, confidence ≥ %{customdata:.2f}"
                                          "<extra></extra>")
     curve = list(known.values())[-1]
@@ -256,16 +262,16 @@ def flips_figure(names: Sequence[str], flips: Sequence[Flips], *, title: str | N
         return empty("No calibrated answer stands beside a raw label yet.")
     figure = go.Figure()
     won, lost = [f.wrong_to_right for f in flips], [f.right_to_wrong for f in flips]
-    for values, counts, colour, name, position in (([-n for n in lost], lost, LOSS, "right \u2192 wrong", "/"),
-                                                   (won, won, CALIBRATED, "wrong \u2192 right", "")):
+    for values, counts, colour, name in (([-n for n in lost], lost, LOSS, "right \u2192 wrong"),
+                                         (won, won, CALIBRATED, "wrong \u2192 right")):
         figure.add_bar(y=list(range(len(names))), x=values, orientation="h", name=name, text=counts, textposition="outside",
                        cliponaxis=False, width=0.55, hovertemplate="%{text} clips<extra>" + name + "</extra>",
-                       marker=dict(color=colour, pattern=dict(shape=position, fgcolor="white", size=5, solidity=0.15)))
+                       marker=_fill(colour, hatched=colour == LOSS))
     most = max([1, *won, *lost])
-    step = next(s * 10**e for e in range(9) for s in (1, 2, 5) if s * 10**e >= most / 3)
+    step = next(s * 10**e for e in range(9) for s in (1, 2, 5) if s * 10**e >= most / 4)
     ticks = list(range(-step * (most // step), most + 1, step))
     words = f"{names[-1]}: {won[-1]} clips mended, {lost[-1]} broken"
     return finished(figure, title or words, 70 + 34 * len(names), barmode="overlay",
-                    xaxis=dict(title_text="Clips whose answer turned", range=[-1.18 * most, 1.18 * most], tickvals=ticks,
-                               ticktext=[str(abs(tick)) for tick in ticks], zerolinewidth=1.5, zerolinecolor=RAW),
+                    xaxis=dict(title_text="Clips whose answer turned", tickvals=ticks,
+                               range=[-1.1 * max(lost) - 0.1 * most, 1.1 * max(won) + 0.1 * most], ticktext=[str(abs(tick)) for tick in ticks], zerolinewidth=1.5, zerolinecolor=RAW),
                     yaxis=_names_axis(names, range=[len(names) - 0.5, -0.5], showgrid=False))

@@ -147,7 +147,7 @@ def _examples(workbench: Workbench, predictions: pd.DataFrame, row: Row | None, 
     mine = predictions[predictions["system"] == row.system]
     raw = mine[(mine["method"] == "raw") & (mine["control"] == "none")].set_index("clip_id")
     after = mine[(mine["method"] == row.method) & (mine["control"] == row.control) & mine["true_label"].notna()]
-    both = after.set_index("clip_id").join(raw[["predicted", "trace_id"]], rsuffix="_raw", how="inner").sort_index()
+    both = after.set_index("clip_id").join(raw[["predicted", "trace_id"]].add_suffix("_raw"), how="inner").sort_index()
     was_right, is_right = both["predicted_raw"] == both["true_label"], both["predicted"] == both["true_label"]
     chosen = {"mended": ~was_right & is_right, "broken": was_right & ~is_right, "right": was_right & is_right,
               "wrong": ~was_right & ~is_right}

@@ -40,15 +40,15 @@ a { color: var(--link); }
 nav a { margin-right: 1.1em; white-space: nowrap; }
 .scroll { overflow-x: auto; margin: .75rem 0; }
 .scroll:focus-visible, a:focus-visible, summary:focus-visible, pre:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
 caption { text-align: left; padding-bottom: .4rem; }
-th, td { padding: .38rem .75rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td.text, th.text { text-align: left; white-space: normal; }
-thead th { font-weight: 600; border-bottom: 2px solid var(--line); vertical-align: bottom; }
-tbody th { font-weight: 400; min-width: 11.5rem; }
+th, td { padding: .35rem .55rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td.text { text-align: left; white-space: normal; }
+thead th { white-space: normal; font-weight: 600; border-bottom: 2px solid var(--line); vertical-align: bottom; }
+tbody th { font-weight: 400; min-width: 11rem; }
 tbody th.system { font-weight: 600; }
 tr.system > * { border-top: 1px solid var(--soft); }
-th.method { padding-left: 1.9rem; } th.control { padding-left: 3rem; color: var(--soft); }
+th.method { padding-left: 1.5rem; } th.control { padding-left: 2.5rem; color: var(--soft); }
 td small { display: block; font-size: .78rem; line-height: 1.2; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem 2rem; margin-top: 1rem; }
 figure { margin: 0; min-width: 0; break-inside: avoid; } figure.wide { grid-column: 1 / -1; }
@@ -74,12 +74,12 @@ details { margin: .4rem 0; } summary { cursor: pointer; }
 
 _SCRIPT = """
 "use strict";
-const page = JSON.parse(document.getElementById("figures").textContent);
+const page = JSON.parse(document.getElementById("figure-data").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 function draw(isDark) {
   for (const [id, figure] of Object.entries(page.figures))
     Plotly.react(id, figure.data, {...figure.layout, template: isDark ? page.dark : page.light},
-      {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"]});
+      {responsive: true, displayModeBar: false});
 }
 draw(dark.matches);
 dark.addEventListener("change", () => draw(dark.matches));
@@ -89,14 +89,14 @@ addEventListener("afterprint", () => draw(dark.matches));
 
 
 def document(title: str, body: str, figures: Mapping[str, go.Figure]) -> str:
-    """The whole page. `body` is HTML whose foreign texts are escaped already; `figures` go by the id of their element."""
+    """The whole page. `body` is HTML whose foreign texts are escaped already; `figures` go by the name that `figure` gave."""
     plotly = get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script") if figures else ""
     script = _SCRIPT if figures else ""
     policy = ("default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "
               f"script-src {' '.join(_hash(text) for text in (plotly, script))}")
-    data = {"figures": {name: _untitled(figure) for name, figure in figures.items()},
+    data = {"figures": {f"figure-{name}": _untitled(figure) for name, figure in figures.items()},
             "light": LIGHT.to_plotly_json(), "dark": DARK.to_plotly_json()}
-    scripts = (f'<script type="application/json" id="figures">{_json(data)}</script>\n<script>{plotly}</script>\n'
+    scripts = (f'<script type="application/json" id="figure-data">{_json(data)}</script>\n<script>{plotly}</script>\n'
                f"<script>{script}</script>\n" if figures else "")
     return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -130,7 +130,7 @@ def figure(name: str, drawn: go.Figure, note: str = "", wide: bool = False) -> s
     title = escape(str(drawn.layout.meta))
     below = f"<small>{escape(note)}</small>" if note else ""
     return (f'<figure{" class=" + chr(34) + "wide" + chr(34) if wide else ""}><figcaption>{title}{below}</figcaption>'
-            f'<div id="{escape(name)}" role="img" aria-label="{title}"></div></figure>')
+            f'<div id="figure-{escape(name)}" role="img" aria-label="{title}"></div></figure>')
 
 
 def table(caption: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:

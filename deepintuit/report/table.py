@@ -29,6 +29,7 @@ from deepintuit.metrics import (
     paired_difference,
     reliability_bins,
     risk_coverage,
+    wilson,
 )
 from deepintuit.metrics.inputs import Floats
 
@@ -156,6 +157,8 @@ def _row(answers: Mapping[tuple[str, str, str], _Answers], key: tuple[str, str, 
     options = dict(draws=max(1, config.bootstrap), seed=seed, level=config.confidence)
     evaluation = evaluate_predictions(frame["true_label"].tolist(), frame["predicted"].tolist(), labels, mine.probs_C_K,
                                       groups_C=mine.groups_C, bins=config.bins, **options)
+    evaluation = replace(evaluation, **{name: _never_certain(getattr(evaluation, name), evaluation.groups, config.confidence)
+                                        for name in ("accuracy", "no_answer")})
     row = Row(system, method, control, config.split, evaluation, mine.unlabelled,
               temperature=_mean(frame["temperature"]), outside_mass=_mean(frame["outside_mass"]))
     if mine.probs_C_K is not None:
@@ -168,6 +171,12 @@ def _row(answers: Mapping[tuple[str, str, str], _Answers], key: tuple[str, str, 
     if uncontrolled is not None and control != "none":
         row = replace(row, change=_difference(*_both(uncontrolled, mine), options))
     return row if config.bootstrap else _without_intervals(row)
+
+
+def _never_certain(share: Estimate, groups: int, level: float) -> Estimate:
+    """Resampling 400 clips of which none failed never draws a failure, and would call 0 % certain: Wilson's interval
+    for a share of 0 or 1, as if each group were one clip."""
+    return wilson(int(share.value) * groups, groups, level) if share.value in (0.0, 1.0) else share
 
 
 def _curves(mine: _Answers, labels: tuple[str, ...], config: EvaluateConfig) -> dict[str, object]:

@@ -55,18 +55,20 @@ def sentence(row: Row | None) -> str:
     if row is None or not row.n:
         return NO_ROWS
     found = row.evaluation
-    span = interval(found.accuracy)
-    text = (f"{shown(row.system)} answers {number(found.accuracy.value)}\u202f% of {row.n} {row.split} clips right"
-            + (f" (interval {span})" if span else ""))
+    system = shown(row.system) + (f" with {shown(row.method)}" if row.gain is not None else "")
+    text = f"{system[:1].upper()}{system[1:]} answers {number(found.accuracy.value)}\u202f% of {row.n} {row.split} clips right"
+    text += _within(found.accuracy)
     if row.gain is not None:
-        points = interval(row.gain, sign=True)
-        text += f"; by {shown(row.method)} that is {number(row.gain.value, sign=True)} points against its raw label"
-        text += f" ({points})" if points else ""
-        if row.gain.low <= 0 <= row.gain.high:
-            text += ", no clear difference"
+        text += f": {number(row.gain.value, sign=True)} points against its raw label{_within(row.gain, sign=True)}"
+        text += ", no clear difference" if row.gain.low <= 0 <= row.gain.high else ""
     if found.ece is not None:
-        text += f". Its probabilities are off by {number(found.ece.value)} points on average (ECE)"
+        text += f". Its confidence is off by {number(found.ece.value)} points on average{_within(found.ece)}"
     return text + "."
+
+
+def _within(estimate: Estimate, sign: bool = False) -> str:
+    span = interval(estimate, sign=sign)
+    return f" ({span})" if span else ""
 
 
 # Terminal

@@ -1,0 +1,396 @@
+"""The report: numbers as counted by hand, foreign text as text, a page that asks nothing of the network."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from deepintuit.config import Config, EvaluateConfig
+from deepintuit.data import Manifest
+from deepintuit.data.manifest import SCHEMA
+from deepintuit.errors import DataError, StoreError
+from deepintuit.labels import LabelSet
+from deepintuit.metrics import Estimate, Flips, class_scores, confusion, reliability_bins, risk_coverage
+from deepintuit.report import (
+    class_f1_figure,
+    confusion_figure,
+    flips_figure,
+    headline,
+    markdown_table,
+    multi_seed_table,
+    over_seeds,
+    reliability_figure,
+    risk_coverage_figure,
+    run_card,
+    sentence,
+    stages_figure,
+    table_of,
+    terminal_table,
+    training_figure,
+)
+from deepintuit.report.gather import departures
+from deepintuit.store import Workbench
+
+LABELS = ("cat", "dog")
+QUICK = EvaluateConfig(bootstrap=50)
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\">"
+
+
+def answer(clip: str, true: str | None, predicted: str, p_cat: float | None = None, method: str = "raw",
+           control: str = "none", system: str = "cold start", **more: object) -> dict[str, object]:
+    return {"clip_id": clip, "split": "test", "system": system, "method": method, "control": control, "trace_id": None,
+            "true_label": true, "provisional": predicted, "predicted": predicted, "temperature": None, "outside_mass": None,
+            "labels": None if p_cat is None else ["cat", "dog"], "probs": None if p_cat is None else [p_cat, 1 - p_cat], **more}
+
+
+def tiny() -> list[dict[str, object]]:
+    """Four clips: raw is right on a and b, calibrated on a, c and d."""
+    raw = [answer("a", "cat", "cat"), answer("b", "cat", "cat"), answer("c", "dog", "cat"), answer("d", "dog", "none")]
+    likely = dict(method="label_likelihood", temperature=2.0)
+    calibrated = [answer("a", "cat", "cat", 0.9, **likely), answer("b", "cat", "dog", 0.4, **likely),
+                  answer("c", "dog", "dog", 0.2, **likely), answer("d", "dog", "dog", 0.1, **likely)]
+    blanked = [{**row, "control": "trace_blanked", "predicted": "cat", "probs": [0.5, 0.5]} for row in calibrated]
+    return [*blanked, *calibrated, *raw]
+
+
+def frame(rows: list[dict[str, object]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(answer("", None, "")))
+
+
+def printed(renderable: object, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))
+    console.print(renderable)
+    return console.export_text()
+
+
+# The table
+
+def test_numbers_are_those_counted_by_hand() -> None:
+    raw, calibrated, blanked = table_of(frame(tiny()), LABELS, QUICK)
+    assert [row.key[1:] for row in (raw, calibrated, blanked)] == [
+        ("raw", "none"), ("label_likelihood", "none"), ("label_likelihood", "trace_blanked")]
+    found = raw.evaluation
+    assert (raw.n, found.accuracy.value, found.no_answer.value) == (4, 0.5, 0.25)
+    assert found.macro_f1.value == pytest.approx((4 / 5 + 0) / 2)
+    assert found.confusion.tolist() == [[2, 0, 0], [1, 0, 1]]
+    assert found.classes.precision_K.tolist() == pytest.approx([2 / 3, 0]) and found.classes.support_K.tolist() == [2, 2]
+    assert found.nll is found.ece is raw.risk is raw.gain is raw.flips is None
+    found = calibrated.evaluation
+    assert found.accuracy.value == 0.75 and calibrated.gain.value == 0.25
+    assert found.nll.value == pytest.approx(-(math.log(0.9) * 2 + math.log(0.4) + math.log(0.8)) / 4)
+    assert found.brier.value == pytest.approx(2 * (0.01 + 0.36 + 0.04 + 0.01) / 4)
+    # Confidences 0.9, 0.6, 0.8, 0.9 on right, wrong, right, right: gaps 0.1, 0.6, 0.2, 0.1.
+    assert found.ece.value == pytest.approx((0.1 + 0.6 + 0.2 + 0.1) / 4)
+    assert found.bins.counts.sum() == 4 and len(found.bins.counts) == 15
+    assert calibrated.flips == Flips(right_to_wrong=1, wrong_to_right=2, both_right=1, both_wrong=0, p_value=1.0)
+    assert blanked.change.value == pytest.approx(0.5 - 0.75) and blanked.gain.value == 0.0
+
+
+def test_every_number_has_an_interval_around_it() -> None:
+    rng = np.random.default_rng(0)
+    rows = [answer(str(i), LABELS[i % 2], LABELS[(i + (rng.random() < 0.3)) % 2]) for i in range(80)]
+    accuracy = table_of(frame(rows), LABELS, QUICK)[0].evaluation.accuracy
+    assert accuracy.low < accuracy.value < accuracy.high
+
+
+def test_a_share_of_zero_is_not_called_certain() -> None:
+    [row] = table_of(frame([answer(str(i), "cat", "cat") for i in range(20)]), LABELS, QUICK)
+    assert (row.evaluation.no_answer.value, row.evaluation.accuracy.value) == (0.0, 1.0)
+    assert row.evaluation.no_answer.high > 0.1 and row.evaluation.accuracy.low < 0.9
+
+
+def test_without_bootstrap_there_are_numbers_and_no_intervals() -> None:
+    rows = table_of(frame(tiny()), LABELS, EvaluateConfig(bootstrap=0))
+    assert rows[1].evaluation.accuracy.value == 0.75 and math.isnan(rows[1].evaluation.accuracy.low)
+    assert "75.0 |" in markdown_table(rows) and "+25.0 |" in markdown_table(rows)
+
+
+def test_probabilities_in_another_label_order_are_the_same_probabilities() -> None:
+    turned = [{**row, "labels": ["dog", "cat"], "probs": row["probs"][::-1]} if row["probs"] else row for row in tiny()]
+    one, other = (table_of(frame(rows), LABELS, QUICK)[1].evaluation for rows in (tiny(), turned))
+    assert repr(one) == repr(other)
+
+
+def test_the_bins_before_the_temperature_are_surer() -> None:
+    row = table_of(frame(tiny()), LABELS, QUICK)[1]
+    hot = row.untempered.confidence[row.untempered.counts > 0]
+    assert hot.max() == pytest.approx((2 * 0.81 / 0.82 + 0.64 / 0.68) / 3) and row.temperature == 2.0
+
+
+def test_systems_stand_in_the_order_of_the_stages_and_new_ones_after_them() -> None:
+    rows = [answer("a", "cat", "cat", system=name) for name in ("mine", "cold start + grpo", "majority", "cold start")]
+    assert [row.system for row in table_of(frame(rows), LABELS, QUICK)] == ["majority", "cold start", "cold start + grpo", "mine"]
+
+
+def test_other_splits_and_clips_without_truth_are_left_out_and_counted() -> None:
+    rows = [*tiny(), answer("e", None, "cat"), {**answer("f", "cat", "dog"), "split": "validation"}]
+    raw = table_of(frame(rows), LABELS, QUICK)[0]
+    assert (raw.n, raw.unlabelled) == (4, 1)
+    assert "1 clips without a true label" in " ".join(printed(terminal_table([raw])).split())
+
+
+def test_flips_compare_only_the_clips_both_answered() -> None:
+    rows = [row for row in tiny() if (row["clip_id"], row["method"]) != ("d", "raw")]
+    calibrated = table_of(frame(rows), LABELS, QUICK)[1]
+    assert calibrated.n == 4 and calibrated.flips.wrong_to_right == 1 and calibrated.gain.value == pytest.approx(2 / 3 - 2 / 3)
+
+
+def test_a_clip_counted_twice_is_refused() -> None:
+    with pytest.raises(DataError, match="several predictions by cold start / raw / none.*counts once.*one run"):
+        table_of(frame([answer("a", "cat", "cat"), answer("a", "cat", "dog")]), LABELS, QUICK)
+
+
+def test_probabilities_over_other_labels_are_refused() -> None:
+    with pytest.raises(DataError, match="over cat, dog.*label set is cat, cow"):
+        table_of(frame([answer("a", "cat", "cat", 0.5, method="vote")]), ("cat", "cow"), QUICK)
+
+
+def test_intervals_draw_whole_sources_where_groups_are_known() -> None:
+    rows = [answer(str(i), "cat", "cat" if i < 10 else "dog") for i in range(20)]
+    by_clip = table_of(frame(rows), LABELS, EvaluateConfig(bootstrap=400))[0].evaluation
+    by_group = table_of(frame(rows), LABELS, EvaluateConfig(bootstrap=400),
+                        groups={str(i): f"camera{i // 10}" for i in range(20)})[0].evaluation
+    assert (by_clip.groups, by_group.groups) == (20, 2)
+    assert by_group.accuracy.high - by_group.accuracy.low > by_clip.accuracy.high - by_clip.accuracy.low
+
+
+# Text
+
+def test_the_terminal_table_fits_100_columns_with_controls_under_their_system() -> None:
+    rows = table_of(frame(tiny()), LABELS, QUICK)
+    text = printed(terminal_table(rows))
+    lines = text.splitlines()
+    names = [re.sub(r"\s+4 .*", "", line) for line in lines[1:4]]
+    assert names == ["cold start", "  label likelihood", "    trace blanked"]
+    assert max(map(len, lines)) <= 100 and "\u2026" not in text[:text.index("\n")]
+    assert "75.0" in lines[2] and "+25.0" in lines[2]
+    assert "2 / 1" in printed(terminal_table(rows, 150), 150)
+
+
+def test_rich_markup_in_names_is_text() -> None:
+    rows = table_of(frame([answer("a", "cat", "cat", system="[red]x[/] [link=http://a]")]), LABELS, QUICK)
+    assert "[red]x[/]" in printed(terminal_table(rows))
+
+
+def test_markdown_cells_cannot_break_the_table() -> None:
+    rows = table_of(frame([answer("a", "cat", "cat", system="a|b\n<b>*x*`")]), LABELS, QUICK)
+    text = markdown_table(rows)
+    assert len(text.splitlines()) == 3 and "a\\|b &lt;b&gt;\\*x\\*\\`" in text
+
+
+def test_no_rows_are_a_sentence() -> None:
+    for text in (markdown_table([]), multi_seed_table({}), sentence(None), str(terminal_table([]))):
+        assert "No predictions" in text and "deepintuit evaluate" in text
+
+
+def test_an_interval_around_zero_is_called_no_clear_difference() -> None:
+    row = headline(table_of(frame(tiny()), LABELS, QUICK))
+    assert row.key == ("cold start", "label_likelihood", "none")
+    assert sentence(row).startswith("Cold start with label likelihood answers 75.0\u202f% of 4 test clips right")
+    assert "no clear difference" in sentence(row)
+
+
+def test_seeds_are_averaged_with_a_t_interval() -> None:
+    def of(right: int) -> list:
+        return table_of(frame([answer(str(i), "cat", "cat" if i < right else "dog") for i in range(10)]), LABELS, QUICK)
+
+    [row] = over_seeds({0: of(6), 1: of(7), 2: of(8)})
+    accuracy = row.means["accuracy"]
+    half = 4.302652729911275 * 0.1 / math.sqrt(3)
+    assert (accuracy.value, accuracy.low, accuracy.high) == pytest.approx((0.7, 0.7 - half, 0.7 + half))
+    assert row.spread["accuracy"] == pytest.approx(0.1) and row.seeds == (0, 1, 2) and "nll" not in row.means
+    assert "70.0 (45.2\u201394.8) \u00b1 10.0" in multi_seed_table({0: of(6), 1: of(7), 2: of(8)})
+
+
+def test_one_seed_has_a_mean_and_no_interval() -> None:
+    text = multi_seed_table({0: table_of(frame(tiny()), LABELS, QUICK)})
+    assert "| 75.0 |" in text and "nan" not in text
+
+
+# Figures
+
+@pytest.mark.parametrize("labels", [(), ("cat",), LABELS])
+@pytest.mark.parametrize("clips", [0, 1, 3])
+def test_figures_are_drawn_from_anything(labels: tuple[str, ...], clips: int) -> None:
+    truth = [labels[0]] * clips if labels else []
+    confidence, right = np.full(len(truth), 1.0), np.ones(len(truth))
+    scores = class_scores(truth, truth, labels)
+    nan = Estimate(math.nan, math.nan, math.nan)
+    drawn = [confusion_figure(confusion(truth, truth, labels), labels), class_f1_figure(labels, {"x": scores.f1_K}, scores.support_K),
+             reliability_figure({"x": reliability_bins(confidence, right, 1)}),
+             risk_coverage_figure({"x": risk_coverage(confidence, right)}),
+             stages_figure(labels, [nan] * len(labels), [None] * len(labels)),
+             flips_figure(labels, [Flips(0, 0, 0, 0, 1.0)] * len(labels)),
+             training_figure(pd.DataFrame({"step": range(clips), "name": "loss", "value": math.nan}))]
+    for figure in drawn:
+        assert figure.layout.meta and json.loads(figure.to_json())
+
+
+def test_figures_show_the_numbers_they_are_given() -> None:
+    figure = stages_figure(["a", "b"], [Estimate(0.5, 0.4, 0.6), None], [Estimate(0.7, 0.6, 0.75), Estimate(0.2, 0.1, 0.3)])
+    assert [list(bar.x) for bar in figure.data][1] == [70.0, 20.0] and figure.data[1].error_x.arrayminus[0] == pytest.approx(10)
+    figure = flips_figure(["a"], [Flips(3, 8, 0, 0, 0.2)])
+    assert figure.layout.meta == "a: 8 clips mended, 3 broken"
+    figure = confusion_figure([[5, 3, 0], [0, 2, 0]], LABELS)
+    assert figure.data[0].z.tolist()[0] == [62.5, 37.5, 0.0] and "cat answered as dog, 3 of 8 clips" in figure.layout.meta
+
+
+def test_training_curves_have_plain_names_and_units() -> None:
+    names = {"loss": 0.1, "reward": 1.5, "rewards/accuracy/mean": 0.5, "rewards/format/mean": 0.9, "frac_reward_zero_std": 0.25,
+             "entropy": 0.4, "completions/mean_length": 60.0, "learning_rate": 1e-6}
+    steps = pd.DataFrame([{"step": s, "name": n, "value": v} for s in (2, 1) for n, v in names.items()])
+    figure = training_figure(steps)
+    assert len(figure.data) == 7 and {"update", "% of traces", "tokens, mean"} <= {
+        axis.title.text for axis in (*figure.select_xaxes(), *figure.select_yaxes())}
+    assert list(figure.data[2].x) == [1, 2] and list(figure.data[2].y) == [50.0, 50.0]
+
+
+def test_labels_in_figures_are_text_and_stay_apart() -> None:
+    labels = ("2024-01-01", "<a href='javascript:alert(1)'>x</a>", "y" * 80 + "1", "y" * 80 + "2")
+    figure = confusion_figure(np.eye(4, 5, dtype=int), labels)
+    shown = figure.layout.yaxis.ticktext
+    assert len(figure.layout.yaxis.tickvals) == 4 and "<" not in "".join(shown) and max(map(len, shown)) < 80
+
+
+# The card
+
+def clip_row(clip: str, label: str, split: str = "test", **more: object) -> dict[str, object]:
+    empty = dict.fromkeys(SCHEMA.names)
+    return {**empty, "clip_id": clip, "path": f"/somewhere/{clip}.mp4", "label": label, "group": clip, "split": split,
+            "also_at": [], "text": {}, "notes": {}, **more}
+
+
+def workbench_with(tmp_path: Path, rows: list[dict[str, object]], trace: str = "<think>a</think><answer>cat</answer>",
+                   clip_name: str = "a.mp4") -> tuple[Workbench, str]:
+    workbench = Workbench(tmp_path / "w")
+    clips = [clip_row(c, "cat" if c in "ab" else "dog") for c in "abcd"]
+    clips[0]["path"] = f"/somewhere/{clip_name}"
+    clips.append(clip_row("x", "cat", "grpo", excluded="decode_failed"))
+    Manifest(workbench.path, "pets", pd.DataFrame(clips), LabelSet.of("pets", LABELS)).save()
+    with workbench.start_run("grpo", Config().to_dict(), dataset="pets") as parent:
+        parent.append("steps", [{"step": 1, "name": "loss", "value": 0.5}])
+        parent.finish({})
+    config = {**Config().to_dict(), "seed": 7, "evaluate": {**Config().to_dict()["evaluate"], "bootstrap": 50}}
+    with workbench.start_run("evaluate", config, parent=parent.id, dataset="pets", seed=7) as run:
+        run.append("traces", [{"clip_id": c, "sample": 0, "text": trace, "reason": "nested_tag" if c == "d" else None}
+                              for c in "abcd"])
+        trace_of = run.read("traces", ["clip_id", "trace_id"]).set_index("clip_id")["trace_id"]
+        run.append("predictions", [{**row, "trace_id": trace_of[row["clip_id"]]} for row in rows])
+        run.finish({})
+    return workbench, run.id
+
+
+class Page(HTMLParser):
+    """Elements, their attributes, and the text outside of script and style."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._skipped = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._skipped = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._skipped = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._skipped:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def test_the_card_tells_the_result_and_how_to_get_it_again(tmp_path: Path) -> None:
+    workbench, run_id = workbench_with(tmp_path, tiny())
+    path = run_card(workbench, run_id)
+    assert path == workbench.path / "reports" / f"{run_id}.html"
+    text = Page(path.read_text(encoding="utf-8")).text
+    for told in ("75.0", "2 / 1", "decode_failed", "nested tag", "1 of 4 traces are malformed", "seed 7", run_id, "Trace blanked",
+                 "Mended by calibration", "Broken by calibration", "Right before and after", "bootstrap = 50", "Run it again",
+                 "Usable clips by split and label", "transformers"):
+        assert told in text, told
+    assert not list(path.parent.glob(".*"))
+
+
+def test_the_card_asks_nothing_of_the_network(tmp_path: Path) -> None:
+    workbench, run_id = workbench_with(tmp_path, tiny())
+    text = run_card(workbench, run_id).read_text(encoding="utf-8")
+    elements = Page(text).elements
+    for tag, attributes in elements:
+        assert tag not in ("link", "img", "iframe", "object", "embed", "base", "form")
+        assert "src" not in attributes and (attributes.get("href") or "#").startswith("#")
+        assert not any(name.startswith("on") for name in attributes)
+    [policy] = [a["content"] for tag, a in elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'") and "http" not in policy and "'unsafe-eval'" not in policy
+    assert text.count("plotly.js v") == 1
+    own = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert "http://" not in own and "https://" not in own
+
+
+def test_ids_on_the_card_are_unique(tmp_path: Path) -> None:
+    workbench, run_id = workbench_with(tmp_path, tiny())
+    ids = [a["id"] for _, a in Page(run_card(workbench, run_id).read_text(encoding="utf-8")).elements if "id" in a]
+    assert len(ids) == len(set(ids)) and {"result", "figure-data", "figure-stages", "figure-training-0"} <= set(ids)
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    named = [{**row, "system": HOSTILE} for row in tiny()]
+    workbench, run_id = workbench_with(tmp_path, named, trace=HOSTILE + "\0\ud800", clip_name=HOSTILE.replace("/", "") + ".mp4")
+    page = Page(run_card(workbench, run_id, title=HOSTILE).read_text(encoding="utf-8"))
+    scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+    assert scripts == [{"type": "application/json", "id": "figure-data"}, {}, {}]
+    assert not [tag for tag, _ in page.elements if tag == "img"] and page.text.count("alert(1)") >= 4
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.text(max_size=40))
+def test_any_text_in_a_figure_is_safe_json_in_the_page(name: str) -> None:
+    from deepintuit.report import page
+    text = page.document("t", "", {"a": flips_figure([name], [Flips(1, 2, 0, 0, 1.0)])})
+    data = re.search(r'<script type="application/json" id="figure-data">(.*?)</script>', text, re.DOTALL)[1]
+    assert "<" not in data and json.loads(data)["figures"]["figure-a"]
+
+
+def test_a_run_without_predictions_gets_a_card_that_says_so(tmp_path: Path) -> None:
+    workbench = Workbench(tmp_path / "w")
+    workbench.start_run("evaluate", {}).close()
+    run_id = workbench.runs()[0].id
+    text = Page(run_card(workbench, [run_id]).read_text(encoding="utf-8")).text
+    assert "No predictions of this split yet: run `deepintuit evaluate`" in text and "not final" in text
+
+
+def test_an_unknown_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no run 'nope'"):
+        run_card(Workbench(tmp_path), "nope")
+    with pytest.raises(StoreError, match="no run was named"):
+        run_card(Workbench(tmp_path), [])
+
+
+def test_two_runs_of_one_system_stand_side_by_side(tmp_path: Path) -> None:
+    workbench, first = workbench_with(tmp_path, tiny())
+    with workbench.start_run("evaluate", {}, name="again", dataset="pets") as run:
+        run.append("predictions", tiny())
+        run.finish({})
+    text = Page(run_card(workbench, [first, run.id]).read_text(encoding="utf-8")).text
+    assert f"cold start ({first})" in text and f"cold start ({run.id})" in text
+
+
+def test_departures_are_what_a_stored_config_sets_otherwise() -> None:
+    config = Config().to_dict()
+    config["grpo"]["group"] = 4
+    config["grpo"]["of_another_version"] = None
+    assert departures({**config, "workbench": "elsewhere"}) == {"grpo.group": 4, "grpo.of_another_version": None}
