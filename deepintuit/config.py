@@ -94,7 +94,7 @@ def _checked(key: str, value: Any, hint: Any, limits: typing.Mapping[str, Any]) 
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
-    path: str = _setting("Qwen/Qwen2.5-VL-7B-Instruct", "folder or hub id of a Qwen2.5-VL or Qwen3-VL checkpoint")
+    path: str = _setting("Qwen/Qwen2.5-VL-7B-Instruct", "folder or hub id of a Qwen2.5-VL or Qwen3-VL checkpoint, or embedded:NAME for one that ships with the package")
     dtype: str = _setting("auto", "number type of the weights", choices=("auto", "float32", "bfloat16", "float16"))
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     lora_rank: int = _setting(0, "rank of the LoRA adapters; 0 is full fine-tuning, as in the paper", low=0)
@@ -179,6 +179,7 @@ class TeachConfig(Section):
 @dataclass(frozen=True)
 class ColdstartConfig(Section):
     target: str = _setting("trace", "trace, or label: the answer alone (Direct-SFT)", choices=("trace", "label"))
+    splits: tuple[str, ...] = _setting(("coldstart",), "splits to train on; more than cold start's own only for target = \"label\"")
     learning_rate: float = _setting(2e-5, "peak rate (paper, cold start)", above=0)
     epochs: float = _setting(5.0, "passes over the traces (paper, cold start)", above=0)
     batch: int = _setting(64, "traces an update (paper, cold start)", low=1)
@@ -189,6 +190,15 @@ class ColdstartConfig(Section):
     max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm [R]", above=0)
     save_steps: int = _setting(50, "updates between two resumable checkpoints", low=1)
     limit: int = _setting(0, "use only the first N traces; 0: all", low=0)
+
+    def _check_together(self) -> None:
+        for split in self.splits:
+            if split not in ("coldstart", "grpo", "calibration"):
+                raise ConfigError(f"coldstart.splits names {split!r}", "only coldstart, grpo and calibration clips are trained on",
+                                  f"Nearest: {nearest(split, SPLITS) or 'coldstart'!r}")
+        if self.target == "trace" and self.splits != ("coldstart",):
+            raise ConfigError(f"coldstart.splits = {list(self.splits)} with target = \"trace\"", "teacher traces belong to the cold-start split, "
+                              "and later stages need clips that it never saw", "Set coldstart.target = \"label\", or leave splits out")
 
 
 @dataclass(frozen=True)

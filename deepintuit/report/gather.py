@@ -21,7 +21,9 @@ from deepintuit.report.table import Row, headline, table_of
 from deepintuit.store import Workbench
 
 KINDS = {
-    "mended": "Mended by calibration", "broken": "Broken by calibration", "right": "Right before and after",
+    "mended": "Mended by calibration",
+    "broken": "Broken by calibration",
+    "right": "Right before and after",
     "wrong": "Wrong before and after",
 }
 
@@ -60,11 +62,15 @@ class Story:
         return headline(self.rows)
 
 
-def gather(workbench: Workbench, run_ids: Sequence[str], labels: Sequence[str] | None = None, examples: int = 1) -> Story:
+def gather(
+    workbench: Workbench, run_ids: Sequence[str], labels: Sequence[str] | None = None, examples: int = 1
+) -> Story:
     """Read it all; refreshes the index. StoreError for an unknown run, DataError where no dataset and no row says what
     the labels are."""
     if not run_ids:
-        raise StoreError("no run was named", "a card tells of at least one", "name an evaluate run; `workbench.runs()` lists them")
+        raise StoreError(
+            "no run was named", "a card tells of at least one", "name an evaluate run; `workbench.runs()` lists them"
+        )
     workbench.refresh()
     asked = [workbench.run(run_id).about for run_id in dict.fromkeys(run_ids)]
     settings = _evaluate_settings(asked[0]["config"])
@@ -73,27 +79,52 @@ def gather(workbench: Workbench, run_ids: Sequence[str], labels: Sequence[str] |
     dataset = next((about["dataset"] for about in asked if about["dataset"]), None)
     names = tuple(labels or _labels(workbench, dataset, predictions))
     groups = workbench.query('SELECT clip_id, "group" FROM clips WHERE dataset = ? AND "group" IS NOT NULL', [dataset])
-    rows = table_of(predictions, names, settings, groups=dict(zip(groups["clip_id"], groups["group"], strict=True)),
-                    seed=asked[0]["seed"])
+    rows = table_of(
+        predictions,
+        names,
+        settings,
+        groups=dict(zip(groups["clip_id"], groups["group"], strict=True)),
+        seed=asked[0]["seed"],
+    )
     runs = _with_ancestors(workbench, asked)
     ids = [about["run_id"] for about in runs]
     return Story(
-        rows, names, settings.confidence, runs,
-        workbench.query("""SELECT coalesce(split, 'unassigned') AS split, label, count(*) AS n FROM clips
-                           WHERE dataset = ? AND excluded IS NULL GROUP BY ALL ORDER BY ALL""", [dataset]),
-        workbench.query("""SELECT excluded AS reason, coalesce(split, 'unassigned') AS split, count(*) AS n FROM clips
-                           WHERE dataset = ? AND excluded IS NOT NULL GROUP BY ALL ORDER BY n DESC, reason""", [dataset]),
-        workbench.query("""SELECT run_id, stage, reason, n, share FROM trace_reasons
-                           WHERE run_id IN (SELECT unnest(?)) ORDER BY run_id, stage, n DESC, reason""", [ids]),
+        rows,
+        names,
+        settings.confidence,
+        runs,
+        workbench.query(
+            """SELECT coalesce(split, 'unassigned') AS split, label, count(*) AS n FROM clips
+                           WHERE dataset = ? AND excluded IS NULL GROUP BY ALL ORDER BY ALL""",
+            [dataset],
+        ),
+        workbench.query(
+            """SELECT excluded AS reason, coalesce(split, 'unassigned') AS split, count(*) AS n FROM clips
+                           WHERE dataset = ? AND excluded IS NOT NULL GROUP BY ALL ORDER BY n DESC, reason""",
+            [dataset],
+        ),
+        workbench.query(
+            """SELECT run_id, stage, reason, n, share FROM trace_reasons
+                           WHERE run_id IN (SELECT unnest(?)) ORDER BY run_id, stage, n DESC, reason""",
+            [ids],
+        ),
         _examples(workbench, predictions[predictions["split"] == settings.split], headline(rows), examples),
-        {run_id: steps for run_id in ids if len(steps := workbench.run(run_id).read("steps", ["step", "name", "value"]))})
+        {
+            run_id: steps
+            for run_id in ids
+            if len(steps := workbench.run(run_id).read("steps", ["step", "name", "value"]))
+        },
+    )
 
 
 def departures(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a stored config sets otherwise than the method's defaults, by dotted key; the workbench's place aside."""
     defaults = dict(_flat(Config().to_dict()))
-    return {key: value for key, value in _flat(config)
-            if key != "workbench" and (key not in defaults or defaults[key] != value)}
+    return {
+        key: value
+        for key, value in _flat(config)
+        if key != "workbench" and (key not in defaults or defaults[key] != value)
+    }
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
@@ -128,8 +159,11 @@ def _labels(workbench: Workbench, dataset: str | None, predictions: pd.DataFrame
         return tuple(listed.iloc[0])
     seen = {*predictions["true_label"].dropna(), *predictions["predicted"]} - {NONE_LABEL}
     if len(predictions) and not seen:
-        raise DataError("the predictions name no label", "the run has no dataset and no clip a true label",
-                        "pass `labels`, the label set's names in order")
+        raise DataError(
+            "the predictions name no label",
+            "the run has no dataset and no clip a true label",
+            "pass `labels`, the label set's names in order",
+        )
     return sorted(seen)
 
 
@@ -149,22 +183,43 @@ def _examples(workbench: Workbench, predictions: pd.DataFrame, row: Row | None, 
     after = mine[(mine["method"] == row.method) & (mine["control"] == row.control) & mine["true_label"].notna()]
     both = after.set_index("clip_id").join(raw[["predicted", "trace_id"]].add_suffix("_raw"), how="inner").sort_index()
     was_right, is_right = both["predicted_raw"] == both["true_label"], both["predicted"] == both["true_label"]
-    chosen = {"mended": ~was_right & is_right, "broken": was_right & ~is_right, "right": was_right & is_right,
-              "wrong": ~was_right & ~is_right}
+    chosen = {
+        "mended": ~was_right & is_right,
+        "broken": was_right & ~is_right,
+        "right": was_right & is_right,
+        "wrong": ~was_right & ~is_right,
+    }
     picked = [(kind, clip, answer) for kind in KINDS for clip, answer in both[chosen[kind]].head(most).iterrows()]
-    trace_of = {clip: next((t for t in (answer["trace_id_raw"], answer["trace_id"]) if isinstance(t, str)), None)
-                for _, clip, answer in picked}
-    traces = workbench.query("SELECT trace_id, text, reason FROM traces WHERE trace_id IN (SELECT unnest(?::VARCHAR[]))",
-                             [[trace for trace in trace_of.values() if trace]]).set_index("trace_id")
-    files = workbench.query("SELECT clip_id, any_value(path) AS path FROM clips WHERE clip_id IN (SELECT unnest(?::VARCHAR[])) "
-                            "GROUP BY clip_id", [list(trace_of)]).set_index("clip_id")["path"]
-    return [_example(kind, clip, answer, traces.loc[trace_of[clip]] if trace_of[clip] in traces.index else None,
-                     files.get(clip)) for kind, clip, answer in picked]
+    trace_of = {
+        clip: next((t for t in (answer["trace_id_raw"], answer["trace_id"]) if isinstance(t, str)), None)
+        for _, clip, answer in picked
+    }
+    traces = workbench.query(
+        "SELECT trace_id, text, reason FROM traces WHERE trace_id IN (SELECT unnest(?::VARCHAR[]))",
+        [[trace for trace in trace_of.values() if trace]],
+    ).set_index("trace_id")
+    files = workbench.query(
+        "SELECT clip_id, any_value(path) AS path FROM clips WHERE clip_id IN (SELECT unnest(?::VARCHAR[])) "
+        "GROUP BY clip_id",
+        [list(trace_of)],
+    ).set_index("clip_id")["path"]
+    return [
+        _example(
+            kind, clip, answer, traces.loc[trace_of[clip]] if trace_of[clip] in traces.index else None, files.get(clip)
+        )
+        for kind, clip, answer in picked
+    ]
 
 
 def _example(kind: str, clip: str, answer: pd.Series, trace: pd.Series | None, path: str | None) -> Example:
     probs = {} if answer["probs"] is None else dict(zip(answer["labels"], answer["probs"], strict=True))
-    return Example(kind, path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else clip, answer["true_label"],
-                   answer["predicted_raw"], answer["predicted"], dict(sorted(probs.items(), key=lambda one: -one[1])),
-                   None if trace is None else trace["text"],
-                   trace["reason"] if trace is not None and isinstance(trace["reason"], str) else None)
+    return Example(
+        kind,
+        path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else clip,
+        answer["true_label"],
+        answer["predicted_raw"],
+        answer["predicted"],
+        dict(sorted(probs.items(), key=lambda one: -one[1])),
+        None if trace is None else trace["text"],
+        trace["reason"] if trace is not None and isinstance(trace["reason"], str) else None,
+    )

@@ -52,7 +52,8 @@ class VLM:
         Raises `ModelError` when the folder is no such checkpoint.
         """
         adapter = checkpoint is not None and (checkpoint / "adapter_config.json").exists()
-        source = settings.path if checkpoint is None or adapter else str(checkpoint)
+        base = located(settings.path)
+        source = base if checkpoint is None or adapter else str(checkpoint)
         device = torch.device("cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device.replace("auto", "cpu"))
         extra = {}
         if settings.quantize == "4bit":
@@ -64,7 +65,7 @@ class VLM:
             model = AutoModelForImageTextToText.from_pretrained(
                 source, dtype=dtype, attn_implementation=settings.attention, low_cpu_mem_usage=True, **extra
             )
-            processor = AutoProcessor.from_pretrained(settings.path)
+            processor = AutoProcessor.from_pretrained(base)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
                 f"{source!r} cannot be loaded as a vision-language model", str(error).splitlines()[0],
@@ -91,7 +92,7 @@ class VLM:
 
     def save(self, folder: Path) -> None:
         """Weights as safetensors (adapter only, if there is one) and the processor, as a hub folder would be."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+        self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def prompt_ids(self, clip: EncodedClip, prompt: str) -> list[int]:
@@ -147,6 +148,17 @@ class VLM:
         listed = self.core.generation_config.eos_token_id
         stops |= set(listed if isinstance(listed, list) else [listed])
         return sorted(i for i in stops if i is not None)
+
+
+def located(path: str) -> str:
+    """The folder of a checkpoint that ships with the package (`embedded:NAME`); any other path or hub id as it is."""
+    kind, _, name = path.partition(":")
+    if kind != "embedded":
+        return path
+    shipped = sorted(config.parent.parent.name for config in Path(__file__).parent.parent.glob("*/model/config.json"))
+    if name not in shipped:
+        raise ModelError(f"model.path = {path!r}", "no such model ships with the package", f"Shipped: {', '.join(shipped) or 'none'}")
+    return str(Path(__file__).parent.parent / name / "model")
 
 
 def _harmless(text: str) -> str:

@@ -1,0 +1,191 @@
+"""Calibrate: learn from the model's own traces when to trust them (DeepIntuit, stage 3).
+
+The refined reasoner is frozen and writes several traces for each clip of a split that neither cold start nor GRPO saw. Wrong and unreadable
+traces are kept: they are what there is to learn. The calibrator starts from the reasoner's weights and is trained by cross-entropy on
+(clip, trace, provisional label) → true label. A clip has the same number of rows as any other, so each counts once [R]. Label order is
+shuffled from row to row and epoch to epoch [R]; training stops early on validation NLL [R]. A temperature for each way to a distribution is
+fitted on validation.
+
+Run it:  deepintuit calibrate --config configs/tiny.toml --reasoner RUN
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from deepintuit.config import Config
+from deepintuit.metrics import apply_temperature, fit_temperature, nll
+from deepintuit.reasoner import (
+    Clip,
+    LinearHead,
+    LocalReasoner,
+    Scores,
+    Task,
+    hidden_states,
+    likelihood_scores,
+    mean_scores,
+    parsed,
+    vote_scores,
+)
+from deepintuit.store import Run, Workbench
+from deepintuit.trace import Malformed, Trace
+from deepintuit.vlm import VLM, EncodedClip, Example
+from deepintuit.vlm.finetune import Recipe, finetune
+
+CALIBRATION = "calibration.json"
+HEAD = "head.safetensors"
+_BATCH = 32
+
+AnyTrace = Trace | Malformed
+
+
+def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None = None, progress: bool = True) -> Run:
+    """Sample traces of the run `reasoner`, train a calibrator on them, fit its temperatures. Weights and `calibration.json` in `checkpoint`."""
+    settings = config.calibrate
+    run = workbench.start_run("calibrate", config.to_dict(), parent=reasoner, name=name, seed=config.seed, dataset=config.clips.dataset)
+    if run.finished:
+        return run
+    with run:
+        task = Task(workbench.path, config)
+        vlm = VLM.load(config.model, config.video, checkpoint=workbench.run(reasoner).checkpoint, cache=workbench.cache, trainable=True)
+        run.note(device=str(vlm.device))
+        local = LocalReasoner(vlm, task, config.seed)
+        splits = {split: local.encode(task.clips(split)) for split in ("calibration", "validation")}
+        for known in splits.values():
+            _sample(run, local, [clip for clip, _ in known], config, progress)
+        traces = _Traces(run, task, settings.traces)
+        rows = [(pair, trace) for pair in splits["calibration"] for trace in traces.training(pair[0], settings.greedy_trace)]
+        validation = splits["validation"]
+        greedy = [traces.greedy(clip) for clip, _ in validation]
+        truth = np.array([task.labels.index(clip.label) for clip, _ in validation])
+
+        head = _fit_head(vlm, task, rows, validation, greedy, truth)
+        head.save(run.checkpoint / HEAD)
+        scores = {"linear_head": Scores(head(hidden_states(vlm, task, validation, greedy, _BATCH)), np.full(len(truth), np.nan))}
+        scores["vote"] = vote_scores(task, [traces.sampled(clip) for clip, _ in validation])
+
+        result = _train(run, vlm, task, rows, validation, greedy, truth, config, progress)
+        vlm.save(run.checkpoint)
+        scores["label_likelihood"] = likelihood_scores(vlm, task, validation, greedy, _BATCH)
+        parts = [likelihood_scores(vlm, task, validation, [traces.sampled(c)[k] for c, _ in validation], _BATCH) for k in range(settings.traces)]
+        scores["mean_likelihood"] = mean_scores(parts)
+
+        fitted = {}
+        for method, score in scores.items():
+            temperature = fit_temperature(score.logits_C_K, truth)
+            probs = apply_temperature(score.logits_C_K, temperature)
+            fitted[method] = {"temperature": temperature, "nll": nll(probs, truth), "accuracy": float((probs.argmax(1) == truth).mean()), "n": len(truth)}
+        target = run.checkpoint / CALIBRATION
+        temporary = target.with_suffix(".tmp")
+        temporary.write_text(json.dumps(fitted, indent=1))
+        temporary.replace(target)
+        rejected = sum(isinstance(trace, Malformed) for _, trace in rows)
+        run.finish({
+            "rows": len(rows), "malformed_rows": rejected, "clips": len(splits["calibration"]), "validation": fitted,
+            "unreadable": {clip_id: str(u.error.reason) for clip_id, u in local.unreadable.items()},
+            "tower_passes": vlm.encoder.passes, **result,
+        })
+    return run
+
+
+def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Config, progress: bool) -> None:
+    """Traces still missing: `traces` sampled ones (samples 0 …) and a greedy one (the sample after the last) for each clip."""
+    from rich.progress import track
+
+    settings, batch = config.calibrate, config.sampling.clips_per_batch
+    done = run.done("traces", "clip_id")
+    missing = [clip for clip in clips if clip.clip_id not in done]
+    starts = range(0, len(missing), batch)
+    for start in track(starts, "Traces to learn from", disable=not progress or not missing):
+        chosen = missing[start : start + batch]
+        limits = {"max_tokens": config.sampling.max_tokens, "batch": batch}
+        sampled = next(local.rows(chosen, range(settings.traces), temperature=settings.temperature, **limits), [])
+        greedy = next(local.rows(chosen, [0], temperature=0.0, **limits), [])
+        run.append("traces", sampled + [{**row, "sample": settings.traces} for row in greedy])  # one part: a clip has all its traces or none
+
+
+class _Traces:
+    """The stored traces by clip: `sampled` ones in order, and the `greedy` one."""
+
+    def __init__(self, run: Run, task: Task, count: int):
+        rows = run.read("traces", ["clip_id", "sample", "text", "truncated"]).sort_values(["clip_id", "sample"])
+        self.count = count
+        self._by_clip = {clip_id: parsed(task, part) for clip_id, part in rows.groupby("clip_id")}
+
+    def sampled(self, clip: Clip) -> list[AnyTrace]:
+        return self._by_clip[clip.clip_id][: self.count]
+
+    def greedy(self, clip: Clip) -> AnyTrace:
+        return self._by_clip[clip.clip_id][self.count]
+
+    def training(self, clip: Clip, with_greedy: bool) -> list[AnyTrace]:
+        return self._by_clip[clip.clip_id][: self.count + with_greedy]
+
+
+Row = tuple[tuple[Clip, EncodedClip], AnyTrace]
+
+
+def _train(
+    run: Run, vlm: VLM, task: Task, rows: list[Row], validation, greedy: list[AnyTrace], truth: np.ndarray, config: Config, progress: bool
+) -> dict[str, float]:
+    settings = config.calibrate
+
+    def example(row: int, epoch: int) -> Example:
+        (clip, encoded), trace = rows[row]
+        order = _order(f"{config.seed}/{row}/{epoch}", len(task.labels)) if settings.shuffle_labels else None
+        return Example(encoded, task.calibrator_prompt(clip.clip_id, trace, order), clip.label)
+
+    def validate() -> float:
+        score = likelihood_scores(vlm, task, validation, greedy, _BATCH)
+        return nll(apply_temperature(score.logits_C_K, 1.0), truth)
+
+    def log(step: int, numbers: dict[str, float]) -> None:
+        run.append("steps", [{"step": step, "name": n, "value": v} for n, v in numbers.items()])
+
+    recipe = Recipe(
+        settings.learning_rate, settings.epochs, settings.batch, settings.micro_batch, save_steps=settings.save_steps, patience=settings.patience
+    )
+    return finetune(
+        vlm, len(rows), example, recipe, run.path / "training", seed=config.seed, title="Calibrator", log=log,
+        validate=validate if settings.patience else None, progress=progress,
+    )
+
+
+def _order(key: str, count: int) -> list[int]:
+    """A permutation of the labels that depends on the key alone."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+    return np.random.default_rng(seed).permutation(count).tolist()
+
+
+def _fit_head(vlm: VLM, task: Task, rows: list[Row], validation, greedy: list[AnyTrace], truth: np.ndarray) -> LinearHead:
+    """Option B on the frozen reasoner: logistic regression, its strength chosen on validation NLL."""
+    hidden = hidden_states(vlm, task, [pair for pair, _ in rows], [trace for _, trace in rows], _BATCH)
+    targets = np.array([task.labels.index(clip.label) for (clip, _), _ in rows])
+    scaler = StandardScaler().fit(hidden)
+    held_out = hidden_states(vlm, task, validation, greedy, _BATCH)
+    best: tuple[float, LinearHead] | None = None
+    for strength in (0.001, 0.01, 0.1, 1.0):
+        model = LogisticRegression(C=strength, max_iter=500).fit(scaler.transform(hidden), targets)
+        weight = np.zeros((len(task.labels), hidden.shape[1]))
+        bias = np.full(len(task.labels), -20.0)  # a class without a training row
+        if len(model.classes_) == 2:
+            weight[model.classes_[1]], bias[model.classes_] = model.coef_[0], (0.0, model.intercept_[0])
+        else:
+            weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
+        head = LinearHead(weight, bias, scaler.mean_, scaler.scale_)
+        value = nll(apply_temperature(head(held_out), 1.0), truth)
+        if best is None or value < best[0]:
+            best = (value, head)
+    return best[1]
+
+
+def fitted_temperatures(run: Run) -> pd.DataFrame:
+    """What `calibration.json` says: method, temperature, and validation NLL, accuracy and n."""
+    return pd.DataFrame.from_dict(json.loads((run.checkpoint / CALIBRATION).read_text()), orient="index").rename_axis("method").reset_index()

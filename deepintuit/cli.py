@@ -1,0 +1,420 @@
+"""The command line: arguments → config → one stage.
+
+    deepintuit clips | teach | coldstart | grpo | calibrate | evaluate | report | demo
+
+Every stage takes `--config FILE`, `--set key=value`, `--seed`, `--workbench`, `--name` and `--dry-run`, and resumes where it was stopped.
+Bad input gives one sentence in three beats and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.syntax import Syntax
+
+from deepintuit import __version__, config
+from deepintuit.config import Config
+from deepintuit.errors import ConfigError, DeepIntuitError, nearest
+
+_COMMANDS = ("clips", "teach", "coldstart", "grpo", "calibrate", "evaluate", "report", "demo")
+console = Console()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        words = [word for word in sys.argv[1:] if not word.startswith("-")]
+        near = nearest(words[0], _COMMANDS) if words and words[0] not in _COMMANDS else None
+        hint = f"Did you mean `deepintuit {near}`" if near else f"See `{self.prog} --help`"
+        raise ConfigError(f"`{' '.join(['deepintuit', *sys.argv[1:]])}`", message, hint)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, or 2 with a sentence on stderr."""
+    try:
+        options = _parser().parse_args(arguments)
+        return options.run(options) or 0
+    except DeepIntuitError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="deepintuit", description="Classify videos by reasoning, and know when to trust the reasoning.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    clips = commands.add_parser("clips", help="import clips, divide them into splits, show what is there")
+    verbs = clips.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
+    _clips(verbs)
+
+    teach = _stage(commands, "teach", "write teacher traces for the cold-start clips", _teach)
+    teach.add_argument("--start", metavar="RUN", help="for teach.source = \"self\": write with the weights of this run")
+
+    cold = _stage(commands, "coldstart", "imitate teacher traces (or labels alone)", _coldstart)
+    cold.add_argument("--teacher", metavar="RUN", help="the teach run to imitate (default: the newest finished one)")
+    cold.add_argument("--start", metavar="RUN", help="begin with the weights of this run instead of model.path")
+
+    grpo = _stage(commands, "grpo", "refine by rule rewards on sampled traces", _grpo)
+    grpo.add_argument("--start", metavar="RUN", help="the run to refine (default: the newest finished cold start)")
+
+    calibrate = _stage(commands, "calibrate", "learn from the model's own traces when to trust them", _calibrate)
+    calibrate.add_argument("--reasoner", metavar="RUN", help="the reasoner (default: the newest finished grpo run, else cold start)")
+
+    evaluate = _stage(commands, "evaluate", "score a system on a split, raw and calibrated, with controls", _evaluate)
+    evaluate.add_argument("--reasoner", metavar="RUN", help="a coldstart or grpo run; `zero-shot` for the model as it is; `baselines` for those without a model")
+    evaluate.add_argument("--calibrator", metavar="RUN", help="its calibrate run (default: the newest finished one of that reasoner)")
+
+    report = commands.add_parser("report", help="the table of systems in the terminal, and a run card as HTML")
+    _common(report)
+    report.add_argument("runs", nargs="*", metavar="RUN", help="evaluate runs (default: all finished ones of the dataset)")
+    report.set_defaults(run=_report)
+
+    demo = commands.add_parser("demo", help="everything, from rendered clips to the table, with the embedded world and model")
+    _common(demo)
+    demo.add_argument("--full", action="store_true", help="with RB-FT and zero-shot, and every system calibrated (about three times as long)")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--config", metavar="FILE", help="TOML with departures from the defaults, e.g. configs/tiny.toml")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one departure, e.g. grpo.learning_rate=1e-6 (repeatable)")
+    parser.add_argument("--seed", type=int, help="same seed, same run")
+    parser.add_argument("--workbench", metavar="DIR", help="where clips and runs lie (default: ./workbench, or DEEPINTUIT_HOME)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def _stage(commands, name: str, help_text: str, run: Callable) -> argparse.ArgumentParser:
+    parser = _common(commands.add_parser(name, help=help_text))
+    parser.add_argument("--name", help="a word for the run's id")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and what would be done, then stop")
+    parser.set_defaults(run=run, command=name)
+    return parser
+
+
+def _settings(options) -> Config:
+    sets = list(options.set)
+    if options.seed is not None:
+        sets.append(f"seed={options.seed}")
+    settings = config.load(options.config, sets)
+    place = options.workbench or os.environ.get("DEEPINTUIT_HOME") or settings.workbench
+    return dataclasses.replace(settings, workbench=str(place))
+
+
+def _open(options):
+    from deepintuit.store import Workbench
+
+    settings = _settings(options)
+    return Workbench(settings.workbench), settings
+
+
+def _need_dataset(settings: Config) -> Config:
+    """The settings with a dataset: the only one of the workbench, when none is named."""
+    if settings.clips.dataset:
+        return settings
+    known = sorted(p.stem for p in (Path(settings.workbench) / "clips").glob("*.parquet") if "@" not in p.stem)
+    if len(known) != 1:
+        raise ConfigError(
+            "no dataset is named", f"the workbench {settings.workbench!r} has {len(known)}: {', '.join(known) or 'none'}",
+            "Add --set clips.dataset=NAME" if known else "Import clips first, e.g. `deepintuit clips folder DIR --name NAME`",
+        )
+    return dataclasses.replace(settings, clips=dataclasses.replace(settings.clips, dataset=known[0]))
+
+
+def _newest(workbench, stages: Sequence[str], settings: Config, what: str, target: str | None = None) -> str:
+    """The newest finished run of the first stage that has one, on this dataset."""
+    for stage in stages:
+        runs = [r for r in workbench.runs(stage, finished=True) if r.about["dataset"] == settings.clips.dataset]
+        if target:
+            runs = [r for r in runs if stage != "coldstart" or r.config["coldstart"]["target"] == target]
+        if runs:
+            return runs[-1].id
+    raise ConfigError(
+        f"no finished {' or '.join(stages)} run on {settings.clips.dataset!r}", f"{what} is needed", f"Run `deepintuit {stages[-1]}` first, or name a run"
+    )
+
+
+def _dry(options, settings: Config, splits: Sequence[str], inputs: dict[str, str | None]) -> bool:
+    """With --dry-run: departures, inputs and clip counts, and nothing else."""
+    if not options.dry_run:
+        return False
+    from deepintuit.data import Manifest
+
+    manifest = Manifest.load(settings.workbench, settings.clips.dataset)
+    console.print(f"[bold]deepintuit {options.command}[/] on {settings.clips.dataset!r} in {settings.workbench}")
+    for name, value in inputs.items():
+        console.print(f"  {name}: {value or '(none)'}")
+    for split in splits:
+        console.print(f"  {split}: {len(manifest.usable(split))} usable clips")
+    console.print("Settings of this stage:")
+    sections = {"model", "video", "clips", "prompt", "sampling", options.command}
+    shown = {name: value for name, value in settings.to_dict().items() if name in sections or name == "seed"}
+    import tomli_w
+
+    console.print(Syntax(tomli_w.dumps(shown), "toml", background_color="default"))
+    console.print("Nothing was run (--dry-run).")
+    return True
+
+
+def _ended(run) -> int:
+    console.print(f"[bold]{run.id}[/] is finished.")
+    return 0
+
+
+def _teach(options) -> int:
+    workbench, settings = _open(options)
+    settings = _need_dataset(settings)
+    if _dry(options, settings, ["coldstart"], {"teacher": settings.teach.source}):
+        return 0
+    from deepintuit import teach
+
+    return _ended(teach.run(workbench, settings, progress=not options.quiet))
+
+
+def _coldstart(options) -> int:
+    workbench, settings = _open(options)
+    settings = _need_dataset(settings)
+    teacher = None
+    if settings.coldstart.target == "trace":
+        teacher = options.teacher or _newest(workbench, ["teach"], settings, "a run of teacher traces")
+    if _dry(options, settings, settings.coldstart.splits, {"teacher": teacher, "start": options.start or settings.model.path}):
+        return 0
+    stage = _torch_stage("coldstart")
+    return _ended(stage.run(workbench, settings, teacher=teacher, start=options.start, name=options.name, progress=not options.quiet))
+
+
+def _grpo(options) -> int:
+    workbench, settings = _open(options)
+    settings = _need_dataset(settings)
+    start = options.start or _newest(workbench, ["coldstart"], settings, "a reasoner to refine", "trace")
+    if _dry(options, settings, ["grpo"], {"start": start}):
+        return 0
+    return _ended(_torch_stage("grpo").run(workbench, settings, start=start, name=options.name, progress=not options.quiet))
+
+
+def _calibrate(options) -> int:
+    workbench, settings = _open(options)
+    settings = _need_dataset(settings)
+    reasoner = options.reasoner or _newest(workbench, ["grpo", "coldstart"], settings, "a reasoner", "trace")
+    if _dry(options, settings, ["calibration", "validation"], {"reasoner": reasoner}):
+        return 0
+    return _ended(_torch_stage("calibrate").run(workbench, settings, reasoner=reasoner, name=options.name, progress=not options.quiet))
+
+
+def _evaluate(options) -> int:
+    workbench, settings = _open(options)
+    settings = _need_dataset(settings)
+    reasoner = options.reasoner or _newest(workbench, ["grpo", "coldstart"], settings, "a reasoner")
+    calibrator = options.calibrator or _calibrator_of(workbench, reasoner)
+    if _dry(options, settings, [settings.evaluate.split], {"reasoner": reasoner, "calibrator": calibrator}):
+        return 0
+    stage = _torch_stage("evaluate")
+    if reasoner == "baselines":
+        return _ended(stage.baselines(workbench, settings))
+    run = stage.run(
+        workbench, settings, reasoner=None if reasoner == "zero-shot" else reasoner, calibrator=calibrator, progress=not options.quiet
+    )
+    return _ended(run)
+
+
+def _calibrator_of(workbench, reasoner: str) -> str | None:
+    found = [run.id for run in workbench.runs("calibrate", finished=True) if run.parent == reasoner]
+    return found[-1] if found else None
+
+
+def _torch_stage(name: str):
+    """A stage that needs torch, imported only when it runs."""
+    _quiet_libraries()
+    return importlib.import_module(f"deepintuit.{name}")
+
+
+def _quiet_libraries() -> None:
+    """Progress and warnings are ours to show; those of the libraries below are turned down, unless the user set them."""
+    defaults = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_TELEMETRY": "1",
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}  # fmt: skip
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _report(options) -> int:
+    workbench, settings = _open(options)
+    settings = _need_dataset(settings)
+    return _show(workbench, settings, options.runs)
+
+
+def _show(workbench, settings: Config, runs: Sequence[str] = ()) -> int:
+    from deepintuit import report
+
+    chosen = list(runs) or [r.id for r in workbench.runs("evaluate", finished=True) if r.about["dataset"] == settings.clips.dataset]
+    if not chosen:
+        raise ConfigError("nothing was evaluated yet", "the report reads evaluate runs", "Run `deepintuit evaluate` first")
+    report.show(workbench, chosen, settings.evaluate, console=console)
+    card = report.run_card(workbench, chosen, settings.evaluate)
+    workbench.refresh()
+    console.print(f"Run card: [link=file://{card}]{card}[/link]")
+    return 0
+
+
+def _demo(options) -> int:
+    if options.config is None:
+        options.config = str(Path(__file__).parents[1] / "configs" / "tiny.toml")
+    workbench, settings = _open(options)
+    _quiet_libraries()
+    from deepintuit import demo
+
+    demo.run(workbench, settings, full=options.full, fractions=fractions(settings), progress=not options.quiet, console=console)
+    return _show(workbench, settings)
+
+
+def _clips(verbs) -> None:
+    def verb(name: str, help_text: str, run: Callable) -> argparse.ArgumentParser:
+        parser = _common(verbs.add_parser(name, help=help_text))
+        parser.set_defaults(run=run)
+        return parser
+
+    def importer(name: str, help_text: str, read: Callable) -> argparse.ArgumentParser:
+        parser = verb(name, help_text, partial(_import, read))
+        parser.add_argument("--name", required=True, help="what the dataset is called in the workbench")
+        parser.add_argument("--labels", metavar="FILE", help="labels.toml with labels, definitions and aliases")
+        parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="files looked at side by side")
+        parser.add_argument("--dry-run", action="store_true", help="list what would be imported, and open no video")
+        return parser
+
+    folder = importer("folder", "a folder of class folders", _read_folder)
+    folder.add_argument("source", metavar="DIR")
+    for name, kind in (("csv", "CSV or TSV"), ("jsonl", "JSONL")):
+        table = importer(name, f"a {kind} with path, label and optional group, split and text columns", partial(_read_table, name))
+        table.add_argument("source", metavar="FILE")
+        table.add_argument("--videos", metavar="DIR", help="where paths are relative to (default: the table's folder)")
+        table.add_argument("--group", help="column that names the source video or camera")
+        table.add_argument("--split", help="column that names a given split")
+        table.add_argument("--text", nargs="*", help="columns with the uploader's own words (title, transcript)")
+    for name, title in (("smarthome", "SmartHome-Bench"), ("multihateclip", "MultiHateClip")):
+        bench = importer(name, f"{title} annotations and a folder of videos", partial(_read_benchmark, name))
+        bench.add_argument("source", metavar="ANNOTATIONS")
+        bench.add_argument("--videos", metavar="DIR", required=True)
+    home = verb("homecam", "render clips of the embedded world and import them", _import_homecam)
+    home.add_argument("--train", type=int, default=1000)
+    home.add_argument("--test", type=int, default=400)
+    home.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    split = verb("split", "divide a dataset by group into cold start, GRPO, calibration, validation and test", _split)
+    split.add_argument("name", nargs="?")
+    show = verb("show", "what a dataset holds: splits, labels, and every clip that is left out, with its reason", _show_clips)
+    show.add_argument("name", nargs="?")
+
+
+def _label_set(options):
+    from deepintuit.labels import LabelSet
+
+    return LabelSet.load(options.labels) if options.labels else None
+
+
+def _read_folder(options):
+    from deepintuit import data
+
+    return data.import_folder(options.source, labels=_label_set(options))
+
+
+def _read_table(kind: str, options):
+    from deepintuit import data
+
+    read = data.import_csv if kind == "csv" else data.import_jsonl
+    videos = options.videos or Path(options.source).parent
+    return read(options.source, videos, group=options.group, split=options.split, text=options.text, labels=_label_set(options))
+
+
+def _read_benchmark(kind: str, options):
+    from deepintuit import data
+
+    return (data.import_smarthome if kind == "smarthome" else data.import_multihateclip)(options.source, options.videos)
+
+
+def _import(read: Callable, options) -> int:
+    from deepintuit import data, video
+
+    settings = _settings(options)
+    listing = read(options)
+    if options.dry_run:
+        console.print(str(listing.report), markup=False)
+        console.print("Nothing was imported (--dry-run).")
+        return 0
+    limits = video.Limits(
+        max_pixels=settings.video.limit_pixels, max_bytes=settings.video.limit_mib << 20, max_seconds=settings.video.limit_seconds
+    )
+    manifest, report = data.scan(
+        listing, settings.workbench, options.name, probe=partial(video.probe, isolate=True), playable_copy=video.playable_copy, limits=limits,
+        jobs=options.jobs, progress=not options.quiet,
+    )
+    console.print(str(report), markup=False)
+    return _divide(manifest, settings)
+
+
+def fractions(settings: Config) -> dict[str, float]:
+    """Shares of all groups by split: the stages divide what validation and test leave."""
+    clips = settings.clips
+    training = 1 - clips.validation_share - clips.test_share
+    return {
+        "coldstart": clips.coldstart_share * training, "grpo": clips.grpo_share * training, "calibration": clips.calibration_share * training,
+        "validation": clips.validation_share, "test": clips.test_share,
+    }
+
+
+def _divide(manifest, settings: Config) -> int:
+    from deepintuit import data
+
+    manifest = data.assign_splits(manifest, fractions(settings), settings.seed)
+    manifest.save()
+    console.print(str(manifest.summary()), markup=False)
+    return 0
+
+
+def _import_homecam(options) -> int:
+    from deepintuit import demo
+
+    settings = _settings(options)
+    settings = dataclasses.replace(settings, clips=dataclasses.replace(settings.clips, dataset=settings.clips.dataset or "homecam"))
+    manifest = demo.clips(settings, options.train, options.test, jobs=options.jobs, progress=not options.quiet, fractions=fractions(settings))
+    console.print(str(manifest.summary()), markup=False)
+    return 0
+
+
+def _named(options) -> Config:
+    settings = _settings(options)
+    if options.name:
+        settings = dataclasses.replace(settings, clips=dataclasses.replace(settings.clips, dataset=options.name))
+    return _need_dataset(settings)
+
+
+def _split(options) -> int:
+    from deepintuit.data import Manifest
+
+    settings = _named(options)
+    return _divide(Manifest.load(settings.workbench, settings.clips.dataset), settings)
+
+
+def _show_clips(options) -> int:
+    from deepintuit.data import Manifest
+
+    settings = _named(options)
+    manifest = Manifest.load(settings.workbench, settings.clips.dataset)
+    console.print(str(manifest.summary()), markup=False)
+    left_out = manifest.frame[manifest.frame["excluded"].notna()]
+    for row in left_out.itertuples():
+        console.print(f"  {row.source}: {row.excluded}. {row.excluded_detail or ''}", markup=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Everything once, from rendered clips to the table of systems, with the embedded world and model.
+
+    deepintuit demo            the stages, the label-only baselines, and calibration on cold start and on GRPO
+    deepintuit demo --full     also zero-shot and RB-FT, each calibrated
+
+A door like `cli`: it only puts stages one behind the other. Stopped anywhere, the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from deepintuit import data, homecam, video
+from deepintuit.config import Config
+from deepintuit.data import Manifest
+from deepintuit.store import Run, Workbench
+
+TRAIN, TEST = 1000, 400
+"""Clips rendered for the four training and validation splits together, and for test."""
+
+
+def clips(settings: Config, train: int, test: int, *, jobs: int, progress: bool, fractions: Mapping[str, float]) -> Manifest:
+    """Render (or find) the clips of the embedded world for this seed, import and divide them."""
+    workbench = Path(settings.workbench)
+    dataset = settings.clips.dataset or "homecam"
+    table = homecam.write_clips(
+        workbench / "sources" / f"{dataset}-{settings.seed}", train=train, test=test, seed=settings.seed, jobs=jobs, progress=progress
+    )
+    manifest, _ = data.scan(
+        homecam.listing(table), workbench, dataset, probe=video.probe, playable_copy=video.playable_copy, jobs=1, progress=progress
+    )
+    manifest = data.assign_splits(manifest, fractions, settings.seed)
+    manifest.save()
+    return manifest
+
+
+def run(
+    workbench: Workbench, settings: Config, *, full: bool = False, fractions: Mapping[str, float], progress: bool = True,
+    console: Console | None = None, train: int = TRAIN, test: int = TEST,
+) -> list[Run]:
+    """All stages and evaluations; returns the evaluate runs, in the order of the table."""
+    console = console or Console()
+    clock = _Clock(console)
+    show = {"progress": progress}
+    clock("Clips", lambda: clips(settings, train, test, jobs=os.cpu_count() or 1, progress=progress, fractions=fractions))
+    from deepintuit import calibrate, coldstart, evaluate, grpo, teach
+
+    def labels_only(*splits: str) -> Config:
+        return replace(settings, coldstart=replace(settings.coldstart, target="label", splits=splits))
+
+    teacher = clock("Teacher traces", lambda: teach.run(workbench, settings, **show))
+    labels = clock("Labels only, cold-start clips", lambda: coldstart.run(workbench, labels_only("coldstart"), teacher=None, name="labels", **show))
+    everything = labels_only("coldstart", "grpo", "calibration")
+    labels_all = clock("Labels only, all training clips", lambda: coldstart.run(workbench, everything, teacher=None, name="labels-all", **show))
+    cold = clock("Cold start", lambda: coldstart.run(workbench, settings, teacher=teacher.id, **show))
+    refined = clock("GRPO", lambda: grpo.run(workbench, settings, start=cold.id, **show))
+    calibrated = {
+        r.id: clock(f"Calibrate {name}", lambda r=r: calibrate.run(workbench, settings, reasoner=r.id, **show))
+        for name, r in (("cold start", cold), ("GRPO", refined))
+    }
+    systems: list[tuple[str, Run | None]] = [("labels only", labels), ("labels only, all clips", labels_all)]
+    if full:
+        systems = [("zero-shot", None), *systems, ("RB-FT", _rationales(workbench, settings, clock, show))]
+    systems += [("cold start", cold), ("cold start + GRPO", refined)]
+    runs = [clock("Baselines", lambda: evaluate.baselines(workbench, settings))]
+    for name, system in systems:
+        judge = calibrated.get(system.id) if system else None
+        runs.append(clock(f"Evaluate {name}", lambda s=system, j=judge: evaluate.run(
+            workbench, settings, reasoner=s.id if s else None, calibrator=j.id if j else None, **show
+        )))
+    console.print(f"All stages took {clock.total / 60:.1f} minutes.")
+    return runs
+
+
+def _rationales(workbench: Workbench, settings: Config, clock: _Clock, show: dict) -> Run:
+    """RB-FT: the untouched model writes its own rationales, is tuned on them, then on labels."""
+    from deepintuit import coldstart, teach
+
+    own = replace(settings, teach=replace(settings.teach, source="self"))
+    labels = replace(settings, coldstart=replace(settings.coldstart, target="label"))
+    written = clock("RB-FT: own rationales", lambda: teach.run(workbench, own, **show))
+    tuned = clock("RB-FT: tune on them", lambda: coldstart.run(workbench, own, teacher=written.id, name="rb-ft-rationales", **show))
+    return clock("RB-FT: then on labels", lambda: coldstart.run(workbench, labels, teacher=None, start=tuned.id, name="rb-ft", **show))
+
+
+class _Clock:
+    """Says what runs and how long it took; a stage that was finished before takes no time."""
+
+    def __init__(self, console: Console):
+        self.console, self.total = console, 0.0
+
+    def __call__(self, title: str, work: Callable):
+        self.console.rule(f"[bold]{title}", align="left")
+        started = time.perf_counter()
+        result = work()
+        spent = time.perf_counter() - started
+        self.total += spent
+        self.console.print(f"{title}: {spent:.0f} s")
+        return result

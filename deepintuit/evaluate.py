@@ -1,0 +1,259 @@
+"""Evaluate: traces and class distributions on a split, with the baselines and controls that stand beside every result.
+
+A *system* is a reasoner with, if there is one, its calibrator. Rows: the raw answer (the provisional label; its own probability from the
+tokens of the answer), and the calibrated distribution, with the trace blanked, the video blanked and another clip's trace swapped in.
+Choices were made on validation before: nothing is fitted here on the split that is scored.
+
+Run it:  deepintuit evaluate --config configs/tiny.toml --reasoner RUN --calibrator RUN
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from rich.progress import track
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from deepintuit.config import Config
+from deepintuit.data import container_features, text_corpus
+from deepintuit.errors import StoreError
+from deepintuit.labels import NONE_LABEL
+from deepintuit.metrics import fit_temperature
+from deepintuit.reasoner import (
+    NEEDS_SAMPLES,
+    Clip,
+    LinearHead,
+    LocalReasoner,
+    Scores,
+    Task,
+    hidden_states,
+    likelihood_scores,
+    mean_scores,
+    parsed,
+    prompt_likelihoods,
+    vote_scores,
+)
+from deepintuit.store import Run, Workbench
+from deepintuit.store import trace_id as id_of
+from deepintuit.trace import Malformed, Trace
+from deepintuit.vlm import VLM, EncodedClip
+
+_BATCH = 32
+_TRAINING = ("coldstart", "grpo", "calibration")
+CALIBRATION, HEAD = "calibration.json", "head.safetensors"
+AnyTrace = Trace | Malformed
+
+
+def run(
+    workbench: Workbench, config: Config, *, reasoner: str | None, calibrator: str | None = None, system: str = "", progress: bool = True
+) -> Run:
+    """Score one system on `evaluate.split`. `reasoner` None is the model at `model.path`, untouched (zero-shot)."""
+    system = system or name_of(workbench, reasoner)
+    described = {**config.to_dict(), "calibrator": calibrator, "system": system}
+    run = workbench.start_run("evaluate", described, parent=reasoner, name=system, seed=config.seed, dataset=config.clips.dataset)
+    if run.finished:
+        return run
+    with run:
+        task = Task(workbench.path, config)
+        checkpoint = workbench.run(reasoner).checkpoint if reasoner else None
+        vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache)
+        run.note(device=str(vlm.device))
+        local = LocalReasoner(vlm, task, config.seed)
+        known = local.encode(task.clips(config.evaluate.split))
+        writer = _Predictions(run, task, system, config.evaluate.split)
+        if reasoner and workbench.run(reasoner).config["coldstart"]["target"] == "label" and workbench.run(reasoner).stage == "coldstart":
+            _labels_only(writer, local, known)
+        else:
+            _reasoned(workbench, writer, local, known, config, calibrator, progress)
+        run.finish({
+            "system": system, "clips": len(known), "tower_passes": vlm.encoder.passes,
+            "unreadable": {clip_id: str(u.error.reason) for clip_id, u in local.unreadable.items()},
+        })
+    return run
+
+
+def baselines(workbench: Workbench, config: Config) -> Run:
+    """What needs no model: the majority class, the container's metadata alone, and (where text fields are given) the text alone."""
+    described = {**config.to_dict(), "system": "baselines"}
+    run = workbench.start_run("evaluate", described, name="baselines", seed=config.seed, dataset=config.clips.dataset)
+    if run.finished:
+        return run
+    with run:
+        task = Task(workbench.path, config)
+        frame = task.manifest.usable().set_index("clip_id", drop=False)
+        train = [clip for split in _TRAINING for clip in task.clips(split)]
+        test = task.clips(config.evaluate.split)
+        labels = [clip.label for clip in train]
+        counts = np.array([labels.count(label) for label in task.labels], float)
+        majority = _Predictions(run, task, "majority", config.evaluate.split)
+        majority.add("raw", test, [task.labels.labels[int(counts.argmax())]] * len(test), np.tile((counts + 1) / (counts + 1).sum(), (len(test), 1)))
+        features = container_features(frame).fillna(0)
+        _classical(run, task, config, "metadata", make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)), features, train, test, labels)
+        if config.clips.text_fields:
+            texts = text_corpus(frame, config.clips.text_fields, config.clips.notes_shown)
+            model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True), LogisticRegression(max_iter=2000))
+            _classical(run, task, config, "text", model, texts, train, test, labels)
+        run.finish({"system": "baselines", "clips": len(test)})
+    return run
+
+
+def name_of(workbench: Workbench, reasoner: str | None) -> str:
+    """What a table calls the system of this run, from what it was trained on."""
+    if reasoner is None:
+        return "zero-shot"
+    run = workbench.run(reasoner)
+    if run.stage == "grpo":
+        return f"{name_of(workbench, run.parent)} + GRPO"
+    if run.stage != "coldstart":
+        raise StoreError(f"run {reasoner!r} is a {run.stage} run", "only coldstart and grpo runs hold a reasoner", "Pass one of those as --reasoner")
+    settings = run.config["coldstart"]
+    if settings["target"] == "label":
+        return "RB-FT" if run.parent else ("labels only" if len(settings["splits"]) == 1 else "labels only, all clips")
+    return "cold start"
+
+
+def _reasoned(
+    workbench: Workbench, writer: _Predictions, local: LocalReasoner, known: list[tuple[Clip, EncodedClip]], config: Config, calibrator: str | None, progress: bool
+) -> None:
+    settings, task = config.evaluate, local.task
+    methods = _methods(workbench, calibrator)
+    count = max(settings.traces, 4) if methods.keys() & NEEDS_SAMPLES else 0
+    _sample(writer.run, local, [clip for clip, _ in known], config, count, progress)
+    rows = writer.run.read("traces").sort_values(["clip_id", "sample"])
+    by_clip = {clip_id: part for clip_id, part in rows.groupby("clip_id")}
+    first = [by_clip[clip.clip_id].iloc[0] for clip, _ in known]
+    traces = parsed(task, first)
+    clips = [clip for clip, _ in known]
+    ids = [row.trace_id for row in first]
+    raw = np.stack([_raw_distribution(task, trace, row, local) for trace, row in zip(traces, first)])
+    provisional = [trace.provisional for trace in traces]
+    writer.add("raw", clips, provisional, raw, provisional=provisional, traces=ids)
+    if calibrator is None:
+        return
+    checkpoint = workbench.run(calibrator).checkpoint
+    judge = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache)
+    swapped = _derangement(len(traces), config.seed)
+    for control in ("none", "trace_blanked", "video_blanked", "trace_swapped") if settings.controls else ("none",):
+        pairs = [(clip, encoded.blanked()) for clip, encoded in known] if control == "video_blanked" else known
+        shown: Sequence[AnyTrace | None] = traces
+        if control == "trace_blanked":
+            shown = [None] * len(traces)
+        elif control == "trace_swapped":
+            shown = [traces[i] for i in swapped]
+        scores = {"label_likelihood": likelihood_scores(judge, task, pairs, shown, _BATCH)}
+        if control == "none":
+            head = LinearHead.load(checkpoint / HEAD)
+            scores["linear_head"] = Scores(head(hidden_states(local.vlm, task, pairs, shown, _BATCH)), np.full(len(pairs), np.nan))
+            if count:
+                sampled = [parsed(task, by_clip[clip.clip_id].iloc[1 : 1 + count]) for clip in clips]
+                scores["vote"] = vote_scores(task, sampled)
+                scores["mean_likelihood"] = mean_scores([likelihood_scores(judge, task, pairs, [s[k] for s in sampled], _BATCH) for k in range(count)])
+        for method, score in scores.items():
+            temperature = methods[method]["temperature"]
+            probs = score.probs(temperature)
+            predicted = [task.labels.labels[i] for i in probs.argmax(1)]
+            writer.add(method, clips, predicted, probs, control=control, provisional=provisional, traces=ids, outside=score.outside_C, temperature=temperature)
+
+
+def _methods(workbench: Workbench, calibrator: str | None) -> dict[str, dict]:
+    if calibrator is None:
+        return {}
+    path = workbench.run(calibrator).checkpoint / CALIBRATION
+    if not path.exists():
+        raise StoreError(f"run {calibrator!r} has no {CALIBRATION}", "its calibration is not finished", "Run `deepintuit calibrate` again: it resumes")
+    return json.loads(path.read_text())
+
+
+def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Config, count: int, progress: bool) -> None:
+    """Sample 0 at the evaluation temperature (greedy by default), samples 1 … count at temperature 1 for the ways that need several."""
+    batch, limits = config.sampling.clips_per_batch, {"max_tokens": config.sampling.max_tokens}
+    done = run.done("traces", "clip_id")
+    missing = [clip for clip in clips if clip.clip_id not in done]
+    for start in track(range(0, len(missing), batch), "Traces", disable=not progress or not missing):
+        chosen = missing[start : start + batch]
+        rows = next(local.rows(chosen, [0], temperature=config.evaluate.temperature, batch=batch, **limits), [])
+        if count:
+            rows += next(local.rows(chosen, range(1, count + 1), temperature=config.calibrate.temperature, batch=batch, **limits), [])
+        run.append("traces", rows)
+
+
+def _raw_distribution(task: Task, trace: AnyTrace, row, local: LocalReasoner) -> np.ndarray:
+    """The provisional label's own probability: the product over the tokens of its answer; the rest is spread evenly [R].
+
+    A malformed trace says nothing: uniform.
+    """
+    k = len(task.labels)
+    if not trace.ok:
+        return np.full(k, 1 / k)
+    start, end = trace.spans[trace.grammar.answer.name]
+    ids, total, place = [int(token) for token in row.token_ids], 0.0, 0
+    for number, logprob in enumerate(row.token_logprobs):
+        reached = len(local.vlm.tokenizer.decode(ids[: number + 1], skip_special_tokens=True))
+        if place < end and reached > start:
+            total += float(logprob)
+        place = reached
+    p = float(np.clip(np.exp(total), 1 / k, 1.0))
+    probs = np.full(k, (1 - p) / (k - 1))
+    probs[task.labels.index(trace.label)] = p
+    return probs
+
+
+def _labels_only(writer: _Predictions, local: LocalReasoner, known: list[tuple[Clip, EncodedClip]]) -> None:
+    """Direct-SFT and RB-FT answer without a trace: label likelihoods as they are, and at a temperature fitted on validation."""
+    task, vlm = local.task, local.vlm
+
+    def scores(pairs: list[tuple[Clip, EncodedClip]]) -> Scores:
+        return prompt_likelihoods(vlm, task, [e for _, e in pairs], [task.label_prompt(clip.clip_id) for clip, _ in pairs], _BATCH)
+
+    validation = local.encode(task.clips("validation"))
+    truth = np.array([task.labels.index(clip.label) for clip, _ in validation])
+    temperature = fit_temperature(scores(validation).logits_C_K, truth)
+    score, clips = scores(known), [clip for clip, _ in known]
+    for method, t in (("raw", 1.0), ("label_likelihood", temperature)):
+        probs = score.probs(t)
+        predicted = [task.labels.labels[i] for i in probs.argmax(1)]
+        writer.add(method, clips, predicted, probs, provisional=predicted, outside=score.outside_C, temperature=t)
+
+
+def _classical(run, task: Task, config: Config, system: str, model, features, train: list[Clip], test: list[Clip], labels: list[str]) -> None:
+    model.fit(features.loc[[clip.clip_id for clip in train]], labels)
+    found = model.predict_proba(features.loc[[clip.clip_id for clip in test]])
+    probs = np.full((len(test), len(task.labels)), 1e-9)
+    probs[:, [task.labels.index(label) for label in model.classes_]] = found
+    probs /= probs.sum(1, keepdims=True)
+    _Predictions(run, task, system, config.evaluate.split).add("raw", test, [task.labels.labels[i] for i in probs.argmax(1)], probs)
+
+
+def _derangement(n: int, seed: int) -> np.ndarray:
+    """A permutation without a fixed point (n > 1): every clip gets another clip's trace."""
+    order = np.random.default_rng([seed, n]).permutation(n)
+    swapped = np.empty(n, int)
+    swapped[order] = np.roll(order, 1)
+    return swapped
+
+
+class _Predictions:
+    """Writes prediction rows of one system."""
+
+    def __init__(self, run: Run, task: Task, system: str, split: str):
+        self.run, self.task, self.system, self.split = run, task, system, split
+
+    def add(
+        self, method: str, clips: Sequence[Clip], predicted: Sequence[str], probs: np.ndarray, *, control: str = "none",
+        provisional: Sequence[str] | None = None, traces: Sequence[str] | None = None, outside: np.ndarray | None = None, temperature: float | None = None,
+    ) -> None:
+        self.run.append("predictions", [
+            {
+                "clip_id": clip.clip_id, "split": self.split, "system": self.system, "method": method, "control": control,
+                "trace_id": traces[i] if traces else id_of(self.run.id, clip.clip_id, 0), "true_label": clip.label,
+                "provisional": provisional[i] if provisional else NONE_LABEL, "predicted": predicted[i], "labels": list(self.task.labels),
+                "probs": [float(p) for p in probs[i]], "outside_mass": None if outside is None or np.isnan(outside[i]) else float(outside[i]),
+                "temperature": temperature,
+            }
+            for i, clip in enumerate(clips)
+        ])

@@ -1,0 +1,313 @@
+"""GRPO on video prompts: sample a group of traces per clip, score each by rule, push the good ones up (DeepIntuit, stage 2).
+
+DAPO's form by default: clipped ratio with a higher upper bound, a mean over all tokens, no KL. TRL's GRPOTrainer does the update; what it
+lacks is video (its own generation would see the clip and its loss would not), so sampling, scoring and log-probabilities are given to it here,
+with the clip in both. `objective = "softmax_weighted"` is the paper's text [R]: weights softmax(r/τ) over a group, no negative ones.
+
+Left out on purpose: a value model, vLLM sampling, more than one update a round.
+Run it:  deepintuit grpo --config configs/tiny.toml --start RUN
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from rich.console import Console
+from trl import GRPOConfig as TRLConfig
+from trl import GRPOTrainer
+
+from deepintuit.advantage import group_advantages, kept_by_dynamic_sampling, softmax_weights, zero_variance_share
+from deepintuit.config import Config, GrpoConfig
+from deepintuit.reasoner import Clip, LocalReasoner, Task
+from deepintuit.rewards import Score, score
+from deepintuit.store import Run, Workbench, trace_id
+from deepintuit.vlm import VLM, EncodedClip, Sample
+from deepintuit.vlm.training import Watch, common_arguments, last_checkpoint
+
+_NAMES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate", "entropy": "entropy"}
+
+
+def run(workbench: Workbench, config: Config, *, start: str, name: str | None = None, progress: bool = True) -> Run:
+    """Refine the weights of the run `start` on the GRPO split. Rollouts, rewards and advantages are stored as they come."""
+    run = workbench.start_run("grpo", config.to_dict(), parent=start, name=name, seed=config.seed, dataset=config.clips.dataset)
+    if run.finished:
+        return run
+    with run:
+        task = Task(workbench.path, config)
+        vlm = VLM.load(config.model, config.video, checkpoint=workbench.run(start).checkpoint, cache=workbench.cache, trainable=True)
+        run.note(device=str(vlm.device))
+        reasoner = LocalReasoner(vlm, task, config.seed)
+        clips = [clip for clip, _ in reasoner.encode(task.clips("grpo"))]
+        folder = run.path / "training"
+        resumed = last_checkpoint(folder) if folder.exists() else None
+        before = None
+        if config.grpo.check_clips and resumed is None:
+            before = check(reasoner, clips[: config.grpo.check_clips], config.grpo)
+            run.note(check=before.__dict__)
+            Console().print(before.sentence()) if progress else None
+        trainer = _Trainer(reasoner, clips, config, run, progress)
+        trainer.train(resume_from_checkpoint=resumed)
+        vlm.model.eval()
+        vlm.save(run.checkpoint)
+        shutil.rmtree(folder, ignore_errors=True)
+        run.finish({
+            "clips": len(clips),
+            "steps": trainer.state.global_step,
+            "tower_passes": vlm.encoder.passes,
+            "unreadable": {clip_id: str(u.error.reason) for clip_id, u in reasoner.unreadable.items()},
+            "check": before.__dict__ if before else run.about.get("check"),
+        })
+    return run
+
+
+@dataclass(frozen=True)
+class Check:
+    """What sampling at the training temperature gives before GRPO: shares over traces, and the share of groups that can teach."""
+
+    traces: int
+    well_formed: float
+    correct: float
+    groups_that_teach: float
+    reasons: dict[str, int]
+
+    @property
+    def hopeless(self) -> bool:
+        return self.groups_that_teach == 0 or self.well_formed < 0.05
+
+    def sentence(self) -> str:
+        text = (
+            f"Before GRPO, {self.traces} traces at the sampling temperature: {self.well_formed:.0%} well-formed, {self.correct:.0%} correct, "
+            f"{self.groups_that_teach:.0%} of groups have both right and wrong traces."
+        )
+        if self.hopeless:
+            text += " Warning: there is nothing to learn from. Train the cold start longer or at a higher rate, or lower grpo.temperature."
+        if self.reasons:
+            text += " Malformed: " + ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items())) + "."
+        return text
+
+
+def check(reasoner: LocalReasoner, clips: Sequence[Clip], settings: GrpoConfig) -> Check:
+    """Sample one group a clip and count. Costs one sampling round."""
+    scores: list[list[Score]] = []
+    reasons: Counter[str] = Counter()
+    for start in range(0, len(clips), settings.clips_per_step):
+        groups = reasoner.groups(
+            clips[start : start + settings.clips_per_step], range(settings.group), temperature=settings.temperature,
+            max_tokens=settings.max_tokens, step=-1,
+        )
+        for clip, _, group in groups:
+            traces = [reasoner.task.parse(s.text, s.truncated) for s in group]
+            reasons.update(str(t.reason) for t in traces if not t.ok)
+            scores.append([score(t, clip.label) for t in traces])
+    flat = [s for group in scores for s in group]
+    mixed = kept_by_dynamic_sampling(np.array([[s.accuracy for s in group] for group in scores]))
+    return Check(
+        len(flat), float(np.mean([s.format for s in flat])), float(np.mean([s.accuracy for s in flat])), float(np.mean(mixed)), dict(reasons)
+    )
+
+
+@dataclass
+class _Group:
+    clip: Clip
+    encoded: EncodedClip
+    samples: list[Sample]
+    scores: list[Score]
+    prompt_ids: list[int]
+
+    @property
+    def mixed(self) -> bool:
+        return 0 < sum(s.accuracy for s in self.scores) < len(self.scores)
+
+
+class _Trainer(GRPOTrainer):
+    """TRL's trainer with the clip in sampling and in loss. Four methods are ours; loss, clipping, accumulation and schedule are TRL's."""
+
+    def __init__(self, reasoner: LocalReasoner, clips: list[Clip], config: Config, run: Run, progress: bool):
+        settings = config.grpo
+        self.reasoner, self.vlm, self.clips, self.config, self.run_ = reasoner, reasoner.vlm, clips, settings, run
+        self._encoded: list[EncodedClip] = []
+        self._rows: torch.Tensor | None = None
+        self._stored = run.done("traces", "trace_id")
+        traces = min(settings.clips_per_step, len(clips)) * settings.group
+        micro = min(settings.micro_batch, traces)
+        steps = settings.max_steps or max(1, round(settings.epochs * len(clips) * settings.group / traces))
+        folder = run.path / "training"
+        folder.mkdir(exist_ok=True)
+        arguments = TRLConfig(
+            **common_arguments(self.vlm, folder, seed=config.seed, save_steps=settings.save_steps),
+            max_steps=steps,
+            num_generations=settings.group,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=math.ceil(traces / micro),
+            steps_per_generation=math.ceil(traces / micro),
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            lr_scheduler_type="constant_with_warmup",
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            max_completion_length=settings.max_tokens,
+            temperature=settings.temperature,
+            loss_type="grpo" if settings.objective in {"grpo", "softmax_weighted"} else "dapo",
+            epsilon=settings.epsilon_low,
+            epsilon_high=settings.epsilon_high,
+            beta=settings.beta,
+            mask_truncated_completions=settings.mask_truncated,
+        )
+        super().__init__(
+            model=self.vlm.model,
+            reward_funcs=lambda completions, **_: [0.0] * len(completions),  # rewards are computed beside their evidence, in _score
+            args=arguments,
+            train_dataset=Dataset.from_dict({"clip": list(range(len(clips))), "prompt": [""] * len(clips)}),
+            processing_class=self.vlm.processor,
+            callbacks=[Watch("GRPO", self._log_steps, progress)],
+        )
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """A round of sampling: groups, scores, advantages, and the tensors that TRL's loss takes, with each row's clip index."""
+        chosen = list(dict.fromkeys(row["clip"] for row in inputs))
+        step = self.state.global_step
+        groups = self._sample([self.clips[i] for i in chosen], step)
+        if self.config.dynamic_sampling:
+            groups = self._refill(groups, len(chosen), step)
+        advantages = np.concatenate([self._advantages(group) for group in groups])
+        self._store(groups, advantages, step)
+        self._encoded = [group.encoded for group in groups]
+        size = self.config.group
+        samples = [sample for group in groups for sample in group.samples]
+        pad, device = self.vlm.tokenizer.pad_token_id, self.accelerator.device
+        prompts = _padded([group.prompt_ids for group in groups for _ in range(size)], pad, left=True)
+        written = _padded([sample.token_ids for sample in samples], pad, left=False)
+        mask = written[1]
+        if self.config.mask_truncated:
+            mask = mask * torch.tensor([[0 if sample.truncated else 1] for sample in samples])
+        return {
+            "prompt_ids": prompts[0].to(device),
+            "prompt_mask": prompts[1].to(device),
+            "completion_ids": written[0].to(device),
+            "completion_mask": mask.to(device),
+            "advantages": torch.tensor(advantages, dtype=torch.float32, device=device),
+            "num_items_in_batch": mask.sum().to(device),
+            "clip_index": torch.arange(len(groups)).repeat_interleave(size).to(device),
+        }
+
+    def _compute_loss(self, model, inputs):
+        self._rows = inputs["clip_index"]
+        return super()._compute_loss(model, inputs)
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, compute_aux_loss=False, **_
+    ):
+        """TRL's fused head over inputs that hold each row's clip. (An auxiliary loss is for mixtures of experts; Qwen-VL has none.)"""
+        logps, entropies = [], []
+        size = batch_size or len(input_ids)
+        for start in range(0, len(input_ids), size):
+            part = slice(start, start + size)
+            clips = [self._encoded[i] for i in self._rows[part].tolist()]
+            inputs = self.vlm.forward_inputs(clips, input_ids[part], attention_mask[part])
+            labels = input_ids[part].masked_fill(attention_mask[part] == 0, -100)
+            labels[:, :-logits_to_keep] = -100
+            with self.accelerator.autocast():
+                out = model(**inputs, labels=labels, fused_lm_head=True)
+            logps.append(out.log_probs[:, -logits_to_keep:])
+            entropies.append(out.entropy[:, -logits_to_keep:])
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+    def _sample(self, clips: list[Clip], step: int, refill: int = 0) -> list[_Group]:
+        settings = self.config
+        groups = self.reasoner.groups(
+            clips, range(refill * settings.group, (refill + 1) * settings.group), temperature=settings.temperature,
+            max_tokens=settings.max_tokens, step=step,
+        )
+        return [
+            _Group(clip, encoded, samples, [self._score(clip, s) for s in samples], self.vlm.prompt_ids(encoded, self.reasoner.task.reasoner_prompt(clip.clip_id)))
+            for clip, encoded, samples in groups
+        ]
+
+    def _score(self, clip: Clip, sample: Sample) -> Score:
+        settings = self.config
+        return score(
+            self.reasoner.task.parse(sample.text, sample.truncated), clip.label, accuracy_weight=settings.accuracy_weight,
+            format_weight=settings.format_weight, length=len(sample.token_ids), max_length=settings.max_tokens, overlong_cache=settings.overlong_cache,
+        )
+
+    def _refill(self, groups: list[_Group], wanted: int, step: int) -> list[_Group]:
+        """Dynamic sampling (DAPO): keep groups with 0 < #correct < G; draw further clips at most `max_refills` times.
+
+        What is still missing is filled with groups that agree: their advantages are zero on accuracy, and TRL's batch keeps its shape.
+        """
+        kept, spare, sampled = [g for g in groups if g.mixed], [g for g in groups if not g.mixed], len(groups)
+        rng = np.random.default_rng([self.args.seed, step])
+        for refill in range(1, self.config.max_refills + 1):
+            if len(kept) >= wanted:
+                break
+            more = rng.choice(len(self.clips), size=min(len(self.clips), wanted - len(kept)), replace=False)
+            new = self._sample([self.clips[i] for i in more], step, refill)
+            sampled += len(new)
+            kept += [g for g in new if g.mixed]
+            spare += [g for g in new if not g.mixed]
+        self._extra = {"dynamic_kept_share": len(kept) / sampled, "dynamic_sampled_groups": sampled}
+        return (kept + spare)[:wanted]
+
+    def _advantages(self, group: _Group) -> np.ndarray:
+        rewards = np.array([s.value for s in group.scores])
+        if self.config.objective == "softmax_weighted":
+            return softmax_weights(rewards, self.config.tau) * len(rewards)  # the loss divides by the group's size
+        return group_advantages(rewards)
+
+    _extra: dict[str, float] = {}
+
+    def _store(self, groups: list[_Group], advantages: np.ndarray, step: int) -> None:
+        """Rollouts with every reward and the advantage, and the round's numbers. A round that is repeated after a kill is stored once."""
+        rows, scores = [], []
+        offsets = Counter()
+        for g, group in enumerate(groups):
+            base = offsets[group.clip.clip_id]
+            offsets[group.clip.clip_id] += len(group.samples)
+            for k, (sample, scored) in enumerate(zip(group.samples, group.scores)):
+                name = trace_id(self.run_.id, group.clip.clip_id, base + k, step)
+                if name in self._stored:
+                    continue
+                self._stored.add(name)
+                rows.append({"trace_id": name, **self.reasoner.row(group.clip, group.encoded, sample, base + k, self.config.temperature, step)})
+                numbers = {"accuracy": scored.accuracy, "format": scored.format, "overlong": scored.overlong, "reward": scored.value,
+                           "advantage": float(advantages[g * len(group.samples) + k])}  # fmt: skip
+                scores += [{"trace_id": name, "name": n, "value": float(v), "evidence": str(scored.reason or scored.answer or "")} for n, v in numbers.items()]
+        self.run_.append("traces", rows)
+        self.run_.append("scores", scores)
+        flat = [s for group in groups for s in group.scores]
+        lengths = [len(s.token_ids) for group in groups for s in group.samples]
+        self._log_steps(step, {
+            "reward": float(np.mean([s.value for s in flat])),
+            "accuracy": float(np.mean([s.accuracy for s in flat])),
+            "well_formed": float(np.mean([s.format for s in flat])),
+            "zero_variance_share": float(zero_variance_share(np.array([[s.value for s in g.scores] for g in groups]))),
+            "tokens_mean": float(np.mean(lengths)),
+            "truncated_share": float(np.mean([s.truncated for g in groups for s in g.samples])),
+            **self._extra,
+        })
+
+    def _log_steps(self, step: int, numbers: dict[str, float]) -> None:
+        kept = {n: v for n, v in numbers.items() if n in _NAMES or n not in _TRL_NOISE and "/" not in n}
+        self.run_.append("steps", [{"step": step, "name": name, "value": value} for name, value in kept.items()])
+
+
+_TRL_NOISE = frozenset({"reward_std", "frac_reward_zero_std", "num_tokens", "epoch", "step_time", "train_runtime", "train_samples_per_second",
+                        "train_steps_per_second", "total_flos", "train_loss"})  # fmt: skip
+
+
+def _padded(rows: list[list[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows))
+    ids, mask = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        place = slice(width - len(tokens), width) if left else slice(0, len(tokens))
+        ids[row, place] = torch.tensor(tokens)
+        mask[row, place] = 1
+    return ids, mask

@@ -1,0 +1,26 @@
+"""Clip → trace, provisional label, calibrated distribution: what stages, app and notebooks ask of a model.
+
+- `task`          a dataset with its labels, grammar and prompts
+- `local`         traces from a model on this machine, as rows for the store
+- `distribution`  the four ways to a class distribution
+
+Left out on purpose: batching over several machines (Ray Data or a vLLM server do that).
+"""
+
+from deepintuit.reasoner.distribution import (
+    NEEDS_SAMPLES,
+    LinearHead,
+    Scores,
+    hidden_states,
+    likelihood_scores,
+    mean_scores,
+    prompt_likelihoods,
+    vote_scores,
+)
+from deepintuit.reasoner.local import LocalReasoner, Unreadable
+from deepintuit.reasoner.task import Clip, Task, parsed, rationale_of
+
+__all__ = [
+    "NEEDS_SAMPLES", "Clip", "LinearHead", "LocalReasoner", "Scores", "Task", "Unreadable", "hidden_states", "likelihood_scores",
+    "mean_scores", "parsed", "prompt_likelihoods", "rationale_of", "vote_scores",
+]  # fmt: skip

@@ -1,0 +1,108 @@
+"""From clip and traces to a class distribution: the paper's four ways behind one call.
+
+- `label_likelihood` (A): softmax over Σ log p(label tokens, end token | meta-review), divided by a temperature fitted on validation
+- `linear_head` (B): logistic regression on the last hidden state of the meta-review prompt
+- `vote` (C): the share of K traces for each label, with Laplace smoothing
+- `mean_likelihood` (D): the mean of A over K traces
+
+Every way returns the same thing: scores (C, K) whose softmax at a fitted temperature is the distribution, and the mass outside the label set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from deepintuit.metrics import apply_temperature
+from deepintuit.reasoner.task import Clip, Task
+from deepintuit.trace import Malformed, Trace
+from deepintuit.vlm import VLM, EncodedClip, label_logprobs, last_hidden
+
+NEEDS_SAMPLES = frozenset({"vote", "mean_likelihood"})
+"""Ways that read K sampled traces; the others read one."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`logits_C_K`: unnormalised log-scores before the temperature. `outside_C`: probability outside the label set (nan where undefined)."""
+
+    logits_C_K: np.ndarray
+    outside_C: np.ndarray
+
+    def probs(self, temperature: float) -> np.ndarray:
+        """(C, K) rows that sum to 1."""
+        return apply_temperature(self.logits_C_K, temperature)
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """Option B's weights: `weight_K_D`, `bias_K`, over features standardised by `mean_D` and `scale_D`."""
+
+    weight_K_D: np.ndarray
+    bias_K: np.ndarray
+    mean_D: np.ndarray
+    scale_D: np.ndarray
+
+    def __call__(self, hidden_C_D: np.ndarray) -> np.ndarray:
+        return ((hidden_C_D - self.mean_D) / self.scale_D) @ self.weight_K_D.T + self.bias_K
+
+    def save(self, path: Path) -> None:
+        temporary = path.with_suffix(".tmp")
+        save_file({name: np.ascontiguousarray(value) for name, value in self.__dict__.items()}, temporary)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> LinearHead:
+        return cls(**load_file(path))
+
+
+def likelihood_scores(
+    vlm: VLM, task: Task, clips: Sequence[tuple[Clip, EncodedClip]], traces: Sequence[Trace | Malformed | None], batch: int
+) -> Scores:
+    """Option A for one trace a clip (None: blanked)."""
+    prompts = [task.calibrator_prompt(clip.clip_id, trace) for (clip, _), trace in zip(clips, traces, strict=True)]
+    return prompt_likelihoods(vlm, task, [e for _, e in clips], prompts, batch)
+
+
+def prompt_likelihoods(vlm: VLM, task: Task, clips: Sequence[EncodedClip], prompts: Sequence[str], batch: int) -> Scores:
+    """Label likelihoods for any prompt: the calibrator's meta-review, or Direct-SFT's question."""
+    sums = [
+        label_logprobs(vlm, clips[start : start + batch], prompts[start : start + batch], task.labels).numpy()
+        for start in range(0, len(clips), batch)
+    ]
+    logits = np.concatenate(sums).astype(np.float64)
+    return Scores(logits, np.clip(1 - np.exp(logits).sum(1), 0, 1))
+
+
+def hidden_states(
+    vlm: VLM, task: Task, clips: Sequence[tuple[Clip, EncodedClip]], traces: Sequence[Trace | Malformed | None], batch: int
+) -> np.ndarray:
+    """(C, D) features of option B."""
+    prompts = [task.calibrator_prompt(clip.clip_id, trace) for (clip, _), trace in zip(clips, traces, strict=True)]
+    encoded = [e for _, e in clips]
+    return np.concatenate(
+        [last_hidden(vlm, encoded[s : s + batch], prompts[s : s + batch]).numpy() for s in range(0, len(prompts), batch)]
+    ).astype(np.float64)
+
+
+def vote_scores(task: Task, traces_C_K: Sequence[Sequence[Trace | Malformed]], smoothing: float = 1.0) -> Scores:
+    """Option C. Laplace smoothing keeps a label that no trace names above zero; malformed traces vote for nothing and count as outside."""
+    counts = np.full((len(traces_C_K), len(task.labels)), smoothing)
+    outside = np.zeros(len(traces_C_K))
+    for row, traces in enumerate(traces_C_K):
+        for trace in traces:
+            if trace.ok:
+                counts[row, task.labels.index(trace.label)] += 1
+            else:
+                outside[row] += 1 / len(traces)
+    return Scores(np.log(counts / counts.sum(1, keepdims=True)), outside)
+
+
+def mean_scores(parts: Sequence[Scores]) -> Scores:
+    """Option D: the mean of K distributions, as log-scores."""
+    probs = np.mean([part.probs(1.0) for part in parts], 0)
+    return Scores(np.log(np.maximum(probs, 1e-12)), np.mean([part.outside_C for part in parts], 0))

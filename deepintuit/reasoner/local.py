@@ -1,0 +1,101 @@
+"""The reasoner on this machine: clips in, traces out, as rows for the store, a batch at a time.
+
+A clip that cannot be read any more is reported as such and left out, never replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deepintuit.errors import VideoError
+from deepintuit.reasoner.task import Clip, Task
+from deepintuit.vlm import VLM, EncodedClip, Sample, sample_groups
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A clip that the manifest lists and the reader refuses."""
+
+    clip: Clip
+    error: VideoError
+
+
+class LocalReasoner:
+    """`vlm` asked the questions of `task`. The random stream of a trace is named by (seed, clip, sample, step)."""
+
+    def __init__(self, vlm: VLM, task: Task, seed: int = 0):
+        self.vlm, self.task, self.seed = vlm, task, seed
+        self.unreadable: dict[str, Unreadable] = {}
+
+    def encode(self, clips: Sequence[Clip]) -> list[tuple[Clip, EncodedClip]]:
+        """Readable clips with their features; the others go to `unreadable`."""
+        found = []
+        for clip in clips:
+            if clip.clip_id in self.unreadable:
+                continue
+            try:
+                found.append((clip, self.vlm.encoder.encode(clip.clip_id, clip.path, clip.width, clip.height)))
+            except VideoError as error:
+                self.unreadable[clip.clip_id] = Unreadable(clip, error)
+        return found
+
+    def key(self, clip: Clip, sample: int, step: int | None = None) -> str:
+        return f"{self.seed}/{clip.clip_id}/{sample}/{'' if step is None else step}"
+
+    def groups(
+        self, clips: Sequence[Clip], samples: Sequence[int], *, temperature: float, max_tokens: int, top_p: float = 1.0, step: int | None = None
+    ) -> list[tuple[Clip, EncodedClip, list[Sample]]]:
+        """One group of traces for each readable clip; `samples` are the sample numbers (they name the random streams)."""
+        known = self.encode(clips)
+        if not known:
+            return []
+        prompts = [self.task.reasoner_prompt(clip.clip_id) for clip, _ in known]
+        keys = [[self.key(clip, sample, step) for sample in samples] for clip, _ in known]
+        groups = sample_groups(
+            self.vlm, [e for _, e in known], prompts, keys, temperature=temperature, max_tokens=max_tokens, top_p=top_p
+        )
+        return [(clip, encoded, group) for (clip, encoded), group in zip(known, groups)]
+
+    def rows(
+        self, clips: Sequence[Clip], samples: Sequence[int], *, temperature: float, max_tokens: int, batch: int, top_p: float = 1.0
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Trace rows for the store, one list a batch of clips. Greedy (temperature 0) traces are sampled once, as sample 0."""
+        if temperature == 0:
+            samples = [0]
+        for start in range(0, len(clips), batch):
+            chosen = clips[start : start + batch]
+            groups = self.groups(chosen, samples, temperature=temperature, max_tokens=max_tokens, top_p=top_p)
+            yield [
+                self.row(clip, encoded, sample, number, temperature) for clip, encoded, group in groups for number, sample in zip(samples, group)
+            ]
+
+    def row(self, clip: Clip, encoded: EncodedClip, sample: Sample, number: int, temperature: float, step: int | None = None) -> dict[str, Any]:
+        trace = self.task.parse(sample.text, sample.truncated)
+        seen = encoded.frames
+        return {
+            "clip_id": clip.clip_id,
+            "sample": number,
+            "step": step,
+            "temperature": float(temperature),
+            "text": sample.text,
+            "answer": trace.answer if trace.ok else None,
+            "provisional": trace.provisional,
+            "reason": None if trace.ok else str(trace.reason),
+            "detail": None if trace.ok else trace.detail,
+            "true_label": clip.label,
+            "tokens": len(sample.token_ids),
+            "token_logprobs": sample.logprobs_T,
+            "token_ids": sample.token_ids,
+            "frame_indices": seen.indices,
+            "frame_times": seen.times,
+            "frame_hash": seen.hash,
+            "frames_size": [seen.width, seen.height],
+            "reader": seen.reader,
+            "milliseconds": sample.milliseconds,
+            "confidence": sample.confidence,
+            "truncated": sample.truncated,
+            "prompt_hash": self.task.prompt_hash(self.task.reasoner_prompt(clip.clip_id)),
+            "model": self.vlm.name,
+        }

@@ -1,0 +1,92 @@
+"""A dataset as the models meet it: which clips, which labels, what is asked. One place where prompts get their clip's text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from deepintuit.config import Config
+from deepintuit.data import Manifest
+from deepintuit.errors import DataError
+from deepintuit.labels import LabelSet
+from deepintuit.prompts import calibrator_prompt, label_prompt, rationale_prompt, reasoner_prompt
+from deepintuit.trace import GRAMMARS, Grammar, Malformed, Trace, parse
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A usable clip of the manifest, without its annotations."""
+
+    clip_id: str
+    path: str
+    label: str
+    width: int
+    height: int
+    split: str
+
+
+class Task:
+    """The manifest of `config.clips.dataset` with its prompts. Annotation columns stay out unless `clips.notes_shown` names them."""
+
+    def __init__(self, workbench_path, config: Config):
+        self.manifest = Manifest.load(workbench_path, config.clips.dataset)
+        self.labels: LabelSet = LabelSet.load(config.clips.labels) if config.clips.labels else self.manifest.labels
+        self.grammar: Grammar = GRAMMARS[config.prompt.grammar]
+        self.style = config.prompt.style
+        shown = config.clips.text_fields or config.clips.notes_shown
+        self._fields: Mapping[str, dict] = (
+            self.manifest.text_fields(config.clips.text_fields, config.clips.notes_shown) if shown else {}
+        )
+
+    def clips(self, split: str) -> list[Clip]:
+        """The usable clips of a split, in the manifest's order. Raises `DataError` when there are none."""
+        rows = self.manifest.usable(split)
+        if rows.empty:
+            raise DataError(
+                f"dataset {self.manifest.dataset!r} has no usable clip in the split {split!r}",
+                "the stage would have nothing to work on",
+                "Look at `deepintuit clips show`, and divide the clips with `deepintuit clips split`",
+            )
+        return [self._clip(row) for row in rows.itertuples()]
+
+    @staticmethod
+    def _clip(row: Any) -> Clip:
+        return Clip(row.clip_id, str(row.path), row.label, int(row.width), int(row.height), row.split)
+
+    def reasoner_prompt(self, clip_id: str) -> str:
+        return reasoner_prompt(self.labels, self.grammar, self.style, self._fields.get(clip_id, {}))
+
+    def label_prompt(self, clip_id: str) -> str:
+        return label_prompt(self.labels, self.style, self._fields.get(clip_id, {}))
+
+    def rationale_prompt(self, clip_id: str, true_label: str | None) -> str:
+        return rationale_prompt(self.labels, true_label, self.grammar, self.style, self._fields.get(clip_id, {}))
+
+    def calibrator_prompt(self, clip_id: str, trace: Trace | Malformed | None, order: Sequence[int] | None = None) -> str:
+        """The meta-review of a trace; None is the "trace blanked" control: no rationale and no conclusion."""
+        if trace is None:
+            return calibrator_prompt(self.labels, "none", "", self.style, self._fields.get(clip_id, {}), order)
+        return calibrator_prompt(self.labels, trace.provisional, rationale_of(trace), self.style, self._fields.get(clip_id, {}), order)
+
+    def parse(self, text: str, truncated: bool) -> Trace | Malformed:
+        return parse(text, self.grammar, self.labels, truncated)
+
+    def prompt_hash(self, prompt: str) -> str:
+        return hashlib.sha256(prompt.encode()).hexdigest()[:16]
+
+
+def rationale_of(trace: Trace | Malformed) -> str:
+    """What the second reviewer reads: the reasoning without the answer; all of a text that could not be parsed."""
+    if isinstance(trace, Malformed):
+        return trace.text
+    return "\n".join(trace.segment(segment.name) for segment in trace.grammar.text_segments)
+
+
+def parsed(task: Task, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[Trace | Malformed]:
+    """Stored trace rows, parsed again: the text is the truth, the columns are its index."""
+    records = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
+    return [task.parse(row["text"], bool(row["truncated"])) for row in records]

@@ -1,0 +1,166 @@
+"""Cross-entropy on targets given (clip, prompt): the one loss of cold start, Direct-SFT, RB-FT and the calibrator.
+
+TRL's SFTTrainer with a collator of our own: the clip's features come from the frozen tower's cache, the prompt is masked, the loss is a
+mean over the target's tokens. Resumable: the same call after a kill goes on from the last checkpoint to the same result.
+
+Left out on purpose: packing (TRL refuses it for video), a shared prefix in the loss (see benchmarks/).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from deepintuit.vlm.model import VLM, Example
+from deepintuit.vlm.training import LogRow, Watch, common_arguments, last_checkpoint
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fine-tune; see ColdstartConfig and CalibrateConfig for meanings and units."""
+
+    learning_rate: float
+    epochs: float
+    batch: int
+    micro_batch: int
+    warmup: float = 0.06
+    scheduler: str = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    save_steps: int = 50
+    patience: int = 0
+
+
+def finetune(
+    vlm: VLM,
+    count: int,
+    example: Callable[[int, int], Example],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    seed: int,
+    title: str,
+    log: LogRow | None = None,
+    validate: Callable[[], float] | None = None,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Train `vlm` in place on `count` rows; `example(row, epoch)` makes a row's example (an epoch may shuffle labels anew).
+
+    With `validate` (lower is better, called after each epoch) the best epoch's weights are what is left in `vlm`, and `recipe.patience`
+    epochs without a better one end the training. `folder` holds resumable state and is removed at the end.
+    """
+    steps_an_epoch = max(1, math.ceil(count / recipe.batch))
+    accumulate = max(1, math.ceil(min(recipe.batch, count) / recipe.micro_batch))
+    total = max(1, math.ceil(recipe.epochs * steps_an_epoch))
+    collate = _Collator(vlm, example)
+    arguments = SFTConfig(
+        **common_arguments(vlm, folder, seed=seed, save_steps=recipe.save_steps),
+        max_steps=total,
+        per_device_train_batch_size=min(recipe.micro_batch, count),
+        gradient_accumulation_steps=accumulate,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=round(recipe.warmup * total),
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(recipe.scheduler, recipe.scheduler),
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    keeper = _BestEpoch(vlm, folder, validate, recipe.patience, log, steps_an_epoch) if validate else None
+    trainer = SFTTrainer(
+        model=vlm.model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"row": list(range(count))}),
+        data_collator=collate,
+        processing_class=vlm.processor,
+        callbacks=[_Epochs(collate, steps_an_epoch), Watch(title, log, progress), *([keeper] if keeper else [])],
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    if keeper:
+        keeper.restore()
+    vlm.model.eval()
+    shutil.rmtree(folder)
+    return {"steps": trainer.state.global_step, **(keeper.summary() if keeper else {})}
+
+
+class _Collator:
+    """Rows → model inputs and labels. Holds the epoch, so that an example can differ from epoch to epoch and be the same after a resume."""
+
+    def __init__(self, vlm: VLM, example: Callable[[int, int], Example]):
+        self.vlm, self.example, self.epoch = vlm, example, 0
+
+    def __call__(self, rows: Sequence[dict]) -> dict:
+        examples = [self.example(row["row"], self.epoch) for row in rows]
+        prompts = [self.vlm.prompt_ids(e.clip, e.prompt) for e in examples]
+        targets = [self.vlm.target_ids(e.target) for e in examples]
+        inputs = self.vlm.inputs([e.clip for e in examples], [p + t for p, t in zip(prompts, targets)], side="right")
+        labels = torch.full_like(inputs["input_ids"], -100)
+        for row, (prompt, target) in enumerate(zip(prompts, targets)):
+            labels[row, len(prompt) : len(prompt) + len(target)] = torch.tensor(target)
+        return {**inputs, "labels": labels}
+
+
+class _Epochs(TrainerCallback):
+    def __init__(self, collate: _Collator, steps_an_epoch: int):
+        self.collate, self.steps = collate, steps_an_epoch
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.collate.epoch = state.global_step // self.steps
+
+
+class _BestEpoch(TrainerCallback):
+    """Validates after each epoch, keeps the best epoch's trained weights on disk, and stops when patience is out."""
+
+    def __init__(self, vlm: VLM, folder: Path, validate: Callable[[], float], patience: int, log: LogRow | None, steps_an_epoch: int):
+        self.vlm, self.folder, self.validate, self.patience, self.log, self.steps = vlm, folder, validate, patience, log, steps_an_epoch
+        self.scores: dict[int, float] = {}
+        if (folder / "scores.json").exists():
+            self.scores = {int(step): value for step, value in json.loads((folder / "scores.json").read_text()).items()}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        step = state.global_step
+        if step % self.steps and step != state.max_steps:
+            return
+        if step not in self.scores:
+            self.scores[step] = self.validate()
+            if self.log:
+                self.log(step, {"validation_nll": self.scores[step]})
+            if self.scores[step] <= min(self.scores.values()):
+                save_trained(self.vlm, self.folder / "best.safetensors")
+            temporary = self.folder / "scores.tmp"
+            temporary.write_text(json.dumps(self.scores))
+            temporary.replace(self.folder / "scores.json")
+        best = min(self.scores, key=lambda s: (self.scores[s], s))
+        if self.patience and (step - best) >= self.patience * self.steps:
+            control.should_training_stop = True
+
+    def restore(self) -> None:
+        from safetensors.torch import load_file
+
+        if (self.folder / "best.safetensors").exists():
+            self.vlm.model.load_state_dict(load_file(self.folder / "best.safetensors", device=str(self.vlm.device)), strict=False)
+
+    def summary(self) -> dict[str, float]:
+        best = min(self.scores, key=lambda s: (self.scores[s], s))
+        return {"validation_nll": self.scores[best], "best_epoch": round(best / self.steps, 2)}
+
+
+def save_trained(vlm: VLM, path: Path) -> None:
+    """The weights that training changes, as one safetensors file, in place of any former one."""
+    from safetensors.torch import save_file
+
+    trained = {name: p.detach().cpu().contiguous().clone() for name, p in vlm.model.named_parameters() if p.requires_grad}
+    temporary = path.with_suffix(".tmp")
+    save_file(trained, temporary)
+    temporary.replace(path)

@@ -1,0 +1,85 @@
+"""What every TRL trainer here shares: arguments, a progress bar with time left, checkpoints that survive a kill.
+
+A checkpoint of the trainer counts only with the marker that is written last; one without it is a kill's leftover and is removed. Trainer
+state (optimizer, random state) lies in torch's own files inside the run and is deleted when the stage ends; weights are safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from deepintuit.vlm.model import VLM
+
+MARKER = "complete"
+LogRow = Callable[[int, dict[str, float]], None]
+"""Takes (step, numbers by name)."""
+
+
+def common_arguments(vlm: VLM, folder: Path, *, seed: int, save_steps: int) -> dict:
+    """Keyword arguments for any TRL config: nothing is reported or pushed, precision follows the model."""
+    dtype = str(next(p for p in vlm.core.model.language_model.parameters()).dtype)
+    return {
+        "output_dir": str(folder),
+        "seed": seed,
+        "data_seed": seed,
+        "save_strategy": "steps",
+        "save_steps": save_steps,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "use_cpu": vlm.device.type == "cpu",
+        "bf16": "bfloat16" in dtype and vlm.device.type != "cpu",
+        "fp16": "float16" in dtype and "bfloat16" not in dtype,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "gradient_checkpointing": getattr(vlm.core, "is_gradient_checkpointing", False),
+    }
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest complete trainer checkpoint; incomplete ones are removed."""
+    complete = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / MARKER).exists():
+            complete.append((int(path.name.rpartition("-")[2]), path))
+        else:
+            shutil.rmtree(path)
+    return str(max(complete)[1]) if complete else None
+
+
+class Watch(TrainerCallback):
+    """Progress bar, the marker behind each checkpoint, and every logged number to the run's `steps`."""
+
+    def __init__(self, title: str, log: LogRow | None, progress: bool, rename: dict[str, str] | None = None):
+        self.log, self.rename = log, rename or {}
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        self.bar = Progress(*columns, disable=not progress)
+        self.task = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar.start()
+        self.task = self.bar.add_task("steps", total=state.max_steps, completed=state.global_step, note="")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        numbers = {self.rename.get(name, name): float(value) for name, value in (logs or {}).items() if isinstance(value, (int, float))}
+        shown = next((f"{name} {numbers[name]:.3f}" for name in ("reward", "loss") if name in numbers), "")
+        self.bar.update(self.task, note=shown)
+        if self.log and numbers:
+            self.log(state.global_step, numbers)
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        (folder / MARKER).write_text(json.dumps({"step": state.global_step}))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.stop()
