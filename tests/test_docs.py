@@ -36,7 +36,7 @@ needs_doors = pytest.mark.skipif(not DOORS_OPEN, reason="the command line is not
 # A path of somebody's machine, and hosts that packages come from. Written so that these lines do not match themselves.
 MACHINE = re.compile(r"(?<![\w.~/])/(?:home|root|Users|opt|work|mnt|srv|data)/[a-z]|[A-Z]:\\\\Users")
 REGISTRY = re.compile(
-    r"pypi\.(?:org|python)|pythonhosted\.|anaconda\.(?:org|com)|(?:index|extra-index)-url[ =]|artifactory|find-links[ =]"
+    r"pypi\.(?:org|python)|pythonhosted\.|anaconda\.(?:org|com)|index-url[ =]|artifactory|find-links[ =]"
 )
 
 
