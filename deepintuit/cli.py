@@ -13,6 +13,7 @@ import dataclasses
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -242,6 +243,7 @@ def _torch_stage(name: str):
 
 def _quiet_libraries() -> None:
     """Progress and warnings are ours to show; those of the libraries below are turned down, unless the user set them."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
     defaults = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_TELEMETRY": "1",
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}  # fmt: skip
     for name, value in defaults.items():
@@ -255,15 +257,20 @@ def _report(options) -> int:
 
 
 def _show(workbench, settings: Config, runs: Sequence[str] = ()) -> int:
+    import pandas as pd
+
     from deepintuit import report
+    from deepintuit.data import Manifest
 
     chosen = list(runs) or [r.id for r in workbench.runs("evaluate", finished=True) if r.about["dataset"] == settings.clips.dataset]
     if not chosen:
         raise ConfigError("nothing was evaluated yet", "the report reads evaluate runs", "Run `deepintuit evaluate` first")
-    report.show(workbench, chosen, settings.evaluate, console=console)
-    card = report.run_card(workbench, chosen, settings.evaluate)
+    predictions = pd.concat([workbench.run(run_id).read("predictions") for run_id in chosen], ignore_index=True)
+    labels = Manifest.load(workbench.path, settings.clips.dataset).labels
+    console.print(report.terminal_table(report.table_of(predictions, labels, settings.evaluate)))
+    card = report.run_card(workbench, chosen)
     workbench.refresh()
-    console.print(f"Run card: [link=file://{card}]{card}[/link]")
+    console.print(f"The whole report, with figures: {card}", markup=False, soft_wrap=True)
     return 0
 
 

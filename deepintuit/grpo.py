@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from rich.console import Console
+from transformers import PrinterCallback
 from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
 
@@ -54,6 +55,7 @@ def run(workbench: Workbench, config: Config, *, start: str, name: str | None = 
             run.note(check=before.__dict__)
             Console().print(before.sentence()) if progress else None
         trainer = _Trainer(reasoner, clips, config, run, progress)
+        trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=resumed)
         vlm.model.eval()
         vlm.save(run.checkpoint)

@@ -2,16 +2,17 @@
 
     rows = table_of(run.read("predictions"), labels, config.evaluate)
     rich.print(terminal_table(rows))
-    run_card(Workbench("workbench"), [run.id])
+    show(workbench, [run.id])                     # the same, from the workbench, with the result in words
+    run_card(workbench, [run.id])
 
-`table` computes, `text` prints (terminal, Markdown, over seeds), `figures` and `curves` draw, `gather` reads a workbench,
-`card` writes the page and `page` holds its style and script.
+`table` computes, `text` prints (terminal, Markdown, over seeds), `figures` and `curves` draw, `gather` reads a
+workbench, `card` writes the page and `page` holds its style and script.
 
 Left out on purpose: a choice of the best system (that is made on validation, by whoever runs the stages), live updates,
-images of figures (the browser saves them).
+image files of figures.
 """
 
-from deepintuit.report.card import run_card
+from deepintuit.report.card import run_card, show
 from deepintuit.report.curves import training_figure
 from deepintuit.report.figures import (
     class_f1_figure,
@@ -25,21 +26,7 @@ from deepintuit.report.table import Row, SeedRow, headline, over_seeds, table_of
 from deepintuit.report.text import markdown_table, multi_seed_table, sentence, terminal_table
 
 __all__ = [
-    "Row",
-    "SeedRow",
-    "class_f1_figure",
-    "confusion_figure",
-    "flips_figure",
-    "headline",
-    "markdown_table",
-    "multi_seed_table",
-    "over_seeds",
-    "reliability_figure",
-    "risk_coverage_figure",
-    "run_card",
-    "sentence",
-    "stages_figure",
-    "table_of",
-    "terminal_table",
-    "training_figure",
+    "Row", "SeedRow", "class_f1_figure", "confusion_figure", "flips_figure", "headline", "markdown_table",
+    "multi_seed_table", "over_seeds", "reliability_figure", "risk_coverage_figure", "run_card", "sentence",
+    "show", "stages_figure", "table_of", "terminal_table", "training_figure",
 ]

@@ -15,10 +15,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from rich.console import Console
+from rich.text import Text
 
+from deepintuit.config import EvaluateConfig
 from deepintuit.metrics import Estimate
 from deepintuit.report import page
 from deepintuit.report.curves import training_figure
@@ -30,38 +32,32 @@ from deepintuit.report.figures import (
     risk_coverage_figure,
     stages_figure,
 )
-from deepintuit.report.gather import KINDS, Example, Story, departures, gather
-from deepintuit.report.table import Row
-from deepintuit.report.text import NO_ROWS, NOTHING, interval, number, p_value, sentence, shown
+from deepintuit.report.gather import KINDS, Example, Story, departures, gather, tabulate
+from deepintuit.report.table import Row, headline
+from deepintuit.report.text import NO_ROWS, NOTHING, interval, number, p_value, sentence, shown, terminal_table
 from deepintuit.store import Workbench
 from deepintuit.store.disk import fsync_folder
 
 CONTROLS = {
-    "trace_blanked": "The calibrator sees the clip and the provisional label, but no trace: what is lost is what it took "
-    "from the reasoning.",
+    "trace_blanked": "The calibrator sees the clip and the provisional label, but no trace: what is lost is what it "
+                     "took from the reasoning.",
     "video_blanked": "It reads trace and label, but every frame is blank: what is lost is what it saw for itself.",
-    "trace_swapped": "It is given the trace and label of another clip: if accuracy holds, it ignores the first reviewer; "
-    "if it falls to chance, it only copies.",
+    "trace_swapped": "It is given the trace and label of another clip: if accuracy holds, it ignores the first "
+                     "reviewer; if it falls to chance, it only copies.",
 }
 
 
-def run_card(
-    workbench: Workbench,
-    run_ids: str | Sequence[str],
-    *,
-    target: str | Path | None = None,
-    title: str | None = None,
-    labels: Iterable[str] | None = None,
-    examples: int = 1,
-) -> Path:
+def run_card(workbench: Workbench, run_ids: str | Sequence[str], config: EvaluateConfig | None = None, *, target: str | Path | None = None,
+             title: str | None = None, labels: Iterable[str] | None = None, examples: int = 1) -> Path:
     """Write the card of one or several evaluate runs and give its path, by default `reports/<first run id>.html` in the
     workbench. A card that is there is replaced whole.
 
-    `labels` default to those of the run's dataset; `examples` clips are shown of each of four kinds.
+    `config` defaults to the first run's settings, `labels` to those of its dataset; `examples` clips are shown of each
+    of four kinds.
     StoreError for an unknown run. A run without predictions gets a card that says so.
     """
     ids = [run_ids] if isinstance(run_ids, str) else list(run_ids)
-    story = gather(workbench, ids, None if labels is None else tuple(labels), examples)
+    story = gather(workbench, ids, config, None if labels is None else tuple(labels), examples)
     path = Path(target) if target is not None else workbench.path / "reports" / f"{ids[0]}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -74,13 +70,23 @@ def run_card(
     return path
 
 
+def show(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None, *,
+         console: Console | None = None, labels: Iterable[str] | None = None) -> None:
+    """Print the table of these runs and its headline in words; settings and errors as of `run_card`."""
+    console = console or Console()
+    table = tabulate(workbench, run_ids, config, None if labels is None else tuple(labels))
+    console.print(terminal_table(table.rows, console.width))
+    if table.rows:
+        console.print(Text(sentence(headline(table.rows, table.config.method))))
+
+
 def _title(story: Story) -> str:
     about = story.runs[0]
     return f"Run card: {about['dataset'] or about['name'] or about['run_id']}"
 
 
 def _page(story: Story, title: str) -> str:
-    drawn: dict[str, tuple[go.Figure, str, bool]] = _figures(story)
+    drawn = _figures(story)
     sections = [
         ("result", "Result", _result(story)),
         ("figures", "Figures", _shown_figures(drawn)),
@@ -93,120 +99,68 @@ def _page(story: Story, title: str) -> str:
     filled = [(name, head, text) for name, head, text in sections if text]
     links = "".join(f'<a href="#{name}">{escape(head)}</a>' for name, head, _ in filled)
     body = "\n".join(f'<section id="{name}"><h2>{escape(head)}</h2>\n{text}</section>' for name, head, text in filled)
-    lede = sentence(story.headline)
-    return page.document(
-        title,
-        f'<header><h1>{escape(title)}</h1><p class="lede">{escape(lede)}</p><nav>{links}</nav></header>\n{body}',
-        {name: figure for name, (figure, _, _) in drawn.items()},
-    )
+    header = (f'<header><h1>{escape(title)}</h1><p class="lede">{escape(sentence(story.headline))}</p>'
+              f"<nav>{links}</nav></header>\n")
+    return page.document(title, header + body,
+                         {name: figure for name, (figure, _, _) in drawn.items()})
 
 
 # The table
 
-
 def _result(story: Story) -> str:
     if not story.rows:
         return f"<p>{escape(NO_ROWS)}</p>"
-    heads = [
-        "System",
-        "n",
-        "Accuracy %",
-        "Macro F1 %",
-        "No answer %",
-        "NLL",
-        "Brier",
-        "ECE %",
-        "Against raw, points",
-        "Mended / broken",
-        "T",
-    ]
+    heads = ["System", "n", "Accuracy %", "Macro F1 %", "No answer %", "NLL", "Brier", "ECE %", "Against raw, points",
+             "Mended / broken", "T"]
     lines: list[tuple[str, list[str]]] = []
     previous = None
     for row in story.rows:
         bare = (row.method, row.control) == ("raw", "none")
         if row.system != previous and not bare:
-            lines.append(
-                ("system", [page.row_head(shown(row.system), "system"), f'<td colspan="{len(heads) - 1}"></td>'])
-            )
-        name, kind = (
-            (shown(row.system), "system")
-            if bare
-            else (shown(row.method), "method")
-            if row.control == "none"
-            else (shown(row.control), "control")
-        )
+            blank = f'<td colspan="{len(heads) - 1}"></td>'
+            lines.append(("system", [page.row_head(shown(row.system), "system"), blank]))
+        name, kind = ((shown(row.system), "system") if bare else
+                      (shown(row.method), "method") if row.control == "none" else (shown(row.control), "control"))
         lines.append(("system" if bare else "", [page.row_head(name, kind), *_numbers(row)]))
         previous = row.system
     groups = {row.evaluation.groups for row in story.rows}
     drawn = "clips" if groups == {row.n for row in story.rows} else "whole sources of clips"
     missing = max(row.unlabelled for row in story.rows)
-    note = (
-        f"Under each number its {100 * story.level:g} % bootstrap interval, drawing {drawn}. A system's own line is its "
-        "raw label; the ways to calibrate it lie below, with their controls. “Against raw” is the difference in "
-        "accuracy to that label on the same clips; mended / broken are clips turned from wrong to right and back, with "
-        "McNemar's p. T is the temperature fitted on validation clips. A bare label has no probabilities, hence no NLL, "
-        "Brier (0 to 2) or ECE."
-    )
+    note = (f"Under each number its {100 * story.level:g} % bootstrap interval, drawing {drawn}. A system's own line is "
+            "its raw label; the ways to calibrate it lie below, with their controls. “Against raw” is the difference "
+            "in accuracy to that label on the same clips; mended / broken are clips turned from wrong to right and "
+            "back, with McNemar's p. T is the temperature fitted on validation clips. NLL, Brier (0 to 2) and "
+            "ECE need probabilities, which a bare label has not.")
     note += f" {missing} clips without a true label are left out." if missing else ""
-    return (
-        page.table(f"Scores on the {story.rows[0].split} split", heads, lines) + f'<p class="soft">{escape(note)}</p>'
-    )
+    scores = page.table(f"Scores on the {story.rows[0].split} split", heads, lines)
+    return f'{scores}<p class="soft">{escape(note)}</p>'
 
 
 def _estimate(estimate: Estimate | None, scale: float = 100.0, digits: int = 1, sign: bool = False) -> str:
-    return page.cell(
-        number(None if estimate is None else estimate.value, scale, digits, sign),
-        interval(estimate, scale, digits, sign),
-    )
+    return page.cell(number(None if estimate is None else estimate.value, scale, digits, sign),
+                     interval(estimate, scale, digits, sign))
 
 
 def _numbers(row: Row) -> list[str]:
     found = row.evaluation
-    turned = (
-        page.cell(f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong}", p_value(row.flips.p_value))
-        if row.flips
-        else page.cell(NOTHING)
-    )
-    return [
-        page.cell(str(row.n)),
-        _estimate(found.accuracy),
-        _estimate(found.macro_f1),
-        _estimate(found.no_answer),
-        _estimate(found.nll, 1, 3),
-        _estimate(found.brier, 1, 3),
-        _estimate(found.ece),
-        _estimate(row.gain, sign=True),
-        turned,
-        page.cell(number(row.temperature, 1, 2)),
-    ]
+    turned = (page.cell(f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong}", p_value(row.flips.p_value))
+              if row.flips else page.cell(NOTHING))
+    return [page.cell(str(row.n)), _estimate(found.accuracy), _estimate(found.macro_f1), _estimate(found.no_answer),
+            _estimate(found.nll, 1, 3), _estimate(found.brier, 1, 3), _estimate(found.ece),
+            _estimate(row.gain, sign=True), turned, page.cell(number(row.temperature, 1, 2))]
 
 
 def _controls(story: Story) -> str:
     found = [row for row in story.rows if row.control in CONTROLS]
     if not found:
         return ""
-    said = "".join(
-        f"<li><strong>{escape(shown(name).capitalize())}.</strong> {escape(text)}</li>"
-        for name, text in CONTROLS.items()
-        if any(row.control == name for row in found)
-    )
-    lines = [
-        (
-            "",
-            [
-                page.row_head(f"{shown(row.system)}, {shown(row.control)}"),
-                page.cell(str(row.n)),
-                _estimate(row.evaluation.accuracy),
-                _estimate(row.change, sign=True),
-            ],
-        )
-        for row in found
-    ]
-    return f"<p>They ask what the calibrated answer rests on.</p><ul>{said}</ul>" + page.table(
-        "Accuracy under each control, against the same answer uncontrolled",
-        ["Control", "n", "Accuracy %", "Against uncontrolled, points"],
-        lines,
-    )
+    said = "".join(f"<li><strong>{escape(shown(name).capitalize())}.</strong> {escape(text)}</li>"
+                   for name, text in CONTROLS.items() if any(row.control == name for row in found))
+    lines = [("", [page.row_head(f"{shown(row.system)}, {shown(row.control)}"), page.cell(str(row.n)),
+                   _estimate(row.evaluation.accuracy), _estimate(row.change, sign=True)]) for row in found]
+    return (f"<p>They ask what the calibrated answer rests on.</p><ul>{said}</ul>"
+            + page.table("Accuracy under each control, against the same answer uncontrolled",
+                         ["Control", "n", "Accuracy %", "Against uncontrolled, points"], lines))
 
 
 def _classes(story: Story) -> str:
@@ -214,38 +168,15 @@ def _classes(story: Story) -> str:
     if row is None:
         return ""
     scores = row.evaluation.classes
-    columns = zip(
-        scores.labels,
-        scores.precision_K,
-        scores.recall_K,
-        scores.f1_K,
-        scores.support_K,
-        scores.predicted_K,
-        strict=True,
-    )
-    lines = [
-        (
-            "",
-            [
-                page.row_head(label),
-                page.cell(number(p)),
-                page.cell(number(r)),
-                page.cell(number(f1)),
-                page.cell(str(n)),
-                page.cell(str(answered)),
-            ],
-        )
-        for label, p, r, f1, n, answered in columns
-    ]
-    return page.table(
-        f"{shown(row.system)}, {shown(row.method)}: {row.n} clips",
-        ["Class", "Precision %", "Recall %", "F1 %", "Support (clips)", "Answered (clips)"],
-        lines,
-    )
+    columns = zip(scores.labels, scores.precision_K, scores.recall_K, scores.f1_K, scores.support_K, scores.predicted_K,
+                  strict=True)
+    lines = [("", [page.row_head(label), *map(page.cell, (number(p), number(r), number(f1), str(n), str(answered)))])
+             for label, p, r, f1, n, answered in columns]
+    return page.table(f"{shown(row.system)}, {shown(row.method)}: {row.n} clips",
+                      ["Class", "Precision %", "Recall %", "F1 %", "Support (clips)", "Answered (clips)"], lines)
 
 
 # Figures
-
 
 def _figures(story: Story) -> dict[str, tuple[go.Figure, str, bool]]:
     """By element id: figure, a note under its title, whether it takes the whole width."""
@@ -254,7 +185,7 @@ def _figures(story: Story) -> dict[str, tuple[go.Figure, str, bool]]:
     for place, (run_id, steps) in enumerate(reversed(story.steps.items())):
         drawn = training_figure(steps)
         if drawn.data:
-            found[f"training-{place}"] = (drawn, run_id, True)
+            found[f"training-{place}"] = (drawn, run_id, len(drawn.data) > 2)
     return {name: kept for name, kept in found.items() if kept[0].data}
 
 
@@ -269,46 +200,31 @@ def _result_figures(story: Story, row: Row) -> dict[str, tuple[go.Figure, str, b
         return [rows[name].evaluation.accuracy if name in rows else None for name in systems]
 
     counts = sorted({one.n for one in plain})
+    n = f"n = {counts[0]}" + (f" to {counts[-1]}" if counts[0] != counts[-1] else "")
     turned = [one for one in calibrated.values() if one.flips is not None]
     rest = f"{shown(row.system)}, {shown(row.method)}, n = {row.n}"
     found = {
-        "stages": (
-            stages_figure([shown(name) for name in systems], accuracies(raw), accuracies(calibrated)),
-            f"Accuracy by system with intervals, n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} clips",
-            True,
-        ),
-        "flips": (
-            flips_figure([shown(one.system) for one in turned], [one.flips for one in turned]),
-            "Calibrated answer against the raw label of the same system",
-            True,
-        ),
+        "stages": (stages_figure([shown(name) for name in systems], accuracies(raw), accuracies(calibrated)),
+                   f"Accuracy by system with intervals, {n} clips", True),
+        "flips": (flips_figure([shown(one.system) for one in turned], [one.flips for one in turned]),
+                  "Calibrated answer against the raw label of the same system", True),
         "confusion": (confusion_figure(row.evaluation.confusion, story.labels), rest, False),
-        "classes-f1": (
-            class_f1_figure(
-                story.labels,
-                {
-                    shown(one.method): one.evaluation.classes.f1_K
-                    for one in (raw.get(row.system), row)
-                    if one is not None and (one is row or row.method != "raw")
-                },
-                row.evaluation.classes.support_K,
-            ),
-            rest,
-            False,
-        ),
+        "classes-f1": (class_f1_figure(story.labels, {shown(one.method): one.evaluation.classes.f1_K
+                                                      for one in (raw.get(row.system), row) if one is not None and
+                                                      (one is row or row.method != "raw")},
+                                       row.evaluation.classes.support_K), rest, False),
     }
     if row.evaluation.bins is not None:
-        bins = {"before temperature": row.untempered} if row.untempered is not None else {}
-        found["reliability"] = (reliability_figure({**bins, "calibrated": row.evaluation.bins}), rest, False)
-    curves = {
-        shown(one.system): one.risk for one in calibrated.values() if one.risk is not None and one.gain is not None
-    }
+        before = {"raw label": raw[row.system].evaluation.bins if row.system in raw and row.method != "raw" else None,
+                  "before temperature": row.untempered}
+        first = {name: bins for name, bins in list(before.items()) if bins is not None}
+        bins = {**dict(list(first.items())[:1]), shown(row.method): row.evaluation.bins}
+        found["reliability"] = (reliability_figure(bins), rest, False)
     if row.risk is not None:
-        curves = {
-            **{name: curve for name, curve in curves.items() if name != shown(row.system)},
-            shown(row.system): row.risk,
-        }
-        found["risk"] = (risk_coverage_figure(dict(list(curves.items())[-5:])), f"n = {row.n} clips", False)
+        others = {shown(one.system): one.risk for one in turned if one.risk is not None and one.system != row.system}
+        # Five is what the palette tells apart; the stages nearest to the headline stay.
+        curves = {**dict(list(others.items())[-4:]), shown(row.system): row.risk}
+        found["risk"] = (risk_coverage_figure(curves), f"n = {row.n} clips", False)
     return found
 
 
@@ -316,36 +232,23 @@ def _shown_figures(drawn: dict[str, tuple[go.Figure, str, bool]]) -> str:
     if not drawn:
         return ""
     shown_all = "\n".join(page.figure(name, figure, note, wide) for name, (figure, note, wide) in drawn.items())
-    return f'<div class="figures">\n{shown_all}\n</div><noscript><p>The figures need JavaScript; the tables do not.</p></noscript>'
+    return (f'<div class="figures">\n{shown_all}\n</div>'
+            "<noscript><p>The figures need JavaScript; the tables do not.</p></noscript>")
 
 
 # Traces
 
-
 def _reasons(story: Story) -> str:
     if story.reasons.empty:
         return ""
-    lines = [
-        (
-            "",
-            [
-                page.row_head(str(one.run_id)),
-                page.cell(str(one.stage), kind="text"),
-                page.cell(str(one.reason).replace("_", " "), kind="text"),
-                page.cell(str(one.n)),
-                page.cell(number(one.share)),
-            ],
-        )
-        for one in story.reasons.itertuples()
-    ]
-    total, bad = (
-        int(story.reasons["n"].sum()),
-        int(story.reasons.loc[story.reasons["reason"] != "well-formed", "n"].sum()),
-    )
-    return (
-        f"<p>{bad} of {total} traces are malformed; each is counted with its reason, none is dropped.</p>"
-        + page.table("Traces by what the parser said", ["Run", "Stage", "Reason", "Traces", "% of its stage"], lines)
-    )
+    lines = [("", [page.row_head(str(one.run_id)), page.cell(str(one.stage), kind="text"),
+                   page.cell(str(one.reason).replace("_", " "), kind="text"), page.cell(str(one.n)),
+                   page.cell(number(one.share))]) for one in story.reasons.itertuples()]
+    total = int(story.reasons["n"].sum())
+    bad = int(story.reasons.loc[story.reasons["reason"] != "well-formed", "n"].sum())
+    return (f"<p>{bad} of {total} traces are malformed; each is counted with its reason, none is dropped.</p>"
+            + page.table("Traces by what the parser said",
+                         ["Run", "Stage", "Reason", "Traces", "% of its stage"], lines))
 
 
 def _shown_examples(examples: Sequence[Example]) -> str:
@@ -354,60 +257,37 @@ def _shown_examples(examples: Sequence[Example]) -> str:
     parts = []
     for example in examples:
         probs = ", ".join(f"{label} {number(p)}\u202f%" for label, p in list(example.probs.items())[:4])
-        told = [
-            ("clip", example.clip),
-            ("true", example.true_label),
-            ("raw label", example.provisional),
-            ("calibrated", example.predicted + (f" ({probs})" if probs else "")),
-        ]
+        told = [("clip", example.clip), ("true", example.true_label), ("raw label", example.provisional),
+                ("calibrated", example.predicted + (f" ({probs})" if probs else ""))]
         told += [("malformed", example.reason.replace("_", " "))] if example.reason else []
-        text = (
-            f'<pre class="trace" tabindex="0">{escape(example.text)}</pre>'
-            if example.text is not None
-            else "<p>Its trace is not in this workbench.</p>"
-        )
+        text = (f'<pre class="trace" tabindex="0">{escape(example.text)}</pre>' if example.text is not None
+                else "<p>Its trace is not in this workbench.</p>")
         parts.append(f"<article><h3>{escape(KINDS[example.kind])}</h3>{page.facts(told)}{text}</article>")
-    return (
-        "<h3>Examples</h3><p>The first clips of each kind in the order of their ids, not picked by eye.</p>"
-        f'<div class="examples">{"".join(parts)}</div>'
-    )
+    return ("<h3>Examples</h3><p>The first clips of each kind in the order of their ids, not picked by eye.</p>"
+            f'<div class="examples">{"".join(parts)}</div>')
 
 
 # What was run
 
-
 def _runs(story: Story) -> str:
-    parts = []
+    parts, known = [], None
     for about in story.runs:
         departed = departures(about["config"])
-        settings = (
-            "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in departed.items())
-            or "none: these are the method's own settings\n"
-        )
+        settings = ("".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in departed.items())
+                    or "none: these are the method's own settings\n")
         commits = list(dict.fromkeys(_commit(session) for session in about["sessions"])) or [_commit(about)]
-        told = [
-            ("stage", about["stage"]),
-            ("dataset", about["dataset"] or "not named"),
-            ("seed", str(about["seed"])),
-            ("commit", "; ".join(commits)),
-            ("device", str(about["device"] or "not noted")),
-            ("started", str(about["created"])),
-            ("status", _status(about)),
-            ("stands on", about["parent"] or "no other run"),
-            (
-                "versions",
-                "as above"
-                if about is not story.runs[0] and about["versions"] == story.runs[0]["versions"]
-                else ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
-            ),
-        ]
+        told = [("stage", about["stage"]), ("dataset", about["dataset"] or "not named"), ("seed", str(about["seed"])),
+                ("commit", "; ".join(commits)), ("device", str(about["device"] or "not noted")),
+                ("started", str(about["created"])), ("status", _status(about)),
+                ("stands on", about["parent"] or "no other run"),
+                ("versions", "as above" if known == about["versions"] else ", ".join(
+                    f"{name} {version}" for name, version in about["versions"].items()))]
+        known = about["versions"]
         if len(about["sessions"]) > 1:
             told.append(("sessions", f"{len(about['sessions'])}, continued after a stop"))
-        parts.append(
-            f"<h3>{escape(about['run_id'])}</h3>{page.facts(told)}"
-            f"<details><summary>{len(departed)} settings differ from the defaults</summary>"
-            f'<pre tabindex="0">{escape(settings)}</pre></details>'
-        )
+        parts.append(f"<details{' open' if not parts else ''}><summary><strong>{escape(about['run_id'])}</strong>, "
+                     f"{len(departed)} settings differ from the defaults</summary>{page.facts(told)}"
+                     f'<pre tabindex="0">{escape(settings)}</pre></details>')
     return "".join(parts)
 
 
@@ -427,16 +307,10 @@ def _clips(story: Story) -> str:
     if story.clips.empty and story.excluded.empty:
         return "<p>No manifest of its dataset lies in this workbench, so clips are not counted here.</p>"
     counted = story.clips.pivot_table(index="split", columns="label", values="n", aggfunc="sum", fill_value=0)
-    counted = counted.reindex(
-        columns=[
-            *(label for label in story.labels if label in counted),
-            *(label for label in counted if label not in story.labels),
-        ]
-    )
-    lines = [
-        ("", [page.row_head(str(split)), *(page.cell(str(n)) for n in (*row, int(np.sum(row))))])
-        for split, row in zip(counted.index, counted.to_numpy().tolist(), strict=True)
-    ]
+    counted = counted.reindex(columns=[*(label for label in story.labels if label in counted), *(
+        label for label in counted if label not in story.labels)])
+    lines = [("", [page.row_head(str(split)), *(page.cell(str(n)) for n in (*row, sum(row)))])
+             for split, row in zip(counted.index, counted.to_numpy().tolist(), strict=True)]
     out = _excluded(story.excluded)
     return page.table("Usable clips by split and label", ["Split", *map(str, counted.columns), "all"], lines) + out
 
@@ -444,10 +318,8 @@ def _clips(story: Story) -> str:
 def _excluded(excluded: pd.DataFrame) -> str:
     if excluded.empty:
         return "<p>No clip is excluded.</p>"
-    lines = [
-        ("", [page.row_head(str(one.reason)), page.cell(str(one.split), kind="text"), page.cell(str(one.n))])
-        for one in excluded.itertuples()
-    ]
+    lines = [("", [page.row_head(str(one.reason)), page.cell(str(one.split), kind="text"), page.cell(str(one.n))])
+             for one in excluded.itertuples()]
     return page.table(f"{int(excluded['n'].sum())} clips excluded, by reason", ["Reason", "Split", "Clips"], lines)
 
 

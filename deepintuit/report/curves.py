@@ -26,43 +26,19 @@ class Panel:
 
 
 PANELS = (
-    Panel(
-        "Loss",
-        "nats a token",
-        {
-            "training": ("loss", "train_loss"),
-            "validation": ("eval_loss", "validation_loss", "validation_nll", "eval_nll"),
-        },
-    ),
+    Panel("Loss", "nats a token", {"training": ("loss", "train_loss"),
+                                   "validation": ("eval_loss", "validation_loss", "validation_nll", "eval_nll")}),
     Panel("Reward, mean", "reward", {"reward": ("reward", "reward_mean")}),
-    Panel(
-        "Right answers",
-        "% of traces",
-        {"accuracy reward": ("accuracy", "accuracy_reward", "rewards/accuracy/mean", "rewards/accuracy_reward/mean")},
-        100,
-    ),
-    Panel(
-        "Well-formed",
-        "% of traces",
-        {
-            "format reward": (
-                "format",
-                "well_formed",
-                "format_reward",
-                "rewards/format/mean",
-                "rewards/format_reward/mean",
-            )
-        },
-        100,
-    ),
-    Panel(
-        "Groups that teach nothing",
-        "% of groups, all rewards equal",
-        {"zero variance": ("zero_variance", "frac_reward_zero_std", "zero_variance_share")},
-        100,
-    ),
+    Panel("Right answers", "% of traces", {"accuracy reward": ("accuracy", "accuracy_reward", "rewards/accuracy/mean",
+                                                               "rewards/accuracy_reward/mean")}, 100),
+    Panel("Well-formed", "% of traces", {"format reward": ("format", "well_formed", "format_reward",
+                                                           "rewards/format/mean", "rewards/format_reward/mean")}, 100),
+    Panel("Groups that teach nothing", "% of groups, all rewards equal",
+          {"zero variance": ("zero_variance", "frac_reward_zero_std", "zero_variance_share")}, 100),
     Panel("Entropy", "nats a token", {"entropy": ("entropy",)}),
-    Panel("Completion length", "tokens, mean", {"length": ("completion_length", "completions/mean_length", "length")}),
+    Panel("Completion length", "tokens, mean",
+          {"length": ("tokens_mean", "completion_length", "completions/mean_length")}),
+    Panel("Cut at the limit", "% of traces", {"truncated": ("truncated_share", "completions/clipped_ratio")}, 100),
 )
 
 
@@ -71,38 +47,23 @@ def training_figure(steps: pd.DataFrame, *, title: str | None = None) -> go.Figu
     by_name = {str(name): rows.sort_values("step") for name, rows in steps.dropna(subset=["value"]).groupby("name")}
     panels = []
     for panel in PANELS:
-        found = {
-            legend: next((by_name[name] for name in names if name in by_name), None)
-            for legend, names in panel.series.items()
-        }
+        found = {legend: next((by_name[name] for name in names if name in by_name), None)
+                 for legend, names in panel.series.items()}
         if any(rows is not None for rows in found.values()):
             panels.append((panel, {legend: rows for legend, rows in found.items() if rows is not None}))
     if not panels:
         return empty("No training step was logged yet.")
     columns = 1 if len(panels) == 1 else 2
     lines = -(-len(panels) // columns)
-    figure = make_subplots(
-        rows=lines,
-        cols=columns,
-        vertical_spacing=0.42 / max(2, lines),
-        horizontal_spacing=0.13,
-        subplot_titles=[panel.title for panel, _ in panels],
-    )
+    figure = make_subplots(rows=lines, cols=columns, vertical_spacing=0.42 / max(2, lines), horizontal_spacing=0.13,
+                           subplot_titles=[panel.title for panel, _ in panels])
     for place, (panel, found) in enumerate(panels):
         row, column = place // columns + 1, place % columns + 1
         for k, (legend, rows) in enumerate(found.items()):
-            figure.add_scatter(
-                x=rows["step"],
-                y=panel.scale * rows["value"],
-                name=legend,
-                showlegend=len(found) > 1,
-                mode="lines+markers" if len(rows) < 30 else "lines",
-                marker_size=4,
-                row=row,
-                col=column,
-                line=dict(color=COLOURS[k], width=1.5, dash=DASHES[k]),
-                hovertemplate="update %{x}: %{y:.3g}<extra></extra>",
-            )
+            figure.add_scatter(x=rows["step"], y=panel.scale * rows["value"], name=legend, showlegend=len(found) > 1,
+                               mode="lines+markers" if len(rows) < 30 else "lines", marker_size=4, row=row, col=column,
+                               line=dict(color=COLOURS[k], width=1.5, dash=DASHES[k]),
+                               hovertemplate="update %{x}: %{y:.3g}<extra></extra>")
         bounds = dict(range=[0, 103]) if panel.scale == 100 else dict(rangemode="tozero")
         figure.update_yaxes(title_text=panel.unit, title_font_size=11, row=row, col=column, **bounds)
         figure.update_xaxes(title_text="update", title_font_size=11, row=row, col=column)
@@ -117,7 +78,5 @@ def _title(panels: list[tuple[Panel, dict[str, pd.DataFrame]]]) -> str:
     wanted = ("Right answers", "Reward, mean", "Loss")
     panel, found = min(panels, key=lambda one: wanted.index(one[0].title) if one[0].title in wanted else len(wanted))
     values = panel.scale * next(iter(found.values()))["value"]
-    return (
-        f"{panel.title}: {values.iloc[0]:.3g} at the first update, {values.iloc[-1]:.3g} at the last "
-        f"({panel.unit.split(',')[0]})"
-    )
+    return (f"{panel.title}: {values.iloc[0]:.3g} at the first update, {values.iloc[-1]:.3g} at the last "
+            f"({panel.unit.split(',')[0]})")

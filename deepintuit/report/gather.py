@@ -21,9 +21,7 @@ from deepintuit.report.table import Row, headline, table_of
 from deepintuit.store import Workbench
 
 KINDS = {
-    "mended": "Mended by calibration",
-    "broken": "Broken by calibration",
-    "right": "Right before and after",
+    "mended": "Mended by calibration", "broken": "Broken by calibration", "right": "Right before and after",
     "wrong": "Wrong before and after",
 }
 
@@ -48,6 +46,7 @@ class Story:
     reason, split, n; `reasons` run_id, stage, reason, n, share; `steps` the training steps by run id."""
 
     rows: list[Row]
+    headline: Row | None
     labels: tuple[str, ...]
     level: float
     runs: list[dict[str, Any]]
@@ -57,74 +56,65 @@ class Story:
     examples: list[Example]
     steps: dict[str, pd.DataFrame]
 
-    @property
-    def headline(self) -> Row | None:
-        return headline(self.rows)
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of some evaluate runs, with what they were made of. `runs` are the run.json asked for."""
+
+    rows: list[Row]
+    labels: tuple[str, ...]
+    config: EvaluateConfig
+    predictions: pd.DataFrame
+    runs: list[dict[str, Any]]
+    dataset: str | None
 
 
-def gather(
-    workbench: Workbench, run_ids: Sequence[str], labels: Sequence[str] | None = None, examples: int = 1
-) -> Story:
-    """Read it all; refreshes the index. StoreError for an unknown run, DataError where no dataset and no row says what
-    the labels are."""
+def tabulate(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None,
+             labels: Sequence[str] | None = None) -> Table:
+    """The table of these runs' predictions; refreshes the index. `config` defaults to the first run's, `labels` to its
+    dataset's. StoreError for an unknown run, DataError where nothing says what the labels are."""
     if not run_ids:
-        raise StoreError(
-            "no run was named", "a card tells of at least one", "name an evaluate run; `workbench.runs()` lists them"
-        )
-    workbench.refresh()
+        raise StoreError("no run was named", "a card tells of at least one",
+                         "name an evaluate run; `workbench.runs()` lists them")
     asked = [workbench.run(run_id).about for run_id in dict.fromkeys(run_ids)]
-    settings = _evaluate_settings(asked[0]["config"])
+    settings = config or _evaluate_settings(asked[0]["config"])
     predictions = pd.concat([workbench.run(about["run_id"]).read("predictions") for about in asked], ignore_index=True)
     predictions = _told_apart(predictions)
+    workbench.refresh()
     dataset = next((about["dataset"] for about in asked if about["dataset"]), None)
     names = tuple(labels or _labels(workbench, dataset, predictions))
     groups = workbench.query('SELECT clip_id, "group" FROM clips WHERE dataset = ? AND "group" IS NOT NULL', [dataset])
-    rows = table_of(
-        predictions,
-        names,
-        settings,
-        groups=dict(zip(groups["clip_id"], groups["group"], strict=True)),
-        seed=asked[0]["seed"],
-    )
-    runs = _with_ancestors(workbench, asked)
+    rows = table_of(predictions, names, settings, groups=dict(zip(groups["clip_id"], groups["group"], strict=True)),
+                    seed=asked[0]["seed"])
+    return Table(rows, names, settings, predictions[predictions["split"] == settings.split], asked, dataset)
+
+
+def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None,
+           labels: Sequence[str] | None = None, examples: int = 1) -> Story:
+    """All that a card tells, as `tabulate`."""
+    table = tabulate(workbench, run_ids, config, labels)
+    spoken, dataset = headline(table.rows, table.config.method), table.dataset
+    runs = _with_ancestors(workbench, table.runs)
     ids = [about["run_id"] for about in runs]
+    logged = {run_id: workbench.run(run_id).read("steps", ["step", "name", "value"]) for run_id in ids}
     return Story(
-        rows,
-        names,
-        settings.confidence,
-        runs,
-        workbench.query(
-            """SELECT coalesce(split, 'unassigned') AS split, label, count(*) AS n FROM clips
-                           WHERE dataset = ? AND excluded IS NULL GROUP BY ALL ORDER BY ALL""",
-            [dataset],
-        ),
-        workbench.query(
-            """SELECT excluded AS reason, coalesce(split, 'unassigned') AS split, count(*) AS n FROM clips
+        table.rows, spoken, table.labels, table.config.confidence, runs,
+        workbench.query("""SELECT coalesce(split, 'unassigned') AS split, label, count(*) AS n FROM clips
+                           WHERE dataset = ? AND excluded IS NULL GROUP BY ALL ORDER BY ALL""", [dataset]),
+        workbench.query("""SELECT excluded AS reason, coalesce(split, 'unassigned') AS split, count(*) AS n FROM clips
                            WHERE dataset = ? AND excluded IS NOT NULL GROUP BY ALL ORDER BY n DESC, reason""",
-            [dataset],
-        ),
-        workbench.query(
-            """SELECT run_id, stage, reason, n, share FROM trace_reasons
-                           WHERE run_id IN (SELECT unnest(?)) ORDER BY run_id, stage, n DESC, reason""",
-            [ids],
-        ),
-        _examples(workbench, predictions[predictions["split"] == settings.split], headline(rows), examples),
-        {
-            run_id: steps
-            for run_id in ids
-            if len(steps := workbench.run(run_id).read("steps", ["step", "name", "value"]))
-        },
-    )
+                        [dataset]),
+        workbench.query("""SELECT run_id, stage, reason, n, share FROM trace_reasons
+                           WHERE run_id IN (SELECT unnest(?)) ORDER BY run_id, stage, n DESC, reason""", [ids]),
+        _examples(workbench, table.predictions, spoken, examples),
+        {run_id: steps for run_id, steps in logged.items() if len(steps)})
 
 
 def departures(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a stored config sets otherwise than the method's defaults, by dotted key; the workbench's place aside."""
     defaults = dict(_flat(Config().to_dict()))
-    return {
-        key: value
-        for key, value in _flat(config)
-        if key != "workbench" and (key not in defaults or defaults[key] != value)
-    }
+    return {key: value for key, value in _flat(config)
+            if key != "workbench" and (key not in defaults or defaults[key] != value)}
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
@@ -159,19 +149,21 @@ def _labels(workbench: Workbench, dataset: str | None, predictions: pd.DataFrame
         return tuple(listed.iloc[0])
     seen = {*predictions["true_label"].dropna(), *predictions["predicted"]} - {NONE_LABEL}
     if len(predictions) and not seen:
-        raise DataError(
-            "the predictions name no label",
-            "the run has no dataset and no clip a true label",
-            "pass `labels`, the label set's names in order",
-        )
+        raise DataError("the predictions name no label", "the run has no dataset and no clip a true label",
+                        "pass `labels`, the label set's names in order")
     return sorted(seen)
 
 
 def _with_ancestors(workbench: Workbench, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Behind the asked runs those they stand on: parents, and the calibrator that an evaluate run names."""
     found = {about["run_id"]: about for about in asked}
-    for about in asked:
-        while (parent := about["parent"]) is not None and parent not in found:
-            about = found[parent] = workbench.run(parent).about
+    waiting = list(asked)
+    while waiting:
+        about = waiting.pop(0)
+        for run_id in (about["config"].get("calibrator"), about["parent"]):
+            if run_id and run_id not in found:
+                found[run_id] = workbench.run(run_id).about
+                waiting.append(found[run_id])
     return list(found.values())
 
 
@@ -183,43 +175,25 @@ def _examples(workbench: Workbench, predictions: pd.DataFrame, row: Row | None, 
     after = mine[(mine["method"] == row.method) & (mine["control"] == row.control) & mine["true_label"].notna()]
     both = after.set_index("clip_id").join(raw[["predicted", "trace_id"]].add_suffix("_raw"), how="inner").sort_index()
     was_right, is_right = both["predicted_raw"] == both["true_label"], both["predicted"] == both["true_label"]
-    chosen = {
-        "mended": ~was_right & is_right,
-        "broken": was_right & ~is_right,
-        "right": was_right & is_right,
-        "wrong": ~was_right & ~is_right,
-    }
+    chosen = {"mended": ~was_right & is_right, "broken": was_right & ~is_right, "right": was_right & is_right,
+              "wrong": ~was_right & ~is_right}
     picked = [(kind, clip, answer) for kind in KINDS for clip, answer in both[chosen[kind]].head(most).iterrows()]
-    trace_of = {
-        clip: next((t for t in (answer["trace_id_raw"], answer["trace_id"]) if isinstance(t, str)), None)
-        for _, clip, answer in picked
-    }
-    traces = workbench.query(
-        "SELECT trace_id, text, reason FROM traces WHERE trace_id IN (SELECT unnest(?::VARCHAR[]))",
-        [[trace for trace in trace_of.values() if trace]],
-    ).set_index("trace_id")
-    files = workbench.query(
-        "SELECT clip_id, any_value(path) AS path FROM clips WHERE clip_id IN (SELECT unnest(?::VARCHAR[])) "
-        "GROUP BY clip_id",
-        [list(trace_of)],
-    ).set_index("clip_id")["path"]
-    return [
-        _example(
-            kind, clip, answer, traces.loc[trace_of[clip]] if trace_of[clip] in traces.index else None, files.get(clip)
-        )
-        for kind, clip, answer in picked
-    ]
+    trace_of = {clip: next((t for t in (answer["trace_id_raw"], answer["trace_id"]) if isinstance(t, str)), None)
+                for _, clip, answer in picked}
+    traces = workbench.query("""SELECT trace_id, text, reason FROM traces
+                                WHERE trace_id IN (SELECT unnest(?::VARCHAR[]))""",
+                             [[trace for trace in trace_of.values() if trace]]).set_index("trace_id")
+    files = workbench.query("""SELECT clip_id, any_value(path) AS path FROM clips
+                               WHERE clip_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY clip_id""",
+                            [list(trace_of)]).set_index("clip_id")["path"]
+    return [_example(kind, clip, answer, traces.loc[trace_of[clip]] if trace_of[clip] in traces.index else None,
+                     files.get(clip)) for kind, clip, answer in picked]
 
 
 def _example(kind: str, clip: str, answer: pd.Series, trace: pd.Series | None, path: str | None) -> Example:
     probs = {} if answer["probs"] is None else dict(zip(answer["labels"], answer["probs"], strict=True))
-    return Example(
-        kind,
-        path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else clip,
-        answer["true_label"],
-        answer["predicted_raw"],
-        answer["predicted"],
-        dict(sorted(probs.items(), key=lambda one: -one[1])),
-        None if trace is None else trace["text"],
-        trace["reason"] if trace is not None and isinstance(trace["reason"], str) else None,
-    )
+    text, reason = (None, None) if trace is None else (trace["text"], trace["reason"])
+    return Example(kind, path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else clip,
+                   answer["true_label"], answer["predicted_raw"], answer["predicted"],
+                   dict(sorted(probs.items(), key=lambda one: -one[1])), text,
+                   reason if isinstance(reason, str) else None)

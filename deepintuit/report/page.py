@@ -21,7 +21,8 @@ from plotly.offline import get_plotlyjs
 from deepintuit.report.figures import DARK, LIGHT
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #22262b; --soft: #59616b; --line: #dfe3e8; --page: #ffffff; --card: #f6f8fa; --link: #1d5f99; }
+:root { color-scheme: light dark;
+  --ink: #22262b; --soft: #59616b; --line: #dfe3e8; --page: #ffffff; --card: #f6f8fa; --link: #1d5f99; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e8eb; --soft: #a3abb5; --line: #353b43; --page: #15181c; --card: #1d2126; --link: #7fb6e6; } }
 * { box-sizing: border-box; }
@@ -39,18 +40,20 @@ p, ul, dl { max-width: 46rem; margin: .4rem 0 .8rem; }
 a { color: var(--link); }
 nav a { margin-right: 1.1em; white-space: nowrap; }
 .scroll { overflow-x: auto; margin: .75rem 0; }
-.scroll:focus-visible, a:focus-visible, summary:focus-visible, pre:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
+:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
 caption { text-align: left; padding-bottom: .4rem; }
-th, td { padding: .35rem .55rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .35rem .55rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
 th:first-child, td.text { text-align: left; white-space: normal; }
 thead th { white-space: normal; font-weight: 600; border-bottom: 2px solid var(--line); vertical-align: bottom; }
 tbody th { font-weight: 400; min-width: 11rem; }
 tbody th.system { font-weight: 600; }
 tr.system > * { border-top: 1px solid var(--soft); }
 th.method { padding-left: 1.5rem; } th.control { padding-left: 2.5rem; color: var(--soft); }
-td small { display: block; font-size: .78rem; line-height: 1.2; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem 2rem; margin-top: 1rem; }
+td small { display: block; font-size: .88em; line-height: 1.2; }
+.figures { display: grid; gap: 1.5rem 2rem; margin-top: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
 figure { margin: 0; min-width: 0; break-inside: avoid; } figure.wide { grid-column: 1 / -1; }
 figcaption { font-weight: 600; font-size: .98rem; line-height: 1.35; }
 figcaption small { display: block; font-weight: 400; }
@@ -67,7 +70,8 @@ details { margin: .4rem 0; } summary { cursor: pointer; }
   :root { --ink: #000; --soft: #444; --line: #bbb; --page: #fff; --card: #f4f4f4; --link: #000; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; } nav { display: none; }
   .scroll, pre, pre.trace { overflow: visible; max-height: none; white-space: pre-wrap; }
-  table { font-size: 7.5pt; } th, td { padding: .2rem .35rem; } tbody th { min-width: 0; } thead { display: table-header-group; }
+  table { font-size: 7.5pt; } th, td { padding: .2rem .35rem; } tbody th { min-width: 0; }
+  thead { display: table-header-group; }
   h2, h3 { break-after: avoid; } tr, pre { break-inside: avoid; }
   .figures { grid-template-columns: 1fr; } }
 """
@@ -83,37 +87,29 @@ function draw(isDark) {
 }
 draw(dark.matches);
 dark.addEventListener("change", () => draw(dark.matches));
-addEventListener("beforeprint", () => { document.querySelectorAll("details").forEach(d => d.open = true); draw(false); });
+addEventListener("beforeprint", () => {
+  document.querySelectorAll("details").forEach(d => d.open = true);
+  draw(false);
+});
 addEventListener("afterprint", () => draw(dark.matches));
 """
 
 
 def document(title: str, body: str, figures: Mapping[str, go.Figure]) -> str:
-    """The whole page. `body` is HTML whose foreign texts are escaped already; `figures` go by the name that `figure` gave."""
+    """The whole page. `body` is HTML whose foreign texts are escaped; `figures` go by the name given to `figure`."""
     plotly = get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script") if figures else ""
     script = _SCRIPT if figures else ""
-    policy = (
-        "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "
-        f"script-src {' '.join(_hash(text) for text in (plotly, script))}"
-    )
-    data = {
-        "figures": {f"figure-{name}": _untitled(figure) for name, figure in figures.items()},
-        "light": LIGHT.to_plotly_json(),
-        "dark": DARK.to_plotly_json(),
-    }
-    scripts = (
-        f'<script type="application/json" id="figure-data">{_json(data)}</script>\n<script>{plotly}</script>\n'
-        f"<script>{script}</script>\n"
-        if figures
-        else ""
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n{scripts}"
-        "</body>\n</html>\n"
-    )
+    policy = ("default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "
+              f"script-src {' '.join(_hash(text) for text in (plotly, script))}")
+    data = {"figures": {f"figure-{name}": _untitled(figure) for name, figure in figures.items()},
+            "light": LIGHT.to_plotly_json(), "dark": DARK.to_plotly_json()}
+    scripts = (f'<script type="application/json" id="figure-data">{_json(data)}</script>\n<script>{plotly}</script>\n'
+               f"<script>{script}</script>\n" if figures else "")
+    return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+            f"{scripts}</body>\n</html>\n")
 
 
 def _hash(script: str) -> str:
@@ -140,10 +136,8 @@ def figure(name: str, drawn: go.Figure, note: str = "", wide: bool = False) -> s
     """The place of a figure, its title as caption. `note` is text."""
     title = escape(str(drawn.layout.meta))
     below = f"<small>{escape(note)}</small>" if note else ""
-    return (
-        f"<figure{' class=' + chr(34) + 'wide' + chr(34) if wide else ''}><figcaption>{title}{below}</figcaption>"
-        f'<div id="figure-{escape(name)}" role="img" aria-label="{title}"></div></figure>'
-    )
+    return (f'<figure class="{"wide" if wide else "half"}"><figcaption>{title}{below}</figcaption>'
+            f'<div id="figure-{escape(name)}" role="img" aria-label="{title}"></div></figure>')
 
 
 def table(caption: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -151,10 +145,9 @@ def table(caption: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence
     cell a row header."""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
     body = "\n".join(f'<tr class="{escape(kind)}">{"".join(cells)}</tr>' for kind, cells in rows)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-    )
+    return (f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
+            f"<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
+            f"<tbody>\n{body}\n</tbody></table></div>")
 
 
 def row_head(text: str, kind: str = "") -> str:
@@ -162,12 +155,8 @@ def row_head(text: str, kind: str = "") -> str:
 
 
 def cell(text: str, below: str = "", kind: str = "") -> str:
-    return (
-        (f'<td class="{kind}">' if kind else "<td>")
-        + escape(text)
-        + (f"<small>{escape(below)}</small>" if below else "")
-        + "</td>"
-    )
+    small = f"<small>{escape(below)}</small>" if below else ""
+    return (f'<td class="{kind}">' if kind else "<td>") + f"{escape(text)}{small}</td>"
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:

@@ -6,7 +6,7 @@ Left out on purpose: drawing and wording (`text`, `figures`), any ranking. Axes:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,7 +34,8 @@ from deepintuit.metrics import (
 from deepintuit.metrics.inputs import Floats
 
 # Order of reading: what costs nothing first, then each stage behind the one before it (METHOD.md 1.6).
-SYSTEMS = ("majority", "metadata", "text", "zero-shot", "direct", "rb-ft", "cold start", "cold start + grpo")
+SYSTEMS = ("majority", "metadata", "text", "zero-shot", "labels only", "labels only, all clips", "direct", "rb-ft",
+           "cold start", "cold start + grpo")
 METHODS = ("raw", "label_likelihood", "linear_head", "vote", "mean_likelihood")
 CONTROLS = ("none", "trace_blanked", "video_blanked", "trace_swapped")
 
@@ -75,14 +76,8 @@ class Row:
         return self.evaluation.n
 
 
-def table_of(
-    predictions: pd.DataFrame,
-    labels: Iterable[str],
-    config: EvaluateConfig | None = None,
-    *,
-    groups: Mapping[str, str] | None = None,
-    seed: int = 0,
-) -> list[Row]:
+def table_of(predictions: pd.DataFrame, labels: Iterable[str], config: EvaluateConfig | None = None, *,
+             groups: Mapping[str, str] | None = None, seed: int = 0) -> list[Row]:
     """One `Row` for each (system, method, control) among the grain's rows of `config.split`, baselines first.
 
     `labels` is the label set; probabilities are brought into its order. `groups` (clip_id → source) makes the
@@ -92,29 +87,27 @@ def table_of(
     config = config or EvaluateConfig()
     names = tuple(labels)
     chosen = predictions[predictions["split"] == config.split]
-    answers = {
-        key: _Answers.of(key, frame, names, groups or {})
-        for key, frame in chosen.groupby(["system", "method", "control"], sort=False)
-    }
+    answers = {key: _Answers.of(key, frame, names, groups or {})
+               for key, frame in chosen.groupby(["system", "method", "control"], sort=False)}
     return [_row(answers, key, names, config, seed) for key in sorted(answers, key=_place(list(answers)))]
 
 
-def headline(rows: Sequence[Row]) -> Row | None:
-    """The row a page speaks of: the last system's calibrated answer, uncontrolled; its raw label where there is none.
-    Last in the order of the stages, never by score."""
+def headline(rows: Sequence[Row], method: str = "label_likelihood") -> Row | None:
+    """The row a page speaks of: the last system's answer by `method`, else by another, else its raw label; without a
+    control. Last in the order of the stages, never by score."""
     plain = [row for row in rows if row.control == "none"]
     calibrated = [row for row in plain if row.method != "raw" and row.gain is not None]
-    return (calibrated or plain or [None])[-1]
+    return ([row for row in calibrated if row.method == method] or calibrated or plain or [None])[-1]
 
 
-def _place(keys: list[tuple[str, str, str]]):
-    systems = [*SYSTEMS, *dict.fromkeys(system for system, _, _ in keys if system not in SYSTEMS)]
+def _place(keys: list[tuple[str, str, str]]) -> Callable[[tuple[str, str, str]], tuple[int, ...]]:
+    folded = [system.casefold() for system, _, _ in keys]
+    systems = [*SYSTEMS, *dict.fromkeys(system for system in folded if system not in SYSTEMS)]
 
     def place(key: tuple[str, str, str]) -> tuple[int, ...]:
-        return tuple(
-            known.index(word) if word in known else len(known)
-            for word, known in zip(key, (systems, METHODS, CONTROLS), strict=True)
-        )
+        system, method, control = key
+        return tuple(known.index(word) if word in known else len(known)
+                     for word, known in ((system.casefold(), systems), (method, METHODS), (control, CONTROLS)))
 
     return place
 
@@ -129,16 +122,12 @@ class _Answers:
     unlabelled: int
 
     @classmethod
-    def of(
-        cls, key: tuple[str, str, str], frame: pd.DataFrame, labels: tuple[str, ...], groups: Mapping[str, str]
-    ) -> _Answers:
+    def of(cls, key: tuple[str, str, str], frame: pd.DataFrame, labels: tuple[str, ...],
+           groups: Mapping[str, str]) -> _Answers:
         repeated = frame.loc[frame["clip_id"].duplicated(), "clip_id"]
         if len(repeated):
-            raise DataError(
-                f"clip {repeated.iloc[0]!r} has several predictions by {' / '.join(key)}",
-                "each clip counts once in a table",
-                "pass the rows of one run, and one trace a clip",
-            )
+            raise DataError(f"clip {repeated.iloc[0]!r} has several predictions by {' / '.join(key)}",
+                            "each clip counts once in a table", "pass the rows of one run, and one trace a clip")
         known = frame[frame["true_label"].notna()].sort_values("clip_id").reset_index(drop=True)
         drawn = np.array([groups.get(clip) or clip for clip in known["clip_id"]], dtype=object).astype(str)
         return cls(known, drawn, _probabilities(key, known, labels), len(frame) - len(known))
@@ -155,64 +144,35 @@ def _probabilities(key: tuple[str, str, str], frame: pd.DataFrame, labels: tuple
     probs_C_K = np.zeros((len(frame), len(labels)))
     for c, (names, values) in enumerate(zip(frame["labels"], frame["probs"], strict=True)):
         if sorted(names) != sorted(labels) or len(values) != len(labels):
-            raise DataError(
-                f"{' / '.join(key)} has probabilities over {', '.join(map(str, names))}",
-                f"the label set is {', '.join(labels)}",
-                "score these clips with the label set of their dataset",
-            )
+            raise DataError(f"{' / '.join(key)} has probabilities over {', '.join(map(str, names))}",
+                            f"the label set is {', '.join(labels)}",
+                            "score these clips with the label set of their dataset")
         probs_C_K[c, class_indices(names, labels)] = values
     if key[1] == "raw" and np.isin(probs_C_K, (0.0, 1.0)).all():
         return None
     return probs_C_K
 
 
-def _row(
-    answers: Mapping[tuple[str, str, str], _Answers],
-    key: tuple[str, str, str],
-    labels: tuple[str, ...],
-    config: EvaluateConfig,
-    seed: int,
-) -> Row:
+def _row(answers: Mapping[tuple[str, str, str], _Answers], key: tuple[str, str, str], labels: tuple[str, ...],
+         config: EvaluateConfig, seed: int) -> Row:
     mine = answers[key]
     frame = mine.frame
     system, method, control = key
     options = dict(draws=max(1, config.bootstrap), seed=seed, level=config.confidence)
-    evaluation = evaluate_predictions(
-        frame["true_label"].tolist(),
-        frame["predicted"].tolist(),
-        labels,
-        mine.probs_C_K,
-        groups_C=mine.groups_C,
-        bins=config.bins,
-        **options,
-    )
-    evaluation = replace(
-        evaluation,
-        **{
-            name: _never_certain(getattr(evaluation, name), evaluation.groups, config.confidence)
-            for name in ("accuracy", "no_answer")
-        },
-    )
-    row = Row(
-        system,
-        method,
-        control,
-        config.split,
-        evaluation,
-        mine.unlabelled,
-        temperature=_mean(frame["temperature"]),
-        outside_mass=_mean(frame["outside_mass"]),
-    )
+    evaluation = evaluate_predictions(frame["true_label"].tolist(), frame["predicted"].tolist(), labels, mine.probs_C_K,
+                                      groups_C=mine.groups_C, bins=config.bins, **options)
+    shares = {name: _never_certain(getattr(evaluation, name), evaluation.groups, config.confidence)
+              for name in ("accuracy", "no_answer")}
+    evaluation = replace(evaluation, **shares)
+    row = Row(system, method, control, config.split, evaluation, mine.unlabelled,
+              temperature=_mean(frame["temperature"]), outside_mass=_mean(frame["outside_mass"]))
     if mine.probs_C_K is not None:
         row = replace(row, **_curves(mine, labels, config))
     raw, uncontrolled = answers.get((system, "raw", "none")), answers.get((system, method, "none"))
     if raw is not None and key != (system, "raw", "none"):
         before, after = _both(raw, mine)
-        row = replace(
-            row,
-            gain=_difference(before, after, options),
-            flips=flips(before.frame["predicted"], after.frame["predicted"], after.frame["true_label"]),
-        )
+        row = replace(row, gain=_difference(before, after, options),
+                      flips=flips(before.frame["predicted"], after.frame["predicted"], after.frame["true_label"]))
     if uncontrolled is not None and control != "none":
         row = replace(row, change=_difference(*_both(uncontrolled, mine), options))
     return row if config.bootstrap else _without_intervals(row)
@@ -243,20 +203,15 @@ def _curves(mine: _Answers, labels: tuple[str, ...], config: EvaluateConfig) -> 
 
 def _both(before: _Answers, after: _Answers) -> tuple[_Answers, _Answers]:
     """Both cut to the clips they share; ids are sorted in each, so the clips then match."""
-    kept = [
-        one.frame["clip_id"].isin(other.frame["clip_id"]).to_numpy()
-        for one, other in ((before, after), (after, before))
-    ]
-    return tuple(
-        _Answers(one.frame[keep].reset_index(drop=True), one.groups_C[keep], None, one.unlabelled)
-        for one, keep in zip((before, after), kept, strict=True)
-    )
+    kept = [one.frame["clip_id"].isin(other.frame["clip_id"]).to_numpy()
+            for one, other in ((before, after), (after, before))]
+    return tuple(_Answers(one.frame[keep].reset_index(drop=True), one.groups_C[keep], None, one.unlabelled)
+                 for one, keep in zip((before, after), kept, strict=True))
 
 
 def _difference(before: _Answers, after: _Answers, options: dict[str, float]) -> Estimate:
-    return paired_difference(
-        mean_of(after.right_C), mean_of(before.right_C), len(after.frame), groups_C=after.groups_C, **options
-    )
+    return paired_difference(mean_of(after.right_C), mean_of(before.right_C), len(after.frame),
+                             groups_C=after.groups_C, **options)
 
 
 def _mean(values: pd.Series) -> float | None:
@@ -304,19 +259,10 @@ def over_seeds(rows_by_seed: Mapping[int, Sequence[Row]], level: float = 0.95) -
         values = {name: np.array([one.value for one in column if one is not None]) for name, column in columns.items()}
         values = {name: numbers[~np.isnan(numbers)] for name, numbers in values.items()}
         counts = [row.n for row in rows.values()]
-        found.append(
-            SeedRow(
-                *key,
-                tuple(rows),
-                (min(counts), max(counts)),
-                {name: _t_interval(numbers, level) for name, numbers in values.items() if numbers.size},
-                {
-                    name: float(numbers.std(ddof=1)) if numbers.size > 1 else math.nan
-                    for name, numbers in values.items()
-                    if numbers.size
-                },
-            )
-        )
+        found.append(SeedRow(*key, tuple(rows), (min(counts), max(counts)),
+                             {name: _t_interval(numbers, level) for name, numbers in values.items() if numbers.size},
+                             {name: float(numbers.std(ddof=1)) if numbers.size > 1 else math.nan
+                              for name, numbers in values.items() if numbers.size}))
     return found
 
 

@@ -15,17 +15,9 @@ from deepintuit.metrics import Estimate
 from deepintuit.report.table import Row, SeedRow, over_seeds
 
 NAMES = {
-    "raw": "raw label",
-    "label_likelihood": "label likelihood",
-    "linear_head": "linear head",
-    "vote": "vote",
-    "mean_likelihood": "mean likelihood",
-    "none": "",
-    "trace_blanked": "trace blanked",
-    "video_blanked": "video blanked",
-    "trace_swapped": "trace swapped",
-    "cold start + grpo": "cold start + GRPO",
-    "rb-ft": "RB-FT",
+    "raw": "raw label", "label_likelihood": "label likelihood", "linear_head": "linear head", "vote": "vote",
+    "mean_likelihood": "mean likelihood", "trace_blanked": "trace blanked", "video_blanked": "video blanked",
+    "trace_swapped": "trace swapped", "cold start + grpo": "cold start + GRPO", "rb-ft": "RB-FT",
 }
 NO_ROWS = "No predictions of this split yet: run `deepintuit evaluate`, then this table has a row for each system."
 MINUS, NOTHING = "\u2212", "\u2013"
@@ -63,9 +55,9 @@ def sentence(row: Row | None) -> str:
     if row is None or not row.n:
         return NO_ROWS
     found = row.evaluation
-    system = shown(row.system) + (f" with {shown(row.method)}" if row.gain is not None else "")
-    text = f"{system[:1].upper()}{system[1:]} answers {number(found.accuracy.value)}\u202f% of {row.n} {row.split} clips right"
-    text += _within(found.accuracy)
+    system = shown(row.system) + (f" with {shown(row.method)}" if row.method != "raw" else "")
+    right = f"{number(found.accuracy.value)}\u202f% of {row.n} {row.split} clips right{_within(found.accuracy)}"
+    text = f"{system[:1].upper()}{system[1:]} answers {right}"
     if row.gain is not None:
         text += f": {number(row.gain.value, sign=True)} points against its raw label{_within(row.gain, sign=True)}"
         text += ", no clear difference" if row.gain.low <= 0 <= row.gain.high else ""
@@ -81,7 +73,6 @@ def _within(estimate: Estimate, sign: bool = False) -> str:
 
 # Terminal
 
-
 def terminal_table(rows: Sequence[Row], width: int = 100) -> Table | Text:
     """A rich renderable of at most `width` columns; from 130 on, NLL, Brier and flips stand in it too.
 
@@ -90,17 +81,8 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> Table | Text:
     if not rows:
         return Text(NO_ROWS)
     wide = width >= 130
-    table = Table(
-        box=None,
-        padding=(0, 1),
-        pad_edge=False,
-        collapse_padding=True,
-        header_style="bold",
-        width=None,
-        caption=_caption(rows),
-        caption_justify="left",
-        caption_style="dim",
-    )
+    table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True, header_style="bold", width=None,
+                  caption=_caption(rows), caption_justify="left", caption_style="dim")
     table.add_column("", no_wrap=True, overflow="ellipsis", max_width=26 if wide else 20)
     heads = ["n", "accuracy %", "macro F1 %", "no answer %", "ECE %", "against raw"]
     heads += ["NLL", "Brier", "\u2717\u2192\u2713 / \u2713\u2192\u2717"] * wide
@@ -126,14 +108,8 @@ def _line_name(row: Row) -> str:
 
 def _cells(row: Row, wide: bool) -> list[Text]:
     found = row.evaluation
-    cells = [
-        Text(str(row.n)),
-        _cell(found.accuracy),
-        _cell(found.macro_f1),
-        _cell(found.no_answer),
-        _cell(found.ece),
-        _cell(row.gain, sign=True),
-    ]
+    cells = [Text(str(row.n)), _cell(found.accuracy), _cell(found.macro_f1), _cell(found.no_answer), _cell(found.ece),
+             _cell(row.gain, sign=True)]
     if wide:
         turned = f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong}" if row.flips else NOTHING
         cells += [_cell(found.nll, 1, 2), _cell(found.brier, 1, 2), Text(turned)]
@@ -148,51 +124,25 @@ def _cell(estimate: Estimate | None, scale: float = 100.0, digits: int = 1, sign
 
 def _caption(rows: Sequence[Row]) -> Text:
     missing = max(row.unlabelled for row in rows)
-    text = (
-        "Behind each number its bootstrap interval. A system's own line is its raw label; "
-        f"against raw: points of accuracy, same clips. {NOTHING} no probabilities, or nothing to compare."
-    )
+    text = ("Behind each number its bootstrap interval. A system's own line is its raw label; "
+            f"against raw: points of accuracy, same clips. {NOTHING}: no probabilities, or nothing to compare.")
     return Text(text + (f" {missing} clips without a true label are left out." if missing else ""))
 
 
 # Markdown
 
-
 def markdown_table(rows: Sequence[Row]) -> str:
     """The full table as GitHub Markdown, for docs; ends with a newline."""
     if not rows:
         return NO_ROWS + "\n"
-    heads = [
-        "System",
-        "Answer",
-        "n",
-        "Accuracy %",
-        "Macro F1 %",
-        "No answer %",
-        "NLL",
-        "Brier",
-        "ECE %",
-        "Against raw, points",
-        "Wrong\u2192right / right\u2192wrong",
-    ]
+    heads = ["System", "Answer", "n", "Accuracy %", "Macro F1 %", "No answer %", "NLL", "Brier", "ECE %",
+             "Against raw, points", "Wrong\u2192right / right\u2192wrong"]
     body = []
     for row in rows:
         found = row.evaluation
-        body.append(
-            [
-                shown(row.system),
-                _answer(row.method, row.control),
-                str(row.n),
-                _marked(found.accuracy),
-                _marked(found.macro_f1),
-                _marked(found.no_answer),
-                _marked(found.nll, 1, 3),
-                _marked(found.brier, 1, 3),
-                _marked(found.ece),
-                _marked(row.gain, sign=True),
-                turned(row),
-            ]
-        )
+        body.append([shown(row.system), _answer(row.method, row.control), str(row.n), _marked(found.accuracy),
+                     _marked(found.macro_f1), _marked(found.no_answer), _marked(found.nll, 1, 3),
+                     _marked(found.brier, 1, 3), _marked(found.ece), _marked(row.gain, sign=True), turned(row)])
     return _markdown(heads, body)
 
 
@@ -208,35 +158,15 @@ def multi_seed_table(rows_by_seed: Mapping[int, Sequence[Row]], level: float = 0
     found = over_seeds(rows_by_seed, level)
     if not found:
         return NO_ROWS + "\n"
-    heads = [
-        "System",
-        "Answer",
-        "Seeds",
-        "n a seed",
-        "Accuracy %",
-        "Macro F1 %",
-        "No answer %",
-        "NLL",
-        "ECE %",
-        "Against raw, points",
-    ]
+    heads = ["System", "Answer", "Seeds", "n a seed", "Accuracy %", "Macro F1 %", "No answer %", "NLL", "ECE %",
+             "Against raw, points"]
     body = []
     for row in found:
         low, high = row.clips
-        body.append(
-            [
-                shown(row.system),
-                _answer(row.method, row.control),
-                str(len(row.seeds)),
-                str(low) if low == high else f"{low}\u2013{high}",
-                _spread(row, "accuracy"),
-                _spread(row, "macro_f1"),
-                _spread(row, "no_answer"),
-                _spread(row, "nll", 1, 3),
-                _spread(row, "ece"),
-                _spread(row, "gain", sign=True),
-            ]
-        )
+        body.append([shown(row.system), _answer(row.method, row.control), str(len(row.seeds)),
+                     str(low) if low == high else f"{low}\u2013{high}", _spread(row, "accuracy"),
+                     _spread(row, "macro_f1"), _spread(row, "no_answer"), _spread(row, "nll", 1, 3),
+                     _spread(row, "ece"), _spread(row, "gain", sign=True)])
     return _markdown(heads, body)
 
 

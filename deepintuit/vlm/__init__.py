@@ -9,9 +9,13 @@
 Left out on purpose: images, audio, several clips in a prompt.
 """
 
+from transformers.utils import logging as _transformers_logging
+
 from deepintuit.vlm.clips import EncodedClip, FrameRecord
 from deepintuit.vlm.model import VLM, Example
 from deepintuit.vlm.sampling import Sample, sample_groups
 from deepintuit.vlm.scoring import label_logprobs, last_hidden, token_logprobs
+
+_transformers_logging.disable_progress_bar()  # the stages show their own
 
 __all__ = ["VLM", "EncodedClip", "Example", "FrameRecord", "Sample", "label_logprobs", "last_hidden", "sample_groups", "token_logprobs"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from deepintuit.vlm.model import VLM, Example
@@ -86,6 +86,7 @@ def finetune(
         processing_class=vlm.processor,
         callbacks=[_Epochs(collate, steps_an_epoch), Watch(title, log, progress), *([keeper] if keeper else [])],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     if keeper:
         keeper.restore()

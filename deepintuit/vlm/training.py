@@ -39,7 +39,7 @@ def common_arguments(vlm: VLM, folder: Path, *, seed: int, save_steps: int) -> d
         "fp16": "float16" in dtype and "bfloat16" not in dtype,
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
-        "gradient_checkpointing": getattr(vlm.core, "is_gradient_checkpointing", False),
+        "gradient_checkpointing": vlm.core.is_activation_checkpointing,  # TRL's default is True
     }
 
 
