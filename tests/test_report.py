@@ -4,6 +4,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from deepintuit.report import (
     risk_coverage_figure,
     run_card,
     sentence,
+    show,
     stages_figure,
     table_of,
     terminal_table,
@@ -46,9 +48,10 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\">"
 
 def answer(clip: str, true: str | None, predicted: str, p_cat: float | None = None, method: str = "raw",
            control: str = "none", system: str = "cold start", **more: object) -> dict[str, object]:
+    labels, probs = (None, None) if p_cat is None else (["cat", "dog"], [p_cat, 1 - p_cat])
     return {"clip_id": clip, "split": "test", "system": system, "method": method, "control": control, "trace_id": None,
-            "true_label": true, "provisional": predicted, "predicted": predicted, "temperature": None, "outside_mass": None,
-            "labels": None if p_cat is None else ["cat", "dog"], "probs": None if p_cat is None else [p_cat, 1 - p_cat], **more}
+            "true_label": true, "provisional": predicted, "predicted": predicted, "temperature": None,
+            "outside_mass": None, "labels": labels, "probs": probs, **more}
 
 
 def tiny() -> list[dict[str, object]]:
@@ -66,9 +69,9 @@ def frame(rows: list[dict[str, object]]) -> pd.DataFrame:
 
 
 def printed(renderable: object, width: int = 100) -> str:
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))
+    console = Console(width=width, file=StringIO())
     console.print(renderable)
-    return console.export_text()
+    return console.file.getvalue()
 
 
 # The table
@@ -81,7 +84,8 @@ def test_numbers_are_those_counted_by_hand() -> None:
     assert (raw.n, found.accuracy.value, found.no_answer.value) == (4, 0.5, 0.25)
     assert found.macro_f1.value == pytest.approx((4 / 5 + 0) / 2)
     assert found.confusion.tolist() == [[2, 0, 0], [1, 0, 1]]
-    assert found.classes.precision_K.tolist() == pytest.approx([2 / 3, 0]) and found.classes.support_K.tolist() == [2, 2]
+    assert found.classes.precision_K.tolist() == pytest.approx([2 / 3, 0])
+    assert found.classes.support_K.tolist() == [2, 2]
     assert found.nll is found.ece is raw.risk is raw.gain is raw.flips is None
     found = calibrated.evaluation
     assert found.accuracy.value == 0.75 and calibrated.gain.value == 0.25
@@ -126,8 +130,9 @@ def test_the_bins_before_the_temperature_are_surer() -> None:
 
 
 def test_systems_stand_in_the_order_of_the_stages_and_new_ones_after_them() -> None:
-    rows = [answer("a", "cat", "cat", system=name) for name in ("mine", "cold start + grpo", "majority", "cold start")]
-    assert [row.system for row in table_of(frame(rows), LABELS, QUICK)] == ["majority", "cold start", "cold start + grpo", "mine"]
+    rows = [answer("a", "cat", "cat", system=name) for name in ("mine", "cold start + GRPO", "majority", "cold start")]
+    systems = [row.system for row in table_of(frame(rows), LABELS, QUICK)]
+    assert systems == ["majority", "cold start", "cold start + GRPO", "mine"]
 
 
 def test_other_splits_and_clips_without_truth_are_left_out_and_counted() -> None:
@@ -140,7 +145,7 @@ def test_other_splits_and_clips_without_truth_are_left_out_and_counted() -> None
 def test_flips_compare_only_the_clips_both_answered() -> None:
     rows = [row for row in tiny() if (row["clip_id"], row["method"]) != ("d", "raw")]
     calibrated = table_of(frame(rows), LABELS, QUICK)[1]
-    assert calibrated.n == 4 and calibrated.flips.wrong_to_right == 1 and calibrated.gain.value == pytest.approx(2 / 3 - 2 / 3)
+    assert (calibrated.n, calibrated.flips.wrong_to_right, calibrated.gain.value) == (4, 1, 0.0)
 
 
 def test_a_clip_counted_twice_is_refused() -> None:
@@ -224,7 +229,8 @@ def test_figures_are_drawn_from_anything(labels: tuple[str, ...], clips: int) ->
     confidence, right = np.full(len(truth), 1.0), np.ones(len(truth))
     scores = class_scores(truth, truth, labels)
     nan = Estimate(math.nan, math.nan, math.nan)
-    drawn = [confusion_figure(confusion(truth, truth, labels), labels), class_f1_figure(labels, {"x": scores.f1_K}, scores.support_K),
+    drawn = [confusion_figure(confusion(truth, truth, labels), labels),
+             class_f1_figure(labels, {"x": scores.f1_K}, scores.support_K),
              reliability_figure({"x": reliability_bins(confidence, right, 1)}),
              risk_coverage_figure({"x": risk_coverage(confidence, right)}),
              stages_figure(labels, [nan] * len(labels), [None] * len(labels)),
@@ -235,17 +241,19 @@ def test_figures_are_drawn_from_anything(labels: tuple[str, ...], clips: int) ->
 
 
 def test_figures_show_the_numbers_they_are_given() -> None:
-    figure = stages_figure(["a", "b"], [Estimate(0.5, 0.4, 0.6), None], [Estimate(0.7, 0.6, 0.75), Estimate(0.2, 0.1, 0.3)])
-    assert [list(bar.x) for bar in figure.data][1] == [70.0, 20.0] and figure.data[1].error_x.arrayminus[0] == pytest.approx(10)
+    figure = stages_figure(["a", "b"], [Estimate(0.5, 0.4, 0.6), None],
+                           [Estimate(0.7, 0.6, 0.75), Estimate(0.2, 0.1, 0.3)])
+    assert list(figure.data[1].x) == [70.0, 20.0] and figure.data[1].error_x.arrayminus[0] == pytest.approx(10)
     figure = flips_figure(["a"], [Flips(3, 8, 0, 0, 0.2)])
     assert figure.layout.meta == "a: 8 clips mended, 3 broken"
     figure = confusion_figure([[5, 3, 0], [0, 2, 0]], LABELS)
-    assert figure.data[0].z.tolist()[0] == [62.5, 37.5, 0.0] and "cat answered as dog, 3 of 8 clips" in figure.layout.meta
+    assert figure.data[0].z.tolist()[0] == [62.5, 37.5, 0.0]
+    assert "cat answered as dog, 3 of 8 clips" in figure.layout.meta
 
 
 def test_training_curves_have_plain_names_and_units() -> None:
-    names = {"loss": 0.1, "reward": 1.5, "rewards/accuracy/mean": 0.5, "rewards/format/mean": 0.9, "frac_reward_zero_std": 0.25,
-             "entropy": 0.4, "completions/mean_length": 60.0, "learning_rate": 1e-6}
+    names = {"loss": 0.1, "reward": 1.5, "rewards/accuracy/mean": 0.5, "rewards/format/mean": 0.9,
+             "frac_reward_zero_std": 0.25, "entropy": 0.4, "completions/mean_length": 60.0, "learning_rate": 1e-6}
     steps = pd.DataFrame([{"step": s, "name": n, "value": v} for s in (2, 1) for n, v in names.items()])
     figure = training_figure(steps)
     assert len(figure.data) == 7 and {"update", "% of traces", "tokens, mean"} <= {
@@ -319,9 +327,9 @@ def test_the_card_tells_the_result_and_how_to_get_it_again(tmp_path: Path) -> No
     path = run_card(workbench, run_id)
     assert path == workbench.path / "reports" / f"{run_id}.html"
     text = Page(path.read_text(encoding="utf-8")).text
-    for told in ("75.0", "2 / 1", "decode_failed", "nested tag", "1 of 4 traces are malformed", "seed 7", run_id, "Trace blanked",
-                 "Mended by calibration", "Broken by calibration", "Right before and after", "bootstrap = 50", "Run it again",
-                 "Usable clips by split and label", "transformers"):
+    for told in ("75.0", "2 / 1", "decode_failed", "nested tag", "1 of 4 traces are malformed", "seed 7", run_id,
+                 "Trace blanked", "Mended by calibration", "Broken by calibration", "Right before and after",
+                 "bootstrap = 50", "Run it again", "Usable clips by split and label", "transformers"):
         assert told in text, told
     assert not list(path.parent.glob(".*"))
 
@@ -349,7 +357,8 @@ def test_ids_on_the_card_are_unique(tmp_path: Path) -> None:
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     named = [{**row, "system": HOSTILE} for row in tiny()]
-    workbench, run_id = workbench_with(tmp_path, named, trace=HOSTILE + "\0\ud800", clip_name=HOSTILE.replace("/", "") + ".mp4")
+    workbench, run_id = workbench_with(tmp_path, named, trace=HOSTILE + "\0\ud800",
+                                       clip_name=HOSTILE.replace("/", "") + ".mp4")
     page = Page(run_card(workbench, run_id, title=HOSTILE).read_text(encoding="utf-8"))
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]
     assert scripts == [{"type": "application/json", "id": "figure-data"}, {}, {}]
@@ -371,6 +380,13 @@ def test_a_run_without_predictions_gets_a_card_that_says_so(tmp_path: Path) -> N
     run_id = workbench.runs()[0].id
     text = Page(run_card(workbench, [run_id]).read_text(encoding="utf-8")).text
     assert "No predictions of this split yet: run `deepintuit evaluate`" in text and "not final" in text
+
+
+def test_the_terminal_shows_what_the_card_tells(tmp_path: Path) -> None:
+    workbench, run_id = workbench_with(tmp_path, tiny())
+    console = Console(width=100, file=StringIO())
+    show(workbench, [run_id], QUICK, console=console)
+    assert "  label likelihood 4 " in console.file.getvalue() and "Cold start with label" in console.file.getvalue()
 
 
 def test_an_unknown_run_is_named(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ CONTROLS = {
 }
 
 
-def run_card(workbench: Workbench, run_ids: str | Sequence[str], config: EvaluateConfig | None = None, *, target: str | Path | None = None,
-             title: str | None = None, labels: Iterable[str] | None = None, examples: int = 1) -> Path:
+def run_card(workbench: Workbench, run_ids: str | Sequence[str], config: EvaluateConfig | None = None, *,
+             target: str | Path | None = None, title: str | None = None, labels: Iterable[str] | None = None, examples: int = 1) -> Path:
     """Write the card of one or several evaluate runs and give its path, by default `reports/<first run id>.html` in the
     workbench. A card that is there is replaced whole.
 
@@ -123,11 +123,10 @@ def _result(story: Story) -> str:
                       (shown(row.method), "method") if row.control == "none" else (shown(row.control), "control"))
         lines.append(("system" if bare else "", [page.row_head(name, kind), *_numbers(row)]))
         previous = row.system
-    groups = {row.evaluation.groups for row in story.rows}
-    drawn = "clips" if groups == {row.n for row in story.rows} else "whole sources of clips"
+    drawn = "clips" if all(row.evaluation.groups == row.n for row in story.rows) else "whole sources of clips"
     missing = max(row.unlabelled for row in story.rows)
-    note = (f"Under each number its {100 * story.level:g} % bootstrap interval, drawing {drawn}. A system's own line is "
-            "its raw label; the ways to calibrate it lie below, with their controls. “Against raw” is the difference "
+    note = (f"Under each number its {100 * story.level:g} % bootstrap interval, drawing {drawn}. A system's own line "
+            "is its raw label; the ways to calibrate it lie below, with their controls. “Against raw” is the difference "
             "in accuracy to that label on the same clips; mended / broken are clips turned from wrong to right and "
             "back, with McNemar's p. T is the temperature fitted on validation clips. NLL, Brier (0 to 2) and "
             "ECE need probabilities, which a bare label has not.")

@@ -248,7 +248,8 @@ def class_f1_figure(labels: Sequence[str], f1_by_name: Mapping[str, ArrayLike], 
     colours = (RAW, CALIBRATED) if len(columns) == 2 else COLOURS
     for k, (name, column) in enumerate(zip(f1_by_name, columns, strict=True)):
         figure.add_scatter(x=column, y=list(range(len(labels))), mode="markers", name=html.escape(name),
-                           marker=dict(size=12, color=colours[k % len(colours)], symbol=SYMBOLS[k % 5]), cliponaxis=False,
+                           cliponaxis=False,
+                           marker=dict(size=12, color=colours[k % len(colours)], symbol=SYMBOLS[k % 5]),
                            hovertemplate="F1 %{x:.1f} %<extra>" + html.escape(name) + "</extra>")
     last = columns[-1]
     words = "F1 by class"
