@@ -122,7 +122,8 @@ def _reasoned(
 ) -> None:
     settings, task = config.evaluate, local.task
     methods = _methods(workbench, calibrator)
-    count = max(settings.traces, 4) if methods.keys() & NEEDS_SAMPLES else 0
+    wanted = settings.traces > 1 or settings.method in NEEDS_SAMPLES
+    count = max(settings.traces, config.calibrate.traces) if calibrator and wanted else 0
     _sample(writer.run, local, [clip for clip, _ in known], config, count, progress)
     rows = writer.run.read("traces").sort_values(["clip_id", "sample"])
     by_clip = {clip_id: part for clip_id, part in rows.groupby("clip_id")}
