@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 from rich.console import Console
 from rich.text import Text
 
-from deepintuit.config import EvaluateConfig
+from deepintuit.config import SPLITS, EvaluateConfig
 from deepintuit.metrics import Estimate
 from deepintuit.report import page
 from deepintuit.report.curves import training_figure
@@ -48,7 +48,8 @@ CONTROLS = {
 
 
 def run_card(workbench: Workbench, run_ids: str | Sequence[str], config: EvaluateConfig | None = None, *,
-             target: str | Path | None = None, title: str | None = None, labels: Iterable[str] | None = None, examples: int = 1) -> Path:
+             target: str | Path | None = None, title: str | None = None, labels: Iterable[str] | None = None,
+             examples: int = 1) -> Path:
     """Write the card of one or several evaluate runs and give its path, by default `reports/<first run id>.html` in the
     workbench. A card that is there is replaced whole.
 
@@ -125,9 +126,9 @@ def _result(story: Story) -> str:
         previous = row.system
     drawn = "clips" if all(row.evaluation.groups == row.n for row in story.rows) else "whole sources of clips"
     missing = max(row.unlabelled for row in story.rows)
-    note = (f"Under each number its {100 * story.level:g} % bootstrap interval, drawing {drawn}. A system's own line "
-            "is its raw label; the ways to calibrate it lie below, with their controls. “Against raw” is the difference "
-            "in accuracy to that label on the same clips; mended / broken are clips turned from wrong to right and "
+    note = (f"Under each number its {100 * story.level:g} % bootstrap interval, drawing {drawn}. A system's own "
+            "line is its raw label; the ways to calibrate it lie below, with their controls. “Against raw” is the "
+            "difference in accuracy to that label on the same clips; mended / broken are clips turned from wrong to right and "
             "back, with McNemar's p. T is the temperature fitted on validation clips. NLL, Brier (0 to 2) and "
             "ECE need probabilities, which a bare label has not.")
     note += f" {missing} clips without a true label are left out." if missing else ""
@@ -306,6 +307,8 @@ def _clips(story: Story) -> str:
     if story.clips.empty and story.excluded.empty:
         return "<p>No manifest of its dataset lies in this workbench, so clips are not counted here.</p>"
     counted = story.clips.pivot_table(index="split", columns="label", values="n", aggfunc="sum", fill_value=0)
+    counted = counted.reindex(index=[*(split for split in SPLITS if split in counted.index), *(
+        split for split in counted.index if split not in SPLITS)])
     counted = counted.reindex(columns=[*(label for label in story.labels if label in counted), *(
         label for label in counted if label not in story.labels)])
     lines = [("", [page.row_head(str(split)), *(page.cell(str(n)) for n in (*row, sum(row)))])
