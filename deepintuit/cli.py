@@ -237,11 +237,11 @@ def _calibrator_of(workbench, reasoner: str) -> str | None:
 
 def _torch_stage(name: str):
     """A stage that needs torch, imported only when it runs."""
-    _quiet_libraries()
+    quiet_libraries()
     return importlib.import_module(f"deepintuit.{name}")
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Progress and warnings are ours to show; those of the libraries below are turned down, unless the user set them."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
     defaults = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -278,7 +278,7 @@ def _demo(options) -> int:
     if options.config is None:
         options.config = str(Path(__file__).parents[1] / "configs" / "tiny.toml")
     workbench, settings = _open(options)
-    _quiet_libraries()
+    quiet_libraries()
     from deepintuit import demo
 
     demo.run(workbench, settings, full=options.full, fractions=fractions(settings), progress=not options.quiet, console=console)
