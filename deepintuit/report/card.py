@@ -129,8 +129,8 @@ def _result(story: Story) -> str:
     note = (f"Under each number its {100 * story.level:g} % bootstrap interval, drawing {drawn}. A system's own "
             "line is its raw label; the ways to calibrate it lie below, with their controls. “Against raw” is the "
             "difference in accuracy to that label on the same clips; mended / broken are clips turned from wrong to "
-            "right and back, with McNemar's p. T is the temperature fitted on validation clips. NLL, Brier (0 to 2) and "
-            "ECE need probabilities, which a bare label has not.")
+            "right and back, with McNemar's p. T is the temperature fitted on validation clips. NLL, Brier (0 to 2) "
+            "and ECE need probabilities, which a bare label has not.")
     note += f" {missing} clips without a true label are left out." if missing else ""
     scores = page.table(f"Scores on the {story.rows[0].split} split", heads, lines)
     return f'{scores}<p class="soft">{escape(note)}</p>'
