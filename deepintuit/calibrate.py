@@ -28,6 +28,7 @@ from deepintuit.reasoner import (
     LocalReasoner,
     Scores,
     Task,
+    card,
     hidden_states,
     likelihood_scores,
     mean_scores,
@@ -72,7 +73,7 @@ def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None
         scores["vote"] = vote_scores(task, [traces.sampled(clip) for clip, _ in validation])
 
         result = _train(run, vlm, task, rows, validation, greedy, truth, config, progress)
-        vlm.save(run.checkpoint)
+        vlm.save(run.checkpoint, card(run, config))
         scores["label_likelihood"] = likelihood_scores(vlm, task, validation, greedy, _BATCH)
         parts = [likelihood_scores(vlm, task, validation, [traces.sampled(c)[k] for c, _ in validation], _BATCH) for k in range(settings.traces)]
         scores["mean_likelihood"] = mean_scores(parts)

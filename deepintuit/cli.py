@@ -257,18 +257,13 @@ def _report(options) -> int:
 
 
 def _show(workbench, settings: Config, runs: Sequence[str] = ()) -> int:
-    import pandas as pd
-
     from deepintuit import report
-    from deepintuit.data import Manifest
 
     chosen = list(runs) or [r.id for r in workbench.runs("evaluate", finished=True) if r.about["dataset"] == settings.clips.dataset]
     if not chosen:
         raise ConfigError("nothing was evaluated yet", "the report reads evaluate runs", "Run `deepintuit evaluate` first")
-    predictions = pd.concat([workbench.run(run_id).read("predictions") for run_id in chosen], ignore_index=True)
-    labels = Manifest.load(workbench.path, settings.clips.dataset).labels
-    console.print(report.terminal_table(report.table_of(predictions, labels, settings.evaluate)))
-    card = report.run_card(workbench, chosen)
+    report.show(workbench, chosen, settings.evaluate, console=console)
+    card = report.run_card(workbench, chosen, settings.evaluate)
     workbench.refresh()
     console.print(f"The whole report, with figures: {card}", markup=False, soft_wrap=True)
     return 0

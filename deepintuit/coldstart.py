@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from deepintuit.config import Config
 from deepintuit.errors import StoreError
-from deepintuit.reasoner import Clip, LocalReasoner, Task
+from deepintuit.reasoner import Clip, LocalReasoner, Task, card
 from deepintuit.store import Run, Workbench
 from deepintuit.vlm import VLM, Example
 from deepintuit.vlm.finetune import Recipe, finetune
@@ -54,7 +54,7 @@ def run(
         result = finetune(
             vlm, len(targets), example, recipe, run.path / "training", seed=config.seed, title=title, log=_logger(run), progress=progress
         )
-        vlm.save(run.checkpoint)
+        vlm.save(run.checkpoint, card(run, config))
         run.finish({
             "rows": len(targets),
             "target": settings.target,

@@ -27,11 +27,11 @@ from trl import GRPOTrainer
 
 from deepintuit.advantage import group_advantages, kept_by_dynamic_sampling, softmax_weights, zero_variance_share
 from deepintuit.config import Config, GrpoConfig
-from deepintuit.reasoner import Clip, LocalReasoner, Task
+from deepintuit.reasoner import Clip, LocalReasoner, Task, card
 from deepintuit.rewards import Score, score
 from deepintuit.store import Run, Workbench, trace_id
 from deepintuit.vlm import VLM, EncodedClip, Sample
-from deepintuit.vlm.training import Watch, common_arguments, last_checkpoint
+from deepintuit.vlm.training import Watch, common_arguments, last_checkpoint, tensorboard
 
 _NAMES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate", "entropy": "entropy"}
 
@@ -58,7 +58,7 @@ def run(workbench: Workbench, config: Config, *, start: str, name: str | None = 
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=resumed)
         vlm.model.eval()
-        vlm.save(run.checkpoint)
+        vlm.save(run.checkpoint, card(run, config))
         shutil.rmtree(folder, ignore_errors=True)
         run.finish({
             "clips": len(clips),
@@ -169,7 +169,7 @@ class _Trainer(GRPOTrainer):
             args=arguments,
             train_dataset=Dataset.from_dict({"clip": list(range(len(clips))), "prompt": [""] * len(clips)}),
             processing_class=self.vlm.processor,
-            callbacks=[Watch("GRPO", self._log_steps, progress)],
+            callbacks=[Watch("GRPO", self._log_steps, progress), tensorboard(run.path / "tensorboard")],
         )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:

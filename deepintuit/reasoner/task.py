@@ -14,6 +14,7 @@ from deepintuit.data import Manifest
 from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
 from deepintuit.prompts import calibrator_prompt, label_prompt, rationale_prompt, reasoner_prompt
+from deepintuit.store import Run
 from deepintuit.trace import GRAMMARS, Grammar, Malformed, Trace, parse
 
 
@@ -77,6 +78,16 @@ class Task:
 
     def prompt_hash(self, prompt: str) -> str:
         return hashlib.sha256(prompt.encode()).hexdigest()[:16]
+
+
+def card(run: Run, config: Config) -> dict[str, str]:
+    """What a checkpoint's model card says: where the weights come from and how they were made."""
+    about = run.about
+    return {
+        "run": run.id, "stage": run.stage, "base model": config.model.path, "parent run": run.parent or "none", "dataset": config.clips.dataset,
+        "prompt": f"{config.prompt.style}, grammar {config.prompt.grammar}", "frames": f"up to {config.video.frames}, {config.video.max_pixels} pixels each",
+        "seed": str(run.seed), "commit": about["commit"] or "unknown", "command": " ".join(about["command"]),
+    }
 
 
 def rationale_of(trace: Trace | Malformed) -> str:

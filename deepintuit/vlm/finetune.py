@@ -21,7 +21,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from deepintuit.vlm.model import VLM, Example
-from deepintuit.vlm.training import LogRow, Watch, common_arguments, last_checkpoint
+from deepintuit.vlm.training import LogRow, Watch, common_arguments, last_checkpoint, tensorboard
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def finetune(
         train_dataset=Dataset.from_dict({"row": list(range(count))}),
         data_collator=collate,
         processing_class=vlm.processor,
-        callbacks=[_Epochs(collate, steps_an_epoch), Watch(title, log, progress), *([keeper] if keeper else [])],
+        callbacks=[
+            _Epochs(collate, steps_an_epoch), Watch(title, log, progress), tensorboard(folder.parent / "tensorboard"), *([keeper] if keeper else [])
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))

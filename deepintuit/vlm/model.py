@@ -6,7 +6,7 @@ through the same lines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,10 +90,13 @@ class VLM:
     def device(self) -> torch.device:
         return self.core.get_input_embeddings().weight.device
 
-    def save(self, folder: Path) -> None:
-        """Weights as safetensors (adapter only, if there is one) and the processor, as a hub folder would be."""
+    def save(self, folder: Path, about: Mapping[str, str]) -> None:
+        """Weights as safetensors (adapter only, if there is one), processor and a model card made of `about`, as a hub folder would be."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        lines = [f"- {name}: {value}" for name, value in about.items()]
+        header = "---\nlibrary_name: transformers\npipeline_tag: video-text-to-text\ntags: [deepintuit, video-classification]\n---\n"
+        (folder / "README.md").write_text("\n".join([f"{header}# {about.get('run', folder.name)}\n", *lines, ""]), encoding="utf-8")
 
     def prompt_ids(self, clip: EncodedClip, prompt: str) -> list[int]:
         """Token ids of the user turn (clip first) and the opening of the assistant's turn."""

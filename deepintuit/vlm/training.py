@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from deepintuit.vlm.model import VLM
 
@@ -52,6 +54,11 @@ def last_checkpoint(folder: Path) -> str | None:
         else:
             shutil.rmtree(path)
     return str(max(complete)[1]) if complete else None
+
+
+def tensorboard(folder: Path) -> TensorBoardCallback:
+    """TensorBoard logs beside a run's other files; they outlive the trainer's own state."""
+    return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))
 
 
 class Watch(TrainerCallback):
