@@ -1,7 +1,7 @@
 """The scripted teacher of the home-camera world: writes what it sees and how it concludes, with realistic, seeded errors.
 
-It errs as strong VLMs do: it mistakes look-alikes (a courier for a stranger), it has *blind spots* (it tends to believe that a courier is
-always delivering and that children and pets outdoors at night are fine), it slips in the last step, and now and then it breaks the form.
+It errs as strong VLMs do: it mistakes look-alikes (a courier for a stranger), it has *blind spots* (it tends to believe that a dog and a
+courier with a box are fine wherever they are, and that a stranger never is), it slips in the last step, and now and then it breaks the form.
 Filtering by the label, as the paper does, removes most wrong traces, and with them most clips of the blind spots: what is left is
 cleaner, and biased. That is the gap that GRPO and calibration are there to close.
 """
@@ -11,7 +11,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from deepintuit.homecam.world import ACTORS, INDOORS, LABELS, LIGHTS, OUTSIDERS, PLACES, Facts, act_of, label_of
+from deepintuit.homecam.world import (
+    ACTORS, INDOORS, LABELS, LIGHTS, OUTCOMES, PLACES, Facts, act_of, alarm_on, belongs,
+)
 
 _LOOKALIKES = {
     "resident": ("stranger", "child"), "courier": ("stranger", "resident"), "stranger": ("courier", "resident"),
@@ -61,25 +63,26 @@ def event(facts: Facts) -> str:
     return f"So the {facts.who}, {_KINDS[facts.who]}, {act} {where} at {facts.light}."
 
 
-def reasoning(facts: Facts, label: str, rng: random.Random | None = None) -> str:
-    """The check of each class in order of precedence, ending where one holds, then the verification."""
-    parts = [event(facts)]
-    for candidate in ("emergency", "theft", "delivery", "intrusion", "stray"):
-        if candidate == label:
-            parts.append(f"{candidate.capitalize()}? Yes.")
-            break
-        parts.append(f"{candidate.capitalize()}? No.")
+def reasoning(facts: Facts, allowed: bool, label: str) -> str:
+    """The event, the house rule step by step, the two classes that the act leaves open, then the verification."""
+    alarm = alarm_on(facts.light, facts.place)
+    first, second = OUTCOMES[facts.act]
     last_posture, last_box = facts.quarters[-1]
-    parts.append(f"Check: at the end {last_posture}, {_BOX_PHRASES[last_box]}, so {label}.")
-    return " ".join(parts)
+    return " ".join([
+        event(facts),
+        f"Alarm? {'Yes' if alarm else 'No'}.",
+        f"Allowed? {'Yes' if allowed else 'No'}.",
+        f"{first.capitalize()} or {second}? {label.capitalize()}.",
+        f"Check: at the end {last_posture}, {_BOX_PHRASES[last_box]}, so {label}.",
+    ])
 
 
 def write_trace(facts: Facts, seed: int, errors: Errors = Errors()) -> dict[str, str]:
     """A trace in parts: `observation`, `think`, `answer`, and `text`, the think-answer form (sometimes broken on purpose)."""
     rng = random.Random(f"teacher/{facts}/{seed}")
     seen = _misperceive(facts, rng, errors)
-    label = _conclude(seen, rng, errors)
-    told, argued = observation(seen, rng), reasoning(seen, label, rng)
+    allowed, label = _conclude(seen, rng, errors)
+    told, argued = observation(seen, rng), reasoning(seen, allowed, label)
     text = f"<think> {told} {argued} </think><answer> {label} </answer>"
     if rng.random() < errors.form:
         text = rng.choice((text.replace("</think>", ""), text.replace("<answer>", ""), text[: len(text) // 2], f"{told} {label}"))
@@ -102,23 +105,25 @@ def _misperceive(facts: Facts, rng: random.Random, errors: Errors) -> Facts:
     return replace(seen, act=act_of(seen.quarters) or "lingers")
 
 
-def _conclude(seen: Facts, rng: random.Random, errors: Errors) -> str:
-    label = label_of(seen)
+def _conclude(seen: Facts, rng: random.Random, errors: Errors) -> tuple[bool, str]:
+    alarm = alarm_on(seen.light, seen.place)
+    allowed = belongs(seen.who, alarm)
     if rng.random() < errors.blind_spot:
-        label = _blind_spot(seen, label)
+        allowed = _blind_spot(seen, allowed)
+    label = OUTCOMES[seen.act][0 if allowed else 1]
     if rng.random() < errors.conclusion:
         label = rng.choice(LABELS.labels)
-    return label
+    return allowed, label
 
 
-def _blind_spot(seen: Facts, label: str) -> str:
+def _blind_spot(seen: Facts, allowed: bool) -> bool:
+    if seen.who == "dog" and seen.act in {"passes", "lingers", "trips"}:
+        return True
     if seen.who == "courier" and seen.act in {"brings", "takes"}:
-        return "delivery"
-    if seen.who in {"child", "dog"} and seen.act in {"lingers", "trips"} and label == "stray":
-        return "routine"
-    if seen.who in OUTSIDERS and seen.act == "lingers" and seen.place == "garage":
-        return "routine"
-    return label
+        return True
+    if seen.who == "stranger" and seen.place in INDOORS:
+        return False
+    return allowed
 
 
 def caption_questions(facts: Facts) -> dict[str, tuple[tuple[str, ...], str]]:

@@ -1,9 +1,14 @@
-"""The facts of the home-camera world, and the rule that turns them into a label.
+"""The facts of the home-camera world, and the house rule that turns them into a label.
 
-A clip has four quarters. In each, one actor is absent, up or down, and a box is absent, on the floor or held. Who it is,
-where, in which light and in which order these states come decide the label *together*: no single fact does
-(`tests/test_homecam.py` holds the best single fact below 60 %). The appearance (rooms, clothes, camera) is drawn apart, in
-`draw`, and says nothing about the label.
+A clip has four quarters. In each, one actor is absent, up or down, and a box is absent, on the floor or held. Who it is, where, in which
+light, and in which order these states come decide the label *together*:
+
+- the alarm is on outdoors at night and indoors by day (people are out by day and asleep by night);
+- residents and the dog belong where the alarm is on, since they keep watch; children, couriers and strangers where it is off;
+- what is done, by one who belongs there or by one who does not, gives the label.
+
+No single fact decides, nor any three of light, place, actor and act (`tests/test_homecam.py` measures it). The appearance (rooms, clothes,
+camera) is drawn apart, in `draw`, and says nothing about the label.
 
 The world has three parts that share no home and no actor: `base` (captions for the embedded backbone), `train` and `test`.
 """
@@ -23,24 +28,24 @@ LIGHTS = ("day", "night")
 PLACES = ("porch", "yard", "garage", "kitchen")
 INDOORS = frozenset({"garage", "kitchen"})
 ACTORS = ("resident", "courier", "stranger", "child", "dog")
-OUTSIDERS = frozenset({"courier", "stranger"})
+WATCH = frozenset({"resident", "dog"})
 ACTS = ("brings", "takes", "passes", "lingers", "falls", "trips")
 
 LABELS = LabelSet(
     name="homecam",
     labels=("routine", "delivery", "theft", "intrusion", "stray", "emergency"),
     definitions={
-        "emergency": "a person goes down and is still down at the end",
-        "theft": "a stranger takes the box, or a courier takes it at night or indoors",
-        "delivery": "a courier or stranger leaves a box outdoors by day, or a courier picks one up there",
-        "intrusion": "a courier or stranger is indoors, or stays outdoors at night, and takes nothing",
-        "stray": "a child or a dog is outdoors at night",
-        "routine": "everything else",
+        "routine": "someone who belongs there passes by, stays around or takes the box",
+        "delivery": "someone who belongs there leaves a box",
+        "theft": "someone who does not belong there takes the box",
+        "intrusion": "someone who does not belong there passes by, or goes down and stays down",
+        "stray": "someone who does not belong there stays around, trips or leaves a box",
+        "emergency": "someone who belongs there goes down, even if they get up again",
     },
     aliases={"package theft": "theft", "break in": "intrusion", "normal": "routine"},
 )
 
-LABEL_WEIGHTS = {"routine": 0.25, "delivery": 0.15, "theft": 0.15, "intrusion": 0.15, "stray": 0.15, "emergency": 0.15}
+LABEL_WEIGHTS = {"routine": 0.22, "delivery": 0.12, "theft": 0.12, "intrusion": 0.18, "stray": 0.20, "emergency": 0.16}
 
 # One letter for the actor (n absent, u up, d down), one for the box (- absent, f floor, h held); "x" copies a box that does not change.
 _SCRIPTS = {
@@ -73,21 +78,29 @@ class Facts:
         return label_of(self)
 
 
+def alarm_on(light: str, place: str) -> bool:
+    return (light == "night") == (place not in INDOORS)
+
+
+def belongs(who: str, alarm: bool) -> bool:
+    return (who in WATCH) == alarm
+
+
+OUTCOMES = {
+    "brings": ("delivery", "stray"),
+    "takes": ("routine", "theft"),
+    "passes": ("routine", "intrusion"),
+    "lingers": ("routine", "stray"),
+    "falls": ("emergency", "intrusion"),
+    "trips": ("emergency", "stray"),
+}
+"""Act → (label if the actor belongs there, label if not)."""
+
+
 def label_of(facts: Facts) -> str:
-    """The true label. Order of the tests is order of precedence."""
-    who, act = facts.who, facts.act
-    night, indoors, outsider = facts.light == "night", facts.place in INDOORS, facts.who in OUTSIDERS
-    if act == "falls" and who != "dog":
-        return "emergency"
-    if act == "takes" and (who == "stranger" or (who == "courier" and (night or indoors))):
-        return "theft"
-    if not night and not indoors and ((act == "brings" and outsider) or (act == "takes" and who == "courier")):
-        return "delivery"
-    if outsider and (indoors or (night and act != "passes")):
-        return "intrusion"
-    if who in {"child", "dog"} and night and not indoors:
-        return "stray"
-    return "routine"
+    """The true label: `OUTCOMES` of the act, by whether the actor belongs where the alarm is as it is."""
+    allowed = belongs(facts.who, alarm_on(facts.light, facts.place))
+    return OUTCOMES[facts.act][0 if allowed else 1]
 
 
 def scripts(act: str) -> list[tuple[Quarter, ...]]:
