@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from rich.progress import track
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from deepintuit.config import Config
+from deepintuit.errors import ConfigError
 from deepintuit.metrics import apply_temperature, fit_temperature, nll
 from deepintuit.reasoner import (
     Clip,
@@ -30,6 +33,7 @@ from deepintuit.reasoner import (
     Task,
     card,
     hidden_states,
+    identity,
     likelihood_scores,
     mean_scores,
     parsed,
@@ -42,64 +46,76 @@ from deepintuit.vlm.finetune import Recipe, finetune
 
 CALIBRATION = "calibration.json"
 HEAD = "head.safetensors"
-_BATCH = 32
 
 AnyTrace = Trace | Malformed
 
 
 def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None = None, progress: bool = True) -> Run:
     """Sample traces of the run `reasoner`, train a calibrator on them, fit its temperatures. Weights and `calibration.json` in `checkpoint`."""
-    settings = config.calibrate
-    run = workbench.start_run("calibrate", config.to_dict(), parent=reasoner, name=name, seed=config.seed, dataset=config.clips.dataset)
-    if run.finished:
-        return run
-    with run:
-        task = Task(workbench.path, config)
-        vlm = VLM.load(config.model, config.video, checkpoint=workbench.run(reasoner).checkpoint, cache=workbench.cache, trainable=True)
-        run.note(device=str(vlm.device))
-        local = LocalReasoner(vlm, task, config.seed)
-        splits = {split: local.encode(task.clips(split)) for split in ("calibration", "validation")}
-        for known in splits.values():
-            _sample(run, local, [clip for clip, _ in known], config, progress)
-        traces = _Traces(run, task, settings.traces)
-        rows = [(pair, trace) for pair in splits["calibration"] for trace in traces.training(pair[0], settings.greedy_trace)]
-        validation = splits["validation"]
-        greedy = [traces.greedy(clip) for clip, _ in validation]
-        truth = np.array([task.labels.index(clip.label) for clip, _ in validation])
-
-        head = _fit_head(vlm, task, rows, validation, greedy, truth)
-        head.save(run.checkpoint / HEAD)
-        scores = {"linear_head": Scores(head(hidden_states(vlm, task, validation, greedy, _BATCH)), np.full(len(truth), np.nan))}
-        scores["vote"] = vote_scores(task, [traces.sampled(clip) for clip, _ in validation])
-
-        result = _train(run, vlm, task, rows, validation, greedy, truth, config, progress)
-        vlm.save(run.checkpoint, card(run, config))
-        scores["label_likelihood"] = likelihood_scores(vlm, task, validation, greedy, _BATCH)
-        parts = [likelihood_scores(vlm, task, validation, [traces.sampled(c)[k] for c, _ in validation], _BATCH) for k in range(settings.traces)]
-        scores["mean_likelihood"] = mean_scores(parts)
-
-        fitted = {}
-        for method, score in scores.items():
-            temperature = fit_temperature(score.logits_C_K, truth)
-            probs = apply_temperature(score.logits_C_K, temperature)
-            fitted[method] = {"temperature": temperature, "nll": nll(probs, truth), "accuracy": float((probs.argmax(1) == truth).mean()), "n": len(truth)}
-        target = run.checkpoint / CALIBRATION
-        temporary = target.with_suffix(".tmp")
-        temporary.write_text(json.dumps(fitted, indent=1))
-        temporary.replace(target)
-        rejected = sum(isinstance(trace, Malformed) for _, trace in rows)
-        run.finish({
-            "rows": len(rows), "malformed_rows": rejected, "clips": len(splits["calibration"]), "validation": fitted,
-            "unreadable": {clip_id: str(u.error.reason) for clip_id, u in local.unreadable.items()},
-            "tower_passes": vlm.encoder.passes, **result,
-        })
+    if config.calibrate.temperature == 0 and config.calibrate.traces > 1:
+        raise ConfigError(
+            f"calibrate.temperature = 0 with calibrate.traces = {config.calibrate.traces}", "at temperature 0 all traces of a clip are one",
+            "Set calibrate.traces=1, or a temperature above 0",
+        )
+    described = identity(config, "sampling", "calibrate")
+    run = workbench.start_run("calibrate", described, parent=reasoner, name=name, seed=config.seed, dataset=config.clips.dataset)
+    if not run.finished:
+        with run:
+            _calibrate(workbench, config, run, reasoner, progress)
+    shutil.rmtree(run.path / "training", ignore_errors=True)  # once all is safe elsewhere
     return run
+
+
+def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, progress: bool) -> None:
+    settings, batch = config.calibrate, config.sampling.clips_per_batch
+    task = Task(workbench.path, config)
+    vlm = VLM.load(config.model, config.video, checkpoint=workbench.run(reasoner).checkpoint, cache=workbench.cache, trainable=True)
+    run.note(device=str(vlm.device), settings=config.to_dict())
+    local = LocalReasoner(vlm, task, config.seed)
+    splits = {split: local.split(split) for split in ("calibration", "validation")}
+    for known in splits.values():
+        _sample(run, local, [clip for clip, _ in known], config, progress)
+    traces = _Traces(run, task, settings.traces)
+    rows = [(pair, trace) for pair in splits["calibration"] for trace in traces.training(pair[0], settings.greedy_trace)]
+    validation = splits["validation"]
+    greedy = [traces.greedy(clip) for clip, _ in validation]
+    truth = np.array([task.labels.index(clip.label) for clip, _ in validation])
+
+    # The frozen reasoner first: training turns its weights into the calibrator's.
+    held_out = hidden_states(vlm, task, validation, greedy, batch)
+    if not (run.checkpoint / HEAD).exists():
+        hidden = hidden_states(vlm, task, [pair for pair, _ in rows], [trace for _, trace in rows], batch)
+        targets = np.array([task.labels.index(clip.label) for (clip, _), _ in rows])
+        fit_head(hidden, targets, held_out, truth, len(task.labels)).save(run.checkpoint / HEAD)
+    head = LinearHead.load(run.checkpoint / HEAD)
+    scores = {"linear_head": Scores(head(held_out), np.full(len(truth), np.nan))}
+    scores["vote"] = vote_scores(task, [traces.sampled(clip) for clip, _ in validation])
+
+    result = _train(run, vlm, task, rows, validation, greedy, truth, config, progress)
+    vlm.save(run.checkpoint, card(run, config))
+    scores["label_likelihood"] = likelihood_scores(vlm, task, validation, greedy, batch)
+    parts = [likelihood_scores(vlm, task, validation, [traces.sampled(c)[k] for c, _ in validation], batch) for k in range(settings.traces)]
+    scores["mean_likelihood"] = mean_scores(parts)
+
+    fitted = {}
+    for method, score in scores.items():
+        temperature = fit_temperature(score.logits_C_K, truth)
+        probs = apply_temperature(score.logits_C_K, temperature)
+        fitted[method] = {"temperature": temperature, "nll": nll(probs, truth), "accuracy": float((probs.argmax(1) == truth).mean()), "n": len(truth)}
+    target = run.checkpoint / CALIBRATION  # evaluate reads it
+    temporary = target.with_suffix(".tmp")
+    temporary.write_text(json.dumps(fitted, indent=1))
+    temporary.replace(target)
+    rejected = sum(isinstance(trace, Malformed) for _, trace in rows)
+    run.finish({
+        "rows": len(rows), "malformed_rows": rejected, "clips": len(splits["calibration"]), "validation": fitted,
+        "unreadable": {clip_id: str(u.error.reason) for clip_id, u in local.unreadable.items()},
+        "tower_passes": vlm.encoder.passes, **result,
+    })
 
 
 def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Config, progress: bool) -> None:
     """Traces still missing: `traces` sampled ones (samples 0 …) and a greedy one (the sample after the last) for each clip."""
-    from rich.progress import track
-
     settings, batch = config.calibrate, config.sampling.clips_per_batch
     done = run.done("traces", "clip_id")
     missing = [clip for clip in clips if clip.clip_id not in done]
@@ -144,7 +160,7 @@ def _train(
         return Example(encoded, task.calibrator_prompt(clip.clip_id, trace, order), clip.label)
 
     def validate() -> float:
-        score = likelihood_scores(vlm, task, validation, greedy, _BATCH)
+        score = likelihood_scores(vlm, task, validation, greedy, config.sampling.clips_per_batch)
         return nll(apply_temperature(score.logits_C_K, 1.0), truth)
 
     def log(step: int, numbers: dict[str, float]) -> None:
@@ -165,26 +181,19 @@ def _order(key: str, count: int) -> list[int]:
     return np.random.default_rng(seed).permutation(count).tolist()
 
 
-def _fit_head(vlm: VLM, task: Task, rows: list[Row], validation, greedy: list[AnyTrace], truth: np.ndarray) -> LinearHead:
-    """Option B on the frozen reasoner: logistic regression, its strength chosen on validation NLL."""
-    hidden = hidden_states(vlm, task, [pair for pair, _ in rows], [trace for _, trace in rows], _BATCH)
-    targets = np.array([task.labels.index(clip.label) for (clip, _), _ in rows])
-    scaler = StandardScaler().fit(hidden)
-    held_out = hidden_states(vlm, task, validation, greedy, _BATCH)
-    best: tuple[float, LinearHead] | None = None
+def fit_head(hidden_R_D: np.ndarray, targets_R: np.ndarray, held_out_V_D: np.ndarray, truth_V: np.ndarray, classes: int) -> LinearHead:
+    """Option B: logistic regression on hidden states, its strength chosen by NLL on the held-out ones. A class without a row gets almost nothing."""
+    scaler = StandardScaler().fit(hidden_R_D)
+    heads = []
     for strength in (0.001, 0.01, 0.1, 1.0):
-        model = LogisticRegression(C=strength, max_iter=500).fit(scaler.transform(hidden), targets)
-        weight = np.zeros((len(task.labels), hidden.shape[1]))
-        bias = np.full(len(task.labels), -20.0)  # a class without a training row
+        model = LogisticRegression(C=strength, max_iter=500).fit(scaler.transform(hidden_R_D), targets_R)
+        weight, bias = np.zeros((classes, hidden_R_D.shape[1])), np.full(classes, -20.0)
         if len(model.classes_) == 2:
             weight[model.classes_[1]], bias[model.classes_] = model.coef_[0], (0.0, model.intercept_[0])
         else:
             weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
-        head = LinearHead(weight, bias, scaler.mean_, scaler.scale_)
-        value = nll(apply_temperature(head(held_out), 1.0), truth)
-        if best is None or value < best[0]:
-            best = (value, head)
-    return best[1]
+        heads.append(LinearHead(weight, bias, scaler.mean_, scaler.scale_))
+    return min(heads, key=lambda head: nll(apply_temperature(head(held_out_V_D), 1.0), truth_V))
 
 
 def fitted_temperatures(run: Run) -> pd.DataFrame:

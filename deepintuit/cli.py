@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import tomli_w
 from rich.console import Console
 from rich.syntax import Syntax
 
@@ -25,20 +26,24 @@ from deepintuit import __version__, config
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, DeepIntuitError, nearest
 
+_NO_RUNS = ("baselines", "zero-shot")
 _COMMANDS = ("clips", "teach", "coldstart", "grpo", "calibrate", "evaluate", "report", "demo")
 console = Console()
 
 
 class _Parser(argparse.ArgumentParser):
+    given: Sequence[str] = ()
+
     def error(self, message: str):
-        words = [word for word in sys.argv[1:] if not word.startswith("-")]
+        words = [word for word in self.given if not word.startswith("-")]
         near = nearest(words[0], _COMMANDS) if words and words[0] not in _COMMANDS else None
         hint = f"Did you mean `deepintuit {near}`" if near else f"See `{self.prog} --help`"
-        raise ConfigError(f"`{' '.join(['deepintuit', *sys.argv[1:]])}`", message, hint)
+        raise ConfigError(f"`{' '.join(['deepintuit', *self.given])}`", message, hint)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or 2 with a sentence on stderr."""
+    _Parser.given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options = _parser().parse_args(arguments)
         return options.run(options) or 0
@@ -59,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     verbs = clips.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
     _clips(verbs)
 
-    teach = _stage(commands, "teach", "write teacher traces for the cold-start clips", _teach)
-    teach.add_argument("--start", metavar="RUN", help="for teach.source = \"self\": write with the weights of this run")
+    teach = _common(commands.add_parser("teach", help="write teacher traces for the cold-start clips"))
+    teach.set_defaults(run=_teach, command="teach")
 
     cold = _stage(commands, "coldstart", "imitate teacher traces (or labels alone)", _coldstart)
     cold.add_argument("--teacher", metavar="RUN", help="the teach run to imitate (default: the newest finished one)")
@@ -76,13 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--reasoner", metavar="RUN", help="a coldstart or grpo run; `zero-shot` for the model as it is; `baselines` for those without a model")
     evaluate.add_argument("--calibrator", metavar="RUN", help="its calibrate run (default: the newest finished one of that reasoner)")
 
-    report = commands.add_parser("report", help="the table of systems in the terminal, and a run card as HTML")
-    _common(report)
+    report = _common(commands.add_parser("report", help="the table of systems in the terminal, and a run card as HTML"))
     report.add_argument("runs", nargs="*", metavar="RUN", help="evaluate runs (default: all finished ones of the dataset)")
     report.set_defaults(run=_report)
 
-    demo = commands.add_parser("demo", help="everything, from rendered clips to the table, with the embedded world and model")
-    _common(demo)
+    demo = _common(commands.add_parser("demo", help="everything, from rendered clips to the table, with the embedded world and model"))
     demo.add_argument("--full", action="store_true", help="with RB-FT and zero-shot, and every system calibrated (about three times as long)")
     demo.set_defaults(run=_demo)
     return parser
@@ -94,13 +97,13 @@ def _common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="same seed, same run")
     parser.add_argument("--workbench", metavar="DIR", help="where clips and runs lie (default: ./workbench, or DEEPINTUIT_HOME)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done and with which settings, and do nothing")
     return parser
 
 
 def _stage(commands, name: str, help_text: str, run: Callable) -> argparse.ArgumentParser:
     parser = _common(commands.add_parser(name, help=help_text))
     parser.add_argument("--name", help="a word for the run's id")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and what would be done, then stop")
     parser.set_defaults(run=run, command=name)
     return parser
 
@@ -147,8 +150,11 @@ def _newest(workbench, stages: Sequence[str], settings: Config, what: str, targe
     )
 
 
-def _dry(options, settings: Config, splits: Sequence[str], inputs: dict[str, str | None]) -> bool:
-    """With --dry-run: departures, inputs and clip counts, and nothing else."""
+def _dry(options, workbench, settings: Config, splits: Sequence[str], inputs: dict[str, str | None]) -> bool:
+    """Runs that are named must be there. With --dry-run: inputs, clip counts and settings are printed, and True says to stop."""
+    for run in inputs.values():
+        if run and run not in _NO_RUNS:
+            workbench.run(run)
     if not options.dry_run:
         return False
     from deepintuit.data import Manifest
@@ -159,14 +165,17 @@ def _dry(options, settings: Config, splits: Sequence[str], inputs: dict[str, str
         console.print(f"  {name}: {value or '(none)'}")
     for split in splits:
         console.print(f"  {split}: {len(manifest.usable(split))} usable clips")
-    console.print("Settings of this stage:")
-    sections = {"model", "video", "clips", "prompt", "sampling", options.command}
-    shown = {name: value for name, value in settings.to_dict().items() if name in sections or name == "seed"}
-    import tomli_w
+    _nothing_done(settings, options.command)
+    return True
 
+
+def _nothing_done(settings: Config, command: str) -> None:
+    """Prints the settings that a command would use."""
+    sections = {"model", "video", "clips", "prompt", "sampling", command, "seed", "workbench"}
+    shown = {name: value for name, value in settings.to_dict().items() if name in sections or command == "demo"}
+    console.print("Settings:")
     console.print(Syntax(tomli_w.dumps(shown), "toml", background_color="default"))
     console.print("Nothing was run (--dry-run).")
-    return True
 
 
 def _ended(run) -> int:
@@ -177,7 +186,7 @@ def _ended(run) -> int:
 def _teach(options) -> int:
     workbench, settings = _open(options)
     settings = _need_dataset(settings)
-    if _dry(options, settings, ["coldstart"], {"teacher": settings.teach.source}):
+    if _dry(options, workbench, settings, ["coldstart"], {}):
         return 0
     from deepintuit import teach
 
@@ -190,7 +199,7 @@ def _coldstart(options) -> int:
     teacher = None
     if settings.coldstart.target == "trace":
         teacher = options.teacher or _newest(workbench, ["teach"], settings, "a run of teacher traces")
-    if _dry(options, settings, settings.coldstart.splits, {"teacher": teacher, "start": options.start or settings.model.path}):
+    if _dry(options, workbench, settings, settings.coldstart.splits, {"teacher": teacher, "start": options.start}):
         return 0
     stage = _torch_stage("coldstart")
     return _ended(stage.run(workbench, settings, teacher=teacher, start=options.start, name=options.name, progress=not options.quiet))
@@ -200,7 +209,7 @@ def _grpo(options) -> int:
     workbench, settings = _open(options)
     settings = _need_dataset(settings)
     start = options.start or _newest(workbench, ["coldstart"], settings, "a reasoner to refine", "trace")
-    if _dry(options, settings, ["grpo"], {"start": start}):
+    if _dry(options, workbench, settings, ["grpo"], {"start": start}):
         return 0
     return _ended(_torch_stage("grpo").run(workbench, settings, start=start, name=options.name, progress=not options.quiet))
 
@@ -209,7 +218,7 @@ def _calibrate(options) -> int:
     workbench, settings = _open(options)
     settings = _need_dataset(settings)
     reasoner = options.reasoner or _newest(workbench, ["grpo", "coldstart"], settings, "a reasoner", "trace")
-    if _dry(options, settings, ["calibration", "validation"], {"reasoner": reasoner}):
+    if _dry(options, workbench, settings, ["calibration", "validation"], {"reasoner": reasoner}):
         return 0
     return _ended(_torch_stage("calibrate").run(workbench, settings, reasoner=reasoner, name=options.name, progress=not options.quiet))
 
@@ -219,13 +228,14 @@ def _evaluate(options) -> int:
     settings = _need_dataset(settings)
     reasoner = options.reasoner or _newest(workbench, ["grpo", "coldstart"], settings, "a reasoner")
     calibrator = options.calibrator or _calibrator_of(workbench, reasoner)
-    if _dry(options, settings, [settings.evaluate.split], {"reasoner": reasoner, "calibrator": calibrator}):
+    if _dry(options, workbench, settings, [settings.evaluate.split], {"reasoner": reasoner, "calibrator": calibrator}):
         return 0
     stage = _torch_stage("evaluate")
     if reasoner == "baselines":
         return _ended(stage.baselines(workbench, settings))
     run = stage.run(
-        workbench, settings, reasoner=None if reasoner == "zero-shot" else reasoner, calibrator=calibrator, progress=not options.quiet
+        workbench, settings, reasoner=None if reasoner == "zero-shot" else reasoner, calibrator=calibrator, system=options.name or "",
+        progress=not options.quiet,
     )
     return _ended(run)
 
@@ -253,15 +263,24 @@ def quiet_libraries() -> None:
 def _report(options) -> int:
     workbench, settings = _open(options)
     settings = _need_dataset(settings)
-    return _show(workbench, settings, options.runs)
+    chosen = _evaluated(workbench, settings, options.runs)
+    if options.dry_run:
+        console.print(f"A report would be made of: {', '.join(chosen)}", markup=False)
+        _nothing_done(settings, "evaluate")
+        return 0
+    return _show(workbench, settings, chosen)
 
 
-def _show(workbench, settings: Config, runs: Sequence[str] = ()) -> int:
-    from deepintuit import report
-
-    chosen = list(runs) or [r.id for r in workbench.runs("evaluate", finished=True) if r.about["dataset"] == settings.clips.dataset]
+def _evaluated(workbench, settings: Config, runs: Sequence[str] = ()) -> list[str]:
+    chosen = [workbench.run(run).id for run in runs] or [r.id for r in workbench.runs("evaluate", finished=True) if r.about["dataset"] == settings.clips.dataset]
     if not chosen:
         raise ConfigError("nothing was evaluated yet", "the report reads evaluate runs", "Run `deepintuit evaluate` first")
+    return chosen
+
+
+def _show(workbench, settings: Config, chosen: Sequence[str]) -> int:
+    from deepintuit import report
+
     report.show(workbench, chosen, settings.evaluate, console=console)
     card = report.run_card(workbench, chosen, settings.evaluate)
     workbench.refresh()
@@ -273,11 +292,14 @@ def _demo(options) -> int:
     if options.config is None:
         options.config = str(Path(__file__).parents[1] / "configs" / "tiny.toml")
     workbench, settings = _open(options)
+    if options.dry_run:
+        _nothing_done(settings, "demo")
+        return 0
     quiet_libraries()
     from deepintuit import demo
 
     demo.run(workbench, settings, full=options.full, fractions=fractions(settings), progress=not options.quiet, console=console)
-    return _show(workbench, settings)
+    return _show(workbench, settings, _evaluated(workbench, settings))
 
 
 def _clips(verbs) -> None:
@@ -291,7 +313,6 @@ def _clips(verbs) -> None:
         parser.add_argument("--name", required=True, help="what the dataset is called in the workbench")
         parser.add_argument("--labels", metavar="FILE", help="labels.toml with labels, definitions and aliases")
         parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="files looked at side by side")
-        parser.add_argument("--dry-run", action="store_true", help="list what would be imported, and open no video")
         return parser
 
     folder = importer("folder", "a folder of class folders", _read_folder)
@@ -373,12 +394,15 @@ def fractions(settings: Config) -> dict[str, float]:
     }
 
 
-def _divide(manifest, settings: Config) -> int:
+def _divide(manifest, settings: Config, dry: bool = False) -> int:
     from deepintuit import data
 
     manifest = data.assign_splits(manifest, fractions(settings), settings.seed)
-    manifest.save()
+    if not dry:
+        manifest.save()
     console.print(str(manifest.summary()), markup=False)
+    if dry:
+        console.print("Nothing was saved (--dry-run).")
     return 0
 
 
@@ -387,6 +411,9 @@ def _import_homecam(options) -> int:
 
     settings = _settings(options)
     settings = dataclasses.replace(settings, clips=dataclasses.replace(settings.clips, dataset=settings.clips.dataset or "homecam"))
+    if options.dry_run:
+        console.print(f"{options.train} clips to train on and {options.test} to test on would be rendered into {settings.workbench}.", markup=False)
+        return 0
     manifest = demo.clips(settings, options.train, options.test, jobs=options.jobs, progress=not options.quiet, fractions=fractions(settings))
     console.print(str(manifest.summary()), markup=False)
     return 0
@@ -403,7 +430,7 @@ def _split(options) -> int:
     from deepintuit.data import Manifest
 
     settings = _named(options)
-    return _divide(Manifest.load(settings.workbench, settings.clips.dataset), settings)
+    return _divide(Manifest.load(settings.workbench, settings.clips.dataset), settings, options.dry_run)
 
 
 def _show_clips(options) -> int:

@@ -8,11 +8,13 @@ Run it:  deepintuit coldstart --config configs/tiny.toml --teacher RUN
 
 from __future__ import annotations
 
+import shutil
+
 from deepintuit.config import Config
 from deepintuit.errors import StoreError
-from deepintuit.reasoner import Clip, LocalReasoner, Task, card
+from deepintuit.reasoner import Clip, LocalReasoner, Task, card, identity
 from deepintuit.store import Run, Workbench
-from deepintuit.vlm import VLM, Example
+from deepintuit.vlm import VLM, EncodedClip, Example
 from deepintuit.vlm.finetune import Recipe, finetune
 
 
@@ -23,58 +25,60 @@ def run(
 
     `start`: a run whose weights to begin with, else the model at `model.path`. Returns the finished run, its weights in `checkpoint`.
     """
-    settings = config.coldstart
-    described = {**config.to_dict(), "teacher": teacher}
+    if config.coldstart.target == "trace":
+        if teacher is None:
+            raise StoreError("no teacher run was named", "cold start imitates the traces of one", "Run `deepintuit teach` and pass --teacher RUN")
+        workbench.run(teacher)
+    described = {**identity(config, "coldstart"), "teacher": teacher}
     run = workbench.start_run("coldstart", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset)
-    if run.finished:
-        return run
-    with run:
-        task = Task(workbench.path, config)
-        checkpoint = workbench.run(start).checkpoint if start else None
-        vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache, trainable=True)
-        run.note(device=str(vlm.device))
-        reasoner = LocalReasoner(vlm, task, config.seed)
-        targets = _targets(workbench, task, teacher) if settings.target == "trace" else [
-            (clip, clip.label) for split in settings.splits for clip in task.clips(split)
-        ]
-        targets = targets[: settings.limit or None]
-        clips = {clip.clip_id: encoded for clip, encoded in reasoner.encode([clip for clip, _ in targets])}
-        targets = [(clip, text) for clip, text in targets if clip.clip_id in clips]
-        ask = task.reasoner_prompt if settings.target == "trace" else task.label_prompt
-
-        def example(row: int, epoch: int) -> Example:
-            clip, text = targets[row]
-            return Example(clips[clip.clip_id], ask(clip.clip_id), text)
-
-        recipe = Recipe(
-            settings.learning_rate, settings.epochs, settings.batch, settings.micro_batch, settings.warmup, settings.scheduler,
-            settings.weight_decay, settings.max_grad_norm, settings.save_steps,
-        )
-        title = "Cold start" if settings.target == "trace" else "Labels only"
-        result = finetune(
-            vlm, len(targets), example, recipe, run.path / "training", seed=config.seed, title=title, log=_logger(run), progress=progress
-        )
-        vlm.save(run.checkpoint, card(run, config))
-        run.finish({
-            "rows": len(targets),
-            "target": settings.target,
-            "unreadable": {clip_id: str(u.error.reason) for clip_id, u in reasoner.unreadable.items()},
-            "tower_passes": vlm.encoder.passes,
-            **result,
-        })
+    if not run.finished:
+        with run:
+            _train(workbench, config, run, teacher, start, progress)
+    shutil.rmtree(run.path / "training", ignore_errors=True)  # once all is safe elsewhere
     return run
 
 
-def _targets(workbench: Workbench, task: Task, teacher: str | None) -> list[tuple[Clip, str]]:
-    """(clip, text) of each kept teacher trace whose clip is still in the cold-start split."""
-    if teacher is None:
-        raise StoreError("no teacher run was named", "cold start imitates the traces of one", "Run `deepintuit teach` and pass --teacher RUN")
+def _train(workbench: Workbench, config: Config, run: Run, teacher: str | None, start: str | None, progress: bool) -> None:
+    settings = config.coldstart
+    task = Task(workbench.path, config)
+    checkpoint = workbench.run(start).checkpoint if start else None
+    vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache, trainable=True)
+    run.note(device=str(vlm.device), settings=config.to_dict())
+    reasoner = LocalReasoner(vlm, task, config.seed)
+    clips = {clip.clip_id: (clip, encoded) for split in settings.splits for clip, encoded in reasoner.split(split)}
+    targets = _targets(workbench, clips, teacher) if settings.target == "trace" else [(*pair, pair[0].label) for pair in clips.values()]
+    targets = targets[: settings.limit or None]
+    ask = task.reasoner_prompt if settings.target == "trace" else task.label_prompt
+
+    def example(row: int, epoch: int) -> Example:
+        clip, encoded, text = targets[row]
+        return Example(encoded, ask(clip.clip_id), text)
+
+    recipe = Recipe(
+        settings.learning_rate, settings.epochs, settings.batch, settings.micro_batch, settings.warmup, settings.scheduler,
+        settings.weight_decay, settings.max_grad_norm, settings.save_steps,
+    )
+    title = "Cold start" if settings.target == "trace" else "Labels only"
+    result = finetune(
+        vlm, len(targets), example, recipe, run.path / "training", seed=config.seed, title=title, log=_logger(run), progress=progress
+    )
+    vlm.save(run.checkpoint, card(run, config))
+    run.finish({
+        "rows": len(targets),
+        "target": settings.target,
+        "unreadable": {clip_id: str(u.error.reason) for clip_id, u in reasoner.unreadable.items()},
+        "tower_passes": vlm.encoder.passes,
+        **result,
+    })
+
+
+def _targets(workbench: Workbench, clips: dict[str, tuple[Clip, EncodedClip]], teacher: str) -> list[tuple[Clip, EncodedClip, str]]:
+    """(clip, features, text) of each kept teacher trace whose clip is still in the cold-start split and readable."""
     source = workbench.run(teacher)
     scores = source.read("scores")
     kept = set(scores.loc[(scores["name"] == "kept") & (scores["value"] == 1), "trace_id"])
-    clips = {clip.clip_id: clip for clip in task.clips("coldstart")}
     rows = source.read("traces", ["trace_id", "clip_id", "text"])
-    found = [(clips[r.clip_id], r.text) for r in rows.itertuples() if r.trace_id in kept and r.clip_id in clips]
+    found = [(*clips[r.clip_id], r.text) for r in rows.itertuples() if r.trace_id in kept and r.clip_id in clips]
     if not found:
         raise StoreError(
             f"run {teacher!r} kept no trace for a clip of the cold-start split", "there is nothing to imitate",

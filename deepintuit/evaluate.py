@@ -10,7 +10,8 @@ Run it:  deepintuit evaluate --config configs/tiny.toml --reasoner RUN --calibra
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from rich.progress import track
@@ -32,6 +33,7 @@ from deepintuit.reasoner import (
     Scores,
     Task,
     hidden_states,
+    identity,
     likelihood_scores,
     mean_scores,
     parsed,
@@ -43,7 +45,6 @@ from deepintuit.store import trace_id as id_of
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip
 
-_BATCH = 32
 _TRAINING = ("coldstart", "grpo", "calibration")
 CALIBRATION, HEAD = "calibration.json", "head.safetensors"
 AnyTrace = Trace | Malformed
@@ -54,7 +55,9 @@ def run(
 ) -> Run:
     """Score one system on `evaluate.split`. `reasoner` None is the model at `model.path`, untouched (zero-shot)."""
     system = system or name_of(workbench, reasoner)
-    described = {**config.to_dict(), "calibrator": calibrator, "system": system}
+    if calibrator:
+        _methods(workbench, calibrator)
+    described = {**_identity(config), "calibrator": calibrator, "system": system}
     run = workbench.start_run("evaluate", described, parent=reasoner, name=system, seed=config.seed, dataset=config.clips.dataset)
     if run.finished:
         return run
@@ -62,12 +65,12 @@ def run(
         task = Task(workbench.path, config)
         checkpoint = workbench.run(reasoner).checkpoint if reasoner else None
         vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache)
-        run.note(device=str(vlm.device))
+        run.note(device=str(vlm.device), settings=config.to_dict())
         local = LocalReasoner(vlm, task, config.seed)
-        known = local.encode(task.clips(config.evaluate.split))
+        known = local.split(config.evaluate.split)
         writer = _Predictions(run, task, system, config.evaluate.split)
-        if reasoner and workbench.run(reasoner).config["coldstart"]["target"] == "label" and workbench.run(reasoner).stage == "coldstart":
-            _labels_only(writer, local, known)
+        if reasoner and _answers_without_trace(workbench.run(reasoner)):
+            _labels_only(writer, local, known, config)
         else:
             _reasoned(workbench, writer, local, known, config, calibrator, progress)
         run.finish({
@@ -79,7 +82,7 @@ def run(
 
 def baselines(workbench: Workbench, config: Config) -> Run:
     """What needs no model: the majority class, the container's metadata alone, and (where text fields are given) the text alone."""
-    described = {**config.to_dict(), "system": "baselines"}
+    described = {**_identity(config), "system": "baselines"}
     run = workbench.start_run("evaluate", described, name="baselines", seed=config.seed, dataset=config.clips.dataset)
     if run.finished:
         return run
@@ -100,6 +103,17 @@ def baselines(workbench: Workbench, config: Config) -> Run:
             _classical(run, task, config, "text", model, texts, train, test, labels)
         run.finish({"system": "baselines", "clips": len(test)})
     return run
+
+
+def _identity(config: Config) -> dict:
+    """Settings that only the report reads are left out: other intervals are no other run."""
+    settings = identity(config, "sampling", "evaluate", "calibrate")
+    evaluate = {name: settings["evaluate"][name] for name in ("split", "traces", "temperature", "method", "controls")}
+    return {**settings, "evaluate": evaluate, "calibrate": {name: settings["calibrate"][name] for name in ("traces", "temperature")}}
+
+
+def _answers_without_trace(run: Run) -> bool:
+    return run.stage == "coldstart" and run.config["coldstart"]["target"] == "label"
 
 
 def name_of(workbench: Workbench, reasoner: str | None) -> str:
@@ -129,36 +143,47 @@ def _reasoned(
     by_clip = {clip_id: part for clip_id, part in rows.groupby("clip_id")}
     first = [by_clip[clip.clip_id].iloc[0] for clip, _ in known]
     traces = parsed(task, first)
+    done = writer.run.done("predictions", ("method", "control"))
     clips = [clip for clip, _ in known]
     ids = [row.trace_id for row in first]
-    raw = np.stack([_raw_distribution(task, trace, row, local) for trace, row in zip(traces, first)])
     provisional = [trace.provisional for trace in traces]
-    writer.add("raw", clips, provisional, raw, provisional=provisional, traces=ids)
+    if ("raw", "none") not in done:
+        raw = np.stack([_raw_distribution(task, trace, row, local.vlm.tokenizer) for trace, row in zip(traces, first)])
+        writer.add("raw", clips, provisional, raw, provisional=provisional, traces=ids)
     if calibrator is None:
         return
     checkpoint = workbench.run(calibrator).checkpoint
     judge = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache)
-    swapped = _derangement(len(traces), config.seed)
-    for control in ("none", "trace_blanked", "video_blanked", "trace_swapped") if settings.controls else ("none",):
-        pairs = [(clip, encoded.blanked()) for clip, encoded in known] if control == "video_blanked" else known
-        shown: Sequence[AnyTrace | None] = traces
-        if control == "trace_blanked":
-            shown = [None] * len(traces)
-        elif control == "trace_swapped":
-            shown = [traces[i] for i in swapped]
-        scores = {"label_likelihood": likelihood_scores(judge, task, pairs, shown, _BATCH)}
-        if control == "none":
-            head = LinearHead.load(checkpoint / HEAD)
-            scores["linear_head"] = Scores(head(hidden_states(local.vlm, task, pairs, shown, _BATCH)), np.full(len(pairs), np.nan))
-            if count:
-                sampled = [parsed(task, by_clip[clip.clip_id].iloc[1 : 1 + count]) for clip in clips]
-                scores["vote"] = vote_scores(task, sampled)
-                scores["mean_likelihood"] = mean_scores([likelihood_scores(judge, task, pairs, [s[k] for s in sampled], _BATCH) for k in range(count)])
-        for method, score in scores.items():
-            temperature = methods[method]["temperature"]
-            probs = score.probs(temperature)
-            predicted = [task.labels.labels[i] for i in probs.argmax(1)]
-            writer.add(method, clips, predicted, probs, control=control, provisional=provisional, traces=ids, outside=score.outside_C, temperature=temperature)
+    batch = config.sampling.clips_per_batch
+
+    def likelihood(pairs: list[tuple[Clip, EncodedClip]], shown: Sequence[AnyTrace | None]) -> Scores:
+        return likelihood_scores(judge, task, pairs, shown, batch)
+
+    def linear_head() -> Scores:
+        head = LinearHead.load(checkpoint / HEAD)
+        return Scores(head(hidden_states(local.vlm, task, known, traces, batch)), np.full(len(known), np.nan))
+
+    ways: dict[tuple[str, str], Callable[[], Scores]] = {
+        ("label_likelihood", "none"): lambda: likelihood(known, traces), ("linear_head", "none"): linear_head,
+    }  # fmt: skip
+    if count:
+        sampled = [parsed(task, by_clip[clip.clip_id].iloc[1 : 1 + count]) for clip in clips]
+        ways["vote", "none"] = lambda: vote_scores(task, sampled)
+        ways["mean_likelihood", "none"] = lambda: mean_scores([likelihood(known, [s[k] for s in sampled]) for k in range(count)])
+    if settings.controls:
+        blanked = [(clip, encoded.blanked()) for clip, encoded in known]
+        swapped = [traces[i] for i in _derangement(len(traces), config.seed)]
+        ways["label_likelihood", "trace_blanked"] = lambda: likelihood(known, [None] * len(known))
+        ways["label_likelihood", "video_blanked"] = lambda: likelihood(blanked, traces)
+        if len(known) > 1:  # one clip alone has no other's trace
+            ways["label_likelihood", "trace_swapped"] = lambda: likelihood(known, swapped)
+    for (method, control), way in ways.items():
+        if (method, control) in done:
+            continue
+        score, temperature = way(), methods[method]["temperature"]
+        probs = score.probs(temperature)
+        predicted = [task.labels.labels[i] for i in probs.argmax(1)]
+        writer.add(method, clips, predicted, probs, control=control, provisional=provisional, traces=ids, outside=score.outside_C, temperature=temperature)
 
 
 def _methods(workbench: Workbench, calibrator: str | None) -> dict[str, dict]:
@@ -183,7 +208,7 @@ def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Confi
         run.append("traces", rows)
 
 
-def _raw_distribution(task: Task, trace: AnyTrace, row, local: LocalReasoner) -> np.ndarray:
+def _raw_distribution(task: Task, trace: AnyTrace, row, tokenizer) -> np.ndarray:
     """The provisional label's own probability: the product over the tokens of its answer; the rest is spread evenly [R].
 
     A malformed trace says nothing: uniform.
@@ -192,26 +217,27 @@ def _raw_distribution(task: Task, trace: AnyTrace, row, local: LocalReasoner) ->
     if not trace.ok:
         return np.full(k, 1 / k)
     start, end = trace.spans[trace.grammar.answer.name]
-    ids, total, place = [int(token) for token in row.token_ids], 0.0, 0
-    for number, logprob in enumerate(row.token_logprobs):
-        reached = len(local.vlm.tokenizer.decode(ids[: number + 1], skip_special_tokens=True))
-        if place < end and reached > start:
-            total += float(logprob)
-        place = reached
-    p = float(np.clip(np.exp(total), 1 / k, 1.0))
+    ids = [int(token) for token in row.token_ids]
+
+    def characters(tokens: int) -> int:
+        return len(tokenizer.decode(ids[:tokens], skip_special_tokens=True))
+
+    places = range(len(ids) + 1)
+    first, last = bisect_right(places, start, key=characters) - 1, bisect_left(places, end, key=characters)
+    p = float(np.clip(np.exp(np.sum(row.token_logprobs[first:last])), 1 / k, 1.0))
     probs = np.full(k, (1 - p) / (k - 1))
     probs[task.labels.index(trace.label)] = p
     return probs
 
 
-def _labels_only(writer: _Predictions, local: LocalReasoner, known: list[tuple[Clip, EncodedClip]]) -> None:
+def _labels_only(writer: _Predictions, local: LocalReasoner, known: list[tuple[Clip, EncodedClip]], config: Config) -> None:
     """Direct-SFT and RB-FT answer without a trace: label likelihoods as they are, and at a temperature fitted on validation."""
     task, vlm = local.task, local.vlm
 
     def scores(pairs: list[tuple[Clip, EncodedClip]]) -> Scores:
-        return prompt_likelihoods(vlm, task, [e for _, e in pairs], [task.label_prompt(clip.clip_id) for clip, _ in pairs], _BATCH)
+        return prompt_likelihoods(vlm, task, [e for _, e in pairs], [task.label_prompt(clip.clip_id) for clip, _ in pairs], config.sampling.clips_per_batch)
 
-    validation = local.encode(task.clips("validation"))
+    validation = local.split("validation")
     truth = np.array([task.labels.index(clip.label) for clip, _ in validation])
     temperature = fit_temperature(scores(validation).logits_C_K, truth)
     score, clips = scores(known), [clip for clip, _ in known]

@@ -10,11 +10,10 @@ Run it:  deepintuit grpo --config configs/tiny.toml --start RUN
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,50 +23,57 @@ from rich.console import Console
 from transformers import PrinterCallback
 from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler, use_adapter
 
 from deepintuit.advantage import group_advantages, kept_by_dynamic_sampling, softmax_weights, zero_variance_share
 from deepintuit.config import Config, GrpoConfig
-from deepintuit.reasoner import Clip, LocalReasoner, Task, card
+from deepintuit.reasoner import Clip, LocalReasoner, Task, card, identity
 from deepintuit.rewards import Score, score
 from deepintuit.store import Run, Workbench, trace_id
 from deepintuit.vlm import VLM, EncodedClip, Sample
-from deepintuit.vlm.training import Watch, common_arguments, last_checkpoint, tensorboard
+from deepintuit.vlm.training import Watch, common_arguments, tensorboard, train
 
-_NAMES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate", "entropy": "entropy"}
+_LOGGED = frozenset({"loss", "grad_norm", "learning_rate", "entropy", "kl"})
+"""What is kept of TRL's own numbers; the others are about rewards that it does not compute here."""
 
 
 def run(workbench: Workbench, config: Config, *, start: str, name: str | None = None, progress: bool = True) -> Run:
     """Refine the weights of the run `start` on the GRPO split. Rollouts, rewards and advantages are stored as they come."""
-    run = workbench.start_run("grpo", config.to_dict(), parent=start, name=name, seed=config.seed, dataset=config.clips.dataset)
-    if run.finished:
-        return run
-    with run:
-        task = Task(workbench.path, config)
-        vlm = VLM.load(config.model, config.video, checkpoint=workbench.run(start).checkpoint, cache=workbench.cache, trainable=True)
-        run.note(device=str(vlm.device))
-        reasoner = LocalReasoner(vlm, task, config.seed)
-        clips = [clip for clip, _ in reasoner.encode(task.clips("grpo"))]
-        folder = run.path / "training"
-        resumed = last_checkpoint(folder) if folder.exists() else None
-        before = None
-        if config.grpo.check_clips and resumed is None:
-            before = check(reasoner, clips[: config.grpo.check_clips], config.grpo)
-            run.note(check=before.__dict__)
-            Console().print(before.sentence()) if progress else None
-        trainer = _Trainer(reasoner, clips, config, run, progress)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=resumed)
-        vlm.model.eval()
-        vlm.save(run.checkpoint, card(run, config))
-        shutil.rmtree(folder, ignore_errors=True)
-        run.finish({
-            "clips": len(clips),
-            "steps": trainer.state.global_step,
-            "tower_passes": vlm.encoder.passes,
-            "unreadable": {clip_id: str(u.error.reason) for clip_id, u in reasoner.unreadable.items()},
-            "check": before.__dict__ if before else run.about.get("check"),
-        })
+    described = identity(config, "grpo")
+    run = workbench.start_run("grpo", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset)
+    if not run.finished:
+        with run:
+            _train(workbench, config, run, start, progress)
+    shutil.rmtree(run.path / "training", ignore_errors=True)  # once all is safe elsewhere
     return run
+
+
+def _train(workbench: Workbench, config: Config, run: Run, start: str, progress: bool) -> None:
+    task = Task(workbench.path, config)
+    vlm = VLM.load(config.model, config.video, checkpoint=workbench.run(start).checkpoint, cache=workbench.cache, trainable=True)
+    run.note(device=str(vlm.device), settings=config.to_dict())
+    reasoner = LocalReasoner(vlm, task, config.seed)
+    clips = [clip for clip, _ in reasoner.split("grpo")]
+    if config.grpo.check_clips and "check" not in run.about:
+        before = check(reasoner, clips[: config.grpo.check_clips], config.grpo)
+        run.note(check=asdict(before))
+        run.log(before.sentence())
+        if progress:
+            Console().print(before.sentence())
+    trainer = _Trainer(reasoner, clips, config, run, progress)
+    trainer.remove_callback(PrinterCallback)
+    train(trainer, run.path / "training")
+    vlm.model.eval()
+    if "ref" in getattr(vlm.model, "peft_config", {}):
+        vlm.model.delete_adapter("ref")  # TRL's frozen copy for the KL term
+    vlm.save(run.checkpoint, card(run, config))
+    run.finish({
+        "clips": len(clips),
+        "steps": trainer.state.global_step,
+        "tower_passes": vlm.encoder.passes,
+        "unreadable": {clip_id: str(u.error.reason) for clip_id, u in reasoner.unreadable.items()},
+        "check": run.about.get("check"),
+    })
 
 
 @dataclass(frozen=True)
@@ -118,11 +124,14 @@ def check(reasoner: LocalReasoner, clips: Sequence[Clip], settings: GrpoConfig) 
 
 @dataclass
 class _Group:
+    """The traces of one clip in one round; `first` is the sample number of the first, which names its random stream."""
+
     clip: Clip
     encoded: EncodedClip
     samples: list[Sample]
     scores: list[Score]
     prompt_ids: list[int]
+    first: int
 
     @property
     def mixed(self) -> bool:
@@ -137,10 +146,11 @@ class _Trainer(GRPOTrainer):
         self.reasoner, self.vlm, self.clips, self.config, self.run_ = reasoner, reasoner.vlm, clips, settings, run
         self._encoded: list[EncodedClip] = []
         self._rows: torch.Tensor | None = None
-        self._stored = run.done("traces", "trace_id")
-        traces = min(settings.clips_per_step, len(clips)) * settings.group
-        micro = min(settings.micro_batch, traces)
-        steps = settings.max_steps or max(1, round(settings.epochs * len(clips) * settings.group / traces))
+        self._extra: dict[str, float] = {}
+        batch = min(settings.clips_per_step, len(clips))
+        traces = batch * settings.group
+        micro = max(size for size in range(1, min(settings.micro_batch, traces) + 1) if traces % size == 0)  # a part of the batch, no more
+        steps = settings.max_steps or max(1, round(settings.epochs * len(clips) / batch))
         folder = run.path / "training"
         folder.mkdir(exist_ok=True)
         arguments = TRLConfig(
@@ -148,8 +158,8 @@ class _Trainer(GRPOTrainer):
             max_steps=steps,
             num_generations=settings.group,
             per_device_train_batch_size=micro,
-            gradient_accumulation_steps=math.ceil(traces / micro),
-            steps_per_generation=math.ceil(traces / micro),
+            gradient_accumulation_steps=traces // micro,
+            steps_per_generation=traces // micro,
             learning_rate=settings.learning_rate,
             warmup_steps=settings.warmup_steps,
             lr_scheduler_type="constant_with_warmup",
@@ -162,6 +172,7 @@ class _Trainer(GRPOTrainer):
             epsilon_high=settings.epsilon_high,
             beta=settings.beta,
             mask_truncated_completions=settings.mask_truncated,
+            disable_dropout=True,  # or the loss would see other probabilities than sampling did
         )
         super().__init__(
             model=self.vlm.model,
@@ -169,8 +180,14 @@ class _Trainer(GRPOTrainer):
             args=arguments,
             train_dataset=Dataset.from_dict({"clip": list(range(len(clips))), "prompt": [""] * len(clips)}),
             processing_class=self.vlm.processor,
-            callbacks=[Watch("GRPO", self._log_steps, progress), tensorboard(run.path / "tensorboard")],
+            callbacks=[Watch("GRPO", self._log_training, progress), tensorboard(run.path / "tensorboard")],
         )
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
+        """TRL's sampler, with an order that belongs to the epoch: TRL's own begins again with the first order after a resume."""
+        sampler = super()._get_train_sampler(dataset)
+        each = sampler.num_samples // sampler.batch_size
+        return _Order(sampler, lambda: [self.args.seed, self.state.global_step // each])
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """A round of sampling: groups, scores, advantages, and the tensors that TRL's loss takes, with each row's clip index."""
@@ -190,7 +207,7 @@ class _Trainer(GRPOTrainer):
         mask = written[1]
         if self.config.mask_truncated:
             mask = mask * torch.tensor([[0 if sample.truncated else 1] for sample in samples])
-        return {
+        batch = {
             "prompt_ids": prompts[0].to(device),
             "prompt_mask": prompts[1].to(device),
             "completion_ids": written[0].to(device),
@@ -199,6 +216,21 @@ class _Trainer(GRPOTrainer):
             "num_items_in_batch": mask.sum().to(device),
             "clip_index": torch.arange(len(groups)).repeat_interleave(size).to(device),
         }
+        if self.beta:
+            batch["ref_per_token_logps"] = self._reference_logps(batch)
+        return batch
+
+    @torch.no_grad()
+    def _reference_logps(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probabilities under the weights that GRPO began with, for the KL term: a frozen copy of the model, of the adapter, or the base."""
+        self._rows = batch["clip_index"]
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        wanted, size = batch["completion_ids"].shape[1], self.args.per_device_train_batch_size
+        if self.ref_model is not None:
+            return self._get_per_token_logps_and_entropies(self.ref_model, ids, mask, wanted, batch_size=size)[0]
+        with use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None):
+            return self._get_per_token_logps_and_entropies(self.model, ids, mask, wanted, batch_size=size)[0]
 
     def _compute_loss(self, model, inputs):
         self._rows = inputs["clip_index"]
@@ -219,7 +251,8 @@ class _Trainer(GRPOTrainer):
             with self.accelerator.autocast():
                 out = model(**inputs, labels=labels, fused_lm_head=True)
             logps.append(out.log_probs[:, -logits_to_keep:])
-            entropies.append(out.entropy[:, -logits_to_keep:])
+            if compute_entropy:
+                entropies.append(out.entropy[:, -logits_to_keep:])
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
     def _sample(self, clips: list[Clip], step: int, refill: int = 0) -> list[_Group]:
@@ -228,8 +261,12 @@ class _Trainer(GRPOTrainer):
             clips, range(refill * settings.group, (refill + 1) * settings.group), temperature=settings.temperature,
             max_tokens=settings.max_tokens, step=step,
         )
+        ask = self.reasoner.task.reasoner_prompt
         return [
-            _Group(clip, encoded, samples, [self._score(clip, s) for s in samples], self.vlm.prompt_ids(encoded, self.reasoner.task.reasoner_prompt(clip.clip_id)))
+            _Group(
+                clip, encoded, samples, [self._score(clip, sample) for sample in samples],
+                self.vlm.prompt_ids(encoded, ask(clip.clip_id)), refill * settings.group,
+            )
             for clip, encoded, samples in groups
         ]
 
@@ -264,29 +301,26 @@ class _Trainer(GRPOTrainer):
             return softmax_weights(rewards, self.config.tau) * len(rewards)  # the loss divides by the group's size
         return group_advantages(rewards)
 
-    _extra: dict[str, float] = {}
-
     def _store(self, groups: list[_Group], advantages: np.ndarray, step: int) -> None:
-        """Rollouts with every reward and the advantage, and the round's numbers. A round that is repeated after a kill is stored once."""
+        """Rollouts with every reward and the advantage, and the round's numbers.
+
+        A round that is sampled again after a kill takes the place of the first: what is on file is what the weights were trained on.
+        """
         rows, scores = [], []
-        offsets = Counter()
-        for g, group in enumerate(groups):
-            base = offsets[group.clip.clip_id]
-            offsets[group.clip.clip_id] += len(group.samples)
-            for k, (sample, scored) in enumerate(zip(group.samples, group.scores)):
-                name = trace_id(self.run_.id, group.clip.clip_id, base + k, step)
-                if name in self._stored:
-                    continue
-                self._stored.add(name)
-                rows.append({"trace_id": name, **self.reasoner.row(group.clip, group.encoded, sample, base + k, self.config.temperature, step)})
+        for group, advantages_G in zip(groups, advantages.reshape(len(groups), -1)):
+            for number, (sample, scored, advantage) in enumerate(zip(group.samples, group.scores, advantages_G), group.first):
+                row = self.reasoner.row(group.clip, group.encoded, sample, number, self.config.temperature, step)
+                name = trace_id(self.run_.id, group.clip.clip_id, number, step)
+                rows.append({"trace_id": name, **row})
                 numbers = {"accuracy": scored.accuracy, "format": scored.format, "overlong": scored.overlong, "reward": scored.value,
-                           "advantage": float(advantages[g * len(group.samples) + k])}  # fmt: skip
-                scores += [{"trace_id": name, "name": n, "value": float(v), "evidence": str(scored.reason or scored.answer or "")} for n, v in numbers.items()]
+                           "advantage": float(advantage)}  # fmt: skip
+                evidence = scored.reason or scored.answer
+                scores += [{"trace_id": name, "name": n, "value": v, "evidence": evidence} for n, v in numbers.items()]
         self.run_.append("traces", rows)
         self.run_.append("scores", scores)
         flat = [s for group in groups for s in group.scores]
         lengths = [len(s.token_ids) for group in groups for s in group.samples]
-        self._log_steps(step, {
+        self._log(step, {
             "reward": float(np.mean([s.value for s in flat])),
             "accuracy": float(np.mean([s.accuracy for s in flat])),
             "well_formed": float(np.mean([s.format for s in flat])),
@@ -296,13 +330,24 @@ class _Trainer(GRPOTrainer):
             **self._extra,
         })
 
-    def _log_steps(self, step: int, numbers: dict[str, float]) -> None:
-        kept = {n: v for n, v in numbers.items() if n in _NAMES or n not in _TRL_NOISE and "/" not in n}
-        self.run_.append("steps", [{"step": step, "name": name, "value": value} for name, value in kept.items()])
+    def _log_training(self, step: int, numbers: dict[str, float]) -> None:
+        """TRL's numbers of an update, which it counts from 1, beside those of the round that was sampled for it."""
+        self._log(step - 1, {name: value for name, value in numbers.items() if name in _LOGGED})
+
+    def _log(self, step: int, numbers: dict[str, float]) -> None:
+        self.run_.append("steps", [{"step": step, "name": name, "value": value} for name, value in numbers.items()])
 
 
-_TRL_NOISE = frozenset({"reward_std", "frac_reward_zero_std", "num_tokens", "epoch", "step_time", "train_runtime", "train_samples_per_second",
-                        "train_steps_per_second", "total_flos", "train_loss"})  # fmt: skip
+class _Order(RepeatSampler):
+    """The rows of a TRL sampler, shuffled by `seed()` as it stands when an epoch begins."""
+
+    def __init__(self, like: RepeatSampler, seed: Callable[[], Sequence[int]]):
+        super().__init__(like.data_source, like.mini_repeat_count, like.batch_size, like.repeat_count, like.shuffle, like.seed)
+        self._seed_now = seed
+
+    def __iter__(self):
+        self.generator.manual_seed(int(np.random.SeedSequence(self._seed_now()).generate_state(1)[0]))
+        return super().__iter__()
 
 
 def _padded(rows: list[list[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,102 @@
+"""A small embedded world for the stage tests: rendered clips in a workbench, a model of random weights, and a cold start on short traces.
+
+Everything is real and tiny: MP4 files, the store, the stages, a Qwen2.5-VL with its own tokenizer. Used as a plugin of the test modules
+(`pytest_plugins = ["embedded"]`).
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepintuit import cli, coldstart, config, demo
+from deepintuit.config import Config
+from deepintuit.data import Manifest
+from deepintuit.homecam.backbone import build_model, build_processor
+from deepintuit.store import Run, Workbench, trace_id
+
+TRAIN, TEST = 40, 12
+TINY = Path(__file__).parents[1] / "configs" / "tiny.toml"
+
+
+class Bench:
+    """A workbench with the dataset `homecam` and the random model at `model`; `copy` gives a test one of its own."""
+
+    def __init__(self, path: Path, model: Path):
+        self.path, self.model = path, model
+
+    @property
+    def workbench(self) -> Workbench:
+        return Workbench(self.path)
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest.load(self.path, "homecam")
+
+    def sets(self, *more: str) -> list[str]:
+        return [
+            f"workbench={self.path}", f"model.path={self.model}", "video.frames=4", "sampling.max_tokens=24", "sampling.clips_per_batch=8",
+            "coldstart.batch=8", "coldstart.micro_batch=8", "grpo.max_tokens=24", "grpo.clips_per_step=4", "grpo.group=4", "grpo.micro_batch=16",
+            "grpo.check_clips=0", "grpo.warmup_steps=0", "calibrate.traces=2", "calibrate.batch=8", "calibrate.micro_batch=8", *more,
+        ]  # fmt: skip
+
+    def settings(self, *more: str) -> Config:
+        return config.load(TINY, self.sets(*more))
+
+    def copy(self, folder: Path) -> Bench:
+        shutil.copytree(self.path, folder)
+        return Bench(folder, self.model)
+
+    def teach(self, write, each: int = 8, name: str = "short") -> Run:
+        """A finished teach run that kept `write(clip, sample)` for every cold-start clip, `each` times."""
+        with self.workbench.start_run("teach", {"made": name}, name=name, dataset="homecam") as run:
+            if not run.finished:
+                asked = [(clip, sample) for clip in self.manifest.usable("coldstart").to_dict("records") for sample in range(each)]
+                run.append("traces", [{"clip_id": clip["clip_id"], "sample": k, "text": write(clip, k)} for clip, k in asked])
+                kept = [trace_id(run.id, clip["clip_id"], k) for clip, k in asked]
+                run.append("scores", [{"trace_id": name, "name": "kept", "value": 1.0} for name in kept])
+                run.finish({})
+        return run
+
+
+def short_trace(clip: dict, sample: int) -> str:
+    """A well-formed trace of few tokens whose label is drawn without a look at the clip."""
+    rng = random.Random(f"{clip['clip_id']}/{sample}")
+    seen = rng.choice(("It is day.", "It is night.", "A dog is seen."))
+    return f"<think> {seen} </think><answer> {rng.choice(('theft', 'stray', 'routine', 'delivery'))} </answer>"
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    """A saved model of random weights; queries, keys and the head are larger than at birth, so that it looks at what it is shown."""
+    folder = tmp_path_factory.mktemp("model")
+    processor = build_processor()
+    model = build_model(processor)
+    with torch.no_grad():
+        for name, parameter in model.model.language_model.named_parameters():
+            if name.endswith(("q_proj.weight", "k_proj.weight")):
+                parameter.mul_(4)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory, model_folder) -> Bench:
+    """40 clips divided over the training splits and validation, 12 to test on. Shared: runs may be added, nothing be changed."""
+    bench = Bench(tmp_path_factory.mktemp("bench"), model_folder)
+    settings = bench.settings()
+    demo.clips(settings, TRAIN, TEST, jobs=1, progress=False, fractions=cli.fractions(settings))
+    return bench
+
+
+@pytest.fixture(scope="session")
+def cold(bench) -> Run:
+    """The random model after a cold start on short traces: it writes the form, and guesses the label."""
+    return coldstart.run(
+        bench.workbench, bench.settings("coldstart.epochs=12", "coldstart.learning_rate=2e-3"), teacher=bench.teach(short_trace).id, progress=False
+    )
