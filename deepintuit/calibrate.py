@@ -3,7 +3,7 @@
 The refined reasoner is frozen and writes several traces for each clip of a split that neither cold start nor GRPO saw. Wrong and unreadable
 traces are kept: they are what there is to learn. The calibrator starts from the reasoner's weights and is trained by cross-entropy on
 (clip, trace, provisional label) → true label. A clip has the same number of rows as any other, so each counts once [R]. Label order is
-shuffled from row to row and epoch to epoch [R]; training stops early on validation NLL [R]. A temperature for each way to a distribution is
+shuffled from row to row [R]; training stops early on validation NLL [R]. A temperature for each way to a distribution is
 fitted on validation.
 
 Run it:  deepintuit calibrate --config configs/tiny.toml --reasoner RUN
@@ -15,6 +15,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from deepintuit.config import Config
-from deepintuit.errors import ConfigError
+from deepintuit.errors import ConfigError, DataError
 from deepintuit.metrics import apply_temperature, fit_temperature, nll
 from deepintuit.reasoner import (
     Clip,
@@ -33,7 +34,6 @@ from deepintuit.reasoner import (
     Task,
     card,
     hidden_states,
-    identity,
     likelihood_scores,
     mean_scores,
     parsed,
@@ -46,6 +46,9 @@ from deepintuit.vlm.finetune import Recipe, finetune
 
 CALIBRATION = "calibration.json"
 HEAD = "head.safetensors"
+_TRAINED = "trained.json"
+_MADE_BY = ("model", "video", "clips", "prompt", "sampling", "calibrate")
+"""Sections that decide what this stage makes: a change in another one does not train again."""
 
 AnyTrace = Trace | Malformed
 
@@ -57,7 +60,8 @@ def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None
             f"calibrate.temperature = 0 with calibrate.traces = {config.calibrate.traces}", "at temperature 0 all traces of a clip are one",
             "Set calibrate.traces=1, or a temperature above 0",
         )
-    described = identity(config, "sampling", "calibrate")
+    settings = config.to_dict()
+    described = {section: settings[section] for section in _MADE_BY}
     run = workbench.start_run("calibrate", described, parent=reasoner, name=name, seed=config.seed, dataset=config.clips.dataset)
     if not run.finished:
         with run:
@@ -72,7 +76,13 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
     vlm = VLM.load(config.model, config.video, checkpoint=workbench.run(reasoner).checkpoint, cache=workbench.cache, trainable=True)
     run.note(device=str(vlm.device), settings=config.to_dict())
     local = LocalReasoner(vlm, task, config.seed)
-    splits = {split: local.split(split) for split in ("calibration", "validation")}
+    splits = {split: local.encode(task.clips(split)) for split in ("calibration", "validation")}
+    for split, known in splits.items():
+        if not known:
+            raise DataError(
+                f"no clip of the split {split!r} can be read", "the stage would have nothing to work on",
+                "See whether the videos were moved, and import them again",
+            )
     for known in splits.values():
         _sample(run, local, [clip for clip, _ in known], config, progress)
     traces = _Traces(run, task, settings.traces)
@@ -91,8 +101,14 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
     scores = {"linear_head": Scores(head(held_out), np.full(len(truth), np.nan))}
     scores["vote"] = vote_scores(task, [traces.sampled(clip) for clip, _ in validation])
 
-    result = _train(run, vlm, task, rows, validation, greedy, truth, config, progress)
-    vlm.save(run.checkpoint, card(run, config))
+    trained = run.checkpoint / _TRAINED  # written behind the weights: a kill while they are scored does not train again
+    if trained.exists():
+        result = json.loads(trained.read_text())
+        vlm = VLM.load(config.model, config.video, checkpoint=run.checkpoint, cache=workbench.cache)
+    else:
+        result = _train(run, vlm, task, rows, validation, greedy, truth, config, progress)
+        vlm.save(run.checkpoint, card(run, config))
+        _write_json(trained, result)
     scores["label_likelihood"] = likelihood_scores(vlm, task, validation, greedy, batch)
     parts = [likelihood_scores(vlm, task, validation, [traces.sampled(c)[k] for c, _ in validation], batch) for k in range(settings.traces)]
     scores["mean_likelihood"] = mean_scores(parts)
@@ -102,16 +118,19 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
         temperature = fit_temperature(score.logits_C_K, truth)
         probs = apply_temperature(score.logits_C_K, temperature)
         fitted[method] = {"temperature": temperature, "nll": nll(probs, truth), "accuracy": float((probs.argmax(1) == truth).mean()), "n": len(truth)}
-    target = run.checkpoint / CALIBRATION  # evaluate reads it
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(fitted, indent=1))
-    temporary.replace(target)
+    _write_json(run.checkpoint / CALIBRATION, fitted)
     rejected = sum(isinstance(trace, Malformed) for _, trace in rows)
     run.finish({
         "rows": len(rows), "malformed_rows": rejected, "clips": len(splits["calibration"]), "validation": fitted,
         "unreadable": {clip_id: str(u.error.reason) for clip_id, u in local.unreadable.items()},
         "tower_passes": vlm.encoder.passes, **result,
     })
+
+
+def _write_json(path: Path, content: dict) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.replace(path)
 
 
 def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Config, progress: bool) -> None:
@@ -156,7 +175,7 @@ def _train(
 
     def example(row: int, epoch: int) -> Example:
         (clip, encoded), trace = rows[row]
-        order = _order(f"{config.seed}/{row}/{epoch}", len(task.labels)) if settings.shuffle_labels else None
+        order = _order(f"{config.seed}/{row}", len(task.labels)) if settings.shuffle_labels else None
         return Example(encoded, task.calibrator_prompt(clip.clip_id, trace, order), clip.label)
 
     def validate() -> float:

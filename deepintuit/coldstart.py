@@ -11,11 +11,14 @@ from __future__ import annotations
 import shutil
 
 from deepintuit.config import Config
-from deepintuit.errors import StoreError
-from deepintuit.reasoner import Clip, LocalReasoner, Task, card, identity
+from deepintuit.errors import DataError, StoreError
+from deepintuit.reasoner import Clip, LocalReasoner, Task, card
 from deepintuit.store import Run, Workbench
 from deepintuit.vlm import VLM, EncodedClip, Example
 from deepintuit.vlm.finetune import Recipe, finetune
+
+_MADE_BY = ("model", "video", "clips", "prompt", "coldstart")
+"""Sections that decide what this stage makes: a change in another one does not train again."""
 
 
 def run(
@@ -29,7 +32,8 @@ def run(
         if teacher is None:
             raise StoreError("no teacher run was named", "cold start imitates the traces of one", "Run `deepintuit teach` and pass --teacher RUN")
         workbench.run(teacher)
-    described = {**identity(config, "coldstart"), "teacher": teacher}
+    settings = config.to_dict()
+    described = {**{section: settings[section] for section in _MADE_BY}, "teacher": teacher}
     run = workbench.start_run("coldstart", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset)
     if not run.finished:
         with run:
@@ -45,7 +49,9 @@ def _train(workbench: Workbench, config: Config, run: Run, teacher: str | None, 
     vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache, trainable=True)
     run.note(device=str(vlm.device), settings=config.to_dict())
     reasoner = LocalReasoner(vlm, task, config.seed)
-    clips = {clip.clip_id: (clip, encoded) for split in settings.splits for clip, encoded in reasoner.split(split)}
+    clips = {clip.clip_id: (clip, encoded) for split in settings.splits for clip, encoded in reasoner.encode(task.clips(split))}
+    if not clips:
+        raise DataError(f"no clip of {', '.join(settings.splits)} can be read", "the stage would have nothing to work on", "See whether the videos were moved, and import them again")
     targets = _targets(workbench, clips, teacher) if settings.target == "trace" else [(*pair, pair[0].label) for pair in clips.values()]
     targets = targets[: settings.limit or None]
     ask = task.reasoner_prompt if settings.target == "trace" else task.label_prompt

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from deepintuit.config import Config
 from deepintuit.data import container_features, text_corpus
-from deepintuit.errors import StoreError
+from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import fit_temperature
 from deepintuit.reasoner import (
@@ -33,7 +33,6 @@ from deepintuit.reasoner import (
     Scores,
     Task,
     hidden_states,
-    identity,
     likelihood_scores,
     mean_scores,
     parsed,
@@ -67,7 +66,7 @@ def run(
         vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache)
         run.note(device=str(vlm.device), settings=config.to_dict())
         local = LocalReasoner(vlm, task, config.seed)
-        known = local.split(config.evaluate.split)
+        known = _readable(local, config.evaluate.split)
         writer = _Predictions(run, task, system, config.evaluate.split)
         if reasoner and _answers_without_trace(workbench.run(reasoner)):
             _labels_only(writer, local, known, config)
@@ -107,13 +106,23 @@ def baselines(workbench: Workbench, config: Config) -> Run:
 
 def _identity(config: Config) -> dict:
     """Settings that only the report reads are left out: other intervals are no other run."""
-    settings = identity(config, "sampling", "evaluate", "calibrate")
+    settings = config.to_dict()
     evaluate = {name: settings["evaluate"][name] for name in ("split", "traces", "temperature", "method", "controls")}
-    return {**settings, "evaluate": evaluate, "calibrate": {name: settings["calibrate"][name] for name in ("traces", "temperature")}}
+    sampled = {name: settings["calibrate"][name] for name in ("traces", "temperature")}
+    return {**{section: settings[section] for section in ("model", "video", "clips", "prompt", "sampling")}, "evaluate": evaluate, "calibrate": sampled}
 
 
 def _answers_without_trace(run: Run) -> bool:
     return run.stage == "coldstart" and run.config["coldstart"]["target"] == "label"
+
+
+def _readable(local: LocalReasoner, split: str) -> list[tuple[Clip, EncodedClip]]:
+    found = local.encode(local.task.clips(split))
+    if not found:
+        raise DataError(
+            f"no clip of the split {split!r} can be read", "there would be nothing to score", "See whether the videos were moved, and import them again"
+        )
+    return found
 
 
 def name_of(workbench: Workbench, reasoner: str | None) -> str:
@@ -237,7 +246,7 @@ def _labels_only(writer: _Predictions, local: LocalReasoner, known: list[tuple[C
     def scores(pairs: list[tuple[Clip, EncodedClip]]) -> Scores:
         return prompt_likelihoods(vlm, task, [e for _, e in pairs], [task.label_prompt(clip.clip_id) for clip, _ in pairs], config.sampling.clips_per_batch)
 
-    validation = local.split("validation")
+    validation = _readable(local, "validation")
     truth = np.array([task.labels.index(clip.label) for clip, _ in validation])
     temperature = fit_temperature(scores(validation).logits_C_K, truth)
     score, clips = scores(known), [clip for clip, _ in known]

@@ -14,32 +14,39 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, use_adapter
 
 from deepintuit.advantage import group_advantages, kept_by_dynamic_sampling, softmax_weights, zero_variance_share
 from deepintuit.config import Config, GrpoConfig
-from deepintuit.reasoner import Clip, LocalReasoner, Task, card, identity
+from deepintuit.errors import DataError
+from deepintuit.reasoner import Clip, LocalReasoner, Task, card
 from deepintuit.rewards import Score, score
 from deepintuit.store import Run, Workbench, trace_id
 from deepintuit.vlm import VLM, EncodedClip, Sample
-from deepintuit.vlm.training import Watch, common_arguments, tensorboard, train
+from deepintuit.vlm.training import Watch, common_arguments, last_checkpoint, tensorboard
 
 _LOGGED = frozenset({"loss", "grad_norm", "learning_rate", "entropy", "kl"})
 """What is kept of TRL's own numbers; the others are about rewards that it does not compute here."""
 
+_MADE_BY = ("model", "video", "clips", "prompt", "grpo")
+"""Sections that decide what this stage makes: a change in another one does not train again."""
+
 
 def run(workbench: Workbench, config: Config, *, start: str, name: str | None = None, progress: bool = True) -> Run:
     """Refine the weights of the run `start` on the GRPO split. Rollouts, rewards and advantages are stored as they come."""
-    described = identity(config, "grpo")
+    settings = config.to_dict()
+    described = {section: settings[section] for section in _MADE_BY}
     run = workbench.start_run("grpo", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset)
     if not run.finished:
         with run:
@@ -53,7 +60,9 @@ def _train(workbench: Workbench, config: Config, run: Run, start: str, progress:
     vlm = VLM.load(config.model, config.video, checkpoint=workbench.run(start).checkpoint, cache=workbench.cache, trainable=True)
     run.note(device=str(vlm.device), settings=config.to_dict())
     reasoner = LocalReasoner(vlm, task, config.seed)
-    clips = [clip for clip, _ in reasoner.split("grpo")]
+    clips = [clip for clip, _ in reasoner.encode(task.clips("grpo"))]
+    if not clips:
+        raise DataError("no clip of the split 'grpo' can be read", "the stage would have nothing to work on", "See whether the videos were moved, and import them again")
     if config.grpo.check_clips and "check" not in run.about:
         before = check(reasoner, clips[: config.grpo.check_clips], config.grpo)
         run.note(check=asdict(before))
@@ -62,7 +71,7 @@ def _train(workbench: Workbench, config: Config, run: Run, start: str, progress:
             Console().print(before.sentence())
     trainer = _Trainer(reasoner, clips, config, run, progress)
     trainer.remove_callback(PrinterCallback)
-    train(trainer, run.path / "training")
+    trainer.train_or_resume(run.path / "training")
     vlm.model.eval()
     if "ref" in getattr(vlm.model, "peft_config", {}):
         vlm.model.delete_adapter("ref")  # TRL's frozen copy for the KL term
@@ -182,6 +191,17 @@ class _Trainer(GRPOTrainer):
             processing_class=self.vlm.processor,
             callbacks=[Watch("GRPO", self._log_training, progress), tensorboard(run.path / "tensorboard")],
         )
+
+    def train_or_resume(self, folder: Path) -> None:
+        """Train to the end, from the newest complete checkpoint. That of the last step only gives its weights back: a kill while they are
+        saved costs no training, nor does the resumed run take a step too many."""
+        resumed = last_checkpoint(folder)
+        state = TrainerState.load_from_json(str(Path(resumed) / TRAINER_STATE_NAME)) if resumed else None
+        if state and state.global_step >= self.args.max_steps:
+            self._load_from_checkpoint(resumed)
+            self.state = state
+        else:
+            self.train(resume_from_checkpoint=resumed)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
         """TRL's sampler, with an order that belongs to the epoch: TRL's own begins again with the first order after a resume."""

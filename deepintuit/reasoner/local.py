@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deepintuit.errors import DataError, VideoError
+from deepintuit.errors import VideoError
 from deepintuit.reasoner.task import Clip, Task
 from deepintuit.vlm import VLM, EncodedClip, Sample, sample_groups
 
@@ -39,18 +39,6 @@ class LocalReasoner:
                 found.append((clip, self.vlm.encoder.encode(clip.clip_id, clip.path, clip.width, clip.height)))
             except VideoError as error:
                 self.unreadable[clip.clip_id] = Unreadable(clip, error)
-        return found
-
-    def split(self, name: str) -> list[tuple[Clip, EncodedClip]]:
-        """The readable clips of a split with their features. Raises `DataError` when none can be read."""
-        clips = self.task.clips(name)
-        found = self.encode(clips)
-        if not found:
-            reason = self.unreadable[clips[0].clip_id].error
-            raise DataError(
-                f"none of the {len(clips)} clips of the split {name!r} can be read", f"the first: {reason.what}",
-                "See whether the videos were moved, and import them again from where they are",
-            )
         return found
 
     def key(self, clip: Clip, sample: int, step: int | None = None) -> str:

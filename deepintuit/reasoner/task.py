@@ -54,9 +54,9 @@ class Task:
             )
         return [self._clip(row) for row in rows.itertuples()]
 
-    def _clip(self, row: Any) -> Clip:
-        label = self.labels.labels[self.labels.index(row.label)]  # a labels.toml may keep the manifest's word as an alias
-        return Clip(row.clip_id, str(row.path), label, int(row.width), int(row.height), row.split)
+    @staticmethod
+    def _clip(row: Any) -> Clip:
+        return Clip(row.clip_id, str(row.path), row.label, int(row.width), int(row.height), row.split)
 
     def reasoner_prompt(self, clip_id: str) -> str:
         return reasoner_prompt(self.labels, self.grammar, self.style, self._fields.get(clip_id, {}))
@@ -78,17 +78,6 @@ class Task:
 
     def prompt_hash(self, prompt: str) -> str:
         return hashlib.sha256(prompt.encode()).hexdigest()[:16]
-
-
-_HOW_FAST = frozenset({"micro_batch", "save_steps", "clips_per_batch", "gradient_checkpointing", "device"})
-
-
-def identity(config: Config, *sections: str) -> dict[str, Any]:
-    """The settings that decide what a stage makes. A change elsewhere does not make it another run, nor does one that is about memory
-    or speed only: a run that went out of memory goes on with a smaller micro-batch."""
-    settings = config.to_dict()
-    chosen = ("model", "video", "clips", "prompt", *sections)
-    return {name: {key: value for key, value in settings[name].items() if key not in _HOW_FAST} for name in chosen}
 
 
 def card(run: Run, config: Config) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from deepintuit.vlm.model import VLM, Example
-from deepintuit.vlm.training import LogRow, Watch, common_arguments, tensorboard, train
+from deepintuit.vlm.training import LogRow, Watch, common_arguments, last_checkpoint, tensorboard
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def finetune(
     """Train `vlm` in place on `count` rows; `example(row, epoch)` makes a row's example (an epoch may shuffle labels anew).
 
     With `validate` (lower is better, called after each epoch) the best epoch's weights are what is left in `vlm`, and `recipe.patience`
-    epochs without a better one end the training. `folder` holds resumable state; the caller removes it once the weights are safe elsewhere.
+    epochs without a better one end the training. `folder` holds resumable state and is removed at the end.
     """
     steps_an_epoch = max(1, math.ceil(count / recipe.batch))
     accumulate = max(1, math.ceil(min(recipe.batch, count) / recipe.micro_batch))
@@ -88,10 +89,11 @@ def finetune(
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    train(trainer, folder)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     if keeper:
         keeper.restore()
     vlm.model.eval()
+    shutil.rmtree(folder)
     return {"steps": trainer.state.global_step, **(keeper.summary() if keeper else {})}
 
 
@@ -116,7 +118,7 @@ class _Epochs(TrainerCallback):
     def __init__(self, collate: _Collator, steps_an_epoch: int):
         self.collate, self.steps = collate, steps_an_epoch
 
-    def on_epoch_begin(self, args, state, control, **kwargs):  # a step's rows are collated before it begins
+    def on_step_begin(self, args, state, control, **kwargs):
         self.collate.epoch = state.global_step // self.steps
 
 
@@ -144,7 +146,7 @@ class _BestEpoch(TrainerCallback):
             temporary.replace(self.folder / "scores.json")
         best = min(self.scores, key=lambda s: (self.scores[s], s))
         if self.patience and (step - best) >= self.patience * self.steps:
-            control.should_training_stop = control.should_save = True
+            control.should_training_stop = True
 
     def restore(self) -> None:
         from safetensors.torch import load_file

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer import TRAINER_STATE_NAME
 
 from deepintuit.vlm.model import VLM
 
@@ -44,20 +43,6 @@ def common_arguments(vlm: VLM, folder: Path, *, seed: int, save_steps: int) -> d
         "dataloader_pin_memory": False,
         "gradient_checkpointing": vlm.core.is_activation_checkpointing,  # TRL's default is True
     }
-
-
-def train(trainer: Trainer, folder: Path) -> None:
-    """Train to the end, from the newest complete checkpoint where there is one.
-
-    A checkpoint of the last step gives its weights back and nothing is trained: a stage that was killed after its training, while it
-    saved or scored, does not train again, nor one step too many.
-    """
-    resumed = last_checkpoint(folder)
-    if resumed and json.loads((Path(resumed) / MARKER).read_text())["last"]:
-        trainer._load_from_checkpoint(resumed)
-        trainer.state = TrainerState.load_from_json(str(Path(resumed) / TRAINER_STATE_NAME))
-    else:
-        trainer.train(resume_from_checkpoint=resumed)
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -101,7 +86,7 @@ class Watch(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / MARKER).write_text(json.dumps({"step": state.global_step, "last": control.should_training_stop}))
+        (folder / MARKER).write_text(json.dumps({"step": state.global_step}))
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.stop()
