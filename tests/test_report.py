@@ -169,15 +169,40 @@ def test_intervals_draw_whole_sources_where_groups_are_known() -> None:
 
 # Text
 
-def test_the_terminal_table_fits_100_columns_with_controls_under_their_system() -> None:
-    rows = table_of(frame(tiny()), LABELS, QUICK)
-    text = printed(terminal_table(rows))
-    lines = text.splitlines()
-    names = [re.sub(r"\s+4 .*", "", line) for line in lines[1:4]]
-    assert names == ["cold start", "  label likelihood", "    trace blanked"]
-    assert max(map(len, lines)) <= 100 and "\u2026" not in text[:text.index("\n")]
-    assert "75.0" in lines[2] and "+25.0" in lines[2]
-    assert "2 / 1" in printed(terminal_table(rows, 150), 150)
+@pytest.mark.parametrize("width", [80, 100, 130])
+def test_the_terminal_table_fits_with_controls_under_their_system(width: int) -> None:
+    text = printed(terminal_table(table_of(frame(tiny()), LABELS, QUICK), width), width)
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert [re.sub(r"\s+4 .*", "", line) for line in lines[3:6]] == ["cold start", "  label likelihood", "    trace blanked"]
+    assert max(map(len, lines)) <= width and "75.0" in lines[4] and "+25.0" in lines[4]
+    assert ("macro" in text) == (width >= 100) and ("2 / 1" in text) == (width >= 130)
+
+
+def worst(clips: int = 300) -> list[dict[str, object]]:
+    """Rows whose numbers are as wide as they get, under names as long as they get."""
+    rows = []
+    for i in range(clips):
+        right = i % 9 != 0
+        rows.append(answer(f"{i}", "cat", "dog" if right else "cat", system="labels only, all clips"))
+        rows.append(answer(f"{i}", "cat", "cat" if right else "dog", 0.9, "mean_likelihood", system="labels only, all clips"))
+        rows.append(answer(f"{i}", "cat", "cat", system="cold start (evaluate-cold-start-48d681b5)"))
+    return rows
+
+
+@pytest.mark.parametrize("width", [80, 100, 130])
+def test_the_widest_numbers_are_shown_whole_and_names_break_between_words(width: int) -> None:
+    lines = printed(terminal_table(table_of(frame(worst()), LABELS, QUICK), width), width).splitlines()
+    first, second = [line for line in lines if "cold" in line]
+    assert first.rstrip() == "cold start (evaluate-" and second.startswith("  cold-start-48d681b5) ")
+    assert re.search(r"300 +100\.0 \u00b1\d\.\d " if width < 100 else r"300 +100\.0 \d\d\.\d\u2013100\.0 ", second)
+    assert any(line.startswith("labels only, all clips") for line in lines) and max(map(len, lines)) <= width
+
+
+def test_a_narrow_table_never_shows_an_interval_smaller_than_it_is() -> None:
+    text = printed(terminal_table(table_of(frame(tiny()), LABELS, QUICK), 80), 80)
+    row = table_of(frame(tiny()), LABELS, QUICK)[0].evaluation.accuracy
+    reach = max(row.high - row.value, row.value - row.low)
+    assert f"{row.value:.1%} \u00b1{reach:.1%}".replace("%", "") in text
 
 
 def test_rich_markup_in_names_is_text() -> None:
@@ -386,7 +411,7 @@ def test_the_terminal_shows_what_the_card_tells(tmp_path: Path) -> None:
     workbench, run_id = workbench_with(tmp_path, tiny())
     console = Console(width=100, file=StringIO())
     show(workbench, [run_id], QUICK, console=console)
-    assert "  label likelihood 4 " in console.file.getvalue() and "Cold start with label" in console.file.getvalue()
+    assert "  label likelihood  4 " in console.file.getvalue() and "Cold start with label" in console.file.getvalue()
 
 
 def test_an_unknown_run_is_named(tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ Left out on purpose: colour as meaning, stars and bold winners. Shares are print
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import wrap
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -74,58 +77,83 @@ def _within(estimate: Estimate, sign: bool = False) -> str:
 # Terminal
 
 def terminal_table(rows: Sequence[Row], width: int = 100) -> Table | Text:
-    """A rich renderable of at most `width` columns; from 130 on, NLL, Brier and flips stand in it too.
+    """A rich renderable of at most `width` columns, from 80 on; nothing in it is cut.
 
-    A system's own line is its raw label; methods lie under it and controls under their method.
+    A system's own line is its raw label; methods lie under it and controls under their method. Below 100 columns an
+    interval is shown as ± its farther end and macro F1 is left to the card; from 130 on NLL, Brier and flips are there.
     """
     if not rows:
         return Text(NO_ROWS)
-    wide = width >= 130
-    table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True, header_style="bold", width=None,
-                  caption=_caption(rows), caption_justify="left", caption_style="dim")
-    table.add_column("", no_wrap=True, overflow="ellipsis", max_width=26 if wide else 20)
-    heads = ["n", "accuracy %", "macro F1 %", "no answer %", "ECE %", "against raw"]
-    heads += ["NLL", "Brier", "\u2717\u2192\u2713 / \u2713\u2192\u2717"] * wide
-    for head in heads:
-        table.add_column(Text(head), justify="right", no_wrap=True)
+    columns = [column for column in _COLUMNS if width >= column.from_width]
+    narrow = width < 100
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", min_width=60,
+                  caption=_caption(rows, narrow), caption_justify="left", caption_style="dim")
+    table.add_column("", no_wrap=True, overflow="fold")
+    for column in columns:
+        table.add_column(Text(column.head), justify="right", no_wrap=True, vertical="bottom")
     previous = None
     for row in rows:
         fresh = row.system != previous
         if fresh and previous is not None:
             table.add_row()
         if fresh and (row.method, row.control) != ("raw", "none"):
-            table.add_row(Text(shown(row.system)))
-        table.add_row(Text(_line_name(row), style="dim" if row.control != "none" else ""), *_cells(row, wide))
+            table.add_row(_line_name(shown(row.system), 0))
+        depth = 0 if (row.method, row.control) == ("raw", "none") else 1 if row.control == "none" else 2
+        name = shown((row.system, row.method, row.control)[depth])
+        table.add_row(_line_name(name, depth), *(column.cell(row, narrow) for column in columns))
         previous = row.system
     return table
 
 
-def _line_name(row: Row) -> str:
-    if (row.method, row.control) == ("raw", "none"):
-        return shown(row.system)
-    return f"  {shown(row.method)}" if row.control == "none" else f"    {shown(row.control)}"
+@dataclass(frozen=True)
+class _Column:
+    head: str
+    cell: Callable[[Row, bool], Text]
+    from_width: int = 0
 
 
-def _cells(row: Row, wide: bool) -> list[Text]:
-    found = row.evaluation
-    cells = [Text(str(row.n)), _cell(found.accuracy), _cell(found.macro_f1), _cell(found.no_answer), _cell(found.ece),
-             _cell(row.gain, sign=True)]
-    if wide:
-        turned = f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong}" if row.flips else NOTHING
-        cells += [_cell(found.nll, 1, 2), _cell(found.brier, 1, 2), Text(turned)]
-    return cells
+def _line_name(name: str, depth: int) -> Text:
+    """A name under its system, on as many lines as it needs: broken between words, or at a hyphen, and indented."""
+    indent = "  " * depth
+    lines = wrap(name, 22, initial_indent=indent, subsequent_indent=indent + "  ")
+    return Text("\n".join(lines), style="dim" if depth == 2 else "")
 
 
-def _cell(estimate: Estimate | None, scale: float = 100.0, digits: int = 1, sign: bool = False) -> Text:
-    value = number(None if estimate is None else estimate.value, scale, digits, sign)
-    span = interval(estimate, scale, digits, sign).replace(" to ", "\u2026")
-    return Text.assemble(value, (f" {span}", "dim")) if span else Text(value)
+def _cell(estimate: Estimate | None, narrow: bool, sign: bool = False) -> Text:
+    value = number(None if estimate is None else estimate.value, sign=sign)
+    if estimate is None or not (span := interval(estimate, sign=sign)):
+        return Text(value)
+    if narrow:
+        span = f"\u00b1{number(max(estimate.high - estimate.value, estimate.value - estimate.low))}"
+    return Text.assemble(value, (f" {span.replace(' to ', chr(0x2026))}", "dim"))
 
 
-def _caption(rows: Sequence[Row]) -> Text:
+def _bare(estimate: Estimate | None, scale: float = 100.0, digits: int = 1) -> Text:
+    return Text(number(None if estimate is None else estimate.value, scale, digits))
+
+
+def _turned(row: Row) -> Text:
+    return Text(f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong}" if row.flips else NOTHING)
+
+
+_COLUMNS = (
+    _Column("n", lambda row, narrow: Text(str(row.n))),
+    _Column("accuracy %", lambda row, narrow: _cell(row.evaluation.accuracy, narrow)),
+    _Column("macro\nF1 %", lambda row, narrow: _bare(row.evaluation.macro_f1), 100),
+    _Column("no\nanswer %", lambda row, narrow: _bare(row.evaluation.no_answer)),
+    _Column("ECE %", lambda row, narrow: _cell(row.evaluation.ece, narrow)),
+    _Column("against raw", lambda row, narrow: _cell(row.gain, narrow, sign=True)),
+    _Column("NLL", lambda row, narrow: _bare(row.evaluation.nll, 1, 2), 130),
+    _Column("Brier", lambda row, narrow: _bare(row.evaluation.brier, 1, 2), 130),
+    _Column("\u2717\u2192\u2713 / \u2713\u2192\u2717", lambda row, narrow: _turned(row), 130),
+)
+
+
+def _caption(rows: Sequence[Row], narrow: bool) -> Text:
     missing = max(row.unlabelled for row in rows)
-    text = ("Behind each number its bootstrap interval. A system's own line is its raw label; "
-            f"against raw: points of accuracy, same clips. {NOTHING}: no probabilities, or nothing to compare.")
+    behind = "\u00b1: how far the bootstrap interval reaches" if narrow else "Behind a number its bootstrap interval"
+    text = (f"{behind}. A system's own line is its raw label; against raw: points of accuracy, same clips. "
+            f"{NOTHING}: no probabilities, or nothing to compare.")
     return Text(text + (f" {missing} clips without a true label are left out." if missing else ""))
 
 
