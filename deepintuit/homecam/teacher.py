@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass, replace
 
 from deepintuit.homecam.world import (
-    ACTORS, INDOORS, LABELS, LIGHTS, OUTCOMES, PLACES, Facts, act_of, alarm_on, belongs,
+    ACTORS, INDOORS, LABELS, LIGHTS, OUTCOMES, PLACES, WATCH, Facts, act_of, alarm_on, belongs,
 )
 
 _LOOKALIKES = {
@@ -64,17 +64,23 @@ def event(facts: Facts) -> str:
 
 
 def reasoning(facts: Facts, allowed: bool, label: str) -> str:
-    """The event, the house rule step by step, the two classes that the act leaves open, then the verification."""
-    alarm = alarm_on(facts.light, facts.place)
+    """The event, the house rule step by step (each step compares two things that were said), the two classes that the act leaves open, then
+    the verification."""
+    outdoors, night = facts.place not in INDOORS, facts.light == "night"
+    alarm, watch = alarm_on(facts.light, facts.place), facts.who in WATCH
     first, second = OUTCOMES[facts.act]
     last_posture, last_box = facts.quarters[-1]
     return " ".join([
         event(facts),
-        f"Alarm? {'Yes' if alarm else 'No'}.",
-        f"Allowed? {'Yes' if allowed else 'No'}.",
+        f"Outdoors? {_yes(outdoors)} Night? {_yes(night)} Alike? {_yes(alarm)}",
+        f"Alarm? {_yes(alarm)} Watch? {_yes(watch)} Alike? {_yes(allowed)}",
         f"{first.capitalize()} or {second}? {label.capitalize()}.",
         f"Check: at the end {last_posture}, {_BOX_PHRASES[last_box]}, so {label}.",
     ])
+
+
+def _yes(true: bool) -> str:
+    return "Yes." if true else "No."
 
 
 def write_trace(facts: Facts, seed: int, errors: Errors = Errors()) -> dict[str, str]:
