@@ -173,7 +173,8 @@ def test_intervals_draw_whole_sources_where_groups_are_known() -> None:
 def test_the_terminal_table_fits_with_controls_under_their_system(width: int) -> None:
     text = printed(terminal_table(table_of(frame(tiny()), LABELS, QUICK), width), width)
     lines = [line.rstrip() for line in text.splitlines()]
-    assert [re.sub(r"\s+4 .*", "", line) for line in lines[3:6]] == ["cold start", "  label likelihood", "    trace blanked"]
+    names = [re.sub(r"\s+4 .*", "", line) for line in lines[3:6]]
+    assert names == ["cold start", "  label likelihood", "    trace blanked"]
     assert max(map(len, lines)) <= width and "75.0" in lines[4] and "+25.0" in lines[4]
     assert ("macro" in text) == (width >= 100) and ("2 / 1" in text) == (width >= 130)
 
@@ -183,8 +184,9 @@ def worst(clips: int = 300) -> list[dict[str, object]]:
     rows = []
     for i in range(clips):
         right = i % 9 != 0
-        rows.append(answer(f"{i}", "cat", "dog" if right else "cat", system="labels only, all clips"))
-        rows.append(answer(f"{i}", "cat", "cat" if right else "dog", 0.9, "mean_likelihood", system="labels only, all clips"))
+        twice = dict(system="labels only, all clips")
+        rows.append(answer(f"{i}", "cat", "dog" if right else "cat", **twice))
+        rows.append(answer(f"{i}", "cat", "cat" if right else "dog", 0.9, "mean_likelihood", **twice))
         rows.append(answer(f"{i}", "cat", "cat", system="cold start (evaluate-cold-start-48d681b5)"))
     return rows
 
@@ -194,7 +196,8 @@ def test_the_widest_numbers_are_shown_whole_and_names_break_between_words(width:
     lines = printed(terminal_table(table_of(frame(worst()), LABELS, QUICK), width), width).splitlines()
     first, second = [line for line in lines if "cold" in line]
     assert first.rstrip() == "cold start (evaluate-" and second.startswith("  cold-start-48d681b5) ")
-    assert re.search(r"300 +100\.0 \u00b1\d\.\d " if width < 100 else r"300 +100\.0 \d\d\.\d\u2013100\.0 ", second)
+    span = r"\u00b1\d\.\d" if width < 100 else r"\d\d\.\d\u2013100\.0"
+    assert re.search(rf"300 +100\.0 {span} ", second)
     assert any(line.startswith("labels only, all clips") for line in lines) and max(map(len, lines)) <= width
 
 
