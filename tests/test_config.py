@@ -165,7 +165,7 @@ def test_the_grammars_to_choose_from_are_the_parsers():
 
 
 def _drawn(name, hint, limits):
-    """Values inside the limits of a field; where fields are checked together, only those that any other value allows."""
+    """Values inside the limits of a field; where fields are checked together, those that all others allow."""
     if name == "splits":
         return st.just(("coldstart",))
     if limits["choices"]:
