@@ -86,8 +86,8 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> Table | Text:
         return Text(NO_ROWS)
     columns = [column for column in _COLUMNS if width >= column.from_width]
     narrow = width < 100
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", min_width=60,
-                  caption=_caption(rows, narrow), caption_justify="left", caption_style="dim")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold",
+                  min_width=60, caption=_caption(rows, narrow), caption_justify="left", caption_style="dim")
     table.add_column("", no_wrap=True, overflow="fold")
     for column in columns:
         table.add_column(Text(column.head), justify="right", no_wrap=True, vertical="bottom")
