@@ -187,7 +187,8 @@ def _drawn(name, hint, limits):
 @given(data=st.data())
 def test_any_possible_settings_survive_being_written_and_read(name, data):
     kind = type(getattr(config.Config(), name))
-    values = {field.name: data.draw(_drawn(field.name, field.type, field.metadata)) for field in dataclasses.fields(kind)}
+    fields = dataclasses.fields(kind)
+    values = {field.name: data.draw(_drawn(field.name, field.type, field.metadata)) for field in fields}
     made = config.Config(**{name: kind(**values)})
     assert config.loads(made.dumps()) == made
     assert config.loads(made.dumps()).hash() == made.hash()
