@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from rich.progress import track
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -73,6 +74,7 @@ def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None
 def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, progress: bool) -> None:
     settings, batch = config.calibrate, config.sampling.clips_per_batch
     task = Task(workbench.path, config)
+    torch.manual_seed(config.seed)  # a new adapter is drawn here
     vlm = VLM.load(config.model, config.video, checkpoint=workbench.run(reasoner).checkpoint, cache=workbench.cache, trainable=True)
     run.note(device=str(vlm.device), settings=config.to_dict())
     local = LocalReasoner(vlm, task, config.seed)

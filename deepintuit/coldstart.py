@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import shutil
 
+import torch
+
 from deepintuit.config import Config
 from deepintuit.errors import DataError, StoreError
 from deepintuit.reasoner import Clip, LocalReasoner, Task, card
@@ -46,6 +48,7 @@ def _train(workbench: Workbench, config: Config, run: Run, teacher: str | None, 
     settings = config.coldstart
     task = Task(workbench.path, config)
     checkpoint = workbench.run(start).checkpoint if start else None
+    torch.manual_seed(config.seed)  # a new adapter is drawn here
     vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache, trainable=True)
     run.note(device=str(vlm.device), settings=config.to_dict())
     reasoner = LocalReasoner(vlm, task, config.seed)

@@ -57,6 +57,7 @@ def run(workbench: Workbench, config: Config, *, start: str, name: str | None = 
 
 def _train(workbench: Workbench, config: Config, run: Run, start: str, progress: bool) -> None:
     task = Task(workbench.path, config)
+    torch.manual_seed(config.seed)  # a new adapter is drawn here
     vlm = VLM.load(config.model, config.video, checkpoint=workbench.run(start).checkpoint, cache=workbench.cache, trainable=True)
     run.note(device=str(vlm.device), settings=config.to_dict())
     reasoner = LocalReasoner(vlm, task, config.seed)
@@ -202,6 +203,15 @@ class _Trainer(GRPOTrainer):
             self.state = state
         else:
             self.train(resume_from_checkpoint=resumed)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """Full weights through transformers: it writes them under the hub's names, and a Trainer that reads them under those in memory
+        finds none, warns, and goes on from the weights that the stage began with."""
+        if hasattr(self.model, "peft_config"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            self.model.load_state_dict(saved.state_dict())
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
         """TRL's sampler, with an order that belongs to the epoch: TRL's own begins again with the first order after a resume."""

@@ -1,0 +1,240 @@
+"""GRPO on rendered clips: the clip is in the loss as in sampling, each objective is what it says, and a kill changes nothing."""
+
+import numpy as np
+import pytest
+import torch
+from embedded import Bench, assert_same_weights, survivor, undisturbed
+from transformers import TrainerCallback
+
+from deepintuit import grpo
+from deepintuit.reasoner import LocalReasoner, Task
+from deepintuit.vlm import VLM, token_logprobs
+
+pytest_plugins = ["embedded"]
+
+WEIGHTS = {"full": (), "lora": ("model.lora_rank=4",)}
+weights = pytest.mark.parametrize("weights", WEIGHTS)
+
+
+def made(bench: Bench, start, name: str, *sets: str) -> grpo._Trainer:
+    """The trainer as the stage makes it, before its first step. LoRA starts away from zero, or it would be the base."""
+    config = bench.settings("grpo.learning_rate=1e-4", "grpo.max_grad_norm=1e9", *sets)
+    run = bench.workbench.start_run("grpo", {**config.to_dict(), "test": name}, parent=start.id, name=name)
+    vlm = loaded(bench, start, *sets)
+    reasoner = LocalReasoner(vlm, Task(bench.path, config), seed=0)
+    clips = [clip for clip, _ in reasoner.encode(reasoner.task.clips("grpo"))]
+    return grpo._Trainer(reasoner, clips, config, run, progress=False)
+
+
+def loaded(bench: Bench, start, *sets: str) -> VLM:
+    config = bench.settings(*sets)
+    torch.manual_seed(1)
+    vlm = VLM.load(config.model, config.video, checkpoint=start.checkpoint, cache=bench.workbench.cache, trainable=True)
+    with torch.no_grad():
+        for name, parameter in vlm.model.named_parameters():
+            if "lora_B.default" in name:
+                parameter.normal_(0, 0.02)
+    return vlm
+
+
+def a_round(trainer: grpo._Trainer) -> dict[str, torch.Tensor]:
+    """One round of sampling for the first four clips."""
+    return trainer._generate_and_score_completions([{"clip": i} for i in range(4) for _ in range(trainer.config.group)])
+
+
+def logps_in_the_loss(trainer: grpo._Trainer, batch: dict, size: int | None = None) -> torch.Tensor:
+    trainer._rows = batch["clip_index"]
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    width = batch["completion_ids"].shape[1]
+    return trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, width, batch_size=size)[0].detach()
+
+
+def farthest(logps: torch.Tensor, recorded) -> float:
+    return max(float((row[: len(told)] - torch.tensor(told)).abs().max()) for row, told in zip(logps, recorded, strict=True))
+
+
+@weights
+def test_sampled_logprobs_are_recomputed_in_the_loss_and_need_the_clip(bench, cold, weights):
+    trainer = made(bench, cold, f"logps-{weights}", *WEIGHTS[weights])
+    batch = a_round(trainer)
+    recorded = list(trainer.run_.read("traces")["token_logprobs"])
+    for size in (None, 3):
+        assert farthest(logps_in_the_loss(trainer, batch, size), recorded) < 5e-5
+    trainer._encoded = [clip.blanked() for clip in trainer._encoded]
+    assert farthest(logps_in_the_loss(trainer, batch), recorded) > 1e-3
+
+
+class Gradient(TrainerCallback):
+    """Keeps the gradient of the first update."""
+
+    def __init__(self):
+        self.flat = None
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.flat is None:
+            self.flat = flat_gradient(model)
+
+
+def flat_gradient(model) -> torch.Tensor:
+    """The gradient of what is trained, as one vector; tied or unused weights without one count as zero."""
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters() if p.requires_grad])
+
+
+def by_hand(trainer: grpo._Trainer, vlm: VLM, objective: str) -> torch.Tensor:
+    """The gradient of the objective in METHOD's words, on the stored rollouts, through another path of the model."""
+    traces, scores = trainer.run_.read("traces"), trainer.run_.read("scores")
+    traces = traces[traces["step"] == 0]
+    reward = scores[scores["name"] == "reward"].set_index("trace_id")["value"]
+    encoded = {clip.clip_id: clip_features for clip, clip_features in LocalReasoner(vlm, trainer.reasoner.task).encode(trainer.clips)}
+    total, tokens = 0.0, int(traces["tokens"].sum())
+    for clip_id, group in traces.groupby("clip_id", sort=False):
+        rewards = np.array([reward[name] for name in group["trace_id"]])
+        prompt = vlm.prompt_ids(encoded[clip_id], trainer.reasoner.task.reasoner_prompt(clip_id))
+        logps = token_logprobs(vlm, [encoded[clip_id]] * len(group), [prompt] * len(group), [list(ids) for ids in group["token_ids"]])
+        spread = rewards.std(ddof=1)
+        advantages = (rewards - rewards.mean()) / spread if spread > 0 else 0 * rewards
+        if objective == "softmax_weighted":
+            powers = np.exp(rewards / trainer.config.tau)
+            advantages = powers / powers.sum() if spread > 0 else 0 * rewards
+        for advantage, logp in zip(advantages, logps):
+            if objective == "dapo":
+                total = total + float(advantage) * logp.sum() / tokens
+            elif objective == "grpo":
+                total = total + float(advantage) * logp.mean() / len(traces)
+            else:
+                total = total + float(advantage) * logp.mean() / traces["clip_id"].nunique()
+    vlm.model.zero_grad()
+    (-total).backward()
+    return flat_gradient(vlm.model)
+
+
+@pytest.mark.parametrize(
+    ("objective", "micro", "weights"),
+    [("dapo", 16, "full"), ("dapo", 2, "full"), ("dapo", 5, "lora"), ("grpo", 16, "full"), ("grpo", 4, "full"), ("softmax_weighted", 4, "full")],
+)
+def test_an_update_follows_the_objective_computed_by_hand(bench, cold, objective, micro, weights):
+    sets = (*WEIGHTS[weights], f"grpo.objective={objective}", f"grpo.micro_batch={micro}", "grpo.max_steps=1")
+    trainer = made(bench, cold, f"hand-{objective}-{micro}-{weights}", *sets)
+    gradient = Gradient()
+    trainer.add_callback(gradient)
+    trainer.train()
+    wanted = by_hand(trainer, loaded(bench, cold, *sets), objective)
+    assert wanted.norm() > 1e-3, "the round must have a group with some traces better than others"
+    assert torch.cosine_similarity(gradient.flat, wanted, dim=0) > 0.9999
+    assert float(gradient.flat.norm() / wanted.norm()) == pytest.approx(1, abs=1e-3)
+
+
+@weights
+def test_the_reference_of_the_kl_term_is_where_grpo_began(bench, cold, weights):
+    trainer = made(bench, cold, f"kl-{weights}", *WEIGHTS[weights], "grpo.beta=0.04")
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 3e-3)
+    batch = a_round(trainer)
+    traces = trainer.run_.read("traces")
+    start = loaded(bench, cold, *WEIGHTS[weights])
+    encoded = {clip.clip_id: features for clip, features in LocalReasoner(start, trainer.reasoner.task).encode(trainer.clips)}
+    ask = trainer.reasoner.task.reasoner_prompt
+    with torch.no_grad():
+        told = token_logprobs(
+            start.model.eval() and start, [encoded[c] for c in traces["clip_id"]], [start.prompt_ids(encoded[c], ask(c)) for c in traces["clip_id"]],
+            [list(ids) for ids in traces["token_ids"]],
+        )
+    assert farthest(batch["ref_per_token_logps"], [row.tolist() for row in told]) < 5e-5
+    assert farthest(logps_in_the_loss(trainer, batch), [row.tolist() for row in told]) > 1e-3, "the policy has moved away"
+
+
+@weights
+def test_a_run_with_the_kl_term_ends_and_saves_no_reference(bench, cold, weights):
+    config = bench.settings(*WEIGHTS[weights], "grpo.beta=0.1", "grpo.max_steps=3", "grpo.learning_rate=1e-3", "grpo.save_steps=2")
+    run = grpo.run(bench.workbench, config, start=cold.id, name=f"kl-{weights}", progress=False)
+    steps = run.read("steps").pivot(index="step", columns="name", values="value")
+    assert abs(steps["kl"][0]) < 1e-6 < steps["kl"][2]
+    assert not (run.checkpoint / "ref").exists()
+    again = VLM.load(config.model, config.video, checkpoint=run.checkpoint)
+    assert list(getattr(again.model, "peft_config", {})) == (["default"] if weights == "lora" else [])
+
+
+def relabelled(bench: Bench, folder, label: str) -> Bench:
+    """A copy of the workbench whose GRPO clips all have this label."""
+    copy = bench.copy(folder)
+    manifest = copy.manifest
+    manifest.frame.loc[manifest.frame["split"] == "grpo", "label"] = label
+    manifest.save()
+    return copy
+
+
+def test_a_toy_reward_rises(bench, cold, tmp_path):
+    toy = relabelled(bench, tmp_path / "toy", "theft")
+    config = toy.settings("grpo.max_steps=24", "grpo.group=8", "grpo.learning_rate=3e-4", "grpo.micro_batch=32")
+    run = grpo.run(toy.workbench, config, start=cold.id, progress=False)
+    accuracy = run.read("steps").query("name == 'accuracy'").sort_values("step")["value"].to_numpy()
+    assert accuracy[:3].mean() < 0.5
+    assert accuracy[-3:].mean() > 0.85
+
+
+def test_dynamic_sampling_keeps_mixed_groups_and_stops_refilling(bench, cold, tmp_path):
+    sets = ("grpo.dynamic_sampling=true", "grpo.max_refills=2", "grpo.max_steps=2")
+    run = grpo.run(bench.workbench, bench.settings(*sets), start=cold.id, progress=False)
+    steps = run.read("steps").pivot(index="step", columns="name", values="value")
+    scores = run.read("traces").merge(run.read("scores").query("name == 'accuracy'"), on="trace_id")
+    for step, groups in scores.groupby("step"):
+        right = groups.groupby(["clip_id", groups["sample"] // 4])["value"].mean()
+        mixed = int(((right > 0) & (right < 1)).sum())
+        assert len(right) == 4, "TRL's batch keeps its shape"
+        kept = steps["dynamic_kept_share"][step] * steps["dynamic_sampled_groups"][step]
+        assert mixed == min(4, round(kept))
+    never = relabelled(bench, tmp_path / "never", "emergency")  # a label that the cold start never says
+    run = grpo.run(never.workbench, never.settings(*sets), start=cold.id, name="never", progress=False)
+    steps = run.read("steps").pivot(index="step", columns="name", values="value")
+    assert set(steps["dynamic_sampled_groups"]) == {4 * 3.0} and set(steps["dynamic_kept_share"]) == {0.0}
+
+
+def test_overlong_shaping_and_masking_reach_reward_and_loss(bench, cold):
+    trainer = made(bench, cold, "overlong", "grpo.max_tokens=16", "grpo.overlong_cache=8", "grpo.mask_truncated=true")
+    batch = a_round(trainer)
+    traces = trainer.run_.read("traces")
+    scores = trainer.run_.read("scores").pivot(index="trace_id", columns="name", values="value").loc[traces["trace_id"]]
+    penalty = -np.clip(traces["tokens"].to_numpy() - 8, 0, 8) / 8
+    np.testing.assert_allclose(scores["overlong"], penalty)
+    np.testing.assert_allclose(scores["reward"], scores["accuracy"] + scores["format"] + penalty)
+    cut = traces["truncated"].to_numpy(bool)
+    assert 0 < cut.sum() < len(cut)
+    np.testing.assert_array_equal(batch["completion_mask"].sum(1), np.where(cut, 0, traces["tokens"]))
+    assert int(batch["num_items_in_batch"]) == traces["tokens"][~cut].sum()
+
+
+def test_the_check_before_says_when_there_is_nothing_to_learn(bench, cold):
+    config = bench.settings()
+    for start, hopeless in ((None, True), (cold.checkpoint, False)):
+        vlm = VLM.load(config.model, config.video, checkpoint=start, cache=bench.workbench.cache)
+        reasoner = LocalReasoner(vlm, Task(bench.path, config))
+        found = grpo.check(reasoner, reasoner.task.clips("grpo")[:6], config.grpo)
+        assert found.traces == 24 and found.hopeless == hopeless
+        assert ("nothing to learn from" in found.sentence()) == hopeless
+
+
+def test_a_batch_that_the_micro_batch_does_not_divide_is_sampled_whole(bench, cold):
+    config = bench.settings("grpo.clips_per_step=3", "grpo.micro_batch=8", "grpo.max_steps=1")
+    run = grpo.run(bench.workbench, config, start=cold.id, progress=False)
+    assert len(run.read("traces")) == 12
+
+
+def test_a_killed_run_continues_to_the_same_weights_and_rollouts(bench, cold, tmp_path):
+    # 10 clips, 4 a step: two updates an epoch, so that kills fall inside an epoch, between epochs, and after the last update.
+    sets = ("grpo.max_steps=7", "grpo.save_steps=1", "grpo.learning_rate=1e-3", "grpo.check_clips=2", "grpo.micro_batch=4")
+    one, other = bench.copy(tmp_path / "one"), bench.copy(tmp_path / "other")
+    whole = undisturbed(one, "grpo", sets, start=cold.id)
+    moments = ["traces-*.parquet", "training/checkpoint-3/complete", "training/checkpoint-4", "training/checkpoint-6/complete", 0.6, "checkpoint/model.safetensors"]
+    run, kills = survivor(other, "grpo", moments, sets, start=cold.id)
+    assert kills == len(moments)
+    assert_same_weights(whole, run)
+    assert not (run.path / "training").exists()
+    for grain, columns in {"traces": ["clip_id", "sample", "step", "text"], "scores": ["name", "value"]}.items():
+        mine, yours = whole.read(grain), run.read(grain)
+        assert sorted(map(tuple, mine[columns].values)) == sorted(map(tuple, yours[columns].values))
+    assert len(run.read("traces")) == run.read("traces")["trace_id"].nunique() == 7 * 16
+    assert run.summary["steps"] == 7 and run.summary["check"] == whole.summary["check"]
