@@ -114,7 +114,6 @@ class VideoConfig(Section):
     limit_pixels: int = _setting(7680 * 4320, "a file whose frames have more pixels is refused before decoding", low=1)
     limit_mib: int = _setting(1024, "a read that would hold more MiB of decoded frames is refused", low=1)
     limit_seconds: float = _setting(60.0, "wall seconds that reading one file may take", above=0)
-    max_duration: float = _setting(3600.0, "a clip of more seconds is refused; 0: no limit", low=0)
 
     def _check_together(self) -> None:
         if self.min_pixels > self.max_pixels:
@@ -152,7 +151,6 @@ class PromptConfig(Section):
 
 @dataclass(frozen=True)
 class SamplingConfig(Section):
-    temperature: float = _setting(1.0, "0 is greedy", low=0)
     top_p: float = _setting(1.0, "probability mass that is sampled from", above=0, high=1)
     max_tokens: int = _setting(2048, "most tokens of a trace (paper, GRPO)", low=1)
     clips_per_batch: int = _setting(8, "clips sampled at once", low=1)
@@ -192,6 +190,8 @@ class ColdstartConfig(Section):
     limit: int = _setting(0, "use only the first N traces; 0: all", low=0)
 
     def _check_together(self) -> None:
+        if not self.splits:
+            raise ConfigError("coldstart.splits = []", "nothing would be trained on", "Name at least coldstart")
         for split in self.splits:
             if split not in ("coldstart", "grpo", "calibration"):
                 raise ConfigError(f"coldstart.splits names {split!r}", "only coldstart, grpo and calibration clips are trained on",
@@ -242,7 +242,6 @@ class GrpoConfig(Section):
 class CalibrateConfig(Section):
     traces: int = _setting(4, "traces sampled a clip from the frozen reasoner (paper, calibration)", low=1)
     temperature: float = _setting(1.0, "of sampling them (paper, calibration)", low=0)
-    method: str = _setting("label_likelihood", "how a class distribution is made", choices=METHODS)
     learning_rate: float = _setting(2e-5, "peak rate (paper, calibration)", above=0)
     epochs: float = _setting(10.0, "passes over the rows, at most (paper, calibration)", above=0)
     batch: int = _setting(256, "rows an update (paper, calibration)", low=1)
@@ -251,7 +250,6 @@ class CalibrateConfig(Section):
     greedy_trace: bool = _setting(True, "add one greedy trace a clip, as the test uses one [R]")
     shuffle_labels: bool = _setting(True, "shuffle the order of the labels in each row's prompt [R]")
     save_steps: int = _setting(50, "updates between two resumable checkpoints", low=1)
-    controls: bool = _setting(True, "also score with the trace blanked, the video blanked, the trace swapped")
 
 
 @dataclass(frozen=True)
@@ -264,7 +262,6 @@ class EvaluateConfig(Section):
     confidence: float = _setting(0.95, "of the intervals", above=0, high=0.999)
     bins: int = _setting(15, "reliability bins for ECE", low=1)
     controls: bool = _setting(True, "also score with the trace blanked, the video blanked, the trace swapped")
-    compare: tuple[str, ...] = _setting((), "run ids whose rows stand beside this one")
 
 
 @dataclass(frozen=True)
