@@ -54,9 +54,9 @@ class Task:
             )
         return [self._clip(row) for row in rows.itertuples()]
 
-    @staticmethod
-    def _clip(row: Any) -> Clip:
-        return Clip(row.clip_id, str(row.path), row.label, int(row.width), int(row.height), row.split)
+    def _clip(self, row: Any) -> Clip:
+        label = self.labels.labels[self.labels.index(row.label)]  # a labels.toml may keep the manifest's word as an alias
+        return Clip(row.clip_id, str(row.path), label, int(row.width), int(row.height), row.split)
 
     def reasoner_prompt(self, clip_id: str) -> str:
         return reasoner_prompt(self.labels, self.grammar, self.style, self._fields.get(clip_id, {}))

@@ -1,8 +1,8 @@
 """A clip as the language model sees it: features of the frozen visual tower, computed once in the project's life.
 
 The key is content and settings: clip id, frame settings, and a hash of the tower's own weights, so that another checkpoint or another
-frame count never meets the wrong features. Entries are safetensors, written to a temporary name and renamed; a damaged one is
-computed again. Deletable at any time.
+frame count never meets the wrong features. Entries are safetensors, written to a temporary name and renamed; one that fails its own
+hash is computed again. Deletable at any time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from transformers.utils import ModelOutput
 from transformers.video_utils import VideoMetadata
 
 from deepintuit.config import VideoConfig
+from deepintuit.errors import VideoError, VideoReason
 from deepintuit.video import FrameCache, Frames, Limits, cached_read
+from deepintuit.video.cache import RECIPE
 
 VISION_BLOCK = "<|vision_start|><|video_pad|><|vision_end|>"
 """What a chat template writes for a clip; the processor expands it to one pad for each merged patch."""
@@ -46,7 +48,7 @@ class VisualFeatures(ModelOutput):
     """Tower outputs of a batch of clips, in the shape that a Qwen-VL `forward` takes as `mm_encoder_outputs["video"]`."""
 
     pooler_output: tuple[torch.Tensor, ...] | None = None
-    deepstack_features: list[torch.Tensor] | None = None
+    deepstack_features: list[tuple[torch.Tensor, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class EncodedClip:
 
 
 def stack_features(clips: list[EncodedClip], device: torch.device) -> VisualFeatures:
-    deep = [torch.cat([c.deepstack[layer] for c in clips]).to(device) for layer in range(len(clips[0].deepstack))]
+    deep = [tuple(c.deepstack[layer].to(device) for c in clips) for layer in range(len(clips[0].deepstack))]
     return VisualFeatures(pooler_output=tuple(c.embeds.to(device) for c in clips), deepstack_features=deep or None)
 
 
@@ -112,9 +114,14 @@ class ClipEncoder:
         self._room = memory_bytes
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after resizing, by the processor's own rule, within the settings' pixel limits."""
+        """Width and height after resizing, by the processor's own rule, within the settings' pixel limits. Raises `VideoError`."""
         from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
+        if max(width, height) > 200 * min(width, height):  # the rule's own bound
+            raise VideoError(
+                f"a clip of {width}x{height} pixels", "a Qwen-VL takes no frame more than 200 times as long as it is wide",
+                "Crop or scale the clip, or leave it out", VideoReason.TOO_SMALL,
+            )
         settings = self.processor.video_processor
         h, w = smart_resize(
             height, width, factor=settings.patch_size * settings.merge_size, min_pixels=self.video.min_pixels, max_pixels=self.video.max_pixels
@@ -148,7 +155,7 @@ class ClipEncoder:
         if self.folder is None:
             return None
         video = self.video
-        key = json.dumps([1, clip_id, self._tower, video.frames, video.fps, video.max_pixels, video.min_pixels])
+        key = json.dumps([2, RECIPE, clip_id, self._tower, video.frames, video.fps, video.max_pixels, video.min_pixels])
         digest = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / digest[:2] / f"{digest}.safetensors"
 
@@ -172,7 +179,7 @@ class ClipEncoder:
             clip_id=clip_id,
             vision_ids=inputs["input_ids"][0].tolist(),
             embeds=torch.cat(list(features.pooler_output)).cpu(),
-            deepstack=tuple(layer.cpu() for layer in getattr(features, "deepstack_features", None) or ()),
+            deepstack=tuple(torch.cat(list(layer)).cpu() for layer in getattr(features, "deepstack_features", None) or ()),
             grid_thw=inputs["video_grid_thw"][0],
             seconds_per_grid=float(seconds[0]) if seconds is not None else 1.0,
             frames=FrameRecord(
@@ -186,19 +193,35 @@ def _fingerprint(tower: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(_raw(tensor))
     return digest.hexdigest()[:16]
+
+
+def _raw(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(_raw(tensors[name]))
+    return digest.hexdigest()
 
 
 def _save(entry: Path, clip: EncodedClip) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"embeds": clip.embeds.contiguous(), "grid_thw": clip.grid_thw, "vision_ids": torch.tensor(clip.vision_ids)}
     tensors |= {f"deepstack.{index}": layer.contiguous() for index, layer in enumerate(clip.deepstack)}
-    facts = {"seconds_per_grid": clip.seconds_per_grid, "frames": asdict(clip.frames), "clip_id": clip.clip_id}
+    facts = {
+        "seconds_per_grid": clip.seconds_per_grid, "frames": asdict(clip.frames), "clip_id": clip.clip_id, "checksum": _checksum(tensors),
+    }
     handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
     os.close(handle)
     try:
         save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, entry)
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -212,10 +235,12 @@ def _load(entry: Path, clip_id: str) -> EncodedClip | None:
         with safe_open(entry, "pt") as file:
             facts = json.loads(file.metadata()["facts"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if facts["checksum"] != _checksum(tensors):
+            return None
+        deep = sorted((name for name in tensors if name.startswith("deepstack.")), key=lambda name: int(name.split(".")[1]))
+        return EncodedClip(
+            clip_id, tensors["vision_ids"].tolist(), tensors["embeds"], tuple(tensors[name] for name in deep), tensors["grid_thw"],
+            facts["seconds_per_grid"], FrameRecord(**facts["frames"]),
+        )
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         return None
-    deep = sorted((name for name in tensors if name.startswith("deepstack.")), key=lambda name: int(name.split(".")[1]))
-    return EncodedClip(
-        clip_id, tensors["vision_ids"].tolist(), tensors["embeds"], tuple(tensors[name] for name in deep), tensors["grid_thw"],
-        facts["seconds_per_grid"], FrameRecord(**facts["frames"]),
-    )

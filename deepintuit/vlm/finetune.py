@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from deepintuit.vlm.model import VLM, Example
-from deepintuit.vlm.training import LogRow, Watch, common_arguments, last_checkpoint, tensorboard
+from deepintuit.vlm.training import LogRow, Resumable, Watch, common_arguments, tensorboard
 
 
 @dataclass(frozen=True)
@@ -56,16 +55,18 @@ def finetune(
     """Train `vlm` in place on `count` rows; `example(row, epoch)` makes a row's example (an epoch may shuffle labels anew).
 
     With `validate` (lower is better, called after each epoch) the best epoch's weights are what is left in `vlm`, and `recipe.patience`
-    epochs without a better one end the training. `folder` holds resumable state and is removed at the end.
+    epochs without a better one end the training. `folder` holds resumable state; the caller removes it once the weights are safe.
+    A batch that `micro_batch` does not divide is rounded up to whole micro-batches.
     """
-    steps_an_epoch = max(1, math.ceil(count / recipe.batch))
-    accumulate = max(1, math.ceil(min(recipe.batch, count) / recipe.micro_batch))
+    micro = min(recipe.micro_batch, recipe.batch, count)
+    accumulate = math.ceil(min(recipe.batch, count) / micro)
+    steps_an_epoch = math.ceil(math.ceil(count / micro) / accumulate)  # as the trainer counts them
     total = max(1, math.ceil(recipe.epochs * steps_an_epoch))
     collate = _Collator(vlm, example)
     arguments = SFTConfig(
         **common_arguments(vlm, folder, seed=seed, save_steps=recipe.save_steps),
         max_steps=total,
-        per_device_train_batch_size=min(recipe.micro_batch, count),
+        per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulate,
         learning_rate=recipe.learning_rate,
         warmup_steps=round(recipe.warmup * total),
@@ -78,7 +79,7 @@ def finetune(
     )
     folder.mkdir(parents=True, exist_ok=True)
     keeper = _BestEpoch(vlm, folder, validate, recipe.patience, log, steps_an_epoch) if validate else None
-    trainer = SFTTrainer(
+    trainer = _Trainer(
         model=vlm.model,
         args=arguments,
         train_dataset=Dataset.from_dict({"row": list(range(count))}),
@@ -89,12 +90,15 @@ def finetune(
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.train_or_resume(folder)
     if keeper:
         keeper.restore()
     vlm.model.eval()
-    shutil.rmtree(folder)
     return {"steps": trainer.state.global_step, **(keeper.summary() if keeper else {})}
+
+
+class _Trainer(Resumable, SFTTrainer):
+    pass
 
 
 class _Collator:
@@ -118,7 +122,7 @@ class _Epochs(TrainerCallback):
     def __init__(self, collate: _Collator, steps_an_epoch: int):
         self.collate, self.steps = collate, steps_an_epoch
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args, state, control, **kwargs):  # a step's rows are collated before it begins
         self.collate.epoch = state.global_step // self.steps
 
 
@@ -139,14 +143,17 @@ class _BestEpoch(TrainerCallback):
             self.scores[step] = self.validate()
             if self.log:
                 self.log(step, {"validation_nll": self.scores[step]})
-            if self.scores[step] <= min(self.scores.values()):
+            if self._best() == step:
                 save_trained(self.vlm, self.folder / "best.safetensors")
             temporary = self.folder / "scores.tmp"
             temporary.write_text(json.dumps(self.scores))
             temporary.replace(self.folder / "scores.json")
-        best = min(self.scores, key=lambda s: (self.scores[s], s))
-        if self.patience and (step - best) >= self.patience * self.steps:
-            control.should_training_stop = True
+        if self.patience and (step - self._best()) >= self.patience * self.steps:
+            control.should_training_stop = control.should_save = True
+
+    def _best(self) -> int:
+        """The step of the lowest score, the earliest of equals. A score that is not a number is the worst."""
+        return min(self.scores, key=lambda step: (math.isnan(self.scores[step]), self.scores[step], step))
 
     def restore(self) -> None:
         from safetensors.torch import load_file
@@ -155,7 +162,7 @@ class _BestEpoch(TrainerCallback):
             self.vlm.model.load_state_dict(load_file(self.folder / "best.safetensors", device=str(self.vlm.device)), strict=False)
 
     def summary(self) -> dict[str, float]:
-        best = min(self.scores, key=lambda s: (self.scores[s], s))
+        best = self._best()
         return {"validation_nll": self.scores[best], "best_epoch": round(best / self.steps, 2)}
 
 

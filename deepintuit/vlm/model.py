@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from deepintuit.config import ModelConfig, VideoConfig
@@ -49,12 +50,17 @@ class VLM:
         """The model at `settings.path`, or with the weights of a run's `checkpoint` (full weights or an adapter).
 
         `trainable` makes the adapter (LoRA) or the language model (full) require gradients; the visual tower, merger included, never does.
-        Raises `ModelError` when the folder is no such checkpoint.
+        A new adapter is drawn from torch's random state. Raises `ModelError` when the folder is no such checkpoint.
         """
         adapter = checkpoint is not None and (checkpoint / "adapter_config.json").exists()
         base = located(settings.path)
         source = base if checkpoint is None or adapter else str(checkpoint)
-        device = torch.device("cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device.replace("auto", "cpu"))
+        if trainable and settings.lora_rank and checkpoint is not None and not adapter:
+            raise ModelError(
+                f"model.lora_rank = {settings.lora_rank} on {source!r}", "that run holds full weights, and a later load would lay the adapter over "
+                "model.path instead", "Give the folder as model.path, or set model.lora_rank=0",
+            )
+        device = _device(settings.device)
         extra = {}
         if settings.quantize == "4bit":
             from transformers import BitsAndBytesConfig
@@ -66,7 +72,12 @@ class VLM:
                 source, dtype=dtype, attn_implementation=settings.attention, low_cpu_mem_usage=True, **extra
             )
             processor = AutoProcessor.from_pretrained(base)
-        except (OSError, ValueError, KeyError) as error:
+        except ImportError as error:
+            raise ModelError(
+                f"model.quantize = {settings.quantize!r} and model.attention = {settings.attention!r}", str(error).strip().splitlines()[0],
+                "Install that package, or set model.quantize=none and model.attention=sdpa",
+            ) from error
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(
                 f"{source!r} cannot be loaded as a vision-language model", str(error).splitlines()[0],
                 "Give a local folder or a hub id of a Qwen2.5-VL or Qwen3-VL checkpoint in model.path",
@@ -112,7 +123,7 @@ class VLM:
 
     def target_ids(self, target: str) -> list[int]:
         """Token ids of what the assistant writes, with the end token that stops it."""
-        return [*self._tokens(target), self.tokenizer.eos_token_id]
+        return [*self._tokens(_harmless(target)), self.tokenizer.eos_token_id]
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -164,6 +175,17 @@ def located(path: str) -> str:
     return str(Path(__file__).parent.parent / name / "model")
 
 
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"model.device = {name!r}", "torch finds no such device on this machine", "Use auto, cpu, or a cuda:N that `nvidia-smi` lists"
+        ) from error
+
+
 def _harmless(text: str) -> str:
     """A text that cannot write the template's own marks, wherever it came from."""
     return text.replace("<|", "< |").replace("|>", "| >")
@@ -177,16 +199,16 @@ def _adapted(model, settings: ModelConfig, adapter: Path | None, trainable: bool
         if adapter is not None:
             model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
         else:
-            model = get_peft_model(
-                model,
-                LoraConfig(
-                    r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules=_LANGUAGE_PROJECTIONS,
-                    task_type="CAUSAL_LM",
-                ),
+            adapter_config = LoraConfig(
+                r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules=_LANGUAGE_PROJECTIONS,
+                task_type="CAUSAL_LM",
             )
+            model = get_peft_model(model, adapter_config)
     elif trainable:
         if settings.quantize != "none":
             raise ModelError("4-bit weights cannot be trained in full", "their numbers are quantised", "Set model.lora_rank, e.g. 64")
+        if model.dtype == torch.float16:
+            raise ModelError("float16 weights cannot be trained in full", "their gradients underflow", "Set model.dtype=bfloat16 or model.lora_rank")
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
     if settings.gradient_checkpointing and trainable:

@@ -159,5 +159,6 @@ def plain_sample(vlm: VLM, pixel_inputs: dict, max_tokens: int) -> list[str]:
     out = vlm.model.generate(
         **pixel_inputs, do_sample=False, max_new_tokens=max_tokens, suppress_tokens=vlm.silenced, eos_token_id=vlm.stop_ids,
         pad_token_id=vlm.tokenizer.pad_token_id,
+        repetition_penalty=1.0,  # Qwen2.5-VL's own generation config has 1.05, which no log-probability of ours would show
     )
     return vlm.tokenizer.batch_decode(out[:, pixel_inputs["input_ids"].shape[1] :], skip_special_tokens=True)

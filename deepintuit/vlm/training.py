@@ -13,8 +13,9 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from deepintuit.vlm.model import VLM
 
@@ -43,6 +44,32 @@ def common_arguments(vlm: VLM, folder: Path, *, seed: int, save_steps: int) -> d
         "dataloader_pin_memory": False,
         "gradient_checkpointing": vlm.core.is_activation_checkpointing,  # TRL's default is True
     }
+
+
+class Resumable(Trainer):
+    """A trainer that goes on after a kill as if there had been none. Put it before a TRL trainer among the bases."""
+
+    def train_or_resume(self, folder: Path) -> None:
+        """Train to the end, from the newest complete checkpoint where there is one.
+
+        The checkpoint of the last step gives its weights back and nothing is trained: a stage that is killed after its training, while it
+        saves or scores, does not train again, nor one step too many.
+        """
+        resumed = last_checkpoint(folder)
+        if resumed and json.loads((Path(resumed) / MARKER).read_text()).get("last"):
+            self._load_from_checkpoint(resumed)
+            self.state = TrainerState.load_from_json(str(Path(resumed) / TRAINER_STATE_NAME))
+        else:
+            self.train(resume_from_checkpoint=resumed)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """Full weights through `from_pretrained`: transformers writes them under the hub's names (`visual.…`), and its Trainer looks for
+        those in memory (`model.visual.…`), finds none, warns, and would go on from the weights that the stage began with."""
+        if hasattr(self.model, "peft_config") or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            self.model.load_state_dict(saved.state_dict())
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -86,7 +113,7 @@ class Watch(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / MARKER).write_text(json.dumps({"step": state.global_step}))
+        (folder / MARKER).write_text(json.dumps({"step": state.global_step, "last": control.should_training_stop}))
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.stop()
