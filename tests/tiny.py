@@ -1,13 +1,16 @@
 """Tiny checkpoints of random weights and the clips to show them: what the tests of `vlm` and the benchmarks stand on.
 
-Three families, each written as a hub folder and loaded through `VLM.load`, in about a second and with nothing downloaded:
+Three families, each written as a hub folder and loaded through `VLM.load`, in about a second and with nothing
+downloaded:
 
 - `embedded`  Qwen2.5-VL as the embedded world has it (patch 8, its own tokenizer)
-- `hub25`     Qwen2.5-VL-7B's configuration in the hub's own layout (flat config, `visual.*` weight names, shards, no video processor file),
-              with the true patch, window, head and rotary sizes; depth, width and vocabulary are shrunk
+- `hub25`     Qwen2.5-VL-7B's configuration in the hub's own layout (flat config, `visual.*` weight names, shards, no
+              video processor file), with the true patch, window, head and rotary sizes; depth, width and vocabulary
+              are shrunk
 - `hub3`      Qwen3-VL's configuration, shrunk in the same way: features from inner layers, timestamps in the prompt
 
-Queries and keys are larger than at birth: a model of random weights hardly reacts to positions, and would hide wrong ones.
+Queries and keys are larger than at birth: a model of random weights hardly reacts to positions, and would hide wrong
+ones.
 """
 
 from __future__ import annotations
@@ -42,15 +45,17 @@ from deepintuit.vlm import VLM
 FAMILIES = ("embedded", "hub25", "hub3")
 LONG, WIDE, TALL = "long", "wide", "tall"
 CLIPS = {LONG: (40, 64, 64, 8.0), WIDE: (8, 160, 192, 4.0), TALL: (5, 128, 64, 2.0)}
-"""Frames, height, width, frames a second. `long` is longer in time than in space; `tall` has an odd number of frames."""
+"""Frames, height, width, frames a second. `long` is longer in time than in space, `tall` has an odd frame count."""
 
 _MARKS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>",
     "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 _SYSTEM = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
 _TEMPLATE = (
-    "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{% if turn['content'] is string %}{{ turn['content'] }}{% else %}"
+    "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n"
+    "{% if turn['content'] is string %}{{ turn['content'] }}{% else %}"
     "{% for part in turn['content'] %}{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
     "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -65,9 +70,15 @@ class Family:
     folder: Path
     video: VideoConfig
 
-    def load(self, *, checkpoint: Path | None = None, cache: Path | None = None, trainable: bool = False, **settings) -> VLM:
+    def load(
+        self, *, checkpoint: Path | None = None, cache: Path | None = None, trainable: bool = False, **settings
+    ) -> VLM:
         return VLM.load(
-            ModelConfig(path=str(self.folder), device="cpu", **settings), self.video, checkpoint=checkpoint, cache=cache, trainable=trainable
+            ModelConfig(path=str(self.folder), device="cpu", **settings),
+            self.video,
+            checkpoint=checkpoint,
+            cache=cache,
+            trainable=trainable,
         )
 
 
@@ -78,7 +89,10 @@ def write_clips(folder: Path) -> dict[str, Path]:
         frames = rng.integers(0, 80, (count, height, width, 3)).astype(np.uint8)
         for _ in range(4):
             colour, size = rng.integers(80, 256, 3), rng.integers(12, 28)
-            top, left = rng.integers(0, height, count).cumsum() // 2 % (height - size), rng.integers(0, width, count).cumsum() // 3 % (width - size)
+            top, left = (
+                rng.integers(0, height, count).cumsum() // 2 % (height - size),
+                rng.integers(0, width, count).cumsum() // 3 % (width - size),
+            )
             for frame, y, x in zip(frames, top, left):
                 frame[y : y + size, x : x + size] = colour
         write_mp4(folder / f"{name}.mp4", frames, fps)
@@ -109,11 +123,17 @@ def _embedded(folder: Path) -> None:
 def _embedded_processor():
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(homecam.MODEL) if (homecam.MODEL / "tokenizer.json").exists() else build_processor()
+    return (
+        AutoProcessor.from_pretrained(homecam.MODEL)
+        if (homecam.MODEL / "tokenizer.json").exists()
+        else build_processor()
+    )
 
 
 def awake(model: PreTrainedModel, by: float = 3.0) -> PreTrainedModel:
-    """The model with larger queries and keys (where they are normalised, larger norms), so that it reacts to what it is shown and where."""
+    """The model with larger queries and keys (where they are normalised, larger norms), so that it reacts to what it
+    is shown and where.
+    """
     with torch.no_grad():
         normed = any(name.endswith("q_norm.weight") for name, _ in model.named_parameters())
         ends = ("q_norm.weight", "k_norm.weight") if normed else ("q_proj.weight", "k_proj.weight")
@@ -127,34 +147,49 @@ def _tokenizer() -> Qwen2Tokenizer:
     """Qwen's tokenizer without a single merge: bytes and marks."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Qwen2Tokenizer(
-        vocab={token: number for number, token in enumerate(alphabet)}, merges=[], eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        additional_special_tokens=list(_MARKS), model_max_length=4096,
+        vocab={token: number for number, token in enumerate(alphabet)},
+        merges=[],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(_MARKS),
+        model_max_length=4096,
     )
     return tokenizer
 
 
 def _hub25(folder: Path) -> None:
-    """As the files of Qwen2.5-VL-7B-Instruct lie on the hub: 28 → 2 layers, 3,584 → 256 wide, 32 → 4 tower blocks, 1,280 → 160 wide."""
+    """As the files of Qwen2.5-VL-7B-Instruct lie on the hub: 28 → 2 layers, 3,584 → 256 wide, 32 → 4 tower blocks,
+    1,280 → 160 wide.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     ids = tokenizer.convert_tokens_to_ids
     config = {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "attention_dropout": 0.0,
-        "bos_token_id": ids("<|endoftext|>"), "eos_token_id": ids("<|im_end|>"), "vision_start_token_id": ids("<|vision_start|>"),
-        "vision_end_token_id": ids("<|vision_end|>"), "vision_token_id": ids("<|vision_pad|>"), "image_token_id": ids("<|image_pad|>"),
-        "video_token_id": ids("<|video_pad|>"), "hidden_act": "silu", "hidden_size": 256, "initializer_range": 0.02, "intermediate_size": 512,
-        "max_position_embeddings": 128000, "max_window_layers": 2, "num_attention_heads": 2, "num_hidden_layers": 2, "num_key_value_heads": 1,
-        "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-        "use_cache": True, "use_sliding_window": False, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "bos_token_id": ids("<|endoftext|>"), "eos_token_id": ids("<|im_end|>"),
+        "vision_start_token_id": ids("<|vision_start|>"),
+        "vision_end_token_id": ids("<|vision_end|>"), "vision_token_id": ids("<|vision_pad|>"),
+        "image_token_id": ids("<|image_pad|>"),
+        "video_token_id": ids("<|video_pad|>"), "hidden_act": "silu", "hidden_size": 256, "initializer_range": 0.02,
+        "intermediate_size": 512,
+        "max_position_embeddings": 128000, "max_window_layers": 2, "num_attention_heads": 2, "num_hidden_layers": 2,
+        "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": True, "use_sliding_window": False,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
         "vocab_size": len(tokenizer) + 10,  # the hub's, too, has rows that no token uses
         "vision_config": {
-            "depth": 4, "hidden_act": "silu", "hidden_size": 160, "intermediate_size": 428, "num_heads": 2, "in_chans": 3, "out_hidden_size": 256,
-            "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1, 3],
+            "depth": 4, "hidden_act": "silu", "hidden_size": 160, "intermediate_size": 428, "num_heads": 2,
+            "in_chans": 3, "out_hidden_size": 256,
+            "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "window_size": 112,
+            "fullatt_block_indexes": [1, 3],
             "tokens_per_second": 2, "temporal_patch_size": 2,
         },
     }  # fmt: skip
     generation = {
-        "bos_token_id": ids("<|endoftext|>"), "pad_token_id": ids("<|endoftext|>"), "do_sample": True, "repetition_penalty": 1.05,
+        "bos_token_id": ids("<|endoftext|>"), "pad_token_id": ids("<|endoftext|>"), "do_sample": True,
+        "repetition_penalty": 1.05,
         "eos_token_id": [ids("<|im_end|>"), ids("<|endoftext|>")], "temperature": 1e-06,
     }  # fmt: skip
     pixels = {
@@ -163,7 +198,10 @@ def _hub25(folder: Path) -> None:
         "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor",
     }  # fmt: skip
     files = {
-        "config": config, "generation_config": generation, "preprocessor_config": pixels, "chat_template": {"chat_template": _SYSTEM + _TEMPLATE},
+        "config": config,
+        "generation_config": generation,
+        "preprocessor_config": pixels,
+        "chat_template": {"chat_template": _SYSTEM + _TEMPLATE},
     }
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2))
@@ -173,14 +211,19 @@ def _hub25(folder: Path) -> None:
         name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor.contiguous()
         for name, tensor in model.state_dict().items()
     }
-    halves = [name for name in old if name.startswith("visual.")], [name for name in old if not name.startswith("visual.")]
+    halves = (
+        [name for name in old if name.startswith("visual.")],
+        [name for name in old if not name.startswith("visual.")],
+    )
     where = {}
     for number, names in enumerate(halves, 1):
         shard = f"model-{number:05d}-of-{len(halves):05d}.safetensors"
         save_file({name: old[name] for name in names}, folder / shard, metadata={"format": "pt"})
         where |= dict.fromkeys(names, shard)
     size = sum(tensor.numel() * tensor.element_size() for tensor in old.values())
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": where}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": size}, "weight_map": where})
+    )
 
 
 def _hub3(folder: Path) -> None:
@@ -189,25 +232,33 @@ def _hub3(folder: Path) -> None:
     ids = tokenizer.convert_tokens_to_ids
     config = Qwen3VLConfig(
         text_config={
-            "vocab_size": len(tokenizer) + 10, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 2,
-            "num_key_value_heads": 1, "head_dim": 128, "max_position_embeddings": 262144, "bos_token_id": ids("<|endoftext|>"),
+            "vocab_size": len(tokenizer) + 10, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 128, "max_position_embeddings": 262144,
+            "bos_token_id": ids("<|endoftext|>"),
             "eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>"),
-            "rope_parameters": {"rope_type": "default", "rope_theta": 5000000.0, "mrope_interleaved": True, "mrope_section": [24, 20, 20]},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000000.0, "mrope_interleaved": True,
+            "mrope_section": [24, 20, 20]},
         },
         vision_config={
-            "depth": 4, "hidden_size": 144, "intermediate_size": 268, "num_heads": 2, "patch_size": 16, "out_hidden_size": 256,
+            "depth": 4, "hidden_size": 144, "intermediate_size": 268, "num_heads": 2, "patch_size": 16,
+            "out_hidden_size": 256,
             "num_position_embeddings": 2304, "deepstack_visual_indexes": [1, 2],
         },
-        image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"), vision_start_token_id=ids("<|vision_start|>"),
+        image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
         vision_end_token_id=ids("<|vision_end|>"),
     )  # fmt: skip
     model = awake(Qwen3VLForConditionalGeneration(config))
     model.generation_config.update(
-        eos_token_id=[ids("<|im_end|>"), ids("<|endoftext|>")], pad_token_id=ids("<|endoftext|>"), do_sample=True, top_p=0.8, top_k=20,
+        eos_token_id=[ids("<|im_end|>"), ids("<|endoftext|>")], pad_token_id=ids("<|endoftext|>"), do_sample=True,
+        top_p=0.8, top_k=20,
         temperature=0.7,
     )  # fmt: skip
     model.save_pretrained(folder)
     Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(patch_size=16, temporal_patch_size=2, merge_size=2),
-        video_processor=Qwen3VLVideoProcessor(cap_pixels_per_frame=False), tokenizer=tokenizer, chat_template=_TEMPLATE,
+        video_processor=Qwen3VLVideoProcessor(cap_pixels_per_frame=False),
+        tokenizer=tokenizer,
+        chat_template=_TEMPLATE,
     ).save_pretrained(folder)

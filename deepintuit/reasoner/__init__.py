@@ -21,6 +21,6 @@ from deepintuit.reasoner.local import LocalReasoner, Unreadable
 from deepintuit.reasoner.task import Clip, Task, card, parsed, rationale_of
 
 __all__ = [
-    "NEEDS_SAMPLES", "Clip", "LinearHead", "LocalReasoner", "Scores", "Task", "Unreadable", "card", "hidden_states", "likelihood_scores",
-    "mean_scores", "parsed", "prompt_likelihoods", "rationale_of", "vote_scores",
+    "NEEDS_SAMPLES", "Clip", "LinearHead", "LocalReasoner", "Scores", "Task", "Unreadable", "card", "hidden_states",
+    "likelihood_scores", "mean_scores", "parsed", "prompt_likelihoods", "rationale_of", "vote_scores",
 ]  # fmt: skip

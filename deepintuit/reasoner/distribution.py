@@ -1,11 +1,13 @@
 """From clip and traces to a class distribution: the paper's four ways behind one call.
 
-- `label_likelihood` (A): softmax over Σ log p(label tokens, end token | meta-review), divided by a temperature fitted on validation
+- `label_likelihood` (A): softmax over Σ log p(label tokens, end token | meta-review), divided by a temperature fitted
+  on validation
 - `linear_head` (B): logistic regression on the last hidden state of the meta-review prompt
 - `vote` (C): the share of K traces for each label, with Laplace smoothing
 - `mean_likelihood` (D): the mean of A over K traces
 
-Every way returns the same thing: scores (C, K) whose softmax at a fitted temperature is the distribution, and the mass outside the label set.
+Every way returns the same thing: scores (C, K) whose softmax at a fitted temperature is the distribution, and the
+mass outside the label set.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ NEEDS_SAMPLES = frozenset({"vote", "mean_likelihood"})
 
 @dataclass(frozen=True)
 class Scores:
-    """`logits_C_K`: unnormalised log-scores before the temperature. `outside_C`: probability outside the label set (nan where undefined)."""
+    """`logits_C_K`: unnormalised log-scores before the temperature. `outside_C`: mass outside the labels, or nan."""
 
     logits_C_K: np.ndarray
     outside_C: np.ndarray
@@ -61,14 +63,20 @@ class LinearHead:
 
 
 def likelihood_scores(
-    vlm: VLM, task: Task, clips: Sequence[tuple[Clip, EncodedClip]], traces: Sequence[Trace | Malformed | None], batch: int
+    vlm: VLM,
+    task: Task,
+    clips: Sequence[tuple[Clip, EncodedClip]],
+    traces: Sequence[Trace | Malformed | None],
+    batch: int,
 ) -> Scores:
     """Option A for one trace a clip (None: blanked)."""
     prompts = [task.calibrator_prompt(clip.clip_id, trace) for (clip, _), trace in zip(clips, traces, strict=True)]
     return prompt_likelihoods(vlm, task, [e for _, e in clips], prompts, batch)
 
 
-def prompt_likelihoods(vlm: VLM, task: Task, clips: Sequence[EncodedClip], prompts: Sequence[str], batch: int) -> Scores:
+def prompt_likelihoods(
+    vlm: VLM, task: Task, clips: Sequence[EncodedClip], prompts: Sequence[str], batch: int
+) -> Scores:
     """Label likelihoods for any prompt: the calibrator's meta-review, or Direct-SFT's question."""
     sums = [
         label_logprobs(vlm, clips[start : start + batch], prompts[start : start + batch], task.labels).numpy()
@@ -79,18 +87,25 @@ def prompt_likelihoods(vlm: VLM, task: Task, clips: Sequence[EncodedClip], promp
 
 
 def hidden_states(
-    vlm: VLM, task: Task, clips: Sequence[tuple[Clip, EncodedClip]], traces: Sequence[Trace | Malformed | None], batch: int
+    vlm: VLM,
+    task: Task,
+    clips: Sequence[tuple[Clip, EncodedClip]],
+    traces: Sequence[Trace | Malformed | None],
+    batch: int,
 ) -> np.ndarray:
     """(C, D) features of option B."""
     prompts = [task.calibrator_prompt(clip.clip_id, trace) for (clip, _), trace in zip(clips, traces, strict=True)]
     encoded = [e for _, e in clips]
     return np.concatenate(
-        [last_hidden(vlm, encoded[s : s + batch], prompts[s : s + batch]).numpy() for s in range(0, len(prompts), batch)]
+        [
+            last_hidden(vlm, encoded[s : s + batch], prompts[s : s + batch]).numpy()
+            for s in range(0, len(prompts), batch)
+        ]
     ).astype(np.float64)
 
 
 def vote_scores(task: Task, traces_C_K: Sequence[Sequence[Trace | Malformed]], smoothing: float = 1.0) -> Scores:
-    """Option C. Laplace smoothing keeps a label that no trace names above zero; malformed traces vote for nothing and count as outside."""
+    """Option C. Laplace smoothing keeps a label that no trace names above zero; malformed traces count as outside."""
     counts = np.full((len(traces_C_K), len(task.labels)), smoothing)
     outside = np.zeros(len(traces_C_K))
     for row, traces in enumerate(traces_C_K):

@@ -45,9 +45,16 @@ class LocalReasoner:
         return f"{self.seed}/{clip.clip_id}/{sample}/{'' if step is None else step}"
 
     def groups(
-        self, clips: Sequence[Clip], samples: Sequence[int], *, temperature: float, max_tokens: int, top_p: float = 1.0, step: int | None = None
+        self,
+        clips: Sequence[Clip],
+        samples: Sequence[int],
+        *,
+        temperature: float,
+        max_tokens: int,
+        top_p: float = 1.0,
+        step: int | None = None,
     ) -> list[tuple[Clip, EncodedClip, list[Sample]]]:
-        """One group of traces for each readable clip; `samples` are the sample numbers (they name the random streams)."""
+        """One group of traces for each readable clip; `samples`: their numbers, which name the random streams."""
         known = self.encode(clips)
         if not known:
             return []
@@ -59,19 +66,30 @@ class LocalReasoner:
         return [(clip, encoded, group) for (clip, encoded), group in zip(known, groups)]
 
     def rows(
-        self, clips: Sequence[Clip], samples: Sequence[int], *, temperature: float, max_tokens: int, batch: int, top_p: float = 1.0
+        self,
+        clips: Sequence[Clip],
+        samples: Sequence[int],
+        *,
+        temperature: float,
+        max_tokens: int,
+        batch: int,
+        top_p: float = 1.0,
     ) -> Iterator[list[dict[str, Any]]]:
-        """Trace rows for the store, one list a batch of clips. Greedy (temperature 0) traces are sampled once, as sample 0."""
+        """Trace rows for the store, one list a batch of clips. Greedy (temperature 0) is sampled once."""
         if temperature == 0:
             samples = [0]
         for start in range(0, len(clips), batch):
             chosen = clips[start : start + batch]
             groups = self.groups(chosen, samples, temperature=temperature, max_tokens=max_tokens, top_p=top_p)
             yield [
-                self.row(clip, encoded, sample, number, temperature) for clip, encoded, group in groups for number, sample in zip(samples, group)
+                self.row(clip, encoded, sample, number, temperature)
+                for clip, encoded, group in groups
+                for number, sample in zip(samples, group)
             ]
 
-    def row(self, clip: Clip, encoded: EncodedClip, sample: Sample, number: int, temperature: float, step: int | None = None) -> dict[str, Any]:
+    def row(
+        self, clip: Clip, encoded: EncodedClip, sample: Sample, number: int, temperature: float, step: int | None = None
+    ) -> dict[str, Any]:
         trace = self.task.parse(sample.text, sample.truncated)
         seen = encoded.frames
         return {

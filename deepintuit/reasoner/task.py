@@ -1,4 +1,4 @@
-"""A dataset as the models meet it: which clips, which labels, what is asked. One place where prompts get their clip's text."""
+"""A dataset as the models meet it: which clips, which labels, what is asked, with which text of the clip."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Clip:
 
 
 class Task:
-    """The manifest of `config.clips.dataset` with its prompts. Annotation columns stay out unless `clips.notes_shown` names them."""
+    """A manifest with its prompts. Annotations stay out unless `clips.notes_shown` names them."""
 
     def __init__(self, workbench_path, config: Config):
         self.manifest = Manifest.load(workbench_path, config.clips.dataset)
@@ -55,7 +55,8 @@ class Task:
         return [self._clip(row) for row in rows.itertuples()]
 
     def _clip(self, row: Any) -> Clip:
-        label = self.labels.labels[self.labels.index(row.label)]  # a labels.toml may keep the manifest's word as an alias
+        # A labels.toml may keep the manifest's word as an alias.
+        label = self.labels.labels[self.labels.index(row.label)]
         return Clip(row.clip_id, str(row.path), label, int(row.width), int(row.height), row.split)
 
     def reasoner_prompt(self, clip_id: str) -> str:
@@ -67,11 +68,15 @@ class Task:
     def rationale_prompt(self, clip_id: str, true_label: str | None) -> str:
         return rationale_prompt(self.labels, true_label, self.grammar, self.style, self._fields.get(clip_id, {}))
 
-    def calibrator_prompt(self, clip_id: str, trace: Trace | Malformed | None, order: Sequence[int] | None = None) -> str:
+    def calibrator_prompt(
+        self, clip_id: str, trace: Trace | Malformed | None, order: Sequence[int] | None = None
+    ) -> str:
         """The meta-review of a trace; None is the "trace blanked" control: no rationale and no conclusion."""
         if trace is None:
             return calibrator_prompt(self.labels, "none", "", self.style, self._fields.get(clip_id, {}), order)
-        return calibrator_prompt(self.labels, trace.provisional, rationale_of(trace), self.style, self._fields.get(clip_id, {}), order)
+        return calibrator_prompt(
+            self.labels, trace.provisional, rationale_of(trace), self.style, self._fields.get(clip_id, {}), order
+        )
 
     def parse(self, text: str, truncated: bool) -> Trace | Malformed:
         return parse(text, self.grammar, self.labels, truncated)
@@ -84,9 +89,16 @@ def card(run: Run, config: Config) -> dict[str, str]:
     """What a checkpoint's model card says: where the weights come from and how they were made."""
     about = run.about
     return {
-        "run": run.id, "stage": run.stage, "base model": config.model.path, "parent run": run.parent or "none", "dataset": config.clips.dataset,
-        "prompt": f"{config.prompt.style}, grammar {config.prompt.grammar}", "frames": f"up to {config.video.frames}, {config.video.max_pixels} pixels each",
-        "seed": str(run.seed), "commit": about["commit"] or "unknown", "command": " ".join(about["command"]),
+        "run": run.id,
+        "stage": run.stage,
+        "base model": config.model.path,
+        "parent run": run.parent or "none",
+        "dataset": config.clips.dataset,
+        "prompt": f"{config.prompt.style}, grammar {config.prompt.grammar}",
+        "frames": f"up to {config.video.frames}, {config.video.max_pixels} pixels each",
+        "seed": str(run.seed),
+        "commit": about["commit"] or "unknown",
+        "command": " ".join(about["command"]),
     }
 
 

@@ -18,4 +18,14 @@ from deepintuit.vlm.scoring import label_logprobs, last_hidden, token_logprobs
 
 _transformers_logging.disable_progress_bar()  # the stages show their own
 
-__all__ = ["VLM", "EncodedClip", "Example", "FrameRecord", "Sample", "label_logprobs", "last_hidden", "sample_groups", "token_logprobs"]
+__all__ = [
+    "VLM",
+    "EncodedClip",
+    "Example",
+    "FrameRecord",
+    "Sample",
+    "label_logprobs",
+    "last_hidden",
+    "sample_groups",
+    "token_logprobs",
+]

@@ -1,8 +1,8 @@
 """A clip as the language model sees it: features of the frozen visual tower, computed once in the project's life.
 
-The key is content and settings: clip id, frame settings, and a hash of the tower's own weights, so that another checkpoint or another
-frame count never meets the wrong features. Entries are safetensors, written to a temporary name and renamed; one that fails its own
-hash is computed again. Deletable at any time.
+The key is content and settings: clip id, frame settings, and a hash of the tower's own weights, so that another
+checkpoint or another frame count never meets the wrong features. Entries are safetensors, written to a temporary name
+and renamed; one that fails its own hash is computed again. Deletable at any time.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FrameRecord:
 
 @dataclass
 class VisualFeatures(ModelOutput):
-    """Tower outputs of a batch of clips, in the shape that a Qwen-VL `forward` takes as `mm_encoder_outputs["video"]`."""
+    """Tower outputs of a batch of clips, as a Qwen-VL `forward` takes them in `mm_encoder_outputs["video"]`."""
 
     pooler_output: tuple[torch.Tensor, ...] | None = None
     deepstack_features: list[tuple[torch.Tensor, ...]] | None = None
@@ -55,8 +55,9 @@ class VisualFeatures(ModelOutput):
 class EncodedClip:
     """One clip after the tower.
 
-    `vision_ids`: the tokens that stand for the clip in a prompt. `embeds`: (N, hidden), one row a merged patch. `deepstack`: the same
-    from inner layers (Qwen3-VL), else empty. `grid_thw`: patches in time, height, width. `seconds_per_grid`: seconds between two temporal patches.
+    `vision_ids`: the tokens that stand for the clip in a prompt. `embeds`: (N, hidden), one row a merged patch.
+    `deepstack`: the same from inner layers (Qwen3-VL), else empty. `grid_thw`: patches in time, height, width.
+    `seconds_per_grid`: seconds between two temporal patches.
     """
 
     clip_id: str
@@ -74,11 +75,13 @@ class EncodedClip:
     def blanked(self) -> EncodedClip:
         """The same clip with its content removed (the "video blanked" control): every patch becomes the mean patch.
 
-        Zeros would be an input that the model never saw; a mean keeps scale and place, and tells nothing of where or when.
+        Zeros would be an input that the model never saw; a mean keeps the scale and tells nothing of where or when.
         """
         flat = self.embeds.mean(0, keepdim=True).expand_as(self.embeds).contiguous()
         deep = tuple(d.mean(0, keepdim=True).expand_as(d).contiguous() for d in self.deepstack)
-        return EncodedClip(f"{self.clip_id}/blanked", self.vision_ids, flat, deep, self.grid_thw, self.seconds_per_grid, self.frames)
+        return EncodedClip(
+            f"{self.clip_id}/blanked", self.vision_ids, flat, deep, self.grid_thw, self.seconds_per_grid, self.frames
+        )
 
 
 def stack_features(clips: list[EncodedClip], device: torch.device) -> VisualFeatures:
@@ -87,7 +90,7 @@ def stack_features(clips: list[EncodedClip], device: torch.device) -> VisualFeat
 
 
 def metadata_of(frames: Frames) -> VideoMetadata:
-    """Real times for the processor: a clock of milliseconds, so that an uneven frame rate is not taken for an even one."""
+    """Real times for the processor: a clock of milliseconds, so that an uneven rate is not taken for an even one."""
     times = [float(t) for t in frames.times_T]
     spacing = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else max(frames.seconds, 1e-3)
     return VideoMetadata(
@@ -101,37 +104,51 @@ def metadata_of(frames: Frames) -> VideoMetadata:
 
 
 class ClipEncoder:
-    """Path → frames → features, with both caches. `passes` counts tower runs, so that a test can hold them to one a clip."""
+    """Path → frames → features, with both caches. `passes` counts tower runs: one a clip."""
 
     def __init__(self, processor, model, video: VideoConfig, cache: Path | None, memory_bytes: int = 2 << 30):
         self.processor, self.model, self.video = processor, model, video
         self.frame_cache = FrameCache(cache / "frames") if cache else None
         self.folder = cache / "features" if cache else None
-        self.limits = Limits(max_pixels=video.limit_pixels, max_bytes=video.limit_mib << 20, max_seconds=video.limit_seconds)
+        self.limits = Limits(
+            max_pixels=video.limit_pixels, max_bytes=video.limit_mib << 20, max_seconds=video.limit_seconds
+        )
         self.passes = 0
         self._tower = _fingerprint(model.model.visual)
         self._held: OrderedDict[str, EncodedClip] = OrderedDict()
         self._room = memory_bytes
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after resizing, by the processor's own rule, within the settings' pixel limits. Raises `VideoError`."""
+        """Width and height after resizing, by the processor's rule within the settings' limits. Raises `VideoError`."""
         from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
         if max(width, height) > 200 * min(width, height):  # the rule's own bound
             raise VideoError(
-                f"a clip of {width}x{height} pixels", "a Qwen-VL takes no frame more than 200 times as long as it is wide",
-                "Crop or scale the clip, or leave it out", VideoReason.TOO_SMALL,
+                f"a clip of {width}x{height} pixels",
+                "a Qwen-VL takes no frame more than 200 times as long as it is wide",
+                "Crop or scale the clip, or leave it out",
+                VideoReason.TOO_SMALL,
             )
         settings = self.processor.video_processor
         h, w = smart_resize(
-            height, width, factor=settings.patch_size * settings.merge_size, min_pixels=self.video.min_pixels, max_pixels=self.video.max_pixels
+            height,
+            width,
+            factor=settings.patch_size * settings.merge_size,
+            min_pixels=self.video.min_pixels,
+            max_pixels=self.video.max_pixels,
         )
         return w, h
 
     def frames(self, clip_id: str, path: str | Path, width: int, height: int) -> Frames:
         """The frames that the model sees of this clip. Raises `VideoError`."""
         return cached_read(
-            self.frame_cache, path, clip_id, self.video.frames, self.frame_size(width, height), self.limits, self.video.fps or None
+            self.frame_cache,
+            path,
+            clip_id,
+            self.video.frames,
+            self.frame_size(width, height),
+            self.limits,
+            self.video.fps or None,
         )
 
     def encode(self, clip_id: str, path: str | Path, width: int, height: int) -> EncodedClip:
@@ -179,12 +196,19 @@ class ClipEncoder:
             clip_id=clip_id,
             vision_ids=inputs["input_ids"][0].tolist(),
             embeds=torch.cat(list(features.pooler_output)).cpu(),
-            deepstack=tuple(torch.cat(list(layer)).cpu() for layer in getattr(features, "deepstack_features", None) or ()),
+            deepstack=tuple(
+                torch.cat(list(layer)).cpu() for layer in getattr(features, "deepstack_features", None) or ()
+            ),
             grid_thw=inputs["video_grid_thw"][0],
             seconds_per_grid=float(seconds[0]) if seconds is not None else 1.0,
             frames=FrameRecord(
-                [int(i) for i in frames.indices_T], [round(float(t), 4) for t in frames.times_T], frames.hash, frames.reader,
-                frames.width, frames.height, frames.seconds,
+                [int(i) for i in frames.indices_T],
+                [round(float(t), 4) for t in frames.times_T],
+                frames.hash,
+                frames.reader,
+                frames.width,
+                frames.height,
+                frames.seconds,
             ),
         )
 
@@ -211,10 +235,17 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
 
 def _save(entry: Path, clip: EncodedClip) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {"embeds": clip.embeds.contiguous(), "grid_thw": clip.grid_thw, "vision_ids": torch.tensor(clip.vision_ids)}
+    tensors = {
+        "embeds": clip.embeds.contiguous(),
+        "grid_thw": clip.grid_thw,
+        "vision_ids": torch.tensor(clip.vision_ids),
+    }
     tensors |= {f"deepstack.{index}": layer.contiguous() for index, layer in enumerate(clip.deepstack)}
     facts = {
-        "seconds_per_grid": clip.seconds_per_grid, "frames": asdict(clip.frames), "clip_id": clip.clip_id, "checksum": _checksum(tensors),
+        "seconds_per_grid": clip.seconds_per_grid,
+        "frames": asdict(clip.frames),
+        "clip_id": clip.clip_id,
+        "checksum": _checksum(tensors),
     }
     handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
     os.close(handle)
@@ -237,10 +268,17 @@ def _load(entry: Path, clip_id: str) -> EncodedClip | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         if facts["checksum"] != _checksum(tensors):
             return None
-        deep = sorted((name for name in tensors if name.startswith("deepstack.")), key=lambda name: int(name.split(".")[1]))
+        deep = sorted(
+            (name for name in tensors if name.startswith("deepstack.")), key=lambda name: int(name.split(".")[1])
+        )
         return EncodedClip(
-            clip_id, tensors["vision_ids"].tolist(), tensors["embeds"], tuple(tensors[name] for name in deep), tensors["grid_thw"],
-            facts["seconds_per_grid"], FrameRecord(**facts["frames"]),
+            clip_id,
+            tensors["vision_ids"].tolist(),
+            tensors["embeds"],
+            tuple(tensors[name] for name in deep),
+            tensors["grid_thw"],
+            facts["seconds_per_grid"],
+            FrameRecord(**facts["frames"]),
         )
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         return None

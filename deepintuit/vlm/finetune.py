@@ -1,7 +1,8 @@
 """Cross-entropy on targets given (clip, prompt): the one loss of cold start, Direct-SFT, RB-FT and the calibrator.
 
-TRL's SFTTrainer with a collator of our own: the clip's features come from the frozen tower's cache, the prompt is masked, the loss is a
-mean over the target's tokens. Resumable: the same call after a kill goes on from the last checkpoint to the same result.
+TRL's SFTTrainer with a collator of our own: the clip's features come from the frozen tower's cache, the prompt is
+masked, the loss is a mean over the target's tokens. Resumable: the same call after a kill goes on from the last
+checkpoint to the same result.
 
 Left out on purpose: packing (TRL refuses it for video), a shared prefix in the loss (see benchmarks/).
 """
@@ -52,11 +53,11 @@ def finetune(
     validate: Callable[[], float] | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Train `vlm` in place on `count` rows; `example(row, epoch)` makes a row's example (an epoch may shuffle labels anew).
+    """Train `vlm` in place on `count` rows; `example(row, epoch)` makes a row's example.
 
-    With `validate` (lower is better, called after each epoch) the best epoch's weights are what is left in `vlm`, and `recipe.patience`
-    epochs without a better one end the training. `folder` holds resumable state; the caller removes it once the weights are safe.
-    A batch that `micro_batch` does not divide is rounded up to whole micro-batches.
+    With `validate` (lower is better, called after each epoch) the best epoch's weights are what is left in `vlm`, and
+    `recipe.patience` epochs without a better one end the training. `folder` holds resumable state; the caller removes
+    it once the weights are safe. A batch that `micro_batch` does not divide is rounded up to whole micro-batches.
     """
     micro = min(recipe.micro_batch, recipe.batch, count)
     accumulate = math.ceil(min(recipe.batch, count) / micro)
@@ -86,7 +87,10 @@ def finetune(
         data_collator=collate,
         processing_class=vlm.processor,
         callbacks=[
-            _Epochs(collate, steps_an_epoch), Watch(title, log, progress), tensorboard(folder.parent / "tensorboard"), *([keeper] if keeper else [])
+            _Epochs(collate, steps_an_epoch),
+            Watch(title, log, progress),
+            tensorboard(folder.parent / "tensorboard"),
+            *([keeper] if keeper else []),
         ],
     )
     trainer.remove_callback(PrinterCallback)
@@ -102,7 +106,7 @@ class _Trainer(Resumable, SFTTrainer):
 
 
 class _Collator:
-    """Rows → model inputs and labels. Holds the epoch, so that an example can differ from epoch to epoch and be the same after a resume."""
+    """Rows → model inputs and labels. Holds the epoch: an example may differ from epoch to epoch."""
 
     def __init__(self, vlm: VLM, example: Callable[[int, int], Example]):
         self.vlm, self.example, self.epoch = vlm, example, 0
@@ -129,8 +133,17 @@ class _Epochs(TrainerCallback):
 class _BestEpoch(TrainerCallback):
     """Validates after each epoch, keeps the best epoch's trained weights on disk, and stops when patience is out."""
 
-    def __init__(self, vlm: VLM, folder: Path, validate: Callable[[], float], patience: int, log: LogRow | None, steps_an_epoch: int):
-        self.vlm, self.folder, self.validate, self.patience, self.log, self.steps = vlm, folder, validate, patience, log, steps_an_epoch
+    def __init__(
+        self,
+        vlm: VLM,
+        folder: Path,
+        validate: Callable[[], float],
+        patience: int,
+        log: LogRow | None,
+        steps_an_epoch: int,
+    ):
+        self.vlm, self.folder, self.validate = vlm, folder, validate
+        self.patience, self.log, self.steps = patience, log, steps_an_epoch
         self.scores: dict[int, float] = {}
         if (folder / "scores.json").exists():
             self.scores = {int(step): value for step, value in json.loads((folder / "scores.json").read_text()).items()}
@@ -159,7 +172,9 @@ class _BestEpoch(TrainerCallback):
         from safetensors.torch import load_file
 
         if (self.folder / "best.safetensors").exists():
-            self.vlm.model.load_state_dict(load_file(self.folder / "best.safetensors", device=str(self.vlm.device)), strict=False)
+            self.vlm.model.load_state_dict(
+                load_file(self.folder / "best.safetensors", device=str(self.vlm.device)), strict=False
+            )
 
     def summary(self) -> dict[str, float]:
         best = self._best()
@@ -170,7 +185,9 @@ def save_trained(vlm: VLM, path: Path) -> None:
     """The weights that training changes, as one safetensors file, in place of any former one."""
     from safetensors.torch import save_file
 
-    trained = {name: p.detach().cpu().contiguous().clone() for name, p in vlm.model.named_parameters() if p.requires_grad}
+    trained = {
+        name: p.detach().cpu().contiguous().clone() for name, p in vlm.model.named_parameters() if p.requires_grad
+    }
     temporary = path.with_suffix(".tmp")
     save_file(trained, temporary)
     temporary.replace(path)

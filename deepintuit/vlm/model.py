@@ -1,7 +1,7 @@
 """Load a Qwen2.5-VL or Qwen3-VL, with or without an adapter, and build its inputs from encoded clips.
 
-The only door to transformers and peft. Nothing here knows which checkpoint it holds: the embedded tiny model and a 7B hub folder go
-through the same lines.
+The only door to transformers and peft. Nothing here knows which checkpoint it holds: the embedded tiny model and a 7B
+hub folder go through the same lines.
 """
 
 from __future__ import annotations
@@ -45,27 +45,37 @@ class VLM:
 
     @classmethod
     def load(
-        cls, settings: ModelConfig, video: VideoConfig, *, checkpoint: Path | None = None, cache: Path | None = None, trainable: bool = False
+        cls,
+        settings: ModelConfig,
+        video: VideoConfig,
+        *,
+        checkpoint: Path | None = None,
+        cache: Path | None = None,
+        trainable: bool = False,
     ) -> VLM:
         """The model at `settings.path`, or with the weights of a run's `checkpoint` (full weights or an adapter).
 
-        `trainable` makes the adapter (LoRA) or the language model (full) require gradients; the visual tower, merger included, never does.
-        A new adapter is drawn from torch's random state. Raises `ModelError` when the folder is no such checkpoint.
+        `trainable` makes the adapter (LoRA) or the language model (full) require gradients; the visual tower, merger
+        included, never does. A new adapter is drawn from torch's random state. Raises `ModelError` when the folder is
+        no such checkpoint.
         """
         adapter = checkpoint is not None and (checkpoint / "adapter_config.json").exists()
         base = located(settings.path)
         source = base if checkpoint is None or adapter else str(checkpoint)
         if trainable and settings.lora_rank and checkpoint is not None and not adapter:
             raise ModelError(
-                f"model.lora_rank = {settings.lora_rank} on {source!r}", "that run holds full weights, and a later load would lay the adapter over "
-                "model.path instead", "Give the folder as model.path, or set model.lora_rank=0",
+                f"model.lora_rank = {settings.lora_rank} on {source!r}",
+                "that run holds full weights, and a later load would lay the adapter over model.path instead",
+                "Give the folder as model.path, or set model.lora_rank=0",
             )
         device = _device(settings.device)
         extra = {}
         if settings.quantize == "4bit":
             from transformers import BitsAndBytesConfig
 
-            extra["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+            extra["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+            )
         dtype = "float32" if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
         try:
             model = AutoModelForImageTextToText.from_pretrained(
@@ -74,17 +84,20 @@ class VLM:
             processor = AutoProcessor.from_pretrained(base)
         except ImportError as error:
             raise ModelError(
-                f"model.quantize = {settings.quantize!r} and model.attention = {settings.attention!r}", str(error).strip().splitlines()[0],
+                f"model.quantize = {settings.quantize!r} and model.attention = {settings.attention!r}",
+                str(error).strip().splitlines()[0],
                 "Install that package, or set model.quantize=none and model.attention=sdpa",
             ) from error
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(
-                f"{source!r} cannot be loaded as a vision-language model", str(error).splitlines()[0],
+                f"{source!r} cannot be loaded as a vision-language model",
+                str(error).splitlines()[0],
                 "Give a local folder or a hub id of a Qwen2.5-VL or Qwen3-VL checkpoint in model.path",
             ) from error
         if not hasattr(getattr(model, "model", None), "get_rope_index"):
             raise ModelError(
-                f"{source!r} is a {type(model).__name__}", "the stages need a Qwen-VL model with video positions (get_rope_index)",
+                f"{source!r} is a {type(model).__name__}",
+                "the stages need a Qwen-VL model with video positions (get_rope_index)",
                 "Give a Qwen2.5-VL or Qwen3-VL checkpoint in model.path",
             )
         if settings.quantize == "none":
@@ -102,23 +115,34 @@ class VLM:
         return self.core.get_input_embeddings().weight.device
 
     def save(self, folder: Path, about: Mapping[str, str]) -> None:
-        """Weights as safetensors (adapter only, if there is one), processor and a model card made of `about`, as a hub folder would be."""
+        """Weights as safetensors (adapter only, if there is one), processor and a model card: a hub folder."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         lines = [f"- {name}: {value}" for name, value in about.items()]
-        header = "---\nlibrary_name: transformers\npipeline_tag: video-text-to-text\ntags: [deepintuit, video-classification]\n---\n"
-        (folder / "README.md").write_text("\n".join([f"{header}# {about.get('run', folder.name)}\n", *lines, ""]), encoding="utf-8")
+        facts = (
+            "library_name: transformers",
+            "pipeline_tag: video-text-to-text",
+            "tags: [deepintuit, video-classification]",
+        )
+        header = "\n".join(["---", *facts, "---", ""])
+        (folder / "README.md").write_text(
+            "\n".join([f"{header}# {about.get('run', folder.name)}\n", *lines, ""]), encoding="utf-8"
+        )
 
     def prompt_ids(self, clip: EncodedClip, prompt: str) -> list[int]:
         """Token ids of the user turn (clip first) and the opening of the assistant's turn."""
         text = self.processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": _harmless(prompt)}]}],
-            add_generation_prompt=True, tokenize=False,
+            add_generation_prompt=True,
+            tokenize=False,
         )
         before, block, after = text.partition(VISION_BLOCK)
         if not block:
-            raise ModelError(f"the chat template of {self.name!r} writes no {VISION_BLOCK}", "the clip has no place in the prompt",
-                             "Use a checkpoint whose processor has a video chat template")  # fmt: skip
+            raise ModelError(
+                f"the chat template of {self.name!r} writes no {VISION_BLOCK}",
+                "the clip has no place in the prompt",
+                "Use a checkpoint whose processor has a video chat template",
+            )
         return [*self._tokens(before), *clip.vision_ids, *self._tokens(after)]
 
     def target_ids(self, target: str) -> list[int]:
@@ -131,7 +155,8 @@ class VLM:
     def inputs(self, clips: Sequence[EncodedClip], rows: Sequence[list[int]], *, side: str, pad_to: int = 0) -> dict:
         """Model inputs for token rows padded on one side: ids, mask, features, grid, and 3-D positions worked out once.
 
-        `position_ids` (3, B, L) come from the model's own `get_rope_index`; tokens after a prompt count on from its last one.
+        `position_ids` (3, B, L) come from the model's own `get_rope_index`; tokens after a prompt count on from its
+        last one.
         """
         width = max(pad_to, max(map(len, rows)))
         ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
@@ -157,7 +182,7 @@ class VLM:
         }
 
     def _stop_ids(self) -> list[int]:
-        """Ids that end a trace, from this checkpoint's own tokenizer and generation config (another tokenizer's would be `.` or `#`)."""
+        """Ids that end a trace, of this checkpoint's own tokenizer: another's would be `.` or `#`."""
         stops = {self.tokenizer.eos_token_id}
         listed = self.core.generation_config.eos_token_id
         stops |= set(listed if isinstance(listed, list) else [listed])
@@ -171,7 +196,9 @@ def located(path: str) -> str:
         return path
     shipped = sorted(config.parent.parent.name for config in Path(__file__).parent.parent.glob("*/model/config.json"))
     if name not in shipped:
-        raise ModelError(f"model.path = {path!r}", "no such model ships with the package", f"Shipped: {', '.join(shipped) or 'none'}")
+        raise ModelError(
+            f"model.path = {path!r}", "no such model ships with the package", f"Shipped: {', '.join(shipped) or 'none'}"
+        )
     return str(Path(__file__).parent.parent / name / "model")
 
 
@@ -182,7 +209,9 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"model.device = {name!r}", "torch finds no such device on this machine", "Use auto, cpu, or a cuda:N that `nvidia-smi` lists"
+            f"model.device = {name!r}",
+            "torch finds no such device on this machine",
+            "Use auto, cpu, or a cuda:N that `nvidia-smi` lists",
         ) from error
 
 
@@ -200,15 +229,24 @@ def _adapted(model, settings: ModelConfig, adapter: Path | None, trainable: bool
             model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
         else:
             adapter_config = LoraConfig(
-                r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules=_LANGUAGE_PROJECTIONS,
+                r=settings.lora_rank,
+                lora_alpha=settings.lora_alpha,
+                lora_dropout=settings.lora_dropout,
+                target_modules=_LANGUAGE_PROJECTIONS,
                 task_type="CAUSAL_LM",
             )
             model = get_peft_model(model, adapter_config)
     elif trainable:
         if settings.quantize != "none":
-            raise ModelError("4-bit weights cannot be trained in full", "their numbers are quantised", "Set model.lora_rank, e.g. 64")
+            raise ModelError(
+                "4-bit weights cannot be trained in full", "their numbers are quantised", "Set model.lora_rank, e.g. 64"
+            )
         if model.dtype == torch.float16:
-            raise ModelError("float16 weights cannot be trained in full", "their gradients underflow", "Set model.dtype=bfloat16 or model.lora_rank")
+            raise ModelError(
+                "float16 weights cannot be trained in full",
+                "their gradients underflow",
+                "Set model.dtype=bfloat16 or model.lora_rank",
+            )
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
     if settings.gradient_checkpointing and trainable:

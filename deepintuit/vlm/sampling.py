@@ -1,7 +1,8 @@
 """Sample traces: one prefill a clip, its cache shared by the group, finished traces leave the batch.
 
-Every trace draws from a random stream of its own, keyed by (seed, clip, sample): what a trace says does not depend on which others
-are sampled beside it, nor on where a killed run resumed. `plain_sample` is the same through `model.generate`'s path, kept as the reference.
+Every trace draws from a random stream of its own, keyed by (seed, clip, sample): what a trace says does not depend on
+which others are sampled beside it, nor on where a killed run resumed. `plain_sample` is the same through
+`model.generate`'s path, kept as the reference.
 
 Left out on purpose: beam search, repetition penalties.
 """
@@ -22,7 +23,7 @@ from deepintuit.vlm.model import VLM
 
 @dataclass(frozen=True)
 class Sample:
-    """One sampled trace. `logprobs_T`: of each token, the end token included, at the temperature of sampling (1 for greedy)."""
+    """One sampled trace. `logprobs_T`: of each token, the end token included, at the temperature of sampling."""
 
     text: str
     token_ids: list[int]
@@ -55,9 +56,10 @@ def sample_groups(
     on_token: Callable[[int, int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[list[Sample]]:
-    """G traces for each of C clips; `keys_C_G` names each trace's random stream. Temperature 0 is greedy (keys are not used).
+    """G traces for each of C clips; `keys_C_G` names each trace's random stream. Temperature 0 is greedy.
 
-    `on_token(clip, sample, token_id)` is called as tokens come; `stop()` true ends the work after the current token, leaving traces truncated.
+    `on_token(clip, sample, token_id)` is called as tokens come; `stop()` true ends the work after the current token,
+    leaving traces truncated.
     """
     started = time.perf_counter()
     was_training = vlm.model.training
@@ -84,7 +86,11 @@ def sample_groups(
                 cache.batch_select_indices(keep)
                 tokens = tokens[keep]
             logits = vlm.model(
-                input_ids=tokens[:, None], attention_mask=state.mask(step + 1), position_ids=state.positions(step), past_key_values=cache, use_cache=True
+                input_ids=tokens[:, None],
+                attention_mask=state.mask(step + 1),
+                position_ids=state.positions(step),
+                past_key_values=cache,
+                use_cache=True,
             ).logits[:, -1]
     finally:
         vlm.model.train(was_training)
@@ -116,13 +122,17 @@ class _Batch:
             tokens = allowed.argmax(-1)
         else:
             if self._uniform is None:
-                self._uniform = torch.tensor(np.stack([stream(key, self.max_tokens) for key in self.keys]), device=logits.device)
+                self._uniform = torch.tensor(
+                    np.stack([stream(key, self.max_tokens) for key in self.keys]), device=logits.device
+                )
             probs = allowed.softmax(-1).double()
             if top_p < 1:
                 ranked, order = probs.sort(-1, descending=True)
                 probs = probs.scatter(-1, order, torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0))
             heights = probs.cumsum(-1)
-            tokens = torch.searchsorted(heights, (self._uniform[self.alive, step] * heights[:, -1])[:, None], right=True)[:, 0]
+            tokens = torch.searchsorted(
+                heights, (self._uniform[self.alive, step] * heights[:, -1])[:, None], right=True
+            )[:, 0]
             tokens = tokens.clamp(max=probs.shape[-1] - 1)
         chosen = logprobs.gather(-1, tokens[:, None])[:, 0].tolist()
         for row, value in zip(self.alive.tolist(), chosen):
@@ -157,8 +167,12 @@ class _Batch:
 def plain_sample(vlm: VLM, pixel_inputs: dict, max_tokens: int) -> list[str]:
     """The reference: greedy `generate` from pixels, tower and prefill included. For tests and benchmarks."""
     out = vlm.model.generate(
-        **pixel_inputs, do_sample=False, max_new_tokens=max_tokens, suppress_tokens=vlm.silenced, eos_token_id=vlm.stop_ids,
+        **pixel_inputs,
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        suppress_tokens=vlm.silenced,
+        eos_token_id=vlm.stop_ids,
         pad_token_id=vlm.tokenizer.pad_token_id,
-        repetition_penalty=1.0,  # Qwen2.5-VL's own generation config has 1.05, which no log-probability of ours would show
+        repetition_penalty=1.0,  # Qwen2.5-VL's own generation config says 1.05
     )
     return vlm.tokenizer.batch_decode(out[:, pixel_inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -15,8 +15,8 @@ from deepintuit.vlm.model import VLM
 def label_logprobs(vlm: VLM, clips: Sequence[EncodedClip], prompts: Sequence[str], labels: LabelSet) -> torch.Tensor:
     """(C, K) float32: Σ log p(tokens of label k, and the end token | clip, prompt). METHOD: the paper's option A.
 
-    The end token is part of the sum, so labels of several tokens, and labels that begin alike, compete fairly. The K sums of a clip
-    are log-probabilities of disjoint events: 1 − Σ exp is the probability mass outside the label set.
+    The end token is part of the sum, so labels of several tokens, and labels that begin alike, compete fairly. The K
+    sums of a clip are log-probabilities of disjoint events: 1 − Σ exp is the probability mass outside the label set.
     """
     was_training = vlm.model.training
     vlm.model.eval()
@@ -69,9 +69,13 @@ def last_hidden(vlm: VLM, clips: Sequence[EncodedClip], prompts: Sequence[str]) 
 
 
 def token_logprobs(
-    vlm: VLM, clips: Sequence[EncodedClip], prompt_rows: Sequence[list[int]], written_rows: Sequence[list[int]], temperature: float = 1.0
+    vlm: VLM,
+    clips: Sequence[EncodedClip],
+    prompt_rows: Sequence[list[int]],
+    written_rows: Sequence[list[int]],
+    temperature: float = 1.0,
 ) -> list[torch.Tensor]:
-    """Log-probabilities of written tokens, in one forward pass over prompt and trace. Gradients flow where the model has them."""
+    """Log-probabilities of written tokens, in one forward pass over prompt and trace, with gradients."""
     rows = [[*prompt, *written] for prompt, written in zip(prompt_rows, written_rows, strict=True)]
     inputs = vlm.inputs(clips, rows, side="right")
     logprobs = torch.log_softmax(vlm.model(**inputs).logits.float() / temperature, -1)

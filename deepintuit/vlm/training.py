@@ -1,7 +1,8 @@
 """What every TRL trainer here shares: arguments, a progress bar with time left, checkpoints that survive a kill.
 
-A checkpoint of the trainer counts only with the marker that is written last; one without it is a kill's leftover and is removed. Trainer
-state (optimizer, random state) lies in torch's own files inside the run and is deleted when the stage ends; weights are safetensors.
+A checkpoint of the trainer counts only with the marker that is written last; one without it is a kill's leftover and
+is removed. Trainer state (optimizer, random state) lies in torch's own files inside the run and is deleted when the
+stage ends; weights are safetensors.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class Resumable(Trainer):
     def train_or_resume(self, folder: Path) -> None:
         """Train to the end, from the newest complete checkpoint where there is one.
 
-        The checkpoint of the last step gives its weights back and nothing is trained: a stage that is killed after its training, while it
-        saves or scores, does not train again, nor one step too many.
+        The checkpoint of the last step gives its weights back and nothing is trained: a stage that is killed after
+        its training, while it saves or scores, does not train again, nor one step too many.
         """
         resumed = last_checkpoint(folder)
         if resumed and json.loads((Path(resumed) / MARKER).read_text()).get("last"):
@@ -63,8 +64,9 @@ class Resumable(Trainer):
             self.train(resume_from_checkpoint=resumed)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        """Full weights through `from_pretrained`: transformers writes them under the hub's names (`visual.…`), and its Trainer looks for
-        those in memory (`model.visual.…`), finds none, warns, and would go on from the weights that the stage began with."""
+        """Full weights through `from_pretrained`: transformers writes them under the hub's names (`visual.…`), and
+        its Trainer looks for those in memory (`model.visual.…`), finds none, warns, and would go on from the weights
+        that the stage began with."""
         if hasattr(self.model, "peft_config") or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
@@ -93,7 +95,14 @@ class Watch(TrainerCallback):
 
     def __init__(self, title: str, log: LogRow | None, progress: bool, rename: dict[str, str] | None = None):
         self.log, self.rename = log, rename or {}
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn(title),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         self.bar = Progress(*columns, disable=not progress)
         self.task = None
 
@@ -105,7 +114,11 @@ class Watch(TrainerCallback):
         self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        numbers = {self.rename.get(name, name): float(value) for name, value in (logs or {}).items() if isinstance(value, (int, float))}
+        numbers = {
+            self.rename.get(name, name): float(value)
+            for name, value in (logs or {}).items()
+            if isinstance(value, (int, float))
+        }
         shown = next((f"{name} {numbers[name]:.3f}" for name in ("reward", "loss") if name in numbers), "")
         self.bar.update(self.task, note=shown)
         if self.log and numbers:
