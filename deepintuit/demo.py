@@ -1,7 +1,7 @@
 """Everything once, from rendered clips to the table of systems, with the embedded world and model.
 
-    deepintuit demo            the stages, the label-only baselines, and calibration on cold start and on GRPO
-    deepintuit demo --full     also zero-shot and RB-FT, each calibrated
+    deepintuit demo            the three stages beside labels alone and the baselines without a model
+    deepintuit demo --full     also zero-shot, labels alone on all training clips, RB-FT, and calibration on cold start alone
 
 A door like `cli`: it only puts stages one behind the other. Stopped anywhere, the same command goes on from there.
 """
@@ -56,18 +56,16 @@ def run(
 
     teacher = clock("Teacher traces", lambda: teach.run(workbench, settings, **show))
     labels = clock("Labels only, cold-start clips", lambda: coldstart.run(workbench, labels_only("coldstart"), teacher=None, name="labels", **show))
-    everything = labels_only("coldstart", "grpo", "calibration")
-    labels_all = clock("Labels only, all training clips", lambda: coldstart.run(workbench, everything, teacher=None, name="labels-all", **show))
     cold = clock("Cold start", lambda: coldstart.run(workbench, settings, teacher=teacher.id, **show))
     refined = clock("GRPO", lambda: grpo.run(workbench, settings, start=cold.id, **show))
-    calibrated = {
-        r.id: clock(f"Calibrate {name}", lambda r=r: calibrate.run(workbench, settings, reasoner=r.id, **show))
-        for name, r in (("cold start", cold), ("GRPO", refined))
-    }
-    systems: list[tuple[str, Run | None]] = [("labels only", labels), ("labels only, all clips", labels_all)]
+    calibrated = {refined.id: clock("Calibrate", lambda: calibrate.run(workbench, settings, reasoner=refined.id, **show))}
+    systems: list[tuple[str, Run | None]] = [("labels only", labels), ("cold start", cold), ("cold start + GRPO", refined)]
     if full:
-        systems = [("zero-shot", None), *systems, ("RB-FT", _rationales(workbench, settings, clock, show))]
-    systems += [("cold start", cold), ("cold start + GRPO", refined)]
+        everything = labels_only("coldstart", "grpo", "calibration")
+        labels_all = clock("Labels only, all training clips", lambda: coldstart.run(workbench, everything, teacher=None, name="labels-all", **show))
+        calibrated[cold.id] = clock("Calibrate cold start alone", lambda: calibrate.run(workbench, settings, reasoner=cold.id, **show))
+        own = _rationales(workbench, settings, clock, show)
+        systems = [("zero-shot", None), ("labels only, all clips", labels_all), *([("RB-FT", own)] if own else []), *systems]
     runs = [clock("Baselines", lambda: evaluate.baselines(workbench, settings))]
     for name, system in systems:
         judge = calibrated.get(system.id) if system else None
@@ -78,13 +76,16 @@ def run(
     return runs
 
 
-def _rationales(workbench: Workbench, settings: Config, clock: _Clock, show: dict) -> Run:
-    """RB-FT: the untouched model writes its own rationales, is tuned on them, then on labels."""
+def _rationales(workbench: Workbench, settings: Config, clock: _Clock, show: dict) -> Run | None:
+    """RB-FT: the untouched model writes its own rationales, is tuned on them, then on labels. None when it wrote no usable one."""
     from deepintuit import coldstart, teach
 
     own = replace(settings, teach=replace(settings.teach, source="self"))
     labels = replace(settings, coldstart=replace(settings.coldstart, target="label"))
     written = clock("RB-FT: own rationales", lambda: teach.run(workbench, own, **show))
+    if not written.summary["kept"]:
+        clock.console.print("RB-FT is left out: the untouched model wrote no trace that holds grammar and label.")
+        return None
     tuned = clock("RB-FT: tune on them", lambda: coldstart.run(workbench, own, teacher=written.id, name="rb-ft-rationales", **show))
     return clock("RB-FT: then on labels", lambda: coldstart.run(workbench, labels, teacher=None, start=tuned.id, name="rb-ft", **show))
 
