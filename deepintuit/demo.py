@@ -21,7 +21,7 @@ from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.store import Run, Workbench
 
-TRAIN, TEST = 1000, 400
+TRAIN, TEST = 1200, 400
 """Clips rendered for the four training and validation splits together, and for test."""
 
 
