@@ -261,8 +261,11 @@ def quiet_libraries() -> None:
 
 
 def _report(options) -> int:
+    from deepintuit.data import Manifest
+
     workbench, settings = _open(options)
     settings = _need_dataset(settings)
+    Manifest.load(settings.workbench, settings.clips.dataset)
     chosen = _evaluated(workbench, settings, options.runs)
     if options.dry_run:
         console.print(f"A report would be made of: {', '.join(chosen)}", markup=False)
@@ -329,7 +332,7 @@ def _clips(verbs) -> None:
         bench.add_argument("source", metavar="ANNOTATIONS")
         bench.add_argument("--videos", metavar="DIR", required=True)
     home = verb("homecam", "render clips of the embedded world and import them", _import_homecam)
-    home.add_argument("--train", type=int, default=1000)
+    home.add_argument("--train", type=int, default=1200)
     home.add_argument("--test", type=int, default=400)
     home.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     split = verb("split", "divide a dataset by group into cold start, GRPO, calibration, validation and test", _split)

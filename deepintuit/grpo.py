@@ -14,15 +14,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import PrinterCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import PrinterCallback
 from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, use_adapter
@@ -34,7 +32,7 @@ from deepintuit.reasoner import Clip, LocalReasoner, Task, card
 from deepintuit.rewards import Score, score
 from deepintuit.store import Run, Workbench, trace_id
 from deepintuit.vlm import VLM, EncodedClip, Sample
-from deepintuit.vlm.training import Watch, common_arguments, last_checkpoint, tensorboard
+from deepintuit.vlm.training import Resumable, Watch, common_arguments, tensorboard
 
 _LOGGED = frozenset({"loss", "grad_norm", "learning_rate", "entropy", "kl"})
 """What is kept of TRL's own numbers; the others are about rewards that it does not compute here."""
@@ -148,7 +146,7 @@ class _Group:
         return 0 < sum(s.accuracy for s in self.scores) < len(self.scores)
 
 
-class _Trainer(GRPOTrainer):
+class _Trainer(Resumable, GRPOTrainer):
     """TRL's trainer with the clip in sampling and in loss. Four methods are ours; loss, clipping, accumulation and schedule are TRL's."""
 
     def __init__(self, reasoner: LocalReasoner, clips: list[Clip], config: Config, run: Run, progress: bool):
@@ -192,26 +190,6 @@ class _Trainer(GRPOTrainer):
             processing_class=self.vlm.processor,
             callbacks=[Watch("GRPO", self._log_training, progress), tensorboard(run.path / "tensorboard")],
         )
-
-    def train_or_resume(self, folder: Path) -> None:
-        """Train to the end, from the newest complete checkpoint. That of the last step only gives its weights back: a kill while they are
-        saved costs no training, nor does the resumed run take a step too many."""
-        resumed = last_checkpoint(folder)
-        state = TrainerState.load_from_json(str(Path(resumed) / TRAINER_STATE_NAME)) if resumed else None
-        if state and state.global_step >= self.args.max_steps:
-            self._load_from_checkpoint(resumed)
-            self.state = state
-        else:
-            self.train(resume_from_checkpoint=resumed)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        """Full weights through transformers: it writes them under the hub's names, and a Trainer that reads them under those in memory
-        finds none, warns, and goes on from the weights that the stage began with."""
-        if hasattr(self.model, "peft_config"):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
-            self.model.load_state_dict(saved.state_dict())
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
         """TRL's sampler, with an order that belongs to the epoch: TRL's own begins again with the first order after a resume."""

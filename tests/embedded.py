@@ -110,6 +110,17 @@ def cold(bench) -> Run:
 
 
 @pytest.fixture(scope="session")
+def cold_lora(bench, cold) -> Run:
+    """An adapter on the cold-started model, which is its base: pass `lora_of(cold)` as settings."""
+    config = bench.settings(*lora_of(cold), "coldstart.epochs=1", "coldstart.learning_rate=2e-3")
+    return coldstart.run(bench.workbench, config, teacher=bench.teach(short_trace).id, name="lora", progress=False)
+
+
+def lora_of(base: Run) -> tuple[str, str]:
+    return (f"model.path={base.checkpoint}", "model.lora_rank=4")
+
+
+@pytest.fixture(scope="session")
 def calibrated(bench, cold) -> Run:
     return calibrate.run(bench.workbench, bench.settings("calibrate.epochs=2"), reasoner=cold.id, progress=False)
 
@@ -142,15 +153,15 @@ def undisturbed(bench: Bench, stage: str, sets: Sequence[str] = (), **arguments)
 def survivor(bench: Bench, stage: str, moments: Sequence[str | float], sets: Sequence[str] = (), **arguments) -> tuple[Run, int]:
     """The finished run of a stage that was killed at each of the moments, and how many kills it took.
 
-    A moment is a pattern in the stage's run folder (kill -9 as soon as one more file matches) or a number of seconds.
+    A moment is a pattern in the stage's run folder (kill -9 as soon as one more path matches and holds something) or a number of seconds.
     """
     kills = 0
     for moment in moments:
         pattern = f"runs/{stage}-*/{moment}"
-        before = set(bench.path.glob(pattern))
+        before = written(bench.path, pattern)
         process, started = begin(bench, stage, sets, **arguments), time.monotonic()
         while process.is_alive():
-            if time.monotonic() - started > moment if isinstance(moment, float) else set(bench.path.glob(pattern)) - before:
+            if time.monotonic() - started > moment if isinstance(moment, float) else written(bench.path, pattern) - before:
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
                 break
@@ -158,6 +169,10 @@ def survivor(bench: Bench, stage: str, moments: Sequence[str | float], sets: Seq
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL)
     return undisturbed(bench, stage, sets, **arguments), kills
+
+
+def written(folder: Path, pattern: str) -> set[Path]:
+    return {path for path in folder.glob(pattern) if path.is_dir() or path.stat().st_size}
 
 
 def assert_same_weights(one: Run, other: Run) -> None:
@@ -169,7 +184,3 @@ def assert_same_weights(one: Run, other: Run) -> None:
         apart = {key: float((mine[key] - yours[key]).abs().max()) for key in mine}
         assert max(apart.values()) < 1e-6, max(apart, key=apart.get)
 
-
-FULL_RESUME = pytest.mark.xfail(
-    strict=True, reason="vlm.finetune resumes full weights from the start: a Trainer finds no key of a checkpoint that transformers wrote"
-)

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from embedded import FULL_RESUME, assert_same_weights, short_trace, survivor, undisturbed
+from embedded import assert_same_weights, lora_of, survivor, undisturbed
 
-from deepintuit import calibrate, coldstart
+from deepintuit import calibrate
 from deepintuit.errors import ConfigError
 from deepintuit.reasoner import Task
 
@@ -77,14 +77,11 @@ def test_several_traces_at_temperature_zero_are_refused(bench, cold):
         calibrate.run(bench.workbench, bench.settings("calibrate.temperature=0"), reasoner=cold.id, progress=False)
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=FULL_RESUME), 4])
-def test_a_killed_run_continues_to_the_same_calibrator(bench, cold, tmp_path, rank):
-    reasoner = cold
-    if rank:
-        config = bench.settings("model.lora_rank=4", "coldstart.epochs=1", "coldstart.learning_rate=2e-3")
-        reasoner = coldstart.run(bench.workbench, config, teacher=bench.teach(short_trace).id, name="lora", progress=False)
+@pytest.mark.parametrize("weights", ["full", "lora"])
+def test_a_killed_run_continues_to_the_same_calibrator(bench, cold, cold_lora, tmp_path, weights):
+    reasoner, model = (cold, ()) if weights == "full" else (cold_lora, lora_of(cold))
     one, other = bench.copy(tmp_path / "one"), bench.copy(tmp_path / "other")
-    sets = (f"model.lora_rank={rank}", "calibrate.epochs=3", "calibrate.save_steps=2", "calibrate.patience=3", "calibrate.learning_rate=3e-3", "seed=5")
+    sets = (*model, "calibrate.epochs=3", "calibrate.save_steps=2", "calibrate.patience=3", "calibrate.learning_rate=3e-3", "seed=5")
     whole = undisturbed(one, "calibrate", sets, reasoner=reasoner.id)
     moments = ["traces-00000.parquet", "traces-00002.parquet", "checkpoint/head.safetensors", "training/checkpoint-4/complete",
                "training/checkpoint-8/complete", "checkpoint/trained.json"]  # fmt: skip

@@ -1,12 +1,13 @@
 """Cold start: imitate what the teacher wrote, or the labels; go on after a kill; train again only when something that matters changed."""
 
 import pytest
-from embedded import FULL_RESUME, assert_same_weights, short_trace, survivor, undisturbed
+from embedded import assert_same_weights, short_trace, survivor, undisturbed
 
 from deepintuit import coldstart
 from deepintuit.errors import DataError, StoreError
 from deepintuit.reasoner import LocalReasoner, Task
 from deepintuit.vlm import VLM
+from deepintuit.vlm.training import MARKER, last_checkpoint
 
 pytest_plugins = ["embedded"]
 
@@ -84,7 +85,14 @@ def test_a_setting_of_another_stage_does_not_train_again(bench, cold):
     assert coldstart.run(bench.workbench, config, teacher=bench.teach(short_trace).id, progress=False).id == cold.id
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=FULL_RESUME), 4])
+@pytest.mark.xfail(strict=True, reason="vlm.training writes the marker in place: a kill in between leaves an empty one that is taken for whole")
+def test_a_marker_cut_short_by_a_kill_is_no_checkpoint(tmp_path):
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / MARKER).touch()
+    assert last_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("rank", [0, 4])
 def test_a_killed_run_continues_to_the_same_weights(bench, tmp_path, rank):
     teacher = bench.teach(short_trace).id
     sets = (f"model.lora_rank={rank}", "coldstart.epochs=3", "coldstart.save_steps=4", "coldstart.learning_rate=2e-3", "coldstart.micro_batch=4")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from embedded import Bench, assert_same_weights, survivor, undisturbed
+from embedded import Bench, assert_same_weights, lora_of, survivor, undisturbed
 from transformers import TrainerCallback
 
 from deepintuit import grpo
@@ -12,12 +12,20 @@ from deepintuit.vlm import VLM, token_logprobs
 
 pytest_plugins = ["embedded"]
 
-WEIGHTS = {"full": (), "lora": ("model.lora_rank=4",)}
-weights = pytest.mark.parametrize("weights", WEIGHTS)
+
+
+@pytest.fixture(params=["full", "lora"])
+def weights(request, cold, cold_lora):
+    """(name, run to start from, settings): full weights, and an adapter."""
+    return started(request.param, cold, cold_lora)
+
+
+def started(name: str, cold, cold_lora):
+    return (name, cold, ()) if name == "full" else (name, cold_lora, lora_of(cold))
 
 
 def made(bench: Bench, start, name: str, *sets: str) -> grpo._Trainer:
-    """The trainer as the stage makes it, before its first step. LoRA starts away from zero, or it would be the base."""
+    """The trainer as the stage makes it, before its first step."""
     config = bench.settings("grpo.learning_rate=1e-4", "grpo.max_grad_norm=1e9", *sets)
     run = bench.workbench.start_run("grpo", {**config.to_dict(), "test": name}, parent=start.id, name=name)
     vlm = loaded(bench, start, *sets)
@@ -28,13 +36,7 @@ def made(bench: Bench, start, name: str, *sets: str) -> grpo._Trainer:
 
 def loaded(bench: Bench, start, *sets: str) -> VLM:
     config = bench.settings(*sets)
-    torch.manual_seed(1)
-    vlm = VLM.load(config.model, config.video, checkpoint=start.checkpoint, cache=bench.workbench.cache, trainable=True)
-    with torch.no_grad():
-        for name, parameter in vlm.model.named_parameters():
-            if "lora_B.default" in name:
-                parameter.normal_(0, 0.02)
-    return vlm
+    return VLM.load(config.model, config.video, checkpoint=start.checkpoint, cache=bench.workbench.cache, trainable=True)
 
 
 def a_round(trainer: grpo._Trainer) -> dict[str, torch.Tensor]:
@@ -54,9 +56,9 @@ def farthest(logps: torch.Tensor, recorded) -> float:
     return max(float((row[: len(told)] - torch.tensor(told)).abs().max()) for row, told in zip(logps, recorded, strict=True))
 
 
-@weights
-def test_sampled_logprobs_are_recomputed_in_the_loss_and_need_the_clip(bench, cold, weights):
-    trainer = made(bench, cold, f"logps-{weights}", *WEIGHTS[weights])
+def test_sampled_logprobs_are_recomputed_in_the_loss_and_need_the_clip(bench, weights):
+    name, start, sets = weights
+    trainer = made(bench, start, f"logps-{name}", *sets)
     batch = a_round(trainer)
     recorded = list(trainer.run_.read("traces")["token_logprobs"])
     for size in (None, 3):
@@ -113,21 +115,22 @@ def by_hand(trainer: grpo._Trainer, vlm: VLM, objective: str) -> torch.Tensor:
     ("objective", "micro", "weights"),
     [("dapo", 16, "full"), ("dapo", 2, "full"), ("dapo", 5, "lora"), ("grpo", 16, "full"), ("grpo", 4, "full"), ("softmax_weighted", 4, "full")],
 )
-def test_an_update_follows_the_objective_computed_by_hand(bench, cold, objective, micro, weights):
-    sets = (*WEIGHTS[weights], f"grpo.objective={objective}", f"grpo.micro_batch={micro}", "grpo.max_steps=1")
-    trainer = made(bench, cold, f"hand-{objective}-{micro}-{weights}", *sets)
+def test_an_update_follows_the_objective_computed_by_hand(bench, cold, cold_lora, objective, micro, weights):
+    _, start, sets = started(weights, cold, cold_lora)
+    sets = (*sets, f"grpo.objective={objective}", f"grpo.micro_batch={micro}", "grpo.max_steps=1")
+    trainer = made(bench, start, f"hand-{objective}-{micro}-{weights}", *sets)
     gradient = Gradient()
     trainer.add_callback(gradient)
     trainer.train()
-    wanted = by_hand(trainer, loaded(bench, cold, *sets), objective)
+    wanted = by_hand(trainer, loaded(bench, start, *sets), objective)
     assert wanted.norm() > 1e-3, "the round must have a group with some traces better than others"
     assert torch.cosine_similarity(gradient.flat, wanted, dim=0) > 0.9999
     assert float(gradient.flat.norm() / wanted.norm()) == pytest.approx(1, abs=1e-3)
 
 
-@weights
-def test_the_reference_of_the_kl_term_is_where_grpo_began(bench, cold, weights):
-    trainer = made(bench, cold, f"kl-{weights}", *WEIGHTS[weights], "grpo.beta=0.04")
+def test_the_reference_of_the_kl_term_is_where_grpo_began(bench, weights):
+    name, begun, sets = weights
+    trainer = made(bench, begun, f"kl-{name}", *sets, "grpo.beta=0.04")
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in trainer.model.parameters():
@@ -135,7 +138,7 @@ def test_the_reference_of_the_kl_term_is_where_grpo_began(bench, cold, weights):
                 parameter.add_(torch.randn_like(parameter) * 3e-3)
     batch = a_round(trainer)
     traces = trainer.run_.read("traces")
-    start = loaded(bench, cold, *WEIGHTS[weights])
+    start = loaded(bench, begun, *sets)
     encoded = {clip.clip_id: features for clip, features in LocalReasoner(start, trainer.reasoner.task).encode(trainer.clips)}
     ask = trainer.reasoner.task.reasoner_prompt
     with torch.no_grad():
@@ -147,15 +150,15 @@ def test_the_reference_of_the_kl_term_is_where_grpo_began(bench, cold, weights):
     assert farthest(logps_in_the_loss(trainer, batch), [row.tolist() for row in told]) > 1e-3, "the policy has moved away"
 
 
-@weights
-def test_a_run_with_the_kl_term_ends_and_saves_no_reference(bench, cold, weights):
-    config = bench.settings(*WEIGHTS[weights], "grpo.beta=0.1", "grpo.max_steps=3", "grpo.learning_rate=1e-3", "grpo.save_steps=2")
-    run = grpo.run(bench.workbench, config, start=cold.id, name=f"kl-{weights}", progress=False)
+def test_a_run_with_the_kl_term_ends_and_saves_no_reference(bench, weights):
+    name, start, sets = weights
+    config = bench.settings(*sets, "grpo.beta=0.1", "grpo.max_steps=3", "grpo.learning_rate=1e-3", "grpo.save_steps=2")
+    run = grpo.run(bench.workbench, config, start=start.id, name=f"kl-{name}", progress=False)
     steps = run.read("steps").pivot(index="step", columns="name", values="value")
     assert abs(steps["kl"][0]) < 1e-6 < steps["kl"][2]
     assert not (run.checkpoint / "ref").exists()
     again = VLM.load(config.model, config.video, checkpoint=run.checkpoint)
-    assert list(getattr(again.model, "peft_config", {})) == (["default"] if weights == "lora" else [])
+    assert list(getattr(again.model, "peft_config", {})) == (["default"] if name == "lora" else [])
 
 
 def relabelled(bench: Bench, folder, label: str) -> Bench:
