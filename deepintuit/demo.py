@@ -33,7 +33,7 @@ def clips(settings: Config, train: int, test: int, *, jobs: int, progress: bool,
         workbench / "sources" / f"{dataset}-{settings.seed}", train=train, test=test, seed=settings.seed, jobs=jobs, progress=progress
     )
     manifest, _ = data.scan(
-        homecam.listing(table), workbench, dataset, probe=video.probe, playable_copy=video.playable_copy, jobs=1, progress=progress
+        homecam.listing(table), workbench, dataset, probe=video.probe, playable_copy=video.playable_copy, jobs=jobs, progress=progress
     )
     manifest = data.assign_splits(manifest, fractions, settings.seed)
     manifest.save()
