@@ -7,7 +7,7 @@ Three claims, each with the passes that were counted beside its ratio (a ratio a
 - scoring    K labels a clip: one forward pass a label against one prefill and one short pass for all labels
 - features   the tower each time against features from memory, in a forward pass over the prompt
 
-The same traces, sums and logits are asserted before anything is timed; sampling is greedy and never stops early, so that
+The same traces, sums and logits are asserted before anything is timed; sampling is greedy and never stops early, so
 both sides write the same tokens. Medians over alternating repeats, one thread. A tiny model of random weights: the
 ratios of a 7B differ (its tower is 10-14 % of a step, and long traces eat the gain of a shared prefill).
 

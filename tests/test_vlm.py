@@ -765,7 +765,8 @@ def test_a_training_killed_by_the_system_ends_with_the_same_weights(whole, famil
     kept = sorted(path.name for path in (tmp_path / "training").glob("checkpoint-*"))
     assert kept == ["checkpoint-2", "checkpoint-4"]
     (tmp_path / "training" / "checkpoint-4" / "optimizer.pt").write_bytes(b"torn")
-    (tmp_path / "training" / "checkpoint-4" / "complete").unlink()  # as if it had died while it wrote the newest
+    # As if it had died while it wrote the newest: the marker is written last, and here it is cut short.
+    (tmp_path / "training" / "checkpoint-4" / "complete").write_text("")
     again = tune(student(families), pair, tmp_path / "training")
     same(again.weights, whole[0])
 

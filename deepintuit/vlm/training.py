@@ -57,7 +57,7 @@ class Resumable(Trainer):
         its training, while it saves or scores, does not train again, nor one step too many.
         """
         resumed = last_checkpoint(folder)
-        if resumed and json.loads((Path(resumed) / MARKER).read_text()).get("last"):
+        if resumed and _marker(Path(resumed))["last"]:
             self._load_from_checkpoint(resumed)
             self.state = TrainerState.load_from_json(str(Path(resumed) / TRAINER_STATE_NAME))
         else:
@@ -78,11 +78,19 @@ def last_checkpoint(folder: Path) -> str | None:
     """The newest complete trainer checkpoint; incomplete ones are removed."""
     complete = []
     for path in folder.glob("checkpoint-*"):
-        if (path / MARKER).exists():
+        if _marker(path):
             complete.append((int(path.name.rpartition("-")[2]), path))
         else:
             shutil.rmtree(path)
     return str(max(complete)[1]) if complete else None
+
+
+def _marker(checkpoint: Path) -> dict | None:
+    """What the marker says, or None where it is missing or a kill cut it short."""
+    try:
+        return {"last": False, **json.loads((checkpoint / MARKER).read_text())}
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
 
 
 def tensorboard(folder: Path) -> TensorBoardCallback:
@@ -125,8 +133,10 @@ class Watch(TrainerCallback):
             self.log(state.global_step, numbers)
 
     def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / MARKER).write_text(json.dumps({"step": state.global_step, "last": control.should_training_stop}))
+        marker = Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARKER
+        temporary = marker.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"step": state.global_step, "last": control.should_training_stop}))
+        temporary.replace(marker)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.stop()
