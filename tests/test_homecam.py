@@ -96,7 +96,6 @@ def test_the_same_arguments_give_the_same_frames_and_table(table, tmp_path):
     assert homecam._plan("train", 0, 4) != homecam._plan("train", 0, 3), "another seed, another clip"
 
 
-@pytest.mark.xfail(strict=False, reason="libx264's mbtree is not the same from call to call; video.encode would have to leave it out")
 def test_the_same_arguments_give_the_same_bytes(tmp_path):
     written = []
     for attempt in range(4):
