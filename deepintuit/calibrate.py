@@ -35,6 +35,7 @@ from deepintuit.reasoner import (
     Task,
     card,
     hidden_states,
+    identity,
     likelihood_scores,
     mean_scores,
     parsed,
@@ -61,8 +62,7 @@ def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None
             f"calibrate.temperature = 0 with calibrate.traces = {config.calibrate.traces}", "at temperature 0 all traces of a clip are one",
             "Set calibrate.traces=1, or a temperature above 0",
         )
-    settings = config.to_dict()
-    described = {section: settings[section] for section in _MADE_BY}
+    described = identity(workbench.path, config, _MADE_BY)
     run = workbench.start_run("calibrate", described, parent=reasoner, name=name, seed=config.seed, dataset=config.clips.dataset)
     if not run.finished:
         with run:

@@ -14,7 +14,7 @@ import torch
 
 from deepintuit.config import Config
 from deepintuit.errors import DataError, StoreError
-from deepintuit.reasoner import Clip, LocalReasoner, Task, card
+from deepintuit.reasoner import Clip, LocalReasoner, Task, card, identity
 from deepintuit.store import Run, Workbench
 from deepintuit.vlm import VLM, EncodedClip, Example
 from deepintuit.vlm.finetune import Recipe, finetune
@@ -34,8 +34,7 @@ def run(
         if teacher is None:
             raise StoreError("no teacher run was named", "cold start imitates the traces of one", "Run `deepintuit teach` and pass --teacher RUN")
         workbench.run(teacher)
-    settings = config.to_dict()
-    described = {**{section: settings[section] for section in _MADE_BY}, "teacher": teacher}
+    described = {**identity(workbench.path, config, _MADE_BY), "teacher": teacher}
     run = workbench.start_run("coldstart", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset)
     if not run.finished:
         with run:

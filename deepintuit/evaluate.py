@@ -33,6 +33,7 @@ from deepintuit.reasoner import (
     Scores,
     Task,
     hidden_states,
+    identity,
     likelihood_scores,
     mean_scores,
     parsed,
@@ -56,7 +57,7 @@ def run(
     system = system or name_of(workbench, reasoner)
     if calibrator:
         _methods(workbench, calibrator)
-    described = {**_identity(config), "calibrator": calibrator, "system": system}
+    described = {**_identity(workbench, config), "calibrator": calibrator, "system": system}
     run = workbench.start_run("evaluate", described, parent=reasoner, name=system, seed=config.seed, dataset=config.clips.dataset)
     if run.finished:
         return run
@@ -81,7 +82,7 @@ def run(
 
 def baselines(workbench: Workbench, config: Config) -> Run:
     """What needs no model: the majority class, the container's metadata alone, and (where text fields are given) the text alone."""
-    described = {**_identity(config), "system": "baselines"}
+    described = {**_identity(workbench, config), "system": "baselines"}
     run = workbench.start_run("evaluate", described, name="baselines", seed=config.seed, dataset=config.clips.dataset)
     if run.finished:
         return run
@@ -104,12 +105,13 @@ def baselines(workbench: Workbench, config: Config) -> Run:
     return run
 
 
-def _identity(config: Config) -> dict:
+def _identity(workbench: Workbench, config: Config) -> dict:
     """Settings that only the report reads are left out: other intervals are no other run."""
     settings = config.to_dict()
     evaluate = {name: settings["evaluate"][name] for name in ("split", "traces", "temperature", "method", "controls")}
     sampled = {name: settings["calibrate"][name] for name in ("traces", "temperature")}
-    return {**{section: settings[section] for section in ("model", "video", "clips", "prompt", "sampling")}, "evaluate": evaluate, "calibrate": sampled}
+    sections = identity(workbench.path, config, ("model", "video", "clips", "prompt", "sampling"))
+    return {**sections, "evaluate": evaluate, "calibrate": sampled}
 
 
 def _answers_without_trace(run: Run) -> bool:

@@ -28,7 +28,7 @@ from trl.trainer.utils import RepeatSampler, use_adapter
 from deepintuit.advantage import group_advantages, kept_by_dynamic_sampling, softmax_weights, zero_variance_share
 from deepintuit.config import Config, GrpoConfig
 from deepintuit.errors import DataError
-from deepintuit.reasoner import Clip, LocalReasoner, Task, card
+from deepintuit.reasoner import Clip, LocalReasoner, Task, card, identity
 from deepintuit.rewards import Score, score
 from deepintuit.store import Run, Workbench, trace_id
 from deepintuit.vlm import VLM, EncodedClip, Sample
@@ -43,8 +43,7 @@ _MADE_BY = ("model", "video", "clips", "prompt", "grpo")
 
 def run(workbench: Workbench, config: Config, *, start: str, name: str | None = None, progress: bool = True) -> Run:
     """Refine the weights of the run `start` on the GRPO split. Rollouts, rewards and advantages are stored as they come."""
-    settings = config.to_dict()
-    described = {section: settings[section] for section in _MADE_BY}
+    described = identity(workbench.path, config, _MADE_BY)
     run = workbench.start_run("grpo", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset)
     if not run.finished:
         with run:

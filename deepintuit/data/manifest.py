@@ -9,6 +9,8 @@ Run it:  python -c "from deepintuit.data import Manifest; print(Manifest.load('w
 
 from __future__ import annotations
 
+import json
+import hashlib
 import os
 import re
 import uuid
@@ -143,6 +145,14 @@ class Manifest:
                 "Put the label back, or import again.",
             )
         return self
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of what a stage works on: clips, labels, splits and texts. A relabelled or extended dataset has another one, so that
+        stages run anew on it instead of giving back a run on the former version."""
+        columns = ["clip_id", "label", "split", "excluded", "text", "notes"]
+        rows = sorted(json.dumps(row, sort_keys=True, default=str) for row in self.frame[columns].astype(object).to_dict("records"))
+        return hashlib.sha256("\n".join([self.labels.dumps(), *rows]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     @property
     def _labels_path(self) -> Path:

@@ -18,9 +18,9 @@ from deepintuit.reasoner.distribution import (
     vote_scores,
 )
 from deepintuit.reasoner.local import LocalReasoner, Unreadable
-from deepintuit.reasoner.task import Clip, Task, card, parsed, rationale_of
+from deepintuit.reasoner.task import Clip, Task, card, identity, parsed, rationale_of
 
 __all__ = [
-    "NEEDS_SAMPLES", "Clip", "LinearHead", "LocalReasoner", "Scores", "Task", "Unreadable", "card", "hidden_states",
+    "NEEDS_SAMPLES", "Clip", "LinearHead", "LocalReasoner", "Scores", "Task", "Unreadable", "card", "hidden_states", "identity",
     "likelihood_scores", "mean_scores", "parsed", "prompt_likelihoods", "rationale_of", "vote_scores",
 ]  # fmt: skip

@@ -85,6 +85,13 @@ class Task:
         return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
+def identity(workbench_path, config: Config, sections: Sequence[str]) -> dict[str, Any]:
+    """What makes a stage's run this one: the settings that decide its result, and the dataset as it is now."""
+    settings = config.to_dict()
+    manifest = Manifest.load(workbench_path, config.clips.dataset)
+    return {**{section: settings[section] for section in sections}, "manifest": manifest.fingerprint}
+
+
 def card(run: Run, config: Config) -> dict[str, str]:
     """What a checkpoint's model card says: where the weights come from and how they were made."""
     about = run.about

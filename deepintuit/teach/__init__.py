@@ -47,7 +47,7 @@ def run(workbench: Workbench, config: Config, *, split: str = "coldstart", progr
     clips = _clips(manifest, labels, split)
     texts = manifest.text_fields(config.clips.text_fields, config.clips.notes_shown)
     write = hire(workbench, config, labels, texts, clips)
-    with workbench.start_run("teach", _identity(config, split), seed=config.seed, dataset=manifest.dataset) as run:
+    with workbench.start_run("teach", _identity(config, split) | {"manifest": manifest.fingerprint}, seed=config.seed, dataset=manifest.dataset) as run:
         if not run.finished:
             started = time.perf_counter()
             run.note(settings=config.to_dict())
