@@ -31,7 +31,9 @@ def rows_of(seed: int, options: argparse.Namespace) -> list[Row]:
     settings = config.load(ROOT / "configs" / "tiny.toml", [f"seed={seed}", "evaluate.traces=4", *options.set])
     settings = replace(settings, workbench=str(Path(options.workbench) / f"seed-{seed}"))
     workbench = Workbench(settings.workbench)
-    runs = demo.run(workbench, settings, full=True, fractions=cli.fractions(settings), progress=not options.quiet, console=Console())
+    runs = demo.run(
+        workbench, settings, full=True, fractions=cli.fractions(settings), progress=not options.quiet, console=Console()
+    )
     predictions = pd.concat([run.read("predictions") for run in runs], ignore_index=True)
     report.run_card(workbench, [run.id for run in runs])
     labels = Manifest.load(workbench.path, settings.clips.dataset).labels
@@ -71,6 +73,10 @@ if __name__ == "__main__":
     options = parser.parse_args()
     cli.quiet_libraries()
     results = {seed: rows_of(seed, options) for seed in options.seeds}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    command = f"python benchmarks/evidence.py --seeds {' '.join(map(str, options.seeds))}" + "".join(f" --set {s}" for s in options.set)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    command = f"python benchmarks/evidence.py --seeds {' '.join(map(str, options.seeds))}" + "".join(
+        f" --set {s}" for s in options.set
+    )
     write_between(Path(options.page), "homecam", page(results, command, commit))

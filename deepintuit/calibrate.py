@@ -59,11 +59,14 @@ def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None
     """Sample traces of the run `reasoner`, train a calibrator on them, fit its temperatures. Weights and `calibration.json` in `checkpoint`."""
     if config.calibrate.temperature == 0 and config.calibrate.traces > 1:
         raise ConfigError(
-            f"calibrate.temperature = 0 with calibrate.traces = {config.calibrate.traces}", "at temperature 0 all traces of a clip are one",
+            f"calibrate.temperature = 0 with calibrate.traces = {config.calibrate.traces}",
+            "at temperature 0 all traces of a clip are one",
             "Set calibrate.traces=1, or a temperature above 0",
         )
     described = identity(workbench.path, config, _MADE_BY)
-    run = workbench.start_run("calibrate", described, parent=reasoner, name=name, seed=config.seed, dataset=config.clips.dataset)
+    run = workbench.start_run(
+        "calibrate", described, parent=reasoner, name=name, seed=config.seed, dataset=config.clips.dataset
+    )
     if not run.finished:
         with run:
             _calibrate(workbench, config, run, reasoner, progress)
@@ -75,20 +78,25 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
     settings, batch = config.calibrate, config.sampling.clips_per_batch
     task = Task(workbench.path, config)
     torch.manual_seed(config.seed)  # a new adapter is drawn here
-    vlm = VLM.load(config.model, config.video, checkpoint=workbench.run(reasoner).checkpoint, cache=workbench.cache, trainable=True)
+    vlm = VLM.load(
+        config.model, config.video, checkpoint=workbench.run(reasoner).checkpoint, cache=workbench.cache, trainable=True
+    )
     run.note(device=str(vlm.device), settings=config.to_dict())
     local = LocalReasoner(vlm, task, config.seed)
     splits = {split: local.encode(task.clips(split)) for split in ("calibration", "validation")}
     for split, known in splits.items():
         if not known:
             raise DataError(
-                f"no clip of the split {split!r} can be read", "the stage would have nothing to work on",
+                f"no clip of the split {split!r} can be read",
+                "the stage would have nothing to work on",
                 "See whether the videos were moved, and import them again",
             )
     for known in splits.values():
         _sample(run, local, [clip for clip, _ in known], config, progress)
     traces = _Traces(run, task, settings.traces)
-    rows = [(pair, trace) for pair in splits["calibration"] for trace in traces.training(pair[0], settings.greedy_trace)]
+    rows = [
+        (pair, trace) for pair in splits["calibration"] for trace in traces.training(pair[0], settings.greedy_trace)
+    ]
     validation = splits["validation"]
     greedy = [traces.greedy(clip) for clip, _ in validation]
     truth = np.array([task.labels.index(clip.label) for clip, _ in validation])
@@ -112,21 +120,35 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
         vlm.save(run.checkpoint, card(run, config))
         _write_json(trained, result)
     scores["label_likelihood"] = likelihood_scores(vlm, task, validation, greedy, batch)
-    parts = [likelihood_scores(vlm, task, validation, [traces.sampled(c)[k] for c, _ in validation], batch) for k in range(settings.traces)]
+    parts = [
+        likelihood_scores(vlm, task, validation, [traces.sampled(c)[k] for c, _ in validation], batch)
+        for k in range(settings.traces)
+    ]
     scores["mean_likelihood"] = mean_scores(parts)
 
     fitted = {}
     for method, score in scores.items():
         temperature = fit_temperature(score.logits_C_K, truth)
         probs = apply_temperature(score.logits_C_K, temperature)
-        fitted[method] = {"temperature": temperature, "nll": nll(probs, truth), "accuracy": float((probs.argmax(1) == truth).mean()), "n": len(truth)}
+        fitted[method] = {
+            "temperature": temperature,
+            "nll": nll(probs, truth),
+            "accuracy": float((probs.argmax(1) == truth).mean()),
+            "n": len(truth),
+        }
     _write_json(run.checkpoint / CALIBRATION, fitted)
     rejected = sum(isinstance(trace, Malformed) for _, trace in rows)
-    run.finish({
-        "rows": len(rows), "malformed_rows": rejected, "clips": len(splits["calibration"]), "validation": fitted,
-        "unreadable": {clip_id: str(u.error.reason) for clip_id, u in local.unreadable.items()},
-        "tower_passes": vlm.encoder.passes, **result,
-    })
+    run.finish(
+        {
+            "rows": len(rows),
+            "malformed_rows": rejected,
+            "clips": len(splits["calibration"]),
+            "validation": fitted,
+            "unreadable": {clip_id: str(u.error.reason) for clip_id, u in local.unreadable.items()},
+            "tower_passes": vlm.encoder.passes,
+            **result,
+        }
+    )
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -146,7 +168,9 @@ def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Confi
         limits = {"max_tokens": config.sampling.max_tokens, "batch": batch}
         sampled = next(local.rows(chosen, range(settings.traces), temperature=settings.temperature, **limits), [])
         greedy = next(local.rows(chosen, [0], temperature=0.0, **limits), [])
-        run.append("traces", sampled + [{**row, "sample": settings.traces} for row in greedy])  # one part: a clip has all its traces or none
+        run.append(
+            "traces", sampled + [{**row, "sample": settings.traces} for row in greedy]
+        )  # one part: a clip has all its traces or none
 
 
 class _Traces:
@@ -171,7 +195,15 @@ Row = tuple[tuple[Clip, EncodedClip], AnyTrace]
 
 
 def _train(
-    run: Run, vlm: VLM, task: Task, rows: list[Row], validation, greedy: list[AnyTrace], truth: np.ndarray, config: Config, progress: bool
+    run: Run,
+    vlm: VLM,
+    task: Task,
+    rows: list[Row],
+    validation,
+    greedy: list[AnyTrace],
+    truth: np.ndarray,
+    config: Config,
+    progress: bool,
 ) -> dict[str, float]:
     settings = config.calibrate
 
@@ -188,11 +220,24 @@ def _train(
         run.append("steps", [{"step": step, "name": n, "value": v} for n, v in numbers.items()])
 
     recipe = Recipe(
-        settings.learning_rate, settings.epochs, settings.batch, settings.micro_batch, save_steps=settings.save_steps, patience=settings.patience
+        settings.learning_rate,
+        settings.epochs,
+        settings.batch,
+        settings.micro_batch,
+        save_steps=settings.save_steps,
+        patience=settings.patience,
     )
     return finetune(
-        vlm, len(rows), example, recipe, run.path / "training", seed=config.seed, title="Calibrator", log=log,
-        validate=validate if settings.patience else None, progress=progress,
+        vlm,
+        len(rows),
+        example,
+        recipe,
+        run.path / "training",
+        seed=config.seed,
+        title="Calibrator",
+        log=log,
+        validate=validate if settings.patience else None,
+        progress=progress,
     )
 
 
@@ -202,7 +247,9 @@ def _order(key: str, count: int) -> list[int]:
     return np.random.default_rng(seed).permutation(count).tolist()
 
 
-def fit_head(hidden_R_D: np.ndarray, targets_R: np.ndarray, held_out_V_D: np.ndarray, truth_V: np.ndarray, classes: int) -> LinearHead:
+def fit_head(
+    hidden_R_D: np.ndarray, targets_R: np.ndarray, held_out_V_D: np.ndarray, truth_V: np.ndarray, classes: int
+) -> LinearHead:
     """Option B: logistic regression on hidden states, its strength chosen by NLL on the held-out ones. A class without a row gets almost nothing."""
     scaler = StandardScaler().fit(hidden_R_D)
     heads = []
@@ -219,4 +266,8 @@ def fit_head(hidden_R_D: np.ndarray, targets_R: np.ndarray, held_out_V_D: np.nda
 
 def fitted_temperatures(run: Run) -> pd.DataFrame:
     """What `calibration.json` says: method, temperature, and validation NLL, accuracy and n."""
-    return pd.DataFrame.from_dict(json.loads((run.checkpoint / CALIBRATION).read_text()), orient="index").rename_axis("method").reset_index()
+    return (
+        pd.DataFrame.from_dict(json.loads((run.checkpoint / CALIBRATION).read_text()), orient="index")
+        .rename_axis("method")
+        .reset_index()
+    )

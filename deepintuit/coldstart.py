@@ -24,7 +24,13 @@ _MADE_BY = ("model", "video", "clips", "prompt", "coldstart")
 
 
 def run(
-    workbench: Workbench, config: Config, *, teacher: str | None, start: str | None = None, name: str | None = None, progress: bool = True
+    workbench: Workbench,
+    config: Config,
+    *,
+    teacher: str | None,
+    start: str | None = None,
+    name: str | None = None,
+    progress: bool = True,
 ) -> Run:
     """Train on the kept traces of the run `teacher` (target "trace") or on the labels of the cold-start split (target "label").
 
@@ -32,10 +38,16 @@ def run(
     """
     if config.coldstart.target == "trace":
         if teacher is None:
-            raise StoreError("no teacher run was named", "cold start imitates the traces of one", "Run `deepintuit teach` and pass --teacher RUN")
+            raise StoreError(
+                "no teacher run was named",
+                "cold start imitates the traces of one",
+                "Run `deepintuit teach` and pass --teacher RUN",
+            )
         workbench.run(teacher)
     described = {**identity(workbench.path, config, _MADE_BY), "teacher": teacher}
-    run = workbench.start_run("coldstart", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset)
+    run = workbench.start_run(
+        "coldstart", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset
+    )
     if not run.finished:
         with run:
             _train(workbench, config, run, teacher, start, progress)
@@ -43,7 +55,9 @@ def run(
     return run
 
 
-def _train(workbench: Workbench, config: Config, run: Run, teacher: str | None, start: str | None, progress: bool) -> None:
+def _train(
+    workbench: Workbench, config: Config, run: Run, teacher: str | None, start: str | None, progress: bool
+) -> None:
     settings = config.coldstart
     task = Task(workbench.path, config)
     checkpoint = workbench.run(start).checkpoint if start else None
@@ -51,10 +65,22 @@ def _train(workbench: Workbench, config: Config, run: Run, teacher: str | None, 
     vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache, trainable=True)
     run.note(device=str(vlm.device), settings=config.to_dict())
     reasoner = LocalReasoner(vlm, task, config.seed)
-    clips = {clip.clip_id: (clip, encoded) for split in settings.splits for clip, encoded in reasoner.encode(task.clips(split))}
+    clips = {
+        clip.clip_id: (clip, encoded)
+        for split in settings.splits
+        for clip, encoded in reasoner.encode(task.clips(split))
+    }
     if not clips:
-        raise DataError(f"no clip of {', '.join(settings.splits)} can be read", "the stage would have nothing to work on", "See whether the videos were moved, and import them again")
-    targets = _targets(workbench, clips, teacher) if settings.target == "trace" else [(*pair, pair[0].label) for pair in clips.values()]
+        raise DataError(
+            f"no clip of {', '.join(settings.splits)} can be read",
+            "the stage would have nothing to work on",
+            "See whether the videos were moved, and import them again",
+        )
+    targets = (
+        _targets(workbench, clips, teacher)
+        if settings.target == "trace"
+        else [(*pair, pair[0].label) for pair in clips.values()]
+    )
     targets = targets[: settings.limit or None]
     ask = task.reasoner_prompt if settings.target == "trace" else task.label_prompt
 
@@ -63,24 +89,43 @@ def _train(workbench: Workbench, config: Config, run: Run, teacher: str | None, 
         return Example(encoded, ask(clip.clip_id), text)
 
     recipe = Recipe(
-        settings.learning_rate, settings.epochs, settings.batch, settings.micro_batch, settings.warmup, settings.scheduler,
-        settings.weight_decay, settings.max_grad_norm, settings.save_steps,
+        settings.learning_rate,
+        settings.epochs,
+        settings.batch,
+        settings.micro_batch,
+        settings.warmup,
+        settings.scheduler,
+        settings.weight_decay,
+        settings.max_grad_norm,
+        settings.save_steps,
     )
     title = "Cold start" if settings.target == "trace" else "Labels only"
     result = finetune(
-        vlm, len(targets), example, recipe, run.path / "training", seed=config.seed, title=title, log=_logger(run), progress=progress
+        vlm,
+        len(targets),
+        example,
+        recipe,
+        run.path / "training",
+        seed=config.seed,
+        title=title,
+        log=_logger(run),
+        progress=progress,
     )
     vlm.save(run.checkpoint, card(run, config))
-    run.finish({
-        "rows": len(targets),
-        "target": settings.target,
-        "unreadable": {clip_id: str(u.error.reason) for clip_id, u in reasoner.unreadable.items()},
-        "tower_passes": vlm.encoder.passes,
-        **result,
-    })
+    run.finish(
+        {
+            "rows": len(targets),
+            "target": settings.target,
+            "unreadable": {clip_id: str(u.error.reason) for clip_id, u in reasoner.unreadable.items()},
+            "tower_passes": vlm.encoder.passes,
+            **result,
+        }
+    )
 
 
-def _targets(workbench: Workbench, clips: dict[str, tuple[Clip, EncodedClip]], teacher: str) -> list[tuple[Clip, EncodedClip, str]]:
+def _targets(
+    workbench: Workbench, clips: dict[str, tuple[Clip, EncodedClip]], teacher: str
+) -> list[tuple[Clip, EncodedClip, str]]:
     """(clip, features, text) of each kept teacher trace whose clip is still in the cold-start split and readable."""
     source = workbench.run(teacher)
     scores = source.read("scores")
@@ -89,7 +134,8 @@ def _targets(workbench: Workbench, clips: dict[str, tuple[Clip, EncodedClip]], t
     found = [(*clips[r.clip_id], r.text) for r in rows.itertuples() if r.trace_id in kept and r.clip_id in clips]
     if not found:
         raise StoreError(
-            f"run {teacher!r} kept no trace for a clip of the cold-start split", "there is nothing to imitate",
+            f"run {teacher!r} kept no trace for a clip of the cold-start split",
+            "there is nothing to imitate",
             "Look at its counts with `deepintuit report`, or teach again",
         )
     return found

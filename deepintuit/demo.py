@@ -25,15 +25,28 @@ TRAIN, TEST = 1200, 400
 """Clips rendered for the four training and validation splits together, and for test."""
 
 
-def clips(settings: Config, train: int, test: int, *, jobs: int, progress: bool, fractions: Mapping[str, float]) -> Manifest:
+def clips(
+    settings: Config, train: int, test: int, *, jobs: int, progress: bool, fractions: Mapping[str, float]
+) -> Manifest:
     """Render (or find) the clips of the embedded world for this seed, import and divide them."""
     workbench = Path(settings.workbench)
     dataset = settings.clips.dataset or "homecam"
     table = homecam.write_clips(
-        workbench / "sources" / f"{dataset}-{settings.seed}", train=train, test=test, seed=settings.seed, jobs=jobs, progress=progress
+        workbench / "sources" / f"{dataset}-{settings.seed}",
+        train=train,
+        test=test,
+        seed=settings.seed,
+        jobs=jobs,
+        progress=progress,
     )
     manifest, _ = data.scan(
-        homecam.listing(table), workbench, dataset, probe=video.probe, playable_copy=video.playable_copy, jobs=jobs, progress=progress
+        homecam.listing(table),
+        workbench,
+        dataset,
+        probe=video.probe,
+        playable_copy=video.playable_copy,
+        jobs=jobs,
+        progress=progress,
     )
     manifest = data.assign_splits(manifest, fractions, settings.seed)
     manifest.save()
@@ -41,37 +54,70 @@ def clips(settings: Config, train: int, test: int, *, jobs: int, progress: bool,
 
 
 def run(
-    workbench: Workbench, settings: Config, *, full: bool = False, fractions: Mapping[str, float], progress: bool = True,
-    console: Console | None = None, train: int = TRAIN, test: int = TEST,
+    workbench: Workbench,
+    settings: Config,
+    *,
+    full: bool = False,
+    fractions: Mapping[str, float],
+    progress: bool = True,
+    console: Console | None = None,
+    train: int = TRAIN,
+    test: int = TEST,
 ) -> list[Run]:
     """All stages and evaluations; returns the evaluate runs, in the order of the table."""
     console = console or Console()
     clock = _Clock(console)
     show = {"progress": progress}
-    clock("Clips", lambda: clips(settings, train, test, jobs=os.cpu_count() or 1, progress=progress, fractions=fractions))
+    clock(
+        "Clips", lambda: clips(settings, train, test, jobs=os.cpu_count() or 1, progress=progress, fractions=fractions)
+    )
     from deepintuit import calibrate, coldstart, evaluate, grpo, teach
 
     def labels_only(*splits: str) -> Config:
         return replace(settings, coldstart=replace(settings.coldstart, target="label", splits=splits))
 
     teacher = clock("Teacher traces", lambda: teach.run(workbench, settings, **show))
-    labels = clock("Labels only, cold-start clips", lambda: coldstart.run(workbench, labels_only("coldstart"), teacher=None, name="labels", **show))
+    labels = clock(
+        "Labels only, cold-start clips",
+        lambda: coldstart.run(workbench, labels_only("coldstart"), teacher=None, name="labels", **show),
+    )
     cold = clock("Cold start", lambda: coldstart.run(workbench, settings, teacher=teacher.id, **show))
     refined = clock("GRPO", lambda: grpo.run(workbench, settings, start=cold.id, **show))
-    calibrated = {refined.id: clock("Calibrate", lambda: calibrate.run(workbench, settings, reasoner=refined.id, **show))}
-    systems: list[tuple[str, Run | None]] = [("labels only", labels), ("cold start", cold), ("cold start + GRPO", refined)]
+    calibrated = {
+        refined.id: clock("Calibrate", lambda: calibrate.run(workbench, settings, reasoner=refined.id, **show))
+    }
+    systems: list[tuple[str, Run | None]] = [
+        ("labels only", labels),
+        ("cold start", cold),
+        ("cold start + GRPO", refined),
+    ]
     if full:
         everything = labels_only("coldstart", "grpo", "calibration")
-        labels_all = clock("Labels only, all training clips", lambda: coldstart.run(workbench, everything, teacher=None, name="labels-all", **show))
-        calibrated[cold.id] = clock("Calibrate cold start alone", lambda: calibrate.run(workbench, settings, reasoner=cold.id, **show))
+        labels_all = clock(
+            "Labels only, all training clips",
+            lambda: coldstart.run(workbench, everything, teacher=None, name="labels-all", **show),
+        )
+        calibrated[cold.id] = clock(
+            "Calibrate cold start alone", lambda: calibrate.run(workbench, settings, reasoner=cold.id, **show)
+        )
         own = _rationales(workbench, settings, clock, show)
-        systems = [("zero-shot", None), ("labels only, all clips", labels_all), *([("RB-FT", own)] if own else []), *systems]
+        systems = [
+            ("zero-shot", None),
+            ("labels only, all clips", labels_all),
+            *([("RB-FT", own)] if own else []),
+            *systems,
+        ]
     runs = [clock("Baselines", lambda: evaluate.baselines(workbench, settings))]
     for name, system in systems:
         judge = calibrated.get(system.id) if system else None
-        runs.append(clock(f"Evaluate {name}", lambda s=system, j=judge: evaluate.run(
-            workbench, settings, reasoner=s.id if s else None, calibrator=j.id if j else None, **show
-        )))
+        runs.append(
+            clock(
+                f"Evaluate {name}",
+                lambda s=system, j=judge: evaluate.run(
+                    workbench, settings, reasoner=s.id if s else None, calibrator=j.id if j else None, **show
+                ),
+            )
+        )
     console.print(f"All stages took {clock.total / 60:.1f} minutes.")
     return runs
 
@@ -86,8 +132,14 @@ def _rationales(workbench: Workbench, settings: Config, clock: _Clock, show: dic
     if not written.summary["kept"]:
         clock.console.print("RB-FT is left out: the untouched model wrote no trace that holds grammar and label.")
         return None
-    tuned = clock("RB-FT: tune on them", lambda: coldstart.run(workbench, own, teacher=written.id, name="rb-ft-rationales", **show))
-    return clock("RB-FT: then on labels", lambda: coldstart.run(workbench, labels, teacher=None, start=tuned.id, name="rb-ft", **show))
+    tuned = clock(
+        "RB-FT: tune on them",
+        lambda: coldstart.run(workbench, own, teacher=written.id, name="rb-ft-rationales", **show),
+    )
+    return clock(
+        "RB-FT: then on labels",
+        lambda: coldstart.run(workbench, labels, teacher=None, start=tuned.id, name="rb-ft", **show),
+    )
 
 
 class _Clock:

@@ -51,14 +51,22 @@ AnyTrace = Trace | Malformed
 
 
 def run(
-    workbench: Workbench, config: Config, *, reasoner: str | None, calibrator: str | None = None, system: str = "", progress: bool = True
+    workbench: Workbench,
+    config: Config,
+    *,
+    reasoner: str | None,
+    calibrator: str | None = None,
+    system: str = "",
+    progress: bool = True,
 ) -> Run:
     """Score one system on `evaluate.split`. `reasoner` None is the model at `model.path`, untouched (zero-shot)."""
     system = system or name_of(workbench, reasoner)
     if calibrator:
         _methods(workbench, calibrator)
     described = {**_identity(workbench, config), "calibrator": calibrator, "system": system}
-    run = workbench.start_run("evaluate", described, parent=reasoner, name=system, seed=config.seed, dataset=config.clips.dataset)
+    run = workbench.start_run(
+        "evaluate", described, parent=reasoner, name=system, seed=config.seed, dataset=config.clips.dataset
+    )
     if run.finished:
         return run
     with run:
@@ -73,10 +81,14 @@ def run(
             _labels_only(writer, local, known, config)
         else:
             _reasoned(workbench, writer, local, known, config, calibrator, progress)
-        run.finish({
-            "system": system, "clips": len(known), "tower_passes": vlm.encoder.passes,
-            "unreadable": {clip_id: str(u.error.reason) for clip_id, u in local.unreadable.items()},
-        })
+        run.finish(
+            {
+                "system": system,
+                "clips": len(known),
+                "tower_passes": vlm.encoder.passes,
+                "unreadable": {clip_id: str(u.error.reason) for clip_id, u in local.unreadable.items()},
+            }
+        )
     return run
 
 
@@ -94,12 +106,29 @@ def baselines(workbench: Workbench, config: Config) -> Run:
         labels = [clip.label for clip in train]
         counts = np.array([labels.count(label) for label in task.labels], float)
         majority = _Predictions(run, task, "majority", config.evaluate.split)
-        majority.add("raw", test, [task.labels.labels[int(counts.argmax())]] * len(test), np.tile((counts + 1) / (counts + 1).sum(), (len(test), 1)))
+        majority.add(
+            "raw",
+            test,
+            [task.labels.labels[int(counts.argmax())]] * len(test),
+            np.tile((counts + 1) / (counts + 1).sum(), (len(test), 1)),
+        )
         features = container_features(frame).fillna(0)
-        _classical(run, task, config, "metadata", make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)), features, train, test, labels)
+        _classical(
+            run,
+            task,
+            config,
+            "metadata",
+            make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
+            features,
+            train,
+            test,
+            labels,
+        )
         if config.clips.text_fields:
             texts = text_corpus(frame, config.clips.text_fields, config.clips.notes_shown)
-            model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True), LogisticRegression(max_iter=2000))
+            model = make_pipeline(
+                TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True), LogisticRegression(max_iter=2000)
+            )
             _classical(run, task, config, "text", model, texts, train, test, labels)
         run.finish({"system": "baselines", "clips": len(test)})
     return run
@@ -122,7 +151,9 @@ def _readable(local: LocalReasoner, split: str) -> list[tuple[Clip, EncodedClip]
     found = local.encode(local.task.clips(split))
     if not found:
         raise DataError(
-            f"no clip of the split {split!r} can be read", "there would be nothing to score", "See whether the videos were moved, and import them again"
+            f"no clip of the split {split!r} can be read",
+            "there would be nothing to score",
+            "See whether the videos were moved, and import them again",
         )
     return found
 
@@ -135,7 +166,11 @@ def name_of(workbench: Workbench, reasoner: str | None) -> str:
     if run.stage == "grpo":
         return f"{name_of(workbench, run.parent)} + GRPO"
     if run.stage != "coldstart":
-        raise StoreError(f"run {reasoner!r} is a {run.stage} run", "only coldstart and grpo runs hold a reasoner", "Pass one of those as --reasoner")
+        raise StoreError(
+            f"run {reasoner!r} is a {run.stage} run",
+            "only coldstart and grpo runs hold a reasoner",
+            "Pass one of those as --reasoner",
+        )
     settings = run.config["coldstart"]
     if settings["target"] == "label":
         return "RB-FT" if run.parent else ("labels only" if len(settings["splits"]) == 1 else "labels only, all clips")
@@ -143,7 +178,13 @@ def name_of(workbench: Workbench, reasoner: str | None) -> str:
 
 
 def _reasoned(
-    workbench: Workbench, writer: _Predictions, local: LocalReasoner, known: list[tuple[Clip, EncodedClip]], config: Config, calibrator: str | None, progress: bool
+    workbench: Workbench,
+    writer: _Predictions,
+    local: LocalReasoner,
+    known: list[tuple[Clip, EncodedClip]],
+    config: Config,
+    calibrator: str | None,
+    progress: bool,
 ) -> None:
     settings, task = config.evaluate, local.task
     methods = _methods(workbench, calibrator)
@@ -180,7 +221,9 @@ def _reasoned(
     if count:
         sampled = [parsed(task, by_clip[clip.clip_id].iloc[1 : 1 + count]) for clip in clips]
         ways["vote", "none"] = lambda: vote_scores(task, sampled)
-        ways["mean_likelihood", "none"] = lambda: mean_scores([likelihood(known, [s[k] for s in sampled]) for k in range(count)])
+        ways["mean_likelihood", "none"] = lambda: mean_scores(
+            [likelihood(known, [s[k] for s in sampled]) for k in range(count)]
+        )
     if settings.controls:
         blanked = [(clip, encoded.blanked()) for clip, encoded in known]
         swapped = [traces[i] for i in _derangement(len(traces), config.seed)]
@@ -194,7 +237,17 @@ def _reasoned(
         score, temperature = way(), methods[method]["temperature"]
         probs = score.probs(temperature)
         predicted = [task.labels.labels[i] for i in probs.argmax(1)]
-        writer.add(method, clips, predicted, probs, control=control, provisional=provisional, traces=ids, outside=score.outside_C, temperature=temperature)
+        writer.add(
+            method,
+            clips,
+            predicted,
+            probs,
+            control=control,
+            provisional=provisional,
+            traces=ids,
+            outside=score.outside_C,
+            temperature=temperature,
+        )
 
 
 def _methods(workbench: Workbench, calibrator: str | None) -> dict[str, dict]:
@@ -202,7 +255,11 @@ def _methods(workbench: Workbench, calibrator: str | None) -> dict[str, dict]:
         return {}
     path = workbench.run(calibrator).checkpoint / CALIBRATION
     if not path.exists():
-        raise StoreError(f"run {calibrator!r} has no {CALIBRATION}", "its calibration is not finished", "Run `deepintuit calibrate` again: it resumes")
+        raise StoreError(
+            f"run {calibrator!r} has no {CALIBRATION}",
+            "its calibration is not finished",
+            "Run `deepintuit calibrate` again: it resumes",
+        )
     return json.loads(path.read_text())
 
 
@@ -215,7 +272,12 @@ def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Confi
         chosen = missing[start : start + batch]
         rows = next(local.rows(chosen, [0], temperature=config.evaluate.temperature, batch=batch, **limits), [])
         if count:
-            rows += next(local.rows(chosen, range(1, count + 1), temperature=config.calibrate.temperature, batch=batch, **limits), [])
+            rows += next(
+                local.rows(
+                    chosen, range(1, count + 1), temperature=config.calibrate.temperature, batch=batch, **limits
+                ),
+                [],
+            )
         run.append("traces", rows)
 
 
@@ -241,12 +303,20 @@ def _raw_distribution(task: Task, trace: AnyTrace, row, tokenizer) -> np.ndarray
     return probs
 
 
-def _labels_only(writer: _Predictions, local: LocalReasoner, known: list[tuple[Clip, EncodedClip]], config: Config) -> None:
+def _labels_only(
+    writer: _Predictions, local: LocalReasoner, known: list[tuple[Clip, EncodedClip]], config: Config
+) -> None:
     """Direct-SFT and RB-FT answer without a trace: label likelihoods as they are, and at a temperature fitted on validation."""
     task, vlm = local.task, local.vlm
 
     def scores(pairs: list[tuple[Clip, EncodedClip]]) -> Scores:
-        return prompt_likelihoods(vlm, task, [e for _, e in pairs], [task.label_prompt(clip.clip_id) for clip, _ in pairs], config.sampling.clips_per_batch)
+        return prompt_likelihoods(
+            vlm,
+            task,
+            [e for _, e in pairs],
+            [task.label_prompt(clip.clip_id) for clip, _ in pairs],
+            config.sampling.clips_per_batch,
+        )
 
     validation = _readable(local, "validation")
     truth = np.array([task.labels.index(clip.label) for clip, _ in validation])
@@ -258,13 +328,25 @@ def _labels_only(writer: _Predictions, local: LocalReasoner, known: list[tuple[C
         writer.add(method, clips, predicted, probs, provisional=predicted, outside=score.outside_C, temperature=t)
 
 
-def _classical(run, task: Task, config: Config, system: str, model, features, train: list[Clip], test: list[Clip], labels: list[str]) -> None:
+def _classical(
+    run,
+    task: Task,
+    config: Config,
+    system: str,
+    model,
+    features,
+    train: list[Clip],
+    test: list[Clip],
+    labels: list[str],
+) -> None:
     model.fit(features.loc[[clip.clip_id for clip in train]], labels)
     found = model.predict_proba(features.loc[[clip.clip_id for clip in test]])
     probs = np.full((len(test), len(task.labels)), 1e-9)
     probs[:, [task.labels.index(label) for label in model.classes_]] = found
     probs /= probs.sum(1, keepdims=True)
-    _Predictions(run, task, system, config.evaluate.split).add("raw", test, [task.labels.labels[i] for i in probs.argmax(1)], probs)
+    _Predictions(run, task, system, config.evaluate.split).add(
+        "raw", test, [task.labels.labels[i] for i in probs.argmax(1)], probs
+    )
 
 
 def _derangement(n: int, seed: int) -> np.ndarray:
@@ -282,16 +364,36 @@ class _Predictions:
         self.run, self.task, self.system, self.split = run, task, system, split
 
     def add(
-        self, method: str, clips: Sequence[Clip], predicted: Sequence[str], probs: np.ndarray, *, control: str = "none",
-        provisional: Sequence[str] | None = None, traces: Sequence[str] | None = None, outside: np.ndarray | None = None, temperature: float | None = None,
+        self,
+        method: str,
+        clips: Sequence[Clip],
+        predicted: Sequence[str],
+        probs: np.ndarray,
+        *,
+        control: str = "none",
+        provisional: Sequence[str] | None = None,
+        traces: Sequence[str] | None = None,
+        outside: np.ndarray | None = None,
+        temperature: float | None = None,
     ) -> None:
-        self.run.append("predictions", [
-            {
-                "clip_id": clip.clip_id, "split": self.split, "system": self.system, "method": method, "control": control,
-                "trace_id": traces[i] if traces else id_of(self.run.id, clip.clip_id, 0), "true_label": clip.label,
-                "provisional": provisional[i] if provisional else NONE_LABEL, "predicted": predicted[i], "labels": list(self.task.labels),
-                "probs": [float(p) for p in probs[i]], "outside_mass": None if outside is None or np.isnan(outside[i]) else float(outside[i]),
-                "temperature": temperature,
-            }
-            for i, clip in enumerate(clips)
-        ])
+        self.run.append(
+            "predictions",
+            [
+                {
+                    "clip_id": clip.clip_id,
+                    "split": self.split,
+                    "system": self.system,
+                    "method": method,
+                    "control": control,
+                    "trace_id": traces[i] if traces else id_of(self.run.id, clip.clip_id, 0),
+                    "true_label": clip.label,
+                    "provisional": provisional[i] if provisional else NONE_LABEL,
+                    "predicted": predicted[i],
+                    "labels": list(self.task.labels),
+                    "probs": [float(p) for p in probs[i]],
+                    "outside_mass": None if outside is None or np.isnan(outside[i]) else float(outside[i]),
+                    "temperature": temperature,
+                }
+                for i, clip in enumerate(clips)
+            ],
+        )

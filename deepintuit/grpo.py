@@ -44,7 +44,9 @@ _MADE_BY = ("model", "video", "clips", "prompt", "grpo")
 def run(workbench: Workbench, config: Config, *, start: str, name: str | None = None, progress: bool = True) -> Run:
     """Refine the weights of the run `start` on the GRPO split. Rollouts, rewards and advantages are stored as they come."""
     described = identity(workbench.path, config, _MADE_BY)
-    run = workbench.start_run("grpo", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset)
+    run = workbench.start_run(
+        "grpo", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset
+    )
     if not run.finished:
         with run:
             _train(workbench, config, run, start, progress)
@@ -55,12 +57,18 @@ def run(workbench: Workbench, config: Config, *, start: str, name: str | None = 
 def _train(workbench: Workbench, config: Config, run: Run, start: str, progress: bool) -> None:
     task = Task(workbench.path, config)
     torch.manual_seed(config.seed)  # a new adapter is drawn here
-    vlm = VLM.load(config.model, config.video, checkpoint=workbench.run(start).checkpoint, cache=workbench.cache, trainable=True)
+    vlm = VLM.load(
+        config.model, config.video, checkpoint=workbench.run(start).checkpoint, cache=workbench.cache, trainable=True
+    )
     run.note(device=str(vlm.device), settings=config.to_dict())
     reasoner = LocalReasoner(vlm, task, config.seed)
     clips = [clip for clip, _ in reasoner.encode(task.clips("grpo"))]
     if not clips:
-        raise DataError("no clip of the split 'grpo' can be read", "the stage would have nothing to work on", "See whether the videos were moved, and import them again")
+        raise DataError(
+            "no clip of the split 'grpo' can be read",
+            "the stage would have nothing to work on",
+            "See whether the videos were moved, and import them again",
+        )
     if config.grpo.check_clips and "check" not in run.about:
         before = check(reasoner, clips[: config.grpo.check_clips], config.grpo)
         run.note(check=asdict(before))
@@ -74,13 +82,15 @@ def _train(workbench: Workbench, config: Config, run: Run, start: str, progress:
     if "ref" in getattr(vlm.model, "peft_config", {}):
         vlm.model.delete_adapter("ref")  # TRL's frozen copy for the KL term
     vlm.save(run.checkpoint, card(run, config))
-    run.finish({
-        "clips": len(clips),
-        "steps": trainer.state.global_step,
-        "tower_passes": vlm.encoder.passes,
-        "unreadable": {clip_id: str(u.error.reason) for clip_id, u in reasoner.unreadable.items()},
-        "check": run.about.get("check"),
-    })
+    run.finish(
+        {
+            "clips": len(clips),
+            "steps": trainer.state.global_step,
+            "tower_passes": vlm.encoder.passes,
+            "unreadable": {clip_id: str(u.error.reason) for clip_id, u in reasoner.unreadable.items()},
+            "check": run.about.get("check"),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,9 @@ class Check:
         if self.hopeless:
             text += " Warning: there is nothing to learn from. Train the cold start longer or at a higher rate, or lower grpo.temperature."
         if self.reasons:
-            text += " Malformed: " + ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items())) + "."
+            text += (
+                " Malformed: " + ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items())) + "."
+            )
         return text
 
 
@@ -115,8 +127,11 @@ def check(reasoner: LocalReasoner, clips: Sequence[Clip], settings: GrpoConfig) 
     reasons: Counter[str] = Counter()
     for start in range(0, len(clips), settings.clips_per_step):
         groups = reasoner.groups(
-            clips[start : start + settings.clips_per_step], range(settings.group), temperature=settings.temperature,
-            max_tokens=settings.max_tokens, step=-1,
+            clips[start : start + settings.clips_per_step],
+            range(settings.group),
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+            step=-1,
         )
         for clip, _, group in groups:
             traces = [reasoner.task.parse(s.text, s.truncated) for s in group]
@@ -125,7 +140,11 @@ def check(reasoner: LocalReasoner, clips: Sequence[Clip], settings: GrpoConfig) 
     flat = [s for group in scores for s in group]
     mixed = kept_by_dynamic_sampling(np.array([[s.accuracy for s in group] for group in scores]))
     return Check(
-        len(flat), float(np.mean([s.format for s in flat])), float(np.mean([s.accuracy for s in flat])), float(np.mean(mixed)), dict(reasons)
+        len(flat),
+        float(np.mean([s.format for s in flat])),
+        float(np.mean([s.accuracy for s in flat])),
+        float(np.mean(mixed)),
+        dict(reasons),
     )
 
 
@@ -156,7 +175,9 @@ class _Trainer(Resumable, GRPOTrainer):
         self._extra: dict[str, float] = {}
         batch = min(settings.clips_per_step, len(clips))
         traces = batch * settings.group
-        micro = max(size for size in range(1, min(settings.micro_batch, traces) + 1) if traces % size == 0)  # a part of the batch, no more
+        micro = max(
+            size for size in range(1, min(settings.micro_batch, traces) + 1) if traces % size == 0
+        )  # a part of the batch, no more
         steps = settings.max_steps or max(1, round(settings.epochs * len(clips) / batch))
         folder = run.path / "training"
         folder.mkdir(exist_ok=True)
@@ -183,7 +204,9 @@ class _Trainer(Resumable, GRPOTrainer):
         )
         super().__init__(
             model=self.vlm.model,
-            reward_funcs=lambda completions, **_: [0.0] * len(completions),  # rewards are computed beside their evidence, in _score
+            reward_funcs=lambda completions, **_: (
+                [0.0] * len(completions)
+            ),  # rewards are computed beside their evidence, in _score
             args=arguments,
             train_dataset=Dataset.from_dict({"clip": list(range(len(clips))), "prompt": [""] * len(clips)}),
             processing_class=self.vlm.processor,
@@ -244,7 +267,15 @@ class _Trainer(Resumable, GRPOTrainer):
         return super()._compute_loss(model, inputs)
 
     def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, compute_aux_loss=False, **_
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **_,
     ):
         """TRL's fused head over inputs that hold each row's clip. (An auxiliary loss is for mixtures of experts; Qwen-VL has none.)"""
         logps, entropies = [], []
@@ -265,14 +296,21 @@ class _Trainer(Resumable, GRPOTrainer):
     def _sample(self, clips: list[Clip], step: int, refill: int = 0) -> list[_Group]:
         settings = self.config
         groups = self.reasoner.groups(
-            clips, range(refill * settings.group, (refill + 1) * settings.group), temperature=settings.temperature,
-            max_tokens=settings.max_tokens, step=step,
+            clips,
+            range(refill * settings.group, (refill + 1) * settings.group),
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+            step=step,
         )
         ask = self.reasoner.task.reasoner_prompt
         return [
             _Group(
-                clip, encoded, samples, [self._score(clip, sample) for sample in samples],
-                self.vlm.prompt_ids(encoded, ask(clip.clip_id)), refill * settings.group,
+                clip,
+                encoded,
+                samples,
+                [self._score(clip, sample) for sample in samples],
+                self.vlm.prompt_ids(encoded, ask(clip.clip_id)),
+                refill * settings.group,
             )
             for clip, encoded, samples in groups
         ]
@@ -280,8 +318,13 @@ class _Trainer(Resumable, GRPOTrainer):
     def _score(self, clip: Clip, sample: Sample) -> Score:
         settings = self.config
         return score(
-            self.reasoner.task.parse(sample.text, sample.truncated), clip.label, accuracy_weight=settings.accuracy_weight,
-            format_weight=settings.format_weight, length=len(sample.token_ids), max_length=settings.max_tokens, overlong_cache=settings.overlong_cache,
+            self.reasoner.task.parse(sample.text, sample.truncated),
+            clip.label,
+            accuracy_weight=settings.accuracy_weight,
+            format_weight=settings.format_weight,
+            length=len(sample.token_ids),
+            max_length=settings.max_tokens,
+            overlong_cache=settings.overlong_cache,
         )
 
     def _refill(self, groups: list[_Group], wanted: int, step: int) -> list[_Group]:
@@ -315,7 +358,9 @@ class _Trainer(Resumable, GRPOTrainer):
         """
         rows, scores = [], []
         for group, advantages_G in zip(groups, advantages.reshape(len(groups), -1)):
-            for number, (sample, scored, advantage) in enumerate(zip(group.samples, group.scores, advantages_G), group.first):
+            for number, (sample, scored, advantage) in enumerate(
+                zip(group.samples, group.scores, advantages_G), group.first
+            ):
                 row = self.reasoner.row(group.clip, group.encoded, sample, number, self.config.temperature, step)
                 name = trace_id(self.run_.id, group.clip.clip_id, number, step)
                 rows.append({"trace_id": name, **row})
@@ -327,15 +372,20 @@ class _Trainer(Resumable, GRPOTrainer):
         self.run_.append("scores", scores)
         flat = [s for group in groups for s in group.scores]
         lengths = [len(s.token_ids) for group in groups for s in group.samples]
-        self._log(step, {
-            "reward": float(np.mean([s.value for s in flat])),
-            "accuracy": float(np.mean([s.accuracy for s in flat])),
-            "well_formed": float(np.mean([s.format for s in flat])),
-            "zero_variance_share": float(zero_variance_share(np.array([[s.value for s in g.scores] for g in groups]))),
-            "tokens_mean": float(np.mean(lengths)),
-            "truncated_share": float(np.mean([s.truncated for g in groups for s in g.samples])),
-            **self._extra,
-        })
+        self._log(
+            step,
+            {
+                "reward": float(np.mean([s.value for s in flat])),
+                "accuracy": float(np.mean([s.accuracy for s in flat])),
+                "well_formed": float(np.mean([s.format for s in flat])),
+                "zero_variance_share": float(
+                    zero_variance_share(np.array([[s.value for s in g.scores] for g in groups]))
+                ),
+                "tokens_mean": float(np.mean(lengths)),
+                "truncated_share": float(np.mean([s.truncated for g in groups for s in g.samples])),
+                **self._extra,
+            },
+        )
 
     def _log_training(self, step: int, numbers: dict[str, float]) -> None:
         """TRL's numbers of an update, which it counts from 1, beside those of the round that was sampled for it."""
@@ -349,7 +399,9 @@ class _Order(RepeatSampler):
     """The rows of a TRL sampler, shuffled by `seed()` as it stands when an epoch begins."""
 
     def __init__(self, like: RepeatSampler, seed: Callable[[], Sequence[int]]):
-        super().__init__(like.data_source, like.mini_repeat_count, like.batch_size, like.repeat_count, like.shuffle, like.seed)
+        super().__init__(
+            like.data_source, like.mini_repeat_count, like.batch_size, like.repeat_count, like.shuffle, like.seed
+        )
         self._seed_now = seed
 
     def __iter__(self):

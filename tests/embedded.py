@@ -64,8 +64,14 @@ class Bench:
         """A finished teach run that kept `write(clip, sample)` for every cold-start clip, `each` times."""
         with self.workbench.start_run("teach", {"made": name}, name=name, dataset="homecam") as run:
             if not run.finished:
-                asked = [(clip, sample) for clip in self.manifest.usable("coldstart").to_dict("records") for sample in range(each)]
-                run.append("traces", [{"clip_id": clip["clip_id"], "sample": k, "text": write(clip, k)} for clip, k in asked])
+                asked = [
+                    (clip, sample)
+                    for clip in self.manifest.usable("coldstart").to_dict("records")
+                    for sample in range(each)
+                ]
+                run.append(
+                    "traces", [{"clip_id": clip["clip_id"], "sample": k, "text": write(clip, k)} for clip, k in asked]
+                )
                 kept = [trace_id(run.id, clip["clip_id"], k) for clip, k in asked]
                 run.append("scores", [{"trace_id": name, "name": "kept", "value": 1.0} for name in kept])
                 run.finish({})
@@ -107,7 +113,10 @@ def bench(tmp_path_factory, model_folder) -> Bench:
 def cold(bench) -> Run:
     """The random model after a cold start on short traces: it writes the form, and guesses the label."""
     return coldstart.run(
-        bench.workbench, bench.settings("coldstart.epochs=12", "coldstart.learning_rate=2e-3"), teacher=bench.teach(short_trace).id, progress=False
+        bench.workbench,
+        bench.settings("coldstart.epochs=12", "coldstart.learning_rate=2e-3"),
+        teacher=bench.teach(short_trace).id,
+        progress=False,
     )
 
 
@@ -130,7 +139,9 @@ def calibrated(bench, cold) -> Run:
 # Stages in processes of their own, to be killed
 
 _SERVER = multiprocessing.get_context("forkserver")  # imports torch and trl once; a child starts in no time
-_SERVER.set_forkserver_preload(["deepintuit.coldstart", "deepintuit.grpo", "deepintuit.calibrate", "deepintuit.evaluate"])
+_SERVER.set_forkserver_preload(
+    ["deepintuit.coldstart", "deepintuit.grpo", "deepintuit.calibrate", "deepintuit.evaluate"]
+)
 
 
 def _work(stage: str, path: Path, settings: Config, arguments: dict) -> None:
@@ -152,7 +163,9 @@ def undisturbed(bench: Bench, stage: str, sets: Sequence[str] = (), **arguments)
     return bench.workbench.runs(stage, finished=True)[-1]
 
 
-def survivor(bench: Bench, stage: str, moments: Sequence[str | float], sets: Sequence[str] = (), **arguments) -> tuple[Run, int]:
+def survivor(
+    bench: Bench, stage: str, moments: Sequence[str | float], sets: Sequence[str] = (), **arguments
+) -> tuple[Run, int]:
     """The finished run of a stage that was killed at each of the moments, and how many kills it took.
 
     A moment is a pattern in the stage's run folder (kill -9 as soon as one more path matches and holds something) or a number of seconds.
@@ -163,7 +176,11 @@ def survivor(bench: Bench, stage: str, moments: Sequence[str | float], sets: Seq
         before = written(bench.path, pattern)
         process, started = begin(bench, stage, sets, **arguments), time.monotonic()
         while process.is_alive():
-            if time.monotonic() - started > moment if isinstance(moment, float) else written(bench.path, pattern) - before:
+            if (
+                time.monotonic() - started > moment
+                if isinstance(moment, float)
+                else written(bench.path, pattern) - before
+            ):
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
                 break
@@ -185,4 +202,3 @@ def assert_same_weights(one: Run, other: Run) -> None:
         assert mine.keys() == yours.keys()
         apart = {key: float((mine[key] - yours[key]).abs().max()) for key in mine}
         assert max(apart.values()) < 1e-6, max(apart, key=apart.get)
-

@@ -17,7 +17,9 @@ pytest_plugins = ["embedded"]
 def test_wrong_and_malformed_traces_stay_and_every_clip_counts_alike(bench, calibrated):
     traces = calibrated.read("traces")
     by_clip = traces.groupby("clip_id")
-    assert set(by_clip.size()) == {3} and set(by_clip["sample"].agg(tuple)) == {(0, 1, 2)}, "two sampled ones and a greedy one"
+    assert set(by_clip.size()) == {3} and set(by_clip["sample"].agg(tuple)) == {(0, 1, 2)}, (
+        "two sampled ones and a greedy one"
+    )
     learned = traces[traces["clip_id"].isin(bench.manifest.usable("calibration")["clip_id"])]
     assert (learned["provisional"] != learned["true_label"]).any()
     assert calibrated.summary["malformed_rows"] == learned["reason"].notna().sum() > 0
@@ -29,14 +31,18 @@ def test_calibration_clips_are_nobody_elses(bench, cold, calibrated):
     seen = {split: set(bench.manifest.usable(split)["clip_id"]) for split in ("coldstart", "grpo", "test")}
     used = set(calibrated.read("traces")["clip_id"])
     assert all(used.isdisjoint(clips) for clips in seen.values())
-    assert used == set(bench.manifest.usable("calibration")["clip_id"]) | set(bench.manifest.usable("validation")["clip_id"])
+    assert used == set(bench.manifest.usable("calibration")["clip_id"]) | set(
+        bench.manifest.usable("validation")["clip_id"]
+    )
 
 
 def test_each_way_has_a_positive_temperature_fitted_on_validation(bench, calibrated):
     fitted = json.loads((calibrated.checkpoint / calibrate.CALIBRATION).read_text())
     assert set(fitted) == {"label_likelihood", "linear_head", "vote", "mean_likelihood"}
     for way in fitted.values():
-        assert way["temperature"] > 0 and np.isfinite(way["nll"]) and way["n"] == len(bench.manifest.usable("validation"))
+        assert (
+            way["temperature"] > 0 and np.isfinite(way["nll"]) and way["n"] == len(bench.manifest.usable("validation"))
+        )
     assert list(calibrate.fitted_temperatures(calibrated)["method"]) == list(fitted)
 
 
@@ -81,7 +87,14 @@ def test_several_traces_at_temperature_zero_are_refused(bench, cold):
 def test_a_killed_run_continues_to_the_same_calibrator(bench, cold, cold_lora, tmp_path, weights):
     reasoner, model = (cold, ()) if weights == "full" else (cold_lora, lora_of(cold))
     one, other = bench.copy(tmp_path / "one"), bench.copy(tmp_path / "other")
-    sets = (*model, "calibrate.epochs=3", "calibrate.save_steps=2", "calibrate.patience=3", "calibrate.learning_rate=3e-3", "seed=5")
+    sets = (
+        *model,
+        "calibrate.epochs=3",
+        "calibrate.save_steps=2",
+        "calibrate.patience=3",
+        "calibrate.learning_rate=3e-3",
+        "seed=5",
+    )
     whole = undisturbed(one, "calibrate", sets, reasoner=reasoner.id)
     moments = ["traces-00000.parquet", "traces-00002.parquet", "checkpoint/head.safetensors", "training/checkpoint-4/complete",
                "training/checkpoint-8/complete", "checkpoint/trained.json"]  # fmt: skip
@@ -89,8 +102,12 @@ def test_a_killed_run_continues_to_the_same_calibrator(bench, cold, cold_lora, t
     assert kills == len(moments)
     assert_same_weights(whole, run)
     columns = ["clip_id", "sample", "text"]
-    pd.testing.assert_frame_equal(*(r.read("traces")[columns].sort_values(columns, ignore_index=True) for r in (whole, run)))
-    assert sum(1 for _ in run.path.glob("traces-*.parquet")) == sum(1 for _ in whole.path.glob("traces-*.parquet")), "no batch twice"
+    pd.testing.assert_frame_equal(
+        *(r.read("traces")[columns].sort_values(columns, ignore_index=True) for r in (whole, run))
+    )
+    assert sum(1 for _ in run.path.glob("traces-*.parquet")) == sum(1 for _ in whole.path.glob("traces-*.parquet")), (
+        "no batch twice"
+    )
     mine, yours = (json.loads((r.checkpoint / calibrate.CALIBRATION).read_text()) for r in (whole, run))
     for way in mine:
         assert mine[way] == pytest.approx(yours[way], rel=1e-4)

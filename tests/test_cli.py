@@ -26,7 +26,9 @@ def videos(tmp_path_factory):
         (root / label).mkdir(exist_ok=True)
         shade = 20 * number + (10 if label == "busy" else 0)
         video.write_mp4(root / label / f"{number}.mp4", np.full((6, 96, 128, 3), shade, np.uint8), 6)
-        rows.append({"path": f"{label}/{number}.mp4", "label": label, "camera": f"{label}{number}", "title": f"clip {number}"})
+        rows.append(
+            {"path": f"{label}/{number}.mp4", "label": label, "camera": f"{label}{number}", "title": f"clip {number}"}
+        )
     (root / "calm" / "broken.mp4").write_bytes(b"not a video")
     with (root / "clips.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -39,7 +41,12 @@ def videos(tmp_path_factory):
 def imported(videos, tmp_path_factory):
     """A workbench with the dataset `tiny` and no run in it."""
     place = tmp_path_factory.mktemp("bench")
-    assert cli.main(["clips", "folder", str(videos), "--name", "tiny", "--jobs", "1", "--quiet", "--workbench", str(place)]) == 0
+    assert (
+        cli.main(
+            ["clips", "folder", str(videos), "--name", "tiny", "--jobs", "1", "--quiet", "--workbench", str(place)]
+        )
+        == 0
+    )
     return place
 
 
@@ -57,7 +64,9 @@ def refused(capsys, *arguments: str) -> str:
     return said
 
 
-@pytest.mark.parametrize("words", [[], ["clips"], *([command] for command in COMMANDS), *(["clips", verb] for verb in VERBS)])
+@pytest.mark.parametrize(
+    "words", [[], ["clips"], *([command] for command in COMMANDS), *(["clips", verb] for verb in VERBS)]
+)
 def test_every_command_explains_itself(words, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([*words, "--help"])
@@ -75,7 +84,9 @@ def test_importing_the_command_line_imports_no_torch():
 
 def test_the_program_ends_with_two_and_no_traceback():
     done = subprocess.run([sys.executable, "-m", "deepintuit.cli", "grpoo"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and "deepintuit grpo" in done.stderr and not done.stdout
+    assert (
+        done.returncode == 2 and "Traceback" not in done.stderr and "deepintuit grpo" in done.stderr and not done.stdout
+    )
 
 
 @pytest.mark.parametrize(("arguments", "named"), [
@@ -135,7 +146,9 @@ def test_a_dry_run_counts_the_clips_that_would_be_used(capsys, imported, wide):
 
 def test_a_folder_is_imported_divided_and_shown(imported, capsys, wide):
     manifest = Manifest.load(imported, "tiny")
-    assert len(manifest.usable()) == 12 and manifest.labels.labels and set(manifest.usable()["label"]) == {"calm", "busy"}
+    assert (
+        len(manifest.usable()) == 12 and manifest.labels.labels and set(manifest.usable()["label"]) == {"calm", "busy"}
+    )
     assert set(manifest.usable()["split"]) == {"coldstart", "grpo", "calibration", "validation", "test"}
     assert cli.main(["clips", "show", "tiny", "--workbench", str(imported)]) == 0
     said = capsys.readouterr().out
@@ -174,13 +187,27 @@ def test_splits_follow_the_seed_and_a_dry_one_is_not_saved(videos, tmp_path):
 
 
 def test_homecam_clips_are_rendered_and_imported(tmp_path, capsys):
-    arguments = ["clips", "homecam", "--train", "12", "--test", "3", "--jobs", "1", "--quiet", "--workbench", str(tmp_path / "w")]
+    arguments = [
+        "clips",
+        "homecam",
+        "--train",
+        "12",
+        "--test",
+        "3",
+        "--jobs",
+        "1",
+        "--quiet",
+        "--workbench",
+        str(tmp_path / "w"),
+    ]
     assert cli.main([*arguments, "--dry-run"]) == 0 and not (tmp_path / "w").exists()
     assert cli.main(arguments) == 0
     assert len(Manifest.load(tmp_path / "w", "homecam").usable()) == 15
 
 
-@pytest.mark.parametrize("arguments", [["folder", "nowhere"], ["csv", "nowhere.csv"], ["split", "nothing"], ["show", "nothing"]])
+@pytest.mark.parametrize(
+    "arguments", [["folder", "nowhere"], ["csv", "nowhere.csv"], ["split", "nothing"], ["show", "nothing"]]
+)
 def test_an_import_of_what_is_not_there_is_refused(arguments, tmp_path, capsys):
     name = ["--name", "x"] if arguments[0] in ("folder", "csv") else []
     refused(capsys, "clips", *arguments, *name, "--workbench", str(tmp_path / "w"))

@@ -23,7 +23,9 @@ WAYS = [("label_likelihood", "none"), ("label_likelihood", "trace_blanked"), ("l
 @pytest.fixture(scope="module")
 def scored(bench, cold, calibrated):
     """Once with several traces a clip, so that every way is there."""
-    return evaluate.run(bench.workbench, bench.settings("evaluate.traces=2"), reasoner=cold.id, calibrator=calibrated.id, progress=False)
+    return evaluate.run(
+        bench.workbench, bench.settings("evaluate.traces=2"), reasoner=cold.id, calibrator=calibrated.id, progress=False
+    )
 
 
 def test_every_way_and_control_has_one_row_a_clip(bench, scored):
@@ -42,7 +44,9 @@ def test_every_way_and_control_has_one_row_a_clip(bench, scored):
 
 def test_a_malformed_trace_predicts_none_and_says_nothing(scored):
     rows = scored.read("predictions")
-    raw = rows[rows["method"] == "raw"].merge(scored.read("traces")[["trace_id", "reason", "provisional"]], on="trace_id", suffixes=("", "_read"))
+    raw = rows[rows["method"] == "raw"].merge(
+        scored.read("traces")[["trace_id", "reason", "provisional"]], on="trace_id", suffixes=("", "_read")
+    )
     assert (raw["predicted"] == raw["provisional_read"]).all()
     for row in raw.itertuples():
         top = max(row.probs)
@@ -56,7 +60,11 @@ def test_raw_probability_is_that_of_the_answer_tokens(bench, cold, scored):
     """A slow reading of the same rule: decode token by token, add up those that reach into the answer."""
     config = bench.settings()
     vlm, task = VLM.load(config.model, config.video, checkpoint=cold.checkpoint), Task(bench.path, config)
-    row = next(r for r in scored.read("traces").itertuples() if r.sample == 0 and r.reason is None or r.sample == 0 and pd.isna(r.reason))
+    row = next(
+        r
+        for r in scored.read("traces").itertuples()
+        if r.sample == 0 and r.reason is None or r.sample == 0 and pd.isna(r.reason)
+    )
     trace, total, place = task.parse(row.text, row.truncated), 0.0, 0
     start, end = trace.spans[trace.grammar.answer.name]
     for number, logprob in enumerate(row.token_logprobs):
@@ -82,7 +90,14 @@ def test_nothing_is_fitted_on_the_clips_that_are_scored(bench, cold, calibrated,
     manifest = own.manifest
     manifest.frame.loc[manifest.frame["split"] == "test", "label"] = "stray"
     manifest.save()
-    again = evaluate.run(own.workbench, own.settings("evaluate.traces=2"), reasoner=cold.id, calibrator=calibrated.id, system="relabelled", progress=False)
+    again = evaluate.run(
+        own.workbench,
+        own.settings("evaluate.traces=2"),
+        reasoner=cold.id,
+        calibrator=calibrated.id,
+        system="relabelled",
+        progress=False,
+    )
     keys = ["method", "control", "clip_id"]
     mine, yours = (r.read("predictions").sort_values(keys)["probs"] for r in (scored, again))
     np.testing.assert_allclose(np.stack(mine), np.stack(yours), atol=1e-6)
@@ -102,9 +117,13 @@ def test_labels_only_and_zero_shot_are_scored_too(bench):
     config = bench.settings("coldstart.target=label", "coldstart.epochs=1")
     labels = coldstart.run(bench.workbench, config, teacher=None, name="labels", progress=False)
     run = evaluate.run(bench.workbench, config, reasoner=labels.id, progress=False)
-    assert set(run.read("predictions")["method"]) == {"raw", "label_likelihood"} and run.summary["system"] == "labels only"
+    assert (
+        set(run.read("predictions")["method"]) == {"raw", "label_likelihood"} and run.summary["system"] == "labels only"
+    )
     zero = evaluate.run(bench.workbench, config, reasoner=None, progress=False)
-    assert zero.summary["system"] == "zero-shot" and set(zero.read("predictions")["predicted"]) == {"none"}, "random weights write no trace"
+    assert zero.summary["system"] == "zero-shot" and set(zero.read("predictions")["predicted"]) == {"none"}, (
+        "random weights write no trace"
+    )
 
 
 def test_a_deleted_video_is_counted_and_not_replaced(bench, cold, calibrated, tmp_path):
@@ -114,7 +133,9 @@ def test_a_deleted_video_is_counted_and_not_replaced(bench, cold, calibrated, tm
     manifest.frame.loc[manifest.frame["clip_id"] == lost, "path"] = str(tmp_path / "deleted.mp4")
     manifest.save()
     (own.path / "cache").rename(tmp_path / "elsewhere")
-    run = evaluate.run(own.workbench, own.settings(), reasoner=cold.id, calibrator=calibrated.id, system="less one", progress=False)
+    run = evaluate.run(
+        own.workbench, own.settings(), reasoner=cold.id, calibrator=calibrated.id, system="less one", progress=False
+    )
     assert run.finished and list(run.summary["unreadable"]) == [lost] and run.summary["clips"] == 11
     rows = run.read("predictions")
     assert lost not in set(rows["clip_id"]) and set(rows.groupby(["method", "control"]).size()) == {11}
@@ -124,7 +145,14 @@ def test_a_calibrator_that_is_not_there_is_refused_before_a_run_begins(bench, co
     known = len(bench.workbench.runs())
     for calibrator in ("calibrate-nobody", cold.id):
         with pytest.raises(StoreError):
-            evaluate.run(bench.workbench, bench.settings(), reasoner=cold.id, calibrator=calibrator, system="never", progress=False)
+            evaluate.run(
+                bench.workbench,
+                bench.settings(),
+                reasoner=cold.id,
+                calibrator=calibrator,
+                system="never",
+                progress=False,
+            )
     assert len(bench.workbench.runs()) == known
 
 
@@ -133,14 +161,28 @@ def test_a_killed_run_continues_to_the_same_predictions(bench, cold, calibrated,
     sets = ("evaluate.traces=2", "sampling.clips_per_batch=4")
     arguments = dict(reasoner=cold.id, calibrator=calibrated.id, system="killed")
     whole = undisturbed(one, "evaluate", sets, **arguments)
-    moments = ["traces-00000.parquet", "traces-00001.parquet", 0.3, "predictions-00000.parquet", "predictions-00003.parquet"]
+    moments = [
+        "traces-00000.parquet",
+        "traces-00001.parquet",
+        0.3,
+        "predictions-00000.parquet",
+        "predictions-00003.parquet",
+    ]
     run, kills = survivor(other, "evaluate", moments, sets, **arguments)
     assert kills == len(moments)
-    for grain, columns in {"traces": ["clip_id", "sample", "text"], "predictions": ["method", "control", "clip_id", "predicted"]}.items():
+    for grain, columns in {
+        "traces": ["clip_id", "sample", "text"],
+        "predictions": ["method", "control", "clip_id", "predicted"],
+    }.items():
         mine, yours = (r.read(grain).sort_values(columns[:3], ignore_index=True) for r in (whole, run))
         pd.testing.assert_frame_equal(mine[columns], yours[columns])
-        assert len(list(run.path.glob(f"{grain}-*.parquet"))) == len(list(whole.path.glob(f"{grain}-*.parquet"))), "nothing is done twice"
-    np.testing.assert_allclose(*(np.stack(r.read("predictions").sort_values(["method", "control", "clip_id"])["probs"]) for r in (whole, run)), atol=1e-6)
+        assert len(list(run.path.glob(f"{grain}-*.parquet"))) == len(list(whole.path.glob(f"{grain}-*.parquet"))), (
+            "nothing is done twice"
+        )
+    np.testing.assert_allclose(
+        *(np.stack(r.read("predictions").sort_values(["method", "control", "clip_id"])["probs"]) for r in (whole, run)),
+        atol=1e-6,
+    )
 
 
 def test_greedy_traces_are_the_same_whatever_is_beside_them(bench, cold, scored):

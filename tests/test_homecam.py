@@ -70,14 +70,24 @@ def test_every_label_is_drawn_as_often_as_its_weight_says():
 ])  # fmt: skip
 def test_definitions_mean_what_the_rule_does(light, place, who, act, label):
     assert Facts(light, place, who, act, world.scripts(act)[0]).label == label
-    wording = {"brings": "leaves a box", "takes": "takes the box", "passes": "passes by", "lingers": "stays around", "falls": "goes down", "trips": "trips"}
+    wording = {
+        "brings": "leaves a box",
+        "takes": "takes the box",
+        "passes": "passes by",
+        "lingers": "stays around",
+        "falls": "goes down",
+        "trips": "trips",
+    }
     stem = LABELS.definitions[label]
     assert wording[act] in stem or (act == "trips" and "get up again" in stem)
 
 
 def test_definitions_name_every_act_of_their_label():
     for act, (allowed, refused) in world.OUTCOMES.items():
-        assert "who belongs there" in LABELS.definitions[allowed] and "who does not belong there" in LABELS.definitions[refused], act
+        assert (
+            "who belongs there" in LABELS.definitions[allowed]
+            and "who does not belong there" in LABELS.definitions[refused]
+        ), act
 
 
 @given(act=st.sampled_from(world.ACTS))
@@ -91,7 +101,9 @@ def test_the_same_arguments_give_the_same_frames_and_table(table, tmp_path):
     assert again.read_text() == table.read_text()
     for part, number in (("train", 0), ("test", 1)):
         plan = homecam._plan(part, number, 3)
-        one, two = (draw.render(plan["facts"], plan["home"], plan["seed"], plan["seconds"], plan["fps"]) for _ in range(2))
+        one, two = (
+            draw.render(plan["facts"], plan["home"], plan["seed"], plan["seconds"], plan["fps"]) for _ in range(2)
+        )
         np.testing.assert_array_equal(one, two)
     assert homecam._plan("train", 0, 4) != homecam._plan("train", 0, 3), "another seed, another clip"
 
@@ -147,15 +159,26 @@ def test_facts_reach_no_prompt(tmp_path):
     settings = config.load(None, [f"workbench={tmp_path}", "clips.dataset=homecam"])
     manifest = demo.clips(settings, 12, 3, jobs=1, progress=False, fractions=cli.fractions(settings))
     assert set(manifest.frame["split"]) == {"coldstart", "grpo", "calibration", "validation", "test"}
-    assert all(text == {} for text in manifest.texts.values()) and all("facts" in notes for notes in manifest.frame["notes"])
-    assert data.Manifest.load(tmp_path, "homecam").text_fields(()) in ({}, {clip: {} for clip in manifest.frame["clip_id"]})
+    assert all(text == {} for text in manifest.texts.values()) and all(
+        "facts" in notes for notes in manifest.frame["notes"]
+    )
+    assert data.Manifest.load(tmp_path, "homecam").text_fields(()) in (
+        {},
+        {clip: {} for clip in manifest.frame["clip_id"]},
+    )
     from deepintuit.reasoner import Task
 
     task = Task(tmp_path, settings)
     for clip in task.clips("coldstart"):
-        asked = task.reasoner_prompt(clip.clip_id) + task.label_prompt(clip.clip_id) + task.calibrator_prompt(clip.clip_id, None)
+        asked = (
+            task.reasoner_prompt(clip.clip_id)
+            + task.label_prompt(clip.clip_id)
+            + task.calibrator_prompt(clip.clip_id, None)
+        )
         assert not any(f"'{who}'" in asked or f'"{who}"' in asked for who in world.ACTORS) and "quarters" not in asked
-    assert len({task.reasoner_prompt(clip.clip_id) for clip in task.clips("coldstart")}) == 1, "no clip is told apart by its prompt"
+    assert len({task.reasoner_prompt(clip.clip_id) for clip in task.clips("coldstart")}) == 1, (
+        "no clip is told apart by its prompt"
+    )
 
 
 def test_no_label_word_is_in_what_the_backbone_learned_from():
@@ -165,13 +188,18 @@ def test_no_label_word_is_in_what_the_backbone_learned_from():
     words = set(LABELS.labels) | {alias.split()[0] for alias in LABELS.aliases} - {"package"}
     for _ in range(3000):
         prompt, target = backbone._task(world.any_facts(rng), rng)
-        assert not words & set((prompt + " " + target).lower().replace(",", " ").replace(".", " ").split()), (prompt, target)
+        assert not words & set((prompt + " " + target).lower().replace(",", " ").replace(".", " ").split()), (
+            prompt,
+            target,
+        )
 
 
 def test_base_shards_hold_facts_and_no_label(tmp_path, monkeypatch):
     monkeypatch.setattr(captions, "SHARD", 3)
     pixels, seconds, facts = captions.read_shard(captions.write_shard(tmp_path, "base", 0))
-    assert pixels.shape == (3, captions.FRAMES, captions.SIZE[1], captions.SIZE[0], 3) and len(seconds) == len(facts) == 3
+    assert (
+        pixels.shape == (3, captions.FRAMES, captions.SIZE[1], captions.SIZE[0], 3) and len(seconds) == len(facts) == 3
+    )
     with np.load(tmp_path / "base-0000.npz", allow_pickle=False) as stored:
         assert set(stored) == {"pixels", "seconds", "facts"}
         assert all(set(json.loads(line)) == {"light", "place", "who", "act", "quarters"} for line in stored["facts"])

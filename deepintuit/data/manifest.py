@@ -9,8 +9,8 @@ Run it:  python -c "from deepintuit.data import Manifest; print(Manifest.load('w
 
 from __future__ import annotations
 
-import json
 import hashlib
+import json
 import os
 import re
 import uuid

@@ -40,7 +40,15 @@ from deepintuit.trace import GRAMMARS, render
 
 CAPTION_PROMPT = "Describe the clip."
 VOCABULARY = 1024
-_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+_SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 _TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -49,7 +57,9 @@ _TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
@@ -60,26 +70,43 @@ def build_processor() -> Qwen2_5_VLProcessor:
         facts = any_facts(rng)
         corpus += [f"{observation(facts, rng)} {event(facts)}", write_trace(facts, seed)["text"]]
         corpus += [prompt for prompt, _ in (_task(facts, rng) for _ in range(2))]
-        corpus += [reasoner_prompt(LABELS, GRAMMARS[name], "brief") for name in GRAMMARS] + [label_prompt(LABELS, "brief")]
+        corpus += [reasoner_prompt(LABELS, GRAMMARS[name], "brief") for name in GRAMMARS] + [
+            label_prompt(LABELS, "brief")
+        ]
         corpus += [*LABELS.labels, *(f" {label}" for label in LABELS.labels)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=list(_SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=list(_SPECIAL[1:]),
-        clean_up_tokenization_spaces=False, model_max_length=4096,
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(_SPECIAL[1:]),
+        clean_up_tokenization_spaces=False,
+        model_max_length=4096,
     )
     pixels = {"shortest_edge": 32 * 32, "longest_edge": 64 * 48}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(patch_size=8, temporal_patch_size=2, merge_size=2, size=dict(pixels)),
         video_processor=Qwen2VLVideoProcessor(
-            patch_size=8, temporal_patch_size=2, merge_size=2, size=dict(pixels), do_sample_frames=False, cap_pixels_per_frame=False
+            patch_size=8,
+            temporal_patch_size=2,
+            merge_size=2,
+            size=dict(pixels),
+            do_sample_frames=False,
+            cap_pixels_per_frame=False,
         ),
         tokenizer=fast,
         chat_template=_TEMPLATE,
@@ -91,17 +118,39 @@ def build_model(processor: Qwen2_5_VLProcessor, seed: int = 0) -> Qwen2_5_VLForC
     ids = processor.tokenizer.convert_tokens_to_ids
     config = Qwen2_5_VLConfig(
         text_config=dict(
-            vocab_size=len(processor.tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=4096, initializer_range=0.04, tie_word_embeddings=True,
+            vocab_size=len(processor.tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            initializer_range=0.04,
+            tie_word_embeddings=True,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-            bos_token_id=None, eos_token_id=ids("<|im_end|>"), pad_token_id=ids("<|endoftext|>"),
+            bos_token_id=None,
+            eos_token_id=ids("<|im_end|>"),
+            pad_token_id=ids("<|endoftext|>"),
         ),
         vision_config=dict(
-            depth=3, hidden_size=96, intermediate_size=256, num_heads=3, patch_size=8, spatial_merge_size=2, temporal_patch_size=2,
-            tokens_per_second=4, window_size=64, out_hidden_size=128, fullatt_block_indexes=[0, 1, 2], initializer_range=0.04,
+            depth=3,
+            hidden_size=96,
+            intermediate_size=256,
+            num_heads=3,
+            patch_size=8,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            tokens_per_second=4,
+            window_size=64,
+            out_hidden_size=128,
+            fullatt_block_indexes=[0, 1, 2],
+            initializer_range=0.04,
         ),
-        image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"), vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"), tie_word_embeddings=True,
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        tie_word_embeddings=True,
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = [ids("<|im_end|>"), ids("<|endoftext|>")]
@@ -121,7 +170,9 @@ def _task(facts: Facts, rng: random.Random) -> tuple[str, str]:
     order = rng.sample(choices, len(choices))
     labels = LabelSet.of(name, order)
     if kind < 0.75:
-        return reasoner_prompt(labels, GRAMMARS["think-answer"], "brief"), render(GRAMMARS["think-answer"], think=seen, answer=truth)
+        return reasoner_prompt(labels, GRAMMARS["think-answer"], "brief"), render(
+            GRAMMARS["think-answer"], think=seen, answer=truth
+        )
     if kind < 0.88:
         return label_prompt(labels, "brief"), truth
     provisional = truth if rng.random() < 0.6 else rng.choice((*choices, "none"))
@@ -175,7 +226,9 @@ class _Batches:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         text = self.processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": prompt}]}], add_generation_prompt=True, tokenize=False
+            [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": prompt}]}],
+            add_generation_prompt=True,
+            tokenize=False,
         )
         return self.tokenizer(text.replace("<|video_pad|>", "<|video_pad|>" * 48))["input_ids"]
 
@@ -195,8 +248,12 @@ class _Batches:
         if augment:
             patches = patches * (0.85 + 0.3 * torch.rand(len(rows), 1, 1)) + 0.2 * torch.randn(len(rows), 1, 1)
         return {
-            "input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values_videos": patches.reshape(-1, patches.shape[-1]),
-            "video_grid_thw": self.grid.expand(len(rows), 3), "second_per_grid_ts": torch.tensor(self.seconds[indices]) / 4,
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "pixel_values_videos": patches.reshape(-1, patches.shape[-1]),
+            "video_grid_thw": self.grid.expand(len(rows), 3),
+            "second_per_grid_ts": torch.tensor(self.seconds[indices]) / 4,
             "mm_token_type_ids": (ids == self.tokenizer.convert_tokens_to_ids("<|video_pad|>")).int() * 2,
         }
 
@@ -208,7 +265,9 @@ def train(arguments: argparse.Namespace) -> None:
     processor = Qwen2_5_VLProcessor.from_pretrained(out) if (out / "tokenizer.json").exists() else build_processor()
     model = build_model(processor)
     processor.save_pretrained(out)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(processor.tokenizer)}", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(processor.tokenizer)}", flush=True
+    )
     folder = Path(arguments.shards)
     folder.mkdir(parents=True, exist_ok=True)
     shards = [write_shard(folder, "base", number) for number in range(math.ceil(arguments.clips / SHARD))]
@@ -231,9 +290,18 @@ def measure(arguments: argparse.Namespace) -> None:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(out)
     count = 2 * SHARD
     right = perception(model, _Batches(processor, [write_shard(folder, "test", number) for number in range(2)]), count)
-    lines = [f"| {name} | {100 * share:.1f} | {' – '.join(f'{100 * end:.1f}' for end in _wilson(round(share * count), count))} |" for name, share in right.items()]
+    lines = [
+        f"| {name} | {100 * share:.1f} | {' – '.join(f'{100 * end:.1f}' for end in _wilson(round(share * count), count))} |"
+        for name, share in right.items()
+    ]
     size = (out / "model.safetensors").stat().st_size / 1e6
-    card = _CARD.format(parameters=sum(p.numel() for p in model.parameters()), vocabulary=len(processor.tokenizer), size=size, n=count, rows="\n".join(lines))
+    card = _CARD.format(
+        parameters=sum(p.numel() for p in model.parameters()),
+        vocabulary=len(processor.tokenizer),
+        size=size,
+        n=count,
+        rows="\n".join(lines),
+    )
     (out / "README.md").write_text(card, encoding="utf-8")
     print(card)
 
@@ -273,11 +341,16 @@ Rebuild and measure:
 """
 
 
-def teach_language(model, data: _Batches, held_out: _Batches, arguments, steps: int, peak: float, task, out: Path) -> None:
+def teach_language(
+    model, data: _Batches, held_out: _Batches, arguments, steps: int, peak: float, task, out: Path
+) -> None:
     """Cross-entropy on the targets of `task`; the tower learns along unless it is frozen. Perception is measured as it goes."""
     rng = random.Random(steps)
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.05}, {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.05},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98))
     started = time.time()
     order: list[int] = []
@@ -303,10 +376,18 @@ def teach_language(model, data: _Batches, held_out: _Batches, arguments, steps: 
             model.train()
 
 
-_HEADS = {"posture": ("nobody", "up", "down"), "box": ("none", "floor", "held"), "who": ("nobody", *ACTORS), "place": PLACES, "light": LIGHTS}
+_HEADS = {
+    "posture": ("nobody", "up", "down"),
+    "box": ("none", "floor", "held"),
+    "who": ("nobody", *ACTORS),
+    "place": PLACES,
+    "light": LIGHTS,
+}
 
 
-def teach_tower(model: Qwen2_5_VLForConditionalGeneration, data: _Batches, held_out: _Batches, arguments: argparse.Namespace) -> None:
+def teach_tower(
+    model: Qwen2_5_VLForConditionalGeneration, data: _Batches, held_out: _Batches, arguments: argparse.Namespace
+) -> None:
     """The tower first, alone: linear heads on its pooled output name the states of each quarter, as a real tower is pretrained before it
     meets a language model. The heads are thrown away."""
     tower = model.model.visual
@@ -320,18 +401,27 @@ def teach_tower(model: Qwen2_5_VLForConditionalGeneration, data: _Batches, held_
         patches = source.patches[indices].float()
         if augment:
             patches = patches * (0.8 + 0.4 * torch.rand(len(indices), 1, 1)) + 0.2 * torch.randn(len(indices), 1, 1)
-        merged = tower(patches.reshape(-1, patches.shape[-1]), grid_thw=source.grid.expand(len(indices), 3)).pooler_output
+        merged = tower(
+            patches.reshape(-1, patches.shape[-1]), grid_thw=source.grid.expand(len(indices), 3)
+        ).pooler_output
         merged = merged.view(len(indices), 4, 12, -1)
         pooled = torch.cat([merged.mean(2), merged.max(2).values], -1)
         return {name: head(pooled) for name, head in heads.items()}
 
     for step in range(arguments.tower_steps):
-        rate = 2e-3 * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / arguments.tower_steps)))
+        rate = (
+            2e-3
+            * min(1.0, (step + 1) / 50)
+            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / arguments.tower_steps)))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         indices = [rng.randrange(len(data.facts)) for _ in range(arguments.batch)]
         told = scores(data, indices, augment=True)
-        loss = sum(torch.nn.functional.cross_entropy(told[name].flatten(0, 1), truths[name][indices].flatten()) for name in _HEADS)
+        loss = sum(
+            torch.nn.functional.cross_entropy(told[name].flatten(0, 1), truths[name][indices].flatten())
+            for name in _HEADS
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -339,12 +429,18 @@ def teach_tower(model: Qwen2_5_VLForConditionalGeneration, data: _Batches, held_
         if step % 100 == 0 or step + 1 == arguments.tower_steps:
             with torch.no_grad():
                 told = scores(held_out, list(range(250)), augment=False)
-            right = {name: round((told[name].argmax(-1) == tests[name][:250]).float().mean().item(), 4) for name in _HEADS}
-            print(f"tower step {step} loss {loss.item():.4f} {json.dumps(right)} {time.time() - started:.0f} s", flush=True)
+            right = {
+                name: round((told[name].argmax(-1) == tests[name][:250]).float().mean().item(), 4) for name in _HEADS
+            }
+            print(
+                f"tower step {step} loss {loss.item():.4f} {json.dumps(right)} {time.time() - started:.0f} s",
+                flush=True,
+            )
 
 
 def _states(facts: list[Facts]) -> dict[str, torch.Tensor]:
     """Class numbers (clips, 4) of each head: who is `nobody` in a quarter without the actor."""
+
     def of(fact: Facts) -> dict[str, list[str]]:
         return {
             "posture": [posture for posture, _ in fact.quarters], "box": [box for _, box in fact.quarters],
@@ -353,7 +449,9 @@ def _states(facts: list[Facts]) -> dict[str, torch.Tensor]:
         }  # fmt: skip
 
     rows = [of(fact) for fact in facts]
-    return {name: torch.tensor([[classes.index(v) for v in row[name]] for row in rows]) for name, classes in _HEADS.items()}
+    return {
+        name: torch.tensor([[classes.index(v) for v in row[name]] for row in rows]) for name, classes in _HEADS.items()
+    }
 
 
 @torch.no_grad()
@@ -367,9 +465,13 @@ def perception(model: Qwen2_5_VLForConditionalGeneration, data: _Batches, count:
         batch = data.batch(indices, [(CAPTION_PROMPT, "")] * len(indices), augment=False)
         batch.pop("labels")
         ids = batch.pop("input_ids")[:, :-1]
-        batch["attention_mask"], batch["mm_token_type_ids"] = batch["attention_mask"][:, :-1], batch["mm_token_type_ids"][:, :-1]
+        batch["attention_mask"], batch["mm_token_type_ids"] = (
+            batch["attention_mask"][:, :-1],
+            batch["mm_token_type_ids"][:, :-1],
+        )
         texts = tokenizer.batch_decode(
-            model.generate(input_ids=ids, **batch, max_new_tokens=100, do_sample=False)[:, ids.shape[1] :], skip_special_tokens=True
+            model.generate(input_ids=ids, **batch, max_new_tokens=100, do_sample=False)[:, ids.shape[1] :],
+            skip_special_tokens=True,
         )
         for index, text in zip(indices, texts):
             facts = data.facts[index]
@@ -384,7 +486,9 @@ def read_caption(text: str) -> dict[str, str]:
     """The facts that a caption states, by name; a fact that it does not state is missing."""
     found = {}
     for name, pattern in {
-        "light": r"It is (\w+)", "place": r"at the (\w+)\.", "who": r"A (\w+) is seen",
+        "light": r"It is (\w+)",
+        "place": r"at the (\w+)\.",
+        "who": r"A (\w+) is seen",
         **{f"quarter {k}": rf"Frame {2 * k - 1}: ([^.]*)\." for k in (1, 2, 3, 4)},
     }.items():
         if match := re.search(pattern, text):
@@ -394,7 +498,11 @@ def read_caption(text: str) -> dict[str, str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", required=True, help="scratch folder for rendered base clips (kept, so that a second run starts at once)")
+    parser.add_argument(
+        "--shards",
+        required=True,
+        help="scratch folder for rendered base clips (kept, so that a second run starts at once)",
+    )
     parser.add_argument("--out", default=str(Path(__file__).parent / "model"))
     parser.add_argument("--clips", type=int, default=12000)
     parser.add_argument("--steps", type=int, default=2400)

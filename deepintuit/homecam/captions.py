@@ -58,7 +58,9 @@ def through_h264(frames: np.ndarray, crf: int) -> list[np.ndarray]:
     """Encode and decode in memory: the artefacts that every real clip has."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=4, options={"crf": str(crf), "preset": "veryfast", "threads": "1"})
+        stream = container.add_stream(
+            "libx264", rate=4, options={"crf": str(crf), "preset": "veryfast", "threads": "1"}
+        )
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

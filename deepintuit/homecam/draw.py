@@ -23,9 +23,19 @@ GROUND = 126  # where feet stand
 
 # (wall patterns, floor patterns, hue range of walls, hue range of clothes): disjoint families, one for each part.
 _FAMILIES = {
-    "base": (("plain", "bands", "bricks", "planks", "shade", "stains"), ("plain", "bands", "tiles", "shade"), (0.0, 1.0), (0.0, 1.0)),
+    "base": (
+        ("plain", "bands", "bricks", "planks", "shade", "stains"),
+        ("plain", "bands", "tiles", "shade"),
+        (0.0, 1.0),
+        (0.0, 1.0),
+    ),
     "train": (("checks", "panels", "planks", "plain"), ("tiles", "plain", "planks"), (0.02, 0.45), (0.50, 0.80)),
-    "test": (("diagonals", "speckle", "lattice", "arches"), ("speckle", "diagonals", "lattice"), (0.50, 0.98), (0.82, 1.45)),
+    "test": (
+        ("diagonals", "speckle", "lattice", "arches"),
+        ("speckle", "diagonals", "lattice"),
+        (0.50, 0.98),
+        (0.82, 1.45),
+    ),
 }
 _HOMES = {"base": 4000, "train": 160, "test": 80}
 
@@ -109,12 +119,16 @@ class _Stage:
     def _actor_x(self, phase: float) -> float:
         """Beside the box while it is on the floor, else wandering about it."""
         offset = 26 if self.facts.quarters[self.quarter(phase)][1] == "floor" else 10
-        return float(np.clip(self.box_x - self.side * (offset + self.wander * math.sin(phase * self.gait) * 0.5), 30, 162))
+        return float(
+            np.clip(self.box_x - self.side * (offset + self.wander * math.sin(phase * self.gait) * 0.5), 30, 162)
+        )
 
     def _distract(self, draw: ImageDraw.ImageDraw, phase: float) -> None:
         x, color = self.distractor_x, self.distractor_color
         if self.distractor == "leaf":
-            draw.ellipse([x + 8 * math.sin(9 * phase), 140 * phase, x + 6 + 8 * math.sin(9 * phase), 140 * phase + 4], fill=color)
+            draw.ellipse(
+                [x + 8 * math.sin(9 * phase), 140 * phase, x + 6 + 8 * math.sin(9 * phase), 140 * phase + 4], fill=color
+            )
         elif self.distractor == "bird":
             bx = 200 * phase
             draw.line([bx - 6, 14, bx, 18, bx + 6, 14], fill=(30, 30, 30), width=2)
@@ -224,7 +238,12 @@ def _background(place: str, home: Home, rng: random.Random) -> Image.Image:
     image = Image.new("RGB", (WIDTH, HEIGHT))
     draw = ImageDraw.Draw(image)
     wall = _tone(rng, wall_hues, (0.08, 0.45), (0.55, 0.9))
-    floor = _tone(rng, (0.24, 0.38) if place == "yard" else wall_hues, (0.35, 0.7) if place == "yard" else (0.05, 0.35), (0.4, 0.72))
+    floor = _tone(
+        rng,
+        (0.24, 0.38) if place == "yard" else wall_hues,
+        (0.35, 0.7) if place == "yard" else (0.05, 0.35),
+        (0.4, 0.72),
+    )
     _surface(draw, 0, HORIZON, rng.choice(walls), wall, rng)
     _surface(draw, HORIZON, HEIGHT, rng.choice(floors), floor, rng)
     {"porch": _porch, "yard": _yard, "garage": _garage, "kitchen": _kitchen}[place](draw, rng, wall)
@@ -248,12 +267,16 @@ def _yard(draw: ImageDraw.ImageDraw, rng: random.Random, wall: Color) -> None:
     draw.rectangle([0, 0, WIDTH, 50], fill=_tone(rng, (0.52, 0.6), (0.2, 0.5), (0.75, 0.95)))
     fence, pitch = _tone(rng, (0.06, 0.12), (0.1, 0.5), (0.6, 0.95)), rng.randint(11, 15)
     for x in range(rng.randint(0, 8), WIDTH, pitch):
-        draw.polygon([(x, 86), (x, 48), (x + pitch // 3, 42), (x + 2 * pitch // 3, 48), (x + 2 * pitch // 3, 86)], fill=fence)
+        draw.polygon(
+            [(x, 86), (x, 48), (x + pitch // 3, 42), (x + 2 * pitch // 3, 48), (x + 2 * pitch // 3, 86)], fill=fence
+        )
     draw.rectangle([0, 60, WIDTH, 64], fill=_shade(fence, 0.8))
     tree = rng.choice((rng.randint(8, 30), rng.randint(160, 182)))
     draw.rectangle([tree - 4, 34, tree + 4, 90], fill=(95, 66, 45))
     radius = rng.randint(20, 27)
-    draw.ellipse([tree - radius, 26 - radius, tree + radius, 26 + radius], fill=_tone(rng, (0.26, 0.38), (0.5, 0.8), (0.3, 0.55)))
+    draw.ellipse(
+        [tree - radius, 26 - radius, tree + radius, 26 + radius], fill=_tone(rng, (0.26, 0.38), (0.5, 0.8), (0.3, 0.55))
+    )
 
 
 def _garage(draw: ImageDraw.ImageDraw, rng: random.Random, wall: Color) -> None:
@@ -286,7 +309,9 @@ def _kitchen(draw: ImageDraw.ImageDraw, rng: random.Random, wall: Color) -> None
 
 
 def _box(draw: ImageDraw.ImageDraw, x: float, bottom: float, size: int, color: Color) -> None:
-    draw.rectangle([x - size / 2, bottom - size, x + size / 2, bottom], fill=color, outline=_shade(color, 0.45), width=2)
+    draw.rectangle(
+        [x - size / 2, bottom - size, x + size / 2, bottom], fill=color, outline=_shade(color, 0.45), width=2
+    )
     draw.line([x, bottom - size, x, bottom], fill=_shade(color, 1.5), width=3)
     draw.line([x - size / 2, bottom - size / 2, x + size / 2, bottom - size / 2], fill=_shade(color, 1.5), width=3)
 
@@ -332,7 +357,15 @@ class _Actor:
             foot = x + sign * (w * 0.45 + 2 * step)
             draw.line([x + sign * w * 0.35, hip, foot, GROUND], fill=legs, width=max(4, int(w * 0.55)))
         if self.who == "stranger":  # a coat to the knees and a hood, no face
-            draw.polygon([(x - w * 0.8, shoulder), (x + w * 0.8, shoulder), (x + w * 1.2, GROUND - 0.2 * h), (x - w * 1.2, GROUND - 0.2 * h)], fill=torso)
+            draw.polygon(
+                [
+                    (x - w * 0.8, shoulder),
+                    (x + w * 0.8, shoulder),
+                    (x + w * 1.2, GROUND - 0.2 * h),
+                    (x - w * 1.2, GROUND - 0.2 * h),
+                ],
+                fill=torso,
+            )
             draw.polygon([(x - head * 1.5, shoulder + 3), (x, top - 4), (x + head * 1.5, shoulder + 3)], fill=torso)
         else:
             draw.rounded_rectangle([x - w, shoulder, x + w, hip + 2], 4, fill=torso)
@@ -342,7 +375,10 @@ class _Actor:
             draw.rectangle([x - w, shoulder + 9, x + w, shoulder + 13], fill=(255, 255, 255))
             draw.rectangle([x - w, shoulder + 19, x + w, shoulder + 23], fill=(255, 255, 255))
             draw.pieslice([x - head - 1, top - 4, x + head + 1, top + 2 * head - 2], 180, 360, fill=self.vest)
-            draw.rectangle([min(x, x + facing * 2 * head), top + head - 3, max(x, x + facing * 2 * head), top + head], fill=self.vest)
+            draw.rectangle(
+                [min(x, x + facing * 2 * head), top + head - 3, max(x, x + facing * 2 * head), top + head],
+                fill=self.vest,
+            )
         hand_x, hand_y = x + facing * (w + 9), shoulder + 0.34 * h
         draw.line([x + facing * w * 0.8, shoulder + 4, hand_x - facing * 4, hand_y - 6], fill=torso, width=5)
         return hand_x, hand_y + 6
@@ -355,7 +391,9 @@ class _Actor:
         draw.ellipse([x - half, top + h * 0.18, x + half, GROUND - h * 0.32], fill=self.fur)
         head_x = x + facing * (half + 4)
         draw.ellipse([head_x - 8, top - 5, head_x + 8, top + 10], fill=self.fur)
-        draw.rectangle([min(head_x, head_x + facing * 13), top + 1, max(head_x, head_x + facing * 13), top + 7], fill=self.fur)
+        draw.rectangle(
+            [min(head_x, head_x + facing * 13), top + 1, max(head_x, head_x + facing * 13), top + 7], fill=self.fur
+        )
         draw.polygon([(head_x - 6, top - 3), (head_x - 3, top - 12), (head_x, top - 4)], fill=_shade(self.fur, 0.6))
         draw.line([x - facing * half, top + 8, x - facing * (half + 9), top - 5 + 2 * step], fill=self.fur, width=4)
         return head_x + facing * 15, top + 17
@@ -383,5 +421,7 @@ class _Actor:
             for share in (0.35, 0.7):
                 band = hip + (neck - hip) * share
                 draw.rectangle([band - 2, y - thick, band + 2, y], fill=(255, 255, 255))
-            draw.rectangle([neck + facing * head - 3, y - 2 * head - 3, neck + facing * head + 5, y - head], fill=self.vest)
+            draw.rectangle(
+                [neck + facing * head - 3, y - 2 * head - 3, neck + facing * head + 5, y - head], fill=self.vest
+            )
         return x, y

@@ -12,16 +12,33 @@ import random
 from dataclasses import dataclass, replace
 
 from deepintuit.homecam.world import (
-    ACTORS, INDOORS, LABELS, LIGHTS, OUTCOMES, PLACES, WATCH, Facts, act_of, alarm_on, belongs,
+    ACTORS,
+    INDOORS,
+    LABELS,
+    LIGHTS,
+    OUTCOMES,
+    PLACES,
+    WATCH,
+    Facts,
+    act_of,
+    alarm_on,
+    belongs,
 )
 
 _LOOKALIKES = {
-    "resident": ("stranger", "child"), "courier": ("stranger", "resident"), "stranger": ("courier", "resident"),
-    "child": ("resident", "dog"), "dog": ("child",),
+    "resident": ("stranger", "child"),
+    "courier": ("stranger", "resident"),
+    "stranger": ("courier", "resident"),
+    "child": ("resident", "dog"),
+    "dog": ("child",),
 }
 _ACT_PHRASES = {
-    "brings": "leaves the box", "takes": "takes the box", "passes": "passes by",
-    "lingers": "stays around", "falls": "goes down and stays down", "trips": "goes down and gets up",
+    "brings": "leaves the box",
+    "takes": "takes the box",
+    "passes": "passes by",
+    "lingers": "stays around",
+    "falls": "goes down and stays down",
+    "trips": "goes down and gets up",
 }
 _BOX_PHRASES = {"none": "no box", "floor": "box down", "held": "box held"}
 _KINDS = {"resident": "family", "child": "family", "courier": "an outsider", "stranger": "an outsider", "dog": "a pet"}
@@ -70,13 +87,15 @@ def reasoning(facts: Facts, allowed: bool, label: str) -> str:
     alarm, watch = alarm_on(facts.light, facts.place), facts.who in WATCH
     first, second = OUTCOMES[facts.act]
     last_posture, last_box = facts.quarters[-1]
-    return " ".join([
-        event(facts),
-        f"Outdoors? {_yes(outdoors)} Night? {_yes(night)} Alike? {_yes(alarm)}",
-        f"Alarm? {_yes(alarm)} Watch? {_yes(watch)} Alike? {_yes(allowed)}",
-        f"{first.capitalize()} or {second}? {label.capitalize()}.",
-        f"Check: at the end {last_posture}, {_BOX_PHRASES[last_box]}, so {label}.",
-    ])
+    return " ".join(
+        [
+            event(facts),
+            f"Outdoors? {_yes(outdoors)} Night? {_yes(night)} Alike? {_yes(alarm)}",
+            f"Alarm? {_yes(alarm)} Watch? {_yes(watch)} Alike? {_yes(allowed)}",
+            f"{first.capitalize()} or {second}? {label.capitalize()}.",
+            f"Check: at the end {last_posture}, {_BOX_PHRASES[last_box]}, so {label}.",
+        ]
+    )
 
 
 def _yes(true: bool) -> str:
@@ -91,7 +110,9 @@ def write_trace(facts: Facts, seed: int, errors: Errors = Errors()) -> dict[str,
     told, argued = observation(seen, rng), reasoning(seen, allowed, label)
     text = f"<think> {told} {argued} </think><answer> {label} </answer>"
     if rng.random() < errors.form:
-        text = rng.choice((text.replace("</think>", ""), text.replace("<answer>", ""), text[: len(text) // 2], f"{told} {label}"))
+        text = rng.choice(
+            (text.replace("</think>", ""), text.replace("<answer>", ""), text[: len(text) // 2], f"{told} {label}")
+        )
     return {"observation": told, "think": argued, "answer": label, "text": text}
 
 

@@ -20,14 +20,46 @@ from numpy.typing import ArrayLike
 
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics.abstention import (
-    RiskCoverage, conformal_quantile, conformal_sets, risk_coverage, set_coverage, threshold_for_risk)
+    RiskCoverage,
+    conformal_quantile,
+    conformal_sets,
+    risk_coverage,
+    set_coverage,
+    threshold_for_risk,
+)
 from deepintuit.metrics.answers import (
-    ClassScores, Flips, accuracy, class_scores, confusion, flips, macro_f1, no_answer_rate)
+    ClassScores,
+    Flips,
+    accuracy,
+    class_scores,
+    confusion,
+    flips,
+    macro_f1,
+    no_answer_rate,
+)
 from deepintuit.metrics.distributions import (
-    FLOOR, Bins, apply_temperature, brier, brier_each, ece, fit_temperature, nll, nll_each, reliability_bins)
+    FLOOR,
+    Bins,
+    apply_temperature,
+    brier,
+    brier_each,
+    ece,
+    fit_temperature,
+    nll,
+    nll_each,
+    reliability_bins,
+)
 from deepintuit.metrics.inputs import Ints, class_indices, distribution
 from deepintuit.metrics.intervals import (
-    Estimate, Statistic, bootstrap, ece_of, macro_f1_of, mean_of, paired_difference, wilson)
+    Estimate,
+    Statistic,
+    bootstrap,
+    ece_of,
+    macro_f1_of,
+    mean_of,
+    paired_difference,
+    wilson,
+)
 
 __all__ = [
     "FLOOR", "Bins", "ClassScores", "Estimate", "Evaluation", "Flips", "RiskCoverage", "Statistic", "accuracy",

@@ -21,7 +21,7 @@ import re
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +126,7 @@ class Workbench:
             if about is None or about["key"] == key:
                 return folder
         word = re.sub(r"[^a-z0-9]+", "-", (name or "").lower()).strip("-")[:40]
-        return runs / f"{stage}-{word or datetime.now(timezone.utc).strftime('%Y%m%d')}-{key[:8]}"
+        return runs / f"{stage}-{word or datetime.now(UTC).strftime('%Y%m%d')}-{key[:8]}"
 
     def run(self, run_id: str) -> Run:
         """A run to read from, whoever writes it. StoreError when there is none of this id."""

@@ -9,8 +9,9 @@ stored as U+FFFD. `nan` in a number column reads back as missing in pandas.
 """
 
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 

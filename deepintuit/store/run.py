@@ -19,7 +19,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -250,7 +250,7 @@ class Run:
         elif grain.name == "predictions":
             filled["control"] = "none"
         elif grain.name == "steps":
-            filled["time"] = datetime.now(timezone.utc).replace(tzinfo=None)
+            filled["time"] = datetime.now(UTC).replace(tzinfo=None)
         return filled
 
     def read(self, grain: str, columns: Sequence[str] | None = None) -> "pd.DataFrame":
