@@ -180,19 +180,32 @@ def _task(facts: Facts, rng: random.Random) -> tuple[str, str]:
 
 
 def _logic_task(facts: Facts, rng: random.Random) -> tuple[str, str]:
-    """General composition, as any language model has it: do two statements about a clip agree? Statements are drawn at random from all
-    facts, so that nothing here is the house rule."""
-    statements = _statements(facts)
-    (first, first_true), (second, second_true) = rng.sample(statements, 2)
-    wanted = rng.random() < 0.5  # half of the pairs agree
-    while (first_true == second_true) != wanted:
-        (first, first_true), (second, second_true) = rng.sample(statements, 2)
-    yes_no = {True: "Yes", False: "No"}
-    steps = f"{first}? {yes_no[first_true]}. {second}? {yes_no[second_true]}. Alike? {yes_no[wanted]}."
+    """General composition, as any language model has it: do two statements about a clip agree? One to three such questions in a row, so that
+    the skill does not belong to a place in the text. Statements are drawn at random from all facts; the pair that the house rule compares
+    (light, and indoors or outdoors) never comes."""
+    steps, agree = [], False
+    for _ in range(rng.choice((1, 2, 2, 3))):
+        (first, first_true), (second, second_true), agree = _pair(_statements(facts), rng)
+        steps.append(f"{first}? {_YES[first_true]}. {second}? {_YES[second_true]}. Alike? {_YES[agree]}.")
     labels = LabelSet.of("alike", rng.sample(["Yes", "No"], 2))
-    seen = f"{observation(facts, rng)} {event(facts)}"
-    prompt = f"{first}? {second}? Alike?\n{reasoner_prompt(labels, GRAMMARS['think-answer'], 'brief')}"
-    return prompt, render(GRAMMARS["think-answer"], think=f"{seen} {steps}", answer=yes_no[wanted])
+    asked = " ".join(re.sub(r"(Yes|No)\. ?", "", step) for step in steps)
+    prompt = f"{asked}\n{reasoner_prompt(labels, GRAMMARS['think-answer'], 'brief')}"
+    seen = f"{observation(facts, rng)} {event(facts)}" if rng.random() < 0.7 else event(facts)
+    return prompt, render(GRAMMARS["think-answer"], think=f"{seen} {' '.join(steps)}", answer=_YES[agree])
+
+
+_YES = {True: "Yes", False: "No"}
+_RULE = ({light.capitalize() for light in LIGHTS}, {"Indoors", "Outdoors"})
+
+
+def _pair(statements: list[tuple[str, bool]], rng: random.Random) -> tuple[tuple[str, bool], tuple[str, bool], bool]:
+    """Two statements, and whether they agree: as often as not."""
+    wanted = rng.random() < 0.5
+    while True:
+        one, two = rng.sample(statements, 2)
+        of_the_rule = any(one[0] in a and two[0] in b for a, b in (_RULE, _RULE[::-1]))
+        if (one[1] == two[1]) == wanted and not of_the_rule:
+            return one, two, wanted
 
 
 def _statements(facts: Facts) -> list[tuple[str, bool]]:
@@ -276,11 +289,21 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.tower_steps:
         teach_tower(model, data, held_out, arguments)
         model.save_pretrained(out, max_shard_size="1GB")
-    teach_language(model, data, held_out, arguments, arguments.steps, arguments.rate, _task, out)
+    teach_language(model, data, held_out, arguments.steps, arguments.batch, arguments.rate, _task, out, arguments.every)
     if arguments.logic_steps:
         model.model.visual.requires_grad_(False)
         both = lambda facts, rng: (_logic_task if rng.random() < 0.6 else _task)(facts, rng)  # noqa: E731
-        teach_language(model, data, held_out, arguments, arguments.logic_steps, arguments.rate / 2, both, out)
+        teach_language(
+            model,
+            data,
+            held_out,
+            arguments.logic_steps,
+            arguments.batch // 2,
+            arguments.rate / 2,
+            both,
+            out,
+            arguments.every,
+        )
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -342,7 +365,7 @@ Rebuild and measure:
 
 
 def teach_language(
-    model, data: _Batches, held_out: _Batches, arguments, steps: int, peak: float, task, out: Path
+    model, data: _Batches, held_out: _Batches, steps: int, batch_size: int, peak: float, task, out: Path, every: int
 ) -> None:
     """Cross-entropy on the targets of `task`; the tower learns along unless it is frozen. Perception is measured as it goes."""
     rng = random.Random(steps)
@@ -359,9 +382,9 @@ def teach_language(
         rate = peak * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        if len(order) < arguments.batch:
+        if len(order) < batch_size:
             order += rng.sample(range(len(data.facts)), len(data.facts))
-        indices = [order.pop() for _ in range(arguments.batch)]
+        indices = [order.pop() for _ in range(batch_size)]
         batch = data.batch(indices, [task(data.facts[index], rng) for index in indices], augment=True)
         loss = model(**batch).loss
         loss.backward()
@@ -370,7 +393,7 @@ def teach_language(
         optimizer.zero_grad(set_to_none=True)
         if step % 50 == 0:
             print(f"step {step} loss {loss.item():.4f} rate {rate:.2e} {time.time() - started:.0f} s", flush=True)
-        if (step + 1) % arguments.every == 0 or step + 1 == steps:
+        if (step + 1) % every == 0 or step + 1 == steps:
             model.save_pretrained(out, max_shard_size="1GB")
             print(json.dumps({"step": step + 1, **perception(model, held_out, 250)}), flush=True)
             model.train()
@@ -509,7 +532,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tower-steps", type=int, default=1500)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--logic-steps", type=int, default=800)
+    parser.add_argument("--logic-steps", type=int, default=450)
     parser.add_argument("--every", type=int, default=400)
     parser.add_argument("--measure", action="store_true", help="train nothing; measure perception and write the card")
     options = parser.parse_args()
