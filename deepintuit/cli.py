@@ -56,9 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="deepintuit", description="Classify videos by reasoning, and know when to trust the reasoning."
-    )
+    parser = _Parser(prog="deepintuit", description="Classify videos by reasoning, and know when to trust the reasoning.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
@@ -77,59 +75,29 @@ def _parser() -> argparse.ArgumentParser:
     grpo.add_argument("--start", metavar="RUN", help="the run to refine (default: the newest finished cold start)")
 
     calibrate = _stage(commands, "calibrate", "learn from the model's own traces when to trust them", _calibrate)
-    calibrate.add_argument(
-        "--reasoner", metavar="RUN", help="the reasoner (default: the newest finished grpo run, else cold start)"
-    )
+    calibrate.add_argument("--reasoner", metavar="RUN", help="the reasoner (default: the newest finished grpo run, else cold start)")
 
     evaluate = _stage(commands, "evaluate", "score a system on a split, raw and calibrated, with controls", _evaluate)
-    evaluate.add_argument(
-        "--reasoner",
-        metavar="RUN",
-        help="a coldstart or grpo run; `zero-shot` for the model as it is; `baselines` for those without a model",
-    )
-    evaluate.add_argument(
-        "--calibrator", metavar="RUN", help="its calibrate run (default: the newest finished one of that reasoner)"
-    )
+    evaluate.add_argument("--reasoner", metavar="RUN", help="a coldstart or grpo run; `zero-shot` for the model as it is; `baselines` for those without a model")
+    evaluate.add_argument("--calibrator", metavar="RUN", help="its calibrate run (default: the newest finished one of that reasoner)")
 
     report = _common(commands.add_parser("report", help="the table of systems in the terminal, and a run card as HTML"))
-    report.add_argument(
-        "runs", nargs="*", metavar="RUN", help="evaluate runs (default: all finished ones of the dataset)"
-    )
+    report.add_argument("runs", nargs="*", metavar="RUN", help="evaluate runs (default: all finished ones of the dataset)")
     report.set_defaults(run=_report)
 
-    demo = _common(
-        commands.add_parser(
-            "demo", help="everything, from rendered clips to the table, with the embedded world and model"
-        )
-    )
-    demo.add_argument(
-        "--full",
-        action="store_true",
-        help="with RB-FT and zero-shot, and every system calibrated (about three times as long)",
-    )
+    demo = _common(commands.add_parser("demo", help="everything, from rendered clips to the table, with the embedded world and model"))
+    demo.add_argument("--full", action="store_true", help="with RB-FT and zero-shot, and every system calibrated (about three times as long)")
     demo.set_defaults(run=_demo)
     return parser
 
 
 def _common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument(
-        "--config", metavar="FILE", help="TOML with departures from the defaults, e.g. configs/tiny.toml"
-    )
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="one departure, e.g. grpo.learning_rate=1e-6 (repeatable)",
-    )
+    parser.add_argument("--config", metavar="FILE", help="TOML with departures from the defaults, e.g. configs/tiny.toml")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one departure, e.g. grpo.learning_rate=1e-6 (repeatable)")
     parser.add_argument("--seed", type=int, help="same seed, same run")
-    parser.add_argument(
-        "--workbench", metavar="DIR", help="where clips and runs lie (default: ./workbench, or DEEPINTUIT_HOME)"
-    )
+    parser.add_argument("--workbench", metavar="DIR", help="where clips and runs lie (default: ./workbench, or DEEPINTUIT_HOME)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be done and with which settings, and do nothing"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done and with which settings, and do nothing")
     return parser
 
 
@@ -163,11 +131,8 @@ def _need_dataset(settings: Config) -> Config:
     known = sorted(p.stem for p in (Path(settings.workbench) / "clips").glob("*.parquet") if "@" not in p.stem)
     if len(known) != 1:
         raise ConfigError(
-            "no dataset is named",
-            f"the workbench {settings.workbench!r} has {len(known)}: {', '.join(known) or 'none'}",
-            "Add --set clips.dataset=NAME"
-            if known
-            else "Import clips first, e.g. `deepintuit clips folder DIR --name NAME`",
+            "no dataset is named", f"the workbench {settings.workbench!r} has {len(known)}: {', '.join(known) or 'none'}",
+            "Add --set clips.dataset=NAME" if known else "Import clips first, e.g. `deepintuit clips folder DIR --name NAME`",
         )
     return dataclasses.replace(settings, clips=dataclasses.replace(settings.clips, dataset=known[0]))
 
@@ -181,9 +146,7 @@ def _newest(workbench, stages: Sequence[str], settings: Config, what: str, targe
         if runs:
             return runs[-1].id
     raise ConfigError(
-        f"no finished {' or '.join(stages)} run on {settings.clips.dataset!r}",
-        f"{what} is needed",
-        f"Run `deepintuit {stages[-1]}` first, or name a run",
+        f"no finished {' or '.join(stages)} run on {settings.clips.dataset!r}", f"{what} is needed", f"Run `deepintuit {stages[-1]}` first, or name a run"
     )
 
 
@@ -239,11 +202,7 @@ def _coldstart(options) -> int:
     if _dry(options, workbench, settings, settings.coldstart.splits, {"teacher": teacher, "start": options.start}):
         return 0
     stage = _torch_stage("coldstart")
-    return _ended(
-        stage.run(
-            workbench, settings, teacher=teacher, start=options.start, name=options.name, progress=not options.quiet
-        )
-    )
+    return _ended(stage.run(workbench, settings, teacher=teacher, start=options.start, name=options.name, progress=not options.quiet))
 
 
 def _grpo(options) -> int:
@@ -252,9 +211,7 @@ def _grpo(options) -> int:
     start = options.start or _newest(workbench, ["coldstart"], settings, "a reasoner to refine", "trace")
     if _dry(options, workbench, settings, ["grpo"], {"start": start}):
         return 0
-    return _ended(
-        _torch_stage("grpo").run(workbench, settings, start=start, name=options.name, progress=not options.quiet)
-    )
+    return _ended(_torch_stage("grpo").run(workbench, settings, start=start, name=options.name, progress=not options.quiet))
 
 
 def _calibrate(options) -> int:
@@ -263,11 +220,7 @@ def _calibrate(options) -> int:
     reasoner = options.reasoner or _newest(workbench, ["grpo", "coldstart"], settings, "a reasoner", "trace")
     if _dry(options, workbench, settings, ["calibration", "validation"], {"reasoner": reasoner}):
         return 0
-    return _ended(
-        _torch_stage("calibrate").run(
-            workbench, settings, reasoner=reasoner, name=options.name, progress=not options.quiet
-        )
-    )
+    return _ended(_torch_stage("calibrate").run(workbench, settings, reasoner=reasoner, name=options.name, progress=not options.quiet))
 
 
 def _evaluate(options) -> int:
@@ -281,11 +234,7 @@ def _evaluate(options) -> int:
     if reasoner == "baselines":
         return _ended(stage.baselines(workbench, settings))
     run = stage.run(
-        workbench,
-        settings,
-        reasoner=None if reasoner == "zero-shot" else reasoner,
-        calibrator=calibrator,
-        system=options.name or "",
+        workbench, settings, reasoner=None if reasoner == "zero-shot" else reasoner, calibrator=calibrator, system=options.name or "",
         progress=not options.quiet,
     )
     return _ended(run)
@@ -326,13 +275,9 @@ def _report(options) -> int:
 
 
 def _evaluated(workbench, settings: Config, runs: Sequence[str] = ()) -> list[str]:
-    chosen = [workbench.run(run).id for run in runs] or [
-        r.id for r in workbench.runs("evaluate", finished=True) if r.about["dataset"] == settings.clips.dataset
-    ]
+    chosen = [workbench.run(run).id for run in runs] or [r.id for r in workbench.runs("evaluate", finished=True) if r.about["dataset"] == settings.clips.dataset]
     if not chosen:
-        raise ConfigError(
-            "nothing was evaluated yet", "the report reads evaluate runs", "Run `deepintuit evaluate` first"
-        )
+        raise ConfigError("nothing was evaluated yet", "the report reads evaluate runs", "Run `deepintuit evaluate` first")
     return chosen
 
 
@@ -356,14 +301,7 @@ def _demo(options) -> int:
     quiet_libraries()
     from deepintuit import demo
 
-    demo.run(
-        workbench,
-        settings,
-        full=options.full,
-        fractions=fractions(settings),
-        progress=not options.quiet,
-        console=console,
-    )
+    demo.run(workbench, settings, full=options.full, fractions=fractions(settings), progress=not options.quiet, console=console)
     return _show(workbench, settings, _evaluated(workbench, settings))
 
 
@@ -383,9 +321,7 @@ def _clips(verbs) -> None:
     folder = importer("folder", "a folder of class folders", _read_folder)
     folder.add_argument("source", metavar="DIR")
     for name, kind in (("csv", "CSV or TSV"), ("jsonl", "JSONL")):
-        table = importer(
-            name, f"a {kind} with path, label and optional group, split and text columns", partial(_read_table, name)
-        )
+        table = importer(name, f"a {kind} with path, label and optional group, split and text columns", partial(_read_table, name))
         table.add_argument("source", metavar="FILE")
         table.add_argument("--videos", metavar="DIR", help="where paths are relative to (default: the table's folder)")
         table.add_argument("--group", help="column that names the source video or camera")
@@ -401,9 +337,7 @@ def _clips(verbs) -> None:
     home.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     split = verb("split", "divide a dataset by group into cold start, GRPO, calibration, validation and test", _split)
     split.add_argument("name", nargs="?")
-    show = verb(
-        "show", "what a dataset holds: splits, labels, and every clip that is left out, with its reason", _show_clips
-    )
+    show = verb("show", "what a dataset holds: splits, labels, and every clip that is left out, with its reason", _show_clips)
     show.add_argument("name", nargs="?")
 
 
@@ -424,9 +358,7 @@ def _read_table(kind: str, options):
 
     read = data.import_csv if kind == "csv" else data.import_jsonl
     videos = options.videos or Path(options.source).parent
-    return read(
-        options.source, videos, group=options.group, split=options.split, text=options.text, labels=_label_set(options)
-    )
+    return read(options.source, videos, group=options.group, split=options.split, text=options.text, labels=_label_set(options))
 
 
 def _read_benchmark(kind: str, options):
@@ -445,19 +377,11 @@ def _import(read: Callable, options) -> int:
         console.print("Nothing was imported (--dry-run).")
         return 0
     limits = video.Limits(
-        max_pixels=settings.video.limit_pixels,
-        max_bytes=settings.video.limit_mib << 20,
-        max_seconds=settings.video.limit_seconds,
+        max_pixels=settings.video.limit_pixels, max_bytes=settings.video.limit_mib << 20, max_seconds=settings.video.limit_seconds
     )
     manifest, report = data.scan(
-        listing,
-        settings.workbench,
-        options.name,
-        probe=partial(video.probe, isolate=True),
-        playable_copy=video.playable_copy,
-        limits=limits,
-        jobs=options.jobs,
-        progress=not options.quiet,
+        listing, settings.workbench, options.name, probe=partial(video.probe, isolate=True), playable_copy=video.playable_copy, limits=limits,
+        jobs=options.jobs, progress=not options.quiet,
     )
     console.print(str(report), markup=False)
     return _divide(manifest, settings)
@@ -468,11 +392,8 @@ def fractions(settings: Config) -> dict[str, float]:
     clips = settings.clips
     training = 1 - clips.validation_share - clips.test_share
     return {
-        "coldstart": clips.coldstart_share * training,
-        "grpo": clips.grpo_share * training,
-        "calibration": clips.calibration_share * training,
-        "validation": clips.validation_share,
-        "test": clips.test_share,
+        "coldstart": clips.coldstart_share * training, "grpo": clips.grpo_share * training, "calibration": clips.calibration_share * training,
+        "validation": clips.validation_share, "test": clips.test_share,
     }
 
 
@@ -492,23 +413,11 @@ def _import_homecam(options) -> int:
     from deepintuit import demo
 
     settings = _settings(options)
-    settings = dataclasses.replace(
-        settings, clips=dataclasses.replace(settings.clips, dataset=settings.clips.dataset or "homecam")
-    )
+    settings = dataclasses.replace(settings, clips=dataclasses.replace(settings.clips, dataset=settings.clips.dataset or "homecam"))
     if options.dry_run:
-        console.print(
-            f"{options.train} clips to train on and {options.test} to test on would be rendered into {settings.workbench}.",
-            markup=False,
-        )
+        console.print(f"{options.train} clips to train on and {options.test} to test on would be rendered into {settings.workbench}.", markup=False)
         return 0
-    manifest = demo.clips(
-        settings,
-        options.train,
-        options.test,
-        jobs=options.jobs,
-        progress=not options.quiet,
-        fractions=fractions(settings),
-    )
+    manifest = demo.clips(settings, options.train, options.test, jobs=options.jobs, progress=not options.quiet, fractions=fractions(settings))
     console.print(str(manifest.summary()), markup=False)
     return 0
 
