@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import random
-import re
 import time
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from transformers import (
 from transformers.video_utils import VideoMetadata
 
 from deepintuit.homecam.captions import SHARD, read_shard, write_shard
-from deepintuit.homecam.lessons import CAPTION_PROMPT, fact_task, logic_task
+from deepintuit.homecam.lessons import CAPTION_PROMPT, fact_task, logic_task, read_caption
 from deepintuit.homecam.teacher import event, observation, write_trace
 from deepintuit.homecam.world import ACTORS, LABELS, LIGHTS, PLACES, Facts, any_facts
 from deepintuit.metrics import wilson
@@ -442,20 +441,6 @@ def perception(model: Qwen2_5_VLForConditionalGeneration, data: _Batches, count:
                 right[name] = right.get(name, 0) + (told.get(name) == true[name])
             right["all"] = right.get("all", 0) + all(told.get(name) == true[name] for name in true)
     return {name: round(hits / count, 4) for name, hits in right.items()}
-
-
-def read_caption(text: str) -> dict[str, str]:
-    """The facts that a caption states, by name; a fact that it does not state is missing."""
-    found = {}
-    for name, pattern in {
-        "light": r"It is (\w+)",
-        "place": r"at the (\w+)\.",
-        "who": r"A (\w+) is seen",
-        **{f"quarter {k}": rf"Frame {2 * k - 1}: ([^.]*)\." for k in (1, 2, 3, 4)},
-    }.items():
-        if match := re.search(pattern, text):
-            found[name] = match.group(1)
-    return found
 
 
 if __name__ == "__main__":
