@@ -256,12 +256,16 @@ def measure(arguments: argparse.Namespace) -> None:
         for name, share in right.items()
     ]
     size = (out / "model.safetensors").stat().st_size / 1e6
-    card = _CARD.format(
-        parameters=sum(p.numel() for p in model.parameters()),
-        vocabulary=len(processor.tokenizer),
-        size=size,
-        n=count,
-        rows="\n".join(lines),
+    card = (
+        (Path(__file__).parent / "card.md")
+        .read_text(encoding="utf-8")
+        .format(
+            parameters=sum(p.numel() for p in model.parameters()),
+            vocabulary=len(processor.tokenizer),
+            size=size,
+            n=count,
+            rows="\n".join(lines),
+        )
     )
     (out / "README.md").write_text(card, encoding="utf-8")
     print(card)
@@ -270,36 +274,6 @@ def measure(arguments: argparse.Namespace) -> None:
 def _wilson(hits: int, n: int) -> tuple[float, float]:
     found = wilson(hits, n)
     return found.low, found.high
-
-
-_CARD = """---
-library_name: transformers
-pipeline_tag: video-text-to-text
-license: apache-2.0
----
-# The embedded backbone of the home-camera world
-
-A Qwen2.5-VL with {parameters:,} parameters, a byte-level vocabulary of {vocabulary}, {size:.1f} MB. It sees 8 frames of 64 x 48 pixels as 48 tokens.
-
-**What it learned.** First its tower alone (linear heads on the states of each quarter), then tower and language model on captions and questions about
-single facts, then, with the tower frozen, general composition: whether two statements about a clip, drawn at random, agree. All on the `base` part of
-the world, whose rooms and clothes no training or test clip shares.
-
-**What it does not know.** The house rule and the labels: no caption, question or statement mentions them. Their words are in the tokenizer.
-
-**How well it sees**: share of greedy captions that state a fact rightly, on rooms and actors of the `test` part, n = {n} clips, with Wilson's 95 % interval.
-
-| fact | right % | interval |
-|---|---:|---:|
-{rows}
-
-`quarter k` is who is up or down, or nobody, and where the box is, in the k-th quarter of the clip; `all` is every fact of a clip at once.
-
-Rebuild and measure:
-
-    python -m deepintuit.homecam.backbone --shards SCRATCH --out deepintuit/homecam/model
-    python -m deepintuit.homecam.backbone --shards SCRATCH --out deepintuit/homecam/model --measure
-"""
 
 
 def teach_language(
