@@ -28,6 +28,8 @@ from deepintuit.config import Config
 from deepintuit.errors import ConfigError, DataError
 from deepintuit.metrics import apply_temperature, fit_temperature, nll
 from deepintuit.reasoner import (
+    CALIBRATION,
+    HEAD,
     Clip,
     LinearHead,
     LocalReasoner,
@@ -46,8 +48,6 @@ from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip, Example
 from deepintuit.vlm.finetune import Recipe, finetune
 
-CALIBRATION = "calibration.json"
-HEAD = "head.safetensors"
 _TRAINED = "trained.json"
 _MADE_BY = ("model", "video", "clips", "prompt", "sampling", "calibrate")
 """Sections that decide what this stage makes: a change in another one does not train again."""

@@ -26,6 +26,8 @@ from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import fit_temperature
 from deepintuit.reasoner import (
+    CALIBRATION,
+    HEAD,
     NEEDS_SAMPLES,
     Clip,
     LinearHead,
@@ -46,7 +48,6 @@ from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip
 
 _TRAINING = ("coldstart", "grpo", "calibration")
-CALIBRATION, HEAD = "calibration.json", "head.safetensors"
 AnyTrace = Trace | Malformed
 
 

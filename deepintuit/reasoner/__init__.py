@@ -8,6 +8,8 @@ Left out on purpose: batching over several machines (Ray Data or a vLLM server d
 """
 
 from deepintuit.reasoner.distribution import (
+    CALIBRATION,
+    HEAD,
     NEEDS_SAMPLES,
     LinearHead,
     Scores,
@@ -21,6 +23,6 @@ from deepintuit.reasoner.local import LocalReasoner, Unreadable
 from deepintuit.reasoner.task import Clip, Task, card, identity, parsed, rationale_of
 
 __all__ = [
-    "NEEDS_SAMPLES", "Clip", "LinearHead", "LocalReasoner", "Scores", "Task", "Unreadable", "card", "hidden_states", "identity",
+    "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "Clip", "LinearHead", "LocalReasoner", "Scores", "Task", "Unreadable", "card", "hidden_states", "identity",
     "likelihood_scores", "mean_scores", "parsed", "prompt_likelihoods", "rationale_of", "vote_scores",
 ]  # fmt: skip

@@ -24,6 +24,9 @@ from deepintuit.reasoner.task import Clip, Task
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip, label_logprobs, last_hidden
 
+CALIBRATION, HEAD = "calibration.json", "head.safetensors"
+"""What a calibrate run leaves beside its weights, and an evaluate run reads: the temperatures, and the linear head."""
+
 NEEDS_SAMPLES = frozenset({"vote", "mean_likelihood"})
 """Ways that read K sampled traces; the others read one."""
 
