@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import getpass
 import importlib
 import os
 import sys
@@ -27,7 +28,7 @@ from deepintuit.config import Config
 from deepintuit.errors import ConfigError, DeepIntuitError, nearest
 
 _NO_RUNS = ("baselines", "zero-shot")
-_COMMANDS = ("clips", "teach", "coldstart", "grpo", "calibrate", "evaluate", "report", "demo")
+_COMMANDS = ("clips", "teach", "coldstart", "grpo", "calibrate", "evaluate", "report", "demo", "app")
 console = Console()
 
 
@@ -88,6 +89,15 @@ def _parser() -> argparse.ArgumentParser:
     demo = _common(commands.add_parser("demo", help="everything, from rendered clips to the table, with the embedded world and model"))
     demo.add_argument("--full", action="store_true", help="with RB-FT and zero-shot, and every system calibrated (about three times as long)")
     demo.set_defaults(run=_demo)
+
+    app = commands.add_parser("app", help="the dashboard: watch a clip being reasoned about, browse traces, find where classes fail")
+    app.add_argument("--workbench", metavar="DIR", help="where clips and runs lie (default: ./workbench, or DEEPINTUIT_HOME)")
+    app.add_argument("--host", default="127.0.0.1", help="another address than this machine's own needs --auth")
+    app.add_argument("--port", type=int, default=7860)
+    app.add_argument("--auth", metavar="FILE", help="ask for a login; one `name:hash` a line, written by --add-user")
+    app.add_argument("--add-user", metavar="NAME", help="ask for a password, write it hashed into the --auth file, and end")
+    app.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    app.set_defaults(run=_app)
     return parser
 
 
@@ -303,6 +313,27 @@ def _demo(options) -> int:
 
     demo.run(workbench, settings, full=options.full, fractions=fractions(settings), progress=not options.quiet, console=console)
     return _show(workbench, settings, _evaluated(workbench, settings))
+
+
+def _app(options) -> int:
+    try:
+        from app import gate
+        from app.app import serve
+    except ImportError as error:
+        raise ConfigError(f"the dashboard cannot start ({error})", "it needs the packages of the extra 'app'", "Install them: pip install 'deepintuit[app]'") from error
+    if options.add_user:
+        if not options.auth:
+            raise ConfigError("--add-user without --auth", "there is no file to write to", "Add --auth FILE")
+        gate.add_user(options.auth, options.add_user, getpass.getpass(f"Password for {options.add_user}: "))
+        return 0
+    place = options.workbench or os.environ.get("DEEPINTUIT_HOME") or Config().workbench
+    if not Path(place).is_dir():
+        raise ConfigError(f"there is no workbench at {str(place)!r}", "the dashboard shows what is in one", "Make one with `deepintuit demo`, or name another with --workbench")
+    if options.auth and not Path(options.auth).is_file():
+        raise ConfigError(f"there is no file {options.auth!r}", "--auth names the users who may log in", f"Make it: deepintuit app --auth {options.auth} --add-user NAME")
+    users = gate.read_users(options.auth) if options.auth else None
+    serve(place, host=options.host, port=options.port, users=users, open_browser=not options.no_browser)
+    return 0
 
 
 def _clips(verbs) -> None:

@@ -1,0 +1,70 @@
+"""Pieces of HTML that the pages are made of. Everything that a model, a file or a person wrote goes through `esc`.
+
+`gr.HTML` sanitises nothing and reads its value as a template: besides the markup characters, `esc` disarms those that
+Handlebars and JavaScript templates would interpret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from urllib.parse import urlencode
+
+_TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
+
+
+def esc(text: object) -> str:
+    """Text as text, wherever it lands in an element or in a quoted attribute. None is empty."""
+    return "" if text is None else escape(str(text), quote=True).translate(_TEMPLATE)
+
+
+def tag(name: str, content: str = "", **attributes: object) -> str:
+    """An element; attribute values are escaped, `content` is HTML already. `class_` and `data_x` lose and change their underscore."""
+    shown = "".join(
+        f' {key.rstrip("_").replace("_", "-")}' + ("" if value is True else f'="{esc(value)}"')
+        for key, value in attributes.items()
+        if value not in (None, False)
+    )
+    return f"<{name}{shown}>" + ("" if name in {"br", "hr", "img", "input"} else f"{content}</{name}>")
+
+
+def link(text: object, page: str, **query: object) -> str:
+    """A link to one of our pages, its state in the address."""
+    return tag("a", esc(text), href=address(page, **query))
+
+
+def address(page: str, **query: object) -> str:
+    """The address of a page in a state; the first page, `watch`, lives at the root."""
+    known = {key: value for key, value in query.items() if value not in (None, "", [])}
+    return ("/" if page == "watch" else f"/{page}") + (f"?{urlencode(known, doseq=True)}" if known else "")
+
+
+def badge(text: object, kind: str = "plain", title: str | None = None) -> str:
+    """A small word on a ground: kinds are plain, good, bad, warn."""
+    return tag("span", esc(text), class_=f"badge {kind}", title=title)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", **attributes: object) -> str:
+    """Cells are HTML already; heads and caption are text. The first cell of a row names it."""
+    head = "".join(tag("th", esc(text), scope="col") for text in heads)
+    body = "".join(
+        "<tr>" + "".join(tag("th" if i == 0 else "td", cell, **({"scope": "row"} if i == 0 else {})) for i, cell in enumerate(row)) + "</tr>"
+        for row in rows
+    )
+    title = tag("caption", esc(caption)) if caption else ""
+    return tag("div", tag("table", f"{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", **attributes), class_="scroll")
+
+
+def empty(what: str, todo: str = "", command: str = "") -> str:
+    """An empty state: what is missing, and what to run."""
+    code = tag("pre", esc(command)) if command else ""
+    return tag("div", tag("p", tag("strong", esc(what))) + (tag("p", esc(todo)) if todo else "") + code, class_="empty")
+
+
+def facts(pairs: Mapping[str, object]) -> str:
+    """Name and value, one a line; values are text."""
+    return tag("dl", "".join(tag("dt", esc(name)) + tag("dd", esc(value)) for name, value in pairs.items() if value is not None))
+
+
+def percent(share: float | None, digits: int = 0) -> str:
+    return "–" if share is None or share != share else f"{100 * share:.{digits}f} %"
