@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import CLIPS, LONG, TALL, WIDE
 from transformers.video_utils import VideoMetadata
@@ -235,6 +237,27 @@ def test_training_touches_the_language_model_only(settings, families, models, en
     logprobs.sum().backward()
     grads = {name for name, p in vlm.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert grads and grads <= set(trained)
+
+
+def test_full_training_in_bfloat16_moves_float32_master_weights_by_steps_that_bfloat16_cannot_hold(
+    families, models, encode, tmp_path
+):
+    vlm = families["embedded"].load(trainable=True, dtype="bfloat16")
+    before = weights(vlm)
+    assert {value.dtype for value in before.values()} == {torch.float32}
+    clips = [encode(models["embedded"], WIDE)]
+    tune(vlm, clips, tmp_path / "training", replace(RECIPE, learning_rate=1e-6), count=2)
+    after = weights(vlm)
+    moved = torch.cat([(after[name] != before[name]).flatten() for name in before])
+    kept = torch.cat([(after[name].bfloat16() != before[name].bfloat16()).flatten() for name in before])
+    assert moved.float().mean() > 0.9 and kept.float().mean() < 0.1
+    logits = vlm.model(**vlm.inputs(clips, [vlm.prompt_ids(clips[0], PROMPT)], side="left")).logits
+    assert logits.dtype == torch.bfloat16, "the arithmetic is bfloat16's"
+    vlm.save(tmp_path / "saved", {})
+    with safe_open(tmp_path / "saved" / "model.safetensors", "pt") as saved:
+        assert {saved.get_tensor(name).dtype for name in saved.keys()} == {torch.bfloat16}
+    again = families["embedded"].load(checkpoint=tmp_path / "saved", dtype="bfloat16")
+    same({n: p for n, p in again.model.named_parameters() if n in after}, {n: p.bfloat16() for n, p in after.items()})
 
 
 def beats(error):

@@ -70,7 +70,8 @@ class Resumable(Trainer):
         if hasattr(self.model, "peft_config") or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            # In float32, or master weights would come back rounded; each value takes its parameter's type when copied.
+            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype="float32")
             self.model.load_state_dict(saved.state_dict())
 
 
