@@ -1,0 +1,106 @@
+"""Clips as a person looks for them, and what was said about one: its traces, and the predictions that rest on a trace.
+
+Plain functions of a workbench; values travel as parameters, never as text of a query. Rows come back as dicts.
+Left out on purpose: pages of traces over all clips (`browse`), anything that computes a metric.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepintuit.store import Workbench
+
+FLIPS = ("flipped", "wrong → right", "right → wrong")
+"""What calibration changed, by the name that the page shows."""
+
+_WAYS = ("label_likelihood", "mean_likelihood", "linear_head", "vote", "raw")
+
+_FOUND = """
+    SELECT *, count(*) OVER () AS found FROM clips
+    WHERE excluded IS NULL AND path IS NOT NULL
+      AND ($label = '' OR label = $label) AND ($split = '' OR split = $split)
+      AND ($words = [] OR list_bool_and(list_transform($words, lambda word: contains(
+            lower(concat_ws(' ', clip_id, path, "group", dataset, label)), lower(word)))))
+      AND ($flip = '' OR clip_id IN (
+            SELECT clip_id FROM latest_predictions
+            WHERE control = 'none' AND method <> 'raw' AND provisional <> 'none' AND provisional <> predicted
+              AND ($flip = 'flipped' OR ($flip = 'wrong → right' AND predicted = true_label)
+                   OR ($flip = 'right → wrong' AND provisional = true_label))))
+    ORDER BY (split = 'test')::INT DESC, (split = 'validation')::INT DESC, dataset, path, clip_id LIMIT $limit"""
+
+
+def choices(workbench: Workbench) -> dict[str, list[str]]:
+    """The labels and splits that occur among the usable clips."""
+    labels = workbench.query("SELECT DISTINCT label AS it FROM clips WHERE excluded IS NULL ORDER BY it NULLS LAST")
+    splits = workbench.query("SELECT DISTINCT split AS it FROM clips WHERE excluded IS NULL ORDER BY it NULLS LAST")
+    return {"label": labels["it"].dropna().tolist(), "split": splits["it"].dropna().tolist()}
+
+
+def find(
+    workbench: Workbench, text: str = "", label: str = "", split: str = "", flip: str = "", limit: int = 24
+) -> tuple[list[dict[str, Any]], int]:
+    """Usable clips whose id, path, group, dataset and label hold every word of `text`, and how many there are in all.
+
+    `flip`: one of `FLIPS`, or empty. Held-out clips come first, since they have most to show.
+    """
+    asked = {"words": text.split()[:20], "label": label, "split": split, "flip": flip, "limit": int(limit)}
+    rows = _records(workbench.query(_FOUND, asked))
+    return rows, int(rows[0]["found"]) if rows else 0
+
+
+def clip(workbench: Workbench, clip_id: str) -> dict[str, Any] | None:
+    """One clip of the manifest."""
+    found = _records(workbench.query("SELECT * FROM clips WHERE clip_id = ? LIMIT 1", [clip_id]))
+    return found[0] if found else None
+
+
+def traces_of(workbench: Workbench, clip_id: str, limit: int = 60) -> list[dict[str, Any]]:
+    """Traces of a clip without their texts: those that predictions rest on first, then the newest.
+
+    `system` names who wrote it, where that is known; `judged` says that a calibrator read it.
+    """
+    return _records(
+        workbench.query(
+            """SELECT trace_id, traces.run_id, traces.stage, sample, step, temperature, provisional, reason, confidence,
+                      runs.name AS run_name, created,
+                      said.system, coalesce(said.judged, false) AS judged
+               FROM traces LEFT JOIN runs USING (run_id) LEFT JOIN (
+                   SELECT trace_id, any_value(system) AS system, bool_or(method <> 'raw') AS judged
+                   FROM predictions WHERE clip_id = $1 GROUP BY trace_id) said USING (trace_id)
+               WHERE clip_id = $1
+               ORDER BY judged DESC, (system IS NOT NULL) DESC, created DESC, step DESC, sample LIMIT $2""",
+            [clip_id, int(limit)],
+        )
+    )
+
+
+def predictions_on(workbench: Workbench, trace_id: str) -> list[dict[str, Any]]:
+    """What was predicted from one trace, controls aside, the paper's way first and the answer as it was given last."""
+    rows = _records(workbench.query("SELECT * FROM predictions WHERE trace_id = ? AND control = 'none'", [trace_id]))
+    return sorted(rows, key=lambda row: _WAYS.index(row["method"]) if row["method"] in _WAYS else len(_WAYS))
+
+
+def reasoners(workbench: Workbench) -> list[dict[str, Any]]:
+    """Finished runs that hold a reasoner which writes traces, the newest of the last stage first, each with the newest
+    calibrator trained on it (`calibrator`, or None)."""
+    return _records(
+        workbench.query(
+            """SELECT run_id, stage, name, dataset, created, calibrator
+               FROM runs LEFT JOIN (
+                   SELECT parent AS run_id, arg_max(run_id, created) AS calibrator FROM runs
+                   WHERE stage = 'calibrate' AND status = 'finished' GROUP BY parent) USING (run_id)
+               WHERE status = 'finished' AND stage IN ('coldstart', 'grpo')
+                 AND coalesce(config->>'$.coldstart.target', 'trace') <> 'label'
+               ORDER BY calibrator IS NULL, (stage = 'grpo') DESC, created DESC"""
+        )
+    )
+
+
+def _records(rows) -> list[dict[str, Any]]:
+    """Rows as dicts in which what is missing is None."""
+    return [{key: None if _missing(value) else value for key, value in row.items()} for row in rows.to_dict("records")]
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (not hasattr(value, "__len__") and value != value)
