@@ -1,0 +1,215 @@
+"""What the page may start: a stage with run ids and typed settings, checked before anything runs.
+
+    order = write(workbench, "grpo", base="run:coldstart-…", changes="grpo.group = 4", inputs={"start": "coldstart-…"})
+    jobs.launch(workbench.path, order.command, files=order.files, stage=order.stage, title=order.title)
+
+A command is a list of words built here, never a text for a shell. Settings begin with those of a stored run or of a
+shipped file; a user may change numbers, switches, choices, and a few names. What names a file, an address or an
+environment variable stays with the command line: who may open this page need not be allowed to read the server's disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from deepintuit import config
+from deepintuit.config import Config
+from deepintuit.errors import ConfigError, nearest
+from deepintuit.store import Workbench
+
+NEWEST = "newest"
+"""In place of a run: the newest finished one that fits when the job's turn comes."""
+
+STAGES = {
+    "teach": "write teacher traces for the cold-start clips",
+    "coldstart": "imitate teacher traces",
+    "grpo": "refine by rule rewards on sampled traces",
+    "calibrate": "learn from the model's own traces when to trust them",
+    "evaluate": "score a system, raw and calibrated, with controls",
+    "report": "write the card of all evaluations of a dataset",
+    "demo": "everything once, from rendered clips to the table",
+}
+INPUTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "coldstart": {"teacher": ("teach",)},
+    "grpo": {"start": ("coldstart", "grpo")},
+    "calibrate": {"reasoner": ("grpo", "coldstart")},
+    "evaluate": {"reasoner": ("grpo", "coldstart", "zero-shot", "baselines"), "calibrator": ("calibrate",)},
+}
+"""Stage → option → the stages whose runs it takes, and the words that stand for none."""
+
+_WORDS = ("zero-shot", "baselines")
+_FREE_TEXT = ("clips.text_fields", "clips.notes_shown", "coldstart.splits", "teach.model")
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+_SHIPPED = Path(__file__).parents[1] / "configs"
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job that may be started. `{job}` in the command is the folder that `files` are written to."""
+
+    stage: str
+    title: str
+    command: list[str]
+    files: dict[str, str]
+    config: Config
+
+
+def bases(workbench: Workbench) -> list[tuple[str, str]]:
+    """Where settings can begin, as (shown, value): stored runs, newest first, shipped files, the method's defaults."""
+    runs = [(f"as run {run.id}", f"run:{run.id}") for run in reversed(workbench.runs())]
+    files = [
+        (f"configs/{path.name}", f"file:{path.stem}")
+        for path in sorted(_SHIPPED.glob("*.toml"), key=lambda path: path.stem != "tiny")
+    ]
+    return [*runs, *files, ("the method's defaults", "defaults")]
+
+
+def candidates(workbench: Workbench, stage: str, option: str, dataset: str) -> list[str]:
+    """Finished runs of this dataset that an option takes, newest first, and the words that it takes."""
+    wanted = INPUTS.get(stage, {}).get(option, ())
+    runs = [
+        run.id
+        for run in reversed(workbench.runs(finished=True))
+        if run.stage in wanted and dataset in ("", run.about["dataset"])
+    ]
+    return runs + [word for word in wanted if word in _WORDS]
+
+
+def write(
+    workbench: Workbench,
+    stage: str,
+    *,
+    base: str = "defaults",
+    changes: str = "",
+    dataset: str = "",
+    seed: int | None = None,
+    inputs: Mapping[str, str] | None = None,
+    name: str = "",
+    full: bool = False,
+    dry: bool = False,
+) -> Order:
+    """Check everything and give the order. ConfigError or StoreError for what the stage could not run with.
+
+    `changes`: one `section.key = value` a line. `inputs`: option → run id, one of its words, or `NEWEST`.
+    """
+    if stage not in STAGES:
+        raise ConfigError(
+            f"stage {stage!r}", f"there are {', '.join(STAGES)}", f"Nearest: {nearest(stage, STAGES) or 'demo'!r}"
+        )
+    text, more = _text(workbench, base), _more(dataset, seed)
+    settings = config.loads(text, [*_sets(changes), *more], "the settings to begin with")
+    _refuse_closed(config.loads(text, more), settings)
+    settings = dataclasses.replace(settings, workbench=str(workbench.path))
+    command = [
+        sys.executable,
+        "-m",
+        "deepintuit.cli",
+        stage,
+        "--config={job}/config.toml",
+        f"--workbench={workbench.path}",
+    ]
+    title = [f"{stage} on {settings.clips.dataset or 'homecam'}"]
+    for option, run in (inputs or {}).items():
+        if run and run != NEWEST and option in INPUTS.get(stage, {}):
+            known = candidates(workbench, stage, option, settings.clips.dataset)
+            if run not in known:
+                raise ConfigError(
+                    f"{option} {run!r}",
+                    "it is no finished run of this dataset that the stage can begin with",
+                    f"Nearest: {nearest(run, known)!r}" if nearest(run, known) else "Choose one of the list",
+                )
+            command.append(f"--{option}={run}")
+            title.append(f"{option} {run}")
+    if name and stage in ("coldstart", "grpo", "calibrate", "evaluate"):
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"name {name!r}", "it becomes part of a folder's name", "Use up to 40 small letters, digits and hyphens"
+            )
+        command.append(f"--name={name}")
+    if full and stage == "demo":
+        command.append("--full")
+    if dry:
+        command.append("--dry-run")
+        title.append("dry run")
+    return Order(stage, ", ".join(title), command, {"config.toml": settings.dumps()}, settings)
+
+
+def changed(settings: Config) -> dict[str, Any]:
+    """Departures from the method's defaults by dotted key, the workbench's place aside."""
+    found = {}
+    for section, value in settings.departures().items():
+        found |= (
+            {f"{section}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {section: value}
+        )
+    found.pop("workbench", None)
+    return found
+
+
+def settable() -> dict[str, str]:
+    """What the page may change: dotted key → meaning."""
+    return {
+        f"{section}.{key}": meaning for section, key, _, meaning in config.describe() if section and _open(section, key)
+    }
+
+
+def _open(section: str, key: str) -> bool:
+    kind = Config.__dataclass_fields__[section].default.__dataclass_fields__[key]
+    typed = not isinstance(kind.default, str | tuple) or bool(kind.metadata["choices"])
+    return typed or f"{section}.{key}" in _FREE_TEXT
+
+
+def _sets(changes: str) -> list[str]:
+    lines = (line.strip() for line in changes.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _refuse_closed(before: Config, after: Config) -> None:
+    """Whatever way it was written: what the page may not change has not changed."""
+    for section, key, _, _ in config.describe():
+        if section and not _open(section, key):
+            was, wanted = (getattr(getattr(settings, section), key) for settings in (before, after))
+            if was != wanted:
+                raise ConfigError(
+                    f"{section}.{key} = {wanted!r} cannot be set from this page",
+                    "it names a file, an address, a device or a dataset of the server",
+                    "Choose the dataset above, begin with a run that has it, or use the command line",
+                )
+
+
+def _more(dataset: str, seed: int | None) -> list[str]:
+    return ([f"clips.dataset={json.dumps(dataset)}"] if dataset else []) + (
+        [f"seed={int(seed)}"] if seed is not None else []
+    )
+
+
+def _text(workbench: Workbench, base: str) -> str:
+    """The settings to begin with, as TOML."""
+    kind, _, name = base.partition(":")
+    if kind == "run":
+        about = workbench.run(name).about
+        return tomli_w.dumps(_known(about.get("settings") or about["config"]))
+    shipped = {path.stem: path for path in _SHIPPED.glob("*.toml")}
+    if kind == "file" and name in shipped:
+        return shipped[name].read_text(encoding="utf-8")
+    if base == "defaults":
+        return ""
+    raise ConfigError(f"settings {base!r}", "no run, file or default is called so", "Choose one of the list")
+
+
+def _known(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config without what it does not share with this version: other stages' notes, keys that were renamed."""
+    found: dict[str, Any] = {}
+    for section, key, _, _ in config.describe():
+        values = stored.get(section) if section else stored
+        if isinstance(values, Mapping) and values.get(key) is not None and key != "workbench":
+            (found.setdefault(section, {}) if section else found)[key] = values[key]
+    return found
