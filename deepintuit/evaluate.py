@@ -10,7 +10,6 @@ Run it:  deepintuit evaluate --config configs/tiny.toml --reasoner RUN --calibra
 from __future__ import annotations
 
 import json
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,6 +33,7 @@ from deepintuit.reasoner import (
     LocalReasoner,
     Scores,
     Task,
+    answer_distribution,
     hidden_states,
     identity,
     likelihood_scores,
@@ -201,7 +201,8 @@ def _reasoned(
     ids = [row.trace_id for row in first]
     provisional = [trace.provisional for trace in traces]
     if ("raw", "none") not in done:
-        raw = np.stack([_raw_distribution(task, trace, row, local.vlm.tokenizer) for trace, row in zip(traces, first)])
+        pairs, read = zip(traces, first), local.vlm.tokenizer
+        raw = np.stack([answer_distribution(task, t, r.token_ids, r.token_logprobs, read) for t, r in pairs])
         writer.add("raw", clips, provisional, raw, provisional=provisional, traces=ids)
     if calibrator is None:
         return
@@ -280,28 +281,6 @@ def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Confi
                 [],
             )
         run.append("traces", rows)
-
-
-def _raw_distribution(task: Task, trace: AnyTrace, row, tokenizer) -> np.ndarray:
-    """The provisional label's own probability: the product over the tokens of its answer; the rest is spread evenly [R].
-
-    A malformed trace says nothing: uniform.
-    """
-    k = len(task.labels)
-    if not trace.ok:
-        return np.full(k, 1 / k)
-    start, end = trace.spans[trace.grammar.answer.name]
-    ids = [int(token) for token in row.token_ids]
-
-    def characters(tokens: int) -> int:
-        return len(tokenizer.decode(ids[:tokens], skip_special_tokens=True))
-
-    places = range(len(ids) + 1)
-    first, last = bisect_right(places, start, key=characters) - 1, bisect_left(places, end, key=characters)
-    p = float(np.clip(np.exp(np.sum(row.token_logprobs[first:last])), 1 / k, 1.0))
-    probs = np.full(k, (1 - p) / (k - 1))
-    probs[task.labels.index(trace.label)] = p
-    return probs
 
 
 def _labels_only(

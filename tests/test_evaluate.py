@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deepintuit import calibrate, coldstart, evaluate
 from deepintuit.errors import StoreError
-from deepintuit.reasoner import LocalReasoner, Task
+from deepintuit.reasoner import LocalReasoner, Task, answer_distribution
 from deepintuit.vlm import VLM
 
 pytest_plugins = ["embedded"]
@@ -71,7 +71,7 @@ def test_raw_probability_is_that_of_the_answer_tokens(bench, cold, scored):
         reached = len(vlm.tokenizer.decode([int(i) for i in row.token_ids[: number + 1]], skip_special_tokens=True))
         total += logprob if place < end and reached > start else 0.0
         place = reached
-    found = evaluate._raw_distribution(task, trace, row, vlm.tokenizer)
+    found = answer_distribution(task, trace, row.token_ids, row.token_logprobs, vlm.tokenizer)
     assert found[task.labels.index(trace.label)] == pytest.approx(max(np.exp(total), 1 / 6))
 
 

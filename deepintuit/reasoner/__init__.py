@@ -3,26 +3,53 @@
 - `task`          a dataset with its labels, grammar and prompts
 - `local`         traces from a model on this machine, as rows for the store
 - `distribution`  the four ways to a class distribution
+- `live`          one clip reasoned about while somebody watches, as a stream of events
+- `replay`        the same events from a stored trace, without torch
 
+A name is imported when it is first asked for, so that a replay starts without torch.
 Left out on purpose: batching over several machines (Ray Data or a vLLM server do that).
 """
 
-from deepintuit.reasoner.distribution import (
-    CALIBRATION,
-    HEAD,
-    NEEDS_SAMPLES,
-    LinearHead,
-    Scores,
-    hidden_states,
-    likelihood_scores,
-    mean_scores,
-    prompt_likelihoods,
-    vote_scores,
-)
-from deepintuit.reasoner.local import LocalReasoner, Unreadable
-from deepintuit.reasoner.task import Clip, Task, card, identity, parsed, rationale_of
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepintuit.reasoner.distribution import (
+        CALIBRATION,
+        HEAD,
+        NEEDS_SAMPLES,
+        LinearHead,
+        Scores,
+        answer_distribution,
+        hidden_states,
+        likelihood_scores,
+        mean_scores,
+        prompt_likelihoods,
+        vote_scores,
+    )
+    from deepintuit.reasoner.local import LocalReasoner, Unreadable
+    from deepintuit.reasoner.task import Clip, Task, card, identity, parsed, rationale_of
+
+_FROM = {
+    "distribution": (
+        "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "LinearHead", "Scores", "answer_distribution", "hidden_states",
+        "likelihood_scores", "mean_scores", "prompt_likelihoods", "vote_scores",
+    ),
+    "local": ("LocalReasoner", "Unreadable"),
+    "task": ("Clip", "Task", "card", "identity", "parsed", "rationale_of"),
+}  # fmt: skip
+_HOME = {name: module for module, names in _FROM.items() for name in names}
 
 __all__ = [
-    "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "Clip", "LinearHead", "LocalReasoner", "Scores", "Task", "Unreadable", "card", "hidden_states", "identity",
-    "likelihood_scores", "mean_scores", "parsed", "prompt_likelihoods", "rationale_of", "vote_scores",
+    "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "Clip", "LinearHead", "LocalReasoner", "Scores", "Task", "Unreadable",
+    "answer_distribution", "card", "hidden_states", "identity", "likelihood_scores", "mean_scores", "parsed",
+    "prompt_likelihoods", "rationale_of", "vote_scores",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -12,6 +12,7 @@ mass outside the label set.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,3 +125,26 @@ def mean_scores(parts: Sequence[Scores]) -> Scores:
     """Option D: the mean of K distributions, as log-scores."""
     probs = np.mean([part.probs(1.0) for part in parts], 0)
     return Scores(np.log(np.maximum(probs, 1e-12)), np.mean([part.outside_C for part in parts], 0))
+
+
+def answer_distribution(
+    task: Task, trace: Trace | Malformed, token_ids: Sequence[int], token_logprobs: Sequence[float], tokenizer
+) -> np.ndarray:
+    """(K,) the provisional label's own probability: the product over the tokens of its answer; the rest is spread
+    evenly [R]. A malformed trace says nothing: uniform.
+    """
+    k = len(task.labels)
+    if not trace.ok:
+        return np.full(k, 1 / k)
+    start, end = trace.spans[trace.grammar.answer.name]
+    ids = [int(token) for token in token_ids]
+
+    def characters(tokens: int) -> int:
+        return len(tokenizer.decode(ids[:tokens], skip_special_tokens=True))
+
+    places = range(len(ids) + 1)
+    first, last = bisect_right(places, start, key=characters) - 1, bisect_left(places, end, key=characters)
+    p = float(np.clip(np.exp(np.sum(token_logprobs[first:last])), 1 / k, 1.0))
+    probs = np.full(k, (1 - p) / (k - 1))
+    probs[task.labels.index(trace.label)] = p
+    return probs

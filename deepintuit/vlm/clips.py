@@ -7,6 +7,7 @@ and renamed; one that fails its own hash is computed again. Deletable at any tim
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -117,6 +118,13 @@ class ClipEncoder:
         self._tower = _fingerprint(model.model.visual)
         self._held: OrderedDict[str, EncodedClip] = OrderedDict()
         self._room = memory_bytes
+
+    def forgetful(self) -> ClipEncoder:
+        """The same tower with no cache, neither on disk nor in memory: for clips that must leave no trace."""
+        other = copy.copy(self)
+        other.frame_cache = other.folder = None
+        other._held, other._room = OrderedDict(), 0
+        return other
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing, by the processor's rule within the settings' limits. Raises `VideoError`."""

@@ -1,0 +1,193 @@
+"""One clip reasoned about while somebody watches: decode, encode, reason, calibrate, as a stream of events.
+
+    models = Models(workbench)
+    reason(models, Ask(clip, reasoner="grpo-…"), emit=print, stop=threading.Event().is_set)
+
+Models are loaded when first asked for and kept, two at most: a reasoner and its calibrator. One `reason` at a time for
+one `Models`; who calls it keeps the line. Nothing is stored: a trace that should stay comes from a stage.
+
+Left out on purpose: the ways to a distribution that need several traces.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deepintuit.config import Config
+from deepintuit.errors import DeepIntuitError, StoreError
+from deepintuit.reasoner.distribution import CALIBRATION, answer_distribution, likelihood_scores
+from deepintuit.reasoner.local import LocalReasoner
+from deepintuit.reasoner.replay import Distribution, Event, Failed, Seen, Stage, TraceDone, Written
+from deepintuit.reasoner.task import Clip, Task
+from deepintuit.store import Workbench
+from deepintuit.trace import Trace
+from deepintuit.vlm import VLM, Sample, sample_groups
+
+_BETWEEN_TEXTS = 1 / 30  # seconds; a screen shows no more, and every text is decoded as a whole
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What to do. `reasoner`, `calibrator`: run ids; None for `top_p` and `max_tokens`: as the run was made.
+
+    `private`: nothing derived from the clip is written to the workbench's caches (an upload).
+    """
+
+    clip: Clip
+    reasoner: str
+    calibrator: str | None = None
+    temperature: float = 0.0
+    top_p: float | None = None
+    max_tokens: int | None = None
+    seed: int = 0
+    private: bool = False
+
+
+class Models:
+    """Loaded models by run id, the two last used. Not for several threads at once."""
+
+    def __init__(self, workbench: Workbench, room: int = 2):
+        self.workbench, self.room = workbench, room
+        self._held: OrderedDict[str, VLM] = OrderedDict()
+
+    def settings(self, run_id: str) -> Config:
+        """The settings that a run was made with. StoreError for a run that holds no model of this project's stages."""
+        run = self.workbench.run(run_id)
+        settings = run.about.get("settings")
+        if not run.finished or settings is None:
+            raise StoreError(
+                f"run {run_id!r}",
+                "it is not finished, or does not say with which settings its model was made",
+                "Choose another reasoner, or run its stage again",
+            )
+        return _config(settings)
+
+    def get(self, run_id: str) -> VLM:
+        """The model of a run, loaded unless it is held. Raises what `VLM.load` raises."""
+        if run_id in self._held:
+            self._held.move_to_end(run_id)
+            return self._held[run_id]
+        while len(self._held) >= self.room:
+            self._held.popitem(last=False)
+        settings, run = self.settings(run_id), self.workbench.run(run_id)
+        vlm = VLM.load(settings.model, settings.video, checkpoint=run.checkpoint, cache=self.workbench.cache)
+        self._held[run_id] = vlm
+        return vlm
+
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._held
+
+
+def reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Callable[[], bool]) -> None:
+    """Do what is asked and tell `emit`. Bad input ends in a `Failed`; `stop` is looked at between steps and tokens."""
+    try:
+        _reason(models, ask, emit, stop)
+    except DeepIntuitError as error:
+        emit(Failed(str(error)))
+
+
+def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Callable[[], bool]) -> None:
+    settings = models.settings(ask.reasoner)
+    if ask.reasoner not in models:
+        emit(Stage("load"))
+    vlm, task = models.get(ask.reasoner), Task(models.workbench.path, settings)
+    if stop():
+        return
+    clip = ask.clip
+    local = LocalReasoner(_private(vlm) if ask.private else vlm, task, ask.seed)
+    emit(Stage("decode"))
+    frames = local.vlm.encoder.frames(clip.clip_id, clip.path, clip.width, clip.height)
+    times = tuple(round(float(t), 4) for t in frames.times_T)
+    emit(Seen(tuple(map(int, frames.indices_T)), times, frames.pixels_T_H_W_3))
+    emit(Stage("encode"))
+    known = local.encode([clip])
+    if not known:
+        raise local.unreadable[clip.clip_id].error
+    if stop():
+        return
+    emit(Stage("reason"))
+    (_, encoded), = known
+    ids: list[int] = []
+    said = 0.0
+
+    def on_token(_clip: int, _sample: int, token: int) -> None:
+        nonlocal said
+        ids.append(token)
+        if time.monotonic() - said >= _BETWEEN_TEXTS:
+            said = time.monotonic()
+            text = vlm.tokenizer.decode(ids, skip_special_tokens=True)
+            emit(Written(text.rstrip("\ufffd"), len(ids)))  # a character of several tokens is not there yet
+
+    prompt = task.reasoner_prompt(clip.clip_id)
+    [[sample]] = sample_groups(
+        vlm,
+        [encoded],
+        [prompt],
+        [[local.key(clip, 0)]],
+        temperature=ask.temperature,
+        max_tokens=ask.max_tokens or settings.sampling.max_tokens,
+        top_p=ask.top_p or settings.sampling.top_p,
+        on_token=on_token,
+        stop=stop,
+    )
+    trace = task.parse(sample.text, sample.truncated)
+    stopped = stop() and sample.truncated
+    reason, detail = (None, None) if trace.ok else (str(trace.reason), trace.detail)
+    spent = sample.milliseconds
+    emit(TraceDone(sample.text, trace.provisional, reason, detail, sample.confidence, len(ids), spent, stopped))
+    if trace.ok and not stop():
+        emit(_first_answer(task, trace, sample, vlm))
+    if ask.calibrator is None or stop():
+        return
+    if ask.calibrator not in models:
+        emit(Stage("load"))
+    judge = models.get(ask.calibrator)
+    if stop():
+        return
+    emit(Stage("calibrate"))
+    score = likelihood_scores(judge, task, known, [trace], 1)
+    temperature = _temperature(models.workbench, ask.calibrator)
+    probs, outside = score.probs(temperature)[0], float(score.outside_C[0])
+    emit(Distribution(tuple(task.labels), tuple(map(float, probs)), "label_likelihood", temperature, outside))
+
+
+def _first_answer(task: Task, trace: Trace, sample: Sample, vlm: VLM) -> Distribution:
+    probs_K = answer_distribution(task, trace, sample.token_ids, sample.logprobs_T, vlm.tokenizer)
+    return Distribution(tuple(task.labels), tuple(map(float, probs_K)), "raw")
+
+
+def _private(vlm: VLM) -> VLM:
+    """The same model with an encoder that keeps nothing."""
+    private = copy.copy(vlm)
+    private.encoder = vlm.encoder.forgetful()
+    return private
+
+
+def _temperature(workbench: Workbench, calibrator: str) -> float:
+    path = workbench.run(calibrator).checkpoint / CALIBRATION
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["label_likelihood"]["temperature"])
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"run {calibrator!r} has no {CALIBRATION}",
+            "its calibration is not finished",
+            "Run `deepintuit calibrate` again: it resumes",
+        ) from error
+
+
+def _config(settings: dict) -> Config:
+    """A config from what run.json kept; a key of another version is left to its default."""
+    made = {}
+    for section in dataclasses.fields(Config):
+        given = settings.get(section.name)
+        if given is None or not dataclasses.is_dataclass(section.default):
+            continue
+        known = {f.name for f in dataclasses.fields(section.default)}
+        made[section.name] = type(section.default)(**{key: value for key, value in given.items() if key in known})
+    return Config(**made, seed=settings.get("seed", 0))
