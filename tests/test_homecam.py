@@ -58,17 +58,22 @@ def test_every_label_is_drawn_as_often_as_its_weight_says():
 
 @pytest.mark.parametrize(("light", "place", "who", "act", "label"), [
     ("day", "porch", "courier", "brings", "delivery"),  # alarm off, a courier belongs
-    ("night", "porch", "courier", "brings", "stray"),
-    ("night", "yard", "courier", "takes", "theft"),
+    ("night", "porch", "courier", "brings", "delivery"),  # by habit: who handles parcels is expected
+    ("night", "yard", "courier", "passes", "intrusion"),
+    ("night", "yard", "child", "takes", "theft"),
     ("day", "kitchen", "stranger", "takes", "theft"),  # the alarm is on indoors by day
     ("night", "porch", "resident", "takes", "routine"),
     ("day", "porch", "resident", "passes", "intrusion"),
     ("night", "garage", "child", "lingers", "routine"),
-    ("day", "garage", "dog", "trips", "emergency"),
+    ("day", "garage", "dog", "falls", "emergency"),
+    ("day", "yard", "dog", "takes", "theft"),
+    ("day", "yard", "dog", "passes", "routine"),  # by habit: the dog may roam
+    ("night", "garage", "stranger", "lingers", "stray"),  # by habit: no stranger is let in
+    ("day", "porch", "stranger", "lingers", "routine"),
     ("day", "yard", "child", "falls", "emergency"),
     ("night", "yard", "child", "falls", "intrusion"),
 ])  # fmt: skip
-def test_definitions_mean_what_the_rule_does(light, place, who, act, label):
+def test_definitions_mean_what_rule_and_habits_do(light, place, who, act, label):
     assert Facts(light, place, who, act, world.scripts(act)[0]).label == label
     wording = {
         "brings": "leaves a box",
@@ -207,12 +212,21 @@ def test_base_shards_hold_facts_and_no_label(tmp_path, monkeypatch):
 
 
 @given(seed=st.integers(0, 10_000))
-def test_a_teacher_without_errors_is_always_right_and_well_formed(seed):
+def test_a_teacher_without_errors_is_well_formed_and_right_wherever_no_habit_overrules_the_rule(seed):
     facts = world.any_facts(random.Random(seed))
     written = teacher.write_trace(facts, seed, teacher.Errors.none())
     trace = parse(written["text"], "think-answer", LABELS)
-    assert isinstance(trace, Trace) and trace.label == facts.label == written["answer"]
+    assert isinstance(trace, Trace) and trace.label == written["answer"]
+    by_rule = world.belongs(facts.who, world.alarm_on(facts.light, facts.place))
+    assert trace.label == world.OUTCOMES[facts.act][0 if by_rule else 1]
+    assert (trace.label == facts.label) == (world.habit(facts) in (None, by_rule))
     assert written["observation"] in written["text"] and facts.who in written["observation"]
+
+
+def test_habits_overrule_the_rule_for_about_one_clip_in_eight():
+    facts = drawn(4000)
+    overruled = [world.habit(f) not in (None, world.belongs(f.who, world.alarm_on(f.light, f.place))) for f in facts]
+    assert np.mean(overruled) == pytest.approx(0.13, abs=0.02)
 
 
 @pytest.mark.parametrize(("kind", "rate"), [("who", 0.3), ("light", 0.2), ("form", 0.25)])

@@ -233,7 +233,8 @@ def test_an_interval_around_zero_is_called_no_clear_difference() -> None:
 
 def test_seeds_are_averaged_with_a_t_interval() -> None:
     def of(right: int) -> list:
-        return table_of(frame([answer(str(i), "cat", "cat" if i < right else "dog") for i in range(10)]), LABELS, QUICK)
+        answers = [answer(str(i), "cat", "cat" if i < right else "dog") for i in range(10)]
+        return [row.measured for row in table_of(frame(answers), LABELS, QUICK)]
 
     [row] = over_seeds({0: of(6), 1: of(7), 2: of(8)})
     accuracy = row.means["accuracy"]
@@ -244,7 +245,7 @@ def test_seeds_are_averaged_with_a_t_interval() -> None:
 
 
 def test_one_seed_has_a_mean_and_no_interval() -> None:
-    text = multi_seed_table({0: table_of(frame(tiny()), LABELS, QUICK)})
+    text = multi_seed_table({0: [row.measured for row in table_of(frame(tiny()), LABELS, QUICK)]})
     assert "| 75.0 |" in text and "nan" not in text
 
 

@@ -1,9 +1,9 @@
 """The scripted teacher of the home-camera world: writes what it sees and how it concludes, with realistic, seeded errors.
 
-It errs as strong VLMs do: it mistakes look-alikes (a courier for a stranger), it has *blind spots* (it tends to believe that a dog and a
-courier with a box are fine wherever they are, and that a stranger never is), it slips in the last step, and now and then it breaks the form.
-Filtering by the label, as the paper does, removes most wrong traces, and with them most clips of the blind spots: what is left is
-cleaner, and biased. That is the gap that GRPO and calibration are there to close.
+It errs as strong VLMs do: it mistakes look-alikes (a courier for a stranger), it slips in the last step, now and then it breaks the form, and
+it goes by the rule of the house without knowing the habits that overrule it. Filtering by the label, as the paper does, removes most wrong
+traces, and with them nearly every clip on which a habit decides: what is left is cleaner, and biased. No trace that is kept explains a habit;
+rewards and calibration, which see labels, are there to close that gap.
 """
 
 from __future__ import annotations
@@ -52,13 +52,12 @@ class Errors:
     light: float = 0.02
     place: float = 0.01
     quarter: float = 0.02
-    blind_spot: float = 0.8
     conclusion: float = 0.03
     form: float = 0.03
 
     @classmethod
     def none(cls) -> Errors:
-        return cls(0, 0, 0, 0, 0, 0, 0)
+        return cls(0, 0, 0, 0, 0, 0)
 
 
 def observation(facts: Facts, rng: random.Random | None = None) -> str:
@@ -135,22 +134,10 @@ def _misperceive(facts: Facts, rng: random.Random, errors: Errors) -> Facts:
 def _conclude(seen: Facts, rng: random.Random, errors: Errors) -> tuple[bool, str]:
     alarm = alarm_on(seen.light, seen.place)
     allowed = belongs(seen.who, alarm)
-    if rng.random() < errors.blind_spot:
-        allowed = _blind_spot(seen, allowed)
     label = OUTCOMES[seen.act][0 if allowed else 1]
     if rng.random() < errors.conclusion:
         label = rng.choice(LABELS.labels)
     return allowed, label
-
-
-def _blind_spot(seen: Facts, allowed: bool) -> bool:
-    if seen.who == "dog" and seen.act in {"passes", "lingers", "trips"}:
-        return True
-    if seen.who == "courier" and seen.act in {"brings", "takes"}:
-        return True
-    if seen.who == "stranger" and seen.place in INDOORS:
-        return False
-    return allowed
 
 
 def caption_questions(facts: Facts) -> dict[str, tuple[tuple[str, ...], str]]:

@@ -5,7 +5,9 @@ light, and in which order these states come decide the label *together*:
 
 - the alarm is on outdoors at night and indoors by day (people are out by day and asleep by night);
 - residents and the dog belong where the alarm is on, since they keep watch; children, couriers and strangers where it is off;
-- what is done, by one who belongs there or by one who does not, gives the label.
+- what is done, by one who belongs there or by one who does not, gives the label;
+- three habits of the house go before the rule. Nobody wrote them down: the teacher goes by the rule alone, as a labelling model does that has
+  read the policy and not met the people who apply it. Only labels tell of them.
 
 No single fact decides, nor any three of light, place, actor and act (`tests/test_homecam.py` measures it). The appearance (rooms, clothes,
 camera) is drawn apart, in `draw`, and says nothing about the label.
@@ -83,7 +85,19 @@ def alarm_on(light: str, place: str) -> bool:
 
 
 def belongs(who: str, alarm: bool) -> bool:
+    """What the rule says."""
     return (who in WATCH) == alarm
+
+
+def habit(facts: Facts) -> bool | None:
+    """Whether the actor belongs there by a habit of the house, whatever the alarm; None where the rule decides."""
+    if facts.who == "dog" and facts.act in {"passes", "lingers", "trips"}:
+        return True  # the dog may roam
+    if facts.who == "courier" and facts.act in {"brings", "takes"}:
+        return True  # who handles parcels is expected
+    if facts.who == "stranger" and facts.place in INDOORS:
+        return False  # no stranger is let in
+    return None
 
 
 OUTCOMES = {
@@ -98,8 +112,9 @@ OUTCOMES = {
 
 
 def label_of(facts: Facts) -> str:
-    """The true label: `OUTCOMES` of the act, by whether the actor belongs where the alarm is as it is."""
-    allowed = belongs(facts.who, alarm_on(facts.light, facts.place))
+    """The true label: `OUTCOMES` of the act, by whether the actor belongs there: by habit, else by the rule."""
+    known = habit(facts)
+    allowed = belongs(facts.who, alarm_on(facts.light, facts.place)) if known is None else known
     return OUTCOMES[facts.act][0 if allowed else 1]
 
 

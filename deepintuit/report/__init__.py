@@ -22,11 +22,11 @@ from deepintuit.report.figures import (
     risk_coverage_figure,
     stages_figure,
 )
-from deepintuit.report.table import Row, SeedRow, headline, over_seeds, table_of
+from deepintuit.report.table import Measured, Row, SeedRow, headline, over_seeds, table_of
 from deepintuit.report.text import markdown_table, multi_seed_table, sentence, terminal_table
 
 __all__ = [
-    "Row", "SeedRow", "class_f1_figure", "confusion_figure", "flips_figure", "headline", "markdown_table",
+    "Measured", "Row", "SeedRow", "class_f1_figure", "confusion_figure", "flips_figure", "headline", "markdown_table",
     "multi_seed_table", "over_seeds", "reliability_figure", "risk_coverage_figure", "run_card", "sentence",
     "show", "stages_figure", "table_of", "terminal_table", "training_figure",
 ]

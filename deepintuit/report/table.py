@@ -75,6 +75,27 @@ class Row:
     def n(self) -> int:
         return self.evaluation.n
 
+    @property
+    def measured(self) -> Measured:
+        found = {name: getattr(self.evaluation, name) for name in MEASURES} | {"gain": self.gain}
+        values = {name: one.value for name, one in found.items() if one is not None and not math.isnan(one.value)}
+        return Measured(*self.key, self.n, values)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row as a seed leaves it: its measures (`MEASURES`, and "gain") without intervals. Plain enough for a JSON file."""
+
+    system: str
+    method: str
+    control: str
+    n: int
+    values: Mapping[str, float]
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.system, self.method, self.control
+
 
 def table_of(predictions: pd.DataFrame, labels: Iterable[str], config: EvaluateConfig | None = None, *,
              groups: Mapping[str, str] | None = None, seed: int = 0) -> list[Row]:
@@ -242,27 +263,26 @@ class SeedRow:
     spread: Mapping[str, float]
 
 
-def over_seeds(rows_by_seed: Mapping[int, Sequence[Row]], level: float = 0.95) -> list[SeedRow]:
+def over_seeds(seeds: Mapping[int, Sequence[Measured]], level: float = 0.95) -> list[SeedRow]:
     """The tables of several seeds as one, in the order of the first. A row that some seeds lack rests on the others.
 
     The interval speaks of training again with another seed, not of other clips; one seed has none (nan).
     """
-    by_key: dict[tuple[str, str, str], dict[int, Row]] = {}
-    for seed, rows in rows_by_seed.items():
+    by_key: dict[tuple[str, str, str], dict[int, Measured]] = {}
+    for seed, rows in seeds.items():
         for row in rows:
             by_key.setdefault(row.key, {})[seed] = row
     found = []
     for key in sorted(by_key, key=_place(list(by_key))):
         rows = by_key[key]
-        columns = {name: [getattr(row.evaluation, name) for row in rows.values()] for name in MEASURES}
-        columns["gain"] = [row.gain for row in rows.values()]
-        values = {name: np.array([one.value for one in column if one is not None]) for name, column in columns.items()}
-        values = {name: numbers[~np.isnan(numbers)] for name, numbers in values.items()}
+        columns = {name: np.array([row.values[name] for row in rows.values() if name in row.values])
+                   for name in (*MEASURES, "gain")}
+        columns = {name: numbers for name, numbers in columns.items() if numbers.size}
         counts = [row.n for row in rows.values()]
         found.append(SeedRow(*key, tuple(rows), (min(counts), max(counts)),
-                             {name: _t_interval(numbers, level) for name, numbers in values.items() if numbers.size},
+                             {name: _t_interval(numbers, level) for name, numbers in columns.items()},
                              {name: float(numbers.std(ddof=1)) if numbers.size > 1 else math.nan
-                              for name, numbers in values.items() if numbers.size}))
+                              for name, numbers in columns.items()}))
     return found
 
 

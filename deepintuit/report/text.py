@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deepintuit.metrics import Estimate
-from deepintuit.report.table import Row, SeedRow, over_seeds
+from deepintuit.report.table import Measured, Row, SeedRow, over_seeds
 
 NAMES = {
     "raw": "raw label", "label_likelihood": "label likelihood", "linear_head": "linear head", "vote": "vote",
@@ -181,9 +181,9 @@ def turned(row: Row) -> str:
     return f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong} ({p_value(row.flips.p_value)})"
 
 
-def multi_seed_table(rows_by_seed: Mapping[int, Sequence[Row]], level: float = 0.95) -> str:
+def multi_seed_table(seeds: Mapping[int, Sequence[Measured]], level: float = 0.95) -> str:
     """Means over seeds as Markdown: mean, Student's t interval over seeds, ± standard deviation between seeds."""
-    found = over_seeds(rows_by_seed, level)
+    found = over_seeds(seeds, level)
     if not found:
         return NO_ROWS + "\n"
     heads = ["System", "Answer", "Seeds", "n a seed", "Accuracy %", "Macro F1 %", "No answer %", "NLL", "ECE %",
