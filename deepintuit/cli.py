@@ -148,9 +148,10 @@ def _need_dataset(settings: Config) -> Config:
 
 
 def _newest(workbench, stages: Sequence[str], settings: Config, what: str, target: str | None = None) -> str:
-    """The newest finished run of the first stage that has one, on this dataset."""
+    """The newest finished run of the first stage that has one, on this dataset. A baseline's own run (RB-FT's) is taken only by name."""
     for stage in stages:
         runs = [r for r in workbench.runs(stage, finished=True) if r.about["dataset"] == settings.clips.dataset]
+        runs = [r for r in runs if not (r.about["name"] or "").startswith("rb-ft")]
         if target:
             runs = [r for r in runs if stage != "coldstart" or r.config["coldstart"]["target"] == target]
         if runs:
@@ -264,6 +265,7 @@ def _torch_stage(name: str):
 def quiet_libraries() -> None:
     """Progress and warnings are ours to show; those of the libraries below are turned down, unless the user set them."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
+    warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     defaults = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_TELEMETRY": "1",
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}  # fmt: skip
     for name, value in defaults.items():

@@ -171,6 +171,11 @@ def test_the_interval_of_an_accuracy_contains_it_and_repeats_by_seed(right: list
     assert found == metrics.bootstrap(metrics.mean_of(right), len(right), draws=500, seed=seed)
 
 
+def test_a_bootstrap_without_draws_is_a_value_without_an_interval() -> None:
+    found = metrics.bootstrap(metrics.mean_of(np.array([1.0, 0.0, 1.0, 1.0])), 4, draws=0)
+    assert found.value == 0.75 and math.isnan(found.low) and math.isnan(found.high)
+
+
 def test_the_bootstrap_has_the_width_theory_gives_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     right = np.arange(400) < 300
     found = metrics.bootstrap(metrics.mean_of(right), 400, draws=4000)

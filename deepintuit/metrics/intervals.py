@@ -38,7 +38,7 @@ def bootstrap(statistic: Statistic, clips: int, *, groups_C: ArrayLike | None = 
               level: float = 0.95) -> Estimate:
     """Percentile bootstrap of a statistic of weighted clips. With `groups_C` (source video, camera) whole groups are
     drawn, as clips of one group are alike. A statistic biased on resamples, such as ECE, may lie outside its interval.
-    Draws where it is nan are left out; no clips: all nan; one clip or group: the interval is the value itself."""
+    Draws where it is nan are left out; no clips: all nan; no draws: no interval (nan); one clip or group: the interval is the value itself."""
     if clips == 0:
         return Estimate(math.nan, math.nan, math.nan)
     groups = np.arange(clips) if groups_C is None else np.unique(np.asarray(groups_C), return_inverse=True)[1].ravel()
@@ -51,7 +51,7 @@ def bootstrap(statistic: Statistic, clips: int, *, groups_C: ArrayLike | None = 
         drawn = generator.integers(0, G, (B, G)) + G * np.arange(B)[:, None]
         weights_B_G = np.bincount(drawn.ravel(), minlength=B * G).reshape(B, G).astype(np.float64)
         values.append(statistic(weights_B_G[:, groups]))
-    known = np.concatenate(values)
+    known = np.concatenate(values) if values else np.empty(0)
     known = known[~np.isnan(known)]
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) if known.size else (math.nan, math.nan)
     return Estimate(float(statistic(np.ones((1, clips)))[0]), float(low), float(high))
