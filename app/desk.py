@@ -1,20 +1,28 @@
-"""What all pages share: the workbench, its queries, the model when it is asked for, and who is asking.
+"""What all pages share: the workbench, its queries, the model when it is asked for, uploads, and who is asking.
 
-New parts appear without a restart: `look()` refreshes the index at most every two seconds, off the readers' way.
+New parts appear without a restart: `look()` has the index refreshed at most every two seconds, off the readers' way.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from pathlib import Path
 
 import gradio as gr
 
+from app.live import Engine, Pages
+from app.uploads import Uploads
+from deepintuit.errors import DeepIntuitError
 from deepintuit.store import Workbench
 
 LOCAL = "local"
 """Who asks when there is no login."""
+
+_FRESH, _PATIENCE = 2.0, 0.25
+"""Seconds after which the parts are looked at again, and how long a reader waits for that: a small workbench is always
+shown as it is, a large one as it was a moment ago."""
 
 
 class Desk:
@@ -22,19 +30,33 @@ class Desk:
 
     def __init__(self, workbench: str | Path):
         self.workbench = Workbench(workbench)
+        self.pages, self.engine, self.uploads = Pages(), Engine(self.workbench), Uploads()
         self._looked = 0.0
-        self._looking = threading.Lock()
+        self._lock = threading.Lock()
+        self._looking: threading.Thread | None = None
 
     def look(self) -> Workbench:
-        """The workbench with an index no older than two seconds. One caller rebuilds it, the others read the former one."""
-        if self._looking.acquire(blocking=not self.workbench.index_path.exists()):
-            try:
-                if time.monotonic() - self._looked > 2:
-                    self.workbench.refresh()
-                    self._looked = time.monotonic()
-            finally:
-                self._looking.release()
+        """The workbench, its index being brought up to date.
+
+        Readers wait for the first index, and only a moment for a later one.
+        """
+        with self._lock:
+            if self._looking is None and time.monotonic() - self._looked > _FRESH:
+                self._looking = threading.Thread(target=self._refresh, name="deepintuit-index", daemon=True)
+                self._looking.start()
+            looking = self._looking
+        if looking is not None:
+            looking.join(_PATIENCE if self.workbench.index_path.exists() else None)
         return self.workbench
+
+    def _refresh(self) -> None:
+        try:
+            self.workbench.refresh()
+        except (DeepIntuitError, OSError):
+            logging.getLogger(__name__).exception("the index could not be brought up to date; the former one is shown")
+        finally:
+            with self._lock:
+                self._looking, self._looked = None, time.monotonic()
 
     @staticmethod
     def user(request: gr.Request | None) -> str:

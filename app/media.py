@@ -1,33 +1,79 @@
-"""Files by id: clips with Range requests, the frames that a trace was written from, what the pages need of scripts and styles.
+"""Files by id: clips with Range requests, the frames that a model saw, what the pages need of scripts and styles.
 
-A handler takes an id and looks the path up in the manifest; no address holds a path. Frames are decoded again at the
-indices that the trace recorded, and kept in the workbench's cache.
+A handler takes an id and looks the path up in the manifest; no address holds a path. The frames of a stored trace are
+decoded again and shown only if they are, bit for bit, those that it recorded.
 """
 
 from __future__ import annotations
 
 import io
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse, Response
 
 from app.desk import Desk
+from app.uploads import PREFIX
+from deepintuit import video
 from deepintuit.errors import DeepIntuitError
 from deepintuit.store import browse
 
 STATIC = Path(__file__).with_name("static")
 _SERVED = {"style.css": "text/css", "app.js": "text/javascript"}
 _A_DAY = {"Cache-Control": "private, max-age=86400"}
+_NOT_KEPT = {"Cache-Control": "private, no-store"}
+_POSTER = 160
+_decoding = threading.Lock()
+"""One decode at a time: a page asks for many pictures at once, and most of them are of one clip."""
 
 
 def clip_url(clip_id: str) -> str:
     return f"/media/clip/{clip_id}"
 
 
+def poster_url(clip_id: str) -> str:
+    return f"/media/poster/{clip_id}"
+
+
 def frame_url(trace_id: str, number: int) -> str:
+    """Frame `number` (from 0) of those that the trace was written from."""
     return f"/media/frame/{trace_id}/{number}"
+
+
+def kept_url(key: str, number: int) -> str:
+    """Frame `number` (from 0) of pictures that `Pictures.keep` took."""
+    return f"/media/kept/{key}/{number}"
+
+
+class Pictures:
+    """JPEGs of what live models saw, by an id nobody can guess; the last sets only."""
+
+    def __init__(self, room: int = 64):
+        self._room, self._lock = room, threading.Lock()
+        self._held: OrderedDict[str, list[bytes]] = OrderedDict()
+
+    def keep(self, pixels_T_H_W_3: np.ndarray) -> str:
+        key = secrets.token_urlsafe(18)
+        pictures = [_jpeg(pixels) for pixels in pixels_T_H_W_3]
+        with self._lock:
+            self._held[key] = pictures
+            while len(self._held) > self._room:
+                self._held.popitem(last=False)
+        return key
+
+    def get(self, key: str) -> list[bytes]:
+        with self._lock:
+            return self._held.get(key, [])
+
+
+pictures = Pictures()
 
 
 @lru_cache(maxsize=1)
@@ -51,47 +97,114 @@ def routes(desk: Desk) -> APIRouter:
     @router.get("/media/clip/{clip_id}")
     def clip(clip_id: str) -> FileResponse:
         """The copy that a browser can play, where import made one; else the file itself."""
-        path = browse.clip_file(desk.look(), clip_id)
+        path, headers = _file(desk, clip_id)
         if path is None:
             raise HTTPException(404, "No clip of this id is in the workbench.")
         if not path.is_file():
             raise HTTPException(410, "The file of this clip was moved or deleted.")
-        return FileResponse(path, media_type="video/mp4" if path.suffix.lower() in {".mp4", ".m4v"} else None, headers=_A_DAY)
+        kind = "video/mp4" if path.suffix.lower() in {".mp4", ".m4v"} else None
+        return FileResponse(path, media_type=kind, headers=headers)
+
+    @router.get("/media/poster/{clip_id}")
+    def poster(clip_id: str) -> Response:
+        """A small picture of the middle of a clip."""
+        path, headers = _file(desk, clip_id)
+        if path is None or not path.is_file():
+            raise HTTPException(404, "No clip of this id is in the workbench.")
+        facts = path.stat()
+        try:
+            with _decoding:
+                picture = _middle(str(path), facts.st_mtime_ns, facts.st_size)
+        except DeepIntuitError as error:
+            raise HTTPException(404, "This clip cannot be read any more.") from error
+        return Response(picture, media_type="image/jpeg", headers=headers)
 
     @router.get("/media/frame/{trace_id}/{number}")
     def frame(trace_id: str, number: int) -> Response:
-        pictures = seen(desk, trace_id)
-        if not 0 <= number < len(pictures):
-            raise HTTPException(404, "This trace saw no such frame.")
-        return Response(pictures[number], media_type="image/jpeg", headers=_A_DAY)
+        return _picture(seen(desk, trace_id), number, _A_DAY)
+
+    @router.get("/media/kept/{key}/{number}")
+    def kept(key: str, number: int) -> Response:
+        return _picture(pictures.get(key), number, _NOT_KEPT)
 
     return router
 
 
+def _picture(found: Sequence[bytes], number: int, headers: dict[str, str]) -> Response:
+    if not 0 <= number < len(found):
+        raise HTTPException(404, "There is no such frame.")
+    return Response(found[number], media_type="image/jpeg", headers=headers)
+
+
+def _file(desk: Desk, clip_id: str) -> tuple[Path | None, dict[str, str]]:
+    if clip_id.startswith(PREFIX):
+        upload = desk.uploads.get(clip_id)
+        return (upload.playable if upload else None), _NOT_KEPT
+    return browse.clip_file(desk.look(), clip_id), _A_DAY
+
+
 def seen(desk: Desk, trace_id: str) -> list[bytes]:
-    """JPEGs of the frames that this trace was written from, in order. Empty when the clip can no longer be read."""
+    """JPEGs of the frames that this trace was written from, in order.
+
+    Empty when they cannot be had any more: the clip is gone, cannot be read, or gives other frames than those recorded.
+    """
     trace = browse.trace(desk.look(), trace_id)
     path = browse.clip_file(desk.workbench, trace.clip_id, playable=False) if trace is not None else None
-    if path is None or trace.frame_indices is None or trace.frames_size is None:
+    if path is None or not path.is_file() or _missing(trace.frame_indices) or _missing(trace.frames_size):
         return []
+    facts, (width, height) = path.stat(), map(int, trace.frames_size)
+    expected = None if _missing(trace.frame_hash) else str(trace.frame_hash)
+    ways = ((len(trace.frame_indices), None), *_by_rate(desk, trace.run_id))
     try:
-        width, height = map(int, trace.frames_size)
-        return _jpegs(str(path), len(trace.frame_indices), (width, height), trace.frame_hash)
+        with _decoding:
+            return _jpegs(str(path), facts.st_mtime_ns, facts.st_size, ways, (width, height), expected)
     except DeepIntuitError:
         return []
 
 
+def _missing(value: Any) -> bool:
+    return value is None or (not hasattr(value, "__len__") and value != value)
+
+
+def _by_rate(desk: Desk, run_id: str) -> tuple[tuple[int, float], ...]:
+    """How many frames at which rate the run asked for, where it asked for a rate."""
+    try:
+        about = desk.workbench.run(run_id).about
+    except DeepIntuitError:
+        return ()
+    asked = (about.get("settings") or about.get("config") or {}).get("video") or {}
+    return ((int(asked["frames"]), float(asked["fps"])),) if asked.get("fps") and asked.get("frames") else ()
+
+
 @lru_cache(maxsize=64)
-def _jpegs(path: str, count: int, size: tuple[int, int], expected: str) -> list[bytes]:
-    # `expected` is part of the key: a clip whose file changed is another picture.
+def _jpegs(
+    path: str,
+    _changed: int,
+    _bytes: int,
+    ways: tuple[tuple[int, float | None], ...],
+    size: tuple[int, int],
+    expected: str | None,
+) -> list[bytes]:
+    # Time and size of the file are part of the key: a clip that was replaced gives other pictures.
+    for count, rate in ways:
+        frames = video.read(path, count, size, fps=rate)
+        if expected in (None, frames.hash):
+            return [_jpeg(pixels) for pixels in frames.pixels_T_H_W_3]
+    return []
+
+
+@lru_cache(maxsize=1024)
+def _middle(path: str, _changed: int, _bytes: int) -> bytes:
+    info = video.read(path, 1)
+    width = _POSTER
+    return _jpeg(info.pixels_T_H_W_3[0], (width, max(1, round(width * info.height / info.width))))
+
+
+def _jpeg(pixels_H_W_3: np.ndarray, size: tuple[int, int] | None = None) -> bytes:
     from PIL import Image
 
-    from deepintuit import video
-
-    frames = video.read(path, count, size)
-    pictures = []
-    for pixels in frames.pixels_T_H_W_3:
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=88)
-        pictures.append(file.getvalue())
-    return pictures
+    file, picture = io.BytesIO(), Image.fromarray(pixels_H_W_3)
+    if size:
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+    picture.save(file, "JPEG", quality=88)
+    return file.getvalue()

@@ -1,11 +1,423 @@
-"""Being built."""
+"""Watch: one clip, the model's reasoning about it as it is written, and what came of it.
+
+A stored trace is shown at once and can be replayed as it was written, without model or torch; a live one is written
+while the page listens. `scene` draws, `live` runs, `prose` makes chips; here is what a handler fetches, and the wiring.
+
+Left out on purpose: storing live traces (a stage does that), several clips at once.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
 import gradio as gr
 
+from app import links, media, scene
 from app.desk import Desk
+from app.html import empty, esc, tag
+from app.live import Running
+from app.scene import PARTS, Scene
+from app.uploads import PREFIX
+from deepintuit.errors import VideoError
+from deepintuit.reasoner import replay as stored
+from deepintuit.reasoner.task import Clip
+from deepintuit.store import browse, clips
+
+GENERATION = "generation"
+"""The concurrency id of everything that asks a model."""
+
+_TICK = 1 / 15  # seconds between two updates: a browser shows no more, and more of them cost three times as long
+_HEARTBEAT = 0.5  # seconds after which an update goes out even without news: a closed page is noticed then
+PACES = {"Reading pace": 40.0, "Fast": 160.0, "As it was measured": None, "At once": float("inf")}
+"""Tokens a second of a replay."""
+
+_ANY = [("Any", "")]
+_NOTHING = "No clip is in this workbench yet."
+_NOTHING_TODO = "Import clips, or have a small world made with everything from clips to evaluated traces:"
+
+
+def clip_of(desk: Desk, clip_id: str | None) -> dict[str, Any] | None:
+    """Facts of a clip or of an upload; `file` is where the model reads it."""
+    if not isinstance(clip_id, str) or not clip_id:
+        return None
+    if clip_id.startswith(PREFIX):
+        upload = desk.uploads.get(clip_id)
+        if upload is None:
+            return None
+        info = upload.info
+        sizes = {"width": info.width, "height": info.height, "seconds": info.seconds}
+        return {"clip_id": clip_id, "name": upload.name, "file": upload.path, "label": None, **sizes}
+    row = clips.clip(desk.look(), clip_id)
+    if row is None or row["path"] is None:
+        return None
+    return {**row, "name": Path(row["path"]).stem, "file": browse.clip_file(desk.workbench, clip_id, playable=False)}
+
+
+def strip_html(desk: Desk, text: str, label: str, split: str, flip: str, picked: str | None) -> str:
+    """What was found, as pictures to choose from."""
+    flip = flip if flip in clips.FLIPS else ""
+    found, count = clips.find(desk.look(), str(text or "")[:200], str(label or ""), str(split or ""), flip)
+    if not found:
+        if text or label or split or flip:
+            return tag("div", tag("p", "No clip fits. Take a filter away, or search for less.", class_="quiet"))
+        return empty(_NOTHING, _NOTHING_TODO, "make demo")
+    cards = []
+    for row in found:
+        name, seconds = Path(row["path"]).stem, f"{row['seconds'] or 0:.1f} s"
+        image = tag("img", src=media.poster_url(row["clip_id"]), alt="", loading="lazy", width=112, height=84)
+        words = tag("span", esc(name), class_="name") + tag("small", esc(seconds))
+        now = "true" if row["clip_id"] == picked else None
+        title = f"{row['dataset']} · {row['split'] or 'no split'} · {name}"
+        cards.append(
+            tag("button", image + words, type="button", class_="card", title=title, aria_current=now,
+                data_set="picked", data_value=row["clip_id"])
+        )  # fmt: skip
+    counted = f"{len(found)} of {count:,} clips" if count > len(found) else f"{count:,} clip{'s' * (count != 1)}"
+    return tag("div", "".join(cards), class_="strip") + tag("p", counted, class_="quiet count")
+
+
+def player_html(clip: dict[str, Any] | None) -> str:
+    """The clip, its room kept before it is loaded."""
+    if clip is None:
+        return tag("div", tag("p", "No clip is picked.", class_="quiet"), class_="player none")
+    width, height = int(clip["width"] or 16), int(clip["height"] or 9)
+    video = tag(
+        "video", "", id="player", src=media.clip_url(clip["clip_id"]), controls=True, playsinline=True, muted=True,
+        preload="auto", style=f"aspect-ratio:{width}/{height}", aria_label=f"Clip {clip['name']}",
+    )  # fmt: skip
+    facts = [clip.get("dataset") or "upload, deleted within an hour", clip.get("split"), clip.get("group")]
+    facts += [f"{clip['seconds']:.1f} s" if clip["seconds"] else None, f"{width} × {height}"]
+    line = tag("strong", esc(clip["name"])) + " " + esc(" · ".join(str(fact) for fact in facts if fact))
+    return tag("div", video, class_="player") + tag("p", line, class_="quiet facts")
+
+
+def trace_choices(desk: Desk, clip_id: str | None) -> list[tuple[str, str]]:
+    """The stored traces of a clip, as (words, id), the most telling first."""
+    if not clip_id or clip_id.startswith(PREFIX):
+        return []
+    return [(_words(row), row["trace_id"]) for row in clips.traces_of(desk.look(), clip_id)]
+
+
+def _words(row: dict[str, Any]) -> str:
+    who = row["system"] or row["run_name"] or row["run_id"]
+    how = "greedy" if row["temperature"] == 0 else f"sample {row['sample']}"
+    step = f"step {row['step']:.0f}" if row["step"] is not None else None
+    return " · ".join(filter(None, (row["stage"], who if who != row["stage"] else None, step, how)))
+
+
+def reasoner_choices(desk: Desk) -> list[tuple[str, str]]:
+    return [
+        (f"{row['stage']} · {row['run_id']}" + (" · calibrated" if row["calibrator"] else ""), row["run_id"])
+        for row in clips.reasoners(desk.look())
+    ]
+
+
+def stored_scene(desk: Desk, trace_id: str | None, clip: dict[str, Any] | None, mode: str) -> tuple[Scene, list] | None:
+    """A stored trace before anything has happened on stage, and the events that will; None when there is none."""
+    row = browse.trace(desk.look(), trace_id) if isinstance(trace_id, str) and trace_id else None
+    if row is None or clip is None or row["clip_id"] != clip["clip_id"]:
+        return None
+    choices = {number: words for words, number in trace_choices(desk, clip["clip_id"])}
+    grammar = clips.grammar_of(desk.workbench, row["run_id"])
+    shown = Scene(mode, choices.get(trace_id, row["run_id"]), grammar, clip["seconds"], trace_id)
+    shown.lost = not media.seen(desk, trace_id)
+    return shown, [row, clips.predictions_on(desk.workbench, trace_id)]
+
+
+def complete(desk: Desk, trace_id: str | None, clip: dict[str, Any] | None) -> Scene | None:
+    """A stored trace as it stands at the end."""
+    found = stored_scene(desk, trace_id, clip, "stored")
+    if found is None:
+        return None
+    shown, (row, predictions) = found
+    for _, event in stored.replay(row, predictions, tokens_per_second=float("inf")):
+        if not isinstance(event, stored.Written):
+            shown.take(event)
+    shown.finish()
+    return shown
+
+
+class Handlers:
+    """What the page's events call. Everything from a browser is an id or a setting, and is checked here."""
+
+    def __init__(self, desk: Desk):
+        self.desk = desk
+
+    def find(self, text, label, split, flip, picked):
+        return strip_html(self.desk, text, label, split, flip, picked)
+
+    def filters(self):
+        """What the filters offer, as the workbench is now."""
+        known = clips.choices(self.desk.look())
+        return gr.Dropdown(choices=_choices(known["label"])), gr.Dropdown(choices=_choices(known["split"]))
+
+    def restore(self, query: dict[str, str], request: gr.Request) -> list[Any]:
+        clip_id, trace_id, run = query.get("clip"), query.get("trace"), query.get("run")
+        if trace_id and (row := browse.trace(self.desk.look(), trace_id)) is not None:
+            clip_id = row["clip_id"]
+        if clip_of(self.desk, clip_id) is None:
+            if clip_id:
+                gr.Info(f"There is no clip {esc(clip_id)[:40]} here any more; this is another one.")
+            found, _ = clips.find(self.desk.look(), limit=1)
+            clip_id = found[0]["clip_id"] if found else None
+        runs = reasoner_choices(self.desk)
+        known = [number for _, number in runs]
+        chosen = run if run in known else next(iter(known), None)
+        return [clip_id, self._traces(clip_id, trace_id), gr.Dropdown(choices=runs, value=chosen)]
+
+    def _traces(self, clip_id: str | None, wanted: str | None = None) -> Any:
+        choices = trace_choices(self.desk, clip_id)
+        known = [number for _, number in choices]
+        value = wanted if wanted in known else next(iter(known), None)
+        return gr.Dropdown(choices=choices, value=value, interactive=bool(known))
+
+    def opened(self, clip_id, trace_id, truth, threshold, request: gr.Request):
+        """Player and stage for what is chosen: → player, then what `_stage` gives."""
+        self.desk.pages.replace(request.session_hash)
+        clip = clip_of(self.desk, clip_id)
+        shown = complete(self.desk, trace_id, clip)
+        return [player_html(clip), *self._stage(shown, clip, truth, threshold)]
+
+    def pick(self, clip_id, truth, threshold, request: gr.Request):
+        """Another clip: → choice of traces, player, stage."""
+        update = self._traces(clip_id)
+        return [update, *self.opened(clip_id, update.value, truth, threshold, request)]
+
+    def upload(self, given, truth, threshold, request: gr.Request):
+        """→ picked clip, then as `pick`. A refused file leaves the page as it is."""
+        if not given:
+            return [gr.skip()] * 11
+        try:
+            upload = self.desk.uploads.accept(given, Path(given).name)
+        except VideoError as error:
+            gr.Warning(esc(error), duration=12)
+            return [gr.skip()] * 11
+        return [upload.id, *self.pick(upload.id, truth, threshold, request)]
+
+    def _stage(self, shown: Scene | None, clip: dict[str, Any] | None, truth, threshold) -> list[Any]:
+        drawn = [self._draw(part, shown, clip, truth, threshold) for part in PARTS]
+        return [*drawn, shown, *self._buttons(clip, shown, running=False)]
+
+    @staticmethod
+    def _draw(part: str, shown: Scene | None, clip: dict[str, Any] | None, truth: Any, threshold: Any) -> str:
+        if part != "verdict":
+            return getattr(scene, part)(shown)
+        label = (clip or {}).get("label") if truth else None
+        return scene.verdict(shown, label, _number(threshold, 0.0, 1.0, 0.5))
+
+    @staticmethod
+    def _buttons(clip: dict[str, Any] | None, shown: Scene | None, running: bool) -> list[Any]:
+        """Replay, Reason, Stop. The one that is at hand is the prominent one."""
+        has = shown is not None and shown.trace_id is not None
+        return [
+            gr.Button(interactive=has and not running, variant="primary" if has else "secondary"),
+            gr.Button(interactive=clip is not None and not running, variant="secondary" if has else "primary"),
+            gr.Button(interactive=running),
+        ]
+
+    def judged(self, shown, clip_id, truth, threshold):
+        """The verdict again, with or without the truth."""
+        return self._draw("verdict", shown, clip_of(self.desk, clip_id), truth, threshold)
+
+    def stop(self, request: gr.Request) -> None:
+        self.desk.pages.stop(request.session_hash)
+
+    def leave(self, request: gr.Request) -> None:
+        """The page was closed or reloaded."""
+        self.desk.pages.replace(request.session_hash, patience=0)
+
+    async def replay(self, clip_id, trace_id, pace, truth, threshold, request: gr.Request) -> AsyncIterator[list[Any]]:
+        """A stored trace as it was written."""
+        running = await asyncio.to_thread(self.desk.pages.begin, request.session_hash)
+        try:
+            clip = await asyncio.to_thread(clip_of, self.desk, clip_id)
+            found = await asyncio.to_thread(stored_scene, self.desk, trace_id, clip, "replay")
+            if found is None:
+                gr.Info("Choose a stored trace first.")
+                return
+            shown, (row, predictions) = found
+            events = list(stored.replay(row, predictions, tokens_per_second=PACES.get(pace, 40.0)))
+            started = time.monotonic()
+
+            def due() -> list[stored.Event]:
+                happened = []
+                while events and events[0][0] <= time.monotonic() - started:
+                    happened.append(events.pop(0)[1])
+                return happened
+
+            async for update in self._show(running, shown, clip, truth, threshold, due, lambda: not events):
+                yield update
+        finally:
+            self.desk.pages.end(request.session_hash, running)
+
+    async def reason(
+        self, clip_id, trace_id, run, temperature, top_p, max_tokens, seed, truth, threshold, request: gr.Request
+    ) -> AsyncIterator[list[Any]]:
+        """A live trace. Ends with its page, whatever happens."""
+        running = await asyncio.to_thread(self.desk.pages.begin, request.session_hash)
+        try:
+            clip = await asyncio.to_thread(clip_of, self.desk, clip_id)
+            reasoners = {row["run_id"]: row for row in await asyncio.to_thread(clips.reasoners, self.desk.look())}
+            if clip is None:
+                gr.Warning("This clip is not here any more. Pick another one.")
+                return
+            if run not in reasoners:
+                gr.Warning("No reasoner is trained in this workbench yet. Run: deepintuit coldstart", duration=12)
+                return
+            sizes = (int(clip["width"] or 0), int(clip["height"] or 0))
+            job = self.desk.engine.start(
+                running.stop,
+                clip=Clip(clip["clip_id"], str(clip["file"]), clip["label"] or "", *sizes, clip.get("split") or ""),
+                reasoner=run,
+                calibrator=reasoners[run]["calibrator"],
+                temperature=_number(temperature, 0.0, 2.0, 0.0),
+                top_p=_number(top_p, 0.05, 1.0, 1.0),
+                max_tokens=int(_number(max_tokens, 1, 8192, 2048)),
+                seed=int(_number(seed, 0, 2**31, 0)),
+                private=clip["clip_id"].startswith(PREFIX),
+            )
+            grammar = await asyncio.to_thread(clips.grammar_of, self.desk.workbench, run)
+            shown = Scene("live", f"written live by {run}", grammar, clip["seconds"])
+
+            def happened() -> list[stored.Event]:
+                shown.ahead = job.ahead
+                return job.take()
+
+            over = lambda: job.over  # noqa: E731
+            async for update in self._show(running, shown, clip, truth, threshold, happened, over, trace_id):
+                yield update
+        finally:
+            self.desk.pages.end(request.session_hash, running)
+
+    async def _show(
+        self, running: Running, shown: Scene, clip, truth, threshold, happened, over, trace_id: str | None = None
+    ) -> AsyncIterator[list[Any]]:
+        """Updates of the stage until all is over or stopped, at most fifteen a second."""
+        drawn: dict[str, str] = {}
+
+        def update(parts: set[str], buttons: list[Any]) -> list[Any]:
+            fresh = {part: self._draw(part, shown, clip, truth, threshold) for part in parts}
+            changed = {part: html for part, html in fresh.items() if drawn.get(part) != html}
+            drawn.update(changed)
+            return [*(changed.get(part, gr.skip()) for part in PARTS), shown, *buttons]
+
+        yield update(set(PARTS), self._buttons(clip, shown, running=True))
+        last, still = time.monotonic(), [gr.skip()] * 3
+        while not running.stop.is_set():
+            ended = over()  # looked at before what happened is taken, so that nothing is left behind
+            parts = {"status"} if shown.ahead else set()
+            for event in happened():
+                parts |= shown.take(event)
+            if ended:
+                break
+            if parts or time.monotonic() - last > _HEARTBEAT:
+                last = time.monotonic()
+                yield update(parts, still)
+            await asyncio.sleep(_TICK)
+        if running.quiet:
+            return
+        if running.stop.is_set():
+            await asyncio.sleep(_TICK)
+            for event in happened():
+                shown.take(event)
+        shown.finish(stopped=running.stop.is_set())
+        buttons = self._buttons(clip, shown, running=False)
+        if trace_id:  # a stored trace is still chosen, whatever was written live
+            buttons[0] = gr.Button(interactive=True, variant="primary")
+        yield update(set(PARTS), buttons)
+
+
+def _choices(names: Sequence[str]) -> list[tuple[str, str]]:
+    return _ANY + [(name, name) for name in names]
+
+
+def _number(given: Any, low: float, high: float, default: float) -> float:
+    """A setting from a browser: a number within its bounds, else the default."""
+    if not isinstance(given, int | float) or given != given:
+        return default
+    return float(min(high, max(low, given)))
 
 
 def page(desk: Desk) -> None:
-    gr.Markdown("# Watch")
+    """The components and what ties them together."""
+    do = Handlers(desk)
+    picked = gr.Textbox(elem_id="picked", visible="hidden", label="Clip")
+    with gr.Row(elem_id="finder", equal_height=True):
+        text = gr.Textbox(label="Find a clip", placeholder="id, file, group or label", scale=4, min_width=220)
+        label = gr.Dropdown(_ANY, value="", label="True label", min_width=110, filterable=False)
+        split = gr.Dropdown(_ANY, value="", label="Split", min_width=110, filterable=False)
+        flip = gr.Dropdown(_choices(clips.FLIPS), value="", label="Calibration", min_width=110, filterable=False)
+        upload = gr.UploadButton(
+            "Upload a clip", file_types=["video"], size="lg", min_width=120, elem_id="upload", variant="secondary"
+        )
+    strip = gr.HTML(elem_id="found")
+    with gr.Row(elem_id="stage", equal_height=False):
+        with gr.Column(scale=5, min_width=320):
+            player = gr.HTML(player_html(None), elem_id="screen")
+            film = gr.HTML(scene.film(None), elem_id="film")
+        with gr.Column(scale=6, min_width=320):
+            choice = gr.Dropdown([], label="Stored trace", elem_id="stored")
+            with gr.Row(elem_id="controls"):
+                again = gr.Button("Replay", variant="primary", elem_id="replay", min_width=90, interactive=False)
+                live = gr.Button("Reason now", elem_id="reason", min_width=110, interactive=False)
+                halt = gr.Button("Stop", variant="stop", elem_id="stop", min_width=70, interactive=False)
+            status = gr.HTML(scene.status(None), elem_id="status")
+            trace = gr.HTML(scene.trace(None), elem_id="trace")
+            verdict = gr.HTML(scene.verdict(None), elem_id="verdict")
+            with gr.Row(elem_id="ask", equal_height=True):
+                truth = gr.Checkbox(False, label="Show the true label", min_width=160, container=False)
+                threshold = gr.Slider(
+                    0, 1, 0.5, step=0.05, label="Abstain below", min_width=200, elem_id="threshold", buttons=[]
+                )
+            with gr.Accordion("Settings of replay and live reasoning", open=False, elem_id="settings"):
+                pace = gr.Radio(list(PACES), value="Reading pace", label="Replay speed")
+                run = gr.Dropdown(
+                    [], label="Reasoner", elem_id="run", filterable=False,
+                    info="Which trained model reasons live; its calibrator comes with it. Loaded when first used.",
+                )  # fmt: skip
+                with gr.Row():
+                    temperature = gr.Slider(
+                        0, 2, 0, step=0.05, label="Temperature", min_width=200,
+                        info="0 writes the likeliest trace, as in evaluation; 1 samples as in training.",
+                    )  # fmt: skip
+                    top_p = gr.Slider(
+                        0.05, 1, 1, step=0.05, label="Top-p", min_width=200,
+                        info="Share of the probability mass that is sampled from. No effect at temperature 0.",
+                    )  # fmt: skip
+                with gr.Row():
+                    tokens = gr.Slider(
+                        32, 8192, 2048, step=32, label="Most tokens", min_width=200, elem_id="tokens",
+                        info="A trace that is longer is cut, and counts as no answer.",
+                    )  # fmt: skip
+                    seed = gr.Number(
+                        0, label="Seed", precision=0, minimum=0, min_width=200,
+                        info="The same seed, clip and settings give the same trace.",
+                    )  # fmt: skip
+                gr.HTML(tag("p", "How many frames the model sees is part of how it was trained.", class_="quiet"))
+    shown = gr.State(None)
+
+    stage = [status, trace, film, verdict, shown, again, live, halt]
+    view = [truth, threshold]
+    plain = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    reads = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+    find = {"fn": do.find, "inputs": [text, label, split, flip, picked], "outputs": strip}
+    begun = links.bind({"clip": picked, "trace": choice, "run": run}, do.restore)
+    begun.then(do.opened, [picked, choice, *view], [player, *stage], **reads).then(**find, **reads)
+    begun.then(do.filters, None, [label, split], **reads)
+    gr.on([text.input, label.input, split.input, flip.input], **find, trigger_mode="always_last", **reads)
+    picked.input(do.pick, [picked, *view], [choice, player, *stage], **reads).then(**find, **reads)
+    choice.input(do.opened, [picked, choice, *view], [player, *stage], **reads)
+    upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **reads)
+    asked = [shown, picked, *view]
+    gr.on([truth.input, threshold.input], do.judged, asked, verdict, trigger_mode="always_last", **plain)
+    again.click(do.replay, [picked, choice, pace, *view], stage, **reads)
+    live.click(
+        do.reason, [picked, choice, run, temperature, top_p, tokens, seed, *view], stage, concurrency_id=GENERATION,
+        concurrency_limit=16, show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
+    halt.click(do.stop, None, None, **plain)
+    gr.context.Context.root_block.unload(do.leave)

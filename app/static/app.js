@@ -1,6 +1,10 @@
 // Shared by all pages. No framework: a few listeners on the document, so that they survive Gradio's re-rendering.
 "use strict";
 
+// Figures: Plotly names its clip paths by the whole address where a page has a <base>, and loses its lines when the
+// address follows the screen. Gradio's "./" says nothing that the address does not.
+document.querySelector("base")?.remove();
+
 // Errors page: a button carries a value for a hidden field (`data-set`, `data-value`); the field's own event does the rest.
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-set]");
@@ -16,3 +20,62 @@ document.addEventListener("click", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") document.querySelector("#errors-drawer [data-close]")?.click();
 });
+
+// ── Player: anything with data-seek shows the clip at that second; the sentence of the moment is lit as it plays. ──
+(() => {
+  const player = () => document.querySelector("video#player") || document.querySelector("video");
+  const typing = (node) => node && (node.isContentEditable || /^(INPUT|TEXTAREA|SELECT|BUTTON|A|SUMMARY|VIDEO)$/.test(node.tagName));
+
+  function seek(seconds) {
+    const video = player();
+    if (!video || !Number.isFinite(seconds)) return;
+    video.pause();
+    video.currentTime = seconds;
+    light(video, seconds);
+    const box = video.getBoundingClientRect();
+    if (box.bottom < 40 || box.top > window.innerHeight - 40) {
+      const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+      video.scrollIntoView({ block: "nearest", behavior: calm ? "auto" : "smooth" });
+    }
+  }
+
+  // Of all sentences that mention a moment, the one whose moment was reached last, for five seconds at most.
+  function light(video, at = video.currentTime) {
+    let best = null, latest = -1;
+    document.querySelectorAll(".sentence[data-at]").forEach((sentence) => {
+      sentence.dataset.at.split(",").map(Number).forEach((moment) => {
+        if (moment <= at + 0.06 && moment > latest && at - moment <= 5) { best = sentence; latest = moment; }
+      });
+    });
+    document.querySelectorAll(".sentence.current").forEach((sentence) => { if (sentence !== best) sentence.classList.remove("current"); });
+    if (best) best.classList.add("current");
+    let shot = null;
+    document.querySelectorAll(".shot[data-seek]").forEach((button) => { if (Number(button.dataset.seek) <= at + 0.06) shot = button; });
+    document.querySelectorAll(".shot.current").forEach((button) => { if (button !== shot) button.classList.remove("current"); });
+    if (shot) shot.classList.add("current");
+  }
+
+  document.addEventListener("click", (event) => {
+    const seeker = event.target.closest("[data-seek]");
+    if (seeker) seek(Number(seeker.dataset.seek));
+    const card = event.target.closest(".card[data-set]");
+    if (!card) return;
+    card.parentElement.querySelectorAll("[aria-current]").forEach((other) => other.removeAttribute("aria-current"));
+    card.setAttribute("aria-current", "true");
+  });
+  for (const name of ["timeupdate", "seeked", "play"]) {
+    document.addEventListener(name, (event) => { if (event.target.matches && event.target.matches("video")) light(event.target); }, true);
+  }
+  document.addEventListener("keydown", (event) => {
+    const video = player();
+    if (!video || typing(event.target) || event.ctrlKey || event.metaKey || event.altKey) return;
+    const step = { ArrowLeft: -0.5, ArrowRight: 0.5 }[event.key];
+    if (event.key === " ") {
+      event.preventDefault();
+      if (video.paused) video.play().catch(() => {}); else video.pause();
+    } else if (step) {
+      event.preventDefault();
+      video.currentTime = Math.min(video.duration || 0, Math.max(0, video.currentTime + step));
+    }
+  });
+})();

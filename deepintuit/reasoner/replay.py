@@ -117,9 +117,9 @@ def done(trace: Mapping[str, Any]) -> TraceDone:
     tokens = _number(trace.get("tokens"))
     return TraceDone(
         str(trace["text"]),
-        trace.get("provisional") or "none",
-        trace.get("reason") or None,
-        trace.get("detail") or None,
+        _text(trace.get("provisional")) or "none",
+        _text(trace.get("reason")),
+        _text(trace.get("detail")),
         _number(trace.get("confidence")),
         None if tokens is None else int(tokens),
         _number(trace.get("milliseconds")),
@@ -132,6 +132,11 @@ def distribution(row: Mapping[str, Any]) -> Distribution | None:
         return None
     labels, probs = tuple(map(str, row["labels"])), tuple(float(p) for p in row["probs"])
     return Distribution(labels, probs, row["method"], _number(row.get("temperature")), _number(row.get("outside_mass")))
+
+
+def _text(value: Any) -> str | None:
+    """A text that is there: pandas says nan for one that is not."""
+    return value if isinstance(value, str) and value else None
 
 
 def _number(value: Any) -> float | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from deepintuit.trace import GRAMMARS
+
 if TYPE_CHECKING:
     from deepintuit.store import Workbench
 
@@ -79,6 +81,12 @@ def predictions_on(workbench: Workbench, trace_id: str) -> list[dict[str, Any]]:
     """What was predicted from one trace, controls aside, the paper's way first and the answer as it was given last."""
     rows = _records(workbench.query("SELECT * FROM predictions WHERE trace_id = ? AND control = 'none'", [trace_id]))
     return sorted(rows, key=lambda row: _WAYS.index(row["method"]) if row["method"] in _WAYS else len(_WAYS))
+
+
+def grammar_of(workbench: Workbench, run_id: str) -> str:
+    """The grammar that a run's traces were asked for in; think-answer where it does not say."""
+    found = workbench.query("SELECT config->>'$.prompt.grammar' AS it FROM runs WHERE run_id = ?", [run_id])
+    return found["it"][0] if len(found) and found["it"][0] in GRAMMARS else "think-answer"
 
 
 def reasoners(workbench: Workbench) -> list[dict[str, Any]]:
