@@ -20,7 +20,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from deepintuit.store.run import Run, plain, provenance, versions, without_secre
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 __all__ = ["GRAINS", "Grain", "Run", "Workbench", "trace_id", "without_secrets"]
 
@@ -188,11 +189,7 @@ class Workbench:
         `frame.attrs["truncated"]` is True. One gap, in DuckDB 2.0: a single huge value, `repeat('x', 2000000000)`, is
         neither counted nor interrupted while it is made; a public console should run in a process with a limit.
         """
-        try:
-            reader = self._reader(guarded=untrusted)
-        except (duckdb.Error, FileNotFoundError):
-            self.refresh(force=self.index_path.exists())
-            reader = self._reader(guarded=untrusted)
+        reader = self._ready(guarded=untrusted)
         try:
             rows = reader.query(sql, params, max_rows if untrusted else None, seconds if untrusted else None)
         except duckdb.InterruptException as error:
@@ -204,6 +201,18 @@ class Workbench:
         frame = rows.slice(0, max_rows).to_pandas() if untrusted else rows.to_pandas()
         frame.attrs["truncated"] = untrusted and rows.num_rows > max_rows
         return frame
+
+    def stream(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = (),
+               rows: int = 2048) -> "Iterator[pa.RecordBatch]":
+        """The rows of one SELECT as Arrow batches of about `rows`, for results that should not be held at once."""
+        return self._ready(guarded=False).stream(sql, params, rows)
+
+    def _ready(self, *, guarded: bool) -> index.Reader:
+        try:
+            return self._reader(guarded=guarded)
+        except (duckdb.Error, FileNotFoundError):
+            self.refresh(force=self.index_path.exists())
+            return self._reader(guarded=guarded)
 
 
 def _description(folder: Path) -> dict[str, Any] | None:

@@ -1,23 +1,326 @@
 """Questions that a person asks the index: this clip's file, this trace, the traces of a slice.
 
-Plain functions of a workbench; values travel as parameters, never as text of a query.
+    asked = TraceFilter(run="evaluate-…", true="theft", provisional="delivery")
+    found = page(workbench, asked, sort="confidence", limit=50)      # found.rows, found.total
+    TraceFilter.from_query(asked.to_query()) == asked                # a slice travels in an address
+
+A filter reads only the narrow table `trace_facts` of the index; texts are fetched for the rows that are shown. Values
+travel as parameters, never as text of a query, and columns come from the lists below.
 Left out on purpose: anything that computes a metric (`metrics`, `report`) and anything that draws.
 """
 
 from __future__ import annotations
 
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from deepintuit.errors import StoreError, nearest
+from deepintuit.store.grains import storable
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from deepintuit.store import Workbench
+
+MOST_ROWS = 500
+_LONGEST = 300  # characters of a value in a query
+
+RIGHT = {"right": "{} = true_label", "wrong": "{} <> true_label"}
+FLIPS = {
+    "broken": "provisional = true_label AND calibrated <> true_label",
+    "fixed": "provisional <> true_label AND calibrated = true_label",
+    "changed": "provisional <> calibrated",
+    "kept": "provisional = calibrated",
+}
+"""What calibration did to a trace's answer: right → wrong, wrong → right, another label, the same label."""
+WELL_FORMED, MALFORMED = "well-formed", "malformed"
+"""Two values of `reason` beside the reasons themselves."""
+
+_SAME = {
+    "run": "run_id", "stage": "stage", "dataset": "dataset", "split": "split", "true": "true_label",
+    "provisional": "provisional", "calibrated": "calibrated", "step": "step", "sample": "sample", "clip": "clip_id",
+}  # fmt: skip
+_RANGE = {
+    "min_confidence": "confidence >= ?", "max_confidence": "confidence <= ?", "min_tokens": "tokens >= ?",
+    "max_tokens": "tokens <= ?",
+}  # fmt: skip
+SORTS = {
+    "newest": "created", "run": "run_id", "stage": "stage", "split": "split", "true": "true_label",
+    "provisional": "provisional", "calibrated": "calibrated", "certainty": "certainty", "reason": "reason",
+    "confidence": "confidence", "tokens": "tokens", "milliseconds": "milliseconds", "step": "step", "sample": "sample",
+    "clip": "clip_id",
+}  # fmt: skip
+"""What a page may be sorted by, and its column."""
+_FACTS = (
+    "trace_id, run_id, stage, dataset, split, clip_id, sample, step, true_label, provisional, calibrated, certainty, "
+    "reason, confidence, tokens, milliseconds"
+)
+_CHOICES = ("run", "stage", "dataset", "split", "true", "provisional", "calibrated", "reason")
+EXPORTED = (*_FACTS.split(", "), "temperature", "detail", "model", "text")
+FORMATS = {"csv": "text/csv", "jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}
+
+
+@dataclass(frozen=True)
+class TraceFilter:
+    """Which traces: every field that is not None (or empty) must hold.
+
+    `true` is the label of the clip, `provisional` the trace's own answer ("none" without one), `calibrated` what the
+    newest calibrator says after reading clip and trace. `right`: "right" or "wrong", about the trace's answer; `final`:
+    the same about the calibrated label. `reason`: a malformed trace's reason, "malformed" for any, "well-formed".
+    `flip`: a key of `FLIPS`. `text`: a phrase that the trace holds, capitals or not. Confidences are 0 … 1, both ends
+    included.
+    """
+
+    run: str | None = None
+    stage: str | None = None
+    dataset: str | None = None
+    split: str | None = None
+    true: str | None = None
+    provisional: str | None = None
+    calibrated: str | None = None
+    right: str | None = None
+    final: str | None = None
+    flip: str | None = None
+    reason: str | None = None
+    min_confidence: float | None = None
+    max_confidence: float | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    step: int | None = None
+    sample: int | None = None
+    clip: str | None = None
+    text: str | None = None
+
+    @classmethod
+    def from_query(cls, query: Mapping[str, Any]) -> TraceFilter:
+        """Read what an address (or a form) says. Other names, numbers that are none, and words that are not one of the
+        few known are left out; a run or label that does not exist stays, and finds nothing. Never raises."""
+        return cls(**{field.name: _read(field.name, query.get(field.name)) for field in fields(cls)})
+
+    def to_query(self) -> dict[str, str]:
+        """The fields that are set, as text; `from_query` gives the same filter back."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(value) for name, value in values.items() if value not in (None, "")}
+
+    def where(self) -> tuple[str, list[Any]]:
+        """A condition over `trace_facts` and its parameters."""
+        conditions, values = [], []
+        for name, text in self.to_query().items():
+            if name in _SAME:
+                conditions.append(f"{_SAME[name]} = ?")
+                values.append(getattr(self, name))
+            elif name in _RANGE:
+                conditions.append(_RANGE[name])
+                values.append(getattr(self, name))
+            elif name in ("right", "final"):
+                column = "provisional" if name == "right" else "calibrated"
+                conditions.append(_one_of(RIGHT, name, text).format(column))
+            elif name == "flip":
+                conditions.append(_one_of(FLIPS, name, text))
+            elif name == "reason" and text in (WELL_FORMED, MALFORMED):
+                conditions.append(f"reason IS {'' if text == WELL_FORMED else 'NOT '}NULL")
+            elif name == "reason":
+                conditions.append("reason = ?")
+                values.append(text)
+            else:
+                found, given = _text(storable(text))
+                conditions += found
+                values += given
+        return " AND ".join(conditions) or "true", values
+
+
+def _read(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, (list, tuple, dict, bool)) or not str(value).strip():
+        return None
+    text = str(value).strip()[:_LONGEST]
+    if name in ("right", "final", "flip"):
+        return text if text in (FLIPS if name == "flip" else RIGHT) else None
+    if name in _RANGE or name in ("step", "sample"):
+        try:
+            number = float(text)
+        except ValueError:
+            return None
+        if not abs(number) < 1e15:  # nan and infinity too
+            return None
+        return number if name.endswith("confidence") else int(number)
+    return text
+
+
+_RARE = "zqxjkvbpgwyfmcu0123456789-lhdrsntoiae., "
+"""Characters of English text, the rarest first."""
+
+
+def _text(phrase: str) -> tuple[list[str], list[str]]:
+    """Conditions that find a phrase. DuckDB looks for the first byte and compares from there, so a phrase that begins
+    with a common one costs twice as much: look for it from its rarest character on first."""
+    conditions, values = ["contains(lowered, lower(?))"], [phrase]
+    if phrase.isascii():
+        phrase = phrase.lower()
+        start = min(range(len(phrase)), key=lambda i: _RARE.find(phrase[i]))
+        if start:
+            conditions.insert(0, "contains(lowered, ?)")
+            values.insert(0, phrase[start:])
+    return conditions, values
+
+
+def _one_of(known: Mapping[str, str], name: str, value: str) -> str:
+    if value not in known:
+        raise StoreError(f"{name} = {value!r}", f"it is one of {', '.join(known)}",
+                         f"Nearest: {nearest(value, known) or next(iter(known))!r}")  # fmt: skip
+    return known[value]
+
+
+@dataclass(frozen=True)
+class Page:
+    """`rows`: the columns of `trace_facts` but for `lowered`, and `text`; `total`: how many the filter finds in all."""
+
+    rows: pd.DataFrame
+    total: int
+
+
+def count(workbench: Workbench, asked: TraceFilter) -> int:
+    condition, values = asked.where()
+    return int(workbench.query(f"SELECT count(*) AS n FROM trace_facts WHERE {condition}", values).n[0])  # noqa: S608
+
+
+def page(workbench: Workbench, asked: TraceFilter, sort: str = "newest", descending: bool | None = None,
+         limit: int = 50, offset: int = 0) -> Page:  # fmt: skip
+    """Rows `offset` … `offset + limit` of what the filter finds. Sorted by a key of `SORTS` (StoreError for another
+    one), by default the newest run first and all else upwards; what is missing comes last, ties in stored order."""
+    if sort not in SORTS:
+        raise StoreError(f"traces sorted by {sort!r}", f"they are sorted by {', '.join(SORTS)}",
+                         f"Nearest: {nearest(sort, SORTS) or 'newest'!r}")  # fmt: skip
+    condition, values = asked.where()
+    direction = "DESC" if (sort == "newest" if descending is None else descending) else "ASC"
+    order = f"{SORTS[sort]} {direction} NULLS LAST, rowid"
+    limit, offset = max(1, min(int(limit), MOST_ROWS)), max(0, int(offset))
+    # One scan finds and counts; only the numbers of the rows on this page are carried further.
+    rows = workbench.query(
+        f"""WITH chosen AS (
+                SELECT rowid AS number, count(*) OVER () AS total FROM trace_facts WHERE {condition}
+                ORDER BY {order} LIMIT {limit} OFFSET {offset})
+            SELECT total, {_FACTS} FROM trace_facts JOIN chosen ON trace_facts.rowid = number ORDER BY {order}""",  # noqa: S608
+        values,
+    )
+    if rows.empty:
+        return Page(rows.drop(columns="total").assign(text=[]), count(workbench, asked) if offset else 0)
+    texts = workbench.query(
+        "SELECT run_id, trace_id, text FROM traces WHERE trace_id IN (SELECT unnest(?::VARCHAR[]))",
+        [rows["trace_id"].tolist()],
+    )
+    total = int(rows["total"].iloc[0])
+    return Page(rows.drop(columns="total").merge(texts, "left", ["run_id", "trace_id"], validate="1:1"), total)
+
+
+def choices(workbench: Workbench) -> dict[str, list[tuple[str, int]]]:
+    """What each filter can be, with the number of traces: run (newest first), stage, dataset, split, true, provisional,
+    calibrated and reason, the commonest first. What a trace does not have is not counted."""
+    columns = {name: _SAME.get(name, name) for name in _CHOICES}
+    found = workbench.query(
+        f"""SELECT {", ".join(columns.values())}, grouping_id({", ".join(columns.values())}) AS which, count(*) AS n,
+                   max(created) AS newest
+            FROM trace_facts GROUP BY GROUPING SETS (({"), (".join(columns.values())}))"""  # noqa: S608
+    )
+    chosen: dict[str, list[tuple[str, int]]] = {}
+    for place, (name, column) in enumerate(columns.items()):
+        # A bit of `grouping_id` is 0 for the column that a row is grouped by; the first column has the highest bit.
+        its_bit = 1 << (len(columns) - 1 - place)
+        mine = found[found["which"] == (1 << len(columns)) - 1 - its_bit].dropna(subset=column)
+        by = ["newest", column] if name == "run" else ["n", column]
+        mine = mine.sort_values(by, ascending=[False, True])
+        chosen[name] = [(str(value), int(n)) for value, n in zip(mine[column], mine["n"])]
+    return chosen
+
+
+def fact(workbench: Workbench, trace_id: str) -> dict[str, Any] | None:
+    """What the list says of one trace (the columns of `page` but for the text); what is missing is None."""
+    found = workbench.query(f"SELECT {_FACTS} FROM trace_facts WHERE trace_id = ? LIMIT 1", [trace_id])  # noqa: S608
+    return None if found.empty else records(found)[0]
+
+
+def siblings(workbench: Workbench, trace_id: str, limit: int = 100) -> pd.DataFrame:
+    """Traces of the same clip by other runs, stages, steps and samples: the columns of `page` but for the text, newest
+    run first."""
+    return workbench.query(
+        f"""SELECT {_FACTS} FROM trace_facts
+            WHERE clip_id = (SELECT clip_id FROM trace_facts WHERE trace_id = ? LIMIT 1) AND trace_id <> ?
+            ORDER BY created DESC, run_id, step, sample LIMIT {max(1, min(int(limit), MOST_ROWS))}""",  # noqa: S608
+        [trace_id, trace_id],
+    )
+
+
+def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as dicts in which what is missing is None."""
+    return [{name: None if value is None or value != value else value for name, value in row.items()}
+            for row in rows.to_dict("records")]  # fmt: skip
+
+
+def export(workbench: Workbench, asked: TraceFilter, form: str) -> Iterator[bytes]:
+    """All that the filter finds, in stored order, as pieces of a file in one of `FORMATS`: the columns of `EXPORTED`.
+
+    Lists (tokens, frames) stay in the parts. Texts are as they were written: a spreadsheet may take one that begins
+    with "=" for a formula.
+    """
+    if form not in FORMATS:
+        raise StoreError(f"an export as {form!r}", f"there are {', '.join(FORMATS)}",
+                         f"Nearest: {nearest(form, FORMATS) or 'csv'!r}")  # fmt: skip
+    condition, values = asked.where()
+    batches = workbench.stream(
+        f"""SELECT {", ".join(f"chosen.{name}" if name in _FACTS.split(", ") else name for name in EXPORTED)}
+            FROM traces JOIN (SELECT {_FACTS} FROM trace_facts WHERE {condition}) AS chosen
+                 ON traces.trace_id = chosen.trace_id AND traces.run_id = chosen.run_id""",  # noqa: S608
+        values,
+    )
+    return {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[form](batches)
+
+
+def _jsonl(batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:
+    for batch in batches:
+        rows = ({name: None if value != value else value for name, value in row.items()} for row in batch.to_pylist())
+        yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _csv(batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:
+    import csv
+
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(EXPORTED)
+    for batch in batches:
+        writer.writerows(zip(*(column.to_pylist() for column in batch.columns)))
+        yield _taken(file).encode()
+
+
+def _parquet(batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:
+    import pyarrow.parquet as pq
+
+    file, writer = io.BytesIO(), None
+    for batch in batches:
+        writer = writer or pq.ParquetWriter(file, batch.schema, compression="zstd")
+        writer.write_batch(batch)
+        yield _taken(file)
+    writer.close()
+    yield file.getvalue()
+
+
+def _taken(file: Any) -> Any:
+    """What was written since the last call."""
+    said = file.getvalue()
+    file.seek(0)
+    file.truncate()
+    return said
 
 
 def clip_file(workbench: Workbench, clip_id: str, *, playable: bool = True) -> Path | None:
     """Where the video of a clip lies: with `playable` the copy that a browser can show, where import made one."""
-    found = workbench.query("SELECT path, playable_path FROM clips WHERE clip_id = ? AND path IS NOT NULL LIMIT 1", [clip_id])
+    found = workbench.query(
+        "SELECT path, playable_path FROM clips WHERE clip_id = ? AND path IS NOT NULL LIMIT 1", [clip_id]
+    )
     if found.empty:
         return None
     path = Path((playable and found.playable_path[0]) or found.path[0])

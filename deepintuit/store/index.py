@@ -23,7 +23,7 @@ from deepintuit.errors import DeepIntuitError, StoreError
 from deepintuit.store.grains import GRAINS, Grain
 from deepintuit.store.run import parts, read_description, read_part
 
-LAYOUT = 1  # raise when tables or views change, so that old index files are rebuilt
+LAYOUT = 2  # raise when tables or views change, so that old index files are rebuilt
 _BATCH_ROWS = 50_000
 _BATCH_PARTS = 500
 
@@ -60,6 +60,27 @@ _VIEWS = """
         FROM (SELECT run_id, stage, coalesce(reason, 'well-formed') AS reason, count(*) AS n FROM traces GROUP BY ALL);
 """
 
+# What traces are looked for by, one narrow row a trace (`browse` asks it). Joined once here, so that a filter over a
+# million traces reads a few short columns; `lowered` is there to be searched, since ILIKE takes twice as long.
+_TRACE_FACTS = """
+    CREATE TABLE trace_facts AS
+    WITH held AS (
+            SELECT clip_id, dataset, any_value(split) AS split, any_value(label) AS label FROM clips GROUP BY ALL),
+         anywhere AS (SELECT clip_id, min(dataset) AS dataset, min_by(split, dataset) AS split FROM clips GROUP BY ALL),
+         said AS (
+            SELECT trace_id, predicted, list_max(probs) AS certainty FROM predictions JOIN runs USING (run_id)
+            WHERE method = 'label_likelihood' AND control = 'none' AND trace_id IS NOT NULL
+            QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY created DESC, run_id DESC, split, system) = 1)
+    SELECT traces.trace_id, traces.run_id, coalesce(traces.stage, runs.stage) AS stage,
+           coalesce(runs.dataset, anywhere.dataset) AS dataset, coalesce(held.split, anywhere.split) AS split,
+           traces.clip_id, sample, step, coalesce(traces.true_label, held.label) AS true_label,
+           coalesce(provisional, 'none') AS provisional, said.predicted AS calibrated, said.certainty, reason,
+           confidence, tokens, milliseconds, runs.created, lower(traces.text) AS lowered
+    FROM traces JOIN runs USING (run_id) LEFT JOIN said USING (trace_id)
+    LEFT JOIN held ON held.clip_id = traces.clip_id AND held.dataset = runs.dataset
+    LEFT JOIN anywhere ON anywhere.clip_id = traces.clip_id
+"""
+
 
 def fingerprint(root: Path) -> str:
     """Changes when a part appears, or run.json or a manifest is replaced. Reads names and sizes, no contents."""
@@ -83,6 +104,7 @@ def build(root: Path, target: Path, mark: str) -> None:
         problems = list(_load_clips(connection, root)) + list(_load_runs(connection, root))
         if problems:
             connection.executemany("INSERT INTO problems VALUES (?, ?)", problems)
+        connection.execute(_TRACE_FACTS)
         connection.execute(_VIEWS)
         connection.execute("INSERT INTO about VALUES (?, ?)", [mark, LAYOUT])
         connection.execute("COMMIT")
@@ -99,6 +121,8 @@ def _insert(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table, *,
 def _load_clips(connection: duckdb.DuckDBPyConnection, root: Path) -> Iterator[tuple[str, str]]:
     whole = _CLIPS.empty_table()
     for path in sorted(root.glob("clips/*.parquet")):
+        if "@" in path.name:  # a former version that `data` keeps beside the manifest in force
+            continue
         try:
             with pq.ParquetFile(path) as file:
                 rows = file.read()
@@ -191,11 +215,7 @@ class Reader:
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any], max_rows: int | None,
               seconds: float | None) -> pa.Table:
         """Rows of one SELECT, at most `max_rows` + 1 of them; duckdb.InterruptException after `seconds`."""
-        statements = duckdb.extract_statements(sql)
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
-            raise StoreError(f"the query holds {kinds}", "the index is only read; it is rebuilt from the parts, so a "
-                             "change in it would be lost", "send a single SELECT")
+        _refuse_unless_select(sql)
         cursor = self._cursor()
         timer = threading.Timer(seconds, cursor.interrupt) if seconds is not None else None
         if timer is not None:
@@ -208,6 +228,26 @@ class Reader:
             if timer is not None:
                 timer.cancel()
             cursor.close()
+
+    def stream(self, sql: str, params: Sequence[Any] | Mapping[str, Any], rows: int) -> Iterator[pa.RecordBatch]:
+        """Rows of one SELECT, about `rows` at a time, as they are found; an empty batch first, for its schema. Closing
+        the iterator ends the query."""
+        _refuse_unless_select(sql)
+        cursor = self._cursor()
+        try:
+            found = cursor.sql(sql, params=params or None).to_arrow_reader(rows)
+            yield pa.RecordBatch.from_pylist([], found.schema)
+            yield from found
+        finally:
+            cursor.close()
+
+
+def _refuse_unless_select(sql: str) -> None:
+    statements = duckdb.extract_statements(sql)
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
+        raise StoreError(f"the query holds {kinds}", "the index is only read; it is rebuilt from the parts, so a "
+                         "change in it would be lost", "send a single SELECT")
 
 
 def file_signature(path: Path) -> tuple[int, int, int] | None:

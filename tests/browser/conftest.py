@@ -62,7 +62,7 @@ class Site:
 
 def text_of(label: str, clip: int, inside: str = "") -> str:
     """A think-answer trace that mentions times and frames."""
-    seen = f"At 0.5 s a courier {clip} steps onto the porch. {inside}Frame 3 shows a box. From 1.0 to 2.0 s it is moved."
+    seen = f"At 0.5 s a courier {clip} steps onto the porch. {inside}Frame 3 shows a box. From 1.0 to 2.0 s it moves."
     return f"<think> {seen} So it looks like {label}. </think><answer> {label} </answer>"
 
 
@@ -139,8 +139,10 @@ def write_workbench(folder: Path) -> tuple[Workbench, list[str], dict[str, str],
             right = [float(row["provisional"] == row["true_label"]) for row in rollouts]
             kinds = {"accuracy": right, "format": [1.0] * 8, "reward": [1 + r for r in right]}
             kinds["advantage"] = [(r - 0.5) * 2 for r in right]
-            run.append("scores", [{"trace_id": row["trace_id"], "evidence": row["provisional"], "name": name, "value": value}
-                                  for name, values in kinds.items() for row, value in zip(rollouts, values)])  # fmt: skip
+            run.append("scores", [
+                {"trace_id": row["trace_id"], "name": name, "value": value, "evidence": row["provisional"]}
+                for name, values in kinds.items() for row, value in zip(rollouts, values)
+            ])  # fmt: skip
             share = np.mean(right)
             logged = {"reward": 1 + share, "accuracy": share, "well_formed": 1.0, "entropy": 0.3 / step, "loss": 0.01,
                       "zero_variance_share": 0.0, "tokens_mean": 40.0, "truncated_share": 0.0}  # fmt: skip

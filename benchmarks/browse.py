@@ -1,0 +1,251 @@
+"""A million traces are browsed without waiting: count, page, filter, sort, search, and the first rows of an export.
+
+Makes a synthetic workbench (parts written as Parquet in the shape that the stages write: texts of 250 to 3,000
+characters about what is seen when, token ids with log-probabilities, predictions under every control), indexes it and
+asks what the Traces page asks, each question many times in random order with other values each time. Prints medians and
+95th percentiles in milliseconds, the rate at which the index was built, its size, and the memory of the process.
+
+Making it takes minutes and about 3 GB a million traces; a killed run goes on where it stood. The questions are timed at
+the server's side of the store (query, rows as pandas), without HTTP and HTML, on a warm file cache.
+
+Run it:  python benchmarks/browse.py FOLDER [--traces 1000000] [--rounds 30]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deepintuit.labels import NONE_LABEL
+from deepintuit.store import GRAINS, Run, Workbench, browse, disk
+from deepintuit.store.browse import TraceFilter
+from deepintuit.store.run import part_name
+
+DATASET, LABELS = "street", ("routine", "delivery", "theft", "intrusion", "stray", "emergency")
+SPLITS = ("coldstart", "grpo", "calibration", "validation", "test")
+CLIPS, PART = 20_000, 10_000
+STAGES = {"teach": 0.02, "grpo": 0.5, "calibrate": 0.2, "evaluate": 0.28}
+"""Share of all traces by stage; evaluation is spread over seven runs."""
+CONTROLS = ("none", "trace_blanked", "video_blanked", "trace_swapped")
+WHO = "courier,resident,child,neighbour,stranger,dog,cat,cyclist,driver,cleaner,guest,gardener".split(",")
+WHAT = "box,parcel,bag,door,gate,window,car,bicycle,letter,lamp,ladder,bucket,key,phone,umbrella,bench".split(",")
+DOES = "takes,drops,carries,opens,closes,passes,watches,lifts,kicks,leaves,moves,inspects,hides,pushes".split(",")
+WHERE = "porch,yard,hall,garage,street,drive,garden,stairs,fence,corner,shed,lawn".split(",")
+LINK = "Then,So,Now,Meanwhile,Shortly after,In the background,Again,At first,Finally,Next".split(",")
+
+
+def sentences(count: int = 30_000) -> list[str]:
+    rng = random.Random(0)
+    made = []
+    for _ in range(count):
+        who, what, does, where = rng.choice(WHO), rng.choice(WHAT), rng.choice(DOES), rng.choice(WHERE)
+        link, at, frame = rng.choice(LINK), rng.randrange(600) / 10, rng.randrange(1, 33)
+        made.append(rng.choice((
+            f"{link} the {who} {does} the {what} at {at} s near the {where}.",
+            f"Frame {frame}: the {who} stands by the {where}, {what} down.",
+            f"{link} nobody is at the {where}; the {what} is still there in frame {frame}.",
+            f"Is it the {who}'s {what}? The way he {does} it from {at} s on says no.",
+        )))  # fmt: skip
+    return made
+
+
+def traces(run: Run, stage: str, numbers: range, pool: list[str]) -> pa.Table:
+    """Rows of traces `numbers` of a run; the same for the same arguments."""
+    n = len(numbers)
+    rng = np.random.default_rng([int(hashlib.sha256(run.id.encode()).hexdigest()[:8], 16), numbers[0]])
+    samples = {"grpo": 8, "calibrate": 4}.get(stage, 1)
+    clips = [f"{number // samples % CLIPS:016x}" for number in numbers]
+    true = [LABELS[number // samples % CLIPS % len(LABELS)] for number in numbers]
+    right = rng.random(n) < {"teach": 0.8, "grpo": 0.7}.get(stage, 0.78)
+    other = rng.integers(0, len(LABELS), n)
+    broken = rng.random(n) < 0.05
+    said = [t if r else LABELS[o] for t, r, o in zip(true, right, other)]
+    length = rng.choice((5, 12, 30), n, p=(0.4, 0.4, 0.2)) + rng.integers(0, 6, n)
+    picked = rng.integers(0, len(pool), int(length.sum()))
+    texts, at = [], 0
+    for number, size in enumerate(length.tolist()):
+        body = " ".join([pool[i] for i in picked[at : at + size].tolist()])
+        end = "" if broken[number] else f" </think><answer> {said[number]} </answer>"
+        texts.append(f"<think> {body}{end}")
+        at += size
+    tokens = np.array([len(text) for text in texts]) // 4
+    offsets = pa.array(np.concatenate([[0], np.cumsum(tokens)]), pa.int32())
+    logprobs = -rng.gamma(0.25, 0.2, int(tokens.sum())).astype(np.float32)
+    confidence = np.exp(np.add.reduceat(logprobs, offsets.to_numpy()[:-1]) / tokens)
+    columns = {
+        "trace_id": [hashlib.sha256(f"{run.id} {number}".encode()).hexdigest()[:20] for number in numbers],
+        "run_id": [run.id] * n, "clip_id": clips, "stage": [stage] * n,
+        "sample": [number % samples for number in numbers],
+        "step": [number // 512 if stage == "grpo" else None for number in numbers], "temperature": rng.random(n).round(),
+        "text": texts, "answer": [None if b else f" {s} " for s, b in zip(said, broken)],
+        "provisional": [NONE_LABEL if b else s for s, b in zip(said, broken)],
+        "reason": [("truncated", "unclosed_tag", "unknown_label")[o % 3] if b else None for o, b in zip(other, broken)],
+        "true_label": true, "tokens": tokens, "milliseconds": rng.gamma(4, 20, n), "confidence": confidence,
+        "token_logprobs": pa.ListArray.from_arrays(offsets, pa.array(logprobs)),
+        "token_ids": pa.ListArray.from_arrays(offsets, pa.array(rng.integers(0, 32_000, len(logprobs)), pa.int32())),
+        "frame_hash": clips, "truncated": broken, "model": ["checkpoint"] * n,
+    }  # fmt: skip
+    return _shaped("traces", columns, n)
+
+
+def predictions(run: Run, rows: pa.Table) -> pa.Table:
+    """The answer as given, and what a calibrator made of it under each control."""
+    rng = np.random.default_rng(len(rows))
+    shared = {name: rows[name].to_pylist() for name in ("trace_id", "clip_id", "true_label", "provisional")}
+    made = []
+    for method, control in (("raw", "none"), *(("label_likelihood", control) for control in CONTROLS)):
+        better = rng.random(len(rows)) < 0.15
+        said = [t if b and method != "raw" else p for t, p, b in zip(shared["true_label"], shared["provisional"], better)]
+        raw = method == "raw"
+        probs = rng.dirichlet(np.full(len(LABELS), 0.3), len(rows)).round(6)
+        made.append(_shaped("predictions", {
+            **shared, "run_id": [run.id] * len(rows), "split": ["test"] * len(rows), "system": [run.id] * len(rows),
+            "method": [method] * len(rows), "control": [control] * len(rows),
+            "predicted": [LABELS[0] if label == NONE_LABEL and not raw else label for label in said],
+            "labels": [None if raw else list(LABELS)] * len(rows), "probs": [None] * len(rows) if raw else probs.tolist(),
+        }, len(rows)))  # fmt: skip
+    return pa.concat_tables(made)
+
+
+def _shaped(grain: str, columns: dict, n: int) -> pa.Table:
+    schema = GRAINS[grain].schema
+    return pa.Table.from_arrays([
+        column if isinstance(column := columns.get(field.name, [None] * n), pa.Array) else pa.array(column, field.type)
+        for field in schema
+    ], schema=schema)  # fmt: skip
+
+
+def write(workbench: Workbench, count: int) -> None:
+    """Manifest and runs; a part that is there already is kept."""
+    clips = {
+        "dataset": [DATASET] * CLIPS, "clip_id": [f"{i:016x}" for i in range(CLIPS)],
+        "path": [f"videos/{i:05d}.mp4" for i in range(CLIPS)], "label": [LABELS[i % len(LABELS)] for i in range(CLIPS)],
+        "split": [SPLITS[i % len(SPLITS)] for i in range(CLIPS)], "group": [f"camera-{i % 500}" for i in range(CLIPS)],
+        "seconds": [2.0 + i % 60 for i in range(CLIPS)],
+    }  # fmt: skip
+    pq.write_table(pa.table(clips), workbench.clips / f"{DATASET}.parquet")
+    pool = sentences()
+    shares = [(stage, i, share / (7 if stage == "evaluate" else 1)) for stage, share in STAGES.items()
+              for i in range(7 if stage == "evaluate" else 1)]  # fmt: skip
+    done = 0
+    for stage, number, share in shares:
+        run = workbench.start_run(stage, {"traces": count}, name=f"{stage} {number}", dataset=DATASET)
+        size = round(count * share)
+        for part, first in enumerate(range(0, size, PART)):
+            numbers = range(first, min(first + PART, size))
+            if not run.finished and not (run.path / part_name("traces", part)).exists():
+                rows = traces(run, stage, numbers, pool)
+                if stage == "evaluate":
+                    _write(run, "predictions", part, predictions(run, rows))
+                _write(run, "traces", part, rows)
+            done += len(numbers)
+            print(f"\r{done:,} of {count:,} traces written", end="", flush=True)
+        if not run.finished:
+            run.finish({"traces": size})
+    print()
+
+
+def _write(run: Run, grain: str, number: int, rows: pa.Table) -> None:
+    target = run.path / part_name(grain, number)
+    temporary = target.with_name(f".{target.name}.tmp")
+    pq.write_table(rows, temporary, compression="zstd")
+    os.replace(temporary, target)
+
+
+def questions(workbench: Workbench, seed: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Names and calls of one round, in random order; values differ from round to round."""
+    rng = random.Random(seed)
+    choices = browse.choices(workbench)
+    run = rng.choice([value for value, _ in choices["run"]])
+    label, other = rng.sample(LABELS, 2)
+    low = rng.random()
+    between = TraceFilter(min_confidence=low, max_confidence=low + 0.05)
+    cell = TraceFilter(true=label, provisional=other)
+    common = rng.choice(WHO)
+    rare = f"{rng.choice(LINK)} the {rng.choice(WHO)} {rng.choice(DOES)} the {rng.choice(WHAT)}"
+    exact, absent = f"at {rng.randrange(600) / 10} s near the {rng.choice(WHERE)}", f"zebra {seed}"
+    ask = {
+        "first page": lambda: browse.page(workbench, TraceFilter()),
+        "first page, 500 rows": lambda: browse.page(workbench, TraceFilter(), limit=500),
+        "count": lambda: browse.count(workbench, TraceFilter()),
+        "choices": lambda: browse.choices(workbench),
+        "filter: a run": lambda: browse.page(workbench, TraceFilter(run=run)),
+        "filter: a confusion cell": lambda: browse.page(workbench, cell),
+        "filter: flips": lambda: browse.page(workbench, TraceFilter(flip=rng.choice(("fixed", "broken")))),
+        "filter: malformed": lambda: browse.page(workbench, TraceFilter(reason="malformed", split="test")),
+        "filter: confidence range": lambda: browse.page(workbench, between),
+        "filter: a clip": lambda: browse.page(workbench, TraceFilter(clip=f"{rng.randrange(CLIPS):016x}")),
+        "sort: confidence": lambda: browse.page(workbench, TraceFilter(), sort="confidence"),
+        "sort: tokens in a run": lambda: browse.page(workbench, TraceFilter(run=run), sort="tokens", descending=True),
+        "sort: label": lambda: browse.page(workbench, TraceFilter(), sort="true"),
+        "page 10,000 of all": lambda: browse.page(workbench, TraceFilter(), offset=499_950),
+        "page 10,000, sorted": lambda: browse.page(workbench, TraceFilter(), sort="tokens", offset=499_950),
+        "search: a common word": lambda: browse.page(workbench, TraceFilter(text=common)),
+        "search: a phrase": lambda: browse.page(workbench, TraceFilter(text=rare)),
+        "search: a rare phrase": lambda: browse.page(workbench, TraceFilter(text=exact)),
+        "search: not there": lambda: browse.page(workbench, TraceFilter(text=absent)),
+        "search: in a run": lambda: browse.page(workbench, TraceFilter(text=exact, run=run)),
+        "open a trace": lambda: browse.trace(workbench, browse.page(workbench, cell, limit=1).rows.trace_id[0]),
+        "other traces of a clip": lambda: browse.siblings(workbench, _some_trace(workbench, rng)),
+        "export, first rows": lambda: next(browse.export(workbench, cell, "csv")),
+        "export all, first rows": lambda: next(browse.export(workbench, TraceFilter(), "parquet")),
+    }
+    names = list(ask)
+    rng.shuffle(names)
+    for name in names:
+        yield name, ask[name]
+
+
+def _some_trace(workbench: Workbench, rng: random.Random) -> str:
+    return browse.page(workbench, TraceFilter(clip=f"{rng.randrange(CLIPS):016x}"), limit=1).rows.trace_id[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--traces", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args()
+    workbench = Workbench(options.folder)
+    write(workbench, options.traces)
+    started = time.perf_counter()
+    if workbench.refresh():
+        disk.fsync_folder(workbench.path)
+        seconds = time.perf_counter() - started
+        print(f"index built in {seconds:.0f} s, {options.traces / seconds:,.0f} traces a second")
+    built = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    parts = sum(path.stat().st_size for path in workbench.path.glob("runs/*/*.parquet"))
+    print(f"parts {parts / 1e9:.2f} GB, index {workbench.index_path.stat().st_size / 1e9:.2f} GB, "
+          f"peak memory so far {built:.2f} GiB")  # fmt: skip
+    milliseconds: dict[str, list[float]] = {}
+    for number in range(options.rounds + 1):
+        for name, ask in questions(workbench, number):
+            started = time.perf_counter()
+            ask()
+            if number:  # the first round warms the file cache
+                milliseconds.setdefault(name, []).append(1000 * (time.perf_counter() - started))
+    print(f"\n{'question':28} {'median':>8} {'p95':>8} {'worst':>8}   ms, n = {options.rounds}, {os.cpu_count()} cores")
+    for name, times in sorted(milliseconds.items()):
+        p95 = float(np.percentile(times, 95))
+        print(f"{name:28} {statistics.median(times):8.0f} {p95:8.0f} {max(times):8.0f}")
+    everything = [t for times in milliseconds.values() for t in times]
+    p95 = np.percentile(everything, 95)
+    print(f"{'all':28} {statistics.median(everything):8.0f} {p95:8.0f} {max(everything):8.0f}")
+    status = Path("/proc/self/status").read_text() if Path("/proc/self/status").exists() else ""
+    now = [line for line in status.splitlines() if line.startswith("VmRSS")]
+    print(f"memory of this process: {' '.join(now[0].split()[1:]) if now else 'not known'}")
+
+
+if __name__ == "__main__":
+    main()
