@@ -155,7 +155,7 @@ def again(workbench: Path, job_id: str, user: str) -> Job:
 def tail(workbench: Path, job_id: str) -> str:
     """The last 64 KB of what a job wrote, whole lines."""
     folder = _folder(workbench, job_id)
-    return "\n".join(filter(None, (_end_of(folder / "log"), _end_of(folder / "keeper.log"))))
+    return "\n".join(filter(None, (end_of(folder / "log"), end_of(folder / "keeper.log"))))
 
 
 def _folder(workbench: Path, job_id: str) -> Path:
@@ -167,7 +167,8 @@ def _folder(workbench: Path, job_id: str) -> Path:
     return folder
 
 
-def _end_of(path: Path) -> str:
+def end_of(path: Path) -> str:
+    """The last 64 KB of a text file, whole lines; empty where there is none."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -196,7 +197,7 @@ def _job(folder: Path, about: Mapping[str, Any]) -> Job:
         command=tuple(about["command"]),
         exit_code=about.get("exit_code"),
         status=status,
-        progress=drawn or _end_of(folder / "log").rpartition("\n")[2],
+        progress=drawn or end_of(folder / "log").rpartition("\n")[2],
         **times,
     )
 

@@ -28,6 +28,11 @@ from deepintuit.store import browse
 STATIC = Path(__file__).with_name("static")
 _SERVED = {"style.css": "text/css", "app.js": "text/javascript"}
 _A_DAY = {"Cache-Control": "private, max-age=86400"}
+# The card's own policy names the hashes of its scripts, and holds beside this one.
+_CARD = (
+    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; frame-ancestors 'self'"
+)
 _NOT_KEPT = {"Cache-Control": "private, no-store"}
 _POSTER = 160
 _decoding = threading.Lock()
@@ -126,6 +131,15 @@ def routes(desk: Desk) -> APIRouter:
     @router.get("/media/kept/{key}/{number}")
     def kept(key: str, number: int) -> Response:
         return _picture(pictures.get(key), number, _NOT_KEPT)
+
+    @router.get("/media/card/{run_id}")
+    def card(run_id: str) -> FileResponse:
+        """A run card, in a sandbox of its own: it may draw its figures and reach nothing, not even this server."""
+        known = {run.id for run in desk.workbench.runs()}
+        path = desk.workbench.path / "reports" / f"{run_id}.html"
+        if run_id not in known or not path.is_file():
+            raise HTTPException(404, "No card was written for a run of this id.")
+        return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": _CARD, **_NOT_KEPT})
 
     return router
 

@@ -1,11 +1,431 @@
-"""Being built."""
+"""Runs: which there are and what they gave, how trainings went, what GRPO sampled, and stages started from here.
+
+Functions on top read and give HTML or figures, `page` wires them. What is shown of a run is in `runs_view`, queries are
+in `store.progress`, verdicts in `report.health`, detached processes in `jobs`, and what may be started in `orders`.
+"""
 
 from __future__ import annotations
 
-import gradio as gr
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import gradio as gr
+import pandas as pd
+
+from app import jobs, links, orders
+from app import runs_view as view
 from app.desk import Desk
+from deepintuit import report
+from deepintuit.errors import DeepIntuitError
+from deepintuit.report.health import remarks
+from deepintuit.store import Workbench, progress
+
+TABS = ("runs", "training", "rollouts", "jobs")
+EVERY = 2.0
+"""Seconds between two looks at what runs. Nothing is asked while nothing runs."""
+_LOG_LINES = 200
+
+
+def statuses(workbench: Workbench, runs: pd.DataFrame) -> dict[str, str]:
+    """Run id → finished, failed, running, or stopped: on file as running, but no process holds it."""
+    return {
+        run: status if status != "running" or progress.at_work(workbench, run) else "stopped"
+        for run, status in zip(runs["run_id"], runs["status"], strict=True)
+    }
+
+
+def headlines(workbench: Workbench, runs: pd.DataFrame) -> dict[str, str]:
+    accuracies, ends = progress.accuracies(workbench), progress.ends(workbench)
+    return {run["run_id"]: view.headline(run, accuracies, ends) for run in runs.to_dict("records")}
+
+
+def table(desk: Desk, stage: str | None, dataset: str | None, chosen: str | None) -> str:
+    workbench = desk.look()
+    runs = progress.runs(workbench, stage, dataset)
+    if runs.empty and not stage and not dataset:
+        return view.no_runs()
+    return view.runs_table(runs, statuses(workbench, runs), headlines(workbench, runs), chosen or "")
+
+
+def details(desk: Desk, run_id: str | None) -> str:
+    """All of one run, or nothing while none is chosen."""
+    workbench = desk.look()
+    runs = progress.runs(workbench)
+    mine = runs[runs["run_id"] == run_id]
+    if mine.empty:
+        return ""
+    run = workbench.run(run_id)
+    above, below = progress.lineage(workbench, run_id)
+    return view.details(
+        run.about,
+        statuses(workbench, mine)[run_id],
+        headlines(workbench, mine)[run_id],
+        above,
+        below,
+        _end(run.path / "log"),
+        view.card_address(workbench, run_id),
+    )
+
+
+def _end(path) -> str:
+    return "\n".join(jobs.end_of(path).splitlines()[-_LOG_LINES:])
+
+
+def comparison(desk: Desk, run_ids: Sequence[str] | None) -> str:
+    workbench = desk.look()
+    runs = progress.runs(workbench)
+    known = [run_id for run_id in run_ids or [] if run_id in set(runs["run_id"])]
+    abouts = [workbench.run(run_id).about for run_id in known]
+    return view.comparison(abouts, statuses(workbench, runs), progress.accuracies(workbench), progress.ends(workbench))
+
+
+def training(desk: Desk, run_id: str | None) -> tuple[str, Any]:
+    """Health remarks and curves; an empty state instead of curves where none were logged."""
+    steps = progress.steps(desk.look(), run_id or "")
+    if steps.empty:
+        return view.no_curves(run_id or ""), gr.Plot(visible=False)
+    return view.health(remarks(steps)), gr.Plot(value=report.training_figure(steps), visible=True)
+
+
+def nearest_step(steps: Sequence[int], wanted: object) -> int:
+    """The update on file that is nearest to the wanted one; 0 where none is."""
+    number = wanted if isinstance(wanted, int | float) else 0
+    return min(steps, key=lambda step: abs(step - number), default=0)
+
+
+def rollouts(desk: Desk, run_id: str | None, step: object, clip_id: str | None) -> tuple[str, str]:
+    """The groups of an update, and the traces of one of them: the clip's, else the first that teaches."""
+    workbench = desk.look()
+    steps = progress.rollout_steps(workbench, run_id or "")
+    step = nearest_step(steps, step)
+    rows = progress.rollouts(workbench, run_id or "", step)
+    chosen = clip_id if clip_id in set(rows["clip_id"]) else _telling(rows)
+    mine = rows[rows["clip_id"] == chosen]
+    return view.groups(rows, chosen, step), view.group(mine, progress.texts(workbench, list(mine["trace_id"])))
+
+
+def _telling(rows: pd.DataFrame) -> str:
+    """The first clip whose traces earn different rewards, else the first."""
+    spread = rows.groupby("clip_id")["reward"].agg(lambda rewards: rewards.max() - rewards.min())
+    teaching = spread[spread > 1e-9]
+    found = teaching if len(teaching) else spread
+    return str(found.index[0]) if len(found) else ""
+
+
+def order(desk: Desk, stage: str, dataset: str | None, base: str, first: str | None, second: str | None, seed: object,
+          name: str, changes: str, full: bool, dry: bool) -> orders.Order:  # fmt: skip
+    """What the form says, checked. DeepIntuitError for what cannot be started."""
+    options = list(orders.INPUTS.get(stage, {}))
+    inputs = dict(zip(options, (first or "", second or ""), strict=False))
+    return orders.write(
+        desk.workbench, stage, base=base or "defaults", changes=changes or "", dataset=dataset or "", inputs=inputs,
+        seed=int(seed) if isinstance(seed, int | float) else None, name=(name or "").strip(), full=bool(full), dry=bool(dry),
+    )  # fmt: skip
+
+
+def preview(desk: Desk, *form: Any) -> str:
+    try:
+        found = order(desk, *form)
+    except DeepIntuitError as error:
+        return view.problem(error)
+    return view.preview(found.command[3:], orders.changed(found.config))
+
+
+def job_shown(desk: Desk, job_id: str | None) -> tuple[str, jobs.Job | None]:
+    if not job_id:
+        return "", None
+    try:
+        job = jobs.find(desk.workbench.path, job_id)
+    except DeepIntuitError as error:
+        return view.problem(error), None
+    return view.job(job, jobs.tail(desk.workbench.path, job_id)), job
+
+
+def busy(desk: Desk) -> bool:
+    """Whether a job or a run of this workbench is at work, so that the page should look again."""
+    if any(job.active for job in jobs.listed(desk.workbench.path)):
+        return True
+    runs = progress.runs(desk.look())
+    return "running" in statuses(desk.workbench, runs).values()
+
+
+def run_choices(desk: Desk) -> list[tuple[str, str]]:
+    runs = progress.runs(desk.look())
+    named = zip(runs["run_id"], runs["name"], strict=True)
+    return [(f"{run} · {name}" if isinstance(name, str) else run, run) for run, name in named]
+
+
+# Wiring
+
+_QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 def page(desk: Desk) -> None:
-    gr.Markdown("# Runs")
+    """The Runs page."""
+    hidden = {name: gr.Textbox(elem_id=f"runs-{name}", visible="hidden") for name in ("pick", "tab", "clip", "job")}
+    tab, clip, job = hidden["tab"], hidden["clip"], hidden["job"]
+    known = gr.State(())
+    timer = gr.Timer(EVERY, active=False)
+    with gr.Row(elem_classes="runs-bar"):
+        run = gr.Dropdown([], label="Run", info="for all tabs of this page; or click an id in the table", scale=4)
+        again = gr.Button("Look again", scale=0, min_width=120)
+    with gr.Tabs() as tabs:
+        with gr.Tab("Runs", id="runs"):
+            with gr.Row():
+                stage = gr.Dropdown([], label="Stage")
+                dataset = gr.Dropdown([], label="Dataset")
+                compare = gr.Dropdown([], label="Compare", multiselect=True, info="two or more runs, side by side")
+            listed = gr.HTML(elem_id="runs-list")
+            side_by_side = gr.HTML(elem_id="runs-compare")
+            shown = gr.HTML(elem_id="runs-details")
+            card = gr.Button("Write the run card", visible=False, size="sm", elem_id="runs-card")
+        with gr.Tab("Training", id="training"):
+            health = gr.HTML(elem_id="runs-health")
+            curves = gr.Plot(visible=False, show_label=False, elem_classes="runs")
+        with gr.Tab("Rollouts", id="rollouts"):
+            step = gr.Slider(0, 1, value=0, step=1, label="Update", info="of the chosen GRPO run", elem_id="runs-step")
+            groups = gr.HTML(elem_id="runs-groups")
+            group = gr.HTML(elem_id="runs-group")
+        with gr.Tab("Jobs", id="jobs"):
+            job_list, job_of = _jobs_tab(desk, hidden, timer)
+
+    def choices(_: object = None) -> list[Any]:
+        runs = run_choices(desk)
+        ids = tuple(value for _, value in runs)
+        found = progress.runs(desk.workbench)
+        kept = [("all", ""), *((one, one) for one in sorted(set(found["stage"])))]
+        sets = [("all", ""), *((one, one) for one in sorted(set(found["dataset"].dropna())))]
+        return [gr.update(choices=runs), gr.update(choices=kept), gr.update(choices=sets), gr.update(choices=runs), ids]
+
+    def restore(query: Mapping[str, str], request: gr.Request) -> list[Any]:
+        runs, stages, sets, others, _ = choices()
+        ids = {value for _, value in runs["choices"]}
+        wanted = [value for value in query.get("compare", "").split(",") if value in ids]
+        newest = next((value for _, value in runs["choices"]), None)
+        chosen = query["run"] if query.get("run") in ids else None
+        number = int(query["step"]) if query.get("step", "").isdigit() else 0
+        steps = progress.rollout_steps(desk.workbench, chosen or newest or "")
+        return [
+            {**runs, "value": chosen},
+            {**stages, "value": query["stage"] if query.get("stage") in {v for _, v in stages["choices"]} else ""},
+            {**sets, "value": query["dataset"] if query.get("dataset") in {v for _, v in sets["choices"]} else ""},
+            {**others, "value": wanted},
+            query["tab"] if query.get("tab") in TABS else "runs",
+            _slider(steps, number),
+            query.get("clip", "")[:64],
+            query.get("job", "")[:64],
+        ]
+
+    def show_details(run_id: str | None) -> tuple[str, Any]:
+        found = desk.workbench.path / "runs" / str(run_id or "-") / "run.json"
+        evaluated = bool(run_id) and found.is_file() and desk.workbench.run(run_id).stage == "evaluate"
+        missing = evaluated and view.card_address(desk.workbench, run_id) is None
+        return details(desk, run_id), gr.Button(visible=missing)
+
+    def show_training(run_id: str | None, where: str) -> tuple[Any, Any]:
+        # Drawn only where it can be seen: a figure in a hidden tab gets the wrong width.
+        return training(desk, run_id) if where == "training" else (gr.skip(), gr.skip())
+
+    def show_rollouts(run_id: str | None, number: object, clip_id: str, where: str) -> tuple[Any, Any]:
+        return rollouts(desk, run_id, number, clip_id) if where == "rollouts" else (gr.skip(), gr.skip())
+
+    def new_run(run_id: str | None, number: object) -> Any:
+        return _slider(progress.rollout_steps(desk.look(), run_id or ""), number)
+
+    def write_card(run_id: str | None) -> tuple[str, Any]:
+        try:
+            report.run_card(desk.workbench, desk.workbench.run(str(run_id)).id)
+        except DeepIntuitError as error:
+            gr.Warning(str(error))
+        return show_details(run_id)
+
+    def tick(before: tuple, *state: Any) -> list[Any]:
+        stage_, dataset_, run_id, job_id, where = state
+        ids = tuple(value for _, value in run_choices(desk))
+        fresh = choices() if ids != tuple(before) else [gr.skip()] * 5
+        lists = [table(desk, stage_, dataset_, run_id) if where == "runs" else gr.skip()]
+        lists += job_list(job_id) if where == "jobs" else [gr.skip()] * len(job_of)
+        lists += [*show_training(run_id, where if run_id and progress.at_work(desk.workbench, run_id) else "")]
+        return [*fresh, *lists, gr.Timer(active=busy(desk))]
+
+    reading = {**_QUICK, "concurrency_limit": None}
+    picks = [run, stage, dataset, compare, known]
+    loaded = links.bind(
+        {
+            "run": run,
+            "stage": stage,
+            "dataset": dataset,
+            "compare": compare,
+            "tab": tab,
+            "step": step,
+            "clip": clip,
+            "job": job,
+        },
+        restore,
+    )
+    show = [
+        (lambda *given: table(desk, *given), [stage, dataset, run], [listed]),
+        (lambda given: comparison(desk, given), [compare], [side_by_side]),
+        (show_details, [run], [shown, card]),
+        (show_training, [run, tab], [health, curves]),
+        (show_rollouts, [run, step, clip, tab], [groups, group]),
+        (lambda given: job_list(given), [job], job_of),
+        (lambda: gr.Timer(active=busy(desk)), [], [timer]),
+    ]
+
+    def chain(event: Any, parts: Sequence[tuple]) -> None:
+        for handler, given, result in parts:
+            event.then(handler, given, result, **reading)
+
+    loaded.then(lambda where: gr.Tabs(selected=where), tab, tabs, **reading)
+    chain(loaded, show)
+    chain(again.click(choices, None, picks, **reading), show)
+    for part in (stage, dataset):
+        part.input(show[0][0], show[0][1], show[0][2], **reading)
+    compare.change(show[1][0], show[1][1], show[1][2], **reading)
+    hidden["pick"].input(lambda value: value, hidden["pick"], run, **reading)
+    chain(run.change(new_run, [run, step], step, **reading), [show[0], *show[2:5]])
+    for name in TABS:
+        chosen = next(one for one in tabs.children if one.id == name)
+        chosen.select(lambda name=name: name, None, tab, **reading)
+    tab.input(lambda where: gr.Tabs(selected=where), tab, tabs, **reading)
+    chain(tab.change(lambda: None, None, None, **reading), show[3:6])
+    step.input(show_rollouts, [run, step, clip, tab], [groups, group], trigger_mode="always_last", **reading)
+    clip.input(show_rollouts, [run, step, clip, tab], [groups, group], **reading)
+    card.click(write_card, run, [shown, card], show_progress="minimal", concurrency_limit=1)
+    timer.tick(
+        tick, [known, stage, dataset, run, job, tab], [*picks, listed, *job_of, health, curves, timer], **reading
+    )
+
+
+def _slider(steps: Sequence[int], wanted: object) -> Any:
+    if not steps:
+        return gr.update(minimum=0, maximum=1, value=0, interactive=False)
+    return gr.update(
+        minimum=steps[0],
+        maximum=max(steps[-1], steps[0] + 1),
+        value=nearest_step(steps, wanted),
+        interactive=len(steps) > 1,
+    )
+
+
+def _jobs_tab(
+    desk: Desk, hidden: Mapping[str, gr.Textbox], timer: gr.Timer
+) -> tuple[Any, list[gr.components.Component]]:
+    """The form, the list and one job. Returns the function that shows them, and what it fills."""
+    job, place = hidden["job"], desk.workbench.path
+    with gr.Accordion("Start a stage", open=False):
+        with gr.Row():
+            stage = gr.Dropdown(
+                [(f"{name}: {what}", name) for name, what in orders.STAGES.items()],
+                value="report",
+                label="Stage",
+                scale=2,
+            )
+            dataset = gr.Dropdown([], label="Dataset", scale=1)
+            base = gr.Dropdown([], label="Settings to begin with", scale=2)
+        with gr.Row():
+            first = gr.Dropdown([], visible=False, label="Input")
+            second = gr.Dropdown([], visible=False, label="Input")
+            seed = gr.Number(label="Seed", precision=0, minimum=0, value=None, info="empty: that of the settings")
+            name = gr.Textbox(label="Name", max_length=40, info="a word for the run's id, if wanted")
+        changes = gr.Textbox(
+            label="Other settings",
+            lines=3,
+            max_length=4000,
+            placeholder="grpo.epochs = 2",
+            info="one `section.key = value` a line",
+        )
+        with gr.Accordion("Which settings there are", open=False):
+            meanings = gr.HTML()
+        with gr.Row():
+            dry = gr.Checkbox(label="Only say what would be done", value=False)
+            full = gr.Checkbox(label="All systems (about three times as long)", value=False, visible=False)
+        words = gr.HTML(elem_id="runs-preview")
+        go = gr.Button("Start", variant="primary", elem_id="runs-start")
+    gr.HTML(view.queue_note())
+    listed = gr.HTML(elem_id="runs-jobs")
+    with gr.Row():
+        stop = gr.Button("Stop this job", visible=False, size="sm", elem_id="runs-stop")
+        sure = gr.Button(
+            "Stop it, it can go on later", variant="stop", visible=False, size="sm", elem_id="runs-stop-sure"
+        )
+        leave = gr.Button("Let it run", visible=False, size="sm")
+        again = gr.Button("Start again", visible=False, size="sm", elem_id="runs-again")
+    shown = gr.HTML(elem_id="runs-log", autoscroll=True)
+    form = [stage, dataset, base, first, second, seed, name, changes, full, dry]
+    job_of = [listed, shown, stop, again]
+    reading = {**_QUICK, "concurrency_limit": None}
+
+    def job_list(job_id: str | None) -> list[Any]:
+        text, found = job_shown(desk, job_id)
+        active = found is not None and found.active
+        return [
+            view.jobs_table(jobs.listed(place), job_id or ""),
+            text,
+            gr.Button(visible=active),
+            gr.Button(visible=found is not None and not active),
+        ]
+
+    def fields(stage_: str, dataset_: str | None) -> list[Any]:
+        options = list(orders.INPUTS.get(stage_, {}))
+        rows = []
+        for k in range(2):
+            option = options[k] if k < len(options) else ""
+            runs = orders.candidates(desk.workbench, stage_, option, dataset_ or "") if option else []
+            kept = [("the newest finished one", orders.NEWEST), *((run, run) for run in runs)]
+            rows.append(
+                gr.update(choices=kept, value=orders.NEWEST, label=option.capitalize() or "Input", visible=bool(option))
+            )
+        return [*rows, gr.update(visible=stage_ == "demo"), view.settings_help(orders.settable(), stage_)]
+
+    def opened(stage_: str) -> list[Any]:
+        sets = progress.datasets(desk.look())
+        bases = orders.bases(desk.workbench)
+        return [gr.update(choices=[("the only one", ""), *((one, one) for one in sets)], value=sets[0] if len(sets) == 1 else ""),
+                gr.update(choices=bases, value=bases[0][1]), *fields(stage_, sets[0] if len(sets) == 1 else "")]  # fmt: skip
+
+    def start(request: gr.Request, *given: Any) -> tuple[Any, Any, Any]:
+        try:
+            found = order(desk, *given)
+        except DeepIntuitError as error:
+            return gr.skip(), view.problem(error), gr.skip()
+        begun = jobs.launch(
+            place, found.command, stage=found.stage, title=found.title, user=desk.user(request), files=found.files
+        )
+        return begun.id, gr.skip(), gr.Timer(active=True)
+
+    def begin_again(job_id: str, request: gr.Request) -> tuple[Any, Any]:
+        try:
+            return jobs.again(place, job_id, desk.user(request)).id, gr.Timer(active=True)
+        except DeepIntuitError as error:
+            gr.Warning(str(error))
+            return gr.skip(), gr.skip()
+
+    def stop_now(job_id: str) -> list[Any]:
+        try:
+            jobs.stop(place, job_id)
+        except DeepIntuitError as error:
+            gr.Warning(str(error))
+        return [*job_list(job_id), *asked(False), gr.Timer(active=True)]
+
+    def asked(yes: bool) -> list[Any]:
+        return [gr.Button(visible=yes), gr.Button(visible=yes)]
+
+    see = lambda *given: preview(desk, *given)  # noqa: E731 - one line, used for every field
+    gr.context.Context.root_block.load(opened, stage, [dataset, base, first, second, full, meanings], **reading).then(
+        see, form, words, **reading
+    )
+    for part in (stage, dataset):
+        part.input(fields, [stage, dataset], [first, second, full, meanings], **reading).then(
+            see, form, words, **reading
+        )
+    for part in (base, first, second, seed, name, changes, full, dry):
+        part.input(see, form, words, trigger_mode="always_last", **reading)
+    go.click(start, form, [job, words, timer], queue=False, concurrency_limit=1)
+    again.click(begin_again, job, [job, timer], queue=False, concurrency_limit=1)
+    job.change(job_list, job, job_of, **reading).then(lambda: asked(False), None, [sure, leave], **reading)
+    stop.click(lambda: asked(True), None, [sure, leave], **reading)
+    leave.click(lambda: asked(False), None, [sure, leave], **reading)
+    sure.click(stop_now, job, [*job_of, sure, leave, timer], queue=False)
+    return job_list, job_of

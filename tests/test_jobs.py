@@ -101,7 +101,7 @@ print(jobs.launch(Path({str(place)!r}), [sys.executable, "-c", {SLEEP!r}], stage
     assert until(place, job, "stopped", seconds=5).exit_code in (130, -signal.SIGINT)
 
 
-def test_what_does_not_hear_ctrl_c_is_terminated_after_a_while(place, monkeypatch):
+def test_what_does_not_hear_ctrl_c_is_terminated_after_a_while(place):
     deaf = (
         "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('deaf', flush=True)\ntime.sleep(60)"
     )
@@ -109,7 +109,12 @@ def test_what_does_not_hear_ctrl_c_is_terminated_after_a_while(place, monkeypatc
     folder.mkdir(parents=True)
     keeper.note(folder, id=folder.name, stage="report", title="x", user="local", command=[sys.executable, "-c", deaf],
                 created="2026-01-01T00:00:00+00:00", created_at=time.time())  # fmt: skip
-    quick = f"from app import keeper; from pathlib import Path; keeper.PATIENCE = 0.3; keeper.Keeper(Path({str(folder)!r})).run()"
+    quick = f"""
+from pathlib import Path
+from app import keeper
+keeper.PATIENCE = 0.3
+keeper.Keeper(Path({str(folder)!r})).run()
+"""
     process = subprocess.Popen([sys.executable, "-c", quick], start_new_session=True)
     job = until(place, jobs.find(place, folder.name), "running")
     while "deaf" not in jobs.tail(place, job.id):
@@ -160,7 +165,13 @@ def test_a_job_whose_keeper_was_killed_still_runs_and_stops(place):
 
 
 def test_a_progress_line_is_shown_and_does_not_fill_the_log(place):
-    draws = "import sys, time\nfor i in range(8):\n sys.stdout.write(f'\\r\\x1b[2K\\x1b[31mstep {i}/8\\x1b[0m'); sys.stdout.flush(); time.sleep(.2)\n"
+    draws = r"""
+import sys, time
+for i in range(8):
+    sys.stdout.write(f"\r\x1b[2K\x1b[31mstep {i}/8\x1b[0m")
+    sys.stdout.flush()
+    time.sleep(0.2)
+"""
     job = start(place, draws + "print()\nprint('done')\ntime.sleep(60)")
     seen = set()
     while "done" not in jobs.tail(place, job.id):

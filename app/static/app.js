@@ -58,10 +58,6 @@ document.addEventListener("keydown", (event) => {
   document.addEventListener("click", (event) => {
     const seeker = event.target.closest("[data-seek]");
     if (seeker) seek(Number(seeker.dataset.seek));
-    const card = event.target.closest(".card[data-set]");
-    if (!card) return;
-    card.parentElement.querySelectorAll("[aria-current]").forEach((other) => other.removeAttribute("aria-current"));
-    card.setAttribute("aria-current", "true");
   });
   for (const name of ["timeupdate", "seeked", "play"]) {
     document.addEventListener(name, (event) => { if (event.target.matches && event.target.matches("video")) light(event.target); }, true);
@@ -79,3 +75,15 @@ document.addEventListener("keydown", (event) => {
     }
   });
 })();
+
+// Runs page: a button that copies the text it carries.
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("button[data-copy]");
+  if (!button) return;
+  try {
+    await navigator.clipboard.writeText(button.dataset.copy);
+    button.textContent = "Copied";
+  } catch {
+    button.textContent = button.dataset.copy; // no clipboard here (plain http): the text itself can be marked
+  }
+});
