@@ -7,6 +7,7 @@ a token of being told. Torch is imported by the first of them.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import queue
 import threading
@@ -72,7 +73,7 @@ class Job:
     """One live trace: a thread, and the events that it hands over. `take` them until `over`."""
 
     def __init__(self, engine: Engine, stop: threading.Event, wish: dict[str, Any]):
-        self._engine, self._stop, self._wish = engine, stop, wish
+        self._engine, self.stop, self._wish = engine, stop, wish
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
 
@@ -97,9 +98,9 @@ class Job:
     def _work(self) -> None:
         try:
             while self._engine.ahead(self):
-                if self._stop.wait(0.05):
+                if self.stop.wait(0.05):
                     return
-            self._engine.run(self._wish, self._events.put, self._stop.is_set)
+            self._engine.run(self._wish, self._events.put, self.stop.is_set)
         except Exception as error:  # the border of a thread: whoever waits must hear of it
             logging.getLogger(__name__).exception("a live trace failed")
             kind = type(error).__name__
@@ -116,6 +117,7 @@ class Engine:
         self._models: Any = None
         self._line: list[Job] = []
         self._lock = threading.Lock()
+        atexit.register(self.close)  # a thread inside torch while the interpreter goes down would take it with a crash
 
     def start(self, stop: threading.Event, **wish: Any) -> Job:
         """Get in line. `wish`: the fields of `deepintuit.reasoner.live.Ask`."""
@@ -132,6 +134,15 @@ class Engine:
     def leave(self, job: Job) -> None:
         with self._lock:
             self._line.remove(job)
+
+    def close(self) -> None:
+        """End all jobs, waiting for them a moment."""
+        with self._lock:
+            line = list(self._line)
+        for job in line:
+            job.stop.set()
+        for job in line:
+            job.thread.join(3)
 
     def run(self, wish: dict[str, Any], emit, stop) -> None:
         """The work itself, in the thread of the job whose turn it is."""

@@ -100,7 +100,8 @@ def trace_html(
     shown = _without_half_mark(text, grammar) if writing else text
     parts = []
     for piece in pieces(shown, grammar):
-        body = prose_html(shown, piece.start, piece.end, frame_times, seconds, tints)
+        blank = len(shown[piece.start : piece.end]) - len(shown[piece.start : piece.end].lstrip())
+        body = prose_html(shown, piece.start + blank, piece.end, frame_times, seconds, tints)
         if piece.name is None:
             parts.append(tag("div", tag("h4", "Outside the form") + tag("p", body), class_="segment outside"))
         else:

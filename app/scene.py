@@ -139,7 +139,7 @@ def _step(scene: Scene | None, key: str, name: str) -> str:
             state = "doing"
         elif key in scene.stages:
             state = "done"
-            note = _spent(scene.stages[key]) if scene.mode == "live" else ""
+            note = _spent(scene.stages[key]) if scene.mode == "live" else "stored"
         elif scene.mode != "live" and key in ("decode", "encode") and scene.times:
             state, note = "done", "stored"
         elif scene.mode == "stored" and (scene.done if key == "reason" else scene.calibrated):

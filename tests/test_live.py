@@ -1,0 +1,292 @@
+"""A trace as a stream of events: live from the embedded model, replayed from the store, and what a watcher is shown."""
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app import scene
+from app.live import THREAD, Engine, Pages
+from app.scene import Scene
+from deepintuit import config, data, homecam, video
+from deepintuit.labels import LabelSet
+from deepintuit.reasoner.replay import Distribution, Failed, Seen, Stage, TraceDone, Written, replay
+from deepintuit.store import Workbench
+
+ROOT = Path(__file__).parents[1]
+TEXT = "<think> At 0.5 s a courier comes. Frame 2 shows a box. </think><answer> theft </answer>"
+ROW = {
+    "text": TEXT, "tokens": 20, "milliseconds": 500.0, "provisional": "theft", "reason": None, "detail": None,
+    "confidence": 0.9, "frame_indices": np.array([1, 4]), "frame_times": np.array([0.1, 0.4]),
+}  # fmt: skip
+PREDICTED = {"labels": ["theft", "routine"], "probs": [0.3, 0.7], "method": "label_likelihood", "temperature": 0.9}
+
+
+def write_clip(path: Path, shade: int = 90) -> None:
+    frames = np.full((16, 96, 128, 3), shade, np.uint8)
+    for t in range(16):
+        frames[t, 30:60, 4 * t : 4 * t + 30] = (240, 210, 60)
+    video.write_mp4(path, frames, 8.0)
+
+
+def live_workbench(folder: Path) -> Workbench:
+    """Two clips, and the embedded model as the checkpoint of a finished cold start with its calibrator."""
+    videos = folder / "sources" / "porch"
+    videos.mkdir(parents=True)
+    for number in range(2):
+        write_clip(videos / f"clip-{number}.mp4", 60 + 60 * number)
+    rows = "path,label,group,split\nclip-0.mp4,theft,a,test\nclip-1.mp4,routine,b,test\n"
+    (videos / "clips.csv").write_text(rows)
+    labels = LabelSet.of("porch", ["theft", "routine"])
+    listing = data.import_csv(videos / "clips.csv", videos, labels=labels)
+    manifest, _ = data.scan(listing, folder, "porch", probe=video.probe, progress=False)
+    manifest.save()
+    workbench = Workbench(folder)
+    settings = config.load(ROOT / "configs" / "tiny.toml", ["clips.dataset=porch"]).to_dict()
+    parent = None
+    for stage in ("coldstart", "calibrate"):
+        with workbench.start_run(stage, {}, parent=parent, dataset="porch") as run:
+            shutil.copytree(homecam.MODEL, run.checkpoint, dirs_exist_ok=True)
+            if stage == "calibrate":
+                (run.checkpoint / "calibration.json").write_text('{"label_likelihood": {"temperature": 2.0}}')
+            run.note(settings=settings)
+            run.finish({})
+        parent = run.id
+    workbench.refresh()
+    return workbench
+
+
+@pytest.fixture(scope="module")
+def workbench(tmp_path_factory) -> Workbench:
+    return live_workbench(tmp_path_factory.mktemp("live") / "workbench")
+
+
+def wish(workbench: Workbench, number: int = 0, **more) -> dict:
+    from deepintuit.reasoner.task import Clip
+    from deepintuit.store import clips
+
+    row, _ = clips.find(workbench, f"clip-{number}")
+    facts = row[0]
+    path = workbench.path / facts["path"]
+    clip = Clip(facts["clip_id"], str(path), facts["label"], facts["width"], facts["height"], "test")
+    reasoner = clips.reasoners(workbench)[0]
+    return {"clip": clip, "reasoner": reasoner["run_id"], "calibrator": reasoner["calibrator"], **more}
+
+
+def living() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == THREAD]
+
+
+def until(true, seconds: float) -> float:
+    """Waits for it; returns how long that took."""
+    started = time.monotonic()
+    while not true():
+        assert time.monotonic() - started < seconds, "it did not happen in time"
+        time.sleep(0.005)
+    return time.monotonic() - started
+
+
+# Replay
+
+
+def test_a_replay_ends_with_the_text_and_the_predictions_that_were_stored():
+    happened = list(replay(ROW, [PREDICTED], tokens_per_second=40.0))
+    events = [event for _, event in happened]
+    assert [at for at, _ in happened] == sorted(at for at, _ in happened)
+    assert happened[-1][0] == pytest.approx(20 / 40)
+    texts = [event.text for event in events if isinstance(event, Written)]
+    assert texts[-1] == TEXT and all(TEXT.startswith(text) for text in texts)
+    assert events[0] == Seen((1, 4), (0.1, 0.4))
+    assert TraceDone(TEXT, "theft", None, None, 0.9, 20, 500.0) in events
+    assert events[-1] == Distribution(("theft", "routine"), (0.3, 0.7), "label_likelihood", 0.9)
+    assert events[-1].predicted == "routine"
+
+
+@pytest.mark.parametrize(("pace", "seconds"), [(None, 0.5), (float("inf"), 0.0), (10.0, 2.0)])
+def test_a_replay_has_the_pace_that_is_asked_for(pace, seconds):
+    assert list(replay(ROW, tokens_per_second=pace))[-1][0] == pytest.approx(seconds)
+
+
+def test_a_trace_without_counts_times_or_probabilities_is_replayed_all_the_same():
+    bare = {"text": "He leaves", "provisional": float("nan"), "reason": float("nan"), "tokens": float("nan")}
+    events = [event for _, event in replay(bare, [{"method": "raw", "probs": None, "labels": None}])]
+    assert [type(event) for event in events] == [Stage, Written, Written, TraceDone, Stage]
+    assert events[3] == TraceDone("He leaves", "none")
+
+
+def test_a_replay_needs_no_torch():
+    program = "import sys, app.scene, deepintuit.reasoner.replay; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
+
+
+# Live
+
+
+def test_a_live_trace_goes_through_its_steps_and_ends_with_two_distributions(workbench):
+    from deepintuit.reasoner.live import Ask, Models, reason
+
+    events = []
+    models = Models(workbench)
+    reason(models, Ask(**wish(workbench, max_tokens=60)), events.append, lambda: False)
+    names = [event.name for event in events if isinstance(event, Stage)]
+    assert names == ["load", "decode", "encode", "reason", "load", "calibrate"]
+    done = next(event for event in events if isinstance(event, TraceDone))
+    texts = [event.text for event in events if isinstance(event, Written)]
+    assert texts and all(done.text.startswith(text) for text in texts) and not done.stopped
+    seen = next(event for event in events if isinstance(event, Seen))
+    assert len(seen.times) == len(seen.pixels_T_H_W_3) == 8
+    last = events[-1]
+    assert last.method == "label_likelihood" and last.temperature == 2.0 and last.labels == ("theft", "routine")
+    assert sum(last.probs) == pytest.approx(1)
+    again = []
+    reason(models, Ask(**wish(workbench, max_tokens=60)), again.append, lambda: False)
+    assert [e.name for e in again if isinstance(e, Stage)] == ["decode", "encode", "reason", "calibrate"]
+    assert next(e for e in again if isinstance(e, TraceDone)).text == done.text
+
+
+def test_no_more_than_two_models_are_kept(workbench):
+    from deepintuit.reasoner.live import Models
+
+    models = Models(workbench, room=1)
+    asked = wish(workbench)
+    models.get(asked["reasoner"])
+    models.get(asked["calibrator"])
+    assert asked["calibrator"] in models and asked["reasoner"] not in models
+
+
+def test_a_private_clip_leaves_nothing_in_the_caches(workbench):
+    from deepintuit.reasoner.live import Ask, Models, reason
+
+    def kept():
+        return {path for path in workbench.cache.rglob("*") if path.is_file()}
+
+    before, events = kept(), []
+    asked = wish(workbench, 1, max_tokens=4, private=True)
+    reason(Models(workbench), Ask(**asked), events.append, lambda: False)
+    assert any(isinstance(event, TraceDone) for event in events) and kept() == before
+
+
+def test_a_clip_that_cannot_be_read_ends_in_one_sentence(workbench, tmp_path):
+    from dataclasses import replace
+
+    from deepintuit.reasoner.live import Ask, Models, reason
+
+    (tmp_path / "gone.mp4").write_bytes(b"no video at all")
+    asked = wish(workbench)
+    asked["clip"] = replace(asked["clip"], clip_id="0" * 16, path=str(tmp_path / "gone.mp4"))
+    events = []
+    reason(Models(workbench), Ask(**asked), events.append, lambda: False)
+    assert isinstance(events[-1], Failed) and "cannot be read" in events[-1].sentence
+
+
+def test_stop_ends_the_generating_thread_within_a_second(workbench):
+    engine, stop = Engine(workbench), threading.Event()
+    job = engine.start(stop, **wish(workbench, temperature=2.0, max_tokens=8000))
+    taken = []
+    until(lambda: taken.extend(job.take()) or any(isinstance(event, Written) for event in taken), 60)
+    assert job.thread in living()
+    stop.set()
+    assert until(lambda: job.thread not in living(), 1.0) < 1.0
+    taken += job.take()
+    assert taken[-1].stopped and job.over
+
+
+def test_one_trace_is_written_at_a_time_and_the_others_know_their_place(workbench):
+    engine = Engine(workbench)
+    stops = [threading.Event() for _ in range(3)]
+    jobs = [engine.start(stop, **wish(workbench, temperature=2.0, max_tokens=8000)) for stop in stops]
+    assert [job.ahead for job in jobs] == [0, 1, 2]
+    stops[1].set()
+    until(lambda: jobs[1].over, 1.0)
+    assert [job.ahead for job in jobs] == [0, 0, 1]
+    until(lambda: any(isinstance(event, Written) for event in jobs[0].take()), 60)
+    assert jobs[2].take() == []
+    stops[0].set()
+    until(lambda: any(isinstance(event, Written) for event in jobs[2].take()), 60)
+    stops[2].set()
+    until(lambda: not jobs[2].thread.is_alive(), 1.0)
+
+
+def test_an_error_in_the_thread_is_told_and_frees_the_line(workbench):
+    engine, stop = Engine(workbench), threading.Event()
+    job = engine.start(stop, nonsense=1)
+    until(lambda: not job.thread.is_alive(), 60)
+    assert isinstance(job.take()[-1], Failed) and job.over
+    after = engine.start(stop, **wish(workbench, max_tokens=4))
+    assert after.ahead == 0
+    after.thread.join(60)
+    assert any(isinstance(event, TraceDone) for event in after.take())
+
+
+def test_a_page_runs_one_thing_at_a_time():
+    pages = Pages()
+    first = pages.begin("a")
+    other = pages.begin("b")
+    threading.Timer(0.05, pages.end, ["a", first]).start()
+    second = pages.begin("a")
+    assert first.quiet and first.stop.is_set() and not other.stop.is_set() and not second.stop.is_set()
+    pages.stop("a")
+    assert second.stop.is_set() and not second.quiet
+    pages.stop("nobody")
+
+
+# What is shown
+
+
+def grown(*events, mode="live", **more) -> Scene:
+    shown = Scene(mode, "by somebody", seconds=2.0, **more)
+    for event in events:
+        shown.take(event)
+    return shown
+
+
+def test_a_flip_is_badged_and_the_truth_is_shown_only_when_asked_for():
+    shown = grown(TraceDone(TEXT, "theft"), Distribution(("theft", "routine"), (0.3, 0.7), "label_likelihood"))
+    plain = scene.verdict(shown)
+    assert "flipped: theft → routine" in plain and "True label" not in plain and "right" not in plain
+    asked = scene.verdict(shown, "theft")
+    assert "True label" in asked and "wrong" in asked
+
+
+@pytest.mark.parametrize(("threshold", "abstains"), [(0.5, False), (0.75, True)])
+def test_a_top_probability_below_the_threshold_abstains(threshold, abstains):
+    shown = grown(TraceDone(TEXT, "routine"), Distribution(("theft", "routine"), (0.3, 0.7), "label_likelihood"))
+    drawn = scene.verdict(shown, None, threshold)
+    assert ("abstains: below" in drawn) is abstains and f"width:{100 * threshold:.1f}%" in drawn
+
+
+def test_without_a_calibrator_the_verdict_says_what_to_run():
+    shown = grown(TraceDone(TEXT, "theft"))
+    shown.finish()
+    assert "deepintuit calibrate" in scene.verdict(shown)
+
+
+def test_every_state_has_words():
+    assert "Pick a clip" in scene.status(None) and "No trace yet" in scene.trace(None)
+    waiting = grown()
+    waiting.ahead = 2
+    assert "number 3 in the queue" in scene.status(waiting)
+    doing = scene.status(grown(Stage("reason")))
+    assert "Reasoning" in doing and 'aria-current="step"' in doing
+    stopped = grown(Stage("reason"), Written("<think> At", 3))
+    stopped.finish(stopped=True)
+    assert "Stopped" in scene.status(stopped) and "caret" not in scene.trace(stopped)
+    assert "no longer gives the frames" in scene.film(grown(Seen((1,), (0.1,)), lost=True))
+    malformed = grown(TraceDone("<think> x", "none", "truncated", "cut"))
+    assert "cut at the token limit" in scene.trace(malformed)
+
+
+def test_hostile_words_are_text_in_every_part():
+    evil = "<img src=x onerror=alert(1)> ${1} {{2}}"
+    shown = grown(
+        Written(evil, 3), TraceDone(f"<think>{evil}</think>{evil}", evil, evil, evil),
+        Distribution((evil, "b"), (0.6, 0.4), evil), Failed(evil), mode="stored",
+    )  # fmt: skip
+    shown.source = evil
+    drawn = scene.status(shown) + scene.trace(shown) + scene.film(shown) + scene.verdict(shown, evil)
+    assert "<img src=x" not in drawn and "${" not in drawn and "{{" not in drawn
