@@ -3,8 +3,9 @@
     address   /errors?dataset=…&split=…&system=…&method=…&compare=…&cell=confusion.2.4&clip=…&threshold=0.9
 
 A *cell* names some clips of what is on screen (`behind` lists the kinds): every count of the page is a button that puts
-its cell into the address and the clips into the drawer. `errors_view` writes the HTML, `deepintuit.store.answers` reads
-the rows, `deepintuit.metrics` computes. Left out on purpose: editing, and comparing more than two systems (Runs does).
+its cell into the address and the clips into the drawer. `errors_view`, `errors_honesty` and `errors_clips` write the
+HTML, `deepintuit.store.answers` reads the rows, `deepintuit.metrics` computes. Left out on purpose: editing, and
+comparing more than two systems (Runs does).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import gradio as gr
 import numpy as np
 import pandas as pd
 
+from app import errors_clips, errors_honesty, links
 from app import errors_view as view
-from app import links
 from app.desk import Desk
 from app.html import empty
 from deepintuit.errors import DeepIntuitError
@@ -96,8 +97,9 @@ def _one_of(wish: str | None, known: list[str], otherwise: str | None = None) ->
 @dataclass(frozen=True, eq=False)
 class Answers:
     """What one system answered by one method, labelled clips only, ordered by id. `frame`: trace_id, true_label,
-    provisional, predicted, confidence (highest probability, nan without), right, by clip id. `probs_C_K` in the order
-    of the labels, `before_C_K` the same without the fitted temperature; None where there are none."""
+    provisional, predicted, confidence (highest probability, nan without), right, by clip id. `groups_C` are numbers of
+    sources, None where each clip has its own. `probs_C_K` in the order of the labels, `before_C_K` the same without the
+    fitted temperature; None where there are none."""
 
     name: str
     frame: pd.DataFrame
@@ -196,9 +198,10 @@ def _answers(name: str, rows: pd.DataFrame, labels: tuple[str, ...], groups: pd.
     if probs_C_K is not None and temperature is not None and abs(temperature - 1) > 1e-3:
         # p = softmax(s / T), so softmax(T log p) is the distribution before the temperature.
         before = apply_temperature(temperature * np.log(np.clip(probs_C_K, FLOOR, 1)), 1.0)
-    groups_C = None if groups is None else groups.reindex(frame.index).fillna(frame.index.to_series()).to_numpy()
-    if groups_C is not None and len(np.unique(groups_C.astype(str))) == len(frame):
-        groups_C = None
+    groups_C = None
+    if groups is not None:  # as numbers: they are compared thousands of times
+        groups_C, distinct = pd.factorize(groups.reindex(frame.index).fillna(frame.index.to_series()))
+        groups_C = groups_C if len(distinct) < len(frame) else None
     return Answers(name, frame, groups_C, probs_C_K, before, temperature, len(rows) - len(known))
 
 
@@ -206,12 +209,13 @@ def _probabilities(known: pd.DataFrame, labels: tuple[str, ...]) -> np.ndarray |
     """Shape (C, K) in the order of `labels`; None where a clip has none or a bare label was written as one-hot."""
     if not len(known) or known["probs"].isna().any() or known["labels"].isna().any():
         return None
-    orders = known["labels"].map(tuple)
-    if any(sorted(order) != sorted(labels) for order in orders.unique()):
+    orders = [*dict.fromkeys(known["labels"].map(tuple))]
+    if any(sorted(order) != sorted(labels) for order in orders):
         return None
-    probs_C_K = np.zeros((len(known), len(labels)))
-    for order, rows in known.groupby(orders).indices.items():
-        probs_C_K[np.ix_(rows, class_indices(order, labels))] = np.stack(known["probs"].iloc[rows].to_list())
+    probs_C_K = np.stack(known["probs"].to_list())
+    if orders != [labels]:
+        columns_C_K = np.stack([np.argsort(class_indices(order, labels)) for order in known["labels"]])
+        probs_C_K = np.take_along_axis(probs_C_K, columns_C_K, axis=1)
     return None if np.isin(probs_C_K, (0.0, 1.0)).all() else probs_C_K
 
 
@@ -259,7 +263,9 @@ def behind(found: Analysis, cell: str, threshold: float, by: str) -> tuple[str, 
             title = f"Traces that are {view.reason_words(reason)}"
     except (ValueError, IndexError, KeyError):  # an address written by hand
         return None
-    return None if chosen is None else (title, frame[np.asarray(chosen, bool)].sort_values("confidence", ascending=False))
+    return (
+        None if chosen is None else (title, frame[np.asarray(chosen, bool)].sort_values("confidence", ascending=False))
+    )
 
 
 def _clamped(text: str | None) -> float:
@@ -282,10 +288,20 @@ def page(desk: Desk) -> None:
     nothing = gr.HTML(visible=False)
     with gr.Column(visible=False, elem_classes="errors") as body:
         summary = gr.HTML(padding=False)
-        classes = gr.HTML(padding=False)
-        f1 = gr.Plot(show_label=False, container=False)
+        gr.HTML(view.heading("classes"), padding=False)
+        with gr.Row():
+            with gr.Column(min_width=560, scale=3):
+                classes = gr.HTML(padding=False)
+            with gr.Column(min_width=340, scale=2):
+                f1 = gr.Plot(show_label=False, container=False)
         gr.HTML(view.heading("confusion"), padding=False)
-        norm = gr.Radio([(name, key) for key, name in NORMS.items()], value="counts", label="Cells show", elem_id="errors-norm")
+        norm = gr.Radio(
+            [(name, key) for key, name in NORMS.items()],
+            value="counts",
+            label="Cells show",
+            container=False,
+            elem_id="errors-norm",
+        )
         confusion = gr.HTML(padding=False)
         flips = gr.HTML(padding=False)
         gr.HTML(view.heading("reliability"), padding=False)
@@ -299,11 +315,18 @@ def page(desk: Desk) -> None:
             with gr.Column(min_width=340):
                 risk = gr.Plot(show_label=False, container=False)
             with gr.Column(min_width=340):
-                threshold = gr.Slider(0, 1, value=THRESHOLD, step=0.005, label="Answer only from this confidence on", elem_id="errors-threshold")
+                threshold = gr.Slider(
+                    0,
+                    1,
+                    value=THRESHOLD,
+                    step=0.005,
+                    label="Answer only from this confidence on",
+                    elem_id="errors-threshold",
+                )
                 abstain = gr.HTML(padding=False)
         controls = gr.HTML(padding=False)
         gr.HTML(view.heading("slices"), padding=False)
-        by = gr.Dropdown([], label="Divide the clips by", elem_id="errors-by")
+        by = gr.Dropdown([], label="Divide the clips by", container=False, elem_id="errors-by", elem_classes="narrow")
         slices = gr.HTML(padding=False)
         reasons = gr.HTML(padding=False)
     with gr.Column(elem_id="errors-drawer"):
@@ -343,7 +366,10 @@ def page(desk: Desk) -> None:
         choice, _ = choose(answers.sources(workbench), Choice(*(text or "" for text in wish)))
         return analysis(workbench, choice) if choice.system else None
 
-    everything = [nothing, body, summary, classes, f1, confusion, flips, reliability, honesty, risk, abstain, controls, by, slices, reasons, clips, player]  # fmt: skip
+    everything = [
+        nothing, body, summary, classes, f1, confusion, flips, reliability, honesty, risk, abstain, controls, by,
+        slices, reasons, clips, player,
+    ]  # fmt: skip
 
     def show(*values) -> list[object]:
         *wish, shown_as, column, sure, chosen, watched = values
@@ -355,12 +381,14 @@ def page(desk: Desk) -> None:
                 return _instead(view.UNLABELLED)
             columns = answers.sliceable(found.facts)
             column = _one_of(column, columns)
+            offered = [(view.column_name(name), name) for name in columns]
             return [
                 gr.update(visible=False), gr.update(visible=True), view.summary(found), view.classes(found),
-                view.f1_figure(found), view.confusion_table(found, shown_as), view.flip_tables(found),
-                view.reliability_plot(found), view.honesty(found), view.risk_plot(found, sure), view.abstain(found, sure),
-                view.controls(found), gr.update(choices=[(view.column_name(name), name) for name in columns], value=column or None),
-                view.slice_table(found, column), view.reasons(found), _clips(found, chosen, sure, column), _player(found, watched),
+                errors_honesty.f1_figure(found), view.confusion_table(found, shown_as), view.flip_tables(found),
+                errors_honesty.reliability_plot(found), errors_honesty.honesty(found),
+                errors_honesty.risk_plot(found, sure), errors_honesty.abstain(found, sure), view.controls(found),
+                gr.update(choices=offered, value=column or None), view.slice_table(found, column),
+                view.reasons(found), _clips(found, chosen, sure, column), _player(found, watched),
             ]  # fmt: skip
         except LookupError:
             return _instead(view.NO_ANSWERS)
@@ -368,23 +396,37 @@ def page(desk: Desk) -> None:
             return _instead(empty(f"{error.what}: {error.why}.", error.todo))
 
     def _instead(html: str) -> list[object]:
-        return [gr.update(value=html, visible=True), gr.update(visible=False), *[gr.update()] * (len(everything) - 4), "", ""]
+        return [
+            gr.update(value=html, visible=True),
+            gr.update(visible=False),
+            *[gr.update()] * (len(everything) - 4),
+            "",
+            "",
+        ]
 
     def _clips(found: Analysis, chosen: str, sure: float, column: str) -> str:
         if not chosen:
             return ""
         listed = behind(found, chosen, sure, column)
-        return view.no_such_cell() if listed is None else view.clip_list(found, *listed)
+        return errors_clips.no_such_cell() if listed is None else errors_clips.clip_list(found, *listed)
+
+    def opened(
+        found: Analysis, _norm: str, column: str, sure: float, chosen: str, watched: str
+    ) -> tuple[str, str, str]:
+        """The clips of a cell. The clip that plays goes on playing when it is among them."""
+        listed = behind(found, chosen, sure, column) if chosen else None
+        kept = watched if listed is not None and watched in listed[1].index else ""
+        return _clips(found, chosen, sure, column), kept, _player(found, kept)
 
     def _player(found: Analysis, watched: str) -> str:
         if not watched or watched not in found.mine.frame.index:
             return ""
         trace_id = found.mine.frame.loc[watched, "trace_id"]
         trace = browse.trace(desk.look(), trace_id) if isinstance(trace_id, str) else None
-        return view.clip_detail(found, watched, trace)
+        return errors_clips.clip_detail(found, watched, trace)
 
     def part(make):
-        """A handler of one part of the page: `make(analysis, norm, by, threshold, cell, clip)`; nothing where there is none."""
+        """A handler of one part of the page by `make(analysis, norm, by, threshold, cell, clip)`."""
 
         def handler(*values):
             *wish, shown_as, column, sure, chosen, watched = values
@@ -398,22 +440,30 @@ def page(desk: Desk) -> None:
 
     quick = {"queue": False, "show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
     shown_all = links.bind(
-        dict(zip(("dataset", "split", "system", "method", "compare", "cells", "by", "threshold", "cell", "clip"), state, strict=True)), restore
+        dict(
+            zip(
+                ("dataset", "split", "system", "method", "compare", "cells", "by", "threshold", "cell", "clip"),
+                state,
+                strict=True,
+            )
+        ),
+        restore,
     )
     shown_all.then(show, state, everything, **quick)
     for pick in picks:
-        pick.input(settle, picks, picks, **quick).then(lambda: ("", ""), None, [cell, clip], **quick).then(show, state, everything, **quick)
+        pick.input(settle, picks, picks, **quick).then(lambda: ("", ""), None, [cell, clip], **quick).then(
+            show, state, everything, **quick
+        )
     norm.input(part(lambda found, shown_as, *_: view.confusion_table(found, shown_as)), state, confusion, **quick)
     by.input(part(lambda found, _, column, *__: view.slice_table(found, column)), state, slices, **quick)
     threshold.input(
         part(lambda found, _, column, sure, chosen, __: (
-            view.risk_plot(found, sure), view.abstain(found, sure),
+            errors_honesty.risk_plot(found, sure), errors_honesty.abstain(found, sure),
             _clips(found, chosen, sure, column) if chosen == "unsure" else gr.skip(),
         )),
         state, [risk, abstain, clips], trigger_mode="always_last", **quick,
     )  # fmt: skip
-    cell.input(
-        part(lambda found, _, column, sure, chosen, __: (_clips(found, chosen, sure, column), "", "")),
-        state, [clips, clip, player], trigger_mode="always_last", **quick,
-    ).then(None, js=view.FOCUS)  # fmt: skip
-    clip.input(part(lambda found, *rest: _player(found, rest[-1])), state, player, trigger_mode="always_last", **quick)
+    cell.change(part(opened), state, [clips, clip, player], trigger_mode="always_last", **quick).then(
+        None, js=errors_clips.FOCUS
+    )
+    clip.change(part(lambda found, *rest: _player(found, rest[-1])), state, player, trigger_mode="always_last", **quick)

@@ -87,3 +87,33 @@ document.addEventListener("click", async (event) => {
     button.textContent = button.dataset.copy; // no clipboard here (plain http): the text itself can be marked
   }
 });
+
+// ── Traces: arrows walk the rows, Escape closes the opened one and goes back to its row, a phone begins with filters folded. ──
+(() => {
+  document.addEventListener("keydown", (event) => {
+    const row = event.target.closest?.("#traces-list button.open");
+    if (row && (event.key === "ArrowDown" || event.key === "ArrowUp")) {
+      const all = [...document.querySelectorAll("#traces-list button.open")];
+      all[all.indexOf(row) + (event.key === "ArrowDown" ? 1 : -1)]?.focus();
+      event.preventDefault();
+    }
+    if (event.key === "Escape") document.querySelector("#traces-detail [data-close]")?.click();
+  });
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("#traces-detail [data-close]")) {
+      const row = document.querySelector("#traces-list button.open[aria-current]");
+      document.querySelectorAll("#traces-detail [data-close]").forEach((button) => button.removeAttribute("aria-current"));
+      if (row) { row.removeAttribute("aria-current"); row.focus(); }
+    }
+    // Anywhere in a row opens it, but for links, buttons and a text that is being selected.
+    const line = event.target.closest("#traces-list tbody tr");
+    if (line && !event.target.closest("a, button") && !String(window.getSelection())) line.querySelector("button.open").click();
+  });
+  const fold = new MutationObserver(() => {
+    const bar = document.querySelector("#traces-filters");
+    if (!bar) return;
+    fold.disconnect();
+    if (window.matchMedia("(max-width: 640px)").matches) bar.querySelector("button.label-wrap.open, button[aria-expanded='true']")?.click();
+  });
+  if (/\/traces\/?$/.test(window.location.pathname)) fold.observe(document.documentElement, { childList: true, subtree: true });
+})();

@@ -1,0 +1,100 @@
+"""The drawer of the Errors page: the clips behind a cell, and one of them with its player, distribution and trace.
+
+Pure functions of an `errors.Analysis`. Left out on purpose: choosing the clips (`errors.behind`) and editing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from app import prose
+from app.errors_view import reason_words
+from app.html import address, badge, empty, esc, percent, table, tag
+from app.media import clip_url
+
+if TYPE_CHECKING:
+    from app.errors import Analysis
+
+MOST_CLIPS = 2000
+FOCUS = "() => setTimeout(() => document.querySelector('#errors-drawer h2')?.focus(), 80)"
+
+
+def no_such_cell() -> str:
+    return _drawer(
+        "No such clips", empty("This address names clips that are not there.", "Choose a number on the page.")
+    )
+
+
+def _drawer(title: str, body: str) -> str:
+    close = tag(
+        "button", "Close", type="button", class_="close", data_set="errors-cell", data_value="", data_close=True
+    )
+    return tag("header", tag("h2", esc(title), tabindex="-1") + close) + body
+
+
+def clip_list(found: Analysis, title: str, frame: pd.DataFrame) -> str:
+    """The clips behind a cell, a row each; a row's button plays it."""
+    other = None if found.other is None else found.other.frame["predicted"].reindex(frame.index)
+    raw = found.raw is not None or (frame["provisional"] != frame["predicted"]).any()
+    heads = ["Clip", "True", *(["Provisional"] if raw else []), "Answered", "Confidence"]
+    heads += [found.other.name] if other is not None else []
+    files = found.facts["file"].reindex(frame.index)
+    rows = []
+    for clip_id, row in frame.head(MOST_CLIPS).iterrows():
+        name = files[clip_id] if isinstance(files[clip_id], str) else clip_id
+        open_it = tag("button", esc(name), type="button", class_="pick", data_set="errors-clip", data_value=clip_id)
+        mark = "good" if row["right"] else "bad"
+        cells = [open_it, esc(row["true_label"])]
+        cells += [esc(row["provisional"])] if raw else []
+        cells += [badge(row["predicted"], mark), "–" if np.isnan(row["confidence"]) else f"{row['confidence']:.3f}"]
+        cells += [esc(other[clip_id])] if other is not None else []
+        rows.append(cells)
+    n = len(frame)
+    cut = f", of which the first {MOST_CLIPS} are listed" if n > MOST_CLIPS else ""
+    said = f"{n} {'clip' if n == 1 else 'clips'}{cut}, surest answers first. Choose one to watch it."
+    count = tag("p", said, class_="soft", role="status")
+    return _drawer(title, count + tag("div", table(heads, rows, class_="clips"), class_="list"))
+
+
+def clip_detail(found: Analysis, clip_id: str, trace: pd.Series | None) -> str:
+    """The player with what was answered, the distribution and the trace."""
+    row = found.mine.frame.loc[clip_id]
+    known = found.facts.loc[clip_id] if clip_id in found.facts.index else pd.Series(dtype=object)
+    name = known.get("file") if isinstance(known.get("file"), str) else clip_id
+    source = {"src": clip_url(clip_id), "preload": "metadata", "aria_label": f"Clip {name}"}
+    video = tag("video", "", controls=True, playsinline=True, **source)
+    place = found.mine.frame.index.get_loc(clip_id)
+    said = [f"true {badge(row['true_label'])}"]
+    if found.raw is not None:
+        said.append(
+            f"provisional {badge(row['provisional'], 'good' if row['provisional'] == row['true_label'] else 'bad')}"
+        )
+    said.append(f"{esc(found.mine.name)} {badge(row['predicted'], 'good' if row['right'] else 'bad')}")
+    bars = "" if found.mine.probs_C_K is None else _distribution(found, found.mine.probs_C_K[place], row)
+    written = tag("p", "No trace is stored for this answer.", class_="soft")
+    if trace is not None:
+        times = None if trace["frame_times"] is None else [float(at) for at in trace["frame_times"]]
+        seconds = float(known["seconds"]) if "seconds" in known and pd.notna(known["seconds"]) else None
+        written = ""
+        if isinstance(trace["reason"], str):
+            written = tag("p", badge(reason_words(trace["reason"]), "warn") + " " + esc(trace["detail"]))
+        written += prose.trace_html(trace["text"], found.grammar, times, seconds)
+    shown_elsewhere = [tag("a", "All traces of this clip", href=address("traces", clip=clip_id))]
+    if trace is not None:
+        shown_elsewhere.append(tag("a", "Replay it", href=address("watch", clip=clip_id, trace=trace["trace_id"])))
+    head = tag("h3", esc(name)) + tag("p", " · ".join(said))
+    return tag("div", video + head + bars + written + tag("p", " · ".join(shown_elsewhere)), class_="watching")
+
+
+def _distribution(found: Analysis, probs_K: np.ndarray, row: pd.Series) -> str:
+    """The class distribution as bars, highest first."""
+    rows = []
+    for k in np.argsort(-probs_K, kind="stable"):
+        label = found.labels[k]
+        name = tag("strong", esc(label)) if label == row["true_label"] else esc(label)
+        bar = tag("span", "", class_="bar", style=f"--share:{probs_K[k]:.3f}")
+        rows.append([name, f"{bar} {percent(float(probs_K[k]), 1)}"])
+    return table(["Class", "Probability"], rows, class_="numbers distribution")
