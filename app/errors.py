@@ -277,13 +277,15 @@ def _clamped(text: str | None) -> float:
 
 def page(desk: Desk) -> None:
     """The page's components and what they do."""
+    # What is offered changes as runs appear, and a page may outlive the server that offered it: `choose` decides.
+    free = {"allow_custom_value": True}
     gr.HTML(view.HEAD, padding=False)
     with gr.Row(elem_classes="errors-bar"):
-        dataset = gr.Dropdown([], label="Dataset", min_width=130)
-        split = gr.Dropdown([], label="Split", min_width=110)
-        system = gr.Dropdown([], label="System (run)", min_width=220, scale=2)
-        method = gr.Dropdown([], label="Answer by", min_width=160)
-        compare = gr.Dropdown([], label="Compare with", min_width=220, scale=2)
+        dataset = gr.Dropdown([], label="Dataset", min_width=130, **free)
+        split = gr.Dropdown([], label="Split", min_width=110, **free)
+        system = gr.Dropdown([], label="System (run)", min_width=220, scale=2, **free)
+        method = gr.Dropdown([], label="Answer by", min_width=160, **free)
+        compare = gr.Dropdown([], label="Compare with", min_width=220, scale=2, **free)
     picks = [dataset, split, system, method, compare]
     nothing = gr.HTML(visible=False)
     with gr.Column(visible=False, elem_classes="errors") as body:
@@ -326,7 +328,9 @@ def page(desk: Desk) -> None:
                 abstain = gr.HTML(padding=False)
         controls = gr.HTML(padding=False)
         gr.HTML(view.heading("slices"), padding=False)
-        by = gr.Dropdown([], label="Divide the clips by", container=False, elem_id="errors-by", elem_classes="narrow")
+        by = gr.Dropdown(
+            [], label="Divide the clips by", container=False, elem_id="errors-by", elem_classes="narrow", **free
+        )
         slices = gr.HTML(padding=False)
         reasons = gr.HTML(padding=False)
     with gr.Column(elem_id="errors-drawer"):

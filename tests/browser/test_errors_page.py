@@ -1,0 +1,253 @@
+"""The Errors page: every count opens as many clips as it says, in a real browser, and the address brings them back."""
+
+import math
+from urllib.parse import parse_qs, urlencode, urlparse
+
+import numpy as np
+import pytest
+from conftest import CALIBRATED, COLD, HOSTILE_FILE, LABELS, REFINED, TRUE, serve
+
+from app import errors, errors_honesty, errors_view
+from deepintuit.labels import NONE_LABEL
+from deepintuit.metrics import Estimate
+from deepintuit.store import Workbench, answers
+
+ROWS = "#errors-drawer .clips tbody tr"
+
+
+def looked_at(site, **wish):
+    """The analysis of the refined system, or of what is wished for."""
+    choice, _ = errors.choose(answers.sources(site.workbench), errors.Choice(**wish))
+    return errors.analysis(site.workbench, choice)
+
+
+def cold(site):
+    return f"{site.runs['evaluate-cold']}/cold start"
+
+
+def address(site, **query):
+    return f"{site.url}/errors" + (f"?{urlencode(query)}" if query else "")
+
+
+def opened(page, site, **query):
+    """The page with its numbers there."""
+    page.goto(address(site, **query))
+    page.wait_for_selector(".confusion")
+    return page
+
+
+def rows_after(page, cell):
+    page.locator(f'.errors [data-value="{cell}"]').first.click()
+    page.wait_for_selector(ROWS)
+    return page.locator(ROWS)
+
+
+# Without a browser
+
+
+def test_the_newest_calibrated_system_is_chosen_and_what_is_not_there_is_not(site):
+    found = answers.sources(site.workbench)
+    choice, offers = errors.choose(found, errors.Choice(split="nowhere", system="x/<b>", compare="x/y/z"))
+    assert choice.system == f"{site.runs['evaluate-refined']}/cold start + GRPO" and choice.split == "test"
+    assert choice.method == "label_likelihood" and choice.compare == ""
+    assert [value for _, value in offers.systems][1] == cold(site)
+    assert f"{cold(site)}/raw" in [value for _, value in offers.compares]
+
+
+def test_without_answers_nothing_is_chosen(tmp_path):
+    choice, offers = errors.choose(answers.sources(Workbench(tmp_path / "empty")), errors.Choice())
+    assert choice == errors.Choice() and offers.systems == []
+
+
+@pytest.mark.parametrize(("wish", "answered"), [({}, CALIBRATED), ({"method": "raw"}, REFINED)])
+def test_each_cell_has_the_clips_of_its_count(site, wish, answered):
+    found = looked_at(site, **wish)
+    names = [*LABELS.labels, NONE_LABEL]
+    for i, true in enumerate(LABELS.labels):
+        for j, name in enumerate(names):
+            listed = errors.behind(found, f"confusion.{i}.{j}", 0.9, "seconds")[1]
+            assert len(listed) == sum(pair == (true, name) for pair in zip(TRUE, answered))
+
+
+def test_flips_against_the_raw_label_and_against_another_system(site):
+    found = looked_at(site, compare=f"{cold(site)}/raw")
+    for which, before in (("raw", REFINED), ("other", COLD)):
+        for was in "rw":
+            for now in "rw":
+                listed = errors.behind(found, f"turned.{which}.{was}{now}", 0.9, "seconds")[1]
+                expected = [
+                    clip for clip, true, old, new in zip(site.clips, TRUE, before, CALIBRATED)
+                    if ((old == true) == (was == "r")) and ((new == true) == (now == "r"))
+                ]  # fmt: skip
+                assert sorted(listed.index) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["", "nothing", "confusion", "confusion.9.9", "confusion.a.b", "turned.other.rw", "slice.99", "bin.99", "true.7",
+     "<b>", "confusion.0.0.0"],
+)  # fmt: skip
+def test_an_address_written_by_hand_names_no_clips(site, cell):
+    assert errors.behind(looked_at(site), cell, 0.9, "seconds") is None
+    assert errors.behind(looked_at(site), "slice.0", 0.9, "no such column") is None
+
+
+def test_slices_hold_every_clip_once(site):
+    found = looked_at(site)
+    for column in answers.sliceable(found.facts):
+        parts = errors_view.parts(found, column)
+        listed = [errors.behind(found, f"slice.{k}", 0.9, column)[1] for k in range(len(parts))]
+        assert sorted(clip for frame in listed for clip in frame.index) == sorted(site.clips)
+
+
+def test_the_threshold_tells_coverage_risk_and_who_is_left(site):
+    found = looked_at(site)  # every answer has confidence 0.8, one of six is wrong
+    assert "Answers 6 of 6 clips (coverage 100.0 %), 16.7 % of them wrong" in errors_honesty.abstain(found, 0.8)
+    assert "It abstains on no clip" in errors_honesty.abstain(found, 0.8)
+    assert "Show the 6 clips it abstains on" in errors_honesty.abstain(found, 0.9)
+    assert len(errors.behind(found, "unsure", 0.9, "seconds")[1]) == 6
+    assert len(errors.behind(found, "unsure", 0.8, "seconds")[1]) == 0
+
+
+def test_an_answer_without_probabilities_says_so_instead_of_drawing(site):
+    found = looked_at(site, method="raw")
+    assert found.mine.probs_C_K is None
+    for said in (errors_honesty.honesty(found), errors_honesty.abstain(found, 0.9)):
+        assert "no probabilities" in said
+    assert "no confidence to check" in errors_honesty.reliability_plot(found).layout.annotations[0].text
+    assert errors.behind(found, "unsure", 0.9, "seconds") is None
+
+
+def test_probabilities_are_brought_into_the_order_of_the_labels(site):
+    found = looked_at(site)
+    assert [LABELS.labels[k] for k in found.mine.probs_C_K.argmax(1)] == found.mine.frame["predicted"].tolist()
+
+
+def test_the_distribution_before_the_temperature_is_flatter_when_it_was_sharpened(site):
+    mine = looked_at(site).mine  # T = 0.9: dividing by it made the answers surer
+    assert mine.before_C_K.max() < mine.probs_C_K.max() and mine.before_C_K.sum(1) == pytest.approx(1)
+
+
+def test_controls_are_read_in_words_and_a_change_around_zero_is_called_none():
+    changes = {
+        "trace_blanked": (0.3, Estimate(-0.6, -0.7, -0.5)), "video_blanked": (0.9, Estimate(0.0, -0.02, 0.02)),
+        "trace_swapped": (0.95, Estimate(0.05, 0.01, 0.09)),
+    }  # fmt: skip
+    said = errors_view.reading(0.9, changes)
+    assert "Without the trace: 30.0 %, −60.0 points" in said and "the answer rests on the trace" in said
+    assert "no clear change; beyond the trace it does not use the video" in said
+    assert "With another clip's trace it does better" in said
+
+
+def test_a_share_of_groups_is_less_sure_than_one_of_clips():
+    right = np.array([True] * 30 + [False] * 10)
+    alone = errors_view.share(right, None)
+    together = errors_view.share(right, np.repeat(np.arange(4), 10))
+    assert together.high - together.low > alone.high - alone.low
+    assert math.isnan(errors_view.share(right[:0], None).value)
+
+
+# In the browser
+
+
+def test_a_confusion_cell_opens_its_clips_in_one_click_and_the_player_in_two(page, site):
+    counted = site.workbench.query(
+        """SELECT count(*) AS n FROM predictions WHERE run_id = ? AND method = 'label_likelihood' AND control = 'none'
+           AND true_label = 'theft' AND predicted = 'theft'""",
+        [site.runs["evaluate-refined"]],
+    )["n"][0]
+    opened(page, site)
+    rows = rows_after(page, "confusion.1.1")
+    assert rows.count() == counted == 2
+    rows.first.locator("button").click()
+    page.wait_for_function("document.querySelector('#errors-drawer video')?.readyState >= 1")
+    assert "steps onto the porch" in page.locator("#errors-drawer .trace").inner_text()
+    page.locator("#errors-drawer .chip[data-seek='0.500']").first.click()
+    page.wait_for_function("Math.abs(document.querySelector('#errors-drawer video').currentTime - 0.5) < 0.05")
+
+
+def test_the_address_brings_the_screen_back(open_page, site):
+    first = opened(open_page(), site, compare=f"{cold(site)}/raw", threshold="0.7", by="group")
+    rows_after(first, "turned.other.wr").first.locator("button").click()
+    first.wait_for_selector("#errors-drawer video")
+    first.locator("#errors-norm").get_by_text("share of the true class").click(force=True)
+    first.wait_for_function("location.search.includes('cells=rows') && location.search.includes('clip=')")
+    query = parse_qs(urlparse(first.url).query)
+    assert query["cell"] == ["turned.other.wr"] and query["threshold"] == ["0.7"] and query["by"] == ["group"]
+    second = open_page()
+    second.goto(first.url)
+    second.wait_for_selector("#errors-drawer video")
+    for selector in ("#errors-drawer .clips", "#errors-drawer h2", ".confusion", ".slices"):
+        assert second.locator(selector).inner_text() == first.locator(selector).inner_text()
+    assert second.locator(".confusion").inner_text().count("%") > 3
+    shown = second.locator("#errors-threshold input[type=number]")
+    assert shown.input_value() == "0.7"
+
+
+def test_a_hostile_trace_and_file_name_are_text(page, site):
+    opened(page, site, cell="true.2", clip=site.clips[4])
+    page.wait_for_selector("#errors-drawer .trace")
+    assert "<script>window.hacked='script'</script>" in page.locator("#errors-drawer .trace").inner_text()
+    assert HOSTILE_FILE in page.locator("#errors-drawer .clips").inner_text()
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("#errors-drawer .trace :is(img, script)").count() == 0
+
+
+def test_the_clips_below_the_threshold_follow_the_slider(page, site):
+    opened(page, site, threshold="0.5")
+    assert "abstains on no clip" in page.locator(".errors").inner_text()
+    number = page.locator("#errors-threshold input[type=number]")
+    number.fill("0.9")
+    number.press("Tab")
+    page.get_by_role("button", name="clips less sure than the threshold").click()
+    page.wait_for_selector(ROWS)
+    assert page.locator(ROWS).count() == 6
+    # The address has changed, and the figures still have their lines: they name no address.
+    page.wait_for_selector(".js-plotly-plot .scatterlayer path", state="attached")
+    paths = page.locator(".js-plotly-plot [clip-path]").evaluate_all("all => all.map(one => one.outerHTML)")
+    assert paths and not any("http" in path for path in paths)
+
+
+def test_keys_alone_open_and_close_the_clips(page, site):
+    opened(page, site)
+    cell = page.locator('[data-value="confusion.0.1"]')
+    cell.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(ROWS)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#errors-drawer header", state="detached")
+    assert page.evaluate("document.activeElement.dataset.value") == "confusion.0.1"
+    assert "cell=" not in page.url
+
+
+def test_malformed_traces_lead_to_the_traces_page(page, site):
+    opened(page, site, system=cold(site))
+    link = page.locator('.errors a[href^="/traces"]').filter(has_text="1 traces")
+    query = parse_qs(urlparse(link.get_attribute("href")).query)
+    assert query["run"] == [site.runs["evaluate-cold"]] and query["reason"] == ["truncated"]
+    rows = rows_after(page, "reason.truncated")
+    assert rows.count() == 1 and NONE_LABEL in rows.first.inner_text()
+
+
+def test_another_system_is_chosen_and_the_drawer_closes(page, site):
+    opened(page, site, cell="true.0")
+    page.wait_for_selector(ROWS)
+    page.keyboard.press("Escape")
+    page.get_by_label("Compare with").click()
+    page.get_by_role("option", name="cold start: raw label").click()
+    page.wait_for_selector("text=From cold start: raw label")
+    assert page.locator("#errors-drawer header").count() == 0
+    assert f"compare={site.runs['evaluate-cold']}" in page.url
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(open_page, site):
+    page = opened(open_page(width=390, dark=True), site, cell="true.0")
+    page.wait_for_selector(ROWS)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_an_empty_workbench_says_what_to_run(page, tmp_path):
+    with serve(tmp_path / "new") as url:
+        page.goto(f"{url}/errors?cell=confusion.0.0&system=x")
+        page.wait_for_selector("text=No system was evaluated yet")
+        assert "deepintuit evaluate" in page.locator("pre").inner_text()
