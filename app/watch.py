@@ -74,7 +74,7 @@ def strip_html(desk: Desk, text: str, label: str, split: str, flip: str, picked:
         title = f"{row['dataset']} · {row['split'] or 'no split'} · {name}"
         cards.append(
             tag("button", image + words, type="button", class_="card", title=title, aria_current=now,
-                data_set="picked", data_value=row["clip_id"])
+                data_set="wanted", data_value=row["clip_id"])
         )  # fmt: skip
     counted = f"{len(found)} of {count:,} clips" if count > len(found) else f"{count:,} clip{'s' * (count != 1)}"
     return tag("div", "".join(cards), class_="strip") + tag("p", counted, class_="quiet count")
@@ -167,13 +167,15 @@ class Handlers:
         runs = reasoner_choices(self.desk)
         known = [number for _, number in runs]
         chosen = run if run in known else next(iter(known), None)
-        return [clip_id, self._traces(clip_id, trace_id), gr.Dropdown(choices=runs, value=chosen)]
+        update, _ = self._traces(clip_id, trace_id)
+        return [clip_id, update, gr.Dropdown(choices=runs, value=chosen)]
 
-    def _traces(self, clip_id: str | None, wanted: str | None = None) -> Any:
+    def _traces(self, clip_id: str | None, wanted: str | None = None) -> tuple[Any, str | None]:
+        """The choice of stored traces, and the one that is chosen: the one that is wanted, where it is there."""
         choices = trace_choices(self.desk, clip_id)
         known = [number for _, number in choices]
         value = wanted if wanted in known else next(iter(known), None)
-        return gr.Dropdown(choices=choices, value=value, interactive=bool(known))
+        return gr.Dropdown(choices=choices, value=value, interactive=bool(known)), value
 
     def opened(self, clip_id, trace_id, truth, threshold, request: gr.Request):
         """Player and stage for what is chosen: → player, then what `_stage` gives."""
@@ -182,13 +184,18 @@ class Handlers:
         shown = complete(self.desk, trace_id, clip)
         return [player_html(clip), *self._stage(shown, clip, truth, threshold)]
 
-    def pick(self, clip_id, truth, threshold, request: gr.Request):
-        """Another clip: → choice of traces, player, stage."""
-        update = self._traces(clip_id)
-        return [update, *self.opened(clip_id, update.value, truth, threshold, request)]
+    def pick(self, wanted, truth, threshold, request: gr.Request):
+        """A card was chosen: → the wish granted, picked clip, choice of traces, player, stage."""
+        if not wanted:
+            return [gr.skip()] * 12
+        return ["", wanted, *self._other(wanted, truth, threshold, request)]
+
+    def _other(self, clip_id: str, truth, threshold, request: gr.Request) -> list[Any]:
+        update, chosen = self._traces(clip_id)
+        return [update, *self.opened(clip_id, chosen, truth, threshold, request)]
 
     def upload(self, given, truth, threshold, request: gr.Request):
-        """→ picked clip, then as `pick`. A refused file leaves the page as it is."""
+        """→ picked clip, choice of traces, player, stage. A refused file leaves the page as it is."""
         if not given:
             return [gr.skip()] * 11
         try:
@@ -196,11 +203,11 @@ class Handlers:
         except VideoError as error:
             gr.Warning(esc(error), duration=12)
             return [gr.skip()] * 11
-        return [upload.id, *self.pick(upload.id, truth, threshold, request)]
+        return [upload.id, *self._other(upload.id, truth, threshold, request)]
 
     def _stage(self, shown: Scene | None, clip: dict[str, Any] | None, truth, threshold) -> list[Any]:
         drawn = [self._draw(part, shown, clip, truth, threshold) for part in PARTS]
-        return [*drawn, shown, *self._buttons(clip, shown, running=False)]
+        return [*drawn, shown, *self._buttons(clip, shown is not None, running=False)]
 
     @staticmethod
     def _draw(part: str, shown: Scene | None, clip: dict[str, Any] | None, truth: Any, threshold: Any) -> str:
@@ -210,12 +217,11 @@ class Handlers:
         return scene.verdict(shown, label, _number(threshold, 0.0, 1.0, 0.5))
 
     @staticmethod
-    def _buttons(clip: dict[str, Any] | None, shown: Scene | None, running: bool) -> list[Any]:
-        """Replay, Reason, Stop. The one that is at hand is the prominent one."""
-        has = shown is not None and shown.trace_id is not None
+    def _buttons(clip: dict[str, Any] | None, stored: bool, running: bool) -> list[Any]:
+        """Replay, Reason, Stop. Replay is the prominent one where a trace is `stored`: it cannot fail."""
         return [
-            gr.Button(interactive=has and not running, variant="primary" if has else "secondary"),
-            gr.Button(interactive=clip is not None and not running, variant="secondary" if has else "primary"),
+            gr.Button(interactive=stored and not running, variant="primary" if stored else "secondary"),
+            gr.Button(interactive=clip is not None and not running, variant="secondary" if stored else "primary"),
             gr.Button(interactive=running),
         ]
 
@@ -249,7 +255,7 @@ class Handlers:
                     happened.append(events.pop(0)[1])
                 return happened
 
-            async for update in self._show(running, shown, clip, truth, threshold, due, lambda: not events):
+            async for update in self._show(running, shown, clip, truth, threshold, due, lambda: not events, True):
                 yield update
         finally:
             self.desk.pages.end(request.session_hash, running)
@@ -261,7 +267,8 @@ class Handlers:
         running = await asyncio.to_thread(self.desk.pages.begin, request.session_hash)
         try:
             clip = await asyncio.to_thread(clip_of, self.desk, clip_id)
-            reasoners = {row["run_id"]: row for row in await asyncio.to_thread(clips.reasoners, self.desk.look())}
+            rows = await asyncio.to_thread(lambda: clips.reasoners(self.desk.look()))
+            reasoners = {row["run_id"]: row for row in rows}
             if clip is None:
                 gr.Warning("This clip is not here any more. Pick another one.")
                 return
@@ -288,13 +295,13 @@ class Handlers:
                 return job.take()
 
             over = lambda: job.over  # noqa: E731
-            async for update in self._show(running, shown, clip, truth, threshold, happened, over, trace_id):
+            async for update in self._show(running, shown, clip, truth, threshold, happened, over, bool(trace_id)):
                 yield update
         finally:
             self.desk.pages.end(request.session_hash, running)
 
     async def _show(
-        self, running: Running, shown: Scene, clip, truth, threshold, happened, over, trace_id: str | None = None
+        self, running: Running, shown: Scene, clip, truth, threshold, happened, over, stored_too: bool
     ) -> AsyncIterator[list[Any]]:
         """Updates of the stage until all is over or stopped, at most fifteen a second."""
         drawn: dict[str, str] = {}
@@ -305,7 +312,7 @@ class Handlers:
             drawn.update(changed)
             return [*(changed.get(part, gr.skip()) for part in PARTS), shown, *buttons]
 
-        yield update(set(PARTS), self._buttons(clip, shown, running=True))
+        yield update(set(PARTS), self._buttons(clip, stored_too, running=True))
         last, still = time.monotonic(), [gr.skip()] * 3
         while not running.stop.is_set():
             ended = over()  # looked at before what happened is taken, so that nothing is left behind
@@ -325,10 +332,7 @@ class Handlers:
             for event in happened():
                 shown.take(event)
         shown.finish(stopped=running.stop.is_set())
-        buttons = self._buttons(clip, shown, running=False)
-        if trace_id:  # a stored trace is still chosen, whatever was written live
-            buttons[0] = gr.Button(interactive=True, variant="primary")
-        yield update(set(PARTS), buttons)
+        yield update(set(PARTS), self._buttons(clip, stored_too, running=False))
 
 
 def _choices(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -345,6 +349,7 @@ def _number(given: Any, low: float, high: float, default: float) -> float:
 def page(desk: Desk) -> None:
     """The components and what ties them together."""
     do = Handlers(desk)
+    wanted = gr.Textbox(elem_id="wanted", visible="hidden", label="Clip that was clicked")
     picked = gr.Textbox(elem_id="picked", visible="hidden", label="Clip")
     with gr.Row(elem_id="finder", equal_height=True):
         text = gr.Textbox(label="Find a clip", placeholder="id, file, group or label", scale=4, min_width=220)
@@ -408,8 +413,8 @@ def page(desk: Desk) -> None:
     begun = links.bind({"clip": picked, "trace": choice, "run": run}, do.restore)
     begun.then(do.opened, [picked, choice, *view], [player, *stage], **reads).then(**find, **reads)
     begun.then(do.filters, None, [label, split], **reads)
-    gr.on([text.input, label.input, split.input, flip.input], **find, trigger_mode="always_last", **reads)
-    picked.input(do.pick, [picked, *view], [choice, player, *stage], **reads).then(**find, **reads)
+    gr.on([text.change, label.change, split.change, flip.change], **find, trigger_mode="always_last", **reads)
+    wanted.change(do.pick, [wanted, *view], [wanted, picked, choice, player, *stage], **reads)
     choice.input(do.opened, [picked, choice, *view], [player, *stage], **reads)
     upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **reads)
     asked = [shown, picked, *view]

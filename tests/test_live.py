@@ -1,20 +1,17 @@
 """A trace as a stream of events: live from the embedded model, replayed from the store, and what a watcher is shown."""
 
-import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from porch import endless, live_workbench, living, until, wish
 
 from app import scene
-from app.live import THREAD, Engine, Pages
+from app.live import Engine, Pages
 from app.scene import Scene
-from deepintuit import config, data, homecam, video
-from deepintuit.labels import LabelSet
 from deepintuit.reasoner.replay import Distribution, Failed, Seen, Stage, TraceDone, Written, replay
 from deepintuit.store import Workbench
 
@@ -27,68 +24,9 @@ ROW = {
 PREDICTED = {"labels": ["theft", "routine"], "probs": [0.3, 0.7], "method": "label_likelihood", "temperature": 0.9}
 
 
-def write_clip(path: Path, shade: int = 90) -> None:
-    frames = np.full((16, 96, 128, 3), shade, np.uint8)
-    for t in range(16):
-        frames[t, 30:60, 4 * t : 4 * t + 30] = (240, 210, 60)
-    video.write_mp4(path, frames, 8.0)
-
-
-def live_workbench(folder: Path) -> Workbench:
-    """Two clips, and the embedded model as the checkpoint of a finished cold start with its calibrator."""
-    videos = folder / "sources" / "porch"
-    videos.mkdir(parents=True)
-    for number in range(2):
-        write_clip(videos / f"clip-{number}.mp4", 60 + 60 * number)
-    rows = "path,label,group,split\nclip-0.mp4,theft,a,test\nclip-1.mp4,routine,b,test\n"
-    (videos / "clips.csv").write_text(rows)
-    labels = LabelSet.of("porch", ["theft", "routine"])
-    listing = data.import_csv(videos / "clips.csv", videos, labels=labels)
-    manifest, _ = data.scan(listing, folder, "porch", probe=video.probe, progress=False)
-    manifest.save()
-    workbench = Workbench(folder)
-    settings = config.load(ROOT / "configs" / "tiny.toml", ["clips.dataset=porch"]).to_dict()
-    parent = None
-    for stage in ("coldstart", "calibrate"):
-        with workbench.start_run(stage, {}, parent=parent, dataset="porch") as run:
-            shutil.copytree(homecam.MODEL, run.checkpoint, dirs_exist_ok=True)
-            if stage == "calibrate":
-                (run.checkpoint / "calibration.json").write_text('{"label_likelihood": {"temperature": 2.0}}')
-            run.note(settings=settings)
-            run.finish({})
-        parent = run.id
-    workbench.refresh()
-    return workbench
-
-
 @pytest.fixture(scope="module")
 def workbench(tmp_path_factory) -> Workbench:
     return live_workbench(tmp_path_factory.mktemp("live") / "workbench")
-
-
-def wish(workbench: Workbench, number: int = 0, **more) -> dict:
-    from deepintuit.reasoner.task import Clip
-    from deepintuit.store import clips
-
-    row, _ = clips.find(workbench, f"clip-{number}")
-    facts = row[0]
-    path = workbench.path / facts["path"]
-    clip = Clip(facts["clip_id"], str(path), facts["label"], facts["width"], facts["height"], "test")
-    reasoner = clips.reasoners(workbench)[0]
-    return {"clip": clip, "reasoner": reasoner["run_id"], "calibrator": reasoner["calibrator"], **more}
-
-
-def living() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == THREAD]
-
-
-def until(true, seconds: float) -> float:
-    """Waits for it; returns how long that took."""
-    started = time.monotonic()
-    while not true():
-        assert time.monotonic() - started < seconds, "it did not happen in time"
-        time.sleep(0.005)
-    return time.monotonic() - started
 
 
 # Replay
@@ -185,10 +123,10 @@ def test_a_clip_that_cannot_be_read_ends_in_one_sentence(workbench, tmp_path):
 
 
 def test_stop_ends_the_generating_thread_within_a_second(workbench):
-    engine, stop = Engine(workbench), threading.Event()
-    job = engine.start(stop, **wish(workbench, temperature=2.0, max_tokens=8000))
-    taken = []
-    until(lambda: taken.extend(job.take()) or any(isinstance(event, Written) for event in taken), 60)
+    engine, stop, taken = Engine(workbench), threading.Event(), []
+    with endless():
+        job = engine.start(stop, **wish(workbench, max_tokens=8000))
+        until(lambda: taken.extend(job.take()) or any(isinstance(event, Written) for event in taken), 60)
     assert job.thread in living()
     stop.set()
     assert until(lambda: job.thread not in living(), 1.0) < 1.0
@@ -199,7 +137,12 @@ def test_stop_ends_the_generating_thread_within_a_second(workbench):
 def test_one_trace_is_written_at_a_time_and_the_others_know_their_place(workbench):
     engine = Engine(workbench)
     stops = [threading.Event() for _ in range(3)]
-    jobs = [engine.start(stop, **wish(workbench, temperature=2.0, max_tokens=8000)) for stop in stops]
+    with endless():
+        jobs = [engine.start(stop, **wish(workbench, max_tokens=8000)) for stop in stops]
+        _line_of_three(jobs, stops)
+
+
+def _line_of_three(jobs, stops) -> None:
     assert [job.ahead for job in jobs] == [0, 1, 2]
     stops[1].set()
     until(lambda: jobs[1].over, 1.0)

@@ -1,0 +1,237 @@
+"""The Watch page in a real Chromium: chips seek, stored traces replay, live ones stream and stop, links restore."""
+
+import time
+
+import pytest
+from conftest import HOSTILE_FILE, Site, serve
+from porch import endless, live_workbench, living, until, write_clip
+
+SEEK = """(chip) => new Promise((done) => {
+  const video = document.querySelector("video#player"), started = performance.now();
+  video.addEventListener("seeked", () => done([video.currentTime, performance.now() - started]), {once: true});
+  chip.click();
+})"""
+
+
+def opened(page, site: Site, query: str = ""):
+    """The page, when its clip can be played and its trace is there."""
+    page.goto(f"{site.url}/{query}")
+    page.wait_for_selector(".shot img")
+    page.wait_for_function("document.querySelector('video#player')?.readyState >= 2")
+    return page
+
+
+def says(page, words: str, where: str = "#status") -> None:
+    page.wait_for_function(
+        "([where, words]) => document.querySelector(where)?.innerText.includes(words)", arg=[where, words]
+    )
+
+
+def ready(page, button: str) -> None:
+    page.wait_for_function(f"document.querySelector('{button}')?.disabled === false")
+
+
+def test_a_chip_seeks_the_video_in_under_0_3_seconds_and_lights_its_sentence(page, site):
+    opened(page, site, f"?trace={site.traces['refined-0']}")
+    chips = page.locator("#trace .chip")
+    assert chips.all_inner_texts() == ["0.5 s", "Frame 3", "1.0", "2.0 s"]
+    for number, expected in ((3, 2.0), (0, 0.5), (2, 1.0)):
+        at, milliseconds = chips.nth(number).evaluate(SEEK)
+        assert at == pytest.approx(expected, abs=0.01) and milliseconds < 300
+    lit = page.locator(".sentence.current")
+    assert lit.count() == 1 and "From 1.0 to 2.0 s" in lit.inner_text()
+    chips.nth(0).click()
+    says(page, "courier", ".sentence.current")
+
+
+def test_a_frame_number_seeks_to_the_time_of_that_frame(page, site):
+    opened(page, site, f"?trace={site.traces['refined-0']}")
+    seen = site.workbench.query("SELECT frame_times FROM traces WHERE trace_id = ?", [site.traces["refined-0"]])
+    third = float(seen["frame_times"][0][2])
+    at, _ = page.locator("#trace .chip", has_text="Frame 3").evaluate(SEEK)
+    assert at == pytest.approx(third, abs=0.01)
+    shots = page.locator(".shot")
+    assert shots.count() == 8
+    at, milliseconds = shots.nth(6).evaluate(SEEK)
+    assert at == pytest.approx(float(seen["frame_times"][0][6]), abs=0.01) and milliseconds < 300
+    loaded = "Array.from(document.querySelectorAll('.shot img')).every((image) => image.complete && image.naturalWidth)"
+    page.wait_for_function(loaded)
+
+
+def test_the_sentence_of_the_moment_is_lit_while_the_clip_plays(page, site):
+    opened(page, site, f"?trace={site.traces['refined-0']}")
+    page.evaluate("document.querySelector('video#player').play()")
+    says(page, "0.5 s", ".sentence.current")
+    says(page, "From 1.0", ".sentence.current")
+
+
+def test_a_stored_trace_replays_as_it_was_and_can_be_stopped(page, site):
+    opened(page, site)
+    whole = page.inner_text("#trace")
+    page.click("#replay")
+    says(page, "Replaying")
+    grown = set()
+    until(lambda: grown.add(len(page.inner_text("#trace"))) or len(grown) > 3, 5)
+    page.click("#stop")
+    says(page, "Stopped")
+    assert len(page.inner_text("#trace")) < len(whole)
+    page.click("#settings button")
+    page.get_by_label("At once").check()
+    ready(page, "#replay")
+    page.click("#replay")
+    says(page, "token confidence")
+    assert page.inner_text("#trace") == whole
+
+
+def test_the_truth_is_told_only_when_asked_for_and_a_flip_has_its_badge(page, site):
+    opened(page, site, f"?trace={site.traces['refined-1']}")
+    says(page, "flipped: delivery → theft", "#verdict")
+    assert "True label" not in page.inner_text("#verdict")
+    page.get_by_label("Show the true label").check()
+    says(page, "True label", "#verdict")
+    assert "wrong" in page.inner_text("#verdict")
+    page.locator("#threshold input[type=number]").fill("0.9")
+    page.keyboard.press("Tab")
+    says(page, "abstains: below 90 %", "#verdict")
+
+
+def test_finding_and_picking_a_clip_changes_the_address_which_restores_the_screen(page, open_page, site):
+    opened(page, site)
+    page.get_by_label("Find a clip").fill("test-2")
+    page.wait_for_function("document.querySelectorAll('.card').length === 1")
+    page.click(".card")
+    says(page, "test-2", "#screen")
+    page.wait_for_url(f"**clip={site.clips[2]}*")
+    other = opened(open_page(), site, page.url.partition("/?")[2] and f"?{page.url.partition('/?')[2]}")
+    assert "test-2" in other.inner_text("#screen")
+    assert other.inner_text("#trace") == page.inner_text("#trace")
+
+
+def test_flips_can_be_found(page, site):
+    opened(page, site)
+    page.get_by_label("Calibration", exact=True).click()
+    page.get_by_role("option", name="right → wrong").click()
+    page.wait_for_function("document.querySelectorAll('.card').length === 1")
+    assert page.locator(".card").get_attribute("data-value") == site.clips[1]
+
+
+def test_a_hostile_trace_and_file_name_show_as_text(page, site):
+    opened(page, site, f"?trace={site.traces['hostile']}")
+    assert HOSTILE_FILE.removesuffix(".mp4") in page.inner_text("#screen")
+    shown = page.inner_text("#trace")
+    assert "<img src=x onerror=" in shown and "${window.hacked='dollar'}" in shown and "{{window.hacked=" in shown
+    page.get_by_text("Settings of replay").click()
+    page.get_by_label("At once").check()
+    page.click("#replay")
+    says(page, "token confidence")
+    assert page.evaluate("window.hacked") is None and page.locator("#trace img, #trace script").count() == 0
+
+
+def test_keys_play_and_step_but_not_while_typing(page, site):
+    opened(page, site)
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('video#player').currentTime === 0.5")
+    page.get_by_label("Find a clip").press("ArrowRight")
+    page.get_by_label("Find a clip").press(" ")
+    assert page.evaluate("document.querySelector('video#player').paused")
+    page.locator("#screen").click(position={"x": 5, "y": 2})
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press(" ")
+    page.wait_for_function("!document.querySelector('video#player').paused")
+
+
+def test_an_upload_is_checked_watched_and_served_by_an_opaque_id(page, site, tmp_path):
+    opened(page, site)
+    (tmp_path / "notes.mp4").write_text("no video")
+    chooser = page.locator("input[type=file]")
+    chooser.set_input_files(tmp_path / "notes.mp4")
+    page.get_by_text("cannot be read as a clip").wait_for()
+    write_clip(tmp_path / "mine.mp4")
+    chooser.set_input_files(tmp_path / "mine.mp4")
+    says(page, "mine", "#screen")
+    source = page.get_attribute("video#player", "src")
+    assert source.startswith("/media/clip/upload-") and "mine" not in source
+    page.wait_for_function("document.querySelector('video#player').readyState >= 2")
+
+
+def test_an_empty_workbench_says_what_to_run(page, tmp_path):
+    with serve(tmp_path / "empty") as url:
+        page.goto(url)
+        says(page, "make demo", "#found")
+        assert page.locator("#reason").is_disabled() and page.locator("#replay").is_disabled()
+
+
+# Live
+
+
+@pytest.fixture(scope="module")
+def live_site(tmp_path_factory):
+    workbench = live_workbench(tmp_path_factory.mktemp("live-site") / "workbench")
+    with endless(), serve(workbench.path) as url:
+        yield url
+
+
+def begin(page, url: str) -> None:
+    """A live trace that would go on for many seconds, seen growing."""
+    page.goto(url)
+    ready(page, "#reason")
+    page.click("#settings button")
+    page.locator("#tokens input[type=number]").fill("8000")
+    page.keyboard.press("Tab")
+    page.click("#reason")
+    says(page, "Reasoning")
+    grown = set()
+    until(lambda: grown.add(len(page.inner_text("#trace"))) or len(grown) > 2, 60)
+    assert living()
+
+
+def test_a_live_trace_streams_and_stop_ends_its_thread_within_a_second(page, live_site):
+    begin(page, live_site)
+    page.click("#stop")
+    assert until(lambda: not living(), 1.0) < 1.0
+    says(page, "Stopped")
+    ready(page, "#reason")
+    assert page.locator(".shot").count() == 8
+
+
+def test_a_reload_ends_the_thread_within_a_second(page, live_site):
+    begin(page, live_site)
+    started = time.monotonic()
+    page.reload(wait_until="commit")
+    until(lambda: not living(), 1.0)
+    assert time.monotonic() - started < 1.5
+
+
+def test_a_closed_page_ends_the_thread_within_a_second(page, live_site):
+    begin(page, live_site)
+    page.close()
+    until(lambda: not living(), 1.0)
+
+
+def test_a_live_trace_ends_with_a_calibrated_distribution(page, live_site):
+    page.goto(live_site)
+    ready(page, "#reason")
+    page.click("#settings button")
+    page.locator("#tokens input[type=number]").fill("64")
+    page.keyboard.press("Tab")
+    page.click("#reason")
+    says(page, "By label likelihood", "#verdict")
+    says(page, "token confidence")
+    assert "ms" in page.locator(".steps li.done").nth(2).inner_text()
+
+
+def test_two_sessions_at_once_one_reasons_one_waits_and_both_can_read(open_page, live_site):
+    first, second = open_page(), open_page()
+    begin(first, live_site)
+    second.goto(live_site)
+    ready(second, "#reason")
+    second.click("#reason")
+    says(second, "You are number 2 in the queue")
+    third = open_page()
+    started = time.monotonic()
+    third.goto(live_site)
+    third.wait_for_function("document.querySelectorAll('.card').length === 2")
+    assert time.monotonic() - started < 10
+    first.click("#stop")
+    says(second, "token confidence")
+    until(lambda: not living(), 2.0)
