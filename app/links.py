@@ -14,7 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import gradio as gr
 
+# Components also "change" while the page is drawn: until the address was read, nothing may be written over it.
+_READ = "() => { window.deepintuitRead = true; }"
 _WRITE = """(...values) => {{
+  if (!window.deepintuitRead) return;
   const names = {names};
   const query = new URLSearchParams(window.location.search);
   names.forEach((name, i) => {{
@@ -40,4 +43,6 @@ def bind(
     write = _WRITE.format(names=names)
     for part in parts:
         part.change(None, inputs=parts, outputs=None, js=write, queue=False, show_progress="hidden")
-    return gr.context.Context.root_block.load(load, None, parts, queue=False, show_progress="hidden")
+    loaded = gr.context.Context.root_block.load(load, None, parts, queue=False, show_progress="hidden")
+    loaded.then(None, None, None, js=_READ, queue=False, show_progress="hidden")
+    return loaded

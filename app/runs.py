@@ -20,7 +20,7 @@ from deepintuit.errors import DeepIntuitError
 from deepintuit.report.health import remarks
 from deepintuit.store import Workbench, progress
 
-TABS = ("runs", "training", "rollouts", "jobs")
+TABS = ("runs", "details", "training", "rollouts", "jobs")
 EVERY = 2.0
 """Seconds between two looks at what runs. Nothing is asked while nothing runs."""
 _LOG_LINES = 200
@@ -53,7 +53,7 @@ def details(desk: Desk, run_id: str | None) -> str:
     runs = progress.runs(workbench)
     mine = runs[runs["run_id"] == run_id]
     if mine.empty:
-        return ""
+        return view.no_choice()
     run = workbench.run(run_id)
     above, below = progress.lineage(workbench, run_id)
     return view.details(
@@ -162,13 +162,15 @@ _QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"
 
 def page(desk: Desk) -> None:
     """The Runs page."""
-    hidden = {name: gr.Textbox(elem_id=f"runs-{name}", visible="hidden") for name in ("pick", "tab", "clip", "job")}
+    hidden = {
+        name: gr.Textbox(elem_id=f"runs-{name}", visible="hidden") for name in ("pick", "goto", "tab", "clip", "job")
+    }
     tab, clip, job = hidden["tab"], hidden["clip"], hidden["job"]
     known = gr.State(())
     timer = gr.Timer(EVERY, active=False)
     with gr.Row(elem_classes="runs-bar"):
         run = gr.Dropdown([], label="Run", info="for all tabs of this page; or click an id in the table", scale=4)
-        again = gr.Button("Look again", scale=0, min_width=120)
+        again = gr.Button("Look again", scale=0, min_width=120, size="sm")
     with gr.Tabs() as tabs:
         with gr.Tab("Runs", id="runs"):
             with gr.Row():
@@ -177,11 +179,12 @@ def page(desk: Desk) -> None:
                 compare = gr.Dropdown([], label="Compare", multiselect=True, info="two or more runs, side by side")
             listed = gr.HTML(elem_id="runs-list")
             side_by_side = gr.HTML(elem_id="runs-compare")
+        with gr.Tab("Details", id="details"):
             shown = gr.HTML(elem_id="runs-details")
             card = gr.Button("Write the run card", visible=False, size="sm", elem_id="runs-card")
         with gr.Tab("Training", id="training"):
             health = gr.HTML(elem_id="runs-health")
-            curves = gr.Plot(visible=False, show_label=False, elem_classes="runs")
+            curves = gr.Plot(visible=False, show_label=False, elem_classes="runs", elem_id="runs-curves")
         with gr.Tab("Rollouts", id="rollouts"):
             step = gr.Slider(0, 1, value=0, step=1, label="Update", info="of the chosen GRPO run", elem_id="runs-step")
             groups = gr.HTML(elem_id="runs-groups")
@@ -277,21 +280,39 @@ def page(desk: Desk) -> None:
         for handler, given, result in parts:
             event.then(handler, given, result, **reading)
 
-    loaded.then(lambda where: gr.Tabs(selected=where), tab, tabs, **reading)
-    chain(loaded, show)
+    to_tab = {"fn": lambda where: gr.Tabs(selected=where), "inputs": tab, "outputs": tabs, **reading}
+    chain(loaded.then(**to_tab), [show[0], show[6]])
     chain(again.click(choices, None, picks, **reading), show)
     for part in (stage, dataset):
         part.input(show[0][0], show[0][1], show[0][2], **reading)
     compare.change(show[1][0], show[1][1], show[1][2], **reading)
-    hidden["pick"].input(lambda value: value, hidden["pick"], run, **reading)
-    chain(run.change(new_run, [run, step], step, **reading), [show[0], *show[2:5]])
-    for name in TABS:
-        chosen = next(one for one in tabs.children if one.id == name)
-        chosen.select(lambda name=name: name, None, tab, **reading)
-    tab.input(lambda where: gr.Tabs(selected=where), tab, tabs, **reading)
-    chain(tab.change(lambda: None, None, None, **reading), show[3:6])
-    step.input(show_rollouts, [run, step, clip, tab], [groups, group], trigger_mode="always_last", **reading)
-    clip.input(show_rollouts, [run, step, clip, tab], [groups, group], **reading)
+    chain(run.input(new_run, [run, step], step, **reading), [show[0], *show[2:5]])
+    # Buttons in our HTML write into hidden fields, which are emptied again so that the same button works twice.
+    chain(
+        hidden["pick"].change(
+            lambda value, number: (
+                (value, "details", gr.Tabs(selected="details"), new_run(value, number), "")
+                if value
+                else (gr.skip(),) * 5
+            ),
+            [hidden["pick"], step],
+            [run, tab, tabs, step, hidden["pick"]],
+            **reading,
+        ),
+        [show[0], show[2]],
+    )
+    hidden["goto"].change(
+        lambda value: (value, gr.Tabs(selected=value), "") if value in TABS else (gr.skip(),) * 3,
+        hidden["goto"],
+        [tab, tabs, hidden["goto"]],
+        **reading,
+    )
+    for one in tabs.children:
+        # In the browser, at once: a tab is also "selected" when the page is drawn, before the address was read.
+        one.select(None, tab, tab, js=f"(now) => now ? {one.id!r} : now", **_QUICK)
+    chain(tab.change(*show[2], **reading), show[3:6])
+    step.input(*show[4], trigger_mode="always_last", **reading)
+    clip.change(*show[4], **reading)
     card.click(write_card, run, [shown, card], show_progress="minimal", concurrency_limit=1)
     timer.tick(
         tick, [known, stage, dataset, run, job, tab], [*picks, listed, *job_of, health, curves, timer], **reading
@@ -420,8 +441,10 @@ def _jobs_tab(
         part.input(fields, [stage, dataset], [first, second, full, meanings], **reading).then(
             see, form, words, **reading
         )
-    for part in (base, first, second, seed, name, changes, full, dry):
+    for part in (base, first, second):
         part.input(see, form, words, trigger_mode="always_last", **reading)
+    for part in (seed, name, changes, full, dry):
+        part.change(see, form, words, trigger_mode="always_last", **reading)
     go.click(start, form, [job, words, timer], queue=False, concurrency_limit=1)
     again.click(begin_again, job, [job, timer], queue=False, concurrency_limit=1)
     job.change(job_list, job, job_of, **reading).then(lambda: asked(False), None, [sure, leave], **reading)

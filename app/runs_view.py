@@ -160,8 +160,8 @@ def details(about: Mapping[str, Any], status: str, headline: str, above: list[di
         "p", badge(status, KINDS.get(status, "plain"), MEANINGS.get(status)) + " " + esc(headline)
     )
     title += tag("p", esc(about["error"]), class_="problem") if about.get("error") else ""
-    where = [link("Its traces", "traces", run=run_id), button("Training", "runs-tab", "training")]
-    where += [button("Rollouts", "runs-tab", "rollouts")] if about["stage"] == "grpo" else []
+    where = [link("Its traces", "traces", run=run_id), button("Training", "runs-goto", "training")]
+    where += [button("Rollouts", "runs-goto", "rollouts")] if about["stage"] == "grpo" else []
     where += [tag("a", "Run card", href=card, target="_blank", rel="noopener")] if card else []
     known = {
         "Stage": about["stage"], "Name": about.get("name"), "Dataset": about.get("dataset"), "Seed": about.get("seed"),
@@ -297,9 +297,13 @@ def health(remarks: Iterable[Remark]) -> str:
     return tag("ul", items, class_="runs health", aria_label="Health remarks") if items else ""
 
 
+def no_choice() -> str:
+    return empty("No run is chosen.", "Choose one above, or click its id in the table of runs.")
+
+
 def no_curves(run_id: str) -> str:
     if not run_id:
-        return empty("No run is chosen.", "Choose one above, or click its id in the table of runs.")
+        return no_choice()
     return empty(
         "This run logged no training step.", "Cold start, GRPO and calibrate do; choose one of those runs above."
     )
@@ -379,7 +383,7 @@ def _rollout(row: Any, text: str, most: float, top: float) -> str:
                class_="soft")  # fmt: skip
     return tag(
         "article",
-        tag("h4", f"Trace {row.sample + 1} {verdict}") + tag("div", bars, class_="bars") + tag("pre", esc(text)) + foot,
+        tag("h4", f"Trace {row.sample + 1} {verdict}") + tag("div", bars, class_="scores") + tag("pre", esc(text)) + foot,
     )
 
 
@@ -390,7 +394,7 @@ def _bar(name: str, value: float, most: float, signed: bool = False) -> str:
     share = min(1.0, abs(value) / most)
     kind = "signed minus" if signed and value < 0 else "signed" if signed else "minus" if value < 0 else ""
     drawn = tag("span", tag("i", "", style=f"--share:{share:.3f}"), class_=f"track {kind}".strip(), aria_hidden="true")
-    return tag("span", f"{esc(name)} {drawn} {tag('b', _number(value, signed))}", class_="bar")
+    return tag("span", f"{esc(name)} {drawn} {tag('b', _number(value, signed))}", class_="score")
 
 
 def _number(value: float, sign: bool = False) -> str:

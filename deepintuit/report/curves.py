@@ -38,6 +38,7 @@ PANELS = (
     Panel("Entropy", "nats a token", {"entropy": ("entropy",)}),
     Panel("Completion length", "tokens, mean",
           {"length": ("tokens_mean", "completion_length", "completions/mean_length")}),
+    Panel("Learning rate", "an update", {"rate": ("learning_rate",)}),
     Panel("Cut at the limit", "% of traces", {"truncated": ("truncated_share", "completions/clipped_ratio")}, 100),
 )
 
@@ -65,7 +66,7 @@ def training_figure(steps: pd.DataFrame, *, title: str | None = None) -> go.Figu
                                line=dict(color=COLOURS[k], width=1.5, dash=DASHES[k]),
                                hovertemplate="update %{x}: %{y:.3g}<extra></extra>")
         bounds = dict(range=[0, 103]) if panel.scale == 100 else dict(rangemode="tozero")
-        figure.update_yaxes(title_text=panel.unit, title_font_size=11, row=row, col=column, **bounds)
+        figure.update_yaxes(title_text=panel.unit, title_font_size=11, exponentformat="e", row=row, col=column, **bounds)
         figure.update_xaxes(title_text="update", title_font_size=11, row=row, col=column)
     figure.update_annotations(font_size=13)
     figure = finished(figure, title or _title(panels), 210 * lines)
