@@ -144,6 +144,18 @@ def _f1_of(true_C: np.ndarray, answered_C: np.ndarray) -> Callable[[np.ndarray],
     return statistic
 
 
+def f1_estimate(true_C: np.ndarray, answered_C: np.ndarray, options: dict) -> Estimate:
+    """F1 of one class by bootstrap. An F1 of 0 or 1 cannot be doubted by resampling: Wilson's interval of the share
+    J = tp / (tp + fp + fn), of which F1 is 2J / (1 + J), with each group as one clip."""
+    found = bootstrap(_f1_of(true_C, answered_C), len(true_C), **options)
+    if found.value not in (0.0, 1.0):
+        return found
+    asked_C, groups_C = true_C | answered_C, options["groups_C"]
+    n = int(asked_C.sum()) if groups_C is None else len(np.unique(groups_C[asked_C]))
+    share_of = wilson(int(found.value) * n, n)
+    return Estimate(found.value, *(2 * end / (1 + end) for end in (share_of.low, share_of.high)))
+
+
 def cut(groups_C: np.ndarray | None, kept_C: np.ndarray) -> np.ndarray | None:
     return None if groups_C is None else groups_C[kept_C]
 
@@ -215,7 +227,7 @@ def classes(found: Analysis) -> str:
             counted(int(scores.predicted_K[k]), f"answered.{k}", f"answered {label}"),
             marked(wilson(right, int(scores.predicted_K[k]))) if scores.predicted_K[k] else "–",
             marked(wilson(right, int(scores.support_K[k]))) if scores.support_K[k] else "–",
-            marked(bootstrap(_f1_of(is_true, is_answered), n, **options)),
+            marked(f1_estimate(is_true, is_answered, options)),
         ]
         if both is not None:
             after = _f1_of(is_true[both], is_answered[both])

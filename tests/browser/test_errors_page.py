@@ -147,6 +147,12 @@ def test_a_share_of_groups_is_less_sure_than_one_of_clips():
     assert math.isnan(errors_view.share(right[:0], None).value)
 
 
+def test_a_perfect_class_is_not_called_certain():
+    right = np.array([True] * 20 + [False] * 20)
+    found = errors_view.f1_estimate(right, right, {"draws": 100, "groups_C": None})
+    assert found.value == found.high == 1 and 0.8 < found.low < 0.95
+
+
 # In the browser
 
 
