@@ -79,6 +79,7 @@ def create(workbench: str | Path, users: Mapping[str, str] | None = None, hosts:
     server = FastAPI(title="DeepIntuit", docs_url=None, redoc_url=None, openapi_url=None)
     server.state.desk = desk
     server.include_router(media.routes(desk))
+    server.include_router(traces.routes(desk))
 
     gr.mount_gradio_app(
         server,

@@ -1,11 +1,432 @@
-"""Being built."""
+"""Traces: every text that a model or a teacher wrote about a clip, filtered, sorted, searched, opened and compared.
+
+`browse` finds; here is how rows and one opened trace look, what the events call, and the route that exports. What is on
+screen (filters, order, page, opened trace, compared trace) is in the address.
+
+Left out on purpose: changing anything, and metrics (the Errors page has them).
+"""
 
 from __future__ import annotations
 
-import gradio as gr
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
+import gradio as gr
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import StreamingResponse
+
+from app import links, media, prose
 from app.desk import Desk
+from app.html import address, badge, empty, esc, facts, tag
+from app.tints import LEVELS, tints
+from deepintuit.errors import DeepIntuitError
+from deepintuit.store import browse, clips
+from deepintuit.store.browse import FLIPS, FORMATS, SORTS, TraceFilter
+
+FILTERS = tuple(field.name for field in fields(TraceFilter))
+SIZES = (50, 100, 200)
+_EXCERPT = 150
+_FLIP_WORDS = {"broken": "right → wrong", "fixed": "wrong → right", "changed": "changed it", "kept": "kept it"}
+_HEADS = (
+    ("Trace", "newest", ""), ("True", "true", ""), ("Answer", "provisional", ""), ("Calibrated", "calibrated", ""),
+    ("Sure", "confidence", "number"), ("Tokens", "tokens", "number wide"), ("Run", "run", "wide"),
+)  # fmt: skip
+_TITLES = {
+    "newest": "Sort by the time of the run", "confidence": "Sort by how sure the model was of its tokens",
+    "provisional": "Sort by the trace's own answer", "calibrated": "Sort by the label after calibration",
+}  # fmt: skip
+
+
+def order_of(sort: str | None) -> tuple[str, bool | None]:
+    """A key of `SORTS` and whether downwards, from "tokens" or "-tokens"; the newest run first for anything else."""
+    name = (sort or "").removeprefix("-")
+    return (name, str(sort).startswith("-")) if name in SORTS else ("newest", None)
+
+
+def _whole(text: Any, default: int, low: int, high: int) -> int:
+    try:
+        return min(high, max(low, int(float(text))))
+    except (TypeError, ValueError, OverflowError):
+        return default
+
+
+# The list
+
+
+def list_html(desk: Desk, asked: TraceFilter, sort: str, number: str, size: str, opened: str) -> str:
+    """A page of what the filter finds: how many, the table, the way to other pages, exports."""
+    name, descending = order_of(sort)
+    rows = _whole(size, SIZES[0], SIZES[0], SIZES[-1])
+    place = _whole(number, 1, 1, 10**7)
+    workbench = desk.look()
+    found = browse.page(workbench, asked, name, descending, rows, (place - 1) * rows)
+    if found.rows.empty and found.total:  # past the end: the last page
+        place = -(-found.total // rows)
+        found = browse.page(workbench, asked, name, descending, rows, (place - 1) * rows)
+    if not found.total:
+        return _nothing(workbench, asked)
+    body = "".join(row_html(row, asked.text, opened) for row in browse.records(found.rows))
+    head = "".join(_head(words, key, kind, name, descending) for words, key, kind in _HEADS)
+    grid = tag("table", f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", aria_label="Traces")
+    pages = -(-found.total // rows)
+    counted = tag("strong", f"{found.total:,} trace{'s' * (found.total != 1)}")
+    exports = " ".join(tag("a", form.upper(), href=export_url(asked, form), download=True) for form in FORMATS)
+    counted, exports = tag("span", counted, role="status"), tag("span", f"Export {exports}", class_="exports")
+    return tag("div", counted + exports, class_="bar") + tag("div", grid, class_="scroll") + _pager(place, pages, rows)
+
+
+def _nothing(workbench: Any, asked: TraceFilter) -> str:
+    if asked == TraceFilter():
+        what = "No trace is in this workbench yet."
+        return empty(what, "A teacher, a reasoner in training and an evaluation write them:", "make demo")
+    return empty("No trace fits these filters.", "Take one away, or clear them all.")
+
+
+def _head(words: str, key: str, kind: str, sorted_by: str, descending: bool | None) -> str:
+    now = key == sorted_by
+    down = descending if descending is not None else key == "newest"
+    follows = f"-{key}" if now and not down else key
+    if key == "newest":
+        follows = "newest" if now and down else ""
+    arrow = tag("span", (" ↓" if down else " ↑") if now else "", aria_hidden="true")
+    button = tag("button", esc(words) + arrow, type="button", data_set="traces-sort", data_value=follows,
+                 title=_TITLES.get(key, f"Sort by {words.lower()}"))  # fmt: skip
+    return tag("th", button, scope="col", class_=kind or None,
+               aria_sort=("descending" if down else "ascending") if now else None)  # fmt: skip
+
+
+def row_html(row: Mapping[str, Any], searched: str | None, opened: str) -> str:
+    """One trace: its words as a button that opens it, then what was said and how it was taken."""
+    now = "true" if row["trace_id"] == opened else None
+    open_ = tag("button", excerpt(row["text"] or "", searched), type="button", class_="open", data_set="traces-open",
+                data_value=row["trace_id"], aria_current=now)  # fmt: skip
+    confidence = "–" if row["confidence"] is None else f"{100 * row['confidence']:.1f} %"
+    tokens = "–" if row["tokens"] is None else f"{row['tokens']:.0f}"
+    run = tag("span", esc(row["run_id"]), title=row["run_id"], class_="run") + tag("small", esc(place_of(row)))
+    cells = (open_, esc(row["true_label"] or "–"), answer_badge(row), calibrated_badge(row), confidence, tokens, run)
+    cells_html = "".join(
+        tag("td" if i else "th", cell, class_=kind or None, scope=None if i else "row")
+        for i, (cell, (_, _, kind)) in enumerate(zip(cells, _HEADS))
+    )
+    return tag("tr", cells_html)
+
+
+def excerpt(text: str, searched: str | None = None) -> str:
+    """The beginning of a text without its marks, or, when something was searched, its first place with that marked."""
+    plain = " ".join(text.removeprefix("<think>").removeprefix("<observation>").split())
+    # What does not keep its length in lower case could not be found again by its place.
+    at = plain.lower().find(" ".join(searched.lower().split())) if searched and len(plain.lower()) == len(plain) else -1
+    if at < 0:
+        return esc(plain[:_EXCERPT]) + ("…" if len(plain) > _EXCERPT else "")
+    start, end = max(0, at - 50), at + len(" ".join(searched.split()))
+    after = plain[end : max(end + 30, start + _EXCERPT)]
+    shown = esc(plain[start:at]) + tag("mark", esc(plain[at:end])) + esc(after)
+    return ("…" if start else "") + shown + ("…" if end + len(after) < len(plain) else "")
+
+
+def place_of(row: Mapping[str, Any]) -> str:
+    """Where in its run a trace stands: stage, step, sample."""
+    step = None if row["step"] is None else f"step {row['step']:.0f}"
+    return " · ".join(filter(None, (row["stage"], step, f"sample {row['sample']}")))
+
+
+def answer_badge(row: Mapping[str, Any]) -> str:
+    """The trace's own answer, or why there is none."""
+    if row["reason"] is not None:
+        return badge(row["reason"].replace("_", " "), "warn", "Malformed: it counts as no answer")
+    known, right = row["true_label"] is not None, row["provisional"] == row["true_label"]
+    return badge(row["provisional"], ("good" if right else "bad") if known else "plain", _verdict(known, right))
+
+
+def calibrated_badge(row: Mapping[str, Any]) -> str:
+    """The label after calibration, and an arrow where it differs from the answer."""
+    label, true = row["calibrated"], row["true_label"]
+    if label is None:
+        return "–"
+    flipped, known = label != row["provisional"], true is not None
+    shown = badge(label, ("good" if label == true else "bad") if known else "plain", _verdict(known, label == true))
+    sure = "" if row["certainty"] is None else tag("small", f" {100 * row['certainty']:.0f} %")
+    return (tag("span", "⇄ ", title="Calibration changed the answer", class_="flip") if flipped else "") + shown + sure
+
+
+def _verdict(known: bool, right: bool) -> str | None:
+    return ("Right" if right else "Wrong") if known else None
+
+
+def _pager(place: int, pages: int, rows: int) -> str:
+    def step(words: str, to: int, ok: bool) -> str:
+        return tag("button", words, type="button", data_set="traces-page", data_value=str(to), disabled=not ok)
+
+    sizes = "".join(
+        tag("button", str(size), type="button", data_set="traces-size", data_value=str(size),
+            aria_current="true" if size == rows else None, aria_label=f"{size} rows a page")
+        for size in SIZES
+    )  # fmt: skip
+    moves = "".join((
+        step("First", 1, place > 1), step("Previous", place - 1, place > 1),
+        tag("span", f" Page {place:,} of {pages:,} "),
+        step("Next", place + 1, place < pages), step("Last", pages, place < pages),
+    ))  # fmt: skip
+    return tag("nav", tag("span", moves) + tag("span", f"Rows {sizes}"), class_="bar pager", aria_label="Pages")
+
+
+# One trace
+
+
+def detail_html(desk: Desk, trace_id: str, compared: str, coloured: bool) -> tuple[str, str]:
+    """The player, the trace with chips, its facts, and the clip's other traces, one of them beside it when chosen; and
+    the id of that one, "" where `compared` is no other trace of the clip."""
+    if not trace_id:
+        return "", ""
+    workbench = desk.look()
+    fact, row = browse.fact(workbench, trace_id), browse.trace(workbench, trace_id)
+    close = tag("button", "Close", type="button", data_set="traces-open", data_value="", data_close=True)
+    if fact is None or row is None:
+        gone = empty("There is no trace of this id here any more.", "Close this and pick another.")
+        return tag("header", tag("h2", "No such trace") + close) + gone, ""
+    clip = clips.clip(workbench, fact["clip_id"])
+    others = browse.records(browse.siblings(workbench, trace_id))
+    beside = next((other for other in others if other["trace_id"] == compared), None)
+    body = _one(desk, fact, row, clip, coloured)
+    if beside is not None and (its_row := browse.trace(workbench, compared)) is not None:
+        its = _one(desk, beside, its_row, clip, coloured)
+        body = tag("div", tag("section", body) + tag("section", its), class_="pair")
+    title = tag("h2", tag("span", "Trace of ") + esc(_clip_name(clip, fact)))
+    watch = tag("a", "Open in Watch", href=address("watch", clip=fact["clip_id"], trace=trace_id))
+    parts = (
+        tag("header", title + tag("span", watch + close, class_="links")), _player(clip, fact["clip_id"]),
+        _colour_switch(coloured), body, _siblings(others, compared), _facts(fact, row, clip),
+    )  # fmt: skip
+    return "".join(parts), compared if beside is not None else ""
+
+
+def _clip_name(clip: Mapping[str, Any] | None, fact: Mapping[str, Any]) -> str:
+    path = (clip or {}).get("path")
+    return str(path).replace("\\", "/").rsplit("/", 1)[-1] if path else f"clip {fact['clip_id']}"
+
+
+def _player(clip: Mapping[str, Any] | None, clip_id: str) -> str:
+    if clip is None or not clip.get("path"):
+        gone = "The manifest does not hold this clip any more: only what was written can be shown."
+        return tag("p", gone, class_="quiet")
+    size = f"{clip['width']:.0f} / {clip['height']:.0f}" if clip.get("width") and clip.get("height") else "16 / 9"
+    return tag("video", "", id="player", src=media.clip_url(clip_id), controls=True, playsinline=True, muted=True,
+               preload="metadata", style=f"aspect-ratio: {size}", aria_label="The clip of this trace")  # fmt: skip
+
+
+def _one(desk: Desk, fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] | None, coloured: bool) -> str:
+    calibrated = f" {calibrated_badge(fact)}" if fact["calibrated"] else ""
+    head = tag("h3", f"{esc(place_of(fact))} {answer_badge(fact)}{calibrated}")
+    run = tag("p", esc(fact["run_id"]), class_="quiet")
+    marks, why_not = tints(desk.workbench, row) if coloured else ([], "")
+    said = tag("p", esc(why_not), class_="quiet", role="status") if why_not else ""
+    times = row["frame_times"] if hasattr(row["frame_times"], "__len__") else None
+    grammar = clips.grammar_of(desk.workbench, fact["run_id"])
+    seconds = (clip or {}).get("seconds")
+    nothing = tag("p", "Nothing was written.", class_="quiet")
+    text = prose.trace_html(row["text"], grammar, times, seconds, tints=marks) if row["text"].strip() else nothing
+    return head + run + said + text
+
+
+def _colour_switch(coloured: bool) -> str:
+    legend = " ".join(tag("span", esc(words), class_=f"tint {kind}") for _, kind, words in LEVELS) if coloured else ""
+    button = tag("button", "Colour by confidence", type="button", class_="colour", data_set="traces-colour",
+                 data_value="" if coloured else "1", aria_pressed="true" if coloured else "false",
+                 title="How probable the model found each token that it wrote")  # fmt: skip
+    return tag("p", f"{button} {legend}", class_="legend")
+
+
+def _siblings(others: list[dict[str, Any]], compared: str) -> str:
+    title = tag("h3", "The same clip in other traces")
+    if not others:
+        return title + tag("p", "No other stage or run has written about this clip yet.", class_="quiet")
+    rows = []
+    for other in others:
+        now = other["trace_id"] == compared
+        words, named = "Put away" if now else "Side by side", f"{other['run_id']} {place_of(other)}"
+        pressed, to = ("true", "") if now else ("false", other["trace_id"])
+        button = tag("button", words, type="button", data_set="traces-compare", data_value=to, aria_pressed=pressed,
+                     aria_label=f"{words}: {named}")  # fmt: skip
+        run = tag("span", esc(other["run_id"]), class_="run", title=other["run_id"]) + tag("small", esc(place_of(other)))
+        opened = tag("button", "Open", type="button", data_set="traces-open", data_value=other["trace_id"],
+                     aria_label=f"Open: {named}")  # fmt: skip
+        cells = (answer_badge(other), calibrated_badge(other), button + opened)
+        rows.append(tag("tr", tag("th", run, scope="row") + "".join(tag("td", cell) for cell in cells)))
+    heads = "".join(tag("th", name, scope="col") for name in ("Run", "Answer", "Calibrated", ""))
+    grid = tag("table", f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>")
+    return title + tag("div", grid, class_="scroll siblings")
+
+
+def _facts(fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] | None) -> str:
+    frames = row["frame_indices"] if hasattr(row["frame_indices"], "__len__") else None
+    size = "×".join(str(int(side)) for side in row["frames_size"]) if hasattr(row["frames_size"], "__len__") else "?"
+    shown = {
+        "True label": fact["true_label"] or "not known", "Answer as written": _text_of(row["answer"]),
+        "Malformed": fact["reason"] and f"{fact['reason'].replace('_', ' ')}: {_text_of(row['detail'])}",
+        "Calibrated": fact["calibrated"] and f"{fact['calibrated']} ({100 * (fact['certainty'] or 0):.1f} %)",
+        "Mean token confidence": None if fact["confidence"] is None else f"{100 * fact['confidence']:.2f} %",
+        "Tokens": None if fact["tokens"] is None else f"{fact['tokens']:.0f}",
+        "Time": None if fact["milliseconds"] is None else f"{fact['milliseconds']:.0f} ms",
+        "Temperature": None if row["temperature"] != row["temperature"] else f"{row['temperature']:g}",
+        "Frames seen": None if frames is None else f"{len(frames)} of {size}, read by {_text_of(row['reader'])}",
+        "Split": fact["split"], "Dataset": fact["dataset"], "Group": (clip or {}).get("group"), "Clip": fact["clip_id"],
+        "Run": fact["run_id"], "Trace": fact["trace_id"], "Checkpoint": _text_of(row["model"]),
+    }  # fmt: skip
+    return tag("details", tag("summary", "Facts") + facts(shown), open=True)
+
+
+def _text_of(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+# Export
+
+
+def export_url(asked: TraceFilter, form: str) -> str:
+    return address(f"export/traces.{form}", **asked.to_query())
+
+
+def routes(desk: Desk) -> APIRouter:
+    """`/export/traces.csv?…`: all that a filter finds, written as it is read."""
+    router = APIRouter()
+
+    @router.get("/export/traces.{form}")
+    def export(form: str, request: Request) -> StreamingResponse:
+        if form not in FORMATS:
+            raise HTTPException(404, f"Traces are exported as {', '.join(FORMATS)}.")
+        asked = TraceFilter.from_query(dict(request.query_params))
+        pieces = browse.export(desk.look(), asked, form)
+        named = f'attachment; filename="traces.{form}"'
+        return StreamingResponse(pieces, media_type=FORMATS[form], headers={"Content-Disposition": named})
+
+    return router
+
+
+# Events
+
+
+class Handlers:
+    """What the page's events call. Everything from a browser is an id or a setting, and is checked here."""
+
+    def __init__(self, desk: Desk):
+        self.desk = desk
+
+    def restore(self, query: dict[str, str], request: gr.Request) -> list[Any]:
+        """An update for each filter, then sort, size, page, opened, compared, coloured."""
+        asked = TraceFilter.from_query(query).to_query()
+        known = browse.choices(self.desk.look())
+        updates = []
+        for name in FILTERS:
+            value = asked.get(name, "")
+            if name in known:
+                updates.append(gr.Dropdown(choices=_choices(known[name], value), value=value))
+            else:
+                updates.append((float(value) if value else None) if name in _NUMBERS else value)
+        rest = {name: str(query.get(name, ""))[:64] for name in ("sort", "size", "page", "trace", "compare", "colour")}
+        return [*updates, *rest.values()]
+
+    def show(self, *values: Any) -> list[Any]:
+        """Filters, sort, size, page, the opened trace and what was shown last → page, list, what is shown now.
+
+        Another filter or order begins at the first page; what is shown already is left alone, since a restored address
+        changes many fields at once.
+        """
+        *given, sort, size, number, opened, shown = values
+        asked = TraceFilter.from_query(dict(zip(FILTERS, given)))
+        wanted = [asked.to_query(), str(sort), str(size)]
+        if shown and shown[:3] != wanted:
+            number = ""
+        if shown == [*wanted, str(number)]:
+            return [gr.skip()] * 3
+        try:
+            html = list_html(self.desk, asked, sort, number, size, opened)
+        except DeepIntuitError as error:
+            gr.Warning(esc(error))
+            return [gr.skip()] * 3
+        return [number, html, [*wanted, str(number)]]
+
+    def detail(self, trace_id: str, compared: str, coloured: str, shown: list[str] | None) -> list[Any]:
+        """The opened trace, the one beside it, colours, and what was shown last → beside, detail, what is shown now."""
+        wanted = [str(trace_id or "")[:64], str(compared or "")[:64], "1" if coloured else ""]
+        if shown == wanted:
+            return [gr.skip()] * 3
+        html, wanted[1] = detail_html(self.desk, wanted[0], wanted[1], bool(coloured))
+        return [wanted[1], html, wanted]
+
+    @staticmethod
+    def cleared() -> list[Any]:
+        """→ empty filters."""
+        return [None if name in _NUMBERS else "" for name in FILTERS]
+
+
+_NUMBERS = ("min_confidence", "max_confidence", "min_tokens", "max_tokens", "step", "sample")
+
+
+def _choices(known: list[tuple[str, int]], chosen: str) -> list[tuple[str, str]]:
+    shown = [("Any", ""), *((f"{value}  ({n:,})", value) for value, n in known)]
+    return shown if any(value == chosen for _, value in shown) else [*shown, (f"{chosen}  (0)", chosen)]
+
+
+def _filters() -> dict[str, gr.components.Component]:
+    """The filter bar's components by the name of what they filter."""
+    narrow = {"min_width": 130, "filterable": False}
+    made: dict[str, gr.components.Component] = {}
+    with gr.Row(elem_id="traces-find", equal_height=True):
+        made["text"] = gr.Textbox(label="Text contains", placeholder="a word or a phrase", scale=3, min_width=220)
+        made["run"] = gr.Dropdown([("Any", "")], value="", label="Run", scale=3, min_width=220)
+        made["stage"] = gr.Dropdown([("Any", "")], value="", label="Stage", **narrow)
+    with gr.Accordion("More filters", open=True, elem_id="traces-filters"):
+        with gr.Row():
+            for name, label in (("true", "True label"), ("provisional", "Answer"), ("calibrated", "Calibrated")):
+                made[name] = gr.Dropdown([("Any", "")], value="", label=label, **narrow)
+            verdicts = [("Any", ""), ("Right", "right"), ("Wrong", "wrong")]
+            made["right"] = gr.Dropdown(verdicts, value="", label="Answer is", **narrow)
+            made["final"] = gr.Dropdown(verdicts, value="", label="Calibrated is", **narrow)
+            flips = [("Any", ""), *((_FLIP_WORDS[key], key) for key in FLIPS)]
+            made["flip"] = gr.Dropdown(flips, value="", label="Calibration", **narrow)
+            made["reason"] = gr.Dropdown([("Any", "")], value="", label="Form", **narrow)
+        with gr.Row():
+            for name, label in (("dataset", "Dataset"), ("split", "Split")):
+                made[name] = gr.Dropdown([("Any", "")], value="", label=label, **narrow)
+            for name, label in zip(_NUMBERS[:2], ("Sure from", "Sure to")):
+                made[name] = gr.Number(None, label=label, step=0.01, min_width=110, placeholder="0 to 1")
+            for name, label in zip(_NUMBERS[2:], ("Tokens from", "Tokens to", "Step", "Sample")):
+                made[name] = gr.Number(None, label=label, min_width=110)
+            made["clip"] = gr.Textbox(label="Clip id", min_width=150)
+    return {name: made[name] for name in FILTERS}
 
 
 def page(desk: Desk) -> None:
-    gr.Markdown("# Traces")
+    """The components and what ties them together."""
+    do = Handlers(desk)
+    with gr.Row(elem_id="traces-top", equal_height=False):
+        about = "Every text that a model or a teacher wrote about a clip. Open one to read it beside its clip."
+        gr.HTML(tag("h1", "Traces") + tag("p", about, class_="quiet"))
+        clear = gr.Button("Clear filters", size="sm", scale=0, min_width=120, elem_id="traces-clear")
+    chosen = _filters()
+    hidden = {
+        name: gr.Textbox("", elem_id=f"traces-{name}", visible="hidden", label=name)
+        for name in ("sort", "size", "page", "open", "compare", "colour")
+    }
+    sort, size, number, opened, compared, coloured = hidden.values()
+    with gr.Row(elem_id="traces-body", equal_height=False):
+        with gr.Column(scale=5, min_width=320, elem_id="traces-list-column"):
+            listed = gr.HTML(tag("p", "Looking…", class_="quiet"), elem_id="traces-list", elem_classes="traces-part")
+        with gr.Column(scale=4, min_width=320, elem_id="traces-detail-column"):
+            detail = gr.HTML("", elem_id="traces-detail", elem_classes="traces-part")
+
+    listing, opening = gr.State(None), gr.State(None)
+    quiet = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+    look = {"fn": do.show, "inputs": [*chosen.values(), sort, size, number, opened, listing],
+            "outputs": [number, listed, listing]}  # fmt: skip
+    read = {"fn": do.detail, "inputs": [opened, compared, coloured, opening], "outputs": [compared, detail, opening]}
+    state = {"sort": sort, "size": size, "page": number, "trace": opened, "compare": compared, "colour": coloured}
+    begun = links.bind({**chosen, **state}, do.restore)
+    begun.then(**look, **quiet)
+    begun.then(**read, **quiet)
+    # A textbox's `input` is fired by key presses alone: not by a paste, a phone's keyboard or a script.
+    changes = [part.input if isinstance(part, gr.Dropdown) else part.change for part in chosen.values()]
+    gr.on([*changes, sort.change, size.change, number.change], **look, trigger_mode="always_last", **quiet)
+    gr.on([opened.change, compared.change, coloured.change], **read, trigger_mode="always_last", **quiet)
+    clear.click(do.cleared, None, [*chosen.values()], queue=False, api_visibility="private").then(**look, **quiet)

@@ -110,10 +110,10 @@ document.addEventListener("click", async (event) => {
     if (line && !event.target.closest("a, button") && !String(window.getSelection())) line.querySelector("button.open").click();
   });
   const fold = new MutationObserver(() => {
-    const bar = document.querySelector("#traces-filters");
+    const bar = document.querySelector("#traces-filters button.label-wrap.open");
     if (!bar) return;
     fold.disconnect();
-    if (window.matchMedia("(max-width: 640px)").matches) bar.querySelector("button.label-wrap.open, button[aria-expanded='true']")?.click();
+    if (window.matchMedia("(max-width: 640px)").matches) requestAnimationFrame(() => bar.click());
   });
   if (/\/traces\/?$/.test(window.location.pathname)) fold.observe(document.documentElement, { childList: true, subtree: true });
 })();

@@ -219,7 +219,8 @@ def page(workbench: Workbench, asked: TraceFilter, sort: str = "newest", descend
 
 def choices(workbench: Workbench) -> dict[str, list[tuple[str, int]]]:
     """What each filter can be, with the number of traces: run (newest first), stage, dataset, split, true, provisional,
-    calibrated and reason, the commonest first. What a trace does not have is not counted."""
+    calibrated and reason, the commonest first. What a trace does not have is not counted, but `reason` begins with the
+    well-formed ones and all malformed ones."""
     columns = {name: _SAME.get(name, name) for name in _CHOICES}
     found = workbench.query(
         f"""SELECT {", ".join(columns.values())}, grouping_id({", ".join(columns.values())}) AS which, count(*) AS n,
@@ -234,6 +235,9 @@ def choices(workbench: Workbench) -> dict[str, list[tuple[str, int]]]:
         by = ["newest", column] if name == "run" else ["n", column]
         mine = mine.sort_values(by, ascending=[False, True])
         chosen[name] = [(str(value), int(n)) for value, n in zip(mine[column], mine["n"])]
+    malformed, total = (sum(n for _, n in chosen[name]) for name in ("reason", "stage"))
+    if total:
+        chosen["reason"][:0] = [(WELL_FORMED, total - malformed), (MALFORMED, malformed)]
     return chosen
 
 
