@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix
 
 from deepintuit.errors import DataError
 from deepintuit.labels import NONE_LABEL
@@ -33,9 +31,9 @@ def confusion(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequen
     if (truth == K).any():
         raise DataError(f"{NONE_LABEL!r} came as a true label", "it means that no answer could be read",
                         "leave clips without a true label out")
-    if not truth.size:
-        return np.zeros((K, K + 1), dtype=np.int64)
-    return confusion_matrix(truth, predicted, labels=np.arange(K + 1))[:K].astype(np.int64)
+    counts_K_K = np.zeros((K, K + 1), dtype=np.int64)
+    np.add.at(counts_K_K, (truth, predicted), 1)
+    return counts_K_K
 
 
 @dataclass(frozen=True)
@@ -96,5 +94,7 @@ def flips(before_C: Sequence[str], after_C: Sequence[str], truth_C: Sequence[str
     truth = np.asarray(truth_C)
     before, after = np.asarray(before_C) == truth, np.asarray(after_C) == truth
     lost, won = int((before & ~after).sum()), int((~before & after).sum())
+    from scipy.stats import binomtest  # here, since it takes over a second to import
+
     p = float(binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
     return Flips(lost, won, int((before & after).sum()), int((~before & ~after).sum()), p)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
 
 from deepintuit.metrics.answers import f1_from_counts, nanmean
 from deepintuit.metrics.distributions import bin_edges
@@ -87,5 +86,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Estimate:
     """Wilson's score interval of a share. n = 0: nan between 0 and 1, since nothing is known."""
     if n == 0:
         return Estimate(math.nan, 0.0, 1.0)
+    from scipy.stats import binomtest  # here, since it takes over a second to import
+
     interval = binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
     return Estimate(successes / n, float(interval.low), float(interval.high))

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from deepintuit.config import EvaluateConfig
 from deepintuit.errors import DataError
@@ -290,5 +289,7 @@ def _t_interval(values_S: Floats, level: float) -> Estimate:
     mean = float(values_S.mean())
     if values_S.size < 2:
         return Estimate(mean, math.nan, math.nan)
+    from scipy import stats  # here, since it takes over a second to import
+
     half = float(stats.t.ppf((1 + level) / 2, values_S.size - 1) * values_S.std(ddof=1) / math.sqrt(values_S.size))
     return Estimate(mean, mean - half, mean + half)
