@@ -91,7 +91,7 @@ def write(
     base: str = "defaults",
     changes: str = "",
     dataset: str = "",
-    seed: int | None = None,
+    seed: str = "",
     inputs: Mapping[str, str] | None = None,
     name: str = "",
     full: bool = False,
@@ -185,10 +185,8 @@ def _refuse_closed(before: Config, after: Config) -> None:
                 )
 
 
-def _more(dataset: str, seed: int | None) -> list[str]:
-    return ([f"clips.dataset={json.dumps(dataset)}"] if dataset else []) + (
-        [f"seed={int(seed)}"] if seed is not None else []
-    )
+def _more(dataset: str, seed: str) -> list[str]:
+    return ([f"clips.dataset={json.dumps(dataset)}"] if dataset else []) + ([f"seed={seed}"] if seed else [])
 
 
 def _text(workbench: Workbench, base: str) -> str:

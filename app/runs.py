@@ -1,7 +1,7 @@
 """Runs: which there are and what they gave, how trainings went, what GRPO sampled, and stages started from here.
 
-Functions on top read and give HTML or figures, `page` wires them. What is shown of a run is in `runs_view`, queries are
-in `store.progress`, verdicts in `report.health`, detached processes in `jobs`, and what may be started in `orders`.
+Functions on top read and give HTML or figures, `page` wires them. HTML is in `runs_view` and `rollouts_view`, queries
+are in `store.progress`, verdicts in `report.health`; `jobs_tab` is the tab from which stages are started.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from app import jobs, links, orders
+from app import jobs, jobs_tab, links, rollouts_view
 from app import runs_view as view
 from app.desk import Desk
 from deepintuit import report
@@ -101,7 +101,9 @@ def rollouts(desk: Desk, run_id: str | None, step: object, clip_id: str | None) 
     rows = progress.rollouts(workbench, run_id or "", step)
     chosen = clip_id if clip_id in set(rows["clip_id"]) else _telling(rows)
     mine = rows[rows["clip_id"] == chosen]
-    return view.groups(rows, chosen, step), view.group(mine, progress.texts(workbench, list(mine["trace_id"])))
+    return rollouts_view.groups(rows, chosen, step), rollouts_view.group(
+        mine, progress.texts(workbench, list(mine["trace_id"]))
+    )
 
 
 def _telling(rows: pd.DataFrame) -> str:
@@ -110,35 +112,6 @@ def _telling(rows: pd.DataFrame) -> str:
     teaching = spread[spread > 1e-9]
     found = teaching if len(teaching) else spread
     return str(found.index[0]) if len(found) else ""
-
-
-def order(desk: Desk, stage: str, dataset: str | None, base: str, first: str | None, second: str | None, seed: object,
-          name: str, changes: str, full: bool, dry: bool) -> orders.Order:  # fmt: skip
-    """What the form says, checked. DeepIntuitError for what cannot be started."""
-    options = list(orders.INPUTS.get(stage, {}))
-    inputs = dict(zip(options, (first or "", second or ""), strict=False))
-    return orders.write(
-        desk.workbench, stage, base=base or "defaults", changes=changes or "", dataset=dataset or "", inputs=inputs,
-        seed=int(seed) if isinstance(seed, int | float) else None, name=(name or "").strip(), full=bool(full), dry=bool(dry),
-    )  # fmt: skip
-
-
-def preview(desk: Desk, *form: Any) -> str:
-    try:
-        found = order(desk, *form)
-    except DeepIntuitError as error:
-        return view.problem(error)
-    return view.preview(found.command[3:], orders.changed(found.config))
-
-
-def job_shown(desk: Desk, job_id: str | None) -> tuple[str, jobs.Job | None]:
-    if not job_id:
-        return "", None
-    try:
-        job = jobs.find(desk.workbench.path, job_id)
-    except DeepIntuitError as error:
-        return view.problem(error), None
-    return view.job(job, jobs.tail(desk.workbench.path, job_id)), job
 
 
 def busy(desk: Desk) -> bool:
@@ -157,7 +130,7 @@ def run_choices(desk: Desk) -> list[tuple[str, str]]:
 
 # Wiring
 
-_QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_QUICK = jobs_tab.QUICK
 
 
 def page(desk: Desk) -> None:
@@ -190,7 +163,7 @@ def page(desk: Desk) -> None:
             groups = gr.HTML(elem_id="runs-groups")
             group = gr.HTML(elem_id="runs-group")
         with gr.Tab("Jobs", id="jobs"):
-            job_list, job_of = _jobs_tab(desk, hidden, timer)
+            job_list, job_of = jobs_tab.tab(desk, job, timer)
 
     def choices(_: object = None) -> list[Any]:
         runs = run_choices(desk)
@@ -204,10 +177,9 @@ def page(desk: Desk) -> None:
         runs, stages, sets, others, _ = choices()
         ids = {value for _, value in runs["choices"]}
         wanted = [value for value in query.get("compare", "").split(",") if value in ids]
-        newest = next((value for _, value in runs["choices"]), None)
         chosen = query["run"] if query.get("run") in ids else None
         number = int(query["step"]) if query.get("step", "").isdigit() else 0
-        steps = progress.rollout_steps(desk.workbench, chosen or newest or "")
+        steps = progress.rollout_steps(desk.workbench, chosen or "")
         return [
             {**runs, "value": chosen},
             {**stages, "value": query["stage"] if query.get("stage") in {v for _, v in stages["choices"]} else ""},
@@ -220,9 +192,8 @@ def page(desk: Desk) -> None:
         ]
 
     def show_details(run_id: str | None) -> tuple[str, Any]:
-        found = desk.workbench.path / "runs" / str(run_id or "-") / "run.json"
-        evaluated = bool(run_id) and found.is_file() and desk.workbench.run(run_id).stage == "evaluate"
-        missing = evaluated and view.card_address(desk.workbench, run_id) is None
+        stages = dict(zip(*(progress.runs(desk.look())[column] for column in ("run_id", "stage")), strict=True))
+        missing = stages.get(run_id) == "evaluate" and view.card_address(desk.workbench, run_id) is None
         return details(desk, run_id), gr.Button(visible=missing)
 
     def show_training(run_id: str | None, where: str) -> tuple[Any, Any]:
@@ -248,7 +219,7 @@ def page(desk: Desk) -> None:
         fresh = choices() if ids != tuple(before) else [gr.skip()] * 5
         lists = [table(desk, stage_, dataset_, run_id) if where == "runs" else gr.skip()]
         lists += job_list(job_id) if where == "jobs" else [gr.skip()] * len(job_of)
-        lists += [*show_training(run_id, where if run_id and progress.at_work(desk.workbench, run_id) else "")]
+        lists += [*show_training(run_id, where if run_id in ids and progress.at_work(desk.workbench, run_id) else "")]
         return [*fresh, *lists, gr.Timer(active=busy(desk))]
 
     reading = {**_QUICK, "concurrency_limit": None}
@@ -328,127 +299,3 @@ def _slider(steps: Sequence[int], wanted: object) -> Any:
         value=nearest_step(steps, wanted),
         interactive=len(steps) > 1,
     )
-
-
-def _jobs_tab(
-    desk: Desk, hidden: Mapping[str, gr.Textbox], timer: gr.Timer
-) -> tuple[Any, list[gr.components.Component]]:
-    """The form, the list and one job. Returns the function that shows them, and what it fills."""
-    job, place = hidden["job"], desk.workbench.path
-    with gr.Accordion("Start a stage", open=False):
-        with gr.Row():
-            stage = gr.Dropdown(
-                [(f"{name}: {what}", name) for name, what in orders.STAGES.items()],
-                value="report",
-                label="Stage",
-                scale=2,
-            )
-            dataset = gr.Dropdown([], label="Dataset", scale=1)
-            base = gr.Dropdown([], label="Settings to begin with", scale=2)
-        with gr.Row():
-            first = gr.Dropdown([], visible=False, label="Input")
-            second = gr.Dropdown([], visible=False, label="Input")
-            seed = gr.Number(label="Seed", precision=0, minimum=0, value=None, info="empty: that of the settings")
-            name = gr.Textbox(label="Name", max_length=40, info="a word for the run's id, if wanted")
-        changes = gr.Textbox(
-            label="Other settings",
-            lines=3,
-            max_length=4000,
-            placeholder="grpo.epochs = 2",
-            info="one `section.key = value` a line",
-        )
-        with gr.Accordion("Which settings there are", open=False):
-            meanings = gr.HTML()
-        with gr.Row():
-            dry = gr.Checkbox(label="Only say what would be done", value=False)
-            full = gr.Checkbox(label="All systems (about three times as long)", value=False, visible=False)
-        words = gr.HTML(elem_id="runs-preview")
-        go = gr.Button("Start", variant="primary", elem_id="runs-start")
-    gr.HTML(view.queue_note())
-    listed = gr.HTML(elem_id="runs-jobs")
-    with gr.Row():
-        stop = gr.Button("Stop this job", visible=False, size="sm", elem_id="runs-stop")
-        sure = gr.Button(
-            "Stop it, it can go on later", variant="stop", visible=False, size="sm", elem_id="runs-stop-sure"
-        )
-        leave = gr.Button("Let it run", visible=False, size="sm")
-        again = gr.Button("Start again", visible=False, size="sm", elem_id="runs-again")
-    shown = gr.HTML(elem_id="runs-log", autoscroll=True)
-    form = [stage, dataset, base, first, second, seed, name, changes, full, dry]
-    job_of = [listed, shown, stop, again]
-    reading = {**_QUICK, "concurrency_limit": None}
-
-    def job_list(job_id: str | None) -> list[Any]:
-        text, found = job_shown(desk, job_id)
-        active = found is not None and found.active
-        return [
-            view.jobs_table(jobs.listed(place), job_id or ""),
-            text,
-            gr.Button(visible=active),
-            gr.Button(visible=found is not None and not active),
-        ]
-
-    def fields(stage_: str, dataset_: str | None) -> list[Any]:
-        options = list(orders.INPUTS.get(stage_, {}))
-        rows = []
-        for k in range(2):
-            option = options[k] if k < len(options) else ""
-            runs = orders.candidates(desk.workbench, stage_, option, dataset_ or "") if option else []
-            kept = [("the newest finished one", orders.NEWEST), *((run, run) for run in runs)]
-            rows.append(
-                gr.update(choices=kept, value=orders.NEWEST, label=option.capitalize() or "Input", visible=bool(option))
-            )
-        return [*rows, gr.update(visible=stage_ == "demo"), view.settings_help(orders.settable(), stage_)]
-
-    def opened(stage_: str) -> list[Any]:
-        sets = progress.datasets(desk.look())
-        bases = orders.bases(desk.workbench)
-        return [gr.update(choices=[("the only one", ""), *((one, one) for one in sets)], value=sets[0] if len(sets) == 1 else ""),
-                gr.update(choices=bases, value=bases[0][1]), *fields(stage_, sets[0] if len(sets) == 1 else "")]  # fmt: skip
-
-    def start(request: gr.Request, *given: Any) -> tuple[Any, Any, Any]:
-        try:
-            found = order(desk, *given)
-        except DeepIntuitError as error:
-            return gr.skip(), view.problem(error), gr.skip()
-        begun = jobs.launch(
-            place, found.command, stage=found.stage, title=found.title, user=desk.user(request), files=found.files
-        )
-        return begun.id, gr.skip(), gr.Timer(active=True)
-
-    def begin_again(job_id: str, request: gr.Request) -> tuple[Any, Any]:
-        try:
-            return jobs.again(place, job_id, desk.user(request)).id, gr.Timer(active=True)
-        except DeepIntuitError as error:
-            gr.Warning(str(error))
-            return gr.skip(), gr.skip()
-
-    def stop_now(job_id: str) -> list[Any]:
-        try:
-            jobs.stop(place, job_id)
-        except DeepIntuitError as error:
-            gr.Warning(str(error))
-        return [*job_list(job_id), *asked(False), gr.Timer(active=True)]
-
-    def asked(yes: bool) -> list[Any]:
-        return [gr.Button(visible=yes), gr.Button(visible=yes)]
-
-    see = lambda *given: preview(desk, *given)  # noqa: E731 - one line, used for every field
-    gr.context.Context.root_block.load(opened, stage, [dataset, base, first, second, full, meanings], **reading).then(
-        see, form, words, **reading
-    )
-    for part in (stage, dataset):
-        part.input(fields, [stage, dataset], [first, second, full, meanings], **reading).then(
-            see, form, words, **reading
-        )
-    for part in (base, first, second):
-        part.input(see, form, words, trigger_mode="always_last", **reading)
-    for part in (seed, name, changes, full, dry):
-        part.change(see, form, words, trigger_mode="always_last", **reading)
-    go.click(start, form, [job, words, timer], queue=False, concurrency_limit=1)
-    again.click(begin_again, job, [job, timer], queue=False, concurrency_limit=1)
-    job.change(job_list, job, job_of, **reading).then(lambda: asked(False), None, [sure, leave], **reading)
-    stop.click(lambda: asked(True), None, [sure, leave], **reading)
-    leave.click(lambda: asked(False), None, [sure, leave], **reading)
-    sure.click(stop_now, job, [*job_of, sure, leave, timer], queue=False)
-    return job_list, job_of

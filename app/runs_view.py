@@ -37,8 +37,8 @@ MEANINGS = {
 }
 _SHOWN_NUMBERS = {
     "reward": "reward", "accuracy": "right answers while sampling", "well_formed": "well-formed while sampling",
-    "zero_variance_share": "groups that teach nothing", "entropy": "entropy", "loss": "loss", "tokens_mean": "tokens a trace",
-    "validation_nll": "validation NLL",
+    "zero_variance_share": "groups that teach nothing", "entropy": "entropy", "loss": "loss",
+    "tokens_mean": "tokens a trace", "validation_nll": "validation NLL",
 }  # fmt: skip
 
 
@@ -125,17 +125,20 @@ def runs_table(runs: pd.DataFrame, statuses: Mapping[str, str], headlines: Mappi
         until = run["finished"] if status == "finished" else _now() if status == "running" else pd.NaT
         current = {"aria_current": "true"} if run["run_id"] == chosen else {}
         parent = run["parent"] if isinstance(run["parent"], str) else ""
-        rows.append([
-            button(run["run_id"], "runs-pick", run["run_id"], **current) + (tag("small", esc(name)) if name else ""),
-            esc(run["stage"]),
-            badge(status, KINDS.get(status, "plain"), MEANINGS.get(status)),
-            esc(headlines.get(run["run_id"], "")),
-            button(parent, "runs-pick", parent) if parent else "–",
-            esc(run["dataset"] if isinstance(run["dataset"], str) else "–"),
-            esc(when(run["created"])),
-            esc(took((until - run["created"]).total_seconds()) if not pd.isna(until) else "–"),
-            copy(command(run["command"]), "Copy the command that makes this run again"),
-        ])  # fmt: skip
+        rows.append(
+            [
+                button(run["run_id"], "runs-pick", run["run_id"], **current)
+                + (tag("small", esc(name)) if name else ""),
+                esc(run["stage"]),
+                badge(status, KINDS.get(status, "plain"), MEANINGS.get(status)),
+                esc(headlines.get(run["run_id"], "")),
+                button(parent, "runs-pick", parent) if parent else "–",
+                esc(run["dataset"] if isinstance(run["dataset"], str) else "–"),
+                esc(when(run["created"])),
+                esc(took((until - run["created"]).total_seconds()) if not pd.isna(until) else "–"),
+                copy(command(run["command"]), "Copy the command that makes this run again"),
+            ]
+        )
     heads = ["Run", "Stage", "Status", "Result", "Parent", "Dataset", "Begun", "Took", "Again"]
     return table(heads, rows, class_="runs-table")
 
@@ -152,8 +155,15 @@ def no_runs() -> str:
     )
 
 
-def details(about: Mapping[str, Any], status: str, headline: str, above: list[dict], below: list[dict], log: str,
-            card: str | None) -> str:  # fmt: skip
+def details(
+    about: Mapping[str, Any],
+    status: str,
+    headline: str,
+    above: list[dict],
+    below: list[dict],
+    log: str,
+    card: str | None,
+) -> str:
     """Everything that run.json says of one run. `log` is the end of its log, `card` the address of its card."""
     run_id, sessions = about["run_id"], about.get("sessions") or []
     title = tag("h2", esc(run_id)) + tag(
@@ -164,12 +174,16 @@ def details(about: Mapping[str, Any], status: str, headline: str, above: list[di
     where += [button("Rollouts", "runs-goto", "rollouts")] if about["stage"] == "grpo" else []
     where += [tag("a", "Run card", href=card, target="_blank", rel="noopener")] if card else []
     known = {
-        "Stage": about["stage"], "Name": about.get("name"), "Dataset": about.get("dataset"), "Seed": about.get("seed"),
-        "Device": about.get("device"), "Begun": (about.get("created") or "")[:16].replace("T", " ") + " UTC",
+        "Stage": about["stage"],
+        "Name": about.get("name"),
+        "Dataset": about.get("dataset"),
+        "Seed": about.get("seed"),
+        "Device": about.get("device"),
+        "Begun": (about.get("created") or "")[:16].replace("T", " ") + " UTC",
         "Finished": about["finished"][:16].replace("T", " ") + " UTC" if about.get("finished") else None,
         "Sessions": f"{len(sessions)} (it was stopped and went on)" if len(sessions) > 1 else None,
         "Commit": (about.get("commit") or "not from a git checkout") + (" with edits" if about.get("dirty") else ""),
-    }  # fmt: skip
+    }
     again = command(about.get("command"))
     parts = [
         tag("header", title + tag("p", " · ".join(where), class_="where")),
@@ -309,98 +323,6 @@ def no_curves(run_id: str) -> str:
     )
 
 
-# Rollouts
-
-
-def groups(rows: pd.DataFrame, chosen: str, step: int) -> str:
-    """The groups of an update as one button each: clip, label, a mark a trace."""
-    if rows.empty:
-        return empty("No rollout is on file for this update.", "Choose a GRPO run above, or another update.")
-    shown, teaching, total = [], 0, 0
-    for clip_id, group in rows.groupby("clip_id", sort=True):
-        spread = group["reward"].max() - group["reward"].min()
-        teaches = bool(spread > 1e-9)
-        total, teaching = total + 1, teaching + teaches
-        right = (group["accuracy"] > 0).sum()
-        marks = "".join(_mark(row) for row in group.itertuples())
-        label = group["true_label"].iloc[0]
-        inner = tag("span", esc(label if isinstance(label, str) else clip_id), class_="label") + tag(
-            "span", marks, class_="marks", aria_hidden="true"
-        )
-        inner += tag("small", f"reward {_number(group['reward'].mean())}" + ("" if teaches else ", all alike"))
-        told = f"{_clip_name(group)}: {right} of {len(group)} right, mean reward {_number(group['reward'].mean())}"
-        current = {"aria_current": "true"} if clip_id == chosen else {}
-        shown.append(tag("button", inner, type="button", class_="group" + ("" if teaches else " alike"), title=told, data_set="runs-clip",
-                         data_value=clip_id, **current))  # fmt: skip
-    said = f"Update {step}: {total} groups, {teaching} of them teach (their traces earn different rewards)."
-    legend = "✓ right and well-formed, ✗ wrong, ∅ malformed."
-    return tag(
-        "section", tag("p", esc(f"{said} {legend}")) + tag("div", "".join(shown), class_="groups"), class_="runs"
-    )
-
-
-def _mark(row: Any) -> str:
-    kind, sign = (
-        ("none", "∅")
-        if row.format == 0 or isinstance(row.reason, str)
-        else ("good", "✓")
-        if row.accuracy > 0
-        else ("bad", "✗")
-    )
-    return tag("i", sign, class_=kind)
-
-
-def _clip_name(group: pd.DataFrame) -> str:
-    path = group["path"].iloc[0]
-    return path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else str(group["clip_id"].iloc[0])
-
-
-def group(rows: pd.DataFrame, texts: Mapping[str, str]) -> str:
-    """The traces of one group, each with its rewards and its advantage as bars."""
-    if rows.empty:
-        return ""
-    clip_id, label = rows["clip_id"].iloc[0], rows["true_label"].iloc[0]
-    head = tag("h3", esc(_clip_name(rows))) + tag(
-        "p",
-        f"True label {badge(label if isinstance(label, str) else 'unknown')} · {link('Watch the clip', 'watch', clip=clip_id)}",
-    )
-    most = max(1.0, float(rows["advantage"].abs().max()) if rows["advantage"].notna().any() else 1.0)
-    top = max(1.0, float(rows["reward"].abs().max()) if rows["reward"].notna().any() else 1.0)
-    return tag("section", head + tag("div", "".join(_rollout(row, texts.get(row.trace_id, ""), most, top) for row in rows.itertuples()), class_="rollouts"),
-               class_="runs", aria_label="Traces of this group")  # fmt: skip
-
-
-def _rollout(row: Any, text: str, most: float, top: float) -> str:
-    said = row.provisional if isinstance(row.provisional, str) else "no answer"
-    verdict = (
-        badge(row.reason, "bad") if isinstance(row.reason, str) else badge(said, "good" if row.accuracy > 0 else "warn")
-    )
-    bars = _bar("reward", row.reward, top) + _bar("accuracy", row.accuracy, 1) + _bar("format", row.format, 1)
-    bars += _bar("overlong", row.overlong, 1) if row.overlong == row.overlong and row.overlong else ""
-    bars += _bar("advantage", row.advantage, most, signed=True)
-    tokens = f"{row.tokens:.0f} tokens · " if row.tokens == row.tokens else ""
-    foot = tag("p", f"{tokens}{link('in Traces', 'traces', trace=row.trace_id)} · {link('replay in Watch', 'watch', clip=row.clip_id, trace=row.trace_id)}",
-               class_="soft")  # fmt: skip
-    return tag(
-        "article",
-        tag("h4", f"Trace {row.sample + 1} {verdict}") + tag("div", bars, class_="scores") + tag("pre", esc(text)) + foot,
-    )
-
-
-def _bar(name: str, value: float, most: float, signed: bool = False) -> str:
-    """A number with a bar: from the left, or, signed, from the middle to either side."""
-    if value is None or value != value:
-        return ""
-    share = min(1.0, abs(value) / most)
-    kind = "signed minus" if signed and value < 0 else "signed" if signed else "minus" if value < 0 else ""
-    drawn = tag("span", tag("i", "", style=f"--share:{share:.3f}"), class_=f"track {kind}".strip(), aria_hidden="true")
-    return tag("span", f"{esc(name)} {drawn} {tag('b', _number(value, signed))}", class_="score")
-
-
-def _number(value: float, sign: bool = False) -> str:
-    return "–" if value is None or value != value else f"{value:+.2f}" if sign else f"{value:.2f}"
-
-
 # Jobs
 
 
@@ -414,11 +336,16 @@ def jobs_table(jobs: Sequence[Job], chosen: str) -> str:
     for job in jobs:
         current = {"aria_current": "true"} if job.id == chosen else {}
         until = job.ended or datetime.now(UTC)
-        rows.append([
-            button(job.title, "runs-job", job.id, **current), badge(job.status, KINDS.get(job.status, "plain"), STATUSES[job.status]),
-            esc(job.progress[-160:]), esc(job.user), esc(when(job.created)),
-            esc(took((until - job.started).total_seconds()) if job.started else "–"),
-        ])  # fmt: skip
+        rows.append(
+            [
+                button(job.title, "runs-job", job.id, **current),
+                badge(job.status, KINDS.get(job.status, "plain"), STATUSES[job.status]),
+                esc(job.progress[-160:]),
+                esc(job.user),
+                esc(when(job.created)),
+                esc(took((until - job.started).total_seconds()) if job.started else "–"),
+            ]
+        )
     return table(["Job", "Status", "Last line", "By", "Begun", "Took"], rows, class_="runs-table jobs")
 
 
@@ -431,13 +358,13 @@ def job(job: Job, log: str) -> str:
     shown += progress + tag(
         "pre", esc(log) if log else "Nothing was written yet.", class_="log", tabindex=0, aria_label="Log of the job"
     )
-    return tag("section", shown + _fold("The command", tag("pre", esc(shlex.join(job.command)))), class_="runs")
+    return tag("section", shown + tag("p", esc(shlex.join(job.command)), class_="soft"), class_="runs")
 
 
 def preview(words: Sequence[str], changed: Mapping[str, Any]) -> str:
     """What would be started, in words."""
     settings = table(["Setting", "Value"], [[esc(key), esc(_value(value))] for key, value in changed.items()])
-    shown = tag("pre", esc(shlex.join(["deepintuit", *words])))
+    shown = tag("pre", esc(shlex.join(["deepintuit", *words]).replace("{job}", "…")))
     return tag(
         "div", shown + _fold(f"{len(changed)} settings depart from the method's defaults", settings), class_="runs"
     )
@@ -463,9 +390,12 @@ def settings_help(settable: Mapping[str, str], stage: str) -> str:
 
 
 def queue_note() -> str:
-    return tag("p", "One job runs at a time, since two on one machine are each many times slower; the next ones wait in this list. "
-               "A job goes on when this page or the dashboard is closed. What is stopped goes on from where it stood when it is started again.",
-               class_="runs soft")  # fmt: skip
+    said = (
+        "One job runs at a time, since two on one machine are each many times slower; the next ones wait in this list. "
+        "A job goes on when this page or the dashboard is closed. "
+        "What is stopped goes on from where it stood when it is started again."
+    )
+    return tag("p", said, class_="runs soft")
 
 
 def card_address(workbench: Workbench, run_id: str) -> str | None:

@@ -203,7 +203,7 @@ def workbench(tmp_path: Path) -> Workbench:
 def test_an_order_is_a_list_of_words_and_a_checked_config(workbench):
     [start, _] = [run.id for run in workbench.runs("coldstart")]
     order = orders.write(
-        workbench, "grpo", base=f"run:{start}", changes="grpo.epochs = 2\n# a remark", dataset="home", seed=3,
+        workbench, "grpo", base=f"run:{start}", changes="grpo.epochs = 2\n# a remark", dataset="home", seed="3",
         inputs={"start": start}, name="second-try", dry=True,
     )  # fmt: skip
     assert order.command[1:4] == ["-m", "deepintuit.cli", "grpo"]
@@ -228,6 +228,8 @@ def test_an_order_is_a_list_of_words_and_a_checked_config(workbench):
         ("grpo", {"base": "run:nobody"}, "there is no run 'nobody'"),
         ("grpo", {"inputs": {"start": "../../x"}}, "no finished run of this dataset"),
         ("grpo", {"name": "--config=x"}, "part of a folder's name"),
+        ("grpo", {"seed": "three"}, "seed = 'three': it must be a whole number"),
+        ("grpo", {"seed": "1\nworkbench = '/etc'"}, "it must be a whole number"),
     ],
 )
 def test_what_cannot_be_started_gets_a_sentence_before_anything_runs(workbench, stage, given, sentence):

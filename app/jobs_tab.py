@@ -1,0 +1,175 @@
+"""The Jobs tab of the Runs page: a form that says what would run, the list of jobs, and one of them with its log.
+
+What may be started is decided in `orders`, and run by `jobs`. `job` is the hidden field that holds the chosen job's id.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from app import jobs, orders
+from app import runs_view as view
+from app.desk import Desk
+from deepintuit.errors import DeepIntuitError
+from deepintuit.store import progress
+
+QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""How events that only read are wired."""
+
+
+def order(desk: Desk, stage: str, dataset: str | None, base: str, first: str | None, second: str | None, seed: str,
+          name: str, changes: str, full: bool, dry: bool) -> orders.Order:  # fmt: skip
+    """What the form says, checked. DeepIntuitError for what cannot be started."""
+    options = list(orders.INPUTS.get(stage, {}))
+    inputs = dict(zip(options, (first or "", second or ""), strict=False))
+    return orders.write(
+        desk.workbench, stage, base=base or "defaults", changes=changes or "", dataset=dataset or "", inputs=inputs,
+        seed=(seed or "").strip(), name=(name or "").strip(), full=bool(full), dry=bool(dry),
+    )  # fmt: skip
+
+
+def preview(desk: Desk, *form: Any) -> str:
+    try:
+        found = order(desk, *form)
+    except DeepIntuitError as error:
+        return view.problem(error)
+    return view.preview(found.command[3:], orders.changed(found.config))
+
+
+def job_shown(desk: Desk, job_id: str | None) -> tuple[str, jobs.Job | None]:
+    if not job_id:
+        return "", None
+    try:
+        job = jobs.find(desk.workbench.path, job_id)
+    except DeepIntuitError as error:
+        return view.problem(error), None
+    return view.job(job, jobs.tail(desk.workbench.path, job_id)), job
+
+
+def tab(desk: Desk, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, list[gr.components.Component]]:
+    """The form, the list and one job. Returns the function that shows them, and what it fills."""
+    place = desk.workbench.path
+    with gr.Accordion("Start a stage", open=False):
+        with gr.Row():
+            stage = gr.Dropdown(
+                [(f"{name}: {what}", name) for name, what in orders.STAGES.items()],
+                value="report",
+                label="Stage",
+                scale=2,
+            )
+            dataset = gr.Dropdown([], label="Dataset", scale=1)
+            base = gr.Dropdown([], label="Settings to begin with", scale=2)
+        with gr.Row():
+            first = gr.Dropdown([], visible=False, label="Input")
+            second = gr.Dropdown([], visible=False, label="Input")
+            seed = gr.Textbox(label="Seed", max_length=12, info="empty: that of the settings")
+            name = gr.Textbox(label="Name", max_length=40, info="a word for the run's id, if wanted")
+        changes = gr.Textbox(
+            label="Other settings",
+            lines=3,
+            max_length=4000,
+            placeholder="grpo.epochs = 2",
+            info="one `section.key = value` a line",
+        )
+        with gr.Accordion("Which settings there are", open=False):
+            meanings = gr.HTML()
+        with gr.Row():
+            dry = gr.Checkbox(label="Only say what would be done", value=False)
+            full = gr.Checkbox(label="All systems (about three times as long)", value=False, visible=False)
+        words = gr.HTML(elem_id="runs-preview")
+        go = gr.Button("Start", variant="primary", elem_id="runs-start")
+    gr.HTML(view.queue_note())
+    listed = gr.HTML(elem_id="runs-jobs")
+    with gr.Row():
+        stop = gr.Button("Stop this job", visible=False, size="sm", elem_id="runs-stop")
+        sure = gr.Button(
+            "Stop it, it can go on later", variant="stop", visible=False, size="sm", elem_id="runs-stop-sure"
+        )
+        leave = gr.Button("Let it run", visible=False, size="sm")
+        again = gr.Button("Start again", visible=False, size="sm", elem_id="runs-again")
+    shown = gr.HTML(elem_id="runs-log", autoscroll=True)
+    form = [stage, dataset, base, first, second, seed, name, changes, full, dry]
+    job_of = [listed, shown, stop, again]
+    reading = {**QUICK, "concurrency_limit": None}
+
+    def job_list(job_id: str | None) -> list[Any]:
+        text, found = job_shown(desk, job_id)
+        active = found is not None and found.active
+        return [
+            view.jobs_table(jobs.listed(place), job_id or ""),
+            text,
+            gr.Button(visible=active),
+            gr.Button(visible=found is not None and not active),
+        ]
+
+    def fields(stage_: str, dataset_: str | None) -> list[Any]:
+        options = list(orders.INPUTS.get(stage_, {}))
+        rows = []
+        for k in range(2):
+            option = options[k] if k < len(options) else ""
+            runs = orders.candidates(desk.workbench, stage_, option, dataset_ or "") if option else []
+            kept = [("the newest finished one", orders.NEWEST), *((run, run) for run in runs)]
+            rows.append(
+                gr.update(choices=kept, value=orders.NEWEST, label=option.capitalize() or "Input", visible=bool(option))
+            )
+        return [*rows, gr.update(visible=stage_ == "demo"), view.settings_help(orders.settable(), stage_)]
+
+    def opened(stage_: str) -> list[Any]:
+        sets = progress.datasets(desk.look())
+        chosen = sets[0] if len(sets) == 1 else ""
+        named = [("that of the settings", ""), *((one, one) for one in sets)]
+        kept = orders.bases(desk.workbench)
+        return [
+            gr.update(choices=named, value=chosen),
+            gr.update(choices=kept, value=kept[0][1]),
+            *fields(stage_, chosen),
+        ]
+
+    def start(request: gr.Request, *given: Any) -> tuple[Any, Any, Any]:
+        try:
+            found = order(desk, *given)
+        except DeepIntuitError as error:
+            return gr.skip(), view.problem(error), gr.skip()
+        begun = jobs.launch(
+            place, found.command, stage=found.stage, title=found.title, user=desk.user(request), files=found.files
+        )
+        return begun.id, gr.skip(), gr.Timer(active=True)
+
+    def begin_again(job_id: str, request: gr.Request) -> tuple[Any, Any]:
+        try:
+            return jobs.again(place, job_id, desk.user(request)).id, gr.Timer(active=True)
+        except DeepIntuitError as error:
+            gr.Warning(str(error))
+            return gr.skip(), gr.skip()
+
+    def stop_now(job_id: str) -> list[Any]:
+        try:
+            jobs.stop(place, job_id)
+        except DeepIntuitError as error:
+            gr.Warning(str(error))
+        return [*job_list(job_id), *asked(False), gr.Timer(active=True)]
+
+    def asked(yes: bool) -> list[Any]:
+        return [gr.Button(visible=yes), gr.Button(visible=yes)]
+
+    see = lambda *given: preview(desk, *given)  # noqa: E731 - one line, used for every field
+    gr.context.Context.root_block.load(opened, stage, [dataset, base, first, second, full, meanings], **reading).then(
+        see, form, words, **reading
+    )
+    for part in (stage, dataset):
+        part.input(fields, [stage, dataset], [first, second, full, meanings], **reading).then(
+            see, form, words, **reading
+        )
+    for part in (base, first, second):
+        part.input(see, form, words, trigger_mode="always_last", **reading)
+    for part in (seed, name, changes, full, dry):
+        part.change(see, form, words, trigger_mode="always_last", **reading)
+    go.click(start, form, [job, words, timer], queue=False, concurrency_limit=1)
+    again.click(begin_again, job, [job, timer], queue=False, concurrency_limit=1)
+    job.change(job_list, job, job_of, **reading).then(lambda: asked(False), None, [sure, leave], **reading)
+    stop.click(lambda: asked(True), None, [sure, leave], **reading)
+    leave.click(lambda: asked(False), None, [sure, leave], **reading)
+    sure.click(stop_now, job, [*job_of, sure, leave, timer], queue=False)
+    return job_list, job_of
