@@ -1,7 +1,8 @@
 """The dashboard: watch a clip being reasoned about, browse traces, find out where classes fail.
 
-One file a page (`watch`, `traces`, `errors`, `runs`): plain functions for data and HTML on top, wiring in `page()` below.
-`app` joins the pages and starts the server, `desk` is what they share, `html` escapes, `media` serves files by id, `gate`
-is the login. No SQL in here: `deepintuit.store.browse` has the queries. Nothing in here imports torch but `live`, and that
-only when a model is first asked for.
+One file a page (`watch`, `traces`, `errors`, `runs`): plain functions for data and HTML on top, wiring in `page()`
+below. `app` joins the pages and starts the server, `desk` is what they share, `html` escapes, `prose` makes a trace
+readable, `scene` draws one as it grows, `media` and `uploads` serve files by id, `gate` is the login. No SQL in here:
+`deepintuit.store` has the queries. Nothing in here imports torch but `live`, and that only when a model is first asked
+for.
 """

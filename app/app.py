@@ -11,28 +11,31 @@ import contextlib
 import os
 import socket
 import threading
+import warnings
 import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 import gradio as gr  # noqa: E402
 import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
-from starlette.datastructures import MutableHeaders  # noqa: E402
+from starlette.datastructures import Headers, MutableHeaders  # noqa: E402
 from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: E402
+from starlette.responses import PlainTextResponse  # noqa: E402
 
 from app import errors, media, runs, traces, watch  # noqa: E402
 from app.desk import Desk  # noqa: E402
 from app.gate import Gate  # noqa: E402
+from app.uploads import MAX_BYTES  # noqa: E402
 from deepintuit.errors import ConfigError  # noqa: E402
 
 PAGES = {"watch": ("Watch", watch), "traces": ("Traces", traces), "errors": ("Errors", errors), "runs": ("Runs", runs)}
 """Address → name in the navigation bar and module. The first is what `/` shows."""
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MAX_UPLOAD = "200mb"
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 _HEAD = '<script src="/static-app/app.js" defer></script><link rel="icon" href="data:,">'
@@ -47,7 +50,7 @@ _ALWAYS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosnif
 def blocks(desk: Desk) -> gr.Blocks:
     """All pages as one multi-page app."""
     (_, (first, module)), *others = PAGES.items()
-    with gr.Blocks(title="DeepIntuit", analytics_enabled=False) as demo:
+    with gr.Blocks(title="DeepIntuit", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         gr.Navbar(main_page_name=first)
         module.page(desk)
     for path, (name, module) in others:
@@ -56,13 +59,20 @@ def blocks(desk: Desk) -> gr.Blocks:
     return demo.queue(max_size=64, default_concurrency_limit=20)
 
 
-class _Headers:
-    """ASGI middleware that adds the policy to every answer. (Starlette's helper for functions would hide that a page was closed.)"""
+class _Border:
+    """ASGI middleware: adds the policy to every answer, and refuses what another site's page sends here.
+
+    (Starlette's helper for functions would hide that a page was closed.)
+    """
 
     def __init__(self, app):
         self.app = app
 
     async def __call__(self, scope, receive, send):
+        if scope["type"] == "http" and scope["method"] not in {"GET", "HEAD"} and _foreign(Headers(scope=scope)):
+            await PlainTextResponse("This came from another site's page.", 403)(scope, receive, send)
+            return
+
         async def with_headers(message):
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
@@ -73,51 +83,71 @@ class _Headers:
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
+def _foreign(headers: Headers) -> bool:
+    """Whether a browser says that a request was made by a page of another origin."""
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+
+
 def create(workbench: str | Path, users: Mapping[str, str] | None = None, hosts: tuple[str, ...] = LOOPBACK) -> FastAPI:
-    """The server as an ASGI app. `users`: name → hash, none means no login; `hosts`: names that requests may come under."""
+    """The server as an ASGI app.
+
+    `users`: name → hash, none means no login; `hosts`: names that requests may come under, "*" for any.
+    """
     desk = Desk(workbench)
     server = FastAPI(title="DeepIntuit", docs_url=None, redoc_url=None, openapi_url=None)
     server.state.desk = desk
     server.include_router(media.routes(desk))
     server.include_router(traces.routes(desk))
 
-    gr.mount_gradio_app(
-        server,
-        blocks(desk),
-        path="/",
-        auth_dependency=(lambda request: request.scope.get("deepintuit_user")) if users else None,
-        theme=gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO),
-        css_paths=[media.STATIC / "style.css"],
-        head=_HEAD,
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        max_file_size=MAX_UPLOAD,
-        ssr_mode=False,
-    )
-    server.add_middleware(_Headers)
-    server.add_middleware(Gate, users=dict(users or {}))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="SSR mode is not supported")  # nor asked for
+        gr.mount_gradio_app(
+            server,
+            blocks(desk),
+            path="/",
+            auth_dependency=(lambda request: request.scope.get("deepintuit_user")) if users else None,
+            theme=gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO),
+            css_paths=[media.STATIC / "style.css"],
+            head=_HEAD,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            max_file_size=MAX_BYTES,
+            ssr_mode=False,
+        )
+    server.add_middleware(Gate, users=dict(users or {}))  # the last that is added stands outermost
     if "*" not in hosts:
         server.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    server.add_middleware(_Border)
     return server
 
 
 def serve(
-    workbench: str | Path, *, host: str = "127.0.0.1", port: int = 7860, users: Mapping[str, str] | None = None, open_browser: bool = True
+    workbench: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    users: Mapping[str, str] | None = None,
+    open_browser: bool = True,
 ) -> None:
     """Serve until stopped. Without users it listens on this machine only: ConfigError for another host."""
     if host not in LOOPBACK and not users:
         raise ConfigError(
-            f"host {host!r} without a login", "anyone who reaches this machine could read the clips and start stages", "Add --auth FILE, or leave --host out"
+            f"host {host!r} without a login",
+            "anyone who reaches this machine could read the clips and start stages",
+            "Add --auth FILE, or leave --host out",
         )
     with contextlib.closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigError(f"port {port} on {host}", f"it cannot be listened on ({error.strerror})", "Name another with --port") from error
+            why = f"it cannot be listened on ({error.strerror})"
+            raise ConfigError(f"port {port} on {host}", why, "Name another with --port") from error
     address = f"http://{'localhost' if host in LOOPBACK else host}:{port}"
-    print(f"DeepIntuit shows {Path(workbench)} at {address}   (Ctrl-C stops it; what runs in the background goes on)", flush=True)
+    print(f"DeepIntuit shows {Path(workbench)} at {address}", flush=True)
+    print("Ctrl-C stops it; stages that were started from it go on.", flush=True)
     if open_browser:
         threading.Timer(1.0, webbrowser.open, [address]).start()
     hosts = LOOPBACK if host in LOOPBACK else ("*",)

@@ -19,7 +19,7 @@ def esc(text: object) -> str:
 
 
 def tag(name: str, content: str = "", **attributes: object) -> str:
-    """An element; attribute values are escaped, `content` is HTML already. `class_` and `data_x` lose and change their underscore."""
+    """An element; attribute values are escaped, `content` is HTML already. `class_` is class, `data_x` is data-x."""
     shown = "".join(
         f' {key.rstrip("_").replace("_", "-")}' + ("" if value is True else f'="{esc(value)}"')
         for key, value in attributes.items()
@@ -48,11 +48,12 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str = ""
     """Cells are HTML already; heads and caption are text. The first cell of a row names it."""
     head = "".join(tag("th", esc(text), scope="col") for text in heads)
     body = "".join(
-        "<tr>" + "".join(tag("th" if i == 0 else "td", cell, **({"scope": "row"} if i == 0 else {})) for i, cell in enumerate(row)) + "</tr>"
+        "<tr>" + "".join(tag("td", cell) if i else tag("th", cell, scope="row") for i, cell in enumerate(row)) + "</tr>"
         for row in rows
     )
     title = tag("caption", esc(caption)) if caption else ""
-    return tag("div", tag("table", f"{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", **attributes), class_="scroll")
+    inside = f"{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return tag("div", tag("table", inside, **attributes), class_="scroll")
 
 
 def empty(what: str, todo: str = "", command: str = "") -> str:
@@ -63,7 +64,8 @@ def empty(what: str, todo: str = "", command: str = "") -> str:
 
 def facts(pairs: Mapping[str, object]) -> str:
     """Name and value, one a line; values are text."""
-    return tag("dl", "".join(tag("dt", esc(name)) + tag("dd", esc(value)) for name, value in pairs.items() if value is not None))
+    shown = ((name, value) for name, value in pairs.items() if value is not None)
+    return tag("dl", "".join(tag("dt", esc(name)) + tag("dd", esc(value)) for name, value in shown))
 
 
 def percent(share: float | None, digits: int = 0) -> str:

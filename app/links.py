@@ -2,10 +2,11 @@
 
     def page(desk):
         run = gr.Dropdown(...); label = gr.Dropdown(...)
-        links.bind({"run": run, "label": label}, restore=lambda query, request: [gr.update(...), gr.update(...)], then=show)
+        links.bind({"run": run, "label": label}, restore).then(show, [run, label], ...)
 
-On load, `restore` gets the query as a dict of texts and returns one update a component: it decides what is valid, so that
-a hand-written address can only choose, never inject. Whenever one of them changes, the address follows without a reload.
+On load, `restore(query, request)` gets the query as a dict of texts and returns one update a component: it decides
+what is valid, so that a hand-written address can only choose, never inject. Whenever one of them changes, the address
+follows without a reload.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _WRITE = """(...values) => {{
   const query = new URLSearchParams(window.location.search);
   names.forEach((name, i) => {{
     const value = values[i];
-    if (value === null || value === undefined || value === "" || value === false || (Array.isArray(value) && !value.length)) query.delete(name);
+    const empty = [null, undefined, "", false].includes(value) || (Array.isArray(value) && !value.length);
+    if (empty) query.delete(name);
     else query.set(name, Array.isArray(value) ? value.join(",") : String(value));
   }});
   const text = query.toString();

@@ -57,7 +57,8 @@ class Uploads:
             path = self._root() / f"{number}{given.suffix.lower() if given.suffix.isascii() else ''}"
             shutil.move(given, path)
         except VideoError as error:
-            raise VideoError(error.what.replace(str(given), name), error.why, error.todo, error.reason) from error
+            what, why = (beat.replace(str(given), name) for beat in (error.what, error.why))
+            raise VideoError(what, why, error.todo, error.reason) from error
         finally:
             given.unlink(missing_ok=True)
         playable = path
