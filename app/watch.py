@@ -362,7 +362,7 @@ def page(desk: Desk) -> None:
     strip = gr.HTML(elem_id="found")
     with gr.Row(elem_id="stage", equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            player = gr.HTML(player_html(None), elem_id="screen")
+            player = gr.HTML(tag("div", "", class_="player none"), elem_id="screen")
             film = gr.HTML(scene.film(None), elem_id="film")
         with gr.Column(scale=6, min_width=320):
             choice = gr.Dropdown([], label="Stored trace", elem_id="stored")
@@ -370,8 +370,8 @@ def page(desk: Desk) -> None:
                 again = gr.Button("Replay", variant="primary", elem_id="replay", min_width=90, interactive=False)
                 live = gr.Button("Reason now", elem_id="reason", min_width=110, interactive=False)
                 halt = gr.Button("Stop", variant="stop", elem_id="stop", min_width=70, interactive=False)
-            status = gr.HTML(scene.status(None), elem_id="status")
-            trace = gr.HTML(scene.trace(None), elem_id="trace")
+            status = gr.HTML(scene.status(Scene("stored", over=True)), elem_id="status")
+            trace = gr.HTML("", elem_id="trace")
             verdict = gr.HTML(scene.verdict(None), elem_id="verdict")
             with gr.Row(elem_id="ask", equal_height=True):
                 truth = gr.Checkbox(False, label="Show the true label", min_width=160, container=False)
@@ -411,7 +411,8 @@ def page(desk: Desk) -> None:
     reads = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     find = {"fn": do.find, "inputs": [text, label, split, flip, picked], "outputs": strip}
     begun = links.bind({"clip": picked, "trace": choice, "run": run}, do.restore)
-    begun.then(do.opened, [picked, choice, *view], [player, *stage], **reads).then(**find, **reads)
+    begun.then(do.opened, [picked, choice, *view], [player, *stage], **reads)
+    begun.then(**find, **reads)
     begun.then(do.filters, None, [label, split], **reads)
     gr.on([text.change, label.change, split.change, flip.change], **find, trigger_mode="always_last", **reads)
     wanted.change(do.pick, [wanted, *view], [wanted, picked, choice, player, *stage], **reads)
