@@ -282,10 +282,11 @@ def test_figures_show_the_numbers_they_are_given() -> None:
 
 def test_training_curves_have_plain_names_and_units() -> None:
     names = {"loss": 0.1, "reward": 1.5, "rewards/accuracy/mean": 0.5, "rewards/format/mean": 0.9,
-             "frac_reward_zero_std": 0.25, "entropy": 0.4, "completions/mean_length": 60.0, "learning_rate": 1e-6}
+             "frac_reward_zero_std": 0.25, "entropy": 0.4, "completions/mean_length": 60.0, "learning_rate": 1e-6,
+             "num_tokens": 400.0}
     steps = pd.DataFrame([{"step": s, "name": n, "value": v} for s in (2, 1) for n, v in names.items()])
     figure = training_figure(steps)
-    assert len(figure.data) == 7 and {"update", "% of traces", "tokens, mean"} <= {
+    assert len(figure.data) == 8 and {"update", "% of traces", "tokens, mean"} <= {
         axis.title.text for axis in (*figure.select_xaxes(), *figure.select_yaxes())}
     assert list(figure.data[2].x) == [1, 2] and list(figure.data[2].y) == [50.0, 50.0]
 

@@ -77,6 +77,7 @@ def test_a_deep_link_restores_comparison_tab_and_filter(site, page):
 def test_a_started_stage_logs_finishes_and_is_there_after_a_restart(own, open_page):
     url, workbench = own
     page = open_page()
+    page.set_default_timeout(60_000)  # a process starts, and imports what a report needs
     page.goto(f"{url}/runs?tab=jobs")
     page.get_by_text("No job was started from here yet.").wait_for()
     page.get_by_role("button", name="Start a stage").click()
@@ -89,7 +90,7 @@ def test_a_started_stage_logs_finishes_and_is_there_after_a_restart(own, open_pa
     page.get_by_label("Other settings").fill("evaluate.bootstrap = 20")
     page.locator("#runs-preview pre", has_text="deepintuit report").wait_for()
     page.locator("#runs-start").click()
-    page.locator("#runs-log pre.log", has_text="The whole report").wait_for(timeout=60_000)
+    page.locator("#runs-log pre.log", has_text="The whole report").wait_for(timeout=150_000)
     page.locator("#runs-jobs .badge", has_text="finished").wait_for()
     [job] = jobs.listed(workbench.path)
     assert (job.status, job.user, job.stage) == ("finished", "local", "report")
