@@ -87,7 +87,8 @@ def traces(run: Run, stage: str, numbers: range, pool: list[str]) -> pa.Table:
         "trace_id": [hashlib.sha256(f"{run.id} {number}".encode()).hexdigest()[:20] for number in numbers],
         "run_id": [run.id] * n, "clip_id": clips, "stage": [stage] * n,
         "sample": [number % samples for number in numbers],
-        "step": [number // 512 if stage == "grpo" else None for number in numbers], "temperature": rng.random(n).round(),
+        "step": [number // 512 if stage == "grpo" else None for number in numbers],
+        "temperature": rng.random(n).round(),
         "text": texts, "answer": [None if b else f" {s} " for s, b in zip(said, broken)],
         "provisional": [NONE_LABEL if b else s for s, b in zip(said, broken)],
         "reason": [("truncated", "unclosed_tag", "unknown_label")[o % 3] if b else None for o, b in zip(other, broken)],
@@ -106,14 +107,15 @@ def predictions(run: Run, rows: pa.Table) -> pa.Table:
     made = []
     for method, control in (("raw", "none"), *(("label_likelihood", control) for control in CONTROLS)):
         better = rng.random(len(rows)) < 0.15
-        said = [t if b and method != "raw" else p for t, p, b in zip(shared["true_label"], shared["provisional"], better)]
-        raw = method == "raw"
+        raw, pairs = method == "raw", zip(shared["true_label"], shared["provisional"], better)
+        said = [true if b and not raw else provisional for true, provisional, b in pairs]
         probs = rng.dirichlet(np.full(len(LABELS), 0.3), len(rows)).round(6)
         made.append(_shaped("predictions", {
             **shared, "run_id": [run.id] * len(rows), "split": ["test"] * len(rows), "system": [run.id] * len(rows),
             "method": [method] * len(rows), "control": [control] * len(rows),
             "predicted": [LABELS[0] if label == NONE_LABEL and not raw else label for label in said],
-            "labels": [None if raw else list(LABELS)] * len(rows), "probs": [None] * len(rows) if raw else probs.tolist(),
+            "labels": [None if raw else list(LABELS)] * len(rows),
+            "probs": [None] * len(rows) if raw else probs.tolist(),
         }, len(rows)))  # fmt: skip
     return pa.concat_tables(made)
 
