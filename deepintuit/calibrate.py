@@ -15,6 +15,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ from deepintuit.store import Run, Workbench
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip, Example
 from deepintuit.vlm.finetune import Recipe, finetune
+from deepintuit.vlm.training import StepLog
 
 _TRAINED = "trained.json"
 _MADE_BY = ("model", "video", "clips", "prompt", "sampling", "calibrate")
@@ -216,9 +218,6 @@ def _train(
         score = likelihood_scores(vlm, task, validation, greedy, config.sampling.clips_per_batch)
         return nll(apply_temperature(score.logits_C_K, 1.0), truth)
 
-    def log(step: int, numbers: dict[str, float]) -> None:
-        run.append("steps", [{"step": step, "name": n, "value": v} for n, v in numbers.items()])
-
     recipe = Recipe(
         settings.learning_rate,
         settings.epochs,
@@ -235,7 +234,7 @@ def _train(
         run.path / "training",
         seed=config.seed,
         title="Calibrator",
-        log=log,
+        log=StepLog(partial(run.append, "steps")),
         validate=validate if settings.patience else None,
         progress=progress,
     )

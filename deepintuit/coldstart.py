@@ -9,6 +9,7 @@ Run it:  deepintuit coldstart --config configs/tiny.toml --teacher RUN
 from __future__ import annotations
 
 import shutil
+from functools import partial
 
 import torch
 
@@ -18,6 +19,7 @@ from deepintuit.reasoner import Clip, LocalReasoner, Task, card, identity
 from deepintuit.store import Run, Workbench
 from deepintuit.vlm import VLM, EncodedClip, Example
 from deepintuit.vlm.finetune import Recipe, finetune
+from deepintuit.vlm.training import StepLog
 
 _MADE_BY = ("model", "video", "clips", "prompt", "coldstart")
 """Sections that decide what this stage makes: a change in another one does not train again."""
@@ -108,7 +110,7 @@ def _train(
         run.path / "training",
         seed=config.seed,
         title=title,
-        log=_logger(run),
+        log=StepLog(partial(run.append, "steps")),
         progress=progress,
     )
     vlm.save(run.checkpoint, card(run, config))
@@ -140,9 +142,3 @@ def _targets(
         )
     return found
 
-
-def _logger(run: Run):
-    def log(step: int, numbers: dict[str, float]) -> None:
-        run.append("steps", [{"step": step, "name": name, "value": value} for name, value in numbers.items()])
-
-    return log

@@ -93,6 +93,8 @@ def run(
     ]
     if full:
         everything = labels_only("coldstart", "grpo", "calibration")
+        # Four times the clips: a third of the passes are more updates than labels alone get on the cold-start clips.
+        everything = replace(everything, coldstart=replace(everything.coldstart, epochs=settings.coldstart.epochs / 3))
         labels_all = clock(
             "Labels only, all training clips",
             lambda: coldstart.run(workbench, everything, teacher=None, name="labels-all", **show),

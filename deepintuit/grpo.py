@@ -14,6 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from deepintuit.reasoner import Clip, LocalReasoner, Task, card, identity
 from deepintuit.rewards import Score, score
 from deepintuit.store import Run, Workbench, trace_id
 from deepintuit.vlm import VLM, EncodedClip, Sample
-from deepintuit.vlm.training import Resumable, Watch, common_arguments, tensorboard
+from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
 
 _LOGGED = frozenset({"loss", "grad_norm", "learning_rate", "entropy", "kl"})
 """What is kept of TRL's own numbers; the others are about rewards that it does not compute here."""
@@ -173,6 +174,7 @@ class _Trainer(Resumable, GRPOTrainer):
         self._encoded: list[EncodedClip] = []
         self._rows: torch.Tensor | None = None
         self._extra: dict[str, float] = {}
+        self._log = StepLog(partial(run.append, "steps"))
         batch = min(settings.clips_per_step, len(clips))
         traces = batch * settings.group
         micro = max(
@@ -210,7 +212,7 @@ class _Trainer(Resumable, GRPOTrainer):
             args=arguments,
             train_dataset=Dataset.from_dict({"clip": list(range(len(clips))), "prompt": [""] * len(clips)}),
             processing_class=self.vlm.processor,
-            callbacks=[Watch("GRPO", self._log_training, progress), tensorboard(run.path / "tensorboard")],
+            callbacks=[Watch("GRPO", self._log_training, self._log.flush, progress), tensorboard(run.path / "tensorboard")],
         )
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
@@ -390,9 +392,6 @@ class _Trainer(Resumable, GRPOTrainer):
     def _log_training(self, step: int, numbers: dict[str, float]) -> None:
         """TRL's numbers of an update, which it counts from 1, beside those of the round that was sampled for it."""
         self._log(step - 1, {name: value for name, value in numbers.items() if name in _LOGGED})
-
-    def _log(self, step: int, numbers: dict[str, float]) -> None:
-        self.run_.append("steps", [{"step": step, "name": name, "value": value} for name, value in numbers.items()])
 
 
 class _Order(RepeatSampler):

@@ -30,6 +30,7 @@ from deepintuit.labels import LabelSet
 from deepintuit.vlm import VLM, Example, label_logprobs, last_hidden, sample_groups, token_logprobs
 from deepintuit.vlm.finetune import Recipe, finetune
 from deepintuit.vlm.sampling import plain_sample
+from deepintuit.vlm.training import StepLog
 
 PROMPT = "What happens? Answer with one word."
 PROMPTS = {LONG: PROMPT, WIDE: "Who is there, and why?", TALL: "Say."}
@@ -661,6 +662,22 @@ class Killed(Exception):
     pass
 
 
+def test_logged_steps_are_written_together_and_none_is_kept_back():
+    parts = []
+    log = StepLog(parts.append, seconds=3600)
+    for step in (1, 2, 3):
+        log(step, {"loss": 1 / step, "rate": 0.1})
+    assert not parts
+    log.flush()
+    log.flush()
+    assert [(row["step"], row["name"]) for part in parts for row in part] == [
+        (step, name) for step in (1, 2, 3) for name in ("loss", "rate")
+    ]
+    eager = StepLog(parts.append, seconds=-1)
+    eager(4, {"loss": 0.1})
+    assert len(parts) == 2
+
+
 def weights(vlm):
     return {name: p.detach().clone() for name, p in vlm.model.named_parameters() if p.requires_grad}
 
@@ -681,15 +698,16 @@ def tune(vlm, clips, folder, recipe=RECIPE, *, count=6, die_at=None, die_by=None
 
     losses = {}
 
-    def log(step, numbers):
-        losses.setdefault(step, {}).update(numbers)
-        if step == die_at and "loss" in numbers:
-            if die_by:
-                os.kill(os.getpid(), die_by)
-            raise Killed
+    class Log(StepLog):
+        def __call__(self, step, numbers):
+            losses.setdefault(step, {}).update(numbers)
+            if step == die_at and "loss" in numbers:
+                if die_by:
+                    os.kill(os.getpid(), die_by)
+                raise Killed
 
     result = finetune(
-        vlm, count, example, recipe, folder, seed=0, title="t", log=log, validate=validate, progress=False
+        vlm, count, example, recipe, folder, seed=0, title="t", log=Log([].append), validate=validate, progress=False
     )
     return SimpleNamespace(result=result, losses=losses, weights=weights(vlm))
 

@@ -21,7 +21,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from deepintuit.vlm.model import VLM, Example
-from deepintuit.vlm.training import LogRow, Resumable, Watch, common_arguments, tensorboard
+from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def finetune(
     *,
     seed: int,
     title: str,
-    log: LogRow | None = None,
+    log: StepLog | None = None,
     validate: Callable[[], float] | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
@@ -88,7 +88,7 @@ def finetune(
         processing_class=vlm.processor,
         callbacks=[
             _Epochs(collate, steps_an_epoch),
-            Watch(title, log, progress),
+            Watch(title, log, log.flush if log else None, progress),
             tensorboard(folder.parent / "tensorboard"),
             *([keeper] if keeper else []),
         ],
@@ -139,7 +139,7 @@ class _BestEpoch(TrainerCallback):
         folder: Path,
         validate: Callable[[], float],
         patience: int,
-        log: LogRow | None,
+        log: StepLog | None,
         steps_an_epoch: int,
     ):
         self.vlm, self.folder, self.validate = vlm, folder, validate
@@ -156,6 +156,7 @@ class _BestEpoch(TrainerCallback):
             self.scores[step] = self.validate()
             if self.log:
                 self.log(step, {"validation_nll": self.scores[step]})
+                self.log.flush()  # a score that is kept is not computed, and so not logged, again
             if self._best() == step:
                 save_trained(self.vlm, self.folder / "best.safetensors")
             temporary = self.folder / "scores.tmp"

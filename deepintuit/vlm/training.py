@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,28 @@ from deepintuit.vlm.model import VLM
 MARKER = "complete"
 LogRow = Callable[[int, dict[str, float]], None]
 """Takes (step, numbers by name)."""
+
+
+class StepLog:
+    """The numbers of training steps, handed to `write` as rows of the grain `steps`: every few seconds and before each checkpoint.
+
+    A part a step would be thousands of files. What a kill takes from the buffer lies behind the last checkpoint, so it is logged again.
+    """
+
+    def __init__(self, write: Callable[[list[dict]], object], seconds: float = 5.0):
+        self._write, self._seconds = write, seconds
+        self._rows: list[dict] = []
+        self._written = time.monotonic()
+
+    def __call__(self, step: int, numbers: dict[str, float]) -> None:
+        self._rows += [{"step": step, "name": name, "value": value} for name, value in numbers.items()]
+        if time.monotonic() - self._written > self._seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            self._write(self._rows)
+        self._rows, self._written = [], time.monotonic()
 
 
 def common_arguments(vlm: VLM, folder: Path, *, seed: int, save_steps: int) -> dict:
@@ -102,8 +125,8 @@ def tensorboard(folder: Path) -> TensorBoardCallback:
 class Watch(TrainerCallback):
     """Progress bar, the marker behind each checkpoint, and every logged number to the run's `steps`."""
 
-    def __init__(self, title: str, log: LogRow | None, progress: bool, rename: dict[str, str] | None = None):
-        self.log, self.rename = log, rename or {}
+    def __init__(self, title: str, log: LogRow | None, flush: Callable[[], None] | None, progress: bool):
+        self.log, self.flush = log, flush
         columns = (
             TextColumn(title),
             BarColumn(),
@@ -123,21 +146,21 @@ class Watch(TrainerCallback):
         self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        numbers = {
-            self.rename.get(name, name): float(value)
-            for name, value in (logs or {}).items()
-            if isinstance(value, (int, float))
-        }
+        numbers = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, (int, float))}
         shown = next((f"{name} {numbers[name]:.3f}" for name in ("reward", "loss") if name in numbers), "")
         self.bar.update(self.task, note=shown)
         if self.log and numbers:
             self.log(state.global_step, numbers)
 
     def on_save(self, args, state, control, **kwargs):
+        if self.flush:
+            self.flush()
         marker = Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARKER
         temporary = marker.with_suffix(".tmp")
         temporary.write_text(json.dumps({"step": state.global_step, "last": control.should_training_stop}))
         temporary.replace(marker)
 
     def on_train_end(self, args, state, control, **kwargs):
+        if self.flush:
+            self.flush()
         self.bar.stop()
