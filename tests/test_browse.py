@@ -27,7 +27,7 @@ LABELS = (("dog", "dog", "dog"), ("dog", "dog", "cat"), ("cat", "dog", "cat"), (
 
 @pytest.fixture(scope="module")
 def workbench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
-    """Four clips; an evaluation of a trace each with calibrated labels, then a training run: two steps × two samples."""
+    """Four clips; an evaluation with calibrated labels, then a training run of two steps × two samples."""
     workbench = Workbench(tmp_path_factory.mktemp("browse"))
     clips = {"clip_id": [f"c{i}" for i in range(4)], "split": ["test", "test", "grpo", "grpo"], "label": ["dog"] * 4}
     pq.write_table(pa.table({**clips, "dataset": ["home"] * 4}), workbench.clips / "home.parquet")
