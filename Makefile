@@ -13,7 +13,7 @@ CUDA   := ; platform_system == "Linux" and platform_machine == "x86_64"
 SHELL  := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs bench lint lock clean
+.PHONY: help demo app test docs screens bench lint lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,8 +31,12 @@ $(READY): $(LOCKED) pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(READY)  ## all stages on the embedded world, ending with the table and the report
+demo: $(READY)  ## all stages on the embedded world, ending with the table, the report, and (in a terminal) the dashboard
 	@$(BIN)/deepintuit demo $(ARGS)
+	@if [ -t 1 ]; then $(BIN)/deepintuit app; else echo "make app opens the dashboard on it."; fi
+
+app: $(READY)  ## the dashboard on ./workbench, or ARGS="--workbench DIR"
+	@$(BIN)/deepintuit app $(ARGS)
 
 # One torch thread a worker: two torch processes with two threads each on two cores are ten times slower.
 # A file stays in one worker, so that what its tests share is made once.
@@ -41,6 +45,9 @@ test: $(READY)  ## all tests; ARGS="-k trace" for some
 
 docs: $(READY)  ## hold README, docs, lock and metadata to the code
 	@$(BIN)/python -m pytest -q tests/test_docs.py tests/test_packaging.py tests/test_floors.py tests/test_messages.py $(ARGS)
+
+screens: $(READY)  ## pictures of the dashboard's pages on a finished workbench: ARGS="WORKBENCH"
+	@$(BIN)/python docs/screens.py $(ARGS)
 
 bench: $(READY)  ## list the benchmarks, or run one: BENCH=decode ARGS="FOLDER"
 ifdef BENCH

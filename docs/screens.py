@@ -1,0 +1,97 @@
+"""Pictures of the dashboard's pages, light, dark and on a phone, from a real workbench in a real browser.
+
+    python docs/screens.py workbench --out screens
+
+Needs Chromium (DEEPINTUIT_CHROMIUM names another one). What is shown comes from the workbench: the newest evaluated run, a flipped clip.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+from playwright.sync_api import sync_playwright
+
+from app.app import create
+from app.html import address
+from deepintuit.store import Workbench
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+).split()
+WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
+
+
+def pages(workbench: Workbench) -> dict[str, str]:
+    """What to show: name → address. A clip whose label calibration mended, else any evaluated one."""
+    workbench.refresh()
+    evaluated = workbench.query(
+        """SELECT p.trace_id, p.clip_id, p.run_id, p.system FROM predictions p JOIN runs r USING (run_id)
+           WHERE p.method = 'label_likelihood' AND p.control = 'none' AND p.trace_id IS NOT NULL
+           ORDER BY (p.predicted = p.true_label AND p.provisional <> p.true_label) DESC, r.created DESC, p.clip_id LIMIT 1"""
+    )
+    grpo = workbench.query("SELECT run_id FROM runs WHERE stage = 'grpo' AND status = 'finished' ORDER BY created DESC LIMIT 1")
+    if evaluated.empty:
+        raise SystemExit("Nothing calibrated was evaluated in this workbench: run `deepintuit demo` first.")
+    shown = evaluated.iloc[0]
+    found = {
+        "watch": address("watch", clip=shown.clip_id, trace=shown.trace_id),
+        "traces": address("traces", run=shown.run_id),
+        "errors": address("errors", system=f"{shown.run_id}/{shown.system}", method="label_likelihood"),
+    }
+    if len(grpo):
+        found["runs"] = address("runs")
+        found["training"] = address("runs", run=grpo.run_id[0], tab="training")
+        found["rollouts"] = address("runs", run=grpo.run_id[0], tab="rollouts")
+    return found
+
+
+@contextlib.contextmanager
+def served(workbench: Path) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(create(workbench), port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(5)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workbench", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("screens"))
+    parser.add_argument("--only", nargs="*", help="names of pages")
+    options = parser.parse_args()
+    chromium = os.environ.get("DEEPINTUIT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        raise SystemExit("No Chromium was found: install one, or name it in DEEPINTUIT_CHROMIUM.")
+    options.out.mkdir(parents=True, exist_ok=True)
+    with served(options.workbench) as root, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        for name, where in pages(Workbench(options.workbench)).items():
+            if options.only and name not in options.only:
+                continue
+            for kind, size, scheme in (("light", WIDE, "light"), ("dark", WIDE, "dark"), ("phone", PHONE, "light")):
+                page = browser.new_page(viewport=size, color_scheme=scheme)
+                page.goto(root + where)
+                page.wait_for_load_state("networkidle")
+                page.wait_for_timeout(1500)  # figures draw themselves after the last answer
+                page.screenshot(path=options.out / f"{name}-{kind}.png")
+                page.close()
+        browser.close()
+    print(f"Pictures are in {options.out}.")
