@@ -55,6 +55,7 @@ def blocks(desk: Desk) -> gr.Blocks:
         module.page(desk)
     for path, (name, module) in others:
         with demo.route(name, f"/{path}"):
+            gr.Navbar(main_page_name=first)  # each page names the first one, or calls it "Home"
             module.page(desk)
     return demo.queue(max_size=64, default_concurrency_limit=20)
 

@@ -75,6 +75,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workbench", type=Path)
     parser.add_argument("--out", type=Path, default=Path("screens"))
+    parser.add_argument("--seconds", type=float, default=6.0, help="given to each page to fill itself")
     parser.add_argument("--only", nargs="*", help="names of pages")
     options = parser.parse_args()
     chromium = os.environ.get("DEEPINTUIT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -89,8 +90,7 @@ if __name__ == "__main__":
             for kind, size, scheme in (("light", WIDE, "light"), ("dark", WIDE, "dark"), ("phone", PHONE, "light")):
                 page = browser.new_page(viewport=size, color_scheme=scheme)
                 page.goto(root + where)
-                page.wait_for_load_state("networkidle")
-                page.wait_for_timeout(1500)  # figures draw themselves after the last answer
+                page.wait_for_timeout(options.seconds * 1000)  # a page keeps a stream open, so it is never idle
                 page.screenshot(path=options.out / f"{name}-{kind}.png")
                 page.close()
         browser.close()

@@ -97,7 +97,7 @@ def fingerprint(root: Path) -> str:
 def build(root: Path, target: Path, mark: str) -> None:
     """Write the index of the workbench `root` to the new file `target`, marked with the fingerprint `mark`."""
     with duckdb.connect(str(target)) as connection:
-        connection.execute("SET preserve_insertion_order = true; SET python_enable_replacements = false")
+        connection.execute("SET preserve_insertion_order = true; SET python_enable_replacements = false; SET enable_progress_bar = false")
         connection.execute("BEGIN")
         connection.execute(_RUNS)
         connection.execute(_FACTS)
@@ -203,7 +203,9 @@ class Reader:
             "autoload_known_extensions": "false", "allow_community_extensions": "false", **limits})
         quoted = str(path).replace("'", "''")
         self._connection.execute(f"ATTACH '{quoted}' AS workbench (READ_ONLY)")
-        self._connection.execute("SET enable_external_access = false; SET lock_configuration = true")
+        self._connection.execute(
+            "SET enable_progress_bar = false; SET enable_external_access = false; SET lock_configuration = true"
+        )
         [(self.fingerprint,)] = self._cursor().execute("SELECT fingerprint FROM about").fetchall()
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
