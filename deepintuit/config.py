@@ -171,6 +171,7 @@ class TeachConfig(Section):
     max_tokens: int = _setting(2048, "most tokens of a teacher's trace", low=1)
     price_in: float = _setting(0.0, "currency units per million prompt tokens, for the cost count", low=0)
     price_out: float = _setting(0.0, "currency units per million completion tokens", low=0)
+    given_answer: bool = _setting(False, "self: the form and the true label are given, the model writes only the reasoning [R]")
     keep_wrong: bool = _setting(False, "keep traces whose answer is not the label (the paper drops them)")
 
 

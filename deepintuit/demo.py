@@ -128,7 +128,7 @@ def _rationales(workbench: Workbench, settings: Config, clock: _Clock, show: dic
     """RB-FT: the untouched model writes its own rationales, is tuned on them, then on labels. None when it wrote no usable one."""
     from deepintuit import coldstart, teach
 
-    own = replace(settings, teach=replace(settings.teach, source="self"))
+    own = replace(settings, teach=replace(settings.teach, source="self", given_answer=True))
     labels = replace(settings, coldstart=replace(settings.coldstart, target="label"))
     written = clock("RB-FT: own rationales", lambda: teach.run(workbench, own, **show))
     if not written.summary["kept"]:

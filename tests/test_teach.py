@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from test_endpoint import KEY, Server, chat
 
@@ -22,7 +24,8 @@ from deepintuit.data import Manifest, import_csv, scan
 from deepintuit.errors import DataError, LabelError, TeachError
 from deepintuit.homecam.world import LABELS, Facts, scripts
 from deepintuit.store import Workbench
-from deepintuit.trace import parse
+from deepintuit.teach.teachers import framed_reasoning
+from deepintuit.trace import GRAMMARS, parse
 
 WORLD = [
     Facts("day", "porch", "courier", "brings", scripts("brings")[0]),
@@ -278,3 +281,37 @@ def test_summary_is_shown_as_a_table(workbench, capsys):
 def test_two_teachers_of_three_start_without_torch(root):
     program = "import sys, deepintuit.teach; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=root).returncode == 0
+
+
+def test_a_model_that_does_not_know_the_form_writes_the_reasoning_and_form_and_label_are_put_round_it(workbench):
+    own = settings(
+        "model.path=embedded:homecam", "model.device=cpu", "video.frames=4", "prompt.style=brief", "teach.source=self",
+        "teach.given_answer=true", "teach.max_tokens=24", "teach.temperature=1",
+    )  # fmt: skip
+    run = quiet(workbench, own)
+    traces = run.read("traces")
+    assert run.summary["kept"] == len(traces) == len(WORLD)
+    for row in traces.itertuples():
+        trace = parse(row.text, "think-answer", LABELS)
+        assert trace.label == row.true_label and trace.segment("think").strip()
+        assert row.token_ids is None and row.token_logprobs is None and not row.truncated
+
+
+@given(
+    text=st.one_of(
+        st.text(),
+        st.lists(
+            st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "<", "thi", " ", "a dog"]), max_size=12
+        ).map("".join),
+    )
+)
+def test_any_text_becomes_the_reasoning_of_a_well_formed_trace_or_none(text):
+    framed = framed_reasoning(text, "theft", GRAMMARS["think-answer"])
+    assert (framed is None) == (
+        not text.split("</think>")[0].replace("<think>", "").replace("<answer>", "").replace("</answer>", "").split()
+    )
+    assert framed is None or parse(framed, "think-answer", LABELS).label == "theft"
+
+
+def test_reasoning_in_several_parts_is_not_framed():
+    assert framed_reasoning("A dog is seen.", "theft", GRAMMARS["observation-think-answer"]) is None

@@ -20,7 +20,7 @@ from deepintuit.labels import LabelSet
 from deepintuit.prompts import rationale_prompt
 from deepintuit.store import Workbench
 from deepintuit.teach.desk import Clip, Desk
-from deepintuit.trace import grammar_named, render
+from deepintuit.trace import Grammar, grammar_named, render
 from deepintuit.video import Frames, Limits, read
 
 Teacher = Callable[[Sequence[Clip], Mapping[str, Sequence[int]], Desk], None]
@@ -156,6 +156,7 @@ def _itself(workbench: Workbench, config: Config, prompt: _Prompt) -> Teacher:
 
         if not clips:
             return
+        grammar = grammar_named(config.prompt.grammar)
         vlm = VLM.load(config.model, config.video, checkpoint=None, cache=workbench.cache)
         desk.run.note(device=str(vlm.device))
         count = config.sampling.clips_per_batch
@@ -184,14 +185,15 @@ def _itself(workbench: Workbench, config: Config, prompt: _Prompt) -> Teacher:
             for (clip, encoded), asked, group in zip(shown, prompts, groups, strict=True):
                 for number in todo[clip["clip_id"]]:
                     sample = group[number]
+                    framed = framed_reasoning(sample.text, clip["label"], grammar) if config.teach.given_answer else None
                     desk.take(
                         clip,
                         number,
-                        sample.text,
-                        truncated=sample.truncated,
+                        framed or sample.text,
+                        truncated=sample.truncated and not framed,
                         tokens=len(sample.token_ids),
-                        token_ids=sample.token_ids,
-                        token_logprobs=sample.logprobs_T,
+                        token_ids=None if framed else sample.token_ids,  # they are of another text
+                        token_logprobs=None if framed else sample.logprobs_T,
                         confidence=sample.confidence,
                         milliseconds=sample.milliseconds,
                         temperature=config.teach.temperature,
@@ -204,6 +206,22 @@ def _itself(workbench: Workbench, config: Config, prompt: _Prompt) -> Teacher:
             desk.flush()
 
     return write
+
+
+def framed_reasoning(text: str, label: str, grammar: Grammar) -> str | None:
+    """What a model wrote, up to the first closing mark, as the reasoning of a trace that ends in `label`.
+
+    For a model that does not know the marks yet. None where nothing is left to frame, or the grammar has several texts to fill.
+    """
+    if len(grammar.text_segments) != 1:
+        return None
+    (segment,) = grammar.text_segments
+    said = text.split(segment.close)[0]
+    for mark in {mark for each in grammar.segments for mark in (each.open, each.close)}:
+        said = said.replace(mark, " ")
+    said = " ".join(said.split())
+    others = {each.name: f" {label} " for each in grammar.segments if each.name != segment.name}
+    return render(grammar, **{segment.name: f" {said} "}, **others) if said else None
 
 
 def _pictures(frames: Any) -> dict[str, Any]:
