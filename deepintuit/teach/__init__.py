@@ -113,6 +113,8 @@ def _identity(config: Config, split: str) -> dict[str, Any]:
     """The settings that decide what the traces are; a change elsewhere in the config does not make them another run."""
     settings = config.to_dict()
     teach = {key: value for key, value in settings["teach"].items() if key not in _HOW_FAST}
+    if not teach["given_answer"]:
+        del teach["given_answer"]  # came later: at its default, runs from before are still the same runs
     sections = {"homecam": (), "endpoint": ("video",), "self": ("video", "model", "sampling")}[config.teach.source]
     shown = {name: settings[name] for name in ("clips", "prompt", *sections)}
     return shown | {"teach": teach, "split": split}
