@@ -134,7 +134,7 @@ def by_hand(trainer: grpo._Trainer, vlm: VLM, objective: str) -> torch.Tensor:
 )
 def test_an_update_follows_the_objective_computed_by_hand(bench, cold, cold_lora, objective, micro, weights):
     _, start, sets = started(weights, cold, cold_lora)
-    sets = (*sets, f"grpo.objective={objective}", f"grpo.micro_batch={micro}", "grpo.max_steps=1")
+    sets = (*sets, f"grpo.objective={objective}", f"grpo.micro_batch={micro}", "grpo.max_steps=1", "grpo.group=8")
     trainer = made(bench, start, f"hand-{objective}-{micro}-{weights}", *sets)
     gradient = Gradient()
     trainer.add_callback(gradient)

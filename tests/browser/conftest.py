@@ -241,7 +241,7 @@ def open_page(browser: Any) -> Iterator[Any]:
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(45_000)  # a runner's two cores may be shared with a training
         page.foreign, page.failures = [], []
         page.on("request", lambda request: page.foreign.append(request.url) if _leaves(request.url) else None)
         page.on("pageerror", lambda error: page.failures.append(str(error)))

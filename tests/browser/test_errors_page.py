@@ -222,7 +222,7 @@ def test_keys_alone_open_and_close_the_clips(page, site):
     page.wait_for_selector(ROWS)
     page.keyboard.press("Escape")
     page.wait_for_selector("#errors-drawer header", state="detached")
-    assert page.evaluate("document.activeElement.dataset.value") == "confusion.0.1"
+    page.wait_for_function("document.activeElement.dataset.value === 'confusion.0.1'")
     assert "cell=" not in page.url
 
 
