@@ -271,9 +271,14 @@ def _facts(fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] | None) ->
         "Temperature": None if row["temperature"] != row["temperature"] else f"{row['temperature']:g}",
         "Frames seen": None if frames is None else f"{len(frames)} of {size}, read by {_text_of(row['reader'])}",
         "Split": fact["split"], "Dataset": fact["dataset"], "Group": (clip or {}).get("group"), "Clip": fact["clip_id"],
-        "Run": fact["run_id"], "Trace": fact["trace_id"], "Checkpoint": _text_of(row["model"]),
+        "Run": fact["run_id"], "Trace": fact["trace_id"], "Checkpoint": _checkpoint(row["model"]),
     }  # fmt: skip
     return tag("details", tag("summary", "Facts") + facts(shown), open=True)
+
+
+def _checkpoint(model: Any) -> str | None:
+    """The end of a path is enough to know a checkpoint by, and tells nothing about the machine."""
+    return "/".join(model.replace("\\", "/").split("/")[-2:]) if isinstance(model, str) else None
 
 
 def _text_of(value: Any) -> str | None:
