@@ -248,7 +248,8 @@ def _siblings(others: list[dict[str, Any]], compared: str) -> str:
         pressed, to = ("true", "") if now else ("false", other["trace_id"])
         button = tag("button", words, type="button", data_set="traces-compare", data_value=to, aria_pressed=pressed,
                      aria_label=f"{words}: {named}")  # fmt: skip
-        run = tag("span", esc(other["run_id"]), class_="run", title=other["run_id"]) + tag("small", esc(place_of(other)))
+        run = tag("span", esc(other["run_id"]), class_="run", title=other["run_id"])
+        run += tag("small", esc(place_of(other)))
         opened = tag("button", "Open", type="button", data_set="traces-open", data_value=other["trace_id"],
                      aria_label=f"Open: {named}")  # fmt: skip
         cells = (answer_badge(other), calibrated_badge(other), button + opened)
