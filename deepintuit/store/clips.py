@@ -25,8 +25,10 @@ _FOUND = """
       AND ($words = [] OR list_bool_and(list_transform($words, lambda word: contains(
             lower(concat_ws(' ', clip_id, path, "group", dataset, label)), lower(word)))))
       AND ($flip = '' OR clip_id IN (
-            SELECT clip_id FROM latest_predictions
-            WHERE control = 'none' AND method <> 'raw' AND provisional <> 'none' AND provisional <> predicted
+            SELECT clip_id FROM (
+                SELECT * FROM latest_predictions WHERE control = 'none' AND method <> 'raw' AND trace_id IS NOT NULL
+                QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY list_position($ways, method)) = 1)
+            WHERE provisional <> 'none' AND provisional <> predicted
               AND ($flip = 'flipped' OR ($flip = 'wrong → right' AND predicted = true_label)
                    OR ($flip = 'right → wrong' AND provisional = true_label))))
     ORDER BY (split = 'test')::INT DESC, (split = 'validation')::INT DESC, dataset, path, clip_id LIMIT $limit"""
@@ -44,9 +46,11 @@ def find(
 ) -> tuple[list[dict[str, Any]], int]:
     """Usable clips whose id, path, group, dataset and label hold every word of `text`, and how many there are in all.
 
-    `flip`: one of `FLIPS`, or empty. Held-out clips come first, since they have most to show.
+    `flip`: one of `FLIPS`, or empty; what counts is the first way of calibration that a trace has, as it is shown
+    (`predictions_on`). Held-out clips come first, since they have most to show.
     """
-    asked = {"words": text.split()[:20], "label": label, "split": split, "flip": flip, "limit": int(limit)}
+    asked = {"words": text.split()[:20], "label": label, "split": split, "flip": flip}
+    asked |= {"limit": int(limit), "ways": list(_WAYS)}
     rows = _records(workbench.query(_FOUND, asked))
     return rows, int(rows[0]["found"]) if rows else 0
 
