@@ -412,7 +412,7 @@ def page(desk: Desk) -> None:
         if not chosen:
             return ""
         listed = behind(found, chosen, sure, column)
-        return errors_clips.no_such_cell() if listed is None else errors_clips.clip_list(found, *listed)
+        return errors_clips.no_such_cell() if listed is None else errors_clips.clip_list(found, *listed, cell=chosen)
 
     def opened(
         found: Analysis, _norm: str, column: str, sure: float, chosen: str, watched: str

@@ -35,8 +35,8 @@ def _drawer(title: str, body: str) -> str:
     return tag("header", tag("h2", esc(title), tabindex="-1") + close) + body
 
 
-def clip_list(found: Analysis, title: str, frame: pd.DataFrame) -> str:
-    """The clips behind a cell, a row each; a row's button plays it."""
+def clip_list(found: Analysis, title: str, frame: pd.DataFrame, cell: str = "") -> str:
+    """The clips behind a cell, a row each; a row's button plays it. `cell` names it as `errors.behind` does."""
     other = None if found.other is None else found.other.frame["predicted"].reindex(frame.index)
     raw = found.raw is not None or (frame["provisional"] != frame["predicted"]).any()
     heads = ["Clip", "True", *(["Provisional"] if raw else []), "Answered", "Confidence"]
@@ -56,7 +56,23 @@ def clip_list(found: Analysis, title: str, frame: pd.DataFrame) -> str:
     cut = f", of which the first {MOST_CLIPS} are listed" if n > MOST_CLIPS else ""
     said = f"{n} {'clip' if n == 1 else 'clips'}{cut}, surest answers first. Choose one to watch it."
     count = tag("p", said, class_="soft", role="status")
+    if cell.split(".")[0] in ("confusion", "true", "answered"):
+        count += _their_traces(found, frame)
     return _drawer(title, count + tag("div", table(heads, rows, class_="clips"), class_="list"))
+
+
+def _their_traces(found: Analysis, frame: pd.DataFrame) -> str:
+    """A link to the traces of a confusion cell, where they can be sorted, searched and exported; "" where the page of
+    traces has no filter for this way of answering, or no trace is behind it."""
+    column = {"raw": "provisional", "label_likelihood": "calibrated"}.get(found.choice.method)
+    if column is None or frame.empty or frame["trace_id"].isna().any():
+        return ""
+    query = {"run": found.run_id, "split": found.choice.split}
+    for name, labels in (("true", frame["true_label"]), (column, frame["predicted"])):
+        if labels.nunique() == 1:  # a row or column of sums has several on one side
+            query[name] = labels.iloc[0]
+    link = tag("a", "Their traces, to sort and export", href=address("traces", **query))
+    return tag("p", link)
 
 
 def clip_detail(found: Analysis, clip_id: str, trace: pd.Series | None) -> str:

@@ -165,6 +165,10 @@ def test_a_confusion_cell_opens_its_clips_in_one_click_and_the_player_in_two(pag
     opened(page, site)
     rows = rows_after(page, "confusion.1.1")
     assert rows.count() == counted == 2
+    link = page.get_by_role("link", name="Their traces").get_attribute("href")
+    assert parse_qs(urlparse(link).query) == {
+        "run": [site.runs["evaluate-refined"]], "split": ["test"], "true": ["theft"], "calibrated": ["theft"]
+    }  # fmt: skip
     rows.first.locator("button").click()
     page.wait_for_function("document.querySelector('#errors-drawer video')?.readyState >= 1")
     assert "steps onto the porch" in page.locator("#errors-drawer .trace").inner_text()
