@@ -167,9 +167,10 @@ def tab(desk: Desk, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, list[gr.comp
     for part in (seed, name, changes, full, dry):
         part.change(see, form, words, trigger_mode="always_last", **reading)
     go.click(start, form, [job, words, timer], queue=False, concurrency_limit=1)
-    again.click(begin_again, job, [job, timer], queue=False, concurrency_limit=1)
+    # Queued: a warning reaches the page no other way.
+    again.click(begin_again, job, [job, timer], concurrency_limit=1)
     job.change(job_list, job, job_of, **reading).then(lambda: asked(False), None, [sure, leave], **reading)
     stop.click(lambda: asked(True), None, [sure, leave], **reading)
     leave.click(lambda: asked(False), None, [sure, leave], **reading)
-    sure.click(stop_now, job, [*job_of, sure, leave, timer], queue=False)
+    sure.click(stop_now, job, [*job_of, sure, leave, timer], concurrency_limit=None)
     return job_list, job_of

@@ -45,6 +45,7 @@ def bind(
     write = _WRITE.format(names=names)
     for part in parts:
         part.change(None, inputs=parts, outputs=None, js=write, queue=False, show_progress="hidden")
-    loaded = gr.context.Context.root_block.load(load, None, parts, queue=False, show_progress="hidden")
+    # Queued, for what `restore` has to say (an id that is gone): without the queue it goes to the server's log alone.
+    loaded = gr.context.Context.root_block.load(load, None, parts, concurrency_limit=None, show_progress="hidden")
     loaded.then(None, None, None, js=_READ, queue=False, show_progress="hidden")
     return loaded
