@@ -178,7 +178,7 @@ def _line(scene: Scene | None) -> str:
 def trace(scene: Scene | None) -> str:
     """The text with its segments, its chips, and what keeps it from being a trace."""
     if scene is None:
-        return empty("No trace yet", "Replay one that is stored, or let the model reason now.")
+        return empty("No trace yet", "“Reason now” lets the model write one. What is stored can be replayed.")
     if not scene.text:
         words = "Nothing was written." if scene.over else "The trace appears here as it is written."
         return tag("div", esc(words), class_="trace waiting")

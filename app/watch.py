@@ -9,6 +9,7 @@ Left out on purpose: storing live traces (a stage does that), several clips at o
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from app.html import empty, esc, tag
 from app.live import Running
 from app.scene import PARTS, Scene
 from app.uploads import PREFIX
-from deepintuit.errors import VideoError
+from deepintuit.errors import VideoError, VideoReason
 from deepintuit.reasoner import replay as stored
 from deepintuit.reasoner.task import Clip
 from deepintuit.store import browse, clips
@@ -36,6 +37,7 @@ PACES = {"Reading pace": 40.0, "Fast": 160.0, "As it was measured": None, "At on
 """Tokens a second of a replay."""
 
 _ANY = [("Any", "")]
+_CODE = re.compile(r" \(\[Errno .*\)$", re.DOTALL)
 _NOTHING = "No clip is in this workbench yet."
 _NOTHING_TODO = "Import clips, or have a small world made with everything from clips to evaluated traces:"
 
@@ -201,7 +203,7 @@ class Handlers:
         try:
             upload = self.desk.uploads.accept(given, Path(given).name)
         except VideoError as error:
-            gr.Warning(esc(error), duration=12)
+            gr.Warning(esc(_refusal(error)), duration=12)
             return [gr.skip()] * 11
         return [upload.id, *self._other(upload.id, truth, threshold, request)]
 
@@ -211,6 +213,8 @@ class Handlers:
 
     @staticmethod
     def _draw(part: str, shown: Scene | None, clip: dict[str, Any] | None, truth: Any, threshold: Any) -> str:
+        if part == "status" and shown is None and clip is not None:
+            return scene.status(Scene("stored", "No trace of this clip is stored.", over=True))
         if part != "verdict":
             return getattr(scene, part)(shown)
         label = (clip or {}).get("label") if truth else None
@@ -335,6 +339,13 @@ class Handlers:
         yield update(set(PARTS), self._buttons(clip, stored_too, running=False))
 
 
+def _refusal(error: VideoError) -> str:
+    """Why an upload is not taken, for who brought it: without the reader's own message, which is for a log."""
+    why = _CODE.sub("", error.why).strip()
+    todo = "Bring a video file, such as an MP4" if error.reason == VideoReason.NOT_A_VIDEO else error.todo
+    return str(VideoError(error.what, why, todo, error.reason))
+
+
 def _choices(names: Sequence[str]) -> list[tuple[str, str]]:
     return _ANY + [(name, name) for name in names]
 
@@ -417,7 +428,7 @@ def page(desk: Desk) -> None:
     gr.on([text.change, label.change, split.change, flip.change], **find, trigger_mode="always_last", **reads)
     wanted.change(do.pick, [wanted, *view], [wanted, picked, choice, player, *stage], **reads)
     choice.input(do.opened, [picked, choice, *view], [player, *stage], **reads)
-    upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **reads)
+    upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **reads).then(**find, **reads)
     asked = [shown, picked, *view]
     gr.on([truth.input, threshold.input], do.judged, asked, verdict, trigger_mode="always_last", **plain)
     again.click(do.replay, [picked, choice, pace, *view], stage, **reads)

@@ -117,3 +117,15 @@ document.addEventListener("click", async (event) => {
   });
   if (/\/traces\/?$/.test(window.location.pathname)) fold.observe(document.documentElement, { childList: true, subtree: true });
 })();
+
+// A clip that cannot be played says so where it would be: its file may have been moved or deleted since.
+document.addEventListener("error", (event) => {
+  const video = event.target;
+  if (video.matches?.(".card img")) video.style.visibility = "hidden"; // no broken-image mark; the name stays
+  if (video.tagName !== "VIDEO" || video.nextElementSibling?.matches(".unplayable")) return;
+  const said = document.createElement("p");
+  said.className = "unplayable";
+  said.setAttribute("role", "status");
+  said.textContent = "This clip cannot be played: its file was moved, deleted or damaged. What was written about it stays.";
+  video.after(said);
+}, true);

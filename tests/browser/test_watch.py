@@ -149,13 +149,27 @@ def test_an_upload_is_checked_watched_and_served_by_an_opaque_id(page, site, tmp
     (tmp_path / "notes.mp4").write_text("no video")
     chooser = page.locator("input[type=file]")
     chooser.set_input_files(tmp_path / "notes.mp4")
-    page.get_by_text("cannot be read as a clip").wait_for()
+    said = page.get_by_text("cannot be read as a clip")
+    said.wait_for()
+    assert "Errno" not in said.inner_text() and "Bring a video file" in said.inner_text()
     write_clip(tmp_path / "mine.mp4")
     chooser.set_input_files(tmp_path / "mine.mp4")
     says(page, "mine", "#screen")
     source = page.get_attribute("video#player", "src")
     assert source.startswith("/media/clip/upload-") and "mine" not in source
     page.wait_for_function("document.querySelector('video#player').readyState >= 2")
+
+
+def test_an_address_of_a_clip_that_is_gone_says_so_and_shows_another(page, site):
+    page.goto(f"{site.url}/?clip=0123456789abcdef")
+    page.get_by_text("There is no clip 0123456789abcdef here any more").wait_for()
+    page.wait_for_function("document.querySelector('video#player')?.readyState >= 2")
+
+
+def test_a_clip_whose_file_is_gone_says_so_at_the_player(page, site):
+    page.route("**/media/clip/**", lambda route: route.fulfill(status=410))
+    page.goto(site.url)
+    page.get_by_text("This clip cannot be played").wait_for()
 
 
 def test_an_empty_workbench_says_what_to_run(page, tmp_path):
