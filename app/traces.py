@@ -27,6 +27,7 @@ from deepintuit.store.browse import FLIPS, FORMATS, SORTS, TraceFilter
 FILTERS = tuple(field.name for field in fields(TraceFilter))
 SIZES = (50, 100, 200)
 _EXCERPT = 150
+_FORM_NAMES = {"csv": "CSV", "jsonl": "JSONL", "parquet": "Parquet"}
 _FLIP_WORDS = {"broken": "right → wrong", "fixed": "wrong → right", "changed": "changed it", "kept": "kept it"}
 _HEADS = (
     ("Trace", "newest", ""), ("True", "true", ""), ("Answer", "provisional", ""), ("Calibrated", "calibrated", ""),
@@ -71,7 +72,7 @@ def list_html(desk: Desk, asked: TraceFilter, sort: str, number: str, size: str,
     grid = tag("table", f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", aria_label="Traces")
     pages = -(-found.total // rows)
     counted = tag("strong", f"{found.total:,} trace{'s' * (found.total != 1)}")
-    exports = " ".join(tag("a", form.upper(), href=export_url(asked, form), download=True) for form in FORMATS)
+    exports = " ".join(tag("a", _FORM_NAMES[form], href=export_url(asked, form), download=True) for form in FORMATS)
     counted, exports = tag("span", counted, role="status"), tag("span", f"Export {exports}", class_="exports")
     return tag("div", counted + exports, class_="bar") + tag("div", grid, class_="scroll") + _pager(place, pages, rows)
 
