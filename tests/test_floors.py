@@ -16,7 +16,7 @@ FLOORS = {
     "reasoner": "reasoner",
     "model": "vlm",
     "wings": "homecam endpoint → video report",
-    "shelves": "data store",
+    "shelves": "review → data store",
     "sums": "rewards advantage metrics",
     "words": "prompts → trace config → labels",
     "ground": "errors",

@@ -4,9 +4,10 @@ Axes in names: `_C` clips, `_K` classes, `_B` bootstrap draws. A prediction of `
 read: wrong, and counted on its own line. Truths and predictions are label texts; probabilities `probs_C_K` follow the
 order of `labels`, and `truth_C` beside them holds class indices. Empty input gives nan, never an exception.
 
-`answers`, `distributions`, `intervals` and `abstention` hold them; `evaluate_predictions` gives all at once.
+`answers`, `distributions`, `intervals` and `abstention` hold them; `evaluate_predictions` gives all at once. `agreement`
+is about people: how far reviewers say the same.
 
-Left out on purpose: agreement between reviewers (kappa), per-class calibration, drawing (`report`).
+Left out on purpose: per-class calibration, drawing (`report`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ from deepintuit.metrics.abstention import (
     risk_coverage,
     set_coverage,
     threshold_for_risk,
+)
+from deepintuit.metrics.agreement import (
+    Agreement,
+    agreement,
+    alpha_of,
+    kappa_of,
+    percent_agreement_of,
+    rating_matrix,
 )
 from deepintuit.metrics.answers import (
     ClassScores,
@@ -62,11 +71,12 @@ from deepintuit.metrics.intervals import (
 )
 
 __all__ = [
-    "FLOOR", "Bins", "ClassScores", "Estimate", "Evaluation", "Flips", "RiskCoverage", "Statistic", "accuracy",
-    "apply_temperature", "bootstrap", "brier", "brier_each", "class_indices", "class_scores", "confusion",
-    "conformal_quantile", "conformal_sets", "ece", "ece_of", "evaluate_predictions", "fit_temperature", "flips",
-    "macro_f1", "macro_f1_of", "mean_of", "nll", "nll_each", "no_answer_rate", "paired_difference", "reliability_bins",
-    "risk_coverage", "set_coverage", "threshold_for_risk", "wilson",
+    "FLOOR", "Agreement", "Bins", "ClassScores", "Estimate", "Evaluation", "Flips", "RiskCoverage", "Statistic",
+    "accuracy", "agreement", "alpha_of", "apply_temperature", "bootstrap", "brier", "brier_each", "class_indices",
+    "class_scores", "conformal_quantile", "conformal_sets", "confusion", "ece", "ece_of", "evaluate_predictions",
+    "fit_temperature", "flips", "kappa_of", "macro_f1", "macro_f1_of", "mean_of", "nll", "nll_each", "no_answer_rate",
+    "paired_difference", "percent_agreement_of", "rating_matrix", "reliability_bins", "risk_coverage", "set_coverage",
+    "threshold_for_risk", "wilson",
 ]
 
 

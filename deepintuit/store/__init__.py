@@ -10,7 +10,7 @@
 Parts are the truth and never change; the index is a cache that may be deleted at any time. `grains` says which columns
 a row has, `run` how a run is written and continued, `index` how all runs are read at once, `disk` what survives a kill.
 
-Left out on purpose: reviews (the app writes them), feature caches (`vlm` writes them), an incremental refresh.
+Left out on purpose: reviews (`review` writes them), feature caches (`vlm` writes them), an incremental refresh.
 Never imports torch.
 """
 

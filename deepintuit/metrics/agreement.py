@@ -1,0 +1,136 @@
+"""How far people agree: per cent, Cohen's kappa, Krippendorff's alpha, of all classes and of each, with intervals.
+
+Ratings are `ratings_C_R`: class indices of R raters for C items, −1 where a rater said nothing. Each number is a
+statistic of weighted items, so one bootstrap over items (or groups of items) serves all.
+
+Left out on purpose: ordinal and interval distances, weighted kappa.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from deepintuit.errors import DataError
+from deepintuit.metrics.inputs import Floats, Ints
+from deepintuit.metrics.intervals import Estimate, Statistic, bootstrap
+
+
+def rating_matrix(ratings: Iterable[tuple[Hashable, Hashable, Any]],
+                  labels: Sequence[Any]) -> tuple[Ints, list[Hashable], list[Hashable]]:
+    """(item, rater, label) triples as `ratings_C_R`, with its items and raters. None as a label is a missing value; a
+    later rating of an item by its rater replaces the earlier. DataError for a label that is not in `labels`."""
+    last = {(item, rater): label for item, rater, label in ratings}
+    items, raters = (list(dict.fromkeys(pair[place] for pair in last)) for place in (0, 1))
+    rows, columns = ({name: i for i, name in enumerate(names)} for names in (items, raters))
+    place = {label: k for k, label in enumerate(labels)} | {None: -1}
+    matrix = np.full((len(items), len(raters)), -1, dtype=np.int64)
+    for (item, rater), label in last.items():
+        if label not in place:
+            raise DataError(f"the rating {label!r} of {item!r} came", f"the labels are {', '.join(map(str, labels))}",
+                            "add it to them, or map it")
+        matrix[rows[item], columns[rater]] = place[label]
+    return matrix, items, raters
+
+
+def _counts(ratings_C_R: ArrayLike, K: int) -> tuple[Floats, Floats]:
+    """How many raters gave each class, `counts_C_K`, and how many rated, `raters_C`; items with one rating are emptied,
+    since there is nothing to compare them with."""
+    counts = (np.asarray(ratings_C_R)[:, :, None] == np.arange(K)).sum(1).astype(np.float64)
+    counts[counts.sum(1) < 2] = 0
+    return counts, counts.sum(1)
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 1e-12)
+
+
+def percent_agreement_of(ratings_C_R: ArrayLike, K: int, k: int | None = None) -> Statistic:
+    """The share, 0 … 1, of pairs of ratings of one item that are the same, all pairs of all items alike. With `k`,
+    specific agreement (Cicchetti and Feinstein 1990): when one rater says k, the share of others who do. No pair: nan."""
+    counts, raters = _counts(ratings_C_R, K)
+    counts = counts if k is None else counts[:, [k]]
+    same, pairs = (counts * (counts - 1)).sum(1), (counts * (raters[:, None] - 1)).sum(1)
+    return lambda weights_B_C: _ratio(weights_B_C @ same, weights_B_C @ pairs)
+
+
+def kappa_of(ratings_C_R: ArrayLike, K: int) -> Statistic:
+    """Cohen's kappa (1960); of more than two raters the mean of all pairs, weighted by the items that both rated (where
+    all rated all, Light's kappa). A pair that uses one class only has none (0/0) and is left out."""
+    ratings = np.asarray(ratings_C_R)
+    pairs = []
+    for a, b in itertools.combinations(ratings.T, 2):
+        both = (a >= 0) & (b >= 0)
+        if both.any():
+            hot = [(x[both, None] == np.arange(K)).astype(np.float64) for x in (a, b)]
+            pairs.append((both, (a == b)[both].astype(np.float64), *hot))
+
+    def statistic(weights_B_C: Floats) -> Floats:
+        above, below = np.zeros(len(weights_B_C)), np.zeros(len(weights_B_C))
+        for both, same, hot_a, hot_b in pairs:
+            weights = weights_B_C[:, both]
+            n = weights.sum(1)
+            observed = _ratio(weights @ same, n)
+            expected = _ratio(((weights @ hot_a) * (weights @ hot_b)).sum(1), n**2)
+            kappa = _ratio(observed - expected, 1 - expected)
+            known = ~np.isnan(kappa)
+            above[known] += (n * kappa)[known]
+            below[known] += n[known]
+        return _ratio(above, below)
+
+    return statistic
+
+
+def alpha_of(ratings_C_R: ArrayLike, K: int) -> Statistic:
+    """Krippendorff's alpha, nominal, with missing values: 1 − observed over expected disagreement. Ratings that are all
+    of one class leave nothing to disagree on: nan."""
+    counts, raters = _counts(ratings_C_R, K)
+    same = _ratio((counts * (counts - 1)).sum(1), raters - 1)
+    same[raters < 2] = 0
+
+    def statistic(weights_B_C: Floats) -> Floats:
+        n_B_K = weights_B_C @ counts
+        n = n_B_K.sum(1)
+        return 1 - _ratio((n - 1) * (n - weights_B_C @ same), n**2 - (n_B_K**2).sum(1))
+
+    return statistic
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """`items` with two ratings or more, `ratings` of those, and the three numbers. Of one class (`label` is not None):
+    `percent` is specific agreement, kappa and alpha speak of "this class or another"."""
+
+    label: str | None
+    items: int
+    ratings: int
+    percent: Estimate
+    kappa: Estimate
+    alpha: Estimate
+
+
+def agreement(ratings_C_R: ArrayLike, labels: Sequence[str], *, groups_C: ArrayLike | None = None, draws: int = 1000,
+              seed: int = 0, level: float = 0.95) -> list[Agreement]:
+    """Agreement on all classes, then on each, with bootstrap intervals over items (over groups with `groups_C`). A
+    model is one more rater. Nothing rated twice: nan."""
+    ratings, K = np.asarray(ratings_C_R, dtype=np.int64), len(labels)
+    if ratings.ndim != 2 or (ratings.size and not (-1 <= ratings.min() and ratings.max() < K)):
+        raise DataError(f"ratings of shape {ratings.shape} for {K} labels came", "they are class indices, items by "
+                        "raters, −1 where there is none", "make them with rating_matrix")
+    paired = (ratings >= 0).sum(1) >= 2
+    twice = ratings[paired]
+    groups = None if groups_C is None else np.asarray(groups_C)[paired]
+
+    def of(label: str | None, k: int | None) -> Agreement:
+        seen = twice >= 0 if k is None else twice == k
+        against, kinds = (twice, K) if k is None else (np.where(twice < 0, -1, seen), 2)
+        numbers = (percent_agreement_of(twice, K, k), kappa_of(against, kinds), alpha_of(against, kinds))
+        return Agreement(label, int(seen.any(1).sum()), int(seen.sum()), *(
+            bootstrap(number, len(twice), groups_C=groups, draws=draws, seed=seed, level=level) for number in numbers))
+
+    return [of(None, None), *(of(label, k) for k, label in enumerate(labels))]

@@ -1,0 +1,371 @@
+"""Review tasks: which traces, in which order, asked what, and handed to whom.
+
+A task is fixed when it is opened: its traces and their order stand in its event, so that nothing moves under people's
+hands when a new run comes in. An item is handed out under a reservation that times out, never to more reviewers than
+asked, never again to one who has answered it. Reviewers see their own answers; leads see everybody's.
+
+    tasks = Reviews(EventLog(workbench.reviews))
+    tasks.open(task_of(workbench, "broken ones", TraceFilter(flip="broken"), order={"entropy": 2, "random": 1}), "lead")
+    item = tasks.next_item("broken ones", "ann")
+
+Left out on purpose: who may log in (`app`), suspected label errors (give their trace ids as the slice, order "given").
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deepintuit.errors import DataError, nearest
+from deepintuit.review.events import Event, EventLog, Kind, State
+from deepintuit.store.browse import TraceFilter
+
+if TYPE_CHECKING:
+    from deepintuit.store import Workbench
+
+QUESTIONS = ("label", "verdict", "failing", "note")
+VERDICTS = ("right", "wrong reasons", "wrong")
+"""Of a trace: right; right label for wrong reasons; wrong. None as a label or verdict means "unsure"."""
+FAILING_IN = ("seeing", "reasoning")
+ORDERS = ("entropy", "margin", "changed", "traces", "reviewers", "random", "given")
+"""Uncertain calibrated distributions first, by entropy or by the margin of the first two classes; provisional ≠
+calibrated; traces of the clip that disagree; people who disagree so far; by chance; as listed. Ties fall by chance."""
+LONGEST_NOTE = 10_000  # characters
+
+
+@dataclass(frozen=True)
+class Task:
+    """A review task. `items`: trace id → clip id, in the order of handing out, gold items included; `gold`: trace id →
+    the answers that are known to be right, hidden among the others and given to everybody, about `gold_share` of what
+    one gets. `blind` asks the page to hide the model's label. A reservation lasts `seconds` from its last draft."""
+
+    name: str
+    items: Mapping[str, str]
+    labels: Sequence[str] = ()
+    questions: Sequence[str] = QUESTIONS
+    reviewers: int = 1
+    order: str | Mapping[str, float] = "random"
+    gold: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    gold_share: float = 0.1
+    blind: bool = False
+    seconds: float = 600.0
+    leads: Sequence[str] = ()
+    slice: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.questions if name not in QUESTIONS]
+        if unknown:
+            raise DataError(f"the task {self.name!r} asks {unknown[0]!r}", f"a task asks {', '.join(QUESTIONS)}",
+                            f"nearest: {nearest(unknown[0], QUESTIONS) or 'note'!r}")
+        if not self.name.strip() or self.reviewers < 1 or self.seconds <= 0 or not 0 <= self.gold_share < 1:
+            raise DataError(f"the task {self.name!r} with {self.reviewers} reviewers an item, {self.seconds:g} s and a "
+                            f"gold share of {self.gold_share:g}", "nothing could be handed out",
+                            "name it, ask one reviewer or more, give seconds above 0 and a share from 0 to below 1")
+        if "label" in self.questions and not self.labels:
+            raise DataError(f"the task {self.name!r} asks for a label and lists none", "there is nothing to choose from",
+                            "give `labels`, or leave the question out")
+        for trace_id, answers in self.gold.items():
+            if trace_id not in self.items:
+                raise DataError(f"the gold trace {trace_id!r} is not among the items", "it could not be handed out",
+                                "list it with its clip")
+            self.checked(answers, whole=False)
+
+    def checked(self, answers: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
+        """The answers as they are stored; DataError when they do not answer this task's questions. `whole`: a label and
+        a verdict, where asked, must be there."""
+        allowed = {"label": (*self.labels, None), "verdict": (*VERDICTS, None)}
+        for name, answer in answers.items():
+            if name not in self.questions:
+                raise DataError(f"an answer to {name!r} came", f"this task asks {', '.join(self.questions)}",
+                                "leave it out")
+            if name in allowed and answer not in allowed[name]:
+                raise DataError(f"{answer!r} came as the {name}", f"it is one of {', '.join(allowed[name][:-1])}",
+                                "choose one of them, or None for unsure")
+            if name == "note" and not (isinstance(answer, str) and len(answer) <= LONGEST_NOTE):
+                raise DataError("the note is no text, or a very long one", f"{LONGEST_NOTE:,} characters are kept",
+                                "shorten it")
+            if name == "failing" and answer is not None and not _sentence(answer):
+                raise DataError(f"{answer!r} came as what fails", f"it is a sentence's number, in {' or '.join(FAILING_IN)}",
+                                'send {"sentence": 2, "in": "seeing"}, or None')
+        missing = [name for name in allowed if whole and name in self.questions and name not in answers]
+        if missing:
+            raise DataError(f"the answer to {missing[0]!r} is missing", "an item is judged once all is answered",
+                            "answer it; None says unsure")
+        return dict(answers)
+
+
+def _sentence(answer: Any) -> bool:
+    """{"sentence": 0 or above, "in": one of FAILING_IN}."""
+    return (isinstance(answer, Mapping) and set(answer) == {"sentence", "in"} and answer["in"] in FAILING_IN
+            and type(answer["sentence"]) is int and answer["sentence"] >= 0)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a reviewer gets: nothing in it says whether others saw it or whether it is gold. `draft`: what they had
+    typed, or undone."""
+
+    trace_id: str
+    clip_id: str
+    draft: Mapping[str, Any]
+
+
+def plan(workbench: "Workbench", slice: TraceFilter | Sequence[str], order: str | Mapping[str, float] = "random",
+         seed: int = 0) -> dict[str, str]:
+    """Trace id → clip id of a slice, in order: one of `ORDERS`, or a mixture as shares ({"entropy": 2, "random": 1}).
+
+    What an order knows nothing about (no calibrated distribution) comes last in it. "reviewers" begins by chance.
+    """
+    shares = {order: 1.0} if isinstance(order, str) else dict(order)
+    for name, share in shares.items():
+        if name not in ORDERS or share <= 0 or (name == "reviewers" and len(shares) > 1):
+            raise DataError(f"the order {name!r} with a share of {share}", f"there are {', '.join(ORDERS)}, with shares "
+                            "above 0; 'reviewers' changes with every answer and cannot be mixed",
+                            f"nearest: {nearest(name, ORDERS) or 'random'!r}")
+    where, values = slice.where() if isinstance(slice, TraceFilter) else (
+        "trace_id IN (SELECT unnest(?::VARCHAR[]))", [list(slice)])  # fmt: skip
+    rows = workbench.query(
+        f"""WITH chosen AS (SELECT * FROM trace_facts WHERE {where}),
+                 votes AS (SELECT run_id, clip_id, step, entropy(provisional) AS spread FROM trace_facts
+                           WHERE clip_id IN (SELECT clip_id FROM chosen) GROUP BY ALL),
+                 said AS (SELECT trace_id, probs FROM predictions JOIN runs USING (run_id)
+                          WHERE method = 'label_likelihood' AND control = 'none'
+                                AND trace_id IN (SELECT trace_id FROM chosen)
+                          QUALIFY row_number() OVER
+                              (PARTITION BY trace_id ORDER BY created DESC, run_id DESC, split, system) = 1)
+            SELECT chosen.trace_id, chosen.clip_id, provisional, calibrated, spread, probs
+            FROM chosen LEFT JOIN said USING (trace_id) LEFT JOIN votes ON votes.run_id = chosen.run_id
+                 AND votes.clip_id = chosen.clip_id AND votes.step IS NOT DISTINCT FROM chosen.step
+            ORDER BY chosen.run_id, chosen.step, chosen.clip_id, sample"""  # noqa: S608 - a filter's own conditions
+        , values).drop_duplicates("trace_id")
+    clips = dict(zip(rows["trace_id"], rows["clip_id"]))
+    if not isinstance(slice, TraceFilter):
+        lost = [trace_id for trace_id in slice if trace_id not in clips]
+        if lost:
+            raise DataError(f"the trace {lost[0]!r} is not in the index, nor are {len(lost) - 1} others",
+                            "it could not be shown", "refresh the index, or leave them out")
+        rows = rows.set_index("trace_id", drop=False).loc[list(dict.fromkeys(slice))]
+    probs = [None if p is None or isinstance(p, float) else np.sort(np.asarray(p, float))[::-1] for p in rows["probs"]]
+    worth = {
+        "entropy": [np.nan if p is None else -float((p[p > 0] * np.log(p[p > 0])).sum()) for p in probs],
+        "margin": [np.nan if p is None else float(p[1:2].sum() - p[0]) for p in probs],
+        "changed": np.where(rows["calibrated"].isna(), np.nan, rows["provisional"] != rows["calibrated"]),
+        "traces": rows["spread"].astype(float),
+        "given": -np.arange(len(rows)),
+    }
+    chance = np.random.default_rng(seed).permutation(len(rows))
+    ranked = {name: np.lexsort((chance, -np.nan_to_num(np.asarray(worth.get(name, chance), float), nan=-np.inf)))
+              for name in shares}
+    return {trace_id: clips[trace_id] for trace_id in rows["trace_id"].iloc[list(_mixed(ranked, shares))]}
+
+
+def _mixed(ranked: Mapping[str, Sequence[int]], shares: Mapping[str, float]) -> Iterator[int]:
+    """Numbers from several rankings, each once: always the best left of the ranking that is furthest behind its share."""
+    rest, given, taken = {name: iter(places) for name, places in ranked.items()}, Counter(), set()
+    for _ in range(len(next(iter(ranked.values())))):
+        name = min(shares, key=lambda name: given[name] / shares[name])
+        given[name] += 1
+        taken.add(place := next(place for place in rest[name] if place not in taken))
+        yield int(place)
+
+
+def task_of(workbench: "Workbench", name: str, slice: TraceFilter | Sequence[str],
+            order: str | Mapping[str, float] = "random", *, gold: Mapping[str, Mapping[str, Any]] | None = None,
+            seed: int = 0, **settings: Any) -> Task:
+    """The task of a slice, its items in order; `settings` as of `Task`. Gold traces need not lie in the slice."""
+    gold = dict(gold or {})
+    items = plan(workbench, slice, order, seed) | (plan(workbench, list(gold), "given") if gold else {})
+    if not items:
+        raise DataError(f"the slice of {name!r} holds no trace", "there is nothing to review", "widen the filter")
+    text = slice.to_query() if isinstance(slice, TraceFilter) else {}
+    return Task(name, items, order=order, gold=gold, slice=text, **settings)
+
+
+class Reviews:
+    """All tasks of a log: opening, handing out, answering. Every method is safe in any thread, and has synced to disk
+    what it says when it returns. `event_id` makes it safe to send an answer again after a broken connection."""
+
+    def __init__(self, log: EventLog):
+        self.log = log
+        self._tasks: dict[str, Task] = {}
+
+    def task(self, name: str) -> Task:
+        """A task by its name; DataError when none was opened."""
+        opened, names = self.log.look(lambda state: (state.tasks.get(name), list(state.tasks)))
+        if opened is None:
+            raise DataError(f"there is no review task {name!r}", f"{len(names)} were opened",
+                            f"nearest: {nearest(name, names)!r}" if nearest(name, names) else "open it first")
+        if name not in self._tasks:
+            self._tasks[name] = Task(**opened.payload)
+        return self._tasks[name]
+
+    def open(self, task: Task, by: str) -> Task:
+        """Open a task; whoever opens it is a lead. The same one may be opened again, another of its name may not."""
+        leads = [*dict.fromkeys((by, *task.leads))]
+        event = Event(Kind.OPENED, task.name, _person(by), payload={**asdict(task), "leads": leads})
+
+        def unless_open(state: State) -> Event | None:
+            return None if task.name in state.tasks else event
+
+        if self.log.append(unless_open) is None:
+            known = self.log.look(lambda state: state.tasks[task.name])
+            if Event.read(Event(**{**asdict(event), "id": known.id, "time": known.time}).line()) != known:
+                raise DataError(f"there is another task {task.name!r}", "what people answered belongs to that one",
+                                "choose another name")
+        return self.task(task.name)
+
+    def next_item(self, name: str, reviewer: str, *, seat: str = "", holding: Sequence[str] = ()) -> Item | None:
+        """The next item of a reviewer, reserved; None when nothing is left for them now.
+
+        `seat` names a tab of theirs: a reload gets back what it held, another tab something else. `holding` are trace
+        ids on that tab already, so that a page can fetch one ahead.
+        """
+        task, event = self.task(name), None
+
+        def choose(state: State) -> Event | None:
+            chosen = self._chosen(state, task, reviewer, seat, set(holding))
+            return chosen and Event(Kind.RESERVED, name, reviewer, chosen, task.items[chosen], {"seat": seat})
+
+        _person(reviewer)
+        event = self.log.append(choose)
+        if event is None:
+            return None
+        draft = self.log.look(lambda state: state.drafts.get((name, event.item, reviewer), {}))
+        return Item(event.item, event.clip, dict(draft))
+
+    def _chosen(self, state: State, task: Task, who: str, seat: str, holding: set[str]) -> str | None:
+        answers, holds = state.answers.get(task.name, {}), state.holds.get(task.name, {})
+        since = self.log.clock() - task.seconds
+
+        def live(item: str) -> dict[str, Any]:
+            return {name: hold for name, hold in holds.get(item, {}).items() if hold.at > since}
+
+        held = {item: mine for item in holds if (mine := live(item).get(who))}
+        own = [item for item, mine in held.items() if mine.seat == seat and item not in holding]
+        if own:
+            return min(own, key=lambda item: held[item].at)
+
+        def free() -> Iterator[str]:
+            for item in task.items:
+                said = answers.get(item, {})
+                if item in task.gold or who in said or item in held or item in holding:
+                    continue
+                judged = {name for name, act in said.items() if act.kind is Kind.JUDGED}
+                if len(judged | live(item).keys()) < task.reviewers and state.final(task.name, item) is None:
+                    yield item
+
+        found = max(free(), key=lambda item: _dispute(answers.get(item, {})), default=None) if (
+            task.order == "reviewers") else next(free(), None)  # fmt: skip
+        gold = [item for item in task.gold if who not in answers.get(item, {}) and item not in holding | held.keys()]
+        if found is None or not gold:
+            return found
+        # By chance, but the same after a restart; a number of one's own cannot be guessed by counting.
+        turn = len(held) + sum(who in said for said in answers.values())
+        chance = random.Random(f"{task.name}\n{who}\n{turn}")  # noqa: S311 - no secret
+        return chance.choice(gold) if chance.random() < task.gold_share else found
+
+    def draft(self, name: str, reviewer: str, item: str, answers: Mapping[str, Any]) -> Event:
+        """Keep what is typed; the reservation goes on from now."""
+        return self._say(Kind.DRAFT, name, reviewer, item, self.task(name).checked(answers, whole=False))
+
+    def judge(self, name: str, reviewer: str, item: str, answers: Mapping[str, Any], event_id: str | None = None) -> Event:
+        """Answer an item, also after the reservation ran out, or once more: the last answer stands."""
+        return self._say(Kind.JUDGED, name, reviewer, item, self.task(name).checked(answers, whole=True), event_id)
+
+    def skip(self, name: str, reviewer: str, item: str, reason: str, event_id: str | None = None) -> Event:
+        """Leave an item to others, and say why."""
+        if not reason.strip() or len(reason) > LONGEST_NOTE:
+            raise DataError("a skip without a reason, or with a very long one", "leads learn from reasons what to mend",
+                            "give a few words")
+        return self._say(Kind.SKIPPED, name, reviewer, item, {"reason": reason}, event_id)
+
+    def release(self, name: str, reviewer: str, item: str) -> Event:
+        """Give a reserved item back."""
+        return self._say(Kind.RELEASED, name, reviewer, item, {})
+
+    def _say(self, kind: Kind, name: str, reviewer: str, item: str, payload: Mapping[str, Any],
+             event_id: str | None = None) -> Event:
+        clip = self.task(name).items.get(item)
+        given = {} if event_id is None else {"id": event_id}
+        event = Event(kind, name, _person(reviewer), item, clip, payload, **given)
+
+        def if_handed(state: State) -> Event:
+            if (name, item, reviewer) not in state.handed:
+                raise DataError(f"{item!r} was not handed to {reviewer!r}", "items are handed out, so that each has as "
+                                "many answers as asked and no more", "ask for the next item")
+            return event
+
+        return self.log.append(if_handed)
+
+    def undo(self, name: str, reviewer: str, *, seat: str = "") -> Event | None:
+        """Take back the newest act in force of a reviewer, and give it; None when there is none. Its item is theirs
+        again, with what they had said as the draft."""
+        self.task(name)
+        undone: list[Event] = []
+
+        def newest(state: State) -> Event | None:
+            act = state.last_act(name, reviewer)
+            undone[:] = [act] if act else []
+            return act and Event(Kind.UNDONE, name, reviewer, act.item, act.clip, {"event": act.id, "seat": seat})
+
+        self.log.append(newest)
+        return undone[0] if undone else None
+
+    def adjudicate(self, name: str, lead: str, item: str, answers: Mapping[str, Any], event_id: str | None = None) -> Event:
+        """Decide an item for good; it is handed out no more. DataError unless by a lead of the task."""
+        task = self.task(name)
+        if lead not in task.leads or item not in task.items:
+            raise DataError(f"{lead!r} adjudicates {item!r}", f"leads of this task do, on its {len(task.items)} items: "
+                            f"{', '.join(task.leads)}", "ask one of them")
+        given = {} if event_id is None else {"id": event_id}
+        return self.log.append(Event(Kind.ADJUDICATED, name, lead, item, task.items[item],
+                                     task.checked(answers, whole=True), **given))
+
+    def answers(self, name: str, item: str, viewer: str) -> dict[str, Event]:
+        """Answers in force by reviewer: all of them for a lead, for others only their own."""
+        leads = self.task(name).leads
+        said = self.log.look(lambda state: dict(state.answers.get(name, {}).get(item, {})))
+        return {who: act for who, act in said.items() if viewer in leads or who == viewer}
+
+    def judgements(self, name: str) -> list[Event]:
+        """All judgements in force, gold items included, in order of time. For leads: it shows everybody's."""
+        said = self.log.look(lambda state: [act for by in state.answers.get(name, {}).values() for act in by.values()])
+        return sorted((act for act in said if act.kind is Kind.JUDGED), key=lambda act: act.time)
+
+    def ratings(self, name: str, question: str = "label") -> list[tuple[str, str, Any]]:
+        """(trace id, reviewer, answer) as `metrics.agreement` takes them; unsure is None. Without gold items."""
+        gold = self.task(name).gold
+        return [(act.item, act.reviewer, act.payload.get(question)) for act in self.judgements(name) if act.item not in gold]
+
+    def gold_answers(self, name: str) -> list[tuple[Event, bool]]:
+        """What reviewers said on gold items, in order of time, and whether it agrees with all that is known of it."""
+        gold = self.task(name).gold
+        return [(act, all(act.payload.get(key) == known for key, known in gold[act.item].items()))
+                for act in self.judgements(name) if act.item in gold]
+
+    def progress(self, name: str) -> dict[str, Any]:
+        """`asked` and `done` judgements (gold apart), `items` and how many are `complete`, and `by` reviewer the number
+        of judgements, gold included."""
+        task, everything = self.task(name), self.judgements(name)
+        each = Counter(act.item for act in everything if act.item not in task.gold)
+        items = len(task.items) - len(task.gold)
+        finals = self.log.look(lambda state: {item for item in task.items if state.final(name, item)})
+        return {"asked": items * task.reviewers, "done": sum(min(n, task.reviewers) for n in each.values()), "items": items,
+                "complete": len({item for item, n in each.items() if n >= task.reviewers} | (finals - task.gold.keys())),
+                "by": dict(Counter(act.reviewer for act in everything))}
+
+
+def _dispute(said: Mapping[str, Event]) -> float:
+    """How far people differ on an item so far: the share of pairs of (label, verdict) that are not the same."""
+    views = [(act.payload.get("label"), act.payload.get("verdict")) for act in said.values() if act.kind is Kind.JUDGED]
+    same = sum(n * (n - 1) for n in Counter(views).values())
+    return 1 - same / (len(views) * (len(views) - 1)) if len(views) > 1 else 0.0
+
+
+def _person(name: str) -> str:
+    if not isinstance(name, str) or not name.strip() or len(name) > 200:
+        raise DataError(f"a reviewer called {name!r:.100}", "answers belong to somebody", "give the name of a login")
+    return name

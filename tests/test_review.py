@@ -1,0 +1,605 @@
+"""Reviews: nothing acknowledged is lost, nothing is handed out twice, and the state is a fold over what was written."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepintuit.errors import DataError, StoreError
+from deepintuit.metrics import agreement, rating_matrix
+from deepintuit.review import Event, EventLog, Kind, Reviews, Task, fold, plan, read_events, task_of
+from deepintuit.store import Workbench
+from deepintuit.store.browse import TraceFilter
+
+GOOD = {"label": "dog", "verdict": "right"}
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self, now: float = 1e9):
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def reviews(tmp_path: Path, clock: Clock):
+    with EventLog(tmp_path / "reviews", clock=clock) as log:
+        yield Reviews(log)
+
+
+def opened(reviews: Reviews, items: int = 3, **settings) -> Task:
+    names = {f"t{number}": f"c{number}" for number in range(items)}
+    return reviews.open(Task("week", **{"items": names, "labels": ["dog", "cat"], **settings}), "lead")
+
+
+def take(reviews: Reviews, who: str, **more) -> str | None:
+    item = reviews.next_item("week", who, **more)
+    return item and item.trace_id
+
+
+def lines(reviews: Reviews) -> list[dict]:
+    return [json.loads(line) for line in (reviews.log.folder / "events.jsonl").read_text("utf-8").splitlines()]
+
+
+# The file
+
+WRITERS = """
+import os, sys, threading
+from pathlib import Path
+from deepintuit.review import Event, EventLog, Kind
+
+def write(log, who):
+    for number in range(100_000):
+        event = log.append(Event(Kind.JUDGED, "week", who, f"t{number}", payload={"note": "x" * 3000}))
+        os.write(1, event.id.encode() + b"\\n")
+
+for life in range(30):  # a process each, from one import
+    pid = os.fork()
+    if not pid:
+        log = EventLog(Path(sys.argv[1]))
+        for who in "abcd":
+            threading.Thread(target=write, args=(log, who), daemon=True).start()
+        os.write(1, f"pid {os.getpid()}\\n".encode())
+        threading.Event().wait()
+    os.waitpid(pid, 0)
+"""
+
+
+def test_a_writer_killed_at_any_moment_has_lost_nothing_that_it_acknowledged(tmp_path: Path):
+    """Thirty kills on one file, each writer going on where the last one died."""
+    generator, acknowledged, killed = random.Random(0), [], []
+    with subprocess.Popen([sys.executable, "-c", WRITERS, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
+        for line in parent.stdout:
+            first, _, pid = line.strip().partition(" ")
+            if first == "pid":
+                threading.Timer(generator.uniform(0.001, 0.05), os.kill, (int(pid), signal.SIGKILL)).start()
+                killed.append(pid)
+            else:
+                acknowledged.append(first)
+    assert parent.returncode == 0 and len(set(killed)) == 30
+    written, damaged = read_events(tmp_path)
+    assert set(acknowledged) <= {event.id for event in written}
+    assert len(acknowledged) > 100 and len(damaged) <= 30, "the writers wrote, and a kill tears one line at most"
+
+
+def test_a_torn_last_line_is_passed_over_and_the_next_one_begins_anew(tmp_path: Path):
+    with EventLog(tmp_path) as log:
+        kept = log.append(Event(Kind.JUDGED, "week", "ann", "t0"))
+    whole = (tmp_path / "events.jsonl").read_bytes()
+    other = whole.replace(kept.id.encode(), b"another")
+    for cut in range(1, len(other) - 1):
+        (tmp_path / "events.jsonl").write_bytes(whole + other[:cut])
+        assert read_events(tmp_path) == ([kept], [2]), "cut at any byte"
+    (tmp_path / "events.jsonl").write_bytes(whole + whole[:40])
+    with EventLog(tmp_path) as log:
+        assert log.damaged == [2]
+        second = log.append(Event(Kind.JUDGED, "week", "ann", "t1"))
+    assert read_events(tmp_path) == ([kept, second], [2])
+
+
+def test_a_last_line_without_its_end_is_still_an_event(tmp_path: Path):
+    """Editors and copies drop the last newline."""
+    with EventLog(tmp_path) as log:
+        kept = log.append(Event(Kind.JUDGED, "week", "ann", "t0"))
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(file.read_bytes().rstrip())
+    with EventLog(tmp_path) as log:
+        second = log.append(Event(Kind.JUDGED, "week", "ann", "t1"))
+    assert read_events(tmp_path) == ([kept, second], [])
+
+
+@pytest.mark.parametrize("garbage", [b"\0" * 50, b"[" * 100_000, b"null", b'{"kind": "eaten"}', b"\xff\xfe", b"{}"])
+def test_damaged_lines_are_counted_and_hide_no_other(tmp_path: Path, garbage: bytes):
+    with EventLog(tmp_path) as log:
+        first = log.append(Event(Kind.JUDGED, "week", "ann", "t0"))
+    with open(tmp_path / "events.jsonl", "ab") as file:
+        file.write(garbage + b"\n")
+    with EventLog(tmp_path) as log:
+        second = log.append(Event(Kind.JUDGED, "week", "ann", "t1"))
+        assert log.damaged == [2] and read_events(tmp_path)[0] == [first, second]
+
+
+def test_twenty_reviewers_at_once_lose_nothing_and_share_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced, fsync = [], os.fsync
+
+    def slow(fd: int) -> None:
+        time.sleep(0.002)  # a disk
+        fsync(fd)
+        synced.append(os.fstat(fd).st_size)
+
+    with EventLog(tmp_path) as log:
+        monkeypatch.setattr(os, "fsync", slow)
+
+        def work(who: int) -> None:
+            for number in range(100):
+                event = log.append(Event(Kind.JUDGED, "week", f"r{who}", f"t{number}", payload={"note": "n" * 100}))
+                assert synced, "it returned after a sync"
+                mine[who].append(event)
+
+        mine: dict[int, list[Event]] = {who: [] for who in range(20)}
+        with ThreadPoolExecutor(20) as pool:
+            list(pool.map(work, mine))
+        assert log.look(lambda state: sum(len(said) for said in state.answers["week"].values())) == 2000
+    written, damaged = read_events(tmp_path)
+    assert len(written) == 2000 and not damaged and len(synced) < 1000
+    for who, events in mine.items():
+        assert [event for event in written if event.reviewer == f"r{who}"] == events, "in the order of each"
+
+
+def test_an_append_returns_only_after_a_sync_of_its_own_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with EventLog(tmp_path) as log:
+        synced, fsync = [b""], os.fsync
+        monkeypatch.setattr(os, "fsync", lambda fd: (synced.append((tmp_path / "events.jsonl").read_bytes()), fsync(fd)))
+
+        def work(who: int) -> None:
+            for _ in range(20):
+                assert log.append(Event(Kind.JUDGED, "week", f"r{who}", "t")).id.encode() in synced[-1]
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+
+
+def test_a_full_disk_is_said_and_what_it_refused_is_gone_from_file_and_state(tmp_path: Path, monkeypatch):
+    with EventLog(tmp_path) as log:
+        kept = log.append(Event(Kind.JUDGED, "week", "ann", "t0"))
+        real = os.write
+
+        def full(fd: int, data: bytes) -> int:
+            if fd == log._fd and len(data) > 20:
+                return real(fd, data[:20])
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(StoreError, match="'ann' did was not saved: No space left.*send it again"):
+                log.append(Event(Kind.JUDGED, "week", "ann", "t1", id="sent-twice"))
+        assert read_events(tmp_path) == ([kept], [])
+        assert log.look(lambda state: list(state.answers["week"])) == ["t0"]
+        again = log.append(Event(Kind.JUDGED, "week", "ann", "t1", id="sent-twice"))
+        assert read_events(tmp_path) == ([kept, again], [])
+
+
+def test_everyone_waiting_behind_a_failed_sync_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with EventLog(tmp_path) as log:
+
+        def failing(fd: int) -> None:
+            time.sleep(0.05)
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(os, "fsync", failing)
+
+        def work(who: int) -> str:
+            try:
+                log.append(Event(Kind.JUDGED, "week", f"r{who}", "t0"))
+            except StoreError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(8) as pool:
+            said = list(pool.map(work, range(8)))
+        assert all("was not saved" in each for each in said)
+        monkeypatch.undo()
+        assert read_events(tmp_path)[0] == [] and log.append(Event(Kind.JUDGED, "week", "ann", "t0"))
+
+
+def test_what_is_sent_twice_is_written_once(tmp_path: Path):
+    with EventLog(tmp_path) as log:
+        event = Event(Kind.JUDGED, "week", "ann", "t0", payload=GOOD)
+        with ThreadPoolExecutor(4) as pool:
+            saved = list(pool.map(log.append, [event] * 8))
+        assert len(set(each.time for each in saved)) == 1 and len(read_events(tmp_path)[0]) == 1
+        with pytest.raises(DataError, match="two different events"):
+            log.append(Event(Kind.JUDGED, "week", "ann", "t0", payload={"label": "cat"}, id=event.id))
+    with EventLog(tmp_path) as log:
+        assert log.append(event) == saved[0]
+
+
+def test_a_second_writer_gets_a_sentence_and_a_reader_reads_on(reviews: Reviews):
+    opened(reviews)
+    program = "import sys; from pathlib import Path; from deepintuit.review import EventLog, read_events\n"
+    program += "print(len(read_events(Path(sys.argv[1]))[0]))\nEventLog(Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", program, str(reviews.log.folder)], capture_output=True, text=True)
+    assert done.stdout == "1\n" and f"in use by process {os.getpid()}" in done.stderr
+    assert "use the dashboard that runs already" in done.stderr
+
+
+def test_a_forked_child_writes_nothing(reviews: Reviews):
+    pid = os.fork()
+    if not pid:
+        try:
+            reviews.log.append(Event(Kind.JUDGED, "week", "child", "t0"))
+        except StoreError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7 and lines(reviews) == []
+
+
+@given(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(),
+                               lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)))
+def test_any_text_comes_back_from_its_line(text: str, value: object):
+    event = Event(Kind.DRAFT, "week", text, "t0", payload={"note": value, "more": text}, time="2026-01-01T00:00:00+00:00")
+    line = event.line()
+    assert line.count(b"\n") == 1 and Event.read(line) == event
+
+
+def test_what_json_has_no_form_for_is_refused_before_it_is_written(reviews: Reviews):
+    for value in (float("nan"), object(), {1, 2}):
+        with pytest.raises(DataError, match="JSON"):
+            reviews.log.append(Event(Kind.DRAFT, "week", "ann", "t0", payload={"note": value}))
+    assert lines(reviews) == [] and reviews.log.append(Event(Kind.DRAFT, "week", "a\ud800", "t0")).reviewer == "a\ufffd"
+
+
+# The fold
+
+STEPS = st.lists(st.tuples(st.sampled_from(["judged", "skipped", "undone", "adjudicated", "draft", "reserved", "released"]),
+                           st.sampled_from("ab"), st.sampled_from(["t0", "t1"]), st.integers(0, 30)), max_size=30)  # fmt: skip
+
+
+@given(STEPS)
+def test_what_stands_is_the_last_act_that_was_not_undone(steps):
+    events = []
+    for number, (kind, who, item, back) in enumerate(steps):
+        payload = {"event": str(back)} if kind == "undone" else {"label": number}
+        events.append(Event(Kind(kind), "week", who, item, payload=payload, id=str(number), time="2026-01-01T00:00:00+00:00"))
+    state = fold(events)
+    undone = set()
+    for number, event in enumerate(events):
+        known = {e.id for e in events[:number] if e.reviewer == event.reviewer and e.kind in ("judged", "skipped", "adjudicated")}
+        undone |= {event.payload["event"]} & known if event.kind is Kind.UNDONE else set()
+    stand = [event for event in events if event.id not in undone]
+    acts = {(e.item, e.reviewer): e for e in stand if e.kind in (Kind.JUDGED, Kind.SKIPPED)}
+    finals = {e.item: e for e in stand if e.kind is Kind.ADJUDICATED}
+    assert {(item, who): act for item, by in state.answers["week"].items() for who, act in by.items()} == acts
+    assert {item: act for item in ("t0", "t1") if (act := state.final("week", item))} == finals
+    for who in "ab":
+        mine = [e for e in stand if e.reviewer == who and e.kind in (Kind.JUDGED, Kind.SKIPPED, Kind.ADJUDICATED)]
+        assert state.last_act("week", who) == (mine[-1] if mine else None)
+
+
+# Handing out
+
+def test_an_item_goes_to_as_many_as_asked_and_never_twice_to_one(reviews: Reviews):
+    opened(reviews, items=2, reviewers=2)
+    assert [take(reviews, who) for who in ("ann", "bob", "eve", "dan")] == ["t0", "t0", "t1", "t1"]
+    assert take(reviews, "kim") is None, "all are out"
+    for who, item in (("ann", "t0"), ("bob", "t0")):
+        reviews.judge("week", who, item, GOOD)
+    assert take(reviews, "kim") is None and take(reviews, "ann") is None
+    reviews.release("week", "eve", "t1")
+    assert take(reviews, "ann") == "t1"
+    reviews.judge("week", "ann", "t1", GOOD)
+    assert take(reviews, "ann") is None, "she has answered all"
+
+
+def test_a_reservation_times_out_and_a_draft_keeps_it(reviews: Reviews, clock: Clock):
+    opened(reviews, items=1, seconds=60)
+    assert take(reviews, "ann") == "t0"
+    clock.now += 59
+    assert take(reviews, "bob") is None
+    reviews.draft("week", "ann", "t0", {"note": "half a"})
+    clock.now += 59
+    assert take(reviews, "bob") is None
+    clock.now += 2
+    assert take(reviews, "bob") == "t0"
+    assert take(reviews, "ann") is None, "it is bob's now"
+    reviews.judge("week", "ann", "t0", GOOD)  # late, and not lost
+    assert list(reviews.answers("week", "t0", "lead")) == ["ann"]
+
+
+def test_a_reload_gets_the_same_item_and_its_draft_and_another_tab_another(reviews: Reviews):
+    opened(reviews)
+    assert take(reviews, "ann", seat="tab 1") == "t0" and take(reviews, "ann", seat="tab 2") == "t1"
+    reviews.draft("week", "ann", "t0", {"label": "cat"})
+    again = reviews.next_item("week", "ann", seat="tab 1")
+    assert (again.trace_id, again.clip_id, again.draft) == ("t0", "c0", {"label": "cat"})
+    assert take(reviews, "ann", seat="tab 1", holding=["t0"]) == "t2", "one ahead"
+    assert take(reviews, "ann", seat="tab 1", holding=["t0", "t2"]) is None
+    reviews.judge("week", "ann", "t0", GOOD)
+    assert take(reviews, "ann", seat="tab 1") == "t2" and take(reviews, "ann", seat="tab 2") == "t1"
+
+
+def test_a_kill_forgets_no_reservation(reviews: Reviews, clock: Clock):
+    opened(reviews, items=1)
+    assert take(reviews, "ann") == "t0"
+    reviews.log.close()
+    with EventLog(reviews.log.folder, clock=clock) as log:
+        assert Reviews(log).next_item("week", "bob") is None
+        assert Reviews(log).next_item("week", "ann").trace_id == "t0"
+
+
+def test_sixteen_threads_ask_five_hundred_times_and_nothing_goes_out_twice(reviews: Reviews):
+    opened(reviews, items=300, reviewers=2, seconds=3600)
+
+    def work(who: int) -> list[tuple[str, int]]:
+        mine = []
+        for _ in range(40):
+            item = take(reviews, f"r{who % 8}", seat=str(who), holding=[one for one, _ in mine])
+            if item:
+                mine.append((item, who % 8))
+        return mine
+
+    with ThreadPoolExecutor(16) as pool:
+        handed = [pair for mine in pool.map(work, range(16)) for pair in mine]
+    assert len(handed) == 600 and len(set(handed)) == 600, "never twice to one"
+    assert set(Counter(item for item, _ in handed).values()) == {2}, "to as many as asked"
+
+
+@given(st.lists(st.tuples(st.sampled_from(["next", "judge", "skip", "undo", "release", "wait"]), st.sampled_from("abc")),
+                max_size=40), st.integers(1, 2))  # fmt: skip
+def test_whatever_people_do_hand_outs_hold_the_rules(tmp_path_factory, steps, wanted):
+    clock = Clock()
+    folder = tmp_path_factory.mktemp("reviews")
+    with EventLog(folder, clock=clock) as log:
+        reviews = Reviews(log)
+        opened(reviews, items=2, reviewers=wanted, seconds=60)
+        held: dict[str, str] = {}
+        for step, who in steps:
+            clock.now += 1
+            if step == "wait":
+                clock.now += 61
+            elif step == "undo":
+                reviews.undo("week", who)
+            elif step == "next":
+                said = log.look(lambda state: {item: dict(by) for item, by in state.answers["week"].items()})
+                out = log.look(lambda state: {(item, other) for item, by in state.holds["week"].items()
+                                              for other, hold in by.items() if hold.at > clock.now - 60})
+                item = take(reviews, who)
+                if item:
+                    held[who] = item
+                    busy = {other for name, other in out if name == item} | {
+                        other for other, act in said.get(item, {}).items() if act.kind is Kind.JUDGED}
+                    assert who not in said.get(item, {}) and (len(busy | {who}) <= wanted or (item, who) in out)
+            elif who in held:
+                {"judge": lambda: reviews.judge("week", who, held[who], GOOD),
+                 "skip": lambda: reviews.skip("week", who, held[who], "dark"),
+                 "release": lambda: reviews.release("week", who, held[who])}[step]()  # fmt: skip
+        live = log.look(lambda state: (dict(state.answers["week"]), dict(state.holds["week"]), dict(state.drafts)))
+    again = fold(read_events(folder)[0])
+    assert live == (dict(again.answers["week"]), dict(again.holds["week"]), dict(again.drafts)), "memory is the file"
+
+
+# Answering
+
+def test_undo_gives_the_item_back_with_what_was_said(reviews: Reviews):
+    opened(reviews)
+    assert reviews.undo("week", "ann") is None
+    for item in ("t0", "t1"):
+        take(reviews, "ann")
+        reviews.judge("week", "ann", item, GOOD | {"note": item})
+    assert reviews.undo("week", "ann").item == "t1"
+    assert take(reviews, "bob") == "t2", "t1 is ann's again"
+    back = reviews.next_item("week", "ann")
+    assert (back.trace_id, back.draft["note"]) == ("t1", "t1")
+    assert reviews.undo("week", "ann").item == "t0" and reviews.undo("week", "ann") is None
+    assert [line["kind"] for line in lines(reviews)].count("undone") == 2 and reviews.progress("week")["done"] == 0
+
+
+def test_undo_of_a_second_thought_brings_the_first_back(reviews: Reviews):
+    opened(reviews)
+    take(reviews, "ann")
+    reviews.judge("week", "ann", "t0", GOOD)
+    reviews.judge("week", "ann", "t0", {"label": "cat", "verdict": "wrong"})
+    assert [act.payload["label"] for act in reviews.judgements("week")] == ["cat"]
+    reviews.undo("week", "ann")
+    assert [act.payload["label"] for act in reviews.judgements("week")] == ["dog"]
+
+
+def test_a_skipped_item_waits_for_somebody_else(reviews: Reviews):
+    opened(reviews, items=1)
+    take(reviews, "ann")
+    with pytest.raises(DataError, match="without a reason"):
+        reviews.skip("week", "ann", "t0", "  ")
+    reviews.skip("week", "ann", "t0", "too dark")
+    assert take(reviews, "ann") is None and take(reviews, "bob") == "t0"
+
+
+def test_others_answers_are_hidden_from_all_but_leads(reviews: Reviews):
+    opened(reviews, reviewers=2, leads=["eve"])
+    for who in ("ann", "bob"):
+        take(reviews, who)
+        reviews.judge("week", who, "t0", GOOD)
+    assert [list(reviews.answers("week", "t0", who)) for who in ("ann", "kim", "lead", "eve")] == [
+        ["ann"], [], ["ann", "bob"], ["ann", "bob"]]  # fmt: skip
+
+
+def test_a_lead_decides_and_the_item_goes_out_no_more(reviews: Reviews):
+    opened(reviews, items=1, reviewers=3)
+    with pytest.raises(DataError, match="leads of this task do"):
+        reviews.adjudicate("week", "ann", "t0", GOOD)
+    reviews.adjudicate("week", "lead", "t0", GOOD)
+    assert take(reviews, "ann") is None and reviews.progress("week")["complete"] == 1
+    reviews.undo("week", "lead")
+    assert take(reviews, "ann") == "t0"
+
+
+@pytest.mark.parametrize(("answers", "said"), [
+    ({"label": "dog"}, "'verdict' is missing"), ({"label": "bird", "verdict": "right"}, "'bird' came as the label"),
+    (GOOD | {"verdict": "fine"}, "'fine' came as the verdict"), (GOOD | {"mood": 1}, "'mood' came"),
+    (GOOD | {"note": 3}, "note is no text"), (GOOD | {"note": "x" * 10_001}, "note is no text"),
+    (GOOD | {"failing": {"sentence": -1, "in": "seeing"}}, "sentence's number"), (GOOD | {"label": ["dog"]}, "came as"),
+    (GOOD | {"failing": {"sentence": 1, "in": "hearing"}}, "seeing or reasoning"), (GOOD | {"failing": [1]}, "number")])  # fmt: skip
+def test_answers_that_answer_nothing_get_a_sentence(reviews: Reviews, answers, said):
+    opened(reviews)
+    take(reviews, "ann")
+    with pytest.raises(DataError, match=said):
+        reviews.judge("week", "ann", "t0", answers)
+    assert [line["kind"] for line in lines(reviews)] == ["opened", "reserved"]
+
+
+def test_unsure_is_an_answer(reviews: Reviews):
+    opened(reviews)
+    take(reviews, "ann")
+    reviews.judge("week", "ann", "t0", {"label": None, "verdict": None, "failing": {"sentence": 0, "in": "reasoning"}})
+    assert reviews.ratings("week") == [("t0", "ann", None)]
+
+
+def test_nobody_judges_what_was_not_handed_to_them(reviews: Reviews):
+    opened(reviews)
+    for item in ("t0", "nothing", "../../x"):
+        with pytest.raises(DataError, match="was not handed to 'ann'"):
+            reviews.judge("week", "ann", item, GOOD)
+    with pytest.raises(DataError, match="there is no review task 'weak'.*nearest: 'week'"):
+        reviews.next_item("weak", "ann")
+    with pytest.raises(DataError, match="give the name of a login"):
+        reviews.next_item("week", " ")
+
+
+def test_an_answer_sent_again_after_a_broken_line_counts_once(reviews: Reviews):
+    opened(reviews)
+    take(reviews, "ann")
+    first, second = (reviews.judge("week", "ann", "t0", GOOD, event_id="tab1-0001") for _ in range(2))
+    assert first == second and len(lines(reviews)) == 3
+
+
+def test_a_task_is_opened_once_and_means_one_thing(reviews: Reviews):
+    task = opened(reviews)
+    assert opened(reviews) == task and len(lines(reviews)) == 1
+    with pytest.raises(DataError, match="there is another task 'week'"):
+        opened(reviews, items=4)
+    for wrong in ({"reviewers": 0}, {"questions": ["mood"]}, {"labels": []}, {"gold": {"t9": {}}}, {"seconds": 0}):
+        with pytest.raises(DataError):
+            opened(reviews, **wrong)
+
+
+# What the team learns
+
+def test_gold_items_are_hidden_go_to_everybody_and_say_who_drifts(reviews: Reviews):
+    opened(reviews, items=60, gold={f"t{n}": {"label": "dog"} for n in range(10)}, gold_share=0.3)
+    places = {}
+    for who, label in (("ann", "dog"), ("bob", "cat")):
+        places[who] = []
+        for turn in range(25):
+            item = reviews.next_item("week", who)
+            assert set(vars(item)) == {"trace_id", "clip_id", "draft"}
+            places[who] += [turn] if item.trace_id in reviews.task("week").gold else []
+            reviews.judge("week", who, item.trace_id, {"label": label, "verdict": None})
+    assert places["ann"] != places["bob"] and all(3 <= len(turns) <= 10 for turns in places.values())
+    right = {act.reviewer: set() for act, _ in reviews.gold_answers("week")}
+    for act, good in reviews.gold_answers("week"):
+        right[act.reviewer].add(good)
+    assert right == {"ann": {True}, "bob": {False}}
+    progress = reviews.progress("week")
+    assert progress["items"] == 50 and progress["done"] == 50 - sum(map(len, places.values()))
+    assert progress["by"] == {"ann": 25, "bob": 25}
+
+
+def test_judgements_go_straight_into_agreement(reviews: Reviews):
+    opened(reviews, items=4, reviewers=2)
+    for who, said in (("ann", ["dog", "dog", "cat", "cat"]), ("bob", ["dog", "cat", "cat", "cat"])):
+        for label in said:
+            reviews.judge("week", who, take(reviews, who), {"label": label, "verdict": None})
+    matrix, _, people = rating_matrix(reviews.ratings("week"), ["dog", "cat"])
+    overall = agreement(matrix, ["dog", "cat"], draws=50)[0]
+    assert sorted(people) == ["ann", "bob"] and overall.percent.value == 0.75 and overall.kappa.value == pytest.approx(0.5)
+
+
+def test_where_people_differ_a_third_one_looks_first(reviews: Reviews):
+    opened(reviews, items=3, reviewers=3, order="reviewers")
+    for who, labels in (("ann", ["dog"] * 3), ("bob", ["dog", "cat", "dog"])):
+        for label in labels:
+            reviews.judge("week", who, took := take(reviews, who), {"label": "cat" if took == "t1" and who == "bob" else "dog",
+                                                                     "verdict": None})  # fmt: skip
+    assert take(reviews, "eve") == "t1"
+
+
+# Orders, over a real index
+
+@pytest.fixture(scope="module")
+def workbench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    """Four clips with two traces each; a calibrator that is sure of c0, torn on c1, between on c2, silent on c3."""
+    found = Workbench(tmp_path_factory.mktemp("workbench"))
+    said = {"c0": ("dog", "dog"), "c1": ("dog", "cat"), "c2": ("cat", "cat"), "c3": ("cat", "cat")}
+    with found.start_run("coldstart", {}) as run:
+        run.append("traces", [{"clip_id": clip, "sample": sample, "text": "a dog", "provisional": label}
+                              for clip, labels in said.items() for sample, label in enumerate(labels)])
+        run.finish()
+    traces = run.read("traces")
+    probs = {"c0": [0.98, 0.01, 0.01], "c1": [0.34, 0.33, 0.33], "c2": [0.5, 0.5, 0.0]}
+    with found.start_run("calibrate", {}) as run:
+        run.append("predictions", [
+            {"clip_id": clip, "trace_id": trace, "split": "test", "system": "calibrated", "method": "label_likelihood",
+             "control": "none", "predicted": "dog", "labels": ["dog", "cat", "fox"], "probs": probs[clip]}
+            for clip, trace in zip(traces.clip_id, traces.trace_id) if clip in probs])  # fmt: skip
+        run.finish()
+    found.refresh()
+    return found
+
+
+def test_uncertain_ones_come_first_and_unknown_ones_last(workbench: Workbench):
+    assert list(dict.fromkeys(plan(workbench, TraceFilter(), "entropy").values())) == ["c1", "c2", "c0", "c3"]
+    margins = list(plan(workbench, TraceFilter(), "margin").values())
+    assert margins[:2] == ["c2", "c2"] and margins[4:] == ["c0", "c0", "c3", "c3"]
+    changed = list(plan(workbench, TraceFilter(), "changed").values())
+    assert sorted(changed[:3]) == ["c1", "c2", "c2"] and changed[6:] == ["c3", "c3"]
+    assert set(list(plan(workbench, TraceFilter(), "traces").values())[:2]) == {"c1"}
+    assert set(plan(workbench, TraceFilter(sample=0), "traces").values()) == {"c0", "c1", "c2", "c3"}
+
+
+def test_chance_is_seeded_and_a_list_keeps_its_order(workbench: Workbench):
+    orders = {tuple(plan(workbench, TraceFilter(), "random", seed)) for seed in range(6)}
+    assert len(orders) > 3 and tuple(plan(workbench, TraceFilter(), "random", 3)) in orders
+    ids = [*plan(workbench, TraceFilter(), "random")][:5]
+    assert [*plan(workbench, ids[::-1], "given")] == ids[::-1]
+    with pytest.raises(DataError, match="'nowhere' is not in the index"):
+        plan(workbench, ["nowhere"])
+
+
+def test_a_mixture_takes_from_each_order_by_its_share(workbench: Workbench):
+    mixed = plan(workbench, TraceFilter(), {"entropy": 3, "random": 1})
+    assert len(mixed) == 8 and set(mixed) == set(plan(workbench, TraceFilter()))
+    pure = [*plan(workbench, TraceFilter(), "entropy")]
+    assert [one for one in mixed if one in pure[:2]] == pure[:2]
+    for wrong in ("entropie", {"entropy": 0}, {"reviewers": 1, "random": 1}):
+        with pytest.raises(DataError, match="nearest"):
+            plan(workbench, TraceFilter(), wrong)
+
+
+def test_a_task_of_a_slice_is_fixed_when_it_is_opened(workbench: Workbench):
+    gold = [*plan(workbench, TraceFilter(clip="c3"))][0]
+    with EventLog(workbench.reviews) as log:
+        task = task_of(workbench, "torn", TraceFilter(calibrated="dog"), {"entropy": 2, "random": 1},
+                       gold={gold: {"label": "cat"}}, labels=["dog", "cat"], reviewers=2)  # fmt: skip
+        opened = Reviews(log).open(task, "lead")
+        assert opened.slice == {"calibrated": "dog"} and len(opened.items) == 7 and opened.items[gold] == "c3"
+    with EventLog(workbench.reviews) as log:
+        assert Reviews(log).task("torn") == opened and Reviews(log).next_item("torn", "ann").clip_id in ("c0", "c1", "c2")
+    with pytest.raises(DataError, match="holds no trace"):
+        task_of(workbench, "none", TraceFilter(run="nowhere"), labels=["dog"])
