@@ -141,6 +141,7 @@ class Keeper:
                 )
             except OSError as error:
                 log.write(f"{command[0]} cannot be started: {error.strerror}.\n")
+                log.flush()  # before anybody is told that it ended
                 note(self.folder, ended=now(), exit_code=127)
                 return
             note(self.folder, process=identity(process.pid), started=now())
