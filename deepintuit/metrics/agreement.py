@@ -51,8 +51,8 @@ def _ratio(above: Floats, below: Floats) -> Floats:
 
 
 def percent_agreement_of(ratings_C_R: ArrayLike, K: int, k: int | None = None) -> Statistic:
-    """The share, 0 … 1, of pairs of ratings of one item that are the same, all pairs of all items alike. With `k`,
-    specific agreement (Cicchetti and Feinstein 1990): when one rater says k, the share of others who do. No pair: nan."""
+    """The share, 0 … 1, of pairs of ratings of one item that are the same, all pairs alike. With `k`,
+    specific agreement (Cicchetti and Feinstein 1990): one rater says k: the share of others who do. No pair: nan."""
     counts, raters = _counts(ratings_C_R, K)
     counts = counts if k is None else counts[:, [k]]
     same, pairs = (counts * (counts - 1)).sum(1), (counts * (raters[:, None] - 1)).sum(1)

@@ -7,7 +7,7 @@ One process writes (a lock says so in a sentence), with any number of threads: t
 and one fsync. A line that can be read is an event; a line torn by a kill cannot, was never acknowledged, and is passed
 over. No byte that an append returned for is ever changed.
 
-Left out on purpose: compaction (a hundred thousand events are read in a second or two), several writing processes.
+Left out on purpose: compaction (a hundred thousand events are read in about a second), several writing processes.
 """
 
 import json
@@ -43,6 +43,10 @@ class Kind(StrEnum):
     RELEASED = "released"
 
 
+def new_id() -> str:
+    return uuid.uuid4().hex
+
+
 @dataclass(frozen=True)
 class Event:
     """One thing that one person did. `item` is a trace id, `clip` its clip's; `payload` is JSON (a task's definition,
@@ -55,7 +59,7 @@ class Event:
     item: str | None = None
     clip: str | None = None
     payload: Mapping[str, Any] = field(default_factory=dict)
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=new_id)
     time: str = ""
 
     @property
@@ -76,10 +80,10 @@ class Event:
     def read(cls, line: bytes) -> "Event | None":
         """The event of a line; None for one that is torn, damaged or of another kind."""
         try:
-            found = json.loads(line)
+            found = json.loads(line.decode("utf-8"))
             event = cls(**{**found, "kind": Kind(found["kind"])})
             texts = (event.task, event.reviewer, event.id, event.item or "", event.clip or "")
-            sound = all(isinstance(text, str) for text in texts) and isinstance(event.payload, dict) and event.at >= 0
+            sound = {*map(type, texts)} == {str} and type(event.payload) is dict and event.at >= 0
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
         return event if sound else None
@@ -127,6 +131,7 @@ class State:
         self.handed: set[tuple[str, str, str]] = set()
         self.drafts: dict[tuple[str, str, str], Mapping[str, Any]] = {}
         self.acts: dict[tuple[str, str], dict[str, Event]] = defaultdict(dict)
+        self.unfinished: dict[str, dict[str, None]] = {}  # the queue's note by task of where to look; follows no event
         self._finals: dict[tuple[str, str], dict[str, Event]] = defaultdict(dict)
 
     def final(self, task: str, item: str) -> Event | None:
@@ -148,10 +153,10 @@ class State:
             self.handed.add((task, item, who))
         elif event.kind is Kind.DRAFT:
             self.drafts[task, item, who] = event.payload
-            if who in self.holds[task][item]:
-                self.holds[task][item][who] = replace(self.holds[task][item][who], at=event.at)
+            if hold := self.holds[task].get(item, {}).get(who):
+                self.holds[task][item][who] = Hold(hold.seat, event.at)
         elif event.kind is Kind.RELEASED:
-            self.holds[task][item].pop(who, None)
+            self._let_go(task, item, who)
         elif event.kind is Kind.UNDONE:
             self._undo(event)
         else:
@@ -160,14 +165,21 @@ class State:
                 self._finals[task, item][event.id] = event
             else:
                 self.answers[task][item][who] = event
-                self.holds[task][item].pop(who, None)
+                self._let_go(task, item, who)
                 self.drafts.pop((task, item, who), None)
+
+    def _let_go(self, task: str, item: str, who: str) -> None:
+        by = self.holds[task].get(item, {})
+        by.pop(who, None)
+        if not by:
+            self.holds[task].pop(item, None)
 
     def _undo(self, event: Event) -> None:
         task, who, acts = event.task, event.reviewer, self.acts[event.task, event.reviewer]
         gone = acts.pop(str(event.payload.get("event")), None)
         if gone is None:
             return
+        self.unfinished.pop(task, None)
         item = gone.item or ""
         if gone.kind is Kind.ADJUDICATED:
             del self._finals[task, item][gone.id]
@@ -269,8 +281,8 @@ class EventLog:
         known = self._known.get(made.id)
         if known is not None:
             if Event.read(replace(made, time=known.event.time).line()) != known.event:
-                raise DataError(f"two different events came as {made.id!r}", "an id names one event for good",
-                                "leave the id out")
+                raise DataError(f"two different events came as {made.id!r}", "what was said first under an id stands",
+                                "leave the id out, or give a task another name")
             return known
         instant = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="milliseconds")
         line = replace(made, time=instant).line()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepintuit.errors import DataError, nearest
-from deepintuit.review.events import Event, EventLog, Kind, State
+from deepintuit.review.events import Event, EventLog, Kind, State, new_id
 from deepintuit.store.browse import TraceFilter
 
 if TYPE_CHECKING:
@@ -56,51 +56,45 @@ class Task:
     slice: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.questions if name not in QUESTIONS]
-        if unknown:
-            raise DataError(f"the task {self.name!r} asks {unknown[0]!r}", f"a task asks {', '.join(QUESTIONS)}",
-                            f"nearest: {nearest(unknown[0], QUESTIONS) or 'note'!r}")
-        if not self.name.strip() or self.reviewers < 1 or self.seconds <= 0 or not 0 <= self.gold_share < 1:
-            raise DataError(f"the task {self.name!r} with {self.reviewers} reviewers an item, {self.seconds:g} s and a "
-                            f"gold share of {self.gold_share:g}", "nothing could be handed out",
-                            "name it, ask one reviewer or more, give seconds above 0 and a share from 0 to below 1")
-        if "label" in self.questions and not self.labels:
-            raise DataError(f"the task {self.name!r} asks for a label and lists none", "there is nothing to choose from",
-                            "give `labels`, or leave the question out")
-        for trace_id, answers in self.gold.items():
-            if trace_id not in self.items:
-                raise DataError(f"the gold trace {trace_id!r} is not among the items", "it could not be handed out",
-                                "list it with its clip")
+        wrong = [text for bad, text in (
+            (not self.name.strip(), "has no name"),
+            (self.reviewers < 1, f"wants {self.reviewers} reviewers an item"),
+            (not self.seconds > 0, f"reserves for {self.seconds} s"),
+            (not 0 <= self.gold_share < 1, f"has a gold share of {self.gold_share}, not 0 to below 1"),
+            (not set(self.questions) <= set(QUESTIONS), f"asks something else than {', '.join(QUESTIONS)}"),
+            ("label" in self.questions and not self.labels, "asks for a label and lists none"),
+            (not set(self.gold) <= set(self.items), "has gold traces that are not among its items"),
+        ) if bad]  # fmt: skip
+        if wrong:
+            raise DataError(f"the task {self.name!r} {wrong[0]}", "it could not be handed out or answered", "mend that")
+        for answers in self.gold.values():
             self.checked(answers, whole=False)
 
     def checked(self, answers: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
         """The answers as they are stored; DataError when they do not answer this task's questions. `whole`: a label and
         a verdict, where asked, must be there."""
-        allowed = {"label": (*self.labels, None), "verdict": (*VERDICTS, None)}
+        rules = {
+            "label": (lambda given: given in (*self.labels, None), f"one of {', '.join(self.labels)}, or None"),
+            "verdict": (lambda given: given in (*VERDICTS, None), f"one of {', '.join(VERDICTS)}, or None"),
+            "failing": (_fails, 'None or {"sentence": 0 or above, "in": "' + '" or "'.join(FAILING_IN) + '"}'),
+            "note": (lambda given: isinstance(given, str) and len(given) <= LONGEST_NOTE,
+                     f"text up to {LONGEST_NOTE:,} characters"),
+        }
         for name, answer in answers.items():
-            if name not in self.questions:
-                raise DataError(f"an answer to {name!r} came", f"this task asks {', '.join(self.questions)}",
-                                "leave it out")
-            if name in allowed and answer not in allowed[name]:
-                raise DataError(f"{answer!r} came as the {name}", f"it is one of {', '.join(allowed[name][:-1])}",
-                                "choose one of them, or None for unsure")
-            if name == "note" and not (isinstance(answer, str) and len(answer) <= LONGEST_NOTE):
-                raise DataError("the note is no text, or a very long one", f"{LONGEST_NOTE:,} characters are kept",
-                                "shorten it")
-            if name == "failing" and answer is not None and not _sentence(answer):
-                raise DataError(f"{answer!r} came as what fails", f"it is a sentence's number, in {' or '.join(FAILING_IN)}",
-                                'send {"sentence": 2, "in": "seeing"}, or None')
-        missing = [name for name in allowed if whole and name in self.questions and name not in answers]
+            if name not in self.questions or not rules[name][0](answer):
+                raise DataError(f"{answer!r:.100} came as the {name}", f"this task asks {', '.join(self.questions)}",
+                                f"give {rules[name][1] if name in self.questions else 'answers to these'}")
+        missing = [name for name in ("label", "verdict") if whole and name in self.questions and name not in answers]
         if missing:
             raise DataError(f"the answer to {missing[0]!r} is missing", "an item is judged once all is answered",
                             "answer it; None says unsure")
         return dict(answers)
 
 
-def _sentence(answer: Any) -> bool:
-    """{"sentence": 0 or above, "in": one of FAILING_IN}."""
-    return (isinstance(answer, Mapping) and set(answer) == {"sentence", "in"} and answer["in"] in FAILING_IN
-            and type(answer["sentence"]) is int and answer["sentence"] >= 0)  # fmt: skip
+def _fails(answer: Any) -> bool:
+    return answer is None or (
+        isinstance(answer, Mapping) and set(answer) == {"sentence", "in"} and answer["in"] in FAILING_IN
+        and type(answer["sentence"]) is int and answer["sentence"] >= 0)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,8 +116,8 @@ def plan(workbench: "Workbench", slice: TraceFilter | Sequence[str], order: str 
     shares = {order: 1.0} if isinstance(order, str) else dict(order)
     for name, share in shares.items():
         if name not in ORDERS or share <= 0 or (name == "reviewers" and len(shares) > 1):
-            raise DataError(f"the order {name!r} with a share of {share}", f"there are {', '.join(ORDERS)}, with shares "
-                            "above 0; 'reviewers' changes with every answer and cannot be mixed",
+            raise DataError(f"the order {name!r} with a share of {share}", f"there are {', '.join(ORDERS)}, with "
+                            "shares above 0; 'reviewers' changes with every answer and cannot be mixed",
                             f"nearest: {nearest(name, ORDERS) or 'random'!r}")
     where, values = slice.where() if isinstance(slice, TraceFilter) else (
         "trace_id IN (SELECT unnest(?::VARCHAR[]))", [list(slice)])  # fmt: skip
@@ -163,7 +157,7 @@ def plan(workbench: "Workbench", slice: TraceFilter | Sequence[str], order: str 
 
 
 def _mixed(ranked: Mapping[str, Sequence[int]], shares: Mapping[str, float]) -> Iterator[int]:
-    """Numbers from several rankings, each once: always the best left of the ranking that is furthest behind its share."""
+    """Numbers of several rankings, each once: always the best left of the ranking furthest behind its share."""
     rest, given, taken = {name: iter(places) for name, places in ranked.items()}, Counter(), set()
     for _ in range(len(next(iter(ranked.values())))):
         name = min(shares, key=lambda name: given[name] / shares[name])
@@ -205,16 +199,8 @@ class Reviews:
     def open(self, task: Task, by: str) -> Task:
         """Open a task; whoever opens it is a lead. The same one may be opened again, another of its name may not."""
         leads = [*dict.fromkeys((by, *task.leads))]
-        event = Event(Kind.OPENED, task.name, _person(by), payload={**asdict(task), "leads": leads})
-
-        def unless_open(state: State) -> Event | None:
-            return None if task.name in state.tasks else event
-
-        if self.log.append(unless_open) is None:
-            known = self.log.look(lambda state: state.tasks[task.name])
-            if Event.read(Event(**{**asdict(event), "id": known.id, "time": known.time}).line()) != known:
-                raise DataError(f"there is another task {task.name!r}", "what people answered belongs to that one",
-                                "choose another name")
+        self.log.append(Event(Kind.OPENED, task.name, _person(by), payload={**asdict(task), "leads": leads},
+                              id=f"opened {task.name}"))
         return self.task(task.name)
 
     def next_item(self, name: str, reviewer: str, *, seat: str = "", holding: Sequence[str] = ()) -> Item | None:
@@ -223,13 +209,12 @@ class Reviews:
         `seat` names a tab of theirs: a reload gets back what it held, another tab something else. `holding` are trace
         ids on that tab already, so that a page can fetch one ahead.
         """
-        task, event = self.task(name), None
+        task = self.task(name)
 
         def choose(state: State) -> Event | None:
-            chosen = self._chosen(state, task, reviewer, seat, set(holding))
+            chosen = self._chosen(state, task, _person(reviewer), seat, set(holding))
             return chosen and Event(Kind.RESERVED, name, reviewer, chosen, task.items[chosen], {"seat": seat})
 
-        _person(reviewer)
         event = self.log.append(choose)
         if event is None:
             return None
@@ -239,39 +224,41 @@ class Reviews:
     def _chosen(self, state: State, task: Task, who: str, seat: str, holding: set[str]) -> str | None:
         answers, holds = state.answers.get(task.name, {}), state.holds.get(task.name, {})
         since = self.log.clock() - task.seconds
-
-        def live(item: str) -> dict[str, Any]:
-            return {name: hold for name, hold in holds.get(item, {}).items() if hold.at > since}
-
-        held = {item: mine for item in holds if (mine := live(item).get(who))}
-        own = [item for item, mine in held.items() if mine.seat == seat and item not in holding]
+        held = {item: by[who] for item, by in holds.items() if who in by and by[who].at > since}
+        own = [item for item, hold in held.items() if hold.seat == seat and item not in holding]
         if own:
             return min(own, key=lambda item: held[item].at)
+        if task.name not in state.unfinished:
+            state.unfinished[task.name] = dict.fromkeys(item for item in task.items if item not in task.gold)
+        unfinished, finished, mine = state.unfinished[task.name], [], holding | held.keys()
 
         def free() -> Iterator[str]:
-            for item in task.items:
+            for item in unfinished:
                 said = answers.get(item, {})
-                if item in task.gold or who in said or item in held or item in holding:
-                    continue
-                judged = {name for name, act in said.items() if act.kind is Kind.JUDGED}
-                if len(judged | live(item).keys()) < task.reviewers and state.final(task.name, item) is None:
-                    yield item
+                busy = {name for name, act in said.items() if act.kind is Kind.JUDGED}
+                if len(busy) >= task.reviewers or state.final(task.name, item) is not None:
+                    finished.append(item)
+                elif who not in said and item not in mine:
+                    busy.update(name for name, hold in holds.get(item, {}).items() if hold.at > since)
+                    if len(busy) < task.reviewers:
+                        yield item
 
-        found = max(free(), key=lambda item: _dispute(answers.get(item, {})), default=None) if (
-            task.order == "reviewers") else next(free(), None)  # fmt: skip
-        gold = [item for item in task.gold if who not in answers.get(item, {}) and item not in holding | held.keys()]
-        if found is None or not gold:
-            return found
-        # By chance, but the same after a restart; a number of one's own cannot be guessed by counting.
-        turn = len(held) + sum(who in said for said in answers.values())
+        found = next(free(), None) if task.order != "reviewers" else max(
+            free(), key=lambda item: _dispute(answers.get(item, {})), default=None)  # fmt: skip
+        for item in finished:
+            del unfinished[item]
+        gold = [item for item in task.gold if who not in answers.get(item, {}) and item not in mine]
+        # By chance, but the same after a restart; it cannot be guessed by counting.
+        turn = len(held) + len(state.acts.get((task.name, who), {}))
         chance = random.Random(f"{task.name}\n{who}\n{turn}")  # noqa: S311 - no secret
-        return chance.choice(gold) if chance.random() < task.gold_share else found
+        return chance.choice(gold) if found and gold and chance.random() < task.gold_share else found
 
     def draft(self, name: str, reviewer: str, item: str, answers: Mapping[str, Any]) -> Event:
         """Keep what is typed; the reservation goes on from now."""
         return self._say(Kind.DRAFT, name, reviewer, item, self.task(name).checked(answers, whole=False))
 
-    def judge(self, name: str, reviewer: str, item: str, answers: Mapping[str, Any], event_id: str | None = None) -> Event:
+    def judge(self, name: str, reviewer: str, item: str, answers: Mapping[str, Any],
+              event_id: str | None = None) -> Event:
         """Answer an item, also after the reservation ran out, or once more: the last answer stands."""
         return self._say(Kind.JUDGED, name, reviewer, item, self.task(name).checked(answers, whole=True), event_id)
 
@@ -289,8 +276,7 @@ class Reviews:
     def _say(self, kind: Kind, name: str, reviewer: str, item: str, payload: Mapping[str, Any],
              event_id: str | None = None) -> Event:
         clip = self.task(name).items.get(item)
-        given = {} if event_id is None else {"id": event_id}
-        event = Event(kind, name, _person(reviewer), item, clip, payload, **given)
+        event = Event(kind, name, _person(reviewer), item, clip, payload, id=event_id or new_id())
 
         def if_handed(state: State) -> Event:
             if (name, item, reviewer) not in state.handed:
@@ -301,28 +287,25 @@ class Reviews:
         return self.log.append(if_handed)
 
     def undo(self, name: str, reviewer: str, *, seat: str = "") -> Event | None:
-        """Take back the newest act in force of a reviewer, and give it; None when there is none. Its item is theirs
-        again, with what they had said as the draft."""
+        """Take back the newest act in force of a reviewer, of the `item` that the event names; None when there is none.
+        The item is theirs again, with what they had said as the draft."""
         self.task(name)
-        undone: list[Event] = []
 
         def newest(state: State) -> Event | None:
             act = state.last_act(name, reviewer)
-            undone[:] = [act] if act else []
             return act and Event(Kind.UNDONE, name, reviewer, act.item, act.clip, {"event": act.id, "seat": seat})
 
-        self.log.append(newest)
-        return undone[0] if undone else None
+        return self.log.append(newest)
 
-    def adjudicate(self, name: str, lead: str, item: str, answers: Mapping[str, Any], event_id: str | None = None) -> Event:
+    def adjudicate(self, name: str, lead: str, item: str, answers: Mapping[str, Any],
+                   event_id: str | None = None) -> Event:
         """Decide an item for good; it is handed out no more. DataError unless by a lead of the task."""
         task = self.task(name)
         if lead not in task.leads or item not in task.items:
             raise DataError(f"{lead!r} adjudicates {item!r}", f"leads of this task do, on its {len(task.items)} items: "
                             f"{', '.join(task.leads)}", "ask one of them")
-        given = {} if event_id is None else {"id": event_id}
         return self.log.append(Event(Kind.ADJUDICATED, name, lead, item, task.items[item],
-                                     task.checked(answers, whole=True), **given))
+                                     task.checked(answers, whole=True), id=event_id or new_id()))
 
     def answers(self, name: str, item: str, viewer: str) -> dict[str, Event]:
         """Answers in force by reviewer: all of them for a lead, for others only their own."""
@@ -338,7 +321,8 @@ class Reviews:
     def ratings(self, name: str, question: str = "label") -> list[tuple[str, str, Any]]:
         """(trace id, reviewer, answer) as `metrics.agreement` takes them; unsure is None. Without gold items."""
         gold = self.task(name).gold
-        return [(act.item, act.reviewer, act.payload.get(question)) for act in self.judgements(name) if act.item not in gold]
+        return [(act.item, act.reviewer, act.payload.get(question))
+                for act in self.judgements(name) if act.item not in gold]
 
     def gold_answers(self, name: str) -> list[tuple[Event, bool]]:
         """What reviewers said on gold items, in order of time, and whether it agrees with all that is known of it."""
@@ -350,11 +334,12 @@ class Reviews:
         """`asked` and `done` judgements (gold apart), `items` and how many are `complete`, and `by` reviewer the number
         of judgements, gold included."""
         task, everything = self.task(name), self.judgements(name)
-        each = Counter(act.item for act in everything if act.item not in task.gold)
-        items = len(task.items) - len(task.gold)
-        finals = self.log.look(lambda state: {item for item in task.items if state.final(name, item)})
-        return {"asked": items * task.reviewers, "done": sum(min(n, task.reviewers) for n in each.values()), "items": items,
-                "complete": len({item for item, n in each.items() if n >= task.reviewers} | (finals - task.gold.keys())),
+        plain = task.items.keys() - task.gold.keys()
+        each = Counter(act.item for act in everything if act.item in plain)
+        done = {item: min(n, task.reviewers) for item, n in each.items()}
+        decided = self.log.look(lambda state: {item for item in plain if state.final(name, item)})
+        return {"asked": len(plain) * task.reviewers, "done": sum(done.values()), "items": len(plain),
+                "complete": len(decided | {item for item, n in done.items() if n == task.reviewers}),
                 "by": dict(Counter(act.reviewer for act in everything))}
 
 
