@@ -37,6 +37,7 @@ from deepintuit.reasoner import (
     Scores,
     Task,
     card,
+    fitted_ways,
     hidden_states,
     identity,
     likelihood_scores,
@@ -266,7 +267,7 @@ def fit_head(
 def fitted_temperatures(run: Run) -> pd.DataFrame:
     """What `calibration.json` says: method, temperature, and validation NLL, accuracy and n."""
     return (
-        pd.DataFrame.from_dict(json.loads((run.checkpoint / CALIBRATION).read_text()), orient="index")
+        pd.DataFrame.from_dict(fitted_ways(run), orient="index")
         .rename_axis("method")
         .reset_index()
     )

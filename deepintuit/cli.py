@@ -1,6 +1,6 @@
 """The command line: arguments → config → one stage.
 
-    deepintuit clips | teach | coldstart | grpo | calibrate | evaluate | report | demo
+    deepintuit clips | teach | coldstart | grpo | calibrate | evaluate | report | demo | app
 
 Every stage takes `--config FILE`, `--set key=value`, `--seed`, `--workbench`, `--name` and `--dry-run`, and resumes where it was stopped.
 Bad input gives one sentence in three beats and exit code 2.

@@ -9,7 +9,6 @@ Run it:  deepintuit evaluate --config configs/tiny.toml --reasoner RUN --calibra
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,7 +24,6 @@ from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import fit_temperature
 from deepintuit.reasoner import (
-    CALIBRATION,
     HEAD,
     NEEDS_SAMPLES,
     Clip,
@@ -34,6 +32,7 @@ from deepintuit.reasoner import (
     Scores,
     Task,
     answer_distribution,
+    fitted_ways,
     hidden_states,
     identity,
     likelihood_scores,
@@ -63,7 +62,7 @@ def run(
     """Score one system on `evaluate.split`. `reasoner` None is the model at `model.path`, untouched (zero-shot)."""
     system = system or name_of(workbench, reasoner)
     if calibrator:
-        _methods(workbench, calibrator)
+        fitted_ways(workbench.run(calibrator))
     described = {**_identity(workbench, config), "calibrator": calibrator, "system": system}
     run = workbench.start_run(
         "evaluate", described, parent=reasoner, name=system, seed=config.seed, dataset=config.clips.dataset
@@ -188,7 +187,7 @@ def _reasoned(
     progress: bool,
 ) -> None:
     settings, task = config.evaluate, local.task
-    methods = _methods(workbench, calibrator)
+    methods = fitted_ways(workbench.run(calibrator)) if calibrator else {}
     wanted = settings.traces > 1 or settings.method in NEEDS_SAMPLES
     count = max(settings.traces, config.calibrate.traces) if calibrator and wanted else 0
     _sample(writer.run, local, [clip for clip, _ in known], config, count, progress)
@@ -250,19 +249,6 @@ def _reasoned(
             outside=score.outside_C,
             temperature=temperature,
         )
-
-
-def _methods(workbench: Workbench, calibrator: str | None) -> dict[str, dict]:
-    if calibrator is None:
-        return {}
-    path = workbench.run(calibrator).checkpoint / CALIBRATION
-    if not path.exists():
-        raise StoreError(
-            f"run {calibrator!r} has no {CALIBRATION}",
-            "its calibration is not finished",
-            "Run `deepintuit calibrate` again: it resumes",
-        )
-    return json.loads(path.read_text())
 
 
 def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Config, count: int, progress: bool) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LinearHead,
         Scores,
         answer_distribution,
+        fitted_ways,
         hidden_states,
         likelihood_scores,
         mean_scores,
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 _FROM = {
     "distribution": (
-        "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "LinearHead", "Scores", "answer_distribution", "hidden_states",
-        "likelihood_scores", "mean_scores", "prompt_likelihoods", "vote_scores",
+        "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "LinearHead", "Scores", "answer_distribution", "fitted_ways",
+        "hidden_states", "likelihood_scores", "mean_scores", "prompt_likelihoods", "vote_scores",
     ),
     "local": ("LocalReasoner", "Unreadable"),
     "task": ("Clip", "Task", "card", "identity", "parsed", "rationale_of"),
@@ -42,7 +43,8 @@ _HOME = {name: module for module, names in _FROM.items() for name in names}
 
 __all__ = [
     "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "Clip", "LinearHead", "LocalReasoner", "Scores", "Task", "Unreadable",
-    "answer_distribution", "card", "hidden_states", "identity", "likelihood_scores", "mean_scores", "parsed",
+    "answer_distribution", "card", "fitted_ways", "hidden_states", "identity", "likelihood_scores", "mean_scores",
+    "parsed",
     "prompt_likelihoods", "rationale_of", "vote_scores",
 ]  # fmt: skip
 

@@ -12,6 +12,7 @@ mass outside the label set.
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +21,30 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from deepintuit.errors import StoreError
 from deepintuit.metrics import apply_temperature
 from deepintuit.reasoner.task import Clip, Task
+from deepintuit.store import Run
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip, label_logprobs, last_hidden
 
 CALIBRATION, HEAD = "calibration.json", "head.safetensors"
 """What a calibrate run leaves beside its weights, and an evaluate run reads: the temperatures, and the linear head."""
+
+
+def fitted_ways(run: Run) -> dict[str, dict]:
+    """What a calibrate run fitted: way to a distribution → temperature, and validation NLL, accuracy and n.
+
+    Raises `StoreError` while its calibration is not finished.
+    """
+    try:
+        return json.loads((run.checkpoint / CALIBRATION).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"run {run.id!r} has no {CALIBRATION}",
+            "its calibration is not finished",
+            "Run `deepintuit calibrate` again: it resumes",
+        ) from error
 
 NEEDS_SAMPLES = frozenset({"vote", "mean_likelihood"})
 """Ways that read K sampled traces; the others read one."""

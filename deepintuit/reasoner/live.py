@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 
 from deepintuit.config import Config
 from deepintuit.errors import DeepIntuitError, StoreError
-from deepintuit.reasoner.distribution import CALIBRATION, answer_distribution, likelihood_scores
+from deepintuit.reasoner.distribution import answer_distribution, fitted_ways, likelihood_scores
 from deepintuit.reasoner.local import LocalReasoner
 from deepintuit.reasoner.replay import Distribution, Event, Failed, Seen, Stage, TraceDone, Written
 from deepintuit.reasoner.task import Clip, Task
@@ -152,7 +151,7 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
         return
     emit(Stage("calibrate"))
     score = likelihood_scores(judge, task, known, [trace], 1)
-    temperature = _temperature(models.workbench, ask.calibrator)
+    temperature = float(fitted_ways(models.workbench.run(ask.calibrator))["label_likelihood"]["temperature"])
     probs, outside = score.probs(temperature)[0], float(score.outside_C[0])
     emit(Distribution(tuple(task.labels), tuple(map(float, probs)), "label_likelihood", temperature, outside))
 
@@ -167,18 +166,6 @@ def _private(vlm: VLM) -> VLM:
     private = copy.copy(vlm)
     private.encoder = vlm.encoder.forgetful()
     return private
-
-
-def _temperature(workbench: Workbench, calibrator: str) -> float:
-    path = workbench.run(calibrator).checkpoint / CALIBRATION
-    try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["label_likelihood"]["temperature"])
-    except FileNotFoundError as error:
-        raise StoreError(
-            f"run {calibrator!r} has no {CALIBRATION}",
-            "its calibration is not finished",
-            "Run `deepintuit calibrate` again: it resumes",
-        ) from error
 
 
 def _config(settings: dict) -> Config:
