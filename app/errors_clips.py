@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from app.errors import Analysis
 
 MOST_CLIPS = 2000
-FOCUS = "() => setTimeout(() => document.querySelector('#errors-drawer h2')?.focus(), 80)"
+FOCUS = (
+    "() => setTimeout(() => document.querySelector('#errors-cell :is(textarea, input)')?.value "
+    "&& document.querySelector('#errors-drawer h2')?.focus(), 80)"
+)
+"""To the drawer's heading once it is drawn; not when it was closed in between, for focus is back at its cell then."""
 
 
 def no_such_cell() -> str:

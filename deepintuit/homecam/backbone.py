@@ -430,7 +430,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tower-steps", type=int, default=1500)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--logic-steps", type=int, default=450)
+    parser.add_argument("--logic-steps", type=int, default=1450)
     parser.add_argument("--every", type=int, default=400)
     parser.add_argument("--measure", action="store_true", help="train nothing; measure perception and write the card")
     options = parser.parse_args()

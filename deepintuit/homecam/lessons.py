@@ -40,11 +40,13 @@ def fact_task(facts: Facts, rng: random.Random) -> tuple[str, str]:
 
 def logic_task(facts: Facts, rng: random.Random) -> tuple[str, str]:
     """General composition, as any language model has it: do two statements about a clip agree? One to three such questions in a row, so that
-    the skill does not belong to a place in the text. Statements are drawn at random from all facts; the pair that the house rule compares
-    (light, and indoors or outdoors) never comes."""
+    the skill does not belong to a place in the text. Half of the pairs are facts drawn at random, of which the pair that the house rule compares
+    (light, and indoors or outdoors) never comes; the others are words without meaning, said to be so or not by a coin, so that the skill does
+    not belong to certain words either."""
     steps, agree = [], False
     for _ in range(rng.choice((1, 2, 2, 3))):
-        (first, first_true), (second, second_true), agree = _pair(_statements(facts), rng)
+        statements = _statements(facts) if rng.random() < 0.5 else [(word, rng.random() < 0.5) for word in _WORDS]
+        (first, first_true), (second, second_true), agree = _pair(statements, rng)
         steps.append(f"{first}? {_YES[first_true]}. {second}? {_YES[second_true]}. Alike? {_YES[agree]}.")
     labels = LabelSet.of("alike", rng.sample(["Yes", "No"], 2))
     asked = " ".join(re.sub(r"(Yes|No)\. ?", "", step) for step in steps)
@@ -54,6 +56,7 @@ def logic_task(facts: Facts, rng: random.Random) -> tuple[str, str]:
 
 
 _YES = {True: "Yes", False: "No"}
+_WORDS = "Open Quiet Ready Warm Full Locked Early Clear Empty Safe New Late Kind Wet Known Busy".split()
 _RULE = ({light.capitalize() for light in LIGHTS}, {"Indoors", "Outdoors"})
 
 
