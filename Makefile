@@ -13,10 +13,10 @@ CUDA   := ; platform_system == "Linux" and platform_machine == "x86_64"
 SHELL  := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test docs screens bench lint lock clean
+.PHONY: help demo app notebooks test docs check screens bench lint lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # Each stamp is written last, so that an install that broke off is done again from the start.
 $(LOCKED): requirements.lock
@@ -38,12 +38,19 @@ demo: $(READY)  ## all stages on the embedded world, ending with the table, the 
 app: $(READY)  ## the dashboard on ./workbench, or ARGS="--workbench DIR"
 	@$(BIN)/deepintuit app $(ARGS)
 
+notebooks: $(READY)  ## the numbered notebooks in JupyterLab, on ./workbench or DEEPINTUIT_HOME
+	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+
 # One torch thread a worker: two torch processes with two threads each on two cores are ten times slower.
 # A file stays in one worker, so that what its tests share is made once.
 test: $(READY)  ## all tests; ARGS="-k trace" for some
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
-docs: $(READY)  ## hold README, docs, lock and metadata to the code
+docs: $(READY)  ## run all notebooks and render them to build/docs, with figures and videos; ARGS="notebooks/00*.ipynb"
+	@PLOTLY_RENDERER=notebook $(BIN)/jupyter nbconvert --to html --execute --ExecutePreprocessor.timeout=900 \
+	  --output-dir build/docs $(or $(ARGS),notebooks/*.ipynb)
+
+check: $(READY)  ## hold README, docs, notebooks, lock and metadata to the code
 	@$(BIN)/python -m pytest -q tests/test_docs.py tests/test_packaging.py tests/test_floors.py tests/test_messages.py $(ARGS)
 
 screens: $(READY)  ## pictures of the dashboard's pages on a finished workbench: ARGS="WORKBENCH"

@@ -16,7 +16,7 @@ import math
 import os
 import tomllib
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def _dotted(section: Section, key: str) -> str:
     return f"{name}.{key}" if name else key
 
 
-def _checked(key: str, value: Any, hint: Any, limits: typing.Mapping[str, Any]) -> Any:
+def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
     """The value in the field's own type. Only what loses nothing is converted: int → float, list → tuple."""
     if hint is float and type(value) is int:
         value = float(value)
@@ -359,6 +359,18 @@ def loads(text: str, sets: Sequence[str] = (), source: str = "the text") -> Conf
             value = hint(**value)
         sections[name] = value
     return Config(**sections)
+
+
+def of(kept: Mapping[str, Any]) -> Config:
+    """The config that run.json kept under `settings`; a key of another version is left to its default."""
+    made = {}
+    for section in dataclasses.fields(Config):
+        given = kept.get(section.name)
+        if given is None or not dataclasses.is_dataclass(section.default):
+            continue
+        known = {field.name for field in dataclasses.fields(section.default)}
+        made[section.name] = type(section.default)(**{key: value for key, value in given.items() if key in known})
+    return Config(**made, seed=kept.get("seed", 0))
 
 
 def _require_table(name: str, value: Any) -> None:

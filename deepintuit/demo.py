@@ -4,25 +4,34 @@
     deepintuit demo --full     also zero-shot, labels alone on all training clips, RB-FT, and calibration on cold start alone
 
 A door like `cli`: it only puts stages one behind the other. Stopped anywhere, the same command goes on from there.
+
+    bench = demo.finished("workbench")      what notebooks open: the finished runs there, or small ones made beside it
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from deepintuit import data, homecam, video
+from deepintuit import config, data, homecam, video
 from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.store import Run, Workbench
 
 TRAIN, TEST = 1200, 400
 """Clips rendered for the four training and validation splits together, and for test."""
+
+SMALL_TRAIN, SMALL_TEST = 240, 64
+SMALL = ("coldstart.epochs=16", "grpo.clips_per_step=8", "grpo.max_steps=4", "grpo.check_clips=8", "calibrate.traces=3",
+         "calibrate.epochs=2", "evaluate.bootstrap=200")  # fmt: skip
+"""The notebooks' own workbench, all stages in minutes: its numbers show the form of a result, not the method."""
+_SMALL_SHARES = {"coldstart": 0.25, "grpo": 0.15, "calibration": 0.45, "validation": 0.15}
 
 
 def clips(
@@ -122,6 +131,89 @@ def run(
         )
     console.print(f"All stages took {clock.total / 60:.1f} minutes.")
     return runs
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A workbench in which every stage has ended, with one chain of runs through it; `settings` are the reasoner's.
+
+    `labels` is the model of labels alone on the same clips, `evaluations` the evaluate runs in the order in which they
+    were made; both may be missing from somebody's own workbench (None, and an empty list).
+    """
+
+    workbench: Workbench
+    settings: Config
+    teach: Run
+    cold: Run
+    grpo: Run
+    calibrate: Run
+    labels: Run | None
+    evaluations: list[Run]
+    small: bool
+
+    def scratch(self) -> Workbench:
+        """A throw-away workbench with the same clips, features and runs to start from.
+
+        What a notebook trains goes there, since commands take the newest run of a workbench for the one that is meant.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="deepintuit-"))
+        for name in ("clips", "runs"):
+            (folder / name).mkdir()
+        manifest = Manifest.load(self.workbench.path, self.settings.clips.dataset)
+        Manifest(folder, manifest.dataset, manifest.frame, manifest.labels).save()
+        (folder / "cache").symlink_to(self.workbench.cache)
+        for run in (self.teach, self.cold, self.grpo, self.calibrate):
+            (folder / "runs" / run.id).symlink_to(run.path)
+        return Workbench(folder)
+
+
+def finished(path: str | os.PathLike[str], *, progress: bool = True) -> Finished:
+    """The newest chain of finished runs in the workbench at `path`; where there is none, a small one made beside it.
+
+    The small workbench is `<path>-small`: the embedded world with few clips and short training, about three minutes on
+    two cores, once. Stopped anywhere, the same call goes on from there. Nothing is written into `path`.
+    """
+    console = Console()
+    path = Path(path).expanduser().absolute()
+    found = _chain(Workbench(path), small=False) if path.is_dir() else None
+    if found is None:
+        path = path.with_name(path.name + "-small")
+        found = _chain(Workbench(path), small=True)
+    if found is None:
+        console.print(f"No finished runs yet: a small workbench is made in {path.name}, once, in a few minutes.")
+        settings = config.load(Path(__file__).parents[1] / "configs" / "tiny.toml", [f"workbench={path}", *SMALL])
+        bench = Workbench(path)
+        counts = {"train": SMALL_TRAIN, "test": SMALL_TEST}
+        quiet = console if progress else Console(quiet=True)
+        run(bench, settings, fractions=_SMALL_SHARES, progress=progress, console=quiet, **counts)
+        bench.refresh()
+        found = _chain(bench, small=True)
+    whose = "small runs, which show the form of a result and not its size" if found.small else "finished runs"
+    console.print(f"{path.name}: {whose}; {found.settings.clips.dataset}, {found.grpo.id}.")
+    return found
+
+
+def _chain(workbench: Workbench, small: bool) -> Finished | None:
+    """The newest calibrated GRPO run with what it stands on."""
+    if not (workbench.path / "runs").is_dir():
+        return None
+    done = {run.id: run for run in workbench.runs(finished=True)}
+    for judge in reversed([run for run in done.values() if run.stage == "calibrate"]):
+        refined = done.get(judge.parent or "")
+        cold = done.get(refined.parent or "") if refined and refined.stage == "grpo" else None
+        teacher = done.get(cold.config.get("teacher") or "") if cold else None
+        if teacher is None:
+            continue
+        alike: Sequence[Run] = [run for run in done.values() if run.about["dataset"] == judge.about["dataset"]]
+        rivals = [run for run in alike if run.stage == "coldstart" and run.summary.get("target") == "label"]
+        scored = [run for run in alike if run.stage == "evaluate" and run.seed == judge.seed]
+        if not scored:
+            continue
+        settings = replace(config.of(refined.about["settings"]), workbench=str(workbench.path))
+        same = cold.config["coldstart"]["splits"]
+        rival = next((run for run in rivals if run.config["coldstart"]["splits"] == same), None)
+        return Finished(workbench, settings, teacher, cold, refined, judge, rival, scored, small)
+    return None
 
 
 def _rationales(workbench: Workbench, settings: Config, clock: _Clock, show: dict) -> Run | None:

@@ -15,7 +15,7 @@ FLOORS = {
     "stages": "teach coldstart grpo calibrate evaluate",
     "reasoner": "reasoner",
     "model": "vlm",
-    "wings": "homecam endpoint → video report",
+    "wings": "homecam endpoint show → video report",
     "shelves": "review → data store",
     "sums": "rewards advantage metrics",
     "words": "prompts → trace config → labels",

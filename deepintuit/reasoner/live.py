@@ -12,12 +12,12 @@ Left out on purpose: the ways to a distribution that need several traces.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from deepintuit import config
 from deepintuit.config import Config
 from deepintuit.errors import DeepIntuitError, StoreError
 from deepintuit.reasoner.distribution import answer_distribution, fitted_ways, likelihood_scores
@@ -65,7 +65,7 @@ class Models:
                 "it is not finished, or does not say with which settings its model was made",
                 "Choose another reasoner, or run its stage again",
             )
-        return _config(settings)
+        return config.of(settings)
 
     def get(self, run_id: str) -> VLM:
         """The model of a run, loaded unless it is held. Raises what `VLM.load` raises."""
@@ -166,15 +166,3 @@ def _private(vlm: VLM) -> VLM:
     private = copy.copy(vlm)
     private.encoder = vlm.encoder.forgetful()
     return private
-
-
-def _config(settings: dict) -> Config:
-    """A config from what run.json kept; a key of another version is left to its default."""
-    made = {}
-    for section in dataclasses.fields(Config):
-        given = settings.get(section.name)
-        if given is None or not dataclasses.is_dataclass(section.default):
-            continue
-        known = {f.name for f in dataclasses.fields(section.default)}
-        made[section.name] = type(section.default)(**{key: value for key, value in given.items() if key in known})
-    return Config(**made, seed=settings.get("seed", 0))
