@@ -1,13 +1,16 @@
 """Rewards of a parsed trace: is the answer right, is the text well formed, is it too long (paper, GRPO).
 
+`score` is DeepIntuit's; `process_score` rewards seeing and reasoning apart (VideoP2R), `dual_score` a quick answer and
+a final one (VideoAuto-R1).
+
 Pure functions, and no `except`: a malformed trace scores 0 because the rule says so, anything else that is wrong stops
-the run. Left out on purpose: no partial credit and no reward model; the observation's rewards (VideoP2R) come apart.
+the run. Left out on purpose: no partial credit and no reward model; who judges an observation is told (`judges`).
 Run it:  python -m pytest tests/test_rewards.py
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepintuit.errors import ConfigError, LabelError
 from deepintuit.labels import NONE_LABEL, normalise
@@ -28,6 +31,34 @@ class Score:
     overlong: float
     answer: str
     reason: str
+
+    def numbers(self) -> dict[str, float]:
+        """What is stored of it, by name; `reward` is the value."""
+        return {"accuracy": self.accuracy, "format": self.format, "overlong": self.overlong, "reward": self.value}
+
+
+@dataclass(frozen=True)
+class ProcessScore(Score):
+    """VideoP2R: `value` is `perception` + `reasoning`, the two that are normalised apart; `sufficient`: the verdict."""
+
+    sufficient: float = 0.0
+    perception: float = 0.0
+    reasoning: float = 0.0
+
+    def numbers(self) -> dict[str, float]:
+        apart = {"sufficient": self.sufficient, "perception": self.perception, "reasoning": self.reasoning}
+        return super().numbers() | apart
+
+
+@dataclass(frozen=True)
+class DualScore(Score):
+    """VideoAuto-R1: `quick` is 1 when the first answer was right, `put_off` when it was the fallback sentence."""
+
+    quick: float = 0.0
+    put_off: float = 0.0
+
+    def numbers(self) -> dict[str, float]:
+        return super().numbers() | {"quick": self.quick, "put_off": self.put_off}
 
 
 def accuracy_reward(trace: Trace | Malformed, true_label: str) -> float:
@@ -81,3 +112,59 @@ def score(
         answer=trace.label or NONE_LABEL,
         reason="" if isinstance(trace, Trace) else str(trace.reason),
     )
+
+
+def length_bonus(length: int, low: int, high: int, right: float, bonus: float = 0.2) -> float:
+    """`bonus` for a part of low … high tokens (both included) whose process was right, else 0 (VideoP2R) [R]."""
+    return bonus if right and low <= length <= high else 0.0
+
+
+def process_score(
+    trace: Trace | Malformed,
+    true_label: str,
+    *,
+    sufficient: bool,
+    perception_tokens: int,
+    reasoning_tokens: int,
+    perception_target: tuple[int, int] = (128, 320),
+    reasoning_target: tuple[int, int] = (320, 512),
+    bonus: float = 0.2,
+    perception_weight: float = 1.0,
+) -> ProcessScore:
+    """Seeing and reasoning rewarded apart (VideoP2R): each earns accuracy, format, and a bonus for a fitting length.
+
+    Of perception, accuracy is the judge's verdict on the observation alone; of reasoning, the answer's. A text that
+    cannot be parsed has no observation to judge: it earns no format on either side and no perception at all [R],
+    whatever `sufficient` says. `perception_weight` 0 is the ablation without a perception reward.
+    """
+    plain = score(trace, true_label)
+    seen = float(sufficient and trace.ok)
+    perception = seen + plain.format + length_bonus(perception_tokens, *perception_target, seen * plain.format, bonus)
+    right = plain.accuracy * plain.format
+    reasoning = plain.accuracy + plain.format + length_bonus(reasoning_tokens, *reasoning_target, right, bonus)
+    perception *= perception_weight
+    whole = vars(replace(plain, value=perception + reasoning))
+    return ProcessScore(**whole, sufficient=seen, perception=perception, reasoning=reasoning)
+
+
+def dual_score(
+    trace: Trace | Malformed,
+    true_label: str,
+    *,
+    quick_weight: float = 0.9,
+    final_weight: float = 1.1,
+    format_weight: float = 1.0,
+    fallback_bonus: float = 0.3,
+) -> DualScore:
+    """A quick answer and a final one (VideoAuto-R1): 0.9·R(a1) + 1.1·R(a2) + 1.0·format, and 0.3 more when a1 is the
+    fallback and a2 is right.
+
+    Reasoning must pay for itself, so the final answer weighs more; putting off pays only when it ends well. Of a text
+    that cannot be parsed only a final answer beyond doubt counts.
+    """
+    plain = score(trace, true_label)
+    quick = float(trace.ok and trace.quick is not None and normalise(trace.quick) == normalise(true_label))
+    put_off = float(trace.ok and trace.quick is None)
+    value = quick_weight * quick + final_weight * plain.accuracy + format_weight * plain.format
+    value += fallback_bonus * put_off * plain.accuracy
+    return DualScore(**vars(replace(plain, value=value)), quick=quick, put_off=put_off)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -50,6 +50,12 @@ class Grammar:
     def answer(self) -> Segment:
         """The segment of the provisional label."""
         return [segment for segment in self.segments if segment.role == "answer"][-1]
+
+    @property
+    def quick(self) -> Segment | None:
+        """The answer that comes before the reasoning, where the grammar has one (VideoAuto-R1)."""
+        answers = [segment for segment in self.segments if segment.role == "answer"]
+        return answers[0] if len(answers) > 1 else None
 
     @property
     def text_segments(self) -> tuple[Segment, ...]:
@@ -91,13 +97,17 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Trace:
-    """A well-formed trace: `label` is resolved, `answer` is as written, `spans` are inner (start, end) characters."""
+    """A well-formed trace: `label` is resolved, `answer` is as written, `spans` are inner (start, end) characters.
+
+    `quick` is the label that was given before the reasoning; None where the grammar asks for none, or it was put off.
+    """
 
     text: str
     grammar: Grammar
     label: str
     answer: str
     spans: Mapping[str, tuple[int, int]] = field(hash=False)
+    quick: str | None = None
 
     ok = True
 
@@ -145,8 +155,12 @@ def grammar_named(name: str | Grammar) -> Grammar:
     return GRAMMARS[name]
 
 
-def parse(text: str, grammar: Grammar | str, labels: LabelSet, truncated: bool = False) -> Trace | Malformed:
+def parse(
+    text: str, grammar: Grammar | str, labels: LabelSet, truncated: bool = False, thought: bool = True
+) -> Trace | Malformed:
     """Read a completion. Never raises on any text.
+
+    `thought` False says that the quick answer was sure enough to end the work: the text is that answer and no more.
 
     `truncated` says that sampling stopped at the token limit: then an unfinished text is `TRUNCATED`, whatever else it
     lacks, while one that happens to be complete is judged as usual.
@@ -155,6 +169,8 @@ def parse(text: str, grammar: Grammar | str, labels: LabelSet, truncated: bool =
     grammar asks for, and the last one names a label. Two answers where one is asked for are a hedge, and count as none.
     """
     grammar = grammar_named(grammar)
+    if not thought and grammar.quick:
+        grammar = Grammar(f"{grammar.name}, quick", (replace(grammar.quick, fallback=""),))
 
     def malformed(reason: Reason, detail: str) -> Malformed:
         return Malformed(text, grammar, reason, detail, _answer_beyond_doubt(text, grammar, labels))
@@ -171,7 +187,23 @@ def parse(text: str, grammar: Grammar | str, labels: LabelSet, truncated: bool =
             if labels.resolve(answer) is None and (not segment.fallback or answer.strip() != segment.fallback):
                 return malformed(Reason.UNKNOWN_LABEL, f"{answer.strip()!r} is not a label of {labels.name!r}")
     start, end = spans[grammar.answer.name]
-    return Trace(text, grammar, labels.resolve(text[start:end]), text[start:end], spans)
+    quick = labels.resolve(text[slice(*spans[grammar.quick.name])]) if grammar.quick else None
+    return Trace(text, grammar, labels.resolve(text[start:end]), text[start:end], spans, quick)
+
+
+def argued_label(trace: Trace, labels: LabelSet) -> str | None:
+    """The label that the reasoning argues for: the last one that its last text segment names [R]; None without one.
+
+    Where it differs from the answer, thinking and answer do not match (VideoP2R, analysis). Labels are looked for as
+    whole words, longer ones first, so that "abnormal" does not name "normal".
+    """
+    if not trace.grammar.text_segments:
+        return None
+    names = sorted({*labels, *labels.aliases}, key=len, reverse=True)
+    any_name = "|".join(r"\s+".join(map(re.escape, name.split())) for name in names)
+    argued = trace.segment(trace.grammar.text_segments[-1].name)
+    found = re.findall(rf"(?<!\w)(?:{any_name})(?!\w)", argued, re.IGNORECASE)
+    return labels.resolve(found[-1]) if found else None
 
 
 def render(grammar: Grammar | str, /, **segments: str) -> str:

@@ -6,8 +6,16 @@ from hypothesis import strategies as st
 
 from deepintuit.errors import ConfigError, LabelError
 from deepintuit.labels import LabelSet
-from deepintuit.rewards import accuracy_reward, format_reward, overlong_penalty, score
-from deepintuit.trace import parse
+from deepintuit.rewards import (
+    accuracy_reward,
+    dual_score,
+    format_reward,
+    length_bonus,
+    overlong_penalty,
+    process_score,
+    score,
+)
+from deepintuit.trace import FALLBACK, parse
 
 LABELS = LabelSet("home", ("Normal", "abnormal"), {}, {"odd": "abnormal"})
 
@@ -96,3 +104,87 @@ def test_a_score_is_the_weighted_sum_and_keeps_its_evidence():
 def test_any_text_gets_a_score(text):
     found = score(read(text), "abnormal")
     assert found.value in (0.0, 1.0, 2.0) and bool(found.reason) == (found.format == 0)
+
+
+# VideoP2R
+
+
+def seen(text):
+    return parse(text, "observation-think-answer", LABELS)
+
+
+WHOLE = seen("<observation>o</observation><think>t</think><answer>abnormal</answer>")
+BROKEN = seen("<think>t</think><answer>abnormal</answer>")
+
+
+@pytest.mark.parametrize(
+    "sufficient, true, lengths, perception, reasoning",
+    [
+        (True, "abnormal", (200, 400), 2.2, 2.2),
+        (True, "abnormal", (127, 513), 2.0, 2.0),
+        (True, "abnormal", (128, 512), 2.2, 2.2),
+        (False, "abnormal", (200, 400), 1.0, 2.2),  # right for no visible reason: only reasoning earns
+        (True, "Normal", (200, 400), 2.2, 1.0),  # seen rightly, concluded wrongly
+        (False, "Normal", (200, 400), 1.0, 1.0),
+    ],
+)
+def test_seeing_and_reasoning_earn_apart(sufficient, true, lengths, perception, reasoning):
+    found = process_score(
+        WHOLE, true, sufficient=sufficient, perception_tokens=lengths[0], reasoning_tokens=lengths[1]
+    )
+    assert (found.perception, found.reasoning) == pytest.approx((perception, reasoning))
+    assert found.value == pytest.approx(perception + reasoning)
+
+
+def test_a_trace_without_an_observation_earns_no_perception_whatever_the_judge_says():
+    found = process_score(BROKEN, "abnormal", sufficient=True, perception_tokens=200, reasoning_tokens=400)
+    assert (found.sufficient, found.perception, found.format) == (0, 0, 0)
+    assert found.reasoning == 1.0  # the answer is beyond doubt; no bonus for a length without its form
+    assert found.reason == "missing_segment"
+
+
+def test_a_perception_weight_of_zero_leaves_reasoning_alone():
+    found = process_score(
+        WHOLE, "abnormal", sufficient=True, perception_tokens=200, reasoning_tokens=1, perception_weight=0
+    )
+    assert (found.perception, found.reasoning, found.value) == (0, 2, 2)
+
+
+@pytest.mark.parametrize("length, earned", [(127, 0), (128, 0.2), (320, 0.2), (321, 0)])
+def test_the_length_bonus_counts_both_ends_and_needs_a_right_process(length, earned):
+    assert length_bonus(length, 128, 320, 1.0) == earned
+    assert length_bonus(length, 128, 320, 0.0) == 0
+
+
+# VideoAuto-R1
+
+
+def dual(quick, final):
+    return parse(rf"\boxed{{{quick}}}<think>t</think>\boxed{{{final}}}", "answer-think-answer", LABELS)
+
+
+@pytest.mark.parametrize(
+    "quick, final, value",
+    [
+        ("abnormal", "abnormal", 0.9 + 1.1 + 1.0),
+        ("Normal", "abnormal", 1.1 + 1.0),
+        ("abnormal", "Normal", 0.9 + 1.0),
+        ("Normal", "Normal", 1.0),
+        (FALLBACK, "abnormal", 1.1 + 1.0 + 0.3),
+        (FALLBACK, "Normal", 1.0),  # put off, and wrong in the end: no bonus
+    ],
+)
+def test_a_quick_and_a_final_answer_by_hand(quick, final, value):
+    assert dual_score(dual(quick, final), "abnormal").value == pytest.approx(value)
+
+
+def test_a_quick_answer_alone_earns_neither_form_nor_answer_in_training():
+    found = dual_score(parse(r"\boxed{abnormal}", "answer-think-answer", LABELS), "abnormal")
+    assert (found.value, found.quick, found.reason) == (0, 0, "no_answer")
+
+
+def test_what_is_stored_of_a_score_names_every_part():
+    assert set(dual_score(dual("odd", "odd"), "abnormal").numbers()) == {
+        "accuracy", "format", "overlong", "reward", "quick", "put_off",
+    }  # fmt: skip
+    assert dual_score(dual("odd", "odd"), "abnormal").quick == 1  # by its alias

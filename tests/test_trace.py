@@ -14,6 +14,7 @@ from deepintuit.trace import (
     Malformed,
     Reason,
     Trace,
+    argued_label,
     grammar_named,
     mentions,
     outer_spans,
@@ -253,3 +254,37 @@ def test_a_hostile_text_costs_no_more_than_its_length(text):
     read(text)
     mentions(text)
     assert time.perf_counter() - start < 2
+
+
+def test_a_quick_answer_that_ended_the_work_is_a_whole_trace_and_otherwise_none():
+    text = r"\boxed{ abnormal }"
+    ended = parse(text, "answer-think-answer", LABELS, thought=False)
+    assert ended.ok and (ended.label, ended.quick) == ("abnormal", None) and not ended.grammar.text_segments
+    assert parse(text, "answer-think-answer", LABELS).reason == Reason.NO_ANSWER
+    put_off = parse(rf"\boxed{{{FALLBACK}}}", "answer-think-answer", LABELS, thought=False)
+    assert put_off.reason == Reason.UNKNOWN_LABEL
+
+
+def test_the_quick_label_is_kept_beside_the_final_one():
+    both = render("answer-think-answer", quick="normal", think="It falls.", answer="abnormal")
+    assert (parse(both, "answer-think-answer", LABELS).quick, parse(both, "answer-think-answer", LABELS).label) == (
+        "normal", "abnormal",
+    )  # fmt: skip
+    put_off = render("answer-think-answer", quick=FALLBACK, think="It falls.", answer="abnormal")
+    assert parse(put_off, "answer-think-answer", LABELS).quick is None
+
+
+@pytest.mark.parametrize(
+    "thinking, argued",
+    [
+        ("Nothing odd, so normal.", "normal"),
+        ("It looked normal, yet it is ABNORMAL.", "abnormal"),
+        ("Normal at first; then very\n  strange.", "abnormal"),
+        ("Abnormally slow.", None),
+        ("No class is named.", None),
+    ],
+)
+def test_reasoning_argues_for_the_last_label_that_it_names(thinking, argued):
+    labels = LabelSet("pair", ("normal", "abnormal"), {}, {"very strange": "abnormal"})
+    trace = parse(render("think-answer", think=thinking, answer="normal"), "think-answer", labels)
+    assert argued_label(trace, labels) == argued
