@@ -303,7 +303,10 @@ def routes(desk: Desk) -> APIRouter:
         if form not in FORMATS:
             raise HTTPException(404, f"Traces are exported as {', '.join(FORMATS)}.")
         asked = TraceFilter.from_query(dict(request.query_params))
-        pieces = browse.export(desk.look(), asked, form)
+        try:
+            pieces = browse.export(desk.look(), asked, form)
+        except DeepIntuitError as error:
+            raise HTTPException(404, str(error)) from error
         named = f'attachment; filename="traces.{form}"'
         return StreamingResponse(pieces, media_type=FORMATS[form], headers={"Content-Disposition": named})
 
@@ -326,7 +329,10 @@ class Handlers:
         updates = []
         for name in FILTERS:
             value = asked.get(name, "")
-            if name in known:
+            if name == "slice":
+                names = dict.fromkeys([*(found.name for found in self.desk.workbench.slices()), *filter(None, [value])])
+                updates.append(gr.Dropdown(choices=[("Any", ""), *((name, name) for name in names)], value=value))
+            elif name in known:
                 updates.append(gr.Dropdown(choices=_choices(known[name], value), value=value))
             else:
                 updates.append((float(value) if value else None) if name in _NUMBERS else value)
@@ -349,8 +355,7 @@ class Handlers:
         try:
             html = list_html(self.desk, asked, sort, number, size, opened)
         except DeepIntuitError as error:
-            gr.Warning(esc(error))
-            return [gr.skip()] * 3
+            html = empty("These traces cannot be shown.", str(error))
         return [number, html, [*wanted, str(number)]]
 
     def detail(self, trace_id: str, compared: str, coloured: str, shown: list[str] | None) -> list[Any]:
@@ -394,7 +399,7 @@ def _filters() -> dict[str, gr.components.Component]:
             made["flip"] = gr.Dropdown(flips, value="", label="Calibration", **narrow)
             made["reason"] = gr.Dropdown([("Any", "")], value="", label="Form", **narrow)
         with gr.Row():
-            for name, label in (("dataset", "Dataset"), ("split", "Split")):
+            for name, label in (("slice", "Slice"), ("dataset", "Dataset"), ("split", "Split")):
                 made[name] = gr.Dropdown([("Any", "")], value="", label=label, **narrow)
             for name, label in zip(_NUMBERS[:2], ("Sure from", "Sure to")):
                 made[name] = gr.Number(None, label=label, step=0.01, min_width=110, placeholder="0 to 1")

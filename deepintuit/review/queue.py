@@ -119,7 +119,7 @@ def plan(workbench: "Workbench", slice: TraceFilter | Sequence[str], order: str 
             raise DataError(f"the order {name!r} with a share of {share}", f"there are {', '.join(ORDERS)}, with "
                             "shares above 0; 'reviewers' changes with every answer and cannot be mixed",
                             f"nearest: {nearest(name, ORDERS) or 'random'!r}")
-    where, values = slice.where() if isinstance(slice, TraceFilter) else (
+    where, values = slice.where(workbench) if isinstance(slice, TraceFilter) else (
         "trace_id IN (SELECT unnest(?::VARCHAR[]))", [list(slice)])  # fmt: skip
     rows = workbench.query(
         f"""WITH chosen AS (SELECT * FROM trace_facts WHERE {where}),

@@ -10,7 +10,9 @@
 Parts are the truth and never change; the index is a cache that may be deleted at any time. `grains` says which columns
 a row has, `run` how a run is written and continued, `index` how all runs are read at once, `disk` what survives a kill.
 
-Left out on purpose: reviews (`review` writes them), feature caches (`vlm` writes them), an incremental refresh.
+`reviewed` what people said of traces.
+
+Left out on purpose: writing reviews (`review` does), feature caches (`vlm` writes them), an incremental refresh.
 Never imports torch.
 """
 
@@ -28,15 +30,18 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from deepintuit.errors import StoreError, nearest
-from deepintuit.store import disk, index
+from deepintuit.store import disk, index, reviewed, slices
 from deepintuit.store.grains import GRAINS, Grain, trace_id
 from deepintuit.store.run import Run, plain, provenance, versions, without_secrets
+from deepintuit.store.slices import Slice
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["GRAINS", "Grain", "Run", "Workbench", "trace_id", "without_secrets"]
+    from deepintuit.store.browse import TraceFilter
+
+__all__ = ["GRAINS", "Grain", "Run", "Slice", "Workbench", "trace_id", "without_secrets"]
 
 _STAGE = re.compile(r"[a-z][a-z0-9_]*")
 _live: "weakref.WeakValueDictionary[str, Run]" = weakref.WeakValueDictionary()
@@ -145,18 +150,33 @@ class Workbench:
         chosen = [run for run in found if stage in (None, run.stage) and finished in (None, run.finished)]
         return sorted(chosen, key=lambda run: (run.about["created"], run.id))
 
+    # Slices
+
+    def slice(self, name: str, version: int | None = None) -> Slice:
+        """A saved slice; StoreError with the nearest name when there is none."""
+        return slices.load(self, name, version)
+
+    def slices(self) -> list[Slice]:
+        """The newest version of each saved slice, by name."""
+        return slices.saved(self)
+
+    def save_slice(self, name: str, what: "TraceFilter | str", by: str = "") -> Slice:
+        """Keep a filter, or a SELECT that gives a column trace_id, under a name; a former version stays."""
+        return slices.save(self, name, what, by)
+
     # The index
 
     def refresh(self, *, force: bool = False) -> bool:
-        """Rebuild the index when a part, a run.json or a manifest is new; True when it was rebuilt.
+        """Rebuild the index when a part, a run.json or a manifest is new, and the table of reviews when one came in;
+        True when either was rebuilt.
 
         Readers keep what they have open and see the new file at their next query.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with disk.Lock(self.path / ".index.lock", wait=True):
-            mark = index.fingerprint(self.path)
+            mark, said = index.fingerprint(self.path), reviewed.refresh(self.path)
             if not force and self.index_path.exists() and self._indexed() == mark:
-                return False
+                return said
             temporary = self.path / ".index.duckdb.tmp"
             for leftover in self.path.glob(".index.duckdb.tmp*"):
                 leftover.unlink()
@@ -176,13 +196,13 @@ class Workbench:
     def _reader(self, *, guarded: bool) -> index.Reader:
         with self._opening:
             reader = self._readers.get(guarded)
-            if reader is None or reader.signature != index.file_signature(self.index_path):
+            if reader is None or reader.signature != index.signatures(self.index_path):
                 reader = self._readers[guarded] = index.Reader(self.index_path, guarded=guarded)
             return reader
 
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = (), *, untrusted: bool = False,
               max_rows: int = 10_000, seconds: float = 10.0) -> "pd.DataFrame":
-        """One SELECT over runs, clips, traces, scores, predictions, steps and the views, as of the last refresh.
+        """One SELECT over runs, clips, traces, scores, predictions, steps, reviews and the views, as of the last refresh.
 
         Nothing can be written, and no file but the index read, by any query. `untrusted=True` (a console's text) also
         stops it after `seconds` with StoreError, bounds its memory, and cuts it at `max_rows`; then

@@ -72,8 +72,8 @@ class TraceFilter:
     `true` is the label of the clip, `provisional` the trace's own answer ("none" without one), `calibrated` what the
     newest calibrator says after reading clip and trace. `right`: "right" or "wrong", about the trace's answer; `final`:
     the same about the calibrated label. `reason`: a malformed trace's reason, "malformed" for any, "well-formed".
-    `flip`: a key of `FLIPS`. `text`: a phrase that the trace holds, capitals or not. Confidences are 0 … 1, both ends
-    included.
+    `flip`: a key of `FLIPS`. `text`: a phrase that the trace holds, capitals or not. `slice`: a saved slice's name.
+    Confidences are 0 … 1, both ends included.
     """
 
     run: str | None = None
@@ -95,6 +95,7 @@ class TraceFilter:
     sample: int | None = None
     clip: str | None = None
     text: str | None = None
+    slice: str | None = None
 
     @classmethod
     def from_query(cls, query: Mapping[str, Any]) -> TraceFilter:
@@ -107,8 +108,9 @@ class TraceFilter:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: str(value) for name, value in values.items() if value not in (None, "")}
 
-    def where(self) -> tuple[str, list[Any]]:
-        """A condition over `trace_facts` and its parameters."""
+    def where(self, workbench: Workbench, within: tuple[str, ...] = ()) -> tuple[str, list[Any]]:
+        """A condition over `trace_facts` and its parameters; StoreError for a slice that does not exist. `within`:
+        slices that are being looked up."""
         conditions, values = [], []
         for name, text in self.to_query().items():
             if name in _SAME:
@@ -127,6 +129,10 @@ class TraceFilter:
             elif name == "reason":
                 conditions.append("reason = ?")
                 values.append(text)
+            elif name == "slice":
+                found, given = workbench.slice(text).where(within)
+                conditions.append(f"({found})")
+                values += given
             else:
                 found, given = _text(storable(text))
                 conditions += found
@@ -184,7 +190,7 @@ class Page:
 
 
 def count(workbench: Workbench, asked: TraceFilter) -> int:
-    condition, values = asked.where()
+    condition, values = asked.where(workbench)
     return int(workbench.query(f"SELECT count(*) AS n FROM trace_facts WHERE {condition}", values).n[0])  # noqa: S608
 
 
@@ -195,7 +201,7 @@ def page(workbench: Workbench, asked: TraceFilter, sort: str = "newest", descend
     if sort not in SORTS:
         raise StoreError(f"traces sorted by {sort!r}", f"they are sorted by {', '.join(SORTS)}",
                          f"Nearest: {nearest(sort, SORTS) or 'newest'!r}")  # fmt: skip
-    condition, values = asked.where()
+    condition, values = asked.where(workbench)
     direction = "DESC" if (sort == "newest" if descending is None else descending) else "ASC"
     order = f"{SORTS[sort]} {direction} NULLS LAST, rowid"
     limit, offset = max(1, min(int(limit), MOST_ROWS)), max(0, int(offset))
@@ -273,7 +279,7 @@ def export(workbench: Workbench, asked: TraceFilter, form: str) -> Iterator[byte
     if form not in FORMATS:
         raise StoreError(f"an export as {form!r}", f"there are {', '.join(FORMATS)}",
                          f"Nearest: {nearest(form, FORMATS) or 'csv'!r}")  # fmt: skip
-    condition, values = asked.where()
+    condition, values = asked.where(workbench)
     batches = workbench.stream(
         f"""SELECT {", ".join(f"chosen.{name}" if name in _FACTS.split(", ") else name for name in EXPORTED)}
             FROM traces JOIN (SELECT {_FACTS} FROM trace_facts WHERE {condition}) AS chosen
