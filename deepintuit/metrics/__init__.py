@@ -4,8 +4,8 @@ Axes in names: `_C` clips, `_K` classes, `_B` bootstrap draws. A prediction of `
 read: wrong, and counted on its own line. Truths and predictions are label texts; probabilities `probs_C_K` follow the
 order of `labels`, and `truth_C` beside them holds class indices. Empty input gives nan, never an exception.
 
-`answers`, `distributions`, `intervals` and `abstention` hold them; `evaluate_predictions` gives all at once. `agreement`
-is about people: how far reviewers say the same.
+`answers`, `distributions`, `intervals` and `abstention` hold them; `evaluate_predictions` gives all at once.
+`agreement` is about people: how far reviewers say the same. `label_errors` says which labels are probably wrong.
 
 Left out on purpose: per-class calibration, drawing (`report`).
 """
@@ -69,14 +69,15 @@ from deepintuit.metrics.intervals import (
     paired_difference,
     wilson,
 )
+from deepintuit.metrics.label_errors import LabelErrors, label_errors
 
 __all__ = [
-    "FLOOR", "Agreement", "Bins", "ClassScores", "Estimate", "Evaluation", "Flips", "RiskCoverage", "Statistic",
-    "accuracy", "agreement", "alpha_of", "apply_temperature", "bootstrap", "brier", "brier_each", "class_indices",
-    "class_scores", "conformal_quantile", "conformal_sets", "confusion", "ece", "ece_of", "evaluate_predictions",
-    "fit_temperature", "flips", "kappa_of", "macro_f1", "macro_f1_of", "mean_of", "nll", "nll_each", "no_answer_rate",
-    "paired_difference", "percent_agreement_of", "rating_matrix", "reliability_bins", "risk_coverage", "set_coverage",
-    "threshold_for_risk", "wilson",
+    "FLOOR", "Agreement", "Bins", "ClassScores", "Estimate", "Evaluation", "Flips", "LabelErrors", "RiskCoverage",
+    "Statistic", "accuracy", "agreement", "alpha_of", "apply_temperature", "bootstrap", "brier", "brier_each",
+    "class_indices", "class_scores", "conformal_quantile", "conformal_sets", "confusion", "ece", "ece_of",
+    "evaluate_predictions", "fit_temperature", "flips", "kappa_of", "label_errors", "macro_f1", "macro_f1_of",
+    "mean_of", "nll", "nll_each", "no_answer_rate", "paired_difference", "percent_agreement_of", "rating_matrix",
+    "reliability_bins", "risk_coverage", "set_coverage", "threshold_for_risk", "wilson",
 ]
 
 
