@@ -7,6 +7,7 @@ Left out on purpose: an incremental refresh (the table `parts` holds what it wou
 have to be downloaded.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -97,7 +98,8 @@ def fingerprint(root: Path) -> str:
 def build(root: Path, target: Path, mark: str) -> None:
     """Write the index of the workbench `root` to the new file `target`, marked with the fingerprint `mark`."""
     with duckdb.connect(str(target)) as connection:
-        connection.execute("SET preserve_insertion_order = true; SET python_enable_replacements = false; SET enable_progress_bar = false")
+        connection.execute("SET preserve_insertion_order = true; SET python_enable_replacements = false")
+        _without_bar(connection)
         connection.execute("BEGIN")
         connection.execute(_RUNS)
         connection.execute(_FACTS)
@@ -203,9 +205,8 @@ class Reader:
             "autoload_known_extensions": "false", "allow_community_extensions": "false", **limits})
         quoted = str(path).replace("'", "''")
         self._connection.execute(f"ATTACH '{quoted}' AS workbench (READ_ONLY)")
-        self._connection.execute(
-            "SET enable_progress_bar = false; SET enable_external_access = false; SET lock_configuration = true"
-        )
+        _without_bar(self._connection)
+        self._connection.execute("SET enable_external_access = false; SET lock_configuration = true")
         [(self.fingerprint,)] = self._cursor().execute("SELECT fingerprint FROM about").fetchall()
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
@@ -242,6 +243,12 @@ class Reader:
             yield from found
         finally:
             cursor.close()
+
+
+def _without_bar(connection: duckdb.DuckDBPyConnection) -> None:
+    """No progress bar. Inside Jupyter, DuckDB refuses every setting of its bar unless ipywidgets is there, and then has none."""
+    with contextlib.suppress(duckdb.InvalidInputException):
+        connection.execute("SET enable_progress_bar = false")
 
 
 def _refuse_unless_select(sql: str) -> None:
