@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from deepintuit.errors import DataError
 from deepintuit.metrics import label_errors
+from deepintuit.review import Event, EventLog, Kind, fold
+from deepintuit.store import Workbench, reviewed
 
 
 def flipped(truth_C: np.ndarray, K: int, seed: int, share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
@@ -68,3 +70,51 @@ def test_label_errors_rank_every_clip_once_and_keep_the_sizes_of_classes(C, K, s
 def test_label_errors_refuse_what_is_no_distribution():
     with pytest.raises(DataError, match="not a distribution"):
         label_errors([0, 1], [[0.9, 0.3], [0.5, 0.5]])
+
+
+# Reviews in SQL
+
+def said(kind: str, task: str, item: str, who: str, **more) -> Event:
+    return Event(Kind(kind), task, who, item, f"clip of {item}", more.pop("payload", {"label": "dog"}), **more)
+
+
+acts = st.lists(st.tuples(
+    st.sampled_from(["judged", "skipped", "adjudicated", "undone", "draft", "torn"]), st.sampled_from(["week", "day"]),
+    st.sampled_from(["t0", "t1"]), st.sampled_from(["ann", "bo"]), st.integers(0, 8)), max_size=25)  # fmt: skip
+
+
+@given(acts)
+def test_the_table_of_reviews_is_what_the_fold_says(history):
+    """Undos of what is not there or is another's, and lines torn by a kill, among them."""
+    events: list[Event] = []
+    lines = []
+    for number, (kind, task, item, who, target) in enumerate(history):
+        if kind == "torn":
+            lines.append(b'{"kind": "judged", "task": "we\n')
+            continue
+        payload = {"event": f"e{target}"} if kind == "undone" else {"label": "dog", "note": f"=note {number}"}
+        events.append(said(kind, task, item, who, payload=payload, id=f"e{number}", time="2026-01-01T12:00:00+00:00"))
+        lines.append(events[-1].line())
+    state = fold(events)
+    answers = [act.id for by_item in state.answers.values() for by in by_item.values() for act in by.values()]
+    finals = [state.final(task, item) for task in ("week", "day") for item in ("t0", "t1")]
+    rows = reviewed.rows(b"".join(lines))
+    assert sorted(row["event_id"] for row in rows) == sorted([*answers, *(act.id for act in finals if act)])
+
+
+def test_a_query_joins_reviews_as_soon_as_the_index_is_refreshed(tmp_path):
+    workbench = Workbench(tmp_path)
+    with workbench.start_run("evaluate", {}) as run:
+        run.append("traces", [{"clip_id": "c", "sample": 0, "text": "A dog."}])
+        trace_id = run.read("traces")["trace_id"][0]
+    workbench.refresh()
+    counted = "SELECT count(label) AS n, any_value(note) AS note FROM traces LEFT JOIN reviews USING (trace_id)"
+    assert workbench.query(counted).n[0] == 0
+    built = workbench.index_path.stat().st_mtime_ns
+    with EventLog(workbench.reviews) as log:
+        log.append(said("judged", "week", trace_id, "ann", payload={"label": "dog", "note": "'; DROP TABLE reviews"}))
+        assert workbench.refresh() and not workbench.refresh()
+        assert workbench.query(counted, untrusted=True).values.tolist() == [[1, "'; DROP TABLE reviews"]]
+    assert workbench.index_path.stat().st_mtime_ns == built, "a judgement does not have the whole index built anew"
+    (tmp_path / "reviews" / "answers.parquet").write_bytes(b"damaged")
+    assert workbench.refresh() and workbench.query(counted).n[0] == 1

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepintuit.errors import DeepIntuitError, StoreError
+from deepintuit.store import reviewed
 from deepintuit.store.grains import GRAINS, Grain
 from deepintuit.store.run import parts, read_description, read_part
 
@@ -197,14 +198,18 @@ class Reader:
     """
 
     def __init__(self, path: Path, *, guarded: bool):
-        facts = path.stat()
-        self.signature = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
-        limits = {"threads": "2", "memory_limit": "1GB", "max_temp_directory_size": "0MB"} if guarded else {}
+        path.stat()  # FileNotFoundError here, where it is expected
+        self.signature = signatures(path)
+        # Without a name for it, the folder for temporary files would stay readable to every query.
+        limits = {"threads": "2", "memory_limit": "1GB", "max_temp_directory_size": "0MB", "temp_directory": ""}
+        limits = limits if guarded else {"temp_directory": ""}
         self._connection = duckdb.connect(":memory:", config={
             "python_enable_replacements": "false", "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false", "allow_community_extensions": "false", **limits})
         quoted = str(path).replace("'", "''")
         self._connection.execute(f"ATTACH '{quoted}' AS workbench (READ_ONLY)")
+        # Reviews come in all day; they lie beside the index, so that no judgement has it built anew.
+        _insert(self._connection, "reviews", reviewed.read(path.parent), create=True)
         _without_bar(self._connection)
         self._connection.execute("SET enable_external_access = false; SET lock_configuration = true")
         [(self.fingerprint,)] = self._cursor().execute("SELECT fingerprint FROM about").fetchall()
@@ -212,7 +217,7 @@ class Reader:
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         # One cursor a call: a connection shared by threads returns wrong rows without an error.
         cursor = self._connection.cursor()
-        cursor.execute("USE workbench")
+        cursor.execute("SET search_path = 'workbench.main,memory.main'")
         return cursor
 
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any], max_rows: int | None,
@@ -246,7 +251,7 @@ class Reader:
 
 
 def _without_bar(connection: duckdb.DuckDBPyConnection) -> None:
-    """No progress bar. Inside Jupyter, DuckDB refuses every setting of its bar unless ipywidgets is there, and then has none."""
+    """No progress bar. Inside Jupyter without ipywidgets DuckDB refuses any setting of its bar, and shows none."""
     with contextlib.suppress(duckdb.InvalidInputException):
         connection.execute("SET enable_progress_bar = false")
 
@@ -257,6 +262,11 @@ def _refuse_unless_select(sql: str) -> None:
         kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
         raise StoreError(f"the query holds {kinds}", "the index is only read; it is rebuilt from the parts, so a "
                          "change in it would be lost", "send a single SELECT")
+
+
+def signatures(path: Path) -> tuple[tuple[int, int, int] | None, ...]:
+    """Changes with the index at `path` and with the reviews beside it."""
+    return file_signature(path), file_signature(reviewed.cache(path.parent))
 
 
 def file_signature(path: Path) -> tuple[int, int, int] | None:
