@@ -14,7 +14,6 @@ import getpass
 import importlib
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from rich.syntax import Syntax
 
 from deepintuit import __version__, config
 from deepintuit.config import Config
-from deepintuit.errors import ConfigError, DeepIntuitError, nearest
+from deepintuit.errors import ConfigError, DeepIntuitError, nearest, quiet_libraries
 
 _NO_RUNS = ("baselines", "zero-shot")
 _COMMANDS = ("clips", "teach", "coldstart", "grpo", "calibrate", "evaluate", "report", "demo", "app")
@@ -260,16 +259,6 @@ def _torch_stage(name: str):
     """A stage that needs torch, imported only when it runs."""
     quiet_libraries()
     return importlib.import_module(f"deepintuit.{name}")
-
-
-def quiet_libraries() -> None:
-    """Progress and warnings are ours to show; those of the libraries below are turned down, unless the user set them."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
-    warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-    defaults = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_TELEMETRY": "1",
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}  # fmt: skip
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
 
 
 def _report(options) -> int:

@@ -22,16 +22,19 @@ from rich.console import Console
 from deepintuit import config, data, homecam, video
 from deepintuit.config import Config
 from deepintuit.data import Manifest
+from deepintuit.errors import quiet_libraries
 from deepintuit.store import Run, Workbench
 
 TRAIN, TEST = 1200, 400
 """Clips rendered for the four training and validation splits together, and for test."""
 
-SMALL_TRAIN, SMALL_TEST = 240, 64
-SMALL = ("coldstart.epochs=16", "grpo.clips_per_step=8", "grpo.max_steps=4", "grpo.check_clips=8", "calibrate.traces=3",
-         "calibrate.epochs=2", "evaluate.bootstrap=200")  # fmt: skip
+SMALL_TRAIN, SMALL_TEST = 280, 60
+SMALL = (
+    "coldstart.epochs=10", "coldstart.batch=4", "coldstart.micro_batch=4", "grpo.clips_per_step=6", "grpo.max_steps=4",
+    "grpo.check_clips=6", "calibrate.traces=3", "calibrate.epochs=2", "evaluate.bootstrap=200",
+)  # fmt: skip
 """The notebooks' own workbench, all stages in minutes: its numbers show the form of a result, not the method."""
-_SMALL_SHARES = {"coldstart": 0.25, "grpo": 0.15, "calibration": 0.45, "validation": 0.15}
+_SMALL_SHARES = {"coldstart": 0.4, "grpo": 0.1, "calibration": 0.35, "validation": 0.15}
 
 
 def clips(
@@ -137,8 +140,8 @@ def run(
 class Finished:
     """A workbench in which every stage has ended, with one chain of runs through it; `settings` are the reasoner's.
 
-    `labels` is the model of labels alone on the same clips, `evaluations` the evaluate runs in the order in which they
-    were made; both may be missing from somebody's own workbench (None, and an empty list).
+    `labels` is the model of labels alone on the same clips (None where it was not trained). `evaluation` scores the
+    chain's last system, `evaluations` are all of the dataset, in the order in which they were made.
     """
 
     workbench: Workbench
@@ -148,8 +151,18 @@ class Finished:
     grpo: Run
     calibrate: Run
     labels: Run | None
+    evaluation: Run
     evaluations: list[Run]
     small: bool
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest.load(self.workbench.path, self.settings.clips.dataset)
+
+    def file(self, clip_id: str) -> Path:
+        """The file of a clip that a browser plays."""
+        row = self.manifest.frame.set_index("clip_id").loc[clip_id]
+        return Path(row["playable_path"] if isinstance(row["playable_path"], str) else row["path"])
 
     def scratch(self) -> Workbench:
         """A throw-away workbench with the same clips, features and runs to start from.
@@ -159,7 +172,7 @@ class Finished:
         folder = Path(tempfile.mkdtemp(prefix="deepintuit-"))
         for name in ("clips", "runs"):
             (folder / name).mkdir()
-        manifest = Manifest.load(self.workbench.path, self.settings.clips.dataset)
+        manifest = self.manifest
         Manifest(folder, manifest.dataset, manifest.frame, manifest.labels).save()
         (folder / "cache").symlink_to(self.workbench.cache)
         for run in (self.teach, self.cold, self.grpo, self.calibrate):
@@ -171,8 +184,9 @@ def finished(path: str | os.PathLike[str], *, progress: bool = True) -> Finished
     """The newest chain of finished runs in the workbench at `path`; where there is none, a small one made beside it.
 
     The small workbench is `<path>-small`: the embedded world with few clips and short training, about three minutes on
-    two cores, once. Stopped anywhere, the same call goes on from there. Nothing is written into `path`.
+    two cores, once. Stopped anywhere, the same call goes on from there. Nothing but its index is written into `path`.
     """
+    quiet_libraries()
     console = Console()
     path = Path(path).expanduser().absolute()
     found = _chain(Workbench(path), small=False) if path.is_dir() else None
@@ -186,8 +200,8 @@ def finished(path: str | os.PathLike[str], *, progress: bool = True) -> Finished
         counts = {"train": SMALL_TRAIN, "test": SMALL_TEST}
         quiet = console if progress else Console(quiet=True)
         run(bench, settings, fractions=_SMALL_SHARES, progress=progress, console=quiet, **counts)
-        bench.refresh()
         found = _chain(bench, small=True)
+    found.workbench.refresh()
     whose = "small runs, which show the form of a result and not its size" if found.small else "finished runs"
     console.print(f"{path.name}: {whose}; {found.settings.clips.dataset}, {found.grpo.id}.")
     return found
@@ -207,12 +221,13 @@ def _chain(workbench: Workbench, small: bool) -> Finished | None:
         alike: Sequence[Run] = [run for run in done.values() if run.about["dataset"] == judge.about["dataset"]]
         rivals = [run for run in alike if run.stage == "coldstart" and run.summary.get("target") == "label"]
         scored = [run for run in alike if run.stage == "evaluate" and run.seed == judge.seed]
-        if not scored:
+        own = [run for run in scored if run.config.get("calibrator") == judge.id]
+        if not own:
             continue
         settings = replace(config.of(refined.about["settings"]), workbench=str(workbench.path))
         same = cold.config["coldstart"]["splits"]
         rival = next((run for run in rivals if run.config["coldstart"]["splits"] == same), None)
-        return Finished(workbench, settings, teacher, cold, refined, judge, rival, scored, small)
+        return Finished(workbench, settings, teacher, cold, refined, judge, rival, own[-1], scored, small)
     return None
 
 

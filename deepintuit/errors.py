@@ -7,6 +7,8 @@ Run it:  python -c "from deepintuit.errors import nearest; print(nearest('gropu'
 from __future__ import annotations
 
 import difflib
+import os
+import warnings
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -85,3 +87,17 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     found = difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.6)
     by_initials = [name for name in by_folded if folded == "".join(part[:1] for part in name.split("_"))]
     return by_folded[(found + by_initials)[0]] if found or by_initials else None
+
+
+def quiet_libraries() -> None:
+    """Progress and warnings are ours to show; those of the libraries below are turned down, unless the user set them.
+
+    Called by a door before it opens anything: the libraries read these when they are imported.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
+    warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="IProgress not found")  # in Jupyter, of a bar that is not ours
+    defaults = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_TELEMETRY": "1",
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}  # fmt: skip
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

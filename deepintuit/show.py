@@ -123,6 +123,11 @@ def tokens(text: str, offsets_T: ArrayLike, values_T: ArrayLike, caption: str = 
     return _figure(f'<div style="{_BOX};white-space:pre-wrap;overflow-wrap:anywhere">{body}</div>', caption)
 
 
+def words(*sentences: str) -> Html:
+    """A paragraph of computed sentences: what a figure says, in numbers that are true of the workbench at hand."""
+    return Html(f'<p style="max-width:46em;line-height:1.6">{html.escape(" ".join(sentences))}</p>')
+
+
 def row(*parts: Html) -> Html:
     """Pieces side by side, one below the other where there is no room."""
     cells = "".join(f'<div style="flex:1 1 20em;min-width:0">{part}</div>' for part in parts)
