@@ -1,0 +1,218 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 06 · Evaluation: one table, one figure
+#
+# Two systems answer the same 40 clips. One is right on 30, the other on 32. **Would you throw the first one away?**
+#
+# Here you learn to answer with three numbers that every row of the project's tables carries: n, an interval, and what was turned from
+# wrong to right and back.
+
+# %%
+import os
+
+from deepintuit import demo
+
+WORKBENCH = os.environ.get("DEEPINTUIT_HOME", "../workbench")  # or the path of your own
+bench = demo.finished(WORKBENCH)
+
+# %% [markdown]
+# ## By hand: which clips turned
+# Right is 1, wrong is 0, for the same eight clips, before and after some change.
+
+# %%
+before = [1, 1, 1, 1, 0, 0, 0, 1]
+after = [1, 1, 1, 0, 1, 1, 1, 1]
+print(f"{sum(before)} of 8, then {sum(after)} of 8")
+
+# %%
+mended = sum(b < a for b, a in zip(before, after))
+broken = sum(b > a for b, a in zip(before, after))
+print(f"{mended} mended, {broken} broken; on the other {8 - mended - broken} clips nothing happened")
+
+# %% [markdown]
+# Only the turned clips say anything about the change. If it were good for nothing, each of them would be a coin: **how often do four
+# coins fall at least as unevenly as three to one?** Of 16 ways to fall, 1 + 4 have three or more heads, as many have three or more tails:
+
+# %%
+print(f"{(1 + 4 + 4 + 1) / 16:.3f}")
+
+# %% [markdown]
+# That is McNemar's exact test, and the package has it. Truths here are all 1.
+
+# %%
+from deepintuit.metrics import flips
+
+flips(before, after, [1] * 8)
+
+# %% [markdown]
+# ## By hand: how sure is 75 %?
+# Draw 40 clips again, with replacement, from 30 right and 10 wrong ones. Do it many times: how far does the share wander?
+
+# %%
+import numpy as np
+
+right = np.array([1] * 30 + [0] * 10)
+shares = np.random.default_rng(0).choice(right, (2000, 40)).mean(1)
+print(np.quantile(shares, [0.025, 0.975]).round(2))
+
+# %%
+from deepintuit.metrics import bootstrap, mean_of
+
+bootstrap(mean_of(right), 40)
+
+# %% [markdown]
+# 32 of 40 is 80 %: well inside. Now suppose that these were ten videos, cut into four clips each, and that clips of one video are all
+# right or all wrong. **Are there forty witnesses, or ten?** Whole groups must be drawn:
+
+# %%
+videos = np.repeat(np.arange(10), 4)
+alike = np.repeat([1, 1, 1, 1, 1, 1, 1, 1, 0, 0], 4)
+print(bootstrap(mean_of(alike), 40))
+print(bootstrap(mean_of(alike), 40, groups_C=videos))
+
+# %% [markdown]
+# ## The table
+# All systems of the workbench on the same clips: what costs nothing first (*baselines*), then each stage behind the one before it.
+# Intervals draw whole groups where the manifest names them.
+
+# %%
+from IPython.display import Markdown
+
+from deepintuit.report import markdown_table
+from deepintuit.report.gather import tabulate
+
+wb = bench.workbench
+table = tabulate(wb, [run.id for run in bench.evaluations])
+plain = [row for row in table.rows if row.control == "none"]
+Markdown(markdown_table(plain))
+
+# %% [markdown]
+# *No answer* is an answer that could not be read: it counts as wrong, and is counted once more on its own. *NLL*, *Brier* and *ECE* ask
+# whether the confidence was honest, which accuracy does not ([05](05_calibration.ipynb)).
+
+# %% [markdown]
+# ## The figure
+# Grey is the label that a system wrote itself, blue what stands after calibration.
+
+# %%
+from deepintuit.report import stages_figure
+from deepintuit.report.text import shown
+
+systems = list(dict.fromkeys(row.system for row in plain))
+raw = {row.system: row for row in plain if row.method == "raw"}
+calibrated = {row.system: row for row in plain if row.method == table.config.method}
+
+# %%
+stages_figure(
+    [shown(name) for name in systems],
+    [raw[name].evaluation.accuracy if name in raw else None for name in systems],
+    [calibrated[name].evaluation.accuracy if name in calibrated else None for name in systems],
+)
+
+# %% [markdown]
+# In words, and no more than the numbers allow: the last stage first.
+
+# %%
+from deepintuit.report import headline, sentence
+
+best = headline(table.rows, table.config.method)
+Markdown(sentence(best))
+
+# %%
+from deepintuit.report.text import interval, number, p_value
+
+if best.flips:
+    turned = best.flips
+    print(f"Calibration mended {turned.wrong_to_right} and broke {turned.right_to_wrong} of {best.n} ({p_value(turned.p_value)}).")
+if best.risk and len(best.risk.coverage):
+    half = best.risk.risk[np.searchsorted(best.risk.coverage, 0.5)]
+    print(f"Answering only the surer half, it errs on {number(half)} %; answering all, on {number(best.risk.risk[-1])} %.")
+
+# %% [markdown]
+# ## What it has to beat
+# A stage is worth its cost if it beats the best of what was cheaper. Among everything that is neither the result nor its own raw label:
+
+# %%
+others = [row for row in plain if row.system != best.system]
+rival = max(others, key=lambda row: row.evaluation.accuracy.value)
+print(f"{shown(rival.system)}, {shown(rival.method)}: {number(rival.evaluation.accuracy.value)} % of {rival.n}")
+
+# %% [markdown]
+# Same clips, so the difference is *paired*: on each draw of groups, both are asked about the same clips.
+
+# %%
+from deepintuit.metrics import paired_difference
+
+answers = table.predictions[table.predictions.control == "none"]
+wide = answers.assign(right=answers.predicted == answers.true_label).pivot(
+    index="clip_id", columns=["system", "method"], values="right"
+)
+both = wide[[(best.system, best.method), (rival.system, rival.method)]].dropna().astype(float)
+
+# %%
+groups = wb.query('SELECT clip_id, "group" FROM clips WHERE dataset = ?', [table.dataset]).set_index("clip_id")["group"]
+difference = paired_difference(
+    mean_of(both.iloc[:, 0]), mean_of(both.iloc[:, 1]), len(both), groups_C=groups.loc[both.index].astype(str)
+)
+
+# %%
+words = "no clear difference" if difference.low <= 0 <= difference.high else "a clear one"
+print(f"{shown(best.system)} is {number(difference.value, sign=True)} points from {shown(rival.system)} "
+      f"({interval(difference, sign=True)}): {words}, on {len(both)} clips of {groups.loc[both.index].nunique()} groups.")
+
+# %% [markdown]
+# The rival was picked because it scored best on these very clips, so it is flattered a little. Better it than the result.
+
+# %% [markdown]
+# ## One seed is one throw
+# The interval above says how far other *clips* would move the number. **Would doing all of it once more, with another seed, move it
+# less?** The project keeps the rows of its own full-size runs on the embedded world, where a seed draws clips, splits and training
+# anew. The intervals in this table are over seeds; with very few of them they are as wide as they look.
+
+# %%
+import json
+from pathlib import Path
+
+from deepintuit.report import Measured, multi_seed_table
+
+stored = [json.loads(path.read_text()) for path in sorted(Path("../docs/evidence").glob("homecam-*.json"))]
+seeds = {one["seed"]: [Measured(**row) for row in one["rows"]] for one in stored}
+asked = ("raw", "label_likelihood")
+kept = {seed: [row for row in rows if row.control == "none" and row.method in asked] for seed, rows in seeds.items()}
+Markdown(multi_seed_table(kept))
+
+# %%
+last = [row.values["accuracy"] for rows in kept.values() for row in rows if row.key == ("cold start", "raw", "none")]
+if len(last) > 1:
+    print(f"Cold start alone reaches {', '.join(number(value) for value in last)} % with seeds {', '.join(map(str, kept))}: "
+          f"{number(max(last) - min(last))} points apart by the seed alone.")
+
+# %% [markdown]
+# The dashboard shows one system at a time, with its confusions and what lies behind each count.
+
+# %%
+from deepintuit import show
+
+show.app("errors", "This system's errors", system=best.system, method=best.method, split=best.split)
+
+# %% [markdown]
+# ## Three questions
+#
+# 1. A colleague reports 90 % ± 1 on 4,000 clips cut from six videos. What do you ask?
+# 2. The metadata baseline stands 12 points above the majority class in your table. What does that say about all rows beneath it?
+# 3. You tried eight settings on the test clips and report the best one, with its honest interval. What is wrong with the interval?
+
+# %% [markdown]
+# ## What you have now
+#
+# A table in which every number has its n and its interval, a figure that sets the stages against what is cheaper, and a paired test for
+# what a stage changed.
+#
+# Next: [07, error analysis](07_error_analysis.ipynb).
