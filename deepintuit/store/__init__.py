@@ -8,8 +8,7 @@
     workbench.query("SELECT * FROM latest_predictions WHERE split = ?", ["test"])
 
 Parts are the truth and never change; the index is a cache that may be deleted at any time. `grains` says which columns
-a row has, `run` how a run is written and continued, `index` how all runs are read at once, `disk` what survives a kill.
-
+a row has, `run` how a run is written and continued, `index` how all runs are read at once, `disk` what survives a kill,
 `reviewed` what people said of traces.
 
 Left out on purpose: writing reviews (`review` does), feature caches (`vlm` writes them), an incremental refresh.
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from deepintuit.errors import StoreError, nearest
-from deepintuit.store import disk, index, reviewed, slices
+from deepintuit.store import disk, guarded, index, reviewed, slices
 from deepintuit.store.grains import GRAINS, Grain, trace_id
 from deepintuit.store.run import Run, plain, provenance, versions, without_secrets
 from deepintuit.store.slices import Slice
@@ -55,7 +54,7 @@ class Workbench:
         self.path = Path(path).expanduser().absolute()
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"{self.path} is a file", "a workbench is a folder", "name another path")
-        self._readers: dict[bool, index.Reader] = {}
+        self._open: index.Reader | None = None
         self._opening = threading.Lock()
 
     def _folder(self, name: str) -> Path:
@@ -188,33 +187,31 @@ class Workbench:
 
     def _indexed(self) -> str | None:
         try:
-            return self._reader(guarded=False).fingerprint
+            return self._reader().fingerprint
         except (duckdb.Error, FileNotFoundError):
             # Not an index, or of another DuckDB: a cache is rebuilt, not repaired.
             return None
 
-    def _reader(self, *, guarded: bool) -> index.Reader:
+    def _reader(self) -> index.Reader:
         with self._opening:
-            reader = self._readers.get(guarded)
-            if reader is None or reader.signature != index.signatures(self.index_path):
-                reader = self._readers[guarded] = index.Reader(self.index_path, guarded=guarded)
-            return reader
+            if self._open is None or self._open.signature != index.signatures(self.index_path):
+                self._open = index.Reader(self.index_path, guarded=False)
+            return self._open
 
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = (), *, untrusted: bool = False,
               max_rows: int = 10_000, seconds: float = 10.0) -> "pd.DataFrame":
         """One SELECT over runs, clips, traces, scores, predictions, steps, reviews and the views, as of the last refresh.
 
         Nothing can be written, and no file but the index read, by any query. `untrusted=True` (a console's text) also
-        stops it after `seconds` with StoreError, bounds its memory, and cuts it at `max_rows`; then
-        `frame.attrs["truncated"]` is True. One gap, in DuckDB 2.0: a single huge value, `repeat('x', 2000000000)`, is
-        neither counted nor interrupted while it is made; a public console should run in a process with a limit.
+        runs it in a process of its own, which has no more than a bounded memory, is stopped after `seconds` with
+        StoreError, and is cut at `max_rows`; then `frame.attrs["truncated"]` is True.
         """
-        reader = self._ready(guarded=untrusted)
+        reader = self._ready()
         try:
-            rows = reader.query(sql, params, max_rows if untrusted else None, seconds if untrusted else None)
-        except duckdb.InterruptException as error:
-            raise StoreError(f"the query was stopped after {seconds:g} s", "a console may not hold the machine",
-                             "narrow it with WHERE, or run it from Python without `untrusted`") from error
+            if untrusted:
+                rows = guarded.query(self.index_path, sql, params, max_rows, seconds)
+            else:
+                rows = reader.query(sql, params, None, None)
         except duckdb.Error as error:
             raise StoreError(f"the query {sql.strip()!r:.200} fails", str(error).strip(),
                              "`SHOW TABLES` and `DESCRIBE traces` list what there is") from error
@@ -225,14 +222,14 @@ class Workbench:
     def stream(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = (),
                rows: int = 2048) -> "Iterator[pa.RecordBatch]":
         """The rows of one SELECT as Arrow batches of about `rows`, for results that should not be held at once."""
-        return self._ready(guarded=False).stream(sql, params, rows)
+        return self._ready().stream(sql, params, rows)
 
-    def _ready(self, *, guarded: bool) -> index.Reader:
+    def _ready(self) -> index.Reader:
         try:
-            return self._reader(guarded=guarded)
+            return self._reader()
         except (duckdb.Error, FileNotFoundError):
             self.refresh(force=self.index_path.exists())
-            return self._reader(guarded=guarded)
+            return self._reader()
 
 
 def _description(folder: Path) -> dict[str, Any] | None:
