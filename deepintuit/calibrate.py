@@ -15,6 +15,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from deepintuit.reasoner import (
     Task,
     card,
     fitted_ways,
+    gate_for,
     hidden_states,
     identity,
     likelihood_scores,
@@ -66,7 +68,7 @@ def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None
             "at temperature 0 all traces of a clip are one",
             "Set calibrate.traces=1, or a temperature above 0",
         )
-    described = identity(workbench.path, config, _MADE_BY)
+    described = identity(workbench.path, config, (*_MADE_BY, *(("gate",) if config.gate.by != "off" else ())))
     run = workbench.start_run(
         "calibrate", described, parent=reasoner, name=name, seed=config.seed, dataset=config.clips.dataset
     )
@@ -85,7 +87,10 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
         config.model, config.video, checkpoint=workbench.run(reasoner).checkpoint, cache=workbench.cache, trainable=True
     )
     run.note(device=str(vlm.device), settings=config.to_dict())
-    local = LocalReasoner(vlm, task, config.seed)
+    # The calibrator cannot be its own gate while it is made: traces think to the end, and their quick forms are rows too.
+    by_calibrator = config.gate.by == "calibrated"
+    gate = gate_for(task, replace(config.gate, by="off") if by_calibrator else config.gate)
+    local = LocalReasoner(vlm, task, config.seed, gate)
     splits = {split: local.encode(task.clips(split)) for split in ("calibration", "validation")}
     for split, known in splits.items():
         if not known:
@@ -100,6 +105,8 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
     rows = [
         (pair, trace) for pair in splits["calibration"] for trace in traces.training(pair[0], settings.greedy_trace)
     ]
+    if by_calibrator:
+        rows += [(pair, quick) for pair, trace in rows if (quick := task.quick_form(trace))]
     validation = splits["validation"]
     greedy = [traces.greedy(clip) for clip, _ in validation]
     truth = np.array([task.labels.index(clip.label) for clip, _ in validation])
@@ -180,7 +187,7 @@ class _Traces:
     """The stored traces by clip: `sampled` ones in order, and the `greedy` one."""
 
     def __init__(self, run: Run, task: Task, count: int):
-        rows = run.read("traces", ["clip_id", "sample", "text", "truncated"]).sort_values(["clip_id", "sample"])
+        rows = run.read("traces", ["clip_id", "sample", "text", "truncated", "thought"]).sort_values(["clip_id", "sample"])
         self.count = count
         self._by_clip = {clip_id: parsed(task, part) for clip_id, part in rows.groupby("clip_id")}
 

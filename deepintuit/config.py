@@ -171,8 +171,33 @@ class TeachConfig(Section):
     max_tokens: int = _setting(2048, "most tokens of a teacher's trace", low=1)
     price_in: float = _setting(0.0, "currency units per million prompt tokens, for the cost count", low=0)
     price_out: float = _setting(0.0, "currency units per million completion tokens", low=0)
+    judged: bool = _setting(True, "observation-think-answer: keep a trace only if its observation suffices (VideoP2R)")
     given_answer: bool = _setting(False, "self: the form and the true label are given, the model writes only the reasoning [R]")
     keep_wrong: bool = _setting(False, "keep traces whose answer is not the label (the paper drops them)")
+
+
+@dataclass(frozen=True)
+class JudgeConfig(Section):
+    """Who says whether an observation, read without the clip, suffices for the right answer (VideoP2R)."""
+
+    source: str = _setting("endpoint", "endpoint: OpenAI-compatible server; answerer: a frozen model that must reach the "
+                           "label from the text; facts: the known facts of homecam", choices=("endpoint", "answerer", "facts"))
+    model: str = _setting("", "model name at the endpoint, or the answerer's folder or hub id; empty there: model.path")
+    base_url: str = _setting("", "address of the endpoint, up to and with /v1")
+    key_variable: str = _setting("OPENAI_API_KEY", "NAME of the environment variable that holds the key, never the key")
+    concurrency: int = _setting(8, "requests in flight", low=1)
+    retries: int = _setting(6, "tries after the first, with back-off", low=0)
+    timeout: float = _setting(120.0, "seconds a request may take", above=0)
+
+
+@dataclass(frozen=True)
+class GateConfig(Section):
+    """When a quick answer ends the work (VideoAuto-R1); for the grammar answer-think-answer only."""
+
+    by: str = _setting("off", "off: always think; confidence: of the quick answer's tokens; calibrated: the calibrator's "
+                       "highest probability after it", choices=("off", "confidence", "calibrated"))
+    threshold: float = _setting(0.97, "at least this sure, the quick answer stands (paper, Qwen2.5-VL; 0.98 for Qwen3-VL); "
+                                "0 never thinks, 1 nearly always", low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -226,6 +251,17 @@ class GrpoConfig(Section):
     mask_truncated: bool = _setting(False, "leave traces cut at the limit out of the loss")
     accuracy_weight: float = _setting(1.0, "weight of the accuracy reward (paper, GRPO)", low=0)
     format_weight: float = _setting(1.0, "weight of the format reward (paper, GRPO)", low=0)
+    process: str = _setting("separate", "observation-think-answer: separate, seeing and reasoning pushed apart (VideoP2R); "
+                            "summed, one advantage of both; off, the answer's rewards alone", choices=("separate", "summed", "off"))
+    perception_weight: float = _setting(1.0, "of the observation's rewards; 0: none (VideoP2R's ablation)", low=0)
+    length_bonus: float = _setting(0.2, "for a right process of fitting length [R]", low=0)
+    perception_min: int = _setting(128, "tokens of an observation that earn the bonus, from (VideoP2R)", low=0)
+    perception_max: int = _setting(320, "… to", low=1)
+    reasoning_min: int = _setting(320, "tokens of thinking and answer that earn it, from (VideoP2R)", low=0)
+    reasoning_max: int = _setting(512, "… to", low=1)
+    quick_weight: float = _setting(0.9, "answer-think-answer: of the first answer's accuracy (VideoAuto-R1)", low=0)
+    final_weight: float = _setting(1.1, "answer-think-answer: of the last answer's accuracy (VideoAuto-R1)", low=0)
+    fallback_bonus: float = _setting(0.3, "answer-think-answer: for putting off and then being right (VideoAuto-R1)", low=0)
     micro_batch: int = _setting(8, "traces a forward pass and device; no effect on the result", low=1)
     check_clips: int = _setting(32, "clips sampled first, to see whether there is anything to learn; 0: none", low=0)
     save_steps: int = _setting(20, "updates between two resumable checkpoints", low=1)
@@ -275,9 +311,11 @@ class Config(Section):
     prompt: PromptConfig = PromptConfig()
     sampling: SamplingConfig = SamplingConfig()
     teach: TeachConfig = TeachConfig()
+    judge: JudgeConfig = JudgeConfig()
     coldstart: ColdstartConfig = ColdstartConfig()
     grpo: GrpoConfig = GrpoConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
+    gate: GateConfig = GateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = _setting(0, "of every random choice", low=0, high=2**32 - 1)
     workbench: str = dataclasses.field(

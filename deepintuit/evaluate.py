@@ -26,6 +26,7 @@ from deepintuit.metrics import fit_temperature
 from deepintuit.reasoner import (
     HEAD,
     NEEDS_SAMPLES,
+    Calibrator,
     Clip,
     LinearHead,
     LocalReasoner,
@@ -33,6 +34,7 @@ from deepintuit.reasoner import (
     Task,
     answer_distribution,
     fitted_ways,
+    gate_for,
     hidden_states,
     identity,
     likelihood_scores,
@@ -74,13 +76,18 @@ def run(
         checkpoint = workbench.run(reasoner).checkpoint if reasoner else None
         vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache)
         run.note(device=str(vlm.device), settings=config.to_dict())
-        local = LocalReasoner(vlm, task, config.seed)
+        calibrating = None
+        if calibrator:
+            checkpoint, ways = workbench.run(calibrator).checkpoint, fitted_ways(workbench.run(calibrator))
+            judge = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache)
+            calibrating = Calibrator(judge, ways["label_likelihood"]["temperature"])
+        local = LocalReasoner(vlm, task, config.seed, gate_for(task, config.gate, calibrating))
         known = _readable(local, config.evaluate.split)
         writer = _Predictions(run, task, system, config.evaluate.split)
         if reasoner and _answers_without_trace(workbench.run(reasoner)):
             _labels_only(writer, local, known, config)
         else:
-            _reasoned(workbench, writer, local, known, config, calibrator, progress)
+            _reasoned(workbench, writer, local, known, config, calibrator, calibrating, progress)
         run.finish(
             {
                 "system": system,
@@ -93,7 +100,7 @@ def run(
 
 
 def baselines(workbench: Workbench, config: Config) -> Run:
-    """What needs no model: the majority class, the container's metadata alone, and (where text fields are given) the text alone."""
+    """What needs no model: the majority class, the container's metadata alone, and (where texts or notes are shown) the text alone."""
     described = {**_identity(workbench, config), "system": "baselines"}
     run = workbench.start_run("evaluate", described, name="baselines", seed=config.seed, dataset=config.clips.dataset)
     if run.finished:
@@ -124,7 +131,7 @@ def baselines(workbench: Workbench, config: Config) -> Run:
             test,
             labels,
         )
-        if config.clips.text_fields:
+        if config.clips.text_fields or config.clips.notes_shown:
             texts = text_corpus(frame, config.clips.text_fields, config.clips.notes_shown)
             model = make_pipeline(
                 TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True), LogisticRegression(max_iter=2000)
@@ -139,7 +146,8 @@ def _identity(workbench: Workbench, config: Config) -> dict:
     settings = config.to_dict()
     evaluate = {name: settings["evaluate"][name] for name in ("split", "traces", "temperature", "method", "controls")}
     sampled = {name: settings["calibrate"][name] for name in ("traces", "temperature")}
-    sections = identity(workbench.path, config, ("model", "video", "clips", "prompt", "sampling"))
+    gate = ("gate",) if config.gate.by != "off" else ()
+    sections = identity(workbench.path, config, ("model", "video", "clips", "prompt", "sampling", *gate))
     return {**sections, "evaluate": evaluate, "calibrate": sampled}
 
 
@@ -184,6 +192,7 @@ def _reasoned(
     known: list[tuple[Clip, EncodedClip]],
     config: Config,
     calibrator: str | None,
+    calibrating: Calibrator | None,
     progress: bool,
 ) -> None:
     settings, task = config.evaluate, local.task
@@ -205,8 +214,7 @@ def _reasoned(
         writer.add("raw", clips, provisional, raw, provisional=provisional, traces=ids)
     if calibrator is None:
         return
-    checkpoint = workbench.run(calibrator).checkpoint
-    judge = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache)
+    checkpoint, judge = workbench.run(calibrator).checkpoint, calibrating.vlm
     batch = config.sampling.clips_per_batch
 
     def likelihood(pairs: list[tuple[Clip, EncodedClip]], shown: Sequence[AnyTrace | None]) -> Scores:

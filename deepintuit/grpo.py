@@ -4,6 +4,10 @@ DAPO's form by default: clipped ratio with a higher upper bound, a mean over all
 lacks is video (its own generation would see the clip and its loss would not), so sampling, scoring and log-probabilities are given to it here,
 with the clip in both. `objective = "softmax_weighted"` is the paper's text [R]: weights softmax(r/τ) over a group, no negative ones.
 
+The grammar decides what is rewarded. observation-think-answer: seeing and reasoning apart, each normalised in its own group, each advantage
+given to the tokens of its segment (VideoP2R's PA-GRPO; `grpo.process` has the ablations). answer-think-answer: a quick and a final answer
+(VideoAuto-R1).
+
 Left out on purpose: a value model, vLLM sampling, more than one update a round.
 Run it:  deepintuit grpo --config configs/tiny.toml --start RUN
 """
@@ -26,25 +30,41 @@ from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, use_adapter
 
-from deepintuit.advantage import group_advantages, kept_by_dynamic_sampling, softmax_weights, zero_variance_share
+from deepintuit.advantage import (
+    group_advantages,
+    kept_by_dynamic_sampling,
+    softmax_weights,
+    token_advantages,
+    zero_variance_share,
+)
 from deepintuit.config import Config, GrpoConfig
 from deepintuit.errors import DataError
+from deepintuit.judges import Judge, Question, Verdict, appoint
 from deepintuit.reasoner import Clip, LocalReasoner, Task, card, identity
-from deepintuit.rewards import Score, score
+from deepintuit.rewards import ProcessScore, Score, dual_score, process_score, score
 from deepintuit.store import Run, Workbench, trace_id
-from deepintuit.vlm import VLM, EncodedClip, Sample
+from deepintuit.trace import Malformed, Trace, argued_label, outer_spans
+from deepintuit.vlm import VLM, EncodedClip, Sample, character_offsets
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
 
 _LOGGED = frozenset({"loss", "grad_norm", "learning_rate", "entropy", "kl"})
 """What is kept of TRL's own numbers; the others are about rewards that it does not compute here."""
 
+_TOLD = ("sufficient", "perception", "reasoning", "quick", "put_off", "mismatch")
+"""Numbers of single traces whose mean over a round is logged, where the grammar has them."""
+
 _MADE_BY = ("model", "video", "clips", "prompt", "grpo")
 """Sections that decide what this stage makes: a change in another one does not train again."""
 
 
+def _apart(config: Config) -> bool:
+    """Whether seeing and reasoning are rewarded apart."""
+    return config.prompt.grammar == "observation-think-answer" and config.grpo.process != "off"
+
+
 def run(workbench: Workbench, config: Config, *, start: str, name: str | None = None, progress: bool = True) -> Run:
     """Refine the weights of the run `start` on the GRPO split. Rollouts, rewards and advantages are stored as they come."""
-    described = identity(workbench.path, config, _MADE_BY)
+    described = identity(workbench.path, config, (*_MADE_BY, *(("judge",) if _apart(config) else ())))
     run = workbench.start_run(
         "grpo", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset
     )
@@ -62,6 +82,7 @@ def _train(workbench: Workbench, config: Config, run: Run, start: str, progress:
         config.model, config.video, checkpoint=workbench.run(start).checkpoint, cache=workbench.cache, trainable=True
     )
     run.note(device=str(vlm.device), settings=config.to_dict())
+    judge = appoint(config, task.labels, task.manifest, workbench.cache) if _apart(config) else None
     reasoner = LocalReasoner(vlm, task, config.seed)
     clips = [clip for clip, _ in reasoner.encode(task.clips("grpo"))]
     if not clips:
@@ -76,7 +97,7 @@ def _train(workbench: Workbench, config: Config, run: Run, start: str, progress:
         run.log(before.sentence())
         if progress:
             Console().print(before.sentence())
-    trainer = _Trainer(reasoner, clips, config, run, progress)
+    trainer = _Trainer(reasoner, clips, config, run, progress, judge)
     trainer.remove_callback(PrinterCallback)
     trainer.train_or_resume(run.path / "training")
     vlm.model.eval()
@@ -151,12 +172,18 @@ def check(reasoner: LocalReasoner, clips: Sequence[Clip], settings: GrpoConfig) 
 
 @dataclass
 class _Group:
-    """The traces of one clip in one round; `first` is the sample number of the first, which names its random stream."""
+    """The traces of one clip in one round; `first` is the sample number of the first, which names its random stream.
+
+    `seeing_T`: of each trace, 1 for a token of its observation, else 0. `verdicts`: the judge's, where one was asked.
+    """
 
     clip: Clip
     encoded: EncodedClip
     samples: list[Sample]
+    traces: list[Trace | Malformed]
     scores: list[Score]
+    seeing_T: list[np.ndarray]
+    verdicts: list[Verdict | None]
     prompt_ids: list[int]
     first: int
 
@@ -168,8 +195,18 @@ class _Group:
 class _Trainer(Resumable, GRPOTrainer):
     """TRL's trainer with the clip in sampling and in loss. Four methods are ours; loss, clipping, accumulation and schedule are TRL's."""
 
-    def __init__(self, reasoner: LocalReasoner, clips: list[Clip], config: Config, run: Run, progress: bool):
+    def __init__(
+        self,
+        reasoner: LocalReasoner,
+        clips: list[Clip],
+        config: Config,
+        run: Run,
+        progress: bool,
+        judge: Judge | None = None,
+    ):
         settings = config.grpo
+        self._judge = judge
+        self._separate = _apart(config) and settings.process == "separate"
         self.reasoner, self.vlm, self.clips, self.config, self.run_ = reasoner, reasoner.vlm, clips, settings, run
         self._encoded: list[EncodedClip] = []
         self._rows: torch.Tensor | None = None
@@ -228,7 +265,7 @@ class _Trainer(Resumable, GRPOTrainer):
         groups = self._sample([self.clips[i] for i in chosen], step)
         if self.config.dynamic_sampling:
             groups = self._refill(groups, len(chosen), step)
-        advantages = np.concatenate([self._advantages(group) for group in groups])
+        advantages = [advantage_T for group in groups for advantage_T in self._advantages(group)]
         self._store(groups, advantages, step)
         self._encoded = [group.encoded for group in groups]
         size = self.config.group
@@ -244,7 +281,7 @@ class _Trainer(Resumable, GRPOTrainer):
             "prompt_mask": prompts[1].to(device),
             "completion_ids": written[0].to(device),
             "completion_mask": mask.to(device),
-            "advantages": torch.tensor(advantages, dtype=torch.float32, device=device),
+            "advantages": _padded(advantages, 0.0, left=False)[0].to(device),
             "num_items_in_batch": mask.sum().to(device),
             "clip_index": torch.arange(len(groups)).repeat_interleave(size).to(device),
         }
@@ -304,27 +341,66 @@ class _Trainer(Resumable, GRPOTrainer):
             max_tokens=settings.max_tokens,
             step=step,
         )
-        ask = self.reasoner.task.reasoner_prompt
-        return [
-            _Group(
-                clip,
-                encoded,
-                samples,
-                [self._score(clip, sample) for sample in samples],
-                self.vlm.prompt_ids(encoded, ask(clip.clip_id)),
-                refill * settings.group,
-            )
-            for clip, encoded, samples in groups
-        ]
+        task, found = self.reasoner.task, []
+        for clip, encoded, samples in groups:
+            traces = [task.parse(sample.text, sample.truncated) for sample in samples]
+            seeing = [self._seeing(sample, trace) for sample, trace in zip(samples, traces)]
+            prompt = self.vlm.prompt_ids(encoded, task.reasoner_prompt(clip.clip_id))
+            unjudged: list[Verdict | None] = [None] * len(samples)
+            found.append(_Group(clip, encoded, samples, traces, [], seeing, unjudged, prompt, refill * settings.group))
+        self._ask_judge(found)
+        for group in found:
+            group.scores = [self._score(group, number) for number in range(len(group.samples))]
+        return found
 
-    def _score(self, clip: Clip, sample: Sample) -> Score:
-        settings = self.config
+    def _ask_judge(self, groups: Sequence[_Group]) -> None:
+        """Verdicts on every observation of a round, in one call: a server answers many at a time."""
+        if self._judge is None:
+            return
+        places = [(group, i) for group in groups for i, trace in enumerate(group.traces) if trace.ok]
+        questions = [Question(g.clip.clip_id, g.clip.label, g.traces[i].segment("observation")) for g, i in places]
+        for (group, i), verdict in zip(places, self._judge(questions), strict=True):
+            group.verdicts[i] = verdict
+
+    def _seeing(self, sample: Sample, trace: Trace | Malformed) -> np.ndarray:
+        """(T,) which tokens are the observation's, its marks included; none of a text that could not be parsed."""
+        if self._judge is None or not trace.ok:
+            return np.zeros(len(sample.token_ids))
+        spans = outer_spans(trace)
+        offsets_T_2 = character_offsets(self.vlm.tokenizer, sample.token_ids)
+        return token_advantages(offsets_T_2, spans, {name: float(name == "observation") for name in spans})
+
+    def _score(self, group: _Group, number: int) -> Score:
+        settings, trace, label = self.config, group.traces[number], group.clip.label
+        length = len(group.samples[number].token_ids)
+        if self._judge:
+            seen, verdict = int(group.seeing_T[number].sum()), group.verdicts[number]
+            return process_score(
+                trace,
+                label,
+                sufficient=bool(verdict and verdict.sufficient),
+                perception_tokens=seen,
+                reasoning_tokens=length - seen,
+                perception_target=(settings.perception_min, settings.perception_max),
+                reasoning_target=(settings.reasoning_min, settings.reasoning_max),
+                bonus=settings.length_bonus,
+                perception_weight=settings.perception_weight,
+            )
+        if trace.grammar.quick:
+            return dual_score(
+                trace,
+                label,
+                quick_weight=settings.quick_weight,
+                final_weight=settings.final_weight,
+                format_weight=settings.format_weight,
+                fallback_bonus=settings.fallback_bonus,
+            )
         return score(
-            self.reasoner.task.parse(sample.text, sample.truncated),
-            clip.label,
+            trace,
+            label,
             accuracy_weight=settings.accuracy_weight,
             format_weight=settings.format_weight,
-            length=len(sample.token_ids),
+            length=length,
             max_length=settings.max_tokens,
             overlong_cache=settings.overlong_cache,
         )
@@ -347,29 +423,45 @@ class _Trainer(Resumable, GRPOTrainer):
         self._extra = {"dynamic_kept_share": len(kept) / sampled, "dynamic_sampled_groups": sampled}
         return (kept + spare)[:wanted]
 
-    def _advantages(self, group: _Group) -> np.ndarray:
-        rewards = np.array([s.value for s in group.scores])
-        if self.config.objective == "softmax_weighted":
-            return softmax_weights(rewards, self.config.tau) * len(rewards)  # the loss divides by the group's size
-        return group_advantages(rewards)
+    def _advantages(self, group: _Group) -> list[np.ndarray]:
+        """(T,) of each trace: one number for all its tokens, or that of the process a token belongs to."""
+        if not self._separate:
+            whole_G = self._weighed([s.value for s in group.scores])
+            return [np.full(len(s.token_ids), a) for s, a in zip(group.samples, whole_G)]
+        seeing_G = self._weighed([s.perception for s in group.scores])
+        reasoning_G = self._weighed([s.reasoning for s in group.scores])
+        return [np.where(m > 0, p, r) for m, p, r in zip(group.seeing_T, seeing_G, reasoning_G)]
 
-    def _store(self, groups: list[_Group], advantages: np.ndarray, step: int) -> None:
+    def _weighed(self, rewards_G: Sequence[float]) -> np.ndarray:
+        if self.config.objective == "softmax_weighted":
+            return softmax_weights(rewards_G, self.config.tau) * len(rewards_G)  # the loss divides by the group's size
+        return group_advantages(rewards_G)
+
+    def _store(self, groups: list[_Group], advantages: list[np.ndarray], step: int) -> None:
         """Rollouts with every reward and the advantage, and the round's numbers.
 
         A round that is sampled again after a kill takes the place of the first: what is on file is what the weights were trained on.
         """
-        rows, scores = [], []
-        for group, advantages_G in zip(groups, advantages.reshape(len(groups), -1)):
-            for number, (sample, scored, advantage) in enumerate(
-                zip(group.samples, group.scores, advantages_G), group.first
-            ):
-                row = self.reasoner.row(group.clip, group.encoded, sample, number, self.config.temperature, step)
-                name = trace_id(self.run_.id, group.clip.clip_id, number, step)
+        rows, scores, all_numbers = [], [], []
+        remaining = iter(advantages)
+        for group in groups:
+            for number, (sample, trace, scored) in enumerate(zip(group.samples, group.traces, group.scores)):
+                sampled = group.first + number
+                row = self.reasoner.row(group.clip, group.encoded, sample, sampled, self.config.temperature, step)
+                name = trace_id(self.run_.id, group.clip.clip_id, sampled, step)
                 rows.append({"trace_id": name, **row})
-                numbers = {"accuracy": scored.accuracy, "format": scored.format, "overlong": scored.overlong, "reward": scored.value,
-                           "advantage": float(advantage)}  # fmt: skip
-                evidence = scored.reason or scored.answer
-                scores += [{"trace_id": name, "name": n, "value": v, "evidence": evidence} for n, v in numbers.items()]
+                advantage_T, seeing_T = next(remaining), group.seeing_T[number] > 0
+                numbers = scored.numbers() | {"advantage": float(advantage_T[-1])}  # the end token is never seeing's
+                if self._separate and seeing_T.any():
+                    numbers["advantage_perception"] = float(advantage_T[seeing_T][0])
+                evidence = dict.fromkeys(numbers, scored.reason or scored.answer)
+                if trace.ok and trace.grammar.text_segments:
+                    argued = argued_label(trace, self.reasoner.task.labels)
+                    numbers["mismatch"], evidence["mismatch"] = float(argued != trace.label), argued or "none"
+                if verdict := group.verdicts[number]:
+                    evidence["sufficient"] = verdict.said
+                scores += [{"trace_id": name, "name": n, "value": v, "evidence": evidence[n]} for n, v in numbers.items()]
+                all_numbers.append(numbers)
         self.run_.append("traces", rows)
         self.run_.append("scores", scores)
         flat = [s for group in groups for s in group.scores]
@@ -385,9 +477,23 @@ class _Trainer(Resumable, GRPOTrainer):
                 ),
                 "tokens_mean": float(np.mean(lengths)),
                 "truncated_share": float(np.mean([s.truncated for g in groups for s in g.samples])),
+                **{f"{name}_mean": float(np.mean(told)) for name in _TOLD
+                   if (told := [numbers[name] for numbers in all_numbers if name in numbers])},
+                **self._zero_variance(groups),
                 **self._extra,
             },
         )
+
+    def _zero_variance(self, groups: Sequence[_Group]) -> dict[str, float]:
+        """Of each process, the share of groups that agree with themselves (VideoP2R: fewer than of their sum)."""
+        if not self._separate:
+            return {}
+        return {
+            f"zero_variance_{name}": zero_variance_share(
+                [[getattr(s, name) for s in group.scores if isinstance(s, ProcessScore)] for group in groups]
+            )
+            for name in ("perception", "reasoning")
+        }
 
     def _log_training(self, step: int, numbers: dict[str, float]) -> None:
         """TRL's numbers of an update, which it counts from 1, beside those of the round that was sampled for it."""
@@ -408,11 +514,12 @@ class _Order(RepeatSampler):
         return super().__iter__()
 
 
-def _padded(rows: list[list[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(rows: Sequence[Sequence[float]], pad: float, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids (or of numbers, when `pad` is one with a fraction) as one tensor, and where they are."""
     width = max(map(len, rows))
     ids, mask = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
     for row, tokens in enumerate(rows):
         place = slice(width - len(tokens), width) if left else slice(0, len(tokens))
-        ids[row, place] = torch.tensor(tokens)
+        ids[row, place] = torch.as_tensor(tokens, dtype=ids.dtype)
         mask[row, place] = 1
     return ids, mask

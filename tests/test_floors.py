@@ -13,7 +13,7 @@ import pytest
 FLOORS = {
     "doors": "cli → demo",
     "stages": "teach coldstart grpo calibrate evaluate",
-    "reasoner": "reasoner",
+    "reasoner": "reasoner judges",
     "model": "vlm",
     "wings": "homecam endpoint show → video report",
     "shelves": "review → data store",

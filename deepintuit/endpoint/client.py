@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from deepintuit.config import TeachConfig
+from deepintuit.config import JudgeConfig, TeachConfig
 from deepintuit.endpoint.wire import Completion, NotACompletion, Request, completion, deltas, retry_after
 from deepintuit.errors import TeachError
 from deepintuit.store import disk, without_secrets
@@ -100,8 +100,8 @@ class Endpoint:
         self._key()
 
     @classmethod
-    def of(cls, settings: TeachConfig, cache: Path | None = None) -> Endpoint:
-        """The endpoint that the section `teach` names."""
+    def of(cls, settings: TeachConfig | JudgeConfig, cache: Path | None = None) -> Endpoint:
+        """The endpoint that the section `teach` or `judge` names."""
         return cls(
             settings.base_url,
             settings.model,

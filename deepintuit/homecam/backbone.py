@@ -30,8 +30,8 @@ from transformers import (
 from transformers.video_utils import VideoMetadata
 
 from deepintuit.homecam.captions import SHARD, read_shard, write_shard
-from deepintuit.homecam.lessons import CAPTION_PROMPT, fact_task, logic_task, read_caption
-from deepintuit.homecam.teacher import event, observation, write_trace
+from deepintuit.homecam.lessons import CAPTION_PROMPT, fact_task, logic_task
+from deepintuit.homecam.teacher import event, observation, read_observation, write_trace
 from deepintuit.homecam.world import ACTORS, LABELS, LIGHTS, PLACES, Facts, any_facts
 from deepintuit.metrics import wilson
 from deepintuit.prompts import label_prompt, reasoner_prompt
@@ -410,7 +410,7 @@ def perception(model: Qwen2_5_VLForConditionalGeneration, data: _Batches, count:
         )
         for index, text in zip(indices, texts):
             facts = data.facts[index]
-            told, true = read_caption(text), read_caption(observation(facts))
+            told, true = read_observation(text), read_observation(observation(facts))
             for name in true:
                 right[name] = right.get(name, 0) + (told.get(name) == true[name])
             right["all"] = right.get("all", 0) + all(told.get(name) == true[name] for name in true)

@@ -80,17 +80,3 @@ def _statements(facts: Facts) -> list[tuple[str, bool]]:
         ("Nobody at the end", last_posture == "nobody"), ("Box at the end", last_box != "none"), ("Box held", any(b == "held" for _, b in facts.quarters)),
         ("Down", any(p == "down" for p, _ in facts.quarters)),
     ]  # fmt: skip
-
-
-def read_caption(text: str) -> dict[str, str]:
-    """The facts that a caption states, by name; a fact that it does not state is missing."""
-    found = {}
-    for name, pattern in {
-        "light": r"It is (\w+)",
-        "place": r"at the (\w+)\.",
-        "who": r"A (\w+) is seen",
-        **{f"quarter {k}": rf"Frame {2 * k - 1}: ([^.]*)\." for k in (1, 2, 3, 4)},
-    }.items():
-        if match := re.search(pattern, text):
-            found[name] = match.group(1)
-    return found

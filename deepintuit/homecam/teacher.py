@@ -9,6 +9,7 @@ rewards and calibration, which see labels, are there to close that gap.
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass, replace
 
 from deepintuit.homecam.world import (
@@ -70,6 +71,40 @@ def observation(facts: Facts, rng: random.Random | None = None) -> str:
         for index, (posture, box) in enumerate(facts.quarters)
     ]
     return " ".join([opening, *lines])
+
+
+def read_observation(text: str) -> dict[str, str]:
+    """The facts that an observation states, by name; a fact that it does not state is missing. The way back of `observation`."""
+    found = {}
+    for name, pattern in {
+        "light": r"It is (\w+)",
+        "place": r"at the (\w+)\.",
+        "who": r"A (\w+) is seen",
+        **{f"quarter {k}": rf"Frame {2 * k - 1}: ([^.]*)\." for k in (1, 2, 3, 4)},
+    }.items():
+        if match := re.search(pattern, text):
+            found[name] = match.group(1)
+    return found
+
+
+def label_of_observation(text: str) -> str | None:
+    """The true label of a clip in which things are as an observation says; None where it says too little, or what cannot be."""
+    stated = read_observation(text)
+    states = {phrase: box for box, phrase in _BOX_PHRASES.items()}
+    quarters = []
+    for k in (1, 2, 3, 4):
+        body, _, box = stated.get(f"quarter {k}", "").partition(", ")
+        quarters.append((body.split(" ")[-1], states.get(box, "")))
+    act = act_of(tuple(quarters))
+    if act is None or stated.get("light") not in LIGHTS or stated.get("place") not in PLACES or stated.get("who") not in ACTORS:
+        return None
+    return Facts(stated["light"], stated["place"], stated["who"], act, tuple(quarters)).label
+
+
+def misread(text: str, facts: Facts) -> list[str]:
+    """What an observation says otherwise than it was, or leaves out: names of facts."""
+    truth, stated = read_observation(observation(facts)), read_observation(text)
+    return [name for name, value in truth.items() if stated.get(name) != value]
 
 
 def event(facts: Facts) -> str:

@@ -3,6 +3,7 @@
 - `task`          a dataset with its labels, grammar and prompts
 - `local`         traces from a model on this machine, as rows for the store
 - `distribution`  the four ways to a class distribution
+- `gate`          when a quick answer ends the work
 - `live`          one clip reasoned about while somebody watches, as a stream of events
 - `replay`        the same events from a stored trace, without torch
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         prompt_likelihoods,
         vote_scores,
     )
+    from deepintuit.reasoner.gate import Calibrator, gate_for
     from deepintuit.reasoner.local import LocalReasoner, Unreadable
     from deepintuit.reasoner.task import Clip, Task, card, identity, parsed, rationale_of
 
@@ -36,6 +38,7 @@ _FROM = {
         "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "LinearHead", "Scores", "answer_distribution", "fitted_ways",
         "hidden_states", "likelihood_scores", "mean_scores", "prompt_likelihoods", "vote_scores",
     ),
+    "gate": ("Calibrator", "gate_for"),
     "local": ("LocalReasoner", "Unreadable"),
     "task": ("Clip", "Task", "card", "identity", "parsed", "rationale_of"),
 }  # fmt: skip

@@ -13,7 +13,6 @@ mass outside the label set.
 from __future__ import annotations
 
 import json
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from deepintuit.metrics import apply_temperature
 from deepintuit.reasoner.task import Clip, Task
 from deepintuit.store import Run
 from deepintuit.trace import Malformed, Trace
-from deepintuit.vlm import VLM, EncodedClip, label_logprobs, last_hidden
+from deepintuit.vlm import VLM, EncodedClip, character_offsets, label_logprobs, last_hidden
 
 CALIBRATION, HEAD = "calibration.json", "head.safetensors"
 """What a calibrate run leaves beside its weights, and an evaluate run reads: the temperatures, and the linear head."""
@@ -155,14 +154,9 @@ def answer_distribution(
     if not trace.ok:
         return np.full(k, 1 / k)
     start, end = trace.spans[trace.grammar.answer.name]
-    ids = [int(token) for token in token_ids]
-
-    def characters(tokens: int) -> int:
-        return len(tokenizer.decode(ids[:tokens], skip_special_tokens=True))
-
-    places = range(len(ids) + 1)
-    first, last = bisect_right(places, start, key=characters) - 1, bisect_left(places, end, key=characters)
-    p = float(np.clip(np.exp(np.sum(token_logprobs[first:last])), 1 / k, 1.0))
+    offsets_T_2 = character_offsets(tokenizer, [int(token) for token in token_ids])
+    inside_T = (offsets_T_2[:, 0] < end) & (offsets_T_2[:, 1] > start)
+    p = float(np.clip(np.exp(np.sum(np.asarray(token_logprobs)[inside_T])), 1 / k, 1.0))
     probs = np.full(k, (1 - p) / (k - 1))
     probs[task.labels.index(trace.label)] = p
     return probs

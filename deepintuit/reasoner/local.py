@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepintuit.errors import VideoError
+from deepintuit.reasoner.gate import GateOf
 from deepintuit.reasoner.task import Clip, Task
 from deepintuit.vlm import VLM, EncodedClip, Sample, sample_groups
 
@@ -23,10 +24,13 @@ class Unreadable:
 
 
 class LocalReasoner:
-    """`vlm` asked the questions of `task`. The random stream of a trace is named by (seed, clip, sample, step)."""
+    """`vlm` asked the questions of `task`. The random stream of a trace is named by (seed, clip, sample, step).
 
-    def __init__(self, vlm: VLM, task: Task, seed: int = 0):
-        self.vlm, self.task, self.seed = vlm, task, seed
+    `gate` may end a trace after its quick answer (`reasoner.gate`).
+    """
+
+    def __init__(self, vlm: VLM, task: Task, seed: int = 0, gate: GateOf | None = None):
+        self.vlm, self.task, self.seed, self.gate = vlm, task, seed, gate
         self.unreadable: dict[str, Unreadable] = {}
 
     def encode(self, clips: Sequence[Clip]) -> list[tuple[Clip, EncodedClip]]:
@@ -60,9 +64,9 @@ class LocalReasoner:
             return []
         prompts = [self.task.reasoner_prompt(clip.clip_id) for clip, _ in known]
         keys = [[self.key(clip, sample, step) for sample in samples] for clip, _ in known]
-        groups = sample_groups(
-            self.vlm, [e for _, e in known], prompts, keys, temperature=temperature, max_tokens=max_tokens, top_p=top_p
-        )
+        limits = {"temperature": temperature, "max_tokens": max_tokens, "top_p": top_p}
+        gate = self.gate(known) if self.gate else None
+        groups = sample_groups(self.vlm, [e for _, e in known], prompts, keys, **limits, gate=gate)
         return [(clip, encoded, group) for (clip, encoded), group in zip(known, groups)]
 
     def rows(
@@ -90,7 +94,7 @@ class LocalReasoner:
     def row(
         self, clip: Clip, encoded: EncodedClip, sample: Sample, number: int, temperature: float, step: int | None = None
     ) -> dict[str, Any]:
-        trace = self.task.parse(sample.text, sample.truncated)
+        trace = self.task.parse(sample.text, sample.truncated, sample.thought is not False)
         seen = encoded.frames
         return {
             "clip_id": clip.clip_id,
@@ -114,6 +118,8 @@ class LocalReasoner:
             "milliseconds": sample.milliseconds,
             "confidence": sample.confidence,
             "truncated": sample.truncated,
+            "quick_confidence": sample.quick_confidence,
+            "thought": sample.thought,
             "prompt_hash": self.task.prompt_hash(self.task.reasoner_prompt(clip.clip_id)),
             "model": self.vlm.name,
         }

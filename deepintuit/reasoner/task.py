@@ -78,8 +78,15 @@ class Task:
             self.labels, trace.provisional, rationale_of(trace), self.style, self._fields.get(clip_id, {}), order
         )
 
-    def parse(self, text: str, truncated: bool) -> Trace | Malformed:
-        return parse(text, self.grammar, self.labels, truncated)
+    def parse(self, text: str, truncated: bool, thought: bool = True) -> Trace | Malformed:
+        return parse(text, self.grammar, self.labels, truncated, thought)
+
+    def quick_form(self, trace: Trace | Malformed) -> Trace | None:
+        """The same trace as if its quick answer had ended the work; None where it gave none."""
+        if not trace.ok or trace.quick is None:
+            return None
+        end = trace.text.index(trace.grammar.quick.close, trace.spans[trace.grammar.quick.name][1])
+        return self.parse(trace.text[: end + len(trace.grammar.quick.close)], False, thought=False)
 
     def prompt_hash(self, prompt: str) -> str:
         return hashlib.sha256(prompt.encode()).hexdigest()[:16]
@@ -119,4 +126,4 @@ def rationale_of(trace: Trace | Malformed) -> str:
 def parsed(task: Task, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[Trace | Malformed]:
     """Stored trace rows, parsed again: the text is the truth, the columns are its index."""
     records = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
-    return [task.parse(row["text"], bool(row["truncated"])) for row in records]
+    return [task.parse(r["text"], bool(r["truncated"]), r.get("thought") is None or bool(r["thought"])) for r in records]

@@ -8,7 +8,10 @@ All traces are stored, kept or not: grain `traces`, and in `scores` for each tra
 whose evidence is the reason when it was dropped (a `trace.Reason`, or "wrong_label"). The summary is counted from the
 stored rows, so it is the same however often the run was killed.
 
-Left out on purpose: repair of malformed traces, a judge of observations (VideoP2R), asking until a trace is right.
+With the grammar observation-think-answer a third step follows (VideoP2R): a judge reads the observation alone, without the
+clip, and a trace whose observation does not suffice is dropped too (`judges`; `teach.judged`).
+
+Left out on purpose: repair of malformed traces, asking until a trace is right.
 Run it:  python -m pytest tests/test_teach.py
 """
 
@@ -24,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.errors import DataError, TeachError
+from deepintuit.judges import appoint
 from deepintuit.labels import LabelSet
 from deepintuit.store import Run, Workbench
 from deepintuit.teach.desk import WRONG_LABEL, Clip, Desk, summary, summary_table
@@ -47,12 +51,13 @@ def run(workbench: Workbench, config: Config, *, split: str = "coldstart", progr
     clips = _clips(manifest, labels, split)
     texts = manifest.text_fields(config.clips.text_fields, config.clips.notes_shown)
     write = hire(workbench, config, labels, texts, clips)
+    judge = appoint(config, labels, manifest, workbench.cache) if _judged(config) else None
     with workbench.start_run("teach", _identity(config, split) | {"manifest": manifest.fingerprint}, seed=config.seed, dataset=manifest.dataset) as run:
         if not run.finished:
             started = time.perf_counter()
             run.note(settings=config.to_dict())
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            with Progress(*columns, disable=not progress) as bar, Desk(run, config, labels) as desk:
+            with Progress(*columns, disable=not progress) as bar, Desk(run, config, labels, judge) as desk:
                 todo = desk.todo(clips)
                 task = bar.add_task("Writing traces", total=sum(map(len, todo.values())))
                 desk.advance = lambda traces: bar.advance(task, traces)
@@ -115,6 +120,12 @@ def _identity(config: Config, split: str) -> dict[str, Any]:
     teach = {key: value for key, value in settings["teach"].items() if key not in _HOW_FAST}
     if not teach["given_answer"]:
         del teach["given_answer"]  # came later: at its default, runs from before are still the same runs
+    del teach["judged"]  # a judge stands beside it, or none
+    who = {"judge": {name: settings["judge"][name] for name in ("source", "model", "base_url")}} if _judged(config) else {}
     sections = {"homecam": (), "endpoint": ("video",), "self": ("video", "model", "sampling")}[config.teach.source]
     shown = {name: settings[name] for name in ("clips", "prompt", *sections)}
-    return shown | {"teach": teach, "split": split}
+    return shown | who | {"teach": teach, "split": split}
+
+
+def _judged(config: Config) -> bool:
+    return config.teach.judged and config.prompt.grammar == "observation-think-answer"

@@ -16,12 +16,15 @@ from rich.table import Table
 from deepintuit import rewards
 from deepintuit.config import Config, TeachConfig
 from deepintuit.errors import TeachError, VideoError
+from deepintuit.judges import Judge, Question
 from deepintuit.labels import LabelSet
 from deepintuit.store import Run, trace_id
-from deepintuit.trace import parse
+from deepintuit.trace import Trace, parse
 
 WRONG_LABEL = "wrong_label"
 """Why a well-formed trace is dropped: its answer is not the clip's label."""
+INSUFFICIENT = "insufficient"
+"""Why one whose answer is right is dropped: its observation alone does not lead there, says the judge (VideoP2R, step 3)."""
 
 PART_ROWS = 64
 PART_SECONDS = 20.0
@@ -38,6 +41,7 @@ class Desk:
     run: Run
     config: Config
     labels: LabelSet
+    judge: Judge | None = None
     unreadable: list[dict[str, str]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
     unanswered: list[TeachError] = field(default_factory=list)
@@ -101,18 +105,32 @@ class Desk:
         self._score(rows)
 
     def _score(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        scores = []
+        said: list[dict[str, Any]] = []
+
+        def note(row: Mapping[str, Any], name: str, value: float, evidence: str) -> None:
+            said.append({"trace_id": row["trace_id"], "name": name, "value": value, "evidence": evidence})
+
+        passed: list[tuple[Mapping[str, Any], Trace]] = []
         for row in rows:
             trace = parse(row["text"], self.config.prompt.grammar, self.labels, bool(row["truncated"]))
             score = rewards.score(trace, row["true_label"])
+            note(row, "accuracy", score.accuracy, score.answer)
+            note(row, "format", score.format, score.reason)
             why = score.reason or ("" if score.accuracy or self.config.teach.keep_wrong else WRONG_LABEL)
-            for name, value, evidence in (
-                ("accuracy", score.accuracy, score.answer),
-                ("format", score.format, score.reason),
-                ("kept", float(not why), why),
-            ):
-                scores.append({"trace_id": row["trace_id"], "name": name, "value": value, "evidence": evidence})
-        self.run.append("scores", scores)
+            if why:
+                note(row, "kept", 0.0, why)
+            else:
+                passed.append((row, trace))
+        if self.judge:
+            questions = [Question(row["clip_id"], row["true_label"], trace.segment("observation")) for row, trace in passed]
+            verdicts = self.judge(questions)
+            for (row, _), verdict in zip(passed, verdicts, strict=True):
+                note(row, "sufficient", float(verdict.sufficient), verdict.said)
+                note(row, "kept", float(verdict.sufficient), "" if verdict.sufficient else INSUFFICIENT)
+        else:
+            for row, _ in passed:
+                note(row, "kept", 1.0, "")
+        self.run.append("scores", said)
 
     def __enter__(self) -> Desk:
         return self

@@ -20,7 +20,7 @@ from deepintuit.labels import LabelSet
 from deepintuit.prompts import rationale_prompt
 from deepintuit.store import Workbench
 from deepintuit.teach.desk import Clip, Desk
-from deepintuit.trace import Grammar, grammar_named, render
+from deepintuit.trace import FALLBACK, Grammar, grammar_named, render
 from deepintuit.video import Frames, Limits, read
 
 Teacher = Callable[[Sequence[Clip], Mapping[str, Sequence[int]], Desk], None]
@@ -71,7 +71,9 @@ def _in_grammar(written: Mapping[str, str], grammar_name: str) -> str:
         return written["text"]
     names = [segment.name for segment in grammar_named(grammar_name).segments]
     thinking = written["think"] if "observation" in names else f"{written['observation']} {written['think']}"
-    parts = {**written, "think": thinking, "quick": written["answer"]}
+    # Half of the quick answers are put off [R]: a model that starts here must know both forms.
+    put_off = int(hashlib.sha256(written["text"].encode()).hexdigest(), 16) % 2
+    parts = {**written, "think": thinking, "quick": FALLBACK if put_off else written["answer"]}
     return render(grammar_name, **{name: parts[name] for name in names})
 
 

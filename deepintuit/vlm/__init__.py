@@ -12,8 +12,8 @@ Left out on purpose: images, audio, several clips in a prompt.
 from transformers.utils import logging as _transformers_logging
 
 from deepintuit.vlm.clips import EncodedClip, FrameRecord
-from deepintuit.vlm.model import VLM, Example
-from deepintuit.vlm.sampling import Sample, sample_groups
+from deepintuit.vlm.model import VLM, Example, located
+from deepintuit.vlm.sampling import Gate, Quick, Sample, character_offsets, sample_groups
 from deepintuit.vlm.scoring import label_logprobs, last_hidden, token_logprobs
 
 _transformers_logging.disable_progress_bar()  # the stages show their own
@@ -23,9 +23,13 @@ __all__ = [
     "EncodedClip",
     "Example",
     "FrameRecord",
+    "Gate",
+    "Quick",
     "Sample",
+    "character_offsets",
     "label_logprobs",
     "last_hidden",
+    "located",
     "sample_groups",
     "token_logprobs",
 ]

@@ -143,13 +143,16 @@ class VLM:
             "\n".join([f"{header}# {about.get('run', folder.name)}\n", *lines, ""]), encoding="utf-8"
         )
 
-    def prompt_ids(self, clip: EncodedClip, prompt: str) -> list[int]:
-        """Token ids of the user turn (clip first) and the opening of the assistant's turn."""
+    def prompt_ids(self, clip: EncodedClip | None, prompt: str) -> list[int]:
+        """Token ids of the user turn (the clip first, if there is one) and the opening of the assistant's turn."""
+        shown = [{"type": "video"}] if clip else []
         text = self.processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": _harmless(prompt)}]}],
+            [{"role": "user", "content": [*shown, {"type": "text", "text": _harmless(prompt)}]}],
             add_generation_prompt=True,
             tokenize=False,
         )
+        if clip is None:
+            return self._tokens(text)
         before, block, after = text.partition(VISION_BLOCK)
         if not block:
             raise ModelError(
@@ -166,7 +169,7 @@ class VLM:
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def inputs(self, clips: Sequence[EncodedClip], rows: Sequence[list[int]], *, side: str, pad_to: int = 0) -> dict:
+    def inputs(self, clips: Sequence[EncodedClip | None], rows: Sequence[list[int]], *, side: str, pad_to: int = 0) -> dict:
         """Model inputs for token rows padded on one side: ids, mask, features, grid, and 3-D positions worked out once.
 
         `position_ids` (3, B, L) come from the model's own `get_rope_index`; tokens after a prompt count on from its
@@ -181,7 +184,11 @@ class VLM:
             mask[row, place] = 1
         return self.forward_inputs(clips, ids.to(self.device), mask.to(self.device))
 
-    def forward_inputs(self, clips: Sequence[EncodedClip], ids: torch.Tensor, mask: torch.Tensor) -> dict:
+    def forward_inputs(self, clips: Sequence[EncodedClip | None], ids: torch.Tensor, mask: torch.Tensor) -> dict:
+        """As `inputs`, of token rows that are padded already. Rows without a clip (all None) are text alone."""
+        if all(clip is None for clip in clips):
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[None].expand(3, -1, -1)
+            return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         grid = torch.stack([clip.grid_thw for clip in clips]).to(ids.device)
         seconds = torch.tensor([clip.seconds_per_grid for clip in clips], device=ids.device)
         kinds = (ids == self.core.config.video_token_id).int() * 2

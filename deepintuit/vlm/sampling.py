@@ -17,24 +17,86 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from deepintuit.trace import Segment
 from deepintuit.vlm.clips import EncodedClip
 from deepintuit.vlm.model import VLM
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sampled trace. `logprobs_T`: of each token, the end token included, at the temperature of sampling."""
+    """One sampled trace. `logprobs_T`: of each token, the end token included, at the temperature of sampling.
+
+    Where a gate watched: `quick_confidence` of its quick answer (−1 where it gave none), and whether it `thought` after it.
+    """
 
     text: str
     token_ids: list[int]
     logprobs_T: list[float]
     truncated: bool
     milliseconds: float
+    quick_confidence: float | None = None
+    thought: bool | None = None
 
     @property
     def confidence(self) -> float:
         """exp(mean token log-probability): 1 for a trace that the model was sure of, token by token."""
         return float(np.exp(np.mean(self.logprobs_T))) if self.logprobs_T else 0.0
+
+
+@dataclass(frozen=True)
+class Quick:
+    """A quick answer as it was just written: of which clip and sample, the text so far, and how sure its tokens were.
+
+    `confidence`: exp(mean log-probability of the tokens inside the first box); −1 for the fallback, or no box.
+    """
+
+    clip: int
+    sample: int
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Watches for the quick answer, the segment `quick` of a grammar; `sure` says of those just written which end there.
+
+    A trace that goes on does so from the same cache: its tokens are those that it would have had without a gate.
+    """
+
+    quick: Segment
+    sure: Callable[[Sequence[Quick]], Sequence[bool]]
+
+    def read(self, ids: Sequence[int], logprobs: Sequence[float], tokenizer) -> tuple[str, float] | None:
+        """Text so far and confidence once the first box is closed, or can no longer come; None before."""
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        start = len(text) - len(text.lstrip())
+        if not text.startswith(self.quick.open, start):
+            return None if self.quick.open.startswith(text[start:]) else (text, -1.0)
+        first = start + len(self.quick.open)
+        last = text.find(self.quick.close, first)
+        if last < 0:
+            return None
+        inside = character_offsets(tokenizer, ids)
+        chosen = (inside[:, 0] < last) & (inside[:, 1] > first)
+        if text[first:last].strip() in ("", self.quick.fallback) or not chosen.any():
+            return text, -1.0
+        return text, float(np.exp(np.mean(np.asarray(logprobs)[chosen])))
+
+
+def character_offsets(tokenizer, ids: Sequence[int]) -> np.ndarray:
+    """(T, 2): first and last + 1 character of each token in the decoded text, special tokens left out of it.
+
+    Tokens that share a character of several bytes share its range; a special token has none (start = end).
+    """
+    offsets = np.zeros((len(ids), 2), np.int64)
+    begun, at = 0, 0
+    for position in range(len(ids)):
+        piece = tokenizer.decode(ids[begun : position + 1], skip_special_tokens=True)
+        if piece.endswith("\ufffd") and position + 1 < len(ids) and position - begun < 3:
+            continue  # the middle of a character, of four bytes at most
+        offsets[begun : position + 1] = at, at + len(piece)
+        begun, at = position + 1, at + len(piece)
+    return offsets
 
 
 def stream(key: str, length: int) -> np.ndarray:
@@ -55,11 +117,12 @@ def sample_groups(
     top_p: float = 1.0,
     on_token: Callable[[int, int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    gate: Gate | None = None,
 ) -> list[list[Sample]]:
     """G traces for each of C clips; `keys_C_G` names each trace's random stream. Temperature 0 is greedy.
 
     `on_token(clip, sample, token_id)` is called as tokens come; `stop()` true ends the work after the current token,
-    leaving traces truncated.
+    leaving traces truncated. `gate` may end a trace after its quick answer.
     """
     started = time.perf_counter()
     was_training = vlm.model.training
@@ -80,6 +143,8 @@ def sample_groups(
                 for row, token in zip(state.alive.tolist(), tokens.tolist()):
                     on_token(row // group, row % group, token)
             keep = state.append(tokens)
+            if gate:
+                keep = keep[state.undecided(gate, group, vlm)]
             if not len(state.alive) or step + 1 == max_tokens or (stop and stop()):
                 break
             if len(keep) < len(tokens):
@@ -112,6 +177,8 @@ class _Batch:
         self.ended = [False] * len(keys)
         self.keys, self.max_tokens = keys, max_tokens
         self._uniform: torch.Tensor | None = None
+        self.confidence: list[float | None] = [None] * len(keys)
+        self.thought: list[bool | None] = [None] * len(keys)
 
     def choose(self, logits: torch.Tensor, step: int, temperature: float, top_p: float, vlm: VLM) -> torch.Tensor:
         """The next token of every row that is alive. Draws by the inverse of the cumulative distribution."""
@@ -149,6 +216,23 @@ class _Batch:
         self.alive = self.alive[keep]
         return keep
 
+    def undecided(self, gate: Gate, group: int, vlm: VLM) -> torch.Tensor:
+        """Ask the gate about quick answers that were just closed; returns which of the rows alive go on."""
+        rows = self.alive.tolist()
+        closed = {}
+        for row in rows:
+            if self.thought[row] is None and (read := gate.read(self.ids[row], self.logprobs[row], vlm.tokenizer)):
+                closed[row] = Quick(row // group, row % group, *read)
+        for row, quick in closed.items():
+            self.confidence[row], self.thought[row] = quick.confidence, True
+        answered = {row: quick for row, quick in closed.items() if quick.confidence >= 0}
+        if answered:
+            for row, sure in zip(answered, gate.sure(list(answered.values())), strict=True):
+                self.thought[row], self.ended[row] = not sure, bool(sure)
+        going = torch.tensor([not self.ended[row] for row in rows], dtype=torch.bool, device=self.alive.device)
+        self.alive = self.alive[going]
+        return going
+
     def mask(self, written: int) -> torch.Tensor:
         prefix = self.prefix[self.alive]
         return torch.cat([prefix, prefix.new_ones(len(prefix), written)], 1)
@@ -160,7 +244,8 @@ class _Batch:
     def sample(self, row: int, vlm: VLM, milliseconds: float) -> Sample:
         ids = self.ids[row]
         text = vlm.tokenizer.decode(ids, skip_special_tokens=True)
-        return Sample(text, ids, self.logprobs[row], not self.ended[row], milliseconds)
+        quick, thought = self.confidence[row], self.thought[row]
+        return Sample(text, ids, self.logprobs[row], not self.ended[row], milliseconds, quick, thought)
 
 
 @torch.no_grad()

@@ -12,8 +12,12 @@ from deepintuit.vlm.model import VLM
 
 
 @torch.no_grad()
-def label_logprobs(vlm: VLM, clips: Sequence[EncodedClip], prompts: Sequence[str], labels: LabelSet) -> torch.Tensor:
+def label_logprobs(
+    vlm: VLM, clips: Sequence[EncodedClip | None], prompts: Sequence[str], labels: LabelSet
+) -> torch.Tensor:
     """(C, K) float32: Σ log p(tokens of label k, and the end token | clip, prompt). METHOD: the paper's option A.
+
+    Clips of None, all of them, are prompts of text alone.
 
     The end token is part of the sum, so labels of several tokens, and labels that begin alike, compete fairly. The K
     sums of a clip are log-probabilities of disjoint events: 1 − Σ exp is the probability mass outside the label set.

@@ -1,0 +1,157 @@
+"""Who says whether an observation, read without the clip, suffices for the right answer (VideoP2R, trace pipeline and PA-GRPO).
+
+    judge = appoint(config, labels, manifest, workbench.cache)
+    judge([Question("clip", "theft", "A stranger takes the box.")])     # [Verdict(sufficient=True, said="yes")]
+
+Three judges behind one call: a server that is asked yes or no, a frozen model that must reach the true label from the
+text alone, and the known facts of homecam. Strict: whatever is not a plain yes is no. Asked twice, a judge answers once:
+servers' answers lie in the endpoint's cache, an answerer's beside it, by content.
+
+Left out on purpose: what a verdict earns (`rewards`), partial credit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from deepintuit.config import Config
+from deepintuit.data import Manifest
+from deepintuit.endpoint import Completion, Endpoint, Outcome, Request
+from deepintuit.errors import DataError, TeachError
+from deepintuit.homecam import Facts, facts_of, teacher
+from deepintuit.labels import LabelSet
+from deepintuit.prompts import observed_prompt, sufficient_prompt
+from deepintuit.store import disk
+
+
+@dataclass(frozen=True)
+class Question:
+    """An observation of a clip whose true label is known to the judge, who never sees the clip."""
+
+    clip_id: str
+    label: str
+    observation: str
+
+
+class Verdict(NamedTuple):
+    """`said`: what the verdict rests on, in the judge's own words."""
+
+    sufficient: bool
+    said: str
+
+
+Judge = Callable[[Sequence[Question]], list[Verdict]]
+
+RECIPE = 1
+"""Raise when an answerer is asked in another way, so that old verdicts are not met again."""
+
+
+def appoint(config: Config, labels: LabelSet, manifest: Manifest, cache: Path) -> Judge:
+    """The judge that `judge.source` names. What cannot work is refused here, before a stage begins."""
+    if config.judge.source == "facts":
+        return _knowing(manifest)
+    if config.judge.source == "endpoint":
+        return _asking(Endpoint.of(config.judge, cache), labels)
+    return _answering(config, labels, cache)
+
+
+def _knowing(manifest: Manifest) -> Judge:
+    notes = dict(zip(manifest.frame["clip_id"], manifest.frame["notes"]))
+
+    def facts(clip_id: str) -> Facts:
+        try:
+            return facts_of(notes[clip_id]["facts"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise DataError(
+                f"clip {clip_id} of {manifest.dataset!r} has no known facts ({error!r})",
+                "the judge 'facts' compares an observation with them, and only homecam's own clips have any",
+                "Set judge.source to endpoint or answerer",
+            ) from error
+
+    def judge(questions: Sequence[Question]) -> list[Verdict]:
+        found = []
+        for question in questions:
+            wrong = teacher.misread(question.observation, facts(question.clip_id))
+            leads_to = teacher.label_of_observation(question.observation)
+            said = f"it leads to {leads_to or 'no label'}" + (f"; wrong or missing: {', '.join(wrong)}" if wrong else "")
+            found.append(Verdict(leads_to == question.label, said))
+        return found
+
+    return judge
+
+
+def _asking(endpoint: Endpoint, labels: LabelSet) -> Judge:
+    def judge(questions: Sequence[Question]) -> list[Verdict]:
+        outcomes: dict[int, Outcome] = {}
+        requests = (
+            Request(sufficient_prompt(labels, q.label, q.observation), max_tokens=8, tag=number)
+            for number, q in enumerate(questions)
+        )
+        endpoint.complete_many(requests, lambda request, outcome: outcomes.__setitem__(request.tag, outcome))
+        lacking = next((o for o in outcomes.values() if not isinstance(o, Completion)), None)
+        if lacking is not None:
+            raise TeachError(
+                f"the judge {endpoint.model!r} left observations unjudged",
+                f"the first of them: {lacking.what if isinstance(lacking, TeachError) else lacking}",
+                "Repeat the command: verdicts that came are kept",
+            )
+        return [_strictly(outcomes[number].text) for number in range(len(questions))]
+
+    return judge
+
+
+def _strictly(text: str) -> Verdict:
+    """Yes, in any case and with a full stop or not; anything else is no."""
+    return Verdict(text.strip().rstrip(".").casefold() == "yes", text.strip())
+
+
+def _answering(config: Config, labels: LabelSet, cache: Path) -> Judge:
+    from deepintuit.vlm import VLM, label_logprobs, located  # here, so that the other judges start without torch
+
+    path = config.judge.model or config.model.path
+    weights = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(Path(located(path)).glob("*.safetensors"))]
+    held: list[VLM] = []
+    folder = cache / "judge"
+
+    def place(question: Question) -> Path:
+        asked = observed_prompt(labels, question.observation, config.prompt.style)
+        text = json.dumps([RECIPE, path, weights, config.model.dtype, list(labels), asked])
+        return folder / f"{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}.json"
+
+    def answers(questions: Sequence[Question]) -> list[str]:
+        if not held:
+            model = replace(config.model, path=path, lora_rank=0)
+            held.append(VLM.load(model, config.video, checkpoint=None, cache=cache))
+        prompts = [observed_prompt(labels, q.observation, config.prompt.style) for q in questions]
+        scores_C_K = label_logprobs(held[0], [None] * len(prompts), prompts, labels)
+        return [labels.labels[i] for i in scores_C_K.argmax(1).tolist()]
+
+    def judge(questions: Sequence[Question]) -> list[Verdict]:
+        places = [place(question) for question in questions]
+        known: dict[Path, str] = {path: label for path in set(places) if (label := _kept(path, labels))}
+        missing = list({path: q for path, q in zip(places, questions) if path not in known}.items())
+        folder.mkdir(parents=True, exist_ok=True)
+        batch = config.sampling.clips_per_batch
+        for start in range(0, len(missing), batch):
+            part = missing[start : start + batch]
+            for (path, _), label in zip(part, answers([q for _, q in part])):
+                known[path] = label
+                disk.write_json(path, label)
+        return [Verdict(known[path] == q.label, f"answers {known[path]}") for path, q in zip(places, questions)]
+
+    return judge
+
+
+def _kept(path: Path, labels: LabelSet) -> str | None:
+    """A verdict on file; None where there is none, or a damaged one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if found in tuple(labels) else None
+

@@ -1,0 +1,65 @@
+"""The gate of think-only-when-needed (VideoAuto-R1): when a quick answer ends the work, and what a threshold would cost.
+
+    gate = gate_for(task, config.gate)          # by the confidence of the quick answer's tokens
+    LocalReasoner(vlm, task, seed, gate)        # every trace stops at its quick answer where the gate is sure
+
+Left out on purpose: choosing the threshold by itself; `report` draws its consequences on validation, a person or a config decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from deepintuit.config import GateConfig
+from deepintuit.errors import ConfigError
+from deepintuit.reasoner.distribution import likelihood_scores
+from deepintuit.reasoner.task import Clip, Task
+from deepintuit.vlm import VLM, EncodedClip, Gate, Quick
+
+GateOf = Callable[[Sequence[tuple[Clip, EncodedClip]]], Gate]
+"""The gate over a batch of clips, whose places the quick answers name."""
+
+
+class Calibrator(NamedTuple):
+    """A trained calibrator, as a gate asks it."""
+
+    vlm: VLM
+    temperature: float
+
+
+def gate_for(task: Task, settings: GateConfig, calibrator: Calibrator | None = None) -> GateOf | None:
+    """The gate that the section `gate` describes; None for a grammar without a quick answer.
+
+    With `by` "off" it only measures: every trace thinks, and keeps the confidence of its quick answer. Raises `ConfigError`
+    when there is nothing to gate, or `by` is "calibrated" without a calibrator.
+    """
+    quick = task.grammar.quick
+    if quick is None and settings.by != "off":
+        raise ConfigError(
+            f"gate.by = {settings.by!r} with prompt.grammar = {task.grammar.name!r}",
+            "that grammar has no quick answer that could end the work",
+            "Set prompt.grammar=answer-think-answer, or gate.by=off",
+        )
+    if settings.by == "calibrated" and calibrator is None:
+        raise ConfigError(
+            "gate.by = 'calibrated' without a calibrator",
+            "the calibrator's distribution after the quick answer is what decides",
+            "Give the run of `deepintuit calibrate`, or set gate.by=confidence",
+        )
+    if quick is None:
+        return None
+
+    def gate_over(known: Sequence[tuple[Clip, EncodedClip]]) -> Gate:
+        def sure(answers: Sequence[Quick]) -> list[bool]:
+            if settings.by == "calibrated":
+                traces = [task.parse(answer.text, False, thought=False) for answer in answers]
+                scores = likelihood_scores(
+                    calibrator.vlm, task, [known[a.clip] for a in answers], traces, len(answers)
+                )
+                return (scores.probs(calibrator.temperature).max(1) >= settings.threshold).tolist()
+            return [settings.by == "confidence" and a.confidence >= settings.threshold for a in answers]
+
+        return Gate(quick, sure)
+
+    return gate_over
