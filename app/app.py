@@ -26,19 +26,25 @@ from starlette.datastructures import Headers, MutableHeaders  # noqa: E402
 from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: E402
 from starlette.responses import PlainTextResponse  # noqa: E402
 
-from app import errors, media, runs, traces, watch  # noqa: E402
+from app import errors, media, review, runs, traces, watch  # noqa: E402
 from app.desk import Desk  # noqa: E402
 from app.gate import Gate  # noqa: E402
 from app.uploads import MAX_BYTES  # noqa: E402
 from deepintuit.errors import ConfigError  # noqa: E402
 
-PAGES = {"watch": ("Watch", watch), "traces": ("Traces", traces), "errors": ("Errors", errors), "runs": ("Runs", runs)}
+PAGES = {
+    "watch": ("Watch", watch), "traces": ("Traces", traces), "review": ("Review", review), "errors": ("Errors", errors),
+    "runs": ("Runs", runs),
+}  # fmt: skip
 """Address → name in the navigation bar and module. The first is what `/` shows."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-_HEAD = '<script src="/static-app/app.js" defer></script><link rel="icon" href="data:,">'
+_HEAD = (
+    '<script src="/static-app/app.js" defer></script><script src="/static-app/review.js" defer></script>'
+    '<link rel="stylesheet" href="/static-app/review.css"><link rel="icon" href="data:,">'
+)
 # Gradio needs inline and evaluated scripts of its own; what the policy keeps out is every other host.
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -100,6 +106,7 @@ def create(workbench: str | Path, users: Mapping[str, str] | None = None, hosts:
     server.state.desk = desk
     server.include_router(media.routes(desk))
     server.include_router(traces.routes(desk))
+    server.include_router(review.routes(desk))
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="SSR mode is not supported")  # nor asked for

@@ -26,7 +26,9 @@ from deepintuit.errors import DeepIntuitError
 from deepintuit.store import browse
 
 STATIC = Path(__file__).with_name("static")
-_SERVED = {"style.css": "text/css", "app.js": "text/javascript"}
+_SERVED = {
+    "style.css": "text/css", "review.css": "text/css", "app.js": "text/javascript", "review.js": "text/javascript",
+}  # fmt: skip
 _A_DAY = {"Cache-Control": "private, max-age=86400"}
 # The card's own policy names the hashes of its scripts, and holds beside this one.
 _CARD = (

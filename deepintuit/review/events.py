@@ -41,6 +41,7 @@ class Kind(StrEnum):
     UNDONE = "undone"
     ADJUDICATED = "adjudicated"
     RELEASED = "released"
+    CLOSED = "closed"
 
 
 def new_id() -> str:
@@ -126,6 +127,7 @@ class State:
 
     def __init__(self) -> None:
         self.tasks: dict[str, Event] = {}
+        self.closed: set[str] = set()
         self.answers: dict[str, dict[str, dict[str, Event]]] = defaultdict(lambda: defaultdict(dict))
         self.holds: dict[str, dict[str, dict[str, Hold]]] = defaultdict(lambda: defaultdict(dict))
         self.handed: set[tuple[str, str, str]] = set()
@@ -148,6 +150,8 @@ class State:
         task, item, who = event.task, event.item or "", event.reviewer
         if event.kind is Kind.OPENED:
             self.tasks.setdefault(task, event)
+        elif event.kind is Kind.CLOSED:
+            (self.closed.add if event.payload.get("closed", True) else self.closed.discard)(task)
         elif event.kind is Kind.RESERVED:
             self.holds[task][item][who] = Hold(str(event.payload.get("seat", "")), event.at)
             self.handed.add((task, item, who))

@@ -199,7 +199,7 @@ class Reviews:
     def open(self, task: Task, by: str) -> Task:
         """Open a task; whoever opens it is a lead. The same one may be opened again, another of its name may not."""
         leads = [*dict.fromkeys((by, *task.leads))]
-        self.log.append(Event(Kind.OPENED, task.name, _person(by), payload={**asdict(task), "leads": leads},
+        self.log.append(Event(Kind.OPENED, task.name, person(by), payload={**asdict(task), "leads": leads},
                               id=f"opened {task.name}"))
         return self.task(task.name)
 
@@ -212,7 +212,7 @@ class Reviews:
         task = self.task(name)
 
         def choose(state: State) -> Event | None:
-            chosen = self._chosen(state, task, _person(reviewer), seat, set(holding))
+            chosen = self._chosen(state, task, person(reviewer), seat, set(holding))
             return chosen and Event(Kind.RESERVED, name, reviewer, chosen, task.items[chosen], {"seat": seat})
 
         event = self.log.append(choose)
@@ -226,8 +226,8 @@ class Reviews:
         since = self.log.clock() - task.seconds
         held = {item: by[who] for item, by in holds.items() if who in by and by[who].at > since}
         own = [item for item, hold in held.items() if hold.seat == seat and item not in holding]
-        if own:
-            return min(own, key=lambda item: held[item].at)
+        if own or task.name in state.closed:
+            return min(own, key=lambda item: held[item].at, default=None)
         if task.name not in state.unfinished:
             state.unfinished[task.name] = dict.fromkeys(item for item in task.items if item not in task.gold)
         unfinished, finished, mine = state.unfinished[task.name], [], holding | held.keys()
@@ -244,7 +244,7 @@ class Reviews:
                         yield item
 
         found = next(free(), None) if task.order != "reviewers" else max(
-            free(), key=lambda item: _dispute(answers.get(item, {})), default=None)  # fmt: skip
+            free(), key=lambda item: dispute(answers.get(item, {})), default=None)  # fmt: skip
         for item in finished:
             del unfinished[item]
         gold = [item for item in task.gold if who not in answers.get(item, {}) and item not in mine]
@@ -276,7 +276,7 @@ class Reviews:
     def _say(self, kind: Kind, name: str, reviewer: str, item: str, payload: Mapping[str, Any],
              event_id: str | None = None) -> Event:
         clip = self.task(name).items.get(item)
-        event = Event(kind, name, _person(reviewer), item, clip, payload, id=event_id or new_id())
+        event = Event(kind, name, person(reviewer), item, clip, payload, id=event_id or new_id())
 
         def if_handed(state: State) -> Event:
             if (name, item, reviewer) not in state.handed:
@@ -306,6 +306,14 @@ class Reviews:
                             f"{', '.join(task.leads)}", "ask one of them")
         return self.log.append(Event(Kind.ADJUDICATED, name, lead, item, task.items[item],
                                      task.checked(answers, whole=True), id=event_id or new_id()))
+
+    def close(self, name: str, lead: str, closed: bool = True) -> Event:
+        """Hand out nothing more of a task (what people hold they may still answer), or open it again. DataError unless
+        by a lead of the task."""
+        leads = self.task(name).leads
+        if lead not in leads:
+            raise DataError(f"{lead!r} closes {name!r}", f"leads of it do: {', '.join(leads)}", "ask one of them")
+        return self.log.append(Event(Kind.CLOSED, name, lead, payload={"closed": closed}))
 
     def answers(self, name: str, item: str, viewer: str) -> dict[str, Event]:
         """Answers in force by reviewer: all of them for a lead, for others only their own."""
@@ -343,14 +351,14 @@ class Reviews:
                 "by": dict(Counter(act.reviewer for act in everything))}
 
 
-def _dispute(said: Mapping[str, Event]) -> float:
+def dispute(said: Mapping[str, Event]) -> float:
     """How far people differ on an item so far: the share of pairs of (label, verdict) that are not the same."""
     views = [(act.payload.get("label"), act.payload.get("verdict")) for act in said.values() if act.kind is Kind.JUDGED]
     same = sum(n * (n - 1) for n in Counter(views).values())
     return 1 - same / (len(views) * (len(views) - 1)) if len(views) > 1 else 0.0
 
 
-def _person(name: str) -> str:
+def person(name: str) -> str:
     if not isinstance(name, str) or not name.strip() or len(name) > 200:
         raise DataError(f"a reviewer called {name!r:.100}", "answers belong to somebody", "give the name of a login")
     return name

@@ -1,0 +1,124 @@
+"""Review: people judge traces one after the other, by keyboard; a lead sees how far they agree and decides.
+
+The page is one element that `static/review.js` fills from the routes below: between two items nothing of Gradio is
+asked, so the next one, fetched ahead, is there at once. Every route takes ids and answers with JSON; what it writes is
+on disk before it answers. Who asks is what the login says, never what the request says.
+
+Left out on purpose: what an answer means (`deepintuit.review`), how things look (`review_view`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import gradio as gr
+from fastapi import APIRouter, Body, Request
+from fastapi.responses import JSONResponse
+
+from app import review_view
+from app.desk import LOCAL, Desk
+from app.html import tag
+from app.review_tasks import Room
+from deepintuit.errors import DeepIntuitError, StoreError
+from deepintuit.store import browse
+
+Asked = Annotated[dict[str, Any], Body()]
+_NOT_KEPT = {"Cache-Control": "private, no-store"}
+_MOST_HELD = 200
+
+
+def routes(desk: Desk) -> APIRouter:
+    """`POST /review-api/<what>` with a JSON object. 400 with `error` for what cannot be, 503 when it was not saved."""
+    room, router = Room(desk), APIRouter()
+    for name, answer in _answers(room).items():
+        router.add_api_route(f"/review-api/{name}", _route(answer), methods=["POST"])
+    return router
+
+
+def _route(answer: Callable[[dict[str, Any], str], Any]) -> Callable[..., JSONResponse]:
+    def asked(request: Request, given: Asked) -> JSONResponse:
+        try:
+            found = answer(given, request.scope.get("deepintuit_user") or LOCAL)
+        except DeepIntuitError as error:
+            return JSONResponse({"error": str(error)}, 503 if isinstance(error, StoreError) else 400, _NOT_KEPT)
+        return JSONResponse(found, headers=_NOT_KEPT)
+
+    return asked
+
+
+def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
+    """What is asked → a function of the request and of who asks."""
+
+    def task(given: dict[str, Any]) -> str:
+        return str(given.get("task") or "")
+
+    def item(given: dict[str, Any]) -> tuple[str, str]:
+        return task(given), str(given.get("item") or "")
+
+    def seat(given: dict[str, Any]) -> str:
+        return str(given.get("seat") or "")[:64]
+
+    def holding(given: dict[str, Any]) -> list[str]:
+        return [str(one) for one in list(given.get("holding") or [])[:_MOST_HELD]]
+
+    def said(given: dict[str, Any]) -> dict[str, Any]:
+        return given["answers"] if isinstance(given.get("answers"), dict) else {}
+
+    def event_id(given: dict[str, Any]) -> str | None:
+        return str(given["id"])[:64] if given.get("id") else None
+
+    def tasks(given: dict[str, Any], who: str) -> dict[str, Any]:
+        reviews, workbench = room.reviews, room.desk.look()
+        names = reviews.log.look(lambda state: list(state.tasks))
+        closed = reviews.log.look(lambda state: set(state.closed))
+        listed = [(reviews.task(name), reviews.progress(name)) for name in reversed(names)]
+        query = str(given.get("query") or "")[:2000]
+        form = review_view.form_html([one.name for one in workbench.slices()], browse.choices(workbench)["run"], who,
+                                     not names or bool(query), query)  # fmt: skip
+        return {"html": review_view.tasks_html(listed, closed, who) + form}
+
+    def lead(given: dict[str, Any], who: str) -> dict[str, Any]:
+        reviews, name = room.reviews, task(given)
+        acts, finals = room.events(name)
+        shut = reviews.log.look(lambda state: name in state.closed)
+        return {"html": review_view.lead_html(
+            room.lead(name, who), reviews.progress(name), acts, reviews.gold_answers(name), reviews.ratings(name),
+            room.disputed(name), finals, shut)}  # fmt: skip
+
+    def start(given: dict[str, Any], who: str) -> dict[str, Any]:
+        decide = given.get("view") == "decide"
+        found = room.lead(task(given), who) if decide else room.reviews.task(task(given))
+        return {"html": review_view.desk_html(found, decide), "questions": list(found.questions), "who": who}
+
+    def take(given: dict[str, Any], who: str) -> dict[str, Any]:
+        if given.get("decide"):
+            return room.decide_next(task(given), who, holding(given))
+        return room.next(task(given), who, seat(given), holding(given), str(given.get("first") or ""))
+
+    def saved(event: Any) -> dict[str, Any]:
+        return {"saved": event.time}
+
+    return {
+        "tasks": tasks, "lead": lead, "start": start, "next": take,
+        "count": lambda given, who: {"count": room.count(given)},
+        "open": lambda given, who: {"task": room.open(given, who).name},
+        "again": lambda given, who: room.again(*item(given)[:1], who, item(given)[1]),
+        "gather": lambda given, who: {"taken": room.gather(task(given), who, seat(given))},
+        "draft": lambda given, who: saved(room.reviews.draft(task(given), who, item(given)[1], said(given))),
+        "judge": lambda given, who: saved(
+            room.reviews.judge(task(given), who, item(given)[1], said(given), event_id(given))),
+        "decide": lambda given, who: saved(
+            room.reviews.adjudicate(task(given), who, item(given)[1], said(given), event_id(given))),
+        "skip": lambda given, who: saved(
+            room.reviews.skip(task(given), who, item(given)[1], str(given.get("reason") or ""), event_id(given))),
+        "release": lambda given, who: saved(room.reviews.release(task(given), who, item(given)[1])),
+        "undo": lambda given, who: room.undo(task(given), who, seat(given)),
+        "close": lambda given, who: saved(room.reviews.close(task(given), who, bool(given.get("closed")))),
+    }  # fmt: skip
+
+
+def page(desk: Desk) -> None:
+    """One element; the script does the rest."""
+    box = tag("div", tag("p", "Opening the reviews …", class_="quiet"), id="review", class_="review")
+    gr.HTML(tag("h1", "Review") + box, elem_id="review-page", padding=False)

@@ -1,0 +1,244 @@
+"""Review tasks behind the page: the one log of the workbench, a task from a form, an item with what it needs on screen.
+
+    room = Room(desk)
+    room.open({"name": "broken ones", "query": "flip=broken&split=test", "gold": "10"}, by="ada")
+    room.next("broken ones", "bob", seat="tab 1", holding=[])        # a dict for the page's script, as JSON
+
+Plain functions of ids and texts: `review` has the routes, `review_view` draws. What belongs to a reviewer is checked by
+`Reviews`; an item is shown only to somebody whom it was handed to.
+
+Left out on purpose: agreement and label errors (`metrics`, `deepintuit.review`), anything of Gradio.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from app import media, review_view
+from app.desk import Desk
+from deepintuit.errors import DataError
+from deepintuit.labels import LabelSet
+from deepintuit.review import ORDERS, QUESTIONS, Event, EventLog, Kind, Reviews, Task, plan, task_of
+from deepintuit.store import browse, clips
+from deepintuit.store.browse import TraceFilter
+
+MOST_GOLD = 200
+_open: weakref.WeakValueDictionary[str, Reviews] = weakref.WeakValueDictionary()
+_opening = threading.Lock()
+
+
+class Room:
+    """The reviews of a workbench as the server holds them; every method may be called from many threads at once."""
+
+    def __init__(self, desk: Desk):
+        self.desk = desk
+        self._reviews: Reviews | None = None
+
+    @property
+    def reviews(self) -> Reviews:
+        """Opened when a page first asks, so that a dashboard that nobody reviews in is in no one's way. StoreError when
+        another process holds them. Servers of one process share them."""
+        with _opening:
+            if self._reviews is None:
+                folder = self.desk.workbench.reviews.resolve()
+                self._reviews = _open.get(str(folder)) or Reviews(EventLog(folder))
+                _open[str(folder)] = self._reviews
+            return self._reviews
+
+    # Opening
+
+    def filter_of(self, form: Mapping[str, Any]) -> TraceFilter:
+        """What the form's slice says: a saved slice, a run, and the address of the Traces page, all that are given."""
+        text = str(form.get("query") or "").strip()
+        asked = {name: values[0] for name, values in parse_qs(urlsplit(text).query or text.lstrip("?")).items()}
+        asked |= {name: form[name] for name in ("slice", "run") if form.get(name)}
+        found = TraceFilter.from_query(asked)
+        if text and found == TraceFilter():
+            raise DataError(f"the filter {text[:60]!r} came", "nothing in it is a filter of the Traces page",
+                            "filter there, and copy the address of that page")
+        return found
+
+    def count(self, form: Mapping[str, Any]) -> int:
+        return browse.count(self.desk.look(), self.filter_of(form))
+
+    def open(self, form: Mapping[str, Any], by: str) -> Task:
+        """Open the task that a form describes. DataError in a sentence when it cannot be one."""
+        name, workbench, asked = str(form.get("name") or "").strip(), self.desk.look(), self.filter_of(form)
+        if not name or len(name) > 200:
+            raise DataError("a task without a name, or with a very long one", "it is found by its name", "give it one")
+        order: str | dict[str, float] = str(form.get("order") or "random")
+        if order == "mixture":
+            order = {key: share for key in ORDERS if (share := _number(form, f"share-{key}", 0.0))}
+            if not order:
+                raise DataError("a mixture without shares", "there is no order then", "give two orders a share above 0")
+        questions = [key for key in QUESTIONS if key in _list(form.get("questions"))]
+        if not questions:
+            raise DataError("a task without questions", "there would be nothing to answer", "choose one at least")
+        labels = _list(form.get("labels")) or self.labels(asked)
+        gold = self._gold(asked, int(_number(form, "gold", 0)), labels if "label" in questions else [])
+        task = task_of(
+            workbench, name, asked, order, gold=gold, labels=labels, questions=questions,
+            reviewers=int(_number(form, "reviewers", 1)), blind=bool(form.get("blind")),
+            gold_share=_number(form, "gold_share", 10) / 100, leads=_list(form.get("leads")),
+        )  # fmt: skip
+        return self.reviews.open(task, by)
+
+    def labels(self, asked: TraceFilter) -> list[str]:
+        """The labels of all datasets that the filter finds traces of."""
+        workbench = self.desk.workbench
+        datasets = [name for name, _ in browse.choices(workbench)["dataset"]]
+        found = {}
+        for dataset in datasets:
+            path = workbench.clips / f"{dataset}.labels.toml"
+            if path.is_file() and (asked.dataset or dataset) == dataset and (
+                    len(datasets) == 1 or browse.count(workbench, replace(asked, dataset=dataset))):
+                found |= dict.fromkeys(LabelSet.load(path))
+        return list(found)
+
+    def _gold(self, asked: TraceFilter, wanted: int, labels: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Traces of the slice, drawn by chance, whose clips' labels are taken as known."""
+        if wanted <= 0 or not labels:
+            return {}
+        gold, workbench = {}, self.desk.workbench
+        for trace_id in plan(workbench, asked, "random", seed=1):
+            true = (browse.fact(workbench, trace_id) or {}).get("true_label")
+            if true in labels:
+                gold[trace_id] = {"label": true}
+            if len(gold) >= min(wanted, MOST_GOLD):
+                break
+        return gold
+
+    # Judging
+
+    def next(self, name: str, who: str, seat: str, holding: Sequence[str] = (), first: str = "") -> dict[str, Any]:
+        """The next item, drawn and reserved, and how far the task is; `item` is None when nothing is left now, and
+        `elsewhere` counts what this reviewer holds in other tabs. `first`: which of the items that this tab holds."""
+        reviews = self.reviews
+        mine = self._held(name, who)
+        if mine.get(first) == seat:
+            holding = [item for item in mine if item != first]
+        found = reviews.next_item(name, who, seat=seat, holding=holding)
+        answer = {"progress": self.progress(name, who)}
+        if found is None:
+            return {**answer, "item": None, "elsewhere": sum(its != seat for its in self._held(name, who).values())}
+        return {**answer, **self.shown(name, found.trace_id, found.draft)}
+
+    def gather(self, name: str, who: str, seat: str) -> int:
+        """Give back what this reviewer holds in other tabs, so that this one can have it. Their drafts stay."""
+        elsewhere = [item for item, its in self._held(name, who).items() if its != seat]
+        for item in elsewhere:
+            self.reviews.release(name, who, item)
+        return len(elsewhere)
+
+    def _held(self, name: str, who: str) -> dict[str, str]:
+        """The items that a reviewer has reserved now → in which tab."""
+        since = self.reviews.log.clock() - self.reviews.task(name).seconds
+        return self.reviews.log.look(lambda state: {
+            item: by[who].seat for item, by in state.holds.get(name, {}).items() if who in by and by[who].at > since})
+
+    def again(self, name: str, who: str, item: str) -> dict[str, Any]:
+        """An item that was handed to this reviewer, with what they typed or said. DataError for any other."""
+        def look(state: Any) -> tuple[bool, Any, Any]:
+            key = (name, item, who)
+            return key in state.handed, state.drafts.get(key), state.answers.get(name, {}).get(item, {}).get(who)
+
+        handed, draft, act = self.reviews.log.look(look)
+        if not handed:
+            raise DataError(f"{item!r:.60} was not handed to {who!r}", "reviewers see what they were handed",
+                            "ask for the next item")
+        said = act.payload if act is not None and act.kind is Kind.JUDGED else {}
+        return {**self.shown(name, item, draft or said), "answered": act is not None}
+
+    def shown(self, name: str, item: str, draft: Mapping[str, Any], lead: str | None = None) -> dict[str, Any]:
+        """What the page needs of an item: the clip's player, the drawn trace, the draft. For a lead, who said what."""
+        task, workbench = self.reviews.task(name), self.desk.workbench
+        row = browse.trace(workbench, item)
+        if row is None:  # perhaps written a moment ago
+            workbench = self.desk.look()
+            row = browse.trace(workbench, item)
+        fact, clip = browse.fact(workbench, item), clips.clip(workbench, task.items[item])
+        grammar = clips.grammar_of(workbench, row["run_id"]) if row is not None else "think-answer"
+        html = review_view.item_html(task, fact, row, clip, grammar)
+        if lead is not None:
+            html = review_view.said_html(task, self.reviews.answers(name, item, lead)) + html
+        film = None
+        if clip is not None and clip.get("path"):
+            film = {"src": media.clip_url(clip["clip_id"]), "width": clip["width"] or 16, "height": clip["height"] or 9,
+                    "step": 1 / clip["fps"] if clip.get("fps") else 0.04}  # fmt: skip
+        return {"item": item, "html": html, "film": film, "draft": dict(draft), "seconds": task.seconds}
+
+    def progress(self, name: str, who: str) -> dict[str, int]:
+        found = self.reviews.progress(name)
+        return {"mine": found["by"].get(who, 0), "complete": found["complete"], "items": found["items"]}
+
+    def undo(self, name: str, who: str, seat: str) -> dict[str, Any]:
+        """Take the newest act of this reviewer back; `item` is None when there is none."""
+        before = self.reviews.log.look(lambda state: state.last_act(name, who))
+        event = self.reviews.undo(name, who, seat=seat)
+        if event is None or event.item is None:
+            return {"item": None}
+        if before is not None and before.kind is Kind.ADJUDICATED:
+            return {**self.shown(name, event.item, before.payload, lead=who), "decides": True}
+        return self.again(name, who, event.item)
+
+    # Leading
+
+    def lead(self, name: str, who: str) -> Task:
+        """The task, for one of its leads: DataError for others."""
+        task = self.reviews.task(name)
+        if who not in task.leads:
+            raise DataError(f"{who!r} asked for what all reviewers said", "leads of a task see that: "
+                            + ", ".join(task.leads), "ask one of them")
+        return task
+
+    def disputed(self, name: str) -> list[str]:
+        """Items whose judgements differ in label or verdict and that nobody has decided, in order of their first
+        judgement; gold items apart."""
+        gold, by_item = self.reviews.task(name).gold, {}
+        for act in self.reviews.judgements(name):
+            if act.item not in gold:
+                by_item.setdefault(act.item, []).append((act.payload.get("label"), act.payload.get("verdict")))
+        decided = self.reviews.log.look(lambda state: {item for item in by_item if state.final(name, item) is not None})
+        return [item for item, said in by_item.items() if len(set(said)) > 1 and item not in decided]
+
+    def decide_next(self, name: str, who: str, holding: Sequence[str]) -> dict[str, Any]:
+        """The next item for a lead to decide, with what everybody said."""
+        self.lead(name, who)
+        left = self.disputed(name)
+        found = next((item for item in left if item not in holding), None)
+        answer = {"progress": {"left": len(left)}}
+        return {**answer, "item": None, "elsewhere": 0} if found is None else {
+            **answer, **self.shown(name, found, {}, lead=who)}  # fmt: skip
+
+    def events(self, name: str) -> tuple[list[Event], Mapping[str, Event]]:
+        """All answers in force of a task (skips too), and what leads decided by item."""
+        items = self.reviews.task(name).items
+
+        def look(state: Any) -> tuple[list[Event], dict[str, Event]]:
+            acts = [act for by in state.answers.get(name, {}).values() for act in by.values()]
+            finals = {item: state.final(name, item) for item in items}
+            return acts, {item: act for item, act in finals.items() if act is not None}
+
+        return self.reviews.log.look(look)
+
+
+def _list(value: Any) -> list[str]:
+    """Texts of a list, or of one text with commas or lines between them."""
+    parts = value if isinstance(value, list) else str(value or "").replace("\n", ",").split(",")
+    return list(dict.fromkeys(text for part in parts if (text := str(part).strip())))
+
+
+def _number(form: Mapping[str, Any], name: str, default: float) -> float:
+    value = form.get(name)
+    try:
+        number = float(default if value in (None, "") else value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not abs(number) < 1e9:
+        raise DataError(f"{value!r:.40} came as the {name.replace('_', ' ')}", "it is a number", "give one")
+    return number

@@ -1,0 +1,329 @@
+"""How reviews look: the list of tasks, the form that opens one, the desk where items are judged, and a lead's view.
+
+Pure functions of tasks and events: HTML out, every foreign text escaped. `static/review.js` moves it.
+
+A blind task hides what the model answered: the answer's segment, and every place where the trace names one of the
+labels. The true label and the clip's file name, which may tell it, are shown to nobody who judges.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from app import prose
+from app.html import address, badge, empty, esc, link, table, tag
+from deepintuit.metrics import agreement, rating_matrix
+from deepintuit.review import ORDERS, Event, Kind, Task
+from deepintuit.trace import GRAMMARS
+
+ORDER_WORDS = {
+    "entropy": "uncertain first (entropy)", "margin": "uncertain first (margin)",
+    "changed": "changed by calibration first", "traces": "clips whose traces disagree first",
+    "reviewers": "where reviewers differ so far", "random": "by chance", "given": "as listed",
+}  # fmt: skip
+VERDICT_KEYS = (("a", "right", "Accept", "The reasoning is right"),
+                ("w", "wrong reasons", "Wrong reasons", "The right label for wrong reasons"),
+                ("r", "wrong", "Reject", "The reasoning is wrong"), ("u", None, "Unsure", "Cannot tell"))  # fmt: skip
+FAILING_KEYS = (("s", "seeing", "Seeing", "It says what is not in the clip, or misses what is"),
+                ("d", "reasoning", "Reasoning", "What it saw is right, what it concludes is not"))  # fmt: skip
+KEYS = (
+    ("1 … 9, 0", "the label; 0: unsure"), ("A  W  R  U", "accept · right label, wrong reasons · reject · unsure"),
+    ("↑ ↓", "pick a sentence, and show its moment"),
+    ("S  D", "this sentence fails in seeing · in reasoning; again: it does not"),
+    ("N", "write a note; Esc leaves it"), ("Enter", "submit, and on to the next"), ("→ ←", "next · previous item"),
+    ("K", "skip, with a reason"), ("Z", "undo the last answer"), ("Space", "play, pause"),
+    (",  .", "a frame back · on"), ("<  >", "slower · faster"), ("?", "this sheet"),
+)  # fmt: skip
+SKIP_REASONS = ("The clip does not play", "The clip is of something else", "I know the people in it", "I cannot tell")
+
+
+def _key(name: str) -> str:
+    return tag("kbd", esc(name))
+
+
+# The list, and opening a task
+
+
+def tasks_html(tasks: Sequence[tuple[Task, Mapping[str, Any]]], closed: set[str], who: str) -> str:
+    """Tasks with how far they are, the newest first."""
+    if not tasks:
+        todo = "A task is a slice of traces with questions. Open the first one below."
+        return empty("No review task is open yet.", todo)
+    cards = []
+    for task, progress in tasks:
+        done, asked = progress["done"], progress["asked"]
+        mine = progress["by"].get(who, 0)
+        judge = tag("a", "Review", href=address("review", task=task.name), class_="go", data_go=True)
+        links = "" if task.name in closed else judge
+        if who in task.leads:
+            links += tag("a", "Lead’s view", href=address("review", task=task.name, view="lead"), data_go=True)
+        facts = [f"{progress['items']:,} items", f"{task.reviewers} reviewer{'s' * (task.reviewers > 1)} each",
+                 _order(task.order), "blind" if task.blind else ""]  # fmt: skip
+        people = " · ".join(f"{esc(name)} {n:,}" for name, n in sorted(progress["by"].items(), key=lambda it: -it[1]))
+        bar = tag("progress", "", max=str(max(1, asked)), value=str(done), aria_label="Judgements")
+        head = tag("h3", esc(task.name) + (" " + badge("closed") if task.name in closed else ""))
+        said = f"{done:,} of {asked:,} judgements · {progress['complete']:,} of the items complete · {mine:,} by you"
+        cards.append(tag("article", tag("header", head + tag("span", links, class_="links"))
+                         + tag("p", esc(" · ".join(filter(None, facts))), class_="quiet") + bar
+                         + tag("p", said) + (tag("p", people, class_="quiet") if people else "")))  # fmt: skip
+    return tag("div", "".join(cards), class_="tasks")
+
+
+def _order(order: str | Mapping[str, float]) -> str:
+    if isinstance(order, str):
+        return ORDER_WORDS.get(order, order)
+    return "mixed: " + ", ".join(f"{ORDER_WORDS.get(name, name)} {share:g}" for name, share in order.items())
+
+
+def form_html(slices: Sequence[str], runs: Sequence[tuple[str, int]], who: str, opened: bool, query: str = "") -> str:
+    """The form that opens a task."""
+
+    def field(words: str, inside: str, note: str = "", **more: Any) -> str:
+        return tag("label", tag("span", words) + inside + (tag("small", esc(note)) if note else ""), **more)
+
+    def number(name: str, value: float, low: float, high: float, step: str = "1") -> str:
+        return tag("input", type="number", name_=name, value=f"{value:g}", min=f"{low:g}", max=f"{high:g}", step=step)
+
+    def options(pairs: Sequence[tuple[str, str]]) -> str:
+        return "".join(tag("option", esc(words), value=value) for value, words in pairs)
+
+    def tick(name: str, value: str, words: str, on: bool) -> str:
+        box = tag("input", type="checkbox", name_=name, value=value, checked=on)
+        return tag("label", box + " " + words, class_="tick")
+
+    saved = [("", "any"), *((name, name) for name in slices)]
+    ran = [("", "any"), *((run, f"{run} ({n:,} traces)") for run, n in runs)]
+    shares = "".join(field(ORDER_WORDS[name], number(f"share-{name}", 0, 0, 100, "0.5"))
+                     for name in ORDERS if name != "reviewers")  # fmt: skip
+    orders = [*((name, ORDER_WORDS[name]) for name in ORDERS), ("mixture", "a mixture of these")]
+    which = tag("fieldset", tag("legend", "Which traces") + (
+        field("Saved slice", tag("select", options(saved), name_="slice")) if slices else "")
+        + field("Run", tag("select", options(ran), name_="run"))
+        + field("Filter", tag("input", type="text", name_="query", value=query, placeholder="flip=broken&split=test"),
+                "The address of the Traces page with your filters, or what stands behind its “?”", class_="wide")
+        + tag("p", "", class_="quiet", id="review-count", role="status"))  # fmt: skip
+    asks = tag("fieldset", tag("legend", "What is asked") + tag("div", (
+        tick("questions", "label", "label of the clip", True)
+        + tick("questions", "verdict", "verdict on the trace", True)
+        + tick("questions", "failing", "which sentence fails", True) + tick("questions", "note", "note", True)
+        + tick("blind", "1", "blind: the model’s label is hidden", False)), class_="ticks wide")
+        + field("Labels", tag("input", type="text", name_="labels", placeholder="those of the dataset"),
+                "With commas between them; the keys 1 … 9 give them in this order", class_="wide"))  # fmt: skip
+    hands = tag("fieldset", tag("legend", "Who and in which order")
+        + field("Reviewers an item", number("reviewers", 1, 1, 50))
+        + field("Order", tag("select", options(orders), name_="order"))
+        + tag("div", shares, class_="shares wide", hidden=True)
+        + field("Gold items", number("gold", 0, 0, 200), "Drawn from the slice; the clip’s true label counts as known")
+        + field("Share of gold, %", number("gold_share", 10, 0, 90))
+        + field("Other leads", tag("input", type="text", name_="leads", placeholder="names, with commas")))  # fmt: skip
+    name = field("Name", tag("input", type="text", name_="name", required=True, maxlength="200", autocomplete="off"))
+    send = tag("p", tag("button", "Open the task", class_="go") + tag("span", "", role="alert", id="review-refused"))
+    lead = f"You ({esc(who)}) lead it: you see everybody’s answers and decide where they differ."
+    lead = tag("p", lead, class_="quiet")
+    body = tag("form", tag("div", name, class_="first") + which + asks + hands + lead + send, id="review-open")
+    return tag("details", tag("summary", "Open a task") + body, open=opened)
+
+
+# The desk
+
+
+def desk_html(task: Task, decide: bool = False) -> str:
+    """The desk without an item: player, trace and questions, to be filled by the script again and again."""
+    labels = "".join(
+        tag("button", (_key(str(n)) if n <= 9 else "") + tag("span", esc(label)), type="button", data_label=label,
+            aria_pressed="false")
+        for n, label in enumerate(task.labels, 1)
+    ) + tag("button", _key("0") + tag("span", "unsure"), type="button", data_label="", data_unsure=True,
+            aria_pressed="false")  # fmt: skip
+    verdicts = "".join(
+        tag("button", _key(key.upper()) + tag("span", words), type="button", data_verdict=value or "", title=title,
+            data_unsure=value is None, aria_pressed="false")
+        for key, value, words, title in VERDICT_KEYS
+    )  # fmt: skip
+    failing = tag("span", "none", id="review-failing") + "".join(
+        tag("button", _key(key.upper()) + tag("span", words), type="button", data_failing=value, title=title,
+            aria_pressed="false")
+        for key, value, words, title in FAILING_KEYS
+    )  # fmt: skip
+    note = tag("textarea", "", id="review-note", rows="2", maxlength="10000", placeholder="What others should know (N)",
+               aria_label="Note")  # fmt: skip
+    asked = {"label": ("Label of the clip", labels), "verdict": ("The trace", verdicts),
+             "failing": ("Sentence that fails", failing), "note": ("Note", note)}  # fmt: skip
+    questions = "".join(
+        tag("div", tag("h4", words) + tag("div", inside, class_=f"answers {name}"), role="group", aria_label=words)
+        for name, (words, inside) in asked.items() if name in task.questions
+    )  # fmt: skip
+    words = {"skip": ("K", "Skip"), "undo": ("Z", "Undo"), "sheet": ("?", "Keys"),
+             "submit": ("Enter", "Decide" if decide else "Submit")}  # fmt: skip
+    moves = "".join(
+        tag("button", _key(arrow), type="button", data_do=name, title=f"{name.title()} item", aria_label=f"{name} item")
+        for name, arrow in (("previous", "←"), ("next", "→"))
+    ) + "".join(
+        tag("button", _key(key) + tag("span", does), type="button", data_do=name,
+            class_="go" if name == "submit" else None)
+        for name, (key, does) in words.items()
+    )  # fmt: skip
+    head = tag("header", tag("h2", esc(task.name) + (" " + badge("deciding", "warn") if decide else ""))
+               + tag("span", "", id="review-progress", class_="quiet")
+               + tag("button", "All tasks", type="button", data_do="leave"))  # fmt: skip
+    status = tag("p", "", id="review-status", role="status")
+    film = tag("div", "", id="review-film", class_="player") + tag("p", "", id="review-speed")
+    film = tag("div", film, class_="film-box")
+    item = tag("div", tag("p", "Fetching the first item …", class_="quiet"), id="review-item", tabindex="0",
+               role="region", aria_label="Trace")  # fmt: skip
+    asks = tag("div", questions + status + tag("div", moves, class_="moves"), class_="asks")
+    return head + tag("div", film + item + asks, class_="desk") + _dialogs()
+
+
+def _dialogs() -> str:
+    rows = "".join(tag("tr", tag("th", esc(keys), scope="row") + tag("td", esc(does))) for keys, does in KEYS)
+    close = tag("form", tag("button", "Close"), method="dialog")
+    none = tag("p", "None of them does anything while you type in a field.", class_="quiet")
+    sheet = tag("dialog", tag("h3", "Keys") + tag("table", rows) + none + close, id="review-sheet", aria_label="Keys")
+    offered = tag("datalist", "".join(tag("option", value=reason) for reason in SKIP_REASONS), id="review-reasons")
+    ask = tag("label", tag("span", "Why? Others will get this item.")
+              + tag("input", type="text", name_="reason", required=True, maxlength="500", list="review-reasons",
+                    autocomplete="off"))  # fmt: skip
+    go = tag("button", "Skip", class_="go")
+    skip = tag("form", tag("h3", "Skip this item") + ask + offered + go, method="dialog")
+    return sheet + tag("dialog", skip, id="review-skip", aria_label="Skip this item")
+
+
+def item_html(
+    task: Task, fact: Mapping[str, Any] | None, row: Any, clip: Mapping[str, Any] | None, grammar: str
+) -> str:
+    """The trace of an item and, unless the task is blind, what the model said of the clip."""
+    if fact is None or row is None:
+        return empty("This trace is not in the workbench any more.", "Its run was deleted since. Skip it.")
+    seconds = (clip or {}).get("seconds")
+    times = row["frame_times"] if hasattr(row["frame_times"], "__len__") else None
+    text = _hidden(row["text"], grammar, task.labels) if task.blind else row["text"]
+    body = prose.trace_html(text, grammar, times, seconds)
+    if not row["text"].strip():
+        body = tag("p", "Nothing was written.", class_="quiet")
+    said = tag("p", "The model’s label is hidden in this task.", class_="quiet")
+    if not task.blind:
+        said = "Model: " + (badge(fact["provisional"]) if fact["reason"] is None
+                            else badge("malformed: " + fact["reason"].replace("_", " "), "warn"))  # fmt: skip
+        if fact["calibrated"]:
+            sure = "" if fact["certainty"] is None else f" {100 * fact['certainty']:.0f} %"
+            said += " calibrated: " + badge(fact["calibrated"] + sure)
+        said = tag("p", said, class_="model")
+    return said + body
+
+
+def _hidden(text: str, grammar: str, labels: Sequence[str]) -> str:
+    """The text with its answers and every label it names covered; its sentences stay as many as they are."""
+    for piece in reversed(prose.pieces(text, grammar)):
+        if piece.name in ("answer", "quick"):
+            text = text[: piece.start] + " ▒▒▒▒ " + text[piece.end :]
+    named = "|".join(re.escape(label).replace(r"\ ", r"[\s_-]+").replace("_", r"[\s_-]+")
+                     for label in sorted(labels, key=len, reverse=True))  # fmt: skip
+    # A mark of the grammar is no mention, even where a label is called like it.
+    marks = "|".join(re.escape(mark) for part in GRAMMARS[grammar].segments for mark in (part.open, part.close))
+    cover = re.compile(rf"({marks})|(?<!\w)(?:{named})(?!\w)", re.I)
+    return cover.sub(lambda found: found[1] or "▒▒▒▒", text) if named else text
+
+
+def said_html(task: Task, said: Mapping[str, Event]) -> str:
+    """What reviewers said of an item, for a lead."""
+    rows = [_said_row(who, act) for who, act in said.items()]
+    return table(("Reviewer", "Label", "Trace", "Fails", "Note"), rows, "What reviewers said")
+
+
+def _said_row(who: str, act: Event) -> list[str]:
+    given = act.payload
+    if act.kind is Kind.SKIPPED:
+        return [esc(who), badge("skipped"), "", "", esc(given.get("reason"))]
+    failing = given.get("failing")
+    fails = f"sentence {failing['sentence'] + 1}, {failing['in']}" if failing else ""
+    known = [esc(given.get(key) or "unsure") if key in given else "–" for key in ("label", "verdict")]
+    return [esc(who), *known, esc(fails), esc(given.get("note"))]
+
+
+# The lead's view
+
+
+def lead_html(task: Task, progress: Mapping[str, Any], acts: Sequence[Event], gold: Sequence[tuple[Event, bool]],
+              ratings: Sequence[tuple[str, str, Any]], disputed: Sequence[str], finals: Mapping[str, Event],
+              closed: bool) -> str:  # fmt: skip
+    """Agreement, gold items, what is disputed and decided, skips, and closing."""
+    judged = [act for act in acts if act.kind is Kind.JUDGED]
+    decide = tag("a", f"Decide {len(disputed):,} disputed", class_="go", data_go=True,
+                 href=address("review", task=task.name, view="decide")) if disputed else ""  # fmt: skip
+    shut = tag("button", "Open it again" if closed else "Close the task", type="button", data_do="close",
+               data_closed="" if closed else "1")  # fmt: skip
+    back = tag("button", "All tasks", type="button", data_do="leave")
+    state = " " + badge("closed: nothing is handed out") if closed else ""
+    head = tag("header", tag("h2", esc(task.name) + state) + tag("span", decide + shut + back, class_="links"))
+    line = (f"{progress['done']:,} of {progress['asked']:,} judgements, {progress['complete']:,} of "
+            f"{progress['items']:,} items complete, {len(finals):,} decided by leads.")  # fmt: skip
+    parts = [head, tag("p", line), _people(acts, gold)]
+    if not judged:
+        todo = "Agreement is counted once two people judged the same ones."
+        parts.append(empty("Nobody has judged an item yet.", todo))
+        return "".join(parts)
+    if "label" in task.questions:
+        parts.append(_agreement(ratings, list(task.labels)))
+    parts.append(_verdicts(judged))
+    rows = [[link(item[:12], "traces", trace=item),
+             "; ".join(f"{esc(act.reviewer)}: {esc(act.payload.get('label') or 'unsure')}, "
+                       f"{esc(act.payload.get('verdict') or 'unsure')}" for act in judged if act.item == item)]
+            for item in disputed[:50]]  # fmt: skip
+    if rows:
+        parts.append(table(("Trace", "Said"), rows, f"Disputed items, {len(rows)} of {len(disputed)}"))
+    if finals:
+        rows = [[link(item[:12], "traces", trace=item), *_said_row(act.reviewer, act)] for item, act in finals.items()]
+        heads = ("Trace", "Decided by", "Label", "Trace is", "Fails", "Note")
+        parts.append(table(heads, rows[-50:], "Decided, the newest last"))
+    notes = [[link(act.item[:12], "traces", trace=act.item), *_said_row(act.reviewer, act)] for act in acts
+             if act.item and (act.payload.get("note") or act.kind is Kind.SKIPPED)]  # fmt: skip
+    if notes:
+        parts.append(table(("Trace", "Reviewer", "Label", "Trace is", "Fails", "Note"), notes[-50:], "Notes and skips"))
+    return "".join(parts)
+
+
+def _people(acts: Sequence[Event], gold: Sequence[tuple[Event, bool]]) -> str:
+    """A row a reviewer; gold items in two halves of time, so that drift shows."""
+    rows = []
+    for who in sorted({act.reviewer for act in acts}):
+        mine = [act for act in acts if act.reviewer == who]
+        right = [ok for act, ok in gold if act.reviewer == who]
+        half = len(right) // 2
+        halves = f"{sum(right[:half])} of {half} → {sum(right[half:])} of {len(right) - half}" if half else "–"
+        kinds = Counter(act.kind for act in mine)
+        last = max(act.time for act in mine)[:16].replace("T", " ")
+        rows.append([esc(who), f"{kinds[Kind.JUDGED]:,}", f"{kinds[Kind.SKIPPED]:,}",
+                     f"{sum(right)} of {len(right)}" if right else "–", halves, esc(last)])  # fmt: skip
+    heads = ("Reviewer", "Judged", "Skipped", "Right on gold", "First half → second", "Last, UTC")
+    return table(heads, rows, "By person") if rows else ""
+
+
+def _agreement(ratings: Sequence[tuple[str, str, Any]], labels: list[str]) -> str:
+    matrix, _, _ = rating_matrix(ratings, labels)
+    if not len(matrix) or not ((matrix >= 0).sum(1) >= 2).any():
+        return tag("p", "No item has two labels yet: agreement cannot be counted.", class_="quiet")
+
+    def shown(estimate: Any, scale: float = 1.0, digits: int = 2) -> str:
+        if np.isnan(estimate.value):
+            return "–"
+        low, high = scale * estimate.low, scale * estimate.high
+        return f"{scale * estimate.value:.{digits}f} " + tag("small", f"{low:.{digits}f} … {high:.{digits}f}")
+
+    rows = [[esc(found.label or "all classes"), f"{found.items:,}", shown(found.percent, 100, 0), shown(found.kappa),
+             shown(found.alpha)] for found in agreement(matrix, labels, draws=500)]  # fmt: skip
+    heads = ("Class", "Items", "Agreement, %", "Cohen’s κ", "Krippendorff’s α")
+    return table(heads, rows, "Agreement on the label, with 95 % intervals (bootstrap over items)")
+
+
+def _verdicts(judged: Sequence[Event]) -> str:
+    said = Counter(act.payload["verdict"] for act in judged if "verdict" in act.payload)
+    fails = Counter(act.payload["failing"]["in"] for act in judged if act.payload.get("failing"))
+    words = [f"{esc(verdict or 'unsure')} {n:,}" for verdict, n in said.most_common()]
+    words += [f"fails in {esc(where)} {n:,}" for where, n in fails.most_common()]
+    return tag("p", "Verdicts on traces: " + " · ".join(words)) if words else ""
