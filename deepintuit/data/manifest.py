@@ -1,8 +1,9 @@
 """The manifest of a dataset: which clips exist, and who may see them.
 
 One Parquet, `clips/<dataset>.parquet`, its label set beside it as `clips/<dataset>.labels.toml`. Saving never loses a
-version: the former pair stays as `<dataset>@<n>.parquet` and `<dataset>@<n>.labels.toml`. Left out on purpose:
-pixels, and any judgement of a clip; a clip that cannot be used stays as a row with the reason in `excluded`.
+version: the former pair stays as `<dataset>@<n>.parquet` and `<dataset>@<n>.labels.toml`, and `load` reads it under the
+name `<dataset>@<n>`. Left out on purpose: pixels, and any judgement of a clip; a clip that cannot be used stays as a row
+with the reason in `excluded`.
 
 Run it:  python -c "from deepintuit.data import Manifest; print(Manifest.load('workbench', 'home').summary())"
 """
@@ -95,7 +96,7 @@ class Manifest:
     """
 
     def __init__(self, workbench: str | Path, dataset: str, frame: pd.DataFrame, labels: LabelSet) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", dataset):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@\d+)?", dataset):
             raise DataError(
                 f"{dataset!r} cannot name a dataset.",
                 "The name becomes a file name.",
@@ -146,6 +147,31 @@ class Manifest:
             )
         return self
 
+    @classmethod
+    def used(cls, workbench: str | Path, dataset: str, fingerprint: str | None) -> Manifest:
+        """The version that a run used, by the fingerprint in its config; the one in force when none of it is kept."""
+        now = cls.load(workbench, dataset)
+        former = (cls.load(workbench, f"{dataset}@{n}") for n in reversed(now._kept()))
+        return next((one for one in (now, *former) if fingerprint == one.fingerprint), now) if fingerprint else now
+
+    def relabelled(self, labels: Mapping[str, str], why: Mapping[str, str]) -> Manifest:
+        """With other labels by clip id, and `why` by clip id as the note "review" (an annotation: no prompt shows it).
+        `save` makes it the version in force. DataError for a clip or label that it does not know."""
+        unknown = [(clip, label) for clip, label in labels.items()
+                   if label not in self.labels.labels or clip not in set(self.frame["clip_id"])]  # fmt: skip
+        if unknown:
+            raise DataError(
+                f"Clip {unknown[0][0]!r} would get the label {unknown[0][1]!r}.",
+                f"{self.dataset!r} does not have that clip, or its labels are {', '.join(self.labels)}.",
+                "Review under the dataset's own labels.",
+            )
+        frame = self.frame.copy()
+        frame["label"] = [labels.get(clip, old) for clip, old in zip(frame["clip_id"], frame["label"])]
+        pairs = zip(frame["clip_id"], frame["notes"])
+        notes = [{**old, "review": why[clip]} if clip in labels else old for clip, old in pairs]
+        frame["notes"] = pd.Series(notes, index=frame.index, dtype=object)
+        return Manifest(self.workbench, self.dataset, frame, self.labels)
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits of what a stage works on: clips, labels, splits and texts. A relabelled or extended dataset has another one, so that
@@ -161,6 +187,12 @@ class Manifest:
     def save(self) -> Path:
         """Write manifest and labels, each by temp name, fsync and rename; a differing former version is kept as
         `@<n>`."""
+        if "@" in self.dataset:
+            raise DataError(
+                f"{self.dataset!r} is a former version.",
+                "Runs were made from it, so it stays as it is.",
+                "Load the dataset without '@' and save that.",
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         table = _to_table(self.frame, self.workbench)
         labels = self.labels.dumps().encode()
@@ -181,12 +213,13 @@ class Manifest:
         except (pa.ArrowInvalid, OSError):
             return False  # damaged or half gone: what is there is kept as a version and written anew
 
+    def _kept(self, ending: str = "parquet") -> list[int]:
+        """The numbers of former versions, oldest first."""
+        pattern = re.escape(self.dataset) + rf"@(\d+)\.{ending}"
+        return sorted(int(m[1]) for p in self.path.parent.iterdir() if (m := re.fullmatch(pattern, p.name)))
+
     def _keep_version(self) -> None:
-        taken = [
-            int(m[1])
-            for p in self.path.parent.iterdir()
-            if (m := re.fullmatch(re.escape(self.dataset) + r"@(\d+)\..*", p.name))
-        ]
+        taken = self._kept(".*")
         for path in (self.path, self._labels_path):
             if path.is_file():
                 kept = path.with_name(path.name.replace(self.dataset, f"{self.dataset}@{max(taken, default=0) + 1}", 1))

@@ -273,8 +273,8 @@ def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
 def export(workbench: Workbench, asked: TraceFilter, form: str) -> Iterator[bytes]:
     """All that the filter finds, in stored order, as pieces of a file in one of `FORMATS`: the columns of `EXPORTED`.
 
-    Lists (tokens, frames) stay in the parts. Texts are as they were written: a spreadsheet may take one that begins
-    with "=" for a formula.
+    Lists (tokens, frames) stay in the parts. In CSV, texts that a spreadsheet might take for a formula are made
+    harmless (`spreadsheet_safe`).
     """
     if form not in FORMATS:
         raise StoreError(f"an export as {form!r}", f"there are {', '.join(FORMATS)}",
@@ -302,8 +302,22 @@ def _csv(batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:
     writer = csv.writer(file)
     writer.writerow(EXPORTED)
     for batch in batches:
-        writer.writerows(zip(*(column.to_pylist() for column in batch.columns)))
+        writer.writerows(zip(*(map(spreadsheet_safe, column.to_pylist()) for column in batch.columns)))
         yield _taken(file).encode()
+
+
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠'")
+
+
+def spreadsheet_safe(value: Any) -> Any:
+    """A text as no spreadsheet takes it for a formula: with a ' in front when it begins with = + - @, a tab, a line's
+    end or a wide form of these; or with a ', so that `as_written` has the way back. Other values as they are."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def as_written(cell: Any) -> Any:
+    """What a cell of `spreadsheet_safe` was."""
+    return cell[1:] if isinstance(cell, str) and cell.startswith("'") else cell
 
 
 def _parquet(batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:

@@ -1,0 +1,251 @@
+"""What reviews tell a team: what is settled, how reviewers hold up on gold items, the model against people, and which
+labels are probably wrong.
+
+    reviews = reading(workbench.reviews)                       # beside a dashboard that writes
+    settled(reviews, "week 1")[trace_id].label
+    suspects(workbench, "homecam", "test").rows                # the most suspicious clip first
+
+Left out on purpose: agreement between people (`metrics.agreement`, from `Reviews.ratings`), anything that draws.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deepintuit.data import Manifest
+from deepintuit.errors import DataError, StoreError
+from deepintuit.labels import NONE_LABEL
+from deepintuit.metrics import Agreement, Estimate, agreement, label_errors, rating_matrix, wilson
+from deepintuit.review.events import Event, Kind, State, fold, read_events
+from deepintuit.review.queue import Reviews, dispute
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from deepintuit.store import Run, Workbench
+
+
+class _Still:
+    """A log as it was when it was read; any process may have one."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.events, self.damaged = read_events(folder)
+        self.state = fold(self.events)
+
+    def look(self, at: Callable[[State], Any]) -> Any:
+        return at(self.state)
+
+    def append(self, event: object) -> None:
+        raise StoreError("these reviews are open for reading", "another process may be writing them",
+                         "open them with EventLog")
+
+
+def reading(folder: Path) -> Reviews:
+    """The reviews of a folder as they are now, to read from, whoever writes them."""
+    return Reviews(_Still(folder))  # type: ignore[arg-type]
+
+
+def names(reviews: Reviews) -> list[str]:
+    """The names of all tasks, in the order of opening."""
+    return reviews.log.look(lambda state: list(state.tasks))
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What people came to on a trace. A label or verdict of None: they were unsure, or not more than half agree.
+
+    `by` said that label (with no label: everybody who judged), `events` are theirs, `notes` what they wrote, the newest
+    first; `adjudicated`: a lead decided.
+    """
+
+    trace_id: str
+    clip_id: str
+    label: str | None
+    verdict: str | None
+    by: tuple[str, ...]
+    events: tuple[str, ...]
+    notes: tuple[str, ...]
+    adjudicated: bool
+
+
+def settled(reviews: Reviews, name: str) -> dict[str, Settled]:
+    """By trace, where a lead decided, or as many judged as the task asks: what more than half of them say. Without gold
+    items, whose answers were known."""
+    task = reviews.task(name)
+
+    def acts_of(state: State) -> dict[str, tuple[list[Event], bool]]:
+        found = {}
+        for item in task.items.keys() - task.gold.keys():
+            final = state.final(name, item)
+            said = [act for act in state.answers.get(name, {}).get(item, {}).values() if act.kind is Kind.JUDGED]
+            if final is not None or len(said) >= task.reviewers:
+                found[item] = ([final] if final is not None else said), final is not None
+        return found
+
+    acts = reviews.log.look(acts_of)
+    return {item: _settle(item, task.items[item], *acts[item]) for item in task.items if item in acts}
+
+
+def _settle(item: str, clip: str, said: Sequence[Event], adjudicated: bool) -> Settled:
+    def most(question: str) -> Any:
+        answer, n = Counter(act.payload.get(question) for act in said).most_common(1)[0]
+        return answer if 2 * n > len(said) else None
+
+    label = most("label")
+    agreed = sorted((act for act in said if label in (None, act.payload.get("label"))), key=lambda act: act.time)
+    notes = tuple(act.payload["note"] for act in reversed(agreed) if act.payload.get("note"))
+    return Settled(item, clip, label, most("verdict"), tuple(act.reviewer for act in agreed),
+                   tuple(act.id for act in agreed), notes, adjudicated)
+
+
+def disputed(reviews: Reviews, name: str) -> list[tuple[str, float]]:
+    """Traces for a lead to adjudicate, the most disputed first: (trace id, share of pairs of reviewers that differ in
+    label or verdict). Those that are decided, or that nobody disputes, are left out; ties in the task's order."""
+    task = reviews.task(name)
+    open_ = reviews.log.look(lambda state: {item: dispute(state.answers.get(name, {}).get(item, {})) for item in
+                                            task.items if item not in task.gold and not state.final(name, item)})
+    return sorted(((item, far) for item, far in open_.items() if far > 0), key=lambda pair: -pair[1])
+
+
+# Reviewers on gold items
+
+
+@dataclass(frozen=True)
+class GoldRecord:
+    """A reviewer on hidden gold items: the share right of all, of each last `window` (time of the newest, share), of
+    the first and the second half, and Fisher's exact p that the halves are the same (nan below two answers)."""
+
+    reviewer: str
+    n: int
+    share: Estimate
+    rolling: list[tuple[str, Estimate]]
+    early: Estimate
+    late: Estimate
+    p: float
+
+
+def gold_records(reviews: Reviews, name: str, window: int = 20) -> list[GoldRecord]:
+    """Each reviewer who met a gold item of the task, by name; all shares with Wilson's 95 % interval. Nothing says that
+    the items of both halves are equally hard: a small p asks for a look at them."""
+    by: dict[str, list[tuple[str, bool]]] = {}
+    for act, right in reviews.gold_answers(name):
+        by.setdefault(act.reviewer, []).append((act.time, right))
+    return [_record(who, answers, window) for who, answers in sorted(by.items())]
+
+
+def _record(who: str, answers: Sequence[tuple[str, bool]], window: int) -> GoldRecord:
+    from scipy.stats import fisher_exact  # here, since it takes over a second to import
+
+    right = [int(good) for _, good in answers]
+    n, half = len(right), len(right) // 2
+    rolling = [(answers[end - 1][0], wilson(sum(right[max(0, end - window):end]), min(window, end)))
+               for end in range(min(window, n), n + 1)]  # fmt: skip
+    early, late = right[:half], right[half:]
+    table = [[sum(part), len(part) - sum(part)] for part in (early, late)]
+    p = float(fisher_exact(table).pvalue) if half else math.nan
+    return GoldRecord(who, n, wilson(sum(right), n), rolling, *(wilson(row[0], sum(row)) for row in table), p)
+
+
+# The model against people
+
+
+def model_against_people(reviews: Reviews, workbench: "Workbench", name: str, *, draws: int = 1000,
+                         seed: int = 0) -> dict[str, list[Agreement]]:
+    """How far the settled labels agree with the traces' own answers ("provisional") and with the calibrated labels
+    ("calibrated"), as `metrics.agreement` has it (all classes, then each), clips drawn whole. A model that gave no
+    label of the task says "none", which is a class of its own."""
+    people = {item: said for item, said in settled(reviews, name).items() if said.label is not None}
+    facts = workbench.query(
+        """SELECT trace_id, any_value(provisional) AS provisional, any_value(calibrated) AS calibrated FROM trace_facts
+           WHERE trace_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY trace_id""", [list(people)]).set_index("trace_id")
+    labels = list(reviews.task(name).labels)
+    found = {}
+    for kind in ("provisional", "calibrated"):
+        model = {item: said if said in labels else NONE_LABEL for item, said in facts[kind].dropna().items()}
+        known = [*labels, *([NONE_LABEL] if NONE_LABEL in model.values() and NONE_LABEL not in labels else [])]
+        pairs = [(item, "people", people[item].label) for item in model]
+        matrix, items, _ = rating_matrix([*pairs, *((item, "model", label) for item, label in model.items())], known)
+        clips = [people[item].clip_id for item in items]
+        found[kind] = agreement(matrix, known, groups_C=clips, draws=draws, seed=seed)
+    return found
+
+
+# Labels that are probably wrong
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """`rows`, the most suspicious clip first: clip_id, trace_id, group, given, likely, self_confidence, suspected.
+    `run` and `system` gave the distributions; `noise` is the estimated share of wrong labels."""
+
+    rows: "pd.DataFrame"
+    run: str
+    system: str
+    noise: float
+
+
+def suspects(workbench: "Workbench", dataset: str, split: str) -> Suspects:
+    """Clips of a split by how probably their label (of the manifest in force) is wrong; give their trace ids to a task
+    as its slice, order "given".
+
+    From the newest calibrated distributions of the split that are out of fold: neither the reasoner, nor a run that it
+    comes from, nor the calibrator was trained on these clips (validation clips only chose when to stop, and one
+    temperature). DataError where there are none.
+    """
+    found = calibrated(workbench, dataset, split)
+    if found.empty:
+        raise DataError(f"no calibrated distribution of the split {split!r} of {dataset!r}", "labels are doubted by "
+                        "what a model says of their clips",
+                        f"Run `deepintuit evaluate --set evaluate.split={split}` with a calibrator first")
+    for (run_id, system), rows in found.groupby(["run_id", "system"], sort=False):
+        if not trained_on(workbench, workbench.run(run_id)) & set(rows["clip_id"]):
+            found, source = rows, (run_id, system)
+            break
+    else:
+        raise DataError(f"{found['run_id'][0]!r} was trained on clips of the split {split!r}", "a model hardly doubts "
+                        "the labels that it was trained on", "Ask for another split; or divide the clips with another "
+                        "seed, train and ask again: a split is out of fold for every chain that left it out")
+    labels = list(found["labels"].iloc[0])
+    rows = found[found["given"].isin(labels)].reset_index(drop=True)
+    guess = label_errors([labels.index(label) for label in rows["given"]], np.stack(rows["probs"]))
+    rows = rows.assign(likely=[labels[k] for k in guess.likely_C], self_confidence=guess.self_confidence_C,
+                       suspected=guess.suspected_C).iloc[guess.order_C]
+    columns = ["clip_id", "trace_id", "group", "given", "likely", "self_confidence", "suspected"]
+    return Suspects(rows[columns].reset_index(drop=True), *source, guess.noise)
+
+
+def calibrated(workbench: "Workbench", dataset: str, split: str | None = None) -> "pd.DataFrame":
+    """Every calibrated distribution of a usable clip of the dataset, newest run first: clip_id, trace_id, split,
+    run_id, system, group, given (the label in force), labels, probs. One a clip, run and system."""
+    return workbench.query(
+        """SELECT clip_id, trace_id, clips.split, run_id, system, clips."group", clips.label AS given, labels, probs
+           FROM predictions JOIN runs USING (run_id) JOIN clips USING (clip_id)
+           WHERE method = 'label_likelihood' AND control = 'none' AND probs IS NOT NULL AND runs.dataset = $dataset
+                 AND clips.dataset = $dataset AND clips.excluded IS NULL AND ($split IS NULL OR clips.split = $split)
+           QUALIFY row_number() OVER (PARTITION BY run_id, system, clip_id ORDER BY trace_id) = 1
+           ORDER BY created DESC, run_id DESC, system, clip_id""", {"dataset": dataset, "split": split})
+
+
+def trained_on(workbench: "Workbench", run: "Run") -> set[str]:
+    """The clips whose labels or traces shaped this run's models: those of the training splits of the run, of all that
+    it comes from and of its calibrator, in the versions of the manifest that they used."""
+    clips: set[str] = set()
+    todo: list[str | None] = [run.id]
+    while todo:
+        name = todo.pop()
+        if name is None:
+            continue
+        one = workbench.run(name)
+        todo += [one.parent, one.config.get("calibrator")]
+        splits = {"coldstart": one.config.get("coldstart", {}).get("splits", ["coldstart"]), "grpo": ["grpo"],
+                  "calibrate": ["calibration"]}.get(one.stage, [])  # fmt: skip
+        if splits:
+            frame = Manifest.used(workbench.path, one.about["dataset"], one.config.get("manifest")).frame
+            clips |= set(frame.loc[frame["split"].isin(splits), "clip_id"])
+    return clips
