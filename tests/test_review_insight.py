@@ -5,9 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepintuit.errors import DataError
+from deepintuit.data import Manifest
+from deepintuit.data.manifest import rows_to_table, to_frame
+from deepintuit.errors import DataError, StoreError
+from deepintuit.labels import LabelSet
 from deepintuit.metrics import label_errors
-from deepintuit.review import Event, EventLog, Kind, fold
+from deepintuit.review import Event, EventLog, Kind, Reviews, Task, fold
+from deepintuit.review.insight import disputed, gold_records, model_against_people, names, reading, settled, suspects
 from deepintuit.store import Workbench, reviewed
 
 
@@ -118,3 +122,141 @@ def test_a_query_joins_reviews_as_soon_as_the_index_is_refreshed(tmp_path):
     assert workbench.index_path.stat().st_mtime_ns == built, "a judgement does not have the whole index built anew"
     (tmp_path / "reviews" / "answers.parquet").write_bytes(b"damaged")
     assert workbench.refresh() and workbench.query(counted).n[0] == 1
+
+
+# What people came to
+
+LABELS = ("dog", "cat", "fox")
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    with EventLog(tmp_path / "reviews") as log:
+        yield Reviews(log)
+
+
+def opened(reviews: Reviews, n: int = 4, **settings) -> None:
+    reviews.open(Task("week", {f"t{i}": f"c{i}" for i in range(n)}, **{"labels": LABELS, **settings}), "lead")
+
+
+def say(reviews: Reviews, who: str, *answers: tuple) -> None:
+    for label, verdict in answers:
+        item = reviews.next_item("week", who)
+        reviews.judge("week", who, item.trace_id, {"label": label, "verdict": verdict, "note": f"{who} on {label}"})
+
+
+def test_a_trace_is_settled_by_more_than_half_of_those_asked_or_by_a_lead(reviews):
+    opened(reviews, reviewers=3)
+    say(reviews, "ann", ("dog", "right"), ("dog", "right"), ("dog", "right"), ("dog", "right"))
+    say(reviews, "bo", ("dog", "wrong"), ("cat", "right"), (None, "right"))
+    say(reviews, "cy", ("cat", None), ("fox", None), (None, "wrong"))
+    found = settled(reviews, "week")
+    assert {item: (one.label, one.verdict) for item, one in found.items()} == {
+        "t0": ("dog", None), "t1": (None, "right"), "t2": (None, "right")}, "t3 waits for two more"  # fmt: skip
+    assert found["t0"].by == ("ann", "bo") and found["t0"].notes == ("bo on dog", "ann on dog")
+    assert disputed(reviews, "week") == [("t0", 1.0), ("t1", 1.0), ("t2", 1.0)]
+    reviews.adjudicate("week", "lead", "t1", {"label": "fox", "verdict": "wrong"})
+    assert settled(reviews, "week")["t1"].by == ("lead",) and settled(reviews, "week")["t1"].adjudicated
+    assert [item for item, _ in disputed(reviews, "week")] == ["t0", "t2"]
+
+
+def test_reviews_are_read_while_another_process_writes_them(reviews):
+    opened(reviews)
+    say(reviews, "ann", ("dog", "right"))
+    beside = reading(reviews.log.folder)
+    assert names(beside) == ["week"] and settled(beside, "week")["t0"].label == "dog"
+    assert beside.progress("week") == reviews.progress("week")
+    with pytest.raises(StoreError, match="open for reading"):
+        beside.judge("week", "ann", "t0", {"label": "cat", "verdict": None})
+
+
+def test_a_reviewer_who_gets_worse_on_gold_items_is_seen(reviews):
+    gold = {f"t{i}": {"label": "dog"} for i in range(1, 41)}
+    opened(reviews, 42, gold=gold)
+    for who, wrong in (("ann", range(20, 40)), ("bo", range(0, 40, 4))):
+        for i in range(40):
+            event = Event(Kind.RESERVED, "week", who, f"t{i + 1}", payload={"seat": ""})
+            reviews.log.append(event)
+            reviews.judge("week", who, f"t{i + 1}", {"label": "cat" if i in wrong else "dog", "verdict": None})
+    ann, bo = gold_records(reviews, "week")
+    assert (ann.n, ann.share.value, ann.early.value, ann.late.value) == (40, 0.5, 1.0, 0.0)
+    assert ann.p < 1e-9 and bo.p == pytest.approx(1)
+    assert [share.value for _, share in ann.rolling][::20] == [1.0, 0.0] and len(ann.rolling) == 21
+    assert 0 < ann.rolling[-1][1].high < 0.2, "Wilson: none of twenty is not nothing"
+
+
+def test_one_gold_answer_is_too_few_for_drift(reviews):
+    opened(reviews, 2, gold={"t1": {"label": "dog"}})
+    reviews.log.append(Event(Kind.RESERVED, "week", "ann", "t1", payload={"seat": ""}))
+    reviews.judge("week", "ann", "t1", {"label": "dog", "verdict": None})
+    (ann,) = gold_records(reviews, "week")
+    assert ann.n == 1 and np.isnan(ann.p) and len(ann.rolling) == 1
+
+
+# With a model
+
+def house(tmp_path, *, split: str = "test", trained: tuple[str, ...] = ("coldstart",)) -> Workbench:
+    """Ten clips of a split, labelled dog or cat by turns; the model is sure, and doubts the label of c3."""
+    workbench = Workbench(tmp_path)
+    clips = [{"clip_id": f"c{n}", "label": LABELS[n % 2], "split": split, "group": f"g{n}", "text": {}, "notes": {},
+              "also_at": [], "path": f"{n}.mp4"} for n in range(10)]  # fmt: skip
+    manifest = Manifest(tmp_path, "pets", to_frame(rows_to_table(clips), tmp_path), LabelSet.of("pets", LABELS))
+    manifest.save()
+    with workbench.start_run("coldstart", {"coldstart": {"splits": list(trained)}, "manifest": manifest.fingerprint},
+                             dataset="pets") as cold:  # fmt: skip
+        cold.finish({})
+    with workbench.start_run("evaluate", {"calibrator": None}, parent=cold.id, dataset="pets") as run:
+        run.append("traces", [{"trace_id": f"t{n}", "clip_id": f"c{n}", "sample": 0, "text": "…", "provisional":
+                               "none" if n == 9 else LABELS[n % 2]} for n in range(10)])  # fmt: skip
+        rows = []
+        for n in range(10):
+            said = 0 if n == 3 else n % 2
+            probs = np.full(3, 0.05 + n / 1000)
+            probs[said] += 1 - probs.sum()
+            rows.append({"clip_id": f"c{n}", "split": split, "system": "all", "method": "label_likelihood", "labels":
+                         list(LABELS), "probs": probs, "predicted": LABELS[said], "trace_id": f"t{n}"})  # fmt: skip
+        run.append("predictions", rows)
+        run.finish({})
+    workbench.refresh()
+    return workbench
+
+
+def test_the_model_stands_against_what_people_settled(tmp_path):
+    workbench = house(tmp_path)
+    with EventLog(workbench.reviews) as log:
+        reviews = Reviews(log)
+        opened(reviews, 10)
+        labels = [LABELS[n % 2] for n in range(10)]
+        for n in range(10):
+            log.append(Event(Kind.RESERVED, "week", "ann", f"t{n}", payload={"seat": ""}))
+            reviews.judge("week", "ann", f"t{n}", {"label": labels[n], "verdict": None})
+        found = model_against_people(reviews, workbench, "week")
+    assert found["calibrated"][0].percent.value == 0.9 and found["provisional"][0].percent.value == 0.9
+    assert found["calibrated"][0].kappa.value == pytest.approx((0.9 - 0.5) / (1 - 0.5)), "dogs 5 and 6, cats 5 and 4"
+    assert found["provisional"][0].kappa.value == pytest.approx((0.9 - 0.45) / (1 - 0.45)), "dogs 5 and 5, cats 5 and 4"
+    assert [row.label for row in found["provisional"]] == [None, *LABELS, "none"], "no answer is a class of its own"
+
+
+def test_a_doubted_label_comes_first_and_a_corrected_one_is_doubted_no_more(tmp_path):
+    workbench = house(tmp_path)
+    found = suspects(workbench, "pets", "test")
+    assert found.rows.iloc[0][["clip_id", "trace_id", "given", "likely", "suspected"]].tolist() == [
+        "c3", "t3", "cat", "dog", True]  # fmt: skip
+    assert found.rows["suspected"].sum() == 1 and found.system == "all" and 0.05 < found.noise < 0.2
+    Manifest.load(tmp_path, "pets").relabelled({"c3": "dog"}, {"c3": "seen"}).save()
+    workbench.refresh()
+    assert not suspects(workbench, "pets", "test").rows["suspected"].any()
+
+
+def test_a_model_is_not_asked_about_labels_that_it_was_trained_on(tmp_path):
+    workbench = house(tmp_path, split="coldstart")
+    with pytest.raises(DataError, match="was trained on clips of the split 'coldstart'"):
+        suspects(workbench, "pets", "coldstart")
+    manifest = Manifest.load(tmp_path, "pets")
+    manifest.frame["split"] = "test"
+    manifest.save()
+    workbench.refresh()
+    with pytest.raises(DataError, match="was trained on clips"):
+        suspects(workbench, "pets", "test")  # moved since: the version that the run used still says so
+    with pytest.raises(DataError, match=r"Run `deepintuit evaluate --set evaluate\.split=grpo`"):
+        suspects(workbench, "pets", "grpo")
