@@ -26,7 +26,7 @@ from starlette.datastructures import Headers, MutableHeaders  # noqa: E402
 from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: E402
 from starlette.responses import PlainTextResponse  # noqa: E402
 
-from app import errors, media, review, runs, traces, watch  # noqa: E402
+from app import errors, media, review, runs, sql, traces, watch  # noqa: E402
 from app.desk import Desk  # noqa: E402
 from app.gate import Gate  # noqa: E402
 from app.uploads import MAX_BYTES  # noqa: E402
@@ -34,7 +34,7 @@ from deepintuit.errors import ConfigError  # noqa: E402
 
 PAGES = {
     "watch": ("Watch", watch), "traces": ("Traces", traces), "review": ("Review", review), "errors": ("Errors", errors),
-    "runs": ("Runs", runs),
+    "runs": ("Runs", runs), "sql": ("SQL", sql),
 }  # fmt: skip
 """Address → name in the navigation bar and module. The first is what `/` shows."""
 
@@ -106,6 +106,7 @@ def create(workbench: str | Path, users: Mapping[str, str] | None = None, hosts:
     server.state.desk = desk
     server.include_router(media.routes(desk))
     server.include_router(traces.routes(desk))
+    server.include_router(sql.routes(desk))
     server.include_router(review.routes(desk))
 
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ import gradio as gr
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import StreamingResponse
 
-from app import links, media, prose
+from app import links, media, prose, sql_view
 from app.desk import Desk
 from app.html import address, badge, empty, esc, facts, tag
 from app.tints import LEVELS, tints
@@ -330,14 +330,28 @@ class Handlers:
         for name in FILTERS:
             value = asked.get(name, "")
             if name == "slice":
-                names = dict.fromkeys([*(found.name for found in self.desk.workbench.slices()), *filter(None, [value])])
-                updates.append(gr.Dropdown(choices=[("Any", ""), *((name, name) for name in names)], value=value))
+                updates.append(gr.Dropdown(choices=self._slices(value), value=value))
             elif name in known:
                 updates.append(gr.Dropdown(choices=_choices(known[name], value), value=value))
             else:
                 updates.append((float(value) if value else None) if name in _NUMBERS else value)
         rest = {name: str(query.get(name, ""))[:64] for name in ("sort", "size", "page", "trace", "compare", "colour")}
         return [*updates, *rest.values()]
+
+    def _slices(self, *others: str) -> list[tuple[str, str]]:
+        names = dict.fromkeys([*(found.name for found in self.desk.workbench.slices()), *filter(None, others)])
+        return [("Any", ""), *((name, name) for name in names)]
+
+    def save(self, name: str, *given: Any, request: gr.Request) -> list[Any]:
+        """A name and the filters → what came of it, and the slices that can be chosen."""
+        asked = TraceFilter.from_query(dict(zip(FILTERS, given)))
+        if asked == TraceFilter():
+            return [tag("p", "Nothing is filtered: a slice of all traces says nothing.", class_="quiet"), gr.skip()]
+        try:
+            saved = self.desk.workbench.save_slice(str(name or ""), asked, by=self.desk.user(request))
+        except DeepIntuitError as error:
+            return [tag("p", esc(error), role="status", class_="quiet"), gr.skip()]
+        return [sql_view.saved_html(saved), gr.Dropdown(choices=self._slices(asked.slice or ""))]
 
     def show(self, *values: Any) -> list[Any]:
         """Filters, sort, size, page, the opened trace and what was shown last → page, list, what is shown now.
@@ -381,7 +395,7 @@ def _choices(known: list[tuple[str, int]], chosen: str) -> list[tuple[str, str]]
 
 
 def _filters() -> dict[str, gr.components.Component]:
-    """The filter bar's components by the name of what they filter."""
+    """The filter bar's components by the name of what they filter, and those that save it: name, save, saved."""
     narrow = {"min_width": 130, "filterable": False}
     made: dict[str, gr.components.Component] = {}
     with gr.Row(elem_id="traces-find", equal_height=True):
@@ -399,14 +413,20 @@ def _filters() -> dict[str, gr.components.Component]:
             made["flip"] = gr.Dropdown(flips, value="", label="Calibration", **narrow)
             made["reason"] = gr.Dropdown([("Any", "")], value="", label="Form", **narrow)
         with gr.Row():
-            for name, label in (("slice", "Slice"), ("dataset", "Dataset"), ("split", "Split")):
+            for name, label in (("dataset", "Dataset"), ("split", "Split")):
                 made[name] = gr.Dropdown([("Any", "")], value="", label=label, **narrow)
             for name, label in zip(_NUMBERS[:2], ("Sure from", "Sure to")):
                 made[name] = gr.Number(None, label=label, step=0.01, min_width=110, placeholder="0 to 1")
             for name, label in zip(_NUMBERS[2:], ("Tokens from", "Tokens to", "Step", "Sample")):
                 made[name] = gr.Number(None, label=label, min_width=110)
+        with gr.Row(elem_id="traces-slice", equal_height=False):
             made["clip"] = gr.Textbox(label="Clip id", min_width=150)
-    return {name: made[name] for name in FILTERS}
+            made["slice"] = gr.Dropdown([("Any", "")], value="", label="Slice", filterable=False, min_width=220)
+            made["name"] = gr.Textbox(label="Save these filters as a slice called", max_length=80, scale=2,
+                                      placeholder="night falls", min_width=220)  # fmt: skip
+            made["save"] = gr.Button("Save slice", scale=0, min_width=140)
+        made["saved"] = gr.HTML("", padding=False)
+    return made
 
 
 def page(desk: Desk) -> None:
@@ -416,7 +436,8 @@ def page(desk: Desk) -> None:
         about = "Every text that a model or a teacher wrote about a clip. Open one to read it beside its clip."
         gr.HTML(tag("h1", "Traces") + tag("p", about, class_="quiet"))
         clear = gr.Button("Clear filters", size="sm", scale=0, min_width=120, elem_id="traces-clear")
-    chosen = _filters()
+    made = _filters()
+    chosen = {name: made[name] for name in FILTERS}
     hidden = {
         name: gr.Textbox("", elem_id=f"traces-{name}", visible="hidden", label=name)
         for name in ("sort", "size", "page", "open", "compare", "colour")
@@ -441,4 +462,6 @@ def page(desk: Desk) -> None:
     changes = [part.input if isinstance(part, gr.Dropdown) else part.change for part in chosen.values()]
     gr.on([*changes, sort.change, size.change, number.change], **look, trigger_mode="always_last", **quiet)
     gr.on([opened.change, compared.change, coloured.change], **read, trigger_mode="always_last", **quiet)
+    keep = {"fn": do.save, "inputs": [made["name"], *chosen.values()], "outputs": [made["saved"], chosen["slice"]]}
+    gr.on([made["save"].click, made["name"].submit], **keep, **quiet)
     clear.click(do.cleared, None, [*chosen.values()], queue=False, api_visibility="private").then(**look, **quiet)

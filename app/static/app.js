@@ -129,3 +129,48 @@ document.addEventListener("error", (event) => {
   said.textContent = "This clip cannot be played: its file was moved, deleted or damaged. What was written about it stays.";
   video.after(said);
 }, true);
+
+// ── SQL: Ctrl+Enter runs, a name is put where the cursor is, and what was run stays in this browser, a list a person. ──
+(() => {
+  const box = () => document.querySelector("#sql-box textarea");
+  const list = () => document.querySelector("#sql-history");
+  const key = () => `deepintuit-sql:${list()?.dataset.user || ""}`;
+  const kept = () => {
+    try { return JSON.parse(window.localStorage.getItem(key())).filter((one) => typeof one === "string"); } catch { return []; }
+  };
+  const keep = (queries) => {
+    try { window.localStorage.setItem(key(), JSON.stringify(queries)); } catch { /* storage is full or forbidden: no history */ }
+  };
+
+  function draw() {
+    list()?.replaceChildren(...kept().map((query) => {
+      const line = document.createElement("li"), button = document.createElement("button");
+      Object.assign(button, { type: "button", textContent: query.replace(/\s+/g, " ").slice(0, 120) });
+      Object.assign(button.dataset, { set: "sql-box", value: query });
+      line.append(button);
+      return line;
+    }));
+  }
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || event.target !== box()) return;
+    event.preventDefault();
+    document.querySelector("#sql-run")?.click();
+  });
+  document.addEventListener("click", (event) => {
+    const insert = event.target.closest("[data-insert]"), area = box();
+    if (insert && area) {
+      area.setRangeText(insert.dataset.insert, area.selectionStart, area.selectionEnd, "end");
+      area.dispatchEvent(new Event("input", { bubbles: true }));
+      area.focus();
+    } else if (event.target.closest("#sql-run") && area?.value.trim()) {
+      keep([area.value.trim(), ...kept().filter((one) => one !== area.value.trim())].slice(0, 30));
+      draw();
+    } else if (event.target.closest("[data-forget]")) {
+      keep([]);
+      draw();
+    } else if (event.target.closest('[data-set="sql-box"]')) {
+      area?.focus();
+    }
+  });
+  document.addEventListener("toggle", (event) => { if (event.target.querySelector?.("#sql-history")) draw(); }, true);
+})();

@@ -22,11 +22,12 @@ import re
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import pyarrow as pa
 
 from deepintuit.errors import StoreError, nearest
 from deepintuit.store import disk, guarded, index, reviewed, slices
@@ -36,7 +37,6 @@ from deepintuit.store.slices import Slice
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
     from deepintuit.store.browse import TraceFilter
 
@@ -200,27 +200,35 @@ class Workbench:
 
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = (), *, untrusted: bool = False,
               max_rows: int = 10_000, seconds: float = 10.0) -> "pd.DataFrame":
-        """One SELECT over runs, clips, traces, scores, predictions, steps, reviews and the views, as of the last refresh.
+        """One SELECT over runs, clips, traces, scores, predictions, steps, reviews and views, as of the last refresh.
 
         Nothing can be written, and no file but the index read, by any query. `untrusted=True` (a console's text) also
         runs it in a process of its own, which has no more than a bounded memory, is stopped after `seconds` with
         StoreError, and is cut at `max_rows`; then `frame.attrs["truncated"]` is True.
         """
-        reader = self._ready()
         try:
             if untrusted:
-                rows = guarded.query(self.index_path, sql, params, max_rows, seconds)
+                rows = self.ask(sql, max_rows, seconds, params)
             else:
-                rows = reader.query(sql, params, None, None)
+                rows = self._ready().query(sql, params, None, None)
         except duckdb.Error as error:
             raise StoreError(f"the query {sql.strip()!r:.200} fails", str(error).strip(),
                              "`SHOW TABLES` and `DESCRIBE traces` list what there is") from error
-        frame = rows.slice(0, max_rows).to_pandas() if untrusted else rows.to_pandas()
+        try:
+            frame = rows.slice(0, max_rows if untrusted else None).to_pandas()
+        except (ValueError, OverflowError, pa.ArrowException) as error:
+            raise StoreError(f"the result of {sql.strip()!r:.200} does not fit into pandas", str(error),
+                             "cast the column, such as `created::VARCHAR`") from error
         frame.attrs["truncated"] = untrusted and rows.num_rows > max_rows
         return frame
 
+    def ask(self, sql: str, max_rows: int, seconds: float, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
+        """`query(sql, untrusted=True)` as Arrow, with one row more than `max_rows` where there are more."""
+        self._ready()
+        return guarded.query(self.index_path, sql, params, max_rows, seconds)
+
     def stream(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = (),
-               rows: int = 2048) -> "Iterator[pa.RecordBatch]":
+               rows: int = 2048) -> Iterator[pa.RecordBatch]:
         """The rows of one SELECT as Arrow batches of about `rows`, for results that should not be held at once."""
         return self._ready().stream(sql, params, rows)
 

@@ -286,22 +286,29 @@ def export(workbench: Workbench, asked: TraceFilter, form: str) -> Iterator[byte
                  ON traces.trace_id = chosen.trace_id AND traces.run_id = chosen.run_id""",  # noqa: S608
         values,
     )
+    return written(batches, form)
+
+
+def written(batches: Iterator[pa.RecordBatch | pa.Table], form: str) -> Iterator[bytes]:
+    """Rows as pieces of a file in one of `FORMATS`. What JSON has no form for is written as text."""
     return {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[form](batches)
 
 
-def _jsonl(batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:
+def _jsonl(batches: Iterator[pa.RecordBatch | pa.Table]) -> Iterator[bytes]:
     for batch in batches:
         rows = ({name: None if value != value else value for name, value in row.items()} for row in batch.to_pylist())
-        yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        yield "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode()
 
 
-def _csv(batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:
+def _csv(batches: Iterator[pa.RecordBatch | pa.Table]) -> Iterator[bytes]:
     import csv
 
-    file = io.StringIO(newline="")
+    file, named = io.StringIO(newline=""), False
     writer = csv.writer(file)
-    writer.writerow(EXPORTED)
     for batch in batches:
+        if not named:
+            writer.writerow(map(spreadsheet_safe, batch.schema.names))
+            named = True
         writer.writerows(zip(*(map(spreadsheet_safe, column.to_pylist()) for column in batch.columns)))
         yield _taken(file).encode()
 
@@ -320,13 +327,13 @@ def as_written(cell: Any) -> Any:
     return cell[1:] if isinstance(cell, str) and cell.startswith("'") else cell
 
 
-def _parquet(batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:
+def _parquet(batches: Iterator[pa.RecordBatch | pa.Table]) -> Iterator[bytes]:
     import pyarrow.parquet as pq
 
     file, writer = io.BytesIO(), None
     for batch in batches:
         writer = writer or pq.ParquetWriter(file, batch.schema, compression="zstd")
-        writer.write_batch(batch)
+        writer.write(batch)
         yield _taken(file)
     writer.close()
     yield file.getvalue()

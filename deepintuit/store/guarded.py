@@ -168,7 +168,8 @@ def _serve() -> None:
         except StoreError as error:
             answer["error"] = error.args
         except (duckdb.Error, pa.ArrowException, OSError, ValueError, TypeError, RuntimeError) as error:
-            answer["error"] = (f"the query {question['sql'].strip()!r:.200} fails", str(error).strip() or "in silence",
+            begins = question["sql"].strip().partition("\n")[0]
+            answer["error"] = (f"the query {begins!r:.60} fails", str(error).strip() or "in silence",
                                "`SHOW TABLES` and `DESCRIBE traces` list what there is")  # fmt: skip
         out.write(json.dumps(answer | {"bytes": len(told), "held": _held()}).encode() + b"\n" + told)
         out.flush()
