@@ -46,9 +46,11 @@ notebooks: $(READY)  ## the numbered notebooks in JupyterLab, on ./workbench or 
 test: $(READY)  ## all tests; ARGS="-k trace" for some
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
+# In two steps: what a progress bar overwrote is taken out of an executed notebook only.
 docs: $(READY)  ## run all notebooks and render them to build/docs, with figures and videos; ARGS="notebooks/00*.ipynb"
-	@PLOTLY_RENDERER=notebook $(BIN)/jupyter nbconvert --to html --execute --ExecutePreprocessor.timeout=900 \
-	  --output-dir build/docs $(or $(ARGS),notebooks/*.ipynb)
+	@PLOTLY_RENDERER=notebook $(BIN)/jupyter nbconvert --to notebook --execute --output-dir build/notebooks \
+	  $(or $(ARGS),notebooks/*.ipynb)
+	@$(BIN)/jupyter nbconvert --to html --CoalesceStreamsPreprocessor.enabled=True --output-dir build/docs build/notebooks/*.ipynb
 
 check: $(READY)  ## hold README, docs, notebooks, lock and metadata to the code
 	@$(BIN)/python -m pytest -q tests/test_docs.py tests/test_packaging.py tests/test_floors.py tests/test_messages.py $(ARGS)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rich import get_console, reconfigure
 from rich.console import Console
 
 from deepintuit import config, data, homecam, video
@@ -30,8 +31,8 @@ TRAIN, TEST = 1200, 400
 
 SMALL_TRAIN, SMALL_TEST = 280, 60
 SMALL = (
-    "coldstart.epochs=10", "coldstart.batch=4", "coldstart.micro_batch=4", "grpo.clips_per_step=6", "grpo.max_steps=4",
-    "grpo.check_clips=6", "calibrate.traces=3", "calibrate.epochs=2", "evaluate.bootstrap=200",
+    "coldstart.epochs=10", "coldstart.batch=4", "coldstart.micro_batch=4", "grpo.clips_per_step=6", "grpo.max_steps=3",
+    "grpo.check_clips=6", "calibrate.traces=2", "calibrate.epochs=2", "evaluate.bootstrap=200",
 )  # fmt: skip
 """The notebooks' own workbench, all stages in minutes: its numbers show the form of a result, not the method."""
 _SMALL_SHARES = {"coldstart": 0.4, "grpo": 0.1, "calibration": 0.35, "validation": 0.15}
@@ -187,7 +188,10 @@ def finished(path: str | os.PathLike[str], *, progress: bool = True) -> Finished
     two cores, once. Stopped anywhere, the same call goes on from there. Nothing but its index is written into `path`.
     """
     quiet_libraries()
-    console = Console()
+    if get_console().is_jupyter:
+        # There rich draws bars with ipywidgets or not at all; drawn as in a terminal, they show and can be kept.
+        reconfigure(force_jupyter=False, force_terminal=True)
+    console = get_console()
     path = Path(path).expanduser().absolute()
     found = _chain(Workbench(path), small=False) if path.is_dir() else None
     if found is None:
@@ -203,7 +207,7 @@ def finished(path: str | os.PathLike[str], *, progress: bool = True) -> Finished
         found = _chain(bench, small=True)
     found.workbench.refresh()
     whose = "small runs, which show the form of a result and not its size" if found.small else "finished runs"
-    console.print(f"{path.name}: {whose}; {found.settings.clips.dataset}, {found.grpo.id}.")
+    console.print(f"{path.name}: {whose}; {found.settings.clips.dataset}, {found.grpo.id}.", highlight=False)
     return found
 
 

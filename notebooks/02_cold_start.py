@@ -1,0 +1,179 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 02 · Cold start
+#
+# A model that only perceives knows neither the rule nor quite the form, so hardly anything it samples could be rewarded. Cold start shows it how: a teacher writes traces, the right ones are kept,
+# and the model imitates them token by token. Here you look at what is kept, compute the loss of one trace, imitate a few, and read the same clip before and after.
+
+# %%
+import os
+
+from deepintuit import demo
+
+WORKBENCH = os.environ.get("DEEPINTUIT_HOME", "../workbench")  # or the path of your own
+bench = demo.finished(WORKBENCH)
+
+# %% [markdown]
+# ## What the teacher wrote
+#
+# One trace that was kept, and one that was dropped. Which is which?
+
+# %%
+scores = bench.teach.read("scores")
+kept_ids = set(scores.loc[(scores["name"] == "kept") & (scores["value"] == 1), "trace_id"])
+taught = bench.teach.read("traces").assign(kept=lambda rows: rows["trace_id"].isin(kept_ids))
+
+# %%
+from deepintuit import show
+from deepintuit.reasoner import Task, parsed
+
+task = Task(bench.workbench.path, bench.settings)
+pair = taught.groupby("kept").head(1)
+show.row(*[show.trace(trace, f"true label {row.true_label}") for trace, row in zip(parsed(task, pair), pair.itertuples())])
+
+# %% [markdown]
+# A trace is kept when it is well-formed and its answer is the clip's label. Whether its *reasons* are true nobody checks: a teacher that sees wrongly and concludes rightly is imitated as well.
+
+# %%
+outcome = taught["kept"].map({True: "kept", False: ""}) + taught["reason"].fillna("wrong label").where(~taught["kept"], "")
+outcome.value_counts().to_frame("traces")
+
+# %% [markdown]
+# ## What imitation means
+#
+# By hand: the model gives each token of the teacher's text a probability. Say three tokens had 0.9, 0.5 and 0.1. The loss is the mean of their negative logarithms: nearly all of it is the
+# token that surprised.
+
+# %%
+import numpy as np
+
+surprise = -np.log([0.9, 0.5, 0.1])
+surprise.round(2), surprise.mean().round(2)
+
+# %% [markdown]
+# By package: the same on a kept trace, with the model as it was before any training.
+
+# %%
+from deepintuit.reasoner import LocalReasoner
+from deepintuit.vlm import VLM, character_offsets, token_logprobs
+
+untouched = VLM.load(bench.settings.model, bench.settings.video, cache=bench.workbench.cache)
+
+# %%
+example = taught[taught["kept"]].iloc[0]
+[clip] = [clip for clip in task.clips("coldstart") if clip.clip_id == example["clip_id"]]
+[(_, encoded)] = LocalReasoner(untouched, task).encode([clip])
+prompt, target = untouched.prompt_ids(encoded, task.reasoner_prompt(clip.clip_id)), untouched.target_ids(example["text"])
+
+# %%
+[logprobs_T] = token_logprobs(untouched, [encoded], [prompt], [target])
+logprobs_T = logprobs_T.detach().float().numpy()
+f"{len(target)} tokens, loss {-logprobs_T.mean():.2f} nats a token"
+
+# %%
+show.tokens(example["text"], character_offsets(untouched.tokenizer, target[:-1]), -logprobs_T[:-1],
+            "the stronger the colour, the less the untouched model expected this token")
+
+# %% [markdown]
+# The strong colours are what it has to learn. (With the embedded model, what is *seen* costs little, since it was trained on captions; the rule and the conclusion are new to it.)
+#
+# ## A few steps
+#
+# Up to 64 of the kept traces, each imitated once. This is the real stage with fewer rows; what it makes goes to a throw-away copy of the workbench.
+
+# %%
+from dataclasses import replace
+
+from deepintuit import coldstart
+
+scratch = bench.scratch()
+few = replace(bench.settings, coldstart=replace(bench.settings.coldstart, epochs=1.0, limit=64))
+run = coldstart.run(scratch, few, teacher=bench.teach.id)
+
+# %%
+models = {"untouched": untouched}
+for name, checkpoint in {f"{run.summary['steps']} updates": run.checkpoint, "the whole stage": bench.cold.checkpoint}.items():
+    models[name] = VLM.load(bench.settings.model, bench.settings.video, checkpoint=checkpoint, cache=bench.workbench.cache)
+
+# %% [markdown]
+# The same trace, the same loss, three models:
+
+# %%
+losses = {name: -token_logprobs(vlm, [encoded], [prompt], [target])[0].mean().item() for name, vlm in models.items()}
+{name: round(loss, 2) for name, loss in losses.items()}
+
+# %% [markdown]
+# And a test clip, from a source that no training clip shows. What does each write about it?
+
+# %%
+test = task.clips("test")[0]
+show.clip(bench.file(test.clip_id), f"true label: {test.label}", width=240)
+
+# %%
+shown = []
+for name, vlm in models.items():
+    [(_, _, [sample])] = LocalReasoner(vlm, task).groups([test], [0], temperature=0, max_tokens=bench.settings.sampling.max_tokens)
+    shown.append(show.trace(task.parse(sample.text, sample.truncated), name))
+
+# %%
+show.row(*shown)
+
+# %% [markdown]
+# ## Is it worth the words?
+#
+# The rival is plain: the same model, the same clips, the same recipe, trained on labels alone (Direct-SFT). If traces were only decoration, it would do as well.
+
+# %%
+import pandas as pd
+
+from deepintuit.report import stages_figure, table_of
+
+own = next((run for run in bench.evaluations if run.parent == bench.cold.id), bench.evaluation)
+rivals = [run for run in bench.evaluations if run.parent is None or (bench.labels and run.parent == bench.labels.id)]
+answers = pd.concat([run.read("predictions") for run in (*rivals, own)])
+homes = bench.manifest.frame.set_index("clip_id")["group"].dropna().to_dict()
+
+# %%
+rows = [row for row in table_of(answers, task.labels, bench.settings.evaluate, groups=homes) if row.method == "raw" and row.control == "none"]
+right = {row.system: row.evaluation.accuracy for row in rows}
+stages_figure(list(right), list(right.values()), [None] * len(right), title="Imitated traces beside labels alone, on test clips")
+
+# %%
+mine, others = right[own.summary["system"]], {name: found for name, found in right.items() if name != own.summary["system"]}
+best = max(others, key=lambda name: others[name].value)
+rival = others[best]
+verdict = "clearly better than" if mine.low > rival.high else "clearly worse than" if mine.high < rival.low else "not clearly different from"
+show.words(
+    f"{own.summary['system'].capitalize()} answers {mine.value:.0%} of {rows[0].n} test clips right ({mine.low:.0%} to {mine.high:.0%}),",
+    f"{verdict} the best of its rivals here, {best}, with {rival.value:.0%} ({rival.low:.0%} to {rival.high:.0%}).",
+    "It was trained for a minute on few traces. Whether reasons pay is decided on more; README's first table has that." if bench.small else "",
+)
+
+# %% [markdown]
+# The dashboard shows the stage's curve, and what was imitated.
+
+# %%
+show.app("runs", "This cold start on the Runs page", run=bench.cold.id, tab="training")
+
+# %% [markdown]
+# ## Three questions
+#
+# 1. The teacher errs on purpose in some traces that were kept. How would you find those where seeing was wrong and the answer right?
+# 2. The loss counts every token alike. Which tokens of the trace above would you weigh more, and what would that break?
+# 3. What would the labels-only rival need to be a fair one: the same clips, the same updates, or the same number of tokens?
+
+# %% [markdown]
+# ## What you have now
+#
+# - Traces that were kept, and the reasons of those that were not.
+# - A loss that you can compute by hand, and a model that writes the form.
+# - A first comparison with labels alone.
+#
+# Next: [03, rewards and advantages](03_rewards_and_advantages.ipynb): what to do once the model can write traces of its own.
