@@ -1,10 +1,10 @@
 """Calibrate: learn from the model's own traces when to trust them (DeepIntuit, stage 3).
 
-The refined reasoner is frozen and writes several traces for each clip of a split that neither cold start nor GRPO saw. Wrong and unreadable
-traces are kept: they are what there is to learn. The calibrator starts from the reasoner's weights and is trained by cross-entropy on
-(clip, trace, provisional label) → true label. A clip has the same number of rows as any other, so each counts once [R]. Label order is
-shuffled from row to row [R]; training stops early on validation NLL [R]. A temperature for each way to a distribution is
-fitted on validation.
+The refined reasoner is frozen and writes several traces for each clip of a split that neither cold start nor GRPO saw.
+Wrong and unreadable traces are kept: they are what there is to learn. The calibrator starts from the reasoner's weights
+and is trained by cross-entropy on (clip, trace, provisional label) → true label. A clip has the same number of rows as
+any other, so each counts once [R]. Label order is shuffled from row to row [R]; training stops early on validation NLL
+[R]. A temperature for each way to a distribution is fitted on validation.
 
 Run it:  deepintuit calibrate --config configs/tiny.toml --reasoner RUN
 """
@@ -61,7 +61,8 @@ AnyTrace = Trace | Malformed
 
 
 def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None = None, progress: bool = True) -> Run:
-    """Sample traces of the run `reasoner`, train a calibrator on them, fit its temperatures. Weights and `calibration.json` in `checkpoint`."""
+    """Sample traces of the run `reasoner`, train a calibrator on them, fit its temperatures. Weights and
+    `calibration.json` in `checkpoint`."""
     if config.calibrate.temperature == 0 and config.calibrate.traces > 1:
         raise ConfigError(
             f"calibrate.temperature = 0 with calibrate.traces = {config.calibrate.traces}",
@@ -87,7 +88,8 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
         config.model, config.video, checkpoint=workbench.run(reasoner).checkpoint, cache=workbench.cache, trainable=True
     )
     run.note(device=str(vlm.device), settings=config.to_dict())
-    # The calibrator cannot be its own gate while it is made: traces think to the end, and their quick forms are rows too.
+    # The calibrator cannot be its own gate while it is made: traces think to the end, and their quick forms are rows
+    # too.
     by_calibrator = config.gate.by == "calibrated"
     gate = gate_for(task, replace(config.gate, by="off") if by_calibrator else config.gate)
     local = LocalReasoner(vlm, task, config.seed, gate)
@@ -168,7 +170,8 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Config, progress: bool) -> None:
-    """Traces still missing: `traces` sampled ones (samples 0 …) and a greedy one (the sample after the last) for each clip."""
+    """Traces still missing: `traces` sampled ones (samples 0 …) and a greedy one (the sample after the last) for
+    each clip."""
     settings, batch = config.calibrate, config.sampling.clips_per_batch
     done = run.done("traces", "clip_id")
     missing = [clip for clip in clips if clip.clip_id not in done]
@@ -187,7 +190,8 @@ class _Traces:
     """The stored traces by clip: `sampled` ones in order, and the `greedy` one."""
 
     def __init__(self, run: Run, task: Task, count: int):
-        rows = run.read("traces", ["clip_id", "sample", "text", "truncated", "thought"]).sort_values(["clip_id", "sample"])
+        columns = ["clip_id", "sample", "text", "truncated", "thought"]
+        rows = run.read("traces", columns).sort_values(["clip_id", "sample"])
         self.count = count
         self._by_clip = {clip_id: parsed(task, part) for clip_id, part in rows.groupby("clip_id")}
 
@@ -257,7 +261,8 @@ def _order(key: str, count: int) -> list[int]:
 def fit_head(
     hidden_R_D: np.ndarray, targets_R: np.ndarray, held_out_V_D: np.ndarray, truth_V: np.ndarray, classes: int
 ) -> LinearHead:
-    """Option B: logistic regression on hidden states, its strength chosen by NLL on the held-out ones. A class without a row gets almost nothing."""
+    """Option B: logistic regression on hidden states, its strength chosen by NLL on the held-out ones. A class
+    without a row gets almost nothing."""
     scaler = StandardScaler().fit(hidden_R_D)
     heads = []
     for strength in (0.001, 0.01, 0.1, 1.0):

@@ -1,7 +1,7 @@
 """Cold start: imitate the teacher's traces (DeepIntuit, stage 1), or the labels alone (the Direct-SFT baseline).
 
-Token cross-entropy on the assistant's turn; visual tower and merger frozen. With `coldstart.target = "label"` and a `start` run, the second
-half of RB-FT: a model tuned on its own rationales is tuned on labels.
+Token cross-entropy on the assistant's turn; visual tower and merger frozen. With `coldstart.target = "label"` and a
+`start` run, the second half of RB-FT: a model tuned on its own rationales is tuned on labels.
 
 Run it:  deepintuit coldstart --config configs/tiny.toml --teacher RUN
 """
@@ -34,9 +34,11 @@ def run(
     name: str | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train on the kept traces of the run `teacher` (target "trace") or on the labels of the cold-start split (target "label").
+    """Train on the kept traces of the run `teacher` (target "trace") or on the labels of the cold-start split (target
+    "label").
 
-    `start`: a run whose weights to begin with, else the model at `model.path`. Returns the finished run, its weights in `checkpoint`.
+    `start`: a run whose weights to begin with, else the model at `model.path`. Returns the finished run, its weights in
+    `checkpoint`.
     """
     if config.coldstart.target == "trace":
         if teacher is None:

@@ -1,8 +1,9 @@
 """Evaluate: traces and class distributions on a split, with the baselines and controls that stand beside every result.
 
-A *system* is a reasoner with, if there is one, its calibrator. Rows: the raw answer (the provisional label; its own probability from the
-tokens of the answer), and the calibrated distribution, with the trace blanked, the video blanked and another clip's trace swapped in.
-Choices were made on validation before: nothing is fitted here on the split that is scored.
+A *system* is a reasoner with, if there is one, its calibrator. Rows: the raw answer (the provisional label; its own
+probability from the tokens of the answer), and the calibrated distribution, with the trace blanked, the video blanked
+and another clip's trace swapped in. Choices were made on validation before: nothing is fitted here on the split that is
+scored.
 
 Run it:  deepintuit evaluate --config configs/tiny.toml --reasoner RUN --calibrator RUN
 """
@@ -100,7 +101,8 @@ def run(
 
 
 def baselines(workbench: Workbench, config: Config) -> Run:
-    """What needs no model: the majority class, the container's metadata alone, and (where texts or notes are shown) the text alone."""
+    """What needs no model: the majority class, the container's metadata alone, and (where texts or notes are shown)
+    the text alone."""
     described = {**_identity(workbench, config), "system": "baselines"}
     run = workbench.start_run("evaluate", described, name="baselines", seed=config.seed, dataset=config.clips.dataset)
     if run.finished:
@@ -201,7 +203,7 @@ def _reasoned(
     count = max(settings.traces, config.calibrate.traces) if calibrator and wanted else 0
     _sample(writer.run, local, [clip for clip, _ in known], config, count, progress)
     rows = writer.run.read("traces").sort_values(["clip_id", "sample"])
-    by_clip = {clip_id: part for clip_id, part in rows.groupby("clip_id")}
+    by_clip = dict(iter(rows.groupby("clip_id")))
     first = [by_clip[clip.clip_id].iloc[0] for clip, _ in known]
     traces = parsed(task, first)
     done = writer.run.done("predictions", ("method", "control"))
@@ -260,7 +262,8 @@ def _reasoned(
 
 
 def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Config, count: int, progress: bool) -> None:
-    """Sample 0 at the evaluation temperature (greedy by default), samples 1 … count at temperature 1 for the ways that need several."""
+    """Sample 0 at the evaluation temperature (greedy by default), samples 1 … count at temperature 1 for the ways
+    that need several."""
     batch, limits = config.sampling.clips_per_batch, {"max_tokens": config.sampling.max_tokens}
     done = run.done("traces", "clip_id")
     missing = [clip for clip in clips if clip.clip_id not in done]
@@ -280,7 +283,8 @@ def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Confi
 def _labels_only(
     writer: _Predictions, local: LocalReasoner, known: list[tuple[Clip, EncodedClip]], config: Config
 ) -> None:
-    """Direct-SFT and RB-FT answer without a trace: label likelihoods as they are, and at a temperature fitted on validation."""
+    """Direct-SFT and RB-FT answer without a trace: label likelihoods as they are, and at a temperature fitted on
+    validation."""
     task, vlm = local.task, local.vlm
 
     def scores(pairs: list[tuple[Clip, EncodedClip]]) -> Scores:

@@ -1,11 +1,12 @@
-"""Who says whether an observation, read without the clip, suffices for the right answer (VideoP2R, trace pipeline and PA-GRPO).
+"""Who says whether an observation, read without the clip, suffices for the right answer (VideoP2R, trace pipeline and
+PA-GRPO).
 
     judge = appoint(config, labels, manifest, workbench.cache)
     judge([Question("clip", "theft", "A stranger takes the box.")])     # [Verdict(sufficient=True, said="yes")]
 
 Three judges behind one call: a server that is asked yes or no, a frozen model that must reach the true label from the
-text alone, and the known facts of homecam. Strict: whatever is not a plain yes is no. Asked twice, a judge answers once:
-servers' answers lie in the endpoint's cache, an answerer's beside it, by content.
+text alone, and the known facts of homecam. Strict: whatever is not a plain yes is no. Asked twice, a judge answers
+once: servers' answers lie in the endpoint's cache, an answerer's beside it, by content.
 
 Left out on purpose: what a verdict earns (`rewards`), partial credit.
 """
@@ -78,7 +79,8 @@ def _knowing(manifest: Manifest) -> Judge:
         for question in questions:
             wrong = teacher.misread(question.observation, facts(question.clip_id))
             leads_to = teacher.label_of_observation(question.observation)
-            said = f"it leads to {leads_to or 'no label'}" + (f"; wrong or missing: {', '.join(wrong)}" if wrong else "")
+            misread = f"; wrong or missing: {', '.join(wrong)}" if wrong else ""
+            said = f"it leads to {leads_to or 'no label'}{misread}"
             found.append(Verdict(leads_to == question.label, said))
         return found
 
@@ -114,7 +116,8 @@ def _answering(config: Config, labels: LabelSet, cache: Path) -> Judge:
     from deepintuit.vlm import VLM, label_logprobs, located  # here, so that the other judges start without torch
 
     path = config.judge.model or config.model.path
-    weights = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(Path(located(path)).glob("*.safetensors"))]
+    files = sorted(Path(located(path)).glob("*.safetensors"))
+    weights = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     held: list[VLM] = []
     folder = cache / "judge"
 

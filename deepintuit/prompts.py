@@ -91,12 +91,12 @@ def rationale_prompt(
 def sufficient_prompt(labels: LabelSet, true_label: str, observation: str) -> str:
     """Ask a judge who sees no clip whether an observation leads to the right answer (VideoP2R, step 3)."""
     return _lines(
-        "Somebody watched a clip and wrote down what they saw. You cannot see the clip. The question was which one of these"
-        " classes it belongs to:",
+        "Somebody watched a clip and wrote down what they saw. You cannot see the clip. The question was which one of"
+        " these classes it belongs to:",
         _classes(labels),
         f"The observation:\n{_plain(observation)}",
-        f"The right answer is {labels.labels[labels.index(true_label)]}. Does the observation alone, without guessing, hold"
-        " enough to reach it? Answer with one word, yes or no.",
+        f"The right answer is {labels.labels[labels.index(true_label)]}. Does the observation alone, without guessing,"
+        " hold enough to reach it? Answer with one word, yes or no.",
     )
 
 
@@ -105,7 +105,8 @@ def observed_prompt(labels: LabelSet, observation: str, style: PromptStyle | str
     if PromptStyle(style) is PromptStyle.BRIEF:
         return _lines(_plain(observation), f"Answer: {_listed(labels)}.")
     return _lines(
-        "Somebody watched a clip and wrote down what they saw. Decide from it which one of these classes the clip belongs to.",
+        "Somebody watched a clip and wrote down what they saw. Decide from it which one of these classes the clip"
+        " belongs to.",
         _classes(labels),
         f"The observation:\n{_plain(observation)}",
         "Answer with the label alone, as written in the list.",

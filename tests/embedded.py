@@ -1,7 +1,8 @@
-"""A small embedded world for the stage tests: rendered clips in a workbench, a model of random weights, and a cold start on short traces.
+"""A small embedded world for the stage tests: rendered clips in a workbench, a model of random weights, and a cold
+start on short traces.
 
-Everything is real and tiny: MP4 files, the store, the stages, a Qwen2.5-VL with its own tokenizer. Used as a plugin of the test modules
-(`pytest_plugins = ["embedded"]`).
+Everything is real and tiny: MP4 files, the store, the stages, a Qwen2.5-VL with its own tokenizer. Used as a plugin of
+the test modules (`pytest_plugins = ["embedded"]`).
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def short_trace(clip: dict, sample: int) -> str:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> Path:
-    """A saved model of random weights; queries, keys and the head are larger than at birth, so that it looks at what it is shown."""
+    """A saved model of random weights; queries, keys and the head are larger than at birth, so that it looks at what
+    it is shown."""
     folder = tmp_path_factory.mktemp("model")
     processor = build_processor()
     model = build_model(processor)
@@ -102,7 +104,8 @@ def model_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory, model_folder) -> Bench:
-    """40 clips divided over the training splits and validation, 12 to test on. Shared: runs may be added, nothing be changed."""
+    """40 clips divided over the training splits and validation, 12 to test on. Shared: runs may be added, nothing be
+    changed."""
     bench = Bench(tmp_path_factory.mktemp("bench"), model_folder)
     settings = bench.settings()
     demo.clips(settings, TRAIN, TEST, jobs=1, progress=False, fractions=cli.fractions(settings))
@@ -168,7 +171,8 @@ def survivor(
 ) -> tuple[Run, int]:
     """The finished run of a stage that was killed at each of the moments, and how many kills it took.
 
-    A moment is a pattern in the stage's run folder (kill -9 as soon as one more path matches and holds something) or a number of seconds.
+    A moment is a pattern in the stage's run folder (kill -9 as soon as one more path matches and holds something) or a
+    number of seconds.
     """
     kills = 0
     for moment in moments:

@@ -1,4 +1,5 @@
-"""GRPO on rendered clips: the clip is in the loss as in sampling, each objective is what it says, and a kill changes nothing."""
+"""GRPO on rendered clips: the clip is in the loss as in sampling, each objective is what it says, and a kill changes
+nothing."""
 
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ from embedded import Bench, assert_same_weights, lora_of, survivor, undisturbed
 from transformers import TrainerCallback
 
 from deepintuit import grpo
+from deepintuit.grpo.groups import Scorer
+from deepintuit.grpo.trainer import Trainer
 from deepintuit.reasoner import LocalReasoner, Task
 from deepintuit.vlm import VLM, token_logprobs
 
@@ -23,14 +26,14 @@ def started(name: str, cold, cold_lora):
     return (name, cold, ()) if name == "full" else (name, cold_lora, lora_of(cold))
 
 
-def made(bench: Bench, start, name: str, *sets: str) -> grpo._Trainer:
+def made(bench: Bench, start, name: str, *sets: str) -> Trainer:
     """The trainer as the stage makes it, before its first step."""
     config = bench.settings("grpo.learning_rate=1e-4", "grpo.max_grad_norm=1e9", *sets)
     run = bench.workbench.start_run("grpo", {**config.to_dict(), "test": name}, parent=start.id, name=name)
     vlm = loaded(bench, start, *sets)
     reasoner = LocalReasoner(vlm, Task(bench.path, config), seed=0)
     clips = [clip for clip, _ in reasoner.encode(reasoner.task.clips("grpo"))]
-    return grpo._Trainer(reasoner, clips, config, run, progress=False)
+    return Trainer(Scorer(reasoner, config), clips, config, run, progress=False)
 
 
 def loaded(bench: Bench, start, *sets: str) -> VLM:
@@ -40,12 +43,12 @@ def loaded(bench: Bench, start, *sets: str) -> VLM:
     )
 
 
-def a_round(trainer: grpo._Trainer) -> dict[str, torch.Tensor]:
+def a_round(trainer: Trainer) -> dict[str, torch.Tensor]:
     """One round of sampling for the first four clips."""
     return trainer._generate_and_score_completions([{"clip": i} for i in range(4) for _ in range(trainer.config.group)])
 
 
-def logps_in_the_loss(trainer: grpo._Trainer, batch: dict, size: int | None = None) -> torch.Tensor:
+def logps_in_the_loss(trainer: Trainer, batch: dict, size: int | None = None) -> torch.Tensor:
     trainer._rows = batch["clip_index"]
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
@@ -88,7 +91,7 @@ def flat_gradient(model) -> torch.Tensor:
     )
 
 
-def by_hand(trainer: grpo._Trainer, vlm: VLM, objective: str) -> torch.Tensor:
+def by_hand(trainer: Trainer, vlm: VLM, objective: str) -> torch.Tensor:
     """The gradient of the objective in METHOD's words, on the stored rollouts, through another path of the model."""
     traces, scores = trainer.run_.read("traces"), trainer.run_.read("scores")
     traces = traces[traces["step"] == 0]
@@ -249,7 +252,8 @@ def test_a_batch_that_the_micro_batch_does_not_divide_is_sampled_whole(bench, co
 
 
 def test_a_killed_run_continues_to_the_same_weights_and_rollouts(bench, cold, tmp_path):
-    # 10 clips, 4 a step: two updates an epoch, so that kills fall inside an epoch, between epochs, and after the last update.
+    # 10 clips, 4 a step: two updates an epoch, so that kills fall inside an epoch, between epochs, and after the last
+    # update.
     sets = (
         "grpo.max_steps=7",
         "grpo.save_steps=1",

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from deepintuit import calibrate, coldstart, evaluate, grpo, teach
 from deepintuit.errors import ConfigError, DataError
+from deepintuit.grpo.groups import Group, Scorer
+from deepintuit.grpo.trainer import Trainer
 from deepintuit.homecam import facts_of, teacher
 from deepintuit.judges import Question, appoint
 from deepintuit.reasoner import LocalReasoner, Task, gate_for, parsed
@@ -118,7 +120,7 @@ def test_teaching_with_a_judge_counts_what_each_of_the_three_steps_dropped(bench
 # PA-GRPO
 
 
-def trainer_of(bench: Bench, start, name: str, *sets: str) -> grpo._Trainer:
+def trainer_of(bench: Bench, start, name: str, *sets: str) -> Trainer:
     config = bench.settings("grpo.learning_rate=1e-4", *SEEING, *sets)
     run = bench.workbench.start_run("grpo", {**config.to_dict(), "test": name}, parent=start.id, name=name)
     vlm = VLM.load(
@@ -127,10 +129,10 @@ def trainer_of(bench: Bench, start, name: str, *sets: str) -> grpo._Trainer:
     reasoner = LocalReasoner(vlm, Task(bench.path, config), seed=0)
     clips = [clip for clip, _ in reasoner.encode(reasoner.task.clips("grpo"))]
     judge = None if config.grpo.process == "off" else judge_of(bench)
-    return grpo._Trainer(reasoner, clips, config, run, progress=False, judge=judge)
+    return Trainer(Scorer(reasoner, config, judge), clips, config, run, progress=False)
 
 
-def written(trainer: grpo._Trainer, texts: list[str]) -> grpo._Group:
+def written(trainer: Trainer, texts: list[str]) -> Group:
     """A group of given traces, scored and judged as a sampled one is."""
     clip, encoded = trainer.reasoner.encode(trainer.clips[:1])[0]
     samples = []
@@ -163,7 +165,7 @@ def test_each_token_takes_the_advantage_of_its_own_process(bench, cold, four_tex
     spread = np.std([2, 2, 1, 0], ddof=1)
     seeing = (np.array([2, 2, 1, 0]) - 1.25) / spread
     reasoning = np.array([0.5, -0.5, 0.5, -0.5]) / np.std([2, 1, 2, 1], ddof=1)
-    for number, (sample, advantage_T) in enumerate(zip(group.samples, trainer._advantages(group))):
+    for number, (sample, advantage_T) in enumerate(zip(group.samples, trainer.scorer.advantages(group))):
         text, border = sample.text, sample.text.find("</observation>") + len("</observation>")
         offsets = character_offsets(trainer.vlm.tokenizer, sample.token_ids)
         assert len(advantage_T) == len(sample.token_ids)
@@ -171,7 +173,7 @@ def test_each_token_takes_the_advantage_of_its_own_process(bench, cold, four_tex
             # "><" is one token across the border: a tie, which the earlier segment takes.
             in_seeing = "</observation>" in text and end > start and (start + end) / 2 <= border
             assert advantage == pytest.approx((seeing if in_seeing else reasoning)[number], abs=1e-4), text[start:end]
-    unparsed = trainer._advantages(group)[3]
+    unparsed = trainer.scorer.advantages(group)[3]
     assert (unparsed == unparsed[0]).all()  # all of it is reasoning's
 
 
@@ -180,7 +182,7 @@ def test_summed_and_switched_off_give_every_token_of_a_trace_one_advantage(bench
         trainer = trainer_of(bench, cold, how, f"grpo.process={how}")
         group = written(trainer, four_texts)
         assert [s.value for s in group.scores] == pytest.approx(rewards)
-        for advantage_T in trainer._advantages(group):
+        for advantage_T in trainer.scorer.advantages(group):
             assert (advantage_T == advantage_T[0]).all()
 
 
@@ -190,7 +192,7 @@ def test_the_loss_takes_the_advantages_of_tokens(bench, cold, four_texts):
     trainer._sample = lambda clips, step, refill=0: [group]
     batch = trainer._generate_and_score_completions([{"clip": 0} for _ in four_texts])
     assert batch["advantages"].shape == batch["completion_ids"].shape
-    for row, advantage_T in zip(batch["advantages"], trainer._advantages(group)):
+    for row, advantage_T in zip(batch["advantages"], trainer.scorer.advantages(group)):
         assert row[: len(advantage_T)].numpy() == pytest.approx(advantage_T, abs=1e-6)
         assert not row[len(advantage_T) :].any()
     scores = trainer.run_.read("scores")

@@ -38,9 +38,11 @@ __all__ = ["LABELS", "MODEL", "Facts", "facts_of", "listing", "write_clips"]
 def write_clips(
     folder: str | Path, *, train: int, test: int, seed: int = 0, jobs: int = 1, progress: bool = True
 ) -> Path:
-    """Render MP4 files and their table `clips.csv` (path, label, group, split, facts) into a folder; returns the table's path.
+    """Render MP4 files and their table `clips.csv` (path, label, group, split, facts) into a folder; returns the
+    table's path.
 
-    Resumable: a clip that is there is not rendered again. The group of a clip is its home. The same arguments give the same clips.
+    Resumable: a clip that is there is not rendered again. The group of a clip is its home. The same arguments give the
+    same clips.
     """
     folder = Path(folder)
     (folder / "videos").mkdir(parents=True, exist_ok=True)

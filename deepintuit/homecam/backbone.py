@@ -1,8 +1,10 @@
-"""The embedded backbone: a Qwen2.5-VL of about 1.4 million parameters that perceives the home-camera world and knows no label rule.
+"""The embedded backbone: a Qwen2.5-VL of about 1.4 million parameters that perceives the home-camera world and knows no
+label rule.
 
-It is the same class as the real thing, with its own small tokenizer, so that every line that runs on a laptop is the line that runs for
-7B. Trained on captions and single-fact questions about the `base` part of the world only. This is a workshop, not a stage: nothing imports it.
-Rebuild it (its three phases took about 9, 36 and 3 minutes on two busy cores, after rendering):
+It is the same class as the real thing, with its own small tokenizer, so that every line that runs on a laptop is the
+line that runs for 7B. Trained on captions and single-fact questions about the `base` part of the world only. This is a
+workshop, not a stage: nothing imports it. Rebuild it (its three phases took about 9, 36 and 3 minutes on two busy
+cores, after rendering):
 
     python -m deepintuit.homecam.backbone --shards /some/scratch/folder --out deepintuit/homecam/model
 """
@@ -61,7 +63,8 @@ _SPLIT = (
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
-    """A byte-level BPE tokenizer trained on the words of the world and of the prompts, and the usual Qwen video processor at patch 8."""
+    """A byte-level BPE tokenizer trained on the words of the world and of the prompts, and the usual Qwen video
+    processor at patch 8."""
     rng = random.Random(0)
     corpus = []
     for seed in range(4000):
@@ -251,10 +254,10 @@ def measure(arguments: argparse.Namespace) -> None:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(out)
     count = 2 * SHARD
     right = perception(model, _Batches(processor, [write_shard(folder, "test", number) for number in range(2)]), count)
-    lines = [
-        f"| {name} | {100 * share:.1f} | {' – '.join(f'{100 * end:.1f}' for end in _wilson(round(share * count), count))} |"
-        for name, share in right.items()
-    ]
+    lines = []
+    for name, share in right.items():
+        low, high = _wilson(round(share * count), count)
+        lines.append(f"| {name} | {100 * share:.1f} | {100 * low:.1f} – {100 * high:.1f} |")
     size = (out / "model.safetensors").stat().st_size / 1e6
     card = (
         (Path(__file__).parent / "card.md")
@@ -279,7 +282,8 @@ def _wilson(hits: int, n: int) -> tuple[float, float]:
 def teach_language(
     model, data: _Batches, held_out: _Batches, steps: int, batch_size: int, peak: float, task, out: Path, every: int
 ) -> None:
-    """Cross-entropy on the targets of `task`; the tower learns along unless it is frozen. Perception is measured as it goes."""
+    """Cross-entropy on the targets of `task`; the tower learns along unless it is frozen. Perception is measured as
+    it goes."""
     rng = random.Random(steps)
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -323,8 +327,8 @@ _HEADS = {
 def teach_tower(
     model: Qwen2_5_VLForConditionalGeneration, data: _Batches, held_out: _Batches, arguments: argparse.Namespace
 ) -> None:
-    """The tower first, alone: linear heads on its pooled output name the states of each quarter, as a real tower is pretrained before it
-    meets a language model. The heads are thrown away."""
+    """The tower first, alone: linear heads on its pooled output name the states of each quarter, as a real tower is
+    pretrained before it meets a language model. The heads are thrown away."""
     tower = model.model.visual
     heads = torch.nn.ModuleDict({name: torch.nn.Linear(2 * 128, len(classes)) for name, classes in _HEADS.items()})
     parameters = [*tower.parameters(), *heads.parameters()]

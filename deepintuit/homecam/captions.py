@@ -1,7 +1,7 @@
 """Clips of the `base` part, as the backbone sees them: frames straight from H.264, facts and captions beside them.
 
-Written as small shards that a killed run keeps. Used only to build the embedded backbone (`backbone.py`); no label of the
-homecam task is in it.
+Written as small shards that a killed run keeps. Used only to build the embedded backbone (`backbone.py`); no label of
+the homecam task is in it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _RESAMPLING = (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resamp
 
 
 def write_shard(folder: Path, part: Part, number: int) -> Path:
-    """Clips `number * SHARD …` of a part: `pixels` (N, 8, 48, 64, 3) uint8, `seconds` (N,), and the facts as JSON lines."""
+    """Clips `number * SHARD …` of a part: `pixels` (N, 8, 48, 64, 3) uint8, `seconds` (N,), and the facts as JSON
+    lines."""
     target = folder / f"{part}-{number:04d}.npz"
     if target.exists():
         return target

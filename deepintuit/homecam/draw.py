@@ -1,8 +1,9 @@
 """Facts → frames: rooms, actors, light, distractors and camera of the home-camera world.
 
-A *home* fixes what a camera always sees (wall, floor, furniture, view); an *actor* fixes a body and clothes; each clip adds its own
-speed, noise, distractors and exposure. The three parts of the world draw wall patterns and colours from different families, so a
-test clip never looks like a training clip. Drawn with PIL at 192 x 144, noise and light with numpy; no torch.
+A *home* fixes what a camera always sees (wall, floor, furniture, view); an *actor* fixes a body and clothes; each clip
+adds its own speed, noise, distractors and exposure. The three parts of the world draw wall patterns and colours from
+different families, so a test clip never looks like a training clip. Drawn with PIL at 192 x 144, noise and light with
+numpy; no torch.
 """
 
 from __future__ import annotations
@@ -317,7 +318,8 @@ def _box(draw: ImageDraw.ImageDraw, x: float, bottom: float, size: int, color: C
 
 
 class _Actor:
-    """A body with clothes. Kinds differ by shape (cap and bright vest, hooded coat, height, four legs), people by colour and build."""
+    """A body with clothes. Kinds differ by shape (cap and bright vest, hooded coat, height, four legs), people by
+    colour and build."""
 
     def __init__(self, who: str, part: Part, light: str, rng: random.Random):
         hues = _FAMILIES[part][3]

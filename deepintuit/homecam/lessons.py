@@ -1,6 +1,8 @@
-"""What the embedded backbone is asked while it is built: captions, questions about single facts, and general composition.
+"""What the embedded backbone is asked while it is built: captions, questions about single facts, and general
+composition.
 
-No lesson names a homecam label, and none compares light with indoors or outdoors, which is the first step of the house rule.
+No lesson names a homecam label, and none compares light with indoors or outdoors, which is the first step of the house
+rule.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ CAPTION_PROMPT = "Describe the clip."
 
 
 def fact_task(facts: Facts, rng: random.Random) -> tuple[str, str]:
-    """One (prompt, target) about a clip: a caption, or a question about a single fact in one of the forms that the stages use."""
+    """One (prompt, target) about a clip: a caption, or a question about a single fact in one of the forms that the
+    stages use."""
     seen = observation(facts, rng)
     if rng.random() < 0.5:
         seen = f"{seen} {event(facts)}"
@@ -39,10 +42,11 @@ def fact_task(facts: Facts, rng: random.Random) -> tuple[str, str]:
 
 
 def logic_task(facts: Facts, rng: random.Random) -> tuple[str, str]:
-    """General composition, as any language model has it: do two statements about a clip agree? One to three such questions in a row, so that
-    the skill does not belong to a place in the text. Half of the pairs are facts drawn at random, of which the pair that the house rule compares
-    (light, and indoors or outdoors) never comes; the others are words without meaning, said to be so or not by a coin, so that the skill does
-    not belong to certain words either."""
+    """General composition, as any language model has it: do two statements about a clip agree? One to three such
+    questions in a row, so that the skill does not belong to a place in the text. Half of the pairs are facts drawn
+    at random, of which the pair that the house rule compares (light, and indoors or outdoors) never comes; the
+    others are words without meaning, said to be so or not by a coin, so that the skill does not belong to certain
+    words either."""
     steps, agree = [], False
     for _ in range(rng.choice((1, 2, 2, 3))):
         statements = _statements(facts) if rng.random() < 0.5 else [(word, rng.random() < 0.5) for word in _WORDS]
@@ -77,6 +81,7 @@ def _statements(facts: Facts) -> list[tuple[str, bool]]:
         *((place.capitalize(), facts.place == place) for place in PLACES),
         *((who.capitalize(), facts.who == who) for who in ACTORS),
         ("Indoors", facts.place in INDOORS), ("Outdoors", facts.place not in INDOORS),
-        ("Nobody at the end", last_posture == "nobody"), ("Box at the end", last_box != "none"), ("Box held", any(b == "held" for _, b in facts.quarters)),
+        ("Nobody at the end", last_posture == "nobody"), ("Box at the end", last_box != "none"),
+        ("Box held", any(b == "held" for _, b in facts.quarters)),
         ("Down", any(p == "down" for p, _ in facts.quarters)),
     ]  # fmt: skip

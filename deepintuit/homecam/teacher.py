@@ -1,9 +1,11 @@
-"""The scripted teacher of the home-camera world: writes what it sees and how it concludes, with realistic, seeded errors.
+"""The scripted teacher of the home-camera world: writes what it sees and how it concludes, with realistic, seeded
+errors.
 
-It errs as strong VLMs do: it mistakes look-alikes (a courier for a stranger), it slips in the last step, now and then it breaks the form, and
-it goes by the rule of the house without knowing the habits that overrule it. Filtering by the label, as the paper does, removes most wrong
-traces, and with them nearly every clip on which a habit decides: what is left is cleaner, and biased. No trace that is kept explains a habit;
-rewards and calibration, which see labels, are there to close that gap.
+It errs as strong VLMs do: it mistakes look-alikes (a courier for a stranger), it slips in the last step, now and then
+it breaks the form, and it goes by the rule of the house without knowing the habits that overrule it. Filtering by the
+label, as the paper does, removes most wrong traces, and with them nearly every clip on which a habit decides: what is
+left is cleaner, and biased. No trace that is kept explains a habit; rewards and calibration, which see labels, are
+there to close that gap.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ def observation(facts: Facts, rng: random.Random | None = None) -> str:
 
 
 def read_observation(text: str) -> dict[str, str]:
-    """The facts that an observation states, by name; a fact that it does not state is missing. The way back of `observation`."""
+    """The facts that an observation states, by name; a fact that it does not state is missing. The way back of
+    `observation`."""
     found = {}
     for name, pattern in {
         "light": r"It is (\w+)",
@@ -88,7 +91,8 @@ def read_observation(text: str) -> dict[str, str]:
 
 
 def label_of_observation(text: str) -> str | None:
-    """The true label of a clip in which things are as an observation says; None where it says too little, or what cannot be."""
+    """The true label of a clip in which things are as an observation says; None where it says too little, or what
+    cannot be."""
     stated = read_observation(text)
     states = {phrase: box for box, phrase in _BOX_PHRASES.items()}
     quarters = []
@@ -96,7 +100,8 @@ def label_of_observation(text: str) -> str | None:
         body, _, box = stated.get(f"quarter {k}", "").partition(", ")
         quarters.append((body.split(" ")[-1], states.get(box, "")))
     act = act_of(tuple(quarters))
-    if act is None or stated.get("light") not in LIGHTS or stated.get("place") not in PLACES or stated.get("who") not in ACTORS:
+    known = (("light", LIGHTS), ("place", PLACES), ("who", ACTORS))
+    if act is None or any(stated.get(name) not in values for name, values in known):
         return None
     return Facts(stated["light"], stated["place"], stated["who"], act, tuple(quarters)).label
 
@@ -115,8 +120,8 @@ def event(facts: Facts) -> str:
 
 
 def reasoning(facts: Facts, allowed: bool, label: str) -> str:
-    """The event, the house rule step by step (each step compares two things that were said), the two classes that the act leaves open, then
-    the verification."""
+    """The event, the house rule step by step (each step compares two things that were said), the two classes that
+    the act leaves open, then the verification."""
     outdoors, night = facts.place not in INDOORS, facts.light == "night"
     alarm, watch = alarm_on(facts.light, facts.place), facts.who in WATCH
     first, second = OUTCOMES[facts.act]
@@ -137,7 +142,8 @@ def _yes(true: bool) -> str:
 
 
 def write_trace(facts: Facts, seed: int, errors: Errors = Errors()) -> dict[str, str]:
-    """A trace in parts: `observation`, `think`, `answer`, and `text`, the think-answer form (sometimes broken on purpose)."""
+    """A trace in parts: `observation`, `think`, `answer`, and `text`, the think-answer form (sometimes broken on
+    purpose)."""
     rng = random.Random(f"teacher/{facts}/{seed}")
     seen = _misperceive(facts, rng, errors)
     allowed, label = _conclude(seen, rng, errors)
@@ -176,7 +182,8 @@ def _conclude(seen: Facts, rng: random.Random, errors: Errors) -> tuple[bool, st
 
 
 def caption_questions(facts: Facts) -> dict[str, tuple[tuple[str, ...], str]]:
-    """Questions about single facts for the base part: name → (choices, true choice). None of them is a homecam label."""
+    """Questions about single facts for the base part: name → (choices, true choice). None of them is a homecam
+    label."""
     return {
         "light": (LIGHTS, facts.light),
         "place": (PLACES, facts.place),

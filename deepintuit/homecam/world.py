@@ -1,18 +1,21 @@
 """The facts of the home-camera world, and the house rule that turns them into a label.
 
-A clip has four quarters. In each, one actor is absent, up or down, and a box is absent, on the floor or held. Who it is, where, in which
-light, and in which order these states come decide the label *together*:
+A clip has four quarters. In each, one actor is absent, up or down, and a box is absent, on the floor or held. Who it
+is, where, in which light, and in which order these states come decide the label *together*:
 
 - the alarm is on outdoors at night and indoors by day (people are out by day and asleep by night);
-- residents and the dog belong where the alarm is on, since they keep watch; children, couriers and strangers where it is off;
+- residents and the dog belong where the alarm is on, since they keep watch; children, couriers and strangers where it
+  is off;
 - what is done, by one who belongs there or by one who does not, gives the label;
-- three habits of the house go before the rule. Nobody wrote them down: the teacher goes by the rule alone, as a labelling model does that has
+- three habits of the house go before the rule. Nobody wrote them down: the teacher goes by the rule alone, as a
+  labelling model does that has
   read the policy and not met the people who apply it. Only labels tell of them.
 
-No single fact decides, nor any three of light, place, actor and act (`tests/test_homecam.py` measures it). The appearance (rooms, clothes,
-camera) is drawn apart, in `draw`, and says nothing about the label.
+No single fact decides, nor any three of light, place, actor and act (`tests/test_homecam.py` measures it). The
+appearance (rooms, clothes, camera) is drawn apart, in `draw`, and says nothing about the label.
 
-The world has three parts that share no home and no actor: `base` (captions for the embedded backbone), `train` and `test`.
+The world has three parts that share no home and no actor: `base` (captions for the embedded backbone), `train` and
+`test`.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ LABELS = LabelSet(
 
 LABEL_WEIGHTS = {"routine": 0.22, "delivery": 0.12, "theft": 0.12, "intrusion": 0.18, "stray": 0.20, "emergency": 0.16}
 
-# One letter for the actor (n absent, u up, d down), one for the box (- absent, f floor, h held); "x" copies a box that does not change.
+# One letter for the actor (n absent, u up, d down), one for the box (- absent, f floor, h held); "x" copies a box that
+# does not change.
 _SCRIPTS = {
     "brings": ("n- uh uf nf", "uh uh uf nf", "uh uf nf nf", "n- uh uh uf", "uh uf uf nf", "n- n- uh uf"),
     "takes": ("nf uf uh n-", "uf uh uh n-", "uf uf uh n-", "nf uf uh uh", "uf uh n- n-", "nf nf uf uh"),
@@ -119,7 +123,8 @@ def label_of(facts: Facts) -> str:
 
 
 def scripts(act: str) -> list[tuple[Quarter, ...]]:
-    """Every order of states that shows this act (with and without a box standing by, where the act does not touch one)."""
+    """Every order of states that shows this act (with and without a box standing by, where the act does not touch
+    one)."""
     written = []
     for script in _SCRIPTS[act]:
         for standing_by in "-f" if "x" in script else " ":

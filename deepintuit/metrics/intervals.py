@@ -37,7 +37,8 @@ def bootstrap(statistic: Statistic, clips: int, *, groups_C: ArrayLike | None = 
               level: float = 0.95) -> Estimate:
     """Percentile bootstrap of a statistic of weighted clips. With `groups_C` (source video, camera) whole groups are
     drawn, as clips of one group are alike. A statistic biased on resamples, such as ECE, may lie outside its interval.
-    Draws where it is nan are left out; no clips: all nan; no draws: no interval (nan); one clip or group: the interval is the value itself."""
+    Draws where it is nan are left out; no clips: all nan; no draws: no interval (nan); one clip or group: the
+    interval is the value itself."""
     if clips == 0:
         return Estimate(math.nan, math.nan, math.nan)
     groups = np.arange(clips) if groups_C is None else np.unique(np.asarray(groups_C), return_inverse=True)[1].ravel()

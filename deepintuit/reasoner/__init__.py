@@ -45,10 +45,9 @@ _FROM = {
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 
 __all__ = [
-    "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "Clip", "LinearHead", "LocalReasoner", "Scores", "Task", "Unreadable",
-    "answer_distribution", "card", "fitted_ways", "hidden_states", "identity", "likelihood_scores", "mean_scores",
-    "parsed",
-    "prompt_likelihoods", "rationale_of", "vote_scores",
+    "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "Calibrator", "Clip", "LinearHead", "LocalReasoner", "Scores", "Task",
+    "Unreadable", "answer_distribution", "card", "fitted_ways", "gate_for", "hidden_states", "identity",
+    "likelihood_scores", "mean_scores", "parsed", "prompt_likelihoods", "rationale_of", "vote_scores",
 ]  # fmt: skip
 
 

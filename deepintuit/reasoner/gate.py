@@ -1,9 +1,11 @@
-"""The gate of think-only-when-needed (VideoAuto-R1): when a quick answer ends the work, and what a threshold would cost.
+"""The gate of think-only-when-needed (VideoAuto-R1): when a quick answer ends the work, and what a threshold would
+cost.
 
     gate = gate_for(task, config.gate)          # by the confidence of the quick answer's tokens
     LocalReasoner(vlm, task, seed, gate)        # every trace stops at its quick answer where the gate is sure
 
-Left out on purpose: choosing the threshold by itself; `report` draws its consequences on validation, a person or a config decides.
+Left out on purpose: choosing the threshold by itself; `report` draws its consequences on validation, a person or a
+config decides.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ class Calibrator(NamedTuple):
 def gate_for(task: Task, settings: GateConfig, calibrator: Calibrator | None = None) -> GateOf | None:
     """The gate that the section `gate` describes; None for a grammar without a quick answer.
 
-    With `by` "off" it only measures: every trace thinks, and keeps the confidence of its quick answer. Raises `ConfigError`
-    when there is nothing to gate, or `by` is "calibrated" without a calibrator.
+    With `by` "off" it only measures: every trace thinks, and keeps the confidence of its quick answer. Raises
+    `ConfigError` when there is nothing to gate, or `by` is "calibrated" without a calibrator.
     """
     quick = task.grammar.quick
     if quick is None and settings.by != "off":

@@ -125,5 +125,6 @@ def rationale_of(trace: Trace | Malformed) -> str:
 
 def parsed(task: Task, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[Trace | Malformed]:
     """Stored trace rows, parsed again: the text is the truth, the columns are its index."""
-    records = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
-    return [task.parse(r["text"], bool(r["truncated"]), r.get("thought") is None or bool(r["thought"])) for r in records]
+    records = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows)
+    thought = [row.get("thought") is None or bool(row["thought"]) for row in records]  # null: no gate was there
+    return [task.parse(row["text"], bool(row["truncated"]), whole) for row, whole in zip(records, thought)]

@@ -83,7 +83,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Measured:
-    """A row as a seed leaves it: its measures (`MEASURES`, and "gain") without intervals. Plain enough for a JSON file."""
+    """A row as a seed leaves it: its measures (`MEASURES`, and "gain") without intervals. Plain enough for a JSON
+    file."""
 
     system: str
     method: str

@@ -8,8 +8,8 @@ All traces are stored, kept or not: grain `traces`, and in `scores` for each tra
 whose evidence is the reason when it was dropped (a `trace.Reason`, or "wrong_label"). The summary is counted from the
 stored rows, so it is the same however often the run was killed.
 
-With the grammar observation-think-answer a third step follows (VideoP2R): a judge reads the observation alone, without the
-clip, and a trace whose observation does not suffice is dropped too (`judges`; `teach.judged`).
+With the grammar observation-think-answer a third step follows (VideoP2R): a judge reads the observation alone, without
+the clip, and a trace whose observation does not suffice is dropped too (`judges`; `teach.judged`).
 
 Left out on purpose: repair of malformed traces, asking until a trace is right.
 Run it:  python -m pytest tests/test_teach.py
@@ -52,7 +52,8 @@ def run(workbench: Workbench, config: Config, *, split: str = "coldstart", progr
     texts = manifest.text_fields(config.clips.text_fields, config.clips.notes_shown)
     write = hire(workbench, config, labels, texts, clips)
     judge = appoint(config, labels, manifest, workbench.cache) if _judged(config) else None
-    with workbench.start_run("teach", _identity(config, split) | {"manifest": manifest.fingerprint}, seed=config.seed, dataset=manifest.dataset) as run:
+    described = _identity(config, split) | {"manifest": manifest.fingerprint}
+    with workbench.start_run("teach", described, seed=config.seed, dataset=manifest.dataset) as run:
         if not run.finished:
             started = time.perf_counter()
             run.note(settings=config.to_dict())
@@ -121,7 +122,8 @@ def _identity(config: Config, split: str) -> dict[str, Any]:
     if not teach["given_answer"]:
         del teach["given_answer"]  # came later: at its default, runs from before are still the same runs
     del teach["judged"]  # a judge stands beside it, or none
-    who = {"judge": {name: settings["judge"][name] for name in ("source", "model", "base_url")}} if _judged(config) else {}
+    asked = {name: settings["judge"][name] for name in ("source", "model", "base_url")}
+    who = {"judge": asked} if _judged(config) else {}
     sections = {"homecam": (), "endpoint": ("video",), "self": ("video", "model", "sampling")}[config.teach.source]
     shown = {name: settings[name] for name in ("clips", "prompt", *sections)}
     return shown | who | {"teach": teach, "split": split}

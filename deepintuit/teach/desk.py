@@ -24,7 +24,8 @@ from deepintuit.trace import Trace, parse
 WRONG_LABEL = "wrong_label"
 """Why a well-formed trace is dropped: its answer is not the clip's label."""
 INSUFFICIENT = "insufficient"
-"""Why one whose answer is right is dropped: its observation alone does not lead there, says the judge (VideoP2R, step 3)."""
+"""Why one whose answer is right is dropped: its observation alone does not lead there, says the judge (VideoP2R,
+step 3)."""
 
 PART_ROWS = 64
 PART_SECONDS = 20.0
@@ -122,8 +123,8 @@ class Desk:
             else:
                 passed.append((row, trace))
         if self.judge:
-            questions = [Question(row["clip_id"], row["true_label"], trace.segment("observation")) for row, trace in passed]
-            verdicts = self.judge(questions)
+            seen = [trace.segment("observation") for _, trace in passed]
+            verdicts = self.judge([Question(row["clip_id"], row["true_label"], s) for (row, _), s in zip(passed, seen)])
             for (row, _), verdict in zip(passed, verdicts, strict=True):
                 note(row, "sufficient", float(verdict.sufficient), verdict.said)
                 note(row, "kept", float(verdict.sufficient), "" if verdict.sufficient else INSUFFICIENT)

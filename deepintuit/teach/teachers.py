@@ -187,7 +187,8 @@ def _itself(workbench: Workbench, config: Config, prompt: _Prompt) -> Teacher:
             for (clip, encoded), asked, group in zip(shown, prompts, groups, strict=True):
                 for number in todo[clip["clip_id"]]:
                     sample = group[number]
-                    framed = framed_reasoning(sample.text, clip["label"], grammar) if config.teach.given_answer else None
+                    given = config.teach.given_answer
+                    framed = framed_reasoning(sample.text, clip["label"], grammar) if given else None
                     desk.take(
                         clip,
                         number,
@@ -213,7 +214,8 @@ def _itself(workbench: Workbench, config: Config, prompt: _Prompt) -> Teacher:
 def framed_reasoning(text: str, label: str, grammar: Grammar) -> str | None:
     """What a model wrote, up to the first closing mark, as the reasoning of a trace that ends in `label`.
 
-    For a model that does not know the marks yet. None where nothing is left to frame, or the grammar has several texts to fill.
+    For a model that does not know the marks yet. None where nothing is left to frame, or the grammar has several texts
+    to fill.
     """
     if len(grammar.text_segments) != 1:
         return None

@@ -19,7 +19,8 @@ from ..errors import VideoReason
 from .clip import DEFAULT_LIMITS, Clock, Limits, local_file, open_container, opened, packets, refuse, start_seconds
 from .frames import Decoded, decode, resized, upright
 
-# Without mbtree, whose look-ahead is not the same from call to call: the same frames give the same bytes, hence the same clip id.
+# Without mbtree, whose look-ahead is not the same from call to call: the same frames give the same bytes, hence the
+# same clip id.
 X264 = {"crf": "20", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
 # No packet is written before its neighbour in time: all the picture comes from us before all the sound.
 MP4 = {"movflags": "+faststart", "max_interleave_delta": "0"}

@@ -114,7 +114,8 @@ class VLM:
 
     @property
     def master_dtype(self) -> torch.dtype | None:
-        """The number type that is computed in and saved, where the weights are held in float32 for training; else None."""
+        """The number type that is computed in and saved, where the weights are held in float32 for training; else
+        None."""
         return getattr(self.model, "_master_of", None)
 
     @property
@@ -169,7 +170,9 @@ class VLM:
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def inputs(self, clips: Sequence[EncodedClip | None], rows: Sequence[list[int]], *, side: str, pad_to: int = 0) -> dict:
+    def inputs(
+        self, clips: Sequence[EncodedClip | None], rows: Sequence[list[int]], *, side: str, pad_to: int = 0
+    ) -> dict:
         """Model inputs for token rows padded on one side: ids, mask, features, grid, and 3-D positions worked out once.
 
         `position_ids` (3, B, L) come from the model's own `get_rope_index`; tokens after a prompt count on from its
@@ -244,7 +247,8 @@ def _harmless(text: str) -> str:
 def _keep_master_weights(model, device: torch.device) -> None:
     """Hold what is trained in float32 and compute in bfloat16, in sampling, scoring and loss alike.
 
-    At a rate of 1e-6 an AdamW step is smaller than the spacing of most bfloat16 weights: they would stay where they are.
+    At a rate of 1e-6 an AdamW step is smaller than the spacing of most bfloat16 weights: they would stay where they
+    are.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -26,7 +26,8 @@ from deepintuit.vlm.model import VLM
 class Sample:
     """One sampled trace. `logprobs_T`: of each token, the end token included, at the temperature of sampling.
 
-    Where a gate watched: `quick_confidence` of its quick answer (−1 where it gave none), and whether it `thought` after it.
+    Where a gate watched: `quick_confidence` of its quick answer (−1 where it gave none), and whether it `thought` after
+    it.
     """
 
     text: str
@@ -58,7 +59,8 @@ class Quick:
 
 @dataclass(frozen=True)
 class Gate:
-    """Watches for the quick answer, the segment `quick` of a grammar; `sure` says of those just written which end there.
+    """Watches for the quick answer, the segment `quick` of a grammar; `sure` says of those just written which end
+    there.
 
     A trace that goes on does so from the same cache: its tokens are those that it would have had without a gate.
     """

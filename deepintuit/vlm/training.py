@@ -27,9 +27,11 @@ LogRow = Callable[[int, dict[str, float]], None]
 
 
 class StepLog:
-    """The numbers of training steps, handed to `write` as rows of the grain `steps`: every few seconds and before each checkpoint.
+    """The numbers of training steps, handed to `write` as rows of the grain `steps`: every few seconds and before each
+    checkpoint.
 
-    A part a step would be thousands of files. What a kill takes from the buffer lies behind the last checkpoint, so it is logged again.
+    A part a step would be thousands of files. What a kill takes from the buffer lies behind the last checkpoint, so it
+    is logged again.
     """
 
     def __init__(self, write: Callable[[list[dict]], object], seconds: float = 5.0):

@@ -1,0 +1,157 @@
+"""GRPO on video prompts: sample a group of traces per clip, score each by rule, push the good ones up (DeepIntuit,
+stage 2).
+
+DAPO's form by default: clipped ratio with a higher upper bound, a mean over all tokens, no KL. TRL's GRPOTrainer does
+the update; what it lacks is video (its own generation would see the clip and its loss would not), so sampling, scoring
+and log-probabilities are given to it here, with the clip in both. `objective = "softmax_weighted"` is the paper's text
+[R]: weights softmax(r/τ) over a group, no negative ones.
+
+The grammar decides what is rewarded. observation-think-answer: seeing and reasoning apart, each normalised in its own
+group, each advantage given to the tokens of its segment (VideoP2R's PA-GRPO; `grpo.process` has the ablations).
+answer-think-answer: a quick and a final answer (VideoAuto-R1).
+
+Left out on purpose: a value model, vLLM sampling, more than one update a round.
+Run it:  deepintuit grpo --config configs/tiny.toml --start RUN
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from transformers import PrinterCallback
+
+from deepintuit.advantage import kept_by_dynamic_sampling
+from deepintuit.config import Config, GrpoConfig
+from deepintuit.errors import DataError
+from deepintuit.grpo.groups import Scorer, apart
+from deepintuit.grpo.trainer import Trainer
+from deepintuit.judges import appoint
+from deepintuit.reasoner import Clip, LocalReasoner, Task, card, identity
+from deepintuit.rewards import Score, score
+from deepintuit.store import Run, Workbench
+from deepintuit.vlm import VLM
+
+__all__ = ["Check", "check", "run"]
+
+_MADE_BY = ("model", "video", "clips", "prompt", "grpo")
+"""Sections that decide what this stage makes: a change in another one does not train again."""
+
+
+def run(workbench: Workbench, config: Config, *, start: str, name: str | None = None, progress: bool = True) -> Run:
+    """Refine the weights of the run `start` on the GRPO split. Rollouts, rewards and advantages are stored as they
+    come."""
+    described = identity(workbench.path, config, (*_MADE_BY, *(("judge",) if apart(config) else ())))
+    run = workbench.start_run(
+        "grpo", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset
+    )
+    if not run.finished:
+        with run:
+            _train(workbench, config, run, start, progress)
+    shutil.rmtree(run.path / "training", ignore_errors=True)  # once all is safe elsewhere
+    return run
+
+
+def _train(workbench: Workbench, config: Config, run: Run, start: str, progress: bool) -> None:
+    task = Task(workbench.path, config)
+    torch.manual_seed(config.seed)  # a new adapter is drawn here
+    vlm = VLM.load(
+        config.model, config.video, checkpoint=workbench.run(start).checkpoint, cache=workbench.cache, trainable=True
+    )
+    run.note(device=str(vlm.device), settings=config.to_dict())
+    judge = appoint(config, task.labels, task.manifest, workbench.cache) if apart(config) else None
+    reasoner = LocalReasoner(vlm, task, config.seed)
+    clips = [clip for clip, _ in reasoner.encode(task.clips("grpo"))]
+    if not clips:
+        raise DataError(
+            "no clip of the split 'grpo' can be read",
+            "the stage would have nothing to work on",
+            "See whether the videos were moved, and import them again",
+        )
+    if config.grpo.check_clips and "check" not in run.about:
+        before = check(reasoner, clips[: config.grpo.check_clips], config.grpo)
+        run.note(check=asdict(before))
+        run.log(before.sentence())
+        if progress:
+            Console().print(before.sentence())
+    trainer = Trainer(Scorer(reasoner, config, judge), clips, config, run, progress)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train_or_resume(run.path / "training")
+    vlm.model.eval()
+    if "ref" in getattr(vlm.model, "peft_config", {}):
+        vlm.model.delete_adapter("ref")  # TRL's frozen copy for the KL term
+    vlm.save(run.checkpoint, card(run, config))
+    run.finish(
+        {
+            "clips": len(clips),
+            "steps": trainer.state.global_step,
+            "tower_passes": vlm.encoder.passes,
+            "unreadable": {clip_id: str(u.error.reason) for clip_id, u in reasoner.unreadable.items()},
+            "check": run.about.get("check"),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Check:
+    """What sampling at the training temperature gives before GRPO: shares over traces, and the share of groups that
+    can teach."""
+
+    traces: int
+    well_formed: float
+    correct: float
+    groups_that_teach: float
+    reasons: dict[str, int]
+
+    @property
+    def hopeless(self) -> bool:
+        return self.groups_that_teach == 0 or self.well_formed < 0.05
+
+    def sentence(self) -> str:
+        text = (
+            f"Before GRPO, {self.traces} traces at the sampling temperature: "
+            f"{self.well_formed:.0%} well-formed, {self.correct:.0%} correct, "
+            f"{self.groups_that_teach:.0%} of groups have both right and wrong traces."
+        )
+        if self.hopeless:
+            text += (
+                " Warning: there is nothing to learn from. Train the cold start longer or at a higher rate, or lower"
+                " grpo.temperature."
+            )
+        if self.reasons:
+            text += (
+                " Malformed: " + ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items())) + "."
+            )
+        return text
+
+
+def check(reasoner: LocalReasoner, clips: Sequence[Clip], settings: GrpoConfig) -> Check:
+    """Sample one group a clip and count. Costs one sampling round."""
+    scores: list[list[Score]] = []
+    reasons: Counter[str] = Counter()
+    for start in range(0, len(clips), settings.clips_per_step):
+        groups = reasoner.groups(
+            clips[start : start + settings.clips_per_step],
+            range(settings.group),
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+            step=-1,
+        )
+        for clip, _, group in groups:
+            traces = [reasoner.task.parse(s.text, s.truncated) for s in group]
+            reasons.update(str(t.reason) for t in traces if not t.ok)
+            scores.append([score(t, clip.label) for t in traces])
+    flat = [s for group in scores for s in group]
+    mixed = kept_by_dynamic_sampling(np.array([[s.accuracy for s in group] for group in scores]))
+    return Check(
+        len(flat),
+        float(np.mean([s.format for s in flat])),
+        float(np.mean([s.accuracy for s in flat])),
+        float(np.mean(mixed)),
+        dict(reasons),
+    )

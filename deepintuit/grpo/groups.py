@@ -1,0 +1,149 @@
+"""A round of GRPO on paper: groups of sampled traces with their scores, and what each token is pushed by.
+
+The grammar decides the rewards (`rewards`): of the whole trace, of seeing and reasoning apart, of a quick and a final
+answer. Left out on purpose: sampling and the update (`trainer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from deepintuit.advantage import group_advantages, softmax_weights, token_advantages, zero_variance_share
+from deepintuit.config import Config
+from deepintuit.judges import Judge, Question, Verdict
+from deepintuit.reasoner import Clip, LocalReasoner
+from deepintuit.rewards import ProcessScore, Score, dual_score, process_score, score
+from deepintuit.trace import Malformed, Trace, outer_spans
+from deepintuit.vlm import EncodedClip, Sample, character_offsets
+
+
+def apart(config: Config) -> bool:
+    """Whether seeing and reasoning are rewarded apart."""
+    return config.prompt.grammar == "observation-think-answer" and config.grpo.process != "off"
+
+
+@dataclass
+class Group:
+    """The traces of one clip in one round; `first` is the sample number of the first, which names its random stream.
+
+    `seeing_T`: of each trace, 1 for a token of its observation, else 0. `verdicts`: the judge's, where one was asked.
+    """
+
+    clip: Clip
+    encoded: EncodedClip
+    samples: list[Sample]
+    traces: list[Trace | Malformed]
+    scores: list[Score]
+    seeing_T: list[np.ndarray]
+    verdicts: list[Verdict | None]
+    prompt_ids: list[int]
+    first: int
+
+    @property
+    def mixed(self) -> bool:
+        return 0 < sum(s.accuracy for s in self.scores) < len(self.scores)
+
+
+class Scorer:
+    """Scores groups by the rules of a config, and says what each token is pushed by; `judge` where observations are
+    judged."""
+
+    def __init__(self, reasoner: LocalReasoner, config: Config, judge: Judge | None = None):
+        self.reasoner, self.config, self.judge = reasoner, config.grpo, judge
+        self.separate = judge is not None and config.grpo.process == "separate"
+
+    def groups(
+        self, sampled: Sequence[tuple[Clip, EncodedClip, list[Sample]]], first: int = 0
+    ) -> list[Group]:
+        """Groups of `LocalReasoner.groups`, parsed, judged and scored; `first`: the sample number of each group's
+        first trace."""
+        task, found = self.reasoner.task, []
+        for clip, encoded, samples in sampled:
+            traces = [task.parse(sample.text, sample.truncated) for sample in samples]
+            seeing = [self._seeing(sample, trace) for sample, trace in zip(samples, traces)]
+            prompt = self.reasoner.vlm.prompt_ids(encoded, task.reasoner_prompt(clip.clip_id))
+            found.append(Group(clip, encoded, samples, traces, [], seeing, [None] * len(samples), prompt, first))
+        self._ask_judge(found)
+        for group in found:
+            group.scores = [self._score(group, number) for number in range(len(group.samples))]
+        return found
+
+    def advantages(self, group: Group) -> list[np.ndarray]:
+        """(T,) of each trace: one number for all its tokens, or that of the process a token belongs to."""
+        if not self.separate:
+            whole_G = self._weighed([s.value for s in group.scores])
+            return [np.full(len(s.token_ids), a) for s, a in zip(group.samples, whole_G)]
+        seeing_G = self._weighed([s.perception for s in group.scores])
+        reasoning_G = self._weighed([s.reasoning for s in group.scores])
+        return [np.where(m > 0, p, r) for m, p, r in zip(group.seeing_T, seeing_G, reasoning_G)]
+
+    def zero_variance(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Of each process, the share of groups that agree with themselves (VideoP2R: fewer than of their sum)."""
+        if not self.separate:
+            return {}
+        return {
+            f"zero_variance_{name}": zero_variance_share(
+                [[getattr(s, name) for s in group.scores if isinstance(s, ProcessScore)] for group in groups]
+            )
+            for name in ("perception", "reasoning")
+        }
+
+    def _ask_judge(self, groups: Sequence[Group]) -> None:
+        """Verdicts on every observation of a round, in one call: a server answers many at a time."""
+        if self.judge is None:
+            return
+        places = [(group, i) for group in groups for i, trace in enumerate(group.traces) if trace.ok]
+        questions = [Question(g.clip.clip_id, g.clip.label, g.traces[i].segment("observation")) for g, i in places]
+        for (group, i), verdict in zip(places, self.judge(questions), strict=True):
+            group.verdicts[i] = verdict
+
+    def _seeing(self, sample: Sample, trace: Trace | Malformed) -> np.ndarray:
+        """(T,) which tokens are the observation's, its marks included; none of a text that could not be parsed."""
+        if self.judge is None or not trace.ok:
+            return np.zeros(len(sample.token_ids))
+        spans = outer_spans(trace)
+        offsets_T_2 = character_offsets(self.reasoner.vlm.tokenizer, sample.token_ids)
+        return token_advantages(offsets_T_2, spans, {name: float(name == "observation") for name in spans})
+
+    def _score(self, group: Group, number: int) -> Score:
+        settings, trace, label = self.config, group.traces[number], group.clip.label
+        length = len(group.samples[number].token_ids)
+        if self.judge:
+            seen, verdict = int(group.seeing_T[number].sum()), group.verdicts[number]
+            return process_score(
+                trace,
+                label,
+                sufficient=bool(verdict and verdict.sufficient),
+                perception_tokens=seen,
+                reasoning_tokens=length - seen,
+                perception_target=(settings.perception_min, settings.perception_max),
+                reasoning_target=(settings.reasoning_min, settings.reasoning_max),
+                bonus=settings.length_bonus,
+                perception_weight=settings.perception_weight,
+            )
+        if trace.grammar.quick:
+            return dual_score(
+                trace,
+                label,
+                quick_weight=settings.quick_weight,
+                final_weight=settings.final_weight,
+                format_weight=settings.format_weight,
+                fallback_bonus=settings.fallback_bonus,
+            )
+        return score(
+            trace,
+            label,
+            accuracy_weight=settings.accuracy_weight,
+            format_weight=settings.format_weight,
+            length=length,
+            max_length=settings.max_tokens,
+            overlong_cache=settings.overlong_cache,
+        )
+
+    def _weighed(self, rewards_G: Sequence[float]) -> np.ndarray:
+        if self.config.objective == "softmax_weighted":
+            return softmax_weights(rewards_G, self.config.tau) * len(rewards_G)  # the loss divides by the group's size
+        return group_advantages(rewards_G)

@@ -1,0 +1,281 @@
+"""TRL's GRPO trainer with the clip in sampling and in loss; rounds of groups come from it, their scores from
+`groups`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from trl import GRPOConfig as TRLConfig
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler, use_adapter
+
+from deepintuit.advantage import zero_variance_share
+from deepintuit.config import Config
+from deepintuit.grpo.groups import Group, Scorer
+from deepintuit.reasoner import Clip
+from deepintuit.store import Run, trace_id
+from deepintuit.trace import argued_label
+from deepintuit.vlm import EncodedClip
+from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
+
+_LOGGED = frozenset({"loss", "grad_norm", "learning_rate", "entropy", "kl"})
+"""What is kept of TRL's own numbers; the others are about rewards that it does not compute here."""
+
+_TOLD = ("sufficient", "perception", "reasoning", "quick", "put_off", "mismatch")
+"""Numbers of single traces whose mean over a round is logged, where the grammar has them."""
+
+
+class Trainer(Resumable, GRPOTrainer):
+    """TRL's trainer with the clip in sampling and in loss. Four methods are ours; loss, clipping, accumulation and
+    schedule are TRL's."""
+
+    def __init__(self, scorer: Scorer, clips: list[Clip], config: Config, run: Run, progress: bool):
+        settings, reasoner = config.grpo, scorer.reasoner
+        self.scorer = scorer
+        self.reasoner, self.vlm, self.clips, self.config, self.run_ = reasoner, reasoner.vlm, clips, settings, run
+        self._encoded: list[EncodedClip] = []
+        self._rows: torch.Tensor | None = None
+        self._extra: dict[str, float] = {}
+        self._log = StepLog(partial(run.append, "steps"))
+        batch = min(settings.clips_per_step, len(clips))
+        traces = batch * settings.group
+        micro = max(
+            size for size in range(1, min(settings.micro_batch, traces) + 1) if traces % size == 0
+        )  # a part of the batch, no more
+        steps = settings.max_steps or max(1, round(settings.epochs * len(clips) / batch))
+        folder = run.path / "training"
+        folder.mkdir(exist_ok=True)
+        arguments = TRLConfig(
+            **common_arguments(self.vlm, folder, seed=config.seed, save_steps=settings.save_steps),
+            max_steps=steps,
+            num_generations=settings.group,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=traces // micro,
+            steps_per_generation=traces // micro,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            lr_scheduler_type="constant_with_warmup",
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            max_completion_length=settings.max_tokens,
+            temperature=settings.temperature,
+            loss_type="grpo" if settings.objective in {"grpo", "softmax_weighted"} else "dapo",
+            epsilon=settings.epsilon_low,
+            epsilon_high=settings.epsilon_high,
+            beta=settings.beta,
+            mask_truncated_completions=settings.mask_truncated,
+            disable_dropout=True,  # or the loss would see other probabilities than sampling did
+        )
+        super().__init__(
+            model=self.vlm.model,
+            reward_funcs=lambda completions, **_: (
+                [0.0] * len(completions)
+            ),  # rewards are computed beside their evidence, in _score
+            args=arguments,
+            train_dataset=Dataset.from_dict({"clip": list(range(len(clips))), "prompt": [""] * len(clips)}),
+            processing_class=self.vlm.processor,
+            callbacks=[
+                Watch("GRPO", self._log_training, self._log.flush, progress),
+                tensorboard(run.path / "tensorboard"),
+            ],
+        )
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
+        """TRL's sampler, with an order that belongs to the epoch: TRL's own begins again with the first order after
+        a resume."""
+        sampler = super()._get_train_sampler(dataset)
+        each = sampler.num_samples // sampler.batch_size
+        return _Order(sampler, lambda: [self.args.seed, self.state.global_step // each])
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """A round of sampling: groups, scores, advantages, and the tensors that TRL's loss takes, with each row's
+        clip index."""
+        chosen = list(dict.fromkeys(row["clip"] for row in inputs))
+        step = self.state.global_step
+        groups = self._sample([self.clips[i] for i in chosen], step)
+        if self.config.dynamic_sampling:
+            groups = self._refill(groups, len(chosen), step)
+        advantages = [advantage_T for group in groups for advantage_T in self.scorer.advantages(group)]
+        self._store(groups, advantages, step)
+        self._encoded = [group.encoded for group in groups]
+        size = self.config.group
+        samples = [sample for group in groups for sample in group.samples]
+        pad, device = self.vlm.tokenizer.pad_token_id, self.accelerator.device
+        prompts = _padded([group.prompt_ids for group in groups for _ in range(size)], pad, left=True)
+        written = _padded([sample.token_ids for sample in samples], pad, left=False)
+        mask = written[1]
+        if self.config.mask_truncated:
+            mask = mask * torch.tensor([[0 if sample.truncated else 1] for sample in samples])
+        batch = {
+            "prompt_ids": prompts[0].to(device),
+            "prompt_mask": prompts[1].to(device),
+            "completion_ids": written[0].to(device),
+            "completion_mask": mask.to(device),
+            "advantages": _padded(advantages, 0.0, left=False)[0].to(device),
+            "num_items_in_batch": mask.sum().to(device),
+            "clip_index": torch.arange(len(groups)).repeat_interleave(size).to(device),
+        }
+        if self.beta:
+            batch["ref_per_token_logps"] = self._reference_logps(batch)
+        return batch
+
+    @torch.no_grad()
+    def _reference_logps(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probabilities under the weights that GRPO began with, for the KL term: a frozen copy of the model, of
+        the adapter, or the base."""
+        self._rows = batch["clip_index"]
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        wanted, size = batch["completion_ids"].shape[1], self.args.per_device_train_batch_size
+        if self.ref_model is not None:
+            return self._get_per_token_logps_and_entropies(self.ref_model, ids, mask, wanted, batch_size=size)[0]
+        with use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None):
+            return self._get_per_token_logps_and_entropies(self.model, ids, mask, wanted, batch_size=size)[0]
+
+    def _compute_loss(self, model, inputs):
+        self._rows = inputs["clip_index"]
+        return super()._compute_loss(model, inputs)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **_,
+    ):
+        """TRL's fused head over inputs that hold each row's clip. (An auxiliary loss is for mixtures of experts;
+        Qwen-VL has none.)"""
+        logps, entropies = [], []
+        size = batch_size or len(input_ids)
+        for start in range(0, len(input_ids), size):
+            part = slice(start, start + size)
+            clips = [self._encoded[i] for i in self._rows[part].tolist()]
+            inputs = self.vlm.forward_inputs(clips, input_ids[part], attention_mask[part])
+            labels = input_ids[part].masked_fill(attention_mask[part] == 0, -100)
+            labels[:, :-logits_to_keep] = -100
+            with self.accelerator.autocast():
+                out = model(**inputs, labels=labels, fused_lm_head=True)
+            logps.append(out.log_probs[:, -logits_to_keep:])
+            if compute_entropy:
+                entropies.append(out.entropy[:, -logits_to_keep:])
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+    def _sample(self, clips: list[Clip], step: int, refill: int = 0) -> list[Group]:
+        settings = self.config
+        groups = self.reasoner.groups(
+            clips,
+            range(refill * settings.group, (refill + 1) * settings.group),
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+            step=step,
+        )
+        return self.scorer.groups(groups, refill * settings.group)
+
+    def _refill(self, groups: list[Group], wanted: int, step: int) -> list[Group]:
+        """Dynamic sampling (DAPO): keep groups with 0 < #correct < G; draw further clips at most `max_refills` times.
+
+        What is still missing is filled with groups that agree: their advantages are zero on accuracy, and TRL's batch
+        keeps its shape.
+        """
+        kept, spare, sampled = [g for g in groups if g.mixed], [g for g in groups if not g.mixed], len(groups)
+        rng = np.random.default_rng([self.args.seed, step])
+        for refill in range(1, self.config.max_refills + 1):
+            if len(kept) >= wanted:
+                break
+            more = rng.choice(len(self.clips), size=min(len(self.clips), wanted - len(kept)), replace=False)
+            new = self._sample([self.clips[i] for i in more], step, refill)
+            sampled += len(new)
+            kept += [g for g in new if g.mixed]
+            spare += [g for g in new if not g.mixed]
+        self._extra = {"dynamic_kept_share": len(kept) / sampled, "dynamic_sampled_groups": sampled}
+        return (kept + spare)[:wanted]
+
+    def _store(self, groups: list[Group], advantages: list[np.ndarray], step: int) -> None:
+        """Rollouts with every reward and the advantage, and the round's numbers.
+
+        A round that is sampled again after a kill takes the place of the first: what is on file is what the weights
+        were trained on.
+        """
+        rows, scores, all_numbers = [], [], []
+        remaining = iter(advantages)
+        for group in groups:
+            for number, (sample, trace, scored) in enumerate(zip(group.samples, group.traces, group.scores)):
+                sampled = group.first + number
+                row = self.reasoner.row(group.clip, group.encoded, sample, sampled, self.config.temperature, step)
+                name = trace_id(self.run_.id, group.clip.clip_id, sampled, step)
+                rows.append({"trace_id": name, **row})
+                advantage_T, seeing_T = next(remaining), group.seeing_T[number] > 0
+                numbers = scored.numbers() | {"advantage": float(advantage_T[-1])}  # the end token is never seeing's
+                if self.scorer.separate and seeing_T.any():
+                    numbers["advantage_perception"] = float(advantage_T[seeing_T][0])
+                evidence = dict.fromkeys(numbers, scored.reason or scored.answer)
+                if trace.ok and trace.grammar.text_segments:
+                    argued = argued_label(trace, self.reasoner.task.labels)
+                    numbers["mismatch"], evidence["mismatch"] = float(argued != trace.label), argued or "none"
+                if verdict := group.verdicts[number]:
+                    evidence["sufficient"] = verdict.said
+                told = ({"name": n, "value": value, "evidence": evidence[n]} for n, value in numbers.items())
+                scores += [{"trace_id": name, **row} for row in told]
+                all_numbers.append(numbers)
+        self.run_.append("traces", rows)
+        self.run_.append("scores", scores)
+        flat = [s for group in groups for s in group.scores]
+        lengths = [len(s.token_ids) for group in groups for s in group.samples]
+        self._log(
+            step,
+            {
+                "reward": float(np.mean([s.value for s in flat])),
+                "accuracy": float(np.mean([s.accuracy for s in flat])),
+                "well_formed": float(np.mean([s.format for s in flat])),
+                "zero_variance_share": float(
+                    zero_variance_share(np.array([[s.value for s in g.scores] for g in groups]))
+                ),
+                "tokens_mean": float(np.mean(lengths)),
+                "truncated_share": float(np.mean([s.truncated for g in groups for s in g.samples])),
+                **{
+                    f"{name}_mean": float(np.mean(values))
+                    for name in _TOLD
+                    if (values := [numbers[name] for numbers in all_numbers if name in numbers])
+                },
+                **self.scorer.zero_variance(groups),
+                **self._extra,
+            },
+        )
+
+    def _log_training(self, step: int, numbers: dict[str, float]) -> None:
+        """TRL's numbers of an update, which it counts from 1, beside those of the round that was sampled for it."""
+        self._log(step - 1, {name: value for name, value in numbers.items() if name in _LOGGED})
+
+
+class _Order(RepeatSampler):
+    """The rows of a TRL sampler, shuffled by `seed()` as it stands when an epoch begins."""
+
+    def __init__(self, like: RepeatSampler, seed: Callable[[], Sequence[int]]):
+        super().__init__(
+            like.data_source, like.mini_repeat_count, like.batch_size, like.repeat_count, like.shuffle, like.seed
+        )
+        self._seed_now = seed
+
+    def __iter__(self):
+        self.generator.manual_seed(int(np.random.SeedSequence(self._seed_now()).generate_state(1)[0]))
+        return super().__iter__()
+
+
+def _padded(rows: Sequence[Sequence[float]], pad: float, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids (or of numbers, when `pad` is one with a fraction) as one tensor, and where they are."""
+    width = max(map(len, rows))
+    ids, mask = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        place = slice(width - len(tokens), width) if left else slice(0, len(tokens))
+        ids[row, place] = torch.as_tensor(tokens, dtype=ids.dtype)
+        mask[row, place] = 1
+    return ids, mask
