@@ -20,7 +20,7 @@ from app import review_view
 from app.desk import LOCAL, Desk
 from app.html import tag
 from app.review_tasks import Room
-from deepintuit.errors import DeepIntuitError, StoreError
+from deepintuit.errors import DeepIntuitError
 from deepintuit.store import browse
 
 Asked = Annotated[dict[str, Any], Body()]
@@ -29,7 +29,7 @@ _MOST_HELD = 200
 
 
 def routes(desk: Desk) -> APIRouter:
-    """`POST /review-api/<what>` with a JSON object. 400 with `error` for what cannot be, 503 when it was not saved."""
+    """`POST /review-api/<what>` with a JSON object. 400 with `error`, a sentence, for what cannot be."""
     room, router = Room(desk), APIRouter()
     for name, answer in _answers(room).items():
         router.add_api_route(f"/review-api/{name}", _route(answer), methods=["POST"])
@@ -41,7 +41,7 @@ def _route(answer: Callable[[dict[str, Any], str], Any]) -> Callable[..., JSONRe
         try:
             found = answer(given, request.scope.get("deepintuit_user") or LOCAL)
         except DeepIntuitError as error:
-            return JSONResponse({"error": str(error)}, 503 if isinstance(error, StoreError) else 400, _NOT_KEPT)
+            return JSONResponse({"error": str(error)}, 400, _NOT_KEPT)
         return JSONResponse(found, headers=_NOT_KEPT)
 
     return asked

@@ -1,0 +1,406 @@
+"""The Review page's routes: who asks is who logged in, items go to whom they were handed, nothing said is lost."""
+
+import http.client
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlencode
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from porch import write_clip
+
+from app import review
+from app.app import create
+from app.desk import Desk
+from app.gate import Gate, hashed
+from deepintuit import data, video
+from deepintuit.labels import LabelSet
+from deepintuit.review import EventLog, Kind, read_events
+from deepintuit.store import Workbench, browse
+from deepintuit.store.browse import TraceFilter
+
+HOSTILE = "<img src=x onerror=alert(1)> ${1} {{7}} <script>alert(2)</script>"
+GOOD = {"label": "theft", "verdict": "right"}
+TRACES = 540
+PEOPLE = [f"r{n}" for n in range(20)]
+WORDS = hashed("correct horse")
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory) -> Workbench:
+    """One clip whose file name tells its label, and many traces about it: half of them wrong."""
+    folder = tmp_path_factory.mktemp("review") / "workbench"
+    videos = folder / "sources" / "porch"
+    videos.mkdir(parents=True)
+    write_clip(videos / "a-theft-at-night.mp4")
+    (videos / "clips.csv").write_text("path,label,group,split\na-theft-at-night.mp4,theft,a,test\n")
+    listing = data.import_csv(videos / "clips.csv", videos, labels=LabelSet.of("porch", ["theft", "routine"]))
+    manifest, _ = data.scan(listing, folder, "porch", probe=video.probe, progress=False)
+    manifest.save()
+    workbench = Workbench(folder)
+    clip = manifest.frame["clip_id"].iloc[0]
+    with workbench.start_run("evaluate", {}, dataset="porch") as run:
+        run.append("traces", [
+            {"clip_id": clip, "sample": n, "provisional": label, "true_label": "theft", "tokens": n, "text":
+             f"<think> A box. {n} is a Routine visit, no theft. </think><answer> {label} </answer>"}
+            for n, label in ((n, ("theft", "routine")[n % 2]) for n in range(TRACES))])  # fmt: skip
+        run.finish({})
+    workbench.refresh()
+    return workbench
+
+
+@pytest.fixture
+def bench(shelf, tmp_path) -> Workbench:
+    """The same without reviews, to write into."""
+    for name in ("clips", "runs", "sources", "index.duckdb"):
+        (tmp_path / name).symlink_to(shelf.path / name)
+    return Workbench(tmp_path)
+
+
+def served(bench: Workbench, *names: str) -> FastAPI:
+    """The routes behind the login, without the pages, which take seconds to build."""
+    server = FastAPI()
+    server.include_router(review.routes(Desk(bench.path)))
+    server.add_middleware(Gate, users=dict.fromkeys(names, WORDS))
+    return server
+
+
+class Person:
+    """Somebody at the page, logged in where there is a login."""
+
+    def __init__(self, app, name: str | None = None):
+        self.client = TestClient(app, base_url="http://127.0.0.1:7860", follow_redirects=False)
+        if name is not None:
+            form = urlencode({"username": name, "password": "correct horse"})
+            asked = {"content-type": "application/x-www-form-urlencoded"}
+            assert self.client.post("/login", content=form, headers=asked).status_code == 303
+
+    def send(self, what: str, **given):
+        return self.client.post(f"/review-api/{what}", json=given)
+
+    def ask(self, what: str, **given) -> dict:
+        answer = self.send(what, **given)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def refused(self, what: str, **given) -> str:
+        answer = self.send(what, **given)
+        assert answer.status_code == 400, answer.text
+        return answer.json()["error"]
+
+
+FORM = {"name": "week", "query": "max_tokens=9", "questions": ["label", "verdict", "failing", "note"]}
+
+
+@pytest.fixture
+def crew(bench):
+    """Three people of whom `ada` has opened the task "week"."""
+    app = served(bench, "ada", "bob", "cyd")
+    people = {name: Person(app, name) for name in ("ada", "bob", "cyd")}
+    assert people["ada"].ask("open", **FORM, reviewers="2", order="given") == {"task": "week"}
+    return people
+
+
+def events(bench: Workbench, kind: Kind | None = None):
+    return [event for event in read_events(bench.reviews)[0] if kind in (None, event.kind)]
+
+
+def test_a_task_is_opened_from_a_form_and_says_how_many_traces_it_finds(bench):
+    someone = Person(served(bench))
+    assert "No review task is open yet" in someone.ask("tasks")["html"]
+    run = browse.choices(bench)["run"][0][0]
+    assert someone.ask("count", query="http://host/traces?right=wrong&sort=tokens&page=2") == {"count": TRACES // 2}
+    assert someone.ask("count", run=run, query="max_tokens=9") == {"count": 10}
+    bench.save_slice("first ones", TraceFilter(max_tokens=9), by="ada")
+    assert "first ones" in someone.ask("tasks")["html"]
+    shares = {"order": "mixture", "share-random": "2", "share-traces": "1"}
+    someone.ask("open", **FORM | {"slice": "first ones", "query": "right=wrong"}, gold="2", gold_share="30", blind="1",
+                leads="bob, cyd", **shares)  # fmt: skip
+    opened = events(bench, Kind.OPENED)[0].payload
+    assert len(opened["items"]) == 5 and opened["blind"] and opened["order"] == {"traces": 1, "random": 2}
+    assert list(opened["gold"].values()) == [{"label": "theft"}] * 2 and opened["gold_share"] == 0.3
+    assert opened["labels"] == ["theft", "routine"] and opened["leads"] == ["local", "bob", "cyd"]
+    listed = someone.ask("tasks")["html"]
+    assert "0 of 3 judgements" in listed and "blind" in listed
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"name": " "}, "without a name"), ({"query": "nonsense"}, "nothing in it is a filter"),
+    ({"query": "text=zzz"}, "holds no trace"),
+    ({"questions": []}, "without questions"), ({"order": "mixture"}, "without shares"),
+    ({"reviewers": "many"}, "a number"), ({"reviewers": "0"}, "wants 0 reviewers"),
+    ({"slice": "none"}, "no slice"), ({"order": "best"}, "order"),
+])  # fmt: skip
+def test_a_form_that_is_no_task_gets_a_sentence(bench, changed, said):
+    assert said in Person(served(bench)).refused("open", **FORM | changed)
+    assert events(bench) == []
+
+
+def test_a_judgement_is_of_whoever_logged_in_and_on_disk_when_it_is_said(bench, crew):
+    item = crew["bob"].ask("next", task="week", seat="t", who="ada", reviewer="ada")
+    assert crew["bob"].ask("judge", task="week", item=item["item"], answers=GOOD, id="one", reviewer="ada")["saved"]
+    (judged,) = events(bench, Kind.JUDGED)
+    assert (judged.reviewer, judged.item, judged.id, judged.payload) == ("bob", item["item"], "one", GOOD)
+    crew["bob"].ask("judge", task="week", item=item["item"], answers=GOOD, id="one")
+    assert len(events(bench, Kind.JUDGED)) == 1, "sent again, it counts once"
+    assert "is missing" in crew["bob"].refused("judge", task="week", item=item["item"], answers={"label": "theft"})
+
+
+def test_nobody_sees_or_answers_an_item_that_was_not_handed_to_them(bench, crew):
+    item = crew["bob"].ask("next", task="week", seat="t")["item"]
+    before = len(events(bench))
+    for what in ("again", "judge", "draft", "skip", "release"):
+        said = crew["cyd"].refused(what, task="week", item=item, answers=GOOD, reason="why not", seat="t")
+        assert "was not handed to 'cyd'" in said
+    for what in ("lead", "decide", "close", "next"):
+        given = {"decide": True} if what == "next" else {"answers": GOOD, "item": item, "closed": True}
+        assert "ask one of them" in crew["cyd"].refused(what, task="week", **given)
+    assert len(events(bench)) == before
+    assert "no review task" in crew["cyd"].refused("next", task="../week", seat="t")
+
+
+def test_other_sites_pages_and_strangers_can_send_nothing(bench, crew):
+    whole = Person(create(bench.path, {"ada": WORDS}), "ada")
+    ask = whole.client.post
+    foreign = {"origin": "http://evil.example", "content-type": "application/json"}
+    assert ask("/review-api/close", content='{"task":"week","closed":true}', headers=foreign).status_code == 403
+    plain = {"content-type": "text/plain"}
+    assert ask("/review-api/close", content='{"task":"week","closed":true}', headers=plain).status_code == 422
+    stranger = TestClient(whole.client.app, base_url="http://127.0.0.1:7860", follow_redirects=False)
+    assert stranger.post("/review-api/next", json={"task": "week"}).status_code == 401
+    assert events(bench, Kind.CLOSED) == events(bench, Kind.RESERVED) == []
+
+
+def test_what_a_reviewer_sees_tells_no_true_label_and_in_a_blind_task_no_model_label(bench, crew):
+    shown = crew["bob"].ask("next", task="week", seat="t")
+    assert "theft" in shown["html"] and "theft-at-night" not in json.dumps(shown)
+    crew["ada"].ask("open", **FORM | {"name": "blind"}, blind="1")
+    shown = json.dumps(crew["bob"].ask("next", task="blind", seat="t"))
+    assert "theft" not in shown.lower() and "routine" not in shown.lower() and "hidden" in shown
+    assert shown.count('sentence\\"') == 3, "two of thinking, one of the answer: numbered as in the open text"
+
+
+def test_a_reload_gets_back_what_was_on_screen_and_another_tab_can_take_all(crew):
+    bob = crew["bob"]
+    first = bob.ask("next", task="week", seat="a")["item"]
+    second = bob.ask("next", task="week", seat="a", holding=[first])["item"]
+    bob.ask("draft", task="week", item=first, answers={"note": "half"})
+    again = bob.ask("next", task="week", seat="a", first=first)
+    assert again["item"] == first != second and again["draft"] == {"note": "half"}
+    assert bob.ask("next", task="week", seat="b", first=first)["item"] not in (first, second), "of its own tab only"
+    taken = [first, second]
+    while (more := bob.ask("next", task="week", seat="a", holding=taken))["item"]:
+        taken.append(more["item"])
+    assert more["elsewhere"] == 1 and len(taken) == 9
+    assert bob.ask("gather", task="week", seat="a") == {"taken": 1}
+    assert bob.ask("next", task="week", seat="a", holding=taken)["item"]
+
+
+def test_undo_gives_the_item_back_with_what_was_said(crew):
+    item = crew["bob"].ask("next", task="week", seat="t")["item"]
+    crew["bob"].ask("judge", task="week", item=item, answers=GOOD)
+    back = crew["bob"].ask("undo", task="week", seat="t")
+    assert (back["item"], back["draft"]) == (item, GOOD)
+    assert crew["bob"].ask("undo", task="week", seat="t") == {"item": None}
+
+
+def test_a_lead_sees_agreement_decides_what_is_disputed_and_closes(bench, crew):
+    for name, label in (("bob", "theft"), ("cyd", "routine")):
+        for turn in range(2):
+            item = crew[name].ask("next", task="week", seat="t")["item"]
+            said = {"label": label if turn else "theft", "verdict": "right", "note": HOSTILE}
+            crew[name].ask("judge", task="week", item=item, answers=said)
+    shown = crew["ada"].ask("lead", task="week")["html"]
+    assert "Krippendorff" in shown and "Decide 1 disputed" in shown and "50 " in shown
+    assert "<img" not in shown and "<script" not in shown and "&lt;img src=x" in shown and "${" not in shown
+    assert "<table" in shown and "onerror=alert" in shown, "the note is there, as text"
+    disputed = crew["ada"].ask("next", task="week", decide=True)
+    assert disputed["item"] == item and "cyd" in disputed["html"] and disputed["progress"] == {"left": 1}
+    crew["ada"].ask("decide", task="week", item=item, answers=GOOD)
+    assert crew["ada"].ask("next", task="week", decide=True)["item"] is None
+    back = crew["ada"].ask("undo", task="week", seat="t")
+    assert back["decides"] and back["item"] == item and back["draft"] == GOOD
+    crew["ada"].ask("decide", task="week", item=item, answers=GOOD)
+    held = crew["bob"].ask("next", task="week", seat="t")["item"]
+    crew["ada"].ask("close", task="week", closed=True)
+    assert crew["cyd"].ask("next", task="week", seat="t")["item"] is None, "nothing new is handed out"
+    crew["bob"].ask("judge", task="week", item=held, answers=GOOD)
+    assert "closed" in crew["ada"].ask("tasks")["html"]
+    crew["ada"].ask("close", task="week", closed=False)
+    assert crew["cyd"].ask("next", task="week", seat="t")["item"]
+
+
+def test_reviews_that_another_process_writes_are_said_in_a_sentence(bench):
+    with EventLog(bench.reviews):
+        answer = Person(served(bench)).send("tasks")
+    assert answer.status_code == 400 and "one process writes the reviews" in answer.json()["error"]
+
+
+# Many at once, and kills: a real server in a process of its own, which forks from one import
+
+SERVER = """
+import os, socket, sys, threading
+import uvicorn
+from app.app import create
+
+app = create(sys.argv[1], dict(pair.split("=") for pair in sys.argv[3:]))
+for life in range(int(sys.argv[2])):
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        door.listen(64)
+        pid = os.fork()
+        if not pid:
+            os.write(1, f"{os.getpid()} {door.getsockname()[1]}\\n".encode())
+            uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[door])
+    os.waitpid(pid, 0)
+"""
+
+CLIENT = """
+import http.client, json, sys
+port, asks, *tickets = sys.argv[1:]
+for turn in range(int(asks)):
+    ticket = tickets[turn % len(tickets)]
+    door = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+    body = json.dumps({"task": "week", "seat": f"process {turn}"})
+    door.request("POST", "/review-api/next", body, {"content-type": "application/json", "cookie": ticket})
+    print(ticket, json.loads(door.getresponse().read())["item"], flush=True)
+    door.close()
+"""
+
+
+class Line:
+    """A connection that stays open; `cookie` says who asks."""
+
+    def __init__(self, port: int, cookie: str = ""):
+        self.door, self.cookie = http.client.HTTPConnection("127.0.0.1", port, timeout=60), cookie
+
+    def ask(self, what: str, **given) -> dict:
+        headers = {"content-type": "application/json", "cookie": self.cookie}
+        self.door.request("POST", f"/review-api/{what}", json.dumps(given), headers)
+        answer = self.door.getresponse()
+        found = json.loads(answer.read())
+        assert answer.status == 200, found
+        return found
+
+
+def login(port: int, name: str) -> str:
+    door = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    door.request("POST", "/login", urlencode({"username": name, "password": "correct horse"}))
+    return door.getresponse().getheader("set-cookie").partition(";")[0]
+
+
+@pytest.fixture
+def server(bench):
+    """Starts the server: → its process, and for each of its lives (process id, port)."""
+    started = []
+
+    def start(lives: int = 1, people=()):
+        command = [sys.executable, "-c", SERVER, str(bench.path), str(lives), *(f"{name}={WORDS}" for name in people)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        for line in process.stdout:
+            pid, port = map(int, line.split())
+            started.append(pid)
+            yield pid, port
+
+    yield start
+    for one in reversed(started):
+        if isinstance(one, int):
+            try:
+                os.kill(one, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        else:
+            one.kill()
+            one.communicate()
+
+
+@pytest.mark.slow
+def test_eight_threads_and_three_processes_ask_five_hundred_times_and_nothing_goes_out_twice(server):
+    _, port = next(server(people=PEOPLE[:5]))
+    tickets = [login(port, name) for name in PEOPLE[:5]]
+    Line(port, tickets[0]).ask("open", **FORM | {"query": ""}, reviewers="1", order="given")
+
+    def thread(number: int) -> list[str]:
+        line, mine = Line(port, tickets[number % 5]), []
+        for _ in range(40):
+            mine.append(line.ask("next", task="week", seat=f"thread {number}", holding=mine)["item"])
+        return mine
+
+    asks = 60
+    processes = [subprocess.Popen([sys.executable, "-c", CLIENT, str(port), str(asks), *tickets[n:], *tickets[:n]],
+                                  stdout=subprocess.PIPE, text=True) for n in range(3)]  # fmt: skip
+    with ThreadPoolExecutor(8) as pool:
+        by_threads = [item for mine in pool.map(thread, range(8)) for item in mine]
+    by_processes = [line.split() for process in processes for line in process.communicate()[0].splitlines()]
+    assert len(by_threads) + len(by_processes) == 500
+    # A reviewer's seat in one process is the same seat in another: what comes twice comes to the same person and tab.
+    handed = {item: ticket for ticket, item in by_processes}
+    assert all(handed[item] == ticket for ticket, item in by_processes)
+    assert max(Counter([*by_threads, *handed]).values()) == 1 and "None" not in handed and None not in by_threads
+
+
+@pytest.mark.slow
+def test_what_twenty_reviewers_say_at_once_is_all_in_the_file(bench, server, each=15):
+    """(Two thousand judgements of twenty are a test of the log.)"""
+    _, port = next(server(people=PEOPLE))
+    tickets = {name: login(port, name) for name in PEOPLE}
+    Line(port, tickets["r0"]).ask("open", **FORM | {"query": "max_tokens=119"}, reviewers="20", order="given")
+
+    def work(name: str) -> None:
+        line = Line(port, tickets[name])
+        for turn in range(each):
+            item = line.ask("next", task="week", seat="t")["item"]
+            assert line.ask("judge", task="week", item=item, answers=GOOD | {"note": f"{name} {turn}"})["saved"]
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(work, PEOPLE))
+    judged = events(bench, Kind.JUDGED)
+    assert len(judged) == len({(event.reviewer, event.item) for event in judged}) == 20 * each
+    assert Counter(event.reviewer for event in judged) == dict.fromkeys(PEOPLE, each)
+    assert f"{20 * each} of 2,400 judgements" in Line(port, tickets["r0"]).ask("tasks")["html"]
+
+
+@pytest.mark.slow
+def test_a_server_killed_at_any_moment_has_every_judgement_that_it_called_saved(bench, server):
+    """Ten kills under the load of six tabs, each server going on in the file where the last one died."""
+    generator, acknowledged, sent = random.Random(0), [], 0
+    opened = False
+    for life, (pid, port) in enumerate(server(lives=10)):
+        if not opened:
+            Line(port).ask("open", **FORM | {"query": ""}, reviewers="1")
+            opened = True
+        first = threading.Event()
+
+        def tab(number: int, life: int = life, port: int = port, first: threading.Event = first) -> int:
+            line, turns = Line(port), 0
+            try:
+                while item := line.ask("next", task="week", seat=f"{number}")["item"]:
+                    turns += 1
+                    name = f"{life} {number} {turns}"
+                    line.ask("judge", task="week", item=item, answers=GOOD, id=name)
+                    acknowledged.append((name, item))
+                    first.set()
+            except (OSError, http.client.HTTPException, ValueError):
+                return turns  # the server is gone, in the middle of something
+            finally:
+                first.set()
+            return turns
+
+        with ThreadPoolExecutor(6) as pool:
+            tabs = [pool.submit(tab, number) for number in range(6)]
+            assert first.wait(60)
+            threading.Timer(generator.uniform(0.0, 0.4), os.kill, (pid, signal.SIGKILL)).start()
+            sent += sum(one.result() for one in tabs)
+    judged = events(bench, Kind.JUDGED)
+    assert life == 9 and len(acknowledged) >= 10 and sent > len(acknowledged), "it worked, and was killed at work"
+    assert set(acknowledged) <= {(event.id, event.item) for event in judged}
+    assert len({event.item for event in judged}) == len(judged), "nor was an item handed out twice"
