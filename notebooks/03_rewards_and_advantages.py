@@ -107,7 +107,7 @@ show.row(show.trace(best, "most reward"), show.trace(worst, "least"))
 # The stored advantages are what the package gives for the stored rewards, to the last digit:
 
 # %%
-np.abs(group_advantages(group["reward"]) - group["advantage"]).max()
+float(np.abs(group_advantages(group["reward"]) - group["advantage"]).max())
 
 # %% [markdown]
 # ## Down to the tokens
@@ -130,7 +130,7 @@ show.trace(told)
 # Now two rewards in a group of four: who saw rightly `[1, 1, 0, 0]`, who concluded rightly `[0, 1, 0, 1]`. Each is compared within its own column. Ours is the first of the four: it saw well and concluded badly.
 
 # %%
-seeing, concluding = group_advantages([[1, 1, 0, 0], [0, 1, 0, 1]])[:, 0]
+seeing, concluding = group_advantages([[1, 1, 0, 0], [0, 1, 0, 1]])[:, 0].round(3).tolist()
 by_segment = {"observation": seeing, "think": concluding, "answer": concluding}
 by_segment
 

@@ -1,0 +1,160 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 04 · GRPO
+#
+# Sample a group of traces for each clip, score each, push the good ones up. Here is one real update of the model, looked at from both sides: what was sampled, and what the update did to it. Then the
+# curve of a true run, dips included.
+
+# %%
+import os
+
+from deepintuit import demo
+
+WORKBENCH = os.environ.get("DEEPINTUIT_HOME", "../workbench")  # or the path of your own
+bench = demo.finished(WORKBENCH)
+
+# %% [markdown]
+# ## How far one update may go
+#
+# A token had probability 0.2 when it was sampled. After half an update it has 0.3: half as much again. Should a good trace push it further? And a bad trace pull it back?
+
+# %%
+import numpy as np
+
+low, high = 1 - bench.settings.grpo.epsilon_low, 1 + bench.settings.grpo.epsilon_high
+ratio = 0.3 / 0.2
+{f"advantage {a:+}": round(float(min(ratio * a, np.clip(ratio, low, high) * a)), 2) for a in (1, -1)}
+
+# %% [markdown]
+# In the good trace the gain is cut at the upper bound: no further push from there. In the bad trace nothing is cut, and it is pulled back with all force. That is PPO's **clipped ratio**; DAPO, the default here, sets the
+# upper bound higher than the lower, so that rare tokens can still rise. With one update a round, as here, the ratio begins at 1 and the bounds seldom matter.
+#
+# ## One real update
+#
+# Eight clips, a group of traces each, one step from the cold-started weights. This is the real stage, cut short; what it makes goes to a throw-away copy of the workbench.
+
+# %%
+from dataclasses import replace
+
+from deepintuit import grpo
+
+settings = replace(bench.settings.grpo, max_steps=1, clips_per_step=8, check_clips=0, warmup_steps=0)
+scratch = bench.scratch()
+step = grpo.run(scratch, replace(bench.settings, grpo=settings), start=bench.cold.id)
+
+# %%
+scores = step.read("scores").pivot_table(index="trace_id", columns="name", values="value")
+rollouts = step.read("traces").set_index("trace_id").join(scores)
+rollouts.groupby("clip_id").agg(label=("true_label", "first"), right=("accuracy", "sum"), well_formed=("format", "sum"), spread=("reward", "std"))
+
+# %% [markdown]
+# Each line is a group. Where the spread is 0, nothing was learned. We look into the group with the largest.
+
+# %%
+from deepintuit import show
+from deepintuit.reasoner import LocalReasoner, Task, parsed
+
+task = Task(bench.workbench.path, bench.settings)
+clip_id = rollouts.groupby("clip_id")["reward"].std().idxmax()
+group = rollouts[rollouts["clip_id"] == clip_id].sort_values("reward", ascending=False)
+
+# %%
+show.clip(bench.file(clip_id), f"true label: {group['true_label'].iloc[0]}", width=240)
+
+# %%
+best, *_, worst = parsed(task, group)
+advantages = group["advantage"].to_list()
+show.row(show.trace(best, f"advantage {advantages[0]:+.2f}"), show.trace(worst, f"advantage {advantages[-1]:+.2f}"))
+
+# %% [markdown]
+# ## Did it push?
+#
+# The same traces, read by the weights before and after the update: how probable is each now? Up should go with a positive advantage, down with a negative one.
+
+# %%
+from deepintuit.vlm import VLM, token_logprobs
+
+before, after = (
+    VLM.load(bench.settings.model, bench.settings.video, checkpoint=run.checkpoint, cache=bench.workbench.cache) for run in (bench.cold, step)
+)
+
+# %%
+clips = {clip.clip_id: clip for clip in task.clips("grpo")}
+[(clip, encoded)] = LocalReasoner(before, task).encode([clips[clip_id]])
+prompts = [before.prompt_ids(encoded, task.reasoner_prompt(clip_id))] * len(group)
+written = [list(ids) for ids in group["token_ids"]]
+
+# %%
+sums = {}
+for name, vlm in {"before": before, "after": after}.items():
+    logprobs_G = token_logprobs(vlm, [encoded] * len(group), prompts, written)
+    sums[name] = [logprobs_T.sum().item() for logprobs_T in logprobs_G]
+
+# %%
+pushed = group[["provisional", "reward", "advantage"]].assign(**sums).reset_index(drop=True)
+pushed["change"] = pushed["after"] - pushed["before"]
+pushed.round(3)
+
+# %%
+agree = (np.sign(pushed["change"]) == np.sign(pushed["advantage"])).sum()
+show.words(
+    f"{agree} of {len(pushed)} traces moved the way their advantage points.",
+    "An update is shared by all groups and all tokens: traces of one clip have most of their words in common, so pushing one moves the others too.",
+)
+
+# %% [markdown]
+# ## A true run
+#
+# One update is nothing. `stored/grpo-steps.parquet` holds the steps of a run of the demo on all its training clips (seed 0; the README of this folder says which commit and command). The same call draws your own:
+# put `bench.grpo.read("steps")` in its place. The first point of each panel was sampled before any update: that is the baseline, the cold start itself. Every point is of other clips, so some jumps are theirs.
+
+# %%
+import pandas as pd
+
+from deepintuit.report import training_figure
+
+stored = pd.read_parquet("stored/grpo-steps.parquet")
+training_figure(stored)
+
+# %%
+from deepintuit.report import health
+
+right = stored[stored["name"] == "accuracy"].sort_values("step")["value"].to_numpy()
+dip = int((right - np.maximum.accumulate(right)).argmin())
+show.words(
+    f"Right answers: {right[0]:.0%} of the traces before any update, {right[-5:].mean():.0%} over the last five updates.",
+    f"The deepest dip, to {right[dip]:.0%}, came at update {dip}.",
+    *(remark.text for remark in health.remarks(stored)),
+)
+
+# %% [markdown]
+# These sentences are computed from the stored steps by `report.health`, the reader that also stands on the dashboard. What GRPO was worth on test clips, beside cold start alone and on more seeds, is in README's first table.
+# Of this workbench's own run the same reader says:
+
+# %%
+show.words(*(remark.text for remark in health.remarks(bench.grpo.read("steps"))))
+
+# %%
+show.app("runs", "The training of this workbench's run, on the Runs page", run=bench.grpo.id, tab="training")
+
+# %% [markdown]
+# ## Three questions
+#
+# 1. The share of groups that teach nothing rises while accuracy rises. Is that a failure?
+# 2. Entropy falls through the whole run. What would you look at to tell sharpening from collapse?
+# 3. Which single change would you try first when reward stays within its noise: harder clips, larger groups, or a higher rate?
+
+# %% [markdown]
+# ## What you have now
+#
+# - One update, from sampled groups to moved probabilities, on your own machine.
+# - A true run's curve, and a reader that says in words what it shows.
+#
+# Next: [05, calibration](05_calibration.ipynb): when to trust what the model says.
