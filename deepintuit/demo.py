@@ -10,7 +10,9 @@ A door like `cli`: it only puts stages one behind the other. Stopped anywhere, t
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -166,11 +168,12 @@ class Finished:
         return Path(row["playable_path"] if isinstance(row["playable_path"], str) else row["path"])
 
     def scratch(self) -> Workbench:
-        """A throw-away workbench with the same clips, features and runs to start from.
+        """A throw-away workbench with the same clips, features and runs to start from; gone when this process ends.
 
         What a notebook trains goes there, since commands take the newest run of a workbench for the one that is meant.
         """
         folder = Path(tempfile.mkdtemp(prefix="deepintuit-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # links are removed, not followed
         for name in ("clips", "runs"):
             (folder / name).mkdir()
         manifest = self.manifest

@@ -18,6 +18,7 @@ import pytest
 from nbclient import NotebookClient
 
 from deepintuit import demo
+from deepintuit.data import Manifest
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
@@ -106,6 +107,32 @@ def test_notebook_opens_with_its_title_and_one_setting_and_ends_with_questions(n
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_links_to_the_dashboard(name):
     assert re.search(r"show\.app\(\s*\"(watch|traces|errors|runs|review)\"", "\n".join(cells(name, "code")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_workbench_with_finished_runs_is_opened_and_none_is_made_beside_it(small):
+    made = demo.finished(small)
+    own = demo.finished(made.workbench.path)
+    assert made.small and not own.small
+    assert [run.id for run in own.evaluations] == [run.id for run in made.evaluations]
+    assert own.evaluation.parent == own.calibrate.parent == own.grpo.id and own.grpo.parent == own.cold.id
+    assert sorted(path.name for path in small.parent.iterdir()) == [made.workbench.path.name]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_scratch_has_the_same_clips_and_runs_and_what_is_made_there_stays_there(small):
+    bench = demo.finished(small)
+    before = [run.id for run in bench.workbench.runs()]
+    scratch = bench.scratch()
+    assert Manifest.load(scratch.path, "homecam").fingerprint == bench.manifest.fingerprint
+    chain = (bench.teach, bench.cold, bench.grpo, bench.calibrate)
+    assert {run.id for run in scratch.runs()} == {run.id for run in chain}
+    with scratch.start_run("coldstart", {"made": "here"}, parent=None) as run:
+        run.finish({})
+    assert [run.id for run in bench.workbench.runs()] == before
+    assert bench.file(bench.manifest.usable("test")["clip_id"].iloc[0]).exists()
 
 
 @pytest.mark.slow
