@@ -342,7 +342,7 @@ class Handlers:
         names = dict.fromkeys([*(found.name for found in self.desk.workbench.slices()), *filter(None, others)])
         return [("Any", ""), *((name, name) for name in names)]
 
-    def save(self, name: str, *given: Any, request: gr.Request) -> list[Any]:
+    def save(self, request: gr.Request, name: str, *given: Any) -> list[Any]:
         """A name and the filters → what came of it, and the slices that can be chosen."""
         asked = TraceFilter.from_query(dict(zip(FILTERS, given)))
         if asked == TraceFilter():

@@ -96,6 +96,7 @@ _MEANINGS = {
     "milliseconds": "how long writing took", "created": "when the run began, UTC", "lowered": "the text in lower case",
     "temperature": "of sampling", "text": "what was written", "answer": "the answer as written",
     "detail": "the malformed place", "token_logprobs": "natural log-probability of each token",
+    "quick_confidence": "of the quick answer", "thought": "whether it thought on after that",
     "token_ids": "of the tokenizer of the checkpoint", "frame_indices": "frames seen", "frame_times": "their seconds",
     "frame_hash": "of their pixels", "frames_size": "[width, height] seen", "reader": "what decoded the file",
     "truncated": "cut at the token limit", "prompt_hash": "of the prompt", "model": "checkpoint that wrote it",

@@ -50,7 +50,7 @@ def query(path: Path, sql: str, params: Sequence[Any] | Mapping[str, Any], max_r
     if not _places.acquire(timeout=seconds):
         raise StoreError(f"{AT_ONCE} other queries are running", "one more would slow all down", "try again")
     try:
-        child = _idle.pop() if _idle else _Child()
+        child = next((one for one in iter(_waiting, None) if one.alive), None) or _Child()
         try:
             answer, rows = child.ask({"path": str(path), "sql": sql, "params": params, "max_rows": max_rows,
                                       "seconds": seconds})  # fmt: skip
@@ -66,6 +66,10 @@ def query(path: Path, sql: str, params: Sequence[Any] | Mapping[str, Any], max_r
     if rows is not None:
         return rows
     raise StoreError(*answer["error"])
+
+
+def _waiting() -> "_Child | None":
+    return _idle.pop() if _idle else None
 
 
 class _Child:
@@ -85,6 +89,10 @@ class _Child:
                 self.end()
                 raise StoreError("the process for queries did not start", "a query of a person runs in one of its own",
                                  "see the log; it may be out of memory")  # fmt: skip
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
 
     def ask(self, question: Mapping[str, Any]) -> tuple[dict[str, Any], pa.Table | None]:
         late = threading.Event()
