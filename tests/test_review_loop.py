@@ -56,8 +56,8 @@ class House:
             said = {"label": label, "verdict": verdict, **({"note": note[0]} if note else {})}
             self.reviews.judge(task, who, item.trace_id, said)
 
-    def manifest(self, version: str = "") -> Manifest:
-        return Manifest.load(self.workbench.path, f"pets{version}")
+    def manifest(self, version: int | None = None) -> Manifest:
+        return Manifest.load(self.workbench.path, "pets", version)
 
     def targets(self, run) -> dict[str, list[str]]:
         """What a cold start with this teacher would imitate, by clip."""
@@ -85,21 +85,21 @@ def test_corrected_labels_are_a_new_version_and_the_old_one_stays(house):
     assert (one.clip_id, one.before, one.after, one.by, one.split) == ("c1", "dog", "cat", ("ann",), "coldstart")
     assert found.confirmed == 1 and not found.contested
     relabel(house.workbench, found)
-    after, former = house.manifest(), house.manifest("@1")
+    after, former = house.manifest(), house.manifest(1)
     assert after.frame["label"].tolist() == ["dog", "cat", *["dog"] * 6]
     assert former.fingerprint == before.fingerprint != after.fingerprint
     note = json.loads(after.frame["notes"][1]["review"])
     assert note == {"was": "dog", "by": ["ann"], "events": list(one.events)} and after.frame["notes"][1]["who"] == "x"
     used = Manifest.used(house.workbench.path, "pets", before.fingerprint)
-    assert used.dataset == "pets@1", "runs find what they used"
+    assert used.version == 1, "runs find what they used"
     house.workbench.refresh()
     assert house.workbench.query("SELECT count(*) AS n FROM clips WHERE label = 'cat'").n[0] == 1
     again = corrections(house.workbench, house.reviews, ["week"], "pets")
     assert not again.changed and again.confirmed == 2
     relabel(house.workbench, again)
-    with pytest.raises(DataError, match="There is no dataset 'pets@2'"):
-        house.manifest("@2")
-    with pytest.raises(DataError, match="former version"):
+    with pytest.raises(DataError, match="There is no version 2 of 'pets'"):
+        house.manifest(2)
+    with pytest.raises(DataError, match="is a former one"):
         former.save()
 
 

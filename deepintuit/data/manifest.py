@@ -1,9 +1,8 @@
 """The manifest of a dataset: which clips exist, and who may see them.
 
 One Parquet, `clips/<dataset>.parquet`, its label set beside it as `clips/<dataset>.labels.toml`. Saving never loses a
-version: the former pair stays as `<dataset>@<n>.parquet` and `<dataset>@<n>.labels.toml`, and `load` reads it under the
-name `<dataset>@<n>`. Left out on purpose: pixels, and any judgement of a clip; a clip that cannot be used stays as a row
-with the reason in `excluded`.
+version: the former pair stays as `<dataset>@<n>.parquet` and `<dataset>@<n>.labels.toml`. Left out on purpose:
+pixels, and any judgement of a clip; a clip that cannot be used stays as a row with the reason in `excluded`.
 
 Run it:  python -c "from deepintuit.data import Manifest; print(Manifest.load('workbench', 'home').summary())"
 """
@@ -96,28 +95,32 @@ class Manifest:
     """
 
     def __init__(self, workbench: str | Path, dataset: str, frame: pd.DataFrame, labels: LabelSet) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@\d+)?", dataset):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", dataset):
             raise DataError(
                 f"{dataset!r} cannot name a dataset.",
                 "The name becomes a file name.",
                 "Use letters, digits, '.', '_' and '-', starting with a letter or digit.",
             )
         self.workbench, self.dataset, self.frame, self.labels = Path(os.path.abspath(workbench)), dataset, frame, labels
+        self.version: int | None = None
 
     @property
     def path(self) -> Path:
-        return self.workbench / "clips" / f"{self.dataset}.parquet"
+        version = "" if self.version is None else f"@{self.version}"
+        return self.workbench / "clips" / f"{self.dataset}{version}.parquet"
 
     @classmethod
-    def load(cls, workbench: str | Path, dataset: str) -> Manifest:
-        """Read a saved manifest. Raises `DataError` when there is none or the file is not a manifest, `LabelError`
-        for its labels."""
+    def load(cls, workbench: str | Path, dataset: str, version: int | None = None) -> Manifest:
+        """Read a saved manifest; with `version` a former one. Raises `DataError` when there is none or the file is not
+        a manifest, `LabelError` for its labels."""
         self = cls(workbench, dataset, pd.DataFrame(), LabelSet.of("unread", ("a", "b")))
+        self.version = version
         if not self.path.is_file():
             known = sorted(p.stem for p in self.path.parent.glob("*.parquet") if "@" not in p.name)
             near = nearest(dataset, known)
             raise DataError(
-                f"There is no dataset {dataset!r} in {str(self.workbench)!r}.",
+                f"There is no {'dataset' if version is None else f'version {version} of'} {dataset!r} in "
+                f"{str(self.workbench)!r}.",
                 f"Imported so far: {', '.join(known) or 'none'}.",
                 f"Nearest: {near!r}" if near else "Import one with `deepintuit clips`.",
             )
@@ -151,7 +154,7 @@ class Manifest:
     def used(cls, workbench: str | Path, dataset: str, fingerprint: str | None) -> Manifest:
         """The version that a run used, by the fingerprint in its config; the one in force when none of it is kept."""
         now = cls.load(workbench, dataset)
-        former = (cls.load(workbench, f"{dataset}@{n}") for n in reversed(now._kept()))
+        former = (cls.load(workbench, dataset, n) for n in reversed(now._kept()))
         return next((one for one in (now, *former) if fingerprint == one.fingerprint), now) if fingerprint else now
 
     def relabelled(self, labels: Mapping[str, str], why: Mapping[str, str]) -> Manifest:
@@ -182,16 +185,16 @@ class Manifest:
 
     @property
     def _labels_path(self) -> Path:
-        return self.path.with_name(f"{self.dataset}.labels.toml")
+        return self.path.with_suffix(".labels.toml")
 
     def save(self) -> Path:
         """Write manifest and labels, each by temp name, fsync and rename; a differing former version is kept as
         `@<n>`."""
-        if "@" in self.dataset:
+        if self.version is not None:
             raise DataError(
-                f"{self.dataset!r} is a former version.",
+                f"Version {self.version} of {self.dataset!r} is a former one.",
                 "Runs were made from it, so it stays as it is.",
-                "Load the dataset without '@' and save that.",
+                "Load the dataset without a version, and change that.",
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         table = _to_table(self.frame, self.workbench)

@@ -6,9 +6,9 @@
     item = reviews.next_item("homecam, week 1", "ann")
     reviews.judge("homecam, week 1", "ann", item.trace_id, {"label": "normal", "verdict": "right"})  # on disk now
 
-`events` is the file and the fold over it, `queue` the tasks, the order of their items and the reservations. What reviews
-tell is in `insight`, files in and out in `exchange`, the way back into training in `loop`; `commands` is their command
-line. Agreement is counted in `metrics`, from `Reviews.ratings`.
+`events` is the file and the fold over it, `queue` the tasks, the order of their items and the reservations. What
+reviews tell is in `insight`, files in and out in `exchange`, the way back into training in `loop`; `commands` is their
+command line. Agreement is counted in `metrics`, from `Reviews.ratings`.
 
 Left out on purpose: pages and keys (`app`). Never imports torch.
 """
