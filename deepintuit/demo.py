@@ -192,8 +192,9 @@ def finished(path: str | os.PathLike[str], *, progress: bool = True) -> Finished
     """
     quiet_libraries()
     if get_console().is_jupyter:
-        # There rich draws bars with ipywidgets or not at all; drawn as in a terminal, they show and can be kept.
-        reconfigure(force_jupyter=False, force_terminal=True)
+        # There rich draws bars with ipywidgets or not at all; drawn as in a terminal, they show and can be kept. No
+        # colours: Jupyter writes a line over the last one character by character, and would cut their codes in two.
+        reconfigure(force_jupyter=False, force_terminal=True, color_system=None)
     console = get_console()
     path = Path(path).expanduser().absolute()
     found = _chain(Workbench(path), small=False) if path.is_dir() else None

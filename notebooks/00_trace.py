@@ -164,7 +164,7 @@ stages_figure([*stages, f"always {common}"], [*formed, None], [*right, majority]
 last, n = list(stages)[-1], len(list(stages.values())[-1])
 above = "above" if right[-1].low > majority.high else "not clearly above"
 show.words(
-    f"{last}: {formed[-1].value:.0%} of {n} traces are well-formed, and {right[-1].value:.0%} are right as well, {above} the "
+    f"Of the system {last!r}, {formed[-1].value:.0%} of {n} traces are well-formed, and {right[-1].value:.0%} are right as well, {above} the "
     f"{majority.value:.0%} of always saying {common}.",
     f"The teacher, whose traces are imitated, is right in {right[0].value:.0%}: it is not an oracle.",
     "In a small workbench the model has seen few clips for a short time, and it shows." if bench.small else "",

@@ -151,7 +151,7 @@ best = max(others, key=lambda name: others[name].value)
 rival = others[best]
 verdict = "clearly better than" if mine.low > rival.high else "clearly worse than" if mine.high < rival.low else "not clearly different from"
 show.words(
-    f"{own.summary['system'].capitalize()} answers {mine.value:.0%} of {rows[0].n} test clips right ({mine.low:.0%} to {mine.high:.0%}),",
+    f"The system {own.summary['system']!r} answers {mine.value:.0%} of {rows[0].n} test clips right ({mine.low:.0%} to {mine.high:.0%}),",
     f"{verdict} the best of its rivals here, {best}, with {rival.value:.0%} ({rival.low:.0%} to {rival.high:.0%}).",
     "It was trained for a minute on few traces. Whether reasons pay is decided on more; README's first table has that." if bench.small else "",
 )

@@ -110,7 +110,7 @@ def test_notebook_links_to_the_dashboard(name):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_workbench_with_finished_runs_is_opened_and_none_is_made_beside_it(small):
     made = demo.finished(small)
     own = demo.finished(made.workbench.path)
@@ -121,7 +121,7 @@ def test_workbench_with_finished_runs_is_opened_and_none_is_made_beside_it(small
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_scratch_has_the_same_clips_and_runs_and_what_is_made_there_stays_there(small):
     bench = demo.finished(small)
     before = [run.id for run in bench.workbench.runs()]
@@ -136,7 +136,7 @@ def test_scratch_has_the_same_clips_and_runs_and_what_is_made_there_stays_there(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs_and_in_time(name, small, monkeypatch, record_property):
     monkeypatch.setenv("DEEPINTUIT_HOME", str(small))
