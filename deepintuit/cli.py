@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     cold.add_argument("--start", metavar="RUN", help="begin with the weights of this run instead of model.path")
 
     grpo = _stage(commands, "grpo", "refine by rule rewards on sampled traces", _grpo)
-    grpo.add_argument("--start", metavar="RUN", help="the run to refine (default: the newest finished cold start)")
+    grpo.add_argument("--start", metavar="RUN", help="the run to refine, or `base` for the model as it is (default: the newest finished cold start)")
 
     calibrate = _stage(commands, "calibrate", "learn from the model's own traces when to trust them", _calibrate)
     calibrate.add_argument("--reasoner", metavar="RUN", help="the reasoner (default: the newest finished grpo run, else cold start)")
@@ -222,6 +222,7 @@ def _grpo(options) -> int:
     workbench, settings = _open(options)
     settings = _need_dataset(settings)
     start = options.start or _newest(workbench, ["coldstart"], settings, "a reasoner to refine", "trace")
+    start = None if start == "base" else start
     if _dry(options, workbench, settings, ["grpo"], {"start": start}):
         return 0
     return _ended(_torch_stage("grpo").run(workbench, settings, start=start, name=options.name, progress=not options.quiet))

@@ -174,7 +174,7 @@ def name_of(workbench: Workbench, reasoner: str | None) -> str:
         return "zero-shot"
     run = workbench.run(reasoner)
     if run.stage == "grpo":
-        return f"{name_of(workbench, run.parent)} + GRPO"
+        return f"{name_of(workbench, run.parent)} + GRPO" if run.parent else "GRPO alone"
     if run.stage != "coldstart":
         raise StoreError(
             f"run {reasoner!r} is a {run.stage} run",

@@ -344,3 +344,51 @@ def test_nothing_to_score_gives_nan_not_an_error() -> None:
 def test_one_class_only_is_scored() -> None:
     found = metrics.evaluate_predictions(["cat"] * 4, ["cat"] * 4, LABELS, [[1.0, 0, 0]] * 4, draws=50)
     assert found.accuracy == found.macro_f1 == metrics.Estimate(1.0, 1.0, 1.0) and found.ece.value == 0
+
+
+# Thinking only when needed
+
+
+def test_a_gate_by_hand():
+    """Four clips: two sure and right, one sure and wrong, one put off. Thinking mends the third."""
+    curve = metrics.gate_curve([0.9, 0.8, 0.6, -1], [1, 1, 0, 0], [1, 1, 1, 1], [2, 2, 2, 4], [10, 10, 10, 12])
+    assert curve.thresholds.tolist() == [0.6, 0.8, 0.9, np.inf]
+    assert curve.think_rate.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert curve.accuracy.tolist() == [0.75, 1.0, 1.0, 1.0]
+    assert curve.tokens.tolist() == [4.5, 6.5, 8.5, 10.5]
+    assert metrics.cheapest_threshold(curve) == 0.8 and metrics.cheapest_threshold(curve, 0.25) == 0.6
+    assert curve.at(0.7) == (0.5, 1.0, 6.5)  # between two points it is the next that counts
+
+
+def test_a_gate_where_every_answer_was_put_off_always_thinks():
+    curve = metrics.gate_curve([-1, -1], [0, 0], [1, 0], [4, 4], [9, 11])
+    assert (curve.think_rate.tolist(), curve.accuracy.tolist(), curve.tokens.tolist()) == ([1.0], [0.5], [10.0])
+
+
+def test_a_gate_without_clips_knows_nothing():
+    assert np.isnan(metrics.cheapest_threshold(metrics.gate_curve([], [], [], [], [])))
+    with pytest.raises(DataError):
+        metrics.gate_curve([0.5], [1, 0], [1], [1], [1])
+
+
+@given(st.lists(st.tuples(st.sampled_from([-1, 0.2, 0.5, 0.9]), st.booleans(), st.booleans()), min_size=1, max_size=30))
+def test_a_higher_threshold_never_thinks_less(rows):
+    confidence, quick, final = map(np.array, zip(*rows))
+    curve = metrics.gate_curve(confidence, quick, final, np.full(len(rows), 2), np.full(len(rows), 9))
+    assert (np.diff(curve.think_rate) >= 0).all() and (np.diff(curve.tokens) >= 0).all()
+    assert curve.think_rate[-1] == 1 and curve.accuracy[-1] == pytest.approx(final.mean())
+
+
+def test_conformal_sets_hold_the_truth_as_often_as_promised():
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet([0.4] * 5, 4000)
+    truth = np.array([rng.choice(5, p=p) for p in probs])
+    for target in (0.8, 0.9, 0.95):
+        found = metrics.conformal_folds(probs, truth, target)
+        assert abs(found.coverage.value - target) < 0.02 and found.n == 4000
+        assert 1 <= found.size <= 5
+    assert metrics.conformal_folds(probs, truth, 0.8).size < metrics.conformal_folds(probs, truth, 0.95).size
+
+
+def test_one_clip_promises_nothing():
+    assert np.isnan(metrics.conformal_folds([[0.5, 0.5]], [0]).coverage.value)

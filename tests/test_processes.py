@@ -349,3 +349,10 @@ def test_text_alone_is_scored_as_the_model_scores_it_without_our_positions(vlm, 
                 logits = vlm.core(input_ids=torch.tensor([[*ids, *target]])).logits[0].float()
             logps = torch.log_softmax(logits, -1)[len(ids) - 1 : -1].gather(1, torch.tensor(target)[:, None])
             assert float(found) == pytest.approx(float(logps.sum()), abs=1e-4)
+
+
+def test_grpo_may_start_from_the_model_as_it_is(bench, tmp_path):
+    mine = bench.copy(tmp_path / "wb")
+    settings = mine.settings(*QUICK, "grpo.max_steps=1", "grpo.max_tokens=4")
+    run = grpo.run(mine.workbench, settings, start=None, progress=False)
+    assert run.finished and run.parent is None and evaluate.name_of(mine.workbench, run.id) == "GRPO alone"

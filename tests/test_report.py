@@ -19,7 +19,7 @@ from deepintuit.data import Manifest
 from deepintuit.data.manifest import SCHEMA
 from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import LabelSet
-from deepintuit.metrics import Estimate, Flips, class_scores, confusion, reliability_bins, risk_coverage
+from deepintuit.metrics import Estimate, Flips, class_scores, confusion, gate_curve, reliability_bins, risk_coverage
 from deepintuit.report import (
     class_f1_figure,
     confusion_figure,
@@ -39,6 +39,7 @@ from deepintuit.report import (
     training_figure,
 )
 from deepintuit.report.gather import departures
+from deepintuit.report.thinking import gate_figure, quick_answers
 from deepintuit.store import Workbench
 
 LABELS = ("cat", "dog")
@@ -440,3 +441,33 @@ def test_departures_are_what_a_stored_config_sets_otherwise() -> None:
     config["grpo"]["group"] = 4
     config["grpo"]["of_another_version"] = None
     assert departures({**config, "workbench": "elsewhere"}) == {"grpo.group": 4, "grpo.of_another_version": None}
+
+
+# When unsure
+
+
+def watched(clip, confidence, quick, final, true="cat", thought=True):
+    text = rf"\boxed{{{quick}}}<think>t</think>\boxed{{{final}}}"
+    return {"clip_id": clip, "text": text, "truncated": False, "quick_confidence": confidence, "quick_tokens": 3,
+            "tokens": 10, "thought": thought, "true_label": true, "provisional": final}  # fmt: skip
+
+
+def test_quick_answers_are_those_of_traces_that_thought():
+    traces = pd.DataFrame([
+        watched("a", 0.9, "cat", "dog"),
+        watched("b", -1.0, "Let's analyze the problem step by step.", "cat"),
+        watched("c", 0.8, "dog", "dog", thought=False),
+        {**watched("d", None, "dog", "dog", thought=None), "quick_tokens": None},
+    ])  # fmt: skip
+    found = quick_answers(traces, LabelSet.of("pets", LABELS))
+    assert found["clip_id"].tolist() == ["a", "b"]
+    assert found["quick_right"].tolist() == [1, 0] and found["final_right"].tolist() == [0, 1]
+    assert found["tokens"].tolist() == [10, 10] and found["quick_tokens"].tolist() == [3, 3]
+
+
+def test_a_gate_figure_says_what_thinking_costs_and_brings():
+    curve = gate_curve([0.9, 0.5, -1.0], [1, 0, 0], [1, 1, 1], [3, 3, 3], [10, 10, 10])
+    assert "Always thinking is 100.0 % right at 10 tokens" in gate_figure(curve, 0.9).layout.title.text.replace(
+        "<br>", " "
+    )
+    assert "no trace here" in gate_figure(gate_curve([], [], [], [], [])).layout.annotations[0].text.casefold()

@@ -43,9 +43,11 @@ _MADE_BY = ("model", "video", "clips", "prompt", "grpo")
 """Sections that decide what this stage makes: a change in another one does not train again."""
 
 
-def run(workbench: Workbench, config: Config, *, start: str, name: str | None = None, progress: bool = True) -> Run:
-    """Refine the weights of the run `start` on the GRPO split. Rollouts, rewards and advantages are stored as they
-    come."""
+def run(
+    workbench: Workbench, config: Config, *, start: str | None, name: str | None = None, progress: bool = True
+) -> Run:
+    """Refine the weights of the run `start` (None: the model as it is) on the GRPO split. Rollouts, rewards and
+    advantages are stored as they come."""
     described = identity(workbench.path, config, (*_MADE_BY, *(("judge",) if apart(config) else ())))
     run = workbench.start_run(
         "grpo", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset
@@ -57,12 +59,11 @@ def run(workbench: Workbench, config: Config, *, start: str, name: str | None = 
     return run
 
 
-def _train(workbench: Workbench, config: Config, run: Run, start: str, progress: bool) -> None:
+def _train(workbench: Workbench, config: Config, run: Run, start: str | None, progress: bool) -> None:
     task = Task(workbench.path, config)
     torch.manual_seed(config.seed)  # a new adapter is drawn here
-    vlm = VLM.load(
-        config.model, config.video, checkpoint=workbench.run(start).checkpoint, cache=workbench.cache, trainable=True
-    )
+    checkpoint = workbench.run(start).checkpoint if start else None
+    vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache, trainable=True)
     run.note(device=str(vlm.device), settings=config.to_dict())
     judge = appoint(config, task.labels, task.manifest, workbench.cache) if apart(config) else None
     reasoner = LocalReasoner(vlm, task, config.seed)

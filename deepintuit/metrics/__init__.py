@@ -21,7 +21,9 @@ from numpy.typing import ArrayLike
 
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics.abstention import (
+    Conformal,
     RiskCoverage,
+    conformal_folds,
     conformal_quantile,
     conformal_sets,
     risk_coverage,
@@ -58,6 +60,7 @@ from deepintuit.metrics.distributions import (
     nll_each,
     reliability_bins,
 )
+from deepintuit.metrics.gate import GateCurve, cheapest_threshold, gate_curve
 from deepintuit.metrics.inputs import Ints, class_indices, distribution
 from deepintuit.metrics.intervals import (
     Estimate,
@@ -72,12 +75,13 @@ from deepintuit.metrics.intervals import (
 from deepintuit.metrics.label_errors import LabelErrors, label_errors
 
 __all__ = [
-    "FLOOR", "Agreement", "Bins", "ClassScores", "Estimate", "Evaluation", "Flips", "LabelErrors", "RiskCoverage",
-    "Statistic", "accuracy", "agreement", "alpha_of", "apply_temperature", "bootstrap", "brier", "brier_each",
-    "class_indices", "class_scores", "conformal_quantile", "conformal_sets", "confusion", "ece", "ece_of",
-    "evaluate_predictions", "fit_temperature", "flips", "kappa_of", "label_errors", "macro_f1", "macro_f1_of",
-    "mean_of", "nll", "nll_each", "no_answer_rate", "paired_difference", "percent_agreement_of", "rating_matrix",
-    "reliability_bins", "risk_coverage", "set_coverage", "threshold_for_risk", "wilson",
+    "FLOOR", "Agreement", "Bins", "ClassScores", "Conformal", "Estimate", "Evaluation", "Flips", "GateCurve",
+    "LabelErrors", "RiskCoverage", "Statistic", "accuracy", "agreement", "alpha_of", "apply_temperature",
+    "bootstrap", "brier", "brier_each", "cheapest_threshold", "class_indices", "class_scores", "conformal_folds",
+    "conformal_quantile", "conformal_sets", "confusion", "ece", "ece_of", "evaluate_predictions", "fit_temperature",
+    "flips", "gate_curve", "kappa_of", "label_errors", "macro_f1", "macro_f1_of", "mean_of", "nll", "nll_each",
+    "no_answer_rate", "paired_difference", "percent_agreement_of", "rating_matrix", "reliability_bins",
+    "risk_coverage", "set_coverage", "threshold_for_risk", "wilson",
 ]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deepintuit.metrics.inputs import Floats, distribution, mean, same_length
+from deepintuit.metrics.intervals import Estimate, wilson
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,32 @@ def set_coverage(sets_C_K: NDArray[np.bool_], truth_C: ArrayLike) -> tuple[float
     truth = np.asarray(truth_C, dtype=np.int64)
     same_length(sets=sets_C_K, truth=truth)
     return mean(sets_C_K[np.arange(len(truth)), truth].astype(np.float64)), mean(sets_C_K.sum(1).astype(np.float64))
+
+
+@dataclass(frozen=True)
+class Conformal:
+    """Label sets with a promised coverage `target`: the share that holds the truth, labels a set, sets of one label."""
+
+    target: float
+    n: int
+    coverage: Estimate
+    size: float
+    single: float
+
+
+def conformal_folds(probs_C_K: ArrayLike, truth_C: ArrayLike, target: float = 0.9, seed: int = 0) -> Conformal:
+    """Split-conformal sets, each half's quantile taken from the other half, so that every clip is measured once [R].
+
+    With fewer than two clips all is nan.
+    """
+    probs, truth = np.asarray(probs_C_K, float), np.asarray(truth_C, int)
+    n = len(truth)
+    if n < 2:
+        nothing = float("nan")
+        return Conformal(target, n, wilson(0, 0), nothing, nothing)
+    order = np.random.default_rng([seed, n]).permutation(n)
+    sets = np.zeros(probs.shape, bool)
+    for mine, other in ((order[: n // 2], order[n // 2 :]), (order[n // 2 :], order[: n // 2])):
+        sets[mine] = conformal_sets(probs[mine], conformal_quantile(probs[other], truth[other], 1 - target))
+    covered, size = set_coverage(sets, truth)
+    return Conformal(target, n, wilson(round(covered * n), n), size, float((sets.sum(1) == 1).mean()))

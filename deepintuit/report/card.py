@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from deepintuit.config import SPLITS, EvaluateConfig
-from deepintuit.metrics import Estimate
+from deepintuit.metrics import Estimate, gate_curve
 from deepintuit.report import page
 from deepintuit.report.curves import training_figure
 from deepintuit.report.figures import (
@@ -35,6 +35,7 @@ from deepintuit.report.figures import (
 from deepintuit.report.gather import KINDS, Example, Story, departures, gather, tabulate
 from deepintuit.report.table import Row, headline
 from deepintuit.report.text import NO_ROWS, NOTHING, interval, number, p_value, sentence, shown, terminal_table
+from deepintuit.report.thinking import GATE_COLUMNS, gate_figure
 from deepintuit.store import Workbench
 from deepintuit.store.disk import fsync_folder
 
@@ -93,6 +94,7 @@ def _page(story: Story, title: str) -> str:
         ("figures", "Figures", _shown_figures(drawn)),
         ("controls", "Controls", _controls(story)),
         ("classes", "By class", _classes(story)),
+        ("unsure", "When unsure", _unsure(story)),
         ("traces", "Traces", _reasons(story) + _shown_examples(story.examples)),
         ("run", "What was run", _runs(story) + _clips(story)),
         ("again", "Run it again", _commands(story)),
@@ -176,6 +178,18 @@ def _classes(story: Story) -> str:
                       ["Class", "Precision %", "Recall %", "F1 %", "Support (clips)", "Answered (clips)"], lines)
 
 
+def _unsure(story: Story) -> str:
+    row = story.headline
+    if row is None or not row.sets:
+        return ""
+    lines = [("", [page.row_head(f"{number(one.target, digits=0)} %"), page.cell(str(one.n)), _estimate(one.coverage),
+                   page.cell(number(one.size, 1, 2)), page.cell(number(one.single))]) for one in row.sets]
+    return ("<p>A set of labels for each clip instead of one, large enough to hold the truth as often as was promised: "
+            "split-conformal, each half of the clips measured with the other half's quantile.</p>"
+            + page.table(f"{shown(row.system)}, {shown(row.method)}: label sets",
+                         ["Promised", "n", "Holds the truth %", "Labels a set", "Sets of one label %"], lines))
+
+
 # Figures
 
 def _figures(story: Story) -> dict[str, tuple[go.Figure, str, bool]]:
@@ -220,6 +234,10 @@ def _result_figures(story: Story, row: Row) -> dict[str, tuple[go.Figure, str, b
         first = {name: bins for name, bins in list(before.items()) if bins is not None}
         bins = {**dict(list(first.items())[:1]), shown(row.method): row.evaluation.bins}
         found["reliability"] = (reliability_figure(bins), rest, False)
+    if len(story.quick):
+        curve = gate_curve(*(story.quick[name] for name in GATE_COLUMNS))
+        note = f"raw answers of clips that all thought, n = {len(story.quick)}"
+        found["thinking"] = (gate_figure(curve), note, False)
     if row.risk is not None:
         others = {shown(one.system): one.risk for one in turned if one.risk is not None and one.system != row.system}
         # Five is what the palette tells apart; the stages nearest to the headline stay.

@@ -33,8 +33,13 @@ PANELS = (
                                                                "rewards/accuracy_reward/mean")}, 100),
     Panel("Well-formed", "% of traces", {"format reward": ("format", "well_formed", "format_reward",
                                                            "rewards/format/mean", "rewards/format_reward/mean")}, 100),
+    Panel("Seeing and reasoning", "reward, mean", {"seeing": ("perception_mean",), "reasoning": ("reasoning_mean",)}),
+    Panel("Seeing enough, arguing otherwise", "% of traces", {
+        "observation suffices": ("sufficient_mean",), "answer is not what was argued": ("mismatch_mean",)}, 100),
+    Panel("Quick answers", "% of traces", {"right at once": ("quick_mean",), "put off": ("put_off_mean",)}, 100),
     Panel("Groups that teach nothing", "% of groups, all rewards equal",
-          {"zero variance": ("zero_variance", "frac_reward_zero_std", "zero_variance_share")}, 100),
+          {"zero variance": ("zero_variance", "frac_reward_zero_std", "zero_variance_share"),
+           "of seeing": ("zero_variance_perception",), "of reasoning": ("zero_variance_reasoning",)}, 100),
     Panel("Entropy", "nats a token", {"entropy": ("entropy",)}),
     Panel("Completion length", "tokens, mean",
           {"length": ("tokens_mean", "completion_length", "completions/mean_length")}),
@@ -66,7 +71,8 @@ def training_figure(steps: pd.DataFrame, *, title: str | None = None) -> go.Figu
                                line=dict(color=COLOURS[k], width=1.5, dash=DASHES[k]),
                                hovertemplate="update %{x}: %{y:.3g}<extra></extra>")
         bounds = dict(range=[0, 103]) if panel.scale == 100 else dict(rangemode="tozero")
-        figure.update_yaxes(title_text=panel.unit, title_font_size=11, exponentformat="e", row=row, col=column, **bounds)
+        place = dict(row=row, col=column)
+        figure.update_yaxes(title_text=panel.unit, title_font_size=11, exponentformat="e", **place, **bounds)
         figure.update_xaxes(title_text="update", title_font_size=11, row=row, col=column)
     figure.update_annotations(font_size=13)
     figure = finished(figure, title or _title(panels), 210 * lines)

@@ -16,8 +16,9 @@ import pandas as pd
 from deepintuit.config import Config, EvaluateConfig
 from deepintuit.data import Manifest
 from deepintuit.errors import DataError, StoreError
-from deepintuit.labels import NONE_LABEL
+from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.report.table import Row, headline, table_of
+from deepintuit.report.thinking import quick_answers
 from deepintuit.store import Workbench
 
 KINDS = {
@@ -43,7 +44,8 @@ class Example:
 @dataclass(frozen=True)
 class Story:
     """`runs` are run.json of the asked runs, then of the runs they stand on. `clips` has split, label, n; `excluded`
-    reason, split, n; `reasons` run_id, stage, reason, n, share; `steps` the training steps by run id."""
+    reason, split, n; `reasons` run_id, stage, reason, n, share; `steps` the training steps by run id; `quick` the quick
+    answers of the headline's traces, where the grammar asks for any and all of them thought."""
 
     rows: list[Row]
     headline: Row | None
@@ -55,6 +57,7 @@ class Story:
     reasons: pd.DataFrame
     examples: list[Example]
     steps: dict[str, pd.DataFrame]
+    quick: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,18 @@ def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig 
         workbench.query("""SELECT run_id, stage, reason, n, share FROM trace_reasons
                            WHERE run_id IN (SELECT unnest(?)) ORDER BY run_id, stage, n DESC, reason""", [ids]),
         _examples(workbench, table.predictions, spoken, examples),
-        {run_id: steps for run_id, steps in logged.items() if len(steps)})
+        {run_id: steps for run_id, steps in logged.items() if len(steps)},
+        _quick(workbench, table, spoken))
+
+
+def _quick(workbench: Workbench, table: Table, row: Row | None) -> pd.DataFrame:
+    mine = table.predictions
+    mine = mine[(mine["system"] == row.system) & (mine["control"] == "none")] if row else mine.iloc[:0]
+    traces = [workbench.run(run_id).read("traces") for run_id in mine["run_id"].unique()]
+    if not traces:
+        return pd.DataFrame()
+    chosen = pd.concat(traces)
+    return quick_answers(chosen[chosen["trace_id"].isin(mine["trace_id"])], LabelSet.of("quick", table.labels))
 
 
 def departures(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,11 +17,13 @@ from deepintuit.errors import DataError
 from deepintuit.metrics import (
     FLOOR,
     Bins,
+    Conformal,
     Estimate,
     Evaluation,
     Flips,
     RiskCoverage,
     class_indices,
+    conformal_folds,
     evaluate_predictions,
     flips,
     mean_of,
@@ -42,6 +44,10 @@ MEASURES = ("accuracy", "macro_f1", "no_answer", "nll", "brier", "ece")
 """The fields of `Evaluation` that are one number with an interval."""
 
 
+COVERAGES = (0.9, 0.95)
+"""Shares of the clips whose label set is promised to hold the truth."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One system, by one method, under one control, on the clips of one split.
@@ -49,7 +55,8 @@ class Row:
     `flips` and `gain` (accuracy minus accuracy, as a fraction) compare it with the raw label of the same system on the
     clips both have; None where there is no raw label or this row is it. `change` compares a control with the same
     method uncontrolled. `untempered` are the reliability bins before the fitted `temperature`; `risk` is None, as are
-    the last four of `evaluation`, for a bare label without probabilities.
+    the last four of `evaluation`, for a bare label without probabilities. `sets`: conformal ones, at each of
+    `COVERAGES`.
     """
 
     system: str
@@ -62,6 +69,7 @@ class Row:
     gain: Estimate | None = None
     change: Estimate | None = None
     risk: RiskCoverage | None = None
+    sets: tuple[Conformal, ...] = ()
     untempered: Bins | None = None
     temperature: float | None = None
     outside_mass: float | None = None
@@ -211,7 +219,8 @@ def _curves(mine: _Answers, labels: tuple[str, ...], config: EvaluateConfig) -> 
     def sure_and_right(probs_C_K: Floats) -> tuple[Floats, np.ndarray]:
         return probs_C_K.max(1), probs_C_K.argmax(1) == truth_C
 
-    found: dict[str, object] = {"risk": risk_coverage(*sure_and_right(mine.probs_C_K))}
+    promised = tuple(conformal_folds(mine.probs_C_K, truth_C, target) for target in COVERAGES)
+    found: dict[str, object] = {"risk": risk_coverage(*sure_and_right(mine.probs_C_K)), "sets": promised}
     temperature_C = mine.frame["temperature"].to_numpy(dtype=float)
     if np.isfinite(temperature_C).all():
         # p = softmax(s / T), so p to the power T, made to sum to 1, is the distribution before the temperature.

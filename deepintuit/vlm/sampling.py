@@ -26,8 +26,8 @@ from deepintuit.vlm.model import VLM
 class Sample:
     """One sampled trace. `logprobs_T`: of each token, the end token included, at the temperature of sampling.
 
-    Where a gate watched: `quick_confidence` of its quick answer (−1 where it gave none), and whether it `thought` after
-    it.
+    Where a gate watched: `quick_confidence` of its quick answer (−1 where it gave none), how many tokens it took, and
+    whether it `thought` after it.
     """
 
     text: str
@@ -36,6 +36,7 @@ class Sample:
     truncated: bool
     milliseconds: float
     quick_confidence: float | None = None
+    quick_tokens: int | None = None
     thought: bool | None = None
 
     @property
@@ -180,6 +181,7 @@ class _Batch:
         self.keys, self.max_tokens = keys, max_tokens
         self._uniform: torch.Tensor | None = None
         self.confidence: list[float | None] = [None] * len(keys)
+        self.quick_tokens: list[int | None] = [None] * len(keys)
         self.thought: list[bool | None] = [None] * len(keys)
 
     def choose(self, logits: torch.Tensor, step: int, temperature: float, top_p: float, vlm: VLM) -> torch.Tensor:
@@ -226,7 +228,8 @@ class _Batch:
             if self.thought[row] is None and (read := gate.read(self.ids[row], self.logprobs[row], vlm.tokenizer)):
                 closed[row] = Quick(row // group, row % group, *read)
         for row, quick in closed.items():
-            self.confidence[row], self.thought[row] = quick.confidence, True
+            self.confidence[row], self.quick_tokens[row] = quick.confidence, len(self.ids[row])
+            self.thought[row] = True
         answered = {row: quick for row, quick in closed.items() if quick.confidence >= 0}
         if answered:
             for row, sure in zip(answered, gate.sure(list(answered.values())), strict=True):
@@ -246,8 +249,8 @@ class _Batch:
     def sample(self, row: int, vlm: VLM, milliseconds: float) -> Sample:
         ids = self.ids[row]
         text = vlm.tokenizer.decode(ids, skip_special_tokens=True)
-        quick, thought = self.confidence[row], self.thought[row]
-        return Sample(text, ids, self.logprobs[row], not self.ended[row], milliseconds, quick, thought)
+        quick = self.confidence[row], self.quick_tokens[row], self.thought[row]
+        return Sample(text, ids, self.logprobs[row], not self.ended[row], milliseconds, *quick)
 
 
 @torch.no_grad()
