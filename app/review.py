@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import gradio as gr
-from fastapi import APIRouter, Body, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Body, HTTPException, Request
+from fastapi.responses import JSONResponse, Response
 
 from app import review_view
 from app.desk import LOCAL, Desk
@@ -33,6 +33,16 @@ def routes(desk: Desk) -> APIRouter:
     room, router = Room(desk), APIRouter()
     for name, answer in _answers(room).items():
         router.add_api_route(f"/review-api/{name}", _route(answer), methods=["POST"])
+
+    @router.get("/review-api/export")
+    def export(request: Request, task: str, form: str) -> Response:
+        try:
+            content = room.export(task, request.scope.get("deepintuit_user") or LOCAL, form)
+        except DeepIntuitError as error:
+            raise HTTPException(400, str(error)) from error
+        named = {"Content-Disposition": f'attachment; filename="reviews.{form}"'}
+        return Response(content, media_type=browse.FORMATS[form], headers=_NOT_KEPT | named)
+
     return router
 
 
@@ -74,17 +84,10 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
         closed = reviews.log.look(lambda state: set(state.closed))
         listed = [(reviews.task(name), reviews.progress(name)) for name in reversed(names)]
         query = str(given.get("query") or "")[:2000]
-        form = review_view.form_html([one.name for one in workbench.slices()], browse.choices(workbench)["run"], who,
-                                     not names or bool(query), query)  # fmt: skip
+        known = browse.choices(workbench)
+        slices, datasets = [one.name for one in workbench.slices()], [name for name, _ in known["dataset"]]
+        form = review_view.form_html(slices, known["run"], datasets, who, not names or bool(query), query)
         return {"html": review_view.tasks_html(listed, closed, who) + form}
-
-    def lead(given: dict[str, Any], who: str) -> dict[str, Any]:
-        reviews, name = room.reviews, task(given)
-        acts, finals = room.events(name)
-        shut = reviews.log.look(lambda state: name in state.closed)
-        return {"html": review_view.lead_html(
-            room.lead(name, who), reviews.progress(name), acts, reviews.gold_answers(name), reviews.ratings(name),
-            room.disputed(name), finals, shut)}  # fmt: skip
 
     def start(given: dict[str, Any], who: str) -> dict[str, Any]:
         decide = given.get("view") == "decide"
@@ -100,7 +103,8 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
         return {"saved": event.time}
 
     return {
-        "tasks": tasks, "lead": lead, "start": start, "next": take,
+        "tasks": tasks, "start": start, "next": take,
+        "lead": lambda given, who: {"html": room.lead_html(task(given), who)},
         "count": lambda given, who: {"count": room.count(given)},
         "open": lambda given, who: {"task": room.open(given, who).name},
         "again": lambda given, who: room.again(*item(given)[:1], who, item(given)[1]),

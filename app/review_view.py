@@ -13,12 +13,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from app import prose
-from app.html import address, badge, empty, esc, link, table, tag
-from deepintuit.metrics import agreement, rating_matrix
-from deepintuit.review import ORDERS, Event, Kind, Task
+from app.html import address, badge, empty, esc, link, percent, table, tag
+from deepintuit.metrics import Agreement, agreement, rating_matrix
+from deepintuit.review import ORDERS, Task
+from deepintuit.review.insight import GoldRecord
 from deepintuit.trace import GRAMMARS
 
 ORDER_WORDS = {
@@ -80,7 +79,10 @@ def _order(order: str | Mapping[str, float]) -> str:
     return "mixed: " + ", ".join(f"{ORDER_WORDS.get(name, name)} {share:g}" for name, share in order.items())
 
 
-def form_html(slices: Sequence[str], runs: Sequence[tuple[str, int]], who: str, opened: bool, query: str = "") -> str:
+def form_html(
+    slices: Sequence[str], runs: Sequence[tuple[str, int]], datasets: Sequence[str], who: str, opened: bool,
+    query: str = "",
+) -> str:  # fmt: skip
     """The form that opens a task."""
 
     def field(words: str, inside: str, note: str = "", **more: Any) -> str:
@@ -101,11 +103,20 @@ def form_html(slices: Sequence[str], runs: Sequence[tuple[str, int]], who: str, 
     shares = "".join(field(ORDER_WORDS[name], number(f"share-{name}", 0, 0, 100, "0.5"))
                      for name in ORDERS if name != "reviewers")  # fmt: skip
     orders = [*((name, ORDER_WORDS[name]) for name in ORDERS), ("mixture", "a mixture of these")]
-    which = tag("fieldset", tag("legend", "Which traces") + (
+    sources = [("", "what a filter finds"), ("suspects", "whose labels are probably wrong"),
+               ("teach", "that would teach most, the clip once labelled")]  # fmt: skip
+    which = tag("fieldset", tag("legend", "Which traces")
+        + field("Traces", tag("select", options(sources), name_="source"), class_="wide") + tag("div",
+            field("Dataset", tag("select", options([(name, name) for name in datasets]), name_="dataset"))
+            + field("At most", number("most", 50, 1, 5000))
+            + field("Split, for suspected labels", tag("input", type="text", name_="split", value="validation"),
+                    "One that the model was not trained on"),
+            class_="part wide", data_source="list", hidden=True) + tag("div", (
         field("Saved slice", tag("select", options(saved), name_="slice")) if slices else "")
         + field("Run", tag("select", options(ran), name_="run"))
         + field("Filter", tag("input", type="text", name_="query", value=query, placeholder="flip=broken&split=test"),
-                "The address of the Traces page with your filters, or what stands behind its “?”", class_="wide")
+                "The address of the Traces page with your filters, or what stands behind its “?”", class_="wide"),
+            class_="part wide", data_source="filter")
         + tag("p", "", class_="quiet", id="review-count", role="status"))  # fmt: skip
     asks = tag("fieldset", tag("legend", "What is asked") + tag("div", (
         tick("questions", "label", "label of the clip", True)
@@ -117,8 +128,8 @@ def form_html(slices: Sequence[str], runs: Sequence[tuple[str, int]], who: str, 
     hands = tag("fieldset", tag("legend", "Who and in which order")
         + field("Reviewers an item", number("reviewers", 1, 1, 50))
         + field("Order", tag("select", options(orders), name_="order"))
-        + tag("div", shares, class_="shares wide", hidden=True)
-        + field("Gold items", number("gold", 0, 0, 200), "Drawn from the slice; the clip’s true label counts as known")
+        + tag("div", shares, class_="shares part wide", hidden=True)
+        + field("Gold items", number("gold", 0, 0, 200), "Drawn by chance; the clip’s true label counts as known")
         + field("Share of gold, %", number("gold_share", 10, 0, 90))
         + field("Other leads", tag("input", type="text", name_="leads", placeholder="names, with commas")))  # fmt: skip
     name = field("Name", tag("input", type="text", name_="name", required=True, maxlength="200", autocomplete="off"))
@@ -230,30 +241,33 @@ def _hidden(text: str, grammar: str, labels: Sequence[str]) -> str:
     return cover.sub(lambda found: found[1] or "▒▒▒▒", text) if named else text
 
 
-def said_html(task: Task, said: Mapping[str, Event]) -> str:
-    """What reviewers said of an item, for a lead."""
-    rows = [_said_row(who, act) for who, act in said.items()]
-    return table(("Reviewer", "Label", "Trace", "Fails", "Note"), rows, "What reviewers said")
+def said_html(task: Task, rows: Sequence[Mapping[str, Any]]) -> str:
+    """What reviewers said of an item, for a lead; `rows` as `exchange.rows` gives them."""
+    return table(_SAID, [_cells(task, row) for row in rows], "What reviewers said")
 
 
-def _said_row(who: str, act: Event) -> list[str]:
-    given = act.payload
-    if act.kind is Kind.SKIPPED:
-        return [esc(who), badge("skipped"), "", "", esc(given.get("reason"))]
-    failing = given.get("failing")
-    fails = f"sentence {failing['sentence'] + 1}, {failing['in']}" if failing else ""
-    known = [esc(given.get(key) or "unsure") if key in given else "–" for key in ("label", "verdict")]
-    return [esc(who), *known, esc(fails), esc(given.get("note"))]
+_SAID = ("Reviewer", "Label", "Trace is", "Fails", "Note")
+
+
+def _cells(task: Task, row: Mapping[str, Any]) -> list[str]:
+    if row["kind"] == "skipped":
+        return [esc(row["reviewer"]), badge("skipped"), "", "", esc(row["reason"])]
+    sentence, where = row["failing_sentence"], row["failing_in"]
+    fails = f"sentence {sentence + 1}, {where}" if sentence is not None else ""
+    given = [row[key] or ("unsure" if key in task.questions else "–") for key in ("label", "verdict")]
+    return [esc(text) for text in (row["reviewer"], *given, fails, row["note"])]
 
 
 # The lead's view
 
 
-def lead_html(task: Task, progress: Mapping[str, Any], acts: Sequence[Event], gold: Sequence[tuple[Event, bool]],
-              ratings: Sequence[tuple[str, str, Any]], disputed: Sequence[str], finals: Mapping[str, Event],
-              closed: bool) -> str:  # fmt: skip
-    """Agreement, gold items, what is disputed and decided, skips, and closing."""
-    judged = [act for act in acts if act.kind is Kind.JUDGED]
+def lead_html(
+    task: Task, progress: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], gold: Sequence[GoldRecord],
+    ratings: Sequence[tuple[str, str, Any]], model: Mapping[str, Sequence[Agreement]],
+    disputed: Sequence[tuple[str, float]], closed: bool,
+) -> str:  # fmt: skip
+    """Agreement, gold items, what is disputed and decided, notes and skips, exports, and closing. `rows`: what is in
+    force, as `exchange.rows` gives it."""
     decide = tag("a", f"Decide {len(disputed):,} disputed", class_="go", data_go=True,
                  href=address("review", task=task.name, view="decide")) if disputed else ""  # fmt: skip
     shut = tag("button", "Open it again" if closed else "Close the task", type="button", data_do="close",
@@ -261,69 +275,80 @@ def lead_html(task: Task, progress: Mapping[str, Any], acts: Sequence[Event], go
     back = tag("button", "All tasks", type="button", data_do="leave")
     state = " " + badge("closed: nothing is handed out") if closed else ""
     head = tag("header", tag("h2", esc(task.name) + state) + tag("span", decide + shut + back, class_="links"))
+    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("judged", "skipped", "adjudicated")}
+    exports = " ".join(tag("a", words, href=address("review-api/export", task=task.name, form=form), download=True)
+                       for form, words in (("csv", "CSV"), ("jsonl", "JSONL"), ("parquet", "Parquet")))  # fmt: skip
     line = (f"{progress['done']:,} of {progress['asked']:,} judgements, {progress['complete']:,} of "
-            f"{progress['items']:,} items complete, {len(finals):,} decided by leads.")  # fmt: skip
-    parts = [head, tag("p", line), _people(acts, gold)]
-    if not judged:
+            f"{progress['items']:,} items complete, {len(kinds['adjudicated']):,} decided by leads.")  # fmt: skip
+    parts = [head, tag("p", line + (f" Export {exports}" if rows else "")), _people(kinds, gold)]
+    if not kinds["judged"]:
         todo = "Agreement is counted once two people judged the same ones."
         parts.append(empty("Nobody has judged an item yet.", todo))
-        return "".join(parts)
-    if "label" in task.questions:
-        parts.append(_agreement(ratings, list(task.labels)))
-    parts.append(_verdicts(judged))
-    rows = [[link(item[:12], "traces", trace=item),
-             "; ".join(f"{esc(act.reviewer)}: {esc(act.payload.get('label') or 'unsure')}, "
-                       f"{esc(act.payload.get('verdict') or 'unsure')}" for act in judged if act.item == item)]
-            for item in disputed[:50]]  # fmt: skip
-    if rows:
-        parts.append(table(("Trace", "Said"), rows, f"Disputed items, {len(rows)} of {len(disputed)}"))
-    if finals:
-        rows = [[link(item[:12], "traces", trace=item), *_said_row(act.reviewer, act)] for item, act in finals.items()]
-        heads = ("Trace", "Decided by", "Label", "Trace is", "Fails", "Note")
-        parts.append(table(heads, rows[-50:], "Decided, the newest last"))
-    notes = [[link(act.item[:12], "traces", trace=act.item), *_said_row(act.reviewer, act)] for act in acts
-             if act.item and (act.payload.get("note") or act.kind is Kind.SKIPPED)]  # fmt: skip
-    if notes:
-        parts.append(table(("Trace", "Reviewer", "Label", "Trace is", "Fails", "Note"), notes[-50:], "Notes and skips"))
+    elif "label" in task.questions:
+        parts.append(_between_people(ratings, list(task.labels)))
+    if model:
+        said = [(f"{words}: {found.label or 'all classes'}", found) for kind, words in _MODEL for found in model[kind]]
+        parts.append(_agreement(said, "The model against what people settled on (bootstrap over clips)"))
+    parts.append(_verdicts(kinds["judged"]))
+    shown = {item for item, _ in disputed[:50]}
+    for caption, some in (
+        ("Disputed", [row for row in kinds["judged"] if row["trace_id"] in shown]),
+        ("Decided by leads, the newest last", kinds["adjudicated"][-50:]),
+        ("Notes and skips, the newest last", [row for row in rows if row["note"] or row["kind"] == "skipped"][-50:]),
+    ):
+        cells = [[link(row["trace_id"][:12], "traces", trace=row["trace_id"]), *_cells(task, row)]
+                 for row in sorted(some, key=lambda row: row["trace_id"] if caption == "Disputed" else "")]  # fmt: skip
+        parts.append(table(("Trace", *_SAID), cells, caption) if cells else "")
     return "".join(parts)
 
 
-def _people(acts: Sequence[Event], gold: Sequence[tuple[Event, bool]]) -> str:
+_MODEL = (("provisional", "first answer"), ("calibrated", "calibrated label"))
+
+
+def _people(kinds: Mapping[str, Sequence[Mapping[str, Any]]], gold: Sequence[GoldRecord]) -> str:
     """A row a reviewer; gold items in two halves of time, so that drift shows."""
+    known = {record.reviewer: record for record in gold}
+    judged, skipped = (Counter(row["reviewer"] for row in kinds[kind]) for kind in ("judged", "skipped"))
     rows = []
-    for who in sorted({act.reviewer for act in acts}):
-        mine = [act for act in acts if act.reviewer == who]
-        right = [ok for act, ok in gold if act.reviewer == who]
-        half = len(right) // 2
-        halves = f"{sum(right[:half])} of {half} → {sum(right[half:])} of {len(right) - half}" if half else "–"
-        kinds = Counter(act.kind for act in mine)
-        last = max(act.time for act in mine)[:16].replace("T", " ")
-        rows.append([esc(who), f"{kinds[Kind.JUDGED]:,}", f"{kinds[Kind.SKIPPED]:,}",
-                     f"{sum(right)} of {len(right)}" if right else "–", halves, esc(last)])  # fmt: skip
+    for who in sorted(judged | skipped):
+        on, drift = "–", "–"
+        if record := known.get(who):
+            on = f"{percent(record.share.value)} of {record.n} " + _between(record.share, 100, 0)
+            if record.p == record.p:
+                drift = f"{percent(record.early.value)} → {percent(record.late.value)} "
+                drift += tag("small", f"p {record.p:.2f}", title="Fisher’s exact test that both halves are the same")
+        last = max(row["time"] for row in (*kinds["judged"], *kinds["skipped"]) if row["reviewer"] == who)
+        rows.append([esc(who), f"{judged[who]:,}", f"{skipped[who]:,}", on, drift, f"{last:%Y-%m-%d %H:%M}"])
     heads = ("Reviewer", "Judged", "Skipped", "Right on gold", "First half → second", "Last, UTC")
     return table(heads, rows, "By person") if rows else ""
 
 
-def _agreement(ratings: Sequence[tuple[str, str, Any]], labels: list[str]) -> str:
+def _between(estimate: Any, scale: float, digits: int) -> str:
+    return tag("small", f"{scale * estimate.low:.{digits}f} … {scale * estimate.high:.{digits}f}")
+
+
+def _between_people(ratings: Sequence[tuple[str, str, Any]], labels: list[str]) -> str:
     matrix, _, _ = rating_matrix(ratings, labels)
     if not len(matrix) or not ((matrix >= 0).sum(1) >= 2).any():
         return tag("p", "No item has two labels yet: agreement cannot be counted.", class_="quiet")
+    found = [(one.label or "all classes", one) for one in agreement(matrix, labels, draws=300)]
+    return _agreement(found, "Agreement on the label between people (bootstrap over items)")
 
+
+def _agreement(found: Sequence[tuple[str, Agreement]], caption: str) -> str:
     def shown(estimate: Any, scale: float = 1.0, digits: int = 2) -> str:
-        if np.isnan(estimate.value):
+        if estimate.value != estimate.value:
             return "–"
-        low, high = scale * estimate.low, scale * estimate.high
-        return f"{scale * estimate.value:.{digits}f} " + tag("small", f"{low:.{digits}f} … {high:.{digits}f}")
+        return f"{scale * estimate.value:.{digits}f} " + _between(estimate, scale, digits)
 
-    rows = [[esc(found.label or "all classes"), f"{found.items:,}", shown(found.percent, 100, 0), shown(found.kappa),
-             shown(found.alpha)] for found in agreement(matrix, labels, draws=500)]  # fmt: skip
-    heads = ("Class", "Items", "Agreement, %", "Cohen’s κ", "Krippendorff’s α")
-    return table(heads, rows, "Agreement on the label, with 95 % intervals (bootstrap over items)")
+    rows = [[esc(words), f"{one.items:,}", shown(one.percent, 100, 0), shown(one.kappa), shown(one.alpha)]
+            for words, one in found]  # fmt: skip
+    return table(("Class", "Items", "Agreement, %", "Cohen’s κ", "Krippendorff’s α"), rows, caption)
 
 
-def _verdicts(judged: Sequence[Event]) -> str:
-    said = Counter(act.payload["verdict"] for act in judged if "verdict" in act.payload)
-    fails = Counter(act.payload["failing"]["in"] for act in judged if act.payload.get("failing"))
-    words = [f"{esc(verdict or 'unsure')} {n:,}" for verdict, n in said.most_common()]
+def _verdicts(judged: Sequence[Mapping[str, Any]]) -> str:
+    said = Counter(row["verdict"] or "unsure" for row in judged)
+    fails = Counter(row["failing_in"] for row in judged if row["failing_in"])
+    words = [f"{esc(verdict)} {n:,}" for verdict, n in said.most_common()]
     words += [f"fails in {esc(where)} {n:,}" for where, n in fails.most_common()]
     return tag("p", "Verdicts on traces: " + " · ".join(words)) if words else ""

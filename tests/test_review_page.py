@@ -222,6 +222,10 @@ def test_a_lead_sees_agreement_decides_what_is_disputed_and_closes(bench, crew):
     assert "Krippendorff" in shown and "Decide 1 disputed" in shown and "50 " in shown
     assert "<img" not in shown and "<script" not in shown and "&lt;img src=x" in shown and "${" not in shown
     assert "<table" in shown and "onerror=alert" in shown, "the note is there, as text"
+    export = "/review-api/export?task=week&form="
+    assert crew["ada"].client.get(export + "jsonl").text.count(json.dumps(HOSTILE)) == 4
+    assert crew["bob"].client.get(export + "csv").status_code == 400
+    assert crew["ada"].client.get(export + "../../events").status_code == 400
     disputed = crew["ada"].ask("next", task="week", decide=True)
     assert disputed["item"] == item and "cyd" in disputed["html"] and disputed["progress"] == {"left": 1}
     crew["ada"].ask("decide", task="week", item=item, answers=GOOD)

@@ -175,6 +175,7 @@
   // Two items wait behind the one on screen: a quick answer does not wait for the one after it.
   function ahead() {
     const waiting = desk.list.slice(desk.at + 1).filter(open).length, here = desk;
+    root.dataset.ahead = waiting;
     if (waiting >= 2 || desk.list.filter(open).length >= MOST_OPEN) return;
     take().then((entry) => { if (entry && here === desk) ahead(); }, () => {}); // a failure is said when it is needed
   }
@@ -454,7 +455,8 @@
   document.addEventListener("input", (event) => {
     if (event.target.id === "review-note") answer("note", event.target.value || undefined);
     if (event.target.matches?.("#review-open [name=order]")) $("#review-open .shares").hidden = event.target.value !== "mixture";
-    if (event.target.matches?.("#review-open :is([name=query], [name=run], [name=slice])")) {
+    if (event.target.matches?.("#review-open [name=source]")) all("[data-source]").forEach((part) => { part.hidden = (part.dataset.source === "list") !== Boolean(event.target.value); });
+    if (event.target.matches?.("#review-open fieldset:first-of-type *")) {
       clearTimeout(counting);
       counting = setTimeout(counted, 300);
     }
