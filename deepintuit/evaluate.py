@@ -22,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from deepintuit.config import Config
 from deepintuit.data import container_features, text_corpus
 from deepintuit.errors import DataError, StoreError
+from deepintuit.judges import Question, appoint
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import fit_temperature
 from deepintuit.reasoner import (
@@ -46,7 +47,7 @@ from deepintuit.reasoner import (
 )
 from deepintuit.store import Run, Workbench
 from deepintuit.store import trace_id as id_of
-from deepintuit.trace import Malformed, Trace
+from deepintuit.trace import Malformed, Trace, argued_label
 from deepintuit.vlm import VLM, EncodedClip
 
 _TRAINING = ("coldstart", "grpo", "calibration")
@@ -202,6 +203,7 @@ def _reasoned(
     wanted = settings.traces > 1 or settings.method in NEEDS_SAMPLES
     count = max(settings.traces, config.calibrate.traces) if calibrator and wanted else 0
     _sample(writer.run, local, [clip for clip, _ in known], config, count, progress)
+    _note(workbench, writer.run, task, config)
     rows = writer.run.read("traces").sort_values(["clip_id", "sample"])
     by_clip = dict(iter(rows.groupby("clip_id")))
     first = [by_clip[clip.clip_id].iloc[0] for clip, _ in known]
@@ -278,6 +280,28 @@ def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Confi
                 [],
             )
         run.append("traces", rows)
+
+
+def _note(workbench: Workbench, run: Run, task: Task, config: Config) -> None:
+    """Whether each trace concludes what it argued, and, where a judge can be asked, whether it had seen enough."""
+    done = run.done("scores", "trace_id")
+    rows = run.read("traces", ["trace_id", "clip_id", "true_label", "text", "truncated", "thought"])
+    rows = rows[~rows["trace_id"].isin(done)]
+    noted = [(row, trace) for row, trace in zip(rows.to_dict("records"), parsed(task, rows)) if trace.ok]
+    scores = []
+    for row, trace in noted:
+        if trace.grammar.text_segments:
+            argued = argued_label(trace, task.labels)
+            about = {"name": "mismatch", "value": float(argued != trace.label), "evidence": argued or NONE_LABEL}
+            scores.append({"trace_id": row["trace_id"], **about})
+    seen = [(row, trace) for row, trace in noted if "observation" in trace.spans]
+    if seen and (config.judge.source != "endpoint" or config.judge.base_url):
+        judge = appoint(config, task.labels, task.manifest, workbench.cache)
+        asked = [Question(row["clip_id"], row["true_label"], trace.segment("observation")) for row, trace in seen]
+        for (row, _), verdict in zip(seen, judge(asked), strict=True):
+            about = {"name": "sufficient", "value": float(verdict.sufficient), "evidence": verdict.said}
+            scores.append({"trace_id": row["trace_id"], **about})
+    run.append("scores", scores)
 
 
 def _labels_only(

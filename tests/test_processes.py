@@ -213,7 +213,13 @@ def test_a_run_with_processes_apart_logs_both(bench, cold, tmp_path):
     settings = mine.settings(*SEEING, "grpo.max_steps=1", "grpo.max_tokens=48")
     run = grpo.run(mine.workbench, settings, start=start.id, progress=False)
     names = set(run.read("steps")["name"])
-    assert {"perception_mean", "reasoning_mean", "sufficient_mean", "mismatch_mean", "zero_variance_perception"} <= names
+    settings = mine.settings(*SEEING, "sampling.max_tokens=48")
+    scored = evaluate.run(mine.workbench, settings, reasoner=run.id, progress=False)
+    written = scored.read("traces")
+    noted = scored.read("scores").groupby("name")["trace_id"].apply(set)
+    assert noted["sufficient"] == noted["mismatch"] == set(written[written["reason"].isna()]["trace_id"])
+    means = {"perception_mean", "reasoning_mean", "sufficient_mean", "mismatch_mean"}
+    assert means | {"zero_variance_perception", "zero_variance_reasoning"} <= names
 
 
 # Quick answers

@@ -362,3 +362,9 @@ def trace(workbench: Workbench, trace_id: str) -> pd.Series | None:
     """One trace with all its columns."""
     found = workbench.query("SELECT * FROM traces WHERE trace_id = ? LIMIT 1", [trace_id])
     return None if found.empty else found.iloc[0]
+
+
+def scores_of(workbench: Workbench, trace_id: str) -> dict[str, tuple[float, str]]:
+    """What was scored about one trace: name → (value, evidence)."""
+    found = workbench.query("SELECT name, value, evidence FROM scores WHERE trace_id = ?", [trace_id])
+    return {row.name: (float(row.value), row.evidence or "") for row in found.itertuples(index=False)}

@@ -1,0 +1,46 @@
+"""What a trace page says of seeing, arguing and thinking."""
+
+import pytest
+
+from app.verdicts import verdicts
+
+RIGHT, WRONG = {"provisional": "theft"}, {"provisional": "stray"}
+
+
+@pytest.mark.parametrize(
+    "enough, row, words",
+    [
+        (1.0, RIGHT, "Seen enough, concluded rightly"),
+        (1.0, WRONG, "Seen enough; the reasoning failed"),
+        (0.0, RIGHT, "Right without having seen enough"),
+        (0.0, WRONG, "The seeing failed"),
+    ],
+)
+def test_it_says_which_of_seeing_and_reasoning_failed(enough, row, words):
+    found = verdicts({"sufficient": (enough, "it leads to <b>stray</b>")}, row, "theft")
+    assert words in found and "&lt;b&gt;stray" in found and "<b>" not in found
+
+
+def test_an_answer_that_does_not_follow_says_what_was_argued():
+    assert "argues for delivery, the answer is theft" in verdicts({"mismatch": (1.0, "delivery")}, RIGHT, "theft")
+    assert "argues for no label" in verdicts({"mismatch": (1.0, "none")}, RIGHT, "theft")
+    assert verdicts({"mismatch": (0.0, "theft")}, RIGHT, "theft") == ""
+
+
+@pytest.mark.parametrize(
+    "confidence, thought, words",
+    [
+        (0.991, False, "Answered at once: the quick answer was sure enough, at 0.991"),
+        (0.5, True, "Thought after its quick answer, which was sure at 0.500"),
+        (-1.0, True, "put off"),
+        (None, None, ""),
+        (float("nan"), None, ""),
+    ],
+)
+def test_it_says_whether_it_thought_and_why(confidence, thought, words):
+    found = verdicts({}, {**RIGHT, "quick_confidence": confidence, "thought": thought}, "theft")
+    assert words in found and bool(found) == bool(words)
+
+
+def test_where_nothing_is_known_nothing_is_said():
+    assert verdicts({}, RIGHT, None) == ""
