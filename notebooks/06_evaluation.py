@@ -130,10 +130,12 @@ from deepintuit.report.text import interval, number, p_value
 
 if best.flips:
     turned = best.flips
-    print(f"Calibration mended {turned.wrong_to_right} and broke {turned.right_to_wrong} of {best.n} ({p_value(turned.p_value)}).")
+    print(f"Calibration mended {turned.wrong_to_right} of {best.n} answers and broke {turned.right_to_wrong} "
+          f"({p_value(turned.p_value)}).")
 if best.risk and len(best.risk.coverage):
     half = best.risk.risk[np.searchsorted(best.risk.coverage, 0.5)]
-    print(f"Answering only the surer half, it errs on {number(half)} %; answering all, on {number(best.risk.risk[-1])} %.")
+    print(f"Answering only the surer half, it errs on {number(half)} %; "
+          f"answering all, on {number(best.risk.risk[-1])} %.")
 
 # %% [markdown]
 # ## What it has to beat
@@ -157,15 +159,17 @@ wide = answers.assign(right=answers.predicted == answers.true_label).pivot(
 both = wide[[(best.system, best.method), (rival.system, rival.method)]].dropna().astype(float)
 
 # %%
-groups = wb.query('SELECT clip_id, "group" FROM clips WHERE dataset = ?', [table.dataset]).set_index("clip_id")["group"]
+sources = wb.query('SELECT clip_id, "group" FROM clips WHERE dataset = ?', [table.dataset])
+groups = sources.set_index("clip_id")["group"]
 difference = paired_difference(
     mean_of(both.iloc[:, 0]), mean_of(both.iloc[:, 1]), len(both), groups_C=groups.loc[both.index].astype(str)
 )
 
 # %%
 words = "no clear difference" if difference.low <= 0 <= difference.high else "a clear one"
-print(f"{shown(best.system)} is {number(difference.value, sign=True)} points from {shown(rival.system)} "
-      f"({interval(difference, sign=True)}): {words}, on {len(both)} clips of {groups.loc[both.index].nunique()} groups.")
+print(f"{shown(best.system)} against {shown(rival.system)}: {number(difference.value, sign=True)} points "
+      f"({interval(difference, sign=True)}), {words}, on {len(both)} clips "
+      f"of {groups.loc[both.index].nunique()} groups.")
 
 # %% [markdown]
 # The rival was picked because it scored best on these very clips, so it is flattered a little. Better it than the result.
@@ -185,13 +189,16 @@ from deepintuit.report import Measured, multi_seed_table
 stored = [json.loads(path.read_text()) for path in sorted(Path("../docs/evidence").glob("homecam-*.json"))]
 seeds = {one["seed"]: [Measured(**row) for row in one["rows"]] for one in stored}
 asked = ("raw", "label_likelihood")
-kept = {seed: [row for row in rows if row.control == "none" and row.method in asked] for seed, rows in seeds.items()}
+kept = {
+    seed: [row for row in rows if row.control == "none" and row.method in asked] for seed, rows in seeds.items()
+}
 Markdown(multi_seed_table(kept))
 
 # %%
-last = [row.values["accuracy"] for rows in kept.values() for row in rows if row.key == ("cold start", "raw", "none")]
+cold = ("cold start", "raw", "none")
+last = [row.values["accuracy"] for rows in kept.values() for row in rows if row.key == cold]
 if len(last) > 1:
-    print(f"Cold start alone reaches {', '.join(number(value) for value in last)} % with seeds {', '.join(map(str, kept))}: "
+    print(f"With {len(last)} seeds, cold start alone reaches {', '.join(number(value) for value in last)} %: "
           f"{number(max(last) - min(last))} points apart by the seed alone.")
 
 # %% [markdown]

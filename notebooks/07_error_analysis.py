@@ -86,8 +86,9 @@ print(f"Classes whose F1 calibration raised: {len(gained)}; lowered: {len(lost)}
 # %%
 worst = classes.label[0]
 answers = wb.query(
-    """SELECT provisional, count(*) AS clips, avg((after.predicted = true_label)::INT) AS right_after_calibration
-       FROM predictions AS after WHERE run_id = ? AND method = 'label_likelihood' AND control = 'none' AND true_label = ?
+    """SELECT provisional, count(*) AS clips, avg((predicted = true_label)::INT) AS right_after_calibration
+       FROM predictions
+       WHERE run_id = ? AND method = 'label_likelihood' AND control = 'none' AND true_label = ?
        GROUP BY provisional ORDER BY any_value(provisional = true_label), clips DESC, provisional""",
     [run.id, worst],
 )
@@ -137,7 +138,7 @@ sentences = wb.query(
                     FROM traces WHERE run_id = ? AND true_label = ? AND sample = 0)
        SELECT trim(sentence) AS sentence, count(DISTINCT trace_id) FILTER (wrong) AS in_wrong,
               count(DISTINCT trace_id) FILTER (NOT wrong) AS in_right
-       FROM cut GROUP BY ALL HAVING in_wrong > 0
+       FROM cut WHERE trim(sentence) <> '' GROUP BY ALL HAVING in_wrong > 0
        ORDER BY in_wrong / (SELECT 1 + count(DISTINCT trace_id) FILTER (wrong) FROM cut)
                 - in_right / (SELECT 1 + count(DISTINCT trace_id) FILTER (NOT wrong) FROM cut) DESC, sentence LIMIT 8""",
     [run.id, worst],
@@ -178,11 +179,13 @@ if known:
 # What comes first may drag the rest along. So for every wrong trace of the run, all classes together: which is the *first* false step?
 
 # %%
-from tqdm import tqdm
+from rich.progress import track
 
 begins = []
-wrong = wb.query("SELECT clip_id, text FROM traces WHERE run_id = ? AND provisional <> true_label AND sample = 0", [run.id])
-for row in tqdm(list(wrong.itertuples()) if known else [], "Wrong traces"):
+wrong = wb.query(
+    "SELECT clip_id, text FROM traces WHERE run_id = ? AND provisional <> true_label AND sample = 0", [run.id]
+)
+for row in track(list(wrong.itertuples()) if known else [], "Wrong traces"):
     true = facts_of(notes[row.clip_id]["facts"])
     perfect = " ".join(write_trace(true, seed, Errors.none())["text"] for seed in range(20))
     steps = re.split(STEP, re.sub("<answer>.*|<.*?>", "", row.text).strip())
@@ -201,7 +204,8 @@ from deepintuit.homecam.world import habit
 if known:
     blameless = wrong.clip_id[[begin.startswith("(") for begin in begins]]
     by_habit = sum(habit(facts_of(notes[clip]["facts"])) is not None for clip in blameless)
-    print(f"Wrong traces: {len(wrong)}. Every sentence true: {len(blameless)}. Among these, a habit of the house overrules the rule: {by_habit}.")
+    print(f"Wrong traces: {len(wrong)}. Of these with every sentence true: {len(blameless)}. "
+          f"Of those where a habit of the house overrules the rule: {by_habit}.")
 
 # %% [markdown]
 # Where every sentence is true and the answer is wrong all the same, no better eye would help. The embedded world has such clips on purpose:
@@ -217,13 +221,19 @@ from deepintuit.store.browse import TraceFilter
 
 copy = bench.scratch()
 (copy.path / "runs" / run.id).symlink_to(run.path)
-copy.save_slice(f"{worst} called {taken_for}", TraceFilter(true=worst, provisional=taken_for), by="notebook 07")
+name = f"{worst} called {taken_for}"
+made = copy.save_slice(name, TraceFilter(true=worst, provisional=taken_for), by="notebook 07")
+print(made.to_python())
 
 # %% [markdown]
 # From then on it is one line away, here and in any other notebook:
 
 # %%
-copy.slice(f"{worst} called {taken_for}").df()[["trace_id", "stage", "split", "confidence", "text"]].head()
+kept = copy.slice(name).df()
+kept[["trace_id", "stage", "split", "clip_id", "confidence", "calibrated"]].head()
+
+# %%
+show.row(*(show.trace(trace) for trace in parsed(task, [browse.trace(copy, it) for it in kept.trace_id[:2]])))
 
 # %% [markdown]
 # It is wider than the clips above: what the model wrote of calibration clips is in it too. That is where to look for more of the same.

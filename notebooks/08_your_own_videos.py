@@ -48,7 +48,8 @@ if stand_in:
     VIDEOS, TABLE = mine / "videos", mine / "videos" / "clips.csv"
     clips = data.Manifest.load(bench.workbench.path, bench.settings.clips.dataset).usable()
     clips = clips[clips.label.isin(clips.label.value_counts().index[:2])]
-    clips = clips.assign(size=clips.groupby("group").clip_id.transform("size"), name=clips.clip_id + ".mp4")
+    sizes = clips.groupby("group").clip_id.transform("size")
+    clips = clips.assign(size=sizes, name=clips.clip_id + clips.path.astype(str).str.extract(r"([.]\w+)$")[0])
     clips = clips.sort_values(["size", "group"], ascending=False).groupby("group").head(4).head(72)
 
 # %%
@@ -115,7 +116,8 @@ show.frames(video.read(clip.path, 8), clip.label)
 # %%
 from deepintuit import cli, config
 
-settings = config.load(CONFIG, [f"workbench={mine}", "clips.dataset=mine", "clips.validation_share=0.15", "clips.test_share=0.25"])
+basic = [f"workbench={mine}", "clips.dataset=mine", "clips.validation_share=0.15", "clips.test_share=0.25"]
+settings = config.load(CONFIG, basic)
 shares = cli.fractions(settings)
 by_clip = data.assign_splits(
     data.Manifest(mine, "mine", manifest.frame.assign(group=manifest.frame.clip_id), manifest.labels), shares
@@ -126,8 +128,8 @@ import pandas as pd
 
 sides = pd.crosstab(manifest.usable().group, by_clip.split == "test")
 torn = int((sides > 0).all(axis=1).sum())
-known = TABLE is not None
-print(f"{torn} of {len(sides)} sources would be on both sides." if known else "No table names the sources: nobody can say.")
+known = f"{torn} of {len(sides)} sources would be on both sides."
+print(known if TABLE else "No table names the sources, so nobody can say.")
 
 # %%
 manifest = data.assign_splits(manifest, shares)
@@ -136,8 +138,8 @@ print(manifest.summary())
 
 # %% [markdown]
 # ## Leaks: what costs nothing
-# Before any model looks at a frame: how far do the most frequent label and the *container* (size, rate, length, bytes) get? A container
-# that knows the label is a leak: fights filmed by phones, quiet hours by cameras.
+# **All clips of one label were filmed by phones, all others by a fixed camera. How would you score 100 % without watching?** So before any
+# model looks at a frame: how far do the most frequent label and the *container* (size, rate, length, bytes) get?
 
 # %%
 from deepintuit import evaluate, report
@@ -178,8 +180,11 @@ print("deepintuit", *asked, "\n\n" + "\n".join((done.stdout or done.stderr).spli
 # %%
 import torch
 
-print(f"A GPU is here: set CONFIG = {str(big)!r} above." if torch.cuda.is_available() else
-      "There is no GPU here. On a machine with one, set CONFIG and run this notebook, or these commands, there.")
+here = torch.cuda.is_available()
+print(f"{'A GPU is here.' if here else 'No GPU is here. On a machine with one,'} set CONFIG = {str(big)!r}, "
+      "or run these commands:")
+for stage in ("teach", "coldstart", "calibrate", "evaluate", "evaluate --reasoner baselines", "report"):
+    print(f"  deepintuit {stage} --config {big.name} --set clips.dataset=mine --workbench FOLDER")
 
 # %% [markdown]
 # ## A teacher
@@ -196,16 +201,15 @@ if ENDPOINT and TEACHER:
     teacher = [f"teach.base_url={ENDPOINT}", f"teach.model={TEACHER}"]
 else:
     teacher = ["teach.source=self", f"teach.given_answer={str(toy).lower()}"]
-    print("No endpoint is named, so the model is told the label and says why, in its own words. From the toy: form without insight.")
+    print("No endpoint is named: the model is told the label and says why in its own words.")
 
 # %% [markdown]
-# The toy gets short work; a real backbone keeps the settings of its file.
+# From the toy, that is form without insight. It gets short work; a real backbone keeps the settings of its file.
 
 # %%
-short = ["teach.max_tokens=40", "teach.traces=2", "coldstart.epochs=16", "calibrate.traces=2", "calibrate.epochs=2",
-         "sampling.max_tokens=60"]
-kept = [f"workbench={mine}", "clips.dataset=mine", "clips.validation_share=0.15", "clips.test_share=0.25"]
-settings = config.load(CONFIG, [*kept, *teacher, *(short if toy else [])])
+short = ["teach.max_tokens=40", "teach.traces=2", "coldstart.epochs=16", "sampling.max_tokens=60",
+         "calibrate.traces=2", "calibrate.epochs=2"]
+settings = config.load(CONFIG, [*basic, *teacher, *(short if toy else [])])
 
 # %%
 from deepintuit import teach
@@ -258,18 +262,19 @@ Markdown(report.sentence(best))
 # %%
 from deepintuit.report.text import number
 
-bar = max((row for row in plain if row.system in ("majority", "metadata")), key=lambda row: row.evaluation.accuracy.value)
-low, value = bar.evaluation.accuracy.high, best.evaluation.accuracy
+costless = [row for row in plain if row.system in ("majority", "metadata")]
+bar = max(costless, key=lambda row: row.evaluation.accuracy.value)
 print(f"On {best.n} clips of {best.evaluation.groups} sources, what costs nothing reaches "
-      f"{number(bar.evaluation.accuracy.value)} % ({bar.system}). "
-      + ("The result lies above that, interval and all." if value.low > low else
-         "The result is not clearly above that: nothing was shown yet."))
+      f"{number(bar.evaluation.accuracy.value)} % ({bar.system}).")
+above = best.evaluation.accuracy.low > bar.evaluation.accuracy.high
+print("The result lies above that, interval and all." if above else
+      "The result is not clearly above that: nothing is shown yet.")
 
 # %% [markdown]
-# In the dashboard: `deepintuit app --workbench` with this folder, then
+# The dashboard shows what lies behind the table, when it is opened on this workbench:
 
 # %%
-print(mine)
+print(f"deepintuit app --workbench {mine}")
 show.app("errors", "The errors on your own clips", dataset="mine", system=best.system, method=best.method)
 
 # %% [markdown]
