@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import gradio as gr
-from fastapi import APIRouter, Form, HTTPException, Response
+from fastapi import APIRouter, Form, Response
+from fastapi.responses import PlainTextResponse
 
 from app import links
 from app import sql_view as view
@@ -34,7 +35,7 @@ def routes(desk: Desk) -> APIRouter:
         try:
             content = console.export(desk.look(), _unix(sql), form)
         except DeepIntuitError as error:
-            raise HTTPException(400, str(error)) from error
+            return PlainTextResponse(str(error), 400)
         return Response(content, media_type=FORMATS[form],
                         headers={"Content-Disposition": f'attachment; filename="result.{form}"'})  # fmt: skip
 

@@ -235,3 +235,18 @@ def test_ids_are_links_and_hostile_cells_are_text(workbench: Workbench) -> None:
     assert "<script" not in html and "${" not in html and "{{" not in html and "z" * 200 + "…" in html
     failed = sql_view.error_html(StoreError("the <b> fails", "at <i>", "mend {{it}}"))
     assert "<b>" not in failed and "<i>" not in failed and "{{" not in failed
+
+
+def test_a_forked_process_asks_through_children_of_its_own(workbench: Workbench) -> None:
+    program = f"""
+import os
+from deepintuit.store import Workbench, guarded
+workbench = Workbench({str(workbench.path)!r})
+ask = lambda n: int(workbench.query(f"SELECT {{n}} AS n", untrusted=True)["n"][0])
+assert ask(1) == 1
+if os.fork() == 0:
+    os._exit(ask(2))
+assert ask(3) == 3 and os.waitstatus_to_exitcode(os.wait()[1]) == 2
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,21 +37,27 @@ MOST_BYTES = 64 << 20
 LONGEST = 100_000  # characters of a query
 _GRACE, _STARTING = 1.0, 120.0  # seconds: after the interrupt, and for a child to come up
 
-_places = threading.BoundedSemaphore(AT_ONCE)
-_idle: "list[_Child]" = []
-os.register_at_fork(after_in_child=_idle.clear)
+
+def _afresh() -> None:
+    global _places, _coming_up, _idle
+    _places, _coming_up, _idle = threading.BoundedSemaphore(AT_ONCE), threading.Lock(), []
+
+
+_afresh()
+os.register_at_fork(after_in_child=_afresh)  # two processes must not speak to one child
 
 
 def query(path: Path, sql: str, params: Sequence[Any] | Mapping[str, Any], max_rows: int, seconds: float) -> pa.Table:
-    """At most `max_rows` + 1 rows of one SELECT over the index at `path`. Parameters are numbers and texts. StoreError
-    for all that it may not or cannot do."""
+    """At most `max_rows` + 1 rows of one SELECT over the index at `path`; its schema's metadata say the `seconds` that
+    the query itself took. Parameters are numbers and texts. StoreError for all that it may not or cannot do."""
     sql = storable(sql)
     if len(sql) > LONGEST:
         raise StoreError(f"the query has {len(sql):,} characters", f"at most {LONGEST:,} are read", "shorten it")
     if not _places.acquire(timeout=seconds):
         raise StoreError(f"{AT_ONCE} other queries are running", "one more would slow all down", "try again")
     try:
-        child = next((one for one in iter(_waiting, None) if one.alive), None) or _Child()
+        with _coming_up:  # one after the other: while one comes up, another may have become free
+            child = next((one for one in iter(_waiting, None) if one.alive), None) or _Child()
         try:
             answer, rows = child.ask({"path": str(path), "sql": sql, "params": params, "max_rows": max_rows,
                                       "seconds": seconds})  # fmt: skip
@@ -162,13 +169,14 @@ def _serve() -> None:
         question = json.loads(line)
         # Should the parent be gone, nobody else would end a query that does not listen.
         signal.alarm(int(question["seconds"] + _GRACE) + 5)
-        told = b""
+        told, begun = b"", time.monotonic()
         answer: dict[str, Any] = {}
         try:
             path = Path(question["path"])
             if reader is None or asked_of != question["path"] or reader.signature != index.signatures(path):
                 reader, asked_of = index.Reader(path, guarded=True), question["path"]
-            told = _told(reader.query(question["sql"], question["params"], question["max_rows"], question["seconds"]))
+            rows = reader.query(question["sql"], question["params"], question["max_rows"], question["seconds"])
+            told = _told(rows.replace_schema_metadata({"seconds": str(time.monotonic() - begun)}))
         except (duckdb.OutOfMemoryException, MemoryError, pa.ArrowMemoryError):
             answer["error"] = _heavy().args
         except duckdb.InterruptException:
