@@ -20,6 +20,7 @@ from app import links, media, prose, sql_view
 from app.desk import Desk
 from app.html import address, badge, empty, esc, facts, tag
 from app.tints import LEVELS, tints
+from app.verdicts import verdicts
 from deepintuit.errors import DeepIntuitError
 from deepintuit.store import browse, clips
 from deepintuit.store.browse import FLIPS, FORMATS, SORTS, TraceFilter
@@ -227,7 +228,8 @@ def _one(desk: Desk, fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] 
     seconds = (clip or {}).get("seconds")
     nothing = tag("p", "Nothing was written.", class_="quiet")
     text = prose.trace_html(row["text"], grammar, times, seconds, tints=marks) if row["text"].strip() else nothing
-    return head + run + said + text
+    known = verdicts(browse.scores_of(desk.workbench, fact["trace_id"]), row, fact["true_label"])
+    return head + run + said + known + text
 
 
 def _colour_switch(coloured: bool) -> str:
