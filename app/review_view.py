@@ -9,7 +9,7 @@ labels. The true label and the clip's file name, which may tell it, are shown to
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,7 +66,7 @@ def tasks_html(tasks: Sequence[tuple[Task, Mapping[str, Any]]], closed: set[str]
         people = " · ".join(f"{esc(name)} {n:,}" for name, n in sorted(progress["by"].items(), key=lambda it: -it[1]))
         bar = tag("progress", "", max=str(max(1, asked)), value=str(done), aria_label="Judgements")
         head = tag("h3", esc(task.name) + (" " + badge("closed") if task.name in closed else ""))
-        said = f"{done:,} of {asked:,} judgements · {progress['complete']:,} of the items complete · {mine:,} by you"
+        said = f"{done:,} of {asked:,} judgements · {progress['complete']:,} items complete · {mine:,} by you"
         cards.append(tag("article", tag("header", head + tag("span", links, class_="links"))
                          + tag("p", esc(" · ".join(filter(None, facts))), class_="quiet") + bar
                          + tag("p", said) + (tag("p", people, class_="quiet") if people else "")))  # fmt: skip
@@ -290,15 +290,17 @@ def lead_html(
         said = [(f"{words}: {found.label or 'all classes'}", found) for kind, words in _MODEL for found in model[kind]]
         parts.append(_agreement(said, "The model against what people settled on (bootstrap over clips)"))
     parts.append(_verdicts(kinds["judged"]))
-    shown = {item for item, _ in disputed[:50]}
+    said_of = defaultdict(list)
+    for row in kinds["judged"]:
+        said_of[row["trace_id"]].append(row)
     for caption, some in (
-        ("Disputed", [row for row in kinds["judged"] if row["trace_id"] in shown]),
+        ("Disputed items, the most disputed first", [row for item, _ in disputed[:50] for row in said_of[item]]),
         ("Decided by leads, the newest last", kinds["adjudicated"][-50:]),
         ("Notes and skips, the newest last", [row for row in rows if row["note"] or row["kind"] == "skipped"][-50:]),
     ):
-        cells = [[link(row["trace_id"][:12], "traces", trace=row["trace_id"]), *_cells(task, row)]
-                 for row in sorted(some, key=lambda row: row["trace_id"] if caption == "Disputed" else "")]  # fmt: skip
-        parts.append(table(("Trace", *_SAID), cells, caption) if cells else "")
+        cells = [[link(row["trace_id"][:12], "traces", trace=row["trace_id"]), *_cells(task, row)] for row in some]
+        if cells:
+            parts.append(tag("details", tag("summary", caption) + table(("Trace", *_SAID), cells)))
     return "".join(parts)
 
 

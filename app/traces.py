@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
+from urllib.parse import urlencode
 
 import gradio as gr
 from fastapi import APIRouter, HTTPException, Request
@@ -18,7 +19,7 @@ from fastapi.responses import StreamingResponse
 
 from app import links, media, prose, sql_view
 from app.desk import Desk
-from app.html import address, badge, empty, esc, facts, tag
+from app.html import address, badge, empty, esc, facts, link, tag
 from app.tints import LEVELS, tints
 from app.verdicts import verdicts
 from deepintuit.errors import DeepIntuitError
@@ -74,7 +75,9 @@ def list_html(desk: Desk, asked: TraceFilter, sort: str, number: str, size: str,
     pages = -(-found.total // rows)
     counted = tag("strong", f"{found.total:,} trace{'s' * (found.total != 1)}")
     exports = " ".join(tag("a", _FORM_NAMES[form], href=export_url(asked, form), download=True) for form in FORMATS)
-    counted, exports = tag("span", counted, role="status"), tag("span", f"Export {exports}", class_="exports")
+    review = link("Review these", "review", query=urlencode(asked.to_query()))
+    counted = tag("span", counted, role="status")
+    exports = tag("span", f"{review} · Export {exports}", class_="exports")
     return tag("div", counted + exports, class_="bar") + tag("div", grid, class_="scroll") + _pager(place, pages, rows)
 
 
