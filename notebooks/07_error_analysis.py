@@ -230,7 +230,7 @@ print(made.to_python())
 
 # %%
 kept = copy.slice(name).df()
-kept[["trace_id", "stage", "split", "clip_id", "confidence", "calibrated"]].head()
+kept[["trace_id", "stage", "split", "clip_id", "confidence"]].head()
 
 # %%
 show.row(*(show.trace(trace) for trace in parsed(task, [browse.trace(copy, it) for it in kept.trace_id[:2]])))

@@ -183,8 +183,9 @@ import torch
 here = torch.cuda.is_available()
 print(f"{'A GPU is here.' if here else 'No GPU is here. On a machine with one,'} set CONFIG = {str(big)!r}, "
       "or run these commands:")
-for stage in ("teach", "coldstart", "calibrate", "evaluate", "evaluate --reasoner baselines", "report"):
-    print(f"  deepintuit {stage} --config {big.name} --set clips.dataset=mine --workbench FOLDER")
+first = "teach --set teach.base_url=URL --set teach.model=NAME"
+for stage in (first, "coldstart", "calibrate", "evaluate", "evaluate --reasoner baselines", "report"):
+    print(f"  deepintuit {stage} --config configs/{big.name} --set clips.dataset=mine --workbench MINE")
 
 # %% [markdown]
 # ## A teacher
@@ -198,7 +199,7 @@ TEACHER = ""  # the model's name there
 
 # %%
 if ENDPOINT and TEACHER:
-    teacher = [f"teach.base_url={ENDPOINT}", f"teach.model={TEACHER}"]
+    teacher = ["teach.source=endpoint", f"teach.base_url={ENDPOINT}", f"teach.model={TEACHER}"]
 else:
     teacher = ["teach.source=self", f"teach.given_answer={str(toy).lower()}"]
     print("No endpoint is named: the model is told the label and says why in its own words.")
