@@ -83,7 +83,8 @@ def said(kind: str, task: str, item: str, who: str, **more) -> Event:
 
 
 acts = st.lists(st.tuples(
-    st.sampled_from(["judged", "skipped", "adjudicated", "undone", "draft", "torn"]), st.sampled_from(["week", "day"]),
+    st.sampled_from(["judged", "skipped", "adjudicated", "undone", "draft", "closed", "torn"]),
+    st.sampled_from(["week", "day"]),
     st.sampled_from(["t0", "t1"]), st.sampled_from(["ann", "bo"]), st.integers(0, 8)), max_size=25)  # fmt: skip
 
 
@@ -96,13 +97,14 @@ def test_the_table_of_reviews_is_what_the_fold_says(history):
         if kind == "torn":
             lines.append(b'{"kind": "judged", "task": "we\n')
             continue
-        payload = {"event": f"e{target}"} if kind == "undone" else {"label": "dog", "note": f"=note {number}"}
+        payload = {"undone": {"event": f"e{target}"}, "closed": {"closed": target > 3}}.get(kind, {"label": "dog"})
         events.append(said(kind, task, item, who, payload=payload, id=f"e{number}", time="2026-01-01T12:00:00+00:00"))
         lines.append(events[-1].line())
     state = fold(events)
     answers = [act.id for by_item in state.answers.values() for by in by_item.values() for act in by.values()]
     finals = [state.final(task, item) for task in ("week", "day") for item in ("t0", "t1")]
     rows = reviewed.rows(b"".join(lines))
+    assert all(row["closed"] == (row["task"] in state.closed) for row in rows)
     assert sorted(row["event_id"] for row in rows) == sorted([*answers, *(act.id for act in finals if act)])
 
 
@@ -118,7 +120,10 @@ def test_a_query_joins_reviews_as_soon_as_the_index_is_refreshed(tmp_path):
     with EventLog(workbench.reviews) as log:
         log.append(said("judged", "week", trace_id, "ann", payload={"label": "dog", "note": "'; DROP TABLE reviews"}))
         assert workbench.refresh() and not workbench.refresh()
-        assert workbench.query(counted, untrusted=True).values.tolist() == [[1, "'; DROP TABLE reviews"]]
+        assert workbench.query(counted).values.tolist() == [[1, "'; DROP TABLE reviews"]]
+        assert workbench.query(counted, untrusted=True).n[0] == 0, "no reviewer looks up what another one answered"
+        log.append(Event(Kind.CLOSED, "week", "lead", payload={"closed": True}))
+        assert workbench.refresh() and workbench.query(counted, untrusted=True).n[0] == 1
     assert workbench.index_path.stat().st_mtime_ns == built, "a judgement does not have the whole index built anew"
     (tmp_path / "reviews" / "answers.parquet").write_bytes(b"damaged")
     assert workbench.refresh() and workbench.query(counted).n[0] == 1

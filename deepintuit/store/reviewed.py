@@ -3,7 +3,8 @@
     workbench.query("SELECT reviewer, count(*) FROM reviews WHERE kind = 'judged' GROUP BY ALL")
 
 A row for each (task, trace, reviewer): the judgement or skip in force, and one for the adjudication of a trace, by the
-rule of `review.events.fold` (a test holds the two together). Left out on purpose: drafts, reservations, what is gold.
+rule of `review.events.fold` (a test holds the two together). A person's own query sees closed tasks only, since
+reviewers may not see what others answer. Left out on purpose: drafts, reservations, what is gold.
 """
 
 import json
@@ -24,6 +25,7 @@ SCHEMA = pa.schema([
 ])
 """`kind`: judged, skipped (with a `reason`), adjudicated. A judgement without label or verdict says unsure, where these
 were asked. `source`: where an imported one comes from. `time` is UTC, of the judgement itself where that is known."""
+_CACHED = SCHEMA.append(pa.field("closed", pa.bool_()))
 _MARK = b"events"
 
 
@@ -43,8 +45,9 @@ def row_of(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rows(content: bytes) -> list[dict[str, Any]]:
-    """The rows in force after these lines, in the order in which they were said. Lines that cannot be read, and those
-    repeated under one id, change nothing."""
+    """The rows in force after these lines, in the order in which they were said, and in `closed` whether their task is.
+    Lines that cannot be read, and those repeated under one id, change nothing."""
+    closed: dict[str, bool] = {}
     acts: dict[tuple[str, str, str], dict[str, Any]] = {}
     seen = set()
     for line in content.split(b"\n"):
@@ -56,6 +59,8 @@ def rows(content: bytes) -> list[dict[str, Any]]:
             seen.add(number)
             if kind == "undone":
                 acts.pop((task, who, event["payload"]["event"]), None)
+            elif kind == "closed":
+                closed[task] = bool(event["payload"].get("closed", True))
             elif kind in ("judged", "skipped", "adjudicated"):
                 acts[task, who, number] = row_of(event)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -65,7 +70,7 @@ def rows(content: bytes) -> list[dict[str, Any]]:
         key = (row["task"], row["trace_id"], None if row["kind"] == "adjudicated" else row["reviewer"])
         last.pop(key, None)
         last[key] = row
-    return list(last.values())
+    return [{**row, "closed": closed.get(row["task"], False)} for row in last.values()]
 
 
 def cache(root: Path) -> Path:
@@ -79,23 +84,24 @@ def refresh(root: Path) -> bool:
         facts = source.stat()
     except FileNotFoundError:
         return False
-    mark = f"{facts.st_size} {facts.st_mtime_ns}".encode()
+    mark = f"{facts.st_size} {facts.st_mtime_ns} {','.join(_CACHED.names)}".encode()
     try:
         if (pq.read_schema(target).metadata or {}).get(_MARK) == mark:
             return False
     except (OSError, pa.ArrowException):
         pass  # none there yet, or damaged: written anew
-    found = pa.Table.from_pylist(rows(source.read_bytes()), schema=SCHEMA).replace_schema_metadata({_MARK: mark})
+    found = pa.Table.from_pylist(rows(source.read_bytes()), schema=_CACHED).replace_schema_metadata({_MARK: mark})
     temporary = target.with_name(".answers.parquet.tmp")
     pq.write_table(found, temporary)
     os.replace(temporary, target)
     return True
 
 
-def read(root: Path) -> pa.Table:
-    """The rows of the cache; none where there is no cache."""
+def read(root: Path, *, closed: bool = False) -> pa.Table:
+    """The rows of the cache, with `closed` only those of closed tasks; none where there is no cache."""
     try:
         with pq.ParquetFile(cache(root)) as file:
-            return file.read(use_threads=False).replace_schema_metadata(None)
-    except (OSError, pa.ArrowException):
+            found = file.read(use_threads=False).replace_schema_metadata(None)
+        return (found.filter(found["closed"]) if closed else found).select(SCHEMA.names)
+    except (OSError, KeyError, pa.ArrowException):
         return SCHEMA.empty_table()
