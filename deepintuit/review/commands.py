@@ -41,7 +41,8 @@ def export(workbench: Workbench, console: Console, task: str, file: str, form: s
     for path, content in files.items():
         if not dry:
             path.write_bytes(content)
-        _say(console, f"{len(found)} rows {'would be' if dry else 'are'} in {path}, {len(content):,} bytes.")
+        _say(console, f"{path}: {len(content):,} bytes{', not written (--dry-run)' if dry else ''}")
+    _say(console, f"{len(found)} answers of {task!r}.")
 
 
 def bring_in(workbench: Workbench, console: Console, task: str, file: str, form: str | None, source: str | None,
