@@ -1,0 +1,279 @@
+"""Claim: the tables of VideoP2R and VideoAuto-R1, and DeepIntuit's figures 4 and 7, in shape, on the embedded world.
+
+    python benchmarks/systems.py processes --seeds 0 1 2     PA-GRPO against its ablations
+    python benchmarks/systems.py thinking --seeds 0 1 2      always, never, and think-when-needed by two gates
+    python benchmarks/systems.py lengths --seeds 0 1 2       accuracy against the length of the teacher's traces
+    python benchmarks/systems.py distillation --seeds 0 1 2  labels against traces, for a growing number of clips
+
+Over several seeds, each with clips, splits and training of its own; thresholds are chosen on validation. Resumable: a
+seed that is finished lies as `docs/evidence/<table>-<seed>.json`, a stopped one goes on. Writes into docs/evidence.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from evidence import ROOT, replace_text, write_between
+from rich.console import Console
+
+from deepintuit import cli, coldstart, config, demo, evaluate, grpo, teach
+from deepintuit.calibrate import run as calibrate
+from deepintuit.config import Config
+from deepintuit.data import Manifest
+from deepintuit.homecam import facts_of, teacher
+from deepintuit.metrics import cheapest_threshold, gate_curve
+from deepintuit.report.thinking import GATE_COLUMNS, quick_answers
+from deepintuit.store import Run, Workbench, trace_id
+from deepintuit.store.run import provenance
+
+Rows = dict[str, dict[str, float]]
+"""System → measure → value."""
+
+BUDGETS = {"none": 0, "short": 1, "medium": 2, "long": 3}
+CLIPS = (32, 64, 128, 256)
+
+
+class Seed:
+    """One seed's world, and the stages on it with settings given as `--set` takes them."""
+
+    def __init__(self, table: str, seed: int, options: argparse.Namespace):
+        self.path = Path(options.workbench) / f"{table}-{seed}"
+        self.sets = [f"seed={seed}", f"workbench={self.path}", *options.set]
+        self.progress = not options.quiet
+        settings = self.settings()
+        demo.clips(settings, options.train, options.test, jobs=os.cpu_count() or 1, progress=self.progress,
+                   fractions=cli.fractions(settings))  # fmt: skip
+        self.workbench = Workbench(self.path)
+
+    def settings(self, *sets: str) -> Config:
+        return config.load(ROOT / "configs" / "tiny.toml", [*self.sets, *sets])
+
+    def evaluated(self, reasoner: Run, system: str, *sets: str, calibrator: Run | None = None) -> Run:
+        given = {"reasoner": reasoner.id, "calibrator": calibrator.id if calibrator else None, "system": system}
+        return evaluate.run(self.workbench, self.settings(*sets), **given, progress=self.progress)
+
+
+def right_share(run: Run, method: str = "raw") -> float:
+    rows = run.read("predictions").query("method == @method and control == 'none'")
+    return float((rows["predicted"] == rows["true_label"]).mean())
+
+
+def score_share(run: Run, name: str) -> float:
+    return float(run.read("scores").query("name == @name")["value"].mean())
+
+
+def last_steps(run: Run, name: str) -> float:
+    """Mean of a logged number over the second half of the updates."""
+    rows = run.read("steps").query("name == @name").sort_values("step")
+    return float(rows["value"].iloc[len(rows) // 2 :].mean()) if len(rows) else math.nan
+
+
+def processes(seed: Seed) -> Rows:
+    """PA-GRPO: separate against summed, off, and without a perception reward; all from one judged cold start."""
+    base = ("prompt.grammar=observation-think-answer", "judge.source=facts", *TINY_LENGTHS)
+    write = teach.run(seed.workbench, seed.settings(*base), progress=seed.progress)
+    start = coldstart.run(seed.workbench, seed.settings(*base), teacher=write.id, progress=seed.progress)
+    variants = {
+        "separate (PA-GRPO)": ("grpo.process=separate",),
+        "summed reward": ("grpo.process=summed",),
+        "process-agnostic": ("grpo.process=off",),
+        "without perception reward": ("grpo.process=separate", "grpo.perception_weight=0"),
+    }
+    found: Rows = {"cold start only": _seeing(seed.evaluated(start, "cold start", *base))}
+    for name, sets in variants.items():
+        tuned = grpo.run(seed.workbench, seed.settings(*base, *sets), start=start.id, progress=seed.progress)
+        shares = {f"groups that agree, {what} %": 100 * last_steps(tuned, key) for what, key in _AGREE.items()}
+        found[name] = _seeing(seed.evaluated(tuned, name, *base, *sets)) | shares
+    return found
+
+
+TINY_LENGTHS = ("grpo.perception_min=20", "grpo.perception_max=90", "grpo.reasoning_min=30", "grpo.reasoning_max=110")
+"""The embedded model's traces are short; the bonus is for the same shape."""
+_AGREE = {"whole": "zero_variance_share", "seeing": "zero_variance_perception", "reasoning": "zero_variance_reasoning"}
+
+
+def _seeing(run: Run) -> dict[str, float]:
+    return {
+        "n": float(run.summary["clips"]),
+        "accuracy %": 100 * right_share(run),
+        "observation suffices %": 100 * score_share(run, "sufficient"),
+        "mismatch %": 100 * score_share(run, "mismatch"),
+    }
+
+
+def thinking(seed: Seed) -> Rows:
+    """Always, never and when needed: accuracy, think rate, tokens and time of each, thresholds chosen on validation."""
+    base = ("prompt.grammar=answer-think-answer",)
+    write = teach.run(seed.workbench, seed.settings(*base), progress=seed.progress)
+    start = coldstart.run(seed.workbench, seed.settings(*base), teacher=write.id, progress=seed.progress)
+    tuned = grpo.run(seed.workbench, seed.settings(*base), start=start.id, progress=seed.progress)
+    judge = calibrate(
+        seed.workbench, seed.settings(*base, "gate.by=calibrated"), reasoner=tuned.id, progress=seed.progress
+    )
+    watched = seed.evaluated(tuned, "validation", *base, "evaluate.split=validation")
+    labels = Manifest.load(seed.path, "homecam").labels
+    quick = quick_answers(watched.read("traces"), labels)
+    threshold = cheapest_threshold(gate_curve(*(quick[name] for name in GATE_COLUMNS)), tolerance=0.005)
+    threshold = min(threshold, 1.0)  # infinity: nothing is sure enough
+    variants = {
+        "always think": ("gate.by=off",),
+        "never think": ("gate.by=confidence", "gate.threshold=0"),
+        "when needed, by confidence": ("gate.by=confidence", f"gate.threshold={threshold!r}"),
+        "when needed, by the calibrator": ("gate.by=calibrated", "gate.threshold=0.97"),
+    }
+    found: Rows = {}
+    for name, sets in variants.items():
+        run = seed.evaluated(tuned, name, *base, *sets, calibrator=judge)
+        traces = run.read("traces").query("sample == 0")
+        found[name] = {
+            "n": float(len(traces)),
+            "accuracy %": 100 * right_share(run),
+            "calibrated %": 100 * right_share(run, "label_likelihood"),
+            "think rate %": 100 * float((traces["thought"] != False).mean()),  # noqa: E712 - null thought too
+            "tokens a clip": float(traces["tokens"].mean()),
+            "threshold": threshold if "confidence" in name else 0.97 if "calibrator" in name else math.nan,
+        }
+    return found
+
+
+def _trimmed(facts, number: int, budget: int) -> str:
+    """The teacher's trace at a length: 1 the event and the label, 2 with the steps of the rule, 3 with what is seen."""
+    parts = teacher.write_trace(facts, number)
+    sentences = parts["think"].split("Check:")[0].split(". ")
+    think = {1: sentences[0] + ".", 2: parts["think"], 3: f"{parts['observation']} {parts['think']}"}[budget]
+    return f"<think> {think} </think><answer> {parts['answer']} </answer>"
+
+
+def _taught(seed: Seed, name: str, budget: int, limit: int = 0) -> Run:
+    """A finished teach run with traces of a budget for the first `limit` cold-start clips (0: all), kept where right."""
+    clips = Manifest.load(seed.path, "homecam").usable("coldstart").to_dict("records")
+    with seed.workbench.start_run("teach", {"budget": budget, "limit": limit}, name=name, dataset="homecam") as run:
+        if not run.finished:
+            rows, scores = [], []
+            for number, clip in enumerate(clips[: limit or None]):
+                text = _trimmed(facts_of(clip["notes"]["facts"]), number, budget)
+                rows.append({"clip_id": clip["clip_id"], "sample": 0, "text": text, "true_label": clip["label"]})
+                kept = float(text.endswith(f"<answer> {clip['label']} </answer>"))
+                scores.append({"trace_id": trace_id(run.id, clip["clip_id"], 0), "name": "kept", "value": kept})
+            run.append("traces", rows)
+            run.append("scores", scores)
+            run.finish({"kept": int(sum(score["value"] for score in scores))})
+    return run
+
+
+def lengths(seed: Seed) -> Rows:
+    """No reasoning, and traces of three lengths: cold start on each, then its own calibrator (DeepIntuit, figure 7)."""
+    found: Rows = {}
+    for name, budget in BUDGETS.items():
+        if not budget:
+            labels = seed.settings("coldstart.target=label")
+            run = coldstart.run(seed.workbench, labels, teacher=None, progress=seed.progress)
+            scored = seed.evaluated(run, name)
+            share = 100 * right_share(scored)
+            found[name] = {"n": float(scored.summary["clips"]), "accuracy %": share, "tokens a clip": 0.0}
+            continue
+        write = _taught(seed, name, budget)
+        run = coldstart.run(seed.workbench, seed.settings(), teacher=write.id, name=name, progress=seed.progress)
+        judge = calibrate(seed.workbench, seed.settings(), reasoner=run.id, name=name, progress=seed.progress)
+        scored = seed.evaluated(run, name, calibrator=judge)
+        found[name] = {
+            "n": float(scored.summary["clips"]),
+            "accuracy %": 100 * right_share(scored),
+            "calibrated %": 100 * right_share(scored, "label_likelihood"),
+            "tokens a clip": float(scored.read("traces").query("sample == 0")["tokens"].mean()),
+        }
+    return found
+
+
+def distillation(seed: Seed) -> Rows:
+    """The same clips with labels alone and with traces, for a growing number of clips (DeepIntuit, figure 4)."""
+    found: Rows = {}
+    for count in CLIPS:
+        # As many updates for few clips as for many, or the small sets would only be trained less.
+        epochs = seed.settings().coldstart.epochs * max(CLIPS) / count
+        sets = (f"coldstart.limit={count}", f"coldstart.epochs={epochs}")
+        labels = coldstart.run(
+            seed.workbench, seed.settings(*sets, "coldstart.target=label"), teacher=None, progress=seed.progress
+        )
+        write = _taught(seed, f"first-{count}", 3, count)
+        traces = coldstart.run(seed.workbench, seed.settings(*sets), teacher=write.id, progress=seed.progress)
+        for kind, run in (("labels", labels), ("traces", traces)):
+            scored = seed.evaluated(run, f"{kind}, {count} clips")
+            share = 100 * right_share(scored)
+            found[f"{kind}, {count} clips"] = {"n": float(scored.summary["clips"]), "accuracy %": share}
+    return found
+
+
+TABLES: dict[str, Callable[[Seed], Rows]] = {f.__name__: f for f in (processes, thinking, lengths, distillation)}
+
+
+def page(found: Sequence[dict], command: str) -> str:
+    """Mean over seeds with Student's 95 % interval; one seed has none."""
+    systems = list(dict.fromkeys(name for seed in found for name in seed["rows"]))
+    measures = list(dict.fromkeys(m for seed in found for row in seed["rows"].values() for m in row if m != "n"))
+    head = "| System | Seeds | n a seed | " + " | ".join(measures) + " |"
+    lines = [head, "|---|---:|---:|" + "---:|" * len(measures)]
+    for system in systems:
+        rows = [seed["rows"][system] for seed in found if system in seed["rows"]]
+        cells = [_cell([row[m] for row in rows if row.get(m) is not None]) for m in measures]
+        counts = sorted({int(row["n"]) for row in rows})
+        lines.append(f"| {system} | {len(rows)} | {'–'.join(map(str, counts))} | " + " | ".join(cells) + " |")
+    commits = ", ".join(f"`{commit}`" for commit in dict.fromkeys(seed["commit"] for seed in found))
+    seeds = ", ".join(str(seed["seed"]) for seed in found)
+    told = f"Seeds {seeds}; commit {commits}; command:\n\n    {command}\n"
+    return "\n".join([told, "Mean over seeds, Student's 95 % interval over seeds.\n", *lines, ""])
+
+
+def _cell(values: Sequence[float]) -> str:
+    known = np.array([value for value in values if not math.isnan(value)])
+    if not known.size:
+        return "–"
+    if known.size == 1:
+        return f"{known[0]:.1f}"
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, known.size - 1) * known.std(ddof=1) / math.sqrt(known.size))
+    return f"{known.mean():.1f} ({known.mean() - half:.1f}–{known.mean() + half:.1f})"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workbench", default="evidence", help="one folder a table and seed is made in it")
+    parser.add_argument("--train", type=int, default=demo.TRAIN, help="clips rendered for training and validation")
+    parser.add_argument("--test", type=int, default=demo.TEST, help="clips rendered for test")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "evidence.md")
+    parser.add_argument("--quiet", action="store_true")
+    options = parser.parse_args()
+    cli.quiet_libraries()
+    found = []
+    for number in options.seeds:
+        file = options.page.with_suffix("") / f"{options.table}-{number}.json"
+        if not file.exists():
+            started = time.perf_counter()
+            rows = TABLES[options.table](Seed(options.table, number, options))
+            made = provenance()
+            # JSON has no nan: what was not measured is left out.
+            measured = {s: {m: v for m, v in row.items() if not math.isnan(v)} for s, row in rows.items()}
+            told = {
+                "seed": number,
+                "commit": made["commit"] + (" with changes" if made["dirty"] else ""),
+                "settings": options.set,
+                "minutes": round((time.perf_counter() - started) / 60, 1),
+                "rows": measured,
+            }
+            replace_text(file, json.dumps(told, indent=1) + "\n")
+        found.append(json.loads(file.read_text(encoding="utf-8")))
+    words = " ".join(["python benchmarks/systems.py", options.table, "--seeds", *map(str, options.seeds)])
+    text = page(found, words + "".join(f" --set {s}" for s in options.set))
+    write_between(options.page, options.table, text)
+    Console().print(text)
