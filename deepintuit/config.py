@@ -262,6 +262,7 @@ class GrpoConfig(Section):
     quick_weight: float = _setting(0.9, "answer-think-answer: of the first answer's accuracy (VideoAuto-R1)", low=0)
     final_weight: float = _setting(1.1, "answer-think-answer: of the last answer's accuracy (VideoAuto-R1)", low=0)
     fallback_bonus: float = _setting(0.3, "answer-think-answer: for putting off and then being right (VideoAuto-R1)", low=0)
+    share_prefix: bool = _setting(True, "compute a clip's prompt once for all its traces of a forward pass; false: once a trace")
     micro_batch: int = _setting(8, "traces a forward pass and device; no effect on the result", low=1)
     check_clips: int = _setting(32, "clips sampled first, to see whether there is anything to learn; 0: none", low=0)
     save_steps: int = _setting(20, "updates between two resumable checkpoints", low=1)

@@ -280,3 +280,32 @@ def test_a_killed_run_continues_to_the_same_weights_and_rollouts(bench, cold, tm
         assert sorted(map(tuple, mine[columns].values)) == sorted(map(tuple, yours[columns].values))
     assert len(run.read("traces")) == run.read("traces")["trace_id"].nunique() == 7 * 16
     assert run.summary["steps"] == 7 and run.summary["check"] == whole.summary["check"]
+
+
+def loss_and_gradient(trainer: Trainer, batch: dict, share: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the written tokens, and the gradient of a weighted sum of them."""
+    object.__setattr__(trainer.config, "share_prefix", share)
+    trainer._rows = batch["clip_index"]
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    trainer.model.zero_grad()
+    logps, entropy, _ = trainer._get_per_token_logps_and_entropies(
+        trainer.model, ids, mask, batch["completion_ids"].shape[1], compute_entropy=True
+    )
+    kept = logps * batch["completion_mask"]
+    weights = torch.linspace(-1, 1, kept.numel()).view_as(kept)
+    (kept * weights).sum().backward()
+    return torch.stack([kept, entropy * batch["completion_mask"]]).detach(), flat_gradient(trainer.model)
+
+
+def test_a_prompt_computed_once_gives_the_numbers_and_gradients_of_one_a_trace(bench, weights):
+    name, start, sets = weights
+    trainer = made(bench, start, f"prefix-{name}", *sets)
+    batch = a_round(trainer)
+    plain, plain_gradient = loss_and_gradient(trainer, batch, share=False)
+    shared, shared_gradient = loss_and_gradient(trainer, batch, share=True)
+    assert (plain - shared).abs().max() < 1e-5
+    assert (plain_gradient - shared_gradient).norm() / plain_gradient.norm() < 1e-4
+    order = torch.randperm(len(batch["clip_index"]), generator=torch.Generator().manual_seed(1))
+    scattered = {key: value[order] if value.ndim else value for key, value in batch.items()}
+    assert (loss_and_gradient(trainer, scattered, share=True)[0] - shared[:, order]).abs().max() < 1e-5

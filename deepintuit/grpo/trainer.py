@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
-from trl.trainer.utils import RepeatSampler, use_adapter
+from trl.trainer.utils import RepeatSampler, split_tensor_dict, use_adapter
 
 from deepintuit.advantage import zero_variance_share
 from deepintuit.config import Config
@@ -21,6 +21,7 @@ from deepintuit.reasoner import Clip
 from deepintuit.store import Run, trace_id
 from deepintuit.trace import argued_label
 from deepintuit.vlm import EncodedClip
+from deepintuit.vlm.prefix import forward_behind_prompts
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
 
 _LOGGED = frozenset({"loss", "grad_norm", "learning_rate", "entropy", "kl"})
@@ -137,6 +138,14 @@ class Trainer(Resumable, GRPOTrainer):
         with use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None):
             return self._get_per_token_logps_and_entropies(self.model, ids, mask, wanted, batch_size=size)[0]
 
+    def _prepare_inputs(self, generation_batch):
+        """TRL's, but for its shuffle: all parts of a round make one update, so their order is free, and the traces of a
+        clip stay together, behind one prompt."""
+        parts = self.args.steps_per_generation
+        if self._step % parts == 0 or self._buffered_inputs is None:  # None: resumed in the middle
+            self._buffered_inputs = split_tensor_dict(self._generate_and_score_completions(generation_batch), parts)
+        return self._buffered_inputs[self._step % parts]
+
     def _compute_loss(self, model, inputs):
         self._rows = inputs["clip_index"]
         return super()._compute_loss(model, inputs)
@@ -156,18 +165,32 @@ class Trainer(Resumable, GRPOTrainer):
         Qwen-VL has none.)"""
         logps, entropies = [], []
         size = batch_size or len(input_ids)
+        # Checkpointed layers are run again without the cache that would hold the prompt.
+        shared = self.config.share_prefix and not self.vlm.core.is_activation_checkpointing
+        forward = self._forward_behind_prompts if shared else self._forward_whole_rows
         for start in range(0, len(input_ids), size):
             part = slice(start, start + size)
-            clips = [self._encoded[i] for i in self._rows[part].tolist()]
-            inputs = self.vlm.forward_inputs(clips, input_ids[part], attention_mask[part])
-            labels = input_ids[part].masked_fill(attention_mask[part] == 0, -100)
-            labels[:, :-logits_to_keep] = -100
             with self.accelerator.autocast():
-                out = model(**inputs, labels=labels, fused_lm_head=True)
+                out = forward(model, self._rows[part], input_ids[part], attention_mask[part], logits_to_keep)
             logps.append(out.log_probs[:, -logits_to_keep:])
             if compute_entropy:
                 entropies.append(out.entropy[:, -logits_to_keep:])
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+    def _forward_whole_rows(self, model, rows, ids, mask, wanted: int):
+        """The reference: every row carries its own copy of the prompt."""
+        inputs = self.vlm.forward_inputs([self._encoded[i] for i in rows.tolist()], ids, mask)
+        labels = ids.masked_fill(mask == 0, -100)
+        labels[:, :-wanted] = -100
+        return model(**inputs, labels=labels, fused_lm_head=True)
+
+    def _forward_behind_prompts(self, model, rows, ids, mask, wanted: int):
+        """The same numbers, each clip's prompt computed once."""
+        chosen, owners = rows.unique(return_inverse=True)
+        first = torch.stack([(owners == number).nonzero()[0, 0] for number in range(len(chosen))])
+        prompts = ids[first, :-wanted], mask[first, :-wanted]
+        clips = [self._encoded[i] for i in chosen.tolist()]
+        return forward_behind_prompts(self.vlm, model, clips, prompts, owners, (ids[:, -wanted:], mask[:, -wanted:]))
 
     def _sample(self, clips: list[Clip], step: int, refill: int = 0) -> list[Group]:
         settings = self.config
