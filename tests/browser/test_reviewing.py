@@ -262,6 +262,7 @@ def test_others_get_other_items_their_notes_are_text_and_a_lead_decides(crew, op
     assert {event.reviewer for event in crew.events("two", Kind.JUDGED)} == {"ada", "bob"}
     ada.goto(f"{crew.url}/review?task=two&view=lead")
     ada.get_by_role("link", name="Decide 1 disputed").wait_for()
+    ada.get_by_text("Notes and skips").click()
     assert "quoted" in ada.inner_text("#review") and ada.evaluate("window.hacked === undefined")
     assert ada.locator("#review img, #review script").count() == 0
     ada.get_by_role("link", name="Decide 1 disputed").click()
