@@ -1,4 +1,5 @@
-"""What is known about a trace beside its answer: was enough seen, does it conclude what it argued, did it have to think.
+"""What is known about a trace beside its answer: was enough seen, does it conclude what it argued, did it have to
+think.
 
 Plain functions: scores and a trace row in, escaped HTML out.
 """

@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import av
@@ -66,9 +67,9 @@ def main() -> None:
         same = np.array_equal(by_decord(name, indices_T), by_pyav(name, indices_T))
         times = [
             (
-                seconds(lambda: by_decord(name, indices_T)),
-                seconds(lambda: by_pyav(name, indices_T)),
-                seconds(lambda: read(name, args.count)),
+                seconds(partial(by_decord, name, indices_T)),
+                seconds(partial(by_pyav, name, indices_T)),
+                seconds(partial(read, name, args.count)),
             )
             for _ in range(args.rounds)
         ]

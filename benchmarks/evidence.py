@@ -1,7 +1,9 @@
-"""Claim: the stages in the paper's order on the embedded world, over several seeds, with controls. Writes docs/evidence.md.
+"""Claim: the stages in the paper's order on the embedded world, over several seeds, with controls. Writes
+docs/evidence.md.
 
-Each seed renders clips of its own, draws its own splits, and trains every system anew in a workbench of its own (`demo --full`); all choices
-were made on validation. Resumable: a seed that is finished lies as `docs/evidence/homecam-<seed>.json` and is not run again.
+Each seed renders clips of its own, draws its own splits, and trains every system anew in a workbench of its own (`demo
+--full`); all choices were made on validation. Resumable: a seed that is finished lies as
+`docs/evidence/homecam-<seed>.json` and is not run again.
 
     python benchmarks/evidence.py --seeds 0 1 2 3 4 --workbench evidence
 """
@@ -55,13 +57,15 @@ def page(found: list[dict], command: str) -> str:
     commits = ", ".join(f"`{commit}`" for commit in dict.fromkeys(seed["commit"] for seed in found))
     return (
         f"Seeds {', '.join(map(str, seeds))}; commit {commits}; command:\n\n    {command}\n\n"
-        "Mean over seeds, Student's 95 % interval over seeds, ± standard deviation between seeds. Each seed has its own clips, splits and training.\n\n"
+        "Mean over seeds, Student's 95 % interval over seeds, ± standard deviation between seeds. Each seed has its own"
+        " clips, splits and training.\n\n"
         + report.multi_seed_table(seeds)
     )
 
 
 def write_between(path: Path, name: str, text: str) -> None:
-    """Put `text` between the markers `<!-- name -->` and `<!-- /name -->` of a page; the rest of the page is a person's."""
+    """Put `text` between the markers `<!-- name -->` and `<!-- /name -->` of a page; the rest of the page is a
+    person's."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     old = path.read_text(encoding="utf-8")
     before, found, rest = old.partition(start)

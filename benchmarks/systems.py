@@ -152,7 +152,8 @@ def _trimmed(facts, number: int, budget: int) -> str:
 
 
 def _taught(seed: Seed, name: str, budget: int, limit: int = 0) -> Run:
-    """A finished teach run with traces of a budget for the first `limit` cold-start clips (0: all), kept where right."""
+    """A finished teach run with traces of a budget for the first `limit` cold-start clips (0: all), kept where
+    right."""
     clips = Manifest.load(seed.path, "homecam").usable("coldstart").to_dict("records")
     with seed.workbench.start_run("teach", {"budget": budget, "limit": limit}, name=name, dataset="homecam") as run:
         if not run.finished:

@@ -1,7 +1,8 @@
 """Everything once, from rendered clips to the table of systems, with the embedded world and model.
 
     deepintuit demo            the three stages beside labels alone and the baselines without a model
-    deepintuit demo --full     also zero-shot, labels alone on all training clips, RB-FT, and calibration on cold start alone
+    deepintuit demo --full     also zero-shot, labels alone on all training clips, RB-FT, and calibration on cold start
+    alone
 
 A door like `cli`: it only puts stages one behind the other. Stopped anywhere, the same command goes on from there.
 
@@ -240,7 +241,8 @@ def _chain(workbench: Workbench, small: bool) -> Finished | None:
 
 
 def _rationales(workbench: Workbench, settings: Config, clock: _Clock, show: dict) -> Run | None:
-    """RB-FT: the untouched model writes its own rationales, is tuned on them, then on labels. None when it wrote no usable one."""
+    """RB-FT: the untouched model writes its own rationales, is tuned on them, then on labels. None when it wrote no
+    usable one."""
     from deepintuit import coldstart, teach
 
     own = replace(settings, teach=replace(settings.teach, source="self", given_answer=True))

@@ -2,7 +2,8 @@
 
     python docs/screens.py workbench --out screens
 
-Needs Chromium (DEEPINTUIT_CHROMIUM names another one). What is shown comes from the workbench: the newest evaluated run, a flipped clip.
+Needs Chromium (DEEPINTUIT_CHROMIUM names another one). What is shown comes from the workbench: the newest evaluated
+run, a flipped clip.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from app.html import address
 from deepintuit.store import Workbench
 
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
 ).split()
 WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 
@@ -36,9 +38,12 @@ def pages(workbench: Workbench) -> dict[str, str]:
     evaluated = workbench.query(
         """SELECT p.trace_id, p.clip_id, p.run_id, p.system FROM predictions p JOIN runs r USING (run_id)
            WHERE p.method = 'label_likelihood' AND p.control = 'none' AND p.trace_id IS NOT NULL
-           ORDER BY (p.predicted = p.true_label AND p.provisional <> p.true_label) DESC, r.created DESC, p.clip_id LIMIT 1"""
+           ORDER BY (p.predicted = p.true_label AND p.provisional <> p.true_label) DESC, r.created DESC, p.clip_id
+           LIMIT 1"""
     )
-    grpo = workbench.query("SELECT run_id FROM runs WHERE stage = 'grpo' AND status = 'finished' ORDER BY created DESC LIMIT 1")
+    grpo = workbench.query(
+        "SELECT run_id FROM runs WHERE stage = 'grpo' AND status = 'finished' ORDER BY created DESC LIMIT 1"
+    )
     if evaluated.empty:
         raise SystemExit("Nothing calibrated was evaluated in this workbench: run `deepintuit demo` first.")
     shown = evaluated.iloc[0]

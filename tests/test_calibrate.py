@@ -1,4 +1,5 @@
-"""Calibration: all traces are learned from, each clip counts alike, temperatures come from validation, a kill changes nothing."""
+"""Calibration: all traces are learned from, each clip counts alike, temperatures come from validation, a kill
+changes nothing."""
 
 import json
 
@@ -96,7 +97,8 @@ def test_a_killed_run_continues_to_the_same_calibrator(bench, cold, cold_lora, t
         "seed=5",
     )
     whole = undisturbed(one, "calibrate", sets, reasoner=reasoner.id)
-    moments = ["traces-00000.parquet", "traces-00002.parquet", "checkpoint/head.safetensors", "training/checkpoint-4/complete",
+    moments = ["traces-00000.parquet", "traces-00002.parquet", "checkpoint/head.safetensors",
+               "training/checkpoint-4/complete",
                "training/checkpoint-8/complete", "checkpoint/trained.json"]  # fmt: skip
     run, kills = survivor(other, "calibrate", moments, sets, reasoner=reasoner.id)
     assert kills == len(moments)

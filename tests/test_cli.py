@@ -1,4 +1,5 @@
-"""The command line: help everywhere, dry runs that leave nothing, a three-beat sentence and exit code 2 for whatever is wrong."""
+"""The command line: help everywhere, dry runs that leave nothing, a three-beat sentence and exit code 2 for whatever
+is wrong."""
 
 import csv
 import itertools
@@ -118,7 +119,8 @@ def test_a_workbench_without_clips_and_an_unknown_dataset_are_refused(command, c
 
 @pytest.mark.parametrize("arguments", [
     ["coldstart", "--teacher", "teach-nobody"], ["coldstart"], ["grpo"], ["grpo", "--start", "coldstart-nobody"],
-    ["calibrate"], ["calibrate", "--reasoner", "nobody"], ["evaluate", "--reasoner", "nobody"], ["report"], ["report", "nobody"],
+    ["calibrate"], ["calibrate", "--reasoner", "nobody"], ["evaluate", "--reasoner", "nobody"], ["report"],
+    ["report", "nobody"],
 ])  # fmt: skip
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
 def test_a_run_that_is_not_there_is_refused_and_none_begins(arguments, dry, capsys, imported):
@@ -127,7 +129,8 @@ def test_a_run_that_is_not_there_is_refused_and_none_begins(arguments, dry, caps
 
 
 @pytest.mark.parametrize("arguments", [
-    ["teach", "--set", "teach.source=homecam"], ["coldstart", "--set", "coldstart.target=label"], ["evaluate", "--reasoner", "zero-shot"],
+    ["teach", "--set", "teach.source=homecam"], ["coldstart", "--set", "coldstart.target=label"],
+    ["evaluate", "--reasoner", "zero-shot"],
     ["evaluate", "--reasoner", "baselines"], ["demo"],
 ])  # fmt: skip
 def test_a_dry_run_shows_settings_and_leaves_nothing(arguments, capsys, imported, wide):

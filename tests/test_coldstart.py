@@ -1,4 +1,5 @@
-"""Cold start: imitate what the teacher wrote, or the labels; go on after a kill; train again only when something that matters changed."""
+"""Cold start: imitate what the teacher wrote, or the labels; go on after a kill; train again only when something
+that matters changed."""
 
 import pytest
 from embedded import assert_same_weights, short_trace, survivor, undisturbed

@@ -1,4 +1,5 @@
-"""Evaluation: every row of every way and control, nothing fitted on what is scored, baselines beside, a kill changes nothing."""
+"""Evaluation: every row of every way and control, nothing fitted on what is scored, baselines beside, a kill changes
+nothing."""
 
 import json
 
@@ -31,7 +32,7 @@ def scored(bench, cold, calibrated):
 def test_every_way_and_control_has_one_row_a_clip(bench, scored):
     rows = scored.read("predictions")
     clips = set(bench.manifest.usable("test")["clip_id"])
-    found = {key: part for key, part in rows.groupby(["method", "control"])}
+    found = dict(iter(rows.groupby(["method", "control"])))
     assert sorted(found) == sorted([*WAYS, ("vote", "none"), ("mean_likelihood", "none")])
     for part in found.values():
         assert len(part) == len(clips) and set(part["clip_id"]) == clips

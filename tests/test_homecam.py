@@ -1,4 +1,5 @@
-"""The home-camera world: the same again by seed, no fact decides alone, parts share nothing, and what it knows reaches no prompt."""
+"""The home-camera world: the same again by seed, no fact decides alone, parts share nothing, and what it knows
+reaches no prompt."""
 
 import csv
 import itertools

@@ -171,3 +171,8 @@ def test_ci_runs_the_same_command_as_the_readme():
     assert script.stat().st_mode & 0o111 and "set -euo pipefail" in script.read_text(encoding="utf-8")
     assert script.read_text(encoding="utf-8").strip().endswith("make test")
     assert "make test" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_linter_has_nothing_to_say(root):
+    found = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=root, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout

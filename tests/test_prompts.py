@@ -99,7 +99,8 @@ def test_a_conclusion_that_is_no_label_is_refused():
 def test_foreign_text_cannot_smuggle_in_a_mark_of_the_chat_template(mark):
     labels = LabelSet("home", ("a", "b"), {"a": mark})
     fields = {"title" + mark: mark * 2}
-    first, second = reasoner_prompt(labels, text_fields=fields), calibrator_prompt(labels, "none", mark, text_fields=fields)
+    first = reasoner_prompt(labels, text_fields=fields)
+    second = calibrator_prompt(labels, "none", mark, text_fields=fields)
     for text in (first, second):
         assert mark not in text and "<|" not in text and "|>" not in text
 

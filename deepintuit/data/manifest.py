@@ -177,10 +177,11 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of what a stage works on: clips, labels, splits and texts. A relabelled or extended dataset has another one, so that
-        stages run anew on it instead of giving back a run on the former version."""
+        """16 hex digits of what a stage works on: clips, labels, splits and texts. A relabelled or extended dataset
+        has another one, so that stages run anew on it instead of giving back a run on the former version."""
         columns = ["clip_id", "label", "split", "excluded", "text", "notes"]
-        rows = sorted(json.dumps(row, sort_keys=True, default=str) for row in self.frame[columns].astype(object).to_dict("records"))
+        told = self.frame[columns].astype(object).to_dict("records")
+        rows = sorted(json.dumps(row, sort_keys=True, default=str) for row in told)
         return hashlib.sha256("\n".join([self.labels.dumps(), *rows]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     @property
