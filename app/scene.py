@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from app import media, prose
 from app.html import badge, empty, esc, percent, tag
+from app.verdicts import verdicts
 from deepintuit.reasoner.replay import Distribution, Event, Failed, Seen, Stage, TraceDone, Written
 
 PARTS = ("status", "trace", "film", "verdict")
@@ -222,6 +223,8 @@ def verdict(scene: Scene | None, truth: str | None = None, threshold: float = 0.
     shown = scene.calibrated
     answer = tag("strong", esc(provisional)) if provisional != "none" else tag("strong", "no answer")
     line = tag("div", tag("span", "First answer", class_="quiet") + answer, class_="said")
+    if scene.done:
+        line += verdicts({}, vars(scene.done), truth)
     if shown is None:
         known = [tag("div", line + _truth(truth, provisional), class_="headline")]
         if scene.raw is not None:

@@ -265,8 +265,9 @@ class Handlers:
             self.desk.pages.end(request.session_hash, running)
 
     async def reason(
-        self, clip_id, trace_id, run, temperature, top_p, max_tokens, seed, truth, threshold, request: gr.Request
-    ) -> AsyncIterator[list[Any]]:
+        self, clip_id, trace_id, run, temperature, top_p, max_tokens, seed, think_below, truth, threshold,
+        request: gr.Request,
+    ) -> AsyncIterator[list[Any]]:  # fmt: skip
         """A live trace. Ends with its page, whatever happens."""
         running = await asyncio.to_thread(self.desk.pages.begin, request.session_hash)
         try:
@@ -288,6 +289,7 @@ class Handlers:
                 temperature=_number(temperature, 0.0, 2.0, 0.0),
                 top_p=_number(top_p, 0.05, 1.0, 1.0),
                 max_tokens=int(_number(max_tokens, 1, 8192, 2048)),
+                think_below=_number(think_below, 0.0, 1.0, 1.0) if think_below < 1 else None,
                 seed=int(_number(seed, 0, 2**31, 0)),
                 private=clip["clip_id"].startswith(PREFIX),
             )
@@ -413,6 +415,11 @@ def page(desk: Desk) -> None:
                         0, label="Seed", precision=0, minimum=0, min_width=200,
                         info="The same seed, clip and settings give the same trace.",
                     )  # fmt: skip
+                think_below = gr.Slider(
+                    0, 1, 1, step=0.01, label="Think when less sure than", elem_id="think-below",
+                    info="Only for a reasoner that gives a quick answer first: at least this sure, it stands and the "
+                    "reasoning is left out. 1 always thinks; the run's card shows what each threshold costs.",
+                )  # fmt: skip
                 gr.HTML(tag("p", "How many frames the model sees is part of how it was trained.", class_="quiet"))
     shown = gr.State(None)
 
@@ -433,8 +440,8 @@ def page(desk: Desk) -> None:
     gr.on([truth.input, threshold.input], do.judged, asked, verdict, trigger_mode="always_last", **plain)
     again.click(do.replay, [picked, choice, pace, *view], stage, **reads)
     live.click(
-        do.reason, [picked, choice, run, temperature, top_p, tokens, seed, *view], stage, concurrency_id=GENERATION,
-        concurrency_limit=16, show_progress="hidden", api_visibility="private",
+        do.reason, [picked, choice, run, temperature, top_p, tokens, seed, think_below, *view], stage,
+        concurrency_id=GENERATION, concurrency_limit=16, show_progress="hidden", api_visibility="private",
     )  # fmt: skip
     halt.click(do.stop, None, None, **plain)
     gr.context.Context.root_block.unload(do.leave)

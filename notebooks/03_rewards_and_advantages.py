@@ -154,7 +154,7 @@ show.tokens(told.text, offsets_T, advantages_T, "blue is pushed up, vermilion (u
 
 # %%
 borders = [end for _, end in outer_spans(told).values()]
-[(told.text[a:b], round(advantage, 2)) for (a, b), advantage in zip(offsets_T, advantages_T) if any(a < end < b for end in borders)]
+[(told.text[a:b], round(float(advantage), 2)) for (a, b), advantage in zip(offsets_T, advantages_T) if any(a < end < b for end in borders)]
 
 # %% [markdown]
 # ## How many groups teach

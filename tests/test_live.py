@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,21 @@ def test_a_live_trace_goes_through_its_steps_and_ends_with_two_distributions(wor
     reason(models, Ask(**wish(workbench, max_tokens=60)), again.append, lambda: False)
     assert [e.name for e in again if isinstance(e, Stage)] == ["decode", "encode", "reason", "calibrate"]
     assert next(e for e in again if isinstance(e, TraceDone)).text == done.text
+
+
+def test_a_quick_answer_that_is_sure_enough_ends_a_live_trace(workbench):
+    from deepintuit.reasoner.live import Ask, Models, reason
+
+    def written(**more):
+        events = []
+        reason(Models(workbench), Ask(**wish(workbench, max_tokens=60), **more), events.append, lambda: False)
+        return next(event for event in events if isinstance(event, TraceDone))
+
+    plain = written(think_below=0.5)  # a grammar without a quick answer: nothing to gate
+    assert plain.thought is None and plain == replace(written(), milliseconds=plain.milliseconds)
+    stored = {"text": TEXT, "provisional": "theft", "quick_confidence": 0.99, "thought": False}
+    done = next(event for _, event in replay(stored) if isinstance(event, TraceDone))
+    assert (done.thought, done.quick_confidence) == (False, 0.99)
 
 
 def test_no_more_than_two_models_are_kept(workbench):

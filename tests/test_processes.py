@@ -15,7 +15,8 @@ from deepintuit.grpo.groups import Group, Scorer
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.homecam import facts_of, teacher
 from deepintuit.judges import Question, appoint
-from deepintuit.reasoner import LocalReasoner, Task, gate_for, parsed
+from deepintuit.reasoner import LocalReasoner, Task, gate_for, live, parsed
+from deepintuit.reasoner.replay import TraceDone
 from deepintuit.trace import FALLBACK, GRAMMARS, parse, render
 from deepintuit.vlm import VLM, Gate, Sample, character_offsets
 
@@ -362,3 +363,20 @@ def test_grpo_may_start_from_the_model_as_it_is(bench, tmp_path):
     settings = mine.settings(*QUICK, "grpo.max_steps=1", "grpo.max_tokens=4")
     run = grpo.run(mine.workbench, settings, start=None, progress=False)
     assert run.finished and run.parent is None and evaluate.name_of(mine.workbench, run.id) == "GRPO alone"
+
+
+def test_a_live_trace_ends_at_a_quick_answer_that_is_sure_enough(bench, quick_start):
+    models = live.Models(bench.workbench)
+    clip = Task(bench.path, bench.settings(*QUICK)).clips("test")
+
+    def written(number: int, **more) -> TraceDone:
+        events = []
+        ask = live.Ask(clip[number], quick_start.id, temperature=1.0, max_tokens=64, **more)
+        live.reason(models, ask, events.append, lambda: False)
+        return next(event for event in events if isinstance(event, TraceDone))
+
+    whole = [written(number) for number in range(6)]
+    sure = next(number for number, done in enumerate(whole) if (done.quick_confidence or -1) >= 0)
+    short = written(sure, think_below=0.0)
+    assert short.thought is False and whole[sure].text.startswith(short.text) and short.tokens < whole[sure].tokens
+    assert short.reason is None and short.provisional == "theft"

@@ -18,9 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deepintuit import config
-from deepintuit.config import Config
+from deepintuit.config import Config, GateConfig
 from deepintuit.errors import DeepIntuitError, StoreError
 from deepintuit.reasoner.distribution import answer_distribution, fitted_ways, likelihood_scores
+from deepintuit.reasoner.gate import gate_for
 from deepintuit.reasoner.local import LocalReasoner
 from deepintuit.reasoner.replay import Distribution, Event, Failed, Seen, Stage, TraceDone, Written
 from deepintuit.reasoner.task import Clip, Task
@@ -35,6 +36,8 @@ _BETWEEN_TEXTS = 1 / 30  # seconds; a screen shows no more, and every text is de
 class Ask:
     """What to do. `reasoner`, `calibrator`: run ids; None for `top_p` and `max_tokens`: as the run was made.
 
+    `think_below`: a quick answer at least this sure ends the trace; None thinks always. Nothing for other grammars.
+
     `private`: nothing derived from the clip is written to the workbench's caches (an upload).
     """
 
@@ -44,6 +47,7 @@ class Ask:
     temperature: float = 0.0
     top_p: float | None = None
     max_tokens: int | None = None
+    think_below: float | None = None
     seed: int = 0
     private: bool = False
 
@@ -123,6 +127,8 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
             text = vlm.tokenizer.decode(ids, skip_special_tokens=True)
             emit(Written(text.rstrip("\ufffd"), len(ids)))  # a character of several tokens is not there yet
 
+    by = "off" if ask.think_below is None or task.grammar.quick is None else "confidence"
+    gate = gate_for(task, GateConfig(by=by, threshold=ask.think_below or 0.0))
     prompt = task.reasoner_prompt(clip.clip_id)
     [[sample]] = sample_groups(
         vlm,
@@ -134,12 +140,14 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
         top_p=ask.top_p or settings.sampling.top_p,
         on_token=on_token,
         stop=stop,
+        gate=gate(known) if gate else None,
     )
-    trace = task.parse(sample.text, sample.truncated)
+    trace = task.parse(sample.text, sample.truncated, sample.thought is not False)
     stopped = stop() and sample.truncated
     reason, detail = (None, None) if trace.ok else (str(trace.reason), trace.detail)
     spent = sample.milliseconds
-    emit(TraceDone(sample.text, trace.provisional, reason, detail, sample.confidence, len(ids), spent, stopped))
+    gated = sample.quick_confidence, sample.thought
+    emit(TraceDone(sample.text, trace.provisional, reason, detail, sample.confidence, len(ids), spent, stopped, *gated))
     if trace.ok and not stop():
         emit(_first_answer(task, trace, sample, vlm))
     if ask.calibrator is None or stop():

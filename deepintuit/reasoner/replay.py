@@ -47,7 +47,10 @@ class Written:
 
 @dataclass(frozen=True)
 class TraceDone:
-    """The text as it stays. `reason` and `detail` say why it is no trace; `stopped`: somebody stopped it."""
+    """The text as it stays. `reason` and `detail` say why it is no trace; `stopped`: somebody stopped it.
+
+    `thought` False: its quick answer was sure enough, at `quick_confidence`, and ended the work.
+    """
 
     text: str
     provisional: str
@@ -57,6 +60,8 @@ class TraceDone:
     tokens: int | None = None
     milliseconds: float | None = None
     stopped: bool = False
+    quick_confidence: float | None = None
+    thought: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ def done(trace: Mapping[str, Any]) -> TraceDone:
         _number(trace.get("confidence")),
         None if tokens is None else int(tokens),
         _number(trace.get("milliseconds")),
+        quick_confidence=_number(trace.get("quick_confidence")),
+        thought=None if _number(trace.get("thought")) is None else bool(trace["thought"]),
     )
 
 
