@@ -113,6 +113,16 @@ def test_numbers_divide_into_quarters_and_few_values_into_themselves():
     assert [(part.name, int(part.inside_C.sum())) for part in rates] == [("5", 2), ("10", 1), ("not known", 1)]
 
 
+@pytest.mark.parametrize(("low", "high", "name"), [
+    (3.0, 7.25, "3.00 to 7.25"), (0.1, 12.25, "0.10 to 12.25"), (0.0312, 0.5, "0.0312 to 0.5000"),
+    (999.5, 12_345.0, "1,000 to 12,345"), (-2.5, 3.0, "-2.5 to 3.0"), (4.0, 31.0, "4 to 31"),
+])  # fmt: skip
+def test_both_ends_of_a_bin_have_the_same_number_of_digits(low, high, name):
+    far = [high + 1e5 + i for i in range(7)]
+    parts = answers.parts_of(pd.Series([low, high, *far] + [low, high] * 4), bins=2)
+    assert parts[0].name == name
+
+
 def test_past_twenty_values_the_rarest_stand_together():
     parts = answers.parts_of(pd.Series([f"camera {i}" for i in range(25) for _ in range(30 - i)]))
     assert len(parts) == 21 and parts[0].name == "camera 0" and parts[-1].name == "others (5 values)"

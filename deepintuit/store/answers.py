@@ -175,8 +175,19 @@ def _quantile_parts(values_C: np.ndarray, known_C: np.ndarray, bins: int) -> lis
         inside_C = place_C == k
         if inside_C.any():
             low, high = values_C[inside_C].min(), values_C[inside_C].max()
-            found.append(Part(_shown(low) if low == high else f"{_shown(low)} to {_shown(high)}", inside_C))
+            found.append(Part(_shown(low) if low == high else _between(low, high), inside_C))
     return found
+
+
+def _between(low: float, high: float) -> str:
+    """Both ends with as many decimals as four digits of the larger one leave room for, and they need."""
+    largest = max(abs(low), abs(high))
+    room = int(np.clip(3 - np.floor(np.log10(largest)), 0, 4)) if np.isfinite(largest) else 0
+    ends = [f"{end:.{room}f}" for end in (low, high)]
+    while room and all(end.endswith("0") for end in ends):
+        room, ends = room - 1, [end[:-1].removesuffix(".") for end in ends]
+    # What rounds to the same is told apart by all its digits.
+    return " to ".join(f"{float(end):,.{room}f}" for end in ends) if ends[0] != ends[1] else f"{low:g} to {high:g}"
 
 
 def _numeric(values: pd.Series) -> bool:
