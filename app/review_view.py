@@ -38,6 +38,7 @@ KEYS = (
     ("K", "skip, with a reason"), ("Z", "undo the last answer"), ("Space", "play, pause"),
     (",  .", "a frame back · on"), ("<  >", "slower · faster"), ("?", "this sheet"),
 )  # fmt: skip
+CORRECTED = tag("code", esc("<think> what is seen, what follows </think><answer> label </answer>"))
 SKIP_REASONS = ("The clip does not play", "The clip is of something else", "I know the people in it", "I cannot tell")
 
 
@@ -161,8 +162,8 @@ def desk_html(task: Task, decide: bool = False) -> str:
             aria_pressed="false")
         for key, value, words, title in FAILING_KEYS
     )  # fmt: skip
-    note = tag("textarea", "", id="review-note", rows="2", maxlength="10000", placeholder="What others should know (N)",
-               aria_label="Note")  # fmt: skip
+    note = tag("textarea", "", id="review-note", rows="2", maxlength="10000", aria_label="Note",
+               placeholder="What others should know (N). To correct the trace, write the whole trace here.")  # fmt: skip
     asked = {"label": ("Label of the clip", labels), "verdict": ("The trace", verdicts),
              "failing": ("Sentence that fails", failing), "note": ("Note", note)}  # fmt: skip
     questions = "".join(
@@ -195,6 +196,9 @@ def _dialogs() -> str:
     rows = "".join(tag("tr", tag("th", esc(keys), scope="row") + tag("td", esc(does))) for keys, does in KEYS)
     close = tag("form", tag("button", "Close"), method="dialog")
     none = tag("p", "None of them does anything while you type in a field.", class_="quiet")
+    none += tag("p", f"To correct a trace, give another verdict than Accept and write the whole trace as it should be "
+                     f"into the note, in the form of the one above: {CORRECTED}. It has to end in the label you give; "
+                     "then the next cold start can learn from it.", id="review-correct")  # fmt: skip
     sheet = tag("dialog", tag("h3", "Keys") + tag("table", rows) + none + close, id="review-sheet", aria_label="Keys")
     offered = tag("datalist", "".join(tag("option", value=reason) for reason in SKIP_REASONS), id="review-reasons")
     ask = tag("label", tag("span", "Why? Others will get this item.")

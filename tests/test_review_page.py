@@ -1,9 +1,11 @@
 """The Review page's routes: who asks is who logged in, items go to whom they were handed, nothing said is lost."""
 
+import html
 import http.client
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from deepintuit.labels import LabelSet
 from deepintuit.review import EventLog, Kind, read_events
 from deepintuit.store import Workbench, browse
 from deepintuit.store.browse import TraceFilter
+from deepintuit.trace import Trace, parse
 
 HOSTILE = "<img src=x onerror=alert(1)> ${1} {{7}} <script>alert(2)</script>"
 GOOD = {"label": "theft", "verdict": "right"}
@@ -186,6 +189,14 @@ def test_what_a_reviewer_sees_tells_no_true_label_and_in_a_blind_task_no_model_l
     shown = json.dumps(crew["bob"].ask("next", task="blind", seat="t"))
     assert "theft" not in shown.lower() and "routine" not in shown.lower() and "hidden" in shown
     assert shown.count('sentence\\"') == 3, "two of thinking, one of the answer: numbered as in the open text"
+
+
+def test_the_desk_says_how_a_trace_is_corrected_in_a_form_that_is_read(crew):
+    shown = crew["bob"].ask("start", task="week")["html"]
+    assert "write the whole trace" in shown
+    example = html.unescape(re.search("<code>(.*?)</code>", shown[shown.index('id="review-correct"') :])[1])
+    labels = LabelSet.of("porch", ["theft", "routine"])
+    assert isinstance(parse(example.replace(" label ", " theft "), "think-answer", labels), Trace)
 
 
 def test_a_reload_gets_back_what_was_on_screen_and_another_tab_can_take_all(crew):
