@@ -76,7 +76,7 @@ def strip_html(desk: Desk, text: str, label: str, split: str, flip: str, picked:
         title = f"{row['dataset']} · {row['split'] or 'no split'} · {name}"
         cards.append(
             tag("button", image + words, type="button", class_="card", title=title, aria_current=now,
-                data_set="wanted", data_value=row["clip_id"])
+                data_set="wanted", data_value=" ".join(filter(None, (row["clip_id"], row["trace_id"]))))
         )  # fmt: skip
     counted = f"{len(found)} of {count:,} clips" if count > len(found) else f"{count:,} clip{'s' * (count != 1)}"
     return tag("div", "".join(cards), class_="strip") + tag("p", counted, class_="quiet count")
@@ -187,13 +187,15 @@ class Handlers:
         return [player_html(clip), *self._stage(shown, clip, truth, threshold)]
 
     def pick(self, wanted, truth, threshold, request: gr.Request):
-        """A card was chosen: → the wish granted, picked clip, choice of traces, player, stage."""
+        """A card was chosen, by a clip and perhaps the trace of it that a filter found: → the wish granted, picked clip,
+        choice of traces, player, stage."""
         if not wanted:
             return [gr.skip()] * 12
-        return ["", wanted, *self._other(wanted, truth, threshold, request)]
+        clip_id, _, trace_id = wanted.partition(" ")
+        return ["", clip_id, *self._other(clip_id, truth, threshold, request, trace_id)]
 
-    def _other(self, clip_id: str, truth, threshold, request: gr.Request) -> list[Any]:
-        update, chosen = self._traces(clip_id)
+    def _other(self, clip_id: str, truth, threshold, request: gr.Request, trace_id: str = "") -> list[Any]:
+        update, chosen = self._traces(clip_id, trace_id)
         return [update, *self.opened(clip_id, chosen, truth, threshold, request)]
 
     def upload(self, given, truth, threshold, request: gr.Request):

@@ -19,18 +19,21 @@ FLIPS = ("flipped", "wrong → right", "right → wrong")
 _WAYS = ("label_likelihood", "mean_likelihood", "linear_head", "vote", "raw")
 
 _FOUND = """
-    SELECT *, count(*) OVER () AS found FROM clips
+    WITH turned AS (
+        SELECT clip_id, arg_max(trace_id, (created, run_id, trace_id)) AS trace_id FROM (
+            SELECT latest_predictions.*, created FROM latest_predictions JOIN runs USING (run_id)
+            WHERE $flip <> '' AND control = 'none' AND method <> 'raw' AND trace_id IS NOT NULL
+            QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY list_position($ways, method)) = 1)
+        WHERE provisional <> 'none' AND provisional <> predicted
+          AND ($flip = 'flipped' OR ($flip = 'wrong → right' AND predicted = true_label)
+               OR ($flip = 'right → wrong' AND provisional = true_label))
+        GROUP BY clip_id)
+    SELECT clips.*, turned.trace_id, count(*) OVER () AS found FROM clips LEFT JOIN turned USING (clip_id)
     WHERE excluded IS NULL AND path IS NOT NULL
       AND ($label = '' OR label = $label) AND ($split = '' OR split = $split)
       AND ($words = [] OR list_bool_and(list_transform($words, lambda word: contains(
             lower(concat_ws(' ', clip_id, path, "group", dataset, label)), lower(word)))))
-      AND ($flip = '' OR clip_id IN (
-            SELECT clip_id FROM (
-                SELECT * FROM latest_predictions WHERE control = 'none' AND method <> 'raw' AND trace_id IS NOT NULL
-                QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY list_position($ways, method)) = 1)
-            WHERE provisional <> 'none' AND provisional <> predicted
-              AND ($flip = 'flipped' OR ($flip = 'wrong → right' AND predicted = true_label)
-                   OR ($flip = 'right → wrong' AND provisional = true_label))))
+      AND ($flip = '' OR turned.trace_id IS NOT NULL)
     ORDER BY (split = 'test')::INT DESC, (split = 'validation')::INT DESC, dataset, path, clip_id LIMIT $limit"""
 
 
@@ -47,7 +50,7 @@ def find(
     """Usable clips whose id, path, group, dataset and label hold every word of `text`, and how many there are in all.
 
     `flip`: one of `FLIPS`, or empty; what counts is the first way of calibration that a trace has, as it is shown
-    (`predictions_on`). Held-out clips come first, since they have most to show.
+    (`predictions_on`). `trace_id` of a row: the newest trace that flipped so, None without `flip`. Held-out clips come first, since they have most to show.
     """
     asked = {"words": text.split()[:20], "label": label, "split": split, "flip": flip}
     asked |= {"limit": int(limit), "ways": list(_WAYS)}

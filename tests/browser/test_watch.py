@@ -117,7 +117,10 @@ def test_flips_can_be_found(page, site):
     page.get_by_label("Calibration", exact=True).click()
     page.get_by_role("option", name="right → wrong").click()
     page.wait_for_function("document.querySelectorAll('.card').length === 1")
-    assert page.locator(".card").get_attribute("data-value") == site.clips[1]
+    assert page.locator(".card").get_attribute("data-value") == f"{site.clips[1]} {site.traces['refined-1']}"
+    page.locator(".card").click()
+    page.wait_for_url(f"**trace={site.traces['refined-1']}*")
+    says(page, "test-1", "#screen")
 
 
 def test_a_hostile_trace_and_file_name_show_as_text(page, site):

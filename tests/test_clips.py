@@ -1,0 +1,55 @@
+"""Clips as a person looks for them: by what calibration changed, with the trace that it changed."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from app import watch
+from app.desk import Desk
+from deepintuit.store import Workbench, clips
+
+
+@pytest.fixture
+def workbench(tmp_path) -> Workbench:
+    """Two systems that a calibrator read, on two clips: the older one flips the first clip rightly and the second
+    wrongly, the newer one nothing."""
+    workbench = Workbench(tmp_path)
+    rows = {"clip_id": ["c0", "c1"], "path": ["c0.mp4", "c1.mp4"], "label": ["fall", "fall"], "dataset": ["home"] * 2}
+    missing = {"excluded": pa.nulls(2, pa.string()), "split": ["test"] * 2, "seconds": [1.0, 1.0]}
+    pq.write_table(pa.table(rows | missing), workbench.clips / "home.parquet")
+    for system, said, calibrated in (("older", "sit", "fall"), ("newer", "fall", "fall")):
+        with workbench.start_run("evaluate", {}, name=system, dataset="home") as run:
+            given = [said, "fall"]
+            run.append("traces", [{"clip_id": f"c{i}", "sample": 0, "text": said, "provisional": given[i],
+                                   "true_label": "fall"} for i in (0, 1)])  # fmt: skip
+            ids = dict(zip(*(run.read("traces")[name] for name in ("clip_id", "trace_id"))))
+            run.append("predictions", [
+                {"clip_id": clip, "trace_id": ids[clip], "split": "test", "system": system, "control": "none",
+                 "method": "label_likelihood", "true_label": "fall", "provisional": given[i],
+                 "predicted": calibrated if i == 0 else said, "probs": [0.9, 0.1], "labels": ["fall", "sit"]}
+                for i, clip in enumerate(("c0", "c1"))])  # fmt: skip
+            run.finish({})
+    workbench.refresh()
+    return workbench
+
+
+def trace_of(workbench: Workbench, run_name: str, clip_id: str) -> str:
+    sql = "SELECT trace_id FROM traces JOIN runs USING (run_id) WHERE name = ? AND clip_id = ?"
+    return workbench.query(sql, [run_name, clip_id])["trace_id"][0]
+
+
+def test_a_flip_is_found_with_the_trace_that_it_turned(workbench):
+    for flip, clip_ids in (("flipped", ["c0", "c1"]), ("wrong → right", ["c0"]), ("right → wrong", ["c1"])):
+        found, count = clips.find(workbench, flip=flip)
+        assert [row["clip_id"] for row in found] == clip_ids and count == len(clip_ids)
+        assert [row["trace_id"] for row in found] == [trace_of(workbench, "older", clip) for clip in clip_ids]
+    found, count = clips.find(workbench)
+    assert [(row["clip_id"], row["trace_id"]) for row in found] == [("c0", None), ("c1", None)] and count == 2
+
+
+def test_a_card_of_a_flip_filter_opens_that_trace_and_no_other(workbench):
+    desk, older = Desk(workbench.path), trace_of(workbench, "older", "c0")
+    assert watch.trace_choices(desk, "c0")[0][1] != older, "by itself a clip opens its newest trace"
+    assert f'data-value="c0 {older}"' in watch.strip_html(desk, "", "", "", "wrong → right", None)
+    assert 'data-value="c0"' in watch.strip_html(desk, "", "", "", "", None)
+    assert watch.Handlers(desk)._traces("c0", older)[1] == older
