@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepintuit import calibrate, coldstart, evaluate, grpo, teach
-from deepintuit.errors import ConfigError, DataError
+from deepintuit.errors import ConfigError, DataError, TeachError
 from deepintuit.grpo.groups import Group, Scorer
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.homecam import facts_of, teacher
@@ -84,6 +84,11 @@ def test_clips_without_known_facts_have_no_such_judge(bench):
     judge = judge_of(bench)
     with pytest.raises(DataError, match="judge.source to endpoint or answerer"):
         judge([Question("0123456789abcdef", "theft", "A box.")])
+
+
+def test_a_judge_at_no_address_is_refused_by_the_name_of_its_own_setting(bench):
+    with pytest.raises(TeachError, match=r"judge\.base_url = ''"):
+        judge_of(bench, "judge.source=endpoint")
 
 
 def test_an_answerer_reads_the_text_alone_and_answers_once(bench, tmp_path):

@@ -24,6 +24,7 @@ from deepintuit.data import Manifest, import_csv, scan
 from deepintuit.errors import DataError, LabelError, TeachError
 from deepintuit.homecam.world import LABELS, Facts, scripts
 from deepintuit.store import Workbench
+from deepintuit.teach.desk import INSUFFICIENT
 from deepintuit.teach.teachers import framed_reasoning
 from deepintuit.trace import GRAMMARS, parse
 
@@ -119,8 +120,9 @@ def test_scripted_traces_depend_on_seed_and_clip_alone(workbench):
 
 @pytest.mark.parametrize("grammar", ["observation-think-answer", "answer-think-answer"])
 def test_scripted_teacher_writes_in_the_other_grammars_too(workbench, grammar):
-    run = quiet(workbench, settings("teach.source=homecam", f"prompt.grammar={grammar}", "teach.traces=5"))
-    assert set(run.summary["dropped"]) <= {teach.WRONG_LABEL} and run.summary["kept"]
+    sets = ("teach.source=homecam", "judge.source=facts", f"prompt.grammar={grammar}", "teach.traces=5")
+    run = quiet(workbench, settings(*sets))
+    assert set(run.summary["dropped"]) <= {teach.WRONG_LABEL, INSUFFICIENT} and run.summary["kept"]
 
 
 def test_unusable_clips_are_listed_with_their_reason(workbench):

@@ -76,7 +76,8 @@ class Usage:
 class Endpoint:
     """A model at an address; `usage` grows with every answer. `TeachError` for an address or key that cannot be one.
 
-    `timeout`, in seconds, is for a whole try; `backoff` is the first wait between two, doubled each time, with jitter.
+    `section` of the settings is what its errors point at. `timeout`, in seconds, is for a whole try; `backoff` is the
+    first wait between two, doubled each time, with jitter.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class Endpoint:
         timeout: float = 120.0,
         backoff: float = 1.0,
         cache: Path | None = None,
+        section: str = "teach",
     ) -> None:
+        self.section = section
         self.base_url, self.model, self.key_variable = base_url.rstrip("/"), model, key_variable
         self.concurrency, self.retries, self.timeout, self.backoff = concurrency, retries, timeout, backoff
         self.folder = None if cache is None else Path(cache) / "endpoint"
@@ -110,6 +113,7 @@ class Endpoint:
             retries=settings.retries,
             timeout=settings.timeout,
             cache=cache,
+            section="judge" if isinstance(settings, JudgeConfig) else "teach",
         )
 
     def complete_many(
@@ -234,21 +238,23 @@ class Endpoint:
         return f"{self.base_url}/chat/completions"
 
     def _checked_host(self) -> str:
-        example = "Write http(s)://host[:port]/v1, for example --set teach.base_url=http://127.0.0.1:8000/v1"
+        example = f"Write http(s)://host[:port]/v1, for example --set {self.section}.base_url=http://127.0.0.1:8000/v1"
         try:
             url = httpx.URL(self.base_url)
         except httpx.InvalidURL as error:
-            raise TeachError("teach.base_url is not an address", str(error), example) from error
+            raise TeachError(f"{self.section}.base_url is not an address", str(error), example) from error
         if url.userinfo or url.query or url.fragment:
             raise TeachError(
-                f"teach.base_url for {url.host!r} carries more than an address",
+                f"{self.section}.base_url for {url.host!r} carries more than an address",
                 "a key or password in it would be written to run.json",
-                "Leave only http(s)://host[:port]/v1 and export the key under the name in teach.key_variable",
+                f"Leave only http(s)://host[:port]/v1 and export the key under the name in {self.section}.key_variable",
             )
         if url.scheme not in ("http", "https") or not url.host:
-            raise TeachError(f"teach.base_url = {self.base_url!r}", "an endpoint has an http or https address", example)
+            given = f"{self.section}.base_url = {self.base_url!r}"
+            raise TeachError(given, "an endpoint has an http or https address", example)
         if not self.model:
-            raise TeachError("teach.model is empty", f"{url.host} serves models by name", "Set teach.model")
+            name = f"{self.section}.model"
+            raise TeachError(f"{name} is empty", f"{url.host} serves models by name", f"Set {name}")
         return url.netloc.decode("ascii")
 
     def _key(self) -> str:
@@ -256,7 +262,7 @@ class Endpoint:
         # The name is checked by its form and not shown, because the likeliest mistake is to put the key itself there.
         if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_variable):
             raise TeachError(
-                "teach.key_variable is not the name of an environment variable",
+                f"{self.section}.key_variable is not the name of an environment variable",
                 "it must be capitals, digits and _; a key itself has no place in a config",
                 "Write a name, such as OPENAI_API_KEY, and export the key under it",
             )
@@ -287,19 +293,19 @@ class Endpoint:
             return TeachError(
                 what,
                 f"the key in ${self.key_variable} {'is not accepted' if self._key() else 'is not set'}",
-                f"Export a valid key for {self.model!r} as {self.key_variable}, or set teach.key_variable",
+                f"Export a valid key for {self.model!r} as {self.key_variable}, or set {self.section}.key_variable",
             )
         said = " ".join(without_secrets([self._safe(answer.text)])[0].split())[:200] or "it says no more"
         if status in _THIS_REQUEST:
             return Refused(
                 what,
                 f"it refuses this request: {said}",
-                "Check teach.model, video.frames and teach.max_tokens against what the server allows",
+                f"Check {self.section}.model, video.frames and teach.max_tokens against what the server allows",
             )
         return TeachError(
             what,
             f"there is no {self.model!r} to ask at this address: {said}",
-            "Check teach.base_url (up to and with /v1) and teach.model",
+            f"Check {self.section}.base_url (up to and with /v1) and {self.section}.model",
         )
 
     def _unreachable(self, what: str, tries: int) -> Unreachable:
