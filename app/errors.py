@@ -452,6 +452,8 @@ def page(desk: Desk) -> None:
             )
         ),
         restore,
+        choices=("dataset", "split", "system", "method", "compare", "cell", "clip"),
+        defaults={"cells": "counts", "by": answers.FIRST[0], "threshold": f"{THRESHOLD:g}"},
     )
     shown_all.then(show, state, everything, **quick)
     for pick in picks:

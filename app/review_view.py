@@ -162,8 +162,8 @@ def desk_html(task: Task, decide: bool = False) -> str:
             aria_pressed="false")
         for key, value, words, title in FAILING_KEYS
     )  # fmt: skip
-    note = tag("textarea", "", id="review-note", rows="2", maxlength="10000", aria_label="Note",
-               placeholder="What others should know (N). To correct the trace, write the whole trace here.")  # fmt: skip
+    note = "What others should know (N). To correct the trace, write the whole trace here."
+    note = tag("textarea", "", id="review-note", rows="2", maxlength="10000", aria_label="Note", placeholder=note)
     asked = {"label": ("Label of the clip", labels), "verdict": ("The trace", verdicts),
              "failing": ("Sentence that fails", failing), "note": ("Note", note)}  # fmt: skip
     questions = "".join(

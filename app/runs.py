@@ -87,17 +87,17 @@ def training(desk: Desk, run_id: str | None) -> tuple[str, Any]:
     return view.health(remarks(steps)), gr.Plot(value=report.training_figure(steps), visible=True)
 
 
-def nearest_step(steps: Sequence[int], wanted: object) -> int:
-    """The update on file that is nearest to the wanted one; 0 where none is."""
-    number = wanted if isinstance(wanted, int | float) else 0
+def nearest_step(steps: Sequence[int], wanted: str | None) -> int:
+    """The update on file that is nearest to the wanted one, the first for no number; 0 where none is."""
+    number = int(wanted[:12]) if isinstance(wanted, str) and wanted[:12].isdecimal() else 0
     return min(steps, key=lambda step: abs(step - number), default=0)
 
 
-def rollouts(desk: Desk, run_id: str | None, step: object, clip_id: str | None) -> tuple[str, str]:
+def rollouts(desk: Desk, run_id: str | None, wanted: str | None, clip_id: str | None) -> tuple[str, str]:
     """The groups of an update, and the traces of one of them: the clip's, else the first that teaches."""
     workbench = desk.look()
     steps = progress.rollout_steps(workbench, run_id or "")
-    step = nearest_step(steps, step)
+    step = nearest_step(steps, wanted)
     rows = progress.rollouts(workbench, run_id or "", step)
     chosen = clip_id if clip_id in set(rows["clip_id"]) else _telling(rows)
     mine = rows[rows["clip_id"] == chosen]
@@ -136,9 +136,11 @@ _QUICK = jobs_tab.QUICK
 def page(desk: Desk) -> None:
     """The Runs page."""
     hidden = {
-        name: gr.Textbox(elem_id=f"runs-{name}", visible="hidden") for name in ("pick", "goto", "tab", "clip", "job")
+        name: gr.Textbox(elem_id=f"runs-{name}", visible="hidden")
+        for name in ("pick", "goto", "tab", "clip", "job", "update")
     }
-    tab, clip, job = hidden["tab"], hidden["clip"], hidden["job"]
+    # The update is empty until somebody moves the slider: the first one of the run.
+    tab, clip, job, update = (hidden[name] for name in ("tab", "clip", "job", "update"))
     known = gr.State(())
     timer = gr.Timer(EVERY, active=False)
     with gr.Row(elem_classes="runs-bar"):
@@ -178,15 +180,13 @@ def page(desk: Desk) -> None:
         ids = {value for _, value in runs["choices"]}
         wanted = [value for value in query.get("compare", "").split(",") if value in ids]
         chosen = query["run"] if query.get("run") in ids else None
-        number = int(query["step"]) if query.get("step", "").isdigit() else 0
-        steps = progress.rollout_steps(desk.workbench, chosen or "")
         return [
             {**runs, "value": chosen},
             {**stages, "value": query["stage"] if query.get("stage") in {v for _, v in stages["choices"]} else ""},
             {**sets, "value": query["dataset"] if query.get("dataset") in {v for _, v in sets["choices"]} else ""},
             {**others, "value": wanted},
             query["tab"] if query.get("tab") in TABS else "runs",
-            _slider(steps, number),
+            query.get("step", "")[:12],
             query.get("clip", "")[:64],
             query.get("job", "")[:64],
         ]
@@ -200,10 +200,10 @@ def page(desk: Desk) -> None:
         # Drawn only where it can be seen: a figure in a hidden tab gets the wrong width.
         return training(desk, run_id) if where == "training" else (gr.skip(), gr.skip())
 
-    def show_rollouts(run_id: str | None, number: object, clip_id: str, where: str) -> tuple[Any, Any]:
+    def show_rollouts(run_id: str | None, number: str, clip_id: str, where: str) -> tuple[Any, Any]:
         return rollouts(desk, run_id, number, clip_id) if where == "rollouts" else (gr.skip(), gr.skip())
 
-    def new_run(run_id: str | None, number: object) -> Any:
+    def new_run(run_id: str | None, number: str) -> Any:
         return _slider(progress.rollout_steps(desk.look(), run_id or ""), number)
 
     def write_card(run_id: str | None) -> tuple[str, Any]:
@@ -231,18 +231,20 @@ def page(desk: Desk) -> None:
             "dataset": dataset,
             "compare": compare,
             "tab": tab,
-            "step": step,
+            "step": update,
             "clip": clip,
             "job": job,
         },
         restore,
+        choices=("run", "tab", "clip", "job"),
+        defaults={"tab": TABS[0]},
     )
     show = [
         (lambda *given: table(desk, *given), [stage, dataset, run], [listed]),
         (lambda given: comparison(desk, given), [compare], [side_by_side]),
         (show_details, [run], [shown, card]),
         (show_training, [run, tab], [health, curves]),
-        (show_rollouts, [run, step, clip, tab], [groups, group]),
+        (show_rollouts, [run, update, clip, tab], [groups, group]),
         (lambda given: job_list(given), [job], job_of),
         (lambda: gr.Timer(active=busy(desk)), [], [timer]),
     ]
@@ -252,12 +254,12 @@ def page(desk: Desk) -> None:
             event.then(handler, given, result, **reading)
 
     to_tab = {"fn": lambda where: gr.Tabs(selected=where), "inputs": tab, "outputs": tabs, **reading}
-    chain(loaded.then(**to_tab), [show[0], show[6]])
+    chain(loaded.then(new_run, [run, update], step, **reading).then(**to_tab), [show[0], *show[2:5], show[6]])
     chain(again.click(choices, None, picks, **reading), show)
     for part in (stage, dataset):
         part.input(show[0][0], show[0][1], show[0][2], **reading)
     compare.change(show[1][0], show[1][1], show[1][2], **reading)
-    chain(run.input(new_run, [run, step], step, **reading), [show[0], *show[2:5]])
+    chain(run.input(new_run, [run, update], step, **reading), [show[0], *show[2:5]])
     # Buttons in our HTML write into hidden fields, which are emptied again so that the same button works twice.
     chain(
         hidden["pick"].change(
@@ -266,7 +268,7 @@ def page(desk: Desk) -> None:
                 if value
                 else (gr.skip(),) * 5
             ),
-            [hidden["pick"], step],
+            [hidden["pick"], update],
             [run, tab, tabs, step, hidden["pick"]],
             **reading,
         ),
@@ -282,15 +284,16 @@ def page(desk: Desk) -> None:
         # In the browser, at once: a tab is also "selected" when the page is drawn, before the address was read.
         one.select(None, tab, tab, js=f"(now) => now ? {one.id!r} : now", **_QUICK)
     chain(tab.change(*show[2], **reading), show[3:6])
-    step.input(*show[4], trigger_mode="always_last", **reading)
-    clip.change(*show[4], **reading)
+    step.input(None, step, update, js="(number) => String(number)", **_QUICK)
+    update.change(*show[4], trigger_mode="always_last", **reading)
+    clip.change(*show[4], trigger_mode="always_last", **reading)
     card.click(write_card, run, [shown, card], show_progress="minimal", concurrency_limit=1)
     timer.tick(
         tick, [known, stage, dataset, run, job, tab], [*picks, listed, *job_of, health, curves, timer], **reading
     )
 
 
-def _slider(steps: Sequence[int], wanted: object) -> Any:
+def _slider(steps: Sequence[int], wanted: str | None) -> Any:
     if not steps:
         return gr.update(minimum=0, maximum=1, value=0, interactive=False)
     return gr.update(

@@ -460,7 +460,7 @@ def page(desk: Desk) -> None:
             "outputs": [number, listed, listing]}  # fmt: skip
     read = {"fn": do.detail, "inputs": [opened, compared, coloured, opening], "outputs": [compared, detail, opening]}
     state = {"sort": sort, "size": size, "page": number, "trace": opened, "compare": compared, "colour": coloured}
-    begun = links.bind({**chosen, **state}, do.restore)
+    begun = links.bind({**chosen, **state}, do.restore, choices=("trace", "compare", "page"))
     begun.then(**look, **quiet)
     begun.then(**read, **quiet)
     # A textbox's `input` is fired by key presses alone: not by a paste, a phone's keyboard or a script.

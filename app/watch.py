@@ -187,8 +187,8 @@ class Handlers:
         return [player_html(clip), *self._stage(shown, clip, truth, threshold)]
 
     def pick(self, wanted, truth, threshold, request: gr.Request):
-        """A card was chosen, by a clip and perhaps the trace of it that a filter found: → the wish granted, picked clip,
-        choice of traces, player, stage."""
+        """A card was chosen, by a clip and perhaps the trace of it that a filter found: → the wish granted, picked
+        clip, choice of traces, player, stage."""
         if not wanted:
             return [gr.skip()] * 12
         clip_id, _, trace_id = wanted.partition(" ")
@@ -430,7 +430,7 @@ def page(desk: Desk) -> None:
     plain = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     reads = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     find = {"fn": do.find, "inputs": [text, label, split, flip, picked], "outputs": strip}
-    begun = links.bind({"clip": picked, "trace": choice, "run": run}, do.restore)
+    begun = links.bind({"clip": picked, "trace": choice, "run": run}, do.restore, choices=("clip", "trace"))
     begun.then(do.opened, [picked, choice, *view], [player, *stage], **reads)
     begun.then(**find, **reads)
     begun.then(do.filters, None, [label, split], **reads)

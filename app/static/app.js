@@ -5,6 +5,28 @@
 // address follows the screen. Gradio's "./" says nothing that the address does not.
 document.querySelector("base")?.remove();
 
+// ── The address (links.py): a click or a key may become an entry of the history; Back has the page read its address. ──
+(() => {
+  const again = () => document.querySelector("#read-address");
+  const act = (event) => { if (event.isTrusted) window.deepintuitActed = true; };
+  document.addEventListener("pointerdown", act, true);
+  document.addEventListener("keydown", act, true);
+  document.addEventListener("click", (event) => { if (!event.detail) act(event); }, true); // a screen reader's click
+  window.addEventListener("popstate", () => {
+    if (!again()) return;
+    window.deepintuitActed = window.deepintuitRead = false;
+    again().click();
+  });
+  // Once in a great while Gradio draws a page and never fires its load event: then it is asked again, once.
+  let drawn = 0;
+  const watchdog = window.setInterval(() => {
+    drawn ||= again() ? Date.now() : 0;
+    if (!window.deepintuitRead && !(drawn && Date.now() - drawn >= 8000)) return;
+    window.clearInterval(watchdog);
+    if (!window.deepintuitRead) again()?.click();
+  }, 1000);
+})();
+
 // Errors page: a button carries a value for a hidden field (`data-set`, `data-value`); the field's own event does the rest.
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-set]");

@@ -50,7 +50,8 @@ def find(
     """Usable clips whose id, path, group, dataset and label hold every word of `text`, and how many there are in all.
 
     `flip`: one of `FLIPS`, or empty; what counts is the first way of calibration that a trace has, as it is shown
-    (`predictions_on`). `trace_id` of a row: the newest trace that flipped so, None without `flip`. Held-out clips come first, since they have most to show.
+    (`predictions_on`). `trace_id` of a row: the newest trace that flipped so, None without `flip`. Held-out clips come
+    first, since they have most to show.
     """
     asked = {"words": text.split()[:20], "label": label, "split": split, "flip": flip}
     asked |= {"limit": int(limit), "ways": list(_WAYS)}
