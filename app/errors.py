@@ -11,7 +11,7 @@ comparing more than two systems (Runs does).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 import gradio as gr
@@ -31,6 +31,8 @@ from deepintuit.store.index import file_signature
 
 THRESHOLD = 0.9
 NORMS = {"counts": "counts", "rows": "share of the true class", "columns": "share of the answer"}
+EVERY = 5.0
+"""Seconds between two looks for new answers."""
 CONTROLS = ("trace_blanked", "video_blanked", "trace_swapped")
 
 
@@ -339,17 +341,12 @@ def page(desk: Desk) -> None:
     cell = gr.Textbox(visible="hidden", elem_id="errors-cell")
     clip = gr.Textbox(visible="hidden", elem_id="errors-clip")
     state = [*picks, norm, by, threshold, cell, clip]
+    timer, seen = gr.Timer(EVERY), gr.State(None)
 
     def settle(*wish: str | None) -> list[object]:
         """The five dropdowns, valid whatever was wished for, and what each offers."""
         choice, offers = choose(answers.sources(desk.look()), Choice(*(text or "" for text in wish)))
-        return [
-            gr.update(choices=offers.datasets, value=choice.dataset),
-            gr.update(choices=offers.splits, value=choice.split),
-            gr.update(choices=offers.systems, value=choice.system),
-            gr.update(choices=offers.methods, value=choice.method),
-            gr.update(choices=offers.compares, value=choice.compare),
-        ]
+        return [gr.update(choices=offered, value=chosen) for offered, chosen in zip(astuple(offers), astuple(choice))]
 
     def restore(query: dict[str, str], request: gr.Request) -> list[object]:
         wished = [query.get(name) for name in ("dataset", "split", "system", "method", "compare")]
@@ -398,6 +395,30 @@ def page(desk: Desk) -> None:
             return _instead(view.NO_ANSWERS)
         except DeepIntuitError as error:
             return _instead(empty(f"{error.what}: {error.why}.", error.todo))
+
+    def fresh(seen: tuple | None, *values) -> list[object]:
+        """What appeared since `seen` (index, all answers, those on screen) → seen now, dropdowns, everything. What is
+        chosen stays; it is drawn anew where it got more answers, or where nothing could be chosen before."""
+        workbench = desk.look()
+        index = file_signature(workbench.index_path)
+        as_it_is = [gr.skip()] * (len(picks) + len(everything))
+        if seen and seen[0] == index:
+            return [seen, *as_it_is]
+        found, wish = answers.sources(workbench), Choice(*(text or "" for text in values[: len(picks)]))
+        choice, offers = choose(found, wish)
+        shown_now = [f"{row.run_id}/{row.system}" in f"{wish.system} {wish.compare}" for row in found.itertuples()]
+        now = (index, found.to_csv(), found[shown_now].to_csv())
+        if seen and seen[1:] == now[1:]:
+            return [now, *as_it_is]
+        if choice != wish:
+            redrawn = show(*astuple(choice), *values[len(picks) :])
+        else:  # the list of clips and the player stay: one of them may be playing
+            grown = seen is not None and seen[2] != now[2]
+            redrawn = [*show(*values)[:-2], gr.skip(), gr.skip()] if grown else as_it_is[len(picks) :]
+        boxes = [gr.update(choices=offered) for offered in astuple(offers)]  # their values are the browser's
+        if choice != wish:
+            boxes = [{**box, "value": chosen} for box, chosen in zip(boxes, astuple(choice))]
+        return [now, *boxes, *redrawn]
 
     def _instead(html: str) -> list[object]:
         return [
@@ -456,6 +477,7 @@ def page(desk: Desk) -> None:
         defaults={"cells": "counts", "by": answers.FIRST[0], "threshold": f"{THRESHOLD:g}"},
     )
     shown_all.then(show, state, everything, **quick)
+    timer.tick(fresh, [seen, *state], [seen, *picks, *everything], **quick)
     for pick in picks:
         pick.input(settle, picks, picks, **quick).then(lambda: ("", ""), None, [cell, clip], **quick).then(
             show, state, everything, **quick

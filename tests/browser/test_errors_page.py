@@ -4,6 +4,8 @@ import math
 from urllib.parse import parse_qs, urlencode, urlparse
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import CALIBRATED, COLD, HOSTILE_FILE, LABELS, REFINED, TRUE, serve
 
@@ -261,3 +263,34 @@ def test_an_empty_workbench_says_what_to_run(page, tmp_path):
         page.goto(f"{url}/errors?cell=confusion.0.0&system=x")
         page.wait_for_selector("text=No system was evaluated yet")
         assert "deepintuit evaluate" in page.locator("pre").inner_text()
+
+
+def evaluated(workbench, system):
+    """One more evaluated system: two clips, one of them right."""
+    clips = {"clip_id": ["c0", "c1"], "path": ["c0.mp4", "c1.mp4"], "label": ["fall", "sit"], "dataset": ["home"] * 2}
+    pq.write_table(pa.table(clips | {"split": ["test"] * 2}), workbench.clips / "home.parquet")
+    with workbench.start_run("evaluate", {}, name=system, dataset="home") as run:
+        run.append("predictions", [
+            {"clip_id": clip, "split": "test", "system": system, "method": "raw", "control": "none", "true_label": true,
+             "predicted": "fall", "provisional": "fall"}
+            for clip, true in (("c0", "fall"), ("c1", "sit"))])  # fmt: skip
+        run.finish({})
+    return run.id
+
+
+def test_what_is_evaluated_meanwhile_appears_by_itself_and_what_is_chosen_stays(page, tmp_path):
+    workbench = Workbench(tmp_path / "new")
+    with serve(workbench.path) as url:
+        page.goto(f"{url}/errors")
+        page.wait_for_selector("text=No system was evaluated yet")
+        first = evaluated(workbench, "first")
+        page.wait_for_selector(".confusion")
+        assert rows_after(page, "confusion.1.0").count() == 1
+        with page.expect_response(lambda answer: "/run/" in answer.url and "a later one" in answer.text()):
+            evaluated(workbench, "a later one")
+        box = page.get_by_label("System (run)")
+        box.click()
+        page.get_by_role("option", name="a later one").wait_for()
+        assert page.locator(ROWS).count() == 1 and "cell=confusion.1.0" in page.url and first in page.url
+        page.get_by_role("option", name="a later one").click()
+        page.wait_for_function("location.search.includes('later')")
