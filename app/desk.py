@@ -16,6 +16,7 @@ from app.live import Engine, Pages
 from app.uploads import Uploads
 from deepintuit.errors import DeepIntuitError
 from deepintuit.store import Workbench
+from deepintuit.store.index import file_signature
 
 LOCAL = "local"
 """Who asks when there is no login."""
@@ -48,6 +49,18 @@ class Desk:
         if looking is not None:
             looking.join(_PATIENCE if self.workbench.index_path.exists() else None)
         return self.workbench
+
+    def behind(self) -> object:
+        """Which index is read while newer parts may be on their way into the next one; None when it is up to date."""
+        with self._lock:
+            looking = self._looking is not None
+        return file_signature(self.workbench.index_path) if looking else None
+
+    def renewed(self, behind: object) -> bool | None:
+        """Whether there is another index than the one that was `behind`; None while that is not known yet."""
+        if behind != file_signature(self.workbench.index_path):
+            return True
+        return None if self.behind() is not None else False
 
     def _refresh(self) -> None:
         try:

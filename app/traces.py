@@ -359,7 +359,8 @@ class Handlers:
         return [sql_view.saved_html(saved), gr.Dropdown(choices=self._slices(asked.slice or ""))]
 
     def show(self, *values: Any) -> list[Any]:
-        """Filters, sort, size, page, the opened trace and what was shown last → page, list, what is shown now.
+        """Filters, sort, size, page, the opened trace and what was shown last → page, list, what is shown; and while
+        the index is being rebuilt, which one was asked, and a timer by which it is asked again.
 
         Another filter or order begins at the first page; what is shown already is left alone, since a restored address
         changes many fields at once.
@@ -370,12 +371,21 @@ class Handlers:
         if shown and shown[:3] != wanted:
             number = ""
         if shown == [*wanted, str(number)]:
-            return [gr.skip()] * 3
+            return [gr.skip()] * 5
+        self.desk.look()
+        behind = self.desk.behind()
         try:
             html = list_html(self.desk, asked, sort, number, size, opened)
         except DeepIntuitError as error:
             html = empty("These traces cannot be shown.", str(error))
-        return [number, html, [*wanted, str(number)]]
+        return [number, html, [*wanted, str(number)], behind, gr.Timer(active=behind is not None)]
+
+    def once_more(self, behind: object, *values: Any) -> list[Any]:
+        """The list as of the new index, when it is there; asked for once, and not at all where nothing is new."""
+        renewed = self.desk.renewed(behind)
+        if renewed is None:
+            return [gr.skip()] * 5
+        return [*(self.show(*values[:-1], None)[:3] if renewed else [gr.skip()] * 3), None, gr.Timer(active=False)]
 
     def detail(self, trace_id: str, compared: str, coloured: str, shown: list[str] | None) -> list[Any]:
         """The opened trace, the one beside it, colours, and what was shown last → beside, detail, what is shown now."""
@@ -454,10 +464,11 @@ def page(desk: Desk) -> None:
         with gr.Column(scale=4, min_width=320, elem_id="traces-detail-column"):
             detail = gr.HTML("", elem_id="traces-detail", elem_classes="traces-part")
 
-    listing, opening = gr.State(None), gr.State(None)
+    listing, opening, behind = gr.State(None), gr.State(None), gr.State(None)
+    timer = gr.Timer(1.0, active=False)
     quiet = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     look = {"fn": do.show, "inputs": [*chosen.values(), sort, size, number, opened, listing],
-            "outputs": [number, listed, listing]}  # fmt: skip
+            "outputs": [number, listed, listing, behind, timer]}  # fmt: skip
     read = {"fn": do.detail, "inputs": [opened, compared, coloured, opening], "outputs": [compared, detail, opening]}
     state = {"sort": sort, "size": size, "page": number, "trace": opened, "compare": compared, "colour": coloured}
     begun = links.bind({**chosen, **state}, do.restore, choices=("trace", "compare", "page"))
@@ -466,6 +477,7 @@ def page(desk: Desk) -> None:
     # A textbox's `input` is fired by key presses alone: not by a paste, a phone's keyboard or a script.
     changes = [part.input if isinstance(part, gr.Dropdown) else part.change for part in chosen.values()]
     gr.on([*changes, sort.change, size.change, number.change], **look, trigger_mode="always_last", **quiet)
+    timer.tick(do.once_more, [behind, *look["inputs"]], look["outputs"], **quiet)
     gr.on([opened.change, compared.change, coloured.change], **read, trigger_mode="always_last", **quiet)
     keep = {"fn": do.save, "inputs": [made["name"], *chosen.values()], "outputs": [made["saved"], chosen["slice"]]}
     gr.on([made["save"].click, made["name"].submit], **keep, **quiet)

@@ -150,7 +150,18 @@ class Handlers:
         self.desk = desk
 
     def find(self, text, label, split, flip, picked):
-        return strip_html(self.desk, text, label, split, flip, picked)
+        """What the filters find, and, while the index is being rebuilt, which one was asked, and a timer by which it is
+        asked again."""
+        self.desk.look()
+        behind = self.desk.behind()
+        return strip_html(self.desk, text, label, split, flip, picked), behind, gr.Timer(active=behind is not None)
+
+    def once_more(self, behind, *asked):
+        """The same as of the new index, when it is there; asked for once, and not at all where nothing is new."""
+        renewed = self.desk.renewed(behind)
+        if renewed is None:
+            return [gr.skip()] * 3
+        return strip_html(self.desk, *asked) if renewed else gr.skip(), None, gr.Timer(active=False)
 
     def filters(self):
         """What the filters offer, as the workbench is now."""
@@ -423,18 +434,20 @@ def page(desk: Desk) -> None:
                     "reasoning is left out. 1 always thinks; the run's card shows what each threshold costs.",
                 )  # fmt: skip
                 gr.HTML(tag("p", "How many frames the model sees is part of how it was trained.", class_="quiet"))
-    shown = gr.State(None)
+    shown, behind = gr.State(None), gr.State(None)
+    timer = gr.Timer(1.0, active=False)
 
     stage = [status, trace, film, verdict, shown, again, live, halt]
     view = [truth, threshold]
     plain = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     reads = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-    find = {"fn": do.find, "inputs": [text, label, split, flip, picked], "outputs": strip}
+    find = {"fn": do.find, "inputs": [text, label, split, flip, picked], "outputs": [strip, behind, timer]}
     begun = links.bind({"clip": picked, "trace": choice, "run": run}, do.restore, choices=("clip", "trace"))
     begun.then(do.opened, [picked, choice, *view], [player, *stage], **reads)
     begun.then(**find, **reads)
     begun.then(do.filters, None, [label, split], **reads)
     gr.on([text.change, label.change, split.change, flip.change], **find, trigger_mode="always_last", **reads)
+    timer.tick(do.once_more, [behind, *find["inputs"]], find["outputs"], **reads)
     wanted.change(do.pick, [wanted, *view], [wanted, picked, choice, player, *stage], **reads)
     choice.input(do.opened, [picked, choice, *view], [player, *stage], **reads)
     upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **reads).then(**find, **reads)
