@@ -1,15 +1,17 @@
 """What is computed once is exact and cheaper: seconds of the plain path over seconds of ours, same work, same run.
 
-Three claims, each with the passes that were counted beside its ratio (a ratio above 1 means that sharing is faster):
+Four claims, each with the passes that were counted beside its ratio (a ratio above 1 means that sharing is faster):
 
 - sampling   G traces a clip: TRL's way (the prompt and its pixels G times, so tower and prefill run G times) against
              one prefill of cached features whose cache the group shares
 - scoring    K labels a clip: one forward pass a label against one prefill and one short pass for all labels
+- loss       forward and backward over G traces a clip: prompt and trace in every row, as TRL does, against one prompt
+             a clip whose keys and values the traces read; both from cached features, with TRL's fused head
 - features   the tower each time against features from memory, in a forward pass over the prompt
 
-The same traces, sums and logits are asserted before anything is timed; sampling is greedy and never stops early, so
-both sides write the same tokens. Medians over alternating repeats, one thread. A tiny model of random weights: the
-ratios of a 7B differ (its tower is 10-14 % of a step, and long traces eat the gain of a shared prefill).
+The same traces, sums, logits and gradients are asserted before anything is timed; sampling is greedy and never stops
+early, so both sides write the same tokens. Medians over alternating repeats, one thread. A tiny model of random
+weights: the ratios of a 7B differ (its tower is 10-14 % of a step, and long traces eat the gain of a shared prefill).
 
 Run it:  python benchmarks/sharing.py [--group 8] [--tokens 32] [--repeats 7] [--family embedded] [--device cpu]
 """
@@ -25,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from trl.trainer.utils import add_fused_lm_head
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the tiny checkpoints stand there
 import tiny
@@ -33,6 +36,7 @@ from deepintuit.config import ModelConfig
 from deepintuit.labels import LabelSet
 from deepintuit.vlm import VLM, label_logprobs, sample_groups
 from deepintuit.vlm.clips import metadata_of
+from deepintuit.vlm.prefix import forward_behind_prompts
 
 PROMPT = "What happens in the clip? Think first, then answer with one of the labels."
 LABELS = LabelSet.of(
@@ -157,6 +161,44 @@ def scoring(work: Work, repeats: int) -> dict:
     return timed(vlm, {"plain": plain, "shared": shared}, repeats)
 
 
+def loss(work: Work, group: int, tokens: int, repeats: int) -> dict:
+    """G written rows a clip, random tokens: what they say does not change the work."""
+    vlm, model = work.vlm, work.vlm.model
+    add_fused_lm_head(vlm.core, outputs=("log_probs", "entropy"))
+    model.train()
+    model.model.language_model.requires_grad_(True)
+    rows, device = [vlm.prompt_ids(clip, PROMPT) for clip in work.clips], vlm.device
+    owners = torch.arange(len(rows), device=device).repeat_interleave(group)
+    generator = torch.Generator().manual_seed(0)
+    words = torch.tensor([i for i in range(50, 250) if i not in vlm.silenced])
+    written = words[torch.randint(len(words), (len(owners), tokens), generator=generator)].to(device)
+    prompts = vlm.inputs(work.clips, rows, side="left")
+    prompt, mask = prompts["input_ids"], prompts["attention_mask"]
+    ids, seen = torch.cat([prompt[owners], written], 1), torch.cat([mask[owners], torch.ones_like(written)], 1)
+    labels = ids.clone()
+    labels[:, :-tokens] = -100
+
+    def gradient(logps: torch.Tensor) -> torch.Tensor:
+        model.zero_grad()
+        logps.mean().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    def plain():
+        inputs = vlm.forward_inputs([work.clips[i] for i in owners.tolist()], ids, seen)
+        return gradient(model(**inputs, labels=labels, fused_lm_head=True).log_probs[:, -tokens:])
+
+    def shared():
+        behind = (written, torch.ones_like(written))
+        out = forward_behind_prompts(vlm, model, work.clips, (prompt, mask), owners, behind)
+        return gradient(out.log_probs)
+
+    first, second = plain(), shared()
+    assert (first - second).norm() < 1e-4 * first.norm(), "the two paths give other gradients"
+    found = timed(vlm, {"plain": plain, "shared": shared}, repeats)
+    model.eval().requires_grad_(False)
+    return found
+
+
 @torch.inference_mode()
 def features(work: Work, repeats: int) -> dict:
     vlm, inputs = work.vlm, work.pixels()
@@ -195,6 +237,7 @@ def main() -> None:
             ),
             f"scoring {len(LABELS)} labels": scoring(work, args.repeats),
             "features from memory": features(work, args.repeats),
+            f"loss, {args.group} traces of {args.tokens} tokens": loss(work, args.group, args.tokens, args.repeats),
         }
     print(f"{args.family}, {len(lengths)} clips, prompts of {lengths} tokens, median of {args.repeats}, {vlm.device}")
     print(f"{'':36}{'plain s':>10}{'shared s':>10}{'ratio':>8}   tower passes   tokens through the model")
