@@ -6,8 +6,11 @@ Handlebars and JavaScript templates would interpret.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlencode
 
 _TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
@@ -16,6 +19,35 @@ _TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#9
 def esc(text: object) -> str:
     """Text as text, wherever it lands in an element or in a quoted attribute. None is empty."""
     return "" if text is None else escape(str(text), quote=True).translate(_TEMPLATE)
+
+
+_ABSOLUTE = re.compile(r"/|\\\\|[A-Za-z]:[\\/]")
+
+
+def without_places(value: Any, *roots: str | Path) -> Any:
+    """A stored value as it is shown, mappings and lists inside too: of an absolute path the part inside one of the
+    workbench's folders `roots`, else its name; a sentence as of `without_roots`."""
+    if isinstance(value, Mapping):
+        return {key: without_places(one, *roots) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_places(one, *roots) for one in value]
+    if not isinstance(value, str):
+        return value
+    if _ABSOLUTE.match(value):
+        path = PurePosixPath(value.replace("\\", "/"))
+        root = next((root for root in roots if path.is_relative_to(root)), path)
+        return path.name if path == PurePosixPath(root) else str(path.relative_to(root))
+    if value.startswith("--") and "=" in value:
+        option, _, given = value.partition("=")
+        return f"{option}={without_places(given, *roots)}"
+    return without_roots(value, *roots)
+
+
+def without_roots(text: str, *roots: str | Path) -> str:
+    """A sentence or a log with paths inside the workbench's folders as they are called there."""
+    for root in filter(None, (str(root).rstrip("/") for root in roots)):
+        text = text.replace(f"{root}/", "").replace(root, PurePosixPath(root).name)
+    return text
 
 
 def tag(name: str, content: str = "", **attributes: object) -> str:

@@ -5,6 +5,7 @@ What may be started is decided in `orders`, and run by `jobs`. `job` is the hidd
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -12,6 +13,7 @@ import gradio as gr
 from app import jobs, orders
 from app import runs_view as view
 from app.desk import Desk
+from app.html import without_places, without_roots
 from deepintuit.errors import DeepIntuitError
 from deepintuit.store import progress
 
@@ -45,7 +47,9 @@ def job_shown(desk: Desk, job_id: str | None) -> tuple[str, jobs.Job | None]:
         job = jobs.find(desk.workbench.path, job_id)
     except DeepIntuitError as error:
         return view.problem(error), None
-    return view.job(job, jobs.tail(desk.workbench.path, job_id)), job
+    root = desk.workbench.path.absolute()
+    shown = replace(job, command=tuple(without_places(job.command, root)))
+    return view.job(shown, without_roots(jobs.tail(desk.workbench.path, job_id), root)), job
 
 
 def tab(desk: Desk, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, list[gr.components.Component]]:

@@ -7,6 +7,7 @@ are in `store.progress`, verdicts in `report.health`; `jobs_tab` is the tab from
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,6 +16,7 @@ import pandas as pd
 from app import jobs, jobs_tab, links, rollouts_view
 from app import runs_view as view
 from app.desk import Desk
+from app.html import without_places, without_roots
 from deepintuit import report
 from deepintuit.errors import DeepIntuitError
 from deepintuit.report.health import remarks
@@ -44,7 +46,21 @@ def table(desk: Desk, stage: str | None, dataset: str | None, chosen: str | None
     runs = progress.runs(workbench, stage, dataset)
     if runs.empty and not stage and not dataset:
         return view.no_runs()
+    runs["command"] = [without_places(words, *_roots(workbench)) for words in runs["command"]]
     return view.runs_table(runs, statuses(workbench, runs), headlines(workbench, runs), chosen or "")
+
+
+def _roots(workbench: Workbench, about: Mapping[str, Any] | None = None) -> list[str]:
+    """The workbench's folder, as it is called now and as it was when a run was written: it may have been moved."""
+    written = [((about or {}).get(part) or {}).get("workbench") for part in ("settings", "config")]
+    roots = (workbench.path.absolute(), workbench.path.resolve(), *written)
+    return [str(root) for root in dict.fromkeys(roots) if root and Path(root).is_absolute()]
+
+
+def _about(workbench: Workbench, run_id: str) -> dict[str, Any]:
+    """run.json as it is shown: without the machine's folders."""
+    about = workbench.run(run_id).about
+    return without_places(about, *_roots(workbench, about))
 
 
 def details(desk: Desk, run_id: str | None) -> str:
@@ -57,12 +73,12 @@ def details(desk: Desk, run_id: str | None) -> str:
     run = workbench.run(run_id)
     above, below = progress.lineage(workbench, run_id)
     return view.details(
-        run.about,
+        _about(workbench, run.id),
         statuses(workbench, mine)[run_id],
         headlines(workbench, mine)[run_id],
         above,
         below,
-        _end(run.path / "log"),
+        without_roots(_end(run.path / "log"), *_roots(workbench, run.about)),
         view.card_address(workbench, run_id),
     )
 
@@ -75,7 +91,7 @@ def comparison(desk: Desk, run_ids: Sequence[str] | None) -> str:
     workbench = desk.look()
     runs = progress.runs(workbench)
     known = [run_id for run_id in run_ids or [] if run_id in set(runs["run_id"])]
-    abouts = [workbench.run(run_id).about for run_id in known]
+    abouts = [_about(workbench, run_id) for run_id in known]
     return view.comparison(abouts, statuses(workbench, runs), progress.accuracies(workbench), progress.ends(workbench))
 
 

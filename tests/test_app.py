@@ -11,11 +11,11 @@ import pytest
 from fastapi.testclient import TestClient
 from porch import live_workbench, until, write_clip
 
-from app import gate, media, prose
+from app import gate, media, prose, runs
 from app.app import LOOPBACK, create, serve
 from app.desk import Desk
 from app.gate import Throttle, add_user, hashed, read_users
-from app.html import address, esc, table, tag
+from app.html import address, esc, table, tag, without_places, without_roots
 from app.uploads import MAX_BYTES, Uploads
 from deepintuit.errors import ConfigError, VideoError
 from deepintuit.store import Workbench, clips
@@ -375,3 +375,27 @@ def test_hostile_lengths_cost_little():
 def test_only_the_parts_of_a_token_that_are_tinted_get_a_tint():
     shown = prose.prose_html("He runs.", tints=[prose.Tint(3, 7, "low", "12 %")])
     assert shown == '<span class="sentence">He <span class="tint low" title="12 %">runs</span>.</span>'
+
+
+@pytest.mark.parametrize(("stored", "shown"), [
+    ("/srv/wb/runs/a/checkpoint", "runs/a/checkpoint"), ("/srv/wb", "wb"), ("/srv/wb-2/model.bin", "model.bin"),
+    ("/home/ann/set.toml", "set.toml"), ("C:\\Users\\ann\\a b.mp4", "a b.mp4"),
+    ("configs/tiny.toml", "configs/tiny.toml"),
+    ("--config=/home/ann/set.toml", "--config=set.toml"), ("/", ""), ("1/2", "1/2"), (0.5, 0.5), (None, None),
+    (["demo", "--workbench", "/srv/wb"], ["demo", "--workbench", "wb"]), ({"a": {"b": "/x/y"}}, {"a": {"b": "y"}}),
+    ("it is not in /srv/wb/clips, nor in /srv/wb", "it is not in clips, nor in wb"),
+])  # fmt: skip
+def test_a_stored_path_is_shown_without_the_folders_of_the_machine(stored, shown):
+    assert without_places(stored, "/srv/wb") == shown
+
+
+def test_run_details_and_their_log_name_no_folder_of_the_machine(tmp_path):
+    workbench = Workbench(tmp_path / "wb")
+    with workbench.start_run("teach", {"workbench": str(workbench.path), "teach": {"film": "/elsewhere/x.mp4"}}) as run:
+        run.log(f"reads {workbench.path}/clips")
+        run.finish({"model": str(run.checkpoint)})
+    desk = Desk(workbench.path)
+    shown = runs.details(desk, run.id) + runs.table(desk, None, None, None) + runs.comparison(desk, [run.id] * 2)
+    assert str(tmp_path) not in shown and "/elsewhere" not in shown
+    assert "reads clips" in shown and f"runs/{run.id}/checkpoint" in shown and "x.mp4" in shown
+    assert without_roots("/ is no root", "/") == "/ is no root"
