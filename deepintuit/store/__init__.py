@@ -11,7 +11,7 @@ Parts are the truth and never change; the index is a cache that may be deleted a
 a row has, `run` how a run is written and continued, `index` how all runs are read at once, `disk` what survives a kill,
 `reviewed` what people said of traces.
 
-Left out on purpose: writing reviews (`review` does), feature caches (`vlm` writes them), an incremental refresh.
+Left out on purpose: writing reviews (`review` does), feature caches (`vlm` writes them).
 Never imports torch.
 """
 
@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -166,8 +167,8 @@ class Workbench:
     # The index
 
     def refresh(self, *, force: bool = False) -> bool:
-        """Rebuild the index when a part, a run.json or a manifest is new, and the table of reviews when one came in;
-        True when either was rebuilt.
+        """Write the index anew when a part, a run.json or a manifest is new, and the table of reviews when one came in;
+        True when either was written. Where parts were only added, only those are read; with `force` all are.
 
         Readers keep what they have open and see the new file at their next query.
         """
@@ -178,8 +179,8 @@ class Workbench:
                 return said
             temporary = self.path / ".index.duckdb.tmp"
             for leftover in self.path.glob(".index.duckdb.tmp*"):
-                leftover.unlink()
-            index.build(self.path, temporary, mark)
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            index.build(self.path, temporary, mark, None if force else self.index_path)
             disk.fsync_file(temporary)
             os.replace(temporary, self.index_path)
             disk.fsync_folder(self.path)

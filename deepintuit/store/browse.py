@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepintuit.errors import StoreError, nearest
+from deepintuit.store import search
 from deepintuit.store.grains import storable
 
 if TYPE_CHECKING:
@@ -134,9 +135,9 @@ class TraceFilter:
                 conditions.append(f"({found})")
                 values += given
             else:
-                found, given = _text(storable(text))
-                conditions += found
-                values += given
+                found, phrase = search.condition(storable(text))
+                conditions.append(found)
+                values.append(phrase)
         return " AND ".join(conditions) or "true", values
 
 
@@ -155,23 +156,6 @@ def _read(name: str, value: Any) -> Any:
             return None
         return number if name.endswith("confidence") else int(number)
     return text
-
-
-_RARE = "zqxjkvbpgwyfmcu0123456789-lhdrsntoiae., "
-"""Characters of English text, the rarest first."""
-
-
-def _text(phrase: str) -> tuple[list[str], list[str]]:
-    """Conditions that find a phrase. DuckDB looks for the first byte and compares from there, so a phrase that begins
-    with a common one costs twice as much: look for it from the rarest character of its first half on first."""
-    conditions, values = ["contains(lowered, lower(?))"], [phrase]
-    if phrase.isascii():
-        phrase = phrase.lower()
-        start = min(range(len(phrase) // 2 + 1), key=lambda i: _RARE.find(phrase[i]))
-        if start:
-            conditions.insert(0, "contains(lowered, ?)")
-            values.insert(0, phrase[start:])
-    return conditions, values
 
 
 def _one_of(known: Mapping[str, str], name: str, value: str) -> str:

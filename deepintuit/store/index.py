@@ -3,14 +3,18 @@
 It is built beside the old one and swapped in by os.replace, so reading never blocks writing. What is found broken (a
 part that cannot be read, a run without run.json) is listed in the table `problems`, not skipped in silence.
 
-Left out on purpose: an incremental refresh (the table `parts` holds what it would need) and extensions, which would
-have to be downloaded.
+Where parts are only new, a copy of the former index gets their rows, and no other part is read again. Either way rows
+are loaded some megabytes at a time and written out in between (`_LIMITS`), so a million traces need no more memory than
+a hundred thousand.
+
+Left out on purpose: extensions, which would have to be downloaded.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,13 +25,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepintuit.errors import DeepIntuitError, StoreError
-from deepintuit.store import reviewed
-from deepintuit.store.grains import GRAINS, Grain
+from deepintuit.store import reviewed, search
+from deepintuit.store.grains import GRAINS, Grain, newest
 from deepintuit.store.run import parts, read_description, read_part
 
-LAYOUT = 2  # raise when tables or views change, so that old index files are rebuilt
-_BATCH_ROWS = 50_000
-_BATCH_PARTS = 500
+LAYOUT = 3  # raise when tables or views change, so that old index files are rebuilt
+_BATCH_BYTES, _BATCH_PARTS = 64 << 20, 500  # what is inserted at once
+_KEPT_BYTES = 4 * _BATCH_BYTES  # what may wait in memory for the next checkpoint
+_LIMITS = {"memory_limit": "1500MB", "threads": "2", "preserve_insertion_order": "true",
+           "python_enable_replacements": "false"}
+"""Of DuckDB while it builds; beyond its limit it spills to a folder beside the new file."""
 
 # What a manifest holds at least; `data` owns it and may add columns.
 _CLIPS = pa.schema([
@@ -42,9 +49,9 @@ _RUNS = """CREATE TABLE runs (run_id VARCHAR, stage VARCHAR, name VARCHAR, paren
     status VARCHAR, device VARCHAR, "commit" VARCHAR, error VARCHAR, command JSON, config JSON, versions JSON,
     summary JSON, seed BIGINT, dirty BOOLEAN, created TIMESTAMP, finished TIMESTAMP)"""
 _FACTS = """
-    CREATE TABLE parts (run_id VARCHAR, grain VARCHAR, part INTEGER, bytes BIGINT, row_count BIGINT);
+    CREATE TABLE parts (run_id VARCHAR, grain VARCHAR, part INTEGER, bytes BIGINT, changed BIGINT, row_count BIGINT);
     CREATE TABLE problems (source VARCHAR, problem VARCHAR);
-    CREATE TABLE about (fingerprint VARCHAR, layout INTEGER);
+    CREATE TABLE about (fingerprint VARCHAR, layout INTEGER, basis VARCHAR[]);
 """
 _VIEWS = """
     -- For each clip and way of predicting, what the newest run says.
@@ -63,25 +70,42 @@ _VIEWS = """
 """
 
 # What traces are looked for by, one narrow row a trace (`browse` asks it). Joined once here, so that a filter over a
-# million traces reads a few short columns; `lowered` is there to be searched, since ILIKE takes twice as long.
-_TRACE_FACTS = """
-    CREATE TABLE trace_facts AS
-    WITH held AS (
-            SELECT clip_id, dataset, any_value(split) AS split, any_value(label) AS label FROM clips GROUP BY ALL),
-         anywhere AS (SELECT clip_id, min(dataset) AS dataset, min_by(split, dataset) AS split FROM clips GROUP BY ALL),
-         said AS (
-            SELECT trace_id, predicted, list_max(probs) AS certainty FROM predictions JOIN runs USING (run_id)
-            WHERE method = 'label_likelihood' AND control = 'none' AND trace_id IS NOT NULL
-            QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY created DESC, run_id DESC, split, system) = 1)
-    SELECT traces.trace_id, traces.run_id, coalesce(traces.stage, runs.stage) AS stage,
-           coalesce(runs.dataset, anywhere.dataset) AS dataset, coalesce(held.split, anywhere.split) AS split,
-           traces.clip_id, sample, step, coalesce(traces.true_label, held.label) AS true_label,
-           coalesce(provisional, 'none') AS provisional, said.predicted AS calibrated, said.certainty, reason,
-           confidence, tokens, milliseconds, runs.created, lower(traces.text) AS lowered
-    FROM traces JOIN runs USING (run_id) LEFT JOIN said USING (trace_id)
-    LEFT JOIN held ON held.clip_id = traces.clip_id AND held.dataset = runs.dataset
-    LEFT JOIN anywhere ON anywhere.clip_id = traces.clip_id
+# million traces reads a few short columns; `lowered` is there to be searched, since ILIKE takes twice as long, and not
+# compressed, since else 2,048 texts are unpacked to read one.
+_TRACE_FACTS = f"""CREATE TABLE trace_facts (
+    trace_id VARCHAR, run_id VARCHAR, stage VARCHAR, dataset VARCHAR, split VARCHAR, clip_id VARCHAR, sample BIGINT,
+    step BIGINT, true_label VARCHAR, provisional VARCHAR, calibrated VARCHAR, certainty DOUBLE, reason VARCHAR,
+    confidence DOUBLE, tokens BIGINT, milliseconds DOUBLE, created TIMESTAMP,
+    lowered VARCHAR USING COMPRESSION uncompressed, marks {search.KIND})"""
+# What the newest calibrator says of the traces in `incoming`.
+_SAID = """
+    SELECT trace_id, predicted, list_max(probs) AS certainty FROM predictions JOIN runs USING (run_id)
+    WHERE method = 'label_likelihood' AND control = 'none' AND trace_id IN (SELECT trace_id FROM incoming)
+    QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY created DESC, run_id DESC, split, system) = 1"""
+_PLACES = """
+    CREATE TEMP TABLE held AS
+        SELECT clip_id, dataset, any_value(split) AS split, any_value(label) AS label FROM clips GROUP BY ALL;
+    CREATE TEMP TABLE anywhere AS
+        SELECT clip_id, min(dataset) AS dataset, min_by(split, dataset) AS split FROM clips GROUP BY ALL;
 """
+_TAKE_FACTS = f"""
+    DELETE FROM trace_facts WHERE run_id IN (SELECT run_id FROM incoming)
+        AND trace_id IN (SELECT trace_id FROM incoming);
+    INSERT INTO trace_facts
+    SELECT new.trace_id, new.run_id, coalesce(new.stage, runs.stage),
+           coalesce(runs.dataset, anywhere.dataset), coalesce(held.split, anywhere.split),
+           new.clip_id, sample, step, coalesce(new.true_label, held.label),
+           coalesce(provisional, 'none'), said.predicted, said.certainty, reason,
+           confidence, tokens, milliseconds, runs.created, lowered, marks
+    FROM incoming AS new JOIN runs ON runs.run_id = new.run_id
+    LEFT JOIN ({_SAID}) AS said ON said.trace_id = new.trace_id
+    LEFT JOIN held ON held.clip_id = new.clip_id AND held.dataset = runs.dataset
+    LEFT JOIN anywhere ON anywhere.clip_id = new.clip_id
+"""  # noqa: S608
+_SAID_AGAIN = f"""
+    UPDATE trace_facts SET calibrated = said.predicted, certainty = said.certainty FROM ({_SAID}) AS said
+    WHERE trace_facts.trace_id = said.trace_id
+"""  # noqa: S608
 
 
 def fingerprint(root: Path) -> str:
@@ -96,28 +120,71 @@ def fingerprint(root: Path) -> str:
     return hashlib.sha256("\n".join(sorted(found)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def build(root: Path, target: Path, mark: str) -> None:
-    """Write the index of the workbench `root` to the new file `target`, marked with the fingerprint `mark`."""
-    with duckdb.connect(str(target)) as connection:
-        connection.execute("SET preserve_insertion_order = true; SET python_enable_replacements = false")
+def build(root: Path, target: Path, mark: str, former: Path | None = None) -> None:
+    """Write the index of the workbench `root` to the new file `target`, marked with the fingerprint `mark`.
+
+    `former`: an index of the same workbench. If parts and runs were only added since, it is copied and added to.
+    """
+    basis = _basis(root)
+    grows = former is not None and _may_grow(root, former, basis)
+    if grows:
+        shutil.copyfile(former, target)
+    # Nobody sees the file before it is whole, so there is no need for a log beside it.
+    with duckdb.connect(":memory:", config=_LIMITS | {"temp_directory": f"{target}.spilled"}) as connection:
+        _attach(connection, target, "RECOVERY_MODE no_wal_writes")
         _without_bar(connection)
-        connection.execute("BEGIN")
-        connection.execute(_RUNS)
-        connection.execute(_FACTS)
-        problems = list(_load_clips(connection, root)) + list(_load_runs(connection, root))
+        for statement in () if grows else (_RUNS, _FACTS, _TRACE_FACTS):
+            connection.execute(statement)
+        connection.execute("DELETE FROM runs; DELETE FROM problems; DELETE FROM about; DROP TABLE IF EXISTS clips")
+        problems = [*_load_clips(connection, root), *_load_runs(connection, root, grows)]
         if problems:
             connection.executemany("INSERT INTO problems VALUES (?, ?)", problems)
-        connection.execute(_TRACE_FACTS)
-        connection.execute(_VIEWS)
-        connection.execute("INSERT INTO about VALUES (?, ?)", [mark, LAYOUT])
-        connection.execute("COMMIT")
+        if not grows:
+            connection.execute(_VIEWS)
+        connection.execute("INSERT INTO about VALUES (?, ?, ?)", [mark, LAYOUT, basis])
+        connection.execute("CHECKPOINT; USE memory; DETACH workbench")
+
+
+def _attach(connection: duckdb.DuckDBPyConnection, path: Path, how: str) -> None:
+    quoted = str(path).replace("'", "''")
+    connection.execute(f"ATTACH '{quoted}' AS workbench ({how}); USE workbench")
+
+
+def _basis(root: Path) -> list[str]:
+    """What stored rows take from elsewhere: the manifests, and for each run what its traces say of it."""
+    found = [repr(sorted((path.name, *file_signature(path)[1:]) for path in root.glob("clips/*.parquet")))]
+    for folder in root.glob("runs/*/"):
+        with contextlib.suppress(DeepIntuitError):
+            about = read_description(folder)
+            found.append(repr((folder.name, about.get("stage"), about.get("dataset"), about.get("created"))))
+    return found
+
+
+def _may_grow(root: Path, former: Path, now: Sequence[str]) -> bool:
+    """Whether all that stands in an index still does: its layout, its basis, and each of its parts."""
+    with duckdb.connect(":memory:", config={"temp_directory": ""}) as connection:
+        try:
+            _attach(connection, former, "READ_ONLY")
+            [(layout, then)] = connection.execute("SELECT layout, basis FROM about").fetchall()
+            known = connection.execute("SELECT run_id, grain, part, bytes, changed FROM parts").fetchall()
+        except duckdb.Error:
+            return False  # not an index, or one of another layout
+    if layout != LAYOUT or not set(then) <= set(now):
+        return False
+    there = {(folder.name, grain, number, *file_signature(path)[1:])
+             for folder in root.glob("runs/*/") for grain in GRAINS for number, path in parts(folder, grain)}
+    return there.issuperset(known)
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table, *, create: bool = False) -> None:
     # `name` is one of this module's own table names, never a caller's text.
+    verb = f"CREATE TABLE IF NOT EXISTS {name} AS" if create else f"INSERT INTO {name} BY NAME"
+    _with(connection, rows, f"{verb} FROM incoming")
+
+
+def _with(connection: duckdb.DuckDBPyConnection, rows: pa.Table, sql: str) -> None:
     connection.register("incoming", rows)
-    verb = f"CREATE TABLE {name} AS" if create else f"INSERT INTO {name} BY NAME"
-    connection.execute(f"{verb} FROM incoming")
+    connection.execute(sql)
     connection.unregister("incoming")
 
 
@@ -137,7 +204,7 @@ def _load_clips(connection: duckdb.DuckDBPyConnection, root: Path) -> Iterator[t
     _insert(connection, "clips", whole, create=True)
 
 
-def _load_runs(connection: duckdb.DuckDBPyConnection, root: Path) -> Iterator[tuple[str, str]]:
+def _load_runs(connection: duckdb.DuckDBPyConnection, root: Path, grows: bool) -> Iterator[tuple[str, str]]:
     folders = []
     for folder in sorted(root.glob("runs/*/")):
         try:
@@ -145,12 +212,17 @@ def _load_runs(connection: duckdb.DuckDBPyConnection, root: Path) -> Iterator[tu
         except DeepIntuitError as error:
             yield f"runs/{folder.name}", str(error)
             continue
+        if about.get("run_id") != folder.name:
+            yield f"runs/{folder.name}", f"its run.json is of the run {about.get('run_id')!r}"
+            continue
         folders.append(folder)
         values = [about.get(name) for name in _RUN_TEXT] + [json.dumps(about.get(name)) for name in _RUN_JSON]
         values += [about.get("seed"), about.get("dirty"), _naive(about.get("created")), _naive(about.get("finished"))]
         connection.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608 - marks
-    for grain in GRAINS.values():
-        yield from _load_grain(connection, grain, folders)
+    connection.execute(_PLACES)
+    # What is said of a trace goes into its row of `trace_facts`, so predictions come before traces.
+    for name in sorted(GRAINS):
+        yield from _load_grain(connection, GRAINS[name], folders, grows)
 
 
 def _naive(instant: str | None) -> str | None:
@@ -158,36 +230,67 @@ def _naive(instant: str | None) -> str | None:
 
 
 def _load_grain(connection: duckdb.DuckDBPyConnection, grain: Grain,
-                folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
+                folders: Sequence[Path], grows: bool) -> Iterator[tuple[str, str]]:
     columns = pa.schema([*(field.with_nullable(True) for field in grain.schema), pa.field("part", pa.int32())])
     _insert(connection, grain.name, columns.empty_table(), create=True)
+    stood = set(connection.execute("SELECT run_id, part FROM parts WHERE grain = ?", [grain.name]).fetchall())
     batch: list[pa.Table] = []
     facts: list[tuple[Any, ...]] = []
+    waiting = 0
     for folder in folders:
-        for number, path in parts(folder, grain.name):
+        found = parts(folder, grain.name)
+        came = [(number, path) for number, path in found if (folder.name, number) not in stood]
+        for number, path in came:
             try:
                 rows = read_part(path)
                 unknown = [name for name in rows.column_names if name not in columns.names]
                 rows = rows.drop_columns(unknown) if unknown else rows
                 pa.unify_schemas([columns, rows.schema], promote_options="permissive")
-                size = path.stat().st_size
+                _, size, changed = file_signature(path)
             except (DeepIntuitError, pa.ArrowException, OSError) as error:
                 yield f"runs/{folder.name}/{path.name}", str(error)
                 continue
             batch.append(rows.append_column("part", pa.array([number] * rows.num_rows, pa.int32())))
-            facts.append((folder.name, grain.name, number, size, rows.num_rows))
-            if len(batch) >= _BATCH_PARTS or sum(rows.num_rows for rows in batch) >= _BATCH_ROWS:
-                _insert(connection, grain.name, pa.concat_tables(batch, promote_options="permissive"))
-                batch.clear()
-    if batch:
-        _insert(connection, grain.name, pa.concat_tables(batch, promote_options="permissive"))
+            facts.append((folder.name, grain.name, number, size, changed, rows.num_rows))
+            if len(batch) >= _BATCH_PARTS or sum(rows.nbytes for rows in batch) >= _BATCH_BYTES:
+                waiting = _take(connection, grain, batch, waiting)
+        waiting = _take(connection, grain, batch, waiting)
+        if came and len(found) > 1:
+            _newest_stands(connection, grain, folder.name)
+        if came and grows and grain.name == "predictions":
+            of_new = "SELECT DISTINCT trace_id FROM predictions WHERE run_id = ? AND part IN (SELECT unnest(?))"
+            rows = connection.execute(of_new, [folder.name, [number for number, _ in came]]).to_arrow_table()
+            _with(connection, rows, _SAID_AGAIN)
     if facts:
-        names = ["run_id", "grain", "part", "bytes", "row_count"]
+        names = ["run_id", "grain", "part", "bytes", "changed", "row_count"]
         _insert(connection, "parts", pa.table([pa.array(column) for column in zip(*facts)], names=names))
-    # The last written row of a key stands (see grains).
-    key = ", ".join(("run_id", *grain.key))
-    older = f"SELECT rowid FROM {grain.name} QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY part DESC) > 1"  # noqa: S608
-    connection.execute(f"DELETE FROM {grain.name} WHERE rowid IN ({older})")  # noqa: S608 - a grain's own names
+def _take(connection: duckdb.DuckDBPyConnection, grain: Grain, batch: list[pa.Table], waiting: int) -> int:
+    """Insert a batch of one run and empty it; how many bytes wait in memory now."""
+    if batch:
+        whole = pa.concat_tables(batch, promote_options="permissive")
+        batch.clear()
+        _insert(connection, grain.name, whole)
+        waiting += whole.nbytes
+        if grain.name == "traces":
+            whole = newest([whole], grain)
+            lowered = search.lowered(whole["text"])
+            whole = whole.append_column("lowered", lowered).append_column("marks", search.marks(lowered))
+            _with(connection, whole, _TAKE_FACTS)
+            waiting += whole["lowered"].nbytes + whole["marks"].nbytes
+    if waiting > _KEPT_BYTES:
+        connection.execute("CHECKPOINT")
+        return 0
+    return waiting
+
+
+def _newest_stands(connection: duckdb.DuckDBPyConnection, grain: Grain, run_id: str) -> None:
+    """The last written row of a key stands (see grains)."""
+    key = ", ".join(grain.key)
+    again = f"SELECT {key}, max(part) AS last FROM {grain.name} WHERE run_id = ? GROUP BY {key} HAVING count(*) > 1"  # noqa: S608
+    same = " AND ".join(f"old.{name} IS NOT DISTINCT FROM again.{name}" for name in grain.key)
+    connection.execute(
+        f"DELETE FROM {grain.name} AS old USING ({again}) AS again WHERE run_id = ? AND {same} AND old.part < last",  # noqa: S608
+        [run_id, run_id])  # fmt: skip
 
 
 class Reader:
