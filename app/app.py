@@ -11,10 +11,12 @@ import contextlib
 import os
 import socket
 import threading
+import time
 import warnings
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
@@ -130,6 +132,30 @@ def create(workbench: str | Path, users: Mapping[str, str] | None = None, hosts:
         server.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     server.add_middleware(_Border)
     return server
+
+
+@contextlib.contextmanager
+def served(workbench: str | Path, **settings: Any) -> Iterator[str]:
+    """The dashboard on a free port of this machine while the context lasts, for tests and pictures; its address.
+
+    `settings` as of `create`. It runs in a thread of this process. RuntimeError when it does not come up."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = create(workbench, **settings)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    began = time.monotonic()
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() - began > 60:
+            raise RuntimeError("the server did not start")
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
 
 
 def serve(

@@ -3,25 +3,20 @@
     python docs/screens.py workbench --out screens
 
 Needs Chromium (DEEPINTUIT_CHROMIUM names another one). What is shown comes from the workbench: the newest evaluated
-run, a flipped clip.
+run, a flipped clip, a query's answer. With `--task NAME` an item of that review task is shown, which reserves it; else
+the list of tasks.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shutil
-import socket
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import uvicorn
 from playwright.sync_api import sync_playwright
 
-from app.app import create
+from app.app import served
 from app.html import address
 from deepintuit.store import Workbench
 
@@ -32,7 +27,17 @@ FLAGS = (
 WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 
 
-def pages(workbench: Workbench) -> dict[str, str]:
+PRESSED = {"sql": "#sql-run"}
+"""Page → the button that is pressed before its picture: a query of the address waits for that."""
+QUERY = """-- Which answers did calibration change?
+SELECT clip_id, trace_id, true_label AS true,
+       provisional, calibrated, round(certainty, 3) AS sure
+FROM trace_facts
+WHERE calibrated <> provisional
+ORDER BY sure DESC"""
+
+
+def pages(workbench: Workbench, task: str | None = None) -> dict[str, str]:
     """What to show: name → address. A clip whose label calibration mended, else any evaluated one."""
     workbench.refresh()
     evaluated = workbench.query(
@@ -50,6 +55,8 @@ def pages(workbench: Workbench) -> dict[str, str]:
     found = {
         "watch": address("watch", clip=shown.clip_id, trace=shown.trace_id),
         "traces": address("traces", run=shown.run_id),
+        "review": address("review", task=task) if task else address("review"),
+        "sql": address("sql", q=QUERY),
         "errors": address("errors", system=f"{shown.run_id}/{shown.system}", method="label_likelihood"),
     }
     if len(grpo):
@@ -59,28 +66,12 @@ def pages(workbench: Workbench) -> dict[str, str]:
     return found
 
 
-@contextlib.contextmanager
-def served(workbench: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create(workbench), port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(5)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workbench", type=Path)
     parser.add_argument("--out", type=Path, default=Path("screens"))
     parser.add_argument("--seconds", type=float, default=6.0, help="given to each page to fill itself")
+    parser.add_argument("--task", help="a review task whose desk is shown")
     parser.add_argument("--only", nargs="*", help="names of pages")
     options = parser.parse_args()
     chromium = os.environ.get("DEEPINTUIT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -89,13 +80,16 @@ if __name__ == "__main__":
     options.out.mkdir(parents=True, exist_ok=True)
     with served(options.workbench) as root, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        for name, where in pages(Workbench(options.workbench)).items():
+        for name, where in pages(Workbench(options.workbench), options.task).items():
             if options.only and name not in options.only:
                 continue
             for kind, size, scheme in (("light", WIDE, "light"), ("dark", WIDE, "dark"), ("phone", PHONE, "light")):
                 page = browser.new_page(viewport=size, color_scheme=scheme)
                 page.goto(root + where)
                 page.wait_for_timeout(options.seconds * 1000)  # a page keeps a stream open, so it is never idle
+                if name in PRESSED:
+                    page.click(PRESSED[name])
+                    page.wait_for_timeout(options.seconds * 1000)
                 page.screenshot(path=options.out / f"{name}-{kind}.png")
                 page.close()
         browser.close()

@@ -13,9 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,31 +177,11 @@ def write_workbench(folder: Path) -> tuple[Workbench, list[str], dict[str, str],
     return workbench, ids[:6], named, runs
 
 
-@contextlib.contextmanager
-def serve(folder: Path, **settings: Any) -> Iterator[str]:
-    """The dashboard of a workbench on a free port of this machine; yields its address, stops the server at the end."""
-    import uvicorn
+def serve(folder: Path, **settings: Any) -> contextlib.AbstractContextManager[str]:
+    """The dashboard of a workbench on a free port of this machine; gives its address, stops the server at the end."""
+    from app.app import served
 
-    from app.app import create
-
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    app = create(folder, **settings)
-    server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    started = time.monotonic()
-    while not server.started:
-        assert thread.is_alive() and time.monotonic() - started < 30, "the server did not start"
-        time.sleep(0.02)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
+    return served(folder, **settings)
 
 
 @pytest.fixture(scope="session")
