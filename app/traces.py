@@ -73,7 +73,9 @@ def list_html(desk: Desk, asked: TraceFilter, sort: str, number: str, size: str,
     head = "".join(_head(words, key, kind, name, descending) for words, key, kind in _HEADS)
     grid = tag("table", f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", aria_label="Traces")
     pages = -(-found.total // rows)
-    counted = tag("strong", f"{found.total:,} trace{'s' * (found.total != 1)}")
+    counted = tag("strong", f"{found.total:,} {'or more ' * found.more}trace{'s' * (found.total != 1)}")
+    if found.more:
+        counted += " · narrow the search to page through all that hold it"
     exports = " ".join(tag("a", _FORM_NAMES[form], href=export_url(asked, form), download=True) for form in FORMATS)
     review = link("Review these", "review", query=urlencode(asked.to_query()))
     counted = tag("span", counted, role="status")

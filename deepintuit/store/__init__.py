@@ -22,7 +22,7 @@ import re
 import shutil
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,7 +211,7 @@ class Workbench:
             if untrusted:
                 rows = self.ask(sql, max_rows, seconds, params)
             else:
-                rows = self._ready().query(sql, params, None, None)
+                rows = self.snapshot().query(sql, params, None, None)
         except duckdb.Error as error:
             raise StoreError(f"the query {sql.strip()!r:.200} fails", str(error).strip(),
                              "`SHOW TABLES` and `DESCRIBE traces` list what there is") from error
@@ -225,15 +225,11 @@ class Workbench:
 
     def ask(self, sql: str, max_rows: int, seconds: float, params: Sequence[Any] | Mapping[str, Any] = ()) -> pa.Table:
         """`query(sql, untrusted=True)` as Arrow, with one row more than `max_rows` where there are more."""
-        self._ready()
+        self.snapshot()
         return guarded.query(self.index_path, sql, params, max_rows, seconds)
 
-    def stream(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = (),
-               rows: int = 2048) -> Iterator[pa.RecordBatch]:
-        """The rows of one SELECT as Arrow batches of about `rows`, for results that should not be held at once."""
-        return self._ready().stream(sql, params, rows)
-
-    def _ready(self) -> index.Reader:
+    def snapshot(self) -> index.Reader:
+        """The index as of the last refresh, for several queries that must agree."""
         try:
             return self._reader()
         except (duckdb.Error, FileNotFoundError):

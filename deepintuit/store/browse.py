@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from deepintuit.store import Workbench
 
 MOST_ROWS = 500
+COUNTED = 10_000
+"""Of a text search, as many finds are counted and can be paged through."""
+_STRETCH = 16_384  # rows of the index that an export looks at in one go
 _LONGEST = 300  # characters of a value in a query
 
 RIGHT = {"right": "{} = true_label", "wrong": "{} <> true_label"}
@@ -167,10 +170,12 @@ def _one_of(known: Mapping[str, str], name: str, value: str) -> str:
 
 @dataclass(frozen=True)
 class Page:
-    """`rows`: the columns of `trace_facts` but for `lowered`, and `text`; `total`: how many the filter finds in all."""
+    """`rows`: the columns of `trace_facts` but for `lowered` and `marks`, and `text`; `total`: how many the filter
+    finds in all; `more`: a text search found more than that, which nobody counted."""
 
     rows: pd.DataFrame
     total: int
+    more: bool = False
 
 
 def count(workbench: Workbench, asked: TraceFilter) -> int:
@@ -181,30 +186,57 @@ def count(workbench: Workbench, asked: TraceFilter) -> int:
 def page(workbench: Workbench, asked: TraceFilter, sort: str = "newest", descending: bool | None = None,
          limit: int = 50, offset: int = 0) -> Page:  # fmt: skip
     """Rows `offset` … `offset + limit` of what the filter finds. Sorted by a key of `SORTS` (StoreError for another
-    one), by default the newest run first and all else upwards; what is missing comes last, ties in stored order."""
+    one), by default the newest run first and all else upwards; what is missing comes last, ties in stored order. A text
+    search ends after `COUNTED` rows of this order."""
     if sort not in SORTS:
         raise StoreError(f"traces sorted by {sort!r}", f"they are sorted by {', '.join(SORTS)}",
                          f"Nearest: {nearest(sort, SORTS) or 'newest'!r}")  # fmt: skip
-    condition, values = asked.where(workbench)
+    among, values = asked.where(workbench)
     direction = "DESC" if (sort == "newest" if descending is None else descending) else "ASC"
     order = f"{SORTS[sort]} {direction} NULLS LAST, rowid"
     limit, offset = max(1, min(int(limit), MOST_ROWS)), max(0, int(offset))
+    found, first = f"SELECT rowid AS number FROM trace_facts WHERE {among}", ""  # noqa: S608
+    if asked.text:
+        found += f" LIMIT {COUNTED + 1}"
+        first, among = f"found AS MATERIALIZED ({found}),", "rowid IN (FROM found)"
     # One scan finds and counts; only the numbers of the rows on this page are carried further.
     rows = workbench.query(
-        f"""WITH chosen AS (
-                SELECT rowid AS number, count(*) OVER () AS total FROM trace_facts WHERE {condition}
+        f"""WITH {first} chosen AS (
+                SELECT rowid AS number, count(*) OVER () AS total FROM trace_facts WHERE {among}
                 ORDER BY {order} LIMIT {limit} OFFSET {offset})
             SELECT total, {_FACTS} FROM trace_facts JOIN chosen ON trace_facts.rowid = number ORDER BY {order}""",  # noqa: S608
         values,
     )
-    if rows.empty:
-        return Page(rows.drop(columns="total").assign(text=[]), count(workbench, asked) if offset else 0)
+    total = int(rows.pop("total").max()) if len(rows) else 0
+    if rows.empty and offset:
+        total = int(workbench.query(f"SELECT count(*) AS n FROM ({found})", values).n[0])  # noqa: S608
+    more = bool(asked.text) and total > COUNTED
+    if more:
+        total = COUNTED
+        rows = _first_of_many(workbench, asked, order, min(limit, max(0, total - offset)), offset)
     texts = workbench.query(
         "SELECT run_id, trace_id, text FROM traces WHERE trace_id IN (SELECT unnest(?::VARCHAR[]))",
         [rows["trace_id"].tolist()],
     )
-    total = int(rows["total"].iloc[0])
-    return Page(rows.drop(columns="total").merge(texts, "left", ["run_id", "trace_id"], validate="1:1"), total)
+    return Page(rows.merge(texts, "left", ["run_id", "trace_id"], validate="1:1"), total, more)
+
+
+def _first_of_many(workbench: Workbench, asked: TraceFilter, order: str, limit: int, offset: int) -> pd.DataFrame:
+    """A page of what so many texts hold that the next ones in this order will do: those are read, more if need be."""
+    others, values = replace(asked, text=None).where(workbench)
+    holds, phrase = search.condition(storable(asked.text))
+    for reach in (8, 64, 512, 10**6):
+        rows = workbench.query(
+            f"""WITH near AS MATERIALIZED (
+                    SELECT rowid AS number FROM trace_facts WHERE {others} ORDER BY {order}
+                    LIMIT {reach * (offset + limit)})
+                SELECT {_FACTS} FROM trace_facts WHERE rowid IN (FROM near) AND {holds}
+                ORDER BY {order} LIMIT {limit} OFFSET {offset}""",  # noqa: S608
+            [*values, phrase],
+        )
+        if len(rows) == limit:
+            break
+    return rows
 
 
 def choices(workbench: Workbench) -> dict[str, list[tuple[str, int]]]:
@@ -264,13 +296,28 @@ def export(workbench: Workbench, asked: TraceFilter, form: str) -> Iterator[byte
         raise StoreError(f"an export as {form!r}", f"there are {', '.join(FORMATS)}",
                          f"Nearest: {nearest(form, FORMATS) or 'csv'!r}")  # fmt: skip
     condition, values = asked.where(workbench)
-    batches = workbench.stream(
-        f"""SELECT {", ".join(f"chosen.{name}" if name in _FACTS.split(", ") else name for name in EXPORTED)}
-            FROM traces JOIN (SELECT {_FACTS} FROM trace_facts WHERE {condition}) AS chosen
-                 ON traces.trace_id = chosen.trace_id AND traces.run_id = chosen.run_id""",  # noqa: S608
-        values,
-    )
-    return written(batches, form)
+    return written(_stretches(workbench, condition, values), form)
+
+
+def _stretches(workbench: Workbench, condition: str, values: list[Any]) -> Iterator[pa.Table]:
+    """What an export holds, a stretch of the index after the other: the first rows come at once, and no more than a
+    stretch lies in memory. Texts are looked up by place, since a join by name would unpack all of them."""
+    snapshot = workbench.snapshot()  # the same to the last row, whatever is swapped in meanwhile
+    [end] = snapshot.query("SELECT max(rowid) FROM trace_facts", (), None, None)[0].to_pylist()
+    names = ", ".join(f"chosen.{name}" if name in _FACTS.split(", ") else f"traces.{name}" for name in EXPORTED)
+    start, size = 0, _STRETCH // 16
+    while not start or start <= (end or 0):
+        found = snapshot.query(
+            f"""WITH chosen AS MATERIALIZED (
+                    SELECT rowid AS number, {_FACTS} FROM trace_facts
+                    WHERE rowid BETWEEN {start} AND {start + size - 1} AND {condition}),
+                placed AS MATERIALIZED (
+                    SELECT traces.rowid AS place, number FROM traces JOIN chosen USING (run_id, trace_id))
+                SELECT {names} FROM traces JOIN placed ON traces.rowid = place JOIN chosen USING (number)
+                ORDER BY number""", values, None, None)  # fmt: skip  # noqa: S608
+        if found.num_rows or not start:
+            yield found
+        start, size = start + size, _STRETCH
 
 
 def written(batches: Iterator[pa.RecordBatch | pa.Table], form: str) -> Iterator[bytes]:

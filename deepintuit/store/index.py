@@ -340,18 +340,6 @@ class Reader:
                 timer.cancel()
             cursor.close()
 
-    def stream(self, sql: str, params: Sequence[Any] | Mapping[str, Any], rows: int) -> Iterator[pa.RecordBatch]:
-        """Rows of one SELECT, about `rows` at a time, as they are found; an empty batch first, for its schema. Closing
-        the iterator ends the query."""
-        _refuse_unless_select(sql)
-        cursor = self._cursor()
-        try:
-            found = cursor.sql(sql, params=params or None).to_arrow_reader(rows)
-            yield pa.RecordBatch.from_pylist([], found.schema)
-            yield from found
-        finally:
-            cursor.close()
-
 
 def _without_bar(connection: duckdb.DuckDBPyConnection) -> None:
     """No progress bar. Inside Jupyter without ipywidgets DuckDB refuses any setting of its bar, and shows none."""
