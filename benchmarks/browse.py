@@ -4,7 +4,8 @@ Makes a synthetic workbench (parts written as Parquet in the shape that the stag
 characters about what is seen when, token ids with log-probabilities, predictions under every control), indexes it and
 asks what the Traces page asks, each question many times in random order with other values each time. Prints medians and
 95th percentiles in milliseconds, the processor time (of all threads: on a busy machine it says what an idle one would
-take), the rate at which the index was built, its size, and the memory of the process.
+take), the rate at which the index was built and a run was added to it, its size, the rate of a whole export, and the
+memory of the process.
 
 Making it takes minutes and about 3 GB a million traces; a killed run goes on where it stood. The questions are timed at
 the server's side of the store (query, rows as pandas), without HTTP and HTML, on a warm file cache.
@@ -173,6 +174,7 @@ def questions(workbench: Workbench, seed: int) -> Iterator[tuple[str, Callable[[
     run = rng.choice([value for value, _ in choices["run"]])
     label, other = rng.sample(LABELS, 2)
     low = rng.random()
+    deep = min(499_950, browse.count(workbench, TraceFilter()) // 2)
     between = TraceFilter(min_confidence=low, max_confidence=low + 0.05)
     cell = TraceFilter(true=label, provisional=other)
     common = rng.choice(WHO)
@@ -192,17 +194,19 @@ def questions(workbench: Workbench, seed: int) -> Iterator[tuple[str, Callable[[
         "sort: confidence": lambda: browse.page(workbench, TraceFilter(), sort="confidence"),
         "sort: tokens in a run": lambda: browse.page(workbench, TraceFilter(run=run), sort="tokens", descending=True),
         "sort: label": lambda: browse.page(workbench, TraceFilter(), sort="true"),
-        "page 10,000 of all": lambda: browse.page(workbench, TraceFilter(), offset=499_950),
-        "page 10,000, sorted": lambda: browse.page(workbench, TraceFilter(), sort="tokens", offset=499_950),
+        "page 10,000 of all": lambda: browse.page(workbench, TraceFilter(), offset=deep),
+        "page 10,000, sorted": lambda: browse.page(workbench, TraceFilter(), sort="tokens", offset=deep),
         "search: a common word": lambda: browse.page(workbench, TraceFilter(text=common)),
+        "search: common, by confidence": lambda: browse.page(workbench, TraceFilter(text=common), "confidence"),
+        "search: three letters": lambda: browse.page(workbench, TraceFilter(text=rng.choice(("zqx", "dog")))),
         "search: a phrase": lambda: browse.page(workbench, TraceFilter(text=rare)),
         "search: a rare phrase": lambda: browse.page(workbench, TraceFilter(text=exact)),
         "search: not there": lambda: browse.page(workbench, TraceFilter(text=absent)),
         "search: in a run": lambda: browse.page(workbench, TraceFilter(text=exact, run=run)),
         "open a trace": lambda: browse.trace(workbench, browse.page(workbench, cell, limit=1).rows.trace_id[0]),
         "other traces of a clip": lambda: browse.siblings(workbench, _some_trace(workbench, rng)),
-        "export, first rows": lambda: next(browse.export(workbench, cell, "csv")),
-        "export all, first rows": lambda: next(browse.export(workbench, TraceFilter(), "parquet")),
+        "export, first bytes": lambda: next(browse.export(workbench, cell, "csv")),
+        "export all, first bytes": lambda: next(browse.export(workbench, TraceFilter(), "parquet")),
     }
     names = list(ask)
     rng.shuffle(names)
@@ -211,7 +215,35 @@ def questions(workbench: Workbench, seed: int) -> Iterator[tuple[str, Callable[[
 
 
 def _some_trace(workbench: Workbench, rng: random.Random) -> str:
-    return browse.page(workbench, TraceFilter(clip=f"{rng.randrange(CLIPS):016x}"), limit=1).rows.trace_id[0]
+    return browse.page(workbench, TraceFilter(), limit=1, offset=rng.randrange(10_000)).rows.trace_id[0]
+
+
+def _refresh(workbench: Workbench, what: str, count: int) -> None:
+    started, worked = time.perf_counter(), time.process_time()
+    if workbench.refresh():
+        disk.fsync_folder(workbench.path)
+        seconds, work = time.perf_counter() - started, time.process_time() - worked
+        print(f"index {what} in {seconds:.1f} s (processor {work:.1f} s), {count / seconds:,.0f} traces a second")
+
+
+def whole_export(workbench: Workbench, form: str, most: int = 100_000) -> None:
+    """Print what the first traces of an export of all take, and how much the process grew meanwhile."""
+    before, started, worked = _memory(), time.perf_counter(), time.process_time()
+    rows = size = 0
+    for piece in browse.export(workbench, TraceFilter(), form):
+        size += len(piece)
+        rows += piece.count(b"\n")
+        if rows > most:
+            break
+    seconds, work = time.perf_counter() - started, time.process_time() - worked
+    print(f"export, {form}: {rows:,} traces, {size / 1e6:.0f} MB, {rows / seconds:,.0f} traces a second "
+          f"(of processor {rows / work:,.0f}), memory {_memory() - before:+.2f} GiB")  # fmt: skip
+
+
+def _memory() -> float:
+    """What the process holds now, in GiB; 0 where that cannot be read."""
+    status = Path("/proc/self/status").read_text() if Path("/proc/self/status").exists() else ""
+    return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 2**20
 
 
 def main() -> None:
@@ -222,11 +254,11 @@ def main() -> None:
     options = parser.parse_args()
     workbench = Workbench(options.folder)
     write(workbench, options.traces)
-    started = time.perf_counter()
-    if workbench.refresh():
-        disk.fsync_folder(workbench.path)
-        seconds = time.perf_counter() - started
-        print(f"index built in {seconds:.0f} s, {options.traces / seconds:,.0f} traces a second")
+    _refresh(workbench, "built", options.traces)
+    run = workbench.start_run("evaluate", {"traces": "added", "at": time.time()}, dataset=DATASET)
+    _write(run, "traces", 0, traces(run, "evaluate", range(1_000), sentences()))
+    run.finish()
+    _refresh(workbench, "added to", 1_000)
     built = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     parts = sum(path.stat().st_size for path in workbench.path.glob("runs/*/*.parquet"))
     print(f"parts {parts / 1e9:.2f} GB, index {workbench.index_path.stat().st_size / 1e9:.2f} GB, "
@@ -249,9 +281,8 @@ def main() -> None:
     everything = [t for times in milliseconds.values() for t in times]
     p95 = np.percentile(everything, 95)
     print(f"{'all':28} {statistics.median(everything):8.0f} {p95:8.0f} {max(everything):8.0f}")
-    status = Path("/proc/self/status").read_text() if Path("/proc/self/status").exists() else ""
-    now = [line for line in status.splitlines() if line.startswith("VmRSS")]
-    print(f"memory of this process: {' '.join(now[0].split()[1:]) if now else 'not known'}")
+    whole_export(workbench, "jsonl")
+    print(f"memory of this process: {_memory():.2f} GiB")
 
 
 if __name__ == "__main__":
