@@ -197,7 +197,7 @@ def _dialogs() -> str:
     close = tag("form", tag("button", "Close"), method="dialog")
     none = tag("p", "None of them does anything while you type in a field.", class_="quiet")
     none += tag("p", f"To correct a trace, give another verdict than Accept and write the whole trace as it should be "
-                     f"into the note, in the form of the one above: {CORRECTED}. It has to end in the label you give; "
+                     f"into the note, in the form of the one shown: {CORRECTED}. It has to end in the label you give; "
                      "then the next cold start can learn from it.", id="review-correct")  # fmt: skip
     sheet = tag("dialog", tag("h3", "Keys") + tag("table", rows) + none + close, id="review-sheet", aria_label="Keys")
     offered = tag("datalist", "".join(tag("option", value=reason) for reason in SKIP_REASONS), id="review-reasons")
