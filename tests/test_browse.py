@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepintuit.errors import StoreError
-from deepintuit.store import Workbench, browse
+from deepintuit.store import Workbench, browse, search
 from deepintuit.store.browse import EXPORTED, FORMATS, TraceFilter
 
 TEXTS = (
@@ -165,6 +166,42 @@ def test_siblings_are_the_other_traces_of_the_same_clip(workbench: Workbench) ->
     assert browse.fact(workbench, first)["calibrated"] == "cat" and browse.fact(workbench, first)["step"] is None
 
 
+# Search
+
+_letters = st.characters(codec="utf-8", max_codepoint=0x17FF)
+
+
+@given(st.lists(st.text(_letters, max_size=60) | st.text("aAbB ü", max_size=60), max_size=6), st.data())
+def test_a_search_finds_exactly_the_texts_that_hold_the_phrase(texts: list[str], data: st.DataObject) -> None:
+    inside = [text[i : i + n] for text in texts for i in (0, len(text) // 3) for n in (1, 4, 9, 30)]
+    phrase = data.draw(st.text(_letters, min_size=1, max_size=12) | st.sampled_from([*inside, "ab"]).map(str.swapcase))
+    lowered = search.lowered(pa.chunked_array([texts], pa.string()))
+    rows = pa.table({"text": pa.array(texts, pa.string()), "lowered": lowered, "marks": search.marks(lowered)})
+    condition, asked = search.condition(phrase)
+    with duckdb.connect() as connection:
+        connection.register("rows", rows)
+        found = connection.execute(f"SELECT text FROM rows WHERE {condition}", [asked]).fetchall()
+        plain = connection.execute("SELECT text FROM rows WHERE contains(lower(text), lower(?))", [phrase]).fetchall()
+    assert found == plain
+
+
+@pytest.mark.parametrize("sort", browse.SORTS)
+@pytest.mark.parametrize("descending", [None, False, True])
+def test_of_many_finds_the_first_ones_of_the_order_are_shown_and_more_is_said(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch, sort: str, descending: bool | None
+) -> None:
+    asked = TraceFilter(text="A", dataset="home")
+    whole = browse.page(workbench, asked, sort, descending)
+    assert not whole.more and whole.total == 12
+    monkeypatch.setattr(browse, "COUNTED", 7)
+    pages = [browse.page(workbench, asked, sort, descending, limit=4, offset=at) for at in (0, 4, 8)]
+    assert {(page.total, page.more) for page in pages} == {(7, True)}
+    names = [name for page in pages for name in page.rows["trace_id"]]
+    assert names == whole.rows["trace_id"].tolist()[:7]
+    monkeypatch.setattr(browse, "COUNTED", 12)
+    assert browse.page(workbench, asked).more is False
+
+
 # The slice in an address
 
 _number = st.floats(0, 1).map(lambda value: round(value, 4))
@@ -218,6 +255,16 @@ def test_an_export_holds_exactly_what_is_filtered_with_texts_as_written(workbenc
     assert [row["text"] for row in rows] == list(TEXTS[2:]) and list(rows[0]) == list(EXPORTED)
     assert [str(row["calibrated"]) for row in rows] == ["cat", "dog"]
     assert exported(workbench, TraceFilter(run="gone"), form) == []
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_export_is_the_same_however_many_rows_are_looked_at_in_one_go(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    asked = TraceFilter(provisional="cat")
+    whole = exported(workbench, asked, form)
+    monkeypatch.setattr(browse, "_STRETCH", 3)
+    assert len(whole) == 8 and exported(workbench, asked, form) == whole
 
 
 def test_an_export_of_another_kind_is_refused_before_anything_is_read(workbench: Workbench) -> None:

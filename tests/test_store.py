@@ -12,6 +12,8 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -33,6 +35,11 @@ def trace(clip: str = "c0", sample: int = 0, **more: object) -> dict[str, object
 def prediction(clip: str = "c0", **more: object) -> dict[str, object]:
     return {"clip_id": clip, "split": "test", "system": "coldstart", "method": "label_likelihood", "true_label": "dog",
             "predicted": "dog", "labels": ["dog", "cat"], "probs": [0.75, 0.25], **more}
+
+
+def write_manifest(workbench: Workbench, label: str) -> None:
+    rows = pa.table({"dataset": ["home"] * 2, "clip_id": ["a", "b"], "label": [label] * 2, "split": ["test"] * 2})
+    pq.write_table(rows, workbench.clips / "home.parquet")
 
 
 # Rows
@@ -375,6 +382,63 @@ def test_refresh_does_nothing_when_nothing_changed(workbench: Workbench) -> None
     assert rows.values.tolist() == [["finished", "1.0"]]
 
 
+def contents(workbench: Workbench) -> dict[str, list[str]]:
+    """All tables of the index, without the order of their rows."""
+    tables = ["runs", "clips", "parts", "problems", *GRAINS, "trace_facts"]
+    return {name: sorted(map(repr, workbench.query(f"SELECT {name}::VARCHAR AS row FROM {name}").row.tolist()))
+            for name in tables}
+
+
+def test_an_index_that_is_added_to_holds_what_a_new_one_would(workbench: Workbench) -> None:
+    write_manifest(workbench, "dog")
+    run = workbench.start_run("grpo", {}, dataset="home")
+    run.append("traces", [trace("a", step=1, text="first"), trace("b", step=1), trace("a", step=2)])
+    workbench.refresh()
+    [first] = run.path.glob("traces-*.parquet")
+    known = run.read("traces").trace_id.tolist()
+
+    run.append("traces", [trace("a", step=1, text="Written again"), trace("b", step=3)])
+    run.append("steps", [{"step": 1, "name": "loss", "value": 1.0}])
+    (run.path / "traces-00009.parquet").write_bytes(b"broken")
+    said = [prediction("a", trace_id=known[0]), prediction("b", trace_id=known[1], predicted="cat")]
+    judge = workbench.start_run("calibrate", {}, dataset="home")
+    judge.append("predictions", said)
+    judge.append("predictions", [said[0] | {"predicted": "cat", "probs": [0.1, 0.9]}])
+    # What stood is not read again: were it, the index would miss its rows.
+    whole, facts = first.read_bytes(), first.stat()
+    first.write_bytes(b"x" * len(whole))
+    os.utime(first, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert workbench.refresh()
+    first.write_bytes(whole)
+    os.utime(first, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+    grown = contents(workbench)
+    rows = workbench.query("SELECT lowered, calibrated, certainty FROM trace_facts WHERE clip_id = 'a' AND step = 1")
+    assert rows.values.tolist() == [["written again", "cat", 0.9]] and len(grown["problems"]) == 1
+    assert workbench.refresh(force=True) and contents(workbench) == grown
+
+
+def test_what_stood_and_changed_has_the_index_built_anew(workbench: Workbench) -> None:
+    write_manifest(workbench, "dog")
+    run = workbench.start_run("grpo", {}, dataset="home")
+    run.append("traces", [trace("a")])
+    run.append("traces", [trace("b")])
+    workbench.refresh()
+    write_manifest(workbench, "cat")
+    assert workbench.refresh()
+    assert workbench.query("SELECT DISTINCT true_label FROM trace_facts").values.tolist() == [["cat"]]
+    sorted(run.path.glob("traces-*.parquet"))[1].unlink()
+    assert workbench.refresh() and workbench.query("SELECT clip_id FROM trace_facts").clip_id.tolist() == ["a"]
+
+
+def test_what_a_killed_build_left_is_swept_away(workbench: Workbench) -> None:
+    workbench.start_run("grpo", {})
+    (workbench.path / ".index.duckdb.tmp.spilled").mkdir()
+    (workbench.path / ".index.duckdb.tmp.spilled" / "x").write_bytes(b"x")
+    (workbench.path / ".index.duckdb.tmp").write_bytes(b"half")
+    assert workbench.refresh() and not list(workbench.path.glob(".index.duckdb.tmp*"))
+
+
 @pytest.mark.parametrize("content", [None, b"", b"not a database" * 1000])
 def test_the_index_may_be_deleted_or_spoilt_at_any_time(workbench: Workbench, content: bytes | None) -> None:
     run = workbench.start_run("coldstart", {})
@@ -388,9 +452,6 @@ def test_the_index_may_be_deleted_or_spoilt_at_any_time(workbench: Workbench, co
 
 
 def test_manifests_are_joined_by_clip(workbench: Workbench) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     pq.write_table(pa.table({"clip_id": ["a", "b"], "label": ["dog", "cat"], "group": ["g", "h"], "split": ["test"] * 2,
                              "text": pa.array([[("title", "x")], []], pa.map_(pa.string(), pa.string()))}),
                    workbench.clips / "homecam.parquet")

@@ -259,7 +259,7 @@ def _load_grain(connection: duckdb.DuckDBPyConnection, grain: Grain,
             _newest_stands(connection, grain, folder.name)
         if came and grows and grain.name == "predictions":
             of_new = "SELECT DISTINCT trace_id FROM predictions WHERE run_id = ? AND part IN (SELECT unnest(?))"
-            rows = connection.execute(of_new, [folder.name, [number for number, _ in came]]).to_arrow_table()
+            rows = connection.sql(of_new, params=[folder.name, [number for number, _ in came]]).to_arrow_table()
             _with(connection, rows, _SAID_AGAIN)
     if facts:
         names = ["run_id", "grain", "part", "bytes", "changed", "row_count"]

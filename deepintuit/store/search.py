@@ -30,8 +30,7 @@ def marks(texts: pa.LargeStringArray) -> pa.StructArray:
 
 
 def _marked(texts: pa.LargeStringArray) -> np.ndarray:
-    """(len(texts), 16) words of 64 bits. The last three grams of a text reach into the next one: marks too many find
-    nothing wrong, and leaving them in spares a pass."""
+    """(len(texts), 16) words of 64 bits."""
     ends = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
     size = int(ends[-1] - ends[0])
     found = np.zeros((len(texts), _BITS), np.uint8)
@@ -44,7 +43,10 @@ def _marked(texts: pa.LargeStringArray) -> np.ndarray:
         # The upper bits of a product depend on all bytes of a gram, and those below on some only.
         place = ((hashed[:size] * np.uint32(0x9E3779B1)) >> np.uint32(22)).astype(np.int64)
         place += np.repeat(np.arange(len(texts)) * _BITS, np.diff(ends))
-        found.reshape(-1)[place] = 1
+        last = ends[1:, None] - np.arange(1, _GRAM)  # from here on a gram would reach into the next text
+        whole = np.ones(size, bool)
+        whole[last[last >= ends[:-1, None]] - ends[0]] = False
+        found.reshape(-1)[place[whole]] = 1
     return np.packbits(found, axis=1, bitorder="little").view("<u8")
 
 
