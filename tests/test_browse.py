@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -168,20 +169,29 @@ def test_siblings_are_the_other_traces_of_the_same_clip(workbench: Workbench) ->
 
 # Search
 
+
+@pytest.fixture(scope="module")
+def memory() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect() as connection:
+        yield connection
+
+
 _letters = st.characters(codec="utf-8", max_codepoint=0x17FF)
 
 
 @given(st.lists(st.text(_letters, max_size=60) | st.text("aAbB ü", max_size=60), max_size=6), st.data())
-def test_a_search_finds_exactly_the_texts_that_hold_the_phrase(texts: list[str], data: st.DataObject) -> None:
+def test_a_search_finds_exactly_the_texts_that_hold_the_phrase(
+    memory: duckdb.DuckDBPyConnection, texts: list[str], data: st.DataObject
+) -> None:
     inside = [text[i : i + n] for text in texts for i in (0, len(text) // 3) for n in (1, 4, 9, 30)]
     phrase = data.draw(st.text(_letters, min_size=1, max_size=12) | st.sampled_from([*inside, "ab"]).map(str.swapcase))
     lowered = search.lowered(pa.chunked_array([texts], pa.string()))
     rows = pa.table({"text": pa.array(texts, pa.string()), "lowered": lowered, "marks": search.marks(lowered)})
     condition, asked = search.condition(phrase)
-    with duckdb.connect() as connection:
-        connection.register("rows", rows)
-        found = connection.execute(f"SELECT text FROM rows WHERE {condition}", [asked]).fetchall()
-        plain = connection.execute("SELECT text FROM rows WHERE contains(lower(text), lower(?))", [phrase]).fetchall()
+    memory.register("rows", rows)
+    found = memory.execute(f"SELECT text FROM rows WHERE {condition}", [asked]).fetchall()
+    plain = memory.execute("SELECT text FROM rows WHERE contains(lower(text), lower(?))", [phrase]).fetchall()
+    memory.unregister("rows")
     assert found == plain
 
 
