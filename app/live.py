@@ -148,7 +148,7 @@ class Engine:
         """The work itself, in the thread of the job whose turn it is."""
         if self._models is None:
             emit(Stage("load"))  # torch alone takes seconds
-            from deepintuit.cli import quiet_libraries
+            from deepintuit.errors import quiet_libraries
 
             quiet_libraries()
         from deepintuit.reasoner import live
