@@ -196,16 +196,17 @@ def page(workbench: Workbench, asked: TraceFilter, sort: str = "newest", descend
     order = f"{SORTS[sort]} {direction} NULLS LAST, rowid"
     limit, offset = max(1, min(int(limit), MOST_ROWS)), max(0, int(offset))
     found, first = f"SELECT rowid AS number FROM trace_facts WHERE {among}", ""  # noqa: S608
-    if asked.text:
+    if asked.text:  # what is found is kept, since finding it anew takes longer than the rest
         found += f" LIMIT {COUNTED + 1}"
         first, among = f"found AS MATERIALIZED ({found}),", "rowid IN (FROM found)"
-    # One scan finds and counts; only the numbers of the rows on this page are carried further.
+    counted = "FROM found" if first else f"FROM ({found})"
+    # Only the numbers of the rows on this page are carried further. To count on its own is quicker than in a window.
     rows = workbench.query(
-        f"""WITH {first} chosen AS (
-                SELECT rowid AS number, count(*) OVER () AS total FROM trace_facts WHERE {among}
-                ORDER BY {order} LIMIT {limit} OFFSET {offset})
-            SELECT total, {_FACTS} FROM trace_facts JOIN chosen ON trace_facts.rowid = number ORDER BY {order}""",  # noqa: S608
-        values,
+        f"""WITH {first} chosen AS MATERIALIZED (
+                SELECT rowid AS number FROM trace_facts WHERE {among} ORDER BY {order} LIMIT {limit} OFFSET {offset})
+            SELECT (SELECT count(*) {counted}) AS total, {_FACTS}
+            FROM trace_facts JOIN chosen ON trace_facts.rowid = number ORDER BY {order}""",  # noqa: S608
+        values if first else [*values, *values],
     )
     total = int(rows.pop("total").max()) if len(rows) else 0
     if rows.empty and offset:
@@ -215,8 +216,10 @@ def page(workbench: Workbench, asked: TraceFilter, sort: str = "newest", descend
         total = COUNTED
         rows = _first_of_many(workbench, asked, order, min(limit, max(0, total - offset)), offset)
     texts = workbench.query(
-        "SELECT run_id, trace_id, text FROM traces WHERE trace_id IN (SELECT unnest(?::VARCHAR[]))",
-        [rows["trace_id"].tolist()],
+        """SELECT run_id, trace_id, text FROM traces WHERE rowid IN (
+               SELECT rowid FROM traces
+               WHERE run_id IN (SELECT unnest(?::VARCHAR[])) AND trace_id IN (SELECT unnest(?::VARCHAR[])))""",
+        [rows["run_id"].unique().tolist(), rows["trace_id"].tolist()],
     )
     return Page(rows.merge(texts, "left", ["run_id", "trace_id"], validate="1:1"), total, more)
 
