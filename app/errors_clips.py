@@ -1,22 +1,19 @@
 """The drawer of the Errors page: the clips behind a cell, and one of them with its player, distribution and trace.
 
-Pure functions of an `errors.Analysis`. Left out on purpose: choosing the clips (`errors.behind`) and editing.
+Pure functions of an `analysis.Analysis`; `behind` lists the kinds of cells. Left out on purpose: editing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 
+from app import errors_view as view
 from app import prose
-from app.errors_view import reason_words
+from app.analysis import Analysis
 from app.html import address, badge, empty, esc, percent, table, tag
 from app.media import clip_url
-
-if TYPE_CHECKING:
-    from app.errors import Analysis
+from deepintuit.labels import NONE_LABEL
 
 MOST_CLIPS = 2000
 FOCUS = (
@@ -40,7 +37,7 @@ def _drawer(title: str, body: str) -> str:
 
 
 def clip_list(found: Analysis, title: str, frame: pd.DataFrame, cell: str = "") -> str:
-    """The clips behind a cell, a row each; a row's button plays it. `cell` names it as `errors.behind` does."""
+    """The clips behind a cell, a row each; a row's button plays it. `cell` names it as `behind` does."""
     other = None if found.other is None else found.other.frame["predicted"].reindex(frame.index)
     raw = found.raw is not None or (frame["provisional"] != frame["predicted"]).any()
     heads = ["Clip", "True", *(["Provisional"] if raw else []), "Answered", "Confidence"]
@@ -100,7 +97,7 @@ def clip_detail(found: Analysis, clip_id: str, trace: pd.Series | None) -> str:
         seconds = float(known["seconds"]) if "seconds" in known and pd.notna(known["seconds"]) else None
         written = ""
         if isinstance(trace["reason"], str):
-            written = tag("p", badge(reason_words(trace["reason"]), "warn") + " " + esc(trace["detail"]))
+            written = tag("p", badge(view.reason_words(trace["reason"]), "warn") + " " + esc(trace["detail"]))
         written += prose.trace_html(trace["text"], found.grammar, times, seconds)
     shown_elsewhere = [tag("a", "All traces of this clip", href=address("traces", clip=clip_id))]
     if trace is not None:
@@ -118,3 +115,52 @@ def _distribution(found: Analysis, probs_K: np.ndarray, row: pd.Series) -> str:
         bar = tag("span", "", class_="bar", style=f"--share:{probs_K[k]:.3f}")
         rows.append([name, f"{bar} {percent(float(probs_K[k]), 1)}"])
     return table(["Class", "Probability"], rows, class_="numbers distribution")
+
+
+def behind(found: Analysis, cell: str, threshold: float, by: str) -> tuple[str, pd.DataFrame] | None:
+    """The clips that a cell names, surest answers first, and what they have in common. None for no such cell.
+
+    confusion.i.j (true label i answered as j, K is "no answer") · true.i · answered.j · turned.raw.rw (right by the raw
+    label, wrong now; also `other`, and any of r and w) · bin.k (confidence) · unsure (below the threshold) · slice.k
+    (of the column `by`) · reason.<reason>
+    """
+    kind, *places = cell.split(".")
+    frame, labels = found.mine.frame, (*found.labels, NONE_LABEL)
+    chosen: pd.Series | np.ndarray | None = None
+    title = ""
+    try:
+        if kind == "confusion" and len(places) == 2:
+            true, answered = (labels[int(place)] for place in places)
+            chosen = (frame["true_label"] == true) & (frame["predicted"] == answered)
+            title = f"True {true}, {view.answer_words(answered)}"
+        elif kind in {"true", "answered"} and len(places) == 1:
+            label = labels[int(places[0])]
+            chosen = frame["true_label" if kind == "true" else "predicted"] == label
+            title = f"True {label}" if kind == "true" else view.answer_words(label).capitalize()
+        elif kind == "turned" and len(places) == 2 and (before := found.before(places[0])) is not None:
+            was, now = (mark == "r" for mark in places[1])
+            earlier = before.reindex(frame.index)
+            chosen = earlier.notna() & ((earlier == frame["true_label"]) == was) & (frame["right"] == now)
+            names = ("wrong", "right")
+            title = f"{names[was].capitalize()} by {'the raw label' if places[0] == 'raw' else found.other.name}"
+            title += f", {names[now]} by {found.mine.name}"
+        elif kind == "bin" and len(places) == 1:
+            bins = view.bins_of(found.mine)
+            k = int(places[0])
+            chosen = np.searchsorted(bins.edges[1:-1], frame["confidence"]) == k
+            title = f"Confidence {bins.edges[k]:.2f} to {bins.edges[k + 1]:.2f}"
+        elif kind == "unsure" and found.mine.probs_C_K is not None:
+            chosen = frame["confidence"] < threshold
+            title = f"Less sure than {threshold:.3g}: abstained"
+        elif kind == "slice" and len(places) == 1:
+            part = view.parts(found, by)[int(places[0])]
+            chosen, title = part.inside_C, f"{view.column_name(by)}: {part.name}"
+        elif kind == "reason":
+            reason = cell.removeprefix("reason.")
+            chosen = found.facts["reason"].reindex(frame.index) == reason
+            title = f"Traces that are {view.reason_words(reason)}"
+    except (ValueError, IndexError, KeyError):  # an address written by hand
+        return None
+    return (
+        None if chosen is None else (title, frame[np.asarray(chosen, bool)].sort_values("confidence", ascending=False))
+    )

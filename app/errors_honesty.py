@@ -1,7 +1,7 @@
 """How honest an answer's confidence is, and when not to answer: numbers in HTML and the page's figures.
 
-Pure functions of an `errors.Analysis`; the figures are the report's, cut for half a page. Left out on purpose: choosing
-a threshold (that is done on validation clips, by a person).
+Pure functions of an `analysis.Analysis`; the figures are the report's, cut for half a page. Left out on purpose:
+choosing a threshold (that is done on validation clips, by a person).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from deepintuit.report.text import interval, number
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from app.errors import Analysis, Answers
+    from app.analysis import Analysis, Answers
 
 
 def narrow(figure: go.Figure) -> go.Figure:

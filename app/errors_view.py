@@ -1,9 +1,9 @@
-"""The Errors page as HTML and figures: pure functions of an `errors.Analysis`.
+"""The Errors page as HTML and figures: pure functions of an `analysis.Analysis`.
 
 Every count that stands for clips is a button with `data-set` (the hidden field of the page) and `data-value` (the
 cell); `app.js` does the rest. Intervals are 95 %: Wilson's for shares of clips that stand alone, else a bootstrap of
 whole sources. `errors_honesty` has confidence and its figures, `errors_clips` the drawer. Left out on purpose: metrics
-(`deepintuit.metrics`) and the choice of clips behind a cell (`errors.behind`).
+(`deepintuit.metrics`) and the choice of clips behind a cell (`errors_clips.behind`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from app.analysis import Analysis, Answers
 from app.html import address, badge, empty, esc, percent, table, tag
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import (
@@ -33,9 +33,6 @@ from deepintuit.metrics import (
 from deepintuit.metrics import confusion as confusion_of
 from deepintuit.report.text import interval, number, p_value, shown
 from deepintuit.store import answers
-
-if TYPE_CHECKING:
-    from app.errors import Analysis, Answers
 
 BINS = 15
 _PROMISE = "Where a system fails, class by class. Every underlined count opens the clips behind it."
@@ -170,7 +167,7 @@ def top_right(one: Answers, labels: Sequence[str], probs_C_K: np.ndarray) -> np.
 
 
 def bins_of(one: Answers) -> Bins:
-    """Reliability bins of the answers as they are; the edges are those of `errors.behind`."""
+    """Reliability bins of the answers as they are; the edges are those of `errors_clips.behind`."""
     known = one.frame["confidence"].notna()
     return reliability_bins(one.frame["confidence"][known].clip(0, 1), one.frame["right"][known], BINS)
 

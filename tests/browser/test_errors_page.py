@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CALIBRATED, COLD, HOSTILE_FILE, LABELS, REFINED, TRUE, serve
 
-from app import errors, errors_honesty, errors_view
+from app import analysis, errors_clips, errors_honesty, errors_view
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Estimate
 from deepintuit.store import Workbench, answers
@@ -19,8 +19,8 @@ ROWS = "#errors-drawer .clips tbody tr"
 
 def looked_at(site, **wish):
     """The analysis of the refined system, or of what is wished for."""
-    choice, _ = errors.choose(answers.sources(site.workbench), errors.Choice(**wish))
-    return errors.analysis(site.workbench, choice)
+    choice, _ = analysis.choose(answers.sources(site.workbench), analysis.Choice(**wish))
+    return analysis.analysis(site.workbench, choice)
 
 
 def cold(site):
@@ -49,7 +49,7 @@ def rows_after(page, cell):
 
 def test_the_newest_calibrated_system_is_chosen_and_what_is_not_there_is_not(site):
     found = answers.sources(site.workbench)
-    choice, offers = errors.choose(found, errors.Choice(split="nowhere", system="x/<b>", compare="x/y/z"))
+    choice, offers = analysis.choose(found, analysis.Choice(split="nowhere", system="x/<b>", compare="x/y/z"))
     assert choice.system == f"{site.runs['evaluate-refined']}/cold start + GRPO" and choice.split == "test"
     assert choice.method == "label_likelihood" and choice.compare == ""
     assert [value for _, value in offers.systems][1] == cold(site)
@@ -57,8 +57,8 @@ def test_the_newest_calibrated_system_is_chosen_and_what_is_not_there_is_not(sit
 
 
 def test_without_answers_nothing_is_chosen(tmp_path):
-    choice, offers = errors.choose(answers.sources(Workbench(tmp_path / "empty")), errors.Choice())
-    assert choice == errors.Choice() and offers.systems == []
+    choice, offers = analysis.choose(answers.sources(Workbench(tmp_path / "empty")), analysis.Choice())
+    assert choice == analysis.Choice() and offers.systems == []
 
 
 @pytest.mark.parametrize(("wish", "answered"), [({}, CALIBRATED), ({"method": "raw"}, REFINED)])
@@ -67,7 +67,7 @@ def test_each_cell_has_the_clips_of_its_count(site, wish, answered):
     names = [*LABELS.labels, NONE_LABEL]
     for i, true in enumerate(LABELS.labels):
         for j, name in enumerate(names):
-            listed = errors.behind(found, f"confusion.{i}.{j}", 0.9, "seconds")[1]
+            listed = errors_clips.behind(found, f"confusion.{i}.{j}", 0.9, "seconds")[1]
             assert len(listed) == sum(pair == (true, name) for pair in zip(TRUE, answered))
 
 
@@ -76,7 +76,7 @@ def test_flips_against_the_raw_label_and_against_another_system(site):
     for which, before in (("raw", REFINED), ("other", COLD)):
         for was in "rw":
             for now in "rw":
-                listed = errors.behind(found, f"turned.{which}.{was}{now}", 0.9, "seconds")[1]
+                listed = errors_clips.behind(found, f"turned.{which}.{was}{now}", 0.9, "seconds")[1]
                 expected = [
                     clip for clip, true, old, new in zip(site.clips, TRUE, before, CALIBRATED)
                     if ((old == true) == (was == "r")) and ((new == true) == (now == "r"))
@@ -90,15 +90,15 @@ def test_flips_against_the_raw_label_and_against_another_system(site):
      "<b>", "confusion.0.0.0"],
 )  # fmt: skip
 def test_an_address_written_by_hand_names_no_clips(site, cell):
-    assert errors.behind(looked_at(site), cell, 0.9, "seconds") is None
-    assert errors.behind(looked_at(site), "slice.0", 0.9, "no such column") is None
+    assert errors_clips.behind(looked_at(site), cell, 0.9, "seconds") is None
+    assert errors_clips.behind(looked_at(site), "slice.0", 0.9, "no such column") is None
 
 
 def test_slices_hold_every_clip_once(site):
     found = looked_at(site)
     for column in answers.sliceable(found.facts):
         parts = errors_view.parts(found, column)
-        listed = [errors.behind(found, f"slice.{k}", 0.9, column)[1] for k in range(len(parts))]
+        listed = [errors_clips.behind(found, f"slice.{k}", 0.9, column)[1] for k in range(len(parts))]
         assert sorted(clip for frame in listed for clip in frame.index) == sorted(site.clips)
 
 
@@ -107,8 +107,8 @@ def test_the_threshold_tells_coverage_risk_and_who_is_left(site):
     assert "Answers 6 of 6 clips (coverage 100.0 %), 16.7 % of them wrong" in errors_honesty.abstain(found, 0.8)
     assert "It abstains on no clip" in errors_honesty.abstain(found, 0.8)
     assert "Show the 6 clips it abstains on" in errors_honesty.abstain(found, 0.9)
-    assert len(errors.behind(found, "unsure", 0.9, "seconds")[1]) == 6
-    assert len(errors.behind(found, "unsure", 0.8, "seconds")[1]) == 0
+    assert len(errors_clips.behind(found, "unsure", 0.9, "seconds")[1]) == 6
+    assert len(errors_clips.behind(found, "unsure", 0.8, "seconds")[1]) == 0
 
 
 def test_an_answer_without_probabilities_says_so_instead_of_drawing(site):
@@ -117,7 +117,7 @@ def test_an_answer_without_probabilities_says_so_instead_of_drawing(site):
     for said in (errors_honesty.honesty(found), errors_honesty.abstain(found, 0.9)):
         assert "no probabilities" in said
     assert "no confidence to check" in errors_honesty.reliability_plot(found).layout.annotations[0].text
-    assert errors.behind(found, "unsure", 0.9, "seconds") is None
+    assert errors_clips.behind(found, "unsure", 0.9, "seconds") is None
 
 
 def test_probabilities_are_brought_into_the_order_of_the_labels(site):
