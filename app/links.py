@@ -20,7 +20,7 @@ import gradio as gr
 
 # Components also "change" while the page is drawn: until the address was read, nothing may be written over it.
 _READ = "() => { window.deepintuitRead = true; }"
-_SEARCH = "() => [window.location.search]"
+_SEARCH = "() => { window.deepintuitAsked = true; return [window.location.search]; }"
 _WRITE = """(...values) => {{
   if (!window.deepintuitRead) return;
   const names = {names}, defaults = {defaults};

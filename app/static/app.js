@@ -21,9 +21,9 @@ document.querySelector("base")?.remove();
   let drawn = 0;
   const watchdog = window.setInterval(() => {
     drawn ||= again() ? Date.now() : 0;
-    if (!window.deepintuitRead && !(drawn && Date.now() - drawn >= 8000)) return;
+    if (!window.deepintuitAsked && !(drawn && Date.now() - drawn >= 8000)) return;
     window.clearInterval(watchdog);
-    if (!window.deepintuitRead) again()?.click();
+    if (!window.deepintuitAsked) again()?.click(); // one that was asked and is slow is left alone
   }, 1000);
 })();
 

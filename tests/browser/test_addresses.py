@@ -101,11 +101,16 @@ def test_back_on_runs_gives_the_table_then_the_run_and_no_default_stands_in_the_
 
 
 def test_a_page_whose_load_was_lost_asks_once_more(page, site: Site):
+    def without_load(route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace('"load"', '"lost"'))
+
     page.clock.install()
-    page.route("**/queue/join*", lambda route: route.abort(), times=1)
+    page.route("**/traces", without_load)
     page.goto(f"{site.url}/traces")
     page.wait_for_selector("#read-address", state="attached")
     page.wait_for_function("document.querySelector('#traces-list')?.innerText.includes('Looking')")
-    for _ in range(2):
+    assert page.evaluate("window.deepintuitAsked") is None
+    for _ in range(2):  # it is drawn at the first look, and waited for long enough at the second
         page.clock.fast_forward(9000)
     page.locator("#traces-list tbody tr").first.wait_for()
