@@ -7,8 +7,9 @@ asks what the Traces page asks, each question many times in random order with ot
 take), the rate at which the index was built and a run was added to it, its size, the rate of a whole export, and the
 memory of the process.
 
-Making it takes minutes and about 3 GB a million traces; a killed run goes on where it stood. The questions are timed at
-the server's side of the store (query, rows as pandas), without HTTP and HTML, on a warm file cache.
+Making it takes minutes and 6 GB a million traces (10 while an index is replaced); a killed run goes on where it stood.
+The questions are timed at the server's side of the store (query, rows as pandas), without HTTP and HTML, on a warm file
+cache.
 
 Run it:  python benchmarks/browse.py FOLDER [--traces 1000000] [--rounds 30]
 """
