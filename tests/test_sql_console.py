@@ -254,3 +254,15 @@ assert ask(3) == 3 and os.waitstatus_to_exitcode(os.wait()[1]) == 2
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_the_asking_process_holds_does_not_tire_its_children(workbench: Workbench) -> None:
+    program = f"""
+from deepintuit.store import Workbench, guarded
+import numpy
+much = numpy.ones(120_000_000)  # 0.96 GB, more than a child may have held to be asked again
+Workbench({str(workbench.path)!r}).query("SELECT 1", untrusted=True)
+print(len(guarded._idle))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split()[0] == "1"

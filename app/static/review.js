@@ -246,6 +246,7 @@
   async function settle(entry, what, given) {
     const here = desk;
     here.busy = true;
+    root.dataset.busy = "";
     clearTimeout(here.timer);
     here.pending = null;
     performance.mark("review-submit");
@@ -265,6 +266,7 @@
       if (here === desk) say(`Not saved. ${error.message}`, "bad");
     } finally {
       here.busy = false;
+      delete root.dataset.busy;
     }
   }
 

@@ -76,8 +76,11 @@ def keys(page, *names: str) -> None:
 
 
 def says(page, words: str) -> None:
+    """The status holds these words, and keys are taken again."""
     page.wait_for_function(
-        "(words) => document.querySelector('#review-status')?.textContent.includes(words)", arg=words
+        "(words) => document.querySelector('#review-status')?.textContent.includes(words)"
+        " && !document.querySelector('#review[data-busy]')",
+        arg=words,
     )
 
 
