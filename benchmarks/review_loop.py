@@ -27,8 +27,8 @@ import numpy as np
 
 from deepintuit import calibrate, cli, coldstart, config, demo, evaluate, teach
 from deepintuit.data import Manifest
+from deepintuit.homecam import facts_of
 from deepintuit.homecam.teacher import Errors, write_trace
-from deepintuit.homecam.world import Facts
 from deepintuit.metrics import wilson
 from deepintuit.review import EventLog, Reviews, task_of
 from deepintuit.review.insight import suspects
@@ -37,11 +37,6 @@ from deepintuit.store import Workbench
 
 ROOT = Path(__file__).parents[1]
 ARMS = ("no review", "suspects", "chance")
-
-
-def facts_of(notes: dict[str, str]) -> Facts:
-    found = json.loads(notes["facts"])
-    return Facts(**(found | {"quarters": tuple((posture, box) for posture, box in found["quarters"])}))
 
 
 def with_wrong_labels(manifest: Manifest, share: float, seed: int) -> Manifest:
@@ -68,7 +63,7 @@ def judge(reviews: Reviews, name: str, manifest: Manifest, answers: dict[str, st
     """One who knows the facts answers all items: `answers` are the labels that the traces end in."""
     notes = dict(zip(manifest.frame["clip_id"], manifest.frame["notes"]))
     while item := reviews.next_item(name, "simulated"):
-        facts = facts_of(notes[item.clip_id])
+        facts = facts_of(notes[item.clip_id]["facts"])
         said = {"label": facts.label, "verdict": "right" if answers[item.trace_id] == facts.label else "wrong"}
         written = write_trace(facts, seed, Errors.none())
         if said["verdict"] == "wrong" and written["answer"] == facts.label:
@@ -114,7 +109,7 @@ def main() -> None:
     traces = second.read("traces").set_index("clip_id")
     answers = dict(zip(traces["trace_id"], traces["provisional"]))
     wrong = {clip for clip, notes, label in zip(half.frame["clip_id"], half.frame["notes"], half.frame["label"])
-             if facts_of(notes).label != label}  # fmt: skip
+             if facts_of(notes["facts"]).label != label}  # fmt: skip
     found = []
     with EventLog(workbench.reviews) as log:
         reviews = Reviews(log)

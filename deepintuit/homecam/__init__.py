@@ -73,7 +73,7 @@ def listing(table: Path) -> Listing:
 def facts_of(note: str) -> Facts:
     """The facts of a clip from its `facts` note."""
     row = json.loads(note)
-    return Facts(**{**row, "quarters": tuple(map(tuple, row["quarters"]))})
+    return Facts(**{**row, "quarters": tuple((posture, box) for posture, box in row["quarters"])})
 
 
 def _plan(part: str, number: int, seed: int) -> dict:

@@ -6,7 +6,6 @@ Left out on purpose: what becomes of a trace (`desk`).
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,8 +13,7 @@ from typing import Any
 from deepintuit.config import Config
 from deepintuit.endpoint import Completion, Endpoint, Outcome, Refused, Request
 from deepintuit.errors import DataError, VideoError
-from deepintuit.homecam import teacher
-from deepintuit.homecam.world import Facts
+from deepintuit.homecam import Facts, facts_of, teacher
 from deepintuit.labels import LabelSet
 from deepintuit.prompts import rationale_prompt
 from deepintuit.store import Workbench
@@ -79,8 +77,7 @@ def _in_grammar(written: Mapping[str, str], grammar_name: str) -> str:
 
 def _facts(clip: Clip) -> Facts:
     try:
-        found = json.loads(clip["notes"]["facts"])
-        return Facts(**(found | {"quarters": tuple((posture, box) for posture, box in found["quarters"])}))
+        return facts_of(clip["notes"]["facts"])
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(
             f"Clip {clip['source']!r} has no facts that the scripted teacher can read ({error!r})",
