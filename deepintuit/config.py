@@ -265,9 +265,14 @@ class GrpoConfig(Section):
     share_prefix: bool = _setting(True, "compute a clip's prompt once for all its traces of a forward pass; false: once a trace")
     micro_batch: int = _setting(8, "traces a forward pass and device; no effect on the result", low=1)
     check_clips: int = _setting(32, "clips sampled first, to see whether there is anything to learn; 0: none", low=0)
+    filter_rollouts: int = _setting(0, "traces sampled of each clip first; clips whose traces are all right or all wrong are left out "
+                                    "(VideoAuto-R1: 8); 0: off", low=0)
     save_steps: int = _setting(20, "updates between two resumable checkpoints", low=1)
 
     def _check_together(self) -> None:
+        if self.filter_rollouts == 1:
+            raise ConfigError("grpo.filter_rollouts = 1", "one trace is all right or all wrong, so no clip would be left",
+                              "Set 2 or more (VideoAuto-R1: 8), or 0 for no filter")
         if self.overlong_cache > self.max_tokens:
             raise ConfigError(f"grpo.overlong_cache = {self.overlong_cache}", f"grpo.max_tokens is {self.max_tokens}",
                               "Lower the first or raise the second")

@@ -94,6 +94,7 @@ def test_a_text_setting_takes_any_word(assignment, value):
     ("evaluate.split=train", "one of coldstart, grpo, calibration, validation, test"),
     ("seed=-1", "seed = -1: it must be at least 0"),
     ("grpo.overlong_cache=4000", "grpo.max_tokens is 2048"),
+    ("grpo.filter_rollouts=1", "no clip would be left"),
     ("clips.grpo_share=0.9", "must sum to 1"),
     ("video.max_pixels=10", "video.max_pixels is only 10"),
     ("clips.test_share=0.9", "nothing would be left"),

@@ -8,9 +8,12 @@ from embedded import Bench, assert_same_weights, lora_of, survivor, undisturbed
 from transformers import TrainerCallback
 
 from deepintuit import grpo
+from deepintuit.errors import DataError
+from deepintuit.grpo import before
 from deepintuit.grpo.groups import Scorer
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.reasoner import LocalReasoner, Task
+from deepintuit.store.run import parts, read_part
 from deepintuit.vlm import VLM, token_logprobs
 
 pytest_plugins = ["embedded"]
@@ -240,9 +243,55 @@ def test_the_check_before_says_when_there_is_nothing_to_learn(bench, cold):
     for start, hopeless in ((None, True), (cold.checkpoint, False)):
         vlm = VLM.load(config.model, config.video, checkpoint=start, cache=bench.workbench.cache)
         reasoner = LocalReasoner(vlm, Task(bench.path, config))
-        found = grpo.check(reasoner, reasoner.task.clips("grpo")[:6], config.grpo)
+        clips = reasoner.task.clips("grpo")[:6]
+        found = before.Check.of(before.sampled(reasoner, clips, 4, config.grpo), clips)
         assert found.traces == 24 and found.hopeless == hopeless
         assert ("nothing to learn from" in found.sentence()) == hopeless
+
+
+def test_the_data_filter_trains_on_clips_with_right_and_wrong_traces_and_says_what_it_left_out(bench, cold):
+    config = bench.settings("grpo.filter_rollouts=3", "grpo.max_steps=4", "grpo.check_clips=2")
+    run = grpo.run(bench.workbench, config, start=cold.id, name="filtered", progress=False)
+    traces, labels = run.read("traces"), bench.manifest.usable("grpo").set_index("clip_id")["label"]
+    first, trained = traces[traces["stage"] == "filter"], traces[traces["step"].notna()]
+    right = (first["provisional"] == first["true_label"]).groupby(first["clip_id"]).mean()
+    assert set(right.index) == set(labels.index) and len(first) == 3 * len(labels)
+    mixed = set(right.index[(right > 0) & (right < 1)])
+    assert set(trained["clip_id"]) == mixed and 0 < len(mixed) < len(labels)
+    found = run.summary["filter"]
+    assert found == {"rollouts": 3, "kept": len(mixed), "all_right": (right == 1).sum(), "all_wrong": (right == 0).sum()}
+    assert run.summary["check"]["traces"] == len(first), "the check counts the filter's traces, and samples none"
+    said = f"{len(mixed)} of {len(labels)} clips kept; left out {found['all_right']} all right, {found['all_wrong']} all"
+    assert said in (run.path / "log").read_text()
+
+
+def test_a_killed_data_filter_samples_nothing_twice(bench, cold, tmp_path):
+    sets = ("grpo.filter_rollouts=3", "grpo.max_steps=1", "grpo.clips_per_step=3")  # ten clips: four parts
+    one, other = bench.copy(tmp_path / "one"), bench.copy(tmp_path / "other")
+    whole = undisturbed(one, "grpo", sets, start=cold.id)
+    run, kills = survivor(other, "grpo", ["traces-*.parquet"] * 3, sets, start=cold.id)
+    assert kills == 3
+    stored = [row for _, part in parts(run.path, "traces") for row in read_part(part).to_pylist()]
+    first = [row["trace_id"] for row in stored if row["stage"] == "filter"]
+    assert len(first) == len(set(first)) == 3 * len(bench.manifest.usable("grpo"))
+    columns = ["clip_id", "sample", "stage", "text"]
+    texts = [sorted(map(tuple, one.read("traces")[columns].values)) for one in (whole, run)]
+    assert texts[0] == texts[1] and run.summary["filter"] == whole.summary["filter"]
+
+
+def test_a_data_filter_that_leaves_no_clip_says_why_and_what_to_do(bench, cold, tmp_path):
+    never = relabelled(bench, tmp_path / "never", "emergency")  # a label that the cold start never says
+    config = never.settings("grpo.filter_rollouts=2")
+    for _ in range(2):
+        with pytest.raises(DataError) as error:
+            grpo.run(never.workbench, config, start=cold.id, progress=False)
+        run = never.workbench.runs("grpo")[-1]
+        assert run.status == "failed" and len(parts(run.path, "traces")) == 3, "the second time nothing is sampled"
+    clips = len(never.manifest.usable("grpo"))
+    assert error.value.what == "no clip of the split 'grpo' is left by the data filter"
+    assert f"of {clips} clips, 0 have all 2 traces right and {clips} all wrong" in error.value.why
+    assert "grpo.filter_rollouts=0" in error.value.todo
+    assert run.about["filter"] == {"rollouts": 2, "kept": 0, "all_right": 0, "all_wrong": clips}
 
 
 def test_a_batch_that_the_micro_batch_does_not_divide_is_sampled_whole(bench, cold):

@@ -8,7 +8,8 @@ and log-probabilities are given to it here, with the clip in both. `objective = 
 
 The grammar decides what is rewarded. observation-think-answer: seeing and reasoning apart, each normalised in its own
 group, each advantage given to the tokens of its segment (VideoP2R's PA-GRPO; `grpo.process` has the ablations).
-answer-think-answer: a quick and a final answer (VideoAuto-R1).
+answer-think-answer: a quick and a final answer (VideoAuto-R1). `before` counts what the starting model does with each
+clip, and can leave out those with nothing to teach.
 
 Left out on purpose: a value model, vLLM sampling, more than one update a round.
 Run it:  deepintuit grpo --config configs/tiny.toml --start RUN
@@ -17,27 +18,21 @@ Run it:  deepintuit grpo --config configs/tiny.toml --start RUN
 from __future__ import annotations
 
 import shutil
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
-from rich.console import Console
 from transformers import PrinterCallback
 
-from deepintuit.advantage import kept_by_dynamic_sampling
-from deepintuit.config import Config, GrpoConfig
+from deepintuit.config import Config
 from deepintuit.errors import DataError
+from deepintuit.grpo import before
 from deepintuit.grpo.groups import Scorer, apart
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.judges import appoint
-from deepintuit.reasoner import Clip, LocalReasoner, Task, card, identity
-from deepintuit.rewards import Score, score
+from deepintuit.reasoner import LocalReasoner, Task, card, identity
 from deepintuit.store import Run, Workbench
 from deepintuit.vlm import VLM
 
-__all__ = ["Check", "check", "run"]
+__all__ = ["run"]
 
 _MADE_BY = ("model", "video", "clips", "prompt", "grpo")
 """Sections that decide what this stage makes: a change in another one does not train again."""
@@ -74,12 +69,7 @@ def _train(workbench: Workbench, config: Config, run: Run, start: str | None, pr
             "the stage would have nothing to work on",
             "See whether the videos were moved, and import them again",
         )
-    if config.grpo.check_clips and "check" not in run.about:
-        before = check(reasoner, clips[: config.grpo.check_clips], config.grpo)
-        run.note(check=asdict(before))
-        run.log(before.sentence())
-        if progress:
-            Console().print(before.sentence())
+    clips = before.chosen(reasoner, clips, config.grpo, run, progress)
     trainer = Trainer(Scorer(reasoner, config, judge), clips, config, run, progress)
     trainer.remove_callback(PrinterCallback)
     trainer.train_or_resume(run.path / "training")
@@ -94,65 +84,6 @@ def _train(workbench: Workbench, config: Config, run: Run, start: str | None, pr
             "tower_passes": vlm.encoder.passes,
             "unreadable": {clip_id: str(u.error.reason) for clip_id, u in reasoner.unreadable.items()},
             "check": run.about.get("check"),
+            "filter": run.about.get("filter"),
         }
-    )
-
-
-@dataclass(frozen=True)
-class Check:
-    """What sampling at the training temperature gives before GRPO: shares over traces, and the share of groups that
-    can teach."""
-
-    traces: int
-    well_formed: float
-    correct: float
-    groups_that_teach: float
-    reasons: dict[str, int]
-
-    @property
-    def hopeless(self) -> bool:
-        return self.groups_that_teach == 0 or self.well_formed < 0.05
-
-    def sentence(self) -> str:
-        text = (
-            f"Before GRPO, {self.traces} traces at the sampling temperature: "
-            f"{self.well_formed:.0%} well-formed, {self.correct:.0%} correct, "
-            f"{self.groups_that_teach:.0%} of groups have both right and wrong traces."
-        )
-        if self.hopeless:
-            text += (
-                " Warning: there is nothing to learn from. Train the cold start longer or at a higher rate, or lower"
-                " grpo.temperature."
-            )
-        if self.reasons:
-            text += (
-                " Malformed: " + ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items())) + "."
-            )
-        return text
-
-
-def check(reasoner: LocalReasoner, clips: Sequence[Clip], settings: GrpoConfig) -> Check:
-    """Sample one group a clip and count. Costs one sampling round."""
-    scores: list[list[Score]] = []
-    reasons: Counter[str] = Counter()
-    for start in range(0, len(clips), settings.clips_per_step):
-        groups = reasoner.groups(
-            clips[start : start + settings.clips_per_step],
-            range(settings.group),
-            temperature=settings.temperature,
-            max_tokens=settings.max_tokens,
-            step=-1,
-        )
-        for clip, _, group in groups:
-            traces = [reasoner.task.parse(s.text, s.truncated) for s in group]
-            reasons.update(str(t.reason) for t in traces if not t.ok)
-            scores.append([score(t, clip.label) for t in traces])
-    flat = [s for group in scores for s in group]
-    mixed = kept_by_dynamic_sampling(np.array([[s.accuracy for s in group] for group in scores]))
-    return Check(
-        len(flat),
-        float(np.mean([s.format for s in flat])),
-        float(np.mean([s.accuracy for s in flat])),
-        float(np.mean(mixed)),
-        dict(reasons),
     )

@@ -303,6 +303,11 @@ def _runs(story: Story) -> str:
         known = about["versions"]
         if len(about["sessions"]) > 1:
             told.append(("sessions", f"{len(about['sessions'])}, continued after a stop"))
+        if sifted := about.get("filter"):
+            dropped = sifted["all_right"] + sifted["all_wrong"]
+            told.append(("data filter", f"{sifted['rollouts']} traces a clip: {sifted['kept']} of "
+                         f"{sifted['kept'] + dropped} clips kept, {sifted['all_right']} all right and "
+                         f"{sifted['all_wrong']} all wrong left out"))
         parts.append(f"<details{' open' if not parts else ''}><summary><strong>{escape(about['run_id'])}</strong>, "
                      f"{len(departed)} settings differ from the defaults</summary>{page.facts(told)}"
                      f'<pre tabindex="0">{escape(settings)}</pre></details>')
