@@ -259,10 +259,11 @@ def test_the_data_filter_trains_on_clips_with_right_and_wrong_traces_and_says_wh
     mixed = set(right.index[(right > 0) & (right < 1)])
     assert set(trained["clip_id"]) == mixed and 0 < len(mixed) < len(labels)
     found = run.summary["filter"]
-    assert found == {"rollouts": 3, "kept": len(mixed), "all_right": (right == 1).sum(), "all_wrong": (right == 0).sum()}
+    dropped = {"all_right": (right == 1).sum(), "all_wrong": (right == 0).sum()}
+    assert found == {"rollouts": 3, "kept": len(mixed), **dropped}
     assert run.summary["check"]["traces"] == len(first), "the check counts the filter's traces, and samples none"
-    said = f"{len(mixed)} of {len(labels)} clips kept; left out {found['all_right']} all right, {found['all_wrong']} all"
-    assert said in (run.path / "log").read_text()
+    said = "{kept} of {n} clips kept; left out {all_right} all right, {all_wrong} all wrong"
+    assert said.format(n=len(labels), **found) in (run.path / "log").read_text()
 
 
 def test_a_killed_data_filter_samples_nothing_twice(bench, cold, tmp_path):
@@ -333,7 +334,7 @@ def test_a_killed_run_continues_to_the_same_weights_and_rollouts(bench, cold, tm
 
 def loss_and_gradient(trainer: Trainer, batch: dict, share: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of the written tokens, and the gradient of a weighted sum of them."""
-    object.__setattr__(trainer.config, "share_prefix", share)
+    trainer.vlm.shares_prefix = share
     trainer._rows = batch["clip_index"]
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)

@@ -22,8 +22,10 @@ from deepintuit.labels import LabelSet
 from deepintuit.metrics import Estimate, Flips, class_scores, confusion, gate_curve, reliability_bins, risk_coverage
 from deepintuit.report import (
     class_f1_figure,
+    class_gains,
     confusion_figure,
     flips_figure,
+    gains_figure,
     headline,
     markdown_table,
     multi_seed_table,
@@ -34,6 +36,7 @@ from deepintuit.report import (
     sentence,
     show,
     stages_figure,
+    stages_of,
     table_of,
     terminal_table,
     training_figure,
@@ -281,6 +284,36 @@ def test_figures_show_the_numbers_they_are_given() -> None:
     assert "cat answered as dog, 3 of 8 clips" in figure.layout.meta
 
 
+def test_class_gains_are_those_counted_by_hand_on_the_clips_of_all_stages() -> None:
+    grpo = "cold start + GRPO"
+    rows = [*tiny(), *({**row, "system": grpo} for row in tiny() if row["method"] != "raw")]
+    rows += [answer(clip, "cat" if clip in "ab" else "dog", "dog", system=grpo) for clip in "abcd"]
+    rows += [answer("e", "dog", "dog", system=grpo)]  # the cold start never saw it
+    table = table_of(frame(rows), LABELS, QUICK)
+    stages = stages_of(table, headline(table))
+    assert list(stages) == ["cold start", "cold start + GRPO", "calibrated, label likelihood"]
+    found = class_gains(frame(rows), stages, LABELS, QUICK)
+    assert found.support_K == (2, 2)
+    f1 = {name: [one.value for one in by_class] for name, by_class in found.stages.items()}
+    # Cold start: cat 2 right of 2, and one dog called cat; no dog is called dog.
+    assert f1 == {"cold start": [pytest.approx(4 / 5), 0.0], "cold start + GRPO": [0.0, pytest.approx(4 / 6)],
+                  "calibrated, label likelihood": [pytest.approx(2 / 3), pytest.approx(4 / 5)]}
+    cat, dog = found.gains_K
+    assert cat.value == pytest.approx(2 / 3 - 4 / 5) and dog.value == pytest.approx(4 / 5)
+    assert all(gain.low <= gain.value <= gain.high for gain in found.gains_K)
+
+
+def test_a_gain_figure_has_a_row_a_class_the_largest_gain_on_top() -> None:
+    rows = table_of(frame(tiny()), LABELS, QUICK)
+    found = class_gains(frame(tiny()), stages_of(rows, headline(rows)), LABELS, QUICK)
+    figure = gains_figure(found)
+    assert figure.layout.yaxis.ticktext == ("dog (n = 2)", "cat (n = 2)")
+    assert [trace.name for trace in figure.data] == ["cold start", "calibrated, label likelihood"]
+    assert "dog (+80.0 points), least on cat (−13.3)" in figure.layout.meta
+    assert class_gains(frame(tiny()), {"cold start": ("cold start", "raw")}, LABELS, QUICK) is None
+    assert gains_figure(None).layout.meta == "Nothing to draw yet"
+
+
 def test_training_curves_have_plain_names_and_units() -> None:
     names = {"loss": 0.1, "reward": 1.5, "rewards/accuracy/mean": 0.5, "rewards/format/mean": 0.9,
              "frac_reward_zero_std": 0.25, "entropy": 0.4, "completions/mean_length": 60.0, "learning_rate": 1e-6,
@@ -316,6 +349,7 @@ def workbench_with(tmp_path: Path, rows: list[dict[str, object]], trace: str = "
     Manifest(workbench.path, "pets", pd.DataFrame(clips), LabelSet.of("pets", LABELS)).save()
     with workbench.start_run("grpo", Config().to_dict(), dataset="pets") as parent:
         parent.append("steps", [{"step": 1, "name": "loss", "value": 0.5}])
+        parent.note(filter={"rollouts": 8, "kept": 5, "all_right": 3, "all_wrong": 1})
         parent.finish({})
     config = {**Config().to_dict(), "seed": 7, "evaluate": {**Config().to_dict()["evaluate"], "bootstrap": 50}}
     with workbench.start_run("evaluate", config, parent=parent.id, dataset="pets", seed=7) as run:
@@ -360,7 +394,9 @@ def test_the_card_tells_the_result_and_how_to_get_it_again(tmp_path: Path) -> No
     text = Page(path.read_text(encoding="utf-8")).text
     for told in ("75.0", "2 / 1", "decode_failed", "nested tag", "1 of 4 traces are malformed", "seed 7", run_id,
                  "Trace blanked", "Mended by calibration", "Broken by calibration", "Right before and after",
-                 "bootstrap = 50", "Run it again", "Usable clips by split and label", "transformers"):
+                 "bootstrap = 50", "Run it again", "Usable clips by split and label", "transformers",
+                 "8 traces a clip: 5 of 9 clips kept, 3 all right and 1 all wrong left out",
+                 "F1 of each class, stage by stage"):
         assert told in text, told
     assert not list(path.parent.glob(".*"))
 

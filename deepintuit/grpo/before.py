@@ -44,8 +44,8 @@ def chosen(reasoner: LocalReasoner, clips: list[Clip], settings: GrpoConfig, run
     if not kept:
         raise DataError(
             "no clip of the split 'grpo' is left by the data filter",
-            f"of {len(clips)} clips, {found.all_right} have all {found.rollouts} traces right and {found.all_wrong} all "
-            "wrong: neither would teach anything",
+            f"of {len(clips)} clips, {found.all_right} have all {found.rollouts} traces right and {found.all_wrong} "
+            "all wrong: neither would teach anything",
             "Start from another run, raise grpo.filter_rollouts or grpo.temperature, or set grpo.filter_rollouts=0",
         )
     return kept
@@ -75,7 +75,7 @@ def sampled(
         }
     missing = [clip for clip in clips if clip.clip_id not in found]
     if run is not None and missing:
-        run.log(f"Data filter: {count} traces of each of {len(missing)} clips; {len(clips) - len(missing)} have theirs.")
+        run.log(f"Data filter: {count} traces of each of {len(missing)} clips, {len(found)} have theirs.")
     for start in range(0, len(missing), settings.clips_per_step):
         groups = reasoner.groups(
             missing[start : start + settings.clips_per_step],

@@ -66,6 +66,7 @@ from deepintuit.metrics.intervals import (
     Estimate,
     Statistic,
     bootstrap,
+    class_f1_of,
     ece_of,
     macro_f1_of,
     mean_of,
@@ -77,11 +78,11 @@ from deepintuit.metrics.label_errors import LabelErrors, label_errors
 __all__ = [
     "FLOOR", "Agreement", "Bins", "ClassScores", "Conformal", "Estimate", "Evaluation", "Flips", "GateCurve",
     "LabelErrors", "RiskCoverage", "Statistic", "accuracy", "agreement", "alpha_of", "apply_temperature",
-    "bootstrap", "brier", "brier_each", "cheapest_threshold", "class_indices", "class_scores", "conformal_folds",
-    "conformal_quantile", "conformal_sets", "confusion", "ece", "ece_of", "evaluate_predictions", "fit_temperature",
-    "flips", "gate_curve", "kappa_of", "label_errors", "macro_f1", "macro_f1_of", "mean_of", "nll", "nll_each",
-    "no_answer_rate", "paired_difference", "percent_agreement_of", "rating_matrix", "reliability_bins",
-    "risk_coverage", "set_coverage", "threshold_for_risk", "wilson",
+    "bootstrap", "brier", "brier_each", "cheapest_threshold", "class_f1_of", "class_indices", "class_scores",
+    "conformal_folds", "conformal_quantile", "conformal_sets", "confusion", "ece", "ece_of", "evaluate_predictions",
+    "fit_temperature", "flips", "gate_curve", "kappa_of", "label_errors", "macro_f1", "macro_f1_of", "mean_of",
+    "nll", "nll_each", "no_answer_rate", "paired_difference", "percent_agreement_of", "rating_matrix",
+    "reliability_bins", "risk_coverage", "set_coverage", "threshold_for_risk", "wilson",
 ]
 
 

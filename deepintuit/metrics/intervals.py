@@ -70,6 +70,18 @@ def macro_f1_of(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequ
     return lambda weights_B_C: nanmean(f1_from_counts((weights_B_C @ cells).reshape(-1, K, K + 1)))
 
 
+def class_f1_of(truth_C: Sequence[str], predicted_C: Sequence[str], label: str) -> Statistic:
+    """The statistic "F1 of this class": 2tp / (2tp + fp + fn), nan where it is neither true nor answered."""
+    true, said = (np.asarray(given) == label for given in (truth_C, predicted_C))
+    right, named = (true & said).astype(np.float64), true.astype(np.float64) + said
+
+    def statistic(weights_B_C: Floats) -> Floats:
+        below = weights_B_C @ named
+        return np.divide(2 * (weights_B_C @ right), below, out=np.full(len(below), np.nan), where=below > 0)
+
+    return statistic
+
+
 def ece_of(confidence_C: ArrayLike, correct_C: ArrayLike, bins: int = 15) -> Statistic:
     """The statistic `ece` with bins of equal width."""
     confidence, correct = confidence_and_correct(confidence_C, correct_C)

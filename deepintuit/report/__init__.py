@@ -6,7 +6,7 @@
     run_card(workbench, [run.id])
 
 `table` computes, `text` prints (terminal, Markdown, over seeds), `figures` and `curves` draw, `gather` reads a
-workbench, `card` writes the page and `page` holds its style and script.
+workbench, `gains` compares classes stage by stage, `card` writes the page and `page` holds its style and script.
 
 Left out on purpose: a choice of the best system (that is made on validation, by whoever runs the stages), live updates,
 image files of figures.
@@ -22,11 +22,13 @@ from deepintuit.report.figures import (
     risk_coverage_figure,
     stages_figure,
 )
+from deepintuit.report.gains import ClassGains, class_gains, gains_figure, stages_of
 from deepintuit.report.table import Measured, Row, SeedRow, headline, over_seeds, table_of
 from deepintuit.report.text import markdown_table, multi_seed_table, sentence, terminal_table
 
 __all__ = [
-    "Measured", "Row", "SeedRow", "class_f1_figure", "confusion_figure", "flips_figure", "headline", "markdown_table",
-    "multi_seed_table", "over_seeds", "reliability_figure", "risk_coverage_figure", "run_card", "sentence",
-    "show", "stages_figure", "table_of", "terminal_table", "training_figure",
+    "ClassGains", "Measured", "Row", "SeedRow", "class_f1_figure", "class_gains", "confusion_figure", "flips_figure",
+    "gains_figure", "headline", "markdown_table", "multi_seed_table", "over_seeds", "reliability_figure",
+    "risk_coverage_figure", "run_card", "sentence", "show", "stages_figure", "stages_of", "table_of", "terminal_table",
+    "training_figure",
 ]

@@ -32,6 +32,7 @@ from deepintuit.report.figures import (
     risk_coverage_figure,
     stages_figure,
 )
+from deepintuit.report.gains import gains_figure
 from deepintuit.report.gather import KINDS, Example, Story, departures, gather, tabulate
 from deepintuit.report.table import Row, headline
 from deepintuit.report.text import NO_ROWS, NOTHING, interval, number, p_value, sentence, shown, terminal_table
@@ -174,8 +175,15 @@ def _classes(story: Story) -> str:
                   strict=True)
     lines = [("", [page.row_head(label), *map(page.cell, (number(p), number(r), number(f1), str(n), str(answered)))])
              for label, p, r, f1, n, answered in columns]
-    return page.table(f"{shown(row.system)}, {shown(row.method)}: {row.n} clips",
-                      ["Class", "Precision %", "Recall %", "F1 %", "Support (clips)", "Answered (clips)"], lines)
+    plain = page.table(f"{shown(row.system)}, {shown(row.method)}: {row.n} clips",
+                       ["Class", "Precision %", "Recall %", "F1 %", "Support (clips)", "Answered (clips)"], lines)
+    if story.gains is None:
+        return plain
+    by_class = zip(story.gains.labels, story.gains.support_K, zip(*story.gains.stages.values()), story.gains.gains_K)
+    lines = [("", [page.row_head(label), page.cell(str(n)), *map(_estimate, f1), _estimate(gain, sign=True)])
+             for label, n, f1, gain in by_class]
+    return plain + page.table("F1 of each class, stage by stage",
+                              ["Class", "n", *(f"{name} %" for name in story.gains.stages), "Gain, points"], lines)
 
 
 def _unsure(story: Story) -> str:
@@ -223,11 +231,13 @@ def _result_figures(story: Story, row: Row) -> dict[str, tuple[go.Figure, str, b
         "flips": (flips_figure([shown(one.system) for one in turned], [one.flips for one in turned]),
                   "Calibrated answer against the raw label of the same system", True),
         "confusion": (confusion_figure(row.evaluation.confusion, story.labels), rest, False),
-        "classes-f1": (class_f1_figure(story.labels, {shown(one.method): one.evaluation.classes.f1_K
-                                                      for one in (raw.get(row.system), row) if one is not None and
-                                                      (one is row or row.method != "raw")},
-                                       row.evaluation.classes.support_K), rest, False),
     }
+    if story.gains is None:
+        alone = {shown(row.method): row.evaluation.classes.f1_K}
+        found["classes-f1"] = (class_f1_figure(story.labels, alone, row.evaluation.classes.support_K), rest, False)
+    else:
+        note = f"F1 by class with {100 * story.level:g} % bootstrap intervals; n: clips of the class"
+        found["classes-f1"] = (gains_figure(story.gains), note, True)
     if row.evaluation.bins is not None:
         before = {"raw label": raw[row.system].evaluation.bins if row.system in raw and row.method != "raw" else None,
                   "before temperature": row.untempered}

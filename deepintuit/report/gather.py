@@ -17,6 +17,7 @@ from deepintuit.config import Config, EvaluateConfig
 from deepintuit.data import Manifest
 from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import NONE_LABEL, LabelSet
+from deepintuit.report.gains import ClassGains, class_gains, stages_of
 from deepintuit.report.table import Row, headline, table_of
 from deepintuit.report.thinking import quick_answers
 from deepintuit.store import Workbench
@@ -45,7 +46,8 @@ class Example:
 class Story:
     """`runs` are run.json of the asked runs, then of the runs they stand on. `clips` has split, label, n; `excluded`
     reason, split, n; `reasons` run_id, stage, reason, n, share; `steps` the training steps by run id; `quick` the quick
-    answers of the headline's traces, where the grammar asks for any and all of them thought."""
+    answers of the headline's traces, where the grammar asks for any and all of them thought; `gains`: the
+    headline's system by class, stage against stage, None without an earlier stage."""
 
     rows: list[Row]
     headline: Row | None
@@ -58,11 +60,13 @@ class Story:
     examples: list[Example]
     steps: dict[str, pd.DataFrame]
     quick: pd.DataFrame
+    gains: ClassGains | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of some evaluate runs, with what they were made of. `runs` are the run.json asked for."""
+    """The rows of some evaluate runs, with what they were made of. `runs` are the run.json asked for, `groups` the
+    source of each clip that has one."""
 
     rows: list[Row]
     labels: tuple[str, ...]
@@ -70,6 +74,7 @@ class Table:
     predictions: pd.DataFrame
     runs: list[dict[str, Any]]
     dataset: str | None
+    groups: Mapping[str, str]
 
 
 def tabulate(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None,
@@ -87,9 +92,9 @@ def tabulate(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfi
     dataset = next((about["dataset"] for about in asked if about["dataset"]), None)
     names = tuple(labels or _labels(workbench, dataset, predictions))
     groups = workbench.query('SELECT clip_id, "group" FROM clips WHERE dataset = ? AND "group" IS NOT NULL', [dataset])
-    rows = table_of(predictions, names, settings, groups=dict(zip(groups["clip_id"], groups["group"], strict=True)),
-                    seed=asked[0]["seed"])
-    return Table(rows, names, settings, predictions[predictions["split"] == settings.split], asked, dataset)
+    sources = dict(zip(groups["clip_id"], groups["group"], strict=True))
+    rows = table_of(predictions, names, settings, groups=sources, seed=asked[0]["seed"])
+    return Table(rows, names, settings, predictions[predictions["split"] == settings.split], asked, dataset, sources)
 
 
 def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None,
@@ -111,7 +116,9 @@ def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig 
                            WHERE run_id IN (SELECT unnest(?)) ORDER BY run_id, stage, n DESC, reason""", [ids]),
         _examples(workbench, table.predictions, spoken, examples),
         {run_id: steps for run_id, steps in logged.items() if len(steps)},
-        _quick(workbench, table, spoken))
+        _quick(workbench, table, spoken),
+        class_gains(table.predictions, stages_of(table.rows, spoken), table.labels, table.config, table.groups,
+                    table.runs[0]["seed"]))
 
 
 def _quick(workbench: Workbench, table: Table, row: Row | None) -> pd.DataFrame:
