@@ -240,7 +240,7 @@ def _train(
     )
     return finetune(
         vlm,
-        len(rows),
+        [clip.clip_id for (clip, _), _ in rows],
         example,
         recipe,
         run.path / "training",

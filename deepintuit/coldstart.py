@@ -106,7 +106,7 @@ def _train(
     title = "Cold start" if settings.target == "trace" else "Labels only"
     result = finetune(
         vlm,
-        len(targets),
+        [clip.clip_id for clip, _, _ in targets],
         example,
         recipe,
         run.path / "training",

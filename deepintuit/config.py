@@ -102,6 +102,8 @@ class ModelConfig(Section):
     lora_dropout: float = _setting(0.0, "dropout inside the adapters [R]", low=0, high=0.99)
     quantize: str = _setting("none", "4bit is QLoRA and needs lora_rank > 0 to train", choices=("none", "4bit"))
     attention: str = _setting("sdpa", "attention kernel", choices=("sdpa", "eager", "flash_attention_2"))
+    share_prefix: bool = _setting(True, "compute once what rows about a clip have in common, in losses and scores, exactly; "
+                                  "false: every row by itself")
     gradient_checkpointing: bool = _setting(False, "recompute activations in the backward pass: less memory, more time")
 
 
@@ -262,7 +264,6 @@ class GrpoConfig(Section):
     quick_weight: float = _setting(0.9, "answer-think-answer: of the first answer's accuracy (VideoAuto-R1)", low=0)
     final_weight: float = _setting(1.1, "answer-think-answer: of the last answer's accuracy (VideoAuto-R1)", low=0)
     fallback_bonus: float = _setting(0.3, "answer-think-answer: for putting off and then being right (VideoAuto-R1)", low=0)
-    share_prefix: bool = _setting(True, "compute a clip's prompt once for all its traces of a forward pass; false: once a trace")
     micro_batch: int = _setting(8, "traces a forward pass and device; no effect on the result", low=1)
     check_clips: int = _setting(32, "clips sampled first, to see whether there is anything to learn; 0: none", low=0)
     filter_rollouts: int = _setting(0, "traces sampled of each clip first; clips whose traces are all right or all wrong are left out "

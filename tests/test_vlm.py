@@ -707,7 +707,7 @@ def tune(vlm, clips, folder, recipe=RECIPE, *, count=6, die_at=None, die_by=None
                 raise Killed
 
     result = finetune(
-        vlm, count, example, recipe, folder, seed=0, title="t", log=Log([].append), validate=validate, progress=False
+        vlm, [str(row) for row in range(count)], example, recipe, folder, seed=0, title="t", log=Log([].append), validate=validate, progress=False
     )
     return SimpleNamespace(result=result, losses=losses, weights=weights(vlm))
 

@@ -21,7 +21,7 @@ from deepintuit.reasoner import Clip
 from deepintuit.store import Run, trace_id
 from deepintuit.trace import argued_label
 from deepintuit.vlm import EncodedClip
-from deepintuit.vlm.prefix import forward_behind_prompts
+from deepintuit.vlm.prefix import Packed, pack
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
 
 _LOGGED = frozenset({"loss", "grad_norm", "learning_rate", "entropy", "kl"})
@@ -165,32 +165,22 @@ class Trainer(Resumable, GRPOTrainer):
         Qwen-VL has none.)"""
         logps, entropies = [], []
         size = batch_size or len(input_ids)
-        # Checkpointed layers are run again without the cache that would hold the prompt.
-        shared = self.config.share_prefix and not self.vlm.core.is_activation_checkpointing
-        forward = self._forward_behind_prompts if shared else self._forward_whole_rows
         for start in range(0, len(input_ids), size):
             part = slice(start, start + size)
+            packed = self._packed(self._rows[part], input_ids[part], attention_mask[part], logits_to_keep)
             with self.accelerator.autocast():
-                out = forward(model, self._rows[part], input_ids[part], attention_mask[part], logits_to_keep)
-            logps.append(out.log_probs[:, -logits_to_keep:])
+                out = model(**packed.inputs, fused_lm_head=True)
+            logps.append(_by_row(out.log_probs, packed.places, logits_to_keep))
             if compute_entropy:
-                entropies.append(out.entropy[:, -logits_to_keep:])
+                entropies.append(_by_row(out.entropy, packed.places, logits_to_keep))
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
-    def _forward_whole_rows(self, model, rows, ids, mask, wanted: int):
-        """The reference: every row carries its own copy of the prompt."""
-        inputs = self.vlm.forward_inputs([self._encoded[i] for i in rows.tolist()], ids, mask)
-        labels = ids.masked_fill(mask == 0, -100)
-        labels[:, :-wanted] = -100
-        return model(**inputs, labels=labels, fused_lm_head=True)
-
-    def _forward_behind_prompts(self, model, rows, ids, mask, wanted: int):
-        """The same numbers, each clip's prompt computed once."""
-        chosen, owners = rows.unique(return_inverse=True)
-        first = torch.stack([(owners == number).nonzero()[0, 0] for number in range(len(chosen))])
-        prompts = ids[first, :-wanted], mask[first, :-wanted]
-        clips = [self._encoded[i] for i in chosen.tolist()]
-        return forward_behind_prompts(self.vlm, model, clips, prompts, owners, (ids[:, -wanted:], mask[:, -wanted:]))
+    def _packed(self, rows: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, wanted: int) -> Packed:
+        """Rows padded as TRL has them → one sequence in which a clip's prompt, and all its traces share, stands
+        once."""
+        tokens = [row[seen].tolist() for row, seen in zip(ids, mask.bool())]
+        prompts = mask[:, :-wanted].sum(1).tolist()
+        return pack(self.vlm, [self._encoded[i] for i in rows.tolist()], tokens, prompts)
 
     def _sample(self, clips: list[Clip], step: int, refill: int = 0) -> list[Group]:
         settings = self.config
@@ -302,3 +292,10 @@ def _padded(rows: Sequence[Sequence[float]], pad: float, left: bool) -> tuple[to
         ids[row, place] = torch.as_tensor(tokens, dtype=ids.dtype)
         mask[row, place] = 1
     return ids, mask
+
+
+def _by_row(values: torch.Tensor, places: Sequence[torch.Tensor], width: int) -> torch.Tensor:
+    """(rows, width): the packed numbers at each row's places, zeros behind them."""
+    flat = values.flatten()
+    rows = torch.nn.utils.rnn.pad_sequence([flat[row] for row in places], batch_first=True)
+    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]))

@@ -2,9 +2,9 @@
 
 TRL's SFTTrainer with a collator of our own: the clip's features come from the frozen tower's cache, the prompt is
 masked, the loss is a mean over the target's tokens. Resumable: the same call after a kill goes on from the last
-checkpoint to the same result.
+checkpoint to the same result. Rows of a clip follow one another, so that a forward pass computes once what they share.
 
-Left out on purpose: packing (TRL refuses it for video), a shared prefix in the loss (see benchmarks/).
+Left out on purpose: TRL's packing (it refuses video).
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from deepintuit.vlm.model import VLM, Example
+from deepintuit.vlm.prefix import pack
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
 
 
@@ -42,7 +45,7 @@ class Recipe:
 
 def finetune(
     vlm: VLM,
-    count: int,
+    clips: Sequence[str],
     example: Callable[[int, int], Example],
     recipe: Recipe,
     folder: Path,
@@ -53,12 +56,15 @@ def finetune(
     validate: Callable[[], float] | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Train `vlm` in place on `count` rows; `example(row, epoch)` makes a row's example.
+    """Train `vlm` in place on one row for each of `clips`; `example(row, epoch)` makes a row's example.
+
+    Each epoch takes the clips in another order, the rows of a clip one after the other.
 
     With `validate` (lower is better, called after each epoch) the best epoch's weights are what is left in `vlm`, and
     `recipe.patience` epochs without a better one end the training. `folder` holds resumable state; the caller removes
     it once the weights are safe. A batch that `micro_batch` does not divide is rounded up to whole micro-batches.
     """
+    count = len(clips)
     micro = min(recipe.micro_batch, recipe.batch, count)
     accumulate = math.ceil(min(recipe.batch, count) / micro)
     steps_an_epoch = math.ceil(math.ceil(count / micro) / accumulate)  # as the trainer counts them
@@ -93,6 +99,7 @@ def finetune(
             *([keeper] if keeper else []),
         ],
     )
+    trainer.order = lambda: _by_clip(clips, [seed, trainer.state.global_step // steps_an_epoch])
     trainer.remove_callback(PrinterCallback)
     trainer.train_or_resume(folder)
     if keeper:
@@ -102,7 +109,32 @@ def finetune(
 
 
 class _Trainer(Resumable, SFTTrainer):
-    pass
+    order: Callable[[], list[int]]
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        return _Sampler(self.order, len(self.train_dataset))
+
+
+class _Sampler(Sampler):
+    """The order that is right when an epoch begins, or is begun again after a kill."""
+
+    def __init__(self, order: Callable[[], list[int]], count: int):
+        self.order, self.count = order, count
+
+    def __iter__(self):
+        return iter(self.order())
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def _by_clip(clips: Sequence[str], seed: Sequence[int]) -> list[int]:
+    """Rows in a random order of their clips."""
+    rows: dict[str, list[int]] = {}
+    for row, clip in enumerate(clips):
+        rows.setdefault(clip, []).append(row)
+    members = list(rows.values())
+    return [row for chosen in np.random.default_rng(seed).permutation(len(members)) for row in members[chosen]]
 
 
 class _Collator:
@@ -115,11 +147,9 @@ class _Collator:
         examples = [self.example(row["row"], self.epoch) for row in rows]
         prompts = [self.vlm.prompt_ids(e.clip, e.prompt) for e in examples]
         targets = [self.vlm.target_ids(e.target) for e in examples]
-        inputs = self.vlm.inputs([e.clip for e in examples], [p + t for p, t in zip(prompts, targets)], side="right")
-        labels = torch.full_like(inputs["input_ids"], -100)
-        for row, (prompt, target) in enumerate(zip(prompts, targets)):
-            labels[row, len(prompt) : len(prompt) + len(target)] = torch.tensor(target)
-        return {**inputs, "labels": labels}
+        rows = [prompt + target for prompt, target in zip(prompts, targets)]
+        packed = pack(self.vlm, [e.clip for e in examples], rows, list(map(len, prompts)), apart=True)
+        return {**packed.inputs, "labels": packed.inputs["shift_labels"]}  # TRL asks for `labels`, and counts the other
 
 
 class _Epochs(TrainerCallback):

@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from trl.trainer.utils import add_fused_lm_head
 
 from deepintuit.config import ModelConfig, VideoConfig
 from deepintuit.errors import ModelError
+from deepintuit.vlm.attention import ATTENTION
 from deepintuit.vlm.clips import VISION_BLOCK, ClipEncoder, EncodedClip, stack_features
 
 _LANGUAGE_PROJECTIONS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -37,6 +39,7 @@ class VLM:
     def __init__(self, model, processor, video: VideoConfig, cache: Path | None, name: str):
         self.model, self.processor, self.tokenizer, self.name = model, processor, processor.tokenizer, name
         self.encoder = ClipEncoder(processor, self.core, video, cache)
+        self.shares_prefix = False
         self.stop_ids = self._stop_ids()
         self.silenced = sorted(
             {i for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -105,12 +108,23 @@ class VLM:
         model = _adapted(model, settings, checkpoint if adapter else None, trainable)
         if trainable and model.dtype == torch.bfloat16 and not hasattr(model, "peft_config"):
             _keep_master_weights(model, device)
-        return cls(model, processor, video, cache, str(checkpoint or settings.path))
+        vlm = cls(model, processor, video, cache, str(checkpoint or settings.path))
+        if settings.share_prefix and settings.attention == "sdpa" and not vlm.slides:
+            vlm.core.model.language_model.set_attn_implementation(ATTENTION)
+            vlm.shares_prefix = True
+        # Beside its own forward: log-probabilities of chosen tokens without the logits of a whole vocabulary.
+        add_fused_lm_head(vlm.core)
+        return vlm
 
     @property
     def core(self):
         """The transformers model under any adapter."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def slides(self) -> bool:
+        """Whether a layer sees a window of the past only."""
+        return "sliding_attention" in (getattr(self.core.config.get_text_config(), "layer_types", None) or ())
 
     @property
     def master_dtype(self) -> torch.dtype | None:

@@ -1,58 +1,140 @@
-"""Written tokens scored behind a prompt that is computed once for all the traces of a clip, with gradients.
+"""Rows of tokens that begin alike, computed once as far as they are alike: the prefix tree of a clip's rows.
 
-The prompt runs through the model once a clip and leaves its keys and values; every trace reads them and runs alone
-behind them. Attention of the prompt to itself, and of a trace to prompt and itself, is computed once each: no mask over
-pairs that never meet. Exact: the same sums as in one row of prompt and trace, and gradients reach the prompt through
-its keys and values.
+A prompt is the same for all traces of a clip, a trace begins as another one did, and all labels follow one prompt. The
+rows of a clip are laid as a tree into one sequence without padding, several clips behind one another, and a token
+attends to its ancestors and itself: prompt to prompt, a branch to what lies before it and to itself, each pair once,
+and no mask over pairs that never meet. Exact: the sums are those of whole rows, and gradients reach what is shared from
+every row behind it. It is one ordinary forward pass, so adapters, mixed precision and activation checkpointing hold.
 
-Left out on purpose: activation checkpointing, which runs layers again without a cache (callers take the plain path).
+`vlm.shares_prefix` false computes every row by itself: the reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
+from deepintuit.vlm.attention import Branch, Tree
 from deepintuit.vlm.clips import EncodedClip
 from deepintuit.vlm.model import VLM
 
+IGNORED = -100
 
-def forward_behind_prompts(
-    vlm: VLM,
-    model: torch.nn.Module,
-    clips: Sequence[EncodedClip],
-    prompt_C_P: tuple[torch.Tensor, torch.Tensor],
-    owners_B: torch.Tensor,
-    written_B_T: tuple[torch.Tensor, torch.Tensor],
-) -> Any:
-    """What `model`, patched with TRL's fused head, says of B written rows; row b stands behind the prompt of clip
-    owners_B[b].
 
-    Prompts are (ids, mask) padded on the left, written rows (ids, mask) padded on the right. The output's `log_probs`
-    and `entropy` are (B, T), one entry a written token.
+@dataclass(frozen=True)
+class Packed:
+    """Rows of one or more clips, ready for a forward pass with TRL's fused head.
+
+    `inputs`: what the model takes, `shift_labels` included. `places`: for each row, where its scored tokens' numbers
+    stand in the output's `log_probs` and `entropy`, flattened.
     """
-    prompt, prompt_mask = prompt_C_P
-    written, written_mask = written_B_T
-    inputs = vlm.forward_inputs(clips, prompt, prompt_mask)
-    positions = inputs["position_ids"]
-    cache = DynamicCache(config=vlm.core.config.get_text_config())
-    # The last token of a prompt is fed with each trace: it is what the first written token is predicted from.
-    head = {"input_ids": prompt[:, :-1], "attention_mask": prompt_mask[:, :-1], "position_ids": positions[:, :, :-1]}
-    nothing = torch.full_like(prompt[:, :-1], -100)
-    model(**inputs | head, past_key_values=cache, shift_labels=nothing, fused_lm_head=True)
-    cache.batch_select_indices(owners_B)
-    last = positions[:, owners_B, -1:]
-    steps = torch.arange(written.shape[1], device=written.device)
-    fed = torch.cat([prompt[owners_B, -1:], written[:, :-1]], 1)
-    seen = torch.cat([prompt_mask[owners_B], written_mask[:, :-1]], 1)
-    return model(
-        input_ids=fed,
-        attention_mask=seen,
-        position_ids=last + steps,
-        past_key_values=cache,
-        shift_labels=written.masked_fill(written_mask == 0, -100),
-        fused_lm_head=True,
-    )
+
+    inputs: dict[str, Any]
+    places: list[torch.Tensor]
+
+
+def pack(
+    vlm: VLM,
+    clips: Sequence[EncodedClip | None],
+    rows: Sequence[Sequence[int]],
+    firsts: Sequence[int],
+    *,
+    apart: bool = False,
+) -> Packed:
+    """Rows of token ids, row r about clips[r], of which the tokens from firsts[r] on are scored.
+
+    `apart` keeps tokens that are scored out of what is shared: then each has an entry of its own, and a mean over
+    entries is a mean over the rows' tokens.
+    """
+    if not vlm.shares_prefix:
+        return _side_by_side(vlm, clips, rows, firsts)
+    members: dict[int, list[int]] = {}
+    for row, clip in enumerate(clips):
+        members.setdefault(id(clip), []).append(row)
+    groups = list(members.values())
+    ids, labels, depths, owners, trees = [], [], [], [], []
+    places: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+    for owner, group in enumerate(groups):
+        limit = min(firsts[row] for row in group) if apart else None
+        tokens, depth, branches, paths = grow([rows[row] for row in group], limit)
+        wanted = [IGNORED] * len(tokens)
+        for row, path in zip(group, paths):
+            # The token at position t is predicted from the one before it.
+            for t in range(max(firsts[row], 1), len(rows[row])):
+                wanted[path[t - 1]] = rows[row][t]
+            scored = path[max(firsts[row], 1) - 1 : len(rows[row]) - 1]
+            places[row] = torch.tensor(scored, dtype=torch.long, device=vlm.device) + len(ids)
+        ids += tokens
+        labels += wanted
+        depths += depth
+        owners += [owner] * len(tokens)
+        trees.append(tuple(_branch(length, before, vlm.device) for length, before in branches))
+    # What follows a clip's vision tokens is text, so a token's 3-D position depends on its clip and depth alone.
+    longest = [max((rows[row] for row in group), key=len) for group in groups]
+    whole = vlm.inputs([clips[group[0]] for group in groups], longest, side="right")
+    where = torch.tensor([owners, depths], device=vlm.device)
+    inputs = whole | {
+        "input_ids": torch.tensor([ids], device=vlm.device),
+        "position_ids": whole["position_ids"][:, where[0], where[1]][:, None],
+        "attention_mask": torch.zeros(1, 1, 1, 1, device=vlm.device),  # of four dimensions: transformers makes none
+        "tree": Tree(tuple(trees)),
+        "shift_labels": torch.tensor([labels], device=vlm.device),
+        "use_cache": False,
+    }
+    return Packed(inputs, places)
+
+
+def grow(
+    rows: Sequence[Sequence[int]], limit: int | None = None
+) -> tuple[list[int], list[int], list[tuple[int, list[int]]], list[list[int]]]:
+    """Rows → tree: its tokens, their depths, branches as (length, ancestors), and for each row the tokens on its way.
+
+    The last token of a row predicts nothing and is left out. The last token that a branch shares with its trunk is
+    repeated at its begin: every entry then predicts one token only. Nothing is shared behind the first `limit` tokens.
+    """
+    tokens: list[int] = []
+    depths: list[int] = []
+    branches: list[tuple[int, list[int]]] = []
+    paths: list[list[int]] = [[]] * len(rows)
+    last: Sequence[int] = ()
+    path: list[int] = []
+    for number in sorted(range(len(rows)), key=lambda n: rows[n]):
+        row = rows[number]
+        alike = _alike(row, last, limit)
+        kept = max(0, alike - 1)
+        if alike < len(row) and kept < len(row) - 1:
+            begin = len(tokens)
+            tokens += row[kept:-1]
+            depths += range(kept, len(row) - 1)
+            branches.append((len(tokens) - begin, path[:kept]))
+            path = [*path[:kept], *range(begin, len(tokens))]
+        paths[number], last = path, row
+    return tokens, depths, branches, paths
+
+
+def _alike(row: Sequence[int], other: Sequence[int], limit: int | None) -> int:
+    most = min(len(row), len(other), *(() if limit is None else (limit,)))
+    return next((at for at in range(most) if row[at] != other[at]), most)
+
+
+def _branch(length: int, before: list[int], device: torch.device) -> Branch:
+    ancestors = torch.tensor(before, dtype=torch.long, device=device)
+    if not before:
+        return Branch(length, ancestors, None)
+    mask = torch.ones(length, len(before) + length, dtype=torch.bool, device=device).tril(len(before))
+    return Branch(length, ancestors, mask)
+
+
+def _side_by_side(vlm: VLM, clips, rows, firsts) -> Packed:
+    inputs = vlm.inputs(clips, rows, side="right")
+    width = inputs["input_ids"].shape[1]
+    labels = torch.full_like(inputs["input_ids"], IGNORED)
+    places = []
+    for number, (row, first) in enumerate(zip(rows, firsts, strict=True)):
+        first = max(first, 1)
+        labels[number, first - 1 : len(row) - 1] = torch.tensor(row[first:])
+        places.append(number * width + torch.arange(first - 1, len(row) - 1, device=vlm.device))
+    return Packed({**inputs, "shift_labels": labels, "use_cache": False}, places)

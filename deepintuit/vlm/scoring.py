@@ -9,6 +9,7 @@ import torch
 from deepintuit.labels import LabelSet
 from deepintuit.vlm.clips import EncodedClip
 from deepintuit.vlm.model import VLM
+from deepintuit.vlm.prefix import pack
 
 
 @torch.no_grad()
@@ -17,7 +18,7 @@ def label_logprobs(
 ) -> torch.Tensor:
     """(C, K) float32: Σ log p(tokens of label k, and the end token | clip, prompt). METHOD: the paper's option A.
 
-    Clips of None, all of them, are prompts of text alone.
+    Clips of None, all of them, are prompts of text alone. All prompts about a clip are computed as one tree.
 
     The end token is part of the sum, so labels of several tokens, and labels that begin alike, compete fairly. The K
     sums of a clip are log-probabilities of disjoint events: 1 − Σ exp is the probability mass outside the label set.
@@ -25,36 +26,14 @@ def label_logprobs(
     was_training = vlm.model.training
     vlm.model.eval()
     try:
-        rows = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
-        inputs = vlm.inputs(clips, rows, side="left")
-        out = vlm.model(**inputs, use_cache=True, logits_to_keep=1)
-        first_C_V = torch.log_softmax(out.logits[:, -1].float(), -1)
+        asked = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
         targets = [vlm.target_ids(label) for label in labels]
-        width = max(map(len, targets)) - 1  # the last token of a label is never fed, only scored
-        fed = torch.full((len(targets), width), vlm.tokenizer.pad_token_id, device=vlm.device)
-        scored = torch.full((len(targets), width + 1), -1, device=vlm.device)
-        for row, ids in enumerate(targets):
-            fed[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-            scored[row, : len(ids)] = torch.tensor(ids)
-        clips_n, k = len(clips), len(targets)
-        sums = first_C_V[:, scored[:, 0]]
-        if width:
-            cache = out.past_key_values
-            cache.batch_repeat_interleave(k)
-            mask = inputs["attention_mask"].repeat_interleave(k, 0)
-            last = inputs["position_ids"][:, :, -1].max(0).values.repeat_interleave(k)
-            steps = torch.arange(1, width + 1, device=vlm.device)
-            logits = vlm.model(
-                input_ids=fed.repeat(clips_n, 1),
-                attention_mask=torch.cat([mask, mask.new_ones(len(mask), width)], 1),
-                position_ids=(last[:, None] + steps)[None].expand(3, -1, -1),
-                past_key_values=cache,
-                use_cache=True,
-            ).logits
-            rest = scored[:, 1:].repeat(clips_n, 1)
-            values = torch.log_softmax(logits.float(), -1).gather(-1, rest.clamp(min=0)[..., None])[..., 0]
-            sums = sums + (values * (rest >= 0)).sum(-1).view(clips_n, k)
-        return sums.cpu()
+        rows = [[*prompt, *target] for prompt in asked for target in targets]
+        behind = [len(prompt) for prompt in asked for _ in targets]
+        packed = pack(vlm, [clip for clip in clips for _ in targets], rows, behind)
+        logprobs = vlm.model(**packed.inputs, fused_lm_head=True).log_probs.flatten()
+        sums = torch.stack([logprobs[places].sum() for places in packed.places])
+        return sums.view(len(asked), len(targets)).float().cpu()
     finally:
         vlm.model.train(was_training)
 

@@ -1,0 +1,182 @@
+"""Rows that begin alike are computed once as far as they are alike, and give the numbers of whole rows."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import TALL, WIDE
+
+from deepintuit.vlm import Example
+from deepintuit.vlm.finetune import Recipe, finetune
+from deepintuit.vlm.prefix import grow, pack
+
+WRITTEN = (
+    "<think>A person waits.</think>theft",
+    "<think>A person leaves.</think>theft",
+    "<think>A person waits.</think>routine",
+    "<think>A person waits.</think>theft",  # as the first
+    "<think>A person",  # the begin of others, cut
+    "No.",
+)
+
+words = st.lists(st.integers(0, 2), min_size=1, max_size=7)
+
+
+@given(st.lists(words, min_size=1, max_size=7), st.none() | st.integers(0, 7))
+def test_every_row_is_a_way_through_its_tree(rows, limit):
+    tokens, depths, branches, paths = grow(rows, limit)
+    assert sum(length for length, _ in branches) == len(tokens) == len(depths)
+    seen, begin = [], 0  # the ancestors of each token
+    for length, before in branches:
+        seen += [[*before, *range(begin, begin + own)] for own in range(length)]
+        begin += length
+    says = {}
+    for row, path in zip(rows, paths):
+        assert len(row) == 1 or [tokens[place] for place in path] == row[:-1]
+        for depth, place in enumerate(path[: len(row) - 1]):
+            assert depths[place] == depth and seen[place] == path[:depth]
+            assert says.setdefault(place, row[depth + 1]) == row[depth + 1], "an entry predicts one token"
+
+
+@given(st.lists(words, min_size=2, max_size=6), st.integers(1, 5))
+def test_tokens_behind_the_limit_are_not_shared(rows, limit):
+    *_, paths = grow(rows, limit)
+    taken = [set(path[limit:]) for row, path in zip(rows, paths) if len(row) > limit + 1]
+    assert sum(map(len, taken)) == len(set().union(*taken)) if taken else True
+
+
+@given(words, st.lists(words, min_size=1, max_size=6))
+def test_a_common_begin_is_computed_once(prompt, ends):
+    rows = [[*prompt, 9, *end] for end in ends]
+    tokens, *_ = grow(rows)
+    distinct = {tuple(row) for row in rows}
+    assert tokens.count(9) <= len(distinct)
+    assert len(tokens) <= len(prompt) + sum(1 + len(row) - len(prompt) - 1 for row in distinct)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    return tiny.write_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module", params=[(name, rank) for name in tiny.FAMILIES for rank in (0, 4)], ids=str)
+def vlm(request, tmp_path_factory):
+    name, rank = request.param
+    family = tiny.write_family(name, tmp_path_factory.mktemp(name) / "model")
+    torch.manual_seed(1)
+    vlm = family.load(trainable=True, lora_rank=rank)
+    for name, parameter in vlm.model.named_parameters():
+        if "lora_B" in name:  # at birth an adapter changes nothing
+            torch.nn.init.normal_(parameter, std=0.05)
+    return vlm
+
+
+def encoded(vlm, paths, name):
+    _, height, width, _ = tiny.CLIPS[name]
+    return vlm.encoder.encode(name, paths[name], width, height)
+
+
+def numbers_and_gradient(vlm, clips, rows, firsts, share):
+    vlm.shares_prefix = share
+    packed = pack(vlm, clips, rows, firsts)
+    vlm.model.zero_grad()
+    out = vlm.model(**packed.inputs, fused_lm_head=True)
+    told = torch.cat([out.log_probs.flatten()[places] for places in packed.places])
+    (told * torch.linspace(-1, 1, len(told))).sum().backward()
+    moved = [p.grad.flatten() for p in vlm.model.parameters() if p.requires_grad and p.grad is not None]
+    return told.detach(), torch.cat(moved), packed.inputs["input_ids"].numel()
+
+
+@pytest.fixture(scope="module")
+def work(vlm, paths):
+    """Traces of two clips, mixed; scored behind their prompts, which are unlike for one clip."""
+    wide, tall = encoded(vlm, paths, WIDE), encoded(vlm, paths, TALL)
+    clips, rows, firsts = [], [], []
+    for text in WRITTEN:
+        for clip, prompt in ((wide, "What happens?"), (tall, f"What happens? {text[-4:]}")):
+            asked = vlm.prompt_ids(clip, prompt)
+            clips.append(clip)
+            rows.append(asked + (vlm.target_ids(text) if "<" not in text[-8:] else vlm.tokenizer(text)["input_ids"]))
+            firsts.append(len(asked))
+    return clips, rows, firsts
+
+
+def test_a_tree_gives_the_numbers_and_gradients_of_whole_rows(vlm, work):
+    plain, plain_gradient, plain_tokens = numbers_and_gradient(vlm, *work, share=False)
+    shared, shared_gradient, shared_tokens = numbers_and_gradient(vlm, *work, share=True)
+    assert len(plain) == sum(len(row) - first for row, first in zip(work[1], work[2]))
+    assert (plain - shared).abs().max() < 1e-5
+    assert (plain_gradient - shared_gradient).norm() < 1e-4 * plain_gradient.norm()
+    assert shared_tokens < plain_tokens / 2
+
+
+def test_activation_checkpointing_changes_nothing_behind_a_shared_prefix(vlm, work):
+    _, gradient, _ = numbers_and_gradient(vlm, *work, share=True)
+    vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+    vlm.model.enable_input_require_grads()
+    vlm.model.train()
+    try:
+        _, again, _ = numbers_and_gradient(vlm, *work, share=True)
+    finally:
+        vlm.model.gradient_checkpointing_disable()
+        vlm.model.eval()
+    assert (gradient - again).norm() < 1e-5 * gradient.norm()
+
+
+def test_mixed_precision_is_as_near_behind_a_shared_prefix_as_without_one(vlm, work):
+    exact, _, _ = numbers_and_gradient(vlm, *work, share=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, _, _ = numbers_and_gradient(vlm, *work, share=False)
+        shared, _, _ = numbers_and_gradient(vlm, *work, share=True)
+    assert 0 < (shared - exact).abs().mean() < 2 * (plain - exact).abs().mean()
+
+
+def test_tokens_kept_apart_have_an_entry_each(vlm, work):
+    vlm.shares_prefix = True
+    packed = pack(vlm, *work, apart=True)
+    places = torch.cat(packed.places)
+    assert len(places.unique()) == len(places)
+    assert (packed.inputs["shift_labels"] != -100).sum() == len(places)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_rows_changes_nothing(vlm, work, random):
+    clips, rows, firsts = work
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    vlm.shares_prefix = True
+    found = []
+    with torch.no_grad():
+        for chosen in (range(len(rows)), order):
+            packed = pack(vlm, *([part[i] for i in chosen] for part in (clips, rows, firsts)))
+            out = vlm.model(**packed.inputs, fused_lm_head=True).log_probs.flatten()
+            found.append({i: out[places] for i, places in zip(chosen, packed.places)})
+    for number, told in found[0].items():
+        torch.testing.assert_close(told, found[1][number], rtol=0, atol=1e-5)
+
+
+def test_fine_tuning_behind_a_shared_prefix_ends_with_the_weights_of_the_plain_path(paths, tmp_path):
+    family = tiny.write_family("embedded", tmp_path / "model")
+    ends = []
+    for share in (False, True):
+        torch.manual_seed(0)
+        vlm = family.load(trainable=True, share_prefix=share)
+        clips = [encoded(vlm, paths, name) for name in (WIDE, TALL)]
+        asked = [Example(clips[row % 2], "What happens?", WRITTEN[row]) for row in range(6)]
+        seen = []
+
+        def example(row, epoch, asked=asked, seen=seen):
+            seen.append(row)
+            return asked[row]
+
+        recipe = Recipe(1e-3, 2, 3, 3, scheduler="constant", warmup=0)
+        names = [("wide", "tall")[row % 2] for row in range(6)]
+        finetune(vlm, names, example, recipe, tmp_path / f"training-{share}", seed=0, title="t", progress=False)
+        ends.append(torch.cat([p.detach().flatten() for p in vlm.model.parameters() if p.requires_grad]))
+        assert all(len({row % 2 for row in seen[at : at + 3]}) == 1 for at in range(0, 12, 3)), "a clip at a time"
+    moved = ends[0] - ends[1]
+    assert moved.norm() < 1e-4 * ends[0].norm()
