@@ -102,6 +102,11 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
     def saved(event: Any) -> dict[str, Any]:
         return {"saved": event.time}
 
+    def judge(given: dict[str, Any], who: str) -> dict[str, Any]:
+        event = room.reviews.judge(task(given), who, item(given)[1], said(given), event_id(given))
+        standing = room.reviews.standing(*item(given), who)
+        return {**saved(event), "told": review_view.STANDING.get(standing, "")}
+
     return {
         "tasks": tasks, "start": start, "next": take,
         "lead": lambda given, who: {"html": room.lead_html(task(given), who)},
@@ -110,8 +115,7 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
         "again": lambda given, who: room.again(*item(given)[:1], who, item(given)[1]),
         "gather": lambda given, who: {"taken": room.gather(task(given), who, seat(given))},
         "draft": lambda given, who: saved(room.reviews.draft(task(given), who, item(given)[1], said(given))),
-        "judge": lambda given, who: saved(
-            room.reviews.judge(task(given), who, item(given)[1], said(given), event_id(given))),
+        "judge": judge,
         "decide": lambda given, who: saved(
             room.reviews.adjudicate(task(given), who, item(given)[1], said(given), event_id(given))),
         "skip": lambda given, who: saved(

@@ -102,6 +102,7 @@ class Room:
             raise DataError("a task without questions", "there would be nothing to answer", "choose one at least")
         labels = _list(form.get("labels")) or self.labels(asked)
         gold = self._gold(asked, int(_number(form, "gold", 0)), labels if "label" in questions else [])
+        gold |= self._listed_gold(str(form.get("gold_list") or ""), labels if "label" in questions else [])
         task = task_of(
             workbench, name, asked if listed is None else listed, order, gold=gold, labels=labels, questions=questions,
             reviewers=int(_number(form, "reviewers", 1)), blind=bool(form.get("blind")),
@@ -132,6 +133,32 @@ class Room:
                 gold[trace_id] = {"label": true}
             if len(gold) >= min(wanted, MOST_GOLD):
                 break
+        return gold
+
+    def _listed_gold(self, text: str, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The gold items of a form's lines: trace, label, verdict, sentence (the first is 1), seeing or reasoning."""
+        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        if len(lines) > MOST_GOLD:
+            raise DataError(f"{len(lines)} gold items", f"a task has at most {MOST_GOLD}", "leave some out")
+        gold = {}
+        for number, line in lines:
+            cells = [cell.strip() for cell in line.split(",")]
+            trace, label, verdict, sentence, where = [*cells, "", "", "", ""][:5]
+            trace = parse_qs(urlsplit(trace).query).get("trace", [trace])[0]
+            fact = browse.fact(self.desk.workbench, trace)
+            whole = len(cells) <= 5 and (not sentence or (sentence.isdecimal() and int(sentence) > 0))
+            if fact is None or not whole:
+                why = "its sentence is a number from 1 on, and seeing or reasoning comes last"
+                raise DataError(f"line {number} of the gold items, {line.strip()!r:.80}", why if fact is not None else
+                                "it names no trace of this workbench", f"write it like {review_view.GOLD_LINE!r}")
+            place = {"sentence": int(sentence) - 1} if sentence else {}
+            place |= {"in": where} if where else {}
+            true = fact["true_label"] if fact["true_label"] in labels else ""
+            known = {"label": label or true, "verdict": verdict, "failing": place}
+            gold[trace] = {question: answer for question, answer in known.items() if answer}
+            if not gold[trace]:
+                raise DataError(f"line {number} of the gold items says nothing of its trace",
+                                "nobody could be measured by it", "give label, verdict or the place that fails")
         return gold
 
     # Judging

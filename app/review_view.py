@@ -15,6 +15,7 @@ from typing import Any
 
 from app import prose
 from app.html import address, badge, empty, esc, link, percent, table, tag
+from app.slices import NONE_SAVED
 from deepintuit.metrics import Agreement, agreement, rating_matrix
 from deepintuit.review import ORDERS, Task
 from deepintuit.review.insight import GoldRecord
@@ -39,6 +40,13 @@ KEYS = (
     (",  .", "a frame back · on"), ("<  >", "slower · faster"), ("?", "this sheet"),
 )  # fmt: skip
 CORRECTED = tag("code", esc("<think> what is seen, what follows </think><answer> label </answer>"))
+GOLD_LINE = "3f0c9a…, theft, wrong, 2, seeing"
+STANDING = {
+    "extra": "Saved. The item before this one had all the answers it needs by then: yours is kept as an extra, which "
+    "leads see and agreement leaves out.",
+    "decided": "Saved. A lead had decided the item before this one by then: yours is kept, and does not change that.",
+}
+"""What is said when an answer comes too late to settle its item, by `Reviews.standing`."""
 SKIP_REASONS = ("The clip does not play", "The clip is of something else", "I know the people in it", "I cannot tell")
 
 
@@ -99,7 +107,7 @@ def form_html(
         box = tag("input", type="checkbox", name_=name, value=value, checked=on)
         return tag("label", box + " " + words, class_="tick")
 
-    saved = [("", "any"), *((name, name) for name in slices)]
+    saved = [("", "Any" if slices else NONE_SAVED), *((name, name) for name in slices)]
     ran = [("", "any"), *((run, f"{run} ({n:,} traces)") for run, n in runs)]
     shares = "".join(field(ORDER_WORDS[name], number(f"share-{name}", 0, 0, 100, "0.5"))
                      for name in ORDERS if name != "reviewers")  # fmt: skip
@@ -113,7 +121,7 @@ def form_html(
             + field("Split, for suspected labels", tag("input", type="text", name_="split", value="validation"),
                     "One that the model was not trained on"),
             class_="part wide", data_source="list", hidden=True) + tag("div", (
-        field("Saved slice", tag("select", options(saved), name_="slice")) if slices else "")
+        field("Slice", tag("select", options(saved), name_="slice")))
         + field("Run", tag("select", options(ran), name_="run"))
         + field("Filter", tag("input", type="text", name_="query", value=query, placeholder="flip=broken&split=test"),
                 "The address of the Traces page with your filters, or what stands behind its “?”", class_="wide"),
@@ -130,14 +138,19 @@ def form_html(
         + field("Reviewers an item", number("reviewers", 1, 1, 50))
         + field("Order", tag("select", options(orders), name_="order"))
         + tag("div", shares, class_="shares part wide", hidden=True)
-        + field("Gold items", number("gold", 0, 0, 200), "Drawn by chance; the clip’s true label counts as known")
-        + field("Share of gold, %", number("gold_share", 10, 0, 90))
         + field("Other leads", tag("input", type="text", name_="leads", placeholder="names, with commas")))  # fmt: skip
+    listed = tag("textarea", "", name_="gold_list", rows="3", placeholder=GOLD_LINE, spellcheck="false")
+    note = ("One line each: trace (its id or address), then what is known of it, each empty if not: label (else the "
+            "clip’s true one), verdict, number of the sentence that fails, seeing or reasoning")  # fmt: skip
+    gold = tag("fieldset", tag("legend", "Hidden gold items")
+        + field("Drawn by chance", number("gold", 0, 0, 200), "Their clips’ true labels count as known")
+        + field("Share of what one gets, %", number("gold_share", 10, 0, 90))
+        + field("With known answers", listed, note, class_="wide"))  # fmt: skip
     name = field("Name", tag("input", type="text", name_="name", required=True, maxlength="200", autocomplete="off"))
     send = tag("p", tag("button", "Open the task", class_="go") + tag("span", "", role="alert", id="review-refused"))
     lead = f"You ({esc(who)}) lead it: you see everybody’s answers and decide where they differ."
     lead = tag("p", lead, class_="quiet")
-    body = tag("form", tag("div", name, class_="first") + which + asks + hands + lead + send, id="review-open")
+    body = tag("form", tag("div", name, class_="first") + which + asks + hands + gold + lead + send, id="review-open")
     return tag("details", tag("summary", "Open a task") + body, open=opened)
 
 
@@ -259,7 +272,8 @@ def _cells(task: Task, row: Mapping[str, Any]) -> list[str]:
     sentence, where = row["failing_sentence"], row["failing_in"]
     fails = f"sentence {sentence + 1}, {where}" if sentence is not None else ""
     given = [row[key] or ("unsure" if key in task.questions else "–") for key in ("label", "verdict")]
-    return [esc(text) for text in (row["reviewer"], *given, fails, row["note"])]
+    late = " " + badge("extra", "plain", "Beyond the answers asked for: it settles nothing") if row.get("extra") else ""
+    return [esc(row["reviewer"]) + late, *map(esc, (*given, fails, row["note"]))]
 
 
 # The lead's view
@@ -284,6 +298,8 @@ def lead_html(
                        for form, words in (("csv", "CSV"), ("jsonl", "JSONL"), ("parquet", "Parquet")))  # fmt: skip
     line = (f"{progress['done']:,} of {progress['asked']:,} judgements, {progress['complete']:,} of "
             f"{progress['items']:,} items complete, {len(kinds['adjudicated']):,} decided by leads.")  # fmt: skip
+    if extra := sum(row["extra"] for row in rows):
+        line += f" {extra:,} more came when their items had all they need: kept, and left out of agreement."
     parts = [head, tag("p", line + (f" Export {exports}" if rows else "")), _people(kinds, gold)]
     if not kinds["judged"]:
         todo = "Agreement is counted once two people judged the same ones."
@@ -308,6 +324,7 @@ def lead_html(
     return "".join(parts)
 
 
+_ASKED = {"label": "label", "verdict": "verdict", "failing": "place", "note": "note"}
 _MODEL = (("provisional", "first answer"), ("calibrated", "calibrated label"))
 
 
@@ -320,6 +337,9 @@ def _people(kinds: Mapping[str, Sequence[Mapping[str, Any]]], gold: Sequence[Gol
         on, drift = "–", "–"
         if record := known.get(who):
             on = f"{percent(record.share.value)} of {record.n} " + _between(record.share, 100, 0)
+            if len(record.by) > 1:
+                each = (f"{_ASKED[question]} {percent(share.value)}" for question, share in record.by.items())
+                on += tag("br") + tag("small", esc(" · ".join(each)))
             if record.p == record.p:
                 drift = f"{percent(record.early.value)} → {percent(record.late.value)} "
                 drift += tag("small", f"p {record.p:.2f}", title="Fisher’s exact test that both halves are the same")

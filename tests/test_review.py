@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from deepintuit.errors import DataError, StoreError
 from deepintuit.metrics import agreement, rating_matrix
 from deepintuit.review import Event, EventLog, Kind, Reviews, Task, fold, plan, read_events, task_of
+from deepintuit.review.insight import disputed, gold_records, settled
 from deepintuit.store import Workbench
 from deepintuit.store.browse import TraceFilter
 
@@ -373,6 +374,64 @@ def test_a_reservation_times_out_and_a_draft_keeps_it(reviews: Reviews, clock: C
     assert list(reviews.answers("week", "t0", "lead")) == ["ann"]
 
 
+LATE = {"label": "cat", "verdict": "wrong"}
+
+
+def late(reviews: Reviews, clock: Clock, *, extra: bool = True) -> None:
+    """Ann holds t0 until her reservation runs out, bob answers it meanwhile, ann answers all the same."""
+    opened(reviews, items=1, seconds=60)
+    take(reviews, "ann")
+    clock.now += 61
+    assert take(reviews, "bob") == "t0"
+    for who, said in (("bob", GOOD), ("ann", LATE)) if extra else (("ann", LATE), ("bob", GOOD)):
+        reviews.judge("week", who, "t0", said)
+
+
+def test_an_answer_beyond_those_asked_for_is_kept_told_and_left_out_of_what_counts(reviews: Reviews, clock: Clock):
+    late(reviews, clock)
+    assert [reviews.standing("week", "t0", who) for who in ("bob", "ann", "eve")] == ["counted", "extra", "none"]
+    assert set(reviews.answers("week", "t0", "lead")) == {"ann", "bob"}, "leads see it"
+    assert reviews.ratings("week") == [("t0", "bob", "dog")] and settled(reviews, "week")["t0"].label == "dog"
+    assert disputed(reviews, "week") == [("t0", 1.0)], "that it differs is for a lead to look at"
+    assert reviews.progress("week") == {"asked": 1, "done": 1, "items": 1, "complete": 1, "by": {"bob": 1, "ann": 1}}
+    assert take(reviews, "eve") is None, "it goes to nobody else"
+    reviews.adjudicate("week", "lead", "t0", LATE)
+    assert reviews.standing("week", "t0", "ann") == "decided"
+
+
+def test_an_extra_answer_counts_when_the_one_before_it_is_taken_back(reviews: Reviews, clock: Clock):
+    late(reviews, clock)
+    reviews.undo("week", "bob")
+    assert reviews.standing("week", "t0", "ann") == "counted" and reviews.ratings("week") == [("t0", "ann", "cat")]
+    reviews.judge("week", "bob", "t0", GOOD)
+    assert reviews.standing("week", "t0", "bob") == "extra", "now bob is the later one"
+    assert fold(read_events(reviews.log.folder)[0]).answers == reviews.log.state.answers
+
+
+def test_who_came_first_counts_and_stays_first_with_another_answer(reviews: Reviews, clock: Clock):
+    late(reviews, clock, extra=False)
+    reviews.judge("week", "ann", "t0", GOOD)
+    assert [reviews.standing("week", "t0", who) for who in ("ann", "bob")] == ["counted", "extra"]
+
+
+def test_who_skipped_and_answers_after_all_stands_behind_who_has_answered(reviews: Reviews):
+    opened(reviews, items=1)
+    take(reviews, "ann")
+    reviews.skip("week", "ann", "t0", "too dark")
+    take(reviews, "bob")
+    for who in ("bob", "ann"):
+        reviews.judge("week", who, "t0", GOOD)
+    assert [reviews.standing("week", "t0", who) for who in ("ann", "bob")] == ["extra", "counted"]
+
+
+def test_a_gold_item_has_no_extra_answers(reviews: Reviews):
+    opened(reviews, items=3, gold={"t0": {"label": "dog"}}, gold_share=0.99)
+    for who in ("ann", "bob"):
+        assert take(reviews, who) == "t0"
+        reviews.judge("week", who, "t0", GOOD)
+        assert reviews.standing("week", "t0", who) == "counted"
+
+
 def test_a_reload_gets_the_same_item_and_its_draft_and_another_tab_another(reviews: Reviews):
     opened(reviews)
     assert take(reviews, "ann", seat="tab 1") == "t0" and take(reviews, "ann", seat="tab 2") == "t1"
@@ -574,6 +633,27 @@ def test_gold_items_are_hidden_go_to_everybody_and_say_who_drifts(reviews: Revie
     progress = reviews.progress("week")
     assert progress["items"] == 50 and progress["done"] == 50 - sum(map(len, places.values()))
     assert progress["by"] == {"ann": 25, "bob": 25}
+
+
+def test_of_a_gold_item_all_that_is_known_is_measured(reviews: Reviews):
+    """Label, verdict, and of the place that fails sentence or kind or both."""
+    known = {"label": "dog", "verdict": "wrong"}
+    gold = {"t0": known | {"failing": {"sentence": 2, "in": "seeing"}}, "t1": known | {"failing": {"in": "seeing"}},
+            "t2": {"verdict": "right"}}  # fmt: skip
+    opened(reviews, items=4, gold=gold, gold_share=0.99)
+    said = known | {"failing": {"sentence": 1, "in": "seeing"}}
+    while item := take(reviews, "ann"):
+        reviews.judge("week", "ann", item, said)
+    marks = {act.item: right for act, right in reviews.gold_marks("week")}
+    everything = {"label": True, "verdict": True, "failing": True}
+    assert marks == {"t0": everything | {"failing": False}, "t1": everything, "t2": {"verdict": False}}
+    (record,) = gold_records(reviews, "week")
+    assert (record.n, record.share.value) == (3, pytest.approx(1 / 3))
+    assert {name: (share.value) for name, share in record.by.items()} == {
+        "label": 1.0, "verdict": pytest.approx(2 / 3), "failing": 0.5}  # fmt: skip
+    for wrong in ({"failing": {"in": "hearing"}}, {"failing": {"sentence": -1}}, {"failing": [1]}, {"verdict": "so"}):
+        with pytest.raises(DataError):
+            opened(reviews, gold={"t0": wrong})
 
 
 def test_judgements_go_straight_into_agreement(reviews: Reviews):

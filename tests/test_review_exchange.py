@@ -173,23 +173,86 @@ def test_label_studio_shows_video_trace_and_the_models_label_unless_the_task_is_
     assert guess == ([] if blind else [["dog"]])
 
 
-def test_what_label_studio_writes_comes_in(reviews):
-    """An export as its documentation has it: accounts as numbers or with e-mail, a skip, regions of no use here."""
-    said = {"label": ("choices", {"choices": ["dog"]}), "note": ("textarea", {"text": ["one", "two"]}),
-            "failing_sentence": ("number", {"number": 2.0}), "failing_in": ("choices", {"choices": ["seeing"]})}
-    result = [{"id": name, "from_name": name, "to_name": "video", "type": kind, "origin": "manual", "value": value}
-              for name, (kind, value) in said.items()]  # fmt: skip
-    done = {"id": 1, "completed_by": 10, "was_cancelled": False, "ground_truth": False, "lead_time": 4.2,
-            "result": result, "created_at": "2021-03-09T22:16:08.728353Z"}  # fmt: skip
-    left = {**done, "completed_by": {"id": 3, "email": "bo@example.org"}, "was_cancelled": True, "result": []}
-    tasks = [{"id": 7, "data": {"trace_id": "t0", "video": "x.mp4"}, "annotations": [done, left]}]
+def part(name: str, kind: str, value: object) -> dict:
+    key = "text" if kind == "textarea" else kind
+    return {"id": f"r_{name}", "from_name": name, "to_name": "video", "type": kind, "origin": "manual",
+            "value": {key: value}}  # fmt: skip
+
+
+def annotation(number: int, by: object, result: list | None, hour: int, **more: object) -> dict:
+    """With the fields that its exports have, those of no use here among them."""
+    time = f"2021-03-09T{hour:02}:16:08.728353Z"
+    return {"id": number, "completed_by": by, "result": result, "was_cancelled": False, "ground_truth": False,
+            "created_at": time, "updated_at": time, "draft_created_at": time, "lead_time": 4.288, "prediction": {},
+            "result_count": len(result or []), "unique_id": f"0b1c-{number}", "import_id": None, "last_action": None,
+            "bulk_created": False, "task": 1, "project": 83, "updated_by": 10, "parent_prediction": None,
+            "parent_annotation": None, "last_created_by": None, **more}  # fmt: skip
+
+
+def exported(trace: str, *annotations: dict, **more: object) -> dict:
+    guess = {"id": 5, "model_version": "evaluate-1", "score": 0.7, "created_ago": "3 hours", "cluster": None,
+             "mislabeling": 0.0, "result": [part("label", "choices", ["=fox"])], "task": 1, "project": 83}  # fmt: skip
+    cancelled = sum(bool(one["was_cancelled"]) for one in annotations)
+    return {"id": 1, "inner_id": 1, "data": {"trace_id": trace, "task": "week", "video": "x.mp4", "text": "…"},
+            "annotations": list(annotations), "predictions": [guess], "drafts": [], "meta": {}, "file_upload": "a.json",
+            "total_annotations": len(annotations) - cancelled, "cancelled_annotations": cancelled,
+            "total_predictions": 1, "comment_count": 0, "project": 83, "updated_by": 10, "comment_authors": [],
+            "created_at": "2021-03-09T21:52:49.513742Z", "updated_at": "2021-03-09T22:16:08.746926Z", **more}
+
+
+BO, EVE = ({"id": n, "email": f"{name}@example.org", "first_name": name, "last_name": ""}
+           for n, name in ((3, "bo"), (4, "eve")))  # fmt: skip
+
+
+def test_what_label_studio_exports_comes_in(reviews):
+    """Accounts as numbers and as people, several on a task, skips, drafts, predictions that nobody took over, a task
+    that nobody touched, a star of somebody who leads nothing here, regions and relations of no use."""
+    said = [part("label", "choices", ["dog"]), part("verdict", "choices", ["wrong"]),
+            part("failing_sentence", "number", 2.0), part("failing_in", "choices", ["seeing"]),
+            part("note", "textarea", ["one", "two"]), part("mood", "rating", 4),
+            {"type": "relation", "from_id": "r_label", "to_id": "r_note", "direction": "right"}]  # fmt: skip
+    unsure = [part("label", "choices", []), part("note", "textarea", "in one piece")]
+    draft = {"id": 1, "user": "eve@example.org", "result": [part("label", "choices", ["=fox"])], "was_postponed": False}
+    tasks = [
+        exported("t0", annotation(1, 10, said, 12), annotation(2, BO, said[:1], 13, ground_truth=True), drafts=[draft]),
+        exported("t1", annotation(3, BO, [], 12, was_cancelled=True), annotation(4, EVE, unsure, 13)),
+        exported("t2", annotation(5, EVE, None, 12, was_cancelled=True, skipped=True)),
+        exported("t3"),
+    ]
     found = load(json.dumps(tasks).encode(), "label-studio")
-    assert bring_in(reviews, "week", found, "project 83") == Imported(2, 0, [])
-    first, second = sorted(rows(reviews, "week"), key=lambda row: row["kind"])
-    assert (first["reviewer"], first["label"], first["verdict"]) == ("Label Studio account 10", "dog", None)
-    assert (first["note"], first["failing_sentence"], first["failing_in"]) == ("one\ntwo", 1, "seeing")
-    assert first["time"] == datetime(2021, 3, 9, 22, 16, 8, 728353)
-    assert (second["reviewer"], second["kind"], second["reason"]) == ("bo@example.org", "skipped", "no reason given")
+    assert bring_in(reviews, "week", found, "project 83") == Imported(5, 0, [])
+    mine = {(row["trace_id"], row["reviewer"]): row for row in rows(reviews, "week")}
+    first = mine["t0", "Label Studio account 10"]
+    assert (first["label"], first["verdict"], first["note"]) == ("dog", "wrong", "one\ntwo")
+    assert (first["failing_sentence"], first["failing_in"]) == (1, "seeing")
+    assert first["time"] == datetime(2021, 3, 9, 12, 16, 8, 728353)
+    kinds = {key: (row["kind"], row["label"], row["reason"]) for key, row in mine.items() if row is not first}
+    bo, eve, skipped = BO["email"], EVE["email"], ("skipped", None, "no reason given")
+    assert kinds == {("t0", bo): ("judged", "dog", None), ("t1", bo): skipped, ("t1", eve): ("judged", None, None),
+                     ("t2", eve): skipped}  # fmt: skip
+    assert mine["t1", eve]["note"] == "in one piece"
+    assert not any(row["extra"] for row in mine.values()), "whoever brings answers in wants them all to count"
+    assert len(reviews.ratings("week")) == 3
+
+
+def test_a_star_of_a_lead_is_a_decision_and_of_two_answers_the_newer_comes_in(reviews):
+    lead = {"id": 1, "email": "lead"}
+    again = [annotation(1, BO, [part("label", "choices", [label])], hour)
+             for label, hour in (("=fox", 13), ("dog", 15), ("=fox", 12))]  # fmt: skip
+    star = annotation(4, lead, [part("label", "choices", ["dog"])], 14, ground_truth=True)
+    one = exported("t0", *again, star)  # a task on its own, as the snapshot of one is
+    done = bring_in(reviews, "week", load(json.dumps(one).encode(), "label-studio"), "project 83")
+    assert done == Imported(2, 0, [("t0", "bo@example.org")] * 2)
+    assert {(row["kind"], row["label"]) for row in rows(reviews, "week")} == {("adjudicated", "dog"), ("judged", "dog")}
+
+
+@pytest.mark.parametrize("task, sentence", [
+    ({"id": 1, "trace_id": "t0", "label": "dog", "annotator": 1, "annotation_id": 7}, "it is JSON-MIN"),
+    (exported("t0", annotation(1, 10, [part("label", "choices", ["dog", "=fox"])], 12)), "2 choices came as the label"),
+])
+def test_an_export_that_says_too_little_or_too_much_gets_a_sentence(task, sentence):
+    with pytest.raises(DataError, match=sentence):
+        load(json.dumps([task]).encode(), "label-studio")
 
 
 def test_the_labelling_interface_names_all_that_annotations_hold():

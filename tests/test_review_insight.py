@@ -1,5 +1,7 @@
 """What a team learns from its reviews: suspected label errors, drift on gold items, the model against people."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -88,24 +90,59 @@ acts = st.lists(st.tuples(
     st.sampled_from(["t0", "t1"]), st.sampled_from(["ann", "bo"]), st.integers(0, 8)), max_size=25)  # fmt: skip
 
 
-@given(acts)
-def test_the_table_of_reviews_is_what_the_fold_says(history):
-    """Undos of what is not there or is another's, and lines torn by a kill, among them."""
-    events: list[Event] = []
-    lines = []
+@given(acts, st.dictionaries(st.sampled_from(["week", "day"]), st.integers(1, 2)))
+def test_the_table_of_reviews_is_what_the_fold_says(history, asked):
+    """Undos of what is not there or is another's, and lines torn by a kill, among them. `asked`: reviewers by task."""
+    tasks = {name: Task(name, {"t0": "clip of t0", "t1": "clip of t1"}, labels=["dog"], reviewers=n, gold={"t1": {}})
+             for name, n in asked.items()}
+    noon = "2026-01-01T12:00:00+00:00"
+    events = [Event(Kind.OPENED, name, "lead", payload=asdict(task), id=name, time=noon)
+              for name, task in tasks.items()]
+    lines = [event.line() for event in events]
     for number, (kind, task, item, who, target) in enumerate(history):
         if kind == "torn":
             lines.append(b'{"kind": "judged", "task": "we\n')
             continue
         payload = {"undone": {"event": f"e{target}"}, "closed": {"closed": target > 3}}.get(kind, {"label": "dog"})
-        events.append(said(kind, task, item, who, payload=payload, id=f"e{number}", time="2026-01-01T12:00:00+00:00"))
+        events.append(said(kind, task, item, who, payload=payload, id=f"e{number}", time=noon))
         lines.append(events[-1].line())
     state = fold(events)
     answers = [act.id for by_item in state.answers.values() for by in by_item.values() for act in by.values()]
     finals = [state.final(task, item) for task in ("week", "day") for item in ("t0", "t1")]
     rows = reviewed.rows(b"".join(lines))
-    assert all(row["closed"] == (row["task"] in state.closed) for row in rows)
+    still_open = set(tasks) - state.closed
+    assert all(row["public"] == (row["task"] in state.closed and not still_open) for row in rows)
+    extra = {act.id for name, task in tasks.items() for item, by in state.answers.get(name, {}).items()
+             for who, act in by.items() if act.kind is Kind.JUDGED and who not in task.counted(item, by)}
+    assert {row["event_id"] for row in rows if row["extra"]} == extra
     assert sorted(row["event_id"] for row in rows) == sorted([*answers, *(act.id for act in finals if act)])
+
+
+def test_nobody_looks_up_what_others_said_of_a_clip_that_an_open_task_asks_about(tmp_path):
+    """In a query of one's own. A second look at the clips of a closed task hides that one's answers again."""
+    workbench = Workbench(tmp_path)
+    workbench.refresh()
+    seen = "SELECT reviewer, clip_id FROM reviews ORDER BY ALL"
+
+    def public() -> list:
+        workbench.refresh()
+        return workbench.query(seen, untrusted=True).values.tolist()
+
+    with EventLog(workbench.reviews) as log:
+        reviews = Reviews(log)
+        for name, clips in (("first", ("c0", "c1")), ("second", ("c1", "c2"))):
+            reviews.open(Task(name, {f"{name} {clip}": clip for clip in clips}, labels=LABELS, order="given"), "lead")
+            for _ in clips:
+                item = reviews.next_item(name, f"ann {name}").trace_id
+                reviews.judge(name, f"ann {name}", item, {"label": "dog", "verdict": "right"})
+        assert public() == []
+        reviews.close("first", "lead")
+        assert public() == [["ann first", "c0"]], "c1 is asked about still"
+        reviews.close("second", "lead")
+        assert len(public()) == 4
+        reviews.close("first", "lead", closed=False)
+        assert public() == [["ann second", "c2"]]
+    assert len(workbench.query(seen)) == 4, "a notebook sees all"
 
 
 def test_a_query_joins_reviews_as_soon_as_the_index_is_refreshed(tmp_path):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlencode
@@ -19,7 +20,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from porch import write_clip
 
-from app import review
+from app import review, review_tasks
 from app.app import create
 from app.desk import Desk
 from app.gate import Gate, hashed
@@ -133,6 +134,54 @@ def test_a_task_is_opened_from_a_form_and_says_how_many_traces_it_finds(bench):
     assert opened["labels"] == ["theft", "routine"] and opened["leads"] == ["local", "bob", "cyd"]
     listed = someone.ask("tasks")["html"]
     assert "0 of 3 judgements" in listed and "blind" in listed
+
+
+def test_a_form_gives_gold_items_with_all_that_is_known_of_them(bench):
+    """Ids and addresses of traces; what is left empty is not known, but a label is the clip's true one."""
+    first, second, third = browse.page(bench, TraceFilter(), "tokens", limit=3).rows["trace_id"]
+    address = f"http://host/traces?run=x&trace={second}"
+    lines = f"{first}, routine, wrong, 2, seeing\n\n {address} ,, wrong reasons,,reasoning\n{third}"
+    someone = Person(served(bench))
+    someone.ask("open", **FORM, gold_list=lines, gold="1", gold_share="50")
+    gold = events(bench, Kind.OPENED)[0].payload["gold"]
+    assert gold[first] == {"label": "routine", "verdict": "wrong", "failing": {"sentence": 1, "in": "seeing"}}
+    assert gold[second] == {"label": "theft", "verdict": "wrong reasons", "failing": {"in": "reasoning"}}
+    assert gold[third] == {"label": "theft"} and 3 <= len(gold) <= 4
+    item = ""
+    while item not in (first, second):
+        item = someone.ask("next", task="week", seat=item)["item"]
+    someone.ask("judge", task="week", item=item, answers={"label": gold[item]["label"], "verdict": "right"})
+    shown = someone.ask("lead", task="week")["html"]
+    assert "0 % of 1" in shown and "label 100 % · verdict 0 % · place 0 %" in shown
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    ("nowhere", "line 1 of the gold items, 'nowhere': it names no trace"), ("{}, bird", "'bird' came as the label"),
+    ("{}, , fine", "came as the verdict"), ("{}, , , first", "a number from 1 on"), ("{}, , , 0", "a number from 1 on"),
+    ("{}, , , 1, hearing", "came as the failing"), ("{}, a, b, c, d, e", "line 1 of the gold items"),
+])  # fmt: skip
+def test_a_gold_item_that_says_nothing_sensible_gets_a_sentence(bench, line, said):
+    trace = browse.page(bench, TraceFilter(), limit=1).rows["trace_id"][0]
+    assert said in Person(served(bench)).refused("open", **FORM, gold_list=line.format(trace))
+    assert events(bench) == []
+
+
+def test_an_answer_that_comes_too_late_is_kept_and_its_reviewer_told(bench):
+    """The item had all its answers by then; what everybody else said is not told."""
+    app = served(bench, "ada", "bob", "cyd")
+    ada, bob, cyd = (Person(app, name) for name in ("ada", "bob", "cyd"))
+    ada.ask("open", **FORM | {"query": "max_tokens=0"}, order="given")
+    item = bob.ask("next", task="week", seat="t")["item"]
+    log = review_tasks._open[str(bench.reviews.resolve())].log
+    log.clock = lambda: time.time() + 700
+    assert cyd.ask("next", task="week", seat="t")["item"] == item, "bob's reservation ran out"
+    assert cyd.ask("judge", task="week", item=item, answers=GOOD)["told"] == ""
+    answer = bob.ask("judge", task="week", item=item, answers=GOOD | {"label": "routine"})
+    assert answer["saved"] and "kept as an extra" in answer["told"] and "cyd" not in answer["told"]
+    assert {event.reviewer for event in events(bench, Kind.JUDGED)} == {"bob", "cyd"}
+    shown = ada.ask("lead", task="week")["html"]
+    assert "1 more came when their items had all they need" in shown and ">extra</span>" in shown
+    assert "Decide 1 disputed" in shown
 
 
 @pytest.mark.parametrize(("changed", "said"), [

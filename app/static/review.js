@@ -254,13 +254,13 @@
     entry.id ||= newId(); // sent again after a broken line, it counts once
     try {
       await here.drafting;
-      await ask(what, { task: here.task, item: entry.item, id: entry.id, ...given });
+      const found = await ask(what, { task: here.task, item: entry.item, id: entry.id, ...given });
       if (here !== desk) return;
       entry.state = "judged";
       sessionStorage.removeItem(shelf(entry.item));
       const recent = JSON.parse(sessionStorage.getItem(RECENT()) || "[]").filter((item) => item !== entry.item);
       sessionStorage.setItem(RECENT(), JSON.stringify([...recent, entry.item].slice(-50)));
-      await onward(what === "skip" ? "Skipped, and saved." : "Saved.");
+      await onward(what === "skip" ? "Skipped, and saved." : found.told || "Saved.");
     } catch (error) {
       performance.clearMarks("review-submit");
       if (here === desk) say(`Not saved. ${error.message}`, "bad");

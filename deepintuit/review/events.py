@@ -121,8 +121,9 @@ class Hold:
 class State:
     """What the events come to. Dicts by task, then item, then reviewer, as far as they go.
 
-    `answers` holds the judgement or skip in force; `drafts` what was typed and not submitted (after an undo: what was
-    undone); `holds` reservations, timed out ones too; `handed` who was ever given what.
+    `answers` holds the judgement or skip in force, reviewers in the order in which they answered first; `drafts` what
+    was typed and not submitted (after an undo: what was undone); `holds` reservations, timed out ones too; `handed` who
+    was ever given what.
     """
 
     def __init__(self) -> None:
@@ -168,7 +169,10 @@ class State:
             if event.kind is Kind.ADJUDICATED:
                 self._finals[task, item][event.id] = event
             else:
-                self.answers[task][item][who] = event
+                by = self.answers[task][item]
+                if who in by and by[who].kind is not Kind.JUDGED:
+                    del by[who]  # who skipped before stands behind those who have judged since
+                by[who] = event
                 self._let_go(task, item, who)
                 self.drafts.pop((task, item, who), None)
 

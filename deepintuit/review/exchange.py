@@ -3,8 +3,8 @@
     content = dump(rows(reviews, "week 1"), "csv")
     bring_in(reviews, "week 1", load(content, "csv"), source="week-1.csv")
 
-A row is a judgement, skip or adjudication in force, in the columns of `store.reviewed.SCHEMA`. What comes in becomes
-new events that name their source; an answer that is in force here stays.
+A row is a judgement, skip or adjudication in force, in the columns of `store.reviewed.SHOWN`. What comes in becomes new
+events that name their source and always count; an answer that is in force here stays.
 
 Left out on purpose: tasks themselves (open one here first), drafts, reservations, which items are gold.
 """
@@ -29,7 +29,7 @@ from deepintuit.errors import DataError, nearest
 from deepintuit.review.events import Event, Kind, State
 from deepintuit.review.queue import FAILING_IN, LONGEST_NOTE, VERDICTS, Reviews, Task, person
 from deepintuit.store.browse import as_written, spreadsheet_safe
-from deepintuit.store.reviewed import SCHEMA, row_of
+from deepintuit.store.reviewed import SCHEMA, SHOWN, row_of
 from deepintuit.trace import GRAMMARS
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ FORMS = {"jsonl": ".jsonl", "csv": ".csv", "parquet": ".parquet", "label-studio"
 LOCAL_FILES = "/".join(("", "data", "local-files", "?d="))  # in parts: it looks like a path of a machine
 """Where Label Studio serves files that lie on its own disk, given their path below its document root."""
 _KINDS = ("judged", "skipped", "adjudicated")
+_STARRED = "starred"  # what Label Studio calls ground truth: an adjudication when by a lead, else a judgement
 
 
 def rows(reviews: Reviews, name: str) -> list[dict[str, Any]]:
@@ -50,7 +51,9 @@ def rows(reviews: Reviews, name: str) -> list[dict[str, Any]]:
         said = [act for by in state.answers.get(name, {}).values() for act in by.values()]
         return said + [final for item in task.items if (final := state.final(name, item))]
 
-    return sorted((row_of(asdict(act)) for act in reviews.log.look(acts)), key=lambda row: row["time"])
+    extras = reviews.extras(name)
+    told = ({**row_of(asdict(act)), "extra": act.id in extras} for act in reviews.log.look(acts))
+    return sorted(told, key=lambda row: row["time"])
 
 
 def dump(found: Sequence[Mapping[str, Any]], form: str) -> bytes:
@@ -58,13 +61,13 @@ def dump(found: Sequence[Mapping[str, Any]], form: str) -> bytes:
     line's end, or their wide forms) gets a ' in front, and so does one that begins with '; `load` takes it away."""
     if form == "parquet":
         file = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(list(found), schema=SCHEMA), file, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(list(found), schema=SHOWN), file, compression="zstd")
         return file.getvalue()
     told = [{**row, "time": row["time"].replace(tzinfo=UTC).isoformat()} for row in found]
     if _known(form) == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told).encode()
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, SCHEMA.names)
+    writer = csv.DictWriter(text, SHOWN.names)
     writer.writeheader()
     writer.writerows({name: spreadsheet_safe(value) for name, value in row.items()} for row in told)
     return text.getvalue().encode()
@@ -107,7 +110,8 @@ def _row(number: int, given: Any) -> dict[str, Any]:
         time = row["time"] or datetime.now(UTC)
         time = time if isinstance(time, datetime) else datetime.fromisoformat(time)
         row["time"] = time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
-        if row["kind"] not in _KINDS or any(not isinstance(row[name], str) for name in ("trace_id", "reviewer")):
+        named = isinstance(row["trace_id"], str) and isinstance(row["reviewer"], str)
+        if row["kind"] not in (*_KINDS, _STARRED) or not named:
             raise ValueError(f"it must name a trace_id, a reviewer and a kind: {', '.join(_KINDS)}")
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError(f"row {number} is not a review ({str(error):.200})",
@@ -128,10 +132,11 @@ class Imported:
 def bring_in(reviews: Reviews, name: str, found: Sequence[Mapping[str, Any]], source: str, *,
              dry: bool = False) -> Imported:
     """Rows as new events of a task; each says `source`, and when it was said first. All or none: DataError with the
-    row's number for another task or trace, answers that the task does not ask for, or an adjudication by no lead.
-    Coming again changes nothing. `dry`: only count."""
+    row's number for another task or trace, answers that the task does not ask for, or an adjudication by no lead. Of
+    two answers of one reviewer the newer comes in. Coming again changes nothing. `dry`: only count."""
     task = reviews.task(name)
     events = [_event(number, row, task, source) for number, row in enumerate(found, 1)]
+    events.sort(key=_said_at, reverse=True)
     known, kept, mine = 0, [], {}
     for event in events:
         place = (event.item, event.kind is Kind.ADJUDICATED or event.reviewer)
@@ -142,12 +147,16 @@ def bring_in(reviews: Reviews, name: str, found: Sequence[Mapping[str, Any]], so
             known += 1
         else:
             kept.append((str(event.item), event.reviewer))
-    for event in () if dry else mine.values():
+    for event in () if dry else sorted(mine.values(), key=_said_at):
         reviews.log.append(lambda state, event=event: None if _standing(state, event) else event)
     return Imported(len(mine), known, kept)
 
 
 _BESIDE = {"time": None, "event_id": None, "source": None}
+
+
+def _said_at(event: Event) -> str:
+    return event.payload["said_at"]  # all of them in UTC, and so in one order
 
 
 def _standing(state: State, event: Event) -> Event | None:
@@ -157,9 +166,11 @@ def _standing(state: State, event: Event) -> Event | None:
 
 
 def _event(number: int, row: Mapping[str, Any], task: Task, source: str) -> Event:
-    kind, item = Kind(row["kind"]), row["trace_id"]
+    item = row["trace_id"]
     try:
         who = person(row["reviewer"])
+        starred = Kind.ADJUDICATED if who in task.leads else Kind.JUDGED
+        kind = starred if row["kind"] == _STARRED else Kind(row["kind"])
         if row["task"] not in (None, task.name) or item not in task.items:
             raise DataError(f"the trace {item!r} of the task {row['task']!r}", f"this is {task.name!r}, with "
                             f"{len(task.items)} traces of its own", "name the task that it belongs to")
@@ -211,8 +222,10 @@ def label_studio(workbench: "Workbench", reviews: Reviews, name: str, *, videos:
         data = {"video": videos + quote(path) if isinstance(path, str) else "", "task": name, "trace_id": item,
                 "text": _without_answers(text) if task.blind else text, "clip_id": clip}  # fmt: skip
         label = fact.get("calibrated") or fact.get("provisional")
-        guess = [] if task.blind or label not in task.labels else [
-            {"model_version": fact["run_id"], "score": fact.get("certainty"), "result": [_choice("label", label)]}]
+        # Label Studio refuses a prediction whose control its interface has not.
+        guess = [] if task.blind or "label" not in task.questions or label not in task.labels else [
+            {"model_version": fact["run_id"], "result": [_choice("label", label)],
+             **({} if fact.get("certainty") is None else {"score": fact["certainty"]})}]
         annotations = [_annotation(row) for row in said.get(item, [])]
         told.append({"data": data, "predictions": guess, "annotations": annotations})
     return json.dumps(told, ensure_ascii=False, indent=1).encode()
@@ -243,23 +256,36 @@ def _annotation(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _annotations(tasks: Any) -> Iterable[dict[str, Any]]:
+    """Rows of an export in Label Studio's JSON: one task or a list. Drafts, predictions and relations between regions
+    are passed over, and so are controls that are not ours."""
     try:
-        for task in tasks:
+        for task in [tasks] if isinstance(tasks, dict) else tasks:
+            if "data" not in task and "annotation_id" in task:
+                raise ValueError("it is JSON-MIN, which leaves out who skipped: export as JSON")
             data = task["data"]
-            for one in task.get("annotations", []):
-                found = {part["from_name"]: part["value"] for part in one["result"]}
-                row = {name: found[name]["choices"][0] for name in _CHOSEN if name in found}
-                row |= {name: "\n".join(found[name]["text"]) for name in _TYPED if name in found}
+            for one in task.get("annotations") or task.get("completions") or []:  # as they were called before 1.0
+                found = {part["from_name"]: part["value"] for part in one.get("result") or [] if "from_name" in part}
+                row = {name: _single(name, found[name]["choices"]) for name in _CHOSEN if name in found}
+                for name in (name for name in _TYPED if name in found):
+                    text = found[name]["text"]
+                    row[name] = text if isinstance(text, str) else "\n".join(text)
                 if "failing_sentence" in found:
                     row["failing_sentence"] = int(found["failing_sentence"]["number"]) - 1
-                kind = "skipped" if one.get("was_cancelled") else "adjudicated" if one.get("ground_truth") else "judged"
+                left = one.get("was_cancelled") or one.get("skipped")
                 by = one.get("completed_by")
                 account = (by.get("email") or by.get("id")) if isinstance(by, dict) else by
                 who = account if isinstance(account, str) else f"Label Studio account {account}"
-                yield {"task": data.get("task"), "trace_id": data["trace_id"], "reviewer": who, "kind": kind,
-                       "time": one.get("created_at"), **row}
+                yield {"task": data.get("task"), "trace_id": data["trace_id"], "reviewer": who,
+                       "kind": "skipped" if left else _STARRED if one.get("ground_truth") else "judged",
+                       "time": one.get("created_at"), **row}  # fmt: skip
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"a task or annotation has no {error}") from error
+
+
+def _single(name: str, choices: Sequence[str]) -> str | None:
+    if len(choices) > 1:
+        raise ValueError(f"{len(choices)} choices came as the {name}, of which one holds")
+    return choices[0] if choices else None
 
 
 def label_config(task: Task) -> str:

@@ -10,7 +10,7 @@ Left out on purpose: agreement between people (`metrics.agreement`, from `Review
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,8 @@ from deepintuit.data import Manifest
 from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Agreement, Estimate, agreement, label_errors, rating_matrix, wilson
-from deepintuit.review.events import Event, Kind, State, fold, read_events
-from deepintuit.review.queue import Reviews, dispute
+from deepintuit.review.events import Event, State, fold, read_events
+from deepintuit.review.queue import QUESTIONS, Reviews, dispute
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,15 +75,15 @@ class Settled:
 
 
 def settled(reviews: Reviews, name: str) -> dict[str, Settled]:
-    """By trace, where a lead decided, or as many judged as the task asks: what more than half of them say. Without gold
-    items, whose answers were known."""
+    """By trace, where a lead decided, or as many judged as the task asks: what more than half of these say; extras
+    (`Task.counted`) do not count. Without gold items, whose answers were known."""
     task = reviews.task(name)
 
     def acts_of(state: State) -> dict[str, tuple[list[Event], bool]]:
         found = {}
         for item in task.items.keys() - task.gold.keys():
             final = state.final(name, item)
-            said = [act for act in state.answers.get(name, {}).get(item, {}).values() if act.kind is Kind.JUDGED]
+            said = [*task.counted(item, state.answers.get(name, {}).get(item, {})).values()]
             if final is not None or len(said) >= task.reviewers:
                 found[item] = ([final] if final is not None else said), final is not None
         return found
@@ -106,7 +106,8 @@ def _settle(item: str, clip: str, said: Sequence[Event], adjudicated: bool) -> S
 
 def disputed(reviews: Reviews, name: str) -> list[tuple[str, float]]:
     """Traces for a lead to adjudicate, the most disputed first: (trace id, share of pairs of reviewers that differ in
-    label or verdict). Those that are decided, or that nobody disputes, are left out; ties in the task's order."""
+    label or verdict). Extra answers dispute too. Those that are decided, or that nobody disputes, are left out; ties in
+    the task's order."""
     task = reviews.task(name)
     open_ = reviews.log.look(lambda state: {item: dispute(state.answers.get(name, {}).get(item, {})) for item in
                                             task.items if item not in task.gold and not state.final(name, item)})
@@ -119,7 +120,8 @@ def disputed(reviews: Reviews, name: str) -> list[tuple[str, float]]:
 @dataclass(frozen=True)
 class GoldRecord:
     """A reviewer on hidden gold items: the share right of all, of each last `window` (time of the newest, share), of
-    the first and the second half, and Fisher's exact p that the halves are the same (nan below two answers)."""
+    the first and the second half, and Fisher's exact p that the halves are the same (nan below two answers). An item is
+    right when all that is known of it was said; `by` question whose answer is known: the share of that alone."""
 
     reviewer: str
     n: int
@@ -128,28 +130,31 @@ class GoldRecord:
     early: Estimate
     late: Estimate
     p: float
+    by: Mapping[str, Estimate]
 
 
 def gold_records(reviews: Reviews, name: str, window: int = 20) -> list[GoldRecord]:
     """Each reviewer who met a gold item of the task, by name; all shares with Wilson's 95 % interval. Nothing says that
     the items of both halves are equally hard: a small p asks for a look at them."""
-    by: dict[str, list[tuple[str, bool]]] = {}
-    for act, right in reviews.gold_answers(name):
-        by.setdefault(act.reviewer, []).append((act.time, right))
+    by: dict[str, list[tuple[str, Mapping[str, bool]]]] = {}
+    for act, marks in reviews.gold_marks(name):
+        by.setdefault(act.reviewer, []).append((act.time, marks))
     return [_record(who, answers, window) for who, answers in sorted(by.items())]
 
 
-def _record(who: str, answers: Sequence[tuple[str, bool]], window: int) -> GoldRecord:
+def _record(who: str, answers: Sequence[tuple[str, Mapping[str, bool]]], window: int) -> GoldRecord:
     from scipy.stats import fisher_exact  # here, since it takes over a second to import
 
-    right = [int(good) for _, good in answers]
+    right = [int(all(marks.values())) for _, marks in answers]
     n, half = len(right), len(right) // 2
     rolling = [(answers[end - 1][0], wilson(sum(right[max(0, end - window):end]), min(window, end)))
                for end in range(min(window, n), n + 1)]  # fmt: skip
     early, late = right[:half], right[half:]
     table = [[sum(part), len(part) - sum(part)] for part in (early, late)]
     p = float(fisher_exact(table).pvalue) if half else math.nan
-    return GoldRecord(who, n, wilson(sum(right), n), rolling, *(wilson(row[0], sum(row)) for row in table), p)
+    asked = {question: [marks[question] for _, marks in answers if question in marks] for question in QUESTIONS}
+    each = {question: wilson(sum(said), len(said)) for question, said in asked.items() if said}
+    return GoldRecord(who, n, wilson(sum(right), n), rolling, *(wilson(row[0], sum(row)) for row in table), p, each)
 
 
 # The model against people

@@ -4,6 +4,9 @@ A task is fixed when it is opened: its traces and their order stand in its event
 hands when a new run comes in. An item is handed out under a reservation that times out, never to more reviewers than
 asked, never again to one who has answered it. Reviewers see their own answers; leads see everybody's.
 
+An answer that comes after its reservation ran out is stored like any other. When as many as asked had judged the item
+by then it is an *extra*: leads see it, and it is left out of what is settled and of agreement (`Task.counted`).
+
     tasks = Reviews(EventLog(workbench.reviews))
     tasks.open(task_of(workbench, "broken ones", TraceFilter(flip="broken"), order={"entropy": 2, "random": 1}), "lead")
     item = tasks.next_item("broken ones", "ann")
@@ -39,8 +42,9 @@ LONGEST_NOTE = 10_000  # characters
 @dataclass(frozen=True)
 class Task:
     """A review task. `items`: trace id → clip id, in the order of handing out, gold items included; `gold`: trace id →
-    the answers that are known to be right, hidden among the others and given to everybody, about `gold_share` of what
-    one gets. `blind` asks the page to hide the model's label. A reservation lasts `seconds` from its last draft."""
+    the answers that are known to be right (of a `failing` place perhaps a part), hidden among the others and given to
+    everybody, about `gold_share` of what one gets. `blind` asks the page to hide the model's label. A reservation lasts
+    `seconds` from its last draft."""
 
     name: str
     items: Mapping[str, str]
@@ -68,7 +72,20 @@ class Task:
         if wrong:
             raise DataError(f"the task {self.name!r} {wrong[0]}", "it could not be handed out or answered", "mend that")
         for answers in self.gold.values():
+            place = answers.get("failing")
+            if isinstance(place, Mapping):  # sentence or kind may be all that is known
+                answers = {**answers, "failing": {"sentence": 0, "in": FAILING_IN[0], **place}}
             self.checked(answers, whole=False)
+
+    def counted(self, item: str, said: Mapping[str, Event]) -> dict[str, Event]:
+        """Of the answers in force of an item (`State.answers`), the judgements that count: those of the first as many
+        as asked, and all that were brought in from elsewhere. Of a gold item all."""
+        kept: dict[str, Event] = {}
+        for who, act in said.items():
+            room = len(kept) < self.reviewers or item in self.gold or act.payload.get("source")
+            if act.kind is Kind.JUDGED and room:
+                kept[who] = act
+        return kept
 
     def checked(self, answers: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
         """The answers as they are stored; DataError when they do not answer this task's questions. `whole`: a label and
@@ -259,7 +276,8 @@ class Reviews:
 
     def judge(self, name: str, reviewer: str, item: str, answers: Mapping[str, Any],
               event_id: str | None = None) -> Event:
-        """Answer an item, also after the reservation ran out, or once more: the last answer stands."""
+        """Answer an item, also after the reservation ran out, or once more: the last answer stands. `standing` tells
+        what became of it."""
         return self._say(Kind.JUDGED, name, reviewer, item, self.task(name).checked(answers, whole=True), event_id)
 
     def skip(self, name: str, reviewer: str, item: str, reason: str, event_id: str | None = None) -> Event:
@@ -315,6 +333,21 @@ class Reviews:
             raise DataError(f"{lead!r} closes {name!r}", f"leads of it do: {', '.join(leads)}", "ask one of them")
         return self.log.append(Event(Kind.CLOSED, name, lead, payload={"closed": closed}))
 
+    def standing(self, name: str, item: str, reviewer: str) -> str:
+        """What became of a judgement: "counted"; "extra" when as many as asked had judged the item before; "decided"
+        when a lead has; "none" where there is no judgement."""
+        task = self.task(name)
+
+        def at(state: State) -> str:
+            said = state.answers.get(name, {}).get(item, {})
+            if reviewer not in said or said[reviewer].kind is not Kind.JUDGED:
+                return "none"
+            if state.final(name, item) is not None:
+                return "decided"
+            return "counted" if reviewer in task.counted(item, said) else "extra"
+
+        return self.log.look(at)
+
     def answers(self, name: str, item: str, viewer: str) -> dict[str, Event]:
         """Answers in force by reviewer: all of them for a lead, for others only their own."""
         leads = self.task(name).leads
@@ -327,20 +360,39 @@ class Reviews:
         return sorted((act for act in said if act.kind is Kind.JUDGED), key=lambda act: act.time)
 
     def ratings(self, name: str, question: str = "label") -> list[tuple[str, str, Any]]:
-        """(trace id, reviewer, answer) as `metrics.agreement` takes them; unsure is None. Without gold items."""
+        """(trace id, reviewer, answer) as `metrics.agreement` takes them; unsure is None. Without gold items and
+        extras: who came late to an item did so because of it, so these would weigh hard items more."""
+        gold, extra = self.task(name).gold, self.extras(name)
+        return [(act.item, act.reviewer, act.payload.get(question)) for act in self.judgements(name)
+                if act.item not in gold and act.id not in extra]
+
+    def extras(self, name: str) -> set[str]:
+        """Ids of the judgements in force beyond those asked for."""
+        task = self.task(name)
+        return self.log.look(lambda state: {
+            act.id for item, said in state.answers.get(name, {}).items() for who, act in said.items()
+            if act.kind is Kind.JUDGED and who not in task.counted(item, said)})  # fmt: skip
+
+    def gold_marks(self, name: str) -> list[tuple[Event, dict[str, bool]]]:
+        """What reviewers said on gold items, in order of time, and for each question whose answer is known whether it
+        is that. Of a place that fails, sentence or kind alone may be known."""
         gold = self.task(name).gold
-        return [(act.item, act.reviewer, act.payload.get(question))
-                for act in self.judgements(name) if act.item not in gold]
+
+        def right(said: Any, known: Any) -> bool:
+            if isinstance(known, Mapping) and isinstance(said, Mapping):
+                return all(said.get(part) == value for part, value in known.items())
+            return said == known
+
+        return [(act, {key: right(act.payload.get(key), known) for key, known in gold[act.item].items()})
+                for act in self.judgements(name) if act.item in gold]
 
     def gold_answers(self, name: str) -> list[tuple[Event, bool]]:
         """What reviewers said on gold items, in order of time, and whether it agrees with all that is known of it."""
-        gold = self.task(name).gold
-        return [(act, all(act.payload.get(key) == known for key, known in gold[act.item].items()))
-                for act in self.judgements(name) if act.item in gold]
+        return [(act, all(marks.values())) for act, marks in self.gold_marks(name)]
 
     def progress(self, name: str) -> dict[str, Any]:
         """`asked` and `done` judgements (gold apart), `items` and how many are `complete`, and `by` reviewer the number
-        of judgements, gold included."""
+        of judgements, gold and extras included."""
         task, everything = self.task(name), self.judgements(name)
         plain = task.items.keys() - task.gold.keys()
         each = Counter(act.item for act in everything if act.item in plain)

@@ -312,7 +312,7 @@ class Reader:
         quoted = str(path).replace("'", "''")
         self._connection.execute(f"ATTACH '{quoted}' AS workbench (READ_ONLY)")
         # Reviews come in all day; they lie beside the index, so that no judgement has it built anew.
-        _insert(self._connection, "reviews", reviewed.read(path.parent, closed=guarded), create=True)
+        _insert(self._connection, "reviews", reviewed.read(path.parent, public=guarded), create=True)
         _without_bar(self._connection)
         self._connection.execute("SET enable_external_access = false; SET lock_configuration = true")
         [(self.fingerprint,)] = self._cursor().execute("SELECT fingerprint FROM about").fetchall()

@@ -3,8 +3,9 @@
     workbench.query("SELECT reviewer, count(*) FROM reviews WHERE kind = 'judged' GROUP BY ALL")
 
 A row for each (task, trace, reviewer): the judgement or skip in force, and one for the adjudication of a trace, by the
-rule of `review.events.fold` (a test holds the two together). A person's own query sees closed tasks only, since
-reviewers may not see what others answer. Left out on purpose: drafts, reservations, what is gold.
+rules of `review.events.fold` and `review.queue.Task.counted` (a test holds them together). A person's own query sees
+closed tasks only, and of these no clip that an open task asks about: reviewers may not see what others answer before
+they have. Left out on purpose: drafts, reservations, what is gold.
 """
 
 import json
@@ -25,7 +26,9 @@ SCHEMA = pa.schema([
 ])
 """`kind`: judged, skipped (with a `reason`), adjudicated. A judgement without label or verdict says unsure, where these
 were asked. `source`: where an imported one comes from. `time` is UTC, of the judgement itself where that is known."""
-_CACHED = SCHEMA.append(pa.field("closed", pa.bool_()))
+SHOWN = SCHEMA.append(pa.field("extra", pa.bool_()))
+"""`extra`: a judgement beyond those asked for, which settles nothing."""
+_CACHED = SHOWN.append(pa.field("public", pa.bool_()))
 _MARK = b"events"
 
 
@@ -45,32 +48,69 @@ def row_of(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rows(content: bytes) -> list[dict[str, Any]]:
-    """The rows in force after these lines, in the order in which they were said, and in `closed` whether their task is.
-    Lines that cannot be read, and those repeated under one id, change nothing."""
-    closed: dict[str, bool] = {}
+    """The rows in force after these lines, in the order in which they were said, as of `SHOWN`; `public` says whether
+    a person's own query sees them. Lines that cannot be read, and those repeated under one id, change nothing."""
+    tasks: dict[str, Mapping[str, Any]] = {}
+    closed: set[str] = set()
     acts: dict[tuple[str, str, str], dict[str, Any]] = {}
+    said: dict[tuple[str, str], dict[str, dict[str, dict[str, Any]]]] = {}  # item → reviewer → event → row
+    finals: dict[tuple[str, str], dict[str, None]] = {}
     seen = set()
     for line in content.split(b"\n"):
         try:
             event = json.loads(line.decode("utf-8"))
-            kind, task, who, number = event["kind"], event["task"], event["reviewer"], event["id"]
+            kind, task, who, number, payload = (event[name] for name in ("kind", "task", "reviewer", "id", "payload"))
             if number in seen:
                 continue
             seen.add(number)
-            if kind == "undone":
-                acts.pop((task, who, event["payload"]["event"]), None)
+            if kind == "opened":
+                about = {"clips": set(payload["items"].values()), "gold": set(payload.get("gold") or ()),
+                         "reviewers": int(payload.get("reviewers", 1))}  # fmt: skip
+                tasks.setdefault(task, about)
             elif kind == "closed":
-                closed[task] = bool(event["payload"].get("closed", True))
+                (closed.add if payload.get("closed", True) else closed.discard)(task)
+            elif kind == "undone" and (gone := acts.pop((task, who, payload["event"]), None)):
+                place = (task, gone["trace_id"])
+                left = finals[place] if gone["kind"] == "adjudicated" else said[place][who]
+                del left[gone["event_id"]]
+                if not left and gone["kind"] != "adjudicated":
+                    del said[place][who]
             elif kind in ("judged", "skipped", "adjudicated"):
-                acts[task, who, number] = row_of(event)
+                row = acts[task, who, number] = row_of(event)
+                place = (task, row["trace_id"])
+                if kind == "adjudicated":
+                    finals.setdefault(place, {})[number] = None
+                else:
+                    by = said.setdefault(place, {})
+                    if who in by and _last(by[who])["kind"] != "judged":
+                        by[who] = by.pop(who)  # who skipped before stands behind those who have judged since
+                    by.setdefault(who, {})[number] = row
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
-    last: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in acts.values():
-        key = (row["task"], row["trace_id"], None if row["kind"] == "adjudicated" else row["reviewer"])
-        last.pop(key, None)
-        last[key] = row
-    return [{**row, "closed": closed.get(row["task"], False)} for row in last.values()]
+    standing = {_last(mine)["event_id"] for by in said.values() for mine in by.values()}
+    standing |= {next(reversed(numbers)) for numbers in finals.values() if numbers}
+    extra = {number for place, by in said.items() for number in _extras(tasks.get(place[0]), place[1], by)}
+    asked = {clip for name, task in tasks.items() if name not in closed for clip in task["clips"]}
+    return [{**row, "extra": row["event_id"] in extra,
+             "public": row["task"] in closed and row["clip_id"] not in asked}
+            for row in acts.values() if row["event_id"] in standing]  # fmt: skip
+
+
+def _last(mine: Mapping[str, Any]) -> Any:
+    return mine[next(reversed(mine))]
+
+
+def _extras(task: Mapping[str, Any] | None, item: str, by: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[str]:
+    """Ids of the judgements of an item beyond those asked for."""
+    if task is None or item in task["gold"]:
+        return []
+    found, counted = [], 0
+    for row in (row for row in map(_last, by.values()) if row["kind"] == "judged"):
+        if counted < task["reviewers"] or row["source"] is not None:
+            counted += 1
+        else:
+            found.append(row["event_id"])
+    return found
 
 
 def cache(root: Path) -> Path:
@@ -97,11 +137,11 @@ def refresh(root: Path) -> bool:
     return True
 
 
-def read(root: Path, *, closed: bool = False) -> pa.Table:
-    """The rows of the cache, with `closed` only those of closed tasks; none where there is no cache."""
+def read(root: Path, *, public: bool = False) -> pa.Table:
+    """The rows of the cache, with `public` only those that a person's own query may see; none where there is none."""
     try:
         with pq.ParquetFile(cache(root)) as file:
             found = file.read(use_threads=False).replace_schema_metadata(None)
-        return (found.filter(found["closed"]) if closed else found).select(SCHEMA.names)
+        return (found.filter(found["public"]) if public else found).select(SHOWN.names)
     except (OSError, KeyError, pa.ArrowException):
-        return SCHEMA.empty_table()
+        return SHOWN.empty_table()

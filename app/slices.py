@@ -1,0 +1,27 @@
+"""The choice of a saved slice: the same box, words and `?slice=NAME` on every page that chooses clips or traces.
+
+    part = slices.box()                                                  # links.bind({"slice": part, …}, restore)
+    gr.Dropdown(choices=slices.offered(desk.workbench, name), value=name)
+
+Left out on purpose: saving one (`traces` and `sql` do), and what it finds (`deepintuit.store.slices`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from deepintuit.store import Workbench
+
+NONE_SAVED = "Any (none is saved yet: Traces and SQL save slices)"
+
+
+def box(**settings: Any) -> gr.Dropdown:
+    return gr.Dropdown([("Any", "")], value="", label="Slice", filterable=False, min_width=110, **settings)
+
+
+def offered(workbench: Workbench, *chosen: str | None) -> list[tuple[str, str]]:
+    """What can be chosen, as (words, value). What is `chosen` is among it even when it is gone: the page says so."""
+    names = dict.fromkeys([*(one.name for one in workbench.slices()), *filter(None, chosen)])
+    return [("Any" if names else NONE_SAVED, ""), *((name, name) for name in names)]
