@@ -533,6 +533,21 @@ def test_what_a_trace_says_does_not_depend_on_what_is_sampled_beside_it(vlm, enc
     ]
 
 
+def test_traces_that_are_alike_are_one_row_until_they_part(vlm, encode):
+    clips, prompts = [encode(vlm, name) for name in (WIDE, TALL)], [PROMPTS[WIDE], PROMPTS[TALL]]
+    streams = [["a", "a", "b"], ["c", "c", "c"]]  # the same numbers are drawn under the same name
+    wanted = {}
+    for share in (False, True):
+        vlm.shares_prefix = share
+        with Watched(vlm) as watched:
+            groups = sample_groups(vlm, clips, prompts, streams, temperature=1.0, max_tokens=12)
+        wanted[share] = [[(sample.token_ids, sample.text) for sample in samples] for samples in groups]
+        rows = [rows for rows, _ in watched.calls[1:]]
+        assert max(rows) == 3 if share else rows[0] == 6
+    assert wanted[True] == wanted[False]
+    assert wanted[True][0][0] == wanted[True][0][1] != wanted[True][0][2]
+
+
 def test_a_prompt_is_prefilled_once_a_group_and_no_tower_runs(vlm, encode):
     clips = [encode(vlm, name) for name in (WIDE, TALL)]
     width = max(len(vlm.prompt_ids(clip, PROMPT)) for clip in clips)
@@ -638,7 +653,9 @@ def test_label_logprobs_equal_a_plain_forward_for_each_label(vlm, encode, plain_
     clips = [encode(vlm, name) for name in CLIPS]
     with Watched(vlm) as watched:
         sums = label_logprobs(vlm, clips, [*PROMPTS.values()], LABELS)
-    assert len(watched.calls) == 2 and watched.calls[0][0] == len(clips) and watched.towers == 0
+    labels = sum(len(vlm.target_ids(label)) for label in LABELS)  # each behind a copy of the prompt's last token
+    prompts = sum(len(vlm.prompt_ids(clip, prompt)) for clip, prompt in zip(clips, PROMPTS.values()))
+    assert watched.towers == 0 and len(watched.calls) == 1 and watched.calls[0][1] <= prompts + len(clips) * labels
     for row, name in enumerate(CLIPS):
         for column, label in enumerate(LABELS):
             near(sums[row, column], plain_logprobs(vlm, name, vlm.target_ids(label)).sum(), 2e-4)

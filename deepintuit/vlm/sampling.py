@@ -1,6 +1,7 @@
-"""Sample traces: one prefill a clip, its cache shared by the group, finished traces leave the batch.
+"""Sample traces: one prefill a clip, and every token once for all traces of the clip that are still alike.
 
-Every trace draws from a random stream of its own, keyed by (seed, clip, sample): what a trace says does not depend on
+The traces of a group begin as one row of the batch; it splits where they draw different tokens, and a finished trace
+leaves. Every trace draws from a random stream of its own, keyed by (seed, clip, sample): what a trace says does not depend on
 which others are sampled beside it, nor on where a killed run resumed. `plain_sample` is the same through
 `model.generate`'s path, kept as the reference.
 
@@ -136,23 +137,21 @@ def sample_groups(
         out = vlm.model(**inputs, use_cache=True, logits_to_keep=1)
         group = len(keys_C_G[0])
         cache = out.past_key_values
-        if group > 1:
-            cache.batch_repeat_interleave(group)
         state = _Batch(vlm, inputs, group, [key for keys in keys_C_G for key in keys], max_tokens)
-        logits = out.logits[:, -1].repeat_interleave(group, 0)
+        logits = out.logits[:, -1]
         for step in range(max_tokens):
             tokens = state.choose(logits, step, temperature, top_p, vlm)
             if on_token:
                 for row, token in zip(state.alive.tolist(), tokens.tolist()):
                     on_token(row // group, row % group, token)
-            keep = state.append(tokens)
+            tokens = tokens[state.append(tokens)]
             if gate:
-                keep = keep[state.undecided(gate, group, vlm)]
+                tokens = tokens[state.undecided(gate, group, vlm)]
             if not len(state.alive) or step + 1 == max_tokens or (stop and stop()):
                 break
-            if len(keep) < len(tokens):
-                cache.batch_select_indices(keep)
-                tokens = tokens[keep]
+            parents, tokens = state.split(tokens)
+            if not torch.equal(parents, torch.arange(len(logits), device=parents.device)):
+                cache.batch_select_indices(parents)
             logits = vlm.model(
                 input_ids=tokens[:, None],
                 attention_mask=state.mask(step + 1),
@@ -168,29 +167,29 @@ def sample_groups(
 
 
 class _Batch:
-    """Rows still being written: what they hold so far, where they stand, and their random numbers."""
+    """Traces still being written: what they hold so far, which row of the batch they share, their random numbers."""
 
     def __init__(self, vlm: VLM, inputs: dict, group: int, keys: Sequence[str], max_tokens: int):
         self.stops = torch.tensor(vlm.stop_ids, device=vlm.device)
         self.alive = torch.arange(len(keys), device=vlm.device)
-        self.prefix = inputs["attention_mask"].repeat_interleave(group, 0)
-        self.last = inputs["position_ids"][:, :, -1].max(0).values.repeat_interleave(group)
+        self.row = self.alive // group  # of the batch, for each trace that is alive
+        self.prefix, self.last = inputs["attention_mask"], inputs["position_ids"][:, :, -1].max(0).values
         self.ids: list[list[int]] = [[] for _ in keys]
         self.logprobs: list[list[float]] = [[] for _ in keys]
         self.ended = [False] * len(keys)
-        self.keys, self.max_tokens = keys, max_tokens
+        self.keys, self.max_tokens, self.shares = keys, max_tokens, vlm.shares_prefix
         self._uniform: torch.Tensor | None = None
         self.confidence: list[float | None] = [None] * len(keys)
         self.quick_tokens: list[int | None] = [None] * len(keys)
         self.thought: list[bool | None] = [None] * len(keys)
 
     def choose(self, logits: torch.Tensor, step: int, temperature: float, top_p: float, vlm: VLM) -> torch.Tensor:
-        """The next token of every row that is alive. Draws by the inverse of the cumulative distribution."""
+        """The next token of every trace that is alive. Draws by the inverse of the cumulative distribution."""
         logprobs = torch.log_softmax(logits.float() / (temperature or 1.0), -1)
         allowed = logprobs.clone()
         allowed[:, vlm.silenced] = -torch.inf  # a sampled vision mark would be taken for a second clip in the loss
         if temperature == 0:
-            tokens = allowed.argmax(-1)
+            tokens = allowed.argmax(-1)[self.row]
         else:
             if self._uniform is None:
                 self._uniform = torch.tensor(
@@ -200,28 +199,27 @@ class _Batch:
             if top_p < 1:
                 ranked, order = probs.sort(-1, descending=True)
                 probs = probs.scatter(-1, order, torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0))
-            heights = probs.cumsum(-1)
+            heights = probs.cumsum(-1)[self.row]
             tokens = torch.searchsorted(
                 heights, (self._uniform[self.alive, step] * heights[:, -1])[:, None], right=True
             )[:, 0]
             tokens = tokens.clamp(max=probs.shape[-1] - 1)
-        chosen = logprobs.gather(-1, tokens[:, None])[:, 0].tolist()
+        chosen = logprobs[self.row, tokens].tolist()
         for row, value in zip(self.alive.tolist(), chosen):
             self.logprobs[row].append(value)
         return tokens
 
     def append(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Take the tokens in; returns the places (among those alive before) of the rows that go on."""
+        """Take the tokens in; returns which of the traces that were alive go on."""
         ends = torch.isin(tokens, self.stops)
         for row, token, end in zip(self.alive.tolist(), tokens.tolist(), ends.tolist()):
             self.ids[row].append(token)
             self.ended[row] = end
-        keep = (~ends).nonzero()[:, 0]
-        self.alive = self.alive[keep]
-        return keep
+        self._keep(~ends)
+        return ~ends
 
     def undecided(self, gate: Gate, group: int, vlm: VLM) -> torch.Tensor:
-        """Ask the gate about quick answers that were just closed; returns which of the rows alive go on."""
+        """Ask the gate about quick answers that were just closed; returns which of the traces alive go on."""
         rows = self.alive.tolist()
         closed = {}
         for row in rows:
@@ -235,16 +233,27 @@ class _Batch:
             for row, sure in zip(answered, gate.sure(list(answered.values())), strict=True):
                 self.thought[row], self.ended[row] = not sure, bool(sure)
         going = torch.tensor([not self.ended[row] for row in rows], dtype=torch.bool, device=self.alive.device)
-        self.alive = self.alive[going]
+        self._keep(going)
         return going
 
+    def _keep(self, going: torch.Tensor) -> None:
+        self.alive, self.row = self.alive[going], self.row[going]
+
+    def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next rows of the batch, one for all traces that share a row and drew the same token: the row that each
+        continues, and its token."""
+        drawn = torch.stack([self.row, tokens, torch.zeros_like(tokens) if self.shares else self.alive], 1)
+        rows, self.row = drawn.unique(dim=0, return_inverse=True)
+        parents, tokens, _ = rows.unbind(1)
+        self.prefix, self.last = self.prefix[parents], self.last[parents]
+        return parents, tokens
+
     def mask(self, written: int) -> torch.Tensor:
-        prefix = self.prefix[self.alive]
-        return torch.cat([prefix, prefix.new_ones(len(prefix), written)], 1)
+        return torch.cat([self.prefix, self.prefix.new_ones(len(self.prefix), written)], 1)
 
     def positions(self, step: int) -> torch.Tensor:
         """(3, rows, 1): the prompt's last position, then one further for every token."""
-        return (self.last[self.alive] + 1 + step).view(1, -1, 1).expand(3, -1, 1)
+        return (self.last + 1 + step).view(1, -1, 1).expand(3, -1, 1)
 
     def sample(self, row: int, vlm: VLM, milliseconds: float) -> Sample:
         ids = self.ids[row]
