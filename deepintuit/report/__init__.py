@@ -23,12 +23,12 @@ from deepintuit.report.figures import (
     stages_figure,
 )
 from deepintuit.report.gains import ClassGains, class_gains, gains_figure, stages_of
-from deepintuit.report.table import Measured, Row, SeedRow, headline, over_seeds, table_of
+from deepintuit.report.table import Measured, Row, SeedRow, headline, over_seeds, t_interval, table_of
 from deepintuit.report.text import markdown_table, multi_seed_table, sentence, terminal_table
 
 __all__ = [
     "ClassGains", "Measured", "Row", "SeedRow", "class_f1_figure", "class_gains", "confusion_figure", "flips_figure",
     "gains_figure", "headline", "markdown_table", "multi_seed_table", "over_seeds", "reliability_figure",
-    "risk_coverage_figure", "run_card", "sentence", "show", "stages_figure", "stages_of", "table_of", "terminal_table",
-    "training_figure",
+    "risk_coverage_figure", "run_card", "sentence", "show", "stages_figure", "stages_of", "t_interval", "table_of",
+    "terminal_table", "training_figure",
 ]

@@ -289,13 +289,14 @@ def over_seeds(seeds: Mapping[int, Sequence[Measured]], level: float = 0.95) -> 
         columns = {name: numbers for name, numbers in columns.items() if numbers.size}
         counts = [row.n for row in rows.values()]
         found.append(SeedRow(*key, tuple(rows), (min(counts), max(counts)),
-                             {name: _t_interval(numbers, level) for name, numbers in columns.items()},
+                             {name: t_interval(numbers, level) for name, numbers in columns.items()},
                              {name: float(numbers.std(ddof=1)) if numbers.size > 1 else math.nan
                               for name, numbers in columns.items()}))
     return found
 
 
-def _t_interval(values_S: Floats, level: float) -> Estimate:
+def t_interval(values_S: Floats, level: float = 0.95) -> Estimate:
+    """The mean over seeds with Student's t interval; one seed has none (nan)."""
     mean = float(values_S.mean())
     if values_S.size < 2:
         return Estimate(mean, math.nan, math.nan)
