@@ -6,7 +6,7 @@ Plain functions, no Gradio and no HTML: `errors` wires them to its page, `errors
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.metrics import FLOOR, apply_temperature, class_indices
 from deepintuit.report.text import shown
 from deepintuit.store import Workbench, answers
-from deepintuit.store.index import file_signature
+from deepintuit.store.index import file_signature, signatures
 
 THRESHOLD = 0.9
 CONTROLS = ("trace_blanked", "video_blanked", "trace_swapped")
@@ -25,13 +25,15 @@ CONTROLS = ("trace_blanked", "video_blanked", "trace_swapped")
 
 @dataclass(frozen=True)
 class Choice:
-    """What is looked at, as the address has it: `system` is `run/system`, `compare` `run/system/method` or empty."""
+    """What is looked at, as the address has it: `system` is `run/system`, `compare` `run/system/method` or empty,
+    `slice` the name of a saved slice or empty: only clips that the system answered from a trace of it count."""
 
     dataset: str = ""
     split: str = ""
     system: str = ""
     method: str = ""
     compare: str = ""
+    slice: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Offers:
     systems: list[tuple[str, str]]
     methods: list[tuple[str, str]]
     compares: list[tuple[str, str]]
+    slices: list[tuple[str, str]]
 
 
-def choose(found: pd.DataFrame, wish: Choice) -> tuple[Choice, Offers]:
+def choose(found: pd.DataFrame, wish: Choice, slices: Sequence[tuple[str, str]] = ()) -> tuple[Choice, Offers]:
     """The wish as far as there are answers for it; what is not there becomes the first that is: the newest run with a
-    calibrated answer, by label likelihood. `found` as of `answers.sources`; when empty, so is all."""
+    calibrated answer, by label likelihood. `found` as of `answers.sources`; when empty, so is all. `slices` that are
+    offered; the one that is wished for stays, and `analysis` says so when it is none."""
     datasets = list(dict.fromkeys(found["dataset"]))
     dataset = one_of(wish.dataset, datasets)
     here = found[found["dataset"] == dataset]
@@ -75,8 +79,9 @@ def choose(found: pd.DataFrame, wish: Choice) -> tuple[Choice, Offers]:
         list(zip(names, keys)),
         [(shown(name), name) for name in by_preference],
         [("nothing", ""), *others],
+        list(slices),
     )
-    return Choice(dataset, split, system, method, compare), offers
+    return Choice(dataset, split, system, method, compare, wish.slice), offers
 
 
 def one_of(wish: str | None, known: list[str], otherwise: str | None = None) -> str:
@@ -118,6 +123,8 @@ class Analysis:
     reasons: pd.DataFrame
     excluded: pd.DataFrame
     grammar: str
+    whole: int
+    """Labelled clips that `mine` would have without a slice."""
 
     def before(self, which: str) -> pd.Series | None:
         """Answers that `mine` is compared with, by clip id: "raw" are the provisional labels, "other" the other's."""
@@ -127,8 +134,12 @@ class Analysis:
 
 
 def analysis(workbench: Workbench, choice: Choice) -> Analysis:
-    """Read and sort out the rows; kept until the index changes. `choice` comes from `choose`."""
-    return _analysis(workbench, choice, file_signature(workbench.index_path))
+    """Read and sort out the rows; kept until the index changes, or a slice where one is chosen. `choice` comes from
+    `choose`. StoreError for a slice that cannot be asked, or has nothing here."""
+    slices = [(one.name, one.version) for one in workbench.slices()] if choice.slice else []
+    # A query of a slice may ask for reviews, which lie beside the index.
+    mark = signatures(workbench.index_path) if choice.slice else file_signature(workbench.index_path)
+    return _analysis(workbench, choice, (mark, *slices))
 
 
 @lru_cache(maxsize=16)
@@ -137,6 +148,12 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
     rows = answers.answers(workbench, run_id, system, choice.split, ["raw", choice.method])
     known = answers.facts(workbench, run_id, system, choice.split)
     labels = _labels(workbench, choice.dataset, rows)
+    left_out = answers.excluded(workbench, choice.dataset, choice.split)
+    counted = rows[(rows["method"] == choice.method) & (rows["control"] == "none") & rows["true_label"].notna()]
+    if choice.slice:
+        inside = answers.within(workbench, run_id, system, choice.split, choice.method, choice.slice)
+        rows, known = rows[rows["clip_id"].isin(inside)], known[known.index.isin(inside)]
+        left_out = left_out[:0]  # what could not be used has no trace either
     groups = known["group"] if "group" in known and known["group"].notna().any() else None
 
     def part(frame: pd.DataFrame, method: str, control: str = "none", name: str = "") -> Answers | None:
@@ -159,9 +176,10 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
         {name: found for name in CONTROLS if (found := part(rows, choice.method, name)) is not None},
         other,
         known,
-        answers.reasons(workbench, run_id),
-        answers.excluded(workbench, choice.dataset, choice.split),
+        answers.reasons(workbench, run_id, choice.slice),
+        left_out,
         prompt.get("grammar", "think-answer") if isinstance(prompt, Mapping) else "think-answer",
+        counted["clip_id"].nunique(),
     )
 
 

@@ -1,6 +1,6 @@
 """Errors: where a system fails, class by class, and in one click the clips behind any number.
 
-    address   /errors?dataset=…&split=…&system=…&method=…&compare=…&cell=confusion.2.4&clip=…&threshold=0.9
+    address   /errors?dataset=…&split=…&system=…&method=…&compare=…&slice=…&cell=confusion.2.4&clip=…&threshold=0.9
 
 A *cell* names some clips of what is on screen (`behind` lists the kinds): every count of the page is a button that puts
 its cell into the address and the clips into the drawer. `errors_view`, `errors_honesty` and `errors_clips` write the
@@ -10,13 +10,14 @@ comparing more than two systems (Runs does).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple
 
 import gradio as gr
 
-from app import errors_clips, errors_honesty, links
+from app import errors_clips, errors_honesty, links, slices
 from app import errors_view as view
-from app.analysis import THRESHOLD, Analysis, Choice, analysis, choose, clamped, one_of
+from app.analysis import THRESHOLD, Analysis, Choice, Offers, analysis, choose, clamped, one_of
 from app.desk import Desk
 from app.html import empty
 from deepintuit.errors import DeepIntuitError
@@ -24,6 +25,8 @@ from deepintuit.store import answers, browse
 from deepintuit.store.index import file_signature
 
 NORMS = {"counts": "counts", "rows": "share of the true class", "columns": "share of the answer"}
+PICKS = ("dataset", "split", "system", "method", "compare", "slice")
+"""What is looked at, by its names in the address (the fields of a `Choice`)."""
 EVERY = 5.0
 """Seconds between two looks for new answers."""
 
@@ -39,7 +42,8 @@ def page(desk: Desk) -> None:
         system = gr.Dropdown([], label="System (run)", min_width=220, scale=2, **free)
         method = gr.Dropdown([], label="Answer by", min_width=160, **free)
         compare = gr.Dropdown([], label="Compare with", min_width=220, scale=2, **free)
-    picks = [dataset, split, system, method, compare]
+        within = slices.box()
+    picks = [dataset, split, system, method, compare, within]
     nothing = gr.HTML(visible=False)
     with gr.Column(visible=False, elem_classes="errors") as body:
         summary = gr.HTML(padding=False)
@@ -84,7 +88,7 @@ def page(desk: Desk) -> None:
         by = gr.Dropdown(
             [], label="Divide the clips by", container=False, elem_id="errors-by", elem_classes="narrow", **free
         )
-        slices = gr.HTML(padding=False)
+        divided = gr.HTML(padding=False)
         reasons = gr.HTML(padding=False)
     with gr.Column(elem_id="errors-drawer"):
         clips = gr.HTML(padding=False)
@@ -94,13 +98,17 @@ def page(desk: Desk) -> None:
     state = [*picks, norm, by, threshold, cell, clip]
     timer, seen = gr.Timer(EVERY), gr.State(None)
 
+    def chosen_of(wish: Sequence[str | None]) -> tuple[Choice, Offers]:
+        wished = Choice(*(text or "" for text in wish))
+        return choose(answers.sources(desk.look()), wished, slices.offered(desk.workbench, wished.slice))
+
     def settle(*wish: str | None) -> list[object]:
-        """The five dropdowns, valid whatever was wished for, and what each offers."""
-        choice, offers = choose(answers.sources(desk.look()), Choice(*(text or "" for text in wish)))
+        """The dropdowns above, valid whatever was wished for, and what each offers."""
+        choice, offers = chosen_of(wish)
         return [gr.update(choices=offered, value=chosen) for offered, chosen in zip(astuple(offers), astuple(choice))]
 
     def restore(query: dict[str, str], request: gr.Request) -> list[object]:
-        wished = [query.get(name) for name in ("dataset", "split", "system", "method", "compare")]
+        wished = [query.get(name, "")[:300] for name in PICKS]
         shown_as = query.get("cells") if query.get("cells") in NORMS else "counts"
         column = query.get("by") or answers.FIRST[0]
         return [
@@ -114,13 +122,12 @@ def page(desk: Desk) -> None:
 
     def looked_up(wish: tuple[str | None, ...]) -> Analysis | None:
         """None when there is nothing to analyse; DeepIntuitError when what there is cannot be."""
-        workbench = desk.look()
-        choice, _ = choose(answers.sources(workbench), Choice(*(text or "" for text in wish)))
-        return analysis(workbench, choice) if choice.system else None
+        choice, _ = chosen_of(wish)
+        return analysis(desk.workbench, choice) if choice.system else None
 
     everything = [
         nothing, body, summary, classes, f1, confusion, flips, reliability, honesty, risk, abstain, controls, by,
-        slices, reasons, clips, player,
+        divided, reasons, clips, player,
     ]  # fmt: skip
 
     def show(*values) -> list[object]:
@@ -145,7 +152,7 @@ def page(desk: Desk) -> None:
         except LookupError:
             return _instead(view.NO_ANSWERS)
         except DeepIntuitError as error:
-            return _instead(empty(f"{error.what}: {error.why}.", error.todo))
+            return _instead(empty(f"{error.what[:1].upper()}{error.what[1:]}: {error.why}.", error.todo))
 
     def fresh(seen: tuple | None, *values) -> list[object]:
         """What appeared since `seen` (index, all answers, those on screen) → seen now, dropdowns, everything. What is
@@ -156,7 +163,7 @@ def page(desk: Desk) -> None:
         if seen and seen[0] == index:
             return [seen, *as_it_is]
         found, wish = answers.sources(workbench), Choice(*(text or "" for text in values[: len(picks)]))
-        choice, offers = choose(found, wish)
+        choice, offers = choose(found, wish, slices.offered(workbench, wish.slice))
         shown_now = [f"{row.run_id}/{row.system}" in f"{wish.system} {wish.compare}" for row in found.itertuples()]
         now = (index, found.to_csv(), found[shown_now].to_csv())
         if seen and seen[1:] == now[1:]:
@@ -218,13 +225,13 @@ def page(desk: Desk) -> None:
     shown_all = links.bind(
         dict(
             zip(
-                ("dataset", "split", "system", "method", "compare", "cells", "by", "threshold", "cell", "clip"),
+                (*PICKS, "cells", "by", "threshold", "cell", "clip"),
                 state,
                 strict=True,
             )
         ),
         restore,
-        choices=("dataset", "split", "system", "method", "compare", "cell", "clip"),
+        choices=(*PICKS, "cell", "clip"),
         defaults={"cells": "counts", "by": answers.FIRST[0], "threshold": f"{THRESHOLD:g}"},
     )
     shown_all.then(show, state, everything, **quick)
@@ -234,7 +241,7 @@ def page(desk: Desk) -> None:
             show, state, everything, **quick
         )
     norm.input(part(lambda found, shown_as, *_: view.confusion_table(found, shown_as)), state, confusion, **quick)
-    by.input(part(lambda found, _, column, *__: view.slice_table(found, column)), state, slices, **quick)
+    by.input(part(lambda found, _, column, *__: view.slice_table(found, column)), state, divided, **quick)
     threshold.input(
         part(lambda found, _, column, sure, chosen, __: (
             errors_honesty.risk_plot(found, sure), errors_honesty.abstain(found, sure),

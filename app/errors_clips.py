@@ -68,7 +68,7 @@ def _their_traces(found: Analysis, frame: pd.DataFrame) -> str:
     column = {"raw": "provisional", "label_likelihood": "calibrated"}.get(found.choice.method)
     if column is None or frame.empty or frame["trace_id"].isna().any():
         return ""
-    query = {"run": found.run_id, "split": found.choice.split}
+    query = {"run": found.run_id, "split": found.choice.split, "slice": found.choice.slice}
     for name, labels in (("true", frame["true_label"]), (column, frame["predicted"])):
         if labels.nunique() == 1:  # a row or column of sums has several on one side
             query[name] = labels.iloc[0]

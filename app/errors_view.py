@@ -61,7 +61,7 @@ _HEADINGS = {
         "it does not promise elsewhere.",
     ),
     "slices": (
-        "Slices",
+        "Slices by a column",
         "Divide the clips by a column. Numbers make four parts of about equal size. Among many slices some look bad by "
         "chance: an interval that holds the overall accuracy says nothing.",
     ),
@@ -193,6 +193,8 @@ def summary(found: Analysis) -> str:
         f"{wrong} wrong, {missing} without an answer."
     )
     left = []
+    if found.choice.slice:
+        left.append(f"Only the slice {found.choice.slice!r} counts: {n} of the {found.whole} labelled clips.")
     if mine.unlabelled:
         left.append(f"{mine.unlabelled} clips without a true label are left out.")
     if len(found.excluded):
@@ -433,11 +435,12 @@ def reasons(found: Analysis) -> str:
     for row in listed.itertuples():
         here = (form == row.reason).to_numpy()
         n, right = int(here.sum()), int(mine["right"][here].sum())
-        query = {"run": found.run_id, "stage": row.stage, "reason": row.reason}
+        query = {"run": found.run_id, "stage": row.stage, "reason": row.reason, "slice": found.choice.slice}
         traces = tag("a", f"{row.n} traces", href=address("traces", **query))
         now = marked(wilson(right, n)) if n else "–"
         opened = counted(n, f"reason.{row.reason}", reason_words(row.reason))
         rows.append([esc(reason_words(row.reason)), traces, percent(float(row.share), 1), opened, now])
-    said = "" if (listed["reason"] != "well-formed").any() else tag("p", "Every trace of this run is well-formed.")
-    heads = ["Form", "Traces of the run", "Share", "Clips answered from one", "Right %"]
+    said = "" if (listed["reason"] != "well-formed").any() else tag("p", "Each of them is well-formed.")
+    of = "Traces of the slice" if found.choice.slice else "Traces of the run"
+    heads = ["Form", of, "Share", "Clips answered from one", "Right %"]
     return title + said + table(heads, rows, class_="numbers")

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from app import jobs, jobs_tab, links, rollouts_view
+from app import jobs, jobs_tab, links, rollouts_view, slices
 from app import runs_view as view
 from app.desk import Desk
 from app.html import without_places, without_roots
@@ -109,12 +109,20 @@ def nearest_step(steps: Sequence[int], wanted: str | None) -> int:
     return min(steps, key=lambda step: abs(step - number), default=0)
 
 
-def rollouts(desk: Desk, run_id: str | None, wanted: str | None, clip_id: str | None) -> tuple[str, str]:
-    """The groups of an update, and the traces of one of them: the clip's, else the first that teaches."""
+def rollouts(
+    desk: Desk, run_id: str | None, wanted: str | None, clip_id: str | None, name: str | None = ""
+) -> tuple[str, str]:
+    """The groups of an update (of which a saved slice has a trace), and the traces of one of them: the clip's, else the
+    first that teaches."""
     workbench = desk.look()
     steps = progress.rollout_steps(workbench, run_id or "")
     step = nearest_step(steps, wanted)
-    rows = progress.rollouts(workbench, run_id or "", step)
+    try:
+        rows = progress.rollouts(workbench, run_id or "", step, name or "")
+    except DeepIntuitError as error:
+        return view.problem(error), ""
+    if rows.empty and name and steps:
+        return rollouts_view.outside(name, step), ""
     chosen = clip_id if clip_id in set(rows["clip_id"]) else _telling(rows)
     mine = rows[rows["clip_id"] == chosen]
     return rollouts_view.groups(rows, chosen, step), rollouts_view.group(
@@ -177,7 +185,12 @@ def page(desk: Desk) -> None:
             health = gr.HTML(elem_id="runs-health")
             curves = gr.Plot(visible=False, show_label=False, elem_classes="runs", elem_id="runs-curves")
         with gr.Tab("Rollouts", id="rollouts"):
-            step = gr.Slider(0, 1, value=0, step=1, label="Update", info="of the chosen GRPO run", elem_id="runs-step")
+            with gr.Row():
+                step = gr.Slider(
+                    0, 1, value=0, step=1, label="Update", info="of the chosen GRPO run", elem_id="runs-step", scale=3,
+                    min_width=260,
+                )  # fmt: skip
+                within = slices.box(info="groups that it has a trace of")
             groups = gr.HTML(elem_id="runs-groups")
             group = gr.HTML(elem_id="runs-group")
         with gr.Tab("Jobs", id="jobs"):
@@ -205,6 +218,7 @@ def page(desk: Desk) -> None:
             query.get("step", "")[:12],
             query.get("clip", "")[:64],
             query.get("job", "")[:64],
+            gr.Dropdown(choices=slices.offered(desk.workbench, query.get("slice")), value=query.get("slice", "")),
         ]
 
     def show_details(run_id: str | None) -> tuple[str, Any]:
@@ -216,8 +230,8 @@ def page(desk: Desk) -> None:
         # Drawn only where it can be seen: a figure in a hidden tab gets the wrong width.
         return training(desk, run_id) if where == "training" else (gr.skip(), gr.skip())
 
-    def show_rollouts(run_id: str | None, number: str, clip_id: str, where: str) -> tuple[Any, Any]:
-        return rollouts(desk, run_id, number, clip_id) if where == "rollouts" else (gr.skip(), gr.skip())
+    def show_rollouts(run_id: str | None, number: str, clip_id: str, where: str, name: str) -> tuple[Any, Any]:
+        return rollouts(desk, run_id, number, clip_id, name) if where == "rollouts" else (gr.skip(), gr.skip())
 
     def new_run(run_id: str | None, number: str) -> Any:
         return _slider(progress.rollout_steps(desk.look(), run_id or ""), number)
@@ -250,9 +264,10 @@ def page(desk: Desk) -> None:
             "step": update,
             "clip": clip,
             "job": job,
+            "slice": within,
         },
         restore,
-        choices=("run", "tab", "clip", "job"),
+        choices=("run", "tab", "clip", "job", "slice"),
         defaults={"tab": TABS[0]},
     )
     show = [
@@ -260,7 +275,7 @@ def page(desk: Desk) -> None:
         (lambda given: comparison(desk, given), [compare], [side_by_side]),
         (show_details, [run], [shown, card]),
         (show_training, [run, tab], [health, curves]),
-        (show_rollouts, [run, update, clip, tab], [groups, group]),
+        (show_rollouts, [run, update, clip, tab, within], [groups, group]),
         (lambda given: job_list(given), [job], job_of),
         (lambda: gr.Timer(active=busy(desk)), [], [timer]),
     ]
@@ -303,6 +318,7 @@ def page(desk: Desk) -> None:
     step.input(None, step, update, js="(number) => String(number)", **_QUICK)
     update.change(*show[4], trigger_mode="always_last", **reading)
     clip.change(*show[4], trigger_mode="always_last", **reading)
+    within.input(*show[4], trigger_mode="always_last", **reading)
     card.click(write_card, run, [shown, card], show_progress="minimal", concurrency_limit=1)
     timer.tick(
         tick, [known, stage, dataset, run, job, tab], [*picks, listed, *job_of, health, curves, timer], **reading

@@ -17,13 +17,13 @@ import gradio as gr
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import StreamingResponse
 
-from app import links, media, prose, sql_view
+from app import links, media, prose, slices, sql_view
 from app.desk import Desk
 from app.html import address, badge, empty, esc, facts, link, tag
 from app.tints import LEVELS, tints
 from app.verdicts import verdicts
 from deepintuit.errors import DeepIntuitError
-from deepintuit.store import browse, clips
+from deepintuit.store import browse, clips, reviewed
 from deepintuit.store.browse import FLIPS, FORMATS, SORTS, TraceFilter
 
 FILTERS = tuple(field.name for field in fields(TraceFilter))
@@ -233,7 +233,9 @@ def _one(desk: Desk, fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] 
     seconds = (clip or {}).get("seconds")
     nothing = tag("p", "Nothing was written.", class_="quiet")
     text = prose.trace_html(row["text"], grammar, times, seconds, tints=marks) if row["text"].strip() else nothing
-    known = verdicts(browse.scores_of(desk.workbench, fact["trace_id"]), row, fact["true_label"])
+    scores = browse.scores_of(desk.workbench, fact["trace_id"])
+    people = reviewed.fails_in(desk.workbench.path, fact["trace_id"]) if "sufficient" in scores else ()
+    known = verdicts(scores, row, fact["true_label"], people)
     return head + run + said + known + text
 
 
@@ -337,17 +339,13 @@ class Handlers:
         for name in FILTERS:
             value = asked.get(name, "")
             if name == "slice":
-                updates.append(gr.Dropdown(choices=self._slices(value), value=value))
+                updates.append(gr.Dropdown(choices=slices.offered(self.desk.workbench, value), value=value))
             elif name in known:
                 updates.append(gr.Dropdown(choices=_choices(known[name], value), value=value))
             else:
                 updates.append((float(value) if value else None) if name in _NUMBERS else value)
         rest = {name: str(query.get(name, ""))[:64] for name in ("sort", "size", "page", "trace", "compare", "colour")}
         return [*updates, *rest.values()]
-
-    def _slices(self, *others: str) -> list[tuple[str, str]]:
-        names = dict.fromkeys([*(found.name for found in self.desk.workbench.slices()), *filter(None, others)])
-        return [("Any", ""), *((name, name) for name in names)]
 
     def save(self, request: gr.Request, name: str, *given: Any) -> list[Any]:
         """A name and the filters → what came of it, and the slices that can be chosen."""
@@ -358,7 +356,7 @@ class Handlers:
             saved = self.desk.workbench.save_slice(str(name or ""), asked, by=self.desk.user(request))
         except DeepIntuitError as error:
             return [tag("p", esc(error), role="status", class_="quiet"), gr.skip()]
-        return [sql_view.saved_html(saved), gr.Dropdown(choices=self._slices(asked.slice or ""))]
+        return [sql_view.saved_html(saved), gr.Dropdown(choices=slices.offered(self.desk.workbench, asked.slice))]
 
     def show(self, *values: Any) -> list[Any]:
         """Filters, sort, size, page, the opened trace and what was shown last → page, list, what is shown; and while
@@ -438,7 +436,7 @@ def _filters() -> dict[str, gr.components.Component]:
                 made[name] = gr.Number(None, label=label, min_width=110)
         with gr.Row(elem_id="traces-slice", equal_height=False):
             made["clip"] = gr.Textbox(label="Clip id", min_width=150)
-            made["slice"] = gr.Dropdown([("Any", "")], value="", label="Slice", filterable=False, min_width=220)
+            made["slice"] = slices.box()
             made["name"] = gr.Textbox(label="Save these filters as a slice called", max_length=80, scale=2,
                                       placeholder="night falls", min_width=220)  # fmt: skip
             made["save"] = gr.Button("Save slice", scale=0, min_width=140)

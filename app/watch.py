@@ -17,13 +17,13 @@ from typing import Any
 
 import gradio as gr
 
-from app import links, media, scene
+from app import links, media, scene, slices
 from app.desk import Desk
 from app.html import empty, esc, tag
 from app.live import Running
 from app.scene import PARTS, Scene
 from app.uploads import PREFIX
-from deepintuit.errors import VideoError, VideoReason
+from deepintuit.errors import DeepIntuitError, VideoError, VideoReason
 from deepintuit.reasoner import replay as stored
 from deepintuit.reasoner.task import Clip
 from deepintuit.store import browse, clips
@@ -59,12 +59,21 @@ def clip_of(desk: Desk, clip_id: str | None) -> dict[str, Any] | None:
     return {**row, "name": Path(row["path"]).stem, "file": browse.clip_file(desk.workbench, clip_id, playable=False)}
 
 
-def strip_html(desk: Desk, text: str, label: str, split: str, flip: str, picked: str | None) -> str:
-    """What was found, as pictures to choose from."""
-    flip = flip if flip in clips.FLIPS else ""
-    found, count = clips.find(desk.look(), str(text or "")[:200], str(label or ""), str(split or ""), flip)
+def strip_html(
+    desk: Desk, text: str, label: str, split: str, flip: str, picked: str | None, name: str | None = ""
+) -> str:
+    """What was found, as pictures to choose from. `name`: a saved slice."""
+    flip, name = flip if flip in clips.FLIPS else "", str(name or "")
+    asked = (str(text or "")[:200], str(label or ""), str(split or ""), flip)
+    try:
+        found, count = clips.find(desk.look(), *asked, name=name)
+    except DeepIntuitError as error:
+        return tag("div", tag("p", esc(error), class_="quiet", role="status"))
     if not found:
-        if text or label or split or flip:
+        if name and not any(asked):
+            none = f"The slice {name!r} has no trace of a clip that can be shown."
+            return tag("div", tag("p", esc(none), class_="quiet", role="status"))
+        if name or any(asked):
             return tag("div", tag("p", "No clip fits. Take a filter away, or search for less.", class_="quiet"))
         return empty(_NOTHING, _NOTHING_TODO, "make demo")
     cards = []
@@ -149,12 +158,13 @@ class Handlers:
     def __init__(self, desk: Desk):
         self.desk = desk
 
-    def find(self, text, label, split, flip, picked):
+    def find(self, text, label, split, flip, picked, name=""):
         """What the filters find, and, while the index is being rebuilt, which one was asked, and a timer by which it is
         asked again."""
         self.desk.look()
         behind = self.desk.behind()
-        return strip_html(self.desk, text, label, split, flip, picked), behind, gr.Timer(active=behind is not None)
+        html = strip_html(self.desk, text, label, split, flip, picked, name)
+        return html, behind, gr.Timer(active=behind is not None)
 
     def once_more(self, behind, *asked):
         """The same as of the new index, when it is there; asked for once, and not at all where nothing is new."""
@@ -170,18 +180,31 @@ class Handlers:
 
     def restore(self, query: dict[str, str], request: gr.Request) -> list[Any]:
         clip_id, trace_id, run = query.get("clip"), query.get("trace"), query.get("run")
+        name = query.get("slice", "")[:300]
         if trace_id and (row := browse.trace(self.desk.look(), trace_id)) is not None:
             clip_id = row["clip_id"]
         if clip_of(self.desk, clip_id) is None:
             if clip_id:
                 gr.Info(f"There is no clip {esc(clip_id)[:40]} here any more; this is another one.")
-            found, _ = clips.find(self.desk.look(), limit=1)
-            clip_id = found[0]["clip_id"] if found else None
+            first = self._first(name)
+            clip_id, trace_id = (first["clip_id"], first["trace_id"]) if first else (None, None)
         runs = reasoner_choices(self.desk)
         known = [number for _, number in runs]
         chosen = run if run in known else next(iter(known), None)
         update, _ = self._traces(clip_id, trace_id)
-        return [clip_id, update, gr.Dropdown(choices=runs, value=chosen)]
+        offered = slices.offered(self.desk.workbench, name)
+        return [clip_id, update, gr.Dropdown(choices=runs, value=chosen), gr.Dropdown(choices=offered, value=name)]
+
+    def _first(self, name: str) -> dict[str, Any] | None:
+        """The clip that stands first, of a slice where that has one: the strip says it where not."""
+        for one in dict.fromkeys((name, "")):
+            try:
+                found, _ = clips.find(self.desk.look(), limit=1, name=one)
+            except DeepIntuitError:
+                continue
+            if found:
+                return found[0]
+        return None
 
     def _traces(self, clip_id: str | None, wanted: str | None = None) -> tuple[Any, str | None]:
         """The choice of stored traces, and the one that is chosen: the one that is wanted, where it is there."""
@@ -382,6 +405,7 @@ def page(desk: Desk) -> None:
         label = gr.Dropdown(_ANY, value="", label="True label", min_width=110, filterable=False)
         split = gr.Dropdown(_ANY, value="", label="Split", min_width=110, filterable=False)
         flip = gr.Dropdown(_choices(clips.FLIPS), value="", label="Calibration", min_width=110, filterable=False)
+        within = slices.box(elem_id="watch-slice")
         upload = gr.UploadButton(
             "Upload a clip", file_types=["video"], size="lg", min_width=120, elem_id="upload", variant="secondary"
         )
@@ -441,12 +465,14 @@ def page(desk: Desk) -> None:
     view = [truth, threshold]
     plain = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     reads = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-    find = {"fn": do.find, "inputs": [text, label, split, flip, picked], "outputs": [strip, behind, timer]}
-    begun = links.bind({"clip": picked, "trace": choice, "run": run}, do.restore, choices=("clip", "trace"))
+    find = {"fn": do.find, "inputs": [text, label, split, flip, picked, within], "outputs": [strip, behind, timer]}
+    parts = {"clip": picked, "trace": choice, "run": run, "slice": within}
+    begun = links.bind(parts, do.restore, choices=("clip", "trace", "slice"))
     begun.then(do.opened, [picked, choice, *view], [player, *stage], **reads)
     begun.then(**find, **reads)
     begun.then(do.filters, None, [label, split], **reads)
-    gr.on([text.change, label.change, split.change, flip.change], **find, trigger_mode="always_last", **reads)
+    filtered = [text.change, label.change, split.change, flip.change, within.input]
+    gr.on(filtered, **find, trigger_mode="always_last", **reads)
     timer.tick(do.once_more, [behind, *find["inputs"]], find["outputs"], **reads)
     wanted.change(do.pick, [wanted, *view], [wanted, picked, choice, player, *stage], **reads)
     choice.input(do.opened, [picked, choice, *view], [player, *stage], **reads)

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepintuit.errors import StoreError
 from deepintuit.store import Workbench, answers, trace_id
+from deepintuit.store.browse import TraceFilter
 
 CLIPS = ("a", "b", "c")
 
@@ -140,3 +142,32 @@ def test_reasons_and_excluded_clips_are_counted(workbench):
     assert list(zip(counted["reason"], counted["n"])) == [("well-formed", 2), ("no_answer", 1)]
     left_out = answers.excluded(workbench, "home", "test")
     assert list(zip(left_out["reason"], left_out["n"])) == [("not_a_video", 1)]
+
+
+def test_a_slice_leaves_the_clips_whose_answer_rests_on_its_traces(workbench):
+    new, old = (run_of(workbench, system) for system in ("new", "old"))
+    workbench.save_slice("long", TraceFilter(min_tokens=10))
+    workbench.save_slice("of the new run", TraceFilter(run=new, max_tokens=10))
+
+    def within(run_id: str, name: str, split: str = "test") -> list[str]:
+        return sorted(answers.within(workbench, run_id, workbench.run(run_id).about["name"], split, "raw", name))
+
+    assert within(new, "long") == within(old, "long") == ["b", "c"] and within(new, "of the new run") == ["a", "b"]
+    for run_id, name, split in ((old, "of the new run", "test"), (new, "long", "validation")):
+        with pytest.raises(StoreError, match="has no trace of this run on this split: it holds [24] traces"):
+            within(run_id, name, split)
+    found = answers.reasons(workbench, new, "long")
+    assert sorted(zip(found["reason"], found["n"], found["share"])) == [("no_answer", 1, 0.5), ("well-formed", 1, 0.5)]
+
+
+def test_an_answer_without_a_trace_counts_where_the_slice_is_about_its_clip(workbench):
+    with workbench.start_run("evaluate", {}, name="labels", dataset="home") as run:
+        run.append("predictions", [
+            {"clip_id": clip, "split": "test", "system": "labels", "method": "raw", "control": "none",
+             "true_label": "cat", "trace_id": trace_id(run.id, clip, 0), "provisional": "cat", "predicted": "cat"}
+            for clip in CLIPS
+        ])  # fmt: skip
+        run.finish({})
+    workbench.refresh()
+    workbench.save_slice("long", TraceFilter(min_tokens=10))
+    assert sorted(answers.within(workbench, run.id, "labels", "test", "raw", "long")) == ["b", "c"]

@@ -4,9 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from app import watch
+from app import slices, watch
 from app.desk import Desk
 from deepintuit.store import Workbench, clips
+from deepintuit.store.browse import TraceFilter
 
 
 @pytest.fixture
@@ -45,6 +46,39 @@ def test_a_flip_is_found_with_the_trace_that_it_turned(workbench):
         assert [row["trace_id"] for row in found] == [trace_of(workbench, "older", clip) for clip in clip_ids]
     found, count = clips.find(workbench)
     assert [(row["clip_id"], row["trace_id"]) for row in found] == [("c0", None), ("c1", None)] and count == 2
+
+
+def test_the_clips_of_a_slice_are_found_each_with_its_newest_trace_of_it(workbench):
+    workbench.save_slice("first", TraceFilter(clip="c0"))
+    workbench.save_slice("older ones", TraceFilter(provisional="sit"))
+    for name, system in (("first", "newer"), ("older ones", "older")):
+        found, count = clips.find(workbench, name=name)
+        assert [row["trace_id"] for row in found] == [trace_of(workbench, system, "c0")] and count == 1
+    assert clips.find(workbench, name="first", flip="right → wrong") == ([], 0), "both hold, or nothing is found"
+    more = {"text": "home C0", "label": "fall", "split": "test"}
+    found, _ = clips.find(workbench, name="older ones", flip="wrong → right", **more)
+    assert [row["trace_id"] for row in found] == [trace_of(workbench, "older", "c0")]
+    assert clips.find(workbench, name="first", label="sit") == ([], 0)
+
+
+def test_what_a_slice_cannot_give_is_said_on_watch(workbench):
+    desk, sql = Desk(workbench.path), "SELECT trace_id FROM trace_facts WHERE step >= 0"
+    assert "there is no slice" in watch.strip_html(desk, "", "", "", "", None, "<b>gone")
+    assert "<b>" not in watch.strip_html(desk, "", "", "", "", None, "<b>gone")
+    workbench.save_slice("nothing", sql)
+    assert "has no trace of a clip" in watch.strip_html(desk, "", "", "", "", None, "nothing")
+    assert "Take a filter away" in watch.strip_html(desk, "", "fall", "", "", None, "nothing")
+    assert [words for words, _ in slices.offered(workbench, "gone")] == ["Any", "nothing", "gone"]
+    assert slices.offered(Workbench(workbench.path / "new")) == [(slices.NONE_SAVED, "")]
+
+
+def test_an_address_with_a_slice_opens_its_first_clip_and_trace(workbench):
+    workbench.save_slice("older ones", TraceFilter(provisional="sit"))
+    do = watch.Handlers(Desk(workbench.path))
+    clip, choice, _, box = do.restore({"slice": "older ones"}, None)
+    assert (clip, choice.value, box.value) == ("c0", trace_of(workbench, "older", "c0"), "older ones")
+    clip, _, _, box = do.restore({"slice": "gone"}, None)
+    assert (clip, box.value) == ("c0", "gone"), "another clip, and the strip says why"
 
 
 def test_a_card_of_a_flip_filter_opens_that_trace_and_no_other(workbench):

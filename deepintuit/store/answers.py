@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from deepintuit.errors import StoreError
+from deepintuit.store.browse import TraceFilter, count
+
 if TYPE_CHECKING:
     from deepintuit.store import Workbench
 
@@ -53,6 +56,25 @@ def answers(workbench: Workbench, run_id: str, system: str, split: str, methods:
            ORDER BY method, control, clip_id""",
         [run_id, system, split, list(methods)],
     )
+
+
+def within(workbench: Workbench, run_id: str, system: str, split: str, method: str, name: str) -> list[str]:
+    """Ids of the clips that this system answered from a trace of the saved slice `name`; an answer that rests on no
+    trace counts where the slice is about its clip. StoreError where there is none, or the slice cannot be asked."""
+    condition, values = TraceFilter(slice=name).where(workbench)
+    found = workbench.query(
+        f"""WITH chosen AS MATERIALIZED (SELECT trace_id, clip_id FROM trace_facts WHERE {condition})
+            SELECT DISTINCT clip_id FROM predictions
+            WHERE run_id = ? AND system = ? AND split = ? AND method = ? AND control = 'none'
+                  AND CASE WHEN trace_id IN (SELECT trace_id FROM trace_facts)
+                      THEN trace_id IN (SELECT trace_id FROM chosen) ELSE clip_id IN (SELECT clip_id FROM chosen) END"""  # noqa: S608 - a filter's own conditions
+        , [*values, run_id, system, split, method])  # fmt: skip
+    if found.empty:
+        n = count(workbench, TraceFilter(slice=name))
+        raise StoreError(f"the slice {name!r} has no trace of this run on this split",
+                         f"it holds {n:,} traces, and no answer here rests on one of them",
+                         "Choose another slice, or the system whose traces it holds")  # fmt: skip
+    return found["clip_id"].tolist()
 
 
 def facts(workbench: Workbench, run_id: str, system: str, split: str) -> pd.DataFrame:
@@ -202,12 +224,16 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def reasons(workbench: Workbench, run_id: str) -> pd.DataFrame:
-    """Every trace of a run, by stage and what is wrong with it: stage, reason ("well-formed" where nothing is), n,
-    share of the stage."""
+def reasons(workbench: Workbench, run_id: str, name: str = "") -> pd.DataFrame:
+    """Every trace of a run (of the saved slice `name`), by stage and what is wrong with it: stage, reason
+    ("well-formed" where nothing is), n, share of the stage."""
+    condition, values = TraceFilter(run=run_id, slice=name).where(workbench)
     return workbench.query(
-        "SELECT stage, reason, n, share FROM trace_reasons WHERE run_id = ? ORDER BY stage, n DESC, reason", [run_id]
-    )
+        f"""SELECT *, n / sum(n) OVER (PARTITION BY stage) AS share
+            FROM (SELECT stage, coalesce(reason, 'well-formed') AS reason, count(*) AS n
+                  FROM trace_facts WHERE {condition} GROUP BY ALL)
+            ORDER BY stage, n DESC, reason"""  # noqa: S608 - as above
+        , values)
 
 
 def excluded(workbench: Workbench, dataset: str, split: str) -> pd.DataFrame:

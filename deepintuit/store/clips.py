@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from deepintuit.store.browse import TraceFilter
 from deepintuit.trace import GRAMMARS
 
 if TYPE_CHECKING:
@@ -18,23 +19,18 @@ FLIPS = ("flipped", "wrong → right", "right → wrong")
 
 _WAYS = ("label_likelihood", "mean_likelihood", "linear_head", "vote", "raw")
 
-_FOUND = """
-    WITH turned AS (
-        SELECT clip_id, arg_max(trace_id, (created, run_id, trace_id)) AS trace_id FROM (
-            SELECT latest_predictions.*, created FROM latest_predictions JOIN runs USING (run_id)
-            WHERE $flip <> '' AND control = 'none' AND method <> 'raw' AND trace_id IS NOT NULL
-            QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY list_position($ways, method)) = 1)
-        WHERE provisional <> 'none' AND provisional <> predicted
-          AND ($flip = 'flipped' OR ($flip = 'wrong → right' AND predicted = true_label)
-               OR ($flip = 'right → wrong' AND provisional = true_label))
-        GROUP BY clip_id)
-    SELECT clips.*, turned.trace_id, count(*) OVER () AS found FROM clips LEFT JOIN turned USING (clip_id)
-    WHERE excluded IS NULL AND path IS NOT NULL
-      AND ($label = '' OR label = $label) AND ($split = '' OR split = $split)
-      AND ($words = [] OR list_bool_and(list_transform($words, lambda word: contains(
-            lower(concat_ws(' ', clip_id, path, "group", dataset, label)), lower(word)))))
-      AND ($flip = '' OR turned.trace_id IS NOT NULL)
-    ORDER BY (split = 'test')::INT DESC, (split = 'validation')::INT DESC, dataset, path, clip_id LIMIT $limit"""
+_TURNED = """
+    SELECT clip_id, trace_id, run_id, created FROM (
+        SELECT latest_predictions.*, created FROM latest_predictions JOIN runs USING (run_id)
+        WHERE control = 'none' AND method <> 'raw' AND trace_id IS NOT NULL
+        QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY list_position(?::VARCHAR[], method)) = 1)
+    WHERE provisional <> 'none' AND """
+_HOW = {
+    "flipped": "provisional <> predicted",
+    "wrong → right": "provisional <> predicted AND predicted = true_label",
+    "right → wrong": "provisional <> predicted AND provisional = true_label",
+}
+_HOLDS = """contains(lower(concat_ws(' ', clip_id, path, "group", dataset, label)), lower(?))"""
 
 
 def choices(workbench: Workbench) -> dict[str, list[str]]:
@@ -45,17 +41,37 @@ def choices(workbench: Workbench) -> dict[str, list[str]]:
 
 
 def find(
-    workbench: Workbench, text: str = "", label: str = "", split: str = "", flip: str = "", limit: int = 24
-) -> tuple[list[dict[str, Any]], int]:
+    workbench: Workbench, text: str = "", label: str = "", split: str = "", flip: str = "", limit: int = 24,
+    name: str = "",
+) -> tuple[list[dict[str, Any]], int]:  # fmt: skip
     """Usable clips whose id, path, group, dataset and label hold every word of `text`, and how many there are in all.
 
     `flip`: one of `FLIPS`, or empty; what counts is the first way of calibration that a trace has, as it is shown
-    (`predictions_on`). `trace_id` of a row: the newest trace that flipped so, None without `flip`. Held-out clips come
-    first, since they have most to show.
+    (`predictions_on`). `name`: a saved slice; its clips are found, StoreError where it cannot be asked. `trace_id` of a
+    row: the newest trace that flipped so, of the slice; None without both. Held-out clips come first, since they have
+    most to show.
     """
-    asked = {"words": text.split()[:20], "label": label, "split": split, "flip": flip}
-    asked |= {"limit": int(limit), "ways": list(_WAYS)}
-    rows = _records(workbench.query(_FOUND, asked))
+    inside, values = TraceFilter(slice=name).where(workbench)
+    traces = f"({_TURNED}{_HOW[flip]})" if flip else "trace_facts"
+    values = [*([list(_WAYS)] if flip else []), *values]
+    of_slice = f"trace_id IN (SELECT trace_id FROM trace_facts WHERE {inside})" if name else "true"  # noqa: S608
+    chosen = f"""(SELECT clip_id, arg_max(trace_id, (created, run_id, trace_id)) AS trace_id
+                  FROM {traces} WHERE {of_slice} GROUP BY clip_id) AS chosen USING (clip_id)"""  # noqa: S608
+    wanted = ["excluded IS NULL", "path IS NOT NULL"]
+    for column, value in (("label", label), ("split", split)):
+        if value:
+            wanted.append(f"{column} = ?")
+            values.append(value)
+    for word in text.split()[:20]:
+        wanted.append(_HOLDS)
+        values.append(word)
+    rows = _records(workbench.query(
+        f"""SELECT clips.*, trace_id, count(*) OVER () AS found
+            FROM clips {f"JOIN {chosen}" if flip or name else "CROSS JOIN (SELECT NULL::VARCHAR AS trace_id)"}
+            WHERE {" AND ".join(wanted)}
+            ORDER BY (split = 'test')::INT DESC, (split = 'validation')::INT DESC, dataset, path, clip_id
+            LIMIT {int(limit)}"""  # noqa: S608 - parts from above, values as parameters
+        , values))  # fmt: skip
     return rows, int(rows[0]["found"]) if rows else 0
 
 

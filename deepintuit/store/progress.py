@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from deepintuit.store.browse import TraceFilter
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -120,12 +122,13 @@ def rollout_steps(workbench: Workbench, run_id: str) -> list[int]:
     return [int(step) for step in found["step"]]
 
 
-def rollouts(workbench: Workbench, run_id: str, step: int) -> pd.DataFrame:
+def rollouts(workbench: Workbench, run_id: str, step: int, name: str = "") -> pd.DataFrame:
     """The traces of an update without their text, by clip and sample: trace_id, clip_id, path, sample, provisional,
     true_label, reason, tokens, confidence, and reward, format, accuracy, overlong, advantage (missing where the run
-    did not store them)."""
+    did not store them). With the `name` of a saved slice, whole groups of which it holds a trace."""
+    condition, values = TraceFilter(run=run_id, step=step, slice=name).where(workbench)
     return workbench.query(
-        """SELECT traces.trace_id, any_value(traces.clip_id) AS clip_id, any_value(sample) AS sample,
+        f"""SELECT traces.trace_id, any_value(traces.clip_id) AS clip_id, any_value(sample) AS sample,
                (SELECT any_value(path) FROM clips WHERE clips.clip_id = any_value(traces.clip_id)) AS path,
                any_value(true_label) AS true_label, any_value(provisional) AS provisional, any_value(reason) AS reason,
                any_value(tokens) AS tokens, any_value(confidence) AS confidence,
@@ -136,8 +139,9 @@ def rollouts(workbench: Workbench, run_id: str, step: int) -> pd.DataFrame:
                any_value(scores.value) FILTER (scores.name = 'advantage') AS advantage
            FROM traces LEFT JOIN scores ON scores.trace_id = traces.trace_id AND scores.run_id = traces.run_id
            WHERE traces.run_id = ? AND traces.step = ?
-           GROUP BY traces.trace_id ORDER BY clip_id, sample""",
-        [run_id, step],
+                 AND traces.clip_id IN (SELECT clip_id FROM trace_facts WHERE {condition})
+           GROUP BY traces.trace_id ORDER BY clip_id, sample""",  # noqa: S608 - a filter's own conditions
+        [run_id, step, *values],
     )
 
 
