@@ -271,7 +271,8 @@ class Room:
             model = insight.model_against_people(reviews, workbench, name, draws=300)
         return review_view.lead_html(
             task, reviews.progress(name), exchange.rows(reviews, name), insight.gold_records(reviews, name),
-            reviews.ratings(name), model, insight.disputed(reviews, name), closed)  # fmt: skip
+            reviews.ratings(name), model, insight.disputed(reviews, name), closed,
+            insight.seeing_or_reasoning(reviews, workbench, name, draws=300))  # fmt: skip
 
     def export(self, name: str, who: str, form: str) -> bytes:
         """Everything in force in a task as a file, for its leads."""

@@ -18,7 +18,7 @@ from app.html import address, badge, empty, esc, link, percent, table, tag
 from app.slices import NONE_SAVED
 from deepintuit.metrics import Agreement, agreement, rating_matrix
 from deepintuit.review import ORDERS, Task
-from deepintuit.review.insight import GoldRecord
+from deepintuit.review.insight import PROCESSES, Blame, GoldRecord
 from deepintuit.trace import GRAMMARS
 
 ORDER_WORDS = {
@@ -282,7 +282,7 @@ def _cells(task: Task, row: Mapping[str, Any]) -> list[str]:
 def lead_html(
     task: Task, progress: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], gold: Sequence[GoldRecord],
     ratings: Sequence[tuple[str, str, Any]], model: Mapping[str, Sequence[Agreement]],
-    disputed: Sequence[tuple[str, float]], closed: bool,
+    disputed: Sequence[tuple[str, float]], closed: bool, blame: Blame | None = None,
 ) -> str:  # fmt: skip
     """Agreement, gold items, what is disputed and decided, notes and skips, exports, and closing. `rows`: what is in
     force, as `exchange.rows` gives it."""
@@ -310,6 +310,8 @@ def lead_html(
         said = [(f"{words}: {found.label or 'all classes'}", found) for kind, words in _MODEL for found in model[kind]]
         parts.append(_agreement(said, "The model against what people settled on (bootstrap over clips)"))
     parts.append(_verdicts(kinds["judged"]))
+    if blame is not None:
+        parts.append(_blame(blame))
     said_of = defaultdict(list)
     for row in kinds["judged"]:
         said_of[row["trace_id"]].append(row)
@@ -361,15 +363,29 @@ def _between_people(ratings: Sequence[tuple[str, str, Any]], labels: list[str]) 
     return _agreement(found, "Agreement on the label between people (bootstrap over items)")
 
 
-def _agreement(found: Sequence[tuple[str, Agreement]], caption: str) -> str:
-    def shown(estimate: Any, scale: float = 1.0, digits: int = 2) -> str:
-        if estimate.value != estimate.value:
-            return "–"
-        return f"{scale * estimate.value:.{digits}f} " + _between(estimate, scale, digits)
+def _shown(estimate: Any, scale: float = 1.0, digits: int = 2) -> str:
+    if estimate.value != estimate.value:
+        return "–"
+    return f"{scale * estimate.value:.{digits}f} " + _between(estimate, scale, digits)
 
-    rows = [[esc(words), f"{one.items:,}", shown(one.percent, 100, 0), shown(one.kappa), shown(one.alpha)]
+
+def _agreement(found: Sequence[tuple[str, Agreement]], caption: str) -> str:
+    rows = [[esc(words), f"{one.items:,}", _shown(one.percent, 100, 0), _shown(one.kappa), _shown(one.alpha)]
             for words, one in found]  # fmt: skip
     return table(("Class", "Items", "Agreement, %", "Cohen’s κ", "Krippendorff’s α"), rows, caption)
+
+
+def _blame(blame: Blame) -> str:
+    """Two by two counts, and how far people and the judge of the observation name the same process."""
+    counts = zip(PROCESSES, blame.counts_2_2.tolist(), strict=True)
+    rows = [[f"people: {process}", *(f"{n:,}" for n in row)] for process, row in counts]
+    heads = ("Fails in", *(f"judge: {process}" for process in PROCESSES))
+    found = blame.found
+    spoken = (f"Agreement {_shown(found.percent, 100, 0)} %, Cohen’s κ {_shown(found.kappa)}, n = {blame.n:,} traces "
+              f"where both say what fails. {blame.people_only:,} more fail for people only, {blame.judge_only:,} for "
+              "the judge only.")  # fmt: skip
+    caption = "Seeing or reasoning: people against the judge of the observation (bootstrap over clips)"
+    return table(heads, rows, caption) + tag("p", spoken, class_="quiet")
 
 
 def _verdicts(judged: Sequence[Mapping[str, Any]]) -> str:

@@ -6,18 +6,23 @@ Plain functions: scores and a trace row in, escaped HTML out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.html import badge, esc, tag
+from deepintuit.review.insight import failed
 
 Scores = Mapping[str, tuple[float, str]]
 """Name → (value, what it rests on)."""
 
 
-def verdicts(scores: Scores, row: Mapping[str, Any], true_label: str | None) -> str:
-    """A short list; empty where nothing is known."""
-    lines = [line for line in (_seeing(scores, row, true_label), _arguing(scores, row), _thinking(row)) if line]
+def verdicts(scores: Scores, row: Mapping[str, Any], true_label: str | None, people: Sequence[str] = ()) -> str:
+    """A short list; empty where nothing is known. `people`: the process in which the trace fails, by each who named
+    one."""
+    known = (_seeing(scores, row, true_label), _people(scores, row, true_label, people), _arguing(scores, row),
+             _thinking(row))  # fmt: skip
+    lines = [line for line in known if line]
     return tag("ul", "".join(tag("li", line) for line in lines), class_="verdicts") if lines else ""
 
 
@@ -33,6 +38,15 @@ def _seeing(scores: Scores, row: Mapping[str, Any], true_label: str | None) -> s
         (False, False): ("The seeing failed", "bad"),
     }[bool(enough), right]
     return f"{badge(words, kind)} {tag('span', 'The judge of the observation: ' + esc(said), class_='quiet')}"
+
+
+def _people(scores: Scores, row: Mapping[str, Any], true_label: str | None, people: Sequence[str]) -> str:
+    if "sufficient" not in scores or not people:
+        return ""
+    its = failed(scores["sufficient"][0], true_label is not None and row["provisional"] == true_label)
+    said = ", ".join(f"{process} ({n})" for process, n in Counter(people).most_common())
+    against = "the judge says the same" if set(people) == {its} else f"by the judge it fails in {its or 'neither'}"
+    return esc(f"By reviewers it fails in {said}; {against}.")
 
 
 def _arguing(scores: Scores, row: Mapping[str, Any]) -> str:

@@ -1,19 +1,30 @@
 """What a team learns from its reviews: suspected label errors, drift on gold items, the model against people."""
 
 from dataclasses import asdict
+from io import StringIO
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from deepintuit.data import Manifest
 from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import LabelSet
 from deepintuit.metrics import label_errors
-from deepintuit.review import Event, EventLog, Kind, Reviews, Task, fold
-from deepintuit.review.insight import disputed, gold_records, model_against_people, names, reading, settled, suspects
+from deepintuit.review import Event, EventLog, Kind, Reviews, Task, commands, fold
+from deepintuit.review.insight import (
+    disputed,
+    gold_records,
+    model_against_people,
+    names,
+    reading,
+    seeing_or_reasoning,
+    settled,
+    suspects,
+)
 from deepintuit.store import Workbench, reviewed
 
 
@@ -235,6 +246,17 @@ def test_one_gold_answer_is_too_few_for_drift(reviews):
     assert ann.n == 1 and np.isnan(ann.p) and len(ann.rolling) == 1
 
 
+def test_where_a_trace_fails_is_what_more_than_half_name(reviews):
+    opened(reviews, 3, reviewers=2)
+    places = {"ann": ("seeing", "seeing", None), "bo": ("seeing", "reasoning", None)}
+    for who, named in places.items():
+        for place in named:
+            item = reviews.next_item("week", who).trace_id
+            failing = None if place is None else {"sentence": 0, "in": place}
+            reviews.judge("week", who, item, {"label": "dog", "verdict": "wrong", "failing": failing})
+    assert [one.fails_in for one in settled(reviews, "week").values()] == ["seeing", None, None]
+
+
 # With a model
 
 def house(tmp_path, *, split: str = "test", trained: tuple[str, ...] = ("coldstart",)) -> Workbench:
@@ -277,6 +299,77 @@ def test_the_model_stands_against_what_people_settled(tmp_path):
     assert found["calibrated"][0].kappa.value == pytest.approx((0.9 - 0.5) / (1 - 0.5)), "dogs 5 and 6, cats 5 and 4"
     assert found["provisional"][0].kappa.value == pytest.approx((0.9 - 0.45) / (1 - 0.45)), "dogs 5 and 5, cats 5 and 4"
     assert [row.label for row in found["provisional"]] == [None, *LABELS, "none"], "no answer is a class of its own"
+
+
+JUDGED = (
+    # people, observation suffices, answer right; the judge's word is what follows
+    *[("seeing", 0, False)] * 4, *[("reasoning", 1, False)] * 3, ("seeing", 1, False), ("reasoning", 0, True),
+    ("seeing", 1, True), (None, 0, False), (None, 1, True), (None, 1, True),
+)  # fmt: skip
+"""Where people say it fails, whether the observation suffices, whether the answer is right."""
+
+
+def blamed(tmp_path) -> Workbench:
+    """`JUDGED` as traces with the judge's score, and a closed task whose reviewer says where each fails."""
+    workbench = Workbench(tmp_path)
+    with workbench.start_run("evaluate", {}) as run:
+        run.append("traces", [{"trace_id": f"t{n}", "clip_id": f"c{n}", "sample": 0, "text": "…", "true_label": "dog",
+                               "provisional": "dog" if right else "cat"} for n, (_, _, right) in enumerate(JUDGED)])
+        run.append("scores", [{"trace_id": f"t{n}", "name": "sufficient", "value": float(enough), "evidence": "said"}
+                              for n, (_, enough, _) in enumerate(JUDGED)])  # fmt: skip
+        run.finish({})
+    with EventLog(workbench.reviews) as log:
+        reviews = Reviews(log)
+        opened(reviews, len(JUDGED), order="given")
+        for people, _, _ in JUDGED:
+            item = reviews.next_item("week", "ann").trace_id
+            answers = {"label": "dog", "verdict": "wrong" if people else "right"}
+            answers |= {"failing": {"sentence": 0, "in": people}} if people else {}
+            reviews.judge("week", "ann", item, answers)
+        reviews.close("week", "lead")
+    workbench.refresh()
+    return workbench
+
+
+def test_seeing_or_reasoning_is_counted_against_the_judge_by_hand(tmp_path):
+    workbench = blamed(tmp_path)
+    found = seeing_or_reasoning(reading(workbench.reviews), workbench, "week")
+    assert found.counts_2_2.tolist() == [[4, 1], [1, 3]] and found.n == 9
+    assert (found.people_only, found.judge_only) == (1, 1)
+    assert found.found.percent.value == pytest.approx(7 / 9)
+    chance = (5 * 5 + 4 * 4) / 81
+    assert found.found.kappa.value == pytest.approx((7 / 9 - chance) / (1 - chance))
+    assert found.found.percent.low < 7 / 9 < found.found.percent.high
+    assert reviewed.fails_in(tmp_path, "t7") == ["seeing"] and reviewed.fails_in(tmp_path, "t11") == []
+
+
+def test_the_report_of_the_command_line_has_the_same_counts(tmp_path):
+    console = Console(width=200, file=StringIO())
+    commands.report(blamed(tmp_path), console, None, ["week"], "test")
+    said = console.file.getvalue()
+    assert "9 traces where both name one; agreement 0.78 [" in said and "kappa 0.55 [" in said
+    assert "1 fail for people only, 1 for the judge only" in said
+    assert [line.split() for line in said.splitlines() if line.startswith(("seeing", "reasoning"))] == [
+        ["seeing", "4", "1"], ["reasoning", "1", "3"]]  # fmt: skip
+
+
+def test_without_a_judge_or_the_question_there_is_nothing_to_compare(tmp_path):
+    workbench = house(tmp_path)
+    with EventLog(workbench.reviews) as log:
+        reviews = Reviews(log)
+        opened(reviews, 2)
+        say(reviews, "ann", ("dog", "right"))
+        assert seeing_or_reasoning(reviews, workbench, "week") is None, "no observation of these traces was judged"
+        reviews.open(Task("short", {"t0": "c0"}, labels=LABELS, questions=["label"]), "lead")
+        assert seeing_or_reasoning(reviews, workbench, "short") is None
+
+
+def test_what_people_say_of_an_open_task_is_on_no_trace_page(tmp_path):
+    workbench = blamed(tmp_path)
+    with EventLog(workbench.reviews) as log:
+        Reviews(log).close("week", "lead", closed=False)
+    workbench.refresh()
+    assert reviewed.fails_in(tmp_path, "t0") == []
 
 
 def test_a_doubted_label_comes_first_and_a_corrected_one_is_doubted_no_more(tmp_path):

@@ -56,6 +56,9 @@ def shelf(tmp_path_factory) -> Workbench:
             {"clip_id": clip, "sample": n, "provisional": label, "true_label": "theft", "tokens": n, "text":
              f"<think> A box. {n} is a Routine visit, no theft. </think><answer> {label} </answer>"}
             for n, label in ((n, ("theft", "routine")[n % 2]) for n in range(TRACES))])  # fmt: skip
+        judged = run.read("traces", ["trace_id", "tokens"]).query("tokens < 10")
+        run.append("scores", [{"trace_id": row.trace_id, "name": "sufficient", "value": float(row.tokens % 2),
+                               "evidence": "yes"} for row in judged.itertuples()])  # fmt: skip
         run.finish({})
     workbench.refresh()
     return workbench
@@ -300,6 +303,21 @@ def test_a_lead_sees_agreement_decides_what_is_disputed_and_closes(bench, crew):
     assert "closed" in crew["ada"].ask("tasks")["html"]
     crew["ada"].ask("close", task="week", closed=False)
     assert crew["cyd"].ask("next", task="week", seat="t")["item"]
+
+
+def test_a_lead_sees_whether_people_and_the_judge_find_the_same_process_at_fault(crew):
+    """Traces 0 and 2 are right without having seen enough; 1 has seen enough and is wrong."""
+    for name in ("bob", "cyd"):
+        for place in ("seeing", "reasoning", "reasoning", None):
+            item = crew[name].ask("next", task="week", seat="t")["item"]
+            failing = {"failing": {"sentence": 0, "in": place}} if place else {}
+            crew[name].ask("judge", task="week", item=item, answers=GOOD | failing)
+    shown = crew["ada"].ask("lead", task="week")["html"]
+    assert "Seeing or reasoning: people against the judge" in shown
+    rows = re.findall(r"people: (\w+).*?(\d+).*?(\d+)", re.sub(r"<[^>]+>", " ", shown))
+    assert rows == [("seeing", "1", "0"), ("reasoning", "1", "1")]
+    assert "Agreement 67 " in shown and "Cohen’s κ 0.40" in shown and "n = 3 traces" in shown
+    assert "0 more fail for people only, 1 for the judge only" in shown
 
 
 def test_reviews_that_another_process_writes_are_said_in_a_sentence(bench):

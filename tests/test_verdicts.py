@@ -21,6 +21,22 @@ def test_it_says_which_of_seeing_and_reasoning_failed(enough, row, words):
     assert words in found and "&lt;b&gt;stray" in found and "<b>" not in found
 
 
+@pytest.mark.parametrize(
+    "enough, row, people, words",
+    [
+        (1.0, WRONG, ["reasoning", "reasoning"], "it fails in reasoning (2); the judge says the same"),
+        (0.0, WRONG, ["seeing", "reasoning", "seeing"], "seeing (2), reasoning (1); by the judge it fails in seeing"),
+        (1.0, RIGHT, ["seeing"], "it fails in seeing (1); by the judge it fails in neither"),
+        (0.0, RIGHT, [], ""),
+        (None, RIGHT, ["seeing"], ""),
+    ],
+)
+def test_reviewers_stand_beside_the_judge_where_both_said_something(enough, row, people, words):
+    scores = {} if enough is None else {"sufficient": (enough, "yes")}
+    found = verdicts(scores, row, "theft", people)
+    assert words in found and ("By reviewers" in found) == bool(words)
+
+
 def test_an_answer_that_does_not_follow_says_what_was_argued():
     assert "argues for delivery, the answer is theft" in verdicts({"mismatch": (1.0, "delivery")}, RIGHT, "theft")
     assert "argues for no label" in verdicts({"mismatch": (1.0, "none")}, RIGHT, "theft")

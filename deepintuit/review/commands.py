@@ -127,6 +127,12 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
             _agreement(console, "Between people", agreement(*_matrix(reviews, name)))
         for kind, rows in insight.model_against_people(reviews, workbench, name).items():
             _agreement(console, f"The model ({kind}) against people", rows)
+        if blame := insight.seeing_or_reasoning(reviews, workbench, name):
+            _say(console, f"Seeing or reasoning: people against the judge of the observation, {blame.n} traces where "
+                 f"both name one; agreement {_span(blame.found.percent)}, kappa {_span(blame.found.kappa)}; "
+                 f"{blame.people_only} fail for people only, {blame.judge_only} for the judge only")
+            _list(console, ["people", *(f"judge: {process}" for process in insight.PROCESSES)],
+                  ([process, *row] for process, row in zip(insight.PROCESSES, blame.counts_2_2.tolist())))
         gold = [(one.reviewer, one.n, _span(one.share), _span(one.early), _span(one.late), _number(one.p))
                 for one in insight.gold_records(reviews, name)]  # fmt: skip
         _list(console, ["on gold items", "n", "right", "first half", "second half", "p that they are alike"], gold)

@@ -61,7 +61,7 @@ class Settled:
     """What people came to on a trace. A label or verdict of None: they were unsure, or not more than half agree.
 
     `by` said that label (with no label: everybody who judged), `events` are theirs, `notes` what they wrote, the newest
-    first; `adjudicated`: a lead decided.
+    first; `adjudicated`: a lead decided. `fails_in`: the process in which a sentence fails, where they name one.
     """
 
     trace_id: str
@@ -72,6 +72,7 @@ class Settled:
     events: tuple[str, ...]
     notes: tuple[str, ...]
     adjudicated: bool
+    fails_in: str | None = None
 
 
 def settled(reviews: Reviews, name: str) -> dict[str, Settled]:
@@ -93,15 +94,16 @@ def settled(reviews: Reviews, name: str) -> dict[str, Settled]:
 
 
 def _settle(item: str, clip: str, said: Sequence[Event], adjudicated: bool) -> Settled:
-    def most(question: str) -> Any:
-        answer, n = Counter(act.payload.get(question) for act in said).most_common(1)[0]
+    def most(answer_of: Callable[[Event], Any]) -> Any:
+        answer, n = Counter(map(answer_of, said)).most_common(1)[0]
         return answer if 2 * n > len(said) else None
 
-    label = most("label")
+    label = most(lambda act: act.payload.get("label"))
     agreed = sorted((act for act in said if label in (None, act.payload.get("label"))), key=lambda act: act.time)
     notes = tuple(act.payload["note"] for act in reversed(agreed) if act.payload.get("note"))
-    return Settled(item, clip, label, most("verdict"), tuple(act.reviewer for act in agreed),
-                   tuple(act.id for act in agreed), notes, adjudicated)
+    fails_in = most(lambda act: (act.payload.get("failing") or {}).get("in"))
+    return Settled(item, clip, label, most(lambda act: act.payload.get("verdict")),
+                   tuple(act.reviewer for act in agreed), tuple(act.id for act in agreed), notes, adjudicated, fails_in)
 
 
 def disputed(reviews: Reviews, name: str) -> list[tuple[str, float]]:
@@ -179,6 +181,60 @@ def model_against_people(reviews: Reviews, workbench: "Workbench", name: str, *,
         clips = [people[item].clip_id for item in items]
         found[kind] = agreement(matrix, known, groups_C=clips, draws=draws, seed=seed)
     return found
+
+
+# Seeing or reasoning
+
+PROCESSES = ("seeing", "reasoning")
+
+
+def failed(sufficient: float, right: bool) -> str | None:
+    """Which process of a trace failed, by the judge of its observation (the known facts, a server, an answerer): seeing
+    where the observation does not suffice, reasoning where it does and the answer is wrong, else none."""
+    return "seeing" if not sufficient else None if right else "reasoning"
+
+
+@dataclass(frozen=True)
+class Blame:
+    """Where people say traces fail, beside where their judge says so. `counts_2_2`: traces where both name a process,
+    people's answer down, the judge's across, in the order of `PROCESSES`; `found` is their agreement. `people_only`
+    and `judge_only`: the other one finds that nothing fails."""
+
+    counts_2_2: np.ndarray
+    found: Agreement
+    people_only: int
+    judge_only: int
+
+    @property
+    def n(self) -> int:
+        return int(self.counts_2_2.sum())
+
+
+def seeing_or_reasoning(reviews: Reviews, workbench: "Workbench", name: str, *, draws: int = 1000,
+                        seed: int = 0) -> Blame | None:
+    """Settled traces of the task whose observation was judged (score `sufficient`), clips drawn whole. None where the
+    task does not ask where a trace fails, or no settled trace was judged."""
+    if "failing" not in reviews.task(name).questions:
+        return None
+    people = settled(reviews, name)
+    judged = workbench.query(
+        """SELECT trace_id, any_value(value) AS sufficient,
+                  coalesce(bool_or(provisional = true_label), false) AS "right"
+           FROM scores JOIN trace_facts USING (trace_id)
+           WHERE scores.name = 'sufficient' AND trace_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY trace_id""",
+        [list(people)])
+    if judged.empty:
+        return None
+    said = [(people[row.trace_id].fails_in, failed(row.sufficient, row.right), people[row.trace_id].clip_id)
+            for row in judged.itertuples()]
+    both = [(PROCESSES.index(mine), PROCESSES.index(its), clip) for mine, its, clip in said if mine and its]
+    counts = np.zeros((2, 2), dtype=np.int64)
+    for mine, its, _ in both:
+        counts[mine, its] += 1
+    found, *_ = agreement(np.array([pair[:2] for pair in both], dtype=np.int64).reshape(-1, 2), PROCESSES,
+                          groups_C=[clip for *_, clip in both], draws=draws, seed=seed)
+    return Blame(counts, found, sum(bool(mine and not its) for mine, its, _ in said),
+                 sum(bool(its and not mine) for mine, its, _ in said))
 
 
 # Labels that are probably wrong

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 _text = pa.string()
@@ -135,6 +136,13 @@ def refresh(root: Path) -> bool:
     pq.write_table(found, temporary)
     os.replace(temporary, target)
     return True
+
+
+def fails_in(root: Path, trace_id: str) -> list[str]:
+    """The process in which this trace fails (seeing, reasoning) by each who named one, of what everybody may see."""
+    found = read(root, public=True)
+    counted = pc.and_(pc.equal(found["trace_id"], trace_id), pc.invert(found["extra"]))
+    return found.filter(counted)["failing_in"].drop_null().to_pylist()
 
 
 def read(root: Path, *, public: bool = False) -> pa.Table:
