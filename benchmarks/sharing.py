@@ -3,10 +3,11 @@
 Four claims, each with the passes that were counted beside its ratio (a ratio above 1 means that sharing is faster):
 
 - sampling   G traces a clip: TRL's way (the prompt and its pixels G times, so tower and prefill run G times) against
-             one prefill of cached features whose cache the group shares
-- scoring    K labels a clip: one forward pass a label against one prefill and one short pass for all labels
-- loss       forward and backward over G traces a clip: prompt and trace in every row, as TRL does, against one prompt
-             a clip whose keys and values the traces read; both from cached features, with TRL's fused head
+             one prefill of cached features, and a row for each trace
+- scoring    K labels a clip: one forward pass a label against one over the tree of prompt and labels
+- loss       forward and backward over G traces a clip: prompt and trace in every row, as TRL does, against the tree of
+             prompt and traces; both from cached features, with TRL's fused head. The traces are unlike: what true
+             traces have in common comes on top
 - features   the tower each time against features from memory, in a forward pass over the prompt
 
 The same traces, sums, logits and gradients are asserted before anything is timed; sampling is greedy and never stops
@@ -27,7 +28,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from trl.trainer.utils import add_fused_lm_head
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the tiny checkpoints stand there
 import tiny
@@ -36,7 +36,7 @@ from deepintuit.config import ModelConfig
 from deepintuit.labels import LabelSet
 from deepintuit.vlm import VLM, label_logprobs, sample_groups
 from deepintuit.vlm.clips import metadata_of
-from deepintuit.vlm.prefix import forward_behind_prompts
+from deepintuit.vlm.prefix import pack
 
 PROMPT = "What happens in the clip? Think first, then answer with one of the labels."
 LABELS = LabelSet.of(
@@ -117,6 +117,7 @@ class Work:
 @torch.inference_mode()
 def sampling(work: Work, group: int, tokens: int, repeats: int) -> dict:
     vlm, stops = work.vlm, work.vlm.stop_ids
+    vlm.shares_prefix = False  # or greedy traces, all alike, would be one row
     vlm.silenced = sorted({*vlm.silenced, *stops})  # nobody stops early
     inputs = work.pixels(group)
     prompts, keys = [PROMPT] * len(work.clips), [[str(g) for g in range(group)]] * len(work.clips)
@@ -134,6 +135,7 @@ def sampling(work: Work, group: int, tokens: int, repeats: int) -> dict:
 
     assert plain() == shared(), "the two paths write other traces"
     found = timed(vlm, {"plain": plain, "shared": shared}, repeats)
+    vlm.shares_prefix = True
     vlm.silenced = [token for token in vlm.silenced if token not in stops]
     return found
 
@@ -164,7 +166,6 @@ def scoring(work: Work, repeats: int) -> dict:
 def loss(work: Work, group: int, tokens: int, repeats: int) -> dict:
     """G written rows a clip, random tokens: what they say does not change the work."""
     vlm, model = work.vlm, work.vlm.model
-    add_fused_lm_head(vlm.core, outputs=("log_probs", "entropy"))
     model.train()
     model.model.language_model.requires_grad_(True)
     rows, device = [vlm.prompt_ids(clip, PROMPT) for clip in work.clips], vlm.device
@@ -188,9 +189,11 @@ def loss(work: Work, group: int, tokens: int, repeats: int) -> dict:
         return gradient(model(**inputs, labels=labels, fused_lm_head=True).log_probs[:, -tokens:])
 
     def shared():
-        behind = (written, torch.ones_like(written))
-        out = forward_behind_prompts(vlm, model, work.clips, (prompt, mask), owners, behind)
-        return gradient(out.log_probs)
+        chosen = owners.tolist()
+        whole = [rows[owner] + trace for owner, trace in zip(chosen, written.tolist())]
+        packed = pack(vlm, [work.clips[i] for i in chosen], whole, [len(rows[i]) for i in chosen])
+        logps = model(**packed.inputs, fused_lm_head=True).log_probs.flatten()
+        return gradient(torch.stack([logps[places] for places in packed.places]))
 
     first, second = plain(), shared()
     assert (first - second).norm() < 1e-4 * first.norm(), "the two paths give other gradients"

@@ -87,7 +87,9 @@ def test_videos_that_went_away_are_counted_and_all_of_them_is_a_sentence(bench, 
     clips = manifest.frame["split"] == "coldstart"
     manifest.frame.loc[manifest.frame.index[clips][:3], "path"] = str(tmp_path / "gone.mp4")
     manifest.save()
-    (features := own.path / "cache").rename(tmp_path / "elsewhere")
+    features = own.path / "cache"
+    if features.exists():  # what other tests of this file have computed
+        features.rename(tmp_path / "elsewhere")
     assert not features.exists()
     teacher = own.teach(short_trace, each=1, name="one")
     run = coldstart.run(
