@@ -192,6 +192,8 @@ def finished(path: str | os.PathLike[str], *, progress: bool = True) -> Finished
     two cores, once. Stopped anywhere, the same call goes on from there. Nothing but its index is written into `path`.
     """
     quiet_libraries()
+    # Threads of torch that wait shall sleep: spinning, on two cores that others use too, they take six times the work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if get_console().is_jupyter:
         # There rich draws bars with ipywidgets or not at all; drawn as in a terminal, they show and can be kept. No
         # colours: Jupyter writes a line over the last one character by character, and would cut their codes in two.
@@ -213,6 +215,7 @@ def finished(path: str | os.PathLike[str], *, progress: bool = True) -> Finished
     found.workbench.refresh()
     whose = "small runs, which show the form of a result and not its size" if found.small else "finished runs"
     console.print(f"{path.name}: {whose}; {found.settings.clips.dataset}, {found.grpo.id}.", highlight=False)
+    console.print(f'On the dashboard: make app ARGS="--workbench {path}"', highlight=False, soft_wrap=True)
     return found
 
 

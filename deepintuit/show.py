@@ -49,6 +49,13 @@ class Html(str):
         return f"<{len(self)} characters of HTML>"
 
 
+class Markdown(str):
+    """A piece of Markdown that a notebook shows as such."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
 def clip(path: str | Path, caption: str = "", width: int = 320) -> Html:
     """A player with the file inside it. Raises `DataError` for a file that is too long to put into a notebook."""
     path = Path(path)
@@ -66,10 +73,10 @@ def clip(path: str | Path, caption: str = "", width: int = 320) -> Html:
 
 
 def frames(seen: Frames, caption: str = "", height: int = 96) -> Html:
-    """The frames in order, each above its number (from 1, as traces count) and its time."""
+    """The frames in order, `height` pixels high, each above its number (from 1, as traces count) and its time."""
     shown = "".join(
-        f'<figure style="margin:0;text-align:center"><img height="{height}" alt="frame {number} at {time:.2f} s" '
-        f'src="data:image/jpeg;base64,{_jpeg(pixels)}">'
+        f'<figure style="margin:0;text-align:center"><img style="height:{height}px;max-width:none" '
+        f'alt="frame {number} at {time:.2f} s" src="data:image/jpeg;base64,{_jpeg(pixels, 2 * height)}">'
         f'<figcaption style="{_SMALL}">{number} · {time:.2f} s</figcaption></figure>'
         for number, (pixels, time) in enumerate(zip(seen.pixels_T_H_W_3, seen.times_T, strict=True), 1)
     )
@@ -128,9 +135,14 @@ def words(*sentences: str) -> Html:
     return Html(f'<p style="max-width:46em;line-height:1.6">{html.escape(" ".join(sentences))}</p>')
 
 
+def table(markdown: str) -> Markdown:
+    """A table of `report` for the width of a page: its cells break between words, never inside an interval."""
+    return Markdown(markdown.replace("\u2013", "\u2013\u2060").replace("\u00b1 ", "\u00b1\u00a0"))
+
+
 def row(*parts: Html) -> Html:
     """Pieces side by side, one below the other where there is no room."""
-    cells = "".join(f'<div style="flex:1 1 20em;min-width:0">{part}</div>' for part in parts)
+    cells = "".join(f'<div style="flex:1 1 17em;min-width:0">{part}</div>' for part in parts)
     return Html(f'<div style="display:flex;flex-wrap:wrap;gap:12px;align-items:flex-start">{cells}</div>')
 
 
@@ -150,9 +162,11 @@ def _figure(inside: str, caption: str) -> Html:
     return Html(f'<figure style="margin:.3em 0">{inside}{below}</figure>')
 
 
-def _jpeg(pixels_H_W_3: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels_H_W_3).save(file, "JPEG", quality=88)
+def _jpeg(pixels_H_W_3: np.ndarray, most_high: int) -> str:
+    file, image = io.BytesIO(), Image.fromarray(pixels_H_W_3)
+    if image.height > most_high:
+        image = image.resize((max(1, round(image.width * most_high / image.height)), most_high))
+    image.save(file, "JPEG", quality=88)
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -25,11 +25,12 @@ bench = demo.finished(WORKBENCH)
 # %% [markdown]
 # ## A clip and what was written about it
 #
-# The evaluation of the last system holds one trace for each test clip. We take the first well-formed one.
+# The evaluation of the last system holds one trace for each test clip. We take a well-formed one, and one that is right if there is any.
 
 # %%
 traces = bench.evaluation.read("traces")
-one = traces[traces["reason"].isna()].iloc[0]
+traces["right"] = traces["provisional"] == traces["true_label"]
+one = traces[traces["reason"].isna()].sort_values("right", ascending=False).iloc[0]
 
 # %%
 from deepintuit import show
@@ -45,11 +46,13 @@ from deepintuit import video
 show.frames(video.read(bench.file(one["clip_id"]), bench.settings.video.frames))
 
 # %% [markdown]
-# And this is what it wrote, character for character. Check two of its sentences against the frames before you read on: a trace that sounds right is not yet one
+# And this is what it wrote, mark for mark. Check two of its sentences against the frames before you read on: a trace that sounds right is not yet one
 # that looked.
 
 # %%
-print(one["text"])
+import textwrap
+
+print(textwrap.fill(one["text"], 100))
 
 # %% [markdown]
 # ## From text to value
@@ -70,7 +73,8 @@ parsed.label, dict(parsed.spans)
 # The same text without one closing mark reads almost the same to you. Not to the parser:
 
 # %%
-show.trace(parse(one["text"].replace("</think>", ""), bench.settings.prompt.grammar, labels), "without </think>")
+cut = one["text"].replace("</think>", "")
+show.trace(parse(cut, bench.settings.prompt.grammar, labels), "without </think>")
 
 # %% [markdown]
 # That is the pair; here is the definition. A text is a **`Trace`** when every segment of its grammar occurs once, in order, none inside another, none empty, with nothing but white
@@ -104,14 +108,16 @@ broken = {
 }
 
 # %%
-verdicts = {name: parse(text, "think-answer", labels, truncated="limit" in name) for name, text in broken.items()}
+verdicts = {
+    name: parse(text, "think-answer", labels, truncated="limit" in name) for name, text in broken.items()
+}
 assert {found.reason for found in verdicts.values()} == set(Reason), "every reason is seen once"
 
 # %%
 import pandas as pd
 
-pd.DataFrame({name: [found.reason, found.detail, found.label] for name, found in verdicts.items()},
-             index=["reason", "detail", "answer that can be read all the same"]).T
+rows = {name: [found.reason, found.detail, found.label or "none"] for name, found in verdicts.items()}
+pd.DataFrame(rows, index=["reason", "detail", "answer that can be read all the same"]).T
 
 # %% [markdown]
 # The last column: where exactly one closed answer stands, it is beyond doubt even in a malformed text. A text with two answers hedges, and counts as none.
@@ -142,9 +148,10 @@ pd.DataFrame({name: vars(score(found, parsed.label)) for name, found in scores.i
 # %%
 from deepintuit.metrics import wilson
 
-stages = {"teacher": bench.teach.read("traces"), **{
-    run.summary["system"]: run.read("traces") for run in bench.evaluations if run.parent in (bench.cold.id, bench.grpo.id)
-}}
+stages = {"teacher": bench.teach.read("traces")}
+for run in bench.evaluations:
+    if run.parent in (bench.cold.id, bench.grpo.id):
+        stages[run.summary["system"]] = run.read("traces")
 formed = [wilson(rows["reason"].isna().sum(), len(rows)) for rows in stages.values()]
 right = [wilson((rows["provisional"] == rows["true_label"]).sum(), len(rows)) for rows in stages.values()]
 
@@ -157,24 +164,30 @@ majority = wilson((asked["label"] == common).sum(), len(asked))
 # %%
 from deepintuit.report import stages_figure
 
-stages_figure([*stages, f"always {common}"], [*formed, None], [*right, majority], quantity="Share of traces",
-              series=("well-formed", "well-formed and right"), title="Form comes first, being right is another matter")
+stages_figure(
+    [*stages, f"always {common}"], [*formed, None], [*right, majority],
+    series=("well-formed", "well-formed and right"), quantity="Share of traces",
+    title="Form comes first, being right is another matter",
+)
 
 # %%
 last, n = list(stages)[-1], len(list(stages.values())[-1])
 above = "above" if right[-1].low > majority.high else "not clearly above"
 show.words(
-    f"Of the system {last!r}, {formed[-1].value:.0%} of {n} traces are well-formed, and {right[-1].value:.0%} are right as well, {above} the "
-    f"{majority.value:.0%} of always saying {common}.",
+    f"Of the system {last!r}, {formed[-1].value:.0%} of {n} traces are well-formed,",
+    f"and {right[-1].value:.0%} are right as well, {above} the {majority.value:.0%} of always saying {common}.",
     f"The teacher, whose traces are imitated, is right in {right[0].value:.0%}: it is not an oracle.",
-    "In a small workbench the model has seen few clips for a short time, and it shows." if bench.small else "",
+    "In a small workbench the model has seen few clips for a short time." if bench.small else "",
 )
 
 # %% [markdown]
 # On the dashboard, every one of these traces opens beside its clip, with frames that seek and tokens coloured by how sure the model was.
 
 # %%
-show.app("traces", "This trace on the Traces page", run=bench.evaluation.id, clip=one["clip_id"], open=one["trace_id"])
+show.app(
+    "traces", "This trace on the Traces page",
+    run=bench.evaluation.id, clip=one["clip_id"], open=one["trace_id"],
+)
 
 # %% [markdown]
 # ## Three questions

@@ -28,12 +28,15 @@ bench = demo.finished(WORKBENCH)
 # %%
 clips = bench.manifest.usable()
 label = clips.loc[clips["split"] == "test", "label"].mode()[0]
-pair = [clips[(clips["label"] == label) & (clips["split"] == split)].iloc[0] for split in ("coldstart", "test")]
+alike = clips[clips["label"] == label]
+pair = [alike[alike["split"] == split].iloc[0] for split in ("coldstart", "test")]
 
 # %%
 from deepintuit import show, video
 
-show.row(*[show.frames(video.read(clip.path, 4), f"{clip.split}: {clip.label}", height=80) for clip in pair])
+show.row(*(
+    show.frames(video.read(clip.path, 4), f"{clip.split}: {clip.label}", height=80) for clip in pair
+))
 
 # %% [markdown]
 # Not a pixel needs to be alike. A class like *normal*, *theft* or *hateful* is **open-instance**: nobody can list what belongs to it, and a new instance may look like none before. What
@@ -48,7 +51,8 @@ for name in labels:
 # An answer has to name a label exactly, after case, spaces and quotes are folded. What else should count goes under aliases, where everybody can see it.
 
 # %%
-{word: labels.resolve(word) for word in (label.upper(), f' "{label}." ', f"{label} or so", *list(labels.aliases)[:2])}
+words = (label.upper(), f' "{label}." ', f"{label} or so", *list(labels.aliases)[:2])
+{word: labels.resolve(word) for word in words}
 
 # %% [markdown]
 # ## Splits that don't leak
@@ -76,7 +80,8 @@ f"{len(both)} of {train['group'].nunique()} sources are on both sides of the cut
 from deepintuit.data import Manifest, assign_splits
 
 frame = bench.manifest.frame
-free = Manifest(bench.workbench.path, "free", frame[frame["split"] != "test"].assign(given_split=None), labels)
+free = frame[frame["split"] != "test"].assign(given_split=None)
+free = Manifest(bench.workbench.path, "free", free, labels)
 divided = assign_splits(free, {"coldstart": 0.5, "grpo": 0.5}, seed=0).usable()
 
 # %%
@@ -92,12 +97,13 @@ clips.groupby("group")["split"].nunique().value_counts().rename_axis("splits").t
 # %% [markdown]
 # ## What scores without watching
 #
-# Two clips, and nothing but what their files say of themselves. Could you tell the label?
+# One clip of each label, and nothing but what its file says of itself. Could you tell the label?
 
 # %%
 from deepintuit.data import container_features
 
-container_features(pd.DataFrame(pair)).assign(label=[clip.label for clip in pair]).T
+each = clips.groupby("label").head(1)
+container_features(each).set_axis(each["label"]).T.round(1)
 
 # %% [markdown]
 # Now notes: what annotators (here: the renderer) wrote about the clip. No model is ever shown them, and this is why.
@@ -125,29 +131,33 @@ leaks = evaluate.baselines(bench.scratch(), replace(bench.settings, clips=shown)
 from deepintuit.report import stages_figure, table_of
 
 answers = pd.concat([leaks.read("predictions"), bench.evaluation.read("predictions")])
-rows = table_of(answers, labels, bench.settings.evaluate, groups=dict(zip(clips["clip_id"], clips["group"])))
+sources = dict(zip(clips["clip_id"], clips["group"]))
+rows = table_of(answers, labels, bench.settings.evaluate, groups=sources)
 by_key = {row.key: row.evaluation.accuracy for row in rows}
 
 # %%
 system = bench.evaluation.summary["system"]
-names = {"majority": "commonest class", "metadata": "container metadata", "text": "TF-IDF on the notes", system: system}
-known = {name: words for name, words in names.items() if (name, "raw", "none") in by_key}
+names = {"majority": "commonest class", "metadata": "container metadata", "text": "TF-IDF on the notes"}
+known = {name: words for name, words in {**names, system: system}.items() if (name, "raw", "none") in by_key}
 calibrated = [by_key.get((name, bench.settings.evaluate.method, "none")) for name in known]
 
 # %%
 raw = [by_key[name, "raw", "none"] for name in known]
-stages_figure(list(known.values()), raw, calibrated, title="What can be scored without watching, beside what watches")
+stages_figure(
+    list(known.values()), raw, calibrated, title="What can be scored without watching, beside what watches"
+)
 
 # %%
 found, best = dict(zip(known, raw)), calibrated[-1] or raw[-1]
 n = (clips["split"] == "test").sum()
 leak = "beats" if found["metadata"].low > found["majority"].high else "does not clearly beat"
 show.words(
-    f"On {n} test clips, metadata alone {leak} the commonest class ({found['metadata'].value:.0%} against {found['majority'].value:.0%}).",
-    f"Notes alone score {found['text'].value:.0%}: a model that is shown them can have that without a look." if notes else "",
-    f"The system that watches answers {raw[-1].value:.0%} right from its traces, {best.value:.0%} at its best here.",
+    f"On {n} test clips, metadata alone {leak} the commonest class",
+    f"({found['metadata'].value:.0%} against {found['majority'].value:.0%}).",
+    f"Notes alone score {found['text'].value:.0%}: whoever is shown them has that without a look." if notes else "",
+    f"The system that watches is right on {raw[-1].value:.0%} by its traces, on {best.value:.0%} calibrated.",
     "That is not clearly above what a file says of itself." if found["metadata"].high > best.low else "",
-    "And it is not above what the notes say: whoever wrote them saw more than the model." if notes and found["text"].value > best.value else "",
+    "Notes score more: who wrote them saw more." if notes and found["text"].value > best.value else "",
 )
 
 # %% [markdown]
@@ -156,7 +166,7 @@ show.words(
 # The dashboard shows the same rivals beside every system.
 
 # %%
-show.app("errors", "The Errors page: classes, with the systems to compare", dataset=bench.settings.clips.dataset)
+show.app("errors", "The Errors page, where systems are compared", dataset=bench.settings.clips.dataset)
 
 # %% [markdown]
 # ## Three questions

@@ -36,14 +36,15 @@ from deepintuit.reasoner import Task, parsed
 
 task = Task(bench.workbench.path, bench.settings)
 pair = taught.groupby("kept").head(1)
-show.row(*[show.trace(trace, f"true label {row.true_label}") for trace, row in zip(parsed(task, pair), pair.itertuples())])
+both = zip(parsed(task, pair), pair["true_label"])
+show.row(*(show.trace(trace, f"true label {label}") for trace, label in both))
 
 # %% [markdown]
 # A trace is kept when it is well-formed and its answer is the clip's label. Whether its *reasons* are true nobody checks: a teacher that sees wrongly and concludes rightly is imitated as well.
 
 # %%
-outcome = taught["kept"].map({True: "kept", False: ""}) + taught["reason"].fillna("wrong label").where(~taught["kept"], "")
-outcome.value_counts().to_frame("traces")
+outcome = taught["reason"].fillna("wrong label").mask(taught["kept"], "kept")
+outcome.rename("outcome").value_counts().to_frame("traces")
 
 # %% [markdown]
 # ## What imitation means
@@ -55,7 +56,7 @@ outcome.value_counts().to_frame("traces")
 import numpy as np
 
 surprise = -np.log([0.9, 0.5, 0.1])
-surprise.round(2), surprise.mean().round(2)
+surprise.round(2), round(float(surprise.mean()), 2)
 
 # %% [markdown]
 # By package: the same on a kept trace, with the model as it was before any training.
@@ -70,7 +71,8 @@ untouched = VLM.load(bench.settings.model, bench.settings.video, cache=bench.wor
 example = taught[taught["kept"]].iloc[0]
 [clip] = [clip for clip in task.clips("coldstart") if clip.clip_id == example["clip_id"]]
 [(_, encoded)] = LocalReasoner(untouched, task).encode([clip])
-prompt, target = untouched.prompt_ids(encoded, task.reasoner_prompt(clip.clip_id)), untouched.target_ids(example["text"])
+prompt = untouched.prompt_ids(encoded, task.reasoner_prompt(clip.clip_id))
+target = untouched.target_ids(example["text"])
 
 # %%
 [logprobs_T] = token_logprobs(untouched, [encoded], [prompt], [target])
@@ -99,15 +101,17 @@ run = coldstart.run(scratch, few, teacher=bench.teach.id)
 
 # %%
 models = {"untouched": untouched}
-for name, checkpoint in {f"{run.summary['steps']} updates": run.checkpoint, "the whole stage": bench.cold.checkpoint}.items():
-    models[name] = VLM.load(bench.settings.model, bench.settings.video, checkpoint=checkpoint, cache=bench.workbench.cache)
+for name, made in {f"{run.summary['steps']} updates": run, "the whole stage": bench.cold}.items():
+    models[name] = VLM.load(
+        bench.settings.model, bench.settings.video, checkpoint=made.checkpoint, cache=bench.workbench.cache
+    )
 
 # %% [markdown]
 # The same trace, the same loss, three models:
 
 # %%
-losses = {name: -token_logprobs(vlm, [encoded], [prompt], [target])[0].mean().item() for name, vlm in models.items()}
-{name: round(loss, 2) for name, loss in losses.items()}
+read = {name: token_logprobs(vlm, [encoded], [prompt], [target])[0] for name, vlm in models.items()}
+{name: round(-logprobs_T.mean().item(), 2) for name, logprobs_T in read.items()}
 
 # %% [markdown]
 # And a test clip, from a source that no training clip shows. What does each write about it?
@@ -117,9 +121,9 @@ test = task.clips("test")[0]
 show.clip(bench.file(test.clip_id), f"true label: {test.label}", width=240)
 
 # %%
-shown = []
+shown, most = [], bench.settings.sampling.max_tokens
 for name, vlm in models.items():
-    [(_, _, [sample])] = LocalReasoner(vlm, task).groups([test], [0], temperature=0, max_tokens=bench.settings.sampling.max_tokens)
+    [(_, _, [sample])] = LocalReasoner(vlm, task).groups([test], [0], temperature=0, max_tokens=most)
     shown.append(show.trace(task.parse(sample.text, sample.truncated), name))
 
 # %%
@@ -136,24 +140,32 @@ import pandas as pd
 from deepintuit.report import stages_figure, table_of
 
 own = next((run for run in bench.evaluations if run.parent == bench.cold.id), bench.evaluation)
-rivals = [run for run in bench.evaluations if run.parent is None or (bench.labels and run.parent == bench.labels.id)]
+plain = (None, bench.labels.id if bench.labels else None)
+rivals = [run for run in bench.evaluations if run.parent in plain]
 answers = pd.concat([run.read("predictions") for run in (*rivals, own)])
 homes = bench.manifest.frame.set_index("clip_id")["group"].dropna().to_dict()
 
 # %%
-rows = [row for row in table_of(answers, task.labels, bench.settings.evaluate, groups=homes) if row.method == "raw" and row.control == "none"]
+table = table_of(answers, task.labels, bench.settings.evaluate, groups=homes)
+rows = [row for row in table if row.method == "raw" and row.control == "none"]
 right = {row.system: row.evaluation.accuracy for row in rows}
-stages_figure(list(right), list(right.values()), [None] * len(right), title="Imitated traces beside labels alone, on test clips")
+title = "Imitated traces beside labels alone, on test clips"
+stages_figure(list(right), list(right.values()), [None] * len(right), title=title)
 
 # %%
-mine, others = right[own.summary["system"]], {name: found for name, found in right.items() if name != own.summary["system"]}
-best = max(others, key=lambda name: others[name].value)
-rival = others[best]
-verdict = "clearly better than" if mine.low > rival.high else "clearly worse than" if mine.high < rival.low else "not clearly different from"
+name = own.summary["system"]
+mine = right[name]
+best = max((other for other in right if other != name), key=lambda other: right[other].value)
+rival = right[best]
+verdict = "not clearly different from"
+verdict = "clearly better than" if mine.low > rival.high else verdict
+verdict = "clearly worse than" if mine.high < rival.low else verdict
 show.words(
-    f"The system {own.summary['system']!r} answers {mine.value:.0%} of {rows[0].n} test clips right ({mine.low:.0%} to {mine.high:.0%}),",
-    f"{verdict} the best of its rivals here, {best}, with {rival.value:.0%} ({rival.low:.0%} to {rival.high:.0%}).",
-    "It was trained for a minute on few traces. Whether reasons pay is decided on more; README's first table has that." if bench.small else "",
+    f"The system {name!r} answers {mine.value:.0%} of {rows[0].n} test clips right",
+    f"({mine.low:.0%} to {mine.high:.0%}), {verdict} the best of its rivals here, {best},",
+    f"with {rival.value:.0%} ({rival.low:.0%} to {rival.high:.0%}).",
+    "It was trained for a minute on few traces." if bench.small else "",
+    "Whether reasons pay is decided on more; README's first table has that." if bench.small else "",
 )
 
 # %% [markdown]

@@ -86,14 +86,18 @@ from deepintuit.advantage import softmax_weights
 
 # %%
 rollouts = bench.grpo.read("traces").drop_duplicates("trace_id", keep="last").set_index("trace_id")
-wide = bench.grpo.read("scores").pivot_table(index="trace_id", columns="name", values="value", aggfunc="last")
-rollouts = rollouts.join(wide)
+scores = bench.grpo.read("scores")
+rollouts = rollouts.join(scores.pivot_table(index="trace_id", columns="name", values="value", aggfunc="last"))
 
 # %%
 spread = rollouts.groupby(["step", "clip_id"])["reward"].std()
 step, clip_id = spread.idxmax()
-group = rollouts[(rollouts["step"] == step) & (rollouts["clip_id"] == clip_id)].sort_values("reward", ascending=False)
-group[["provisional", "true_label", "reason", "accuracy", "format", "reward", "advantage"]].reset_index(drop=True)
+group = rollouts[(rollouts["step"] == step) & (rollouts["clip_id"] == clip_id)]
+group = group.sort_values("reward", ascending=False)
+
+# %%
+asked = ["provisional", "true_label", "reason", "accuracy", "format", "reward", "advantage"]
+group[asked].fillna({"reason": ""}).reset_index(drop=True).round(3)
 
 # %%
 from deepintuit import show
@@ -118,16 +122,16 @@ float(np.abs(group_advantages(group["reward"]) - group["advantage"]).max())
 # %%
 from deepintuit.trace import outer_spans, parse, render
 
-whole = next(trace for trace in parsed(task, group) if trace.ok)
+whole = next(trace for trace in reversed(parsed(task, group)) if trace.ok)
 seen, _, concluded = whole.segment("think").strip().partition(" So ")
-parts = {"observation": seen, "think": concluded or "So it is.", "answer": whole.label}
+parts = {"observation": seen, "think": f"So {concluded or 'it is.'}", "answer": whole.label}
 told = parse(render("observation-think-answer", **parts), "observation-think-answer", task.labels)
 
 # %%
 show.trace(told)
 
 # %% [markdown]
-# Now two rewards in a group of four: who saw rightly `[1, 1, 0, 0]`, who concluded rightly `[0, 1, 0, 1]`. Each is compared within its own column. Ours is the first of the four: it saw well and concluded badly.
+# Now two rewards in a group of four: who saw rightly `[1, 1, 0, 0]`, who concluded rightly `[0, 1, 0, 1]`. Each is compared within its own column. Suppose that ours is the first of the four: it saw well and concluded badly.
 
 # %%
 seeing, concluding = group_advantages([[1, 1, 0, 0], [0, 1, 0, 1]])[:, 0].round(3).tolist()
@@ -147,14 +151,16 @@ offsets_T[:4].tolist(), [told.text[start:end] for start, end in offsets_T[:4]]
 
 # %%
 advantages_T = token_advantages(offsets_T, outer_spans(told), by_segment)
-show.tokens(told.text, offsets_T, advantages_T, "blue is pushed up, vermilion (underlined) down; hover for the number")
+meaning = "blue is pushed up, vermilion (underlined) down; hover for the number"
+show.tokens(told.text, offsets_T, advantages_T, meaning)
 
 # %% [markdown]
 # Look closely at the borders. Where a token was merged across one, it has characters of two segments; the one with more of them takes it, and on a tie the earlier:
 
 # %%
 borders = [end for _, end in outer_spans(told).values()]
-[(told.text[a:b], round(float(advantage), 2)) for (a, b), advantage in zip(offsets_T, advantages_T) if any(a < end < b for end in borders)]
+tokens = zip(offsets_T.tolist(), advantages_T.round(2).tolist())
+[(told.text[a:b], push) for (a, b), push in tokens if any(a < end < b for end in borders)]
 
 # %% [markdown]
 # ## How many groups teach
@@ -175,26 +181,30 @@ import plotly.graph_objects as go
 from deepintuit.report.figures import CALIBRATED, RAW, finished
 
 silent = count[0] + count[G]
-figure = go.Figure(go.Bar(x=list(range(G + 1)), y=count, name="groups", marker_color=CALIBRATED))
-figure.add_scatter(x=list(range(G + 1)), y=chance, name="if all clips were equally hard", line=dict(color=RAW, dash="dot"))
+right = list(range(G + 1))
+figure = go.Figure(go.Bar(x=right, y=count, name="groups", marker_color=CALIBRATED))
+figure.add_scatter(x=right, y=chance, name="if all clips were equally hard", line=dict(color=RAW, dash="dot"))
 finished(figure, f"{silent} of {len(right_N)} groups agree on accuracy, and teach nothing about it", 260,
          xaxis_title="right traces in a group", yaxis_title="groups")
 
 # %%
 luck = chance[0] + chance[G]
-differ = "clips differ: the easy and the hard ones are paid for in vain" if silent > 1.25 * luck else "about what chance gives"
+differ = "clips differ, and the easy and the hard ones are paid for in vain"
+differ = differ if silent > 1.25 * luck else "that is about what chance gives"
 show.words(
-    f"{rate:.0%} of {len(rollouts)} sampled traces were right. {count[0]} of {len(right_N)} groups were all wrong and {count[G]} all right: "
+    f"{rate:.0%} of {len(rollouts)} sampled traces were right.",
+    f"{count[0]} of {len(right_N)} groups were all wrong and {count[G]} all right:",
     f"{silent / len(right_N):.0%} of the sampling taught nothing about the answer.",
     f"Were all clips equally hard, it would be {luck / len(right_N):.0%}; {differ}.",
-    "The run is short and the groups are few, so take the shape and not the numbers." if bench.small else "",
+    "The run is short: take the shape and not the numbers." if bench.small else "",
 )
 
 # %% [markdown]
 # On the dashboard, every group of every update can be opened beside its clip.
 
 # %%
-show.app("runs", "This group on the Runs page", run=bench.grpo.id, tab="rollouts", step=int(step), clip=clip_id)
+where = {"run": bench.grpo.id, "tab": "rollouts", "step": int(step), "clip": clip_id}
+show.app("runs", "This group on the Runs page", **where)
 
 # %% [markdown]
 # ## Three questions

@@ -52,7 +52,11 @@ step = grpo.run(scratch, replace(bench.settings, grpo=settings), start=bench.col
 # %%
 scores = step.read("scores").pivot_table(index="trace_id", columns="name", values="value")
 rollouts = step.read("traces").set_index("trace_id").join(scores)
-rollouts.groupby("clip_id").agg(label=("true_label", "first"), right=("accuracy", "sum"), well_formed=("format", "sum"), spread=("reward", "std"))
+groups = rollouts.groupby("clip_id").agg(
+    label=("true_label", "first"), right=("accuracy", "sum"),
+    well_formed=("format", "sum"), spread=("reward", "std"),
+)
+groups.astype({"right": int, "well_formed": int}).round(2)
 
 # %% [markdown]
 # Each line is a group. Where the spread is 0, nothing was learned. We look into the group with the largest.
@@ -70,8 +74,8 @@ show.clip(bench.file(clip_id), f"true label: {group['true_label'].iloc[0]}", wid
 
 # %%
 best, *_, worst = parsed(task, group)
-advantages = group["advantage"].to_list()
-show.row(show.trace(best, f"advantage {advantages[0]:+.2f}"), show.trace(worst, f"advantage {advantages[-1]:+.2f}"))
+most, *_, least = group["advantage"]
+show.row(show.trace(best, f"advantage {most:+.2f}"), show.trace(worst, f"advantage {least:+.2f}"))
 
 # %% [markdown]
 # ## Did it push?
@@ -81,9 +85,8 @@ show.row(show.trace(best, f"advantage {advantages[0]:+.2f}"), show.trace(worst, 
 # %%
 from deepintuit.vlm import VLM, token_logprobs
 
-before, after = (
-    VLM.load(bench.settings.model, bench.settings.video, checkpoint=run.checkpoint, cache=bench.workbench.cache) for run in (bench.cold, step)
-)
+model, frames, cache = bench.settings.model, bench.settings.video, bench.workbench.cache
+before, after = (VLM.load(model, frames, checkpoint=run.checkpoint, cache=cache) for run in (bench.cold, step))
 
 # %%
 clips = {clip.clip_id: clip for clip in task.clips("grpo")}
@@ -106,7 +109,8 @@ pushed.round(3)
 agree = (np.sign(pushed["change"]) == np.sign(pushed["advantage"])).sum()
 show.words(
     f"{agree} of {len(pushed)} traces moved the way their advantage points.",
-    "An update is shared by all groups and all tokens: traces of one clip have most of their words in common, so pushing one moves the others too.",
+    "An update is shared by all groups and all tokens: traces of one clip have most of their words in common,",
+    "so pushing one moves the others too.",
 )
 
 # %% [markdown]
@@ -129,7 +133,8 @@ from deepintuit.report import health
 right = stored[stored["name"] == "accuracy"].sort_values("step")["value"].to_numpy()
 dip = int((right - np.maximum.accumulate(right)).argmin())
 show.words(
-    f"Right answers: {right[0]:.0%} of the traces before any update, {right[-5:].mean():.0%} over the last five updates.",
+    f"Right answers: {right[0]:.0%} of the traces before any update,",
+    f"{right[-5:].mean():.0%} over the last five updates.",
     f"The deepest dip, to {right[dip]:.0%}, came at update {dip}.",
     *(remark.text for remark in health.remarks(stored)),
 )
@@ -142,13 +147,13 @@ show.words(
 show.words(*(remark.text for remark in health.remarks(bench.grpo.read("steps"))))
 
 # %%
-show.app("runs", "The training of this workbench's run, on the Runs page", run=bench.grpo.id, tab="training")
+show.app("runs", "This workbench's own run on the Runs page", run=bench.grpo.id, tab="training")
 
 # %% [markdown]
 # ## Three questions
 #
-# 1. The share of groups that teach nothing rises while accuracy rises. Is that a failure?
-# 2. Entropy falls through the whole run. What would you look at to tell sharpening from collapse?
+# 1. In another run the share of groups that teach nothing rises while accuracy rises. Is that a failure?
+# 2. In a third one entropy falls from the first update to the last. What would you look at to tell sharpening from collapse?
 # 3. Which single change would you try first when reward stays within its noise: harder clips, larger groups, or a higher rate?
 
 # %% [markdown]

@@ -68,7 +68,8 @@ kept = wb.query(
     """SELECT provisional, true_label FROM traces JOIN scores USING (trace_id)
        WHERE stage = 'teach' AND name = 'kept' AND value = 1"""
 )
-print(f"Of {len(kept)} kept teacher traces, {(kept.provisional == kept.true_label).mean():.1%} conclude rightly.")
+right = (kept.provisional == kept.true_label).mean()
+print(f"Of {len(kept)} kept teacher traces, {right:.1%} conclude rightly.")
 
 # %% [markdown]
 # That reviewers are always right: copy them. So the calibrator reads the *model's own* traces instead, on clips that the model was
@@ -98,7 +99,7 @@ counted.round(2)
 # %%
 rule = counted.idxmax(axis=1)
 copied = (rule.index == rule).sum()
-print(f"For {copied} of {len(rule)} things that a trace may conclude, the best guess is the same label again.")
+print(f"For {copied} of {len(rule)} conclusions of a trace, the best guess is the same label again.")
 
 # %% [markdown]
 # The table knows how far to trust *theft*. It cannot know *which* thefts to doubt: for that, somebody must read the trace and watch
@@ -205,7 +206,7 @@ pairs = local.encode(task.clips("validation")[:24])
 stored = run.read("traces").sort_values("sample").groupby("clip_id")
 traces = [parsed(task, stored.get_group(clip.clip_id)) for clip, _ in pairs]
 truth = np.array([task.labels.index(clip.label) for clip, _ in pairs])
-print(f"{len(pairs)} clips, {len(traces[0])} traces each: the last one is the greedy one, the others were sampled")
+print(f"{len(pairs)} clips, {len(traces[0])} traces each: the last one is greedy, the others were sampled")
 
 # %%
 from deepintuit.reasoner import vote_scores
@@ -275,7 +276,7 @@ pd.DataFrame({"T": tried, "NLL": [nll(ways["label_likelihood"].probs(t), truth) 
 # On all validation clips, each way with its own T. Above 1 the scores were too sure and had to be softened, below 1 too shy.
 
 # %%
-pd.DataFrame(fitted).T.round(3)
+pd.DataFrame(fitted).T.rename(index=shown).astype({"n": int}).round(3)
 
 # %% [markdown]
 # ## The result
@@ -285,8 +286,10 @@ pd.DataFrame(fitted).T.round(3)
 from deepintuit.report import reliability_figure
 
 raw, after = rows["raw", "none"], rows["label_likelihood", "none"]
-bins = {"raw label": raw.evaluation.bins, "calibrated, before T": after.untempered, "calibrated": after.evaluation.bins}
-reliability_figure(bins)
+reliability_figure({
+    "raw label": raw.evaluation.bins,
+    "calibrated, before T": after.untempered, "calibrated": after.evaluation.bins,
+})
 
 # %%
 from IPython.display import Markdown
@@ -305,11 +308,11 @@ print(f"Raw label {number(raw.evaluation.accuracy.value)} %, counted by hand {nu
       f"calibrated {number(after.evaluation.accuracy.value)} % of {after.n} clips right.")
 
 # %%
-before, gap = after.untempered, after.evaluation.ece.value
+before, gap, gap_raw = after.untempered, after.evaluation.ece.value, raw.evaluation.ece.value
 gap_before = np.nansum(abs(before.accuracy - before.confidence) * before.counts) / before.counts.sum()
-print(f"Confidence is off by {number(raw.evaluation.ece.value)} points raw, {number(gap_before)} calibrated before T, "
+print(f"Confidence is off by {number(gap_raw)} points raw, {number(gap_before)} calibrated before T, "
       f"{number(gap)} after T.")
-print(f"So calibration made it {'more' if gap < raw.evaluation.ece.value else 'no more'} honest on these clips, "
+print(f"So calibration made it {'more' if gap < gap_raw else 'no more'} honest on these clips, "
       f"and its temperature {'helped' if gap < gap_before else 'did not help'}.")
 print(f"Answers mended: {after.flips.wrong_to_right}. Broken: {after.flips.right_to_wrong}.")
 

@@ -83,15 +83,14 @@ print(bootstrap(mean_of(alike), 40, groups_C=videos))
 # Intervals draw whole groups where the manifest names them.
 
 # %%
-from IPython.display import Markdown
-
+from deepintuit import show
 from deepintuit.report import markdown_table
 from deepintuit.report.gather import tabulate
 
 wb = bench.workbench
 table = tabulate(wb, [run.id for run in bench.evaluations])
 plain = [row for row in table.rows if row.control == "none"]
-Markdown(markdown_table(plain))
+show.table(markdown_table(plain))
 
 # %% [markdown]
 # *No answer* is an answer that could not be read: it counts as wrong, and is counted once more on its own. *NLL*, *Brier* and *ECE* ask
@@ -120,6 +119,8 @@ stages_figure(
 # In words, and no more than the numbers allow: the last stage first.
 
 # %%
+from IPython.display import Markdown
+
 from deepintuit.report import headline, sentence
 
 best = headline(table.rows, table.config.method)
@@ -130,8 +131,8 @@ from deepintuit.report.text import interval, number, p_value
 
 if best.flips:
     turned = best.flips
-    print(f"Calibration mended {turned.wrong_to_right} of {best.n} answers and broke {turned.right_to_wrong} "
-          f"({p_value(turned.p_value)}).")
+    print(f"Calibration mended {turned.wrong_to_right} of {best.n} answers "
+          f"and broke {turned.right_to_wrong} ({p_value(turned.p_value)}).")
 if best.risk and len(best.risk.coverage):
     half = best.risk.risk[np.searchsorted(best.risk.coverage, 0.5)]
     print(f"Answering only the surer half, it errs on {number(half)} %; "
@@ -144,7 +145,8 @@ if best.risk and len(best.risk.coverage):
 # %%
 others = [row for row in plain if row.system != best.system]
 rival = max(others, key=lambda row: row.evaluation.accuracy.value)
-print(f"{shown(rival.system)}, {shown(rival.method)}: {number(rival.evaluation.accuracy.value)} % of {rival.n}")
+reached = number(rival.evaluation.accuracy.value)
+print(f"{shown(rival.system)}, {shown(rival.method)}: {reached} % of {rival.n}")
 
 # %% [markdown]
 # Same clips, so the difference is *paired*: on each draw of groups, both are asked about the same clips.
@@ -160,16 +162,14 @@ both = wide[[(best.system, best.method), (rival.system, rival.method)]].dropna()
 
 # %%
 sources = wb.query('SELECT clip_id, "group" FROM clips WHERE dataset = ?', [table.dataset])
-groups = sources.set_index("clip_id")["group"]
-difference = paired_difference(
-    mean_of(both.iloc[:, 0]), mean_of(both.iloc[:, 1]), len(both), groups_C=groups.loc[both.index].astype(str)
-)
+groups = sources.set_index("clip_id")["group"].loc[both.index].astype(str)
+ours, theirs = mean_of(both.iloc[:, 0]), mean_of(both.iloc[:, 1])
+difference = paired_difference(ours, theirs, len(both), groups_C=groups)
 
 # %%
 words = "no clear difference" if difference.low <= 0 <= difference.high else "a clear one"
 print(f"{shown(best.system)} against {shown(rival.system)}: {number(difference.value, sign=True)} points "
-      f"({interval(difference, sign=True)}), {words}, on {len(both)} clips "
-      f"of {groups.loc[both.index].nunique()} groups.")
+      f"({interval(difference, sign=True)}), {words},\non {len(both)} clips of {groups.nunique()} groups.")
 
 # %% [markdown]
 # The rival was picked because it scored best on these very clips, so it is flattered a little. Better it than the result.
@@ -178,7 +178,8 @@ print(f"{shown(best.system)} against {shown(rival.system)}: {number(difference.v
 # ## One seed is one throw
 # The interval above says how far other *clips* would move the number. **Would doing all of it once more, with another seed, move it
 # less?** The project keeps the rows of its own full-size runs on the embedded world, where a seed draws clips, splits and training
-# anew. The intervals in this table are over seeds; with very few of them they are as wide as they look.
+# anew. The intervals in this table are over seeds, with very few of them as wide as they look; behind ± stands how far seeds lie apart
+# (standard deviation).
 
 # %%
 import json
@@ -190,23 +191,22 @@ stored = [json.loads(path.read_text()) for path in sorted(Path("../docs/evidence
 seeds = {one["seed"]: [Measured(**row) for row in one["rows"]] for one in stored}
 asked = ("raw", "label_likelihood")
 kept = {
-    seed: [row for row in rows if row.control == "none" and row.method in asked] for seed, rows in seeds.items()
+    seed: [row for row in rows if row.control == "none" and row.method in asked]
+    for seed, rows in seeds.items()
 }
-Markdown(multi_seed_table(kept))
+show.table(multi_seed_table(kept))
 
 # %%
 cold = ("cold start", "raw", "none")
 last = [row.values["accuracy"] for rows in kept.values() for row in rows if row.key == cold]
 if len(last) > 1:
-    print(f"With {len(last)} seeds, cold start alone reaches {', '.join(number(value) for value in last)} %: "
+    print(f"With {len(last)} seeds, cold start alone reaches {', '.join(map(number, last))} %: "
           f"{number(max(last) - min(last))} points apart by the seed alone.")
 
 # %% [markdown]
 # The dashboard shows one system at a time, with its confusions and what lies behind each count.
 
 # %%
-from deepintuit import show
-
 show.app("errors", "This system's errors", system=best.system, method=best.method, split=best.split)
 
 # %% [markdown]

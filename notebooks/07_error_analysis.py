@@ -41,8 +41,10 @@ run = [it for it in bench.evaluations if it.config.get("calibrator") == bench.ca
 classes = wb.query(
     """WITH said AS (SELECT true_label, predicted FROM predictions
                      WHERE run_id = ? AND method = 'raw' AND control = 'none' AND true_label IS NOT NULL)
-       SELECT label, count(*) FILTER (true_label = label) AS clips, count(*) FILTER (predicted = label) AS called,
-              count(*) FILTER (true_label = label AND predicted = label) AS hits, 2 * hits / (clips + called) AS f1
+       SELECT label, count(*) FILTER (true_label = label) AS clips,
+              count(*) FILTER (predicted = label) AS called,
+              count(*) FILTER (true_label = label AND predicted = label) AS hits,
+              2 * hits / (clips + called) AS f1
        FROM said, (SELECT DISTINCT true_label AS label FROM said) GROUP BY label ORDER BY f1""",
     [run.id],
 )
@@ -103,7 +105,8 @@ answers.round(2)
 taken_for = answers.provisional[0]
 clips = wb.query(
     """SELECT clip_id, trace_id, provisional, calibrated, confidence, tokens FROM trace_facts
-       WHERE run_id = ? AND true_label = ? AND provisional = ? AND sample = 0 ORDER BY confidence DESC, clip_id""",
+       WHERE run_id = ? AND true_label = ? AND provisional = ? AND sample = 0
+       ORDER BY confidence DESC, clip_id""",
     [run.id, worst, taken_for],
 )
 clips.head(8)
@@ -133,14 +136,14 @@ show.trace(trace)
 
 # %%
 sentences = wb.query(
-    """WITH cut AS (SELECT trace_id, provisional <> true_label AS wrong,
-                           unnest(string_split(regexp_replace(text, '<answer>.*|<[^>]*>', ' ', 'gs'), '. ')) AS sentence
-                    FROM traces WHERE run_id = ? AND true_label = ? AND sample = 0)
-       SELECT trim(sentence) AS sentence, count(DISTINCT trace_id) FILTER (wrong) AS in_wrong,
-              count(DISTINCT trace_id) FILTER (NOT wrong) AS in_right
-       FROM cut WHERE trim(sentence) <> '' GROUP BY ALL HAVING in_wrong > 0
-       ORDER BY in_wrong / (SELECT 1 + count(DISTINCT trace_id) FILTER (wrong) FROM cut)
-                - in_right / (SELECT 1 + count(DISTINCT trace_id) FILTER (NOT wrong) FROM cut) DESC, sentence LIMIT 8""",
+    """WITH plain AS (SELECT trace_id, provisional <> true_label AS wrong,
+                             regexp_replace(text, '<answer>.*|<[^>]*>', ' ', 'gs') AS text
+                      FROM traces WHERE run_id = ? AND true_label = ? AND sample = 0),
+            cut AS (SELECT DISTINCT trace_id, wrong, trim(unnest(string_split(text, '. '))) AS sentence FROM plain)
+       SELECT sentence, count(*) FILTER (wrong) AS in_wrong, count(*) FILTER (NOT wrong) AS in_right
+       FROM cut WHERE sentence <> '' GROUP BY sentence HAVING in_wrong > 0
+       ORDER BY in_wrong / (SELECT 1 + count(*) FILTER (wrong) FROM plain)
+                - in_right / (SELECT 1 + count(*) FILTER (NOT wrong) FROM plain) DESC, sentence LIMIT 8""",
     [run.id, worst],
 )
 sentences
@@ -183,7 +186,8 @@ from rich.progress import track
 
 begins = []
 wrong = wb.query(
-    "SELECT clip_id, text FROM traces WHERE run_id = ? AND provisional <> true_label AND sample = 0", [run.id]
+    "SELECT clip_id, text FROM traces WHERE run_id = ? AND provisional <> true_label AND sample = 0",
+    [run.id],
 )
 for row in track(list(wrong.itertuples()) if known else [], "Wrong traces"):
     true = facts_of(notes[row.clip_id]["facts"])
@@ -204,7 +208,7 @@ from deepintuit.homecam.world import habit
 if known:
     blameless = wrong.clip_id[[begin.startswith("(") for begin in begins]]
     by_habit = sum(habit(facts_of(notes[clip]["facts"])) is not None for clip in blameless)
-    print(f"Wrong traces: {len(wrong)}. Of these with every sentence true: {len(blameless)}. "
+    print(f"Wrong traces: {len(wrong)}. Of these with every sentence true: {len(blameless)}.\n"
           f"Of those where a habit of the house overrules the rule: {by_habit}.")
 
 # %% [markdown]
@@ -233,7 +237,8 @@ kept = copy.slice(name).df()
 kept[["trace_id", "stage", "split", "clip_id", "confidence"]].head()
 
 # %%
-show.row(*(show.trace(trace) for trace in parsed(task, [browse.trace(copy, it) for it in kept.trace_id[:2]])))
+two = parsed(task, [browse.trace(copy, it) for it in kept.trace_id[:2]])
+show.row(*map(show.trace, two))
 
 # %% [markdown]
 # It is wider than the clips above: what the model wrote of calibration clips is in it too. That is where to look for more of the same.
@@ -244,7 +249,7 @@ show.app("traces", "These traces in the dashboard", run=run.id, true=worst, prov
 # %% [markdown]
 # ## Three questions
 #
-# 1. The worst class has nine clips in the test split. How many of its errors must be alike before you would change anything?
+# 1. Suppose that your worst class has nine clips in the test split. How many of its errors must be alike before you would change anything?
 # 2. A sentence is false, and the answer right all the same. Is that an error? Whose?
 # 3. You find that every *theft* at night is missed. Which split do you look at next, and which one do you leave alone?
 

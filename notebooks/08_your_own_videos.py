@@ -14,7 +14,7 @@
 #
 # Here your folder becomes a dataset whose splits can answer that, goes through all stages, and ends in the table of
 # [06](06_evaluation.ipynb). First everything runs on a stand-in in a minute: rendered clips, and a model as small as a toy. Then change
-# the settings below and run the same cells again.
+# the settings in the second cell, restart the kernel and run all cells again: there is nothing to change further down.
 
 # %%
 import os
@@ -26,10 +26,12 @@ bench = demo.finished(WORKBENCH)
 
 # %%
 VIDEOS = None  # your folder: one folder a label, clips inside; None: the stand-in
-TABLE = None  # or a CSV with path (below VIDEOS), label, and the source of each clip
+TABLE = None  # a CSV with path (below VIDEOS), label, and the source of each clip; None: folders alone
 GROUP = "group"  # that CSV's column with the source video or camera
-MINE = None  # a workbench to keep it all in; None: a throw-away folder
+MINE = None  # a workbench to keep it all in; None: a folder that is removed when the kernel ends
 CONFIG = "../configs/tiny.toml"  # the toy; with a GPU: "../configs/qwen2.5-vl-7b-lora.toml"
+ENDPOINT = os.environ.get("OPENAI_BASE_URL", "")  # a teacher's address, such as http://127.0.0.1:8000/v1
+TEACHER = ""  # the model's name there
 
 # %% [markdown]
 # ## The stand-in
@@ -42,14 +44,15 @@ from pathlib import Path
 
 from deepintuit import data
 
-mine = Path(MINE or tempfile.mkdtemp(prefix="deepintuit-")).absolute()
+spare = tempfile.TemporaryDirectory(prefix="deepintuit-", ignore_cleanup_errors=True)
+mine = Path(MINE or spare.name).expanduser().absolute()
 stand_in = VIDEOS is None
 if stand_in:
     VIDEOS, TABLE = mine / "videos", mine / "videos" / "clips.csv"
     clips = data.Manifest.load(bench.workbench.path, bench.settings.clips.dataset).usable()
     clips = clips[clips.label.isin(clips.label.value_counts().index[:2])]
     sizes = clips.groupby("group").clip_id.transform("size")
-    clips = clips.assign(size=sizes, name=clips.clip_id + clips.path.astype(str).str.extract(r"([.]\w+)$")[0])
+    clips = clips.assign(size=sizes, name=clips.clip_id + clips.path.map(lambda path: Path(path).suffix))
     clips = clips.sort_values(["size", "group"], ascending=False).groupby("group").head(4).head(72)
 
 # %%
@@ -76,7 +79,8 @@ some = {row.label: row.path for row in listing.rows if row.path.stat().st_size <
 show.row(*(show.clip(path, label, width=220) for label, path in list(some.items())[:4]))
 
 # %% [markdown]
-# They are not enough to know which clips come from the same camera. A table can say so:
+# They are not enough to know which clips come from the same camera. A table can say so. (If it has a column `split`, that is kept as given,
+# and what it calls *train* is divided over the stages.)
 
 # %%
 if TABLE:
@@ -100,7 +104,7 @@ manifest.frame[["seconds", "width", "height", "fps", "frames"]].astype(float).de
 # %%
 left_out = manifest.frame[manifest.frame.excluded.notna()]
 print(f"{len(manifest.usable())} clips can be used, {len(left_out)} cannot.")
-left_out[["source", "excluded", "excluded_detail"]].head()
+left_out[["source", "excluded", "excluded_detail"]].head() if len(left_out) else None
 
 # %% [markdown]
 # What a model would be shown of one clip. Are the frames enough for *you* to tell the label?
@@ -119,9 +123,8 @@ from deepintuit import cli, config
 basic = [f"workbench={mine}", "clips.dataset=mine", "clips.validation_share=0.15", "clips.test_share=0.25"]
 settings = config.load(CONFIG, basic)
 shares = cli.fractions(settings)
-by_clip = data.assign_splits(
-    data.Manifest(mine, "mine", manifest.frame.assign(group=manifest.frame.clip_id), manifest.labels), shares
-).usable()
+alone = manifest.frame.assign(group=manifest.frame.clip_id)
+by_clip = data.assign_splits(data.Manifest(mine, "mine", alone, manifest.labels), shares).usable()
 
 # %%
 import pandas as pd
@@ -143,11 +146,12 @@ print(manifest.summary())
 
 # %%
 from deepintuit import evaluate, report
+from deepintuit.report.gather import tabulate
 from deepintuit.store import Workbench
 
 wb = Workbench(mine)
 free = evaluate.baselines(wb, settings)
-report.show(wb, [free.id])
+show.table(report.markdown_table(tabulate(wb, [free.id]).rows))
 
 # %% [markdown]
 # ## A backbone
@@ -181,7 +185,7 @@ print("deepintuit", *asked, "\n\n" + "\n".join((done.stdout or done.stderr).spli
 import torch
 
 here = torch.cuda.is_available()
-print(f"{'A GPU is here.' if here else 'No GPU is here. On a machine with one,'} set CONFIG = {str(big)!r}, "
+print(f"{'A GPU is here.' if here else 'No GPU is here. On a machine with one,'} set CONFIG = {str(big)!r},\n"
       "or run these commands:")
 first = "teach --set teach.base_url=URL --set teach.model=NAME"
 for stage in (first, "coldstart", "calibrate", "evaluate", "evaluate --reasoner baselines", "report"):
@@ -190,14 +194,10 @@ for stage in (first, "coldstart", "calibrate", "evaluate", "evaluate --reasoner 
 # %% [markdown]
 # ## A teacher
 # Somebody must write the first traces. An endpoint sees the frames and is *not* told the label; its traces are kept where grammar and
-# answer hold. The key stays in the environment (`OPENAI_API_KEY`) and is written nowhere.
+# answer hold. It is named above, by `ENDPOINT` and `TEACHER`; the key stays in the environment (`OPENAI_API_KEY`) and is written nowhere.
 
 # %%
 toy = "tiny" in Path(CONFIG).name
-ENDPOINT = os.environ.get("OPENAI_BASE_URL", "")  # such as http://127.0.0.1:8000/v1
-TEACHER = ""  # the model's name there
-
-# %%
 if ENDPOINT and TEACHER:
     teacher = ["teach.source=endpoint", f"teach.base_url={ENDPOINT}", f"teach.model={TEACHER}"]
 else:
@@ -242,12 +242,8 @@ scored = evaluate.run(wb, settings, reasoner=cold.id, calibrator=judged.id)
 # ## The same table
 
 # %%
-from IPython.display import Markdown
-
-from deepintuit.report.gather import tabulate
-
 table = tabulate(wb, [free.id, scored.id])
-Markdown(report.markdown_table(table.rows))
+show.table(report.markdown_table(table.rows))
 
 # %%
 plain = [row for row in table.rows if row.control == "none"]
@@ -258,7 +254,7 @@ report.stages_figure(systems, [raw.get(name) for name in systems], [after.get(na
 
 # %%
 best = report.headline(table.rows)
-Markdown(report.sentence(best))
+show.words(report.sentence(best))
 
 # %%
 from deepintuit.report.text import number
@@ -272,10 +268,10 @@ print("The result lies above that, interval and all." if above else
       "The result is not clearly above that: nothing is shown yet.")
 
 # %% [markdown]
-# The dashboard shows what lies behind the table, when it is opened on this workbench:
+# The dashboard shows what lies behind the table, while it is open on this workbench (a throw-away folder is gone when the kernel ends):
 
 # %%
-print(f"deepintuit app --workbench {mine}")
+print(f'make app ARGS="--workbench {mine}"')
 show.app("errors", "The errors on your own clips", dataset="mine", system=best.system, method=best.method)
 
 # %% [markdown]

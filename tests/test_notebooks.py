@@ -16,6 +16,7 @@ import jupytext
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 from deepintuit import demo
 from deepintuit.data import Manifest
@@ -138,16 +139,22 @@ def test_scratch_has_the_same_clips_and_runs_and_what_is_made_there_stays_there(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_runs_and_in_time(name, small, monkeypatch, record_property):
+def test_notebook_runs_in_time_and_leaves_nothing_behind(name, small, tmp_path, monkeypatch, record_property):
     monkeypatch.setenv("DEEPINTUIT_HOME", str(small))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     run = source(name)
     started = time.perf_counter()
     NotebookClient(
-        run, timeout=MOST_SECONDS * PATIENCE, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
+        run,
+        timeout=MOST_SECONDS * PATIENCE,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(FOLDER)}},
+        config=Config({"KernelManager": {"shutdown_wait_time": 60}}),  # after five seconds it would be killed
     ).execute()
     seconds = time.perf_counter() - started
     record_property("seconds", seconds)
     outputs = [output for cell in run.cells if cell.cell_type == "code" for output in cell.outputs]
     assert "application/vnd.plotly.v1+json" in {kind for one in outputs for kind in one.get("data", {})}, "no figure"
     assert seconds < MOST_SECONDS * PATIENCE
+    assert not list(tmp_path.glob("deepintuit-*")), "what a kernel wrote for itself is gone with it"

@@ -1,10 +1,12 @@
 """What notebooks show inline: foreign text stays text, what a piece shows is what it was given."""
 
 import base64
+import io
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deepintuit import show, video
 from deepintuit.errors import DataError
@@ -50,6 +52,19 @@ def test_frames_are_numbered_from_one_with_their_times(clip):
     assert shown.count("<img") == len(seen) == 4
     for number, time in enumerate(seen.times_T, 1):
         assert f"{number} · {time:.2f} s" in shown
+
+
+def test_frames_of_a_large_clip_are_as_high_as_asked_and_carry_no_more_pixels_than_are_seen(clip):
+    seen = video.read(clip, 2)
+    shown = show.frames(seen, height=8)  # of 32: a notebook's own style would undo an attribute
+    assert shown.count('style="height:8px') == 2
+    for data in re.findall(r"base64,([^\"]+)", shown):
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size == (24, 16)
+
+
+def test_table_breaks_before_an_interval_and_never_inside_one():
+    shown = show.table("| 51.7 (39.7\u201363.3) \u00b1 2.4 |\n")._repr_markdown_()
+    assert shown.split(" ") == ["|", "51.7", "(39.7\u2013\u206063.3)", "\u00b1\u00a02.4", "|\n"]
 
 
 def test_trace_shows_its_segments_and_keeps_foreign_markup_as_text():

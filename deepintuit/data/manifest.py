@@ -311,10 +311,9 @@ def _fields(frame: pd.DataFrame, names: Sequence[str], notes_shown: Sequence[str
         shown = ", ".join(map(repr, notes_shown))
         warnings.warn(
             f"LABEL LEAK: the annotation columns {shown} are about to be shown to a model. Such columns give the "
-            "label away: TF-IDF on the human description alone scores 85.2 % on the paper's 196 test ids, on the "
-            "annotators' reasoning 99.5 % (METHOD.md 1.7). No score obtained so is a result about video.",
-            LeakWarning,
-            stacklevel=3,
+            "label away: on SmartHome-Bench, TF-IDF on the human description alone scores 85.2 % on the paper's 196 "
+            "test ids, on the annotators' reasoning 99.5 %. No score obtained so is a result about video.",
+            LeakWarning,  # from this line, whoever asks: one run says it once
         )
     return {
         clip: {

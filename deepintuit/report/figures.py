@@ -94,8 +94,11 @@ def _fill(colour: str, hatched: bool) -> dict[str, object]:
 
 
 def _names_axis(names: Sequence[str], **more: object) -> dict[str, object]:
-    """Positions with texts beside them: names that look like dates or numbers, or are alike when cut, stay apart."""
-    return dict(tickmode="array", tickvals=list(range(len(names))), ticktext=[safe(name, 34) for name in names], **more)
+    """Positions with texts beside them: names that look like dates or numbers, or are alike when cut, stay apart.
+
+    Ticks that nobody sees hold the names off the axis, where a mark at 0 would lie on them."""
+    return dict(tickmode="array", tickvals=list(range(len(names))), ticktext=[safe(name, 34) for name in names],
+                ticks="outside", ticklen=8, tickcolor="rgba(0,0,0,0)", **more)
 
 
 def stages_figure(names: Sequence[str], raw: Sequence[Estimate | None], calibrated: Sequence[Estimate | None], *,
