@@ -385,7 +385,7 @@ def _blame(blame: Blame) -> str:
               f"where both say what fails. {blame.people_only:,} more fail for people only, {blame.judge_only:,} for "
               "the judge only.")  # fmt: skip
     caption = "Seeing or reasoning: people against the judge of the observation (bootstrap over clips)"
-    return table(heads, rows, caption) + tag("p", spoken, class_="quiet")
+    return table(heads, rows, caption) + tag("p", spoken)
 
 
 def _verdicts(judged: Sequence[Mapping[str, Any]]) -> str:
