@@ -37,6 +37,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # decoders chatter there; what matters comes back as an error
+            process_group=0,  # a Jupyter kernel would end it as its own, and wait half a minute for us to notice
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
         )
         self.owner = os.getpid()
