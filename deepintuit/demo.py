@@ -215,7 +215,8 @@ def finished(path: str | os.PathLike[str], *, progress: bool = True) -> Finished
     found.workbench.refresh()
     whose = "small runs, which show the form of a result and not its size" if found.small else "finished runs"
     console.print(f"{path.name}: {whose}; {found.settings.clips.dataset}, {found.grpo.id}.", highlight=False)
-    console.print(f'On the dashboard: make app ARGS="--workbench {path}"', highlight=False, soft_wrap=True)
+    shown = os.path.normpath(path)
+    console.print(f'On the dashboard: make app ARGS="--workbench {shown}"', highlight=False, soft_wrap=True)
     return found
 
 

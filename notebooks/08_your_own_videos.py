@@ -198,19 +198,19 @@ for stage in (first, "coldstart", "calibrate", "evaluate", "evaluate --reasoner 
 
 # %%
 toy = "tiny" in Path(CONFIG).name
+short = ["teach.max_tokens=40", "teach.traces=2", "sampling.max_tokens=60"]
 if ENDPOINT and TEACHER:
     teacher = ["teach.source=endpoint", f"teach.base_url={ENDPOINT}", f"teach.model={TEACHER}"]
 else:
-    teacher = ["teach.source=self", f"teach.given_answer={str(toy).lower()}"]
+    teacher = ["teach.source=self", f"teach.given_answer={str(toy).lower()}", *(short if toy else [])]
     print("No endpoint is named: the model is told the label and says why in its own words.")
 
 # %% [markdown]
-# From the toy, that is form without insight. It gets short work; a real backbone keeps the settings of its file.
+# From the toy, that is form without insight. The toy gets short work; a real backbone keeps the settings of its file.
 
 # %%
-short = ["teach.max_tokens=40", "teach.traces=2", "coldstart.epochs=16", "sampling.max_tokens=60",
-         "calibrate.traces=2", "calibrate.epochs=2"]
-settings = config.load(CONFIG, [*basic, *teacher, *(short if toy else [])])
+few = ["coldstart.epochs=16", "calibrate.traces=2", "calibrate.epochs=2"]
+settings = config.load(CONFIG, [*basic, *teacher, *(few if toy else [])])
 
 # %%
 from deepintuit import teach

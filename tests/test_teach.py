@@ -182,6 +182,13 @@ def test_the_endpoint_is_not_told_the_label(workbench):
     assert len(asked) == 1 and "right label is" not in asked.pop(), "one question for clips of five classes"
 
 
+def test_the_endpoint_is_told_the_form_even_when_our_own_model_gets_brief_prompts(workbench):
+    with Server(lambda body: chat(say("routine"))) as server:
+        quiet(workbench, at(server, "prompt.style=brief"))
+    asked = server.seen[0]["messages"][0]["content"][-1]["text"]
+    assert "<think>" in asked and "<answer>" in asked
+
+
 def test_wrong_traces_are_kept_where_the_settings_say_so_malformed_ones_never(workbench):
     def answer(body):
         return chat(say("theft") if seen_number(body) else "no tags")

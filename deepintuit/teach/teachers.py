@@ -15,7 +15,7 @@ from deepintuit.endpoint import Completion, Endpoint, Outcome, Refused, Request
 from deepintuit.errors import DataError, VideoError
 from deepintuit.homecam import Facts, facts_of, teacher
 from deepintuit.labels import LabelSet
-from deepintuit.prompts import rationale_prompt
+from deepintuit.prompts import PromptStyle, rationale_prompt
 from deepintuit.store import Workbench
 from deepintuit.teach.desk import Clip, Desk
 from deepintuit.trace import FALLBACK, Grammar, grammar_named, render
@@ -36,10 +36,12 @@ def hire(
     if config.teach.source == "homecam":
         return _scripted({clip["clip_id"]: _facts(clip) for clip in clips}, config)
     told = config.teach.source == "self"
+    # A server reads instructions, however small the model that will imitate it; brief ones would not tell it the form.
+    style = config.prompt.style if told else PromptStyle.FULL
 
     def prompt(clip: Clip) -> str:
         label = clip["label"] if told else None
-        return rationale_prompt(labels, label, config.prompt.grammar, config.prompt.style, texts[clip["clip_id"]])
+        return rationale_prompt(labels, label, config.prompt.grammar, style, texts[clip["clip_id"]])
 
     if told:
         return _itself(workbench, config, prompt)
