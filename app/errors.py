@@ -152,7 +152,7 @@ def page(desk: Desk) -> None:
         except LookupError:
             return _instead(view.NO_ANSWERS)
         except DeepIntuitError as error:
-            return _instead(empty(f"{error.what[:1].upper()}{error.what[1:]}: {error.why}.", error.todo))
+            return _instead(empty(*slices.sentences(error)))
 
     def fresh(seen: tuple | None, *values) -> list[object]:
         """What appeared since `seen` (index, all answers, those on screen) → seen now, dropdowns, everything. What is

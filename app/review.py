@@ -86,7 +86,9 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
         query = str(given.get("query") or "")[:2000]
         known = browse.choices(workbench)
         slices, datasets = [one.name for one in workbench.slices()], [name for name, _ in known["dataset"]]
-        form = review_view.form_html(slices, known["run"], datasets, who, not names or bool(query), query)
+        chosen = str(given.get("slice") or "")[:300]
+        opened = not names or bool(query or chosen)
+        form = review_view.form_html(slices, known["run"], datasets, who, opened, query, chosen)
         return {"html": review_view.tasks_html(listed, closed, who) + form}
 
     def start(given: dict[str, Any], who: str) -> dict[str, Any]:

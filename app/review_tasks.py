@@ -71,14 +71,18 @@ class Room:
         return found
 
     def listed(self, form: Mapping[str, Any]) -> list[str]:
-        """The traces of a form that asks for a list instead of a filter, the first to judge first."""
+        """The traces of a form that asks for a list instead of a filter, the first to judge first; with a saved slice
+        only of clips that it has a trace of."""
         workbench, dataset, most = self.desk.look(), str(form.get("dataset") or ""), int(_number(form, "most", 50))
         if not 0 < most <= MOST_LISTED:
             raise DataError(f"{most} traces were asked for", f"a list has 1 to {MOST_LISTED:,}", "give another number")
+        among = set(workbench.slice(str(form["slice"])).clips()["clip_id"]) if form.get("slice") else None
         if form.get("source") == "teach":
-            return loop.next_batch(workbench, self.reviews, dataset, most)["trace_id"].dropna().tolist()
+            found = loop.next_batch(workbench, self.reviews, dataset, most, among=among)
+            return found["trace_id"].dropna().tolist()
         rows = insight.suspects(workbench, dataset, str(form.get("split") or "validation")).rows
-        return rows.loc[rows["suspected"], "trace_id"].dropna().tolist()[:most]
+        left = rows["suspected"] & (True if among is None else rows["clip_id"].isin(among))
+        return rows.loc[left, "trace_id"].dropna().tolist()[:most]
 
     def count(self, form: Mapping[str, Any]) -> int:
         if form.get("source"):

@@ -90,9 +90,9 @@ def _order(order: str | Mapping[str, float]) -> str:
 
 def form_html(
     slices: Sequence[str], runs: Sequence[tuple[str, int]], datasets: Sequence[str], who: str, opened: bool,
-    query: str = "",
+    query: str = "", chosen: str = "",
 ) -> str:  # fmt: skip
-    """The form that opens a task."""
+    """The form that opens a task, with the address of traces and the slice that a link brought."""
 
     def field(words: str, inside: str, note: str = "", **more: Any) -> str:
         return tag("label", tag("span", words) + inside + (tag("small", esc(note)) if note else ""), **more)
@@ -100,14 +100,15 @@ def form_html(
     def number(name: str, value: float, low: float, high: float, step: str = "1") -> str:
         return tag("input", type="number", name_=name, value=f"{value:g}", min=f"{low:g}", max=f"{high:g}", step=step)
 
-    def options(pairs: Sequence[tuple[str, str]]) -> str:
-        return "".join(tag("option", esc(words), value=value) for value, words in pairs)
+    def options(pairs: Sequence[tuple[str, str]], now: str = "") -> str:
+        return "".join(tag("option", esc(words), value=value, selected=value == now != "") for value, words in pairs)
 
     def tick(name: str, value: str, words: str, on: bool) -> str:
         box = tag("input", type="checkbox", name_=name, value=value, checked=on)
         return tag("label", box + " " + words, class_="tick")
 
-    saved = [("", "Any" if slices else NONE_SAVED), *((name, name) for name in slices)]
+    names = dict.fromkeys([*slices, *filter(None, [chosen])])
+    saved = [("", "Any" if names else NONE_SAVED), *((name, name) for name in names)]
     ran = [("", "any"), *((run, f"{run} ({n:,} traces)") for run, n in runs)]
     shares = "".join(field(ORDER_WORDS[name], number(f"share-{name}", 0, 0, 100, "0.5"))
                      for name in ORDERS if name != "reviewers")  # fmt: skip
@@ -115,14 +116,14 @@ def form_html(
     sources = [("", "what a filter finds"), ("suspects", "whose labels are probably wrong"),
                ("teach", "that would teach most, the clip once labelled")]  # fmt: skip
     which = tag("fieldset", tag("legend", "Which traces")
-        + field("Traces", tag("select", options(sources), name_="source"), class_="wide") + tag("div",
+        + field("Traces", tag("select", options(sources), name_="source"), class_="wide")
+        + field("Slice", tag("select", options(saved, chosen), name_="slice")) + tag("div",
             field("Dataset", tag("select", options([(name, name) for name in datasets]), name_="dataset"))
             + field("At most", number("most", 50, 1, 5000))
             + field("Split, for suspected labels", tag("input", type="text", name_="split", value="validation"),
                     "One that the model was not trained on"),
-            class_="part wide", data_source="list", hidden=True) + tag("div", (
-        field("Slice", tag("select", options(saved), name_="slice")))
-        + field("Run", tag("select", options(ran), name_="run"))
+            class_="part wide", data_source="list", hidden=True) + tag("div",
+        field("Run", tag("select", options(ran), name_="run"))
         + field("Filter", tag("input", type="text", name_="query", value=query, placeholder="flip=broken&split=test"),
                 "The address of the Traces page with your filters, or what stands behind its “?”", class_="wide"),
             class_="part wide", data_source="filter")

@@ -16,7 +16,7 @@ import pandas as pd
 from app import jobs, jobs_tab, links, rollouts_view, slices
 from app import runs_view as view
 from app.desk import Desk
-from app.html import without_places, without_roots
+from app.html import empty, without_places, without_roots
 from deepintuit import report
 from deepintuit.errors import DeepIntuitError
 from deepintuit.report.health import remarks
@@ -120,7 +120,7 @@ def rollouts(
     try:
         rows = progress.rollouts(workbench, run_id or "", step, name or "")
     except DeepIntuitError as error:
-        return view.problem(error), ""
+        return empty(*slices.sentences(error)), ""
     if rows.empty and name and steps:
         return rollouts_view.outside(name, step), ""
     chosen = clip_id if clip_id in set(rows["clip_id"]) else _telling(rows)

@@ -3,6 +3,8 @@
     part = slices.box()                                                  # links.bind({"slice": part, …}, restore)
     gr.Dropdown(choices=slices.offered(desk.workbench, name), value=name)
 
+    empty(*slices.sentences(error))                                      # a slice that cannot be asked, or has nothing
+
 Left out on purpose: saving one (`traces` and `sql` do), and what it finds (`deepintuit.store.slices`).
 """
 
@@ -12,16 +14,23 @@ from typing import Any
 
 import gradio as gr
 
+from deepintuit.errors import DeepIntuitError
 from deepintuit.store import Workbench
 
 NONE_SAVED = "Any (none is saved yet: Traces and SQL save slices)"
 
 
-def box(**settings: Any) -> gr.Dropdown:
-    return gr.Dropdown([("Any", "")], value="", label="Slice", filterable=False, min_width=110, **settings)
+def box(min_width: int = 150, **settings: Any) -> gr.Dropdown:
+    return gr.Dropdown([("Any", "")], value="", label="Slice", filterable=False, min_width=min_width, **settings)
 
 
 def offered(workbench: Workbench, *chosen: str | None) -> list[tuple[str, str]]:
     """What can be chosen, as (words, value). What is `chosen` is among it even when it is gone: the page says so."""
     names = dict.fromkeys([*(one.name for one in workbench.slices()), *filter(None, chosen)])
     return [("Any" if names else NONE_SAVED, ""), *((name, name) for name in names)]
+
+
+def sentences(error: DeepIntuitError) -> tuple[str, str]:
+    """What cannot be and why, and what to do."""
+    what, todo = (beat[:1].upper() + beat[1:] for beat in (error.what, error.todo.rstrip(".")))
+    return f"{what}: {error.why.rstrip('.')}.", f"{todo}."

@@ -377,7 +377,7 @@ class Handlers:
         try:
             html = list_html(self.desk, asked, sort, number, size, opened)
         except DeepIntuitError as error:
-            html = empty("These traces cannot be shown.", str(error))
+            html = empty(*slices.sentences(error))
         return [number, html, [*wanted, str(number)], behind, gr.Timer(active=behind is not None)]
 
     def once_more(self, behind: object, *values: Any) -> list[Any]:
@@ -436,7 +436,7 @@ def _filters() -> dict[str, gr.components.Component]:
                 made[name] = gr.Number(None, label=label, min_width=110)
         with gr.Row(elem_id="traces-slice", equal_height=False):
             made["clip"] = gr.Textbox(label="Clip id", min_width=150)
-            made["slice"] = slices.box()
+            made["slice"] = slices.box(220)
             made["name"] = gr.Textbox(label="Save these filters as a slice called", max_length=80, scale=2,
                                       placeholder="night falls", min_width=220)  # fmt: skip
             made["save"] = gr.Button("Save slice", scale=0, min_width=140)

@@ -68,7 +68,7 @@ def strip_html(
     try:
         found, count = clips.find(desk.look(), *asked, name=name)
     except DeepIntuitError as error:
-        return tag("div", tag("p", esc(error), class_="quiet", role="status"))
+        return tag("div", tag("p", esc(" ".join(slices.sentences(error))), class_="quiet", role="status"))
     if not found:
         if name and not any(asked):
             none = f"The slice {name!r} has no trace of a clip that can be shown."

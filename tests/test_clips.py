@@ -63,7 +63,7 @@ def test_the_clips_of_a_slice_are_found_each_with_its_newest_trace_of_it(workben
 
 def test_what_a_slice_cannot_give_is_said_on_watch(workbench):
     desk, sql = Desk(workbench.path), "SELECT trace_id FROM trace_facts WHERE step >= 0"
-    assert "there is no slice" in watch.strip_html(desk, "", "", "", "", None, "<b>gone")
+    assert "There is no slice" in watch.strip_html(desk, "", "", "", "", None, "<b>gone")
     assert "<b>" not in watch.strip_html(desk, "", "", "", "", None, "<b>gone")
     workbench.save_slice("nothing", sql)
     assert "has no trace of a clip" in watch.strip_html(desk, "", "", "", "", None, "nothing")

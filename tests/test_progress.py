@@ -10,6 +10,7 @@ import pytest
 
 from deepintuit.report.health import Remark, remarks
 from deepintuit.store import Workbench, progress
+from deepintuit.store.browse import TraceFilter
 
 
 @pytest.fixture
@@ -91,6 +92,9 @@ def test_rollouts_of_an_update_carry_their_scores_where_they_have_some(workbench
     assert progress.rollouts(workbench, run, 0)["reward"].isna().all()
     texts = progress.texts(workbench, list(rows["trace_id"]))
     assert [texts[trace] for trace in rows["trace_id"]] == ["a 0", "a 1", "b 0", "b 1"]
+    workbench.save_slice("a's first", TraceFilter(clip="a", sample=0, step=1))
+    assert list(progress.rollouts(workbench, run, 1, "a's first")["sample"]) == [0, 1], "its whole group"
+    assert progress.rollouts(workbench, run, 0, "a's first").empty
 
 
 def test_a_run_is_at_work_while_its_process_holds_it(workbench):

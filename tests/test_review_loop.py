@@ -207,6 +207,9 @@ def test_the_next_batch_is_unsure_spread_over_classes_and_groups_and_not_judged_
     assert found["predicted"].tolist() == ["dog", "cat", "dog"]
     assert found["margin"].tolist() == pytest.approx([0.04, 0.1, 0.08])
     assert next_batch(house.workbench, house.reviews, "pets", 9, splits=["test"])["clip_id"].tolist() == ["c7"]
+    some = found["clip_id"].tolist()[1:]
+    assert set(next_batch(house.workbench, house.reviews, "pets", 9, among={*some, "c7"})["clip_id"]) == set(some)
+    assert next_batch(house.workbench, house.reviews, "pets", 9, among=set()).empty
 
 
 def test_ties_fall_by_the_seed_and_the_same_again(house):

@@ -127,7 +127,10 @@ def test_a_task_is_opened_from_a_form_and_says_how_many_traces_it_finds(bench):
     assert someone.ask("count", query="http://host/traces?right=wrong&sort=tokens&page=2") == {"count": TRACES // 2}
     assert someone.ask("count", run=run, query="max_tokens=9") == {"count": 10}
     bench.save_slice("first ones", TraceFilter(max_tokens=9), by="ada")
-    assert "first ones" in someone.ask("tasks")["html"]
+    assert '<option value="first ones">' in someone.ask("tasks")["html"]
+    assert '<option value="first ones" selected>' in someone.ask("tasks", slice="first ones")["html"]
+    assert "&lt;gone&gt;" in someone.ask("tasks", slice="<gone>")["html"]
+    assert "no slice" in someone.refused("count", slice="<gone>", source="teach", dataset="porch")
     shares = {"order": "mixture", "share-random": "2", "share-traces": "1"}
     someone.ask("open", **FORM | {"slice": "first ones", "query": "right=wrong"}, gold="2", gold_share="30", blind="1",
                 leads="bob, cyd", **shares)  # fmt: skip

@@ -43,7 +43,7 @@
     desk = null;
     try {
       if (task && view !== "lead") return await start(task, view === "decide");
-      const found = task ? await ask("lead", { task }) : await ask("tasks", { query: query().get("query") || "" });
+      const found = task ? await ask("lead", { task }) : await ask("tasks", { query: query().get("query") || "", slice: query().get("slice") || "" });
       root.innerHTML = found.html;
       if (!task) await counted();
     } catch (error) {

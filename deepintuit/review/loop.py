@@ -11,7 +11,7 @@ Left out on purpose: training (`deepintuit coldstart`), and traces of clips that
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -247,15 +247,15 @@ def _write(run: "Run", chosen: Sequence[_Chosen]) -> None:
 
 
 def next_batch(workbench: "Workbench", reviews: Reviews, dataset: str, size: int, *, splits: Sequence[str] = (),
-               seed: int = 0) -> "pd.DataFrame":
+               seed: int = 0, among: Collection[str] | None = None) -> "pd.DataFrame":
     """The clips whose labels would teach most, the first to label first: clip_id, trace_id, split, group, predicted,
     margin. Give their trace ids to a task, order "given".
 
     Of the clips that nobody judged, by their newest calibrated distribution: the `POOL` × `size` with the smallest
     margin between the first two classes; from these, the predicted classes in turn (the one with the smallest margin
     first), within a class from the group that gave least so far, and of that the smallest margin. Ties fall by chance,
-    the same for a seed. `splits`: by default all but test, whose labels train nothing. DataError when no such clip has
-    a distribution.
+    the same for a seed. `splits`: by default all but test, whose labels train nothing. `among`: only of these clips.
+    DataError when no clip of the splits has a distribution.
     """
     wanted = list(splits) or ["coldstart", "grpo", "calibration", "validation"]
     found = calibrated(workbench, dataset).drop_duplicates("clip_id")
@@ -266,7 +266,8 @@ def next_batch(workbench: "Workbench", reviews: Reviews, dataset: str, size: int
         raise DataError(f"no clip of {', '.join(wanted)} of {dataset!r} has a calibrated distribution",
                         "how unsure the model is stands in it",
                         f"Run `deepintuit evaluate --set evaluate.split={wanted[0]}` with a calibrator first")
-    found = found[~found["clip_id"].isin(heard)].sample(frac=1, random_state=seed)
+    left = ~found["clip_id"].isin(heard) & (True if among is None else found["clip_id"].isin(among))
+    found = found[left].sample(frac=1, random_state=seed)
     probs = [np.sort(np.asarray(p, float))[::-1] for p in found["probs"]]
     found = found.assign(
         predicted=[labels[int(np.argmax(p))] for labels, p in zip(found["labels"], found["probs"])],

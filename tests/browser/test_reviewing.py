@@ -9,6 +9,7 @@ from conftest import HOSTILE, serve
 from app.gate import hashed
 from deepintuit.review import Kind, read_events
 from deepintuit.store import Workbench
+from deepintuit.store.browse import TraceFilter
 
 FORM = {"questions": ["label", "verdict", "failing", "note"], "order": "given", "reviewers": "1", "query": ""}
 WORDS = hashed("correct horse")
@@ -219,7 +220,16 @@ def test_a_task_is_opened_with_the_form(own, page):
     page.locator("[name=source]").select_option("suspects")
     page.locator("[name=split]").fill("test")
     page.wait_for_function("/^[0-9]+ traces?$/.test(document.querySelector('#review-count').textContent)")
-    page.locator("[name=source]").select_option("")
+    own.workbench.save_slice("one of them", TraceFilter(clip=own.workbench.query(
+        "SELECT clip_id FROM traces WHERE provisional <> true_label LIMIT 1")["clip_id"][0]))  # fmt: skip
+    page.goto(f"{own.url}/review?slice=one+of+them")
+    page.wait_for_selector("#review-open")
+    assert page.locator("[name=slice]").input_value() == "one of them"
+    page.locator("[name=source]").select_option("suspects")
+    page.locator("[name=split]").fill("test")
+    page.wait_for_function("/^[01] traces?$/.test(document.querySelector('#review-count').textContent)")
+    page.goto(f"{own.url}/review?query=right%3Dwrong")
+    page.locator("[name=name]").fill("suspected")
     page.locator("[name=order]").select_option("mixture")
     page.get_by_role("button", name="Open the task").click()
     page.locator("#review-refused", has_text="without shares").wait_for()

@@ -84,7 +84,7 @@ def test_filters_of_the_traces_page_become_a_slice_and_stand_on_the_sql_page(pag
 
 def test_a_slice_that_is_gone_says_so_on_the_traces_page(page, site):
     page.goto(f"{site.url}/traces?slice=nothing+like+it")
-    says(page, "#traces-list .empty", "there is no slice 'nothing like it'")
+    says(page, "#traces-list .empty", "There is no slice 'nothing like it'")
 
 
 def test_a_query_of_an_address_waits_for_its_reader(page, site):
