@@ -723,8 +723,10 @@ def tune(vlm, clips, folder, recipe=RECIPE, *, count=6, die_at=None, die_by=None
                     os.kill(os.getpid(), die_by)
                 raise Killed
 
+    names = [str(row) for row in range(count)]
+    log = Log([].append)
     result = finetune(
-        vlm, [str(row) for row in range(count)], example, recipe, folder, seed=0, title="t", log=Log([].append), validate=validate, progress=False
+        vlm, names, example, recipe, folder, seed=0, title="t", log=log, validate=validate, progress=False
     )
     return SimpleNamespace(result=result, losses=losses, weights=weights(vlm))
 

@@ -313,7 +313,8 @@ def _fields(frame: pd.DataFrame, names: Sequence[str], notes_shown: Sequence[str
             f"LABEL LEAK: the annotation columns {shown} are about to be shown to a model. Such columns give the "
             "label away: on SmartHome-Bench, TF-IDF on the human description alone scores 85.2 % on the paper's 196 "
             "test ids, on the annotators' reasoning 99.5 %. No score obtained so is a result about video.",
-            LeakWarning,  # from this line, whoever asks: one run says it once
+            LeakWarning,
+            stacklevel=1,  # from this line, whoever asks: one run says it once
         )
     return {
         clip: {

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback

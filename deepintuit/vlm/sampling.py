@@ -1,8 +1,8 @@
 """Sample traces: one prefill a clip, and every token once for all traces of the clip that are still alike.
 
 The traces of a group begin as one row of the batch; it splits where they draw different tokens, and a finished trace
-leaves. Every trace draws from a random stream of its own, keyed by (seed, clip, sample): what a trace says does not depend on
-which others are sampled beside it, nor on where a killed run resumed. `plain_sample` is the same through
+leaves. Every trace draws from a random stream of its own, keyed by (seed, clip, sample): what a trace says does not
+depend on which others are sampled beside it, nor on where a killed run resumed. `plain_sample` is the same through
 `model.generate`'s path, kept as the reference.
 
 Left out on purpose: beam search, repetition penalties.
