@@ -186,7 +186,7 @@ show.words(
 # %%
 show.app(
     "traces", "This trace on the Traces page",
-    run=bench.evaluation.id, clip=one["clip_id"], open=one["trace_id"],
+    run=bench.evaluation.id, clip=one["clip_id"], trace=one["trace_id"],
 )
 
 # %% [markdown]

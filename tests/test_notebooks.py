@@ -10,6 +10,7 @@ import re
 import statistics
 import time
 import tokenize
+from dataclasses import fields
 from pathlib import Path
 
 import jupytext
@@ -20,6 +21,7 @@ from traitlets.config import Config
 
 from deepintuit import demo
 from deepintuit.data import Manifest
+from deepintuit.store.browse import TraceFilter
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
@@ -108,6 +110,14 @@ def test_notebook_opens_with_its_title_and_one_setting_and_ends_with_questions(n
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_links_to_the_dashboard(name):
     assert re.search(r"show\.app\(\s*\"(watch|traces|errors|runs|review)\"", "\n".join(cells(name, "code")))
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_links_to_traces_name_what_that_page_reads(name):
+    known = {field.name for field in fields(TraceFilter)} | {"trace"}
+    for node in ast.walk(ast.parse("\n".join(cells(name, "code")))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "show.app" and node.args[0].value == "traces":
+            assert {given.arg for given in node.keywords} <= known
 
 
 @pytest.mark.slow
