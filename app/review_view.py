@@ -109,7 +109,7 @@ def form_html(
 
     names = dict.fromkeys([*slices, *filter(None, [chosen])])
     saved = [("", "Any" if names else NONE_SAVED), *((name, name) for name in names)]
-    ran = [("", "any"), *((run, f"{run} ({n:,} traces)") for run, n in runs)]
+    ran = [("", "Any"), *((run, f"{run} ({n:,} traces)") for run, n in runs)]
     shares = "".join(field(ORDER_WORDS[name], number(f"share-{name}", 0, 0, 100, "0.5"))
                      for name in ORDERS if name != "reviewers")  # fmt: skip
     orders = [*((name, ORDER_WORDS[name]) for name in ORDERS), ("mixture", "a mixture of these")]
@@ -300,7 +300,7 @@ def lead_html(
     line = (f"{progress['done']:,} of {progress['asked']:,} judgements, {progress['complete']:,} of "
             f"{progress['items']:,} items complete, {len(kinds['adjudicated']):,} decided by leads.")  # fmt: skip
     if extra := sum(row["extra"] for row in rows):
-        line += f" {extra:,} more came when their items had all they need: kept, and left out of agreement."
+        line += f" Extra answers, to items that had all they need: {extra:,}, kept and left out of agreement."
     parts = [head, tag("p", line + (f" Export {exports}" if rows else "")), _people(kinds, gold)]
     if not kinds["judged"]:
         todo = "Agreement is counted once two people judged the same ones."

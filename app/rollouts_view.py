@@ -53,7 +53,7 @@ def groups(rows: pd.DataFrame, chosen: str, step: int) -> str:
 def outside(name: str, step: int) -> str:
     """Where a slice has no trace of an update."""
     none = f"The slice {name!r} has no trace of update {step} of this run."
-    return empty(none, "Choose another update or run, or any slice.")
+    return empty(none, "Choose another update or run, or take the slice away.")
 
 
 def _mark(row: Any) -> str:

@@ -186,7 +186,7 @@ def test_an_answer_that_comes_too_late_is_kept_and_its_reviewer_told(bench):
     assert answer["saved"] and "kept as an extra" in answer["told"] and "cyd" not in answer["told"]
     assert {event.reviewer for event in events(bench, Kind.JUDGED)} == {"bob", "cyd"}
     shown = ada.ask("lead", task="week")["html"]
-    assert "1 more came when their items had all they need" in shown and ">extra</span>" in shown
+    assert "Extra answers, to items that had all they need: 1," in shown and ">extra</span>" in shown
     assert "Decide 1 disputed" in shown
 
 
