@@ -261,8 +261,8 @@ from deepintuit.report.text import number
 
 costless = [row for row in plain if row.system in ("majority", "metadata")]
 bar = max(costless, key=lambda row: row.evaluation.accuracy.value)
-sources = best.evaluation.groups if TABLE else "nobody knows how many"
-print(f"On {best.n} clips of {sources} sources, what costs nothing reaches "
+sources = f"{best.evaluation.groups} sources" if TABLE else "sources that no table names"
+print(f"On {best.n} clips of {sources}, what costs nothing reaches "
       f"{number(bar.evaluation.accuracy.value)} % ({bar.system}).")
 above = best.evaluation.accuracy.low > bar.evaluation.accuracy.high
 print("The result lies above that, interval and all." if above else
