@@ -17,7 +17,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,10 +26,18 @@ import pandas as pd
 from rich.console import Console
 from scipy.stats import beta
 
-from deepintuit import cli, config, demo, report
+from deepintuit import cli, config, demo, evaluate, report
 from deepintuit.config import Config
 from deepintuit.data import Manifest
-from deepintuit.metrics import Estimate, class_indices, conformal_folds
+from deepintuit.metrics import (
+    Estimate,
+    class_indices,
+    conformal_folds,
+    conformal_quantile,
+    conformal_sets,
+    set_coverage,
+    wilson,
+)
 from deepintuit.report import Measured
 from deepintuit.report.table import COVERAGES
 from deepintuit.report.text import interval, number, shown
@@ -56,6 +64,9 @@ def measure(seed: int, options: argparse.Namespace) -> dict:
         workbench, settings, full=True, fractions=cli.fractions(settings), progress=not options.quiet, console=Console()
     )
     report.run_card(workbench, [run.id for run in runs])
+    held_out = replace(settings, evaluate=replace(settings.evaluate, split="validation", controls=False))
+    last = {"reasoner": runs[-1].parent, "calibrator": runs[-1].config["calibrator"]}
+    runs.append(evaluate.run(workbench, held_out, **last, progress=not options.quiet))
     made = provenance()
     return {
         "seed": seed,
@@ -100,30 +111,41 @@ def label_sets(predictions: pd.DataFrame, labels: Sequence[str], rows: Sequence[
     test clips measured with the other half's quantile), beside the mean over many such divisions.
 
     `exact`: where coverage of new clips lies in 95 of 100 halves, by the calibration half's n alone (a beta
-    distribution, for scores without ties); `scores`: how many different ones there are.
+    distribution, for scores without ties); `scores`: how many different ones there are. `validation`: all test clips
+    with the quantile of the validation clips, where these were answered too.
     """
     known = predictions[predictions["true_label"].notna()].sort_values("clip_id")
     by_row = dict(iter(known.groupby(["system", "method", "control", "split"])))
     for row in rows:
         if row.method == "raw" or row.control != "none" or not row.sets:
             continue
-        frame = by_row[*row.key, row.split]
-        n = len(frame)
-        probs_C_K = np.zeros((n, len(labels)))
-        for probs_K, names, values in zip(probs_C_K, frame["labels"], frame["probs"], strict=True):
-            probs_K[class_indices(names, labels)] = values
-        truth_C = class_indices(frame["true_label"], labels)
+        probs_C_K, truth_C = _distributions(by_row[*row.key, row.split], labels)
+        others, n = by_row.get((*row.key, "validation")), len(truth_C)
         for target in COVERAGES:
-            first, *others = (conformal_folds(probs_C_K, truth_C, target, seed) for seed in range(DIVISIONS))
+            divided = [conformal_folds(probs_C_K, truth_C, target, seed) for seed in range(DIVISIONS)]
             rank = math.ceil((n // 2 + 1) * target - 1e-9)
-            yield {
+            found = {
                 "system": row.system, "method": row.method, "target": target, "n": n,
-                "coverage": asdict(first.coverage), "size": first.size, "single": first.single,
-                "mean_coverage": float(np.mean([one.coverage.value for one in (first, *others)])),
-                "mean_size": float(np.mean([one.size for one in (first, *others)])), "divisions": DIVISIONS,
+                "coverage": asdict(divided[0].coverage), "size": divided[0].size, "single": divided[0].single,
+                "mean_coverage": float(np.mean([one.coverage.value for one in divided])),
+                "mean_size": float(np.mean([one.size for one in divided])), "divisions": DIVISIONS,
                 "exact": [float(end) for end in beta(rank, n // 2 + 1 - rank).interval(0.95)],
                 "scores": len(np.unique(probs_C_K[np.arange(n), truth_C])),
             }  # fmt: skip
+            if others is not None:
+                quantile = conformal_quantile(*_distributions(others, labels), 1 - target)
+                covered, size = set_coverage(conformal_sets(probs_C_K, quantile), truth_C)
+                told = {"n": len(others), "coverage": asdict(wilson(round(covered * n), n)), "size": size}
+                found["validation"] = told
+            yield found
+
+
+def _distributions(frame: pd.DataFrame, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(C, K) in the order of `labels`, and the true classes (C,)."""
+    probs_C_K = np.zeros((len(frame), len(labels)))
+    for probs_K, names, values in zip(probs_C_K, frame["labels"], frame["probs"], strict=True):
+        probs_K[class_indices(names, labels)] = values
+    return probs_C_K, class_indices(frame["true_label"], labels)
 
 
 def page(found: list[dict], command: str) -> str:
@@ -157,32 +179,44 @@ def _over(values: Sequence[float], scale: float = 100.0, digits: int = 1, sign: 
 
 
 def sets_table(found: list[dict]) -> str:
-    """Promised and measured coverage of each calibrated answer, at the first of `COVERAGES` by seed."""
+    """Promised and measured coverage of each calibrated answer, at the first of `COVERAGES` by seed; then with the
+    validation clips' quantiles."""
 
-    def of(seed: dict, one: dict, target: float) -> dict:
-        wanted = (one["system"], one["method"], target)
-        return next(sets for sets in seed["sets"] if (sets["system"], sets["method"], sets["target"]) == wanted)
+    def rows(seeds: Sequence[dict], measured: Callable[[dict], dict | None]) -> Iterable[list[str]]:
+        for one in seeds[0]["sets"][:: len(COVERAGES)]:
+            key = one["system"], one["method"]
+            same = [[sets for sets in seed["sets"] if (sets["system"], sets["method"]) == key] for seed in seeds]
+            low, high = ([measured(sets) for sets in column] for column in zip(*same, strict=True))
+            if None in (*low, *high):
+                continue
+            each = (Estimate(**sets["coverage"]) for sets in low)
+            by_seed = ", ".join(f"{number(share.value)} ({interval(share)})" for share in each)
+            cells = [shown(one["system"]), shown(one["method"]), by_seed]
+            for column in (low, high):
+                cells += [_over([s["coverage"]["value"] for s in column]), _over([s["size"] for s in column], 1, 2)]
+            yield [*cells, _over([sets[0]["mean_coverage"] for sets in same])]
 
-    low, high = COVERAGES
-    rows = []
-    for one in (sets for sets in found[0]["sets"] if sets["target"] == low):
-        first, second = ([of(seed, one, target) for seed in found] for target in (low, high))
-        rows.append([
-            shown(one["system"]), shown(one["method"]),
-            ", ".join(f"{number(s['coverage']['value'])} ({interval(Estimate(**s['coverage']))})" for s in first),
-            _over([s["coverage"]["value"] for s in first]), _over([s["mean_coverage"] for s in first]),
-            _over([s["size"] for s in first], 1, 2),
-            _over([s["coverage"]["value"] for s in second]), _over([s["size"] for s in second], 1, 2),
-        ])  # fmt: skip
     at = [f"at {number(target, digits=0)} %" for target in COVERAGES]
     heads = ["System", "Answer", f"{at[0]}: holds the truth %, by seed (Wilson)", "over seeds (Student)",
-             f"over {DIVISIONS} divisions", "labels a set", f"{at[1]}: over seeds", "labels a set"]  # fmt: skip
-    exact = found[0]["sets"][0]
+             "labels a set", f"{at[1]}: over seeds", "labels a set"]  # fmt: skip
+    first = found[0]["sets"][0]
     told = (
-        f"\nBy n alone: quantiles of {exact['n'] // 2} clips cover {interval(Estimate(0, *exact['exact']))} % of new"
+        f"\nBy n alone: quantiles of {first['n'] // 2} clips cover {interval(Estimate(0, *first['exact']))} % of new"
         " clips in 95 of 100 draws of them (a beta distribution, exact for scores without ties).\n"
     )
-    return _table(heads, rows) + told
+    halves = _table([*heads, f"{at[0]}: over {DIVISIONS} divisions"], rows(found, lambda sets: sets)) + told
+    held_out = {
+        seed["seed"]: sets["validation"]["n"] for seed in found for sets in seed["sets"] if "validation" in sets
+    }
+    if not held_out:
+        return halves
+    others = [
+        row[:-1]
+        for row in rows([seed for seed in found if seed["seed"] in held_out], lambda sets: sets.get("validation"))
+    ]
+    counts = ", ".join(f"{n} on seed {seed}" for seed, n in held_out.items())
+    told = f"With the quantiles of the validation clips ({counts}; other rooms, clothes and cameras) instead:"
+    return f"{halves}\n{told}\n\n{_table(heads, others)}"
 
 
 def classes_table(found: list[dict]) -> str:

@@ -41,7 +41,16 @@ def finished(tmp_path: Path) -> argparse.Namespace:
             rows.append({**row, "method": "label_likelihood", "predicted": answer, "labels": LABELS, "probs": probs})
         run.append("predictions", rows)
         run.finish({})
+    with workbench.start_run("evaluate", {"split": "validation"}, dataset="homecam", seed=3) as held_out:
+        sure = {"probs": [0.7, 0.3], "labels": LABELS, "predicted": LABELS[0], "true_label": LABELS[0]}
+        held_out.append("predictions", [{"clip_id": f"v{k}", "split": "validation", "system": "cold start",
+                                         "method": "label_likelihood", **sure} for k in range(20)])  # fmt: skip
+        held_out.finish({})
     return argparse.Namespace(workbench=str(tmp_path), set=["evaluate.bootstrap=50"])
+
+
+def rows_of(run) -> list[dict]:
+    return run.read("predictions").query("method == 'label_likelihood'").to_dict("records")
 
 
 def kept(options: argparse.Namespace, **more: object) -> dict:
@@ -63,6 +72,11 @@ def test_a_finished_seed_read_again_gets_its_label_sets_and_classes_and_keeps_wh
     # 30 clips a half: the quantile is the 28th of 31, so new clips are covered as Beta(28, 3) says.
     assert nine["exact"] == pytest.approx([0.779, 0.979], abs=1e-3)
     assert nine["mean_coverage"] == pytest.approx(28 / 31, abs=0.01) and nine["scores"] == CLIPS
+    # Validation clips give their truth 0.7 each: the sets hold every label of at least 0.7.
+    held = [row["probs"] for row in rows_of(run) if max(row["probs"]) >= 0.7 - 1e-9]
+    right = [row for row in rows_of(run) if row["probs"][LABELS.index(row["true_label"])] >= 0.7 - 1e-9]
+    assert nine["validation"]["n"] == 20 and nine["validation"]["size"] == pytest.approx(len(held) / CLIPS)
+    assert nine["validation"]["coverage"]["value"] == pytest.approx(len(right) / CLIPS)
     assert list(found["classes"]["stages"]) == ["cold start", "calibrated, label likelihood"]
     assert found["classes"]["support_K"] == [30, 30] and len(found["classes"]["gains_K"]) == 2
 
@@ -84,5 +98,6 @@ def test_the_page_has_both_tables_of_the_seeds_that_hold_them(finished):
               and "–" in line and line.count("|") == 9]  # fmt: skip
     assert f"{100 * new['sets'][0]['coverage']['value']:.1f} (" in line
     assert "Beta" not in text and "a beta distribution" in text
+    assert "quantiles of the validation clips (20 on seed 3; " in text
     assert "| cat | 30 |" in text and "label sets" not in evidence.page([kept(finished)], "c").lower()
     assert Measured(**new["rows"][0]).n == CLIPS
