@@ -50,7 +50,8 @@ class Sample:
 class Quick:
     """A quick answer as it was just written: of which clip and sample, the text so far, and how sure its tokens were.
 
-    `confidence`: exp(mean log-probability of the tokens inside the first box); −1 for the fallback, or no box.
+    `confidence`: exp(mean log-probability of the tokens inside the first box); −1 for the fallback, no box, or a box
+    in a box, which is no answer.
     """
 
     clip: int
@@ -82,7 +83,8 @@ class Gate:
             return None
         inside = character_offsets(tokenizer, ids)
         chosen = (inside[:, 0] < last) & (inside[:, 1] > first)
-        if text[first:last].strip() in ("", self.quick.fallback) or not chosen.any():
+        inside_box = text[first:last].strip()
+        if inside_box in ("", self.quick.fallback) or self.quick.open in inside_box or not chosen.any():
             return text, -1.0
         return text, float(np.exp(np.mean(np.asarray(logprobs)[chosen])))
 
