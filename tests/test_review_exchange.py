@@ -167,6 +167,8 @@ def test_label_studio_shows_video_trace_and_the_models_label_unless_the_task_is_
         reviews = Reviews(log)
         reviews.open(Task("week", dict(zip(ids, ("c0", "c1"))), labels=LABELS, blind=blind), "lead")
         first, _ = json.loads(label_studio(workbench, reviews, "week"))
+        reviews.open(Task("no labels", dict(zip(ids, ("c0", "c1"))), questions=["verdict"]), "lead")
+        assert not any(one["predictions"] for one in json.loads(label_studio(workbench, reviews, "no labels")))
     assert first["data"]["trace_id"] == ids[0] and "A dog." in first["data"]["text"] and first["annotations"] == []
     assert ("<answer>" in first["data"]["text"]) is not blind
     guess = [one["result"][0]["value"]["choices"] for one in first["predictions"]]
