@@ -353,6 +353,27 @@ def test_the_report_of_the_command_line_has_the_same_counts(tmp_path):
         ["seeing", "4", "1"], ["reasoning", "1", "3"]]  # fmt: skip
 
 
+def test_the_report_tells_extras_and_what_of_gold_items_was_right(tmp_path):
+    workbench, now, console = Workbench(tmp_path), [1e9], Console(width=200, file=StringIO())
+    workbench.refresh()
+    gold = {"t0": {"label": "dog", "verdict": "wrong"}}
+    with EventLog(workbench.reviews, clock=lambda: now[0]) as log:
+        reviews = Reviews(log)
+        task = Task("week", {"t0": "c0", "t1": "c1"}, labels=LABELS, gold=gold, gold_share=0.99, order="given")
+        reviews.open(task, "lead")
+        for who in ("ann", "bo"):
+            assert reviews.next_item("week", who, seat="1").trace_id == "t0"
+            assert reviews.next_item("week", who, seat="2").trace_id == "t1"
+            now[0] += 1000
+        for who in ("bo", "ann"):
+            for item in ("t0", "t1"):
+                reviews.judge("week", who, item, {"label": "dog", "verdict": "right"})
+    commands.report(workbench, console, None, ["week"], "test")
+    said = console.file.getvalue()
+    assert "1 of 1 judgements, 1 of 1 traces complete; 1 extra, left out of agreement" in said
+    assert "label 1.00, verdict 0.00" in said
+
+
 def test_without_a_judge_or_the_question_there_is_nothing_to_compare(tmp_path):
     workbench = house(tmp_path)
     with EventLog(workbench.reviews) as log:

@@ -120,8 +120,9 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
     reviews = insight.reading(workbench.reviews)
     for name in tasks or insight.names(reviews):
         task, done = reviews.task(name), reviews.progress(name)
+        extra = len(reviews.extras(name))
         _say(console, f"\n{name}: {done['done']} of {done['asked']} judgements, {done['complete']} of {done['items']} "
-             "traces complete")
+             "traces complete" + (f"; {extra} extra, left out of agreement" if extra else ""))
         _list(console, ["reviewer", "judgements"], done["by"].items())
         if task.reviewers > 1:
             _agreement(console, "Between people", agreement(*_matrix(reviews, name)))
@@ -133,9 +134,11 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
                  f"{blame.people_only} fail for people only, {blame.judge_only} for the judge only")
             _list(console, ["people", *(f"judge: {process}" for process in insight.PROCESSES)],
                   ([process, *row] for process, row in zip(insight.PROCESSES, blame.counts_2_2.tolist())))
-        gold = [(one.reviewer, one.n, _span(one.share), _span(one.early), _span(one.late), _number(one.p))
+        gold = [(one.reviewer, one.n, _span(one.share), _span(one.early), _span(one.late), _number(one.p),
+                 ", ".join(f"{question} {share.value:.2f}" for question, share in one.by.items()))
                 for one in insight.gold_records(reviews, name)]  # fmt: skip
-        _list(console, ["on gold items", "n", "right", "first half", "second half", "p that they are alike"], gold)
+        heads = ["on gold items", "n", "right", "first half", "second half", "p that they are alike", "each"]
+        _list(console, heads, gold)
         _list(console, ["disputed", "share of pairs"], [(item, f"{far:.2f}") for item, far in
                                                         insight.disputed(reviews, name)])
     if dataset is None:
