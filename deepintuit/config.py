@@ -116,6 +116,7 @@ class VideoConfig(Section):
     limit_pixels: int = _setting(7680 * 4320, "a file whose frames have more pixels is refused before decoding", low=1)
     limit_mib: int = _setting(1024, "a read that would hold more MiB of decoded frames is refused", low=1)
     limit_seconds: float = _setting(60.0, "wall seconds that reading one file may take", above=0)
+    cache_gib: float = _setting(50.0, "most GiB on disk for frames and features; used longest ago goes first, 0 keeps none", low=0)
 
     def _check_together(self) -> None:
         if self.min_pixels > self.max_pixels:

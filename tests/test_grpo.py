@@ -76,6 +76,33 @@ def test_sampled_logprobs_are_recomputed_in_the_loss_and_need_the_clip(bench, we
     assert farthest(logps_in_the_loss(trainer, batch), recorded) > 1e-3
 
 
+def test_a_step_sees_each_clip_once_and_each_prompt_once_to_sample_and_once_in_the_loss(bench, weights, tmp_path):
+    name, start, sets = weights
+    sets = (*sets, "grpo.max_steps=1", "grpo.micro_batch=8")
+    config = bench.settings(*sets)
+    run = bench.workbench.start_run("grpo", {**config.to_dict(), "test": f"count-{name}"}, parent=start.id)
+    vlm = VLM.load(config.model, config.video, checkpoint=start.checkpoint, cache=tmp_path, trainable=True)
+    seen = {"tower": 0, False: 0, True: 0}
+    pad = vlm.core.config.video_token_id
+
+    def tower(*_):
+        seen["tower"] += 1
+
+    def model(module, args, kwargs):
+        seen[torch.is_grad_enabled()] += int((kwargs["input_ids"] == pad).sum())
+
+    vlm.core.model.visual.register_forward_pre_hook(tower)
+    vlm.core.model.register_forward_pre_hook(model, with_kwargs=True)
+    reasoner = LocalReasoner(vlm, Task(bench.path, config), seed=0)
+    clips = [clip for clip, _ in reasoner.encode(reasoner.task.clips("grpo"))]
+    Trainer(Scorer(reasoner, config), clips, config, run, progress=False).train()
+    traces = run.read("traces")
+    chosen = {clip.clip_id: clip for clip in clips if clip.clip_id in set(traces["clip_id"])}
+    visual = sum(encoded.vision_ids.count(pad) for _, encoded in reasoner.encode([*chosen.values()]))
+    assert len(chosen) == 4 and len(traces) == 16
+    assert seen == {"tower": len(clips), False: visual, True: visual}
+
+
 class Gradient(TrainerCallback):
     """Keeps the gradient of the first update."""
 

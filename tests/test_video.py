@@ -1,8 +1,8 @@
 """The reader: real times, right pixels, one typed reason for all that is no clip, and nothing that hurts the run."""
 
 import csv
-import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deepintuit.video import (
-    FrameCache,
+    DiskCache,
     Limits,
     VideoError,
     VideoReason,
@@ -448,27 +448,105 @@ def test_isolated_errors_keep_their_reason(tmp_path):
 
 
 def test_a_clip_is_decoded_once_for_the_same_settings(clip, tmp_path):
-    cache, sha = FrameCache(tmp_path / "cache"), file_sha256(clip)
+    cache, sha = DiskCache(tmp_path / "cache"), file_sha256(clip)
     first = cached_read(cache, clip, sha, 6, (64, 48))
     clip.unlink()
     again = cached_read(cache, clip, sha, 6, (64, 48))
     assert again.hash == first.hash and np.array_equal(again.pixels_T_H_W_3, first.pixels_T_H_W_3)
-    assert dataclasses.asdict(again).keys() == dataclasses.asdict(first).keys()
+    assert np.array_equal(again.times_T, first.times_T) and np.array_equal(again.indices_T, first.indices_T)
+    assert (again.seconds, again.reader, again.truncated) == (first.seconds, first.reader, first.truncated)
     with pytest.raises(VideoError):
         cached_read(cache, clip, sha, 5, (64, 48))
 
 
-DAMAGE = [lambda b: b[:100], lambda b: b"", lambda b: b.replace(b"\x0a", b"\x0b"), lambda b: b"x" * 50]
+DAMAGE = {
+    "cut": lambda whole, other: whole[:-100],
+    "empty": lambda whole, other: b"",
+    "no such file": lambda whole, other: b"x" * 50,
+    "a pixel": lambda whole, other: whole[:-1] + bytes([whole[-1] ^ 1]),
+    "a fact": lambda whole, other: whole.replace(b"false", b"true "),
+    "another's": lambda whole, other: other,
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_cache_entry_is_decoded_again(clip, tmp_path, damage):
-    cache, sha = FrameCache(tmp_path / "cache"), file_sha256(clip)
-    first = cached_read(cache, clip, sha, 6)
-    (entry,) = (tmp_path / "cache").rglob("*.npz")
-    entry.write_bytes(damage(entry.read_bytes()))
-    assert cached_read(cache, clip, sha, 6).hash == first.hash
-    assert cache.get(entry).hash == first.hash and not list((tmp_path / "cache").rglob("*.tmp"))
+    cache = DiskCache(tmp_path / "cache")
+    first = cached_read(cache, clip, "one", 6)
+    (entry,) = (tmp_path / "cache").rglob("*.safetensors")
+    whole = entry.read_bytes()
+    cached_read(cache, clip, "another", 5)
+    (other,) = set((tmp_path / "cache").rglob("*.safetensors")) - {entry}
+    entry.write_bytes(DAMAGE[damage](whole, other.read_bytes()))
+    assert entry.read_bytes() != whole
+    again = cached_read(cache, clip, "one", 6)
+    assert (again.hash, again.truncated) == (first.hash, first.truncated)
+    assert entry.read_bytes() == whole and not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+KIB = 2**-20  # GiB
+
+
+def put(cache: DiskCache, number: int, kind: str = "features") -> None:
+    cache.put(kind, number, arrays={"a": np.full(20_000, number % 256, np.uint8)}, facts={"number": number})
+
+
+def held(folder: Path) -> int:
+    """Bytes in files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_caches_stay_within_their_bound_and_what_was_used_last_stays(tmp_path):
+    cache = DiskCache(tmp_path, 1024 * KIB)  # room for about fifty of these
+    paid = tmp_path / "endpoint" / "answer.json"
+    paid.parent.mkdir()
+    paid.write_text("{}")
+    left = tmp_path / "frames" / "00" / "left-by-a-kill.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(300_000))
+    for path in (paid, left):
+        os.utime(path, (0, 0))
+    for number in range(120):
+        before = set(tmp_path.rglob("*.safetensors"))
+        put(cache, number, ("frames", "features")[number % 2])
+        (new,) = set(tmp_path.rglob("*.safetensors")) - before
+        os.utime(new, (1000 + number,) * 2)  # a clock may tick less often than entries are written
+        assert cache.get("features", 1) or number == 0, "used at each step"
+        assert held(tmp_path) <= 2**20
+    there = [n for n in range(120) if cache.get(("frames", "features")[n % 2], n)]
+    assert there == [1, *range(there[1], 120)] and 35 < len(there) < 52
+    assert paid.exists() and not left.exists()
+
+
+def test_an_entry_above_a_sixteenth_of_the_bound_is_not_kept(tmp_path):
+    cache = DiskCache(tmp_path, 256 * KIB)
+    put(cache, 1)
+    assert cache.get("features", 1) is None and not held(tmp_path)
+
+
+def write_and_read(folder: Path, seed: int, misses) -> None:
+    """300 entries of 60 in turn, as a process that computes what it does not find; none may be another's."""
+    cache, rng = DiskCache(folder, 1024 * KIB), np.random.default_rng(seed)
+    for number in rng.integers(0, 60, 300).tolist():
+        found = cache.get("features", number)
+        if found is None:
+            put(cache, number)
+            misses.value += 1
+        else:
+            assert (found[0]["a"] == number).all() and found[1] == {"number": number}
+
+
+def test_two_processes_write_read_and_evict_at_once(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    misses = [fork.Value("i", 0) for _ in range(2)]
+    both = [fork.Process(target=write_and_read, args=(tmp_path, n, misses[n])) for n in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert sum(m.value for m in misses) > 60, "some were evicted, and computed again"
+    assert held(tmp_path) <= 2**20 and not list(tmp_path.rglob("*.tmp"))
 
 
 # Writing

@@ -6,6 +6,7 @@ A clip that cannot be read any more is reported as such and left out, never repl
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,15 +36,16 @@ class LocalReasoner:
 
     def encode(self, clips: Sequence[Clip]) -> list[tuple[Clip, EncodedClip]]:
         """Readable clips with their features; the others go to `unreadable`."""
-        found = []
-        for clip in clips:
-            if clip.clip_id in self.unreadable:
-                continue
-            try:
-                found.append((clip, self.vlm.encoder.encode(clip.clip_id, clip.path, clip.width, clip.height)))
-            except VideoError as error:
-                self.unreadable[clip.clip_id] = Unreadable(clip, error)
-        return found
+        wanted = [clip for clip in clips if clip.clip_id not in self.unreadable]
+        places = ((clip.clip_id, clip.path, clip.width, clip.height) for clip in wanted)
+        known = []
+        with closing(self.vlm.encoder.encode_all(places)) as features:
+            for clip, found in zip(wanted, features, strict=True):
+                if isinstance(found, VideoError):
+                    self.unreadable[clip.clip_id] = Unreadable(clip, found)
+                else:
+                    known.append((clip, found))
+        return known
 
     def key(self, clip: Clip, sample: int, step: int | None = None) -> str:
         return f"{self.seed}/{clip.clip_id}/{sample}/{'' if step is None else step}"

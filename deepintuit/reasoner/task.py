@@ -95,6 +95,7 @@ class Task:
 def identity(workbench_path, config: Config, sections: Sequence[str]) -> dict[str, Any]:
     """What makes a stage's run this one: the settings that decide its result, and the dataset as it is now."""
     settings = config.to_dict()
+    del settings["video"]["cache_gib"]  # decides no result
     manifest = Manifest.load(workbench_path, config.clips.dataset)
     return {**{section: settings[section] for section in sections}, "manifest": manifest.fingerprint}
 

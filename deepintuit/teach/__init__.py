@@ -118,6 +118,7 @@ def _excluded(manifest: Manifest, split: str) -> list[dict[str, Any]]:
 def _identity(config: Config, split: str) -> dict[str, Any]:
     """The settings that decide what the traces are; a change elsewhere in the config does not make them another run."""
     settings = config.to_dict()
+    del settings["video"]["cache_gib"]  # decides no result
     teach = {key: value for key, value in settings["teach"].items() if key not in _HOW_FAST}
     if not teach["given_answer"]:
         del teach["given_answer"]  # came later: at its default, runs from before are still the same runs

@@ -1,18 +1,26 @@
-"""Decoded frames kept by clip and settings: a clip is decoded once in the project's life. Deletable at any time.
+"""Decoded frames and visual features on disk, by content and settings: computed once in the project's life. Deletable.
 
-Left out on purpose: eviction. Delete the folder.
+An entry is a safetensors file, written to a temporary name and renamed. It holds its own name and a checksum over all
+that is in it: one that is damaged, cut, or in another's place counts as absent, is computed again and overwritten.
+Several processes may write, read and evict at once; whoever finds an entry gone computes it.
+Left out on purpose: locks between processes. Two that miss the same entry at once both compute it, and write the same.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
-import zipfile
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from .clip import DEFAULT_LIMITS, Limits
 from .frames import Frames, read
@@ -20,53 +28,98 @@ from .frames import Frames, read
 # Raise when sampling, resizing or rotation change, so that old entries are not met again.
 RECIPE = 1
 
+KINDS = ("frames", "features")
+"""Folders under one bound: features outlive the frames they were made of, since frames are read no more after them."""
 
-class FrameCache:
-    """A folder of `.npz` files, one per (clip SHA-256, settings). An entry that fails its own hash counts as absent."""
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+class DiskCache:
+    """Arrays and facts by key, in folders of at most `gib` GiB together; what was used longest ago makes room.
 
-    def entry(self, sha256: str, count: int, size: tuple[int, int] | None, fps: float | None) -> Path:
-        settings = [RECIPE, sha256, int(count), list(map(int, size)) if size else None, float(fps or 0)]
-        key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-        return self.folder / key[:2] / f"{key}.npz"
+    The folders are looked through at a process's first write and after each sixteenth of the bound that it writes;
+    then an eighth is free again. So two processes stay within the bound, and each further one may add a sixteenth to
+    it. An entry larger than a sixteenth of the bound is not kept.
+    """
 
-    def get(self, entry: Path) -> Frames | None:
+    def __init__(self, root: str | os.PathLike[str], gib: float = 50.0) -> None:
+        self.root, self.limit = Path(root), int(gib * 2**30)
+        self._allowance = 0  # bytes that this process may write before it looks again
+        self._lock = threading.Lock()
+
+    def get(self, kind: str, *key: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Arrays and facts as they were put; None when they are not there whole."""
+        entry = self._entry(kind, key)
         try:
-            with np.load(entry, allow_pickle=False) as held:
-                reader, truncated, digest = json.loads(str(held["facts"]))
-                frames = Frames.of(
-                    held["pixels"], held["indices"], held["times"], float(held["seconds"]), reader, truncated
-                )
-        except FileNotFoundError:
+            with safe_open(entry, "np") as file:
+                checksum, name, facts = json.loads(file.metadata()["entry"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}
+            if name != entry.stem or checksum != _checksum(name, facts, arrays):
+                return None
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError):
             return None
-        except (OSError, EOFError, ValueError, TypeError, KeyError, NotImplementedError, zipfile.BadZipFile):
-            return None  # damaged: the caller decodes again and overwrites it
-        return frames if frames.hash == digest else None
+        with contextlib.suppress(OSError):
+            os.utime(entry)  # used now; evicted meanwhile, or another person's: read is read
+        return arrays, facts
 
-    def put(self, entry: Path, frames: Frames) -> None:
+    def put(self, kind: str, *key: Any, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        """Keep contiguous arrays and facts (JSON) for `get`."""
+        entry = self._entry(kind, key)
+        about = json.dumps([_checksum(entry.stem, facts, arrays), entry.stem, facts])
+        if not self._room_for(sum(array.nbytes for array in arrays.values()) + len(about) + 4096):
+            return
         entry.parent.mkdir(parents=True, exist_ok=True)
-        handle, temp = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
+        os.close(handle)
         try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(
-                    file,
-                    pixels=frames.pixels_T_H_W_3,
-                    indices=frames.indices_T,
-                    times=frames.times_T,
-                    seconds=np.float64(frames.seconds),
-                    facts=np.array(json.dumps([frames.reader, frames.truncated, frames.hash])),
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temp, entry)
+            save_file(dict(arrays), name, {"entry": about})
+            with contextlib.suppress(FileNotFoundError):  # cleared away by a process that looked in between
+                os.replace(name, entry)
         finally:
-            Path(temp).unlink(missing_ok=True)
+            Path(name).unlink(missing_ok=True)
+
+    def _entry(self, kind: str, key: tuple) -> Path:
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        return self.root / kind / digest[:2] / f"{digest}.safetensors"
+
+    def _room_for(self, size: int) -> bool:
+        """Make room for `size` bytes, or say that an entry of that size is not kept."""
+        share = self.limit // 16
+        if size > share:
+            return False
+        with self._lock:
+            self._allowance -= size
+            if self._allowance < 0:
+                found = sorted(self._files())  # temporary names too: what a killed process left is the oldest one day
+                total = sum(held for _, held, _ in found)
+                for _, held, path in found:
+                    if total <= self.limit - 2 * share:
+                        break
+                    with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                        os.unlink(path)
+                    total -= held
+                self._allowance = share - size
+        return True
+
+    def _files(self) -> Iterator[tuple[int, int, str]]:
+        """(time of last use, bytes, path) of what is there."""
+        for kind in KINDS:
+            for folder, _, names in os.walk(self.root / kind):
+                for name in names:
+                    path = os.path.join(folder, name)
+                    with contextlib.suppress(FileNotFoundError):
+                        facts = os.stat(path)
+                        yield facts.st_mtime_ns, facts.st_size, path
+
+
+def _checksum(name: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(json.dumps([name, facts]).encode(), digest_size=16)
+    for name, array in sorted(arrays.items()):
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def cached_read(
-    cache: FrameCache | None,
+    cache: DiskCache | None,
     path: str | os.PathLike[str],
     sha256: str,
     count: int,
@@ -80,9 +133,14 @@ def cached_read(
     hashed again, so a manifest whose file was changed since its import gives the old frames."""
     if cache is None:
         return read(path, count, size, limits, fps, isolate=isolate)
-    entry = cache.entry(sha256, count, size, fps)
-    frames = cache.get(entry)
-    if frames is None:
-        frames = read(path, count, size, limits, fps, isolate=isolate)
-        cache.put(entry, frames)
+    key = "frames", RECIPE, sha256, int(count), list(map(int, size)) if size else None, float(fps or 0)
+    if held := cache.get(*key):
+        arrays, facts = held
+        return Frames(arrays["pixels"], arrays["indices"], arrays["times"], **facts)
+    frames = read(path, count, size, limits, fps, isolate=isolate)
+    cache.put(
+        *key,
+        arrays={"pixels": frames.pixels_T_H_W_3, "indices": frames.indices_T, "times": frames.times_T},
+        facts={name: getattr(frames, name) for name in ("seconds", "reader", "truncated", "hash")},
+    )
     return frames

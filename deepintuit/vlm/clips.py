@@ -1,34 +1,42 @@
 """A clip as the language model sees it: features of the frozen visual tower, computed once in the project's life.
 
 The key is content and settings: clip id, frame settings, and a hash of the tower's own weights, so that another
-checkpoint or another frame count never meets the wrong features. Entries are safetensors, written to a temporary name
-and renamed; one that fails its own hash is computed again. Deletable at any time.
+checkpoint or another frame count never meets the wrong features. `video.cache` keeps them, and the frames before them.
+Of many clips, the next are read while the tower, or whoever takes the features, works on one.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import os
-import tempfile
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from transformers.utils import ModelOutput
 from transformers.video_utils import VideoMetadata
 
 from deepintuit.config import VideoConfig
 from deepintuit.errors import VideoError, VideoReason
-from deepintuit.video import FrameCache, Frames, Limits, cached_read
+from deepintuit.video import DiskCache, Frames, Limits, cached_read
 from deepintuit.video.cache import RECIPE
 
 VISION_BLOCK = "<|vision_start|><|video_pad|><|vision_end|>"
 """What a chat template writes for a clip; the processor expands it to one pad for each merged patch."""
+
+_RECIPE = 3
+"""Raise when other things are given to the tower or kept of it, so that old entries are not met again."""
+
+AHEAD = 2
+"""Clips that are read while one is worked on: their frames, and those of the one, are held at once."""
+
+Place = tuple[str, str | Path, int, int]
+"""Clip id, path, width, height."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +113,11 @@ def metadata_of(frames: Frames) -> VideoMetadata:
 
 
 class ClipEncoder:
-    """Path → frames → features, with both caches. `passes` counts tower runs: one a clip."""
+    """Path → frames → features, both kept on disk and features in memory. `passes` counts tower runs: one a clip."""
 
     def __init__(self, processor, model, video: VideoConfig, cache: Path | None, memory_bytes: int = 2 << 30):
         self.processor, self.model, self.video = processor, model, video
-        self.frame_cache = FrameCache(cache / "frames") if cache else None
-        self.folder = cache / "features" if cache else None
+        self.cache = DiskCache(cache, video.cache_gib) if cache and video.cache_gib else None
         self.limits = Limits(
             max_pixels=video.limit_pixels, max_bytes=video.limit_mib << 20, max_seconds=video.limit_seconds
         )
@@ -122,7 +129,7 @@ class ClipEncoder:
     def forgetful(self) -> ClipEncoder:
         """The same tower with no cache, neither on disk nor in memory: for clips that must leave no trace."""
         other = copy.copy(self)
-        other.frame_cache = other.folder = None
+        other.cache = None
         other._held, other._room = OrderedDict(), 0
         return other
 
@@ -150,7 +157,7 @@ class ClipEncoder:
     def frames(self, clip_id: str, path: str | Path, width: int, height: int) -> Frames:
         """The frames that the model sees of this clip. Raises `VideoError`."""
         return cached_read(
-            self.frame_cache,
+            self.cache,
             path,
             clip_id,
             self.video.frames,
@@ -161,28 +168,67 @@ class ClipEncoder:
 
     def encode(self, clip_id: str, path: str | Path, width: int, height: int) -> EncodedClip:
         """Features of one clip: from memory, from the cache, or by one pass of the tower. Raises `VideoError`."""
+        return self._recall(clip_id) or self._keep(clip_id, self._read(clip_id, path, width, height))
+
+    def encode_all(self, places: Iterable[Place]) -> Iterator[EncodedClip | VideoError]:
+        """What `encode` gives for each place, in order, or the `VideoError` that it raises, while threads read the next
+        `AHEAD`: from the cache, or the file. Close it where it is not taken to its end; reads under way end first."""
+        places = iter(places)
+        window: deque[tuple[Place, Future | None]] = deque()
+        reading: set[str] = set()
+        pool = ThreadPoolExecutor(AHEAD, "read-ahead")  # its threads start with the first read
+        try:
+            while True:
+                while len(window) <= AHEAD and (place := next(places, None)):
+                    future = None
+                    if place[0] not in self._held and place[0] not in reading:
+                        future = pool.submit(self._read, *place)
+                        reading.add(place[0])
+                    window.append((place, future))
+                if not window:
+                    return
+                place, future = window.popleft()
+                try:
+                    read = future.result() if future else self._recall(place[0]) or self._read(*place)
+                    found = self._keep(place[0], read)
+                except VideoError as error:
+                    found = error
+                if future:
+                    reading.remove(place[0])
+                future = read = None  # else the frames stay while the caller works
+                yield found
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _recall(self, clip_id: str) -> EncodedClip | None:
         if clip_id in self._held:
             self._held.move_to_end(clip_id)
+        return self._held.get(clip_id)
+
+    def _read(self, clip_id: str, path: str | Path, width: int, height: int) -> EncodedClip | Frames:
+        """What can be had of a clip without the tower: its kept features, else frames. Threads may call it."""
+        kept = self.cache.get(*self._key(clip_id)) if self.cache else None
+        return _unpacked(clip_id, *kept) if kept else self.frames(clip_id, path, width, height)
+
+    def _keep(self, clip_id: str, read: EncodedClip | Frames) -> EncodedClip:
+        if clip_id in self._held:
             return self._held[clip_id]
-        entry = self._entry(clip_id)
-        clip = _load(entry, clip_id) if entry else None
-        if clip is None:
-            clip = self._run_tower(clip_id, self.frames(clip_id, path, width, height))
-            if entry:
-                _save(entry, clip)
+        clip = read
+        if isinstance(read, Frames):
+            clip = self._run_tower(clip_id, read)
+            if self.cache:
+                arrays, facts = _packed(clip)
+                self.cache.put(*self._key(clip_id), arrays=arrays, facts=facts)
         self._held[clip_id] = clip
         self._room -= clip.bytes
         while self._room < 0 and len(self._held) > 1:
             self._room += self._held.popitem(last=False)[1].bytes
         return clip
 
-    def _entry(self, clip_id: str) -> Path | None:
-        if self.folder is None:
-            return None
+    def _key(self, clip_id: str) -> tuple:
         video = self.video
-        key = json.dumps([2, RECIPE, clip_id, self._tower, video.frames, video.fps, video.max_pixels, video.min_pixels])
-        digest = hashlib.sha256(key.encode()).hexdigest()
-        return self.folder / digest[:2] / f"{digest}.safetensors"
+        settings = video.frames, video.fps, video.max_pixels, video.min_pixels
+        return "features", _RECIPE, RECIPE, clip_id, self._tower, *settings
 
     @torch.no_grad()
     def _run_tower(self, clip_id: str, frames: Frames) -> EncodedClip:
@@ -225,68 +271,32 @@ def _fingerprint(tower: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(name.encode())
-        digest.update(_raw(tensor))
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
-def _raw(tensor: torch.Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _checksum(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(_raw(tensors[name]))
-    return digest.hexdigest()
-
-
-def _save(entry: Path, clip: EncodedClip) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        "embeds": clip.embeds.contiguous(),
-        "grid_thw": clip.grid_thw,
-        "vision_ids": torch.tensor(clip.vision_ids),
-    }
-    tensors |= {f"deepstack.{index}": layer.contiguous() for index, layer in enumerate(clip.deepstack)}
+def _packed(clip: EncodedClip) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and facts for the cache. Numbers go as bytes: NumPy has no bfloat16."""
+    layers = (clip.embeds, *clip.deepstack)
     facts = {
+        "dtype": str(clip.embeds.dtype).removeprefix("torch."),
+        "vision_ids": clip.vision_ids,
+        "grid_thw": clip.grid_thw.tolist(),
         "seconds_per_grid": clip.seconds_per_grid,
         "frames": asdict(clip.frames),
-        "clip_id": clip.clip_id,
-        "checksum": _checksum(tensors),
     }
-    handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, entry)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    return {str(n): layer.contiguous().view(torch.uint8).numpy() for n, layer in enumerate(layers)}, facts
 
 
-def _load(entry: Path, clip_id: str) -> EncodedClip | None:
-    """The stored entry, or None when there is none or it cannot be read (then it is computed again)."""
-    if not entry.exists():
-        return None
-    try:
-        with safe_open(entry, "pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        if facts["checksum"] != _checksum(tensors):
-            return None
-        deep = sorted(
-            (name for name in tensors if name.startswith("deepstack.")), key=lambda name: int(name.split(".")[1])
-        )
-        return EncodedClip(
-            clip_id,
-            tensors["vision_ids"].tolist(),
-            tensors["embeds"],
-            tuple(tensors[name] for name in deep),
-            tensors["grid_thw"],
-            facts["seconds_per_grid"],
-            FrameRecord(**facts["frames"]),
-        )
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
-        return None
+def _unpacked(clip_id: str, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> EncodedClip:
+    dtype = getattr(torch, facts["dtype"])
+    embeds, *deepstack = (torch.from_numpy(arrays[str(n)]).view(dtype) for n in range(len(arrays)))
+    return EncodedClip(
+        clip_id,
+        facts["vision_ids"],
+        embeds,
+        tuple(deepstack),
+        torch.tensor(facts["grid_thw"]),
+        facts["seconds_per_grid"],
+        FrameRecord(**facts["frames"]),
+    )
