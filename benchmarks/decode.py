@@ -1,25 +1,26 @@
-"""What decord buys: seconds to take frames by decord over seconds by PyAV, same clips and indices, one thread, one run.
+"""Frames of a clip: kept ones against decoding again, the project's reader, decord, and PyAV, same clips and indices.
 
-Both are measured bare (open, decode, RGB; no resizing), alternating, best of `--rounds`; `read` is the project's reader
-with its checks. A ratio below 1 means that the first is faster. Pixels are compared before anything is timed.
+PyAV is the plain route: it decodes to the last frame that is wanted. decord is measured bare (open, decode, RGB; no
+resizing), `read` is the project's reader with its checks, and a kept clip is one that `read` left in the cache of
+frames. Pixels are compared before anything is timed; decoding has one thread.
 
-Run it:  python benchmarks/decode.py FOLDER [--clips 20] [--count 16]
+Run it:  python benchmarks/decode.py [FOLDER] [--clips 6] [--count 16] [--repeats 5]     without a folder, written clips
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
-from functools import partial
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
 import decord
 import numpy as np
+from measure import Row, chosen, in_turns, options, report
 
-from deepintuit.video import VideoError, probe, read
+from deepintuit.video import FrameCache, VideoError, cached_read, probe, read, write_mp4
+
+SUFFIXES = (".mp4", ".webm", ".mkv", ".mov")
 
 
 def by_decord(path: str, indices_T: list[int]) -> np.ndarray:
@@ -39,55 +40,65 @@ def by_pyav(path: str, indices_T: list[int]) -> np.ndarray:
     return np.stack(taken)
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def written(folder: Path, count: int) -> None:
+    """Clips of 640×360, five seconds: a block that wanders over noise that stands still."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        frames = np.repeat(rng.integers(0, 90, (1, 360, 640, 3), np.uint8), 150, 0)
+        for at, frame in enumerate(frames):
+            frame[100:220, 3 * at + 10 * number :][:, :90] = rng.integers(90, 255, 3)
+        write_mp4(folder / f"{number}.mp4", frames, 30)
+
+
+def decodable(folder: Path, most: int, count: int) -> list[tuple[str, list[int]]]:
+    """Clips that decord reads, spread over the folder, with the frames that are wanted."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
+    taken = []
+    for path in found[:: max(1, len(found) // most)][:most]:
+        try:
+            if probe(path).reader == "decord":
+                taken.append((str(path), read(path, count).indices_T.tolist()))
+        except VideoError as error:
+            print(f"{path.name}: {error.reason}")
+    if not taken:
+        raise SystemExit("No clip in this folder is read by decord. Name a folder of MP4 files.")
+    return taken
+
+
+def same(clips: Sequence[tuple[str, list[int]]]) -> int:
+    """Of how many clips decord and PyAV give the same pixels."""
+    return sum(np.array_equal(by_decord(*clip), by_pyav(*clip)) for clip in clips)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--clips", type=int, default=20)
-    parser.add_argument("--count", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    found = sorted(p for p in args.folder.rglob("*") if p.suffix in {".mp4", ".webm", ".mkv", ".mov"})
-    spread = found[:: max(1, len(found) // args.clips)][: args.clips]
-    rows = []
-    for path in spread:
-        try:
-            if probe(path).reader != "decord":
-                continue
-            indices_T = read(path, args.count).indices_T.tolist()
-        except VideoError as error:
-            print(f"{path.name}: {error.reason}")
-            continue
-        name = str(path)
-        same = np.array_equal(by_decord(name, indices_T), by_pyav(name, indices_T))
-        times = [
-            (
-                seconds(partial(by_decord, name, indices_T)),
-                seconds(partial(by_pyav, name, indices_T)),
-                seconds(partial(read, name, args.count)),
-            )
-            for _ in range(args.rounds)
-        ]
-        rows.append((path.name, same, *map(min, zip(*times, strict=True))))
-    for name, same, decord_s, pyav_s, read_s in rows:
-        print(
-            f"{name:28} decord {1e3 * decord_s:7.1f} ms  pyav {1e3 * pyav_s:7.1f} ms  ratio {decord_s / pyav_s:5.2f}  "
-            f"read {1e3 * read_s:7.1f} ms  pixels {'same' if same else 'DIFFER'}"
-        )
-    if not rows:
-        raise SystemExit("No clip in this folder is read by decord. Name a folder of MP4 files.")
-    ratios = [d / p for _, _, d, p, _ in rows]
-    print(
-        f"{len(rows)} clips, {args.count} frames each: decord/pyav median {statistics.median(ratios):.2f}, "
-        f"{min(ratios):.2f} to {max(ratios):.2f}; all clips together "
-        f"{sum(r[2] for r in rows) / sum(r[3] for r in rows):.2f}; read/pyav together "
-        f"{sum(r[4] for r in rows) / sum(r[3] for r in rows):.2f}"
-    )
+    parser = options(__doc__, repeats=5)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--clips", type=int, default=6)
+    parser.add_argument("--count", type=int, default=16, help="frames of a clip")
+    given = chosen(parser)
+    with tempfile.TemporaryDirectory() as scratch:
+        if given.folder is None:
+            written(Path(scratch), given.clips)
+        clips = decodable(given.folder or Path(scratch), given.clips, given.count)
+        alike, cache = same(clips), FrameCache(Path(scratch) / "frames")
+
+        def kept() -> list:
+            return [cached_read(cache, path, path, given.count) for path, _ in clips]
+
+        kept()
+        spent = in_turns({
+            "pyav": lambda: [by_pyav(*clip) for clip in clips], "decord": lambda: [by_decord(*clip) for clip in clips],
+            "read": lambda: [read(path, given.count) for path, _ in clips], "kept": kept,
+        }, given.repeats)  # fmt: skip
+        size = sum(path.stat().st_size for path in (Path(scratch) / "frames").rglob("*.npz"))
+    frames, decoded = sum(len(wanted) for _, wanted in clips), sum(wanted[-1] + 1 for _, wanted in clips)
+    rows = [
+        Row("decode, decord bare", spent["decord"], spent["pyav"], {"frames wanted": frames, "frames passed": decoded}),
+        Row("decode, the project's reader", spent["read"], spent["pyav"]),
+        Row("frames from the cache", spent["kept"], spent["read"], {"clips decoded": (len(clips), 0),
+                                                                    "MB kept": round(size / 1e6, 1)}),
+    ]  # fmt: skip
+    report(given, rows, f"{len(clips)} clips, {given.count} frames each; pixels of decord and PyAV are the same in {alike}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Every clip gets a quick answer; the gate ends some traces there, the others think on from the same cache, as many
 tokens as asked (VideoAuto-R1). Full generation is without a gate: all clips think. For each think rate the ratio of
-tokens written and of seconds, full over two steps, medians over alternating repeats in the same run, one thread; all
-clips in one batch, which takes as long as its longest trace, and one clip at a time, as somebody asks who waits.
+seconds, full over two steps, with the tokens written; all clips in one batch, which takes as long as its longest trace,
+and one clip at a time, as somebody asks who waits.
 
 Before anything is timed it is asserted that a trace which thinks on has the tokens and log-probabilities that it has
 without a gate, whoever left the batch beside it; that one which stops is the beginning of its full trace; and that one
@@ -13,21 +13,19 @@ A tiny model of random weights: the quick answer is forced upon it, what follows
 clips stop is dealt out, so a ratio says what a think rate saves, not which rate a model reaches at equal accuracy
 (benchmarks/systems.py thinking).
 
-Run it:  python benchmarks/gate.py [--clips 8] [--tokens 64] [--repeats 7] [--family embedded] [--device cpu]
+Run it:  python benchmarks/gate.py [--clips 8] [--tokens 64] [--rates 0 0.5 1] [--repeats 5] [--family embedded]
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
+from measure import Counted, Row, beside, chosen, in_turns, options, report
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the tiny checkpoints stand there
 import tiny
@@ -38,7 +36,6 @@ from deepintuit.vlm import VLM, EncodedClip, Gate, Sample, sample_groups, token_
 
 QUICK = GRAMMARS["answer-think-answer"].quick
 PROMPT = "What happens in the clip? Answer at once, then think, then answer again."
-RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class Forced:
@@ -109,63 +106,49 @@ def _gate(thinks: set[int], start: int) -> Gate:
     return Gate(QUICK, lambda answers: [start + answer.clip not in thinks for answer in answers])
 
 
-def timed(vlm: VLM, calls: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Median seconds of each call; the calls take turns, after a round that warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if vlm.device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(spent[1:]) for name, spent in seconds.items()}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, repeats=5)
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of a trace that thinks, its quick answer included")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="shares of clips that think")
     parser.add_argument("--family", choices=tiny.FAMILIES, default="embedded")
     parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    given = chosen(parser)
     with tempfile.TemporaryDirectory() as scratch:
-        family = tiny.write_family(args.family, Path(scratch) / "model")
+        family = tiny.write_family(given.family, Path(scratch) / "model")
         paths = tiny.write_clips(Path(scratch))
         # float32 wherever it runs: the asserts compare two paths, and bfloat16 alone would tell them apart.
-        vlm = VLM.load(ModelConfig(path=str(family.folder), device=args.device, dtype="float32"), family.video)
+        vlm = VLM.load(ModelConfig(path=str(family.folder), device=given.device, dtype="float32"), family.video)
         clips = [
             vlm.encoder.encode(name, paths[name], tiny.CLIPS[name][2], tiny.CLIPS[name][1])
             for name in (tiny.WIDE, tiny.TALL)
         ]
-        many = [clips[number % len(clips)] for number in range(args.clips)]
-        work = Work(vlm, many, f"{QUICK.open}theft{QUICK.close}", args.tokens)
+        many = [clips[number % len(clips)] for number in range(given.clips)]
+        work = Work(vlm, many, f"{QUICK.open}theft{QUICK.close}", given.tokens)
     full = work.write()
     work.assert_one_pass(full)
-    calls, written = {}, {}
-    for rate in (None, *RATES):
-        chosen = 0 if rate is None else round(rate * args.clips)
-        thinks = None if rate is None else {number * args.clips // chosen for number in range(chosen)}
-        name = "full generation" if thinks is None else f"{len(thinks)} of {args.clips}"
+    calls, counts, written = {}, {}, {}
+    for rate in (None, *given.rates):
+        chosen_clips = 0 if rate is None else round(rate * given.clips)
+        thinks = None if rate is None else {number * given.clips // chosen_clips for number in range(chosen_clips)}
         for batch in (0, 1):
-            found = work.write(thinks, batch)
+            with Counted() as counts[rate, batch]:
+                found = work.write(thinks, batch)
             work.assert_same(full, found)
-            calls[name, batch] = partial(work.write, thinks, batch)
-        written[name] = sum(len(sample.token_ids) for sample in found)
-    seconds = timed(vlm, calls, args.repeats)
-    lengths = sorted({len(vlm.prompt_ids(clip, PROMPT)) for clip in many})
-    print(
-        f"{args.family}, {args.clips} clips, prompts of {lengths} tokens, quick answer {len(work.quick_ids)} tokens, "
-        f"thinking up to {args.tokens}, median of {args.repeats}, {vlm.device}"
-    )
-    heads = ("tokens", "ratio", "s, one batch", "ratio", "s, one by one", "ratio")
-    print(f"{'clips that think':20}" + "".join(f"{word:>{8 if word == 'ratio' else 14}}" for word in heads))
-    plain = "full generation"
-    for name, count in written.items():
-        spent = "".join(f"{seconds[name, b]:14.4f}{seconds[plain, b] / seconds[name, b]:7.2f}x" for b in (0, 1))
-        print(f"{name:20}{count:14d}{written[plain] / count:7.2f}x{spent}")
+            calls[rate, batch] = partial(work.write, thinks, batch)
+            written[rate, batch] = sum(len(sample.token_ids) for sample in found)
+    spent = in_turns(calls, given.repeats)
+    rows = []
+    for rate in given.rates:
+        for batch, how in enumerate(("one batch", "one by one")):
+            whole, gated = (None, batch), (rate, batch)
+            counted = beside(counts[whole], counts[gated]) | {"tokens written": (written[whole], written[gated])}
+            del counted["tower passes"]
+            claim = f"two-step inference, {round(rate * given.clips)} of {given.clips} clips think, {how}"
+            rows.append(Row(claim, spent[gated], spent[whole], counted))
+    lengths = " and ".join(map(str, sorted({len(vlm.prompt_ids(clip, PROMPT)) for clip in many})))
+    report(given, rows, f"prompts of {lengths} tokens, quick answer {len(work.quick_ids)} tokens, thinking up to "
+                        f"{given.tokens}, random weights, {vlm.device}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -112,7 +112,10 @@ def main() -> None:
     assert alike == len(ours.traces), f"{alike} of {len(ours.traces)} traces are the same"
     assert far < 1e-3, f"gradients differ by {far:.2g} of their length"
     spent = {name: [one.seconds for one in steps[1:]] for name, steps in found.items()}
-    parts = {"sampling and scoring": lambda one: one.sampling, "loss and update": lambda one: one.seconds - one.sampling}
+    parts = {
+        "sampling and scoring": lambda one: one.sampling,
+        "loss and update": lambda one: one.seconds - one.sampling,
+    }
     parts = {
         title: tuple(statistics.median(map(part, found[name][1:])) for name in ("plain", "ours"))
         for title, part in parts.items()

@@ -1,0 +1,100 @@
+"""An epoch of calibration, several rows a clip, against a row each with its clip as pixels, as one trains with TRL.
+
+The stage's own training, one epoch: homecam clips, four sampled traces and the greedy one each, prompts with labels in
+shuffled order. Rows of a clip share their prompt as far as it is alike; the tower's features come from memory. The
+losses of the steps are compared before anything is timed.
+
+Run it:  python benchmarks/calibration.py [--clips 24] [--repeats 3] [--threads 1]
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from measure import Counted, Row, beside, chosen, in_turns, now, options, report
+from routes import FOLDER, Start, route, started
+
+from deepintuit import calibrate
+from deepintuit.reasoner import Clip, LocalReasoner, Task
+from deepintuit.store import Workbench
+from deepintuit.vlm import VLM
+from deepintuit.vlm import finetune as training
+
+
+def written(start: Start, count: int) -> list[tuple[Clip, list]]:
+    """Clips of the calibration split with the traces that the cold start writes about them, the greedy one last."""
+    settings = start.settings
+    vlm = VLM.load(settings.model, settings.video, checkpoint=start.cold.checkpoint, cache=start.workbench.cache)
+    task = Task(start.workbench.path, settings)
+    local, limit = LocalReasoner(vlm, task, settings.seed), settings.sampling.max_tokens
+    clips = task.clips("calibration")[:count]
+    sampled = local.groups(clips, range(settings.calibrate.traces), temperature=1.0, max_tokens=limit)
+    greedy = local.groups(clips, [0], temperature=0.0, max_tokens=limit)
+    return [
+        (clip, [task.parse(sample.text, sample.truncated) for sample in [*group, *last]])
+        for (clip, _, group), (_, _, last) in zip(sampled, greedy, strict=True)
+    ]
+
+
+def epoch(name: str, start: Start, traces: list[tuple[Clip, list]]) -> tuple[float, Counted, np.ndarray]:
+    """Seconds of the training, counts, and the loss of each step; from the cold start's weights, in a throw-away
+    workbench."""
+    settings = replace(
+        start.settings,
+        model=replace(start.settings.model, share_prefix=name == "ours"),
+        calibrate=replace(start.settings.calibrate, epochs=1.0, patience=0),
+    )
+    task, counted, spent = Task(start.workbench.path, settings), Counted(), []
+    train = training._Trainer.train_or_resume
+
+    def clocked(trainer, folder: Path) -> None:  # without loading and setting up, which ten epochs have once
+        began = now()
+        train(trainer, folder)
+        spent.append(now() - began)
+
+    with tempfile.TemporaryDirectory() as scratch, route(name):
+        vlm = calibrate.VLM.load(
+            settings.model,
+            settings.video,
+            checkpoint=start.cold.checkpoint,
+            cache=start.workbench.cache,
+            trainable=True,
+        )
+        pairs = LocalReasoner(vlm, task).encode([clip for clip, _ in traces])
+        rows = [(pair, trace) for pair, (_, some) in zip(pairs, traces, strict=True) for trace in some]
+        training._Trainer.train_or_resume = clocked
+        try:
+            with Workbench(scratch).start_run("calibrate", {}) as run, counted:
+                calibrate._train(run, vlm, task, rows, [], [], np.empty(0), settings, False)
+                run.finish()
+        finally:
+            training._Trainer.train_or_resume = train
+        logged = run.read("steps")
+        losses = logged.loc[logged["name"] == "loss", "value"].to_numpy()
+    return spent[0], counted, losses
+
+
+def main() -> None:
+    parser = options(__doc__, repeats=3)
+    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the cold start lies, or is made")
+    given = chosen(parser)
+    start = started(given.folder)
+    traces = written(start, given.clips)
+    found: dict[str, list] = {"plain": [], "ours": []}
+    in_turns({name: lambda name=name: found[name].append(epoch(name, start, traces)) for name in found}, given.repeats)
+    (_, plain, before), (_, ours, after) = found["plain"][0], found["ours"][0]
+    assert len(before) == len(after) and np.allclose(before, after, rtol=1e-2), f"losses {before} and {after}"
+    spent = {name: [seconds for seconds, _, _ in epochs[1:]] for name, epochs in found.items()}
+    rows = sum(len(some) for _, some in traces)
+    claim = f"calibration epoch, {len(traces)} clips × {rows // len(traces)} rows"
+    row = Row(claim, spent["ours"], spent["plain"], beside(plain, ours))
+    far = float(np.abs(before - after).max())
+    report(given, [row], f"homecam, {len(after)} updates; their losses differ by at most {far:.1g}")
+
+
+if __name__ == "__main__":
+    main()
