@@ -43,6 +43,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or 2 with a sentence on stderr."""
+    # Two threads that wait by spinning take twice the processor time on a machine with other work; before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _Parser.given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options = _parser().parse_args(arguments)

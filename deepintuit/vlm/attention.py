@@ -42,9 +42,11 @@ def attend(module, query, key, value, attention_mask, tree: Tree | None = None, 
 
     Registered with transformers under `ATTENTION`.
     """
-    if tree is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     repeats = query.shape[1] // key.shape[1]
+    if tree is None:
+        if repeats > 1 and attention_mask is not None and query.shape[2] < key.shape[2]:
+            return _behind_cache(query, key, value, attention_mask, repeats, kwargs.get("scaling")), None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     found = []
@@ -61,6 +63,14 @@ def attend(module, query, key, value, attention_mask, tree: Tree | None = None, 
                 scaled_dot_product_attention(mine, keys, values, branch.mask, is_causal=causal, **settings)
             )
     return torch.cat(found, 2).transpose(1, 2).contiguous(), None
+
+
+def _behind_cache(query, key, value, mask, repeats: int, scaling: float | None) -> torch.Tensor:
+    """Few queries against a long cache: the heads that share keys become further queries, and no key is copied."""
+    rows, heads, length, width = query.shape
+    folded = query.reshape(rows, heads // repeats, repeats * length, width)
+    found = scaled_dot_product_attention(folded, key, value, mask.repeat(1, 1, repeats, 1), scale=scaling)
+    return found.reshape(rows, heads, length, width).transpose(1, 2).contiguous()
 
 
 ATTENTION = "prefix_tree"

@@ -1,8 +1,9 @@
 """Sample traces: one prefill a clip, and every token once for all traces of the clip that are still alike.
 
-The traces of a group begin as one row of the batch; it splits where they draw different tokens, and a finished trace
-leaves. Every trace draws from a random stream of its own, keyed by (seed, clip, sample): what a trace says does not
-depend on which others are sampled beside it, nor on where a killed run resumed. `plain_sample` is the same through
+The traces of a group begin as one and part where they draw different tokens. A clip is one row of the batch, its cache
+holds the tokens of all its traces behind one prompt, and a mask says which are whose: nothing is copied for a trace,
+nor for a step. Every trace draws from a random stream of its own, keyed by (seed, clip, sample): what a trace says does
+not depend on which others are sampled beside it, nor on where a killed run resumed. `plain_sample` is the same through
 `model.generate`'s path, kept as the reference.
 
 Left out on purpose: beam search, repetition penalties.
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers.cache_utils import Cache, DynamicLayer
 
 from deepintuit.trace import Segment
 from deepintuit.vlm.clips import EncodedClip
@@ -136,11 +138,14 @@ def sample_groups(
     try:
         rows = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
         inputs = vlm.inputs(clips, rows, side="left")
-        out = vlm.model(**inputs, use_cache=True, logits_to_keep=1)
+        cache = Cache(layer_class_to_replicate=_Roomy)
+        out = vlm.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         group = len(keys_C_G[0])
-        cache = out.past_key_values
         state = _Batch(vlm, inputs, group, [key for keys in keys_C_G for key in keys], max_tokens)
-        logits = out.logits[:, -1]
+        logits = out.logits[:, -1:]
+        if not vlm.shares_prefix:
+            cache.batch_repeat_interleave(group)
+            logits = logits.repeat_interleave(group, 0)
         for step in range(max_tokens):
             tokens = state.choose(logits, step, temperature, top_p, vlm)
             if on_token:
@@ -151,16 +156,16 @@ def sample_groups(
                 tokens = tokens[state.undecided(gate, group, vlm)]
             if not len(state.alive) or step + 1 == max_tokens or (stop and stop()):
                 break
-            parents, tokens = state.split(tokens)
-            if not torch.equal(parents, torch.arange(len(logits), device=parents.device)):
-                cache.batch_select_indices(parents)
+            left = state.leave()
+            if left is not None:
+                cache.batch_select_indices(left)
             logits = vlm.model(
-                input_ids=tokens[:, None],
-                attention_mask=state.mask(step + 1),
+                input_ids=state.part(tokens),
+                attention_mask=state.mask(),
                 position_ids=state.positions(step),
                 past_key_values=cache,
                 use_cache=True,
-            ).logits[:, -1]
+            ).logits
     finally:
         vlm.model.train(was_training)
     spent = (time.perf_counter() - started) * 1000 / len(state.ids)
@@ -168,18 +173,49 @@ def sample_groups(
     return [samples[start : start + group] for start in range(0, len(samples), group)]
 
 
+class _Roomy(DynamicLayer):
+    """Keys and values in rooms that double when they are full: a step writes its own tokens and copies no others."""
+
+    room: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            return super().update(key_states, value_states)
+        held, filled = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
+        if self.room is None or self.room[0].shape[2] < filled:
+            old = self.keys, self.values
+            self.room = tuple(part.new_empty(*part.shape[:2], 2 * filled, part.shape[3]) for part in old)
+            for room, part in zip(self.room, old):
+                room[:, :, :held] = part
+        for room, new in zip(self.room, (key_states, value_states)):
+            room[:, :, held:filled] = new
+        self.keys, self.values = (room[:, :, :filled] for room in self.room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.room = None
+
+
 class _Batch:
-    """Traces still being written: what they hold so far, which row of the batch they share, their random numbers."""
+    """Traces still being written: what they hold so far, where they stand in the batch, their random numbers.
+
+    A row of the batch is a clip (a trace, where nothing is shared); those of its traces that are alike share a seat.
+    """
 
     def __init__(self, vlm: VLM, inputs: dict, group: int, keys: Sequence[str], max_tokens: int):
         self.stops = torch.tensor(vlm.stop_ids, device=vlm.device)
         self.alive = torch.arange(len(keys), device=vlm.device)
-        self.row = self.alive // group  # of the batch, for each trace that is alive
-        self.prefix, self.last = inputs["attention_mask"], inputs["position_ids"][:, :, -1].max(0).values
+        each = 1 if vlm.shares_prefix else group
+        self.row = self.alive * each // group
+        self.seat = torch.zeros_like(self.alive)
+        self.seen = inputs["attention_mask"].bool().repeat_interleave(each, 0)[:, None]  # by each row's seats
+        self.last = inputs["position_ids"][:, :, -1].max(0).values.repeat_interleave(each)
+        self.pad = vlm.tokenizer.pad_token_id
         self.ids: list[list[int]] = [[] for _ in keys]
         self.logprobs: list[list[float]] = [[] for _ in keys]
         self.ended = [False] * len(keys)
-        self.keys, self.max_tokens, self.shares = keys, max_tokens, vlm.shares_prefix
+        self.keys, self.max_tokens = keys, max_tokens
         self._uniform: torch.Tensor | None = None
         self.confidence: list[float | None] = [None] * len(keys)
         self.quick_tokens: list[int | None] = [None] * len(keys)
@@ -187,11 +223,12 @@ class _Batch:
 
     def choose(self, logits: torch.Tensor, step: int, temperature: float, top_p: float, vlm: VLM) -> torch.Tensor:
         """The next token of every trace that is alive. Draws by the inverse of the cumulative distribution."""
-        logprobs = torch.log_softmax(logits.float() / (temperature or 1.0), -1)
+        place = self.row * logits.shape[1] + self.seat
+        logprobs = torch.log_softmax(logits.flatten(0, 1).float() / (temperature or 1.0), -1)
         allowed = logprobs.clone()
         allowed[:, vlm.silenced] = -torch.inf  # a sampled vision mark would be taken for a second clip in the loss
         if temperature == 0:
-            tokens = allowed.argmax(-1)[self.row]
+            tokens = allowed.argmax(-1)[place]
         else:
             if self._uniform is None:
                 self._uniform = torch.tensor(
@@ -201,12 +238,12 @@ class _Batch:
             if top_p < 1:
                 ranked, order = probs.sort(-1, descending=True)
                 probs = probs.scatter(-1, order, torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0))
-            heights = probs.cumsum(-1)[self.row]
+            heights = probs.cumsum(-1)[place]
             tokens = torch.searchsorted(
                 heights, (self._uniform[self.alive, step] * heights[:, -1])[:, None], right=True
             )[:, 0]
             tokens = tokens.clamp(max=probs.shape[-1] - 1)
-        chosen = logprobs[self.row, tokens].tolist()
+        chosen = logprobs[place, tokens].tolist()
         for row, value in zip(self.alive.tolist(), chosen):
             self.logprobs[row].append(value)
         return tokens
@@ -239,23 +276,40 @@ class _Batch:
         return going
 
     def _keep(self, going: torch.Tensor) -> None:
-        self.alive, self.row = self.alive[going], self.row[going]
+        self.alive, self.row, self.seat = self.alive[going], self.row[going], self.seat[going]
 
-    def split(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next rows of the batch, one for all traces that share a row and drew the same token: the row that each
-        continues, and its token."""
-        drawn = torch.stack([self.row, tokens, torch.zeros_like(tokens) if self.shares else self.alive], 1)
-        rows, self.row = drawn.unique(dim=0, return_inverse=True)
-        parents, tokens, _ = rows.unbind(1)
-        self.prefix, self.last = self.prefix[parents], self.last[parents]
-        return parents, tokens
+    def leave(self) -> torch.Tensor | None:
+        """The rows of the batch that stay, where some have no trace left; None where all stay."""
+        rows, row = self.row.unique(return_inverse=True)
+        if len(rows) == len(self.last):
+            return None
+        self.row, self.seen, self.last = row, self.seen[rows], self.last[rows]
+        return rows
 
-    def mask(self, written: int) -> torch.Tensor:
-        return torch.cat([self.prefix, self.prefix.new_ones(len(self.prefix), written)], 1)
+    def part(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(rows, seats): the next token of each seat. Traces of a seat that drew the same one stay together."""
+        drawn, member = torch.stack([self.row, self.seat, tokens], 1).unique(dim=0, return_inverse=True)
+        row, parent, token = drawn.unbind(1)
+        counts = row.bincount(minlength=len(self.last))
+        seat = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        seats = int(counts.max())
+        next_tokens = token.new_full((len(counts), seats), self.pad)
+        next_tokens[row, seat] = token
+        # A seat sees what its parent saw, and itself; one that nobody takes sees itself alone.
+        seen = self.seen.new_zeros(len(counts), seats, self.seen.shape[2])
+        seen[row, seat] = self.seen[row, parent]
+        own = torch.eye(seats, dtype=torch.bool, device=row.device).expand(len(counts), -1, -1)
+        self.seen = torch.cat([seen, own], 2)
+        self.seat = seat[member]
+        return next_tokens
+
+    def mask(self) -> torch.Tensor:
+        """(rows, tokens) where every row has one seat, which any attention takes; else (rows, 1, seats, tokens)."""
+        return self.seen[:, 0].long() if self.seen.shape[1] == 1 else self.seen[:, None]
 
     def positions(self, step: int) -> torch.Tensor:
-        """(3, rows, 1): the prompt's last position, then one further for every token."""
-        return (self.last + 1 + step).view(1, -1, 1).expand(3, -1, 1)
+        """(3, rows, seats): the prompt's last position, then one further for every token."""
+        return (self.last + 1 + step)[None, :, None].expand(3, -1, self.seen.shape[1])
 
     def sample(self, row: int, vlm: VLM, milliseconds: float) -> Sample:
         ids = self.ids[row]
