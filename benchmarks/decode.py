@@ -18,7 +18,7 @@ import decord
 import numpy as np
 from measure import Row, chosen, in_turns, options, report
 
-from deepintuit.video import FrameCache, VideoError, cached_read, probe, read, write_mp4
+from deepintuit.video import DiskCache, VideoError, cached_read, probe, read, write_mp4
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".mov")
 
@@ -80,7 +80,7 @@ def main() -> None:
         if given.folder is None:
             written(Path(scratch), given.clips)
         clips = decodable(given.folder or Path(scratch), given.clips, given.count)
-        alike, cache = same(clips), FrameCache(Path(scratch) / "frames")
+        alike, cache = same(clips), DiskCache(Path(scratch) / "cache")
 
         def kept() -> list:
             return [cached_read(cache, path, path, given.count) for path, _ in clips]
@@ -90,7 +90,7 @@ def main() -> None:
             "pyav": lambda: [by_pyav(*clip) for clip in clips], "decord": lambda: [by_decord(*clip) for clip in clips],
             "read": lambda: [read(path, given.count) for path, _ in clips], "kept": kept,
         }, given.repeats)  # fmt: skip
-        size = sum(path.stat().st_size for path in (Path(scratch) / "frames").rglob("*.npz"))
+        size = sum(path.stat().st_size for path in (Path(scratch) / "cache").rglob("*") if path.is_file())
     frames, decoded = sum(len(wanted) for _, wanted in clips), sum(wanted[-1] + 1 for _, wanted in clips)
     rows = [
         Row("decode, decord bare", spent["decord"], spent["pyav"], {"frames wanted": frames, "frames passed": decoded}),
@@ -98,7 +98,8 @@ def main() -> None:
         Row("frames from the cache", spent["kept"], spent["read"], {"clips decoded": (len(clips), 0),
                                                                     "MB kept": round(size / 1e6, 1)}),
     ]  # fmt: skip
-    report(given, rows, f"{len(clips)} clips, {given.count} frames each; pixels of decord and PyAV are the same in {alike}")
+    about = f"{len(clips)} clips, {given.count} frames each; decord and PyAV give the same pixels in {alike}"
+    report(given, rows, about)
 
 
 if __name__ == "__main__":
