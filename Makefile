@@ -59,12 +59,8 @@ check: $(READY)  ## hold README, docs, notebooks, lock and metadata to the code
 screens: $(READY)  ## pictures of the dashboard's pages on a finished workbench: ARGS="WORKBENCH"
 	@$(BIN)/python docs/screens.py $(ARGS)
 
-bench: $(READY)  ## list the benchmarks, or run one: BENCH=decode ARGS="FOLDER"
-ifdef BENCH
-	@$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
-else
-	@for script in benchmarks/*.py; do printf '%s: ' "$$(basename $$script .py)"; sed -n '1s/^"*//p' $$script; done
-endif
+bench: $(READY)  ## measure all claims of speed, 15 minutes, and write docs/performance.md; one: BENCH=decode ARGS="FOLDER"
+	@$(BIN)/python benchmarks/$(or $(BENCH),all).py $(ARGS)
 
 lint: $(READY)  ## ruff, with the rules of pyproject.toml
 	@$(BIN)/ruff check $(ARGS) .

@@ -11,12 +11,11 @@ Making it takes minutes and 6 GB a million traces (10 while an index is replaced
 The questions are timed at the server's side of the store (query, rows as pandas), without HTTP and HTML, on a warm file
 cache.
 
-Run it:  python benchmarks/browse.py FOLDER [--traces 1000000] [--rounds 30]
+Run it:  python benchmarks/browse.py FOLDER [--traces 1000000] [--repeats 30]
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import random
@@ -29,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from measure import Row, chosen, now, options, report
 
 from deepintuit.labels import NONE_LABEL
 from deepintuit.store import GRAINS, Run, Workbench, browse, disk
@@ -41,6 +41,11 @@ CLIPS, PART = 20_000, 10_000
 STAGES = {"teach": 0.02, "grpo": 0.5, "calibrate": 0.2, "evaluate": 0.28}
 """Share of all traces by stage; evaluation is spread over seven runs."""
 CONTROLS = ("none", "trace_blanked", "video_blanked", "trace_swapped")
+ASKED = {
+    "a page": "first page", "a filter": "filter: a run", "one id": "open a trace", "class counts": "choices",
+    "flips": "filter: flips", "a confusion cell": "filter: a confusion cell",
+}  # fmt: skip
+"""What the table of all benchmarks shows → the question here."""
 WHO = "courier,resident,child,neighbour,stranger,dog,cat,cyclist,driver,cleaner,guest,gardener".split(",")
 WHAT = "box,parcel,bag,door,gate,window,car,bicycle,letter,lamp,ladder,bucket,key,phone,umbrella,bench".split(",")
 DOES = "takes,drops,carries,opens,closes,passes,watches,lifts,kicks,leaves,moves,inspects,hides,pushes".split(",")
@@ -219,12 +224,14 @@ def _some_trace(workbench: Workbench, rng: random.Random) -> str:
     return browse.page(workbench, TraceFilter(), limit=1, offset=rng.randrange(10_000)).rows.trace_id[0]
 
 
-def _refresh(workbench: Workbench, what: str, count: int) -> None:
-    started, worked = time.perf_counter(), time.process_time()
-    if workbench.refresh():
-        disk.fsync_folder(workbench.path)
-        seconds, work = time.perf_counter() - started, time.process_time() - worked
-        print(f"index {what} in {seconds:.1f} s (processor {work:.1f} s), {count / seconds:,.0f} traces a second")
+def _refresh(workbench: Workbench, what: str, count: int) -> list[Row]:
+    began, started, worked = now(), time.perf_counter(), time.process_time()
+    if not workbench.refresh():
+        return []
+    disk.fsync_folder(workbench.path)
+    spent, seconds, work = now() - began, time.perf_counter() - started, time.process_time() - worked
+    print(f"index {what} in {seconds:.1f} s (processor {work:.1f} s), {count / seconds:,.0f} traces a second")
+    return [Row(f"store, index {what}", [spent], counted={"traces": count, "a second": round(count / spent)})]
 
 
 def whole_export(workbench: Workbench, form: str, most: int = 100_000) -> None:
@@ -248,25 +255,24 @@ def _memory() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = options(__doc__, repeats=30)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--traces", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=30)
-    options = parser.parse_args()
-    workbench = Workbench(options.folder)
-    write(workbench, options.traces)
-    _refresh(workbench, "built", options.traces)
+    given = chosen(parser)
+    workbench = Workbench(given.folder)
+    write(workbench, given.traces)
+    rows = _refresh(workbench, "built", given.traces)
     run = workbench.start_run("evaluate", {"traces": "added", "at": time.time()}, dataset=DATASET)
     _write(run, "traces", 0, traces(run, "evaluate", range(1_000), sentences()))
     run.finish()
-    _refresh(workbench, "added to", 1_000)
+    rows += _refresh(workbench, "added to", 1_000)
     built = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     parts = sum(path.stat().st_size for path in workbench.path.glob("runs/*/*.parquet"))
     print(f"parts {parts / 1e9:.2f} GB, index {workbench.index_path.stat().st_size / 1e9:.2f} GB, "
           f"peak memory so far {built:.2f} GiB")  # fmt: skip
     milliseconds: dict[str, list[float]] = {}
     processor: dict[str, list[float]] = {}
-    for number in range(options.rounds + 1):
+    for number in range(given.repeats + 1):
         for name, ask in questions(workbench, number):
             started, worked = time.perf_counter(), time.process_time()
             ask()
@@ -274,7 +280,7 @@ def main() -> None:
                 milliseconds.setdefault(name, []).append(1000 * (time.perf_counter() - started))
                 processor.setdefault(name, []).append(1000 * (time.process_time() - worked))
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    print(f"\n{'ms':28} {'median':>8} {'p95':>8} {'worst':>8} {'processor':>10}   n = {options.rounds}, "
+    print(f"\n{'ms':28} {'median':>8} {'p95':>8} {'worst':>8} {'processor':>10}   n = {given.repeats}, "
           f"{os.cpu_count()} cores, {load}")  # fmt: skip
     for name, times in sorted(milliseconds.items()):
         p95, work = float(np.percentile(times, 95)), statistics.median(processor[name])
@@ -284,6 +290,12 @@ def main() -> None:
     print(f"{'all':28} {statistics.median(everything):8.0f} {p95:8.0f} {max(everything):8.0f}")
     whole_export(workbench, "jsonl")
     print(f"memory of this process: {_memory():.2f} GiB")
+    taken = processor if given.clock == "processor" else milliseconds
+    for title, name in (*ASKED.items(), ("all questions", None)):
+        times = [one for asked, some in taken.items() if name in (asked, None) for one in some]
+        told = {"p95 ms": round(float(np.percentile(times, 95)), 1)}
+        rows.append(Row(f"store, {title}", [one / 1000 for one in times], counted=told))
+    report(given, rows, f"{given.traces:,} traces, {len(taken)} kinds of questions, peak memory {built:.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from measure import Counted, Row, beside, chosen, in_turns, now, options, report
-from routes import FOLDER, Start, route, started
+from routes import Start, route, start_of, started
 
 from deepintuit import calibrate
 from deepintuit.reasoner import Clip, LocalReasoner, Task
@@ -80,9 +80,9 @@ def epoch(name: str, start: Start, traces: list[tuple[Clip, list]]) -> tuple[flo
 def main() -> None:
     parser = options(__doc__, repeats=3)
     parser.add_argument("--clips", type=int, default=24)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the cold start lies, or is made")
+    start_of(parser)
     given = chosen(parser)
-    start = started(given.folder)
+    start = started(given.workbench)
     traces = written(start, given.clips)
     found: dict[str, list] = {"plain": [], "ours": []}
     in_turns({name: lambda name=name: found[name].append(epoch(name, start, traces)) for name in found}, given.repeats)

@@ -15,11 +15,10 @@ from __future__ import annotations
 import statistics
 import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from measure import Counted, Row, beside, chosen, in_turns, now, options, report
-from routes import FOLDER, Plain, Start, route, started
+from routes import Plain, Start, route, start_of, started
 from transformers import PrinterCallback, TrainerCallback
 
 from deepintuit import grpo
@@ -100,9 +99,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--first", action="store_true", help="no features are kept from an earlier stage")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the cold start lies, or is made")
+    start_of(parser)
     given = chosen(parser)
-    start = started(given.folder)
+    start = started(given.workbench)
     found: dict[str, list[Step]] = {"plain": [], "ours": []}
     calls = {name: lambda name=name: found[name].append(step(name, start, given, given.first)) for name in found}
     in_turns(calls, given.repeats)  # a turn's own seconds hold loading, too: those of the step are in `found`

@@ -180,9 +180,10 @@ def report(given: argparse.Namespace, rows: Sequence[Row], about: str = "") -> N
         print(row.sentence())
     if given.json:
         told = provenance()
+        words = told["command"][1:]
         made = {
             "script": Path(told["command"][0]).stem,
-            "options": told["command"][1:],
+            "options": " ".join(word for at, word in enumerate(words) if "--json" not in (word, *words[at - 1 : at])),
             "commit": told["commit"],
             "dirty": told["dirty"],
             "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
@@ -195,5 +196,14 @@ def report(given: argparse.Namespace, rows: Sequence[Row], about: str = "") -> N
         }
         given.json.parent.mkdir(parents=True, exist_ok=True)
         temporary = given.json.with_suffix(".tmp")
-        temporary.write_text(json.dumps(made, indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps(_rounded(made)) + "\n", encoding="utf-8")
         temporary.replace(given.json)
+
+
+def _rounded(value: Any) -> Any:
+    """Without digits that no clock has."""
+    if isinstance(value, Mapping):
+        return {name: _rounded(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

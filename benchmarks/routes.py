@@ -14,11 +14,12 @@ them (`started`), which takes a minute or two, once.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -184,18 +185,32 @@ class Start:
     cold: Run
 
 
-def started(folder: Path = FOLDER, *, train: int = 160, epochs: int = 12) -> Start:
-    """The start that scripts share, made where it is not there yet. What it writes is real and not good: more epochs
-    would make the traces of a group more alike, and sharing cheaper still."""
+def started(workbench: Path | None = None, *, train: int = 240, epochs: int = 20) -> Start:
+    """The start that scripts share, made where it is not there yet; or the newest cold start of a finished
+    `workbench`, as `demo` or `benchmarks/evidence.py` leaves one.
+
+    The shared one is trained for a minute, less than a good one: its traces are longer and less alike, so that there is
+    less to share."""
+    quiet_libraries()
+    if workbench:
+        bench = Workbench(workbench)
+        for run in reversed(bench.runs("coldstart", finished=True)):
+            if run.summary.get("target") == "trace" and run.about["name"] is None:  # RB-FT has a name
+                return Start(bench, replace(config.of(run.about["settings"]), workbench=str(workbench)), run)
+        raise SystemExit(f"{workbench} holds no finished cold start: name a workbench that `deepintuit demo` made.")
     from deepintuit import coldstart, teach
 
-    quiet_libraries()
     settings = config.load(ROOT / "configs" / "tiny.toml", [
-        f"workbench={folder / 'start'}", f"coldstart.epochs={epochs}", "coldstart.batch=4", "coldstart.micro_batch=4",
-        "coldstart.learning_rate=1e-3", "clips.coldstart_share=0.5", "clips.grpo_share=0.2",
-        "clips.calibration_share=0.3", "grpo.check_clips=0", "model.device=cpu",
+        f"workbench={FOLDER / 'start'}", f"coldstart.epochs={epochs}", "coldstart.batch=4", "coldstart.micro_batch=4",
+        "clips.coldstart_share=0.7", "clips.grpo_share=0.15", "clips.calibration_share=0.15", "model.device=cpu",
     ])  # fmt: skip
     demo.clips(settings, train, 8, jobs=1, progress=False, fractions=cli.fractions(settings))
-    workbench = Workbench(settings.workbench)
-    teacher = teach.run(workbench, settings, progress=False)
-    return Start(workbench, settings, coldstart.run(workbench, settings, teacher=teacher.id, progress=False))
+    bench = Workbench(settings.workbench)
+    teacher = teach.run(bench, settings, progress=False)
+    return Start(bench, settings, coldstart.run(bench, settings, teacher=teacher.id, progress=False))
+
+
+def start_of(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that names another start."""
+    parser.add_argument("--workbench", type=Path, metavar="DIR", help="start from the newest cold start of a finished "
+                        "workbench; without it from a short one, made once under build/bench")  # fmt: skip
