@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _clips(verbs)
 
     teach = _common(commands.add_parser("teach", help="write teacher traces for the cold-start clips"))
+    teach.add_argument("--split", choices=config.SPLITS, default="coldstart", help="whose clips; of `test`, to evaluate the teacher itself")
     teach.set_defaults(run=_teach, command="teach")
 
     cold = _stage(commands, "coldstart", "imitate teacher traces (or labels alone)", _coldstart)
@@ -80,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--reasoner", metavar="RUN", help="the reasoner (default: the newest finished grpo run, else cold start)")
 
     evaluate = _stage(commands, "evaluate", "score a system on a split, raw and calibrated, with controls", _evaluate)
-    evaluate.add_argument("--reasoner", metavar="RUN", help="a coldstart or grpo run; `zero-shot` for the model as it is; `baselines` for those without a model")
+    evaluate.add_argument("--reasoner", metavar="RUN", help="a coldstart or grpo run; a teach run of that split; `zero-shot` for the model as it is; `baselines` for those without a model")
     evaluate.add_argument("--calibrator", metavar="RUN", help="its calibrate run (default: the newest finished one of that reasoner)")
 
     report = _common(commands.add_parser("report", help="the table of systems in the terminal, and a run card as HTML"))
@@ -156,6 +157,7 @@ def _newest(workbench, stages: Sequence[str], settings: Config, what: str, targe
     for stage in stages:
         runs = [r for r in workbench.runs(stage, finished=True) if r.about["dataset"] == settings.clips.dataset]
         runs = [r for r in runs if not (r.about["name"] or "").startswith("rb-ft")]
+        runs = [r for r in runs if stage != "teach" or r.config.get("split", "coldstart") == "coldstart"]
         if target:
             runs = [r for r in runs if stage != "coldstart" or r.config["coldstart"]["target"] == target]
         if runs:
@@ -201,11 +203,11 @@ def _ended(run) -> int:
 def _teach(options) -> int:
     workbench, settings = _open(options)
     settings = _need_dataset(settings)
-    if _dry(options, workbench, settings, ["coldstart"], {}):
+    if _dry(options, workbench, settings, [options.split], {}):
         return 0
     from deepintuit import teach
 
-    return _ended(teach.run(workbench, settings, progress=not options.quiet))
+    return _ended(teach.run(workbench, settings, split=options.split, progress=not options.quiet))
 
 
 def _coldstart(options) -> int:

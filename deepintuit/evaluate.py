@@ -63,8 +63,13 @@ def run(
     system: str = "",
     progress: bool = True,
 ) -> Run:
-    """Score one system on `evaluate.split`. `reasoner` None is the model at `model.path`, untouched (zero-shot)."""
+    """Score one system on `evaluate.split`. `reasoner` None is the model at `model.path`, untouched (zero-shot).
+
+    A teach run of that split is a reasoner too: what its teacher wrote is scored as it stands, nothing is sampled.
+    """
     system = system or name_of(workbench, reasoner)
+    if reasoner and workbench.run(reasoner).stage == "teach":
+        return _teacher(workbench, config, workbench.run(reasoner), system)
     if calibrator:
         fitted_ways(workbench.run(calibrator))
     described = {**_identity(workbench, config), "calibrator": calibrator, "system": system}
@@ -98,6 +103,43 @@ def run(
                 "unreadable": {clip_id: str(u.error.reason) for clip_id, u in local.unreadable.items()},
             }
         )
+    return run
+
+
+def _teacher(workbench: Workbench, config: Config, source: Run, system: str) -> Run:
+    """Predictions of a teacher, an endpoint's model for one, from its stored traces, each clip's as votes: it told no
+    probabilities."""
+    task, split = Task(workbench.path, config), config.evaluate.split
+    clips = {clip.clip_id: clip for clip in task.clips(split)}
+    written = [row for row in source.table("traces").to_pylist() if row["clip_id"] in clips]
+    if not source.finished or not written:
+        raise StoreError(
+            f"run {source.id!r} " + (f"holds no trace of the split {split!r}" if source.finished else "is not finished"),
+            "a teacher is scored by what it has written",
+            f"Run `deepintuit teach --split {split}` with its settings, to the end",
+        )
+    described = {**_identity(workbench, config), "calibrator": None, "system": system}
+    run = workbench.start_run(
+        "evaluate", described, parent=source.id, name=system, seed=config.seed, dataset=config.clips.dataset
+    )
+    if run.finished:
+        return run
+    with run:
+        own = ("trace_id", "run_id", "stage")
+        run.append("traces", [{key: value for key, value in row.items() if key not in own} for row in written])
+        rows = run.read("traces").sort_values(["clip_id", "sample"])
+        by_clip = {clip_id: parsed(task, part) for clip_id, part in rows.groupby("clip_id")}
+        known = [clips[clip_id] for clip_id in by_clip]
+        _note(workbench, run, task, config)
+        votes = vote_scores(task, list(by_clip.values()))
+        firsts = [traces[0].provisional for traces in by_clip.values()]
+        said = [task.labels.labels[i] for i in votes.logits_C_K.argmax(1)]
+        answers = [any(trace.ok for trace in traces) for traces in by_clip.values()]
+        predicted = [label if answered else NONE_LABEL for label, answered in zip(said, answers)]
+        _Predictions(run, task, system, split).add(
+            "raw", known, predicted, votes.probs(1.0), provisional=firsts, outside=votes.outside_C
+        )
+        run.finish({"system": system, "clips": len(known), "unreadable": {}, "unwritten": len(clips) - len(known)})
     return run
 
 
@@ -176,10 +218,13 @@ def name_of(workbench: Workbench, reasoner: str | None) -> str:
     run = workbench.run(reasoner)
     if run.stage == "grpo":
         return f"{name_of(workbench, run.parent)} + GRPO" if run.parent else "GRPO alone"
+    if run.stage == "teach":
+        settings = run.config["teach"]
+        return f"teacher, {settings['model'] if settings['source'] == 'endpoint' else settings['source']}"
     if run.stage != "coldstart":
         raise StoreError(
             f"run {reasoner!r} is a {run.stage} run",
-            "only coldstart and grpo runs hold a reasoner",
+            "coldstart and grpo runs hold a reasoner, teach runs what a teacher wrote",
             "Pass one of those as --reasoner",
         )
     settings = run.config["coldstart"]

@@ -239,10 +239,19 @@ judged = calibrate.run(wb, settings, reasoner=cold.id)
 scored = evaluate.run(wb, settings, reasoner=cold.id, calibrator=judged.id)
 
 # %% [markdown]
+# A teacher at an endpoint belongs into the table as well: it is asked about the clips that are scored, at its price for each of them.
+
+# %%
+beside = []
+if ENDPOINT and TEACHER:
+    asked = teach.run(wb, settings, split=settings.evaluate.split)
+    beside = [evaluate.run(wb, settings, reasoner=asked.id)]
+
+# %% [markdown]
 # ## The same table
 
 # %%
-table = tabulate(wb, [free.id, scored.id])
+table = tabulate(wb, [free.id, scored.id, *(run.id for run in beside)])
 show.table(report.markdown_table(table.rows))
 
 # %%

@@ -10,7 +10,7 @@ from embedded import survivor, undisturbed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepintuit import calibrate, coldstart, evaluate
+from deepintuit import calibrate, coldstart, evaluate, teach
 from deepintuit.errors import StoreError
 from deepintuit.reasoner import LocalReasoner, Task, answer_distribution
 from deepintuit.vlm import VLM
@@ -41,6 +41,25 @@ def test_every_way_and_control_has_one_row_a_clip(bench, scored):
     assert set(rows["system"]) == {"cold start"} and scored.summary["clips"] == len(clips)
     likelihood = found["label_likelihood", "none"]
     assert likelihood["outside_mass"].between(0, 1).all() and found["linear_head", "none"]["outside_mass"].isna().all()
+
+
+def test_a_teacher_is_scored_by_what_it_wrote(bench, tmp_path):
+    own = bench.copy(tmp_path / "own")
+    settings = own.settings("teach.source=homecam", "teach.traces=2")
+    with pytest.raises(StoreError, match="holds no trace of the split 'test'"):
+        other = teach.run(own.workbench, settings, progress=False)
+        evaluate.run(own.workbench, settings, reasoner=other.id, progress=False)
+    source = teach.run(own.workbench, settings, split="test", progress=False)
+    scored = evaluate.run(own.workbench, settings, reasoner=source.id, progress=False)
+    rows, traces = scored.read("predictions"), source.read("traces")
+    assert set(rows["clip_id"]) == set(own.manifest.usable("test")["clip_id"]) and set(rows["method"]) == {"raw"}
+    assert set(rows["system"]) == {"teacher, homecam"}
+    for row in rows.itertuples():
+        votes = traces[traces["clip_id"] == row.clip_id].sort_values("sample")["provisional"]
+        assert row.provisional == votes.iloc[0] and row.predicted in set(votes)
+        counts = np.array([(votes == label).sum() for label in row.labels])
+        np.testing.assert_allclose(row.probs, (counts + 1) / (counts.sum() + len(counts)))
+    assert evaluate.run(own.workbench, settings, reasoner=source.id, progress=False).id == scored.id
 
 
 def test_a_malformed_trace_predicts_none_and_says_nothing(scored):
