@@ -161,14 +161,15 @@ def _itself(workbench: Workbench, config: Config, prompt: _Prompt) -> Teacher:
         vlm = VLM.load(config.model, config.video, checkpoint=None, cache=workbench.cache)
         desk.run.note(device=str(vlm.device))
         count = config.sampling.clips_per_batch
+        # Of the batch that follows, the first clips are read while this one is written about.
+        features = vlm.encoder.encode_all((c["clip_id"], c["path"], c["width"], c["height"]) for c in clips)
         for start in range(0, len(clips), count):
             shown = []
-            for clip in clips[start : start + count]:
-                try:
-                    place = clip["clip_id"], clip["path"], clip["width"], clip["height"]
-                    shown.append((clip, vlm.encoder.encode(*place)))
-                except VideoError as error:
-                    desk.skip(clip, error, len(todo[clip["clip_id"]]))
+            for clip, found in zip(clips[start : start + count], features, strict=False):
+                if isinstance(found, VideoError):
+                    desk.skip(clip, found, len(todo[clip["clip_id"]]))
+                else:
+                    shown.append((clip, found))
             if not shown:
                 continue
             prompts = [prompt(clip) for clip, _ in shown]
