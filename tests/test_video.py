@@ -543,7 +543,7 @@ def test_two_processes_write_read_and_evict_at_once(tmp_path):
     for process in both:
         process.start()
     for process in both:
-        process.join()
+        process.join(120)
     assert [process.exitcode for process in both] == [0, 0]
     assert sum(m.value for m in misses) > 60, "some were evicted, and computed again"
     assert held(tmp_path) <= 2**20 and not list(tmp_path.rglob("*.tmp"))
