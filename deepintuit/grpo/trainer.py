@@ -21,6 +21,7 @@ from deepintuit.reasoner import Clip
 from deepintuit.store import Run, trace_id
 from deepintuit.trace import argued_label
 from deepintuit.vlm import EncodedClip
+from deepintuit.vlm.attention import see_trees
 from deepintuit.vlm.prefix import Packed, pack
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
 
@@ -85,6 +86,8 @@ class Trainer(Resumable, GRPOTrainer):
                 tensorboard(run.path / "tensorboard"),
             ],
         )
+        if self.ref_model is not None and self.vlm.shares_prefix:  # TRL's own copy, for the KL term
+            see_trees(self.ref_model)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
         """TRL's sampler, with an order that belongs to the epoch: TRL's own begins again with the first order after

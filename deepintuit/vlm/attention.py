@@ -76,3 +76,8 @@ def _behind_cache(query, key, value, mask, repeats: int, scaling: float | None) 
 ATTENTION = "prefix_tree"
 AttentionInterface.register(ATTENTION, attend)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def see_trees(model) -> None:
+    """Let a Qwen-VL's language model take a tree. One that was not told so would ignore it, and attend to all before."""
+    model.model.language_model.set_attn_implementation(ATTENTION)

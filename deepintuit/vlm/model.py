@@ -17,7 +17,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from deepintuit.config import ModelConfig, VideoConfig
 from deepintuit.errors import ModelError
-from deepintuit.vlm.attention import ATTENTION
+from deepintuit.vlm.attention import see_trees
 from deepintuit.vlm.clips import VISION_BLOCK, ClipEncoder, EncodedClip, stack_features
 
 _LANGUAGE_PROJECTIONS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -110,7 +110,7 @@ class VLM:
             _keep_master_weights(model, device)
         vlm = cls(model, processor, video, cache, str(checkpoint or settings.path))
         if settings.share_prefix and settings.attention == "sdpa" and not vlm.slides:
-            vlm.core.model.language_model.set_attn_implementation(ATTENTION)
+            see_trees(vlm.core)
             vlm.shares_prefix = True
         # Beside its own forward: log-probabilities of chosen tokens without the logits of a whole vocabulary.
         add_fused_lm_head(vlm.core)
