@@ -113,8 +113,9 @@ def _teacher(workbench: Workbench, config: Config, source: Run, system: str) -> 
     clips = {clip.clip_id: clip for clip in task.clips(split)}
     written = [row for row in source.table("traces").to_pylist() if row["clip_id"] in clips]
     if not source.finished or not written:
+        lack = f"holds no trace of the split {split!r}" if source.finished else "is not finished"
         raise StoreError(
-            f"run {source.id!r} " + (f"holds no trace of the split {split!r}" if source.finished else "is not finished"),
+            f"run {source.id!r} {lack}",
             "a teacher is scored by what it has written",
             f"Run `deepintuit teach --split {split}` with its settings, to the end",
         )

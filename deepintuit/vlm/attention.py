@@ -79,5 +79,5 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def see_trees(model) -> None:
-    """Let a Qwen-VL's language model take a tree. One that was not told so would ignore it, and attend to all before."""
+    """Let a Qwen-VL's language model take a tree; one that was not told so ignores it, and attends to all before."""
     model.model.language_model.set_attn_implementation(ATTENTION)
