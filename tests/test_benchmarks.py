@@ -1,4 +1,4 @@
-"""Benchmarks are whole: each says how it is run, and stands in the table of docs/performance.md with what it measured."""
+"""Benchmarks are whole: each says how it is run, and stands in docs/performance.md with what it measured."""
 
 import importlib
 import json
