@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 from evidence import ROOT, replace_text, write_between
 from rich.console import Console
+from scipy import stats
 
 from deepintuit import cli, coldstart, config, demo, evaluate, grpo, teach
 from deepintuit.calibrate import run as calibrate
 from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.homecam import facts_of, teacher
-from deepintuit.metrics import cheapest_threshold, gate_curve
+from deepintuit.metrics import cheapest_threshold, gate_curve, wilson
 from deepintuit.report.thinking import GATE_COLUMNS, quick_answers
 from deepintuit.store import Run, Workbench, trace_id
 from deepintuit.store.run import provenance
@@ -216,32 +217,41 @@ TABLES: dict[str, Callable[[Seed], Rows]] = {f.__name__: f for f in (processes, 
 
 
 def page(found: Sequence[dict], command: str) -> str:
-    """Mean over seeds with Student's 95 % interval; one seed has none."""
+    """Mean over seeds with Student's 95 % interval; of one seed, Wilson's over its clips for shares of them."""
     systems = list(dict.fromkeys(name for seed in found for name in seed["rows"]))
     measures = list(dict.fromkeys(m for seed in found for row in seed["rows"].values() for m in row if m != "n"))
     head = "| System | Seeds | n a seed | " + " | ".join(measures) + " |"
     lines = [head, "|---|---:|---:|" + "---:|" * len(measures)]
     for system in systems:
         rows = [seed["rows"][system] for seed in found if system in seed["rows"]]
-        cells = [_cell([row[m] for row in rows if row.get(m) is not None]) for m in measures]
         counts = sorted({int(row["n"]) for row in rows})
+        cells = [_cell(m, [row[m] for row in rows if row.get(m) is not None], counts[0]) for m in measures]
         lines.append(f"| {system} | {len(rows)} | {'–'.join(map(str, counts))} | " + " | ".join(cells) + " |")
     commits = ", ".join(f"`{commit}`" for commit in dict.fromkeys(seed["commit"] for seed in found))
     seeds = ", ".join(str(seed["seed"]) for seed in found)
-    told = f"Seeds {seeds}; commit {commits}; command:\n\n    {command}\n"
-    return "\n".join([told, "Mean over seeds, Student's 95 % interval over seeds.\n", *lines, ""])
+    told = f"Seed{'s' if len(found) > 1 else ''} {seeds}; commit {commits}; command:\n\n    {command}\n"
+    how = (
+        "Mean over seeds, Student's 95 % interval over seeds."
+        if len(found) > 1
+        else "One seed so far; Wilson's 95 % interval over its clips."
+    )
+    return "\n".join([told, how + "\n", *lines, ""])
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(measure: str, values: Sequence[float], n: int) -> str:
     known = np.array([value for value in values if not math.isnan(value)])
     if not known.size:
         return "–"
-    if known.size == 1:
-        return f"{known[0]:.1f}"
-    from scipy import stats
-
-    half = float(stats.t.ppf(0.975, known.size - 1) * known.std(ddof=1) / math.sqrt(known.size))
-    return f"{known.mean():.1f} ({known.mean() - half:.1f}–{known.mean() + half:.1f})"
+    digits = 1 if measure.endswith("%") or "tokens" in measure else 2
+    mean, low, high = float(known.mean()), math.nan, math.nan
+    if known.size > 1:
+        half = float(stats.t.ppf(0.975, known.size - 1) * known.std(ddof=1) / math.sqrt(known.size))
+        low, high = mean - half, mean + half
+    elif measure.endswith("%") and not measure.startswith("groups"):
+        interval = wilson(round(mean / 100 * n), n)
+        low, high = 100 * interval.low, 100 * interval.high
+    told = f"{mean:.{digits}f}"
+    return told if math.isnan(low) else f"{told} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 if __name__ == "__main__":
