@@ -90,7 +90,7 @@ def tables(all_made: Sequence[dict], failed: dict[str, str]) -> str:
     text += ["", "| claim | plain | ours | ratio (range) | n | counted, plain → ours | aim | command | commit |",
              "| --- | ---: | ---: | ---: | ---: | --- | --- | --- | --- |"]  # fmt: skip
     text += [line(row, made) for made in all_made for row in made["rows"]]
-    text += ["", *(f"- `{made['script']}`: {made['about']}." for made in all_made if made["about"])]
+    text += ["", *(f"- `{made['script']}`: {made['about']} (load {made['load']})." for made in all_made)]
     parts = [(row, name, pair) for made in all_made for row in made["rows"] for name, pair in row.parts.items()]
     if parts:
         text += ["", "**Where the time goes** (medians).", ""]
