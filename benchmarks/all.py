@@ -120,7 +120,9 @@ def main() -> None:
     made = found()
     if not made:
         raise SystemExit("Nothing was measured, so the page stays as it is.")
-    write_between(PAGE, "measured", tables(made, failed))
+    told = {one["script"] for one in made}
+    untold = {name: "not run yet" for name in SCRIPTS if name not in told}
+    write_between(PAGE, "measured", tables(made, untold | failed))
     print(f"\n{PAGE.relative_to(ROOT)} is written from {sum(len(one['rows']) for one in made)} rows.")
     if failed:
         raise SystemExit("Not measured: " + ", ".join(failed))

@@ -11,6 +11,7 @@ Run it:  python benchmarks/dashboard.py [--repeats 5] [--items 20]          need
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -25,8 +26,10 @@ from pathlib import Path
 
 from measure import ROOT, Row, chosen, options, report
 
-sys.path.append(str(ROOT / "tests" / "browser"))  # the small workbench and Chromium's flags stand there
-from conftest import FLAGS, write_workbench
+# The small workbench and Chromium's flags stand with the browser tests, in a file whose name another one has, too.
+_SPEC = importlib.util.spec_from_file_location("browser_tests", ROOT / "tests" / "browser" / "conftest.py")
+site = sys.modules["browser_tests"] = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(site)
 
 OPEN = """async (form) => {
     const headers = {"Content-Type": "application/json"};
@@ -105,14 +108,14 @@ def main() -> None:
         raise SystemExit("No Chromium was found: DEEPINTUIT_CHROMIUM may name one.")
     starts, paints, rows = [], [], []
     with tempfile.TemporaryDirectory() as scratch:
-        workbench, _, traces, _ = write_workbench(Path(scratch) / "workbench")
+        workbench, *_ = site.write_workbench(Path(scratch) / "workbench")
         for turn in range(min(3, given.repeats) + 1):  # the first fills the file cache
             with served(workbench.path) as (url, spent):
                 starts.append(spent)
                 if turn < min(3, given.repeats):
                     continue
                 with sync_playwright() as playwright:
-                    browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+                    browser = playwright.chromium.launch(executable_path=path, args=site.FLAGS)
                     painted(browser, url)
                     for _ in range(given.repeats):
                         first, whole = painted(browser, url)
