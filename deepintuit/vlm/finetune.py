@@ -110,6 +110,12 @@ def finetune(
 class _Trainer(Resumable, SFTTrainer):
     order: Callable[[], list[int]]
 
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        # Qwen-VL says no, and the loss would be a mean of micro-batches' means, whatever the tokens in each; TRL's own
+        # loss divides by the tokens of the whole batch when it is told them.
+        self.model_accepts_loss_kwargs = True
+
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         return _Sampler(self.order, len(self.train_dataset))
 
