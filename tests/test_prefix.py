@@ -159,7 +159,9 @@ def test_the_order_of_rows_changes_nothing(vlm, work, random):
         torch.testing.assert_close(told, found[1][number], rtol=0, atol=1e-5)
 
 
-def test_fine_tuning_behind_a_shared_prefix_ends_with_the_weights_of_the_plain_path(paths, tmp_path):
+@pytest.mark.parametrize(("batch", "together"), [(3, False), (48, True)])
+def test_fine_tuning_behind_a_shared_prefix_ends_with_the_weights_of_the_plain_path(batch, together, paths, tmp_path):
+    """Rows of a clip stand together where a batch has room for 16 clips, and come as drawn where it has not."""
     family = tiny.write_family("embedded", tmp_path / "model")
     ends = []
     for share in (False, True):
@@ -173,10 +175,11 @@ def test_fine_tuning_behind_a_shared_prefix_ends_with_the_weights_of_the_plain_p
             seen.append(row)
             return asked[row]
 
-        recipe = Recipe(1e-3, 2, 3, 3, scheduler="constant", warmup=0)
+        recipe = Recipe(1e-3, 2, batch, 3, scheduler="constant", warmup=0)
         names = [("wide", "tall")[row % 2] for row in range(6)]
         finetune(vlm, names, example, recipe, tmp_path / f"training-{share}", seed=0, title="t", progress=False)
         ends.append(torch.cat([p.detach().flatten() for p in vlm.model.parameters() if p.requires_grad]))
-        assert all(len({row % 2 for row in seen[at : at + 3]}) == 1 for at in range(0, 12, 3)), "a clip at a time"
+        apart = [len({row % 2 for row in seen[at : at + 3]}) for at in range(0, 12, 3)]
+        assert (set(apart) == {1}) == together
     moved = ends[0] - ends[1]
     assert moved.norm() < 1e-4 * ends[0].norm()

@@ -2,7 +2,8 @@
 
 TRL's SFTTrainer with a collator of our own: the clip's features come from the frozen tower's cache, the prompt is
 masked, the loss is a mean over the target's tokens. Resumable: the same call after a kill goes on from the last
-checkpoint to the same result. Rows of a clip follow one another, so that a forward pass computes once what they share.
+checkpoint to the same result. Where a batch holds clips enough, the rows of a clip follow one another, so that a
+forward pass computes once what they share.
 
 Left out on purpose: TRL's packing (it refuses video).
 """
@@ -24,6 +25,10 @@ from trl import SFTConfig, SFTTrainer
 from deepintuit.vlm.model import VLM, Example
 from deepintuit.vlm.prefix import pack
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
+
+
+_LEAST_CLIPS = 16
+"""In a batch whose rows stand clip by clip. Three were too few for the embedded calibrator: LOG.md."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ def finetune(
 ) -> dict[str, float]:
     """Train `vlm` in place on one row for each of `clips`; `example(row, epoch)` makes a row's example.
 
-    Each epoch takes the clips in another order, the rows of a clip one after the other.
+    Each epoch takes the rows in another order; those of a clip one after the other, if a batch of such still holds 16
+    clips: with fewer, an update would see too little of the world.
 
     With `validate` (lower is better, called after each epoch) the best epoch's weights are what is left in `vlm`, and
     `recipe.patience` epochs without a better one end the training. `folder` holds resumable state; the caller removes
@@ -98,7 +104,9 @@ def finetune(
             *([keeper] if keeper else []),
         ],
     )
-    trainer.order = lambda: _by_clip(clips, [seed, trainer.state.global_step // steps_an_epoch])
+    together = recipe.batch * len(set(clips)) >= _LEAST_CLIPS * count
+    units = clips if together else list(map(str, range(count)))
+    trainer.order = lambda: _by_clip(units, [seed, trainer.state.global_step // steps_an_epoch])
     trainer.remove_callback(PrinterCallback)
     trainer.train_or_resume(folder)
     if keeper:
