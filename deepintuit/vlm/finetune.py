@@ -26,7 +26,6 @@ from deepintuit.vlm.model import VLM, Example
 from deepintuit.vlm.prefix import pack
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
 
-
 _LEAST_CLIPS = 16
 """In a batch whose rows stand clip by clip. Three were too few for the embedded calibrator: LOG.md."""
 
