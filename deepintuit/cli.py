@@ -43,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or 2 with a sentence on stderr."""
-    # Two threads that wait by spinning take twice the processor time on a machine with other work; before torch loads.
+    # Threads that wait shall sleep: spinning, they take the cores from other work. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _Parser.given = list(sys.argv[1:] if arguments is None else arguments)
     try:

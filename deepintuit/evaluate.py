@@ -126,8 +126,9 @@ def _teacher(workbench: Workbench, config: Config, source: Run, system: str) -> 
     if run.finished:
         return run
     with run:
-        own = ("trace_id", "run_id", "stage")
-        run.append("traces", [{key: value for key, value in row.items() if key not in own} for row in written])
+        if not run.done("traces", "clip_id"):  # one part: a kill leaves all or none
+            own = ("trace_id", "run_id", "stage")
+            run.append("traces", [{key: value for key, value in row.items() if key not in own} for row in written])
         rows = run.read("traces").sort_values(["clip_id", "sample"])
         by_clip = {clip_id: parsed(task, part) for clip_id, part in rows.groupby("clip_id")}
         known = [clips[clip_id] for clip_id in by_clip]
@@ -137,9 +138,10 @@ def _teacher(workbench: Workbench, config: Config, source: Run, system: str) -> 
         said = [task.labels.labels[i] for i in votes.logits_C_K.argmax(1)]
         answers = [any(trace.ok for trace in traces) for traces in by_clip.values()]
         predicted = [label if answered else NONE_LABEL for label, answered in zip(said, answers)]
-        _Predictions(run, task, system, split).add(
-            "raw", known, predicted, votes.probs(1.0), provisional=firsts, outside=votes.outside_C
-        )
+        if not run.done("predictions", "clip_id"):
+            _Predictions(run, task, system, split).add(
+                "raw", known, predicted, votes.probs(1.0), provisional=firsts, outside=votes.outside_C
+            )
         run.finish({"system": system, "clips": len(known), "unreadable": {}, "unwritten": len(clips) - len(known)})
     return run
 

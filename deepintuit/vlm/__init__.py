@@ -2,8 +2,9 @@
 
 - `model`     a loaded Qwen-VL, its adapters, its inputs
 - `clips`     features of the frozen tower, one pass a clip
-- `sampling`  groups of traces behind one prefill
-- `scoring`   label likelihoods behind one prefill; log-probabilities of written traces
+- `prefix`    rows that begin alike as one tree, `attention` along it: for losses and scores
+- `sampling`  groups of traces behind one prefill, one until they part
+- `scoring`   label likelihoods behind one prompt; log-probabilities of written traces
 - `finetune`  cross-entropy on targets, resumable, through TRL's SFTTrainer
 
 Left out on purpose: images, audio, several clips in a prompt.
