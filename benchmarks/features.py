@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measure import Counted, Row, beside, chosen, in_turns, options, report
+from measure import chosen, options, report
 from routes import PROMPT, Pair
 
 
@@ -23,6 +23,9 @@ def logits(vlm, clips) -> torch.Tensor:
     return vlm.model(**vlm.inputs(clips, rows, side="left"), logits_to_keep=1).logits.cpu()
 
 
+near = partial(torch.testing.assert_close, rtol=0, atol=1e-3)
+
+
 def main() -> None:
     parser = options(__doc__, repeats=9)
     parser.add_argument("--family", choices=("embedded", "hub25", "hub3"), default="embedded")
@@ -30,14 +33,7 @@ def main() -> None:
     given = chosen(parser)
     with tempfile.TemporaryDirectory() as scratch:
         pair = Pair(given.family, Path(scratch), given.device)
-        calls, counts, found = {}, {}, {}
-        for name, vlm, clips in pair:
-            calls[name] = partial(logits, vlm, clips)
-            with Counted() as counts[name]:
-                found[name] = calls[name]()
-        torch.testing.assert_close(found["plain"], found["ours"], rtol=0, atol=1e-3)
-        spent = in_turns(calls, given.repeats)
-    row = Row("features from memory", spent["ours"], spent["plain"], beside(counts["plain"], counts["ours"]))
+        row = pair.row("features from memory", logits, near, given.repeats)
     kept = sum(clip.bytes for clip in pair.clips["ours"]) / len(pair.clips["ours"])
     row.counted["KB kept a clip"] = round(kept / 1000)
     report(given, [row], pair.about)

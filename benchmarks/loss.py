@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measure import Counted, Row, beside, chosen, in_turns, options, report
+from measure import chosen, options, report
 from routes import PROMPT, Pair
 
 from deepintuit.vlm.prefix import pack
@@ -35,6 +35,10 @@ def gradient(vlm, clips, group: int, tokens: int) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in vlm.model.parameters() if p.grad is not None])
 
 
+def near(plain: torch.Tensor, ours: torch.Tensor) -> None:
+    assert (plain - ours).norm() < 1e-4 * ours.norm(), "other gradients"
+
+
 def main() -> None:
     parser = options(__doc__, repeats=5)
     parser.add_argument("--group", type=int, default=8)
@@ -44,15 +48,9 @@ def main() -> None:
     given = chosen(parser)
     with tempfile.TemporaryDirectory() as scratch:
         pair = Pair(given.family, Path(scratch), given.device, trainable=True)
-        calls, counts, found = {}, {}, {}
-        for name, vlm, clips in pair:
-            calls[name] = partial(gradient, vlm, clips, given.group, given.tokens)
-            with Counted() as counts[name]:
-                found[name] = calls[name]()
-        assert (found["plain"] - found["ours"]).norm() < 1e-4 * found["ours"].norm(), "other gradients"
-        spent = in_turns(calls, given.repeats)
-    claim = f"loss and gradients, {given.group} traces of {given.tokens} tokens a clip"
-    report(given, [Row(claim, spent["ours"], spent["plain"], beside(counts["plain"], counts["ours"]))], pair.about)
+        claim = f"loss and gradients, {given.group} traces of {given.tokens} tokens a clip"
+        row = pair.row(claim, partial(gradient, group=given.group, tokens=given.tokens), near, given.repeats)
+    report(given, [row], pair.about)
 
 
 if __name__ == "__main__":

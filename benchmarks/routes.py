@@ -18,13 +18,14 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from measure import FOLDER, ROOT
+from measure import FOLDER, ROOT, Counted, Row, beside, in_turns
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from deepintuit import cli, config, demo
@@ -168,6 +169,17 @@ class Pair:
 
     def __iter__(self) -> Iterator[tuple[str, VLM, list[EncodedClip]]]:
         return ((name, vlm, self.clips[name]) for name, vlm in self.vlms.items())
+
+    def row(self, claim: str, work: Callable, alike: Callable, repeats: int) -> Row:
+        """`work(vlm, clips)` by both routes, which take turns; `alike(plain, ours)` raises where they differ."""
+        calls = {name: partial(work, vlm, clips) for name, vlm, clips in self}
+        counts, found = {}, {}
+        for name, call in calls.items():
+            with Counted() as counts[name]:
+                found[name] = call()
+        alike(found["plain"], found["ours"])
+        spent = in_turns(calls, repeats)
+        return Row(claim, spent["ours"], spent["plain"], beside(counts["plain"], counts["ours"]))
 
     @property
     def about(self) -> str:

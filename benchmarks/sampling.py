@@ -13,7 +13,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from measure import Counted, Row, beside, chosen, in_turns, options, report
+from measure import chosen, options, report
 from routes import PROMPT, Pair, sampled
 
 
@@ -21,6 +21,10 @@ def traces(vlm, clips, group: int, tokens: int) -> list[list[int]]:
     keys = [[f"{clip.clip_id}/{number}" for number in range(group)] for clip in clips]
     groups = sampled(vlm, clips, [PROMPT] * len(clips), keys, temperature=1, max_tokens=tokens)
     return [sample.token_ids for samples in groups for sample in samples]
+
+
+def same(plain: list, ours: list) -> None:
+    assert plain == ours, "the two routes write other traces"
 
 
 def main() -> None:
@@ -32,16 +36,11 @@ def main() -> None:
     given = chosen(parser)
     with tempfile.TemporaryDirectory() as scratch:
         pair = Pair(given.family, Path(scratch), given.device)
-        calls, counts, found = {}, {}, {}
-        for name, vlm, clips in pair:
+        for _, vlm, _ in pair:
             vlm.silenced = sorted({*vlm.silenced, *vlm.stop_ids})  # no trace ends early
-            calls[name] = partial(traces, vlm, clips, given.group, given.tokens)
-            with Counted() as counts[name]:
-                found[name] = calls[name]()
-        assert found["plain"] == found["ours"], "the two routes write other traces"
-        spent = in_turns(calls, given.repeats)
-    claim = f"sampling, {given.group} traces of {given.tokens} tokens a clip"
-    report(given, [Row(claim, spent["ours"], spent["plain"], beside(counts["plain"], counts["ours"]))], pair.about)
+        claim = f"sampling, {given.group} traces of {given.tokens} tokens a clip"
+        row = pair.row(claim, partial(traces, group=given.group, tokens=given.tokens), same, given.repeats)
+    report(given, [row], pair.about)
 
 
 if __name__ == "__main__":

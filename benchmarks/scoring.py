@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measure import Counted, Row, beside, chosen, in_turns, options, report
+from measure import chosen, options, report
 from routes import PROMPT, Pair
 
 from deepintuit.labels import LabelSet
@@ -23,6 +23,13 @@ LABELS = LabelSet.of(
 )
 
 
+def scores(vlm, clips) -> torch.Tensor:
+    return label_logprobs(vlm, clips, [PROMPT] * len(clips), LABELS)
+
+
+near = partial(torch.testing.assert_close, rtol=0, atol=1e-3)
+
+
 def main() -> None:
     parser = options(__doc__, repeats=9)
     parser.add_argument("--family", choices=("embedded", "hub25", "hub3"), default="embedded")
@@ -30,15 +37,8 @@ def main() -> None:
     given = chosen(parser)
     with tempfile.TemporaryDirectory() as scratch:
         pair = Pair(given.family, Path(scratch), given.device)
-        calls, counts, found = {}, {}, {}
-        for name, vlm, clips in pair:
-            calls[name] = partial(label_logprobs, vlm, clips, [PROMPT] * len(clips), LABELS)
-            with Counted() as counts[name]:
-                found[name] = calls[name]()
-        torch.testing.assert_close(found["plain"], found["ours"], rtol=0, atol=1e-3)
-        spent = in_turns(calls, given.repeats)
-    claim = f"scoring {len(LABELS)} labels of a clip"
-    report(given, [Row(claim, spent["ours"], spent["plain"], beside(counts["plain"], counts["ours"]))], pair.about)
+        row = pair.row(f"scoring {len(LABELS)} labels of a clip", scores, near, given.repeats)
+    report(given, [row], pair.about)
 
 
 if __name__ == "__main__":
