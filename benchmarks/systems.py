@@ -38,15 +38,16 @@ Rows = dict[str, dict[str, float]]
 """System → measure → value."""
 
 BUDGETS = {"none": 0, "short": 1, "medium": 2, "long": 3}
-CLIPS = (32, 64, 128, 256)
+CLIPS = (32, 64, 128, 0)
+"""Clips to learn from; 0: all of the cold start's."""
 
 
 class Seed:
     """One seed's world, and the stages on it with settings given as `--set` takes them."""
 
-    def __init__(self, table: str, seed: int, options: argparse.Namespace):
-        self.path = Path(options.workbench) / f"{table}-{seed}"
-        self.sets = [f"seed={seed}", f"workbench={self.path}", *options.set]
+    def __init__(self, seed: int, options: argparse.Namespace):
+        self.path = Path(options.workbench) / f"seed-{seed}"  # tables share a seed's clips, and runs where they agree
+        self.sets = [f"seed={seed}", f"workbench={self.path}", "evaluate.controls=false", *options.set]
         self.progress = not options.quiet
         settings = self.settings()
         demo.clips(settings, options.train, options.test, jobs=os.cpu_count() or 1, progress=self.progress,
@@ -170,20 +171,31 @@ def _taught(seed: Seed, name: str, budget: int, limit: int = 0) -> Run:
     return run
 
 
+def _cold_start(seed: Seed, budget: int, count: int = 0) -> Run:
+    """A cold start on the first `count` clips (0: all): on labels alone at no budget, else on traces of that budget."""
+    sets: tuple[str, ...] = ()
+    if count:
+        # As many updates for few clips as for many, or the small sets would only be trained less.
+        clips = len(Manifest.load(seed.path, "homecam").usable("coldstart"))
+        sets = (f"coldstart.limit={count}", f"coldstart.epochs={seed.settings().coldstart.epochs * clips / count}")
+    if not budget:
+        settings = seed.settings(*sets, "coldstart.target=label")
+        return coldstart.run(seed.workbench, settings, teacher=None, progress=seed.progress)
+    write = _taught(seed, f"budget {budget}, {count or 'all'} clips", budget, count)
+    return coldstart.run(seed.workbench, seed.settings(*sets), teacher=write.id, progress=seed.progress)
+
+
 def lengths(seed: Seed) -> Rows:
     """No reasoning, and traces of three lengths: cold start on each, then its own calibrator (DeepIntuit, figure 7)."""
     found: Rows = {}
     for name, budget in BUDGETS.items():
+        run = _cold_start(seed, budget)
         if not budget:
-            labels = seed.settings("coldstart.target=label")
-            run = coldstart.run(seed.workbench, labels, teacher=None, progress=seed.progress)
             scored = seed.evaluated(run, name)
             share = 100 * right_share(scored)
             found[name] = {"n": float(scored.summary["clips"]), "accuracy %": share, "tokens a clip": 0.0}
             continue
-        write = _taught(seed, name, budget)
-        run = coldstart.run(seed.workbench, seed.settings(), teacher=write.id, name=name, progress=seed.progress)
-        judge = calibrate(seed.workbench, seed.settings(), reasoner=run.id, name=name, progress=seed.progress)
+        judge = calibrate(seed.workbench, seed.settings(), reasoner=run.id, progress=seed.progress)
         scored = seed.evaluated(run, name, calibrator=judge)
         found[name] = {
             "n": float(scored.summary["clips"]),
@@ -198,18 +210,11 @@ def distillation(seed: Seed) -> Rows:
     """The same clips with labels alone and with traces, for a growing number of clips (DeepIntuit, figure 4)."""
     found: Rows = {}
     for count in CLIPS:
-        # As many updates for few clips as for many, or the small sets would only be trained less.
-        epochs = seed.settings().coldstart.epochs * max(CLIPS) / count
-        sets = (f"coldstart.limit={count}", f"coldstart.epochs={epochs}")
-        labels = coldstart.run(
-            seed.workbench, seed.settings(*sets, "coldstart.target=label"), teacher=None, progress=seed.progress
-        )
-        write = _taught(seed, f"first-{count}", 3, count)
-        traces = coldstart.run(seed.workbench, seed.settings(*sets), teacher=write.id, progress=seed.progress)
-        for kind, run in (("labels", labels), ("traces", traces)):
-            scored = seed.evaluated(run, f"{kind}, {count} clips")
+        for kind, budget in (("labels", BUDGETS["none"]), ("traces", BUDGETS["long"])):
+            name = f"{kind}, {count or 'all'} clips"
+            scored = seed.evaluated(_cold_start(seed, budget, count), name)
             share = 100 * right_share(scored)
-            found[f"{kind}, {count} clips"] = {"n": float(scored.summary["clips"]), "accuracy %": share}
+            found[name] = {"n": float(scored.summary["clips"]), "accuracy %": share}
     return found
 
 
@@ -258,7 +263,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workbench", default="evidence", help="one folder a table and seed is made in it")
+    parser.add_argument("--workbench", default="evidence", help="one folder a seed is made in it")
     parser.add_argument("--train", type=int, default=demo.TRAIN, help="clips rendered for training and validation")
     parser.add_argument("--test", type=int, default=demo.TEST, help="clips rendered for test")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -271,7 +276,7 @@ if __name__ == "__main__":
         file = options.page.with_suffix("") / f"{options.table}-{number}.json"
         if not file.exists():
             started = time.perf_counter()
-            rows = TABLES[options.table](Seed(options.table, number, options))
+            rows = TABLES[options.table](Seed(number, options))
             made = provenance()
             # JSON has no nan: what was not measured is left out.
             measured = {s: {m: v for m, v in row.items() if not math.isnan(v)} for s, row in rows.items()}
