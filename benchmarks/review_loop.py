@@ -6,8 +6,9 @@ On homecam, with a tenth of the training labels made wrong, and a simulated revi
    chain was trained on, so the calibrated distributions of its clips are out of fold.
 2. The reviewer judges the teacher's traces of B: of the `--items` most suspicious clips, and of as many by chance.
    Labels are corrected; where a trace is wrong, a right one is written if the house rule alone gives the label.
-3. B trains three cold starts, on the teacher's kept traces alone and with either of the two reviews on top. Their raw
-   accuracy is measured on the test clips, whose labels are right.
+3. B trains three cold starts, on the teacher's kept traces alone and with either of the two reviews on top, and three
+   on the labels alone, as they were and as either review left them. Their raw accuracy is measured on the test clips,
+   whose labels are right.
 
 More traces are more updates at the same number of epochs. One seed is an anecdote: run several.
 
@@ -71,6 +72,10 @@ def judge(reviews: Reviews, name: str, manifest: Manifest, answers: dict[str, st
         reviews.judge(name, "simulated", item.trace_id, said)
 
 
+def _share(right: list[bool]) -> dict[str, float]:
+    return {"right": sum(right), **vars(wilson(sum(right), len(right)))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workbench", required=True)
@@ -85,9 +90,17 @@ def main() -> None:
     settings = replace(config.load(ROOT / "configs" / "tiny.toml", sets), workbench=said.workbench)
     workbench = Workbench(said.workbench)
 
-    def on(dataset: str, **evaluated: str) -> config.Config:
+    def on(dataset: str, target: str = "trace", **evaluated: str) -> config.Config:
         return replace(settings, clips=replace(settings.clips, dataset=dataset),
+                       coldstart=replace(settings.coldstart, target=target),
                        evaluate=replace(settings.evaluate, **evaluated))  # fmt: skip
+
+    def right_of(dataset: str, target: str, learned: str | None) -> list[bool]:
+        """Clip by clip: whether a new cold start on half B names the true class of the test clips."""
+        cold = coldstart.run(workbench, on(dataset, target), teacher=learned)
+        scored = evaluate.run(workbench, on(dataset, target, split="test"), reasoner=cold.id).read("predictions")
+        raw = scored[scored["method"] == "raw"].sort_values("clip_id")
+        return (raw["predicted"] == raw["true_label"]).tolist()
 
     if not (workbench.clips / "homecam.parquet").exists():
         demo.clips(settings, said.train, said.test, jobs=os.cpu_count() or 1, progress=True,
@@ -123,13 +136,12 @@ def main() -> None:
                 judge(reviews, name, half, answers, said.seed)
                 relabel(workbench, corrections(workbench, reviews, [name], dataset))
             learned = coldstart_set(workbench, reviews, [name] if chosen else [], on(dataset), onto=second.id)
-            cold = coldstart.run(workbench, on(dataset), teacher=learned.id)
-            scored = evaluate.run(workbench, on(dataset, split="test"), reasoner=cold.id).read("predictions")
-            scored = scored[scored["method"] == "raw"]
-            right = int((scored["predicted"] == scored["true_label"]).sum())
+            traces_right = right_of(dataset, "trace", learned.id)
+            labels_right = right_of(dataset, "label", None)
             found.append({"arm": arm, "reviewed": len(chosen), "errors found": len(wrong & set(chosen)),
                           **{key: learned.summary[key] for key in ("kept", "accepted", "corrected", "onto")},
-                          "n": len(scored), "right": right, **vars(wilson(right, len(scored)))})  # fmt: skip
+                          "n": len(traces_right), "traces": _share(traces_right),
+                          "labels alone": _share(labels_right)})  # fmt: skip
             print(json.dumps(found[-1]), flush=True)
     share = len(wrong & set(doubted)) / len(doubted)
     told = {"seed": said.seed, "clips in B": len(doubted), "wrong among them": round(share, 3), "arms": found}
