@@ -302,6 +302,17 @@ def test_conformal_coverage_holds_on_other_clips() -> None:
     assert 0.9 - 0.01 <= np.mean(shares) <= 0.9 + 1 / 61 + 0.01
 
 
+def test_conformal_sets_by_hand() -> None:
+    """Scores 1 - p of the truth are .1 .2 .3 .4: of five places, the third is half, the fourth three quarters."""
+    probs = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]]
+    assert metrics.conformal_quantile(probs, [0, 1, 0, 1], 0.5) == pytest.approx(0.3)
+    quantile = metrics.conformal_quantile(probs, [0, 1, 0, 1], 0.25)
+    assert quantile == pytest.approx(0.4)
+    sets = metrics.conformal_sets([[0.65, 0.35], [0.5, 0.5]], quantile)
+    assert sets.tolist() == [[True, False], [False, False]]
+    assert metrics.set_coverage(sets, [0, 1]) == (0.5, 0.5)
+
+
 def test_too_few_clips_for_a_promise_give_every_label() -> None:
     assert metrics.conformal_quantile([[0.9, 0.1]] * 3, [0, 0, 0], 0.1) == 1.0
     assert metrics.conformal_sets([[1.0, 0.0]], 1.0).all()

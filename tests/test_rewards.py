@@ -143,6 +143,22 @@ def test_a_trace_without_an_observation_earns_no_perception_whatever_the_judge_s
     assert found.reason == "missing_segment"
 
 
+@pytest.mark.parametrize(
+    "text, reason, reasoning",
+    [
+        ("<observation> </observation><think>t</think><answer>abnormal</answer>", "empty_segment", 1.0),
+        ("<observation>o</observation><think></think><answer>abnormal</answer>", "empty_segment", 1.0),
+        ("<observation>o</observation><think>t</think><answer></answer>", "no_answer", 0.0),
+        ("<think>t</think><observation>o</observation><answer>abnormal</answer>", "wrong_order", 1.0),
+        ("<observation>o<think>t</think><answer>abnormal</answer>", "unclosed_tag", 1.0),
+        ("", "empty", 0.0),
+    ],
+)
+def test_a_broken_grammar_earns_no_form_no_bonus_and_no_perception(text, reason, reasoning):
+    found = process_score(seen(text), "abnormal", sufficient=True, perception_tokens=200, reasoning_tokens=400)
+    assert (found.reason, found.perception, found.reasoning, found.value) == (reason, 0, reasoning, reasoning)
+
+
 def test_a_perception_weight_of_zero_leaves_reasoning_alone():
     found = process_score(
         WHOLE, "abnormal", sufficient=True, perception_tokens=200, reasoning_tokens=1, perception_weight=0
@@ -178,6 +194,21 @@ def test_a_quick_and_a_final_answer_by_hand(quick, final, value):
     assert dual_score(dual(quick, final), "abnormal").value == pytest.approx(value)
 
 
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        (r"\boxed{abnormal}<think></think>\boxed{abnormal}", 1.1),  # of a broken form only the final answer counts
+        (rf"\boxed{{{FALLBACK}}}<think> </think>\boxed{{abnormal}}", 1.1),  # so no bonus for putting off either
+        (rf"\boxed{{abnormal}}<think>t</think>\boxed{{{FALLBACK}}}", 0.0),  # what is put off must come
+        (r"\boxed{}<think>t</think>\boxed{abnormal}", 1.1),
+        (r"<think>t</think>\boxed{abnormal}", 0.0),  # one box where two are asked for: whose is it?
+        (r"\boxed{abnormal}\boxed{abnormal}", 1.1),
+    ],
+)
+def test_quick_answers_in_a_broken_form_by_hand(text, value):
+    assert dual_score(parse(text, "answer-think-answer", LABELS), "abnormal").value == pytest.approx(value)
+
+
 def test_a_quick_answer_alone_earns_neither_form_nor_answer_in_training():
     found = dual_score(parse(r"\boxed{abnormal}", "answer-think-answer", LABELS), "abnormal")
     assert (found.value, found.quick, found.reason) == (0, 0, "no_answer")
@@ -188,3 +219,22 @@ def test_what_is_stored_of_a_score_names_every_part():
         "accuracy", "format", "overlong", "reward", "quick", "put_off",
     }  # fmt: skip
     assert dual_score(dual("odd", "odd"), "abnormal").quick == 1  # by its alias
+
+
+# Labels that begin alike
+
+ALIKE = LabelSet.of("falls", ["fall", "fall from a bed", "no fall"])
+
+
+@pytest.mark.parametrize("said", ALIKE.labels)
+@pytest.mark.parametrize("true", ALIKE.labels)
+def test_a_label_that_begins_another_earns_only_for_itself(said, true):
+    right = float(said == true)
+    plain = parse(f"<think>t</think><answer> {said} </answer>", "think-answer", ALIKE)
+    assert score(plain, true).value == 1 + right
+    text = f"<observation>o</observation><think>t</think><answer>{said}</answer>"
+    apart = parse(text, "observation-think-answer", ALIKE)
+    found = process_score(apart, true, sufficient=True, perception_tokens=1, reasoning_tokens=1)
+    assert (found.perception, found.reasoning) == (2, 1 + right)
+    quick = parse(rf"\boxed{{{said}}}<think>t</think>\boxed{{fall}}", "answer-think-answer", ALIKE)
+    assert dual_score(quick, true).value == pytest.approx(1 + 0.9 * right + 1.1 * (true == "fall"))

@@ -23,6 +23,7 @@ from deepintuit import config, teach, video
 from deepintuit.data import Manifest, import_csv, scan
 from deepintuit.errors import DataError, LabelError, TeachError
 from deepintuit.homecam.world import LABELS, Facts, scripts
+from deepintuit.judges import Question, appoint
 from deepintuit.store import Workbench
 from deepintuit.teach.desk import INSUFFICIENT
 from deepintuit.teach.teachers import framed_reasoning
@@ -324,3 +325,26 @@ def test_any_text_becomes_the_reasoning_of_a_well_formed_trace_or_none(text):
 
 def test_reasoning_in_several_parts_is_not_framed():
     assert framed_reasoning("A dog is seen.", "theft", GRAMMARS["observation-think-answer"]) is None
+
+
+# Judges
+
+
+@pytest.mark.parametrize(
+    "said, sufficient",
+    [("yes", True), ("Yes.", True), (" YES\n", True), ("no", False), ("yes, it does", False), ("Not yes", False),
+     ("Yes!", False), ("<b>yes</b>", False)],
+)  # fmt: skip
+def test_a_judge_at_a_server_must_say_a_plain_yes_and_is_asked_once(workbench, said, sufficient):
+    manifest = Manifest.load(workbench.path, "tiny")
+    question = Question(manifest.frame["clip_id"].iloc[0], "theft", "A stranger takes the box.")
+    with Server(lambda body: chat(said)) as server:
+        judge = appoint(
+            settings(f"judge.base_url={server.base_url}", "judge.model=m", "judge.key_variable=TEACHER_KEY"),
+            LABELS, manifest, workbench.cache,
+        )  # fmt: skip
+        assert [tuple(verdict) for verdict in judge([question])] == [(sufficient, said.strip())]
+        assert judge([question])[0].sufficient is sufficient
+    (asked,) = server.seen
+    text = json.dumps(asked["messages"])
+    assert "A stranger takes the box." in text and "image_url" not in text  # it reads, and sees nothing

@@ -288,3 +288,10 @@ def test_reasoning_argues_for_the_last_label_that_it_names(thinking, argued):
     labels = LabelSet("pair", ("normal", "abnormal"), {}, {"very strange": "abnormal"})
     trace = parse(render("think-answer", think=thinking, answer="normal"), "think-answer", labels)
     assert argued_label(trace, labels) == argued
+
+
+def test_reasoning_that_names_a_longer_label_does_not_argue_for_the_one_that_begins_it():
+    labels = LabelSet.of("falls", ["fall", "fall from a bed"])
+    for thinking, argued in (("So a fall from a bed.", "fall from a bed"), ("A fall from a box.", "fall")):
+        trace = parse(render("think-answer", think=thinking, answer="fall"), "think-answer", labels)
+        assert argued_label(trace, labels) == argued
