@@ -45,6 +45,7 @@ from deepintuit.reasoner import (
     likelihood_scores,
     mean_scores,
     parsed,
+    reasoner_run,
     vote_scores,
 )
 from deepintuit.store import Run, Workbench
@@ -69,6 +70,7 @@ def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None
             "at temperature 0 all traces of a clip are one",
             "Set calibrate.traces=1, or a temperature above 0",
         )
+    reasoner_run(workbench, reasoner)
     described = identity(workbench.path, config, (*_MADE_BY, *(("gate",) if config.gate.by != "off" else ())))
     run = workbench.start_run(
         "calibrate", described, parent=reasoner, name=name, seed=config.seed, dataset=config.clips.dataset
@@ -234,7 +236,6 @@ def _train(
         settings.learning_rate,
         settings.epochs,
         settings.batch,
-        settings.micro_batch,
         save_steps=settings.save_steps,
         patience=settings.patience,
     )

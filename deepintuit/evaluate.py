@@ -43,6 +43,7 @@ from deepintuit.reasoner import (
     mean_scores,
     parsed,
     prompt_likelihoods,
+    reasoner_run,
     vote_scores,
 )
 from deepintuit.store import Run, Workbench
@@ -70,6 +71,8 @@ def run(
     system = system or name_of(workbench, reasoner)
     if reasoner and workbench.run(reasoner).stage == "teach":
         return _teacher(workbench, config, workbench.run(reasoner), system)
+    if reasoner:
+        reasoner_run(workbench, reasoner)
     if calibrator:
         fitted_ways(workbench.run(calibrator))
     described = {**_identity(workbench, config), "calibrator": calibrator, "system": system}
@@ -219,17 +222,11 @@ def name_of(workbench: Workbench, reasoner: str | None) -> str:
     if reasoner is None:
         return "zero-shot"
     run = workbench.run(reasoner)
-    if run.stage == "grpo":
-        return f"{name_of(workbench, run.parent)} + GRPO" if run.parent else "GRPO alone"
     if run.stage == "teach":
         settings = run.config["teach"]
         return f"teacher, {settings['model'] if settings['source'] == 'endpoint' else settings['source']}"
-    if run.stage != "coldstart":
-        raise StoreError(
-            f"run {reasoner!r} is a {run.stage} run",
-            "coldstart and grpo runs hold a reasoner, teach runs what a teacher wrote",
-            "Pass one of those as --reasoner",
-        )
+    if reasoner_run(workbench, reasoner).stage == "grpo":
+        return f"{name_of(workbench, run.parent)} + GRPO" if run.parent else "GRPO alone"
     settings = run.config["coldstart"]
     if settings["target"] == "label":
         return "RB-FT" if run.parent else ("labels only" if len(settings["splits"]) == 1 else "labels only, all clips")

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from embedded import assert_same_weights, lora_of, survivor, undisturbed
 
-from deepintuit import calibrate
-from deepintuit.errors import ConfigError
+from deepintuit import calibrate, evaluate, grpo
+from deepintuit.errors import ConfigError, StoreError
 from deepintuit.reasoner import Task
 
 pytest_plugins = ["embedded"]
@@ -113,3 +113,22 @@ def test_a_killed_run_continues_to_the_same_calibrator(bench, cold, cold_lora, t
     mine, yours = (json.loads((r.checkpoint / calibrate.CALIBRATION).read_text()) for r in (whole, run))
     for way in mine:
         assert mine[way] == pytest.approx(yours[way], rel=1e-4)
+
+
+def test_a_run_that_holds_no_reasoner_is_refused_with_the_one_that_it_stands_on(bench, cold, calibrated):
+    known = len(bench.workbench.runs())
+    settings = bench.settings()
+    stages = (
+        lambda run: calibrate.run(bench.workbench, settings, reasoner=run, progress=False),
+        lambda run: evaluate.run(bench.workbench, settings, reasoner=run, system="named", progress=False),
+        lambda run: grpo.run(bench.workbench, settings, start=run, progress=False),
+    )
+    for stage in stages:
+        with pytest.raises(StoreError) as caught:
+            stage(calibrated.id)
+        assert caught.value.what == f"run {calibrated.id!r} is of the stage calibrate, and holds no reasoner"
+        assert caught.value.why == "the stages coldstart and grpo make one"
+        assert caught.value.todo == f"Give the one that it stands on: {cold.id}"
+    with pytest.raises(StoreError, match="Give a run of one of these stages"):  # a teacher stands on none
+        stages[0](cold.config["teacher"])
+    assert len(bench.workbench.runs()) == known

@@ -28,7 +28,7 @@ from deepintuit.grpo import before
 from deepintuit.grpo.groups import Scorer, apart
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.judges import appoint
-from deepintuit.reasoner import LocalReasoner, Task, card, identity
+from deepintuit.reasoner import LocalReasoner, Task, card, identity, reasoner_run
 from deepintuit.store import Run, Workbench
 from deepintuit.vlm import VLM
 
@@ -43,6 +43,8 @@ def run(
 ) -> Run:
     """Refine the weights of the run `start` (None: the model as it is) on the GRPO split. Rollouts, rewards and
     advantages are stored as they come."""
+    if start is not None:
+        reasoner_run(workbench, start)
     described = identity(workbench.path, config, (*_MADE_BY, *(("judge",) if apart(config) else ())))
     run = workbench.start_run(
         "grpo", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset

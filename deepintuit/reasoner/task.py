@@ -11,11 +11,14 @@ import pandas as pd
 
 from deepintuit.config import Config
 from deepintuit.data import Manifest
-from deepintuit.errors import DataError
+from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import LabelSet
 from deepintuit.prompts import calibrator_prompt, label_prompt, rationale_prompt, reasoner_prompt
-from deepintuit.store import Run
+from deepintuit.store import Run, Workbench
 from deepintuit.trace import GRAMMARS, Grammar, Malformed, Trace, parse
+
+REASONERS = ("coldstart", "grpo")
+"""The stages whose runs hold a reasoner."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,23 @@ class Task:
 
 def identity(workbench_path, config: Config, sections: Sequence[str]) -> dict[str, Any]:
     """What makes a stage's run this one: the settings that decide its result, and the dataset as it is now."""
-    settings = config.to_dict()
-    del settings["video"]["cache_gib"]  # decides no result
+    settings = config.decisive()
     manifest = Manifest.load(workbench_path, config.clips.dataset)
     return {**{section: settings[section] for section in sections}, "manifest": manifest.fingerprint}
+
+
+def reasoner_run(workbench: Workbench, run_id: str) -> Run:
+    """The run of that id, which holds a reasoner. StoreError for another stage's, naming the reasoner it stands on."""
+    run = workbench.run(run_id)
+    if run.stage in REASONERS:
+        return run
+    stands_on = workbench.run(run.parent) if run.parent else None
+    raise StoreError(
+        f"run {run_id!r} is of the stage {run.stage}, and holds no reasoner",
+        f"the stages {' and '.join(REASONERS)} make one",
+        f"Give the one that it stands on: {stands_on.id}" if stands_on and stands_on.stage in REASONERS
+        else f"Give a run of one of these stages instead of {run_id}",
+    )  # fmt: skip
 
 
 def card(run: Run, config: Config) -> dict[str, str]:
