@@ -213,7 +213,7 @@ def started(workbench: Path | None = None, *, train: int = 240, epochs: int = 20
     from deepintuit import coldstart, teach
 
     settings = config.load(ROOT / "configs" / "tiny.toml", [
-        f"workbench={FOLDER / 'start'}", f"coldstart.epochs={epochs}", "coldstart.batch=4", "coldstart.micro_batch=4",
+        f"workbench={FOLDER / 'start'}", f"coldstart.epochs={epochs}", "coldstart.batch=4",
         "clips.coldstart_share=0.7", "clips.grpo_share=0.15", "clips.calibration_share=0.15", "model.device=cpu",
     ])  # fmt: skip
     demo.clips(settings, train, 8, jobs=1, progress=False, fractions=cli.fractions(settings))

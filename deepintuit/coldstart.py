@@ -96,7 +96,6 @@ def _train(
         settings.learning_rate,
         settings.epochs,
         settings.batch,
-        settings.micro_batch,
         settings.warmup,
         settings.scheduler,
         settings.weight_decay,

@@ -40,9 +40,11 @@ _IN_WORDS = {
 
 
 def _setting(default: Any, doc: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf,
-             choices: tuple[str, ...] = ()) -> Any:
-    """A field with its meaning (and unit), and what it may be: low ≤ value ≤ high, value > above, or one of choices."""
-    return dataclasses.field(default=default, metadata=dict(doc=doc, low=low, high=high, above=above, choices=choices))
+             choices: tuple[str, ...] = (), decides: bool = True) -> Any:
+    """A field with its meaning (and unit), and what it may be: low ≤ value ≤ high, value > above, or one of choices.
+    `decides` false: it changes what the work costs and not what comes of it."""
+    return dataclasses.field(default=default, metadata=dict(doc=doc, low=low, high=high, above=above, choices=choices,
+                                                            decides=decides))  # fmt: skip
 
 
 _hints = functools.cache(typing.get_type_hints)
@@ -104,6 +106,8 @@ class ModelConfig(Section):
     attention: str = _setting("sdpa", "attention kernel", choices=("sdpa", "eager", "flash_attention_2"))
     share_prefix: bool = _setting(True, "compute once what rows about a clip have in common, in losses and scores, exactly; "
                                   "false: every row by itself")
+    tokens_per_pass: int = _setting(8192, "most tokens of a forward pass in training, what rows share counted once; a longer row goes "
+                                    "alone", low=1, decides=False)
     gradient_checkpointing: bool = _setting(False, "recompute activations in the backward pass: less memory, more time")
 
 
@@ -116,7 +120,8 @@ class VideoConfig(Section):
     limit_pixels: int = _setting(7680 * 4320, "a file whose frames have more pixels is refused before decoding", low=1)
     limit_mib: int = _setting(1024, "a read that would hold more MiB of decoded frames is refused", low=1)
     limit_seconds: float = _setting(60.0, "wall seconds that reading one file may take", above=0)
-    cache_gib: float = _setting(50.0, "most GiB on disk for frames and features; used longest ago goes first, 0 keeps none", low=0)
+    cache_gib: float = _setting(50.0, "most GiB on disk for frames and features; used longest ago goes first, 0 keeps none", low=0,
+                                decides=False)
 
     def _check_together(self) -> None:
         if self.min_pixels > self.max_pixels:
@@ -156,7 +161,7 @@ class PromptConfig(Section):
 class SamplingConfig(Section):
     top_p: float = _setting(1.0, "probability mass that is sampled from", above=0, high=1)
     max_tokens: int = _setting(2048, "most tokens of a trace (paper, GRPO)", low=1)
-    clips_per_batch: int = _setting(8, "clips sampled at once", low=1)
+    clips_per_batch: int = _setting(8, "clips sampled at once", low=1, decides=False)
 
 
 @dataclass(frozen=True)
@@ -166,14 +171,14 @@ class TeachConfig(Section):
     base_url: str = _setting("", "address of the endpoint, up to and with /v1")
     model: str = _setting("", "model name at the endpoint (the paper: Gemini 2.5 Flash)")
     key_variable: str = _setting("OPENAI_API_KEY", "NAME of the environment variable that holds the key, never the key")
-    concurrency: int = _setting(8, "requests in flight", low=1)
-    retries: int = _setting(6, "tries after the first, with back-off", low=0)
-    timeout: float = _setting(120.0, "seconds a request may take", above=0)
+    concurrency: int = _setting(8, "requests in flight", low=1, decides=False)
+    retries: int = _setting(6, "tries after the first, with back-off", low=0, decides=False)
+    timeout: float = _setting(120.0, "seconds a request may take", above=0, decides=False)
     traces: int = _setting(1, "traces asked for a clip", low=1)
     temperature: float = _setting(0.7, "of the teacher [R]", low=0)
     max_tokens: int = _setting(2048, "most tokens of a teacher's trace", low=1)
-    price_in: float = _setting(0.0, "currency units per million prompt tokens, for the cost count", low=0)
-    price_out: float = _setting(0.0, "currency units per million completion tokens", low=0)
+    price_in: float = _setting(0.0, "currency units per million prompt tokens, for the cost count", low=0, decides=False)
+    price_out: float = _setting(0.0, "currency units per million completion tokens", low=0, decides=False)
     judged: bool = _setting(True, "observation-think-answer: keep a trace only if its observation suffices (VideoP2R)")
     given_answer: bool = _setting(False, "self: the form and the true label are given, the model writes only the reasoning [R]")
     keep_wrong: bool = _setting(False, "keep traces whose answer is not the label (the paper drops them)")
@@ -188,9 +193,9 @@ class JudgeConfig(Section):
     model: str = _setting("", "model name at the endpoint, or the answerer's folder or hub id; empty there: model.path")
     base_url: str = _setting("", "address of the endpoint, up to and with /v1")
     key_variable: str = _setting("OPENAI_API_KEY", "NAME of the environment variable that holds the key, never the key")
-    concurrency: int = _setting(8, "requests in flight", low=1)
-    retries: int = _setting(6, "tries after the first, with back-off", low=0)
-    timeout: float = _setting(120.0, "seconds a request may take", above=0)
+    concurrency: int = _setting(8, "requests in flight", low=1, decides=False)
+    retries: int = _setting(6, "tries after the first, with back-off", low=0, decides=False)
+    timeout: float = _setting(120.0, "seconds a request may take", above=0, decides=False)
 
 
 @dataclass(frozen=True)
@@ -210,7 +215,6 @@ class ColdstartConfig(Section):
     learning_rate: float = _setting(2e-5, "peak rate (paper, cold start)", above=0)
     epochs: float = _setting(5.0, "passes over the traces (paper, cold start)", above=0)
     batch: int = _setting(64, "traces an update (paper, cold start)", low=1)
-    micro_batch: int = _setting(1, "traces a forward pass and device; no effect on the result", low=1)
     warmup: float = _setting(0.06, "share of the updates over which the rate rises (paper, cold start)", low=0, high=1)
     scheduler: str = _setting("cosine", "how the rate falls after that [R]", choices=("cosine", "linear", "constant"))
     weight_decay: float = _setting(0.0, "[R]", low=0)
@@ -265,7 +269,6 @@ class GrpoConfig(Section):
     quick_weight: float = _setting(0.9, "answer-think-answer: of the first answer's accuracy (VideoAuto-R1)", low=0)
     final_weight: float = _setting(1.1, "answer-think-answer: of the last answer's accuracy (VideoAuto-R1)", low=0)
     fallback_bonus: float = _setting(0.3, "answer-think-answer: for putting off and then being right (VideoAuto-R1)", low=0)
-    micro_batch: int = _setting(8, "traces a forward pass and device; no effect on the result", low=1)
     check_clips: int = _setting(32, "clips sampled first, to see whether there is anything to learn; 0: none", low=0)
     filter_rollouts: int = _setting(0, "traces sampled of each clip first; clips whose traces are all right or all wrong are left out "
                                     "(VideoAuto-R1: 8); 0: off", low=0)
@@ -290,7 +293,6 @@ class CalibrateConfig(Section):
     learning_rate: float = _setting(2e-5, "peak rate (paper, calibration)", above=0)
     epochs: float = _setting(10.0, "passes over the rows, at most (paper, calibration)", above=0)
     batch: int = _setting(256, "rows an update (paper, calibration)", low=1)
-    micro_batch: int = _setting(1, "rows a forward pass and device; no effect on the result", low=1)
     patience: int = _setting(2, "stop after N epochs without a better validation NLL [R]; 0: never (paper)", low=0)
     greedy_trace: bool = _setting(True, "add one greedy trace a clip, as the test uses one [R]")
     shuffle_labels: bool = _setting(True, "shuffle the order of the labels in each row's prompt [R]")
@@ -334,6 +336,15 @@ class Config(Section):
     def to_dict(self) -> dict[str, Any]:
         """Sections and keys as plain dicts, lists and scalars, ready for JSON."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def decisive(self) -> dict[str, Any]:
+        """`to_dict` without the settings that change only what the work costs: other ones make no other run."""
+        told = self.to_dict()
+        for name, settings in told.items():
+            if isinstance(settings, dict):
+                fields = getattr(self, name).__dataclass_fields__
+                told[name] = {key: value for key, value in settings.items() if fields[key].metadata["decides"]}
+        return told
 
     def dumps(self) -> str:
         """All settings as TOML; `loads` gives the same config back."""

@@ -34,7 +34,7 @@ TRAIN, TEST = 1200, 400
 
 SMALL_TRAIN, SMALL_TEST = 280, 60
 SMALL = (
-    "coldstart.epochs=10", "coldstart.batch=4", "coldstart.micro_batch=4", "grpo.clips_per_step=6", "grpo.max_steps=3",
+    "coldstart.epochs=10", "coldstart.batch=4", "grpo.clips_per_step=6", "grpo.max_steps=3",
     "grpo.check_clips=6", "calibrate.traces=2", "calibrate.epochs=2", "evaluate.bootstrap=200",
 )  # fmt: skip
 """The notebooks' own workbench, all stages in minutes: its numbers show the form of a result, not the method."""

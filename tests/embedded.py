@@ -51,9 +51,9 @@ class Bench:
             "clips.calibration_share=0.4", "clips.validation_share=0.1", "clips.test_share=0.2",
             "coldstart.weight_decay=0.01", "coldstart.scheduler=cosine", "grpo.max_steps=0", "calibrate.patience=2",
             "calibrate.learning_rate=3e-4", "video.frames=4", "sampling.max_tokens=24", "sampling.clips_per_batch=8",
-            "coldstart.batch=8", "coldstart.micro_batch=8", "grpo.max_tokens=24", "grpo.clips_per_step=4",
-            "grpo.group=4", "grpo.micro_batch=16", "grpo.check_clips=0", "grpo.warmup_steps=0", "calibrate.traces=2",
-            "calibrate.batch=8", "calibrate.micro_batch=8", *more,
+            "coldstart.batch=8", "grpo.max_tokens=24", "grpo.clips_per_step=4",
+            "grpo.group=4", "grpo.check_clips=0", "grpo.warmup_steps=0", "calibrate.traces=2",
+            "calibrate.batch=8", *more,
         ]  # fmt: skip
 
     def settings(self, *more: str) -> Config:

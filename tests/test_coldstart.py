@@ -120,7 +120,6 @@ def test_a_killed_run_continues_to_the_same_weights(bench, tmp_path, rank):
         "coldstart.epochs=3",
         "coldstart.save_steps=4",
         "coldstart.learning_rate=2e-3",
-        "coldstart.micro_batch=4",
     )
     one, other = bench.copy(tmp_path / "one"), bench.copy(tmp_path / "other")
     whole = undisturbed(one, "coldstart", sets, teacher=teacher)

@@ -144,6 +144,12 @@ def test_the_hash_sees_the_named_sections_only_and_never_the_workbench():
         default.hash("gpro")
 
 
+def test_settings_that_only_cost_are_told_apart_from_those_that_decide():
+    dear = config.load(None, ["model.tokens_per_pass=1", "video.cache_gib=0", "sampling.clips_per_batch=1"])
+    assert dear.decisive() == config.load().decisive() != config.load(None, ["sampling.max_tokens=7"]).decisive()
+    assert "tokens_per_pass" in dear.to_dict()["model"] and "tokens_per_pass" not in dear.decisive()["model"]
+
+
 def test_the_workbench_comes_from_the_environment_where_it_is_not_set(monkeypatch):
     monkeypatch.setenv("DEEPINTUIT_HOME", "from-home")
     assert config.load().workbench == "from-home" and config.load().departures() == {}

@@ -51,12 +51,12 @@ def a_round(trainer: Trainer) -> dict[str, torch.Tensor]:
     return trainer._generate_and_score_completions([{"clip": i} for i in range(4) for _ in range(trainer.config.group)])
 
 
-def logps_in_the_loss(trainer: Trainer, batch: dict, size: int | None = None) -> torch.Tensor:
-    trainer._rows = batch["clip_index"]
+def logps_in_the_loss(trainer: Trainer, batch: dict) -> torch.Tensor:
+    trainer._rows = batch["row"]
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
     width = batch["completion_ids"].shape[1]
-    return trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, width, batch_size=size)[0].detach()
+    return trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, width)[0].detach()
 
 
 def farthest(logps: torch.Tensor, recorded) -> float:
@@ -70,15 +70,16 @@ def test_sampled_logprobs_are_recomputed_in_the_loss_and_need_the_clip(bench, we
     trainer = made(bench, start, f"logps-{name}", *sets)
     batch = a_round(trainer)
     recorded = list(trainer.run_.read("traces")["token_logprobs"])
-    for size in (None, 3):
-        assert farthest(logps_in_the_loss(trainer, batch, size), recorded) < 5e-5
+    for tokens in (8192, 300):
+        trainer.vlm.tokens_per_pass = tokens
+        assert farthest(logps_in_the_loss(trainer, batch), recorded) < 5e-5
     trainer._encoded = [clip.blanked() for clip in trainer._encoded]
     assert farthest(logps_in_the_loss(trainer, batch), recorded) > 1e-3
 
 
 def test_a_step_sees_each_clip_once_and_each_prompt_once_to_sample_and_once_in_the_loss(bench, weights, tmp_path):
     name, start, sets = weights
-    sets = (*sets, "grpo.max_steps=1", "grpo.micro_batch=8")
+    sets = (*sets, "grpo.max_steps=1", "model.tokens_per_pass=400")
     config = bench.settings(*sets)
     run = bench.workbench.start_run("grpo", {**config.to_dict(), "test": f"count-{name}"}, parent=start.id)
     vlm = VLM.load(config.model, config.video, checkpoint=start.checkpoint, cache=tmp_path, trainable=True)
@@ -155,20 +156,20 @@ def by_hand(trainer: Trainer, vlm: VLM, objective: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("objective", "micro", "weights"),
+    ("objective", "tokens", "weights"),
     [
-        ("dapo", 16, "full"),
-        ("dapo", 2, "full"),
-        ("dapo", 5, "lora"),
-        ("grpo", 16, "full"),
-        ("grpo", 4, "full"),
-        ("softmax_weighted", 4, "full"),
+        ("dapo", 8192, "full"),
+        ("dapo", 1, "full"),
+        ("dapo", 300, "lora"),
+        ("grpo", 8192, "full"),
+        ("grpo", 250, "full"),
+        ("softmax_weighted", 250, "full"),
     ],
 )
-def test_an_update_follows_the_objective_computed_by_hand(bench, cold, cold_lora, objective, micro, weights):
+def test_an_update_follows_the_objective_computed_by_hand(bench, cold, cold_lora, objective, tokens, weights):
     _, start, sets = started(weights, cold, cold_lora)
-    sets = (*sets, f"grpo.objective={objective}", f"grpo.micro_batch={micro}", "grpo.max_steps=1", "grpo.group=8")
-    trainer = made(bench, start, f"hand-{objective}-{micro}-{weights}", *sets)
+    sets = (*sets, f"grpo.objective={objective}", f"model.tokens_per_pass={tokens}", "grpo.max_steps=1", "grpo.group=8")
+    trainer = made(bench, start, f"hand-{objective}-{tokens}-{weights}", *sets)
     gradient = Gradient()
     trainer.add_callback(gradient)
     trainer.train()
@@ -228,7 +229,7 @@ def relabelled(bench: Bench, folder, label: str) -> Bench:
 
 def test_a_toy_reward_rises(bench, cold, tmp_path):
     toy = relabelled(bench, tmp_path / "toy", "theft")
-    config = toy.settings("grpo.max_steps=24", "grpo.group=8", "grpo.learning_rate=3e-4", "grpo.micro_batch=32")
+    config = toy.settings("grpo.max_steps=24", "grpo.group=8", "grpo.learning_rate=3e-4")
     run = grpo.run(toy.workbench, config, start=cold.id, progress=False)
     accuracy = run.read("steps").query("name == 'accuracy'").sort_values("step")["value"].to_numpy()
     assert accuracy[-3:].mean() > max(0.8, accuracy[:3].mean() + 0.2)
@@ -322,8 +323,8 @@ def test_a_data_filter_that_leaves_no_clip_says_why_and_what_to_do(bench, cold, 
     assert run.about["filter"] == {"rollouts": 2, "kept": 0, "all_right": 0, "all_wrong": clips}
 
 
-def test_a_batch_that_the_micro_batch_does_not_divide_is_sampled_whole(bench, cold):
-    config = bench.settings("grpo.clips_per_step=3", "grpo.micro_batch=8", "grpo.max_steps=1")
+def test_a_step_of_clips_that_nothing_divides_is_sampled_whole(bench, cold):
+    config = bench.settings("grpo.clips_per_step=3", "grpo.max_steps=1")
     run = grpo.run(bench.workbench, config, start=cold.id, progress=False)
     assert len(run.read("traces")) == 12
 
@@ -336,7 +337,7 @@ def test_a_killed_run_continues_to_the_same_weights_and_rollouts(bench, cold, tm
         "grpo.save_steps=1",
         "grpo.learning_rate=1e-3",
         "grpo.check_clips=2",
-        "grpo.micro_batch=4",
+        "model.tokens_per_pass=300",
     )
     one, other = bench.copy(tmp_path / "one"), bench.copy(tmp_path / "other")
     whole = undisturbed(one, "grpo", sets, start=cold.id)
@@ -362,7 +363,7 @@ def test_a_killed_run_continues_to_the_same_weights_and_rollouts(bench, cold, tm
 def loss_and_gradient(trainer: Trainer, batch: dict, share: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of the written tokens, and the gradient of a weighted sum of them."""
     trainer.vlm.shares_prefix = share
-    trainer._rows = batch["clip_index"]
+    trainer._rows = batch["row"]
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
     trainer.model.zero_grad()
@@ -383,6 +384,6 @@ def test_a_prompt_computed_once_gives_the_numbers_and_gradients_of_one_a_trace(b
     shared, shared_gradient = loss_and_gradient(trainer, batch, share=True)
     assert (plain - shared).abs().max() < 1e-5
     assert (plain_gradient - shared_gradient).norm() / plain_gradient.norm() < 1e-4
-    order = torch.randperm(len(batch["clip_index"]), generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(len(batch["row"]), generator=torch.Generator().manual_seed(1))
     scattered = {key: value[order] if value.ndim else value for key, value in batch.items()}
     assert (loss_and_gradient(trainer, scattered, share=True)[0] - shared[:, order]).abs().max() < 1e-5

@@ -11,7 +11,7 @@ from tiny import TALL, WIDE
 
 from deepintuit.vlm import Example
 from deepintuit.vlm.finetune import Recipe, finetune
-from deepintuit.vlm.prefix import grow, pack
+from deepintuit.vlm.prefix import grow, in_parts, pack
 
 WRITTEN = (
     "<think>A person waits.</think>theft",
@@ -55,6 +55,33 @@ def test_a_common_begin_is_computed_once(prompt, ends):
     distinct = {tuple(row) for row in rows}
     assert tokens.count(9) <= len(distinct)
     assert len(tokens) <= len(prompt) + sum(1 + len(row) - len(prompt) - 1 for row in distinct)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), words), min_size=1, max_size=12), st.integers(1, 30), st.booleans()
+)
+def test_parts_hold_each_row_once_within_their_tokens_and_clips_apart_only_where_they_must(drawn, most, share):
+    class Budget:
+        shares_prefix, tokens_per_pass = share, most
+
+    names = [object() for _ in range(3)]
+    clips, rows = [names[clip] for clip, _ in drawn], [[9, 9, 9, *row] for _, row in drawn]
+    parts = in_parts(Budget, clips, rows)
+    assert sorted(row for part in parts for row in part) == list(range(len(rows)))
+
+    def size(part):
+        whole = [row for row in part for _ in rows[row]]
+        if not share:
+            return len(whole)
+        of = {id(clips[row]): [rows[other] for other in part if clips[other] is clips[row]] for row in part}
+        return sum(len(grow(members)[0]) for members in of.values())
+
+    for part in parts:
+        assert part and (len(part) == 1 or size(part) <= most)
+    for name in names:
+        members = [row for row in range(len(rows)) if clips[row] is name]
+        if members and sum(len(rows[row]) for row in members) <= most:
+            assert len([part for part in parts if set(part) & set(members)]) == 1
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +202,7 @@ def test_fine_tuning_behind_a_shared_prefix_ends_with_the_weights_of_the_plain_p
             seen.append(row)
             return asked[row]
 
-        recipe = Recipe(1e-3, 2, batch, 3, scheduler="constant", warmup=0)
+        recipe = Recipe(1e-3, 2, batch, scheduler="constant", warmup=0)
         names = [("wide", "tall")[row % 2] for row in range(6)]
         finetune(vlm, names, example, recipe, tmp_path / f"training-{share}", seed=0, title="t", progress=False)
         ends.append(torch.cat([p.detach().flatten() for p in vlm.model.parameters() if p.requires_grad]))

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
-from trl.trainer.utils import RepeatSampler, split_tensor_dict, use_adapter
+from trl.trainer.utils import RepeatSampler, use_adapter
 
 from deepintuit.advantage import zero_variance_share
 from deepintuit.config import Config
@@ -22,7 +22,7 @@ from deepintuit.store import Run, trace_id
 from deepintuit.trace import argued_label
 from deepintuit.vlm import EncodedClip
 from deepintuit.vlm.attention import see_trees
-from deepintuit.vlm.prefix import Packed, pack
+from deepintuit.vlm.prefix import in_parts, pack
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
 
 _LOGGED = frozenset({"loss", "grad_norm", "learning_rate", "entropy", "kl"})
@@ -46,9 +46,6 @@ class Trainer(Resumable, GRPOTrainer):
         self._log = StepLog(partial(run.append, "steps"))
         batch = min(settings.clips_per_step, len(clips))
         traces = batch * settings.group
-        micro = max(
-            size for size in range(1, min(settings.micro_batch, traces) + 1) if traces % size == 0
-        )  # a part of the batch, no more
         steps = settings.max_steps or max(1, round(settings.epochs * len(clips) / batch))
         folder = run.path / "training"
         folder.mkdir(exist_ok=True)
@@ -56,9 +53,9 @@ class Trainer(Resumable, GRPOTrainer):
             **common_arguments(self.vlm, folder, seed=config.seed, save_steps=settings.save_steps),
             max_steps=steps,
             num_generations=settings.group,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=traces // micro,
-            steps_per_generation=traces // micro,
+            per_device_train_batch_size=traces,
+            gradient_accumulation_steps=1,  # a round goes through the model in parts of its own: loss_in_parts
+            steps_per_generation=1,
             learning_rate=settings.learning_rate,
             warmup_steps=settings.warmup_steps,
             lr_scheduler_type="constant_with_warmup",
@@ -122,7 +119,7 @@ class Trainer(Resumable, GRPOTrainer):
             "completion_mask": mask.to(device),
             "advantages": _padded(advantages, 0.0, left=False)[0].to(device),
             "num_items_in_batch": mask.sum().to(device),
-            "clip_index": torch.arange(len(groups)).repeat_interleave(size).to(device),
+            "row": torch.arange(len(samples)).to(device),
         }
         if self.beta:
             batch["ref_per_token_logps"] = self._reference_logps(batch)
@@ -132,26 +129,30 @@ class Trainer(Resumable, GRPOTrainer):
     def _reference_logps(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Log-probabilities under the weights that GRPO began with, for the KL term: a frozen copy of the model, of
         the adapter, or the base."""
-        self._rows = batch["clip_index"]
+        self._rows = batch["row"]
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-        wanted, size = batch["completion_ids"].shape[1], self.args.per_device_train_batch_size
+        wanted = batch["completion_ids"].shape[1]
         if self.ref_model is not None:
-            return self._get_per_token_logps_and_entropies(self.ref_model, ids, mask, wanted, batch_size=size)[0]
+            return self._get_per_token_logps_and_entropies(self.ref_model, ids, mask, wanted)[0]
         with use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None):
-            return self._get_per_token_logps_and_entropies(self.model, ids, mask, wanted, batch_size=size)[0]
-
-    def _prepare_inputs(self, generation_batch):
-        """TRL's, but for its shuffle: all parts of a round make one update, so their order is free, and the traces of a
-        clip stay together, behind one prompt."""
-        parts = self.args.steps_per_generation
-        if self._step % parts == 0 or self._buffered_inputs is None:  # None: resumed in the middle
-            self._buffered_inputs = split_tensor_dict(self._generate_and_score_completions(generation_batch), parts)
-        return self._buffered_inputs[self._step % parts]
+            return self._get_per_token_logps_and_entropies(self.model, ids, mask, wanted)[0]
 
     def _compute_loss(self, model, inputs):
-        self._rows = inputs["clip_index"]
-        return super()._compute_loss(model, inputs)
+        """TRL's, over the parts of a round, in the order in which it was sampled."""
+        of_rows = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor) and value.dim()}
+        of_rows = {name: value[inputs["row"].argsort()] for name, value in of_rows.items()}
+        ids = torch.cat([of_rows["prompt_ids"], of_rows["completion_ids"]], 1)
+        mask = torch.cat([of_rows["prompt_mask"], of_rows["completion_mask"]], 1)
+        count, whole = len(ids), super()._compute_loss
+
+        def loss(part: list[int]) -> torch.Tensor:
+            rows = {**inputs, **{name: value[part] for name, value in of_rows.items()}}
+            self._rows = rows["row"]
+            # "grpo" is a mean over the rows it is given; "dapo" divides by the tokens of the round.
+            return whole(model, rows) * (len(part) / count if self.loss_type == "grpo" else 1.0)
+
+        return self.loss_in_parts([partial(loss, part) for part in self._parts(of_rows["row"], ids, mask)])
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -159,31 +160,36 @@ class Trainer(Resumable, GRPOTrainer):
         input_ids,
         attention_mask,
         logits_to_keep,
-        batch_size=None,
         compute_entropy=False,
         compute_aux_loss=False,
         **_,
     ):
         """TRL's fused head over inputs that hold each row's clip. (An auxiliary loss is for mixtures of experts;
         Qwen-VL has none.)"""
-        logps, entropies = [], []
-        size = batch_size or len(input_ids)
-        for start in range(0, len(input_ids), size):
-            part = slice(start, start + size)
-            packed = self._packed(self._rows[part], input_ids[part], attention_mask[part], logits_to_keep)
+        clips, rows = self._known(self._rows, input_ids, attention_mask)
+        prompts = attention_mask[:, :-logits_to_keep].sum(1).tolist()
+        logps, entropies = {}, {}
+        for part in in_parts(self.vlm, clips, rows):
+            packed = pack(self.vlm, *([of[row] for row in part] for of in (clips, rows, prompts)))
             with self.accelerator.autocast():
                 out = model(**packed.inputs, fused_lm_head=True)
-            logps.append(_by_row(out.log_probs, packed.places, logits_to_keep))
+            logps |= zip(part, _by_row(out.log_probs, packed.places, logits_to_keep))
             if compute_entropy:
-                entropies.append(_by_row(out.entropy, packed.places, logits_to_keep))
-        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+                entropies |= zip(part, _by_row(out.entropy, packed.places, logits_to_keep))
+        order = range(len(rows))
+        return (
+            torch.stack([logps[row] for row in order]),
+            torch.stack([entropies[row] for row in order]) if compute_entropy else None,
+            None,
+        )
 
-    def _packed(self, rows: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, wanted: int) -> Packed:
-        """Rows padded as TRL has them → one sequence in which a clip's prompt, and all its traces share, stands
-        once."""
+    def _known(self, rows: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> tuple[list, list[list[int]]]:
+        """Clips and tokens of rows that are padded as TRL has them."""
         tokens = [row[seen].tolist() for row, seen in zip(ids, mask.bool())]
-        prompts = mask[:, :-wanted].sum(1).tolist()
-        return pack(self.vlm, [self._encoded[i] for i in rows.tolist()], tokens, prompts)
+        return [self._encoded[row // self.config.group] for row in rows.tolist()], tokens
+
+    def _parts(self, rows: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
+        return in_parts(self.vlm, *self._known(rows, ids, mask))
 
     def _sample(self, clips: list[Clip], step: int, refill: int = 0) -> list[Group]:
         settings = self.config

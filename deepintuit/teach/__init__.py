@@ -35,9 +35,6 @@ from deepintuit.teach.teachers import hire
 
 __all__ = ["WRONG_LABEL", "run", "summary_table"]
 
-_HOW_FAST = ("concurrency", "retries", "timeout", "price_in", "price_out")
-"""Settings of `teach` that change no trace: a run goes on when they are changed."""
-
 
 def run(workbench: Workbench, config: Config, *, split: str = "coldstart", progress: bool = True) -> Run:
     """Traces of every usable clip of the split, as a finished run; what a former call left undone is done, no more.
@@ -117,9 +114,8 @@ def _excluded(manifest: Manifest, split: str) -> list[dict[str, Any]]:
 
 def _identity(config: Config, split: str) -> dict[str, Any]:
     """The settings that decide what the traces are; a change elsewhere in the config does not make them another run."""
-    settings = config.to_dict()
-    del settings["video"]["cache_gib"]  # decides no result
-    teach = {key: value for key, value in settings["teach"].items() if key not in _HOW_FAST}
+    settings = config.decisive()
+    teach = settings["teach"]
     if not teach["given_answer"]:
         del teach["given_answer"]  # came later: at its default, runs from before are still the same runs
     del teach["judged"]  # a judge stands beside it, or none

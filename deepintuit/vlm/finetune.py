@@ -2,8 +2,8 @@
 
 TRL's SFTTrainer with a collator of our own: the clip's features come from the frozen tower's cache, the prompt is
 masked, the loss is a mean over the target's tokens. Resumable: the same call after a kill goes on from the last
-checkpoint to the same result. Where a batch holds clips enough, the rows of a clip follow one another, so that a
-forward pass computes once what they share.
+checkpoint to the same result. A batch goes through the model in parts of at most `model.tokens_per_pass` tokens, in
+which what the rows of a clip share is computed once; where it holds clips enough, such rows stand in one batch.
 
 Left out on purpose: TRL's packing (it refuses video).
 """
@@ -14,16 +14,18 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from deepintuit.vlm.model import VLM, Example
-from deepintuit.vlm.prefix import pack
+from deepintuit.vlm.prefix import in_parts, pack
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
 
 _LEAST_CLIPS = 16
@@ -37,7 +39,6 @@ class Recipe:
     learning_rate: float
     epochs: float
     batch: int
-    micro_batch: int
     warmup: float = 0.06
     scheduler: str = "cosine"
     weight_decay: float = 0.0
@@ -66,19 +67,17 @@ def finetune(
 
     With `validate` (lower is better, called after each epoch) the best epoch's weights are what is left in `vlm`, and
     `recipe.patience` epochs without a better one end the training. `folder` holds resumable state; the caller removes
-    it once the weights are safe. A batch that `micro_batch` does not divide is rounded up to whole micro-batches.
+    it once the weights are safe.
     """
     count = len(clips)
-    micro = min(recipe.micro_batch, recipe.batch, count)
-    accumulate = math.ceil(min(recipe.batch, count) / micro)
-    steps_an_epoch = math.ceil(math.ceil(count / micro) / accumulate)  # as the trainer counts them
+    steps_an_epoch = math.ceil(count / recipe.batch)
     total = max(1, math.ceil(recipe.epochs * steps_an_epoch))
     collate = _Collator(vlm, example)
     arguments = SFTConfig(
         **common_arguments(vlm, folder, seed=seed, save_steps=recipe.save_steps),
         max_steps=total,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=accumulate,
+        per_device_train_batch_size=recipe.batch,
+        gradient_accumulation_steps=1,  # a batch goes through the model in parts of its own: loss_in_parts
         learning_rate=recipe.learning_rate,
         warmup_steps=round(recipe.warmup * total),
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(recipe.scheduler, recipe.scheduler),
@@ -119,9 +118,14 @@ class _Trainer(Resumable, SFTTrainer):
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
-        # Qwen-VL says no, and the loss would be a mean of micro-batches' means, whatever the tokens in each; TRL's own
-        # loss divides by the tokens of the whole batch when it is told them.
+        # Qwen-VL says no, and the loss would be a sum of the parts' means, whatever the tokens in each; TRL's own loss
+        # divides by the tokens of the whole batch when it is told them.
         self.model_accepts_loss_kwargs = True
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        whole = partial(super().compute_loss, num_items_in_batch=num_items_in_batch)
+        parts = [{**part, "labels": part["shift_labels"]} for part in inputs["parts"]]
+        return self.loss_in_parts([partial(whole, model, part) for part in parts])
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         return _Sampler(self.order, len(self.train_dataset))
@@ -159,9 +163,14 @@ class _Collator:
         examples = [self.example(row["row"], self.epoch) for row in rows]
         prompts = [self.vlm.prompt_ids(e.clip, e.prompt) for e in examples]
         targets = [self.vlm.target_ids(e.target) for e in examples]
-        rows = [prompt + target for prompt, target in zip(prompts, targets)]
-        packed = pack(self.vlm, [e.clip for e in examples], rows, list(map(len, prompts)), apart=True)
-        return {**packed.inputs, "labels": packed.inputs["shift_labels"]}  # TRL asks for `labels`, and counts the other
+        rows, firsts = [prompt + target for prompt, target in zip(prompts, targets)], list(map(len, prompts))
+        clips = [e.clip for e in examples]
+        parts = [
+            pack(self.vlm, *([of[row] for row in part] for of in (clips, rows, firsts)), apart=True).inputs
+            for part in in_parts(self.vlm, clips, rows)
+        ]
+        labels = torch.cat([part["shift_labels"].flatten() for part in parts])[None]
+        return {"parts": parts, "labels": labels, "shift_labels": labels}  # what the trainer counts
 
 
 class _Epochs(TrainerCallback):

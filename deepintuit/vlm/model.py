@@ -39,7 +39,7 @@ class VLM:
     def __init__(self, model, processor, video: VideoConfig, cache: Path | None, name: str):
         self.model, self.processor, self.tokenizer, self.name = model, processor, processor.tokenizer, name
         self.encoder = ClipEncoder(processor, self.core, video, cache)
-        self.shares_prefix = False
+        self.shares_prefix, self.tokens_per_pass = False, ModelConfig.tokens_per_pass
         self.stop_ids = self._stop_ids()
         self.silenced = sorted(
             {i for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -109,6 +109,7 @@ class VLM:
         if trainable and model.dtype == torch.bfloat16 and not hasattr(model, "peft_config"):
             _keep_master_weights(model, device)
         vlm = cls(model, processor, video, cache, str(checkpoint or settings.path))
+        vlm.tokens_per_pass = settings.tokens_per_pass
         if settings.share_prefix and settings.attention == "sdpa" and not vlm.slides:
             see_trees(vlm.core)
             vlm.shares_prefix = True

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -51,10 +52,7 @@ def pack(
     """
     if not vlm.shares_prefix:
         return _side_by_side(vlm, clips, rows, firsts)
-    members: dict[int, list[int]] = {}
-    for row, clip in enumerate(clips):
-        members.setdefault(id(clip), []).append(row)
-    groups = list(members.values())
+    groups = _by_clip(clips)
     ids, labels, depths, owners, trees = [], [], [], [], []
     places: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     for owner, group in enumerate(groups):
@@ -85,6 +83,36 @@ def pack(
         "use_cache": False,
     }
     return Packed(inputs, places)
+
+
+def in_parts(vlm: VLM, clips: Sequence[EncodedClip | None], rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Numbers of the rows, clip by clip, in parts for a forward pass each: of at most `vlm.tokens_per_pass` tokens, or
+    of one row. What a row shares with the one before it about its clip counts once; the rows of a clip stay together
+    where they fit."""
+    parts: list[list[int]] = [[]]
+    size = 0
+    for group in _by_clip(clips):
+        shared = [0] * len(group)
+        if vlm.shares_prefix:
+            shared = [0, *(_alike(rows[row], rows[last], None) for last, row in pairwise(group))]
+        costs = [len(rows[row]) - less for row, less in zip(group, shared)]
+        if parts[-1] and size + sum(costs) > vlm.tokens_per_pass:
+            parts.append([])
+            size = 0
+        for row, cost in zip(group, costs):
+            if parts[-1] and size + cost > vlm.tokens_per_pass:
+                parts.append([])
+                size, cost = 0, len(rows[row])
+            parts[-1].append(row)
+            size += cost
+    return parts
+
+
+def _by_clip(clips: Sequence[EncodedClip | None]) -> list[list[int]]:
+    members: dict[int, list[int]] = {}
+    for row, clip in enumerate(clips):
+        members.setdefault(id(clip), []).append(row)
+    return list(members.values())
 
 
 def grow(

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import Trainer, TrainerCallback, TrainerState
@@ -87,6 +88,17 @@ class Resumable(Trainer):
             self.state = TrainerState.load_from_json(str(Path(resumed) / TRAINER_STATE_NAME))
         else:
             self.train(resume_from_checkpoint=resumed)
+
+    def loss_in_parts(self, losses: Sequence[Callable[[], torch.Tensor]]) -> torch.Tensor:
+        """The sum of a batch's losses, part by part: behind all but the last one lies their backward pass already, so
+        that the activations of one part are held at a time."""
+        *parts, last = losses
+        behind = torch.zeros((), device=self.args.device)
+        for part in parts:
+            loss = part()
+            self.accelerator.backward(loss)
+            behind += loss.detach()
+        return last() + behind
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """Full weights through `from_pretrained`: transformers writes them under the hub's names (`visual.…`), and
