@@ -221,9 +221,22 @@ def distillation(seed: Seed) -> Rows:
 TABLES: dict[str, Callable[[Seed], Rows]] = {f.__name__: f for f in (processes, thinking, lengths, distillation)}
 
 
-def page(found: Sequence[dict], command: str) -> str:
-    """Mean over seeds with Student's 95 % interval; of one seed, Wilson's over its clips for shares of them."""
+def rival(table: str, system: str, systems: Sequence[str]) -> str:
+    """Whom a system's accuracy is set against, on the same clips: traces against labels, else the table's first row."""
+    return system.replace("traces", "labels") if table == "distillation" else systems[0]
+
+
+def page(table: str, found: Sequence[dict], command: str) -> str:
+    """Mean over seeds with Student's 95 % interval; of one seed, Wilson's over its clips for shares of them. Seeds
+    differ more than systems do, so differences are taken within each seed."""
     systems = list(dict.fromkeys(name for seed in found for name in seed["rows"]))
+    for seed in found:
+        rows = seed["rows"]
+        for system, row in rows.items():
+            other = rows.get(rival(table, system, systems), row)
+            for measure, name in _PAIRED.items():
+                if other is not row and measure in row and measure in other:
+                    row[name] = row[measure] - other[measure]
     measures = list(dict.fromkeys(m for seed in found for row in seed["rows"].values() for m in row if m != "n"))
     head = "| System | Seeds | n a seed | " + " | ".join(measures) + " |"
     lines = [head, "|---|---:|---:|" + "---:|" * len(measures)]
@@ -240,23 +253,39 @@ def page(found: Sequence[dict], command: str) -> str:
         if len(found) > 1
         else "One seed so far; Wilson's 95 % interval over its clips."
     )
-    return "\n".join([told, how + "\n", *lines, ""])
+    against = f"\\* points against {_AGAINST.get(table, repr(systems[0]))}, within each seed.\n"
+    return "\n".join([told, how + "\n", *lines, "", against])
+
+
+_PAIRED = {"accuracy %": "accuracy, against*", "calibrated %": "calibrated, against*"}
+_AGAINST = {"distillation": "labels on the same clips"}
 
 
 def _cell(measure: str, values: Sequence[float], n: int) -> str:
     known = np.array([value for value in values if not math.isnan(value)])
     if not known.size:
         return "–"
-    digits = 1 if measure.endswith("%") or "tokens" in measure else 2
+    digits = 2 if measure == "threshold" else 1
+    if measure in _PAIRED.values():
+        told = [f"{value:+.1f}".replace("-", "−") for value in _with_interval(known)]
+        return told[0] if len(told) == 1 else f"{told[0]} ({told[1]} to {told[2]})"
     mean, low, high = float(known.mean()), math.nan, math.nan
     if known.size > 1:
-        half = float(stats.t.ppf(0.975, known.size - 1) * known.std(ddof=1) / math.sqrt(known.size))
-        low, high = mean - half, mean + half
+        mean, low, high = _with_interval(known)
     elif measure.endswith("%") and not measure.startswith("groups"):
         interval = wilson(round(mean / 100 * n), n)
         low, high = 100 * interval.low, 100 * interval.high
     told = f"{mean:.{digits}f}"
-    return told if math.isnan(low) else f"{told} ({low:.{digits}f}–{high:.{digits}f})"
+    return told if math.isnan(low) else f"{told} ({low:.{digits}f}–{high:.{digits}f})".replace("-", "−")
+
+
+def _with_interval(values: np.ndarray) -> tuple[float, ...]:
+    """Mean and Student's 95 % interval; of one value, itself."""
+    mean = float(values.mean())
+    if values.size == 1:
+        return (mean,)
+    half = float(stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size))
+    return mean, mean - half, mean + half
 
 
 if __name__ == "__main__":
@@ -290,6 +319,6 @@ if __name__ == "__main__":
             replace_text(file, json.dumps(told, indent=1) + "\n")
         found.append(json.loads(file.read_text(encoding="utf-8")))
     words = " ".join(["python benchmarks/systems.py", options.table, "--seeds", *map(str, options.seeds)])
-    text = page(found, words + "".join(f" --set {s}" for s in options.set))
+    text = page(options.table, found, words + "".join(f" --set {s}" for s in options.set))
     write_between(options.page, options.table, text)
     Console().print(text)
