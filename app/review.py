@@ -107,7 +107,8 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
     def judge(given: dict[str, Any], who: str) -> dict[str, Any]:
         event = room.reviews.judge(task(given), who, item(given)[1], said(given), event_id(given))
         standing = room.reviews.standing(*item(given), who)
-        return {**saved(event), "told": review_view.STANDING.get(standing, "")}
+        told = review_view.STANDING.get(standing, "")
+        return {**saved(event), "told": told, "progress": room.progress(task(given), who)}
 
     return {
         "tasks": tasks, "start": start, "next": take,

@@ -290,9 +290,10 @@ def lead_html(
     decide = tag("a", f"Decide {len(disputed):,} disputed", class_="go", data_go=True,
                  href=address("review", task=task.name, view="decide")) if disputed else ""  # fmt: skip
     shut = tag("button", "Open it again" if closed else "Close the task", type="button", data_do="close",
+               title=None if closed else "Hands out nothing more, takes no more answers, shows what was said to all",
                data_closed="" if closed else "1")  # fmt: skip
     back = tag("button", "All tasks", type="button", data_do="leave")
-    state = " " + badge("closed: nothing is handed out") if closed else ""
+    state = " " + badge("closed: no more answers") if closed else ""
     head = tag("header", tag("h2", esc(task.name) + state) + tag("span", decide + shut + back, class_="links"))
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("judged", "skipped", "adjudicated")}
     exports = " ".join(tag("a", words, href=address("review-api/export", task=task.name, form=form), download=True)

@@ -557,6 +557,26 @@ def test_a_lead_decides_and_the_item_goes_out_no_more(reviews: Reviews):
     assert take(reviews, "ann") == "t0"
 
 
+def test_nobody_answers_or_takes_back_once_a_task_is_closed_and_all_may_read_it(reviews: Reviews):
+    opened(reviews, reviewers=2)
+    for who in ("ann", "bob"):
+        take(reviews, who)
+    sent = reviews.judge("week", "bob", "t0", GOOD, event_id="sent twice")
+    reviews.close("week", "lead")
+    assert take(reviews, "ann") is None, "not even what she holds"
+    reviews.draft("week", "ann", "t0", {"label": "cat"})
+    for act in (lambda: reviews.judge("week", "ann", "t0", GOOD), lambda: reviews.skip("week", "ann", "t0", "dark"),
+                lambda: reviews.judge("week", "bob", "t0", GOOD), lambda: reviews.undo("week", "bob")):  # fmt: skip
+        with pytest.raises(DataError, match="the task 'week' is closed.*ask a lead to open it again"):
+            act()
+    assert reviews.judge("week", "bob", "t0", GOOD, event_id="sent twice") == sent, "saved before, and said so again"
+    reviews.adjudicate("week", "lead", "t0", GOOD)
+    reviews.undo("week", "lead")
+    reviews.close("week", "lead", closed=False)
+    assert reviews.next_item("week", "ann").draft == {"label": "cat"}
+    reviews.judge("week", "ann", "t0", GOOD)
+
+
 @pytest.mark.parametrize(("answers", "said"), [
     ({"label": "dog"}, "'verdict' is missing"),
     ({"label": "bird", "verdict": "right"}, "'bird' came as the label"),

@@ -111,6 +111,7 @@
       if (here !== desk) return null;
       told(found.progress);
       here.elsewhere = found.elsewhere || 0;
+      here.closed = found.closed;
       if (!found.item) return null;
       const entry = entryOf(found);
       here.list = here.list.filter((one) => one.item !== entry.item || one.state !== "open");
@@ -256,6 +257,7 @@
       await here.drafting;
       const found = await ask(what, { task: here.task, item: entry.item, id: entry.id, ...given });
       if (here !== desk) return;
+      told(found.progress);
       entry.state = "judged";
       sessionStorage.removeItem(shelf(entry.item));
       const recent = JSON.parse(sessionStorage.getItem(RECENT()) || "[]").filter((item) => item !== entry.item);
@@ -293,7 +295,7 @@
   function finished() {
     performance.clearMarks("review-submit");
     desk.at = desk.list.length;
-    const words = desk.decide ? "Nothing is left to decide." : "Nothing is left for you in this task now.";
+    const words = desk.decide ? "Nothing is left to decide." : desk.closed ? "This task is closed." : "Nothing is left for you in this task now.";
     const box = document.createElement("div");
     box.className = "empty";
     box.innerHTML = "<p><strong></strong></p><p></p>";
@@ -303,7 +305,7 @@
       more.innerHTML = '<button type="button" data-do="gather"></button>';
       more.firstChild.textContent = `Take the ${desk.elsewhere} that you hold in other tabs`;
     } else if (!desk.decide) {
-      more.textContent = "Others may hold items that come free when they leave. Undo (Z) takes your last answer back.";
+      more.textContent = desk.closed ? "A lead can open it again; what you typed is kept." : "Others may hold items that come free when they leave. Undo (Z) takes your last answer back.";
     }
     $("#review-film").replaceChildren();
     $("#review-item").replaceChildren(box);

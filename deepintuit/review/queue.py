@@ -242,9 +242,11 @@ class Reviews:
         answers, holds = state.answers.get(task.name, {}), state.holds.get(task.name, {})
         since = self.log.clock() - task.seconds
         held = {item: by[who] for item, by in holds.items() if who in by and by[who].at > since}
+        if task.name in state.closed:
+            return None
         own = [item for item, hold in held.items() if hold.seat == seat and item not in holding]
-        if own or task.name in state.closed:
-            return min(own, key=lambda item: held[item].at, default=None)
+        if own:
+            return min(own, key=lambda item: held[item].at)
         if task.name not in state.unfinished:
             state.unfinished[task.name] = dict.fromkeys(item for item in task.items if item not in task.gold)
         unfinished, finished, mine = state.unfinished[task.name], [], holding | held.keys()
@@ -300,6 +302,8 @@ class Reviews:
             if (name, item, reviewer) not in state.handed:
                 raise DataError(f"{item!r} was not handed to {reviewer!r}", "items are handed out, so that each has as "
                                 "many answers as asked and no more", "ask for the next item")
+            if kind in (Kind.JUDGED, Kind.SKIPPED) and event.id not in state.acts.get((name, reviewer), {}):
+                _open(state, name)
             return event
 
         return self.log.append(if_handed)
@@ -311,6 +315,8 @@ class Reviews:
 
         def newest(state: State) -> Event | None:
             act = state.last_act(name, reviewer)
+            if act is not None and act.kind is not Kind.ADJUDICATED:
+                _open(state, name)
             return act and Event(Kind.UNDONE, name, reviewer, act.item, act.clip, {"event": act.id, "seat": seat})
 
         return self.log.append(newest)
@@ -326,8 +332,8 @@ class Reviews:
                                      task.checked(answers, whole=True), id=event_id or new_id()))
 
     def close(self, name: str, lead: str, closed: bool = True) -> Event:
-        """Hand out nothing more of a task (what people hold they may still answer), or open it again. DataError unless
-        by a lead of the task."""
+        """Hand out nothing more of a task and take no more answers (drafts stay), since all may read what was said from
+        now on; or open it again. DataError unless by a lead of the task."""
         leads = self.task(name).leads
         if lead not in leads:
             raise DataError(f"{lead!r} closes {name!r}", f"leads of it do: {', '.join(leads)}", "ask one of them")
@@ -401,6 +407,12 @@ class Reviews:
         return {"asked": len(plain) * task.reviewers, "done": sum(done.values()), "items": len(plain),
                 "complete": len(decided | {item for item, n in done.items() if n == task.reviewers}),
                 "by": dict(Counter(act.reviewer for act in everything))}
+
+
+def _open(state: State, name: str) -> None:
+    if name in state.closed:
+        raise DataError(f"the task {name!r} is closed", "all may read its answers since, so they stay as they are",
+                        "ask a lead to open it again; your draft is kept")
 
 
 def dispute(said: Mapping[str, Event]) -> float:
