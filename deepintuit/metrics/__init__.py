@@ -13,7 +13,7 @@ Left out on purpose: per-class calibration, drawing (`report`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,18 +41,15 @@ from deepintuit.metrics.agreement import (
 from deepintuit.metrics.answers import (
     ClassScores,
     Flips,
-    accuracy,
     class_scores,
     confusion,
     flips,
     macro_f1,
-    no_answer_rate,
 )
 from deepintuit.metrics.distributions import (
     FLOOR,
     Bins,
     apply_temperature,
-    brier,
     brier_each,
     ece,
     fit_temperature,
@@ -77,11 +74,11 @@ from deepintuit.metrics.label_errors import LabelErrors, label_errors
 
 __all__ = [
     "FLOOR", "Agreement", "Bins", "ClassScores", "Conformal", "Estimate", "Evaluation", "Flips", "GateCurve",
-    "LabelErrors", "RiskCoverage", "Statistic", "accuracy", "agreement", "alpha_of", "apply_temperature",
-    "bootstrap", "brier", "brier_each", "cheapest_threshold", "class_f1_of", "class_indices", "class_scores",
+    "LabelErrors", "RiskCoverage", "Statistic", "agreement", "alpha_of", "apply_temperature",
+    "bootstrap", "brier_each", "cheapest_threshold", "class_f1_of", "class_indices", "class_scores",
     "conformal_folds", "conformal_quantile", "conformal_sets", "confusion", "ece", "ece_of", "evaluate_predictions",
     "fit_temperature", "flips", "gate_curve", "kappa_of", "label_errors", "macro_f1", "macro_f1_of", "mean_of",
-    "nll", "nll_each", "no_answer_rate", "paired_difference", "percent_agreement_of", "rating_matrix",
+    "nll", "nll_each", "paired_difference", "percent_agreement_of", "rating_matrix",
     "reliability_bins", "risk_coverage", "set_coverage", "threshold_for_risk", "wilson",
 ]
 
@@ -102,16 +99,6 @@ class Evaluation:
     brier: Estimate | None
     ece: Estimate | None
     bins: Bins | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested dict of numbers and lists, for run.json; nan stays nan."""
-        return _listed(asdict(self))
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return value.tolist() if isinstance(value, np.ndarray) else list(value) if isinstance(value, tuple) else value
 
 
 def evaluate_predictions(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str],

@@ -1,4 +1,4 @@
-"""Scores of answers: accuracy, F1, confusion, and what one system changed against another."""
+"""Scores of answers: F1, confusion, and what one system changed against another."""
 
 from __future__ import annotations
 
@@ -9,18 +9,7 @@ import numpy as np
 
 from deepintuit.errors import DataError
 from deepintuit.labels import NONE_LABEL
-from deepintuit.metrics.inputs import Floats, Ints, class_indices, mean, same_length
-
-
-def accuracy(truth_C: Sequence[str], predicted_C: Sequence[str]) -> float:
-    """Share of clips whose prediction is the truth; "none" is wrong. nan for no clips."""
-    same_length(truth=truth_C, predicted=predicted_C)
-    return mean(np.asarray(np.asarray(truth_C) == np.asarray(predicted_C), dtype=np.float64))
-
-
-def no_answer_rate(predicted_C: Sequence[str]) -> float:
-    """Share of clips without a readable answer. nan for no clips."""
-    return mean(np.asarray(np.asarray(predicted_C) == NONE_LABEL, dtype=np.float64))
+from deepintuit.metrics.inputs import Floats, Ints, class_indices, same_length
 
 
 def confusion(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str]) -> Ints:

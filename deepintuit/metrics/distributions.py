@@ -21,18 +21,13 @@ def nll_each(probs_C_K: Floats, truth_C: Ints) -> Floats:
 
 
 def brier_each(probs_C_K: Floats, truth_C: Ints) -> Floats:
+    """Squared distance to the truth, summed over classes: from 0 to 2 (Brier 1950), twice the binary score of two."""
     return ((probs_C_K - np.eye(probs_C_K.shape[1])[truth_C]) ** 2).sum(1)
 
 
 def nll(probs_C_K: ArrayLike, truth_C: ArrayLike) -> float:
     """Mean negative log-likelihood of the truth, in nats; probabilities are floored at FLOOR. nan for no clips."""
     return mean(nll_each(*distribution(probs_C_K, truth_C)))
-
-
-def brier(probs_C_K: ArrayLike, truth_C: ArrayLike) -> float:
-    """Mean over clips of the squared distance to the truth, summed over classes: from 0 to 2 (Brier 1950). For two
-    classes it is twice the binary score. nan for no clips."""
-    return mean(brier_each(*distribution(probs_C_K, truth_C)))
 
 
 @dataclass(frozen=True)
@@ -46,30 +41,21 @@ class Bins:
     confidence: Floats
 
 
-def bin_edges(confidence_C: Floats, bins: int, adaptive: bool) -> Floats:
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    if adaptive and confidence_C.size:
-        inner = np.unique(np.quantile(confidence_C, edges[1:-1]))
-        edges = np.concatenate([[0.0], inner[(inner > 0) & (inner < 1)], [1.0]])
-    return edges
-
-
-def reliability_bins(confidence_C: ArrayLike, correct_C: ArrayLike, bins: int = 15, *, adaptive: bool = False) -> Bins:
-    """Accuracy and mean confidence by confidence: `bins` of equal width over 0 … 1, or (`adaptive`) of about equal
-    counts; ties then may leave fewer bins."""
+def reliability_bins(confidence_C: ArrayLike, correct_C: ArrayLike, bins: int = 15) -> Bins:
+    """Accuracy and mean confidence by confidence, in `bins` of equal width over 0 … 1."""
     confidence, correct = confidence_and_correct(confidence_C, correct_C)
-    edges = bin_edges(confidence, bins, adaptive)
+    edges = np.linspace(0.0, 1.0, bins + 1)
     place = np.searchsorted(edges[1:-1], confidence)
-    counts = np.bincount(place, minlength=len(edges) - 1)
-    empty = np.full(len(counts), np.nan)
+    counts = np.bincount(place, minlength=bins)
+    empty = np.full(bins, np.nan)
     return Bins(edges, counts, *(np.divide(np.bincount(place, weights=values, minlength=len(counts)), counts,
                                            out=empty.copy(), where=counts > 0) for values in (correct, confidence)))
 
 
-def ece(confidence_C: ArrayLike, correct_C: ArrayLike, bins: int = 15, *, adaptive: bool = False) -> float:
+def ece(confidence_C: ArrayLike, correct_C: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error: |accuracy − confidence| of each bin, weighted by its count (Guo et al. 2017). It is
     biased upwards on few clips. nan for no clips."""
-    found = reliability_bins(confidence_C, correct_C, bins, adaptive=adaptive)
+    found = reliability_bins(confidence_C, correct_C, bins)
     if not found.counts.sum():
         return math.nan
     gaps = np.where(found.counts > 0, np.abs(found.accuracy - found.confidence), 0.0)
@@ -94,21 +80,18 @@ def apply_temperature(logits_C_K: ArrayLike, temperature: float) -> Floats:
     return softmax(_shifted(logits_C_K) / temperature, axis=1)
 
 
-def fit_temperature(logits_C_K: ArrayLike, truth_C: ArrayLike, *, weights_C: ArrayLike | None = None,
-                    bounds: tuple[float, float] = (0.05, 20.0)) -> float:
-    """The temperature of least NLL on held-out clips (Guo et al. 2017). NLL is convex in 1/T, so the one minimum is
-    found; where it lies outside (all clips right: T → 0) the nearer bound is returned. No clips: 1.0.
-    `weights_C` lets a clip with several rows count once."""
+def fit_temperature(logits_C_K: ArrayLike, truth_C: ArrayLike) -> float:
+    """The temperature of least NLL on held-out clips (Guo et al. 2017), from 0.05 to 20. NLL is convex in 1/T, so the
+    one minimum is found; where it lies outside (all clips right: T → 0) the nearer bound is returned. No clips: 1.0."""
     logits, truth = _shifted(logits_C_K), np.asarray(truth_C, dtype=np.int64)
     same_length(logits=logits, truth=truth)
     if truth.size == 0:
         return 1.0
-    weights = np.ones(len(truth)) if weights_C is None else np.asarray(weights_C, dtype=np.float64)
     rows = np.arange(len(truth))
 
     def loss(inverse: float) -> float:
-        return float(-(weights * log_softmax(logits * inverse, axis=1)[rows, truth]).sum() / weights.sum())
+        return float(-log_softmax(logits * inverse, axis=1)[rows, truth].sum() / len(truth))
 
-    ends = (1 / bounds[1], 1 / bounds[0])
+    ends = (1 / 20, 1 / 0.05)
     found = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
     return float(1 / min((*ends, found.x), key=loss))

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from deepintuit.metrics.answers import f1_from_counts, nanmean
-from deepintuit.metrics.distributions import bin_edges
 from deepintuit.metrics.inputs import Floats, class_indices, confidence_and_correct, same_length
 
 _CELLS = 4_000_000  # weights held at once: 32 MB
@@ -85,7 +84,7 @@ def class_f1_of(truth_C: Sequence[str], predicted_C: Sequence[str], label: str) 
 def ece_of(confidence_C: ArrayLike, correct_C: ArrayLike, bins: int = 15) -> Statistic:
     """The statistic `ece` with bins of equal width."""
     confidence, correct = confidence_and_correct(confidence_C, correct_C)
-    inside = np.eye(bins)[np.searchsorted(bin_edges(confidence, bins, False)[1:-1], confidence)]
+    inside = np.eye(bins)[np.searchsorted(np.linspace(0.0, 1.0, bins + 1)[1:-1], confidence)]
     gaps = inside * (correct - confidence)[:, None]
     return lambda weights_B_C: np.abs(weights_B_C @ gaps).sum(1) / weights_B_C.sum(1)
 
