@@ -315,8 +315,8 @@ def test_a_gain_figure_has_a_row_a_class_the_largest_gain_on_top() -> None:
 
 
 def test_training_curves_have_plain_names_and_units() -> None:
-    names = {"loss": 0.1, "reward": 1.5, "rewards/accuracy/mean": 0.5, "rewards/format/mean": 0.9,
-             "frac_reward_zero_std": 0.25, "entropy": 0.4, "completions/mean_length": 60.0, "learning_rate": 1e-6,
+    names = {"loss": 0.1, "reward": 1.5, "accuracy": 0.5, "well_formed": 0.9,
+             "zero_variance_share": 0.25, "entropy": 0.4, "tokens_mean": 60.0, "learning_rate": 1e-6,
              "num_tokens": 400.0}
     steps = pd.DataFrame([{"step": s, "name": n, "value": v} for s in (2, 1) for n, v in names.items()])
     figure = training_figure(steps)
@@ -426,7 +426,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     named = [{**row, "system": HOSTILE} for row in tiny()]
     workbench, run_id = workbench_with(tmp_path, named, trace=HOSTILE + "\0\ud800",
                                        clip_name=HOSTILE.replace("/", "") + ".mp4")
-    page = Page(run_card(workbench, run_id, title=HOSTILE).read_text(encoding="utf-8"))
+    page = Page(run_card(workbench, run_id).read_text(encoding="utf-8"))
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]
     assert scripts == [{"type": "application/json", "id": "figure-data"}, {}, {}]
     assert not [tag for tag, _ in page.elements if tag == "img"] and page.text.count("alert(1)") >= 4
@@ -499,6 +499,8 @@ def test_quick_answers_are_those_of_traces_that_thought():
     assert found["clip_id"].tolist() == ["a", "b"]
     assert found["quick_right"].tolist() == [1, 0] and found["final_right"].tolist() == [0, 1]
     assert found["tokens"].tolist() == [10, 10] and found["quick_tokens"].tolist() == [3, 3]
+    by_calibrator = traces.assign(quick_probability=[0.6, None, None, None])
+    assert quick_answers(by_calibrator, LabelSet.of("pets", LABELS))["confidence"].tolist() == [0.6, -1.0]
 
 
 def test_a_gate_figure_says_what_thinking_costs_and_brings():

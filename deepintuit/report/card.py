@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -49,23 +49,20 @@ CONTROLS = {
 }
 
 
-def run_card(workbench: Workbench, run_ids: str | Sequence[str], config: EvaluateConfig | None = None, *,
-             target: str | Path | None = None, title: str | None = None, labels: Iterable[str] | None = None,
-             examples: int = 1) -> Path:
-    """Write the card of one or several evaluate runs and give its path, by default `reports/<first run id>.html` in the
-    workbench. A card that is there is replaced whole.
+def run_card(workbench: Workbench, run_ids: str | Sequence[str], config: EvaluateConfig | None = None) -> Path:
+    """Write the card of one or several evaluate runs and give its path, `reports/<first run id>.html` in the workbench.
+    A card that is there is replaced whole.
 
-    `config` defaults to the first run's settings, `labels` to those of its dataset; `examples` clips are shown of each
-    of four kinds.
+    `config` defaults to the first run's settings, whose dataset also says what the labels are.
     StoreError for an unknown run. A run without predictions gets a card that says so.
     """
     ids = [run_ids] if isinstance(run_ids, str) else list(run_ids)
-    story = gather(workbench, ids, config, None if labels is None else tuple(labels), examples)
-    path = Path(target) if target is not None else workbench.path / "reports" / f"{ids[0]}.html"
+    story = gather(workbench, ids, config)
+    path = workbench.path / "reports" / f"{ids[0]}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-        file.write(_page(story, title or _title(story)))
+        file.write(_page(story, _title(story)))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -74,10 +71,10 @@ def run_card(workbench: Workbench, run_ids: str | Sequence[str], config: Evaluat
 
 
 def show(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None, *,
-         console: Console | None = None, labels: Iterable[str] | None = None) -> None:
+         console: Console | None = None) -> None:
     """Print the table of these runs and its headline in words; settings and errors as of `run_card`."""
     console = console or Console()
-    table = tabulate(workbench, run_ids, config, None if labels is None else tuple(labels))
+    table = tabulate(workbench, run_ids, config)
     console.print(terminal_table(table.rows, console.width))
     if table.rows:
         console.print(Text(sentence(headline(table.rows, table.config.method))))

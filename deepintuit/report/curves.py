@@ -16,47 +16,42 @@ from deepintuit.report.figures import COLOURS, DASHES, empty, finished
 
 @dataclass(frozen=True)
 class Panel:
-    """One small plot. `series` maps what the legend says to the step names it goes by, the first found is drawn;
-    `scale` brings fractions to percent."""
+    """One small plot. `series` maps what the legend says to the name that is logged; `scale` brings fractions to
+    percent."""
 
     title: str
     unit: str
-    series: dict[str, tuple[str, ...]]
+    series: dict[str, str]
     scale: float = 1.0
 
 
 PANELS = (
-    Panel("Loss", "nats a token", {"training": ("loss", "train_loss"),
-                                   "validation": ("eval_loss", "validation_loss", "validation_nll", "eval_nll")}),
-    Panel("Reward, mean", "reward", {"reward": ("reward", "reward_mean")}),
-    Panel("Right answers", "% of traces", {"accuracy reward": ("accuracy", "accuracy_reward", "rewards/accuracy/mean",
-                                                               "rewards/accuracy_reward/mean")}, 100),
-    Panel("Well-formed", "% of traces", {"format reward": ("format", "well_formed", "format_reward",
-                                                           "rewards/format/mean", "rewards/format_reward/mean")}, 100),
-    Panel("Seeing and reasoning", "reward, mean", {"seeing": ("perception_mean",), "reasoning": ("reasoning_mean",)}),
+    Panel("Loss", "nats a token", {"training": "loss", "validation": "validation_nll"}),
+    Panel("Reward, mean", "reward", {"reward": "reward"}),
+    Panel("Right answers", "% of traces", {"accuracy reward": "accuracy"}, 100),
+    Panel("Well-formed", "% of traces", {"format reward": "well_formed"}, 100),
+    Panel("Seeing and reasoning", "reward, mean", {"seeing": "perception_mean", "reasoning": "reasoning_mean"}),
     Panel("Seeing enough, arguing otherwise", "% of traces", {
-        "observation suffices": ("sufficient_mean",), "answer is not what was argued": ("mismatch_mean",)}, 100),
-    Panel("Quick answers", "% of traces", {"right at once": ("quick_mean",), "put off": ("put_off_mean",)}, 100),
+        "observation suffices": "sufficient_mean", "answer is not what was argued": "mismatch_mean"}, 100),
+    Panel("Quick answers", "% of traces", {"right at once": "quick_mean", "put off": "put_off_mean"}, 100),
     Panel("Groups that teach nothing", "% of groups, all rewards equal",
-          {"zero variance": ("zero_variance", "frac_reward_zero_std", "zero_variance_share"),
-           "of seeing": ("zero_variance_perception",), "of reasoning": ("zero_variance_reasoning",)}, 100),
-    Panel("Entropy", "nats a token", {"entropy": ("entropy",)}),
-    Panel("Completion length", "tokens, mean",
-          {"length": ("tokens_mean", "completion_length", "completions/mean_length")}),
-    Panel("Learning rate", "an update", {"rate": ("learning_rate",)}),
-    Panel("Cut at the limit", "% of traces", {"truncated": ("truncated_share", "completions/clipped_ratio")}, 100),
+          {"zero variance": "zero_variance_share", "of seeing": "zero_variance_perception",
+           "of reasoning": "zero_variance_reasoning"}, 100),
+    Panel("Entropy", "nats a token", {"entropy": "entropy"}),
+    Panel("Completion length", "tokens, mean", {"length": "tokens_mean"}),
+    Panel("Learning rate", "an update", {"rate": "learning_rate"}),
+    Panel("Cut at the limit", "% of traces", {"truncated": "truncated_share"}, 100),
 )
 
 
-def training_figure(steps: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+def training_figure(steps: pd.DataFrame) -> go.Figure:
     """Panels of whatever known quantities `steps` (columns step, name, value) holds; other names are passed over."""
     by_name = {str(name): rows.sort_values("step") for name, rows in steps.dropna(subset=["value"]).groupby("name")}
     panels = []
     for panel in PANELS:
-        found = {legend: next((by_name[name] for name in names if name in by_name), None)
-                 for legend, names in panel.series.items()}
-        if any(rows is not None for rows in found.values()):
-            panels.append((panel, {legend: rows for legend, rows in found.items() if rows is not None}))
+        found = {legend: by_name[name] for legend, name in panel.series.items() if name in by_name}
+        if found:
+            panels.append((panel, found))
     if not panels:
         return empty("No training step was logged yet.")
     columns = 1 if len(panels) == 1 else 2
@@ -75,7 +70,7 @@ def training_figure(steps: pd.DataFrame, *, title: str | None = None) -> go.Figu
         figure.update_yaxes(title_text=panel.unit, title_font_size=11, exponentformat="e", **place, **bounds)
         figure.update_xaxes(title_text="update", title_font_size=11, row=row, col=column)
     figure.update_annotations(font_size=13)
-    figure = finished(figure, title or _title(panels), 210 * lines)
+    figure = finished(figure, _title(panels), 210 * lines)
     figure.update_layout(legend_y=1 + 30 / (210 * lines))
     return figure
 

@@ -139,7 +139,7 @@ def _stages_title(names: Sequence[str], raw: Sequence[Estimate | None], calibrat
     return f"{name}: from {percent(before)} raw to {percent(after)} calibrated"
 
 
-def confusion_figure(counts_K_K1: ArrayLike, labels: Sequence[str], *, title: str | None = None) -> go.Figure:
+def confusion_figure(counts_K_K1: ArrayLike, labels: Sequence[str]) -> go.Figure:
     """Counts of true (rows) against answered labels; the last column is "none". Shades are shares of a row."""
     counts = np.asarray(counts_K_K1, dtype=np.int64)
     if not counts.size or not counts.sum():
@@ -153,7 +153,7 @@ def confusion_figure(counts_K_K1: ArrayLike, labels: Sequence[str], *, title: st
         showscale=False,
         customdata=[[f"{safe(true)} answered as {safe(answer)}" for answer in answers] for true in labels],
         hovertemplate="%{customdata}<br>%{text} clips, %{z:.1f} % of the row<extra></extra>"))
-    return finished(figure, title or _confusion_title(counts, labels), 90 + 44 * len(labels),
+    return finished(figure, _confusion_title(counts, labels), 90 + 44 * len(labels),
                     xaxis=_names_axis(answers, title_text="Answered (shade: share of the row)", tickangle=-40,
                                       showgrid=False, zeroline=False),
                     yaxis=_names_axis(labels, title_text="True", autorange="reversed", showgrid=False, zeroline=False))
@@ -170,7 +170,7 @@ def _confusion_title(counts: np.ndarray, labels: Sequence[str]) -> str:
             f"{off[true, answer]} of {counts[true].sum()} clips")
 
 
-def reliability_figure(bins_by_name: Mapping[str, Bins], *, title: str | None = None) -> go.Figure:
+def reliability_figure(bins_by_name: Mapping[str, Bins]) -> go.Figure:
     """Accuracy against confidence for each named set of bins, over the count of clips a bin. On the diagonal,
     confidence is honest."""
     known = {name: bins for name, bins in bins_by_name.items() if bins.counts.sum()}
@@ -199,7 +199,7 @@ def reliability_figure(bins_by_name: Mapping[str, Bins], *, title: str | None = 
     figure.update_xaxes(title_text="Confidence, the probability of the answer (%)", row=2, col=1)
     figure.update_yaxes(**ticks, title_text="Accuracy (%)", row=1, col=1)
     figure.update_yaxes(title_text="Clips", row=2, col=1)
-    return finished(figure, title or _reliability_title(known), 430, barmode="overlay")
+    return finished(figure, _reliability_title(known), 430, barmode="overlay")
 
 
 def _gap(bins: Bins) -> float:
@@ -214,7 +214,7 @@ def _reliability_title(known: Mapping[str, Bins]) -> str:
     return f"Confidence and accuracy differ by {number(_gap(last))} points on average; on the whole {lean}"
 
 
-def risk_coverage_figure(curves: Mapping[str, RiskCoverage], *, title: str | None = None) -> go.Figure:
+def risk_coverage_figure(curves: Mapping[str, RiskCoverage]) -> go.Figure:
     """Share of wrong answers among those given, as fewer and fewer unsure clips are answered. The last curve is the one
     the figure speaks of: blue and solid."""
     known = {name: curve for name, curve in curves.items() if len(curve.coverage)}
@@ -230,13 +230,12 @@ def risk_coverage_figure(curves: Mapping[str, RiskCoverage], *, title: str | Non
     curve = list(known.values())[-1]
     half, whole = (float(curve.risk[np.searchsorted(curve.coverage, share - 1e-9)]) for share in (0.5, 1.0))
     words = f"Answering only the surer half errs on {percent(half)}; answering all errs on {percent(whole)}"
-    return finished(figure, title or words, 300,
+    return finished(figure, words, 300,
                     xaxis=dict(title_text="Clips answered, surest first (%)", range=[0, 101]),
                     yaxis=dict(title_text="Wrong among them (%)", rangemode="tozero"), showlegend=len(known) > 1)
 
 
-def class_f1_figure(labels: Sequence[str], f1_by_name: Mapping[str, ArrayLike], support_K: ArrayLike, *,
-                    title: str | None = None) -> go.Figure:
+def class_f1_figure(labels: Sequence[str], f1_by_name: Mapping[str, ArrayLike], support_K: ArrayLike) -> go.Figure:
     """F1 of each class for each named system; a class that was neither true nor answered has no point."""
     if not labels or not f1_by_name:
         return empty("No class was scored yet.")
@@ -260,11 +259,11 @@ def class_f1_figure(labels: Sequence[str], f1_by_name: Mapping[str, ArrayLike], 
         worst, best = int(np.nanargmin(last)), int(np.nanargmax(last))
         words = f"F1 is lowest on {labels[worst]} ({percent(last[worst] / 100)})"
         words += f" and highest on {labels[best]} ({percent(last[best] / 100)})" if best != worst else ""
-    return finished(figure, title or words, 60 + 36 * len(labels), xaxis=dict(title_text="F1 (%)", range=[0, 101]),
+    return finished(figure, words, 60 + 36 * len(labels), xaxis=dict(title_text="F1 (%)", range=[0, 101]),
                     yaxis=_names_axis(names, range=[len(labels) - 0.5, -0.5], zeroline=False))
 
 
-def flips_figure(names: Sequence[str], flips: Sequence[Flips], *, title: str | None = None) -> go.Figure:
+def flips_figure(names: Sequence[str], flips: Sequence[Flips]) -> go.Figure:
     """Clips turned from wrong to right (to the right) and from right to wrong (to the left) against the raw label."""
     if not names:
         return empty("No calibrated answer stands beside a raw label yet.")
@@ -280,7 +279,7 @@ def flips_figure(names: Sequence[str], flips: Sequence[Flips], *, title: str | N
     step = next(s * 10**e for e in range(9) for s in (1, 2, 5) if s * 10**e >= most / 4)
     ticks = list(range(-step * (most // step), most + 1, step))
     words = f"{names[-1]}: {won[-1]} clips mended, {lost[-1]} broken"
-    return finished(figure, title or words, 70 + 34 * len(names), barmode="overlay",
+    return finished(figure, words, 70 + 34 * len(names), barmode="overlay",
                     xaxis=dict(title_text="Clips whose answer turned", tickvals=ticks,
                                range=[-1.1 * max(lost) - 0.1 * most, 1.1 * max(won) + 0.1 * most],
                                ticktext=[str(abs(tick)) for tick in ticks], zerolinewidth=1.5, zerolinecolor=RAW),

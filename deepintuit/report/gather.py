@@ -77,10 +77,9 @@ class Table:
     groups: Mapping[str, str]
 
 
-def tabulate(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None,
-             labels: Sequence[str] | None = None) -> Table:
-    """The table of these runs' predictions; refreshes the index. `config` defaults to the first run's, `labels` to its
-    dataset's. StoreError for an unknown run, DataError where nothing says what the labels are."""
+def tabulate(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None) -> Table:
+    """The table of these runs' predictions; refreshes the index. `config` defaults to the first run's; its dataset says
+    what the labels are. StoreError for an unknown run, DataError where nothing says it."""
     if not run_ids:
         raise StoreError("no run was named", "a card tells of at least one",
                          "name an evaluate run; `workbench.runs()` lists them")
@@ -90,17 +89,16 @@ def tabulate(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfi
     predictions = _told_apart(predictions)
     workbench.refresh()
     dataset = next((about["dataset"] for about in asked if about["dataset"]), None)
-    names = tuple(labels or _labels(workbench, dataset, predictions))
+    names = tuple(_labels(workbench, dataset, predictions))
     groups = workbench.query('SELECT clip_id, "group" FROM clips WHERE dataset = ? AND "group" IS NOT NULL', [dataset])
     sources = dict(zip(groups["clip_id"], groups["group"], strict=True))
     rows = table_of(predictions, names, settings, groups=sources, seed=asked[0]["seed"])
     return Table(rows, names, settings, predictions[predictions["split"] == settings.split], asked, dataset, sources)
 
 
-def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None,
-           labels: Sequence[str] | None = None, examples: int = 1) -> Story:
+def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None) -> Story:
     """All that a card tells, as `tabulate`."""
-    table = tabulate(workbench, run_ids, config, labels)
+    table = tabulate(workbench, run_ids, config)
     spoken, dataset = headline(table.rows, table.config.method), table.dataset
     runs = _with_ancestors(workbench, table.runs)
     ids = [about["run_id"] for about in runs]
@@ -114,7 +112,7 @@ def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig 
                         [dataset]),
         workbench.query("""SELECT run_id, stage, reason, n, share FROM trace_reasons
                            WHERE run_id IN (SELECT unnest(?)) ORDER BY run_id, stage, n DESC, reason""", [ids]),
-        _examples(workbench, table.predictions, spoken, examples),
+        _examples(workbench, table.predictions, spoken),
         {run_id: steps for run_id, steps in logged.items() if len(steps)},
         _quick(workbench, table, spoken),
         class_gains(table.predictions, stages_of(table.rows, spoken), table.labels, table.config, table.groups,
@@ -171,7 +169,7 @@ def _labels(workbench: Workbench, dataset: str | None, predictions: pd.DataFrame
     seen = {*predictions["true_label"].dropna(), *predictions["predicted"]} - {NONE_LABEL}
     if len(predictions) and not seen:
         raise DataError("the predictions name no label", "the run has no dataset and no clip a true label",
-                        "pass `labels`, the label set's names in order")
+                        "evaluate the clips of an imported dataset")
     return sorted(seen)
 
 
@@ -188,8 +186,9 @@ def _with_ancestors(workbench: Workbench, asked: Sequence[dict[str, Any]]) -> li
     return list(found.values())
 
 
-def _examples(workbench: Workbench, predictions: pd.DataFrame, row: Row | None, most: int) -> list[Example]:
-    if row is None or row.gain is None or not most:
+def _examples(workbench: Workbench, predictions: pd.DataFrame, row: Row | None) -> list[Example]:
+    """The first clip of each kind."""
+    if row is None or row.gain is None:
         return []
     mine = predictions[predictions["system"] == row.system]
     raw = mine[(mine["method"] == "raw") & (mine["control"] == "none")].set_index("clip_id")
@@ -198,7 +197,7 @@ def _examples(workbench: Workbench, predictions: pd.DataFrame, row: Row | None, 
     was_right, is_right = both["predicted_raw"] == both["true_label"], both["predicted"] == both["true_label"]
     chosen = {"mended": ~was_right & is_right, "broken": was_right & ~is_right, "right": was_right & is_right,
               "wrong": ~was_right & ~is_right}
-    picked = [(kind, clip, answer) for kind in KINDS for clip, answer in both[chosen[kind]].head(most).iterrows()]
+    picked = [(kind, clip, answer) for kind in KINDS for clip, answer in both[chosen[kind]].head(1).iterrows()]
     trace_of = {clip: next((t for t in (answer["trace_id_raw"], answer["trace_id"]) if isinstance(t, str)), None)
                 for _, clip, answer in picked}
     traces = workbench.query("""SELECT trace_id, text, reason FROM traces

@@ -24,15 +24,17 @@ GATE_COLUMNS = ("confidence", "quick_right", "final_right", "quick_tokens", "tok
 
 
 def quick_answers(traces: pd.DataFrame, labels: LabelSet) -> pd.DataFrame:
-    """One row a trace that gave, or could have given, a quick answer and thought to the end: its confidence, whether
-    quick and final answer were right, tokens up to the quick answer and in all. Empty where no trace was watched."""
+    """One row a trace that gave, or could have given, a quick answer and thought to the end: its confidence (the
+    calibrator's, where that was the gate), whether quick and final answer were right, tokens up to the quick answer and
+    in all. Empty where no trace was watched."""
     watched = traces[traces["quick_tokens"].notna() & (traces["thought"] != False)]  # noqa: E712 - null is neither
     rows = []
     for row in watched.to_dict("records"):
         trace = parse(row["text"], "answer-think-answer", labels, bool(row["truncated"]))
         quick = trace.quick if trace.ok else None
         rows.append((
-            row["clip_id"], row["quick_confidence"], float(quick == row["true_label"]),
+            row["clip_id"], row["quick_confidence"] if pd.isna(sure := row.get("quick_probability")) else sure,
+            float(quick == row["true_label"]),
             float(row["provisional"] == row["true_label"]), row["quick_tokens"], row["tokens"],
         ))  # fmt: skip
     return pd.DataFrame(rows, columns=["clip_id", *GATE_COLUMNS])
