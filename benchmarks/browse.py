@@ -1,25 +1,26 @@
-"""A million traces are browsed without waiting: count, page, filter, sort, search, and the first rows of an export.
+"""Millions of traces are browsed without waiting: count, page, filter, sort, search, and the first rows of an export.
 
 Makes a synthetic workbench (parts written as Parquet in the shape that the stages write: texts of 250 to 3,000
 characters about what is seen when, token ids with log-probabilities, predictions under every control), indexes it and
 asks what the Traces page asks, each question many times in random order with other values each time. Prints medians and
 95th percentiles in milliseconds, the processor time (of all threads: on a busy machine it says what an idle one would
-take), the rate at which the index was built and a run was added to it, its size, the rate of a whole export, and the
-memory of the process.
+take at most), the rate at which the index was built and a run was added to it, its size, the rate of a whole export,
+and the most memory that the process held while it built and while it asked.
 
 Making it takes minutes and 6 GB a million traces (10 while an index is replaced); a killed run goes on where it stood.
-The questions are timed at the server's side of the store (query, rows as pandas), without HTTP and HTML, on a warm file
-cache.
+`--brief`: texts of two sentences, no token lists, and controls for one evaluation of seven, so that ten million traces
+take 14 GB. The questions are timed at the server's side of the store (query, rows as pandas), without HTTP and HTML, on
+a warm file cache.
 
-Run it:  python benchmarks/browse.py FOLDER [--traces 1000000] [--repeats 30]
+Run it:  python benchmarks/browse.py FOLDER [--traces 1000000] [--brief] [--repeats 30]
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -27,11 +28,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from measure import Row, chosen, now, options, report
 
 from deepintuit.labels import NONE_LABEL
-from deepintuit.store import GRAINS, Run, Workbench, browse, disk
+from deepintuit.store import GRAINS, Run, Workbench, browse, clips, disk
 from deepintuit.store.browse import TraceFilter
 from deepintuit.store.run import part_name
 
@@ -43,7 +45,7 @@ STAGES = {"teach": 0.02, "grpo": 0.5, "calibrate": 0.2, "evaluate": 0.28}
 CONTROLS = ("none", "trace_blanked", "video_blanked", "trace_swapped")
 ASKED = {
     "a page": "first page", "a filter": "filter: a run", "one id": "open a trace", "class counts": "choices",
-    "flips": "filter: flips", "a confusion cell": "filter: a confusion cell",
+    "flips": "filter: flips", "confusion": "confusion of a run", "a confusion cell": "filter: a confusion cell",
 }  # fmt: skip
 """What the table of all benchmarks shows → the question here."""
 WHO = "courier,resident,child,neighbour,stranger,dog,cat,cyclist,driver,cleaner,guest,gardener".split(",")
@@ -68,63 +70,69 @@ def sentences(count: int = 30_000) -> list[str]:
     return made
 
 
-def traces(run: Run, stage: str, numbers: range, pool: list[str]) -> pa.Table:
+def traces(run: Run, stage: str, numbers: range, pool: pa.Array, brief: bool = False) -> pa.Table:
     """Rows of traces `numbers` of a run; the same for the same arguments."""
     n = len(numbers)
     rng = np.random.default_rng([int(hashlib.sha256(run.id.encode()).hexdigest()[:8], 16), numbers[0]])
-    samples = {"grpo": 8, "calibrate": 4}.get(stage, 1)
-    clips = [f"{number // samples % CLIPS:016x}" for number in numbers]
-    true = [LABELS[number // samples % CLIPS % len(LABELS)] for number in numbers]
-    right = rng.random(n) < {"teach": 0.8, "grpo": 0.7}.get(stage, 0.78)
-    other = rng.integers(0, len(LABELS), n)
+    samples, number = {"grpo": 8, "calibrate": 4}.get(stage, 1), np.arange(numbers[0], numbers[0] + n)
+    clip = number // samples % CLIPS
+    true, other = clip % len(LABELS), rng.integers(0, len(LABELS), n)
+    said = np.where(rng.random(n) < {"teach": 0.8, "grpo": 0.7}.get(stage, 0.78), true, other)
     broken = rng.random(n) < 0.05
-    said = [t if r else LABELS[o] for t, r, o in zip(true, right, other)]
-    length = rng.choice((5, 12, 30), n, p=(0.4, 0.4, 0.2)) + rng.integers(0, 6, n)
-    picked = rng.integers(0, len(pool), int(length.sum()))
-    texts, at = [], 0
-    for number, size in enumerate(length.tolist()):
-        body = " ".join([pool[i] for i in picked[at : at + size].tolist()])
-        end = "" if broken[number] else f" </think><answer> {said[number]} </answer>"
-        texts.append(f"<think> {body}{end}")
-        at += size
-    tokens = np.array([len(text) for text in texts]) // 4
-    offsets = pa.array(np.concatenate([[0], np.cumsum(tokens)]), pa.int32())
+    length = np.full(n, 2) if brief else rng.choice((5, 12, 30), n, p=(0.4, 0.4, 0.2)) + rng.integers(0, 6, n)
+    bodies = pa.ListArray.from_arrays(_offsets(length), pool.take(pa.array(rng.integers(0, len(pool), length.sum()))))
+    end = pa.array(["", *(f" </think><answer> {label} </answer>" for label in LABELS)])
+    ends = end.take(pa.array(np.where(broken, 0, said + 1)))
+    texts = pc.binary_join_element_wise("<think> ", pc.binary_join(bodies, " "), ends, "")
+    tokens = pc.utf8_length(texts).to_numpy() // 4
     logprobs = -rng.gamma(0.25, 0.2, int(tokens.sum())).astype(np.float32)
-    confidence = np.exp(np.add.reduceat(logprobs, offsets.to_numpy()[:-1]) / tokens)
+    starts = _offsets(tokens)
+    confidence = np.exp(np.add.reduceat(logprobs, starts.to_numpy()[:-1]) / tokens)
+    lists = {} if brief else {
+        "token_logprobs": pa.ListArray.from_arrays(starts, pa.array(logprobs)),
+        "token_ids": pa.ListArray.from_arrays(starts, pa.array(rng.integers(0, 32_000, len(logprobs)), pa.int32())),
+    }  # fmt: skip
+    ids = pa.StringArray.from_buffers(n, pa.array(np.arange(n + 1, dtype=np.int32) * 20).buffers()[1],
+                                      pa.py_buffer(rng.bytes(10 * n).hex().encode()))  # fmt: skip
+    clips = pa.array([f"{i:016x}" for i in range(CLIPS)]).take(pa.array(clip))
+    reasons = pa.array(["truncated", "unclosed_tag", "unknown_label"]).take(pa.array(other % 3))
     columns = {
-        "trace_id": [hashlib.sha256(f"{run.id} {number}".encode()).hexdigest()[:20] for number in numbers],
-        "run_id": [run.id] * n, "clip_id": clips, "stage": [stage] * n,
-        "sample": [number % samples for number in numbers],
-        "step": [number // 512 if stage == "grpo" else None for number in numbers],
-        "temperature": rng.random(n).round(),
-        "text": texts, "answer": [None if b else f" {s} " for s, b in zip(said, broken)],
-        "provisional": [NONE_LABEL if b else s for s, b in zip(said, broken)],
-        "reason": [("truncated", "unclosed_tag", "unknown_label")[o % 3] if b else None for o, b in zip(other, broken)],
-        "true_label": true, "tokens": tokens, "milliseconds": rng.gamma(4, 20, n), "confidence": confidence,
-        "token_logprobs": pa.ListArray.from_arrays(offsets, pa.array(logprobs)),
-        "token_ids": pa.ListArray.from_arrays(offsets, pa.array(rng.integers(0, 32_000, len(logprobs)), pa.int32())),
-        "frame_hash": clips, "truncated": broken, "model": ["checkpoint"] * n,
+        "trace_id": ids, "run_id": [run.id] * n, "clip_id": clips, "stage": [stage] * n, "sample": number % samples,
+        "step": number // 512 if stage == "grpo" else [None] * n, "temperature": rng.random(n).round(),
+        "text": texts, "answer": _labels(np.where(broken, -1, said), None),
+        "provisional": _labels(np.where(broken, -1, said), NONE_LABEL), "true_label": _labels(true, None),
+        "reason": pc.if_else(pa.array(broken), reasons, None), "tokens": tokens, "milliseconds": rng.gamma(4, 20, n),
+        "confidence": confidence, "frame_hash": clips, "truncated": broken, "model": ["checkpoint"] * n, **lists,
     }  # fmt: skip
     return _shaped("traces", columns, n)
 
 
-def predictions(run: Run, rows: pa.Table) -> pa.Table:
+def _offsets(length_N: np.ndarray) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(length_N)]), pa.int32())
+
+
+def _labels(place_N: np.ndarray, without: str | None) -> pa.Array:
+    """`LABELS` by their places; -1 is `without` one."""
+    return pa.array([without, *LABELS], pa.string()).take(pa.array(place_N + 1))
+
+
+def predictions(run: Run, rows: pa.Table, controls: tuple[str, ...]) -> pa.Table:
     """The answer as given, and what a calibrator made of it under each control."""
-    rng = np.random.default_rng(len(rows))
-    shared = {name: rows[name].to_pylist() for name in ("trace_id", "clip_id", "true_label", "provisional")}
+    n, k, rng = len(rows), len(LABELS), np.random.default_rng(len(rows))
+    shared = {name: rows[name].combine_chunks() for name in ("trace_id", "clip_id", "true_label", "provisional")}
+    labels = pa.ListArray.from_arrays(_offsets(np.full(n, k)), pa.array(LABELS * n))
     made = []
-    for method, control in (("raw", "none"), *(("label_likelihood", control) for control in CONTROLS)):
-        better = rng.random(len(rows)) < 0.15
-        raw, pairs = method == "raw", zip(shared["true_label"], shared["provisional"], better)
-        said = [true if b and not raw else provisional for true, provisional, b in pairs]
-        probs = rng.dirichlet(np.full(len(LABELS), 0.3), len(rows)).round(6)
+    for method, control in (("raw", "none"), *(("label_likelihood", control) for control in controls)):
+        raw, said = method == "raw", shared["provisional"]
+        if not raw:
+            better = pc.if_else(pa.array(rng.random(n) < 0.15), shared["true_label"], said)
+            said = pc.if_else(pc.equal(better, NONE_LABEL), LABELS[0], better)
+        probs = rng.dirichlet(np.full(k, 0.3), n).round(6).ravel()
         made.append(_shaped("predictions", {
-            **shared, "run_id": [run.id] * len(rows), "split": ["test"] * len(rows), "system": [run.id] * len(rows),
-            "method": [method] * len(rows), "control": [control] * len(rows),
-            "predicted": [LABELS[0] if label == NONE_LABEL and not raw else label for label in said],
-            "labels": [None if raw else list(LABELS)] * len(rows),
-            "probs": [None] * len(rows) if raw else probs.tolist(),
-        }, len(rows)))  # fmt: skip
+            **shared, "run_id": [run.id] * n, "split": ["test"] * n, "system": [run.id] * n, "method": [method] * n,
+            "control": [control] * n, "predicted": said, "labels": [None] * n if raw else labels,
+            "probs": [None] * n if raw else pa.ListArray.from_arrays(labels.offsets, pa.array(probs)),
+        }, n))  # fmt: skip
     return pa.concat_tables(made)
 
 
@@ -136,29 +144,31 @@ def _shaped(grain: str, columns: dict, n: int) -> pa.Table:
     ], schema=schema)  # fmt: skip
 
 
-def write(workbench: Workbench, count: int) -> None:
+def write(workbench: Workbench, count: int, brief: bool) -> None:
     """Manifest and runs; a part that is there already is kept."""
-    clips = {
+    manifest = {
         "dataset": [DATASET] * CLIPS, "clip_id": [f"{i:016x}" for i in range(CLIPS)],
         "path": [f"videos/{i:05d}.mp4" for i in range(CLIPS)], "label": [LABELS[i % len(LABELS)] for i in range(CLIPS)],
         "split": [SPLITS[i % len(SPLITS)] for i in range(CLIPS)], "group": [f"camera-{i % 500}" for i in range(CLIPS)],
         "seconds": [2.0 + i % 60 for i in range(CLIPS)],
     }  # fmt: skip
     if not (workbench.clips / f"{DATASET}.parquet").exists():
-        pq.write_table(pa.table(clips), workbench.clips / f"{DATASET}.parquet")
-    pool = sentences()
+        pq.write_table(pa.table(manifest), workbench.clips / f"{DATASET}.parquet")
+    pool = pa.array(sentences())
     shares = [(stage, i, share / (7 if stage == "evaluate" else 1)) for stage, share in STAGES.items()
               for i in range(7 if stage == "evaluate" else 1)]  # fmt: skip
     done = 0
     for stage, number, share in shares:
-        run = workbench.start_run(stage, {"traces": count}, name=f"{stage} {number}", dataset=DATASET)
+        run = workbench.start_run(stage, {"traces": count, "brief": brief}, name=f"{stage} {number}", dataset=DATASET)
         size = round(count * share)
-        for part, first in enumerate(range(0, size, PART)):
-            numbers = range(first, min(first + PART, size))
+        step = 5 * PART if brief else PART
+        for part, first in enumerate(range(0, size, step)):
+            numbers = range(first, min(first + step, size))
             if not run.finished and not (run.path / part_name("traces", part)).exists():
-                rows = traces(run, stage, numbers, pool)
+                rows = traces(run, stage, numbers, pool, brief)
                 if stage == "evaluate":
-                    _write(run, "predictions", part, predictions(run, rows))
+                    controls = CONTROLS[:1] if brief and number else CONTROLS
+                    _write(run, "predictions", part, predictions(run, rows, controls))
                 _write(run, "traces", part, rows)
             done += len(numbers)
         if not run.finished:
@@ -177,7 +187,7 @@ def questions(workbench: Workbench, seed: int) -> Iterator[tuple[str, Callable[[
     """Names and calls of one round, in random order; values differ from round to round."""
     rng = random.Random(seed)
     choices = browse.choices(workbench)
-    run = rng.choice([value for value, _ in choices["run"]])
+    run, size = rng.choice(choices["run"])
     label, other = rng.sample(LABELS, 2)
     low = rng.random()
     deep = min(499_950, browse.count(workbench, TraceFilter()) // 2)
@@ -186,6 +196,7 @@ def questions(workbench: Workbench, seed: int) -> Iterator[tuple[str, Callable[[
     common = rng.choice(WHO)
     rare = f"{rng.choice(LINK)} the {rng.choice(WHO)} {rng.choice(DOES)} the {rng.choice(WHAT)}"
     exact, absent = f"at {rng.randrange(600) / 10} s near the {rng.choice(WHERE)}", f"zebra {seed}"
+    [chosen_trace] = browse.page(workbench, TraceFilter(run=run), limit=1, offset=rng.randrange(size)).rows.trace_id
     ask = {
         "first page": lambda: browse.page(workbench, TraceFilter()),
         "first page, 500 rows": lambda: browse.page(workbench, TraceFilter(), limit=500),
@@ -209,8 +220,14 @@ def questions(workbench: Workbench, seed: int) -> Iterator[tuple[str, Callable[[
         "search: a rare phrase": lambda: browse.page(workbench, TraceFilter(text=exact)),
         "search: not there": lambda: browse.page(workbench, TraceFilter(text=absent)),
         "search: in a run": lambda: browse.page(workbench, TraceFilter(text=exact, run=run)),
-        "open a trace": lambda: browse.trace(workbench, browse.page(workbench, cell, limit=1).rows.trace_id[0]),
-        "other traces of a clip": lambda: browse.siblings(workbench, _some_trace(workbench, rng)),
+        "confusion of a run": lambda: workbench.query(
+            "SELECT true_label, provisional, sum(n) FROM trace_counts WHERE run_id = ? GROUP BY ALL", [run]),
+        "flips counted": lambda: workbench.query(
+            "SELECT provisional, calibrated, sum(n) FROM trace_counts WHERE calibrated <> provisional GROUP BY ALL"),
+        "open a trace": lambda: (browse.fact(workbench, chosen_trace), browse.trace(workbench, chosen_trace)),
+        "other traces of a clip": lambda: browse.siblings(workbench, chosen_trace),
+        "what was said of a trace": lambda: (
+            browse.scores_of(workbench, chosen_trace), clips.predictions_on(workbench, chosen_trace)),
         "export, first bytes": lambda: next(browse.export(workbench, cell, "csv")),
         "export all, first bytes": lambda: next(browse.export(workbench, TraceFilter(), "parquet")),
     }
@@ -218,10 +235,6 @@ def questions(workbench: Workbench, seed: int) -> Iterator[tuple[str, Callable[[
     rng.shuffle(names)
     for name in names:
         yield name, ask[name]
-
-
-def _some_trace(workbench: Workbench, rng: random.Random) -> str:
-    return browse.page(workbench, TraceFilter(), limit=1, offset=rng.randrange(10_000)).rows.trace_id[0]
 
 
 def _refresh(workbench: Workbench, what: str, count: int) -> list[Row]:
@@ -248,28 +261,37 @@ def whole_export(workbench: Workbench, form: str, most: int = 100_000) -> None:
           f"(of processor {rows / work:,.0f}), memory {_memory() - before:+.2f} GiB")  # fmt: skip
 
 
-def _memory() -> float:
-    """What the process holds now, in GiB; 0 where that cannot be read."""
+def _memory(what: str = "VmRSS") -> float:
+    """What the process holds now (VmHWM: at the most so far), in GiB; 0 where that cannot be read."""
     status = Path("/proc/self/status").read_text() if Path("/proc/self/status").exists() else ""
-    return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 2**20
+    return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith(what)) / 2**20
+
+
+def _forget_peak() -> None:
+    """From here on VmHWM counts anew, where the system can do so."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:
     parser = options(__doc__, repeats=30)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--traces", type=int, default=1_000_000)
+    parser.add_argument("--brief", action="store_true", help="short texts, no token lists")
     given = chosen(parser)
     workbench = Workbench(given.folder)
-    write(workbench, given.traces)
+    write(workbench, given.traces, given.brief)
+    _forget_peak()
     rows = _refresh(workbench, "built", given.traces)
     run = workbench.start_run("evaluate", {"traces": "added", "at": time.time()}, dataset=DATASET)
-    _write(run, "traces", 0, traces(run, "evaluate", range(1_000), sentences()))
+    _write(run, "traces", 0, traces(run, "evaluate", range(1_000), pa.array(sentences()), given.brief))
     run.finish()
     rows += _refresh(workbench, "added to", 1_000)
-    built = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    built = _memory("VmHWM")
     parts = sum(path.stat().st_size for path in workbench.path.glob("runs/*/*.parquet"))
     print(f"parts {parts / 1e9:.2f} GB, index {workbench.index_path.stat().st_size / 1e9:.2f} GB, "
-          f"peak memory so far {built:.2f} GiB")  # fmt: skip
+          f"peak memory while building {built:.2f} GiB")  # fmt: skip
+    _forget_peak()
     milliseconds: dict[str, list[float]] = {}
     processor: dict[str, list[float]] = {}
     for number in range(given.repeats + 1):
@@ -288,14 +310,16 @@ def main() -> None:
     everything = [t for times in milliseconds.values() for t in times]
     p95 = np.percentile(everything, 95)
     print(f"{'all':28} {statistics.median(everything):8.0f} {p95:8.0f} {max(everything):8.0f}")
+    asking = _memory("VmHWM")
+    print(f"peak memory while asking {asking:.2f} GiB")
     whole_export(workbench, "jsonl")
-    print(f"memory of this process: {_memory():.2f} GiB")
     taken = processor if given.clock == "processor" else milliseconds
     for title, name in (*ASKED.items(), ("all questions", None)):
         times = [one for asked, some in taken.items() if name in (asked, None) for one in some]
         told = {"p95 ms": round(float(np.percentile(times, 95)), 1)}
         rows.append(Row(f"store, {title}", [one / 1000 for one in times], counted=told))
-    report(given, rows, f"{given.traces:,} traces, {len(taken)} kinds of questions, peak memory {built:.2f} GiB")
+    report(given, rows, f"{given.traces:,} traces, {len(taken)} kinds of questions, peak memory {built:.2f} GiB while "
+                        f"building, {asking:.2f} while asking")  # fmt: skip
 
 
 if __name__ == "__main__":

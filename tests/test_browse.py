@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepintuit.errors import StoreError
-from deepintuit.store import Workbench, browse, search
+from deepintuit.store import Workbench, browse, progress, search
 from deepintuit.store.browse import EXPORTED, FORMATS, TraceFilter
 
 TEXTS = (
@@ -135,6 +135,30 @@ def test_every_known_sort_works_both_ways_and_another_is_refused(workbench: Work
             assert browse.page(workbench, TraceFilter(), name, descending).total == 12
     with pytest.raises(StoreError, match="confidence"):
         browse.page(workbench, TraceFilter(), "confidence; DROP TABLE traces")
+
+
+@pytest.mark.parametrize("asked", [
+    {}, {"stage": "grpo"}, {"flip": "changed"}, {"true": "dog", "provisional": "cat"}, {"min_confidence": 0.3},
+    {"run": "gone"},
+])  # fmt: skip
+def test_a_page_holds_the_rows_that_a_sort_of_all_would_put_there(workbench: Workbench, asked: dict) -> None:
+    condition, values = TraceFilter(**asked).where(workbench)
+    for sort, column in browse.SORTS.items():
+        for descending in (False, True):
+            order = f"{column} {'DESC' if descending else 'ASC'} NULLS LAST, rowid"
+            sql = f"SELECT trace_id FROM stored_traces WHERE {condition} ORDER BY {order}"
+            all_of_it = workbench.query(sql, values).trace_id.tolist()
+            for at in range(0, 15, 5):
+                found = browse.page(workbench, TraceFilter(**asked), sort, descending, limit=5, offset=at)
+                assert found.rows.trace_id.tolist() == all_of_it[at : at + 5] and found.total == len(all_of_it)
+                assert list(found.rows) == [*browse._FACTS.split(", "), "text"]
+
+
+def test_a_trace_is_found_by_its_id_and_no_other_one_is(workbench: Workbench) -> None:
+    rows = workbench.query("SELECT trace_id, text FROM traces")
+    for trace_id, text in rows.itertuples(index=False):
+        assert browse.trace(workbench, trace_id).text == text and browse.trace(workbench, trace_id + "0") is None
+    assert progress.texts(workbench, rows.trace_id.tolist()) == dict(zip(rows.trace_id, rows.text))
 
 
 @pytest.mark.parametrize("asked", [{"flip": "sideways"}, {"right": "perhaps"}, {"final": "1 = 1"}])

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deepintuit.errors import StoreError
-from deepintuit.store import GRAINS, Workbench, trace_id, without_secrets
+from deepintuit.store import GRAINS, Workbench, index, trace_id, without_secrets
 from deepintuit.store.grains import storable
 
 
@@ -384,7 +384,7 @@ def test_refresh_does_nothing_when_nothing_changed(workbench: Workbench) -> None
 
 def contents(workbench: Workbench) -> dict[str, list[str]]:
     """All tables of the index, without the order of their rows."""
-    tables = ["runs", "clips", "parts", "problems", *GRAINS, "trace_facts"]
+    tables = ["runs", "clips", "parts", "problems", *GRAINS, "trace_facts", "trace_counts"]
     return {name: sorted(map(repr, workbench.query(f"SELECT {name}::VARCHAR AS row FROM {name}").row.tolist()))
             for name in tables}
 
@@ -416,6 +416,44 @@ def test_an_index_that_is_added_to_holds_what_a_new_one_would(workbench: Workben
     rows = workbench.query("SELECT lowered, calibrated, certainty FROM trace_facts WHERE clip_id = 'a' AND step = 1")
     assert rows.values.tolist() == [["written again", "cat", 0.9]] and len(grown["problems"]) == 1
     assert workbench.refresh(force=True) and contents(workbench) == grown
+
+
+def test_what_is_counted_once_is_what_counting_the_rows_gives(workbench: Workbench) -> None:
+    alike = ", ".join(index.COUNTED_BY)
+
+    def counted() -> tuple[list, list]:
+        workbench.refresh()
+        rows = f"SELECT {alike}, count(*)::BIGINT AS n FROM trace_facts GROUP BY ALL ORDER BY ALL"
+        found = (workbench.query(sql).astype(str) for sql in (rows, "FROM trace_counts ORDER BY ALL"))
+        there, said = (one.values.tolist() for one in found)
+        return there, said
+
+    write_manifest(workbench, "dog")
+    run = workbench.start_run("grpo", {}, dataset="home")
+    run.append("traces", [trace("a", step=1, provisional="cat"), trace("b", step=1, provisional="dog"), trace("c")])
+    there, said = counted()
+    assert there == said and len(said) == 3
+    ids = run.read("traces").trace_id.tolist()
+    other = workbench.start_run("evaluate", {}, dataset="home")
+    other.append("traces", [trace("a", provisional="cat")])
+    run.append("traces", [trace("a", step=1, provisional="dog")])
+    there, said = counted()
+    assert there == said and sum(int(row[-1]) for row in said) == 4
+    judge = workbench.start_run("calibrate", {}, dataset="home")
+    judge.append("predictions", [prediction("b", trace_id=ids[1], predicted="cat")])
+    there, said = counted()
+    assert there == said and sum("cat" == row[index.COUNTED_BY.index("calibrated")] for row in said) == 1
+
+
+def test_a_query_beyond_its_memory_spills_and_leaves_nothing(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_READING", "40MB")
+    workbench.start_run("grpo", {})
+    sql = "SELECT max(place) AS n FROM (SELECT row_number() OVER (ORDER BY hash(i)) AS place FROM range(3000000) t(i))"
+    assert workbench.query(sql)["n"][0] == 3_000_000 and list(workbench.path.glob("*.spilled-*"))
+    workbench._open = None
+    assert not list(workbench.path.glob("*.spilled-*"))
 
 
 def test_what_stood_and_changed_has_the_index_built_anew(workbench: Workbench) -> None:

@@ -227,11 +227,12 @@ def _shown(value: Any) -> str:
 def reasons(workbench: Workbench, run_id: str, name: str = "") -> pd.DataFrame:
     """Every trace of a run (of the saved slice `name`), by stage and what is wrong with it: stage, reason
     ("well-formed" where nothing is), n, share of the stage."""
-    condition, values = TraceFilter(run=run_id, slice=name).where(workbench)
+    asked = TraceFilter(run=run_id, slice=name)
+    condition, values = asked.where(workbench)
     return workbench.query(
         f"""SELECT *, n / sum(n) OVER (PARTITION BY stage) AS share
-            FROM (SELECT stage, coalesce(reason, 'well-formed') AS reason, count(*) AS n
-                  FROM trace_facts WHERE {condition} GROUP BY ALL)
+            FROM (SELECT stage, coalesce(reason, 'well-formed') AS reason, sum(n)::BIGINT AS n
+                  FROM {asked.counts} WHERE {condition} GROUP BY ALL)
             ORDER BY stage, n DESC, reason"""  # noqa: S608 - as above
         , values)
 

@@ -4,8 +4,10 @@
     found = page(workbench, asked, sort="confidence", limit=50)      # found.rows, found.total
     TraceFilter.from_query(asked.to_query()) == asked                # a slice travels in an address
 
-A filter reads only the narrow table `trace_facts` of the index; texts are fetched for the rows that are shown. Values
-travel as parameters, never as text of a query, and columns come from the lists below.
+A filter reads only those columns of `stored_traces` that it names; texts are fetched for the rows that are shown. What
+is asked by name (run, labels, reason …) is counted in `trace_counts`, and a page in such an order looks only among the
+rows of its own run or label. Values travel as parameters, never as text of a query, and columns come from the lists
+below.
 Left out on purpose: anything that computes a metric (`metrics`, `report`) and anything that draws.
 """
 
@@ -15,12 +17,14 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepintuit.errors import StoreError, nearest
 from deepintuit.store import search
 from deepintuit.store.grains import storable
+from deepintuit.store.index import COUNTED_BY, FOUND_BY_ID
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +68,7 @@ _FACTS = (
     "trace_id, run_id, stage, dataset, split, clip_id, sample, step, true_label, provisional, calibrated, certainty, "
     "reason, confidence, tokens, milliseconds"
 )
+_SHOWN = f"{_FACTS}, text"
 _CHOICES = ("run", "stage", "dataset", "split", "true", "provisional", "calibrated", "reason")
 EXPORTED = (*_FACTS.split(", "), "temperature", "detail", "model", "text")
 FORMATS = {"csv": "text/csv", "jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}
@@ -144,6 +149,17 @@ class TraceFilter:
         return " AND ".join(conditions) or "true", values
 
 
+    @property
+    def counted(self) -> bool:
+        """Whether `trace_counts` knows all that it names."""
+        return self.to_query().keys().isdisjoint((*_RANGE, "step", "sample", "clip", "text", "slice"))
+
+    @property
+    def counts(self) -> str:
+        """A table in which `n` summed over the rows that hold is the number of traces."""
+        return "trace_counts" if self.counted else "(SELECT *, 1 AS n FROM stored_traces)"
+
+
 def _read(name: str, value: Any) -> Any:
     if value is None or isinstance(value, (list, tuple, dict, bool)) or not str(value).strip():
         return None
@@ -180,7 +196,8 @@ class Page:
 
 def count(workbench: Workbench, asked: TraceFilter) -> int:
     condition, values = asked.where(workbench)
-    return int(workbench.query(f"SELECT count(*) AS n FROM trace_facts WHERE {condition}", values).n[0])  # noqa: S608
+    counted = f"SELECT coalesce(sum(n), 0) AS n FROM {asked.counts} WHERE {condition}"  # noqa: S608
+    return int(workbench.query(counted, values).n[0])
 
 
 def page(workbench: Workbench, asked: TraceFilter, sort: str = "newest", descending: bool | None = None,
@@ -191,37 +208,58 @@ def page(workbench: Workbench, asked: TraceFilter, sort: str = "newest", descend
     if sort not in SORTS:
         raise StoreError(f"traces sorted by {sort!r}", f"they are sorted by {', '.join(SORTS)}",
                          f"Nearest: {nearest(sort, SORTS) or 'newest'!r}")  # fmt: skip
-    among, values = asked.where(workbench)
     direction = "DESC" if (sort == "newest" if descending is None else descending) else "ASC"
-    order = f"{SORTS[sort]} {direction} NULLS LAST, rowid"
-    limit, offset = max(1, min(int(limit), MOST_ROWS)), max(0, int(offset))
-    found, first = f"SELECT rowid AS number FROM trace_facts WHERE {among}", ""  # noqa: S608
+    column, limit, offset = SORTS[sort], max(1, min(int(limit), MOST_ROWS)), max(0, int(offset))
+    order = f"{column} {direction} NULLS LAST, rowid"
+    among, values = asked.where(workbench)
+    if asked.counted and column in COUNTED_BY:
+        return _among_alike(workbench, among, values, column, direction, limit, offset)
+    first = ""
     if asked.text:  # what is found is kept, since finding it anew takes longer than the rest
-        found += f" LIMIT {COUNTED + 1}"
-        first, among = f"found AS MATERIALIZED ({found}),", "rowid IN (FROM found)"
-    counted = "FROM found" if first else f"FROM ({found})"
+        first = f"found AS MATERIALIZED (SELECT rowid AS number FROM stored_traces WHERE {among} LIMIT {COUNTED + 1}),"  # noqa: S608
+        total, among = "SELECT count(*) AS n FROM found", "rowid IN (FROM found)"
+    else:
+        total = f"SELECT coalesce(sum(n), 0)::BIGINT AS n FROM {asked.counts} WHERE {among}"  # noqa: S608
     # Only the numbers of the rows on this page are carried further. To count on its own is quicker than in a window.
     rows = workbench.query(
         f"""WITH {first} chosen AS MATERIALIZED (
-                SELECT rowid AS number FROM trace_facts WHERE {among} ORDER BY {order} LIMIT {limit} OFFSET {offset})
-            SELECT (SELECT count(*) {counted}) AS total, {_FACTS}
-            FROM trace_facts JOIN chosen ON trace_facts.rowid = number ORDER BY {order}""",  # noqa: S608
+                SELECT rowid AS number FROM stored_traces WHERE {among} ORDER BY {order} LIMIT {limit} OFFSET {offset})
+            SELECT ({total}) AS total, {_SHOWN}
+            FROM stored_traces JOIN chosen ON stored_traces.rowid = number ORDER BY {order}""",  # noqa: S608
         values if first else [*values, *values],
     )
-    total = int(rows.pop("total").max()) if len(rows) else 0
+    totals = rows.pop("total")
+    found = int(totals.max()) if len(rows) else 0
     if rows.empty and offset:
-        total = int(workbench.query(f"SELECT count(*) AS n FROM ({found})", values).n[0])  # noqa: S608
-    more = bool(asked.text) and total > COUNTED
+        found = int(workbench.query(f"{f'WITH {first[:-1]} ' if first else ''}{total}", values).n[0])
+    more = bool(asked.text) and found > COUNTED
     if more:
-        total = COUNTED
-        rows = _first_of_many(workbench, asked, order, min(limit, max(0, total - offset)), offset)
-    texts = workbench.query(
-        """SELECT run_id, trace_id, text FROM traces WHERE rowid IN (
-               SELECT rowid FROM traces
-               WHERE run_id IN (SELECT unnest(?::VARCHAR[])) AND trace_id IN (SELECT unnest(?::VARCHAR[])))""",
-        [rows["run_id"].unique().tolist(), rows["trace_id"].tolist()],
-    )
-    return Page(rows.merge(texts, "left", ["run_id", "trace_id"], validate="1:1"), total, more)
+        found = COUNTED
+        rows = _first_of_many(workbench, asked, order, min(limit, max(0, found - offset)), offset)
+    return Page(rows, found, more)
+
+
+def _among_alike(workbench: Workbench, among: str, values: list[Any], column: str, direction: str, limit: int,
+                 offset: int) -> Page:  # fmt: skip
+    """A page of which `trace_counts` tells what its rows have in `column`: only among those is it looked for."""
+    snapshot = workbench.snapshot()  # both queries must agree
+    alike = snapshot.query(
+        f"""SELECT {column} AS value, sum(n)::BIGINT AS n FROM trace_counts WHERE {among}
+            GROUP BY ALL ORDER BY value {direction} NULLS LAST""", values, None, None).to_pylist()  # fmt: skip  # noqa: S608
+    ends = list(accumulate(one["n"] for one in alike))
+    here = [one for one, end in zip(alike, ends) if end > offset and end - one["n"] < offset + limit]
+    passed = sum(one["n"] for one, end in zip(alike, ends) if end <= offset)
+    known = [one["value"] for one in here if one["value"] is not None]
+    near = [f"{column} IN ({', '.join('?' * len(known))})"] if known else []
+    near += [f"{column} IS NULL"] if len(known) < len(here) else []
+    order = f"{column} {direction} NULLS LAST, rowid"
+    rows = snapshot.query(
+        f"""WITH chosen AS MATERIALIZED (
+                SELECT rowid AS number FROM stored_traces WHERE {among} AND ({" OR ".join(near) or "false"})
+                {f"ORDER BY {order}" if len(here) > 1 else ""} LIMIT {limit} OFFSET {offset - passed})
+            SELECT {_SHOWN} FROM stored_traces JOIN chosen ON stored_traces.rowid = number ORDER BY {order}""",  # noqa: S608
+        [*values, *known], None, None)  # fmt: skip
+    return Page(rows.to_pandas(), ends[-1] if ends else 0)
 
 
 def _first_of_many(workbench: Workbench, asked: TraceFilter, order: str, limit: int, offset: int) -> pd.DataFrame:
@@ -231,9 +269,9 @@ def _first_of_many(workbench: Workbench, asked: TraceFilter, order: str, limit: 
     for reach in (8, 64, 512, 10**6):
         rows = workbench.query(
             f"""WITH near AS MATERIALIZED (
-                    SELECT rowid AS number FROM trace_facts WHERE {others} ORDER BY {order}
+                    SELECT rowid AS number FROM stored_traces WHERE {others} ORDER BY {order}
                     LIMIT {reach * (offset + limit)})
-                SELECT {_FACTS} FROM trace_facts WHERE rowid IN (FROM near) AND {holds}
+                SELECT {_SHOWN} FROM stored_traces WHERE rowid IN (FROM near) AND {holds}
                 ORDER BY {order} LIMIT {limit} OFFSET {offset}""",  # noqa: S608
             [*values, phrase],
         )
@@ -246,20 +284,16 @@ def choices(workbench: Workbench) -> dict[str, list[tuple[str, int]]]:
     """What each filter can be, with the number of traces: run (newest first), stage, dataset, split, true, provisional,
     calibrated and reason, the commonest first. What a trace does not have is not counted, but `reason` begins with the
     well-formed ones and all malformed ones."""
-    columns = {name: _SAME.get(name, name) for name in _CHOICES}
-    found = workbench.query(
-        f"""SELECT {", ".join(columns.values())}, grouping_id({", ".join(columns.values())}) AS which, count(*) AS n,
-                   max(created) AS newest
-            FROM trace_facts GROUP BY GROUPING SETS (({"), (".join(columns.values())}))"""  # noqa: S608
-    )
-    chosen: dict[str, list[tuple[str, int]]] = {}
-    for place, (name, column) in enumerate(columns.items()):
-        # A bit of `grouping_id` is 0 for the column that a row is grouped by; the first column has the highest bit.
-        its_bit = 1 << (len(columns) - 1 - place)
-        mine = found[found["which"] == (1 << len(columns)) - 1 - its_bit].dropna(subset=column)
-        by = ["newest", column] if name == "run" else ["n", column]
-        mine = mine.sort_values(by, ascending=[False, True])
-        chosen[name] = [(str(value), int(n)) for value, n in zip(mine[column], mine["n"])]
+    each = (f"""SELECT '{name}' AS what, {column} AS value, sum(n)::BIGINT AS n, max(created) AS newest
+                FROM trace_counts WHERE {column} IS NOT NULL GROUP BY ALL"""  # noqa: S608
+            for name, column in zip(_CHOICES, (_SAME.get(name, name) for name in _CHOICES)))  # fmt: skip
+    found = workbench.snapshot().query(
+        f"""FROM ({" UNION ALL ".join(each)})
+            ORDER BY CASE what WHEN 'run' THEN newest END DESC, CASE what WHEN 'run' THEN 0 ELSE n END DESC, value""",
+        (), None, None)  # fmt: skip
+    chosen: dict[str, list[tuple[str, int]]] = {name: [] for name in _CHOICES}
+    for what, value, n in zip(*(found[name].to_pylist() for name in ("what", "value", "n"))):
+        chosen[what].append((value, n))
     malformed, total = (sum(n for _, n in chosen[name]) for name in ("reason", "stage"))
     if total:
         chosen["reason"][:0] = [(WELL_FORMED, total - malformed), (MALFORMED, malformed)]
@@ -268,7 +302,7 @@ def choices(workbench: Workbench) -> dict[str, list[tuple[str, int]]]:
 
 def fact(workbench: Workbench, trace_id: str) -> dict[str, Any] | None:
     """What the list says of one trace (the columns of `page` but for the text); what is missing is None."""
-    found = workbench.query(f"SELECT {_FACTS} FROM trace_facts WHERE trace_id = ? LIMIT 1", [trace_id])  # noqa: S608
+    found = workbench.query(f"SELECT {_FACTS} FROM stored_traces WHERE {FOUND_BY_ID} LIMIT 1", [trace_id])  # noqa: S608
     return None if found.empty else records(found)[0]
 
 
@@ -276,10 +310,10 @@ def siblings(workbench: Workbench, trace_id: str, limit: int = 100) -> pd.DataFr
     """Traces of the same clip by other runs, stages, steps and samples: the columns of `page` but for the text, newest
     run first."""
     return workbench.query(
-        f"""SELECT {_FACTS} FROM trace_facts
-            WHERE clip_id = (SELECT clip_id FROM trace_facts WHERE trace_id = ? LIMIT 1) AND trace_id <> ?
+        f"""SELECT {_FACTS} FROM stored_traces
+            WHERE clip_id = (SELECT clip_id FROM stored_traces WHERE {FOUND_BY_ID} LIMIT 1) AND trace_id <> $1
             ORDER BY created DESC, run_id, step, sample LIMIT {max(1, min(int(limit), MOST_ROWS))}""",  # noqa: S608
-        [trace_id, trace_id],
+        [trace_id],
     )
 
 
@@ -304,20 +338,15 @@ def export(workbench: Workbench, asked: TraceFilter, form: str) -> Iterator[byte
 
 def _stretches(workbench: Workbench, condition: str, values: list[Any]) -> Iterator[pa.Table]:
     """What an export holds, a stretch of the index after the other: the first rows come at once, and no more than a
-    stretch lies in memory. Texts are looked up by place, since a join by name would unpack all of them."""
+    stretch lies in memory."""
     snapshot = workbench.snapshot()  # the same to the last row, whatever is swapped in meanwhile
-    [end] = snapshot.query("SELECT max(rowid) FROM trace_facts", (), None, None)[0].to_pylist()
-    names = ", ".join(f"chosen.{name}" if name in _FACTS.split(", ") else f"traces.{name}" for name in EXPORTED)
+    [end] = snapshot.query("SELECT max(rowid) FROM stored_traces", (), None, None)[0].to_pylist()
     start, size = 0, _STRETCH // 16
     while not start or start <= (end or 0):
         found = snapshot.query(
-            f"""WITH chosen AS MATERIALIZED (
-                    SELECT rowid AS number, {_FACTS} FROM trace_facts
-                    WHERE rowid BETWEEN {start} AND {start + size - 1} AND {condition}),
-                placed AS MATERIALIZED (
-                    SELECT traces.rowid AS place, number FROM traces JOIN chosen USING (run_id, trace_id))
-                SELECT {names} FROM traces JOIN placed ON traces.rowid = place JOIN chosen USING (number)
-                ORDER BY number""", values, None, None)  # fmt: skip  # noqa: S608
+            f"""SELECT {", ".join(EXPORTED)} FROM stored_traces
+                WHERE rowid BETWEEN {start} AND {start + size - 1} AND {condition} ORDER BY rowid""",  # noqa: S608
+            values, None, None)  # fmt: skip
         if found.num_rows or not start:
             yield found
         start, size = start + size, _STRETCH
@@ -394,11 +423,11 @@ def clip_file(workbench: Workbench, clip_id: str, *, playable: bool = True) -> P
 
 def trace(workbench: Workbench, trace_id: str) -> pd.Series | None:
     """One trace with all its columns."""
-    found = workbench.query("SELECT * FROM traces WHERE trace_id = ? LIMIT 1", [trace_id])
+    found = workbench.query(f"SELECT * FROM traces WHERE {FOUND_BY_ID} LIMIT 1", [trace_id])  # noqa: S608
     return None if found.empty else found.iloc[0]
 
 
 def scores_of(workbench: Workbench, trace_id: str) -> dict[str, tuple[float, str]]:
     """What was scored about one trace: name → (value, evidence)."""
-    found = workbench.query("SELECT name, value, evidence FROM scores WHERE trace_id = ?", [trace_id])
+    found = workbench.query(f"SELECT name, value, evidence FROM scores WHERE {FOUND_BY_ID}", [trace_id])  # noqa: S608
     return {row.name: (float(row.value), row.evidence or "") for row in found.itertuples(index=False)}

@@ -6,9 +6,11 @@ Left out on purpose: pages of traces over all clips (`browse`), anything that co
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from deepintuit.store.browse import TraceFilter
+from deepintuit.store.index import FOUND_BY_ID
 from deepintuit.trace import GRAMMARS
 
 if TYPE_CHECKING:
@@ -103,7 +105,8 @@ def traces_of(workbench: Workbench, clip_id: str, limit: int = 60) -> list[dict[
 
 def predictions_on(workbench: Workbench, trace_id: str) -> list[dict[str, Any]]:
     """What was predicted from one trace, controls aside, the paper's way first and the answer as it was given last."""
-    rows = _records(workbench.query("SELECT * FROM predictions WHERE trace_id = ? AND control = 'none'", [trace_id]))
+    on_it = f"SELECT * FROM predictions WHERE {FOUND_BY_ID} AND control = 'none'"  # noqa: S608
+    rows = _records(workbench.query(on_it, [trace_id]))
     return sorted(rows, key=lambda row: _WAYS.index(row["method"]) if row["method"] in _WAYS else len(_WAYS))
 
 
@@ -111,6 +114,26 @@ def grammar_of(workbench: Workbench, run_id: str) -> str:
     """The grammar that a run's traces were asked for in; think-answer where it does not say."""
     found = workbench.query("SELECT config->>'$.prompt.grammar' AS it FROM runs WHERE run_id = ?", [run_id])
     return found["it"][0] if len(found) and found["it"][0] in GRAMMARS else "think-answer"
+
+
+def gate_of(workbench: Workbench, run_id: str) -> dict[str, Any]:
+    """What could end a run's traces after their quick answer: the section `gate` of its config, empty without one."""
+    found = workbench.query("SELECT config->'$.gate' AS it FROM runs WHERE run_id = ?", [run_id])
+    gate = json.loads(found["it"][0]) if len(found) and isinstance(found["it"][0], str) else {}
+    return gate if gate.get("by", "off") != "off" else {}
+
+
+def watched(workbench: Workbench, reasoner: str) -> tuple[str, str, str] | None:
+    """The finished evaluation (run, dataset, split) that tells what a threshold of the quick answer's confidence would
+    cost: all traces thought on, and the confidences were kept. Validation before others, then the newest."""
+    found = workbench.query(
+        """SELECT run_id, dataset, config->>'$.evaluate.split' AS split FROM runs
+           WHERE stage = 'evaluate' AND status = 'finished' AND parent = ? AND dataset IS NOT NULL
+             AND coalesce(config->>'$.gate.by', 'off') = 'off'
+             AND run_id IN (SELECT run_id FROM traces WHERE quick_confidence IS NOT NULL)
+           ORDER BY split = 'validation' DESC, created DESC LIMIT 1""", [reasoner],
+    )  # fmt: skip
+    return tuple(found.iloc[0]) if len(found) else None
 
 
 def reasoners(workbench: Workbench) -> list[dict[str, Any]]:

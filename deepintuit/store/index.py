@@ -4,8 +4,13 @@ It is built beside the old one and swapped in by os.replace, so reading never bl
 part that cannot be read, a run without run.json) is listed in the table `problems`, not skipped in silence.
 
 Where parts are only new, a copy of the former index gets their rows, and no other part is read again. Either way rows
-are loaded some megabytes at a time and written out in between (`_LIMITS`), so a million traces need no more memory than
-a hundred thousand.
+are loaded some megabytes at a time and written out in between (`_LIMITS`), so ten million traces need no more memory
+than a hundred thousand.
+
+A trace is stored once, as one row of `stored_traces`; people and pages know it as the views `traces` (as its part says)
+and `trace_facts` (what it is looked for by). `trace_counts` says how many traces are alike in all that is counted and
+filtered by name, so that no count reads a row a trace. A trace is found by `short_id`, a number of 32 bits, since to
+compare ten million texts takes ten times as long.
 
 Left out on purpose: extensions, which would have to be downloaded.
 """
@@ -26,15 +31,17 @@ import pyarrow.parquet as pq
 
 from deepintuit.errors import DeepIntuitError, StoreError
 from deepintuit.store import reviewed, search
-from deepintuit.store.grains import GRAINS, Grain, newest
+from deepintuit.store.grains import GRAINS, Grain
 from deepintuit.store.run import parts, read_description, read_part
 
-LAYOUT = 3  # raise when tables or views change, so that old index files are rebuilt
+LAYOUT = 5  # raise when tables or views change, so that old index files are rebuilt
 _BATCH_BYTES, _BATCH_PARTS = 64 << 20, 500  # what is inserted at once
 _KEPT_BYTES = 4 * _BATCH_BYTES  # what may wait in memory for the next checkpoint
 _LIMITS = {"memory_limit": "1500MB", "threads": "2", "preserve_insertion_order": "true",
            "python_enable_replacements": "false"}
 """Of DuckDB while it builds; beyond its limit it spills to a folder beside the new file."""
+_READING = "2GB"
+"""Of memory for a process that asks the index; a query that needs more spills to a folder beside it."""
 
 # What a manifest holds at least; `data` owns it and may add columns.
 _CLIPS = pa.schema([
@@ -51,9 +58,22 @@ _RUNS = """CREATE TABLE runs (run_id VARCHAR, stage VARCHAR, name VARCHAR, paren
 _FACTS = """
     CREATE TABLE parts (run_id VARCHAR, grain VARCHAR, part INTEGER, bytes BIGINT, changed BIGINT, row_count BIGINT);
     CREATE TABLE problems (source VARCHAR, problem VARCHAR);
+    CREATE MACRO short_id_of(id) AS (md5_number_lower(id) % 4294967296)::UINTEGER;
     CREATE TABLE about (fingerprint VARCHAR, layout INTEGER, basis VARCHAR[]);
 """
-_VIEWS = """
+COUNTED_BY = ("run_id", "created", "stage", "dataset", "split", "true_label", "provisional", "calibrated", "reason")
+"""What `trace_counts` counts traces by."""
+FOUND_BY_ID = "short_id = short_id_of($1) AND trace_id = $1"
+"""A condition over `stored_traces`, `traces`, `scores` and `predictions`; $1 is the id."""
+# Columns of traces that are filled from elsewhere where their part leaves them out → what the part says.
+_FILLED = {"stage": "own_stage", "true_label": "own_label", "provisional": "own_answer"}
+_AS_WRITTEN = ", ".join(f"{_FILLED[name]} AS {name}" if name in _FILLED else name for name in GRAINS["traces"].columns)
+_VIEWS = f"""
+    CREATE VIEW traces AS SELECT {_AS_WRITTEN}, part, short_id FROM stored_traces;
+    CREATE VIEW trace_facts AS
+        SELECT trace_id, run_id, stage, dataset, split, clip_id, sample, step, true_label, provisional, calibrated,
+               certainty, reason, confidence, tokens, milliseconds, created, lowered, marks, short_id
+        FROM stored_traces;
     -- For each clip and way of predicting, what the newest run says.
     CREATE VIEW latest_predictions AS
         SELECT predictions.* FROM predictions JOIN runs USING (run_id)
@@ -66,45 +86,49 @@ _VIEWS = """
         FROM predictions WHERE true_label IS NOT NULL GROUP BY ALL;
     CREATE VIEW trace_reasons AS
         SELECT *, n / sum(n) OVER (PARTITION BY run_id, stage) AS share
-        FROM (SELECT run_id, stage, coalesce(reason, 'well-formed') AS reason, count(*) AS n FROM traces GROUP BY ALL);
-"""
+        FROM (SELECT run_id, stage, coalesce(reason, 'well-formed') AS reason, sum(n)::BIGINT AS n
+              FROM trace_counts GROUP BY ALL);
+"""  # noqa: S608
 
-# What traces are looked for by, one narrow row a trace (`browse` asks it). Joined once here, so that a filter over a
-# million traces reads a few short columns; `lowered` is there to be searched, since ILIKE takes twice as long, and not
+# Beside the columns of the grain. `lowered` is there to be searched, since ILIKE takes twice as long, and not
 # compressed, since else 2,048 texts are unpacked to read one.
-_TRACE_FACTS = f"""CREATE TABLE trace_facts (
-    trace_id VARCHAR, run_id VARCHAR, stage VARCHAR, dataset VARCHAR, split VARCHAR, clip_id VARCHAR, sample BIGINT,
-    step BIGINT, true_label VARCHAR, provisional VARCHAR, calibrated VARCHAR, certainty DOUBLE, reason VARCHAR,
-    confidence DOUBLE, tokens BIGINT, milliseconds DOUBLE, created TIMESTAMP,
-    lowered VARCHAR USING COMPRESSION uncompressed, marks {search.KIND})"""
+_STORED = f"""dataset VARCHAR, split VARCHAR, calibrated VARCHAR, certainty DOUBLE, created TIMESTAMP, stage VARCHAR,
+    true_label VARCHAR, provisional VARCHAR, lowered VARCHAR USING COMPRESSION uncompressed, marks {search.KIND}"""
 # What the newest calibrator says of the traces in `incoming`.
 _SAID = """
     SELECT trace_id, predicted, list_max(probs) AS certainty FROM predictions JOIN runs USING (run_id)
-    WHERE method = 'label_likelihood' AND control = 'none' AND trace_id IN (SELECT trace_id FROM incoming)
+    WHERE method = 'label_likelihood' AND control = 'none'
+        AND short_id IN (SELECT short_id_of(trace_id) FROM incoming) AND trace_id IN (SELECT trace_id FROM incoming)
     QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY created DESC, run_id DESC, split, system) = 1"""
 _PLACES = """
     CREATE TEMP TABLE held AS
         SELECT clip_id, dataset, any_value(split) AS split, any_value(label) AS label FROM clips GROUP BY ALL;
     CREATE TEMP TABLE anywhere AS
         SELECT clip_id, min(dataset) AS dataset, min_by(split, dataset) AS split FROM clips GROUP BY ALL;
+    CREATE TEMP TABLE touched (run_id VARCHAR);
 """
-_TAKE_FACTS = f"""
-    DELETE FROM trace_facts WHERE run_id IN (SELECT run_id FROM incoming)
-        AND trace_id IN (SELECT trace_id FROM incoming);
-    INSERT INTO trace_facts
-    SELECT new.trace_id, new.run_id, coalesce(new.stage, runs.stage),
-           coalesce(runs.dataset, anywhere.dataset), coalesce(held.split, anywhere.split),
-           new.clip_id, sample, step, coalesce(new.true_label, held.label),
-           coalesce(provisional, 'none'), said.predicted, said.certainty, reason,
-           confidence, tokens, milliseconds, runs.created, lowered, marks
+_TAKE_TRACES = f"""
+    INSERT INTO stored_traces BY NAME
+    SELECT new.* EXCLUDE ({", ".join(_FILLED)}), {", ".join(f"new.{name} AS {own}" for name, own in _FILLED.items())},
+           short_id_of(new.trace_id) AS short_id, coalesce(new.stage, runs.stage) AS stage,
+           coalesce(runs.dataset, anywhere.dataset) AS dataset, coalesce(held.split, anywhere.split) AS split,
+           coalesce(new.true_label, held.label) AS true_label, coalesce(new.provisional, 'none') AS provisional,
+           said.predicted AS calibrated, said.certainty AS certainty, runs.created AS created
     FROM incoming AS new JOIN runs ON runs.run_id = new.run_id
     LEFT JOIN ({_SAID}) AS said ON said.trace_id = new.trace_id
     LEFT JOIN held ON held.clip_id = new.clip_id AND held.dataset = runs.dataset
     LEFT JOIN anywhere ON anywhere.clip_id = new.clip_id
 """  # noqa: S608
+_IS_SAID = "stored_traces.short_id = short_id_of(said.trace_id) AND stored_traces.trace_id = said.trace_id"
 _SAID_AGAIN = f"""
-    UPDATE trace_facts SET calibrated = said.predicted, certainty = said.certainty FROM ({_SAID}) AS said
-    WHERE trace_facts.trace_id = said.trace_id
+    UPDATE stored_traces SET calibrated = said.predicted, certainty = said.certainty FROM ({_SAID}) AS said
+    WHERE {_IS_SAID};
+    INSERT INTO touched SELECT DISTINCT run_id FROM stored_traces JOIN incoming AS said ON {_IS_SAID};
+"""  # noqa: S608
+_COUNT_AGAIN = f"""
+    DELETE FROM trace_counts WHERE run_id IN (FROM touched);
+    INSERT INTO trace_counts SELECT {", ".join(COUNTED_BY)}, count(*) FROM stored_traces
+    WHERE run_id IN (FROM touched) GROUP BY ALL;
 """  # noqa: S608
 
 
@@ -133,8 +157,9 @@ def build(root: Path, target: Path, mark: str, former: Path | None = None) -> No
     with duckdb.connect(":memory:", config=_LIMITS | {"temp_directory": f"{target}.spilled"}) as connection:
         _attach(connection, target, "RECOVERY_MODE no_wal_writes")
         _without_bar(connection)
-        for statement in () if grows else (_RUNS, _FACTS, _TRACE_FACTS):
-            connection.execute(statement)
+        if not grows:
+            connection.execute(f"{_RUNS}; {_FACTS}")
+            _make_tables(connection)
         connection.execute("DELETE FROM runs; DELETE FROM problems; DELETE FROM about; DROP TABLE IF EXISTS clips")
         problems = [*_load_clips(connection, root), *_load_runs(connection, root, grows)]
         if problems:
@@ -174,6 +199,30 @@ def _may_grow(root: Path, former: Path, now: Sequence[str]) -> bool:
     there = {(folder.name, grain, number, *file_signature(path)[1:])
              for folder in root.glob("runs/*/") for grain in GRAINS for number, path in parts(folder, grain)}
     return there.issuperset(known)
+
+
+def _make_tables(connection: duckdb.DuckDBPyConnection) -> None:
+    for grain in GRAINS.values():
+        connection.register("incoming", _columns(grain).empty_table())
+        shape = []
+        for name, kind, *_ in connection.execute("DESCRIBE incoming").fetchall():
+            shape.append(f'"{_FILLED.get(name, name) if grain.name == "traces" else name}" {kind}')
+        # A number of our own, since another release of DuckDB may hash() otherwise.
+        shape += ["short_id UINTEGER"] if "trace_id" in grain.columns else []
+        shape += [_STORED] if grain.name == "traces" else []
+        connection.execute(f"CREATE TABLE {_table_of(grain)} ({', '.join(shape)})")
+        connection.unregister("incoming")
+    kinds = ", ".join(f"{name} {'TIMESTAMP' if name == 'created' else 'VARCHAR'}" for name in COUNTED_BY)
+    connection.execute(f"CREATE TABLE trace_counts ({kinds}, n BIGINT)")
+
+
+def _table_of(grain: Grain) -> str:
+    return "stored_traces" if grain.name == "traces" else grain.name
+
+
+def _columns(grain: Grain) -> pa.Schema:
+    """Of its rows in the index as they come from a part."""
+    return pa.schema([*(field.with_nullable(True) for field in grain.schema), pa.field("part", pa.int32())])
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table, *, create: bool = False) -> None:
@@ -223,6 +272,7 @@ def _load_runs(connection: duckdb.DuckDBPyConnection, root: Path, grows: bool) -
     # What is said of a trace goes into its row of `trace_facts`, so predictions come before traces.
     for name in sorted(GRAINS):
         yield from _load_grain(connection, GRAINS[name], folders, grows)
+    connection.execute(_COUNT_AGAIN)
 
 
 def _naive(instant: str | None) -> str | None:
@@ -231,8 +281,7 @@ def _naive(instant: str | None) -> str | None:
 
 def _load_grain(connection: duckdb.DuckDBPyConnection, grain: Grain,
                 folders: Sequence[Path], grows: bool) -> Iterator[tuple[str, str]]:
-    columns = pa.schema([*(field.with_nullable(True) for field in grain.schema), pa.field("part", pa.int32())])
-    _insert(connection, grain.name, columns.empty_table(), create=True)
+    columns = _columns(grain)
     stood = set(connection.execute("SELECT run_id, part FROM parts WHERE grain = ?", [grain.name]).fetchall())
     batch: list[pa.Table] = []
     facts: list[tuple[Any, ...]] = []
@@ -257,6 +306,8 @@ def _load_grain(connection: duckdb.DuckDBPyConnection, grain: Grain,
         waiting = _take(connection, grain, batch, waiting)
         if came and len(found) > 1:
             _newest_stands(connection, grain, folder.name)
+        if came and grain.name == "traces":
+            connection.execute("INSERT INTO touched VALUES (?)", [folder.name])
         if came and grows and grain.name == "predictions":
             of_new = "SELECT DISTINCT trace_id FROM predictions WHERE run_id = ? AND part IN (SELECT unnest(?))"
             rows = connection.sql(of_new, params=[folder.name, [number for number, _ in came]]).to_arrow_table()
@@ -264,19 +315,21 @@ def _load_grain(connection: duckdb.DuckDBPyConnection, grain: Grain,
     if facts:
         names = ["run_id", "grain", "part", "bytes", "changed", "row_count"]
         _insert(connection, "parts", pa.table([pa.array(column) for column in zip(*facts)], names=names))
+
+
 def _take(connection: duckdb.DuckDBPyConnection, grain: Grain, batch: list[pa.Table], waiting: int) -> int:
     """Insert a batch of one run and empty it; how many bytes wait in memory now."""
     if batch:
-        whole = pa.concat_tables(batch, promote_options="permissive")
+        whole = pa.concat_tables([_columns(grain).empty_table(), *batch], promote_options="permissive")
         batch.clear()
-        _insert(connection, grain.name, whole)
-        waiting += whole.nbytes
         if grain.name == "traces":
-            whole = newest([whole], grain)
             lowered = search.lowered(whole["text"])
             whole = whole.append_column("lowered", lowered).append_column("marks", search.marks(lowered))
-            _with(connection, whole, _TAKE_FACTS)
-            waiting += whole["lowered"].nbytes + whole["marks"].nbytes
+            _with(connection, whole, _TAKE_TRACES)
+        else:
+            mark = ", short_id_of(trace_id) AS short_id" if "trace_id" in grain.columns else ""
+            _with(connection, whole, f"INSERT INTO {grain.name} BY NAME SELECT *{mark} FROM incoming")  # noqa: S608
+        waiting += whole.nbytes
     if waiting > _KEPT_BYTES:
         connection.execute("CHECKPOINT")
         return 0
@@ -285,11 +338,12 @@ def _take(connection: duckdb.DuckDBPyConnection, grain: Grain, batch: list[pa.Ta
 
 def _newest_stands(connection: duckdb.DuckDBPyConnection, grain: Grain, run_id: str) -> None:
     """The last written row of a key stands (see grains)."""
+    name = _table_of(grain)
     key = ", ".join(grain.key)
-    again = f"SELECT {key}, max(part) AS last FROM {grain.name} WHERE run_id = ? GROUP BY {key} HAVING count(*) > 1"  # noqa: S608
-    same = " AND ".join(f"old.{name} IS NOT DISTINCT FROM again.{name}" for name in grain.key)
+    again = f"SELECT {key}, max(part) AS last FROM {name} WHERE run_id = ? GROUP BY {key} HAVING count(*) > 1"  # noqa: S608
+    same = " AND ".join(f"old.{column} IS NOT DISTINCT FROM again.{column}" for column in grain.key)
     connection.execute(
-        f"DELETE FROM {grain.name} AS old USING ({again}) AS again WHERE run_id = ? AND {same} AND old.part < last",  # noqa: S608
+        f"DELETE FROM {name} AS old USING ({again}) AS again WHERE run_id = ? AND {same} AND old.part < last",  # noqa: S608
         [run_id, run_id])  # fmt: skip
 
 
@@ -303,9 +357,11 @@ class Reader:
     def __init__(self, path: Path, *, guarded: bool):
         path.stat()  # FileNotFoundError here, where it is expected
         self.signature = signatures(path)
-        # Without a name for it, the folder for temporary files would stay readable to every query.
+        # Queries may read the folder for temporary files. Unless it is named it would be the current one; and nobody
+        # else's files may lie in it.
         limits = {"threads": "2", "memory_limit": "1GB", "max_temp_directory_size": "0MB", "temp_directory": ""}
-        limits = limits if guarded else {"temp_directory": ""}
+        if not guarded:
+            limits = {"memory_limit": _READING, "temp_directory": f"{path}.spilled-{os.getpid()}-{id(self)}"}
         self._connection = duckdb.connect(":memory:", config={
             "python_enable_replacements": "false", "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false", "allow_community_extensions": "false", **limits})

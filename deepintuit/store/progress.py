@@ -148,6 +148,7 @@ def rollouts(workbench: Workbench, run_id: str, step: int, name: str = "") -> pd
 def texts(workbench: Workbench, trace_ids: list[str]) -> dict[str, str]:
     """Trace id → text."""
     found = workbench.query(
-        "SELECT trace_id, text FROM traces WHERE trace_id IN (SELECT unnest(?::VARCHAR[]))", [trace_ids]
+        """SELECT trace_id, text FROM traces WHERE short_id IN (SELECT short_id_of(unnest($1::VARCHAR[])))
+           AND trace_id IN (SELECT unnest($1::VARCHAR[]))""", [trace_ids]
     )
     return dict(zip(found["trace_id"], found["text"], strict=True))

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepintuit.errors import StoreError, nearest
 from deepintuit.store import disk
-from deepintuit.store.browse import _FACTS, TraceFilter
+from deepintuit.store.browse import _SHOWN, TraceFilter
 from deepintuit.store.grains import storable
 
 if TYPE_CHECKING:
@@ -74,15 +74,11 @@ class Slice:
 
     def trace_ids(self) -> list[str]:
         """Its traces, in stored order."""
-        return self._rows("SELECT trace_id FROM trace_facts WHERE {} ORDER BY rowid")["trace_id"].tolist()
+        return self._rows("SELECT trace_id FROM stored_traces WHERE {} ORDER BY rowid")["trace_id"].tolist()
 
     def df(self) -> pd.DataFrame:
         """A row a trace, in stored order: what the traces page lists, and `text`."""
-        return self._rows(
-            f"""SELECT {", ".join(f"chosen.{name}" for name in _FACTS.split(", "))}, traces.text
-                FROM traces JOIN (SELECT rowid AS number, {_FACTS} FROM trace_facts WHERE {{}}) AS chosen
-                     ON traces.trace_id = chosen.trace_id AND traces.run_id = chosen.run_id ORDER BY number"""  # noqa: S608
-        )
+        return self._rows(f"SELECT {_SHOWN} FROM stored_traces WHERE {{}} ORDER BY rowid")  # noqa: S608
 
     def clips(self) -> pd.DataFrame:
         """The rows of the manifest that its traces are about, each once."""
