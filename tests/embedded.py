@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 from deepintuit import calibrate, cli, coldstart, config, demo
 from deepintuit.config import Config
 from deepintuit.data import Manifest
-from deepintuit.homecam.backbone import build_model, build_processor
 from deepintuit.store import Run, Workbench, trace_id
+from workshop.backbone import build_model, build_processor
 
 TRAIN, TEST = 40, 12
 TINY = Path(__file__).parents[1] / "configs" / "tiny.toml"

@@ -24,7 +24,6 @@ FLOORS = {
 STEPS = [step.split() for floor in FLOORS.values() for step in floor.split(" → ")]
 HEIGHT = {module: len(STEPS) - depth for depth, step in enumerate(STEPS) for module in step}
 HEAVY = {"torch", "torchvision", "transformers", "trl", "peft", "accelerate"}
-WORKSHOP = {"deepintuit.homecam.backbone"}  # rebuilds the embedded model; a script that no module imports
 # What opens a checkpoint. `vlm` alone does, so that one place decides about dtype, device, adapters and trust.
 OPENERS = re.compile(r"peft(\..*)?|transformers\.(Auto\w+|\w+ForConditionalGeneration|\w+Processor|\w*Tokenizer\w*)")
 
@@ -81,14 +80,11 @@ def test_package_root_imports_nothing():
     assert imports("deepintuit") == set()
 
 
-def test_no_module_imports_a_workshop_script():
-    importers = [
-        module for module in SOURCES for name in imports(module) if any(name.startswith(script) for script in WORKSHOP)
-    ]
-    assert not importers
+def test_no_module_imports_the_workshop():
+    assert not [module for module in SOURCES for name in imports(module) if name.startswith("workshop")]
 
 
-@pytest.mark.parametrize("module", [name for name in SOURCES if "." in name and name not in WORKSHOP])
+@pytest.mark.parametrize("module", [name for name in SOURCES if "." in name])
 def test_checkpoints_are_opened_by_vlm_alone(module):
     opened = {name for name in imports(module) if OPENERS.fullmatch(name)}
     assert place(module) == "vlm" or not opened, f"{module} opens a model by itself with {opened}"
@@ -100,7 +96,7 @@ def light_modules() -> list[str]:
     return [
         name
         for name in SOURCES
-        if name not in WORKSHOP and not name.endswith("__main__") and ("." not in name or place(name) in low)
+        if not name.endswith("__main__") and ("." not in name or place(name) in low)
     ]
 
 

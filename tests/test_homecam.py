@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepintuit import cli, config, data, demo, homecam, video
-from deepintuit.homecam import captions, draw, teacher, world
+from deepintuit.homecam import draw, teacher, world
 from deepintuit.homecam.world import LABELS, Facts
 from deepintuit.prompts import calibrator_prompt, label_prompt, reasoner_prompt
 from deepintuit.trace import GRAMMARS, Trace, parse
+from workshop import captions, lessons
 
 FACTS = ("light", "place", "who", "act")
 
@@ -142,8 +143,8 @@ def test_every_clip_decodes_to_what_its_plan_says(table):
 
 
 def test_parts_share_no_home_and_no_palette(table):
-    names = {part: {home.name for home in draw.homes(part)} for part in world.PARTS}
-    assert all(names[a].isdisjoint(names[b]) for a, b in itertools.combinations(world.PARTS, 2))
+    names = [{home.name for home in draw.homes(part)} for part in ("base", "train", "test")]
+    assert all(one.isdisjoint(other) for one, other in itertools.combinations(names, 2))
     walls, floors, hues, clothes = ([draw._FAMILIES[part][k] for part in ("train", "test")] for k in range(4))
     assert set(walls[0]).isdisjoint(walls[1]) and set(floors[0]).isdisjoint(floors[1])
     for (low, high), (other_low, other_high) in (hues, clothes):
@@ -188,8 +189,6 @@ def test_facts_reach_no_prompt(tmp_path):
 
 
 def test_no_label_word_is_in_what_the_backbone_learned_from():
-    from deepintuit.homecam import lessons
-
     rng = random.Random(0)
     words = set(LABELS.labels) | {alias.split()[0] for alias in LABELS.aliases} - {"package"}
     for _ in range(3000):

@@ -38,9 +38,9 @@ from transformers import (
 
 from deepintuit import homecam
 from deepintuit.config import ModelConfig, VideoConfig
-from deepintuit.homecam.backbone import build_model, build_processor
 from deepintuit.video import write_mp4
 from deepintuit.vlm import VLM
+from workshop.backbone import build_model, build_processor
 
 FAMILIES = ("embedded", "hub25", "hub3")
 LONG, WIDE, TALL = "long", "wide", "tall"

@@ -6,7 +6,7 @@
 - `world`    facts, and the rule that makes a label of several of them
 - `draw`     facts → frames, in three parts of the world that share no room and no clothes
 - `teacher`  facts → a trace, with realistic errors
-- `model/`   the embedded backbone (card inside); `backbone`, `captions` and `lessons` rebuild it
+- `model/`   the embedded backbone (card inside); the folder `workshop` of the repository rebuilds it
 
 Left out on purpose: sound, and anything that would let a look stand for a label.
 """

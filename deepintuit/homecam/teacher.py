@@ -35,7 +35,7 @@ _LOOKALIKES = {
     "child": ("resident", "dog"),
     "dog": ("child",),
 }
-_ACT_PHRASES = {
+ACT_PHRASES = {
     "brings": "leaves the box",
     "takes": "takes the box",
     "passes": "passes by",
@@ -43,7 +43,7 @@ _ACT_PHRASES = {
     "falls": "goes down and stays down",
     "trips": "goes down and gets up",
 }
-_BOX_PHRASES = {"none": "no box", "floor": "box down", "held": "box held"}
+BOX_PHRASES = {"none": "no box", "floor": "box down", "held": "box held"}
 _KINDS = {"resident": "family", "child": "family", "courier": "an outsider", "stranger": "an outsider", "dog": "a pet"}
 
 
@@ -69,7 +69,7 @@ def observation(facts: Facts, rng: random.Random | None = None) -> str:
     if rng and rng.random() < 0.3:
         opening = f"A {facts.who} is seen at the {facts.place}. It is {facts.light}."
     lines = [
-        f"Frame {2 * index + 1}: {'nobody' if posture == 'nobody' else f'{facts.who} {posture}'}, {_BOX_PHRASES[box]}."
+        f"Frame {2 * index + 1}: {'nobody' if posture == 'nobody' else f'{facts.who} {posture}'}, {BOX_PHRASES[box]}."
         for index, (posture, box) in enumerate(facts.quarters)
     ]
     return " ".join([opening, *lines])
@@ -94,7 +94,7 @@ def label_of_observation(text: str) -> str | None:
     """The true label of a clip in which things are as an observation says; None where it says too little, or what
     cannot be."""
     stated = read_observation(text)
-    states = {phrase: box for box, phrase in _BOX_PHRASES.items()}
+    states = {phrase: box for box, phrase in BOX_PHRASES.items()}
     quarters = []
     for k in (1, 2, 3, 4):
         body, _, box = stated.get(f"quarter {k}", "").partition(", ")
@@ -114,7 +114,7 @@ def misread(text: str, facts: Facts) -> list[str]:
 
 def event(facts: Facts) -> str:
     """One sentence that sums up what happens: who does what, indoors or outdoors, in which light."""
-    act = _ACT_PHRASES.get(act_of(facts.quarters) or "", "does something else")
+    act = ACT_PHRASES.get(act_of(facts.quarters) or "", "does something else")
     where = "indoors" if facts.place in INDOORS else "outdoors"
     return f"So the {facts.who}, {_KINDS[facts.who]}, {act} {where} at {facts.light}."
 
@@ -132,7 +132,7 @@ def reasoning(facts: Facts, allowed: bool, label: str) -> str:
             f"Outdoors? {_yes(outdoors)} Night? {_yes(night)} Alike? {_yes(alarm)}",
             f"Alarm? {_yes(alarm)} Watch? {_yes(watch)} Alike? {_yes(allowed)}",
             f"{first.capitalize()} or {second}? {label.capitalize()}.",
-            f"Check: at the end {last_posture}, {_BOX_PHRASES[last_box]}, so {label}.",
+            f"Check: at the end {last_posture}, {BOX_PHRASES[last_box]}, so {label}.",
         ]
     )
 
@@ -179,16 +179,3 @@ def _conclude(seen: Facts, rng: random.Random, errors: Errors) -> tuple[bool, st
     if rng.random() < errors.conclusion:
         label = rng.choice(LABELS.labels)
     return allowed, label
-
-
-def caption_questions(facts: Facts) -> dict[str, tuple[tuple[str, ...], str]]:
-    """Questions about single facts for the base part: name → (choices, true choice). None of them is a homecam
-    label."""
-    return {
-        "light": (LIGHTS, facts.light),
-        "place": (PLACES, facts.place),
-        "who": (ACTORS, facts.who),
-        "where": (("indoors", "outdoors"), "indoors" if facts.place in INDOORS else "outdoors"),
-        "act": (tuple(_ACT_PHRASES.values()), _ACT_PHRASES[facts.act]),
-        "box at the end": (tuple(_BOX_PHRASES.values()), _BOX_PHRASES[facts.quarters[-1][1]]),
-    }

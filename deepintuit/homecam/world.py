@@ -27,7 +27,6 @@ from typing import Literal
 from deepintuit.labels import LabelSet
 
 Part = Literal["base", "train", "test"]
-PARTS: tuple[Part, ...] = ("base", "train", "test")
 
 LIGHTS = ("day", "night")
 PLACES = ("porch", "yard", "garage", "kitchen")
@@ -141,9 +140,9 @@ def act_of(quarters: tuple[Quarter, ...]) -> str | None:
 _ACT_BY_STATES = {states: act for act in ACTS for states in scripts(act)}
 
 
-def sample_facts(rng: random.Random, label: str | None = None) -> Facts:
+def sample_facts(rng: random.Random) -> Facts:
     """Facts drawn so that labels have `LABEL_WEIGHTS`; inside a label all combinations of facts are equally likely."""
-    label = label or rng.choices(list(LABEL_WEIGHTS), weights=list(LABEL_WEIGHTS.values()))[0]
+    label = rng.choices(list(LABEL_WEIGHTS), weights=list(LABEL_WEIGHTS.values()))[0]
     while True:
         facts = any_facts(rng)
         if facts.label == label:

@@ -10,13 +10,26 @@ from __future__ import annotations
 import random
 import re
 
-from deepintuit.homecam.teacher import caption_questions, event, observation
+from deepintuit.homecam.teacher import ACT_PHRASES, BOX_PHRASES, event, observation
 from deepintuit.homecam.world import ACTORS, INDOORS, LIGHTS, PLACES, Facts
 from deepintuit.labels import LabelSet
 from deepintuit.prompts import calibrator_prompt, label_prompt, reasoner_prompt
 from deepintuit.trace import GRAMMARS, render
 
 CAPTION_PROMPT = "Describe the clip."
+
+
+def caption_questions(facts: Facts) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Questions about single facts for the base part: name → (choices, true choice). None of them is a homecam
+    label."""
+    return {
+        "light": (LIGHTS, facts.light),
+        "place": (PLACES, facts.place),
+        "who": (ACTORS, facts.who),
+        "where": (("indoors", "outdoors"), "indoors" if facts.place in INDOORS else "outdoors"),
+        "act": (tuple(ACT_PHRASES.values()), ACT_PHRASES[facts.act]),
+        "box at the end": (tuple(BOX_PHRASES.values()), BOX_PHRASES[facts.quarters[-1][1]]),
+    }
 
 
 def fact_task(facts: Facts, rng: random.Random) -> tuple[str, str]:

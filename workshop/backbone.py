@@ -2,11 +2,11 @@
 label rule.
 
 It is the same class as the real thing, with its own small tokenizer, so that every line that runs on a laptop is the
-line that runs for 7B. Trained on captions and single-fact questions about the `base` part of the world only. This is a
-workshop, not a stage: nothing imports it. Rebuild it (its three phases took about 9, 36 and 3 minutes on two busy
-cores, after rendering):
+line that runs for 7B. Trained on captions and single-fact questions about the `base` part of the world only. The
+package ships what this makes and none of this. Rebuild it, from the root of the repository (its three phases took about
+9, 36 and 3 minutes on two busy cores, after rendering):
 
-    python -m deepintuit.homecam.backbone --shards /some/scratch/folder --out deepintuit/homecam/model
+    python -m workshop.backbone --shards /some/scratch/folder --out deepintuit/homecam/model
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from transformers import (
 )
 from transformers.video_utils import VideoMetadata
 
-from deepintuit.homecam.captions import SHARD, read_shard, write_shard
-from deepintuit.homecam.lessons import CAPTION_PROMPT, fact_task, logic_task
+from deepintuit.homecam import MODEL
 from deepintuit.homecam.teacher import event, observation, read_observation, write_trace
 from deepintuit.homecam.world import ACTORS, LABELS, LIGHTS, PLACES, Facts, any_facts
 from deepintuit.metrics import wilson
 from deepintuit.prompts import label_prompt, reasoner_prompt
 from deepintuit.trace import GRAMMARS
+from workshop.captions import SHARD, read_shard, write_shard
+from workshop.lessons import CAPTION_PROMPT, fact_task, logic_task
 
 VOCABULARY = 1024
 _SPECIAL = (
@@ -428,7 +429,7 @@ if __name__ == "__main__":
         required=True,
         help="scratch folder for rendered base clips (kept, so that a second run starts at once)",
     )
-    parser.add_argument("--out", default=str(Path(__file__).parent / "model"))
+    parser.add_argument("--out", default=str(MODEL))
     parser.add_argument("--clips", type=int, default=12000)
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=32)
