@@ -21,6 +21,7 @@ from deepintuit.metrics import (
     bootstrap,
     brier_each,
     class_scores,
+    conformal_folds,
     ece,
     ece_of,
     mean_of,
@@ -30,6 +31,7 @@ from deepintuit.metrics import (
     threshold_for_risk,
 )
 from deepintuit.report import class_f1_figure, reliability_figure, risk_coverage_figure
+from deepintuit.report.table import COVERAGES
 from deepintuit.report.text import interval, number
 
 if TYPE_CHECKING:
@@ -168,4 +170,17 @@ def abstain(found: Analysis, threshold: float) -> str:
     area = risk_coverage(sure, right).area
     wishes = table(["Wanted", "lowest threshold", "coverage"], rows, class_="numbers")
     mean = tag("p", f"Mean risk over all coverages (AURC): {number(area)} %", class_="soft")
-    return tag("p", esc(said), role="status") + opened + wishes + mean
+    return tag("p", esc(said), role="status") + opened + wishes + mean + _label_sets(found)
+
+
+@lru_cache(maxsize=16)
+def _label_sets(found: Analysis) -> str:
+    """Split-conformal sets of labels, as the run card has them."""
+    truth = truth_of(found.mine, found.labels)
+    rows = []
+    for target in COVERAGES:
+        one = conformal_folds(found.mine.probs_C_K, truth, target)
+        rows.append([percent(target), str(one.n), marked(one.coverage), number(one.size, 1, 2), percent(one.single)])
+    words = "Or a set of labels for each clip, large enough to hold the truth as often as promised (split-conformal)."
+    heads = ["Promised", "n", "holds the truth %", "labels a set", "of one label"]
+    return tag("p", words, class_="soft") + table(heads, rows, class_="numbers")

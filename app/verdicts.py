@@ -17,11 +17,14 @@ Scores = Mapping[str, tuple[float, str]]
 """Name → (value, what it rests on)."""
 
 
-def verdicts(scores: Scores, row: Mapping[str, Any], true_label: str | None, people: Sequence[str] = ()) -> str:
+def verdicts(
+    scores: Scores, row: Mapping[str, Any], true_label: str | None, people: Sequence[str] = (),
+    gate: Mapping[str, Any] | None = None,
+) -> str:  # fmt: skip
     """A short list; empty where nothing is known. `people`: the process in which the trace fails, by each who named
-    one."""
+    one. `gate`: the settings of its run, empty where it had none, None where they are not known."""
     known = (_seeing(scores, row, true_label), _people(scores, row, true_label, people), _arguing(scores, row),
-             _thinking(row))  # fmt: skip
+             _thinking(row, gate))  # fmt: skip
     lines = [line for line in known if line]
     return tag("ul", "".join(tag("li", line) for line in lines), class_="verdicts") if lines else ""
 
@@ -58,12 +61,17 @@ def _arguing(scores: Scores, row: Mapping[str, Any]) -> str:
     return f"{badge('Answer does not follow', 'warn')} {words}"
 
 
-def _thinking(row: Mapping[str, Any]) -> str:
-    confidence, thought = row.get("quick_confidence"), row.get("thought")
-    if confidence is None or confidence != confidence or thought is None or thought != thought:
+def _thinking(row: Mapping[str, Any], gate: Mapping[str, Any] | None) -> str:
+    confidence, thought, judged = (row.get(name) for name in ("quick_confidence", "thought", "quick_probability"))
+    if any(value is None or value != value for value in (confidence, thought)):
         return ""
-    if not thought:
-        return esc(f"Answered at once: the quick answer was sure enough, at {confidence:.3f}.")
     if confidence < 0:
-        return esc("Thought: the quick answer was put off.")
-    return esc(f"Thought after its quick answer, which was sure at {confidence:.3f}.")
+        return esc("Thought: the quick answer was put off, or missing.")
+    by_calibrator = judged is not None and judged == judged
+    sure = f"the calibrator was {judged:.3f}" if by_calibrator else f"its tokens were {confidence:.3f}"
+    why = ""
+    if gate and by_calibrator == (gate["by"] == "calibrated"):
+        why = f", {'less than' if thought else 'at least'} the {gate['threshold']:g} that was asked for"
+    elif gate is not None and thought:
+        why = ", and no gate could end it there"
+    return esc(f"{'Thought' if thought else 'Answered at once'}: {sure} sure of the quick answer{why}.")

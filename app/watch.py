@@ -19,6 +19,7 @@ import gradio as gr
 
 from app import links, media, scene, slices
 from app.desk import Desk
+from app.dial import consequences
 from app.html import empty, esc, tag
 from app.live import Running
 from app.scene import PARTS, Scene
@@ -455,8 +456,9 @@ def page(desk: Desk) -> None:
                 think_below = gr.Slider(
                     0, 1, 1, step=0.01, label="Think when less sure than", elem_id="think-below",
                     info="Only for a reasoner that gives a quick answer first: at least this sure, it stands and the "
-                    "reasoning is left out. 1 always thinks; the run's card shows what each threshold costs.",
+                    "reasoning is left out. 1 always thinks; the run's card draws accuracy against thinking.",
                 )  # fmt: skip
+                costs = gr.HTML("", elem_id="think-costs", elem_classes="runs")
                 gr.HTML(tag("p", "How many frames the model sees is part of how it was trained.", class_="quiet"))
     shown, behind = gr.State(None), gr.State(None)
     timer = gr.Timer(1.0, active=False)
@@ -478,6 +480,9 @@ def page(desk: Desk) -> None:
     choice.input(do.opened, [picked, choice, *view], [player, *stage], **reads)
     upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **reads).then(**find, **reads)
     asked = [shown, picked, *view]
+    weighed = {"fn": lambda *dial: consequences(desk.look(), *dial), "inputs": [run, think_below], "outputs": costs}
+    begun.then(**weighed, **reads)
+    gr.on([run.input, think_below.input], **weighed, trigger_mode="always_last", **plain)
     gr.on([truth.input, threshold.input], do.judged, asked, verdict, trigger_mode="always_last", **plain)
     again.click(do.replay, [picked, choice, pace, *view], stage, **reads)
     live.click(

@@ -103,7 +103,7 @@ class Work:
 
 def _gate(thinks: set[int], start: int) -> Gate:
     """Lets the clips `thinks` think, of a batch that begins with clip `start`."""
-    return Gate(QUICK, lambda answers: [start + answer.clip not in thinks for answer in answers])
+    return Gate(QUICK, 1.0, lambda answers: [float(start + answer.clip not in thinks) for answer in answers])
 
 
 def main() -> None:

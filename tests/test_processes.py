@@ -17,7 +17,7 @@ from deepintuit.homecam import facts_of, teacher
 from deepintuit.judges import Question, appoint
 from deepintuit.reasoner import LocalReasoner, Task, gate_for, live, parsed
 from deepintuit.reasoner.replay import TraceDone
-from deepintuit.trace import FALLBACK, GRAMMARS, parse, render
+from deepintuit.trace import FALLBACK, GRAMMARS, Segment, parse, render
 from deepintuit.vlm import VLM, Gate, Sample, character_offsets
 
 pytest_plugins = ["embedded"]
@@ -183,6 +183,34 @@ def test_each_token_takes_the_advantage_of_its_own_process(bench, cold, four_tex
     assert (unparsed == unparsed[0]).all()  # all of it is reasoning's
 
 
+def test_token_by_token_a_group_that_agrees_on_the_answer_pushes_what_was_seen_alone(bench, cold):
+    """One sees and one does not, both answer rightly: by hand, perception [2, 1] and reasoning [2, 2]."""
+    row, facts = clip_and_facts(bench)
+    trainer = trainer_of(bench, cold, "agreeing")
+    written_by = [(teacher.observation(facts), f"So {row['label']}."), ("A cat.", "Fine.")]
+    group = written(trainer, [
+        render("observation-think-answer", observation=seen, think=think, answer=row["label"])
+        for seen, think in written_by
+    ])  # fmt: skip
+    assert [(s.perception, s.reasoning) for s in group.scores] == [(2, 2), (1, 2)]
+    down = pytest.approx(-0.5 / 0.5**0.5, abs=1e-5)  # half below the mean, over a spread of the square root of a half
+    tokens = [trainer.vlm.tokenizer.decode([number]) for number in group.samples[1].token_ids]
+    told = list(zip(tokens, trainer.scorer.advantages(group)[1].tolist()))
+    # fmt: off
+    assert told[:27] == [
+        ("<", down), ("o", down), ("b", down), ("s", down), ("er", down), ("v", down), ("a", down), ("t", down),
+        ("i", down), ("on", down), (">", down), ("A", down), (" c", down), ("a", down), ("t", down), (".", down),
+        ("<", down), ("/", down), ("o", down), ("b", down), ("s", down), ("er", down), ("v", down), ("a", down),
+        ("t", down), ("i", down), ("on", down),
+    ]
+    assert told[27:37] == [
+        ("><", down),  # one token over the border: a tie, which the earlier segment takes
+        ("think", 0), (">", 0), ("F", 0), ("ine", 0), (".", 0), ("<", 0), ("/", 0), ("think", 0), ("><", 0),
+    ]
+    # fmt: on
+    assert {advantage for _, advantage in told[37:]} == {0}  # the answer and the end: both were right, nothing to learn
+
+
 def test_summed_and_switched_off_give_every_token_of_a_trace_one_advantage(bench, cold, four_texts):
     for how, rewards in (("summed", [4, 3, 3, 1]), ("off", [2, 1, 2, 1])):
         trainer = trainer_of(bench, cold, how, f"grpo.process={how}")
@@ -286,18 +314,37 @@ def test_two_steps_on_one_cache_write_what_one_pass_writes_and_fewer_tokens(benc
     assert sum(len(s.token_ids) for s in gated) < sum(len(s.token_ids) for s in whole)
 
 
+def test_a_quick_answer_ends_with_its_mark_also_where_the_token_that_closed_it_says_more(bench, vlm):
+    """The tokenizer writes the end of one mark and the begin of the next as one token, "><"."""
+    task = Task(bench.path, bench.settings())
+    thought = Gate(Segment("think", "<think>", "</think>", "answer"), threshold=0.0)
+    local = LocalReasoner(vlm, task, 0, lambda known: thought)
+    groups = local.groups(task.clips("test")[:4], [0], temperature=0.0, max_tokens=24)
+    ended = [sample for *_, (sample,) in groups if sample.thought is False]
+    assert ended and all(sample.text.endswith("</think>") for sample in ended)
+    assert {vlm.tokenizer.decode(sample.token_ids).removeprefix(sample.text) for sample in ended} == {"<"}
+
+
 def test_a_gated_evaluation_stores_whether_it_thought_and_reads_it_back(bench, quick_start, tmp_path):
     mine = bench.copy(tmp_path / "wb")
     settings = mine.settings(*QUICK, "gate.by=calibrated", "calibrate.epochs=1")
     judge = calibrate.run(mine.workbench, settings, reasoner=quick_start.id, progress=False)
     assert judge.summary["rows"] > 3 * judge.summary["clips"]  # quick forms beside the whole traces
-    for by, threshold in (("confidence", 0.0), ("calibrated", 0.0), ("calibrated", 1.0)):
+    found = {}
+    for by, threshold in (("confidence", 0.0), ("calibrated", 0.0), ("calibrated", 1.0), ("calibrated", None)):
+        if threshold is None:  # the middle of what the calibrator said of quick answers, when every trace thought on
+            said = sorted(found["calibrated", 1.0].dropna())
+            threshold = said[len(said) // 2]
         settings = mine.settings(*QUICK, f"gate.by={by}", f"gate.threshold={threshold}", "evaluate.controls=false")
         run = evaluate.run(mine.workbench, settings, reasoner=quick_start.id, calibrator=judge.id, progress=False)
         traces = run.read("traces")
         answered = traces["quick_confidence"].fillna(-1) >= 0
         assert answered.any()
-        assert (traces.loc[answered, "thought"] == bool(threshold)).all()
+        sure = found[by, threshold] = traces.set_index("clip_id")["quick_probability"]
+        assert (sure.notna().to_numpy() == (answered & (by == "calibrated")).to_numpy()).all()
+        decides = traces["quick_probability" if by == "calibrated" else "quick_confidence"]
+        assert (traces.loc[answered, "thought"] == (decides[answered] < threshold)).all()
+        assert traces.loc[~answered, "thought"].all()
         task = Task(mine.path, settings)
         for trace, provisional in zip(parsed(task, traces), traces["provisional"]):
             assert trace.provisional == provisional
@@ -331,7 +378,7 @@ def test_confidence_is_the_mean_over_the_tokens_inside_the_first_box(vlm, text, 
     inside = (character_offsets(vlm.tokenizer, ids)[:, 1] > text.find("{") + 1) & (
         character_offsets(vlm.tokenizer, ids)[:, 0] < max(text.find("}"), 0)
     )
-    gate = Gate(GRAMMARS["answer-think-answer"].quick, lambda answers: [])
+    gate = Gate(GRAMMARS["answer-think-answer"].quick)
     found = gate.read(ids, np.where(inside, -0.5, -9.0), vlm.tokenizer)
     assert (found[1] if found else None) == confidence
 

@@ -4,6 +4,7 @@ import pytest
 
 from app.verdicts import verdicts
 
+CONFIDENT, CALIBRATED = {"by": "confidence", "threshold": 0.97}, {"by": "calibrated", "threshold": 0.9}
 RIGHT, WRONG = {"provisional": "theft"}, {"provisional": "stray"}
 
 
@@ -44,17 +45,23 @@ def test_an_answer_that_does_not_follow_says_what_was_argued():
 
 
 @pytest.mark.parametrize(
-    "confidence, thought, words",
+    "confidence, judged, thought, gate, words",
     [
-        (0.991, False, "Answered at once: the quick answer was sure enough, at 0.991"),
-        (0.5, True, "Thought after its quick answer, which was sure at 0.500"),
-        (-1.0, True, "put off"),
-        (None, None, ""),
-        (float("nan"), None, ""),
+        (0.991, None, False, CONFIDENT, "at once: its tokens were 0.991 sure of the quick answer, at least the"),
+        (0.5, None, True, CONFIDENT, "its tokens were 0.500 sure of the quick answer, less than the 0.97 that"),
+        (0.5, None, True, {}, "sure of the quick answer, and no gate could end it there."),
+        (0.5, None, True, None, "Thought: its tokens were 0.500 sure of the quick answer."),
+        (0.2, 0.98, False, CALIBRATED, "once: the calibrator was 0.980 sure of the quick answer, at least the 0.9"),
+        (0.99, 0.6, True, CALIBRATED, "the calibrator was 0.600 sure of the quick answer, less than the 0.9"),
+        (0.99, float("nan"), True, CALIBRATED, "and no gate could end it there"),  # its training
+        (-1.0, None, True, CONFIDENT, "Thought: the quick answer was put off, or missing."),
+        (None, None, None, {}, ""),
+        (float("nan"), None, None, {}, ""),
     ],
 )
-def test_it_says_whether_it_thought_and_why(confidence, thought, words):
-    found = verdicts({}, {**RIGHT, "quick_confidence": confidence, "thought": thought}, "theft")
+def test_it_says_whether_it_thought_and_why(confidence, judged, thought, gate, words):
+    row = {**RIGHT, "quick_confidence": confidence, "quick_probability": judged, "thought": thought}
+    found = verdicts({}, row, "theft", gate=gate)
     assert words in found and bool(found) == bool(words)
 
 

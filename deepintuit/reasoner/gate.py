@@ -53,15 +53,13 @@ def gate_for(task: Task, settings: GateConfig, calibrator: Calibrator | None = N
         return None
 
     def gate_over(known: Sequence[tuple[Clip, EncodedClip]]) -> Gate:
-        def sure(answers: Sequence[Quick]) -> list[bool]:
-            if settings.by == "calibrated":
-                traces = [task.parse(answer.text, False, thought=False) for answer in answers]
-                scores = likelihood_scores(
-                    calibrator.vlm, task, [known[a.clip] for a in answers], traces, len(answers)
-                )
-                return (scores.probs(calibrator.temperature).max(1) >= settings.threshold).tolist()
-            return [settings.by == "confidence" and a.confidence >= settings.threshold for a in answers]
+        def judged(answers: Sequence[Quick]) -> list[float]:
+            traces = [task.parse(answer.text, False, thought=False) for answer in answers]
+            scores = likelihood_scores(calibrator.vlm, task, [known[a.clip] for a in answers], traces, len(answers))
+            return scores.probs(calibrator.temperature).max(1).tolist()
 
-        return Gate(quick, sure)
+        if settings.by == "off":
+            return Gate(quick)
+        return Gate(quick, settings.threshold, judged if settings.by == "calibrated" else None)
 
     return gate_over

@@ -121,6 +121,7 @@ class LocalReasoner:
             "confidence": sample.confidence,
             "truncated": sample.truncated,
             "quick_confidence": sample.quick_confidence,
+            "quick_probability": sample.quick_probability,
             "quick_tokens": sample.quick_tokens,
             "thought": sample.thought,
             "prompt_hash": self.task.prompt_hash(self.task.reasoner_prompt(clip.clip_id)),

@@ -49,7 +49,8 @@ class Written:
 class TraceDone:
     """The text as it stays. `reason` and `detail` say why it is no trace; `stopped`: somebody stopped it.
 
-    `thought` False: its quick answer was sure enough, at `quick_confidence`, and ended the work.
+    `thought` False: its quick answer was sure enough, at `quick_confidence` (or, to the calibrator that was the gate,
+    at `quick_probability`), and ended the work.
     """
 
     text: str
@@ -62,6 +63,7 @@ class TraceDone:
     stopped: bool = False
     quick_confidence: float | None = None
     thought: bool | None = None
+    quick_probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ def done(trace: Mapping[str, Any]) -> TraceDone:
         _number(trace.get("milliseconds")),
         quick_confidence=_number(trace.get("quick_confidence")),
         thought=None if _number(trace.get("thought")) is None else bool(trace["thought"]),
+        quick_probability=_number(trace.get("quick_probability")),
     )
 
 

@@ -42,7 +42,7 @@ GRAINS: dict[str, Grain] = {grain.name: grain for grain in (
     # One generated text. `reason` is null when it is well-formed; `frames_size` is [width, height] in pixels;
     # `token_logprobs` are natural logs; `confidence` is exp(mean of them); `step` only in training. `thought` is null
     # where no gate watched; false where the quick answer was sure enough (`quick_confidence`) and ended the work
-    # after `quick_tokens`.
+    # after `quick_tokens`; `quick_probability` is the calibrator's highest after it, where that was the gate.
     Grain("traces", ("trace_id",), pa.schema([
         _required("trace_id", _text), _required("run_id", _text), _required("clip_id", _text), ("stage", _text),
         _required("sample", _int), ("step", _int), ("temperature", _real), _required("text", _text), ("answer", _text),
@@ -51,7 +51,7 @@ GRAINS: dict[str, Grain] = {grain.name: grain for grain in (
         ("frame_indices", pa.list_(pa.int32())), ("frame_times", pa.list_(pa.float64())), ("frame_hash", _text),
         ("frames_size", pa.list_(pa.int32())), ("reader", _text), ("milliseconds", _real), ("confidence", _real),
         ("truncated", _flag), ("prompt_hash", _text), ("model", _text), ("quick_confidence", _real),
-        ("quick_tokens", _int), ("thought", _flag),
+        ("quick_tokens", _int), ("thought", _flag), ("quick_probability", _real),
     ])),
     # One number about one trace (accuracy, format, …) with what it rests on.
     Grain("scores", ("trace_id", "name"), pa.schema([

@@ -29,8 +29,8 @@ from deepintuit.vlm.model import VLM
 class Sample:
     """One sampled trace. `logprobs_T`: of each token, the end token included, at the temperature of sampling.
 
-    Where a gate watched: `quick_confidence` of its quick answer (−1 where it gave none), how many tokens it took, and
-    whether it `thought` after it.
+    Where a gate watched: `quick_confidence` of its quick answer (−1 where it gave none), how many tokens it took,
+    whether it `thought` after it, and `quick_probability`, what the gate asked of another and decided by.
     """
 
     text: str
@@ -41,6 +41,7 @@ class Sample:
     quick_confidence: float | None = None
     quick_tokens: int | None = None
     thought: bool | None = None
+    quick_probability: float | None = None
 
     @property
     def confidence(self) -> float:
@@ -50,7 +51,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Quick:
-    """A quick answer as it was just written: of which clip and sample, the text so far, and how sure its tokens were.
+    """A quick answer as it was just written: of which clip and sample, the text up to its end (the token that closed it
+    may say more), and how sure its tokens were.
 
     `confidence`: exp(mean log-probability of the tokens inside the first box); −1 for the fallback, no box, or a box
     in a box, which is no answer.
@@ -64,17 +66,19 @@ class Quick:
 
 @dataclass(frozen=True)
 class Gate:
-    """Watches for the quick answer, the segment `quick` of a grammar; `sure` says of those just written which end
-    there.
+    """Watches for the quick answer, the segment `quick` of a grammar; one that is at least `threshold` sure ends its
+    trace. How sure is its confidence, or what `judged` says of those just written.
 
     A trace that goes on does so from the same cache: its tokens are those that it would have had without a gate.
     """
 
     quick: Segment
-    sure: Callable[[Sequence[Quick]], Sequence[bool]]
+    threshold: float = float("inf")
+    judged: Callable[[Sequence[Quick]], Sequence[float]] | None = None
 
     def read(self, ids: Sequence[int], logprobs: Sequence[float], tokenizer) -> tuple[str, float] | None:
-        """Text so far and confidence once the first box is closed, or can no longer come; None before."""
+        """Text and confidence once the first box is closed, or can no longer come; None before. The text ends with the
+        box."""
         text = tokenizer.decode(ids, skip_special_tokens=True)
         start = len(text) - len(text.lstrip())
         if not text.startswith(self.quick.open, start):
@@ -85,7 +89,7 @@ class Gate:
             return None
         inside = character_offsets(tokenizer, ids)
         chosen = (inside[:, 0] < last) & (inside[:, 1] > first)
-        inside_box = text[first:last].strip()
+        inside_box, text = text[first:last].strip(), text[: last + len(self.quick.close)]
         if inside_box in ("", self.quick.fallback) or self.quick.open in inside_box or not chosen.any():
             return text, -1.0
         return text, float(np.exp(np.mean(np.asarray(logprobs)[chosen])))
@@ -220,6 +224,8 @@ class _Batch:
         self.confidence: list[float | None] = [None] * len(keys)
         self.quick_tokens: list[int | None] = [None] * len(keys)
         self.thought: list[bool | None] = [None] * len(keys)
+        self.probability: list[float | None] = [None] * len(keys)
+        self.ended_with: dict[int, str] = {}
 
     def choose(self, logits: torch.Tensor, step: int, temperature: float, top_p: float, vlm: VLM) -> torch.Tensor:
         """The next token of every trace that is alive. Draws by the inverse of the cumulative distribution."""
@@ -268,9 +274,13 @@ class _Batch:
             self.confidence[row], self.quick_tokens[row] = quick.confidence, len(self.ids[row])
             self.thought[row] = True
         answered = {row: quick for row, quick in closed.items() if quick.confidence >= 0}
-        if answered:
-            for row, sure in zip(answered, gate.sure(list(answered.values())), strict=True):
-                self.thought[row], self.ended[row] = not sure, bool(sure)
+        if answered and gate.judged:
+            for row, probability in zip(answered, gate.judged(list(answered.values())), strict=True):
+                self.probability[row] = float(probability)
+        for row, quick in answered.items():
+            sure = self.probability[row] if gate.judged else quick.confidence
+            if sure >= gate.threshold:
+                self.thought[row], self.ended[row], self.ended_with[row] = False, True, quick.text
         going = torch.tensor([not self.ended[row] for row in rows], dtype=torch.bool, device=self.alive.device)
         self._keep(going)
         return going
@@ -313,8 +323,8 @@ class _Batch:
 
     def sample(self, row: int, vlm: VLM, milliseconds: float) -> Sample:
         ids = self.ids[row]
-        text = vlm.tokenizer.decode(ids, skip_special_tokens=True)
-        quick = self.confidence[row], self.quick_tokens[row], self.thought[row]
+        text = self.ended_with.get(row) or vlm.tokenizer.decode(ids, skip_special_tokens=True)
+        quick = self.confidence[row], self.quick_tokens[row], self.thought[row], self.probability[row]
         return Sample(text, ids, self.logprobs[row], not self.ended[row], milliseconds, *quick)
 
 

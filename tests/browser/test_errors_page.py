@@ -109,6 +109,9 @@ def test_the_threshold_tells_coverage_risk_and_who_is_left(site):
     assert "Show the 6 clips it abstains on" in errors_honesty.abstain(found, 0.9)
     assert len(errors_clips.behind(found, "unsure", 0.9, "seconds")[1]) == 6
     assert len(errors_clips.behind(found, "unsure", 0.8, "seconds")[1]) == 0
+    for promised in (90, 95):  # six clips are too few for a promise: half of them, and every label is in every set
+        row = f">{promised} %</th><td>6</td><td>100.0"
+        assert row in errors_honesty.abstain(found, 0.8)
 
 
 def test_an_answer_without_probabilities_says_so_instead_of_drawing(site):

@@ -1,0 +1,50 @@
+"""What a threshold of thinking would cost and bring: the words under Watch's dial (VideoAuto-R1).
+
+Measured on the stored evaluations in which every trace of the reasoner gave a quick answer and thought on all the same.
+Left out on purpose: the curve (the run card draws it), and choosing for anybody.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from app.html import empty, esc, percent, table, tag
+from deepintuit.data import Manifest
+from deepintuit.metrics import GateCurve, cheapest_threshold, gate_curve
+from deepintuit.report.thinking import GATE_COLUMNS, quick_answers
+from deepintuit.store import Workbench, clips
+
+
+def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -> str:
+    """Share of clips that think, accuracy and tokens a clip: at the threshold, always thinking, never where it may."""
+    if not reasoner:
+        return ""
+    if clips.grammar_of(workbench, reasoner) != "answer-think-answer":
+        return tag("p", "This reasoner gives no quick answer, so it always thinks.", class_="quiet")
+    measured = clips.watched(workbench, reasoner)
+    if measured is None:
+        command = f"deepintuit evaluate --reasoner {reasoner} --set prompt.grammar=answer-think-answer"
+        return empty("What this dial costs was not measured yet.", "Let every trace think, on validation:",
+                     f"{command} --set gate.by=off --set evaluate.split=validation")  # fmt: skip
+    run, dataset, split = measured
+    n, curve = _curve(workbench.path, run, dataset)
+    at = threshold if threshold < 1 else float("inf")
+    rows = [
+        [esc(name), percent(rate), percent(right, 1), f"{tokens:.0f}"]
+        for name, (rate, right, tokens) in (
+            ("Always thinks", curve.at(float("inf"))), (f"At {threshold:.2f}", curve.at(at)),
+            ("Never, where it may", curve.at(0.0)),
+        )
+    ]  # fmt: skip
+    best = cheapest_threshold(curve)
+    told = f"The lowest threshold that loses nothing there is {best:.3f}" if best <= 1 else "There thinking always pays"
+    words = tag("p", esc(f"Raw answers of {n} {split} clips in {run}. {told}."), class_="quiet")
+    return table(["", "thinks", "right", "tokens a clip"], rows, class_="numbers") + words
+
+
+@lru_cache(maxsize=32)
+def _curve(path, run: str, dataset: str) -> tuple[int, GateCurve]:
+    """Of a finished run, which does not change."""
+    traces = Workbench(path).run(run).read("traces")
+    quick = quick_answers(traces[traces["sample"] == 0], Manifest.load(path, dataset).labels)
+    return len(quick), gate_curve(*(quick[name] for name in GATE_COLUMNS))
