@@ -186,23 +186,13 @@ def _cold_start(seed: Seed, budget: int, count: int = 0) -> Run:
 
 
 def lengths(seed: Seed) -> Rows:
-    """No reasoning, and traces of three lengths: cold start on each, then its own calibrator (DeepIntuit, figure 7)."""
+    """No reasoning, and traces of three lengths: a cold start on each (DeepIntuit, figure 7)."""
     found: Rows = {}
     for name, budget in BUDGETS.items():
-        run = _cold_start(seed, budget)
-        if not budget:
-            scored = seed.evaluated(run, name)
-            share = 100 * right_share(scored)
-            found[name] = {"n": float(scored.summary["clips"]), "accuracy %": share, "tokens a clip": 0.0}
-            continue
-        judge = calibrate(seed.workbench, seed.settings(), reasoner=run.id, progress=seed.progress)
-        scored = seed.evaluated(run, name, calibrator=judge)
-        found[name] = {
-            "n": float(scored.summary["clips"]),
-            "accuracy %": 100 * right_share(scored),
-            "calibrated %": 100 * right_share(scored, "label_likelihood"),
-            "tokens a clip": float(scored.read("traces").query("sample == 0")["tokens"].mean()),
-        }
+        scored = seed.evaluated(_cold_start(seed, budget), name)
+        tokens = scored.read("traces").query("sample == 0")["tokens"].mean() if budget else 0.0
+        share = 100 * right_share(scored)
+        found[name] = {"n": float(scored.summary["clips"]), "accuracy %": share, "tokens a clip": float(tokens)}
     return found
 
 
