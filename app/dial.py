@@ -22,12 +22,12 @@ def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -
     if clips.grammar_of(workbench, reasoner) != "answer-think-answer":
         return tag("p", "This reasoner gives no quick answer, so it always thinks.", class_="quiet")
     measured = clips.watched(workbench, reasoner)
-    if measured is None:
+    n, curve = _curve(workbench.path, *measured[:2]) if measured else (0, None)
+    if not n:
         command = f"deepintuit evaluate --reasoner {reasoner} --set prompt.grammar=answer-think-answer"
         return empty("What this dial costs was not measured yet.", "Let every trace think, on validation:",
                      f"{command} --set gate.by=off --set evaluate.split=validation")  # fmt: skip
-    run, dataset, split = measured
-    n, curve = _curve(workbench.path, run, dataset)
+    run, _, split = measured
     at = threshold if threshold < 1 else float("inf")
     rows = [
         [esc(name), percent(rate), percent(right, 1), f"{tokens:.0f}"]
@@ -38,8 +38,8 @@ def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -
     ]  # fmt: skip
     best = cheapest_threshold(curve)
     told = f"The lowest threshold that loses nothing there is {best:.3f}" if best <= 1 else "There thinking always pays"
-    words = tag("p", esc(f"Raw answers of {n} {split} clips in {run}. {told}."), class_="quiet")
-    return table(["", "thinks", "right", "tokens a clip"], rows, class_="numbers") + words
+    words = tag("p", esc(f"Raw answers, and tokens a clip, of {n} {split} clips in {run}. {told}."), class_="quiet")
+    return table(["", "thinks", "right", "tokens"], rows, class_="numbers") + words
 
 
 @lru_cache(maxsize=32)

@@ -480,7 +480,10 @@ def page(desk: Desk) -> None:
     choice.input(do.opened, [picked, choice, *view], [player, *stage], **reads)
     upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **reads).then(**find, **reads)
     asked = [shown, picked, *view]
-    weighed = {"fn": lambda *dial: consequences(desk.look(), *dial), "inputs": [run, think_below], "outputs": costs}
+    weighed = {
+        "fn": lambda reasoner, below: consequences(desk.look(), reasoner, _number(below, 0.0, 1.0, 1.0)),
+        "inputs": [run, think_below], "outputs": costs,
+    }  # fmt: skip
     begun.then(**weighed, **reads)
     gr.on([run.input, think_below.input], **weighed, trigger_mode="always_last", **plain)
     gr.on([truth.input, threshold.input], do.judged, asked, verdict, trigger_mode="always_last", **plain)

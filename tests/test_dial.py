@@ -50,7 +50,7 @@ def test_the_dial_tells_what_its_threshold_costs_and_brings(workbench):
         ("Never, where it may", "0 %", "50.0 %", "4"),
     ):
         assert f">{name}</th>" + "".join(f"<td>{text}</td>" for text in numbers) in said
-    assert f"Raw answers of 2 validation clips in {measured}. The lowest threshold that" in said and "is 0.900" in said
+    assert f"of 2 validation clips in {measured}. The lowest threshold that" in said and "is 0.900" in said
     assert consequences(workbench, reasoner, 1.0).count("<td>11</td>") == 2  # the dial's end always thinks
 
 

@@ -125,12 +125,12 @@ def gate_of(workbench: Workbench, run_id: str) -> dict[str, Any]:
 
 def watched(workbench: Workbench, reasoner: str) -> tuple[str, str, str] | None:
     """The finished evaluation (run, dataset, split) that tells what a threshold of the quick answer's confidence would
-    cost: all traces thought on, and the confidences were kept. Validation before others, then the newest."""
+    cost: quick answers were asked for, and all traces thought on. Validation before others, then the newest."""
     found = workbench.query(
         """SELECT run_id, dataset, config->>'$.evaluate.split' AS split FROM runs
            WHERE stage = 'evaluate' AND status = 'finished' AND parent = ? AND dataset IS NOT NULL
              AND coalesce(config->>'$.gate.by', 'off') = 'off'
-             AND run_id IN (SELECT run_id FROM traces WHERE quick_confidence IS NOT NULL)
+             AND config->>'$.prompt.grammar' = 'answer-think-answer'
            ORDER BY split = 'validation' DESC, created DESC LIMIT 1""", [reasoner],
     )  # fmt: skip
     return tuple(found.iloc[0]) if len(found) else None
