@@ -14,18 +14,24 @@ from typing import Annotated, Any
 
 import gradio as gr
 from fastapi import APIRouter, Body, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from app import review_view
 from app.desk import LOCAL, Desk
 from app.html import tag
 from app.review_tasks import Room
+from app.slices import sentences
 from deepintuit.errors import DeepIntuitError
+from deepintuit.review import exchange
 from deepintuit.store import browse
 
 Asked = Annotated[dict[str, Any], Body()]
 _NOT_KEPT = {"Cache-Control": "private, no-store"}
+_ENDINGS = exchange.FORMS | {"interface": ".xml"}
+_MEDIA = browse.FORMATS | {"label-studio": "application/json", "interface": "application/xml"}
 _MOST_HELD = 200
+LARGEST = 64 << 20  # bytes of a file that comes in
 
 
 def routes(desk: Desk) -> APIRouter:
@@ -40,8 +46,18 @@ def routes(desk: Desk) -> APIRouter:
             content = room.export(task, request.scope.get("deepintuit_user") or LOCAL, form)
         except DeepIntuitError as error:
             raise HTTPException(400, str(error)) from error
-        named = {"Content-Disposition": f'attachment; filename="reviews.{form}"'}
-        return Response(content, media_type=browse.FORMATS[form], headers=_NOT_KEPT | named)
+        named = {"Content-Disposition": f'attachment; filename="reviews{_ENDINGS[form]}"'}
+        return Response(content, media_type=_MEDIA[form], headers=_NOT_KEPT | named)
+
+    @router.post("/review-api/import")
+    async def bring_in(request: Request, task: str, file: str) -> JSONResponse:
+        content = bytearray()
+        async for piece in request.stream():
+            content += piece
+            if len(content) > LARGEST:
+                return JSONResponse({"error": f"The file has more than {LARGEST >> 20} MiB: import it in parts."}, 400)
+        take = _route(lambda given, who: {"told": room.bring_in(task, who, file, bytes(content))})
+        return await run_in_threadpool(take, request, {})
 
     return router
 
@@ -51,7 +67,7 @@ def _route(answer: Callable[[dict[str, Any], str], Any]) -> Callable[..., JSONRe
         try:
             found = answer(given, request.scope.get("deepintuit_user") or LOCAL)
         except DeepIntuitError as error:
-            return JSONResponse({"error": str(error)}, 400, _NOT_KEPT)
+            return JSONResponse({"error": " ".join(sentences(error))}, 400, _NOT_KEPT)
         return JSONResponse(found, headers=_NOT_KEPT)
 
     return asked

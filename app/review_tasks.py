@@ -281,12 +281,24 @@ class Room:
         return review_view.lead_html(
             task, reviews.progress(name), exchange.rows(reviews, name), insight.gold_records(reviews, name),
             reviews.ratings(name), model, insight.disputed(reviews, name), closed,
-            insight.seeing_or_reasoning(reviews, workbench, name, draws=300))  # fmt: skip
+            insight.seeing_or_reasoning(reviews, workbench, name, draws=300),
+            insight.doubted(workbench, task.items.values()))  # fmt: skip
 
     def export(self, name: str, who: str, form: str) -> bytes:
-        """Everything in force in a task as a file, for its leads."""
-        self.lead(name, who)
+        """Everything in force in a task as a file, for its leads; `interface`: what Label Studio needs to show its."""
+        task = self.lead(name, who)
+        if form == "interface":
+            return exchange.label_config(task).encode()
+        if form == "label-studio":
+            return exchange.label_studio(self.desk.look(), self.reviews, name)
         return exchange.dump(exchange.rows(self.reviews, name), form)
+
+    def bring_in(self, name: str, who: str, file: str, content: bytes) -> str:
+        """The answers of a file into a task, for its leads; a sentence of what came of it. They say that they came from
+        this file and by whom, since it names reviewers itself."""
+        self.lead(name, who)
+        found = exchange.load(content, exchange.form_of(file))
+        return str(exchange.bring_in(self.reviews, name, found, f"{file[-100:]}, by {who}"))
 
 
 def _list(value: Any) -> list[str]:

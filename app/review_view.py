@@ -8,7 +8,6 @@ labels. The true label and the clip's file name, which may tell it, are shown to
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,9 +16,8 @@ from app import prose
 from app.html import address, badge, empty, esc, link, percent, table, tag
 from app.slices import NONE_SAVED
 from deepintuit.metrics import Agreement, agreement, rating_matrix
-from deepintuit.review import ORDERS, Task
+from deepintuit.review import ORDERS, Task, exchange
 from deepintuit.review.insight import PROCESSES, Blame, GoldRecord
-from deepintuit.trace import GRAMMARS
 
 ORDER_WORDS = {
     "entropy": "uncertain first (entropy)", "margin": "uncertain first (margin)",
@@ -231,7 +229,7 @@ def item_html(
         return empty("This trace is not in the workbench any more.", "Its run was deleted since. Skip it.")
     seconds = (clip or {}).get("seconds")
     times = row["frame_times"] if hasattr(row["frame_times"], "__len__") else None
-    text = _hidden(row["text"], grammar, task.labels) if task.blind else row["text"]
+    text = task.covered(row["text"]) if task.blind else row["text"]
     body = prose.trace_html(text, grammar, times, seconds)
     if not row["text"].strip():
         body = tag("p", "Nothing was written.", class_="quiet")
@@ -244,19 +242,6 @@ def item_html(
             said += " calibrated: " + badge(fact["calibrated"] + sure)
         said = tag("p", said, class_="model")
     return said + body
-
-
-def _hidden(text: str, grammar: str, labels: Sequence[str]) -> str:
-    """The text with its answers and every label it names covered; its sentences stay as many as they are."""
-    for piece in reversed(prose.pieces(text, grammar)):
-        if piece.name in ("answer", "quick"):
-            text = text[: piece.start] + " ▒▒▒▒ " + text[piece.end :]
-    named = "|".join(re.escape(label).replace(r"\ ", r"[\s_-]+").replace("_", r"[\s_-]+")
-                     for label in sorted(labels, key=len, reverse=True))  # fmt: skip
-    # A mark of the grammar is no mention, even where a label is called like it.
-    marks = "|".join(re.escape(mark) for part in GRAMMARS[grammar].segments for mark in (part.open, part.close))
-    cover = re.compile(rf"({marks})|(?<!\w)(?:{named})(?!\w)", re.I)
-    return cover.sub(lambda found: found[1] or "▒▒▒▒", text) if named else text
 
 
 def said_html(task: Task, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -283,10 +268,10 @@ def _cells(task: Task, row: Mapping[str, Any]) -> list[str]:
 def lead_html(
     task: Task, progress: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], gold: Sequence[GoldRecord],
     ratings: Sequence[tuple[str, str, Any]], model: Mapping[str, Sequence[Agreement]],
-    disputed: Sequence[tuple[str, float]], closed: bool, blame: Blame | None = None,
+    disputed: Sequence[tuple[str, float]], closed: bool, blame: Blame | None = None, doubted: Sequence[Any] = (),
 ) -> str:  # fmt: skip
-    """Agreement, gold items, what is disputed and decided, notes and skips, exports, and closing. `rows`: what is in
-    force, as `exchange.rows` gives it."""
+    """Agreement, gold items, doubted labels, what is disputed and decided, notes and skips, files out and in, closing.
+    `rows`: what is in force, as `exchange.rows` gives it; `doubted`: as `insight.doubted` does."""
     decide = tag("a", f"Decide {len(disputed):,} disputed", class_="go", data_go=True,
                  href=address("review", task=task.name, view="decide")) if disputed else ""  # fmt: skip
     shut = tag("button", "Open it again" if closed else "Close the task", type="button", data_do="close",
@@ -297,23 +282,34 @@ def lead_html(
     head = tag("header", tag("h2", esc(task.name) + state) + tag("span", decide + shut + back, class_="links"))
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("judged", "skipped", "adjudicated")}
     exports = " ".join(tag("a", words, href=address("review-api/export", task=task.name, form=form), download=True)
-                       for form, words in (("csv", "CSV"), ("jsonl", "JSONL"), ("parquet", "Parquet")))  # fmt: skip
+                       for form, words in _FORMS)  # fmt: skip
+    file = tag("input", type="file", id="review-import", accept=",".join(exchange.FORMS.values()))
+    files = tag("p", f"Export {exports} · ") + tag("label", tag("span", "Import answers ") + file, class_="file")
     line = (f"{progress['done']:,} of {progress['asked']:,} judgements, {progress['complete']:,} of "
             f"{progress['items']:,} items complete, {len(kinds['adjudicated']):,} decided by leads.")  # fmt: skip
     if extra := sum(row["extra"] for row in rows):
         line += f" Extra answers, to items that had all they need: {extra:,}, kept and left out of agreement."
-    parts = [head, tag("p", line + (f" Export {exports}" if rows else "")), _people(kinds, gold)]
+    parts = [head, tag("p", line), tag("div", files, class_="files"), tag("p", "", id="review-status", role="status"),
+             _people(kinds, gold)]  # fmt: skip
     if not kinds["judged"]:
         todo = "Agreement is counted once two people judged the same ones."
         parts.append(empty("Nobody has judged an item yet.", todo))
     elif "label" in task.questions:
         parts.append(_between_people(ratings, list(task.labels)))
     if model:
-        said = [(f"{words}: {found.label or 'all classes'}", found) for kind, words in _MODEL for found in model[kind]]
+        said = [(f"{words}: {found.label or 'all classes'}", found) for kind, words in _MODEL for found in model[kind]
+                if found.items]  # fmt: skip
         parts.append(_agreement(said, "The model against what people settled on (bootstrap over clips)"))
     parts.append(_verdicts(kinds["judged"]))
     if blame is not None:
         parts.append(_blame(blame))
+    if doubted:
+        cells = [[link(row.clip_id[:12], "traces", trace=row.trace_id), *map(esc, (row.given, row.likely)),
+                  f"{100 * row.self_confidence:.1f} %"] for row in doubted[:50]]  # fmt: skip
+        heads = ("Clip", "Label", "Likely", "Probability of the label")
+        more = f" (50 of {len(doubted):,})" if len(doubted) > 50 else ""
+        caption = f"Labels of these clips that are probably wrong{more}"
+        parts.append(tag("details", tag("summary", caption) + table(heads, cells)))
     said_of = defaultdict(list)
     for row in kinds["judged"]:
         said_of[row["trace_id"]].append(row)
@@ -328,6 +324,8 @@ def lead_html(
     return "".join(parts)
 
 
+_FORMS = (("csv", "CSV"), ("jsonl", "JSONL"), ("parquet", "Parquet"), ("label-studio", "Label Studio"),
+          ("interface", "its interface"))
 _ASKED = {"label": "label", "verdict": "verdict", "failing": "place", "note": "note"}
 _MODEL = (("provisional", "first answer"), ("calibrated", "calibrated label"))
 
@@ -354,6 +352,8 @@ def _people(kinds: Mapping[str, Sequence[Mapping[str, Any]]], gold: Sequence[Gol
 
 
 def _between(estimate: Any, scale: float, digits: int) -> str:
+    if estimate.low == estimate.high:
+        return tag("small", "no interval", title="All draws are alike: they do not tell how sure this is")
     return tag("small", f"{scale * estimate.low:.{digits}f} … {scale * estimate.high:.{digits}f}")
 
 

@@ -17,8 +17,8 @@ from deepintuit.store.console import EXAMPLES, SHOWN, TABLES, Answer
 
 _LINKS = {"trace_id": ("traces", "trace"), "clip_id": ("watch", "clip"), "run_id": ("runs", "run")}
 """Column of a result → page and the name in its address."""
-_CELL, _COLUMNS = 200, 60
-"""Characters of a cell and columns of a result that are shown; exports have all."""
+_CELL, _SHORT, _COLUMNS = 200, 30, 60
+"""Characters of a cell that are shown, and that a narrow column holds; columns of a result. Exports have all."""
 _NAMES = {"csv": "CSV", "jsonl": "JSONL", "parquet": "Parquet"}
 
 
@@ -59,9 +59,11 @@ def _cell(name: str, value: Any) -> str:
     if name in _LINKS and isinstance(value, str):
         page, parameter = _LINKS[name]
         return tag("a", esc(text), href=address(page, **{parameter: value}))
-    if len(text) <= _CELL:
+    if len(text) <= _SHORT:
         return esc(text)
-    return tag("span", esc(text[:_CELL]) + "…", title=text[: 10 * _CELL])
+    cut = len(text) > _CELL
+    shown = esc(text[:_CELL]) + ("…" if cut else "")
+    return tag("span", shown, class_="long", title=text[: 10 * _CELL] if cut else None)
 
 
 def _text(value: Any) -> str:

@@ -646,10 +646,8 @@ def test_gold_items_are_hidden_go_to_everybody_and_say_who_drifts(reviews: Revie
             places[who] += [turn] if item.trace_id in reviews.task("week").gold else []
             reviews.judge("week", who, item.trace_id, {"label": label, "verdict": None})
     assert places["ann"] != places["bob"] and all(3 <= len(turns) <= 10 for turns in places.values())
-    right = {act.reviewer: set() for act, _ in reviews.gold_answers("week")}
-    for act, good in reviews.gold_answers("week"):
-        right[act.reviewer].add(good)
-    assert right == {"ann": {True}, "bob": {False}}
+    right = {(act.reviewer, *marks.values()) for act, marks in reviews.gold_marks("week")}
+    assert right == {("ann", True), ("bob", False)}
     progress = reviews.progress("week")
     assert progress["items"] == 50 and progress["done"] == 50 - sum(map(len, places.values()))
     assert progress["by"] == {"ann": 25, "bob": 25}

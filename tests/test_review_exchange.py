@@ -153,7 +153,7 @@ def test_forms_are_known_by_their_endings():
 def small(tmp_path) -> tuple[Workbench, list[str]]:
     workbench = Workbench(tmp_path / "workbench")
     with workbench.start_run("evaluate", {}) as run:
-        said = "<think> A dog. </think><answer> dog </answer>"
+        said = "<think> A tail, so a Dog. </think><answer> dog </answer>"
         run.append("traces", [{"clip_id": f"c{n}", "sample": 0, "text": said, "provisional": "dog"} for n in (0, 1)])
         ids = run.read("traces")["trace_id"].tolist()
     workbench.refresh()
@@ -169,8 +169,8 @@ def test_label_studio_shows_video_trace_and_the_models_label_unless_the_task_is_
         first, _ = json.loads(label_studio(workbench, reviews, "week"))
         reviews.open(Task("no labels", dict(zip(ids, ("c0", "c1"))), questions=["verdict"]), "lead")
         assert not any(one["predictions"] for one in json.loads(label_studio(workbench, reviews, "no labels")))
-    assert first["data"]["trace_id"] == ids[0] and "A dog." in first["data"]["text"] and first["annotations"] == []
-    assert ("<answer>" in first["data"]["text"]) is not blind
+    assert first["data"]["trace_id"] == ids[0] and "A tail" in first["data"]["text"] and first["annotations"] == []
+    assert ("dog" in first["data"]["text"].lower()) is not blind
     guess = [one["result"][0]["value"]["choices"] for one in first["predictions"]]
     assert guess == ([] if blind else [["dog"]])
 

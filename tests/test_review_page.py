@@ -162,9 +162,9 @@ def test_a_form_gives_gold_items_with_all_that_is_known_of_them(bench):
 
 
 @pytest.mark.parametrize(("line", "said"), [
-    ("nowhere", "line 1 of the gold items, 'nowhere': it names no trace"), ("{}, bird", "'bird' came as the label"),
+    ("nowhere", "Line 1 of the gold items, 'nowhere': it names no trace"), ("{}, bird", "'bird' came as the label"),
     ("{}, , fine", "came as the verdict"), ("{}, , , first", "a number from 1 on"), ("{}, , , 0", "a number from 1 on"),
-    ("{}, , , 1, hearing", "came as the failing"), ("{}, a, b, c, d, e", "line 1 of the gold items"),
+    ("{}, , , 1, hearing", "came as the failing"), ("{}, a, b, c, d, e", "Line 1 of the gold items"),
 ])  # fmt: skip
 def test_a_gold_item_that_says_nothing_sensible_gets_a_sentence(bench, line, said):
     trace = browse.page(bench, TraceFilter(), limit=1).rows["trace_id"][0]
@@ -220,7 +220,7 @@ def test_nobody_sees_or_answers_an_item_that_was_not_handed_to_them(bench, crew)
         assert "was not handed to 'cyd'" in said
     for what in ("lead", "decide", "close", "next"):
         given = {"decide": True} if what == "next" else {"answers": GOOD, "item": item, "closed": True}
-        assert "ask one of them" in crew["cyd"].refused(what, task="week", **given)
+        assert "Ask one of them" in crew["cyd"].refused(what, task="week", **given)
     assert len(events(bench)) == before
     assert "no review task" in crew["cyd"].refused("next", task="../week", seat="t")
 
@@ -291,6 +291,9 @@ def test_a_lead_sees_agreement_decides_what_is_disputed_and_closes(bench, crew):
     export = "/review-api/export?task=week&form="
     assert crew["ada"].client.get(export + "jsonl").text.count(json.dumps(HOSTILE)) == 4
     assert crew["bob"].client.get(export + "csv").status_code == 400
+    studio = crew["ada"].client.get(export + "label-studio").json()
+    assert sum(len(one["annotations"]) for one in studio) == 4
+    assert crew["ada"].client.get(export + "interface").text.startswith("<View>")
     assert crew["ada"].client.get(export + "../../events").status_code == 400
     disputed = crew["ada"].ask("next", task="week", decide=True)
     assert disputed["item"] == item and "cyd" in disputed["html"] and disputed["progress"] == {"left": 1}
@@ -321,6 +324,26 @@ def test_a_lead_sees_whether_people_and_the_judge_find_the_same_process_at_fault
     assert rows == [("seeing", "1", "0"), ("reasoning", "1", "1")]
     assert "Agreement 67 " in shown and "Cohen’s κ 0.40" in shown and "n = 3 traces" in shown
     assert "0 more fail for people only, 1 for the judge only" in shown
+
+
+def test_a_lead_brings_in_answers_from_elsewhere_and_nobody_else_does(bench, crew):
+    item = crew["bob"].ask("next", task="week", seat="t")["item"]
+    row = {"trace_id": item, "reviewer": "eve", "kind": "judged", "label": "theft", "verdict": "wrong", "note": HOSTILE}
+
+    def send(who: str, file: str = "team <b>.jsonl", content: bytes = json.dumps(row).encode()):
+        return crew[who].client.post(f"/review-api/import?{urlencode({'task': 'week', 'file': file})}", content=content)
+
+    assert "leads of a task see that" in send("bob").json()["error"]
+    for file, content in (("x.docx", b""), ("x.csv", b"a\n1\n"), ("x.json", b"[" * 99_999), ("x.jsonl", b"\xff")):
+        answer = send("ada", file, content)
+        assert answer.status_code == 400 and answer.json()["error"].endswith(".")
+    assert send("ada", content=b"x" * (review.LARGEST + 1)).status_code == 400
+    assert events(bench, Kind.JUDGED) == []
+    assert send("ada").json()["told"].startswith("1 answers taken in")
+    assert send("ada").json()["told"].startswith("0 answers taken in; 1 are here already")
+    (came,) = events(bench, Kind.JUDGED)
+    assert (came.reviewer, came.payload["source"]) == ("eve", "team <b>.jsonl, by ada")
+    assert "onerror" in (shown := crew["ada"].ask("lead", task="week")["html"]) and "<img" not in shown
 
 
 def test_reviews_that_another_process_writes_are_said_in_a_sentence(bench):

@@ -20,7 +20,8 @@
     let reply;
     try {
       reply = await fetch(`/review-api/${what}`, {
-        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(given), keepalive,
+        method: "POST", keepalive,
+        ...(given instanceof Blob ? { body: given } : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(given) }),
       });
     } catch {
       throw new Error("The server cannot be reached. What you gave stays here: try again in a moment.");
@@ -454,6 +455,21 @@
     else if (verdict !== undefined) answer("verdict", "unsure" in at.dataset ? null : verdict);
     else fails(failing);
     if (event.detail && at.matches("button")) at.blur(); // pressed by mouse: Enter submits again
+  });
+
+  // A lead's file of answers goes in as it is; the page comes back with what is in force then.
+  async function bringIn(file) {
+    say("Reading …");
+    const to = new URLSearchParams({ task: query().get("task"), file: file.name });
+    const found = await ask(`import?${to}`, file);
+    await route();
+    say(found.told, "good");
+  }
+
+  document.addEventListener("change", (event) => {
+    if (event.target.id !== "review-import" || !event.target.files.length) return;
+    const [file] = event.target.files;
+    attempt(bringIn, file).finally(() => { event.target.value = ""; });
   });
 
   document.addEventListener("input", (event) => {

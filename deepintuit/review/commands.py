@@ -59,8 +59,7 @@ def bring_in(workbench: Workbench, console: Console, task: str, file: str, form:
         with EventLog(workbench.reviews) as log:
             done = exchange.bring_in(Reviews(log), task, found, source or Path(file).name)
         workbench.refresh()
-    _say(console, f"{done.taken} answers {'would be' if dry else 'were'} taken in; {done.known} are here already; "
-         f"{len(done.kept)} left out, since another answer of that reviewer stands here.")
+    _say(console, f"{done}{' Nothing was written (--dry-run).' if dry else ''}")
     _list(console, ["trace", "reviewer"], done.kept)
 
 
@@ -174,7 +173,10 @@ def _number(value: float) -> str:
 
 
 def _span(found: Estimate) -> str:
-    return "–" if math.isnan(found.value) else f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    if math.isnan(found.value):
+        return "–"
+    # Draws that are all the same say nothing about how sure a number is.
+    return f"{found.value:.2f} " + ("[–]" if found.low == found.high else f"[{found.low:.2f}, {found.high:.2f}]")
 
 
 def _plain(value: Any) -> Text:

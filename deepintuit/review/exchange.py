@@ -13,7 +13,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -30,7 +29,6 @@ from deepintuit.review.events import Event, Kind, State
 from deepintuit.review.queue import FAILING_IN, LONGEST_NOTE, VERDICTS, Reviews, Task, person
 from deepintuit.store.browse import as_written, spreadsheet_safe
 from deepintuit.store.reviewed import SCHEMA, SHOWN, row_of
-from deepintuit.trace import GRAMMARS
 
 if TYPE_CHECKING:
     from deepintuit.store import Workbench
@@ -128,6 +126,10 @@ class Imported:
     known: int
     kept: list[tuple[str, str]]
 
+    def __str__(self) -> str:
+        return (f"{self.taken} answers taken in; {self.known} are here already; {len(self.kept)} left out, since "
+                "another answer of that reviewer stands here.")
+
 
 def bring_in(reviews: Reviews, name: str, found: Sequence[Mapping[str, Any]], source: str, *,
              dry: bool = False) -> Imported:
@@ -200,8 +202,8 @@ _CHOSEN, _TYPED = ("label", "verdict", "failing_in"), ("note", "reason", "review
 def label_studio(workbench: "Workbench", reviews: Reviews, name: str, *, videos: str = LOCAL_FILES) -> bytes:
     """All traces of a task as Label Studio's tasks: video and text, the model's label as a prediction, what is in force
     as annotations (skips are cancelled ones, adjudications ground truth; the reviewer is a text, since its own accounts
-    are numbers). A blind task has no predictions, and texts without their answers. `videos` goes before the file's
-    path, which is relative to the workbench where it lies inside."""
+    are numbers). A blind task has no predictions, and its texts cover answers and labels. `videos` goes before the
+    file's path, which is relative to the workbench where it lies inside."""
     task = reviews.task(name)
     facts = workbench.query(
         """SELECT facts.trace_id, facts.provisional, calibrated, certainty, facts.run_id, text
@@ -220,7 +222,7 @@ def label_studio(workbench: "Workbench", reviews: Reviews, name: str, *, videos:
         fact = facts.loc[item].where(facts.loc[item].notna(), None) if item in facts.index else {}
         text, path = fact.get("text") or "", files.get(clip)
         data = {"video": videos + quote(path) if isinstance(path, str) else "", "task": name, "trace_id": item,
-                "text": _without_answers(text) if task.blind else text, "clip_id": clip}  # fmt: skip
+                "text": task.covered(text) if task.blind else text, "clip_id": clip}  # fmt: skip
         label = fact.get("calibrated") or fact.get("provisional")
         # Label Studio refuses a prediction whose control its interface has not.
         guess = [] if task.blind or "label" not in task.questions or label not in task.labels else [
@@ -229,12 +231,6 @@ def label_studio(workbench: "Workbench", reviews: Reviews, name: str, *, videos:
         annotations = [_annotation(row) for row in said.get(item, [])]
         told.append({"data": data, "predictions": guess, "annotations": annotations})
     return json.dumps(told, ensure_ascii=False, indent=1).encode()
-
-
-def _without_answers(text: str) -> str:
-    for segment in {s for grammar in GRAMMARS.values() for s in grammar.segments if s.role == "answer"}:
-        text = re.sub(rf"{re.escape(segment.open)}.*?({re.escape(segment.close)}|\Z)", "…", text, flags=re.DOTALL)
-    return text
 
 
 def _choice(name: str, value: str) -> dict[str, Any]:
@@ -312,5 +308,5 @@ def form_of(path: str | Path) -> str:
     found = [form for form, ending in FORMS.items() if Path(path).suffix.lower() == ending]
     if not found:
         raise DataError(f"{str(path)!r} names no form", f"files end with {', '.join(FORMS.values())}",
-                        "name one with --form")
+                        "rename it, or name one with --form")
     return found[0]

@@ -8,9 +8,10 @@ labels are probably wrong.
 Left out on purpose: agreement between people (`metrics.agreement`, from `Reviews.ratings`), anything that draws.
 """
 
+import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,42 +122,39 @@ def disputed(reviews: Reviews, name: str) -> list[tuple[str, float]]:
 
 @dataclass(frozen=True)
 class GoldRecord:
-    """A reviewer on hidden gold items: the share right of all, of each last `window` (time of the newest, share), of
-    the first and the second half, and Fisher's exact p that the halves are the same (nan below two answers). An item is
-    right when all that is known of it was said; `by` question whose answer is known: the share of that alone."""
+    """A reviewer on hidden gold items: the share right of all, of the first and the second half, and Fisher's exact p
+    that the halves are the same (nan below two answers). An item is right when all that is known of it was said; `by`
+    question whose answer is known: the share of that alone."""
 
     reviewer: str
     n: int
     share: Estimate
-    rolling: list[tuple[str, Estimate]]
     early: Estimate
     late: Estimate
     p: float
     by: Mapping[str, Estimate]
 
 
-def gold_records(reviews: Reviews, name: str, window: int = 20) -> list[GoldRecord]:
+def gold_records(reviews: Reviews, name: str) -> list[GoldRecord]:
     """Each reviewer who met a gold item of the task, by name; all shares with Wilson's 95 % interval. Nothing says that
     the items of both halves are equally hard: a small p asks for a look at them."""
-    by: dict[str, list[tuple[str, Mapping[str, bool]]]] = {}
+    by: dict[str, list[Mapping[str, bool]]] = {}
     for act, marks in reviews.gold_marks(name):
-        by.setdefault(act.reviewer, []).append((act.time, marks))
-    return [_record(who, answers, window) for who, answers in sorted(by.items())]
+        by.setdefault(act.reviewer, []).append(marks)
+    return [_record(who, answers) for who, answers in sorted(by.items())]
 
 
-def _record(who: str, answers: Sequence[tuple[str, Mapping[str, bool]]], window: int) -> GoldRecord:
+def _record(who: str, answers: Sequence[Mapping[str, bool]]) -> GoldRecord:
     from scipy.stats import fisher_exact  # here, since it takes over a second to import
 
-    right = [int(all(marks.values())) for _, marks in answers]
+    right = [int(all(marks.values())) for marks in answers]
     n, half = len(right), len(right) // 2
-    rolling = [(answers[end - 1][0], wilson(sum(right[max(0, end - window):end]), min(window, end)))
-               for end in range(min(window, n), n + 1)]  # fmt: skip
     early, late = right[:half], right[half:]
     table = [[sum(part), len(part) - sum(part)] for part in (early, late)]
     p = float(fisher_exact(table).pvalue) if half else math.nan
-    asked = {question: [marks[question] for _, marks in answers if question in marks] for question in QUESTIONS}
+    asked = {question: [marks[question] for marks in answers if question in marks] for question in QUESTIONS}
     each = {question: wilson(sum(said), len(said)) for question, said in asked.items() if said}
-    return GoldRecord(who, n, wilson(sum(right), n), rolling, *(wilson(row[0], sum(row)) for row in table), p, each)
+    return GoldRecord(who, n, wilson(sum(right), n), *(wilson(row[0], sum(row)) for row in table), p, each)
 
 
 # The model against people
@@ -279,6 +277,19 @@ def suspects(workbench: "Workbench", dataset: str, split: str) -> Suspects:
                        suspected=guess.suspected_C).iloc[guess.order_C]
     columns = ["clip_id", "trace_id", "group", "given", "likely", "self_confidence", "suspected"]
     return Suspects(rows[columns].reset_index(drop=True), *source, guess.noise)
+
+
+def doubted(workbench: "Workbench", clips: Collection[str]) -> list[Any]:
+    """The rows of `suspects` that are suspected and about these clips, of all their datasets and splits whose
+    distributions are out of fold."""
+    where = workbench.query("SELECT DISTINCT dataset, split FROM clips WHERE split IS NOT NULL AND clip_id IN "
+                            "(SELECT unnest(?::VARCHAR[]))", [list(clips)])
+    found, among = [], set(clips)
+    for dataset, split in where.itertuples(index=False):
+        with contextlib.suppress(DataError):
+            rows = suspects(workbench, dataset, split).rows
+            found += rows[rows["suspected"] & rows["clip_id"].isin(among)].itertuples()
+    return sorted(found, key=lambda row: row.self_confidence)
 
 
 def calibrated(workbench: "Workbench", dataset: str, split: str | None = None) -> "pd.DataFrame":

@@ -194,7 +194,8 @@ def _reviewed(workbench: "Workbench", views: Sequence[Settled], clips: Mapping[s
         else:
             refused.add(trace_id)
             if one.label is None or not written:
-                dropped[f"verdict: {one.verdict or 'unsure'}"] += 1
+                dropped["right, but not ending in that label" if one.verdict == "right" else
+                        f"verdict: {one.verdict or 'unsure'}"] += 1
                 continue
             trace, source = written[0], "corrected"
         evidence = {"trace": trace_id, "by": one.by, "events": one.events}

@@ -15,6 +15,7 @@ Left out on purpose: who may log in (`app`), suspected label errors (give their 
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ import numpy as np
 from deepintuit.errors import DataError, nearest
 from deepintuit.review.events import Event, EventLog, Kind, State, new_id
 from deepintuit.store.browse import TraceFilter
+from deepintuit.trace import GRAMMARS
 
 if TYPE_CHECKING:
     from deepintuit.store import Workbench
@@ -86,6 +88,19 @@ class Task:
             if act.kind is Kind.JUDGED and room:
                 kept[who] = act
         return kept
+
+    def covered(self, text: str) -> str:
+        """A trace as a blind task shows it: its answers and every label it names covered, with as many sentences."""
+        parts = {part for grammar in GRAMMARS.values() for part in grammar.segments}
+        for part in (part for part in parts if part.role == "answer"):
+            inside = rf"({re.escape(part.open)}).*?({re.escape(part.close)}|\Z)"
+            text = re.sub(inside, r"\1 ▒▒▒▒ \2", text, flags=re.DOTALL)
+        # A mark of a grammar is no mention, even where a label is called like it.
+        marks = "|".join(re.escape(mark) for part in parts for mark in (part.open, part.close) if len(mark) > 1)
+        named = "|".join(r"[\s_-]+".join(map(re.escape, re.split(r"[\s_]+", label)))
+                         for label in sorted(self.labels, key=len, reverse=True))  # fmt: skip
+        cover = re.compile(rf"({marks})|(?<!\w)(?:{named})(?!\w)", re.I)
+        return cover.sub(lambda found: found[1] or "▒▒▒▒", text) if named else text
 
     def checked(self, answers: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
         """The answers as they are stored; DataError when they do not answer this task's questions. `whole`: a label and
@@ -391,10 +406,6 @@ class Reviews:
 
         return [(act, {key: right(act.payload.get(key), known) for key, known in gold[act.item].items()})
                 for act in self.judgements(name) if act.item in gold]
-
-    def gold_answers(self, name: str) -> list[tuple[Event, bool]]:
-        """What reviewers said on gold items, in order of time, and whether it agrees with all that is known of it."""
-        return [(act, all(marks.values())) for act, marks in self.gold_marks(name)]
 
     def progress(self, name: str) -> dict[str, Any]:
         """`asked` and `done` judgements (gold apart), `items` and how many are `complete`, and `by` reviewer the number

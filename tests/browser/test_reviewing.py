@@ -287,8 +287,15 @@ def test_others_get_other_items_their_notes_are_text_and_a_lead_decides(crew, op
     assert (decided.reviewer, decided.payload["label"]) == ("ada", "theft")
     ada.get_by_role("button", name="All tasks").click()
     ada.get_by_role("article").filter(has_text="two").get_by_role("link", name="Lead’s view").click()
+    with ada.expect_download() as file:
+        ada.get_by_role("link", name="JSONL").click()
+    again = {"name": "again.jsonl", "mimeType": "", "buffer": file.value.path().read_bytes()}
+    ada.set_input_files("#review-import", again)
+    says(ada, "0 answers taken in; 3 are here already")
     ada.get_by_role("button", name="Close the task").click()
     ada.get_by_role("button", name="Open it again").wait_for()
+    keys(bob, "1", "a", "Enter")
+    says(bob, "Not saved. The task 'two' is closed")
     bob.goto(f"{crew.url}/review?task=two&view=lead")
     bob.get_by_role("alert").filter(has_text="ask one of them").wait_for()
 

@@ -156,4 +156,6 @@ def test_a_phone_has_it_all_without_scrolling_sideways(open_page, site):
     page = opened(open_page(width=390, dark=True), site)
     ask(page, "SELECT * FROM traces")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    heights = page.evaluate("[...document.querySelectorAll('#sql-result tbody tr')].map((row) => row.offsetHeight)")
+    assert max(heights) <= 240, "texts are not squeezed into a word's width"
     page.get_by_role("button", name="Save slice").wait_for()
