@@ -40,6 +40,13 @@ class Bins:
     accuracy: Floats
     confidence: Floats
 
+    @property
+    def ece(self) -> float:
+        """|accuracy − confidence| of each bin, weighted by its count. nan where all are empty."""
+        full = self.counts > 0
+        gaps = np.abs(self.accuracy - self.confidence)[full] * self.counts[full]
+        return float(gaps.sum() / self.counts.sum()) if full.any() else math.nan
+
 
 def reliability_bins(confidence_C: ArrayLike, correct_C: ArrayLike, bins: int = 15) -> Bins:
     """Accuracy and mean confidence by confidence, in `bins` of equal width over 0 … 1."""
@@ -55,11 +62,7 @@ def reliability_bins(confidence_C: ArrayLike, correct_C: ArrayLike, bins: int = 
 def ece(confidence_C: ArrayLike, correct_C: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error: |accuracy − confidence| of each bin, weighted by its count (Guo et al. 2017). It is
     biased upwards on few clips. nan for no clips."""
-    found = reliability_bins(confidence_C, correct_C, bins)
-    if not found.counts.sum():
-        return math.nan
-    gaps = np.where(found.counts > 0, np.abs(found.accuracy - found.confidence), 0.0)
-    return float((gaps * found.counts).sum() / found.counts.sum())
+    return reliability_bins(confidence_C, correct_C, bins).ece
 
 
 def _shifted(logits_C_K: ArrayLike) -> Floats:

@@ -185,7 +185,7 @@ def reliability_figure(bins_by_name: Mapping[str, Bins]) -> go.Figure:
         colour, counts = colours[k % len(colours)], bins.counts[full]
         figure.add_scatter(
             x=100 * bins.confidence[full], y=100 * bins.accuracy[full], mode="lines+markers", customdata=counts,
-            name=f"{html.escape(name)} (ECE {percent(_gap(bins))})", legendgroup=str(k),
+            name=f"{html.escape(name)} (ECE {percent(bins.ece)})", legendgroup=str(k),
             line=dict(color=colour, width=1.5, dash=DASHES[k % 5]),
             # Area as the count, so that a bin of three clips does not look like one of three hundred.
             marker=dict(color=colour, symbol=SYMBOLS[k % 5], size=6 + 14 * np.sqrt(counts / bins.counts.max())),
@@ -202,16 +202,11 @@ def reliability_figure(bins_by_name: Mapping[str, Bins]) -> go.Figure:
     return finished(figure, _reliability_title(known), 430, barmode="overlay")
 
 
-def _gap(bins: Bins) -> float:
-    full = bins.counts > 0
-    return float((np.abs(bins.accuracy - bins.confidence)[full] * bins.counts[full]).sum() / bins.counts.sum())
-
-
 def _reliability_title(known: Mapping[str, Bins]) -> str:
     last = list(known.values())[-1]
     gap = float(np.nansum((last.confidence - last.accuracy) * last.counts) / last.counts.sum())
     lean = "neither too sure nor too shy" if abs(gap) < 0.02 else "too sure" if gap > 0 else "too shy"
-    return f"Confidence and accuracy differ by {number(_gap(last))} points on average; on the whole {lean}"
+    return f"Confidence and accuracy differ by {number(last.ece)} points on average; on the whole {lean}"
 
 
 def risk_coverage_figure(curves: Mapping[str, RiskCoverage]) -> go.Figure:
