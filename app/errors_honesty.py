@@ -28,10 +28,9 @@ from deepintuit.metrics import (
     nll_each,
     reliability_bins,
     risk_coverage,
-    threshold_for_risk,
 )
 from deepintuit.report import class_f1_figure, reliability_figure, risk_coverage_figure
-from deepintuit.report.table import COVERAGES
+from deepintuit.report.table import COVERAGES, RISKS
 from deepintuit.report.text import interval, number
 
 if TYPE_CHECKING:
@@ -162,14 +161,15 @@ def abstain(found: Analysis, threshold: float) -> str:
         spoken = f"{withheld} clips less sure than the threshold"
         button = opener(f"Show the {withheld} clips it abstains on", "unsure", spoken, "wide")
         opened = tag("p", button + esc(f"; {int((~right[~answered]).sum())} of them would have been wrong."))
+    curve = risk_coverage(sure, right)
     rows = []
-    for wanted in (0.01, 0.02, 0.05, 0.1):
-        lowest = threshold_for_risk(sure, right, wanted)
-        reach = "–" if math.isinf(lowest) else percent(float((sure >= lowest).mean()), 1)
-        rows.append([f"at most {percent(wanted)} wrong", "none does" if math.isinf(lowest) else f"{lowest:.3f}", reach])
-    area = risk_coverage(sure, right).area
+    for wanted in RISKS:
+        lowest, reach = curve.at_most(wanted)
+        none = math.isinf(lowest)
+        cells = ["none does", "–"] if none else [f"{lowest:.3f}", percent(reach, 1)]
+        rows.append([f"at most {percent(wanted)} wrong", *cells])
     wishes = table(["Wanted", "lowest threshold", "coverage"], rows, class_="numbers")
-    mean = tag("p", f"Mean risk over all coverages (AURC): {number(area)} %", class_="soft")
+    mean = tag("p", f"Mean risk over all coverages (AURC): {number(curve.area)} %", class_="soft")
     return tag("p", esc(said), role="status") + opened + wishes + mean + _label_sets(found)
 
 

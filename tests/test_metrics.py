@@ -255,15 +255,18 @@ def test_risk_coverage_by_hand() -> None:
     assert curve.threshold.tolist() == [0.9, 0.8, 0.1] and curve.coverage.tolist() == [0.25, 0.75, 1.0]
     assert curve.risk.tolist() == [0, pytest.approx(1 / 3), 0.5]
     assert curve.area == pytest.approx(0.5 / 3 + 0.25 * 0.5)
-    assert metrics.threshold_for_risk([0.9, 0.8, 0.8, 0.1], [1, 1, 0, 0], 0.4) == 0.8
-    assert metrics.threshold_for_risk([0.9, 0.8], [0, 0], 0.1) == math.inf
+    assert curve.at_most(0.4) == (0.8, 0.75) and curve.at_most(0) == (0.9, 0.25) and curve.at_most(0.5) == (0.1, 1.0)
+    assert metrics.risk_coverage([0.9, 0.8], [0, 0]).at_most(0.1) == (math.inf, 0)
+    assert metrics.risk_coverage([], []).at_most(0.1) == (math.inf, 0)
 
 
 @quick
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=40), st.floats(0, 1))
 def test_a_threshold_keeps_its_risk_on_the_clips_it_was_chosen_on(pairs: list[tuple[int, bool]], risk: float) -> None:
     confidence, correct = np.array([tenth / 10 for tenth, _ in pairs]), np.array([right for _, right in pairs])
-    kept = confidence >= metrics.threshold_for_risk(confidence, correct, risk)
+    threshold, coverage = metrics.risk_coverage(confidence, correct).at_most(risk)
+    kept = confidence >= threshold
+    assert kept.mean() == pytest.approx(coverage)
     assert not kept.any() or 1 - correct[kept].mean() <= risk + 1e-12
 
 

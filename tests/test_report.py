@@ -396,7 +396,7 @@ def test_the_card_tells_the_result_and_how_to_get_it_again(tmp_path: Path) -> No
                  "Trace blanked", "Mended by calibration", "Broken by calibration", "Right before and after",
                  "bootstrap = 50", "Run it again", "Usable clips by split and label", "transformers",
                  "8 traces a clip: 5 of 9 clips kept, 3 all right and 1 all wrong left out",
-                 "F1 of each class, stage by stage"):
+                 "F1 of each class, stage by stage", "at most 5 % 0.800 75.0", "Holds the truth"):
         assert told in text, told
     assert not list(path.parent.glob(".*"))
 

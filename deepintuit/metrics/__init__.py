@@ -28,7 +28,6 @@ from deepintuit.metrics.abstention import (
     conformal_sets,
     risk_coverage,
     set_coverage,
-    threshold_for_risk,
 )
 from deepintuit.metrics.agreement import (
     Agreement,
@@ -79,7 +78,7 @@ __all__ = [
     "conformal_folds", "conformal_quantile", "conformal_sets", "confusion", "ece", "ece_of", "evaluate_predictions",
     "fit_temperature", "flips", "gate_curve", "kappa_of", "label_errors", "macro_f1", "macro_f1_of", "mean_of",
     "nll", "nll_each", "paired_difference", "percent_agreement_of", "rating_matrix",
-    "reliability_bins", "risk_coverage", "set_coverage", "threshold_for_risk", "wilson",
+    "reliability_bins", "risk_coverage", "set_coverage", "wilson",
 ]
 
 

@@ -22,6 +22,12 @@ class RiskCoverage:
     risk: Floats
     area: float
 
+    def at_most(self, risk: float) -> tuple[float, float]:
+        """The lowest confidence from which on the measured risk is at most `risk`, and its coverage, the widest; where
+        none is, (inf, 0): answer nothing. Choose it on validation clips; it promises nothing on others."""
+        good = np.flatnonzero(self.risk <= risk)
+        return (float(self.threshold[good[-1]]), float(self.coverage[good[-1]])) if good.size else (math.inf, 0.0)
+
 
 def risk_coverage(confidence_C: ArrayLike, correct_C: ArrayLike) -> RiskCoverage:
     """Risk against coverage (El-Yaniv & Wiener 2010). Clips of equal confidence are answered together. No clips: empty
@@ -35,14 +41,6 @@ def risk_coverage(confidence_C: ArrayLike, correct_C: ArrayLike) -> RiskCoverage
     coverage = (ends + 1) / len(order)
     risk = np.cumsum(1 - correct[order])[ends] / (ends + 1)
     return RiskCoverage(confidence[order][ends], coverage, risk, float((np.diff(coverage, prepend=0.0) * risk).sum()))
-
-
-def threshold_for_risk(confidence_C: ArrayLike, correct_C: ArrayLike, risk: float) -> float:
-    """The lowest confidence from which on the measured risk is at most `risk`: the widest coverage. inf (answer
-    nothing) when no threshold does. Choose it on validation clips; it promises nothing on others."""
-    curve = risk_coverage(confidence_C, correct_C)
-    good = np.flatnonzero(curve.risk <= risk)
-    return float(curve.threshold[good[-1]]) if good.size else math.inf
 
 
 def conformal_quantile(probs_C_K: ArrayLike, truth_C: ArrayLike, alpha: float) -> float:

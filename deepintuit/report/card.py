@@ -8,6 +8,7 @@ Left out on purpose: pixels of clips (a card is passed on, footage is not), anyt
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ from deepintuit.report.figures import (
 )
 from deepintuit.report.gains import gains_figure
 from deepintuit.report.gather import KINDS, Example, Story, departures, gather, tabulate
-from deepintuit.report.table import Row, headline
+from deepintuit.report.table import RISKS, Row, headline
 from deepintuit.report.text import NO_ROWS, NOTHING, interval, number, p_value, sentence, shown, terminal_table
 from deepintuit.report.thinking import GATE_COLUMNS, gate_figure
 from deepintuit.store import Workbench
@@ -187,9 +188,19 @@ def _unsure(story: Story) -> str:
     row = story.headline
     if row is None or not row.sets:
         return ""
+    risks = []
+    for wanted in RISKS:
+        lowest, reach = row.risk.at_most(wanted)
+        needed = "none does" if math.isinf(lowest) else number(lowest, 1, 3)
+        risks.append(("", [page.row_head(f"at most {number(wanted, digits=0)} %"), page.cell(needed),
+                           page.cell(number(reach))]))
     lines = [("", [page.row_head(f"{number(one.target, digits=0)} %"), page.cell(str(one.n)), _estimate(one.coverage),
                    page.cell(number(one.size, 1, 2)), page.cell(number(one.single))]) for one in row.sets]
-    return ("<p>A set of labels for each clip instead of one, large enough to hold the truth as often as was promised: "
+    return ("<p>Answer only from some confidence on, and err less often. A threshold is chosen on validation clips: "
+            "what it gives on these it does not promise elsewhere.</p>"
+            + page.table(f"{shown(row.system)}, {shown(row.method)}: wrong among {row.n} clips, as far as answered",
+                         ["Wanted wrong", "Lowest confidence", "Answers %"], risks) +
+            "<p>A set of labels for each clip instead of one, large enough to hold the truth as often as was promised: "
             "split-conformal, each half of the clips measured with the other half's quantile.</p>"
             + page.table(f"{shown(row.system)}, {shown(row.method)}: label sets",
                          ["Promised", "n", "Holds the truth %", "Labels a set", "Sets of one label %"], lines))

@@ -22,6 +22,7 @@ from deepintuit.metrics import (
     Evaluation,
     Flips,
     RiskCoverage,
+    apply_temperature,
     class_indices,
     conformal_folds,
     evaluate_predictions,
@@ -46,6 +47,8 @@ MEASURES = ("accuracy", "macro_f1", "no_answer", "nll", "brier", "ece")
 
 COVERAGES = (0.9, 0.95)
 """Shares of the clips whose label set is promised to hold the truth."""
+RISKS = (0.01, 0.02, 0.05, 0.1)
+"""Shares of wrong answers among those given, of which it is said what confidence keeps to them."""
 
 
 @dataclass(frozen=True)
@@ -224,9 +227,7 @@ def _curves(mine: _Answers, labels: tuple[str, ...], config: EvaluateConfig) -> 
     temperature_C = mine.frame["temperature"].to_numpy(dtype=float)
     if np.isfinite(temperature_C).all():
         # p = softmax(s / T), so p to the power T, made to sum to 1, is the distribution before the temperature.
-        scores_C_K = temperature_C[:, None] * np.log(np.clip(mine.probs_C_K, FLOOR, 1.0))
-        before_C_K = np.exp(scores_C_K - scores_C_K.max(1, keepdims=True))
-        before_C_K /= before_C_K.sum(1, keepdims=True)
+        before_C_K = apply_temperature(temperature_C[:, None] * np.log(np.clip(mine.probs_C_K, FLOOR, 1.0)), 1.0)
         found["untempered"] = reliability_bins(*sure_and_right(before_C_K), config.bins)
     return found
 
