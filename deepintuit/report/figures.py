@@ -80,7 +80,7 @@ def percent(value: float) -> str:
     return f"{number(value)}\u202f%"
 
 
-def _bars(estimates: Sequence[Estimate | None]) -> tuple[np.ndarray, dict[str, object]]:
+def bars(estimates: Sequence[Estimate | None]) -> tuple[np.ndarray, dict[str, object]]:
     """Values and error bars in percent; where there is no interval the bar has none."""
     rows = [(math.nan,) * 3 if one is None else (one.value, one.low, one.high) for one in estimates]
     value, low, high = 100 * np.array(rows).reshape(-1, 3).T
@@ -111,7 +111,7 @@ def stages_figure(names: Sequence[str], raw: Sequence[Estimate | None], calibrat
     for name, estimates, colour, offset in ((series[0], raw, RAW, -0.19), (series[1], calibrated, CALIBRATED, 0.19)):
         if all(estimate is None for estimate in estimates):
             continue
-        values, spans = _bars(estimates)
+        values, spans = bars(estimates)
         alone = [one is None or other is None for one, other in zip(raw, calibrated, strict=True)]
         places = [k + (0 if single else offset) for k, single in enumerate(alone)]
         figure.add_bar(y=places, x=values, error_x=spans, name=html.escape(name), orientation="h", width=0.34,

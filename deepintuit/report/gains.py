@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 
 from deepintuit.config import EvaluateConfig
 from deepintuit.metrics import Estimate, bootstrap, class_f1_of, paired_difference
-from deepintuit.report.figures import CALIBRATED, FOURTH, GAIN, RAW, SYMBOLS, cut, empty, finished, safe
+from deepintuit.report.figures import CALIBRATED, FOURTH, GAIN, RAW, SYMBOLS, bars, cut, empty, finished, safe
 from deepintuit.report.table import Row
 from deepintuit.report.text import interval, number, shown
 
@@ -83,14 +83,12 @@ def gains_figure(found: ClassGains | None) -> go.Figure:
     colours = (RAW, FOURTH, GAIN)
     for number_of, (name, f1_K) in enumerate(found.stages.items()):
         last = number_of == len(found.stages) - 1
-        values = 100 * np.array([(f1_K[k].value, f1_K[k].low, f1_K[k].high) for k in order]).reshape(-1, 3)
+        values, spans = bars([f1_K[k] for k in order])
         offset = 0.5 * (number_of / max(1, len(found.stages) - 1) - 0.5)
         figure.add_scatter(
-            x=values[:, 0], y=np.arange(K) + offset, mode="markers", name=html.escape(name), cliponaxis=False,
+            x=values, y=np.arange(K) + offset, mode="markers", name=html.escape(name), cliponaxis=False,
             marker=dict(size=10, color=CALIBRATED if last else colours[number_of % 3], symbol=SYMBOLS[number_of % 5]),
-            error_x=dict(type="data", symmetric=False, thickness=1.5, width=4,
-                         array=np.nan_to_num(values[:, 2] - values[:, 0]).clip(0),
-                         arrayminus=np.nan_to_num(values[:, 0] - values[:, 1]).clip(0)),
+            error_x=spans,
             customdata=[f"{safe(found.labels[k])}: {number(f1_K[k].value)} % {interval(f1_K[k])}" for k in order],
             hovertemplate="%{customdata}<extra>" + html.escape(name) + "</extra>")
     for place, k in enumerate(order):

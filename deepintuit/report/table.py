@@ -190,12 +190,13 @@ def _row(answers: Mapping[tuple[str, str, str], _Answers], key: tuple[str, str, 
     mine = answers[key]
     frame = mine.frame
     system, method, control = key
-    options = dict(draws=max(1, config.bootstrap), seed=seed, level=config.confidence)
+    options = dict(draws=config.bootstrap, seed=seed, level=config.confidence)
     evaluation = evaluate_predictions(frame["true_label"].tolist(), frame["predicted"].tolist(), labels, mine.probs_C_K,
                                       groups_C=mine.groups_C, bins=config.bins, **options)
-    shares = {name: _never_certain(getattr(evaluation, name), evaluation.groups, config.confidence)
-              for name in ("accuracy", "no_answer")}
-    evaluation = replace(evaluation, **shares)
+    if config.bootstrap:
+        shares = {name: _never_certain(getattr(evaluation, name), evaluation.groups, config.confidence)
+                  for name in ("accuracy", "no_answer")}
+        evaluation = replace(evaluation, **shares)
     row = Row(system, method, control, config.split, evaluation, mine.unlabelled,
               temperature=_mean(frame["temperature"]), outside_mass=_mean(frame["outside_mass"]))
     if mine.probs_C_K is not None:
@@ -207,7 +208,7 @@ def _row(answers: Mapping[tuple[str, str, str], _Answers], key: tuple[str, str, 
                       flips=flips(before.frame["predicted"], after.frame["predicted"], after.frame["true_label"]))
     if uncontrolled is not None and control != "none":
         row = replace(row, change=_difference(*_both(uncontrolled, mine), options))
-    return row if config.bootstrap else _without_intervals(row)
+    return row
 
 
 def _never_certain(share: Estimate, groups: int, level: float) -> Estimate:
@@ -248,14 +249,6 @@ def _difference(before: _Answers, after: _Answers, options: dict[str, float]) ->
 def _mean(values: pd.Series) -> float | None:
     known = values.dropna()
     return float(known.mean()) if len(known) else None
-
-
-def _without_intervals(row: Row) -> Row:
-    def bare(estimate: Estimate | None) -> Estimate | None:
-        return None if estimate is None else Estimate(estimate.value, math.nan, math.nan)
-
-    evaluation = replace(row.evaluation, **{name: bare(getattr(row.evaluation, name)) for name in MEASURES})
-    return replace(row, evaluation=evaluation, gain=bare(row.gain), change=bare(row.change))
 
 
 @dataclass(frozen=True)
