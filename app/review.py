@@ -23,7 +23,7 @@ from app.html import tag
 from app.review_tasks import Room
 from app.slices import sentences
 from deepintuit.errors import DeepIntuitError
-from deepintuit.review import exchange
+from deepintuit.review import exchange, insight
 from deepintuit.store import browse
 
 Asked = Annotated[dict[str, Any], Body()]
@@ -96,7 +96,7 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
 
     def tasks(given: dict[str, Any], who: str) -> dict[str, Any]:
         reviews, workbench = room.reviews, room.desk.look()
-        names = reviews.log.look(lambda state: list(state.tasks))
+        names = insight.names(reviews)
         closed = reviews.log.look(lambda state: set(state.closed))
         listed = [(reviews.task(name), reviews.progress(name)) for name in reversed(names)]
         query = str(given.get("query") or "")[:2000]

@@ -80,7 +80,7 @@ class Room:
         if form.get("source") == "teach":
             found = loop.next_batch(workbench, self.reviews, dataset, most, among=among)
             return found["trace_id"].dropna().tolist()
-        rows = insight.suspects(workbench, dataset, str(form.get("split") or "validation")).rows
+        rows = insight.suspects(workbench, dataset, str(form.get("split") or "").strip() or None).rows
         left = rows["suspected"] & (True if among is None else rows["clip_id"].isin(among))
         return rows.loc[left, "trace_id"].dropna().tolist()[:most]
 
@@ -193,7 +193,7 @@ class Room:
         """The items that a reviewer has reserved now → in which tab."""
         since = self.reviews.log.clock() - self.reviews.task(name).seconds
         return self.reviews.log.look(lambda state: {
-            item: by[who].seat for item, by in state.holds.get(name, {}).items() if who in by and by[who].at > since})
+            item: hold.seat for item, hold in state.held(name, who, since).items()})
 
     def again(self, name: str, who: str, item: str) -> dict[str, Any]:
         """An item that was handed to this reviewer, with what they typed or said. DataError for any other."""

@@ -22,7 +22,8 @@ from deepintuit.review.insight import PROCESSES, Blame, GoldRecord
 ORDER_WORDS = {
     "entropy": "uncertain first (entropy)", "margin": "uncertain first (margin)",
     "changed": "changed by calibration first", "traces": "clips whose traces disagree first",
-    "reviewers": "where reviewers differ so far", "random": "by chance", "given": "as listed",
+    "reviewers": "where reviewers differ so far", "doubted": "labels that are probably wrong first",
+    "random": "by chance", "given": "as listed",
 }  # fmt: skip
 VERDICT_KEYS = (("a", "right", "Accept", "The reasoning is right"),
                 ("w", "wrong reasons", "Wrong reasons", "The right label for wrong reasons"),
@@ -118,8 +119,8 @@ def form_html(
         + field("Slice", tag("select", options(saved, chosen), name_="slice")) + tag("div",
             field("Dataset", tag("select", options([(name, name) for name in datasets]), name_="dataset"))
             + field("At most", number("most", 50, 1, 5000))
-            + field("Split, for suspected labels", tag("input", type="text", name_="split", value="validation"),
-                    "One that the model was not trained on"),
+            + field("Split, for suspected labels", tag("input", type="text", name_="split"),
+                    "Empty: the one predicted last that the model was not trained on"),
             class_="part wide", data_source="list", hidden=True) + tag("div",
         field("Run", tag("select", options(ran), name_="run"))
         + field("Filter", tag("input", type="text", name_="query", value=query, placeholder="flip=broken&split=test"),

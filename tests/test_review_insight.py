@@ -14,7 +14,7 @@ from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import LabelSet
 from deepintuit.metrics import label_errors
-from deepintuit.review import Event, EventLog, Kind, Reviews, Task, commands, fold
+from deepintuit.review import Event, EventLog, Kind, Reviews, Task, commands, fold, plan
 from deepintuit.review.insight import (
     disputed,
     doubted,
@@ -27,6 +27,7 @@ from deepintuit.review.insight import (
     suspects,
 )
 from deepintuit.store import Workbench, reviewed
+from deepintuit.store.browse import TraceFilter
 
 
 def flipped(truth_C: np.ndarray, K: int, seed: int, share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
@@ -398,8 +399,11 @@ def test_a_doubted_label_comes_first_and_a_corrected_one_is_doubted_no_more(tmp_
     found = suspects(workbench, "pets", "test")
     assert found.rows.iloc[0][["clip_id", "trace_id", "given", "likely", "suspected"]].tolist() == [
         "c3", "t3", "cat", "dog", True]  # fmt: skip
+    assert suspects(workbench, "pets").rows.equals(found.rows), "the split predicted last, where none is named"
     assert found.rows["suspected"].sum() == 1 and found.system == "all" and 0.05 < found.noise < 0.2
     assert [row.clip_id for row in doubted(workbench, ["c3", "c4", "gone"])] == ["c3"]
+    (first, *_), everything = plan(workbench, TraceFilter(), "doubted"), plan(workbench, TraceFilter(), "random")
+    assert first == "t3" and len(everything) == len(plan(workbench, TraceFilter(), {"doubted": 1, "random": 1})) > 3
     assert doubted(workbench, ["c4"]) == [] == doubted(workbench, [])
     Manifest.load(tmp_path, "pets").relabelled({"c3": "dog"}, {"c3": "seen"}).save()
     workbench.refresh()

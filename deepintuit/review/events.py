@@ -142,6 +142,10 @@ class State:
         found = self._finals.get((task, item))
         return list(found.values())[-1] if found else None
 
+    def held(self, task: str, who: str, since: float) -> dict[str, Hold]:
+        """What somebody has reserved, or drafted in, after that time."""
+        return {item: by[who] for item, by in self.holds.get(task, {}).items() if who in by and by[who].at > since}
+
     def last_act(self, task: str, reviewer: str) -> Event | None:
         """What an undo would take back: the newest judgement, skip or adjudication in force."""
         return next(reversed(self.acts[task, reviewer].values()), None)

@@ -249,25 +249,25 @@ class Suspects:
     noise: float
 
 
-def suspects(workbench: "Workbench", dataset: str, split: str) -> Suspects:
-    """Clips of a split by how probably their label (of the manifest in force) is wrong; give their trace ids to a task
-    as its slice, order "given".
+def suspects(workbench: "Workbench", dataset: str, split: str | None = None) -> Suspects:
+    """Clips of a split (by default the one predicted last) by how probably their label (of the manifest in force) is
+    wrong; give their trace ids to a task as its slice, order "given".
 
-    From the newest calibrated distributions of the split that are out of fold: neither the reasoner, nor a run that it
+    From the newest calibrated distributions that are out of fold: neither the reasoner, nor a run that it
     comes from, nor the calibrator was trained on these clips (validation clips only chose when to stop, and one
     temperature). DataError where there are none.
     """
     found = calibrated(workbench, dataset, split)
+    where = f"the split {split!r} of {dataset!r}" if split else repr(dataset)
     if found.empty:
-        raise DataError(f"no calibrated distribution of the split {split!r} of {dataset!r}", "labels are doubted by "
-                        "what a model says of their clips",
-                        f"Run `deepintuit evaluate --set evaluate.split={split}` with a calibrator first")
+        raise DataError(f"no calibrated distribution of {where}", "labels are doubted by what a model says of clips",
+                        f"Run `deepintuit evaluate --set evaluate.split={split or 'test'}` with a calibrator first")
     for (run_id, system), rows in found.groupby(["run_id", "system"], sort=False):
         if not trained_on(workbench, workbench.run(run_id)) & set(rows["clip_id"]):
             found, source = rows, (run_id, system)
             break
     else:
-        raise DataError(f"{found['run_id'][0]!r} was trained on clips of the split {split!r}", "a model hardly doubts "
+        raise DataError(f"{found['run_id'][0]!r} was trained on clips of {where}", "a model hardly doubts "
                         "the labels that it was trained on", "Ask for another split; or divide the clips with another "
                         "seed, train and ask again: a split is out of fold for every chain that left it out")
     labels = list(found["labels"].iloc[0])

@@ -71,22 +71,21 @@ def corrections(workbench: "Workbench", reviews: Reviews, tasks: Sequence[str], 
         for one in settled(reviews, name).values():
             if one.label is not None:
                 said[one.clip_id].append(one)
-    found = Corrections(dataset, [], 0, [])
-    confirmed = 0
+    changed, contested, confirmed = [], [], 0
     for row in manifest.usable().itertuples():
         if row.clip_id not in said:
             continue
         views = [one for one in said[row.clip_id] if one.adjudicated] or said[row.clip_id]
         if len({one.label for one in views}) > 1:
-            found.contested.append(row.clip_id)
+            contested.append(row.clip_id)
         elif manifest.labels.resolve(views[0].label) == row.label:
             confirmed += 1
         else:
             label = manifest.labels.resolve(views[0].label) or views[0].label
             by, events = ({who: None for one in views for who in getattr(one, field)} for field in ("by", "events"))
             split = row.split if isinstance(row.split, str) else None
-            found.changed.append(Correction(row.clip_id, split, row.label, label, tuple(by), tuple(events)))
-    return Corrections(dataset, found.changed, confirmed, found.contested)
+            changed.append(Correction(row.clip_id, split, row.label, label, tuple(by), tuple(events)))
+    return Corrections(dataset, changed, confirmed, contested)
 
 
 def relabel(workbench: "Workbench", found: Corrections) -> Manifest:

@@ -11,7 +11,7 @@ by then it is an *extra*: leads see it, and it is left out of what is settled an
     tasks.open(task_of(workbench, "broken ones", TraceFilter(flip="broken"), order={"entropy": 2, "random": 1}), "lead")
     item = tasks.next_item("broken ones", "ann")
 
-Left out on purpose: who may log in (`app`), suspected label errors (give their trace ids as the slice, order "given").
+Left out on purpose: who may log in (`app`).
 """
 
 import random
@@ -35,9 +35,10 @@ QUESTIONS = ("label", "verdict", "failing", "note")
 VERDICTS = ("right", "wrong reasons", "wrong")
 """Of a trace: right; right label for wrong reasons; wrong. None as a label or verdict means "unsure"."""
 FAILING_IN = ("seeing", "reasoning")
-ORDERS = ("entropy", "margin", "changed", "traces", "reviewers", "random", "given")
+ORDERS = ("entropy", "margin", "changed", "traces", "reviewers", "doubted", "random", "given")
 """Uncertain calibrated distributions first, by entropy or by the margin of the first two classes; provisional ≠
-calibrated; traces of the clip that disagree; people who disagree so far; by chance; as listed. Ties fall by chance."""
+calibrated; traces of the clip that disagree; people who disagree so far; clips whose label is probably wrong
+(`insight.doubted`); by chance; as listed. Ties fall by chance."""
 LONGEST_NOTE = 10_000  # characters
 
 
@@ -182,6 +183,11 @@ def plan(workbench: "Workbench", slice: TraceFilter | Sequence[str], order: str 
         "traces": rows["spread"].astype(float),
         "given": -np.arange(len(rows)),
     }
+    if "doubted" in shares:
+        from deepintuit.review.insight import doubted  # which reads tasks itself
+
+        sure = {row.clip_id: row.self_confidence for row in doubted(workbench, set(rows["clip_id"]))}
+        worth["doubted"] = [-sure.get(clip, np.nan) for clip in rows["clip_id"]]
     chance = np.random.default_rng(seed).permutation(len(rows))
     ranked = {name: np.lexsort((chance, -np.nan_to_num(np.asarray(worth.get(name, chance), float), nan=-np.inf)))
               for name in shares}
@@ -256,7 +262,7 @@ class Reviews:
     def _chosen(self, state: State, task: Task, who: str, seat: str, holding: set[str]) -> str | None:
         answers, holds = state.answers.get(task.name, {}), state.holds.get(task.name, {})
         since = self.log.clock() - task.seconds
-        held = {item: by[who] for item, by in holds.items() if who in by and by[who].at > since}
+        held = state.held(task.name, who, since)
         if task.name in state.closed:
             return None
         own = [item for item, hold in held.items() if hold.seat == seat and item not in holding]
