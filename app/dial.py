@@ -11,7 +11,7 @@ from functools import lru_cache
 from app.html import empty, esc, percent, table, tag
 from deepintuit.data import Manifest
 from deepintuit.metrics import GateCurve, cheapest_threshold, gate_curve
-from deepintuit.report.thinking import GATE_COLUMNS, quick_answers
+from deepintuit.report.thinking import GATE_COLUMNS, QUICK_GRAMMARS, quick_answers
 from deepintuit.store import Workbench, clips
 
 
@@ -19,12 +19,13 @@ def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -
     """Share of clips that think, accuracy and tokens a clip: at the threshold, always thinking, never where it may."""
     if not reasoner:
         return ""
-    if clips.grammar_of(workbench, reasoner) != "answer-think-answer":
+    grammar = clips.grammar_of(workbench, reasoner)
+    if grammar not in QUICK_GRAMMARS:
         return tag("p", "This reasoner gives no quick answer, so it always thinks.", class_="quiet")
     measured = clips.watched(workbench, reasoner)
     n, curve = _curve(workbench.path, *measured[:2]) if measured else (0, None)
     if not n:
-        command = f"deepintuit evaluate --reasoner {reasoner} --set prompt.grammar=answer-think-answer"
+        command = f"deepintuit evaluate --reasoner {reasoner} --set prompt.grammar={grammar}"
         return empty("What this dial costs was not measured yet.", "Let every trace think, on validation:",
                      f"{command} --set gate.by=off --set evaluate.split=validation")  # fmt: skip
     run, _, split = measured

@@ -25,7 +25,7 @@ import tomli_w
 
 from deepintuit.errors import ConfigError, nearest
 
-GRAMMAR_NAMES = ("think-answer", "observation-think-answer", "answer-think-answer")
+GRAMMAR_NAMES = ("think-answer", "observation-think-answer", "answer-think-answer", "answer-observation-think-answer")
 METHODS = ("label_likelihood", "linear_head", "vote", "mean_likelihood")
 SPLITS = ("coldstart", "grpo", "calibration", "validation", "test")
 
@@ -154,7 +154,7 @@ class ClipsConfig(Section):
 @dataclass(frozen=True)
 class PromptConfig(Section):
     style: str = _setting("full", "brief: few tokens, for small models", choices=("full", "brief"))
-    grammar: str = _setting("think-answer", "DeepIntuit's, VideoP2R's or VideoAuto-R1's", choices=GRAMMAR_NAMES)
+    grammar: str = _setting("think-answer", "DeepIntuit's, VideoP2R's or VideoAuto-R1's, or the last two in one", choices=GRAMMAR_NAMES)
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class TeachConfig(Section):
     max_tokens: int = _setting(2048, "most tokens of a teacher's trace", low=1)
     price_in: float = _setting(0.0, "currency units per million prompt tokens, for the cost count", low=0, decides=False)
     price_out: float = _setting(0.0, "currency units per million completion tokens", low=0, decides=False)
-    judged: bool = _setting(True, "observation-think-answer: keep a trace only if its observation suffices (VideoP2R)")
+    judged: bool = _setting(True, "grammars with an observation: keep a trace only if it suffices (VideoP2R)")
     given_answer: bool = _setting(False, "self: the form and the true label are given, the model writes only the reasoning [R]")
     keep_wrong: bool = _setting(False, "keep traces whose answer is not the label (the paper drops them)")
 
@@ -200,7 +200,7 @@ class JudgeConfig(Section):
 
 @dataclass(frozen=True)
 class GateConfig(Section):
-    """When a quick answer ends the work (VideoAuto-R1); for the grammar answer-think-answer only."""
+    """When a quick answer ends the work (VideoAuto-R1); for grammars with a quick answer only."""
 
     by: str = _setting("off", "off: always think; confidence: of the quick answer's tokens; calibrated: the calibrator's "
                        "highest probability after it", choices=("off", "confidence", "calibrated"))
@@ -258,7 +258,7 @@ class GrpoConfig(Section):
     mask_truncated: bool = _setting(False, "leave traces cut at the limit out of the loss")
     accuracy_weight: float = _setting(1.0, "weight of the accuracy reward (paper, GRPO)", low=0)
     format_weight: float = _setting(1.0, "weight of the format reward (paper, GRPO)", low=0)
-    process: str = _setting("separate", "observation-think-answer: separate, seeing and reasoning pushed apart (VideoP2R); "
+    process: str = _setting("separate", "grammars with an observation: separate, seeing and reasoning pushed apart (VideoP2R); "
                             "summed, one advantage of both; off, the answer's rewards alone", choices=("separate", "summed", "off"))
     perception_weight: float = _setting(1.0, "of the observation's rewards; 0: none (VideoP2R's ablation)", low=0)
     length_bonus: float = _setting(0.2, "for a right process of fitting length [R]", low=0)
@@ -266,9 +266,9 @@ class GrpoConfig(Section):
     perception_max: int = _setting(320, "… to", low=1)
     reasoning_min: int = _setting(320, "tokens of thinking and answer that earn it, from (VideoP2R)", low=0)
     reasoning_max: int = _setting(512, "… to", low=1)
-    quick_weight: float = _setting(0.9, "answer-think-answer: of the first answer's accuracy (VideoAuto-R1)", low=0)
-    final_weight: float = _setting(1.1, "answer-think-answer: of the last answer's accuracy (VideoAuto-R1)", low=0)
-    fallback_bonus: float = _setting(0.3, "answer-think-answer: for putting off and then being right (VideoAuto-R1)", low=0)
+    quick_weight: float = _setting(0.9, "grammars with a quick answer: of its accuracy (VideoAuto-R1)", low=0)
+    final_weight: float = _setting(1.1, "grammars with a quick answer: of the last one's accuracy (VideoAuto-R1)", low=0)
+    fallback_bonus: float = _setting(0.3, "grammars with a quick answer: for putting off and then being right (VideoAuto-R1)", low=0)
     check_clips: int = _setting(32, "clips sampled first, to see whether there is anything to learn; 0: none", low=0)
     filter_rollouts: int = _setting(0, "traces sampled of each clip first; clips whose traces are all right or all wrong are left out "
                                     "(VideoAuto-R1: 8); 0: off", low=0)

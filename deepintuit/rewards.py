@@ -1,7 +1,7 @@
 """Rewards of a parsed trace: is the answer right, is the text well formed, is it too long (paper, GRPO).
 
 `score` is DeepIntuit's; `process_score` rewards seeing and reasoning apart (VideoP2R), `dual_score` a quick answer and
-a final one (VideoAuto-R1).
+a final one (VideoAuto-R1), and given the latter the former does both.
 
 Pure functions, and no `except`: a malformed trace scores 0 because the rule says so, anything else that is wrong stops
 the run. Left out on purpose: no partial credit and no reward model; who judges an observation is told (`judges`).
@@ -39,15 +39,18 @@ class Score:
 
 @dataclass(frozen=True)
 class ProcessScore(Score):
-    """VideoP2R: `value` is `perception` + `reasoning`, the two that are normalised apart; `sufficient`: the verdict."""
+    """VideoP2R: `value` is `perception` + `reasoning`, the two that are normalised apart; `sufficient`: the verdict.
+    `quick` and `put_off` as of `DualScore`, where the grammar has a quick answer too."""
 
     sufficient: float = 0.0
     perception: float = 0.0
     reasoning: float = 0.0
+    quick: float | None = None
+    put_off: float | None = None
 
     def numbers(self) -> dict[str, float]:
-        apart = {"sufficient": self.sufficient, "perception": self.perception, "reasoning": self.reasoning}
-        return super().numbers() | apart
+        apart = {name: getattr(self, name) for name in ("sufficient", "perception", "reasoning", "quick", "put_off")}
+        return super().numbers() | {name: value for name, value in apart.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -130,18 +133,20 @@ def process_score(
     reasoning_target: tuple[int, int] = (320, 512),
     bonus: float = 0.2,
     perception_weight: float = 1.0,
+    answered: DualScore | None = None,
 ) -> ProcessScore:
     """Seeing and reasoning rewarded apart (VideoP2R): each earns accuracy, format, and a bonus for a fitting length.
 
     Of perception, accuracy is the judge's verdict on the observation alone; of reasoning, the answer's. A text that
     cannot be parsed has no observation to judge: it earns no format on either side and no perception at all [R],
-    whatever `sufficient` says. `perception_weight` 0 is the ablation without a perception reward.
+    whatever `sufficient` says. `perception_weight` 0 is the ablation without a perception reward. `answered`: what a
+    quick and a final answer earned, which then are the reasoning's accuracy and format.
     """
-    plain = score(trace, true_label)
+    plain = answered or score(trace, true_label)
     seen = float(sufficient and trace.ok)
     perception = seen + plain.format + length_bonus(perception_tokens, *perception_target, seen * plain.format, bonus)
     right = plain.accuracy * plain.format
-    reasoning = plain.accuracy + plain.format + length_bonus(reasoning_tokens, *reasoning_target, right, bonus)
+    reasoning = plain.value + length_bonus(reasoning_tokens, *reasoning_target, right, bonus)
     perception *= perception_weight
     whole = vars(replace(plain, value=perception + reasoning))
     return ProcessScore(**whole, sufficient=seen, perception=perception, reasoning=reasoning)

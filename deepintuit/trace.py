@@ -1,9 +1,9 @@
 r"""The grammars of a reasoning trace, and the one parser: text in, a `Trace` or a `Malformed` with its reason out.
 
-A grammar is data: segments in order, each between its own open and close mark; the three are those of DeepIntuit,
-VideoP2R and VideoAuto-R1. A text is well formed when every segment occurs once, in order, none inside another, none
-empty, with only white space around them, and every answer names a label. Rewards, metrics and the app all count the
-same `Reason`s.
+A grammar is data: segments in order, each between its own open and close mark; they are those of DeepIntuit, VideoP2R
+and VideoAuto-R1, and the last two in one. A text is well formed when every segment occurs once, in order, none inside
+another, none empty, with only white space around them, and every answer names a label. Rewards, metrics and the app all
+count the same `Reason`s.
 
 Left out on purpose: no repair. A malformed text stays malformed; what can still be read of its answer is kept apart.
 Run it:  python -c "from deepintuit.trace import render; print(render('think-answer', think='A cat.', answer='normal'))"
@@ -58,6 +58,11 @@ class Grammar:
         return answers[0] if len(answers) > 1 else None
 
     @property
+    def observes(self) -> bool:
+        """Whether what is seen has a segment of its own (VideoP2R), which can be judged apart."""
+        return _OBSERVATION in self.segments
+
+    @property
     def text_segments(self) -> tuple[Segment, ...]:
         """The segments that hold reasoning, not answers."""
         return tuple(segment for segment in self.segments if segment.role == "text")
@@ -75,6 +80,7 @@ GRAMMARS: dict[str, Grammar] = {
         Grammar("think-answer", (_THINK, _ANSWER)),
         Grammar("observation-think-answer", (_OBSERVATION, _THINK, _ANSWER)),
         Grammar("answer-think-answer", (_QUICK_BOX, _THINK, _FINAL_BOX)),
+        Grammar("answer-observation-think-answer", (_QUICK_BOX, _OBSERVATION, _THINK, _FINAL_BOX)),
     )
 }
 

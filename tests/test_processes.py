@@ -211,6 +211,30 @@ def test_token_by_token_a_group_that_agrees_on_the_answer_pushes_what_was_seen_a
     assert {advantage for _, advantage in told[37:]} == {0}  # the answer and the end: both were right, nothing to learn
 
 
+def test_a_quick_answer_before_an_observation_is_reasonings_and_the_gate_ends_it_there(bench, cold):
+    """All three in one. Of two traces, one sees better, and the other answers sooner."""
+    grammar = "answer-observation-think-answer"
+    row, facts = clip_and_facts(bench)
+    trainer = trainer_of(bench, cold, "all", f"prompt.grammar={grammar}")
+    seen = teacher.observation(facts)
+    group = written(trainer, [
+        render(grammar, quick=quick, observation=observed, think="So.", answer=row["label"])
+        for quick, observed in ((FALLBACK, seen), (row["label"], "A cat."))
+    ])  # fmt: skip
+    assert [s.perception for s in group.scores] == [2, 1]
+    assert [s.reasoning for s in group.scores] == pytest.approx([1.1 + 1.0 + 0.3, 0.9 + 1.1 + 1.0])
+    up = 0.5 / 0.5**0.5
+    for sign, seeing_T, advantage_T in zip((1, -1), group.seeing_T, trainer.scorer.advantages(group)):
+        assert seeing_T[0] == 0 and advantage_T == pytest.approx(np.where(seeing_T, sign * up, -sign * up), abs=1e-5)
+    ids, seeing_T = group.samples[1].token_ids, group.seeing_T[1]
+    told = trainer.vlm.tokenizer.decode([number for number, mark in zip(ids, seeing_T) if mark])
+    assert told.startswith("<observation>A cat.</observation>")
+    gate = Gate(GRAMMARS[grammar].quick)
+    assert gate.read(ids, np.full(len(ids), -0.5), trainer.vlm.tokenizer) == (
+        rf"\boxed{{{row['label']}}}", pytest.approx(np.exp(-0.5)),
+    )  # fmt: skip
+
+
 def test_summed_and_switched_off_give_every_token_of_a_trace_one_advantage(bench, cold, four_texts):
     for how, rewards in (("summed", [4, 3, 3, 1]), ("off", [2, 1, 2, 1])):
         trainer = trainer_of(bench, cold, how, f"grpo.process={how}")

@@ -499,6 +499,8 @@ def test_quick_answers_are_those_of_traces_that_thought():
     assert found["clip_id"].tolist() == ["a", "b"]
     assert found["quick_right"].tolist() == [1, 0] and found["final_right"].tolist() == [0, 1]
     assert found["tokens"].tolist() == [10, 10] and found["quick_tokens"].tolist() == [3, 3]
+    seeing = traces.assign(text=traces["text"].str.replace("<think>", "<observation>o</observation><think>"))
+    assert quick_answers(seeing, LabelSet.of("pets", LABELS)).equals(found)
     by_calibrator = traces.assign(quick_probability=[0.6, None, None, None])
     assert quick_answers(by_calibrator, LabelSet.of("pets", LABELS))["confidence"].tolist() == [0.6, -1.0]
 

@@ -221,6 +221,36 @@ def test_what_is_stored_of_a_score_names_every_part():
     assert dual_score(dual("odd", "odd"), "abnormal").quick == 1  # by its alias
 
 
+# Both
+
+
+@pytest.mark.parametrize(
+    "quick, final, sufficient, perception, reasoning",
+    [
+        ("abnormal", "abnormal", True, 2.2, 0.9 + 1.1 + 1.0 + 0.2),
+        ("abnormal", "abnormal", False, 1.0, 0.9 + 1.1 + 1.0 + 0.2),
+        ("Normal", "abnormal", True, 2.2, 1.1 + 1.0 + 0.2),
+        ("abnormal", "Normal", True, 2.2, 0.9 + 1.0),  # the bonus for length goes by the final answer
+        (FALLBACK, "abnormal", False, 1.0, 1.1 + 1.0 + 0.3 + 0.2),
+        (FALLBACK, "Normal", False, 1.0, 1.0),
+    ],
+)
+def test_a_quick_answer_before_an_observation_earns_both_ways(quick, final, sufficient, perception, reasoning):
+    text = rf"\boxed{{{quick}}}<observation>o</observation><think>t</think>\boxed{{{final}}}"
+    trace = parse(text, "answer-observation-think-answer", LABELS)
+    found = process_score(
+        trace, "abnormal", sufficient=sufficient, perception_tokens=200, reasoning_tokens=400,
+        answered=dual_score(trace, "abnormal"),
+    )  # fmt: skip
+    assert (found.perception, found.reasoning) == pytest.approx((perception, reasoning))
+    assert found.value == pytest.approx(perception + reasoning)
+    told = found.numbers()
+    assert (told["quick"], told["put_off"]) == (quick == "abnormal", quick == FALLBACK)
+    assert "quick" not in process_score(
+        WHOLE, "abnormal", sufficient=True, perception_tokens=1, reasoning_tokens=1
+    ).numbers()
+
+
 # Labels that begin alike
 
 ALIKE = LabelSet.of("falls", ["fall", "fall from a bed", "no fall"])

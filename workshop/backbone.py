@@ -36,7 +36,6 @@ from deepintuit.homecam.teacher import event, observation, read_observation, wri
 from deepintuit.homecam.world import ACTORS, LABELS, LIGHTS, PLACES, Facts, any_facts
 from deepintuit.metrics import wilson
 from deepintuit.prompts import label_prompt, reasoner_prompt
-from deepintuit.trace import GRAMMARS
 from workshop.captions import SHARD, read_shard, write_shard
 from workshop.lessons import CAPTION_PROMPT, fact_task, logic_task
 
@@ -72,9 +71,7 @@ def build_processor() -> Qwen2_5_VLProcessor:
         facts = any_facts(rng)
         corpus += [f"{observation(facts, rng)} {event(facts)}", write_trace(facts, seed)["text"]]
         corpus += [prompt for prompt, _ in (fact_task(facts, rng) for _ in range(2))]
-        corpus += [reasoner_prompt(LABELS, GRAMMARS[name], "brief") for name in GRAMMARS] + [
-            label_prompt(LABELS, "brief")
-        ]
+        corpus += [reasoner_prompt(LABELS, "think-answer", "brief")] * 3 + [label_prompt(LABELS, "brief")]
         corpus += [*LABELS.labels, *(f" {label}" for label in LABELS.labels)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

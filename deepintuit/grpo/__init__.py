@@ -8,8 +8,8 @@ and log-probabilities are given to it here, with the clip in both. `objective = 
 
 The grammar decides what is rewarded. observation-think-answer: seeing and reasoning apart, each normalised in its own
 group, each advantage given to the tokens of its segment (VideoP2R's PA-GRPO; `grpo.process` has the ablations).
-answer-think-answer: a quick and a final answer (VideoAuto-R1). `before` counts what the starting model does with each
-clip, and can leave out those with nothing to teach.
+answer-think-answer: a quick and a final answer (VideoAuto-R1). answer-observation-think-answer: both at once. `before`
+counts what the starting model does with each clip, and can leave out those with nothing to teach.
 
 Left out on purpose: a value model, vLLM sampling, more than one update a round.
 Run it:  deepintuit grpo --config configs/tiny.toml --start RUN

@@ -16,13 +16,13 @@ from deepintuit.config import Config
 from deepintuit.judges import Judge, Question, Verdict
 from deepintuit.reasoner import Clip, LocalReasoner
 from deepintuit.rewards import ProcessScore, Score, dual_score, process_score, score
-from deepintuit.trace import Malformed, Trace, outer_spans
+from deepintuit.trace import GRAMMARS, Malformed, Trace, outer_spans
 from deepintuit.vlm import EncodedClip, Sample, character_offsets
 
 
 def apart(config: Config) -> bool:
     """Whether seeing and reasoning are rewarded apart."""
-    return config.prompt.grammar == "observation-think-answer" and config.grpo.process != "off"
+    return GRAMMARS[config.prompt.grammar].observes and config.grpo.process != "off"
 
 
 @dataclass
@@ -111,11 +111,22 @@ class Scorer:
     def _score(self, group: Group, number: int) -> Score:
         settings, trace, label = self.config, group.traces[number], group.clip.label
         length = len(group.samples[number].token_ids)
+        dual = None
+        if trace.grammar.quick:
+            dual = dual_score(
+                trace,
+                label,
+                quick_weight=settings.quick_weight,
+                final_weight=settings.final_weight,
+                format_weight=settings.format_weight,
+                fallback_bonus=settings.fallback_bonus,
+            )
         if self.judge:
             seen, verdict = int(group.seeing_T[number].sum()), group.verdicts[number]
             return process_score(
                 trace,
                 label,
+                answered=dual,
                 sufficient=bool(verdict and verdict.sufficient),
                 perception_tokens=seen,
                 reasoning_tokens=length - seen,
@@ -124,15 +135,8 @@ class Scorer:
                 bonus=settings.length_bonus,
                 perception_weight=settings.perception_weight,
             )
-        if trace.grammar.quick:
-            return dual_score(
-                trace,
-                label,
-                quick_weight=settings.quick_weight,
-                final_weight=settings.final_weight,
-                format_weight=settings.format_weight,
-                fallback_bonus=settings.fallback_bonus,
-            )
+        if dual:
+            return dual
         return score(
             trace,
             label,

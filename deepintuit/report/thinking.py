@@ -17,8 +17,9 @@ import plotly.graph_objects as go
 from deepintuit.labels import LabelSet
 from deepintuit.metrics import GateCurve
 from deepintuit.report.figures import COLOURS, empty, finished
-from deepintuit.trace import parse
+from deepintuit.trace import GRAMMARS, parse
 
+QUICK_GRAMMARS = tuple(name for name, grammar in GRAMMARS.items() if grammar.quick)
 GATE_COLUMNS = ("confidence", "quick_right", "final_right", "quick_tokens", "tokens")
 """Of `quick_answers`, in the order in which `metrics.gate_curve` takes them."""
 
@@ -30,8 +31,8 @@ def quick_answers(traces: pd.DataFrame, labels: LabelSet) -> pd.DataFrame:
     watched = traces[traces["quick_tokens"].notna() & (traces["thought"] != False)]  # noqa: E712 - null is neither
     rows = []
     for row in watched.to_dict("records"):
-        trace = parse(row["text"], "answer-think-answer", labels, bool(row["truncated"]))
-        quick = trace.quick if trace.ok else None
+        read = (parse(row["text"], grammar, labels, bool(row["truncated"])) for grammar in QUICK_GRAMMARS)
+        quick = next((trace.quick for trace in read if trace.ok), None)
         rows.append((
             row["clip_id"], row["quick_confidence"] if pd.isna(sure := row.get("quick_probability")) else sure,
             float(quick == row["true_label"]),
@@ -44,7 +45,7 @@ def gate_figure(curve: GateCurve, threshold: float | None = None) -> go.Figure:
     """Accuracy against the share of clips that think, with the tokens each point costs; `threshold` marks one of
     them."""
     if not len(curve.thresholds):
-        return empty("No trace here gave a quick answer: the grammar answer-think-answer asks for one.")
+        return empty(f"No trace here gave a quick answer: {' and '.join(QUICK_GRAMMARS)} ask for one.")
     figure = go.Figure()
     figure.add_scatter(
         x=100 * curve.think_rate, y=100 * curve.accuracy, mode="lines+markers", name="thresholds",

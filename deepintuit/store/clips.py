@@ -130,8 +130,9 @@ def watched(workbench: Workbench, reasoner: str) -> tuple[str, str, str] | None:
         """SELECT run_id, dataset, config->>'$.evaluate.split' AS split FROM runs
            WHERE stage = 'evaluate' AND status = 'finished' AND parent = ? AND dataset IS NOT NULL
              AND coalesce(config->>'$.gate.by', 'off') = 'off'
-             AND config->>'$.prompt.grammar' = 'answer-think-answer'
-           ORDER BY split = 'validation' DESC, created DESC LIMIT 1""", [reasoner],
+             AND config->>'$.prompt.grammar' IN (SELECT unnest(?::VARCHAR[]))
+           ORDER BY split = 'validation' DESC, created DESC LIMIT 1""",
+        [reasoner, [name for name, grammar in GRAMMARS.items() if grammar.quick]],
     )  # fmt: skip
     return tuple(found.iloc[0]) if len(found) else None
 

@@ -8,7 +8,7 @@ All traces are stored, kept or not: grain `traces`, and in `scores` for each tra
 whose evidence is the reason when it was dropped (a `trace.Reason`, or "wrong_label"). The summary is counted from the
 stored rows, so it is the same however often the run was killed.
 
-With the grammar observation-think-answer a third step follows (VideoP2R): a judge reads the observation alone, without
+With a grammar that has an observation a third step follows (VideoP2R): a judge reads the observation alone, without
 the clip, and a trace whose observation does not suffice is dropped too (`judges`; `teach.judged`).
 
 Left out on purpose: repair of malformed traces, asking until a trace is right.
@@ -32,6 +32,7 @@ from deepintuit.labels import LabelSet
 from deepintuit.store import Run, Workbench
 from deepintuit.teach.desk import WRONG_LABEL, Clip, Desk, summary, summary_table
 from deepintuit.teach.teachers import hire
+from deepintuit.trace import GRAMMARS
 
 __all__ = ["WRONG_LABEL", "run", "summary_table"]
 
@@ -127,4 +128,4 @@ def _identity(config: Config, split: str) -> dict[str, Any]:
 
 
 def _judged(config: Config) -> bool:
-    return config.teach.judged and config.prompt.grammar == "observation-think-answer"
+    return config.teach.judged and GRAMMARS[config.prompt.grammar].observes
