@@ -107,6 +107,7 @@ def main() -> None:
     in_turns(calls, given.repeats, warm=False)  # its seconds hold loading, too: those of the steps are in `found`
     plain, ours = found["plain"][0], found["ours"][0]
     alike = sum(a == b for a, b in zip(plain.traces, ours.traces, strict=True))
+    assert ours.gradient.norm() > 0, "all traces of each clip earn the same, so nothing is learned: take more --clips"
     far = float((plain.gradient - ours.gradient).norm() / ours.gradient.norm())
     assert alike == len(ours.traces), f"{alike} of {len(ours.traces)} traces are the same"
     assert far < 1e-3, f"gradients differ by {far:.2g} of their length"
