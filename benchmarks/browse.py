@@ -189,9 +189,9 @@ def questions(workbench: Workbench, seed: int) -> Iterator[tuple[str, Callable[[
     choices = browse.choices(workbench)
     run, size = rng.choice(choices["run"])
     label, other = rng.sample(LABELS, 2)
-    low = rng.random()
+    low = 0.85 + 0.1 * rng.random()  # where most are
     deep = min(499_950, browse.count(workbench, TraceFilter()) // 2)
-    between = TraceFilter(min_confidence=low, max_confidence=low + 0.05)
+    between = TraceFilter(min_confidence=low, max_confidence=low + 0.01)
     cell = TraceFilter(true=label, provisional=other)
     common = rng.choice(WHO)
     rare = f"{rng.choice(LINK)} the {rng.choice(WHO)} {rng.choice(DOES)} the {rng.choice(WHAT)}"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from deepintuit.errors import StoreError, nearest
 from deepintuit.store import search
 from deepintuit.store.grains import storable
-from deepintuit.store.index import COUNTED_BY, FOUND_BY_ID
+from deepintuit.store.index import AS_WRITTEN, COUNTED_BY, FOUND_BY_ID
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,7 @@ WELL_FORMED, MALFORMED = "well-formed", "malformed"
 
 _SAME = {
     "run": "run_id", "stage": "stage", "dataset": "dataset", "split": "split", "true": "true_label",
-    "provisional": "provisional", "calibrated": "calibrated", "step": "step", "sample": "sample", "clip": "clip_id",
+    "provisional": "provisional", "calibrated": "calibrated", "step": "step", "sample": "sample",
 }  # fmt: skip
 _RANGE = {
     "min_confidence": "confidence >= ?", "max_confidence": "confidence <= ?", "min_tokens": "tokens >= ?",
@@ -70,6 +70,7 @@ _FACTS = (
 )
 _SHOWN = f"{_FACTS}, text"
 _CHOICES = ("run", "stage", "dataset", "split", "true", "provisional", "calibrated", "reason")
+_ONE = FOUND_BY_ID.format("stored_traces")
 EXPORTED = (*_FACTS.split(", "), "temperature", "detail", "model", "text")
 FORMATS = {"csv": "text/csv", "jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}
 
@@ -128,6 +129,9 @@ class TraceFilter:
             elif name in _RANGE:
                 conditions.append(_RANGE[name])
                 values.append(getattr(self, name))
+            elif name == "clip":
+                conditions.append("short_clip = short_id_of(?) AND clip_id = ?")
+                values += [text, text]
             elif name in ("right", "final"):
                 column = "provisional" if name == "right" else "calibrated"
                 conditions.append(_one_of(RIGHT, name, text).format(column))
@@ -215,8 +219,9 @@ def page(workbench: Workbench, asked: TraceFilter, sort: str = "newest", descend
     if asked.counted and column in COUNTED_BY:
         return _among_alike(workbench, among, values, column, direction, limit, offset)
     first = ""
-    if asked.text:  # what is found is kept, since finding it anew takes longer than the rest
-        first = f"found AS MATERIALIZED (SELECT rowid AS number FROM stored_traces WHERE {among} LIMIT {COUNTED + 1}),"  # noqa: S608
+    if asked.text or asked.clip:  # what is found is kept, since finding it anew takes longer than the rest
+        most = f"LIMIT {COUNTED + 1}" if asked.text else ""
+        first = f"found AS MATERIALIZED (SELECT rowid AS number FROM stored_traces WHERE {among} {most}),"  # noqa: S608
         total, among = "SELECT count(*) AS n FROM found", "rowid IN (FROM found)"
     else:
         total = f"SELECT coalesce(sum(n), 0)::BIGINT AS n FROM {asked.counts} WHERE {among}"  # noqa: S608
@@ -302,25 +307,30 @@ def choices(workbench: Workbench) -> dict[str, list[tuple[str, int]]]:
 
 def fact(workbench: Workbench, trace_id: str) -> dict[str, Any] | None:
     """What the list says of one trace (the columns of `page` but for the text); what is missing is None."""
-    found = workbench.query(f"SELECT {_FACTS} FROM stored_traces WHERE {FOUND_BY_ID} LIMIT 1", [trace_id])  # noqa: S608
+    found = workbench.query(f"SELECT {_FACTS} FROM stored_traces WHERE {_ONE} LIMIT 1", [trace_id])  # noqa: S608
     return None if found.empty else records(found)[0]
 
 
 def siblings(workbench: Workbench, trace_id: str, limit: int = 100) -> pd.DataFrame:
     """Traces of the same clip by other runs, stages, steps and samples: the columns of `page` but for the text, newest
     run first."""
+    known = fact(workbench, trace_id)
+    among, values = TraceFilter(clip=known["clip_id"]).where(workbench) if known else ("false", [])
     return workbench.query(
-        f"""SELECT {_FACTS} FROM stored_traces
-            WHERE clip_id = (SELECT clip_id FROM stored_traces WHERE {FOUND_BY_ID} LIMIT 1) AND trace_id <> $1
+        f"""SELECT {_FACTS} FROM stored_traces WHERE {among} AND trace_id <> ?
             ORDER BY created DESC, run_id, step, sample LIMIT {max(1, min(int(limit), MOST_ROWS))}""",  # noqa: S608
-        [trace_id],
+        [*values, trace_id],
     )
 
 
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as dicts in which what is missing is None."""
-    return [{name: None if value is None or value != value else value for name, value in row.items()}
+    return [{name: None if _missing(value) else value for name, value in row.items()}
             for row in rows.to_dict("records")]  # fmt: skip
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (not hasattr(value, "__len__") and value != value)  # a list is compared item by item
 
 
 def export(workbench: Workbench, asked: TraceFilter, form: str) -> Iterator[bytes]:
@@ -423,11 +433,12 @@ def clip_file(workbench: Workbench, clip_id: str, *, playable: bool = True) -> P
 
 def trace(workbench: Workbench, trace_id: str) -> pd.Series | None:
     """One trace with all its columns."""
-    found = workbench.query(f"SELECT * FROM traces WHERE {FOUND_BY_ID} LIMIT 1", [trace_id])  # noqa: S608
+    found = workbench.query(f"SELECT {AS_WRITTEN}, part FROM stored_traces WHERE {_ONE} LIMIT 1", [trace_id])  # noqa: S608
     return None if found.empty else found.iloc[0]
 
 
 def scores_of(workbench: Workbench, trace_id: str) -> dict[str, tuple[float, str]]:
     """What was scored about one trace: name → (value, evidence)."""
-    found = workbench.query(f"SELECT name, value, evidence FROM scores WHERE {FOUND_BY_ID}", [trace_id])  # noqa: S608
+    of_it = FOUND_BY_ID.format("scores")
+    found = workbench.query(f"SELECT name, value, evidence FROM scores WHERE {of_it}", [trace_id])  # noqa: S608
     return {row.name: (float(row.value), row.evidence or "") for row in found.itertuples(index=False)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from deepintuit.store.browse import TraceFilter
+from deepintuit.store.browse import TraceFilter, records
 from deepintuit.store.index import FOUND_BY_ID
 from deepintuit.trace import GRAMMARS
 
@@ -67,7 +67,7 @@ def find(
     for word in text.split()[:20]:
         wanted.append(_HOLDS)
         values.append(word)
-    rows = _records(workbench.query(
+    rows = records(workbench.query(
         f"""SELECT clips.*, trace_id, count(*) OVER () AS found
             FROM clips {f"JOIN {chosen}" if flip or name else "CROSS JOIN (SELECT NULL::VARCHAR AS trace_id)"}
             WHERE {" AND ".join(wanted)}
@@ -79,7 +79,7 @@ def find(
 
 def clip(workbench: Workbench, clip_id: str) -> dict[str, Any] | None:
     """One clip of the manifest."""
-    found = _records(workbench.query("SELECT * FROM clips WHERE clip_id = ? LIMIT 1", [clip_id]))
+    found = records(workbench.query("SELECT * FROM clips WHERE clip_id = ? LIMIT 1", [clip_id]))
     return found[0] if found else None
 
 
@@ -88,7 +88,7 @@ def traces_of(workbench: Workbench, clip_id: str, limit: int = 60) -> list[dict[
 
     `system` names who wrote it, where that is known; `judged` says that a calibrator read it.
     """
-    return _records(
+    return records(
         workbench.query(
             """SELECT trace_id, traces.run_id, traces.stage, sample, step, temperature, provisional, reason, confidence,
                       runs.name AS run_name, created,
@@ -96,7 +96,7 @@ def traces_of(workbench: Workbench, clip_id: str, limit: int = 60) -> list[dict[
                FROM traces LEFT JOIN runs USING (run_id) LEFT JOIN (
                    SELECT trace_id, any_value(system) AS system, bool_or(method <> 'raw') AS judged
                    FROM predictions WHERE clip_id = $1 GROUP BY trace_id) said USING (trace_id)
-               WHERE clip_id = $1
+               WHERE short_clip = short_id_of($1) AND clip_id = $1
                ORDER BY judged DESC, (system IS NOT NULL) DESC, created DESC, step DESC, sample LIMIT $2""",
             [clip_id, int(limit)],
         )
@@ -105,8 +105,8 @@ def traces_of(workbench: Workbench, clip_id: str, limit: int = 60) -> list[dict[
 
 def predictions_on(workbench: Workbench, trace_id: str) -> list[dict[str, Any]]:
     """What was predicted from one trace, controls aside, the paper's way first and the answer as it was given last."""
-    on_it = f"SELECT * FROM predictions WHERE {FOUND_BY_ID} AND control = 'none'"  # noqa: S608
-    rows = _records(workbench.query(on_it, [trace_id]))
+    on_it = f"SELECT * FROM predictions WHERE {FOUND_BY_ID.format('predictions')} AND control = 'none'"  # noqa: S608
+    rows = records(workbench.query(on_it, [trace_id]))
     return sorted(rows, key=lambda row: _WAYS.index(row["method"]) if row["method"] in _WAYS else len(_WAYS))
 
 
@@ -140,7 +140,7 @@ def watched(workbench: Workbench, reasoner: str) -> tuple[str, str, str] | None:
 def reasoners(workbench: Workbench) -> list[dict[str, Any]]:
     """Finished runs that hold a reasoner which writes traces, the newest of the last stage first, each with the newest
     calibrator trained on it (`calibrator`, or None)."""
-    return _records(
+    return records(
         workbench.query(
             """SELECT run_id, stage, name, dataset, created, calibrator
                FROM runs LEFT JOIN (
@@ -151,12 +151,3 @@ def reasoners(workbench: Workbench) -> list[dict[str, Any]]:
                ORDER BY calibrator IS NULL, (stage = 'grpo') DESC, created DESC"""
         )
     )
-
-
-def _records(rows) -> list[dict[str, Any]]:
-    """Rows as dicts in which what is missing is None."""
-    return [{key: None if _missing(value) else value for key, value in row.items()} for row in rows.to_dict("records")]
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (not hasattr(value, "__len__") and value != value)
