@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 from collections.abc import Sequence
 from html import escape
@@ -38,8 +37,7 @@ from deepintuit.report.gather import KINDS, Example, Story, departures, gather, 
 from deepintuit.report.table import RISKS, Row, headline
 from deepintuit.report.text import NO_ROWS, NOTHING, interval, number, p_value, sentence, shown, terminal_table
 from deepintuit.report.thinking import GATE_COLUMNS, gate_figure
-from deepintuit.store import Workbench
-from deepintuit.store.disk import fsync_folder
+from deepintuit.store import Workbench, disk
 
 CONTROLS = {
     "trace_blanked": "The calibrator sees the clip and the provisional label, but no trace: what is lost is what it "
@@ -61,13 +59,7 @@ def run_card(workbench: Workbench, run_ids: str | Sequence[str], config: Evaluat
     story = gather(workbench, ids, config)
     path = workbench.path / "reports" / f"{ids[0]}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-        file.write(_page(story, _title(story)))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    fsync_folder(path.parent)
+    disk.write_text(path, _page(story, _title(story)))
     return path
 
 

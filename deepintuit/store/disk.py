@@ -36,11 +36,16 @@ def fsync_file(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` atomically: a reader sees the old file or the new one, never half of one."""
+    """Replace `path` as `write_text` does; ValueError for nan and infinity."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` atomically: a reader sees the old file or the new one, never half of one. What is no Unicode text
+    becomes a question mark."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=True, allow_nan=False)
-        file.write("\n")
+    with open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
