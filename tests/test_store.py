@@ -283,7 +283,9 @@ def writer(workbench: Workbench, **pipes: object) -> subprocess.Popen:
 def test_kill_at_any_moment_loses_no_acknowledged_row_and_shows_no_half_part(workbench: Workbench) -> None:
     chance = np.random.default_rng(0)
     acknowledged: list[str] = []
-    for _ in range(10):
+    kills = 0
+    while kills < 10 or len(acknowledged) < 10:  # a busy machine needs more rounds to write ten
+        kills += 1
         process = writer(workbench)
         assert process.stdout.readline() == "ready\n"
         time.sleep(float(chance.uniform(0, 0.06)))
@@ -295,8 +297,8 @@ def test_kill_at_any_moment_loses_no_acknowledged_row_and_shows_no_half_part(wor
         rows = run.read("traces")
         assert rows.trace_id.is_unique and (rows.groupby("clip_id").size() == 3).all()
         assert set(acknowledged) <= set(rows.clip_id)
-    assert len(acknowledged) == len(set(acknowledged)) and len(acknowledged) >= 10
-    assert 0 <= rows.clip_id.nunique() - len(acknowledged) <= 10  # a part may be whole before its word is out
+    assert len(acknowledged) == len(set(acknowledged))
+    assert 0 <= rows.clip_id.nunique() - len(acknowledged) <= kills  # a part may be whole before its word is out
     (run.path / ".traces-99999.parquet.1.tmp").write_bytes(b"half")
     workbench.refresh()
     assert workbench.query("SELECT count(*) AS n FROM traces").n[0] == len(rows)
