@@ -135,8 +135,9 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
         "gather": lambda given, who: {"taken": room.gather(task(given), who, seat(given))},
         "draft": lambda given, who: saved(room.reviews.draft(task(given), who, item(given)[1], said(given))),
         "judge": judge,
-        "decide": lambda given, who: saved(
-            room.reviews.adjudicate(task(given), who, item(given)[1], said(given), event_id(given))),
+        "decide": lambda given, who: {
+            **saved(room.reviews.adjudicate(task(given), who, item(given)[1], said(given), event_id(given))),
+            "progress": room.undecided(task(given))},
         "skip": lambda given, who: saved(
             room.reviews.skip(task(given), who, item(given)[1], str(given.get("reason") or ""), event_id(given))),
         "release": lambda given, who: saved(room.reviews.release(task(given), who, item(given)[1])),

@@ -255,12 +255,17 @@ _SAID = ("Reviewer", "Label", "Trace is", "Fails", "Note")
 
 def _cells(task: Task, row: Mapping[str, Any]) -> list[str]:
     if row["kind"] == "skipped":
-        return [esc(row["reviewer"]), badge("skipped"), "", "", esc(row["reason"])]
+        return [esc(row["reviewer"]), badge("skipped"), "", "", _words(row["reason"])]
     sentence, where = row["failing_sentence"], row["failing_in"]
     fails = f"sentence {sentence + 1}, {where}" if sentence is not None else ""
     given = [row[key] or ("unsure" if key in task.questions else "–") for key in ("label", "verdict")]
     late = " " + badge("extra", "plain", "Beyond the answers asked for: it settles nothing") if row.get("extra") else ""
-    return [esc(row["reviewer"]) + late, *map(esc, (*given, fails, row["note"]))]
+    return [esc(row["reviewer"]) + late, *map(esc, (*given, fails)), _words(row["note"])]
+
+
+def _words(text: str | None) -> str:
+    """What somebody wrote, however long."""
+    return tag("div", esc(text), class_="words") if text else ""
 
 
 # The lead's view

@@ -77,7 +77,7 @@
   async function start(task, decide) {
     const found = await ask("start", { task, view: decide ? "decide" : "" });
     root.innerHTML = found.html;
-    desk = { task, decide, questions: found.questions, list: [], at: -1, asking: null, busy: false, rate: 1, picked: -1, timer: 0, drafting: null };
+    desk = { task, decide, questions: found.questions, list: [], at: -1, asking: null, busy: false, rate: 1, picked: -1, timer: 0, drafting: null, said: 0 };
     const here = desk;
     await take(sessionStorage.getItem(`${RECENT()}\nnow`)); // after a reload: what was on screen
     if (here !== desk) return;
@@ -108,9 +108,10 @@
     const here = desk;
     here.asking ||= (async () => {
       const holding = here.list.filter((entry) => entry.state !== "judged").map((entry) => entry.item);
+      const { said } = here;
       const found = await ask("next", { task: here.task, seat, first, holding, decide: here.decide });
       if (here !== desk) return null;
-      told(found.progress);
+      if (said === here.said) told(found.progress); // else it was counted before the last answer
       here.elsewhere = found.elsewhere || 0;
       here.closed = found.closed;
       if (!found.item) return null;
@@ -258,6 +259,7 @@
       await here.drafting;
       const found = await ask(what, { task: here.task, item: entry.item, id: entry.id, ...given });
       if (here !== desk) return;
+      here.said += 1;
       told(found.progress);
       entry.state = "judged";
       sessionStorage.removeItem(shelf(entry.item));
@@ -334,6 +336,8 @@
     draft(); // what was typed on this item waits for it
     const found = await ask("undo", { task: desk.task, seat });
     if (!found.item) return say("There is nothing of yours to undo.");
+    desk.said += 1;
+    told(found.progress);
     if (Boolean(found.decides) !== desk.decide) return go(desk.task, found.decides ? "decide" : "");
     sessionStorage.removeItem(shelf(found.item));
     const entry = entryOf(found), old = desk.list.findIndex((one) => one.item === found.item);

@@ -228,7 +228,7 @@ class Reviews:
         """A task by its name; DataError when none was opened."""
         opened, names = self.log.look(lambda state: (state.tasks.get(name), list(state.tasks)))
         if opened is None:
-            raise DataError(f"there is no review task {name!r}", f"{len(names)} were opened",
+            raise DataError(f"there is no review task {name!r:.100}", f"{len(names)} were opened",
                             f"nearest: {nearest(name, names)!r}" if nearest(name, names) else "open it first")
         if name not in self._tasks:
             self._tasks[name] = Task(**opened.payload)
