@@ -119,19 +119,26 @@ def thinking(seed: Seed) -> Rows:
     judge = calibrate(
         seed.workbench, seed.settings(*base, "gate.by=calibrated"), reasoner=tuned.id, progress=seed.progress
     )
+    return gates(seed, base, tuned, judge)
+
+
+def gates(seed: Seed, base: Sequence[str], tuned: Run, judge: Run) -> Rows:
+    """The table's rows for a reasoner and its calibrator."""
     watched = seed.evaluated(tuned, "validation", *base, "evaluate.split=validation")
     labels = Manifest.load(seed.path, "homecam").labels
     quick = quick_answers(watched.read("traces"), labels)
-    threshold = cheapest_threshold(gate_curve(*(quick[name] for name in GATE_COLUMNS)), tolerance=0.005)
-    threshold = min(threshold, 1.0)  # infinity: nothing is sure enough
+    sure = _cheapest([quick[name] for name in GATE_COLUMNS])
+    knows = _calibrated_threshold(seed, base, tuned, judge)
     variants = {
-        "always think": ("gate.by=off",),
-        "never think": ("gate.by=confidence", "gate.threshold=0"),
-        "when needed, by confidence": ("gate.by=confidence", f"gate.threshold={threshold!r}"),
-        "when needed, by the calibrator": ("gate.by=calibrated", "gate.threshold=0.97"),
+        "always think": ("off", None),
+        "never think": ("confidence", 0.0),
+        "when needed, by confidence": ("confidence", sure),
+        "when needed, by the calibrator": ("calibrated", knows),
+        "when needed, by the calibrator at 0.97": ("calibrated", 0.97),
     }
     found: Rows = {}
-    for name, sets in variants.items():
+    for name, (by, threshold) in variants.items():
+        sets = (f"gate.by={by}", *([] if threshold is None else [f"gate.threshold={threshold!r}"]))
         run = seed.evaluated(tuned, name, *base, *sets, calibrator=judge)
         traces = run.read("traces").query("sample == 0")
         found[name] = {
@@ -140,9 +147,29 @@ def thinking(seed: Seed) -> Rows:
             "calibrated %": 100 * right_share(run, "label_likelihood"),
             "think rate %": 100 * float((traces["thought"] != False).mean()),  # noqa: E712 - null thought too
             "tokens a clip": float(traces["tokens"].mean()),
-            "threshold": threshold if "confidence" in name else 0.97 if "calibrator" in name else math.nan,
+            "threshold": math.nan if threshold is None else threshold,
         }
     return found
+
+
+def _cheapest(columns: Sequence) -> float:
+    """The threshold that thinks least within half a point of the best accuracy; 1 where nothing is sure enough."""
+    return min(cheapest_threshold(gate_curve(*columns), tolerance=0.005), 1.0)
+
+
+def _calibrated_threshold(seed: Seed, base: Sequence[str], tuned: Run, judge: Run) -> float:
+    """Of the calibrator's gate, chosen on validation by calibrated answers: after the quick answer, and after all."""
+    ends = []
+    for threshold in (0.0, 1.0):
+        sets = ("evaluate.split=validation", "gate.by=calibrated", f"gate.threshold={threshold}")
+        run = seed.evaluated(tuned, f"validation, {threshold}", *base, *sets, calibrator=judge)
+        told = run.read("predictions").query("method == 'label_likelihood' and control == 'none'")
+        right = (told["predicted"] == told["true_label"]).groupby(told["clip_id"]).first()
+        traces = run.read("traces").query("sample == 0").set_index("clip_id")
+        ends.append(traces.assign(right=right.astype(float)))
+    quick, whole = ends[0].loc[ends[1].index], ends[1]
+    sure = whole["quick_probability"].fillna(-1.0)
+    return _cheapest([sure, quick["right"], whole["right"], quick["tokens"], whole["tokens"]])
 
 
 def _trimmed(facts, number: int, budget: int) -> str:
