@@ -166,13 +166,14 @@
   // When trace and first picture are painted: what is measured as the time from submit to the next item.
   function onScreen(video) {
     const painted = () => requestAnimationFrame(() => requestAnimationFrame(() => {
-      if (performance.getEntriesByName("review-submit").length) {
+      if (now()?.video === video && performance.getEntriesByName("review-submit").length) {
         performance.measure("review-next", "review-submit");
         performance.clearMarks("review-submit");
       }
     }));
     if (!video || video.readyState >= 2 || video.error) painted();
-    else video.addEventListener("loadeddata", painted, { once: true });
+    // A clip that was shown before and rested comes back by "canplay" alone.
+    else for (const name of ["loadeddata", "canplay", "error"]) video.addEventListener(name, painted, { once: true });
   }
 
   // Two items wait behind the one on screen: a quick answer does not wait for the one after it.
