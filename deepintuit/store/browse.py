@@ -70,7 +70,8 @@ _FACTS = (
 )
 _SHOWN = f"{_FACTS}, text"
 _CHOICES = ("run", "stage", "dataset", "split", "true", "provisional", "calibrated", "reason")
-_ONE = FOUND_BY_ID.format("stored_traces")
+# In two steps, since other columns are only looked at where the short id is found.
+_ONE = "rowid IN (SELECT rowid FROM stored_traces WHERE short_id = short_id_of($1)) AND trace_id = $1"
 EXPORTED = (*_FACTS.split(", "), "temperature", "detail", "model", "text")
 FORMATS = {"csv": "text/csv", "jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}
 
@@ -314,13 +315,14 @@ def fact(workbench: Workbench, trace_id: str) -> dict[str, Any] | None:
 def siblings(workbench: Workbench, trace_id: str, limit: int = 100) -> pd.DataFrame:
     """Traces of the same clip by other runs, stages, steps and samples: the columns of `page` but for the text, newest
     run first."""
-    known = fact(workbench, trace_id)
+    known, limit = fact(workbench, trace_id), max(1, min(int(limit), MOST_ROWS))
     among, values = TraceFilter(clip=known["clip_id"]).where(workbench) if known else ("false", [])
-    return workbench.query(
-        f"""SELECT {_FACTS} FROM stored_traces WHERE {among} AND trace_id <> ?
-            ORDER BY created DESC, run_id, step, sample LIMIT {max(1, min(int(limit), MOST_ROWS))}""",  # noqa: S608
-        [*values, trace_id],
+    rows = workbench.query(
+        f"""SELECT {_FACTS} FROM stored_traces WHERE {among}
+            ORDER BY created DESC, run_id, step, sample LIMIT {limit + 1}""",  # noqa: S608
+        values,
     )
+    return rows[rows["trace_id"] != trace_id].head(limit).reset_index(drop=True)
 
 
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -439,6 +441,5 @@ def trace(workbench: Workbench, trace_id: str) -> pd.Series | None:
 
 def scores_of(workbench: Workbench, trace_id: str) -> dict[str, tuple[float, str]]:
     """What was scored about one trace: name → (value, evidence)."""
-    of_it = FOUND_BY_ID.format("scores")
-    found = workbench.query(f"SELECT name, value, evidence FROM scores WHERE {of_it}", [trace_id])  # noqa: S608
+    found = workbench.query(f"SELECT name, value, evidence FROM scores WHERE {FOUND_BY_ID}", [trace_id])  # noqa: S608
     return {row.name: (float(row.value), row.evidence or "") for row in found.itertuples(index=False)}

@@ -105,7 +105,7 @@ def traces_of(workbench: Workbench, clip_id: str, limit: int = 60) -> list[dict[
 
 def predictions_on(workbench: Workbench, trace_id: str) -> list[dict[str, Any]]:
     """What was predicted from one trace, controls aside, the paper's way first and the answer as it was given last."""
-    on_it = f"SELECT * FROM predictions WHERE {FOUND_BY_ID.format('predictions')} AND control = 'none'"  # noqa: S608
+    on_it = f"SELECT * FROM predictions WHERE {FOUND_BY_ID} AND control = 'none'"  # noqa: S608
     rows = records(workbench.query(on_it, [trace_id]))
     return sorted(rows, key=lambda row: _WAYS.index(row["method"]) if row["method"] in _WAYS else len(_WAYS))
 

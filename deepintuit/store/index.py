@@ -63,8 +63,8 @@ _FACTS = """
 """
 COUNTED_BY = ("run_id", "created", "stage", "dataset", "split", "true_label", "provisional", "calibrated", "reason")
 """What `trace_counts` counts traces by."""
-FOUND_BY_ID = "rowid IN (SELECT rowid FROM {} WHERE short_id = short_id_of($1)) AND trace_id = $1"
-"""A condition over the table `stored_traces`, `scores` or `predictions`, to be put in; $1 is the id."""
+FOUND_BY_ID = "short_id = short_id_of($1) AND trace_id = $1"
+"""A condition over what has a trace_id; $1 is the id."""
 # Columns of traces that are filled from elsewhere where their part leaves them out → what the part says.
 _FILLED = {"stage": "own_stage", "true_label": "own_label", "provisional": "own_answer"}
 AS_WRITTEN = ", ".join(f"{_FILLED[name]} AS {name}" if name in _FILLED else name for name in GRAINS["traces"].columns)
