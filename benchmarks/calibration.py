@@ -1,10 +1,11 @@
 """An epoch of calibration, several rows a clip, against a row each with its clip as pixels, as one trains with TRL.
 
 The stage's own training, one epoch: homecam clips, four sampled traces and the greedy one each, prompts with labels in
-shuffled order. Rows of a clip share their prompt as far as it is alike; the tower's features come from memory. The
+shuffled order. Rows of a clip that stand in one batch share their prompt as far as it is alike: a batch of 16 rows is
+drawn row by row and has few such, the paper's 256 hold all rows of a clip. The tower's features come from memory. The
 losses of the steps are compared before anything is timed.
 
-Run it:  python benchmarks/calibration.py [--clips 24] [--repeats 3] [--threads 1]
+Run it:  python benchmarks/calibration.py [--clips 24] [--batch 16] [--repeats 3] [--threads 1]
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ def written(start: Start, count: int) -> list[tuple[Clip, list]]:
     ]
 
 
-def epoch(name: str, start: Start, traces: list[tuple[Clip, list]]) -> tuple[float, Counted, np.ndarray]:
+def epoch(name: str, start: Start, traces: list[tuple[Clip, list]], batch: int) -> tuple[float, Counted, np.ndarray]:
     """Seconds of the training, counts, and the loss of each step; from the cold start's weights, in a throw-away
     workbench."""
     settings = replace(
         start.settings,
         model=replace(start.settings.model, share_prefix=name == "ours"),
-        calibrate=replace(start.settings.calibrate, epochs=1.0, patience=0),
+        calibrate=replace(start.settings.calibrate, epochs=1.0, patience=0, batch=batch),
     )
     task, counted, spent = Task(start.workbench.path, settings), Counted(), []
     train = training._Trainer.train_or_resume
@@ -80,17 +81,19 @@ def epoch(name: str, start: Start, traces: list[tuple[Clip, list]]) -> tuple[flo
 def main() -> None:
     parser = options(__doc__, repeats=3)
     parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--batch", type=int, help="rows an update, else as the start has it (16); from 80 on, 16 clips of "
+                        "5, the rows of a clip stand together")  # fmt: skip
     start_of(parser)
     given = chosen(parser)
     start = started(given.workbench)
-    traces = written(start, given.clips)
+    traces, batch = written(start, given.clips), given.batch or start.settings.calibrate.batch
     found: dict[str, list] = {"plain": [], "ours": []}
-    in_turns({name: lambda name=name: found[name].append(epoch(name, start, traces)) for name in found}, given.repeats)
+    in_turns({name: lambda name=name: found[name].append(epoch(name, start, traces, batch)) for name in found}, given.repeats)
     (_, plain, before), (_, ours, after) = found["plain"][0], found["ours"][0]
     assert len(before) == len(after) and np.allclose(before, after, rtol=1e-2), f"losses {before} and {after}"
     spent = {name: [seconds for seconds, _, _ in epochs[1:]] for name, epochs in found.items()}
     rows = sum(len(some) for _, some in traces)
-    claim = f"calibration epoch, {len(traces)} clips × {rows // len(traces)} rows"
+    claim = f"calibration epoch, {len(traces)} clips × {rows // len(traces)} rows, {batch} an update"
     row = Row(claim, spent["ours"], spent["plain"], beside(plain, ours))
     far = float(np.abs(before - after).max())
     report(given, [row], f"homecam, {len(after)} updates; their losses differ by at most {far:.1g}")
