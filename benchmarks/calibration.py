@@ -81,14 +81,15 @@ def epoch(name: str, start: Start, traces: list[tuple[Clip, list]], batch: int) 
 def main() -> None:
     parser = options(__doc__, repeats=3)
     parser.add_argument("--clips", type=int, default=24)
-    parser.add_argument("--batch", type=int, help="rows an update, else as the start has it (16); from 80 on, 16 clips of "
-                        "5, the rows of a clip stand together")  # fmt: skip
+    parser.add_argument("--batch", type=int, help="rows an update, else as the start has it (16); from 80 on, "
+                        "16 clips of 5, the rows of a clip stand together")  # fmt: skip
     start_of(parser)
     given = chosen(parser)
     start = started(given.workbench)
     traces, batch = written(start, given.clips), given.batch or start.settings.calibrate.batch
     found: dict[str, list] = {"plain": [], "ours": []}
-    in_turns({name: lambda name=name: found[name].append(epoch(name, start, traces, batch)) for name in found}, given.repeats)
+    calls = {name: lambda name=name: found[name].append(epoch(name, start, traces, batch)) for name in found}
+    in_turns(calls, given.repeats)
     (_, plain, before), (_, ours, after) = found["plain"][0], found["ours"][0]
     assert len(before) == len(after) and np.allclose(before, after, rtol=1e-2), f"losses {before} and {after}"
     spent = {name: [seconds for seconds, _, _ in epochs[1:]] for name, epochs in found.items()}
