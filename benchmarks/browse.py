@@ -9,7 +9,7 @@ and the most memory that the process held while it built and while it asked.
 
 Making it takes minutes and 6 GB a million traces (10 while an index is replaced); a killed run goes on where it stood.
 `--brief`: texts of two sentences, no token lists, and controls for one evaluation of seven, so that ten million traces
-take 14 GB. The questions are timed at the server's side of the store (query, rows as pandas), without HTTP and HTML, on
+take 10 GB. The questions are timed at the server's side of the store (query, rows as pandas), without HTTP and HTML, on
 a warm file cache.
 
 Run it:  python benchmarks/browse.py FOLDER [--traces 1000000] [--brief] [--repeats 30]
