@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 
 import tomli_w
 
+from deepintuit import texts
 from deepintuit.errors import ConfigError, nearest
 
 GRAMMAR_NAMES = ("think-answer", "observation-think-answer", "answer-think-answer", "answer-observation-think-answer")
@@ -30,6 +30,10 @@ METHODS = ("label_likelihood", "linear_head", "vote", "mean_likelihood")
 SPLITS = ("coldstart", "grpo", "calibration", "validation", "test")
 
 
+_LARGEST = 2**53
+"""Of a number: up to here floats hold every whole one, and so does everybody who reads JSON."""
+_LONGEST = 10_000
+"""Characters of a text."""
 _IN_WORDS = {
     int: "a whole number",
     float: "a number",
@@ -71,10 +75,17 @@ def _dotted(section: Section, key: str) -> str:
 
 def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
     """The value in the field's own type. Only what loses nothing is converted: int → float, list → tuple."""
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ConfigError(f"{key} is a number of {value.bit_length()} bits", f"one of at most {_LARGEST:,} is stored as it is",
+                          f"Meaning: {limits.get('doc', key)}")
     if hint is float and type(value) is int:
         value = float(value)
     if hint == tuple[str, ...] and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return tuple(value)
+        value = tuple(value)
+    if any(not texts.fits(item, _LONGEST) for item in (value if isinstance(value, tuple) else [value]) if isinstance(item, str)):
+        raise ConfigError(f"{key} = {value!r}", f"a text has at most {_LONGEST:,} characters, and no half of one", f"Meaning: {limits.get('doc', key)}")
+    if hint == tuple[str, ...] and isinstance(value, tuple):
+        return value
     if type(value) is not hint:
         raise ConfigError(f"{key} = {value!r}", f"it must be {_IN_WORDS[hint]}", f"Meaning: {limits.get('doc', key)}")
     if choices := limits.get("choices"):
@@ -89,7 +100,8 @@ def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
         low, high, above = limits["low"], limits["high"], limits["above"]
         if not math.isfinite(value) or not low <= value <= high or value <= above:
             bounds = [(low, f"at least {low}"), (above, f"above {above}"), (high, f"at most {high}")]
-            allowed = " and ".join(text for bound, text in bounds if math.isfinite(bound))
+            bounds = [text for bound, text in bounds if math.isfinite(bound)]
+            allowed = " and ".join(bounds + ([] if math.isfinite(value) else ["finite"]))
             raise ConfigError(f"{key} = {value!r}", f"it must be {allowed}", f"Meaning: {limits['doc']}")
     return value
 
@@ -333,6 +345,10 @@ class Config(Section):
         metadata=dict(doc="folder of manifests, runs and caches; DEEPINTUIT_HOME where it is not set"),
     )
 
+    def _check_together(self) -> None:
+        if "\0" in self.workbench:
+            raise ConfigError(f"workbench = {self.workbench!r}", "no path holds a NUL byte", "Name a folder")
+
     def to_dict(self) -> dict[str, Any]:
         """Sections and keys as plain dicts, lists and scalars, ready for JSON."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -382,8 +398,8 @@ def load(path: str | Path | None = None, sets: Sequence[str] = ()) -> Config:
     text = ""
     if path is not None:
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = texts.read(path)
+        except (OSError, ValueError) as error:
             raise ConfigError(f"config file {str(path)!r} could not be read", str(error),
                               "Point --config to a TOML file, such as one in configs/") from error
     return loads(text, sets, source=str(path))
@@ -392,8 +408,8 @@ def load(path: str | Path | None = None, sets: Sequence[str] = ()) -> Config:
 def loads(text: str, sets: Sequence[str] = (), source: str = "the text") -> Config:
     """As `load`, from TOML text."""
     try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        content = texts.parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{source!r} is not a TOML file", str(error), "Mend that line") from error
     for assignment in sets:
         key, equals, value = assignment.partition("=")
@@ -425,6 +441,7 @@ def of(kept: Mapping[str, Any]) -> Config:
         given = kept.get(section.name)
         if given is None or not dataclasses.is_dataclass(section.default):
             continue
+        _require_table(section.name, given)
         known = {field.name for field in dataclasses.fields(section.default)}
         made[section.name] = type(section.default)(**{key: value for key, value in given.items() if key in known})
     return Config(**made, seed=kept.get("seed", 0))
@@ -458,8 +475,8 @@ def _hint(parts: Sequence[str]) -> Any:
 def _value(text: str, hint: Any) -> Any:
     """The value of an assignment, read as TOML where that gives the wanted type, else as the bare word it is."""
     try:
-        found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        found = texts.parse_toml(f"value = {text}")
+    except ValueError:
         found = {}
     value = found["value"] if set(found) == {"value"} else text
     if hint is str and not isinstance(value, str):

@@ -12,21 +12,29 @@ import warnings
 from collections.abc import Iterable
 from enum import StrEnum
 
+_LONGEST_BEAT = 2000
+
 
 class DeepIntuitError(Exception):
     """Base of everything the package raises on bad input.
 
     `what` came (with the offending value), `why` it cannot be, `todo` that mends it. `str()` joins the three beats.
-    All arguments stay in `args`, so that the error survives pickling between worker processes.
+    All arguments stay in `args`, so that the error survives pickling between worker processes. Of a beat that an
+    endless value stands in, the middle is left out.
     """
 
     def __init__(self, what: str, why: str, todo: str) -> None:
+        what, why, todo = map(_shortened, (what, why, todo))
         super().__init__(what, why, todo)
         self.what, self.why, self.todo = what, why, todo
 
     def __str__(self) -> str:
         what, why, todo = (beat.strip().rstrip(".:") for beat in (self.what, self.why, self.todo))
         return f"{what}: {why}. {todo}."
+
+
+def _shortened(beat: str) -> str:
+    return beat if len(beat) <= _LONGEST_BEAT else f"{beat[:800]} … {beat[-200:]}"
 
 
 class ConfigError(DeepIntuitError):
@@ -83,7 +91,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     Initials count as near: `lr` finds `learning_rate`.
     """
     by_folded = {name.casefold(): name for name in known}
-    folded = word.casefold()
+    folded = word[:200].casefold()
     found = difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.6)
     by_initials = [name for name in by_folded if folded == "".join(part[:1] for part in name.split("_"))]
     return by_folded[(found + by_initials)[0]] if found or by_initials else None

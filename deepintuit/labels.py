@@ -7,13 +7,14 @@ Run it:  python -c "from deepintuit.labels import LabelSet; print(LabelSet.of('h
 
 from __future__ import annotations
 
-import tomllib
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import tomli_w
 
+from deepintuit import texts
 from deepintuit.errors import LabelError, nearest
 
 NONE_LABEL = "none"
@@ -22,19 +23,32 @@ NONE_LABEL = "none"
 _QUOTES = "\"'`\u201c\u201d\u2018\u2019\u00ab\u00bb"
 _FINAL = ".,;:!?\u3002"
 _TAG_CHARACTERS = "<>{}"
+_LONGEST = 500
+"""Characters of a label or alias."""
 
 
 def normalise(text: str) -> str:
-    """Fold what carries no meaning in a label: case, runs of white space, outer quotes, final punctuation.
+    """Fold what carries no meaning in a label: case, runs of white space, outer quotes, final punctuation, and how an
+    accent is encoded (Unicode NFC, as the tokenizers of Qwen write).
 
-    Idempotent: `normalise(normalise(t)) == normalise(t)` for every string.
+    Idempotent: `normalise(normalise(t)) == normalise(t)` for every string. Takes time in proportion to its length.
     """
-    text = " ".join(text.split())
-    while (stripped := text.strip(_QUOTES + " ").rstrip(_FINAL + " ")) != text:
-        text = stripped
-    folded = text.casefold()
-    # Rare letters fold into several characters, which may fold again or end in a mark: go on until nothing moves.
-    return folded if folded == text else normalise(folded)
+    while True:
+        folded = " ".join(text.split())
+        # Nothing so long is a label, and to sort its accents takes time with the square of their number.
+        if len(folded) <= _LONGEST:
+            folded = " ".join(unicodedata.normalize("NFC", folded).split())
+        folded = folded.lstrip(_QUOTES + " ").rstrip(_QUOTES + _FINAL + " ").casefold()
+        # Rare letters fold into several characters, which may fold again or end in a mark: go on until nothing moves.
+        if folded == text:
+            return folded
+        text = folded
+
+
+def spellings(names: Iterable[str]) -> list[str]:
+    """The names as a text may hold them, accents composed or apart, longer ones first."""
+    forms = {form for name in names for form in (name, *(unicodedata.normalize(f, name) for f in ("NFC", "NFD")))}
+    return sorted(forms, key=len, reverse=True)
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,7 @@ class LabelSet:
             if key in by_normal:
                 raise LabelError(
                     f"labels {by_normal[key]!r} and {label!r} of {self.name!r} are the same word",
-                    "case, spaces, quotes and final punctuation are folded before answers are compared",
+                    "case, spaces, quotes, final punctuation and the encoding of accents are folded before comparing",
                     "Rename one, or keep one and map the other under [aliases]",
                 )
             by_normal[key] = label
@@ -92,10 +106,12 @@ class LabelSet:
 
     def _key(self, word: str, kind: str) -> str:
         key = normalise(word) if isinstance(word, str) else ""
-        if not key or any(character in word for character in _TAG_CHARACTERS):
+        fits = isinstance(word, str) and texts.fits(word, _LONGEST)
+        if not key or not fits or any(character in word for character in _TAG_CHARACTERS):
             raise LabelError(
                 f"{kind} {word!r} of {self.name!r} cannot be written as an answer",
-                f"nothing is left of it after normalising, or it holds one of {' '.join(_TAG_CHARACTERS)} of the tags",
+                f"nothing is left of it after normalising, or it holds one of {' '.join(_TAG_CHARACTERS)} of the tags, "
+                f"half a character, or more than {_LONGEST} characters",
                 f"Write the {kind} in plain words",
             )
         return key
@@ -118,8 +134,8 @@ class LabelSet:
         """Read a labels.toml: `name`, `labels`, and optional tables `[definitions]` and `[aliases]`."""
         path = Path(path)
         try:
-            found = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            found = texts.parse_toml(texts.read(path))
+        except (OSError, ValueError) as error:
             raise LabelError(
                 f"label file {str(path)!r} could not be read",
                 str(error),

@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from deepintuit.errors import ConfigError, DataError, nearest
-from deepintuit.labels import NONE_LABEL, LabelSet
+from deepintuit.labels import NONE_LABEL, LabelSet, spellings
 
 FALLBACK = "Let's analyze the problem step by step."
 """What the first box holds when the model wants to think before it answers (VideoAuto-R1)."""
@@ -205,7 +205,7 @@ def argued_label(trace: Trace, labels: LabelSet) -> str | None:
     """
     if not trace.grammar.text_segments:
         return None
-    names = sorted({*labels, *labels.aliases}, key=len, reverse=True)
+    names = spellings([*labels, *labels.aliases])
     any_name = "|".join(r"\s+".join(map(re.escape, name.split())) for name in names)
     argued = trace.segment(trace.grammar.text_segments[-1].name)
     found = re.findall(rf"(?<!\w)(?:{any_name})(?!\w)", argued, re.IGNORECASE)

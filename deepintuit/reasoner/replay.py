@@ -18,7 +18,7 @@ import numpy as np
 STAGES = ("load", "decode", "encode", "reason", "calibrate")
 """In the order in which a live trace goes through them."""
 
-_WORD = re.compile(r"\s*\S+\s*")
+_WORD = re.compile(r"(?:\A\s*+)?\S++\s*+")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepintuit.errors import DataError, nearest
+from deepintuit.labels import spellings
 from deepintuit.review.events import Event, EventLog, Kind, State, new_id
 from deepintuit.store.browse import TraceFilter
 from deepintuit.trace import GRAMMARS
@@ -99,7 +100,7 @@ class Task:
         # A mark of a grammar is no mention, even where a label is called like it.
         marks = "|".join(re.escape(mark) for part in parts for mark in (part.open, part.close) if len(mark) > 1)
         named = "|".join(r"[\s_-]+".join(map(re.escape, re.split(r"[\s_]+", label)))
-                         for label in sorted(self.labels, key=len, reverse=True))  # fmt: skip
+                         for label in spellings(self.labels))  # fmt: skip
         cover = re.compile(rf"({marks})|(?<!\w)(?:{named})(?!\w)", re.I)
         return cover.sub(lambda found: found[1] or "▒▒▒▒", text) if named else text
 
