@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fingerprint import fingerprint
 from rich.console import Console
 from scipy.stats import beta
 
@@ -72,6 +73,7 @@ def measure(seed: int, options: argparse.Namespace) -> dict:
         "seed": seed,
         "commit": made["commit"] + (" with changes" if made["dirty"] else ""),
         "settings": options.set,
+        "fingerprint": fingerprint(),
         "minutes": round((time.perf_counter() - started) / 60, 1),
         **scores(settings, runs),
     }
