@@ -24,6 +24,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.html import esc
+from deepintuit import disk
 from deepintuit.errors import ConfigError
 
 COOKIE = "deepintuit-session"
@@ -77,12 +78,7 @@ def add_user(path: str | Path, name: str, password: str) -> None:
     path = Path(path)
     users = read_users(path) if path.exists() else {}
     users[name] = hashed(password)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        file.write("".join(f"{user}:{stored}\n" for user, stored in users.items()))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    disk.write_text(path, "".join(f"{user}:{stored}\n" for user, stored in users.items()), mode=0o600)
 
 
 class Throttle:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from app import keeper
+from deepintuit import disk
 from deepintuit.errors import StoreError
 
 _ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{4}")
@@ -80,7 +81,7 @@ def launch(
     folder = workbench / "jobs" / f"{moment:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
     folder.mkdir(parents=True)
     for name, text in (files or {}).items():
-        keeper.write(folder / name, text)
+        disk.write_text(folder / name, text)
     about = {
         "id": folder.name,
         "stage": stage,

@@ -27,6 +27,8 @@ from typing import IO, Any
 
 import psutil
 
+from deepintuit import disk
+
 PATIENCE = 30.0
 """Seconds from Ctrl-C (SIGINT) to SIGTERM, and from there to SIGKILL. Every stage goes on after any of them."""
 NEW = 30.0
@@ -51,18 +53,8 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def write(path: Path, text: str) -> None:
-    """Replace a file whole: a reader sees the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def note(folder: Path, **fields: Any) -> None:
-    write(folder / "job.json", json.dumps({**(read(folder) or {}), **fields}, indent=2) + "\n")
+    disk.write_json(folder / "job.json", {**(read(folder) or {}), **fields})
 
 
 def identity(pid: int) -> dict[str, float]:

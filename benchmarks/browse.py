@@ -32,8 +32,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from measure import Row, chosen, now, options, report
 
+from deepintuit import disk
 from deepintuit.labels import NONE_LABEL
-from deepintuit.store import GRAINS, Run, Workbench, browse, clips, disk
+from deepintuit.store import GRAINS, Run, Workbench, browse, clips
 from deepintuit.store.browse import TraceFilter
 from deepintuit.store.run import part_name
 

@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,6 +25,7 @@ from rich.progress import track
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from deepintuit import disk
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, DataError
 from deepintuit.metrics import apply_temperature, fit_temperature, nll
@@ -132,7 +132,7 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
     else:
         result = _train(run, vlm, task, rows, validation, greedy, truth, config, progress)
         vlm.save(run.checkpoint, card(run, config))
-        _write_json(trained, result)
+        disk.write_json(trained, result)
     scores["label_likelihood"] = likelihood_scores(vlm, task, validation, greedy, batch)
     parts = [
         likelihood_scores(vlm, task, validation, [traces.sampled(c)[k] for c, _ in validation], batch)
@@ -150,7 +150,7 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
             "accuracy": float((probs.argmax(1) == truth).mean()),
             "n": len(truth),
         }
-    _write_json(run.checkpoint / CALIBRATION, fitted)
+    disk.write_json(run.checkpoint / CALIBRATION, fitted)
     rejected = sum(isinstance(trace, Malformed) for _, trace in rows)
     run.finish(
         {
@@ -163,12 +163,6 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
             **result,
         }
     )
-
-
-def _write_json(path: Path, content: dict) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(path)
 
 
 def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Config, progress: bool) -> None:

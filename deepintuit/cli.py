@@ -22,9 +22,9 @@ import tomli_w
 from rich.console import Console
 from rich.syntax import Syntax
 
-from deepintuit import __version__, config
+from deepintuit import __version__, config, disk
 from deepintuit.config import Config
-from deepintuit.errors import ConfigError, DeepIntuitError, nearest, quiet_libraries
+from deepintuit.errors import ConfigError, nearest, quiet_libraries
 
 _NO_RUNS = ("baselines", "zero-shot")
 _COMMANDS = ("clips", "teach", "coldstart", "grpo", "calibrate", "evaluate", "report", "review", "demo", "app")
@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         return options.run(options) or 0
-    except DeepIntuitError as error:
-        print(error, file=sys.stderr)
+    except Exception as error:  # noqa: BLE001 - what is no sentence is raised again
+        print(disk.sentence(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped. What was finished is kept; the same command goes on from there.", file=sys.stderr)

@@ -53,6 +53,15 @@ class StoreError(DeepIntuitError):
     """A workbench, a run or a Parquet part that is not what it claims to be."""
 
 
+class DiskError(StoreError):
+    """A disk that does not take or give a file; `.errno` is the system's number for the reason."""
+
+    def __init__(self, what: str, why: str, todo: str, errno: int) -> None:
+        super().__init__(what, why, todo)
+        self.errno = errno
+        self.args = (what, why, todo, errno)
+
+
 class ModelError(DeepIntuitError):
     """A checkpoint, an adapter or a device that cannot do what is asked."""
 

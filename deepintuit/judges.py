@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from deepintuit import disk
 from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.endpoint import Completion, Endpoint, Outcome, Request
@@ -27,7 +28,6 @@ from deepintuit.errors import DataError, TeachError
 from deepintuit.homecam import Facts, facts_of, teacher
 from deepintuit.labels import LabelSet
 from deepintuit.prompts import observed_prompt, sufficient_prompt
-from deepintuit.store import disk
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,14 @@ def _answering(config: Config, labels: LabelSet, cache: Path) -> Judge:
         places = [place(question) for question in questions]
         known: dict[Path, str] = {path: label for path in set(places) if (label := _kept(path, labels))}
         missing = list({path: q for path, q in zip(places, questions) if path not in known}.items())
-        folder.mkdir(parents=True, exist_ok=True)
         batch = config.sampling.clips_per_batch
         for start in range(0, len(missing), batch):
             part = missing[start : start + batch]
             for (path, _), label in zip(part, answers([q for _, q in part])):
                 known[path] = label
-                disk.write_json(path, label)
+                with disk.optional(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    disk.write_json(path, label, durable=False)
         return [Verdict(known[path] == q.label, f"answers {known[path]}") for path, q in zip(places, questions)]
 
     return judge

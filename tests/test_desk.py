@@ -5,7 +5,8 @@ from porch import until
 
 from app import traces, watch
 from app.desk import Desk
-from deepintuit.store import Workbench, disk
+from deepintuit import disk
+from deepintuit.store import Workbench
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def asked(number: str = "1") -> list:
 
 def held(workbench: Workbench) -> disk.Lock:
     """Whoever has this keeps the index from being rebuilt."""
-    return disk.Lock(workbench.path / ".index.lock", wait=True)
+    return disk.Lock(workbench.path / ".index.lock", wait=10)
 
 
 def test_a_list_asked_for_during_a_rebuild_is_asked_for_once_more(workbench):

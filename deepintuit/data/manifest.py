@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-import uuid
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deepintuit import disk
 from deepintuit.data.listing import SPLITS
 from deepintuit.errors import DataError, nearest
 from deepintuit.labels import LabelSet
@@ -189,8 +190,7 @@ class Manifest:
         return self.path.with_suffix(".labels.toml")
 
     def save(self) -> Path:
-        """Write manifest and labels, each by temp name, fsync and rename; a differing former version is kept as
-        `@<n>`."""
+        """Write manifest and labels, each whole or not at all; a differing former version is kept as `@<n>`."""
         if self.version is not None:
             raise DataError(
                 f"Version {self.version} of {self.dataset!r} is a former one.",
@@ -204,11 +204,10 @@ class Manifest:
             if self._is_saved(table, labels):
                 return self.path
             self._keep_version()
-        temp = self.path.with_name(f".{self.dataset}.{uuid.uuid4().hex}.tmp")
-        temp.write_bytes(labels)
-        _settle(temp, self._labels_path)
-        pq.write_table(table, temp)
-        _settle(temp, self.path)
+        with disk.replacing(self._labels_path) as temporary:
+            temporary.write_bytes(labels)
+        with disk.replacing(self.path) as temporary:
+            pq.write_table(table, temporary)
         return self.path
 
     def _is_saved(self, table: pa.Table, labels: bytes) -> bool:
@@ -227,9 +226,8 @@ class Manifest:
         for path in (self.path, self._labels_path):
             if path.is_file():
                 kept = path.with_name(path.name.replace(self.dataset, f"{self.dataset}@{max(taken, default=0) + 1}", 1))
-                temp = path.with_name(f".{self.dataset}.{uuid.uuid4().hex}.tmp")
-                temp.write_bytes(path.read_bytes())
-                _settle(temp, kept)
+                with disk.replacing(kept) as temporary:
+                    shutil.copyfile(path, temporary)
 
     def usable(self, split: str | None = None) -> pd.DataFrame:
         """The rows that may be used, of one split or of all. An unknown split: `DataError`."""
@@ -361,11 +359,3 @@ def _to_table(frame: pd.DataFrame, workbench: Path) -> pa.Table:
             if row[column] and Path(row[column]).is_relative_to(workbench):
                 row[column] = Path(row[column]).relative_to(workbench).as_posix()
     return rows_to_table(rows)
-
-
-def _settle(temp: Path, target: Path) -> None:
-    """fsync the finished temp file, then give it its name: a crash leaves the old file or the new one, never half of
-    one."""
-    with open(temp, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temp, target)

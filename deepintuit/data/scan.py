@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from deepintuit import disk
 from deepintuit.data.listing import Finding, Kind, Listing, Report, Row, fold
 from deepintuit.data.manifest import Manifest, rows_to_table, to_frame
 from deepintuit.errors import DataError, VideoError, VideoReason
@@ -251,7 +252,7 @@ class _Journal:
         key = self._key(path)
         # The leading newline ends a line that a kill may have cut short.
         line = b"\n" + json.dumps({"key": key, "seen": seen}).encode()
-        with open(self._path, "ab") as file:
+        with disk.naming(self._path), open(self._path, "ab") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())

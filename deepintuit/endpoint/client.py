@@ -20,10 +20,11 @@ from typing import Any
 
 import httpx
 
+from deepintuit import disk
 from deepintuit.config import JudgeConfig, TeachConfig
 from deepintuit.endpoint.wire import Completion, NotACompletion, Request, completion, deltas, retry_after
 from deepintuit.errors import TeachError
-from deepintuit.store import disk, without_secrets
+from deepintuit.store import without_secrets
 
 # Raise when the way frames are shown changes, so that old answers are not met again.
 RECIPE = 1
@@ -348,5 +349,6 @@ def _held(entry: Path | None) -> Completion | None:
 
 def _keep(entry: Path | None, answer: Completion) -> None:
     if entry is not None:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        disk.write_json(entry, asdict(answer))
+        with disk.optional(entry.parents[1]):
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            disk.write_json(entry, asdict(answer))  # synced: it was paid for

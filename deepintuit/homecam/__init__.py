@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from deepintuit import disk
 from deepintuit.data import Listing, import_csv
 from deepintuit.homecam.draw import homes, render
 from deepintuit.homecam.world import LABELS, Facts, sample_facts
@@ -54,14 +54,12 @@ def write_clips(
         for _ in _each(partial(_render, folder), todo, jobs):
             bar.advance(task)
     table = folder / "clips.csv"
-    temporary = table.with_suffix(".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with disk.replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "group", "split", "facts"])
         for plan in plans:
             facts = plan["facts"]
             writer.writerow([plan["path"], facts.label, plan["home"].name, plan["part"], json.dumps(facts.__dict__)])
-    os.replace(temporary, table)
     return table
 
 

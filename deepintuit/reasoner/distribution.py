@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from deepintuit import disk
 from deepintuit.errors import StoreError
 from deepintuit.metrics import apply_temperature
 from deepintuit.reasoner.task import Clip, Task
@@ -74,9 +75,8 @@ class LinearHead:
         return ((hidden_C_D - self.mean_D) / self.scale_D) @ self.weight_K_D.T + self.bias_K
 
     def save(self, path: Path) -> None:
-        temporary = path.with_suffix(".tmp")
-        save_file({name: np.ascontiguousarray(value) for name, value in self.__dict__.items()}, temporary)
-        temporary.replace(path)
+        with disk.replacing(path) as temporary:
+            save_file({name: np.ascontiguousarray(value) for name, value in self.__dict__.items()}, temporary)
 
     @classmethod
     def load(cls, path: Path) -> LinearHead:

@@ -20,6 +20,7 @@ import plotly.graph_objects as go
 from rich.console import Console
 from rich.text import Text
 
+from deepintuit import disk
 from deepintuit.config import SPLITS, EvaluateConfig
 from deepintuit.metrics import Estimate, gate_curve
 from deepintuit.report import page
@@ -37,7 +38,7 @@ from deepintuit.report.gather import KINDS, Example, Story, departures, gather, 
 from deepintuit.report.table import RISKS, Row, headline
 from deepintuit.report.text import NO_ROWS, NOTHING, interval, number, p_value, sentence, shown, terminal_table
 from deepintuit.report.thinking import GATE_COLUMNS, gate_figure
-from deepintuit.store import Workbench, disk
+from deepintuit.store import Workbench
 
 CONTROLS = {
     "trace_blanked": "The calibrator sees the clip and the provisional label, but no trace: what is lost is what it "

@@ -23,8 +23,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from deepintuit import disk
 from deepintuit.errors import DataError, StoreError
-from deepintuit.store import disk
 from deepintuit.store.grains import storable
 
 _Seen = TypeVar("_Seen")
@@ -225,7 +225,6 @@ class EventLog:
     """The one writer of a `reviews` folder. StoreError when another process holds it."""
 
     def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time):
-        folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock = disk.Lock(folder / "lock")
         except StoreError as error:
@@ -234,15 +233,25 @@ class EventLog:
             raise StoreError(error.what, "one process writes the reviews, or two could hand out one item twice",
                              "use the dashboard that runs already, or stop it first") from None
         self.folder, self.clock = folder, clock
-        self._fd = os.open(folder / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        content = (folder / "events.jsonl").read_bytes()
-        if content and not content.endswith(b"\n"):
-            os.write(self._fd, b"\n")  # ends what a killed writer left
-        os.fsync(self._fd)  # lines that it wrote and could not sync
-        disk.fsync_folder(folder)
         self._turn = threading.Condition()
         self._waiting: list[_Ticket] = []
         self._writing = False
+        self._fd = -1
+        try:
+            with disk.naming(folder / "events.jsonl"):
+                self._take_up()
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_up(self) -> None:
+        path = self.folder / "events.jsonl"
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        content = path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.write(self._fd, b"\n")  # ends what a killed writer left
+        os.fsync(self._fd)  # lines that it wrote and could not sync
+        disk.fsync_folder(self.folder)
         self._load()
 
     def _load(self) -> None:

@@ -15,6 +15,7 @@ Left out on purpose: writing reviews (`review` does), feature caches (`vlm` writ
 Never imports torch.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
+from deepintuit import disk
 from deepintuit.errors import StoreError, nearest
-from deepintuit.store import disk, guarded, index, reviewed, slices
+from deepintuit.store import guarded, index, reviewed, slices
 from deepintuit.store.grains import GRAINS, Grain, trace_id
 from deepintuit.store.run import Run, plain, provenance, versions, without_secrets
 from deepintuit.store.slices import Slice
@@ -60,7 +62,8 @@ class Workbench:
 
     def _folder(self, name: str) -> Path:
         folder = self.path / name
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk.naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     @property
@@ -74,8 +77,10 @@ class Workbench:
 
     @property
     def cache(self) -> Path:
-        """Features and frames by hash; deletable."""
-        return self._folder("cache")
+        """Features and frames by hash; deletable. What cannot be kept there is computed again."""
+        with contextlib.suppress(StoreError):
+            return self._folder("cache")
+        return self.path / "cache"
 
     @property
     def index_path(self) -> Path:
@@ -100,7 +105,7 @@ class Workbench:
                     "dataset": dataset}
         key = hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode("ascii")).hexdigest()
         runs = self._folder("runs")
-        with _starting, disk.Lock(runs / ".lock", wait=True):
+        with _starting, disk.Lock(runs / ".lock", wait=30):
             folder = self._folder_of(stage, key, name)
             live = _live.get(str(folder.resolve()))
             if live is not None and live.writable:
@@ -173,7 +178,7 @@ class Workbench:
         Readers keep what they have open and see the new file at their next query.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with disk.Lock(self.path / ".index.lock", wait=True):
+        with disk.Lock(self.path / ".index.lock", wait=600):
             mark, said = index.fingerprint(self.path), reviewed.refresh(self.path)
             if not force and self.index_path.exists() and self._indexed() == mark:
                 return said

@@ -9,7 +9,6 @@ they have. Left out on purpose: drafts, reservations, what is gold.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from deepintuit import disk
 
 _text = pa.string()
 SCHEMA = pa.schema([
@@ -132,9 +133,8 @@ def refresh(root: Path) -> bool:
     except (OSError, pa.ArrowException):
         pass  # none there yet, or damaged: written anew
     found = pa.Table.from_pylist(rows(source.read_bytes()), schema=_CACHED).replace_schema_metadata({_MARK: mark})
-    temporary = target.with_name(".answers.parquet.tmp")
-    pq.write_table(found, temporary)
-    os.replace(temporary, target)
+    with disk.replacing(target, durable=False) as temporary:
+        pq.write_table(found, temporary)
     return True
 
 

@@ -8,6 +8,7 @@
 Left out on purpose: merging small parts (a later issue; parts are only ever added here), remote file systems.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -27,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deepintuit.errors import StoreError, nearest
-from deepintuit.store import disk
+from deepintuit import disk
+from deepintuit.errors import DiskError, StoreError, nearest
 from deepintuit.store.grains import GRAINS, Grain, grain_named, newest, storable, table
 
 if TYPE_CHECKING:
@@ -292,16 +293,22 @@ class Run:
     def fail(self, error: BaseException | str) -> None:
         """Record why the run stopped, and let go of it. It can be continued: same stage, config, parent and seed."""
         text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
-        if isinstance(error, BaseException):
-            self.log("".join(traceback.format_exception(error)))
-        self._update(status="failed", error=text)
-        self.close()
+        self._refuse_unless_writable()
+        try:
+            # A disk that does not take it shall not hide the error; without it the run is as after a kill.
+            with contextlib.suppress(OSError, DiskError):
+                if isinstance(error, BaseException):
+                    self.log("".join(traceback.format_exception(error)))
+                self._update(status="failed", error=text)
+        finally:
+            self.close()
 
     def log(self, text: str) -> None:
         """Append to the run's log file, each line behind the time."""
         self._refuse_unless_writable()
         lines = "".join(f"{disk.now()} {line}\n" for line in storable(_hide(str(text))).rstrip("\n").split("\n"))
-        with self._threads, open(self.path / "log", "a", encoding="utf-8") as file:
+        path = self.path / "log"
+        with self._threads, disk.naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(lines)
 
     def close(self) -> None:

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepintuit import disk
 from deepintuit.errors import StoreError, nearest
-from deepintuit.store import disk
 from deepintuit.store.browse import _SHOWN, TraceFilter
 from deepintuit.store.grains import storable
 
@@ -109,7 +109,7 @@ def save(workbench: Workbench, name: str, what: TraceFilter | str, by: str = "")
     made = Slice(name, query, sql, str(by), disk.now(), 1, workbench)
     made.trace_ids()
     folder = workbench.path / "slices"
-    with disk.Lock(folder / ".lock", wait=True):
+    with disk.Lock(folder / ".lock", wait=30):
         former = max(_versions(workbench, name), key=lambda version: version.version, default=None)
         if former is not None and (former.query, former.sql) == (query, sql):
             return former

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .. import disk
 from .clip import DEFAULT_LIMITS, Limits
 from .frames import Frames, read
 
@@ -64,17 +64,12 @@ class DiskCache:
         """Keep contiguous arrays and facts (JSON) for `get`."""
         entry = self._entry(kind, key)
         about = json.dumps([_checksum(entry.stem, facts, arrays), entry.stem, facts])
-        if not self._room_for(sum(array.nbytes for array in arrays.values()) + len(about) + 4096):
-            return
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
-        os.close(handle)
-        try:
-            save_file(dict(arrays), name, {"entry": about})
-            with contextlib.suppress(FileNotFoundError):  # cleared away by a process that looked in between
-                os.replace(name, entry)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with disk.optional(self.root):
+            if not self._room_for(sum(array.nbytes for array in arrays.values()) + len(about) + 4096):
+                return
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            with disk.replacing(entry, durable=False) as temporary:
+                save_file(dict(arrays), temporary, {"entry": about})
 
     def _entry(self, kind: str, key: tuple) -> Path:
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()

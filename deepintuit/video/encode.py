@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from .. import disk
 from ..errors import VideoReason
 from .clip import DEFAULT_LIMITS, Clock, Limits, local_file, open_container, opened, packets, refuse, start_seconds
 from .frames import Decoded, decode, resized, upright
@@ -33,18 +33,12 @@ def _replacing(target: str | os.PathLike[str]) -> Iterator[av.container.OutputCo
     """A new MP4 that takes the target's name only when it is complete and on disk."""
     target = Path(os.path.abspath(os.fspath(target)))
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temp = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        # By name and not as a file object: to move its index to the front, FFmpeg opens the file a second time.
-        with av.open(temp, "w", format="mp4", container_options=MP4) as out:
-            yield out
-        with open(temp, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temp, 0o644)
-        os.replace(temp, target)
-    finally:
-        Path(temp).unlink(missing_ok=True)
+    # By name and not as a file object: to move its index to the front, FFmpeg opens the file a second time.
+    with (
+        disk.replacing(target) as temporary,
+        av.open(str(temporary), "w", format="mp4", container_options=MP4) as out,
+    ):
+        yield out
 
 
 def _h264(out: av.container.OutputContainer, width: int, height: int, rate: Fraction) -> av.VideoStream:

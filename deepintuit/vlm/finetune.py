@@ -24,6 +24,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from deepintuit import disk
 from deepintuit.vlm.model import VLM, Example
 from deepintuit.vlm.prefix import in_parts, pack
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
@@ -210,9 +211,7 @@ class _BestEpoch(TrainerCallback):
                 self.log.flush()  # a score that is kept is not computed, and so not logged, again
             if self._best() == step:
                 save_trained(self.vlm, self.folder / "best.safetensors")
-            temporary = self.folder / "scores.tmp"
-            temporary.write_text(json.dumps(self.scores))
-            temporary.replace(self.folder / "scores.json")
+            disk.write_text(self.folder / "scores.json", json.dumps(self.scores))  # may hold nan
         if self.patience and (step - self._best()) >= self.patience * self.steps:
             control.should_training_stop = control.should_save = True
 
@@ -240,6 +239,5 @@ def save_trained(vlm: VLM, path: Path) -> None:
     trained = {
         name: p.detach().cpu().contiguous().clone() for name, p in vlm.model.named_parameters() if p.requires_grad
     }
-    temporary = path.with_suffix(".tmp")
-    save_file(trained, temporary)
-    temporary.replace(path)
+    with disk.replacing(path) as temporary:
+        save_file(trained, temporary)

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from deepintuit import disk
 from deepintuit.vlm.model import VLM
 
 MARKER = "complete"
@@ -170,9 +171,7 @@ class Watch(TrainerCallback):
         if self.flush:
             self.flush()
         marker = Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARKER
-        temporary = marker.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"step": state.global_step, "last": control.should_training_stop}))
-        temporary.replace(marker)
+        disk.write_json(marker, {"step": state.global_step, "last": control.should_training_stop})
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.flush:

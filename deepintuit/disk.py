@@ -1,0 +1,273 @@
+"""Files that survive a kill, a power cut and a full disk; the sentence for a disk that refuses; the lock of a folder.
+
+    with disk.replacing(path) as temporary:     # path holds the old content or the new one, never half of one
+        save_file(weights, temporary)
+
+Left out on purpose: file systems without flock (some network mounts). They get a sentence, not a guess.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from deepintuit.errors import DeepIntuitError, DiskError, StoreError
+
+_OTHER_PLACE = "or name another place"
+_REFUSALS = {
+    errno.ENOSPC: ("the disk is full", "Free space on it, then repeat the command: what was finished is kept"),
+    errno.EDQUOT: ("the quota on this disk is used up", "Free space, or have it raised, then repeat the command"),
+    errno.EFBIG: ("the file would be larger than is allowed here", "See `ulimit -f`, or use another file system"),
+    errno.EROFS: ("the file system is read-only", f"Mount it writable, {_OTHER_PLACE}"),
+    errno.EACCES: ("this user has no permission", f"Give the permission, {_OTHER_PLACE}"),
+    errno.EPERM: ("this user has no permission", f"Give the permission, {_OTHER_PLACE}"),
+    errno.EIO: ("the disk reports an error", "See the system's log, and copy what can be read to another disk"),
+    errno.ESTALE: ("the network file system lost it", "See whether it is mounted, then repeat the command"),
+    errno.ENOENT: ("it is not there", f"See whether its disk is mounted, {_OTHER_PLACE}"),
+    errno.ENOTDIR: ("a file stands where a folder must be", f"Move the file away, {_OTHER_PLACE}"),
+    errno.EEXIST: ("a file stands where a folder must be", f"Move the file away, {_OTHER_PLACE}"),
+    errno.EISDIR: ("a folder stands where a file must be", f"Move the folder away, {_OTHER_PLACE}"),
+    errno.ENAMETOOLONG: ("the name is longer than the file system allows", "Choose a shorter one"),
+    errno.ELOOP: ("its symbolic links lead in a circle", "Mend the links"),
+    errno.EMFILE: ("this process has too many files open", "Raise the limit (`ulimit -n`)"),
+    errno.ENFILE: ("the system has too many files open", "Close other programs, then repeat the command"),
+}
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a disk says on which nothing can be written at present, though it may be read."""
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def refusal(error: BaseException, path: Path | None = None) -> DiskError | None:
+    """The sentence for an error that says what a disk refused, or None. The path is that of the error unless it is
+    given. Libraries that write by themselves (safetensors, DuckDB) have the system's words in their text."""
+    if isinstance(error, DeepIntuitError):
+        return None
+    if isinstance(error, OSError):
+        code = error.errno
+    else:
+        code = next((code for code in _REFUSALS if os.strerror(code) in str(error)), None)
+    if code == errno.ENOENT and "temporary directory" in str(error):  # tempfile has tried all that it knows
+        return DiskError(
+            "there is no place for temporary files",
+            str(error.strerror),
+            "Free space in one of these folders, or name another one in TMPDIR",
+            code,
+        )
+    if code not in _REFUSALS:
+        return None
+    place = path or getattr(error, "filename", None)
+    why, todo = _REFUSALS[code]
+    what = f"{os.fsdecode(place)!r} cannot be used" if place else f"a file cannot be used ({str(error):.200})"
+    return DiskError(what, why, todo, code)
+
+
+def sentence(error: Exception) -> DeepIntuitError:
+    """What a door says of an error: the sentence that it is or that tells what a disk refused. Raises any other one."""
+    said = error if isinstance(error, DeepIntuitError) else refusal(error)
+    if said is None:
+        raise error
+    return said
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the disk refuses inside is raised as a `DiskError` that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        if said := refusal(error, path):
+            raise said from error
+        raise
+
+
+@contextlib.contextmanager
+def optional(path: Path) -> Iterator[None]:
+    """For what goes into a cache at `path`: a disk that refuses costs one warning, and the work goes on."""
+    try:
+        yield
+    except Exception as error:
+        said = error if isinstance(error, DiskError) else refusal(error, path)
+        if said is None:
+            raise
+        if said.errno != errno.ENOENT:  # else it was cleared away by another process
+            warnings.warn(f"the cache {path} takes no more: {said.why}. The work goes on without it.", stacklevel=1)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable; fsync of the file alone does not cover its name."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[Path]:
+    """A new file beside `path` to be filled inside, which then replaces it: a reader sees the old content or the new
+    one. Once the block has ended it is on disk (a cache needs no `durable`). Whatever fails, `path` stays as it was and
+    the new file is removed; DiskError where the disk refuses. `mode`: permissions, before the umask."""
+    with naming(path), _beside(path, mode) as temporary:
+        yield temporary
+        if durable:
+            fsync_file(temporary)
+        os.replace(temporary, path)
+        if durable:
+            fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _beside(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Replace `path`; ValueError for nan and infinity."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False) + "\n", durable=durable)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True, mode: int = 0o666) -> None:
+    """Replace `path`. What is no Unicode text becomes a question mark."""
+    with replacing(path, durable=durable, mode=mode) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "replace"))
+
+
+def publish(
+    write: Callable[[Path], None], folder: Path, name_of: Callable[[int], str], number: int
+) -> tuple[Path, int]:
+    """Write a file under a temporary name, then give it the first free name from `number` on. Never overwrites.
+
+    `write(path)` fills the temporary file. Returns the final path and its number, once file and folder are synced.
+    """
+    target = folder / name_of(number)
+    with naming(target), _beside(target) as temporary:
+        write(temporary)
+        fsync_file(temporary)
+        while True:
+            try:
+                _move_to_free_name(temporary, target)
+                break
+            except FileExistsError:
+                number += 1
+                target = folder / name_of(number)
+        fsync_folder(folder)
+    return target, number
+
+
+def _move_to_free_name(source: Path, target: Path) -> None:
+    try:
+        # A hard link refuses an existing name, where a rename would replace it.
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        # No hard links here (exFAT, some mounts): the run lock makes this process the only writer.
+        if target.exists():
+            raise FileExistsError(target) from error
+        os.rename(source, target)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed writer left half-written. Only for the holder of the folder's lock."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+class Lock:
+    """An exclusive flock on `path`, with the holder's process id and start time inside for the sentence.
+
+    The kernel drops it with the process, so a lock left by a killed one is never in the way. A forked child (a data
+    loader's worker, say) lets go of its copy, or it would keep the lock alive past its parent. StoreError when another
+    process holds it for longer than `wait` seconds, DiskError where it cannot be written; then nothing is held.
+    """
+
+    def __init__(self, path: Path, *, wait: float = 0.0):
+        until = time.monotonic() + wait
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                while not _locked(fd, path):
+                    if time.monotonic() >= until:
+                        raise _in_use(fd, path)
+                    time.sleep(0.05)
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"process {os.getpid()}, since {now()}\n".encode("ascii"), 0)
+            except BaseException:
+                os.close(fd)  # and with it the lock
+                raise
+        self._fd = fd
+        self.process = os.getpid()
+        self._release = weakref.finalize(self, os.close, fd)
+        _held.add(self)
+
+    @property
+    def held(self) -> bool:
+        return self._release.alive and self.process == os.getpid()
+
+    def release(self) -> None:
+        self._release()
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _locked(fd: int, path: Path) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise StoreError(
+            f"cannot lock {path} ({error.strerror})",
+            "without a lock two processes could write the same run",
+            "put the workbench on a local disk (DEEPINTUIT_HOME or the setting `workbench`)",
+        ) from error
+    return True
+
+
+def _in_use(fd: int, path: Path) -> StoreError:
+    holder = os.pread(fd, 200, 0).decode("ascii", "replace").strip() or "another process"
+    return StoreError(
+        f"{path.parent.name!r} is in use by {holder}",
+        "two processes writing one run would each do the work and neither would own the result",
+        "wait for that process or stop it, then repeat the command; it continues where the run stands",
+    )
+
+
+_held: "weakref.WeakSet[Lock]" = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)

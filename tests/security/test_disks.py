@@ -1,0 +1,259 @@
+"""Disks that are full, read-only or damaged: one sentence, nothing acknowledged lost, nothing half-written left.
+
+The full and the read-only disk are real ones (tmpfs) where the tests may mount.
+"""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepintuit import cli, disk, video
+from deepintuit.errors import DiskError, StoreError
+from deepintuit.review import Event, EventLog, Kind, read_events
+from deepintuit.store import Workbench
+
+ROWS = [{"clip_id": f"c{number}", "sample": 0, "text": f"text {number}"} for number in range(50)]
+
+
+class Disk:
+    """A small file system of its own at `path`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def fill(self, left: int = 0) -> None:
+        """Take all its room, but for `left` bytes."""
+        with open(self.path / "filler", "wb") as file:
+            room = os.statvfs(self.path)
+            os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - left)
+
+    def free(self) -> None:
+        (self.path / "filler").unlink()
+
+    def read_only(self) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", self.path], check=True)
+
+
+@contextmanager
+def mounted(path: Path, size: str = "2m") -> Iterator[Disk]:
+    path.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True)
+    if done.returncode:
+        pytest.skip("this process may not mount a file system")
+    try:
+        yield Disk(path)
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Disk]:
+    with mounted(tmp_path / "small") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two class folders of four clips each."""
+    root = tmp_path_factory.mktemp("videos")
+    for label in ("calm", "busy"):
+        for number in range(4):
+            frames = np.full((6, 96, 128, 3), 20 * number + 10 * (label == "busy"), np.uint8)
+            (root / label).mkdir(exist_ok=True)
+            video.write_mp4(root / label / f"{number}.mp4", frames, 6)
+    return root
+
+
+def leftovers(place: Path) -> list[str]:
+    return [str(path.relative_to(place)) for path in place.rglob("*") if path.name.endswith(".tmp")]
+
+
+def sentence(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command says that cannot be done: exit code 2 and one line."""
+    assert cli.main([*arguments, "--quiet"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "Traceback" not in said and said.endswith(".") and "\n" not in said
+    return said
+
+
+# One file, whole or not at all
+
+
+@pytest.mark.parametrize("write", [
+    lambda path: disk.write_text(path, "new" * 100_000), lambda path: disk.write_json(path, ["new"] * 100_000),
+])  # fmt: skip
+def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(small: Disk, write: Callable[[Path], None]) -> None:
+    path = small.path / "file"
+    disk.write_text(path, "old")
+    small.fill(left=4096)
+    with pytest.raises(DiskError, match=f"{path}' cannot be used: the disk is full. Free space") as error:
+        write(path)
+    assert error.value.errno == errno.ENOSPC
+    assert path.read_text() == "old" and leftovers(small.path) == []
+
+
+def test_what_is_interrupted_while_it_writes_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), disk.replacing(tmp_path / "file") as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_replaces_a_file_is_on_disk_before_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (done.append("replace"), replace(old, new)))
+    disk.write_text(tmp_path / "file", "text")
+    assert done[0].endswith(".tmp") and done[1:] == ["replace", str(tmp_path)]
+
+
+REFUSED = "ENOSPC EDQUOT EROFS EACCES EPERM EIO ENOTDIR EISDIR EMFILE ENAMETOOLONG EFBIG".split()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_disk_refuses_is_a_sentence_that_names_the_path(name: str) -> None:
+    number = getattr(errno, name)
+    said = str(disk.refusal(OSError(number, os.strerror(number), "/some/where")))
+    assert said.startswith("'/some/where' cannot be used: ") and said.count(". ") == 1
+    hidden = RuntimeError(f"IO error: {os.strerror(number)} (os error {number})")
+    assert disk.refusal(hidden, Path("/some/where")).errno == disk.refusal(OSError(number, "")).errno
+    assert disk.refusal(ValueError("no disk")) is None
+
+
+# The command line
+
+
+PLACES = {
+    "full": lambda small: small.fill(),
+    "read-only": lambda small: small.read_only(),
+}
+
+
+@pytest.mark.parametrize("state", PLACES)
+def test_an_import_into_a_disk_that_takes_nothing_is_one_sentence(
+    small: Disk, videos: Path, capsys: pytest.CaptureFixture[str], state: str
+) -> None:
+    place = small.path / "bench"
+    (place / "clips").mkdir(parents=True)
+    PLACES[state](small)
+    said = sentence(capsys, "clips", "folder", str(videos), "--name", "x", "--jobs", "1", "--workbench", str(place))
+    assert str(place) in said and ("disk is full" if state == "full" else "is read-only") in said
+    assert leftovers(small.path) == []
+
+
+@pytest.mark.parametrize("place", ["file", "file/bench", "n" * 300])
+def test_a_workbench_that_cannot_be_a_folder_is_one_sentence(
+    tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (tmp_path / "file").write_text("text")
+    for command in (["clips", "folder", str(videos), "--name", "x", "--jobs", "1"], ["clips", "show"], ["report"],
+                    ["clips", "homecam", "--train", "1", "--test", "1"], ["teach"], ["review", "report"]):  # fmt: skip
+        assert str(tmp_path / place) in sentence(capsys, *command, "--workbench", str(tmp_path / place))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "text"
+
+
+def test_a_run_on_a_full_disk_is_let_go_of_and_goes_on_once_there_is_room(small: Disk) -> None:
+    bench = Workbench(small.path / "bench")
+    with pytest.raises(DiskError, match="traces-00001.parquet' cannot be used: the disk is full"):
+        with bench.start_run("teach", {}) as run:
+            run.append("traces", ROWS)
+            small.fill()
+            run.append("traces", [{"clip_id": "more", "sample": 0, "text": os.urandom(9000).hex()}])
+    assert leftovers(small.path) == [] and not run.writable
+    small.free()
+    with bench.start_run("teach", {}) as again:
+        assert again.id == run.id and len(again.read("traces")) == 50
+        again.finish()
+
+
+# Locks
+
+
+def test_a_lock_that_cannot_be_written_is_released(small: Disk) -> None:
+    small.fill()
+    with pytest.raises(DiskError, match="lock' cannot be used: the disk is full"):
+        disk.Lock(small.path / "lock")
+    small.free()
+    with disk.Lock(small.path / "lock") as lock:
+        assert lock.held
+
+
+def test_after_a_full_disk_refresh_hangs_in_no_process(small: Disk) -> None:
+    bench = Workbench(small.path / "bench")
+    with bench.start_run("teach", {}) as run:
+        run.append("traces", ROWS)
+    small.fill()
+    with pytest.raises(DiskError, match="the disk is full"):
+        bench.refresh()
+    small.free()
+    program = f"from deepintuit.store import Workbench; Workbench({str(bench.path)!r}).refresh()"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_who_waits_for_a_lock_is_told_who_holds_it(tmp_path: Path) -> None:
+    with disk.Lock(tmp_path / "lock"), pytest.raises(StoreError, match=f"in use by process {os.getpid()}"):
+        disk.Lock(tmp_path / "lock", wait=0.2)
+
+
+def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:
+    program = f"""from pathlib import Path; import os, signal; from deepintuit import disk
+lock = disk.Lock(Path({str(tmp_path / "lock")!r})); os.kill(os.getpid(), signal.SIGKILL)"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
+    assert disk.Lock(tmp_path / "lock").held
+
+
+# Reviews
+
+
+def test_a_review_that_a_full_disk_did_not_take_is_not_acknowledged(small: Disk) -> None:
+    with EventLog(small.path / "reviews") as log:
+        kept = log.append(Event(Kind.JUDGED, "week", "ann", "t0"))
+        small.fill()
+        with pytest.raises(StoreError, match="was not saved: No space left"):
+            log.append(Event(Kind.JUDGED, "week", "ann", "t1", payload={"note": "n" * 9000}))
+        assert read_events(small.path / "reviews") == ([kept], [])
+        small.free()
+        assert log.append(Event(Kind.JUDGED, "week", "ann", "t1"))
+
+
+def test_reviews_on_a_read_only_disk_are_a_sentence_and_hold_no_lock(small: Disk) -> None:
+    (small.path / "reviews").mkdir()
+    small.read_only()
+    with pytest.raises(DiskError, match="is read-only"):
+        EventLog(small.path / "reviews")
+
+
+# Caches
+
+
+@pytest.mark.parametrize("state", PLACES)
+def test_a_cache_that_takes_nothing_costs_one_warning(small: Disk, videos: Path, state: str) -> None:
+    cache = video.DiskCache(small.path / "cache")
+    PLACES[state](small)
+    path = next(videos.rglob("*.mp4"))
+    with pytest.warns(UserWarning, match="takes no more: the .* The work goes on without it") as warned:
+        first, second = (video.cached_read(cache, path, "sha", 4) for _ in range(2))
+    assert first.hash == second.hash and len({str(one.message) for one in warned}) == 1
+    assert leftovers(small.path) == []
+
+
+def test_threads_that_write_one_file_never_mix(tmp_path: Path) -> None:
+    texts = [str(number) * 50_000 for number in range(4)]
+    threads = [threading.Thread(target=disk.write_text, args=(tmp_path / "file", text)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "file").read_text() in texts and leftovers(tmp_path) == []
