@@ -13,8 +13,10 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
+from deepintuit.errors import DataError
 from deepintuit.labels import NONE_LABEL, LabelSet
-from deepintuit.metrics import FLOOR, apply_temperature, class_indices
+from deepintuit.metrics import FLOOR, apply_temperature
+from deepintuit.metrics.inputs import in_order
 from deepintuit.report.text import shown
 from deepintuit.store import Workbench, answers
 from deepintuit.store.index import file_signature, signatures
@@ -216,13 +218,10 @@ def _probabilities(known: pd.DataFrame, labels: tuple[str, ...]) -> np.ndarray |
     """Shape (C, K) in the order of `labels`; None where a clip has none or a bare label was written as one-hot."""
     if not len(known) or known["probs"].isna().any() or known["labels"].isna().any():
         return None
-    orders = [*dict.fromkeys(known["labels"].map(tuple))]
-    if any(sorted(order) != sorted(labels) for order in orders):
+    try:
+        probs_C_K = in_order(known["labels"], known["probs"], labels)
+    except DataError:
         return None
-    probs_C_K = np.stack(known["probs"].to_list())
-    if orders != [labels]:
-        columns_C_K = np.stack([np.argsort(class_indices(order, labels)) for order in known["labels"]])
-        probs_C_K = np.take_along_axis(probs_C_K, columns_C_K, axis=1)
     return None if np.isin(probs_C_K, (0.0, 1.0)).all() else probs_C_K
 
 

@@ -9,7 +9,7 @@ whole sources. `errors_honesty` has confidence and its figures, `errors_clips` t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +21,8 @@ from deepintuit.metrics import (
     Bins,
     Estimate,
     bootstrap,
+    bootstrap_each,
+    class_f1_of,
     class_indices,
     class_scores,
     flips,
@@ -31,6 +33,7 @@ from deepintuit.metrics import (
     wilson,
 )
 from deepintuit.metrics import confusion as confusion_of
+from deepintuit.report.figures import few_of, most_confused
 from deepintuit.report.text import interval, number, p_value, shown
 from deepintuit.store import answers
 
@@ -131,26 +134,20 @@ def share(right_C: np.ndarray, groups_C: np.ndarray | None) -> Estimate:
     return bootstrap(mean_of(right_C), n, groups_C=groups_C, draws=draws_for(n))
 
 
-def _f1_of(true_C: np.ndarray, answered_C: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    both_C, sum_C = (true_C & answered_C).astype(float), true_C.astype(float) + answered_C
-
-    def statistic(weights_B_C: np.ndarray) -> np.ndarray:
-        total = weights_B_C @ sum_C
-        return np.divide(2 * (weights_B_C @ both_C), total, out=np.full(len(total), np.nan), where=total > 0)
-
-    return statistic
-
-
-def f1_estimate(true_C: np.ndarray, answered_C: np.ndarray, options: dict) -> Estimate:
-    """F1 of one class by bootstrap. An F1 of 0 or 1 cannot be doubted by resampling: Wilson's interval of the share
+def f1_estimates(
+    truth_C: Sequence[str], answered_C: Sequence[str], labels: Sequence[str], options: dict
+) -> list[Estimate]:
+    """F1 of each class by bootstrap. An F1 of 0 or 1 cannot be doubted by resampling: Wilson's interval of the share
     J = tp / (tp + fp + fn), of which F1 is 2J / (1 + J), with each group as one clip."""
-    found = bootstrap(_f1_of(true_C, answered_C), len(true_C), **options)
-    if found.value not in (0.0, 1.0):
-        return found
-    asked_C, groups_C = true_C | answered_C, options["groups_C"]
-    n = int(asked_C.sum()) if groups_C is None else len(np.unique(groups_C[asked_C]))
-    share_of = wilson(int(found.value) * n, n)
-    return Estimate(found.value, *(2 * end / (1 + end) for end in (share_of.low, share_of.high)))
+    found = bootstrap_each(class_f1_of(truth_C, answered_C, labels), len(truth_C), **options)
+    for k, one in enumerate(found):
+        if one.value in (0.0, 1.0):
+            asked_C = (np.asarray(truth_C) == labels[k]) | (np.asarray(answered_C) == labels[k])
+            groups_C = options["groups_C"]
+            n = int(asked_C.sum()) if groups_C is None else len(np.unique(groups_C[asked_C]))
+            share_of = wilson(int(one.value) * n, n)
+            found[k] = Estimate(one.value, *(2 * end / (1 + end) for end in (share_of.low, share_of.high)))
+    return found
 
 
 def cut(groups_C: np.ndarray | None, kept_C: np.ndarray) -> np.ndarray | None:
@@ -208,32 +205,35 @@ def summary(found: Analysis) -> str:
 def classes(found: Analysis) -> str:
     """A row a class; Δ is F1 minus the other's F1 on the clips both answered."""
     mine, other, labels = found.mine, found.other, found.labels
-    true_C, answered_C = mine.frame["true_label"].to_numpy(), mine.frame["predicted"].to_numpy()
-    scores = class_scores(true_C.tolist(), answered_C.tolist(), labels)
+    truth_C, answered_C = mine.frame["true_label"].tolist(), mine.frame["predicted"].tolist()
+    scores = class_scores(truth_C, answered_C, labels)
+    right_K = np.diag(confusion_of(truth_C, answered_C, labels))
     n = len(mine.frame)
     options = {"draws": draws_for(n), "groups_C": mine.groups_C}
-    both = None
+    f1_K, changes, both = f1_estimates(truth_C, answered_C, labels, options), None, None
     if other is not None:
         earlier = other.frame["predicted"].reindex(mine.frame.index)
         both = earlier.notna().to_numpy()
+        shared = mine.frame[both]
+        after, before = (
+            class_f1_of(shared["true_label"].tolist(), said.tolist(), labels)
+            for said in (shared["predicted"], earlier[both])
+        )
+        on_both = {**options, "groups_C": cut(options["groups_C"], both)}
+        changes = bootstrap_each(lambda weights_B_C: after(weights_B_C) - before(weights_B_C), len(shared), **on_both)
     rows = []
     for k, label in enumerate(labels):
-        is_true, is_answered = true_C == label, answered_C == label
-        right = int((is_true & is_answered).sum())
+        right, support, predicted = int(right_K[k]), int(scores.support_K[k]), int(scores.predicted_K[k])
         cells = [
             esc(label),
-            counted(int(scores.support_K[k]), f"true.{k}", f"true {label}"),
-            counted(int(scores.predicted_K[k]), f"answered.{k}", f"answered {label}"),
-            marked(wilson(right, int(scores.predicted_K[k]))) if scores.predicted_K[k] else "–",
-            marked(wilson(right, int(scores.support_K[k]))) if scores.support_K[k] else "–",
-            marked(f1_estimate(is_true, is_answered, options)),
+            counted(support, f"true.{k}", f"true {label}"),
+            counted(predicted, f"answered.{k}", f"answered {label}"),
+            marked(wilson(right, predicted)) if predicted else "–",
+            marked(wilson(right, support)) if support else "–",
+            marked(f1_K[k]),
         ]
-        if both is not None:
-            after = _f1_of(is_true[both], is_answered[both])
-            before = _f1_of(is_true[both], earlier.to_numpy()[both] == label)
-            groups = cut(options["groups_C"], both)
-            change = paired_difference(after, before, int(both.sum()), draws=options["draws"], groups_C=groups)
-            cells.append(marked(change, sign=True) + _verdict(change))
+        if changes is not None:
+            cells.append(marked(changes[k], sign=True) + _verdict(changes[k]))
         rows.append(cells)
     heads = ["Class", "True clips", "Answered", "Precision %", "Recall %", "F1 %"]
     heads += [f"Δ F1 to {other.name}"] if other is not None else []
@@ -253,21 +253,24 @@ def _verdict(change: Estimate) -> str:
 
 def confusion_table(found: Analysis, norm: str) -> str:
     """True classes by answers as a heat map. `norm`: "counts", "rows" or "columns"; shades are shares of the row, or of
-    the column when that is shown."""
+    the column when that is shown. Of many classes, those that are confused most."""
     labels = found.labels
     counts = confusion_of(found.mine.frame["true_label"].tolist(), found.mine.frame["predicted"].tolist(), labels)
     total = np.maximum(1, counts.sum(0, keepdims=True) if norm == "columns" else counts.sum(1, keepdims=True))
     shares = counts / total
-    last = len(labels) if counts[:, -1].any() else len(labels) - 1
-    answered = [*labels, NONE_LABEL][: last + 1]
+    kept = most_confused(counts).tolist()
+    columns_kept = [*kept, len(labels)] if counts[:, -1].any() else kept
+    named = [*labels, NONE_LABEL]
     head = tag("td", "") + "".join(
-        tag("th", esc("no answer" if name == NONE_LABEL else name), scope="col") for name in answered
+        tag("th", esc("no answer" if named[j] == NONE_LABEL else named[j]), scope="col") for j in columns_kept
     )
     head += tag("th", "all", scope="col", class_="total")
     body = ""
-    for i, true in enumerate(labels):
+    for i in kept:
+        true = labels[i]
         cells = tag("th", esc(true), scope="row")
-        for j, name in enumerate(answered):
+        for j in columns_kept:
+            name = named[j]
             n, part = int(counts[i, j]), float(shares[i, j])
             text = str(n) if norm == "counts" else percent(part)
             kind = "right" if i == j else "wrong"
@@ -277,13 +280,14 @@ def confusion_table(found: Analysis, norm: str) -> str:
             shade = part**0.5  # by its root, so that a rare mistake shows
             cells += tag("td", inner, class_=f"{kind}{' strong' if shade > 0.55 else ''}", style=f"--share:{shade:.3f}")
         body += tag("tr", cells + tag("td", counted(int(counts[i].sum()), f"true.{i}", f"true {true}"), class_="total"))
-    columns = [counted(int(counts[:, j].sum()), f"answered.{j}", answer_words(name)) for j, name in enumerate(answered)]
+    columns = [counted(int(counts[:, j].sum()), f"answered.{j}", answer_words(named[j])) for j in columns_kept]
     sums = "".join(tag("td", column) for column in columns)
     body += tag("tr", tag("th", "all", scope="row") + sums + tag("td", str(int(counts.sum()))), class_="total")
     right = float(np.trace(counts[:, : len(labels)])) / max(1, counts.sum())
-    caption = tag(
-        "caption", f"{percent(right, 1)} on the diagonal, outlined. The stronger the shade, the larger the share."
-    )
+    words = f"{percent(right, 1)} on the diagonal, outlined. The stronger the shade, the larger the share."
+    if few := few_of(len(labels)):
+        words += f" The most confused classes{few}; sums are of all."
+    caption = tag("caption", esc(words))
     made = tag("table", f"{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", class_="confusion")
     return tag("div", made, class_="scroll")
 

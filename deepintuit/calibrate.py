@@ -46,6 +46,7 @@ from deepintuit.reasoner import (
     mean_scores,
     parsed,
     reasoner_run,
+    refuse_one_class,
     vote_scores,
 )
 from deepintuit.store import Run, Workbench
@@ -71,6 +72,9 @@ def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None
             "Set calibrate.traces=1, or a temperature above 0",
         )
     reasoner_run(workbench, reasoner)
+    task = Task(workbench.path, config)
+    for split in ("calibration", "validation"):
+        refuse_one_class(task.clips(split), split)
     described = identity(workbench.path, config, (*_MADE_BY, *(("gate",) if config.gate.by != "off" else ())))
     run = workbench.start_run(
         "calibrate", described, parent=reasoner, name=name, seed=config.seed, dataset=config.clips.dataset
@@ -103,6 +107,7 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
                 "the stage would have nothing to work on",
                 "See whether the videos were moved, and import them again",
             )
+        refuse_one_class([clip for clip, _ in known], split, readable=True)
     for known in splits.values():
         _sample(run, local, [clip for clip, _ in known], config, progress)
     traces = _Traces(run, task, settings.traces)

@@ -250,7 +250,7 @@ def _evaluate(options) -> int:
         return 0
     stage = _torch_stage("evaluate")
     if reasoner == "baselines":
-        return _ended(stage.baselines(workbench, settings))
+        return _ended(stage.baselines(workbench, settings, progress=not options.quiet))
     run = stage.run(
         workbench, settings, reasoner=None if reasoner == "zero-shot" else reasoner, calibrator=calibrator, system=options.name or "",
         progress=not options.quiet,

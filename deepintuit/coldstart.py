@@ -15,7 +15,7 @@ import torch
 
 from deepintuit.config import Config
 from deepintuit.errors import DataError, StoreError
-from deepintuit.reasoner import Clip, LocalReasoner, Task, card, identity
+from deepintuit.reasoner import Clip, LocalReasoner, Task, card, identity, refuse_one_class
 from deepintuit.store import Run, Workbench
 from deepintuit.vlm import VLM, EncodedClip, Example
 from deepintuit.vlm.finetune import Recipe, finetune
@@ -48,6 +48,8 @@ def run(
                 "Run `deepintuit teach` and pass --teacher RUN",
             )
         workbench.run(teacher)
+    task, splits = Task(workbench.path, config), config.coldstart.splits
+    refuse_one_class([clip for split in splits for clip in task.clips(split)], ", ".join(splits))
     described = {**identity(workbench.path, config, _MADE_BY), "teacher": teacher}
     run = workbench.start_run(
         "coldstart", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset

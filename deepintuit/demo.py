@@ -125,7 +125,7 @@ def run(
             *([("RB-FT", own)] if own else []),
             *systems,
         ]
-    runs = [clock("Baselines", lambda: evaluate.baselines(workbench, settings))]
+    runs = [clock("Baselines", lambda: evaluate.baselines(workbench, settings, **show))]
     for name, system in systems:
         judge = calibrated.get(system.id) if system else None
         runs.append(

@@ -10,20 +10,24 @@ Run it:  deepintuit evaluate --config configs/tiny.toml --reasoner RUN --calibra
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from deepintuit.config import Config
 from deepintuit.data import container_features, text_corpus
 from deepintuit.errors import DataError, StoreError
 from deepintuit.judges import Question, appoint
-from deepintuit.labels import NONE_LABEL
+from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.metrics import fit_temperature
 from deepintuit.reasoner import (
     HEAD,
@@ -149,9 +153,10 @@ def _teacher(workbench: Workbench, config: Config, source: Run, system: str) -> 
     return run
 
 
-def baselines(workbench: Workbench, config: Config) -> Run:
+def baselines(workbench: Workbench, config: Config, progress: bool = False) -> Run:
     """What needs no model: the majority class, the container's metadata alone, and (where texts or notes are shown)
-    the text alone."""
+    the text alone. One that has nothing to learn from is left out with a remark: in the summary, the log and, with
+    `progress`, on the terminal."""
     described = {**_identity(workbench, config), "system": "baselines"}
     run = workbench.start_run("evaluate", described, name="baselines", seed=config.seed, dataset=config.clips.dataset)
     if run.finished:
@@ -159,8 +164,9 @@ def baselines(workbench: Workbench, config: Config) -> Run:
     with run:
         task = Task(workbench.path, config)
         frame = task.manifest.usable().set_index("clip_id", drop=False)
-        train = [clip for split in _TRAINING for clip in task.clips(split)]
+        train = [clip for split in _TRAINING if len(task.manifest.usable(split)) for clip in task.clips(split)]
         test = task.clips(config.evaluate.split)
+        train = train or task.clips(_TRAINING[0])  # says that there are none
         labels = [clip.label for clip in train]
         counts = np.array([labels.count(label) for label in task.labels], float)
         majority = _Predictions(run, task, "majority", config.evaluate.split)
@@ -170,26 +176,69 @@ def baselines(workbench: Workbench, config: Config) -> Run:
             [task.labels.labels[int(counts.argmax())]] * len(test),
             np.tile((counts + 1) / (counts + 1).sum(), (len(test), 1)),
         )
-        features = container_features(frame).fillna(0)
-        _classical(
-            run,
-            task,
-            config,
-            "metadata",
-            make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
-            features,
-            train,
-            test,
-            labels,
-        )
+        models = {"metadata": (make_pipeline(StandardScaler(), _regression()), container_features(frame).fillna(0))}
         if config.clips.text_fields or config.clips.notes_shown:
             texts = text_corpus(frame, config.clips.text_fields, config.clips.notes_shown)
-            model = make_pipeline(
-                TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True), LogisticRegression(max_iter=2000)
-            )
-            _classical(run, task, config, "text", model, texts, train, test, labels)
-        run.finish({"system": "baselines", "clips": len(test)})
+            models["text"] = (make_pipeline(text_features(), _regression()), texts)
+        left_out = {}
+        for system, (model, features) in models.items():
+            try:
+                known, new = (features.loc[[clip.clip_id for clip in clips]] for clips in (train, test))
+                probs = class_probabilities(model, known, labels, new, task.labels)
+            except DataError as error:
+                left_out[system] = f"The baseline {system!r} is left out: {error}"
+                run.log(left_out[system])
+                if progress:
+                    Console().print(left_out[system], markup=False)
+                continue
+            predicted = [task.labels.labels[i] for i in probs.argmax(1)]
+            _Predictions(run, task, system, config.evaluate.split).add("raw", test, predicted, probs)
+        run.finish({"system": "baselines", "clips": len(test), "left_out": left_out})
     return run
+
+
+def _regression() -> LogisticRegression:
+    return LogisticRegression(max_iter=2000)
+
+
+def text_features() -> TfidfVectorizer:
+    """TF-IDF over words, pairs of words, and runs of one to four characters: scripts without spaces, and emoji, have
+    no words [R]. What a single text holds tells nothing about another."""
+    return TfidfVectorizer(analyzer=_grams, min_df=2, sublinear_tf=True, max_features=50_000)
+
+
+def _grams(text: str) -> list[str]:
+    text = unicodedata.normalize("NFKC", text).casefold()
+    words = re.findall(r"\w+", text)
+    found = [f"{{{word}}}" for word in words] + [f"{{{a} {b}}}" for a, b in pairwise(words)]
+    for piece in text.split():
+        padded = f" {piece} "
+        found += [padded[i : i + n] for n in range(1, 5) for i in range(len(padded) - n + 1)]
+    return [gram for gram in found if gram != " "]
+
+
+def class_probabilities(model: Pipeline, known, labels_C: Sequence[str], new, labels: LabelSet) -> np.ndarray:
+    """The model fitted on `known` → probabilities (C, K) of `new`. A class without an example gets almost nothing.
+
+    DataError where there is nothing to learn: one class only, or texts that have nothing in common.
+    """
+    if len(set(labels_C)) < 2:
+        raise DataError(
+            f"all {len(labels_C)} training clips are {labels_C[0]!r}",
+            "there is nothing to tell apart",
+            "Divide the clips so that training holds two classes",
+        )
+    try:
+        model.fit(known, labels_C)
+    except ValueError as error:
+        raise DataError(
+            f"nothing in these {len(labels_C)} training clips occurs twice ({error})",
+            "what one clip alone says tells nothing about another",
+            "Name fields with more text, or go without",
+        ) from error
+    probs = np.full((len(new), len(labels)), 1e-9)
+    probs[:, [labels.index(label) for label in model.classes_]] = model.predict_proba(new)
+    return probs / probs.sum(1, keepdims=True)
 
 
 def _identity(workbench: Workbench, config: Config) -> dict:
@@ -373,27 +422,6 @@ def _labels_only(
         probs = score.probs(t)
         predicted = [task.labels.labels[i] for i in probs.argmax(1)]
         writer.add(method, clips, predicted, probs, provisional=predicted, outside=score.outside_C, temperature=t)
-
-
-def _classical(
-    run,
-    task: Task,
-    config: Config,
-    system: str,
-    model,
-    features,
-    train: list[Clip],
-    test: list[Clip],
-    labels: list[str],
-) -> None:
-    model.fit(features.loc[[clip.clip_id for clip in train]], labels)
-    found = model.predict_proba(features.loc[[clip.clip_id for clip in test]])
-    probs = np.full((len(test), len(task.labels)), 1e-9)
-    probs[:, [task.labels.index(label) for label in model.classes_]] = found
-    probs /= probs.sum(1, keepdims=True)
-    _Predictions(run, task, system, config.evaluate.split).add(
-        "raw", test, [task.labels.labels[i] for i in probs.argmax(1)], probs
-    )
 
 
 def _derangement(n: int, seed: int) -> np.ndarray:

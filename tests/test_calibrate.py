@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from embedded import assert_same_weights, lora_of, survivor, undisturbed
 
-from deepintuit import calibrate, evaluate, grpo
-from deepintuit.errors import ConfigError, StoreError
+from deepintuit import calibrate, coldstart, evaluate, grpo
+from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.reasoner import Task
 
 pytest_plugins = ["embedded"]
@@ -82,6 +82,23 @@ def test_training_stops_early_and_keeps_the_best_epoch(bench, cold):
 def test_several_traces_at_temperature_zero_are_refused(bench, cold):
     with pytest.raises(ConfigError, match="temperature"):
         calibrate.run(bench.workbench, bench.settings("calibrate.temperature=0"), reasoner=cold.id, progress=False)
+
+
+@pytest.mark.parametrize("split", ["calibration", "validation", "coldstart", "grpo"])
+def test_a_split_of_one_class_is_refused_before_anything_is_trained(bench, cold, tmp_path, split):
+    own = bench.copy(tmp_path / "own")
+    manifest = own.manifest
+    manifest.frame.loc[manifest.frame["split"] == split, "label"] = "stray"
+    manifest.save()
+    known = len(own.workbench.runs())
+    with pytest.raises(DataError, match=f"clips of the split '{split}' are 'stray'"):
+        if split == "coldstart":
+            coldstart.run(own.workbench, own.settings("coldstart.target=label"), teacher=None, progress=False)
+        elif split == "grpo":
+            grpo.run(own.workbench, own.settings(), start=cold.id, progress=False)
+        else:
+            calibrate.run(own.workbench, own.settings(), reasoner=cold.id, progress=False)
+    assert len(own.workbench.runs()) == known
 
 
 @pytest.mark.parametrize("weights", ["full", "lora"])

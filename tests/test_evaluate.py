@@ -10,9 +10,13 @@ from embedded import survivor, undisturbed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepintuit import calibrate, coldstart, evaluate, teach
+from deepintuit import calibrate, coldstart, config, evaluate, teach
+from deepintuit.data import Manifest
+from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import StoreError
+from deepintuit.labels import LabelSet
 from deepintuit.reasoner import LocalReasoner, Task, answer_distribution
+from deepintuit.store import Workbench
 from deepintuit.vlm import VLM
 
 pytest_plugins = ["embedded"]
@@ -131,6 +135,70 @@ def test_baselines_need_no_model_and_stand_beside(bench):
     training = training[training["split"].isin(["coldstart", "grpo", "calibration"])]["label"]
     said = set(rows.loc[rows["system"] == "majority", "predicted"])
     assert len(said) == 1 and training.value_counts()[said.pop()] == training.value_counts().max()
+
+
+# Baselines on clips that are texts and numbers alone
+
+
+def baselines_of(tmp_path, titles: list[str], given: list[str], labels=("fall", "walk"), **columns):
+    """The baselines' rows by system, and what was left out, of a manifest in which every second clip is a test clip."""
+    blank = {"also_at": [], "notes": {}, "path": "a.mp4", "width": 64, "height": 64, "fps": 8.0, "seconds": 2.0,
+             "frames": 16, "audio": False, "bytes": 1000}  # fmt: skip
+    rows = [
+        {**blank, **columns, "clip_id": f"{i:03d}", "label": label, "group": str(i), "text": {"title": title},
+         "split": "test" if i % 2 else "coldstart"}
+        for i, (title, label) in enumerate(zip(titles, given, strict=True))
+    ]  # fmt: skip
+    Manifest(tmp_path, "made", to_frame(rows_to_table(rows), tmp_path), LabelSet.of("made", labels)).save()
+    settings = config.load(None, [f"workbench={tmp_path}", "clips.dataset=made", "clips.text_fields=title"])
+    run = evaluate.baselines(Workbench(tmp_path), settings)
+    return dict(iter(run.read("predictions").groupby("system"))), run.summary["left_out"]
+
+
+def right(rows: pd.DataFrame) -> float:
+    return (rows["predicted"] == rows["true_label"]).mean()
+
+
+@pytest.mark.parametrize(
+    "fall, walk",
+    [
+        ("老人在厨房里跌倒了", "孩子在公园里散步"),
+        ("おばあさんが転倒した", "犬と散歩する"),
+        ("คนล้มในครัว", "คนเดินในสวน"),
+        ("🤕🚑", "🚶🌳"),
+        ("넘어짐이발생", "산책하는사람"),
+        ("e\u0301chec", "marche"),
+    ],
+)
+def test_a_title_that_tells_the_label_is_seen_in_every_script(tmp_path, fall, walk):
+    """Each title says what happens once, in one run of characters, among others that differ from clip to clip."""
+    others = [chr(0x4E00 + 37 * i) * 2 for i in range(40)]
+    titles = [f"{other}{fall if i // 2 % 2 else walk}{other}" for i, other in enumerate(others)]
+    found, left_out = baselines_of(tmp_path, titles, ["fall" if i // 2 % 2 else "walk" for i in range(40)])
+    assert right(found["text"]) == 1 and right(found["majority"]) == 0.5 and not left_out
+
+
+@pytest.mark.parametrize("titles", [[""] * 12, [chr(0x4E00 + i) for i in range(12)]])
+def test_texts_that_have_nothing_in_common_are_left_out_with_a_remark(tmp_path, titles):
+    found, left_out = baselines_of(tmp_path, titles, ["fall", "fall", "walk", "walk"] * 3)
+    assert set(found) == {"majority", "metadata"} and "occurs twice" in left_out["text"]
+
+
+def test_one_class_in_training_keeps_the_majority_and_says_so(tmp_path):
+    given = ["fall" if i % 2 == 0 else "walk" for i in range(12)]  # all that is trained on falls
+    found, left_out = baselines_of(tmp_path, ["a title"] * 12, given)
+    assert set(found) == {"majority"} and set(found["majority"]["predicted"]) == {"fall"}
+    assert set(left_out) == {"metadata", "text"} and "all 6 training clips are 'fall'" in left_out["text"]
+
+
+def test_baselines_stand_without_metadata_and_with_a_class_that_training_lacks(tmp_path):
+    given = [("fall", "walk")[i // 2 % 2] if i % 2 == 0 else "sit" for i in range(12)]
+    nothing = dict.fromkeys(("fps", "seconds", "frames", "audio", "bytes"))
+    found, left_out = baselines_of(tmp_path, ["fall now", "walk now"] * 6, given, ("fall", "walk", "sit"), **nothing)
+    assert set(found) == {"majority", "metadata", "text"} and not left_out
+    for rows in found.values():
+        probs = np.stack(rows["probs"])
+        assert np.isfinite(probs).all() and right(rows) == 0 and (probs[:, 2] > 0).all()
 
 
 def test_labels_only_and_zero_shot_are_scored_too(bench):

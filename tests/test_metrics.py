@@ -1,6 +1,8 @@
 """The metrics: equal to scikit-learn and scipy where they have them, by hand otherwise, and sane at the edges."""
 
 import math
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from sklearn.calibration import calibration_curve
 
 from deepintuit import metrics
 from deepintuit.errors import DataError
+from deepintuit.metrics.inputs import in_order
 
 LABELS = ("cat", "dog", "owl")
 answers = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, "none"))), min_size=1, max_size=40)
@@ -190,6 +193,52 @@ def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
     assert gain.high - gain.low < single.high - single.low
     nothing = metrics.paired_difference(metrics.mean_of(after), metrics.mean_of(after), 300)
     assert nothing == metrics.Estimate(0.0, 0.0, 0.0)
+
+
+def answered(K: int, C: int, seed: int = 0) -> tuple[list[str], list[str], list[str], np.ndarray]:
+    """C clips of K classes, seven of ten answered right, some not at all, with distributions."""
+    generator = np.random.default_rng(seed)
+    labels = [f"class {k}" for k in range(K)]
+    truth = generator.integers(0, K, C)
+    said = np.where(generator.random(C) < 0.7, truth, generator.integers(0, K + 1, C))
+    names = [*labels, "none"]
+    return labels, [names[k] for k in truth], [names[k] for k in said], generator.dirichlet(np.ones(K), C)
+
+
+@pytest.mark.parametrize("K", [101, 174, 400, 1000])  # UCF101, Something-Something, Kinetics, and more
+def test_many_classes_cost_a_second_and_megabytes(K: int) -> None:
+    labels, truth, said, probs = answered(K, 1000)
+    started = time.perf_counter()
+    tracemalloc.start()
+    found = metrics.evaluate_predictions(truth, said, labels, probs, draws=500)
+    errors = metrics.label_errors([labels.index(label) for label in truth], probs)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert time.perf_counter() - started < 3 and peak < 150e6, (time.perf_counter() - started, peak)
+    assert found.macro_f1.low < found.macro_f1.high and errors.joint_K_K.shape == (K, K)
+
+
+def test_intervals_are_those_of_the_plain_metric_on_each_draw() -> None:
+    labels, truth, said, probs = answered(5, 60, seed=1)
+    indices, groups = metrics.class_indices(truth, labels), np.arange(60) // 3
+    found = metrics.evaluate_predictions(truth, said, labels, probs, groups_C=groups, draws=40, seed=3)
+    truths, answers_C, drawn = np.array(truth), np.array(said), []
+    weights = np.random.default_rng(3).integers(0, 20, (40, 20))
+    for groups_drawn in weights:
+        clips = np.concatenate([np.flatnonzero(groups == group) for group in groups_drawn])
+        drawn.append((metrics.macro_f1(truths[clips], answers_C[clips], labels),
+                      (truths[clips] == answers_C[clips]).mean(), metrics.brier_each(probs, indices)[clips].mean()))
+    for (low, high), one in zip(np.quantile(drawn, [0.025, 0.975], axis=0).T,
+                                (found.macro_f1, found.accuracy, found.brier)):
+        assert (one.low, one.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_probabilities_come_in_the_order_of_the_labels_whatever_order_a_row_has() -> None:
+    rows = in_order([("a", "b", "c"), ("c", "a", "b")], [[0.1, 0.2, 0.7], [0.7, 0.1, 0.2]], ("b", "a", "c"))
+    assert rows.tolist() == [[0.2, 0.1, 0.7]] * 2 and in_order([], [], ("a", "b")).shape == (0, 2)
+    for names, values in ((("a", "b", "x"), [0.1, 0.2, 0.7]), (("a", "b", "c"), [0.3, 0.7])):
+        with pytest.raises(DataError):
+            in_order([names], [values], ("a", "b", "c"))
 
 
 def test_wilson_by_the_formula() -> None:

@@ -284,6 +284,27 @@ def test_figures_show_the_numbers_they_are_given() -> None:
     assert "cat answered as dog, 3 of 8 clips" in figure.layout.meta
 
 
+def test_of_400_classes_figures_show_those_they_are_about() -> None:
+    rng = np.random.default_rng(0)
+    labels = tuple(f"class {k}" for k in range(400))
+    truth, said = rng.integers(0, 400, (2, 2000))
+    truth[:30] = 7
+    said = np.where(rng.random(2000) < 0.8, truth, said)
+    said[truth == 7] = 8  # the worst of all
+    counts = confusion([labels[k] for k in truth], [labels[k] for k in said], labels)
+    scores = class_scores([labels[k] for k in truth], [labels[k] for k in said], labels)
+    drawn = confusion_figure(counts, labels)
+    assert len(drawn.to_json()) < 500_000 and drawn.layout.height < 3000 and "40 of 400 classes" in drawn.layout.meta
+    assert {"class 7", "class 8"} <= set(drawn.layout.yaxis.ticktext) and drawn.data[0].z.shape == (40, 41)
+    drawn = class_f1_figure(labels, {"a": scores.f1_K, "b": scores.f1_K}, scores.support_K)
+    assert len(drawn.data) == 3 and drawn.layout.height < 3000 and "F1 is lowest on class 7" in drawn.layout.meta
+    rows = [answer(str(i), labels[t], labels[s], method=method) for method in ("raw", "vote")
+            for i, (t, s) in enumerate(zip(truth, said))]
+    stages = {"raw label": ("cold start", "raw"), "vote": ("cold start", "vote")}
+    found = class_gains(frame(rows), stages, labels, QUICK)
+    assert len(found.gains_K) == 400 and len(gains_figure(found).data[0].x) == 40
+
+
 def test_class_gains_are_those_counted_by_hand_on_the_clips_of_all_stages() -> None:
     grpo = "cold start + GRPO"
     rows = [*tiny(), *({**row, "system": grpo} for row in tiny() if row["method"] != "raw")]

@@ -86,6 +86,19 @@ def test_label_errors_rank_every_clip_once_and_keep_the_sizes_of_classes(C, K, s
     assert ((found.likely_C != given_C) == found.suspected_C).all()
 
 
+@pytest.mark.parametrize("never", [0.0, 1e-9, 1e-4, 0.02])
+def test_a_class_that_is_never_predicted_is_nobodys_likely_label(never):
+    """Its threshold, the mean of almost nothing, made every clip that is unsure a suspect of it; and hid the one clip
+    that is labelled so."""
+    sure = np.array([[0.9, 0.1, 0], [0.6, 0.4, 0], [0.1, 0.9, 0], [0.4, 0.6, 0], [0.7, 0.3, 0]])
+    probs_C_K = sure * (1 - never) + [0, 0, never]
+    found = label_errors([0, 0, 1, 1, 2], probs_C_K)
+    assert found.likely_C.tolist() == [0, 0, 1, 1, 0] and found.suspected_C.tolist() == [False] * 4 + [True]
+    assert found.order_C[0] == 4 and found.noise == pytest.approx(0.2)
+    few = label_errors([0, 0, 1, 1], probs_C_K[:4])  # and of one that nobody has
+    assert not few.suspected_C.any()
+
+
 def test_label_errors_refuse_what_is_no_distribution():
     with pytest.raises(DataError, match="not a distribution"):
         label_errors([0, 1], [[0.9, 0.3], [0.5, 0.5]])

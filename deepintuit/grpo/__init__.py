@@ -28,7 +28,7 @@ from deepintuit.grpo import before
 from deepintuit.grpo.groups import Scorer, apart
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.judges import appoint
-from deepintuit.reasoner import LocalReasoner, Task, card, identity, reasoner_run
+from deepintuit.reasoner import LocalReasoner, Task, card, identity, reasoner_run, refuse_one_class
 from deepintuit.store import Run, Workbench
 from deepintuit.vlm import VLM
 
@@ -45,6 +45,7 @@ def run(
     advantages are stored as they come."""
     if start is not None:
         reasoner_run(workbench, start)
+    refuse_one_class(Task(workbench.path, config).clips("grpo"), "grpo")
     described = identity(workbench.path, config, (*_MADE_BY, *(("judge",) if apart(config) else ())))
     run = workbench.start_run(
         "grpo", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -62,6 +61,7 @@ from deepintuit.metrics.intervals import (
     Estimate,
     Statistic,
     bootstrap,
+    bootstrap_each,
     class_f1_of,
     ece_of,
     macro_f1_of,
@@ -74,7 +74,7 @@ from deepintuit.metrics.label_errors import LabelErrors, label_errors
 __all__ = [
     "FLOOR", "Agreement", "Bins", "ClassScores", "Conformal", "Estimate", "Evaluation", "Flips", "GateCurve",
     "LabelErrors", "RiskCoverage", "Statistic", "agreement", "alpha_of", "apply_temperature",
-    "bootstrap", "brier_each", "cheapest_threshold", "class_f1_of", "class_indices", "class_scores",
+    "bootstrap", "bootstrap_each", "brier_each", "cheapest_threshold", "class_f1_of", "class_indices", "class_scores",
     "conformal_folds", "conformal_quantile", "conformal_sets", "confusion", "ece", "ece_of", "evaluate_predictions",
     "fit_temperature", "flips", "gate_curve", "kappa_of", "label_errors", "macro_f1", "macro_f1_of", "mean_of",
     "nll", "nll_each", "paired_difference", "percent_agreement_of", "rating_matrix",
@@ -106,18 +106,18 @@ def evaluate_predictions(truth_C: Sequence[str], predicted_C: Sequence[str], lab
     """All metrics of one system with bootstrap intervals, by group where `groups_C` is given. No clips: n 0 and nan."""
     counts = confusion(truth_C, predicted_C, labels)
     n = int(counts.sum())
-
-    def interval(statistic: Statistic) -> Estimate:
-        return bootstrap(statistic, n, groups_C=groups_C, draws=draws, seed=seed, level=level)
-
-    right_C = np.asarray(truth_C) == np.asarray(predicted_C)
-    proper: tuple[Any, ...] = (None, None, None, None)
+    statistics = [mean_of(np.asarray(truth_C) == np.asarray(predicted_C)), macro_f1_of(truth_C, predicted_C, labels),
+                  mean_of(np.asarray(predicted_C) == NONE_LABEL)]
+    reliability = None
     if probs_C_K is not None:
         probs, truth = distribution(probs_C_K, class_indices(truth_C, labels))
         confidence, correct = (probs.max(1), probs.argmax(1) == truth) if n else (np.empty(0), np.empty(0))
-        proper = (interval(mean_of(nll_each(probs, truth))), interval(mean_of(brier_each(probs, truth))),
-                  interval(ece_of(confidence, correct, bins)), reliability_bins(confidence, correct, bins))
-    return Evaluation(n, n if groups_C is None else len(np.unique(np.asarray(groups_C))), interval(mean_of(right_C)),
-                      interval(macro_f1_of(truth_C, predicted_C, labels)),
-                      interval(mean_of(np.asarray(predicted_C) == NONE_LABEL)),
-                      class_scores(truth_C, predicted_C, labels), counts, *proper)
+        reliability = reliability_bins(confidence, correct, bins)
+        statistics += [mean_of(nll_each(probs, truth)), mean_of(brier_each(probs, truth)),
+                       ece_of(confidence, correct, bins)]
+    found: list[Estimate | None] = [*bootstrap_each(
+        lambda weights_B_C: np.stack([one(weights_B_C) for one in statistics], 1), n, groups_C=groups_C, draws=draws,
+        seed=seed, level=level)]
+    accuracy, macro, no_answer, *proper = found + [None] * (6 - len(found))
+    return Evaluation(n, n if groups_C is None else len(np.unique(np.asarray(groups_C))), accuracy, macro, no_answer,
+                      class_scores(truth_C, predicted_C, labels), counts, *proper, reliability)

@@ -9,6 +9,7 @@ Left out on purpose: ordinal and interval distances, weighted kappa.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from deepintuit.errors import DataError
 from deepintuit.metrics.inputs import Floats, Ints
-from deepintuit.metrics.intervals import Estimate, Statistic, bootstrap
+from deepintuit.metrics.intervals import Estimate, Statistic, bootstrap_each, totals_of
 
 
 def rating_matrix(ratings: Iterable[tuple[Hashable, Hashable, Any]],
@@ -41,7 +42,10 @@ def rating_matrix(ratings: Iterable[tuple[Hashable, Hashable, Any]],
 def _counts(ratings_C_R: ArrayLike, K: int) -> tuple[Floats, Floats]:
     """How many raters gave each class, `counts_C_K`, and how many rated, `raters_C`; items with one rating are emptied,
     since there is nothing to compare them with."""
-    counts = (np.asarray(ratings_C_R)[:, :, None] == np.arange(K)).sum(1).astype(np.float64)
+    ratings = np.asarray(ratings_C_R)
+    counts = np.zeros((len(ratings), K))
+    items, raters = np.nonzero(ratings >= 0)
+    np.add.at(counts, (items, ratings[items, raters]), 1)
     counts[counts.sum(1) < 2] = 0
     return counts, counts.sum(1)
 
@@ -67,8 +71,7 @@ def kappa_of(ratings_C_R: ArrayLike, K: int) -> Statistic:
     for a, b in itertools.combinations(ratings.T, 2):
         both = (a >= 0) & (b >= 0)
         if both.any():
-            hot = [(x[both, None] == np.arange(K)).astype(np.float64) for x in (a, b)]
-            pairs.append((both, (a == b)[both].astype(np.float64), *hot))
+            pairs.append((both, (a == b)[both].astype(np.float64), *(totals_of(x[both], K) for x in (a, b))))
 
     def statistic(weights_B_C: Floats) -> Floats:
         above, below = np.zeros(len(weights_B_C)), np.zeros(len(weights_B_C))
@@ -126,11 +129,18 @@ def agreement(ratings_C_R: ArrayLike, labels: Sequence[str], *, groups_C: ArrayL
     twice = ratings[paired]
     groups = None if groups_C is None else np.asarray(groups_C)[paired]
 
-    def of(label: str | None, k: int | None) -> Agreement:
-        seen = twice >= 0 if k is None else twice == k
-        against, kinds = (twice, K) if k is None else (np.where(twice < 0, -1, seen), 2)
-        numbers = (percent_agreement_of(twice, K, k), kappa_of(against, kinds), alpha_of(against, kinds))
-        return Agreement(label, int(seen.any(1).sum()), int(seen.sum()), *(
-            bootstrap(number, len(twice), groups_C=groups, draws=draws, seed=seed, level=level) for number in numbers))
-
-    return [of(None, None), *(of(label, k) for k, label in enumerate(labels))]
+    statistics: list[Statistic] = [percent_agreement_of(twice, K), kappa_of(twice, K), alpha_of(twice, K)]
+    said = [k for k in range(K) if (twice == k).any()]
+    for k in said:
+        against = np.where(twice < 0, -1, twice == k)
+        # Specific agreement on k is that on "k or another", of its second class.
+        statistics += [percent_agreement_of(against, 2, 1), kappa_of(against, 2), alpha_of(against, 2)]
+    found = iter(bootstrap_each(lambda weights_B_C: np.stack([one(weights_B_C) for one in statistics], 1), len(twice),
+                                groups_C=groups, draws=draws, seed=seed, level=level))
+    rows = [Agreement(None, len(twice), int((twice >= 0).sum()), next(found), next(found), next(found))]
+    unknown = Estimate(math.nan, math.nan, math.nan)
+    for k, label in enumerate(labels):
+        seen = twice == k
+        numbers = [next(found) for _ in range(3)] if k in said else [unknown] * 3
+        rows.append(Agreement(label, int(seen.any(1).sum()), int(seen.sum()), *numbers))
+    return rows

@@ -41,17 +41,11 @@ class ClassScores:
 def class_scores(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str]) -> ClassScores:
     """Precision, recall, F1 and support per class. A clip answered "none" is a miss of its true class."""
     counts = confusion(truth_C, predicted_C, labels)
-    K = len(labels)
-    right, support, predicted = np.diag(counts), counts.sum(1), counts[:, :K].sum(0)
-    return ClassScores(tuple(labels), right / np.maximum(predicted, 1), right / np.maximum(support, 1),
-                       f1_from_counts(counts[None].astype(np.float64))[0], support, predicted)
-
-
-def f1_from_counts(counts_B_K_K1: Floats) -> Floats:
-    K = counts_B_K_K1.shape[1]
-    right = np.einsum("bkk->bk", counts_B_K_K1[:, :, :K])
-    total = counts_B_K_K1.sum(2) + counts_B_K_K1[:, :, :K].sum(1)
-    return np.divide(2 * right, total, out=np.full_like(right, np.nan), where=total > 0)
+    right, support, predicted = np.diag(counts), counts.sum(1), counts[:, :-1].sum(0)
+    asked = support + predicted
+    f1_K = np.divide(2 * right, asked, out=np.full(len(asked), np.nan), where=asked > 0)
+    return ClassScores(tuple(labels), right / np.maximum(predicted, 1), right / np.maximum(support, 1), f1_K, support,
+                       predicted)
 
 
 def nanmean(values_B_K: Floats) -> Floats:

@@ -22,7 +22,9 @@ def nll_each(probs_C_K: Floats, truth_C: Ints) -> Floats:
 
 def brier_each(probs_C_K: Floats, truth_C: Ints) -> Floats:
     """Squared distance to the truth, summed over classes: from 0 to 2 (Brier 1950), twice the binary score of two."""
-    return ((probs_C_K - np.eye(probs_C_K.shape[1])[truth_C]) ** 2).sum(1)
+    gaps_C_K = np.array(probs_C_K, dtype=np.float64)
+    gaps_C_K[np.arange(len(truth_C)), truth_C] -= 1
+    return (gaps_C_K**2).sum(1)
 
 
 def nll(probs_C_K: ArrayLike, truth_C: ArrayLike) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +23,25 @@ def class_indices(names_C: Sequence[str], labels: Sequence[str]) -> Ints:
         raise DataError(f"{unknown[0]!r} is among the labels to be scored", f"the label set is {', '.join(labels)}",
                         f"resolve answers with LabelSet.resolve and write {NONE_LABEL!r} where that gives None")
     return np.array([places[str(name)] for name in names_C], dtype=np.int64)
+
+
+def in_order(names_C: Iterable[Sequence[str]], probs_C: Iterable[Sequence[float]], labels: Sequence[str]) -> Floats:
+    """Each clip's probabilities, given beside their own names, as (C, K) in the order of `labels`. DataError where they
+    are over other labels."""
+    orders = [tuple(names) for names in names_C]
+    places = {}
+    for order in dict.fromkeys(orders):
+        if sorted(order) != sorted(labels):
+            raise DataError(f"probabilities over {', '.join(map(str, order))} came",
+                            f"the label set is {', '.join(labels)}",
+                            "Score these clips with the label set of their dataset")
+        places[order] = np.argsort(class_indices(order, labels))  # where in the row each label is
+    rows = [np.asarray(values, dtype=np.float64) for values in probs_C]
+    if any(len(row) != len(labels) for row in rows):
+        raise DataError(f"{next(len(row) for row in rows if len(row) != len(labels))} probabilities of a clip came",
+                        f"there are {len(labels)} labels", "Give each label one")
+    columns_C_K = np.array([places[order] for order in orders], dtype=np.int64).reshape(len(orders), len(labels))
+    return np.take_along_axis(np.array(rows).reshape(columns_C_K.shape), columns_C_K, axis=1)
 
 
 def same_length(**arrays: ArrayLike) -> None:

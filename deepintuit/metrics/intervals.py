@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse import csr_array
 
-from deepintuit.metrics.answers import f1_from_counts, nanmean
-from deepintuit.metrics.inputs import Floats, class_indices, confidence_and_correct, same_length
+from deepintuit.metrics.answers import nanmean
+from deepintuit.metrics.inputs import Floats, Ints, class_indices, confidence_and_correct, same_length
 
 _CELLS = 4_000_000  # weights held at once: 32 MB
 
@@ -32,28 +33,44 @@ class Estimate:
 Statistic = Callable[[Floats], Floats]  # weights_B_C, how often each clip was drawn → values_B
 
 
-def bootstrap(statistic: Statistic, clips: int, *, groups_C: ArrayLike | None = None, draws: int = 2000, seed: int = 0,
-              level: float = 0.95) -> Estimate:
-    """Percentile bootstrap of a statistic of weighted clips. With `groups_C` (source video, camera) whole groups are
-    drawn, as clips of one group are alike. A statistic biased on resamples, such as ECE, may lie outside its interval.
-    Draws where it is nan are left out; no clips: all nan; no draws: no interval (nan); one clip or group: the
-    interval is the value itself."""
-    if clips == 0:
-        return Estimate(math.nan, math.nan, math.nan)
-    groups = np.arange(clips) if groups_C is None else np.unique(np.asarray(groups_C), return_inverse=True)[1].ravel()
-    same_length(clips=np.empty(clips), groups=groups)
-    G = int(groups.max()) + 1
-    generator = np.random.default_rng(seed)
+def totals_of(places_C: Ints, kinds: int, values_C: ArrayLike = 1.0) -> csr_array:
+    """The matrix (C, kinds) that holds each clip's value at its place and is 0 elsewhere: `weights_B_C @` it are the
+    weighted totals (B, kinds). It takes a number a clip, however many kinds there are."""
+    C = len(places_C)
+    values = np.broadcast_to(np.asarray(values_C, dtype=np.float64), C)
+    return csr_array((values, places_C, np.arange(C + 1)), shape=(C, kinds))
+
+
+def bootstrap(statistic: Statistic, clips: int, **options: Any) -> Estimate:
+    """`bootstrap_each` of one statistic."""
+    return bootstrap_each(lambda weights_B_C: statistic(weights_B_C)[:, None], clips, **options)[0]
+
+
+def bootstrap_each(statistics: Callable[[Floats], Floats], clips: int, *, groups_C: ArrayLike | None = None,
+                   draws: int = 2000, seed: int = 0, level: float = 0.95) -> list[Estimate]:
+    """Percentile bootstrap of statistics of weighted clips, all on the same draws: weights_B_C → values_B_S. With
+    `groups_C` (source video, camera) whole groups are drawn, as clips of one group are alike. A statistic biased on
+    resamples, such as ECE, may lie outside its interval. Draws where it is nan are left out; no clips: all nan; no
+    draws: no interval (nan); one clip or group: the interval is the value itself."""
+    with np.errstate(invalid="ignore"):  # of no clips: 0 / 0
+        found_S = statistics(np.ones((1, clips)))[0]
+    found_S = found_S if clips else np.full(len(found_S), math.nan)
     values = []
-    for start in range(0, draws, step := max(1, _CELLS // clips)):
-        B = min(step, draws - start)
-        drawn = generator.integers(0, G, (B, G)) + G * np.arange(B)[:, None]
-        weights_B_G = np.bincount(drawn.ravel(), minlength=B * G).reshape(B, G).astype(np.float64)
-        values.append(statistic(weights_B_G[:, groups]))
-    known = np.concatenate(values) if values else np.empty(0)
-    known = known[~np.isnan(known)]
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) if known.size else (math.nan, math.nan)
-    return Estimate(float(statistic(np.ones((1, clips)))[0]), float(low), float(high))
+    if clips:
+        groups = np.arange(clips) if groups_C is None else np.unique(np.asarray(groups_C), return_inverse=True)[1]
+        same_length(clips=np.empty(clips), groups=groups.ravel())
+        G = int(groups.max()) + 1
+        generator = np.random.default_rng(seed)
+        for start in range(0, draws, step := max(1, _CELLS // clips)):
+            B = min(step, draws - start)
+            drawn = generator.integers(0, G, (B, G)) + G * np.arange(B)[:, None]
+            weights_B_G = np.bincount(drawn.ravel(), minlength=B * G).reshape(B, G).astype(np.float64)
+            values.append(statistics(weights_B_G[:, groups.ravel()]))
+    drawn_S_B = np.concatenate(values).T if values else np.empty((len(found_S), 0))
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    known_S = (drawn_B[~np.isnan(drawn_B)] for drawn_B in drawn_S_B)
+    return [Estimate(float(value), *map(float, np.quantile(known, ends) if known.size else (math.nan, math.nan)))
+            for value, known in zip(found_S, known_S, strict=True)]
 
 
 def mean_of(values_C: ArrayLike) -> Statistic:
@@ -62,30 +79,32 @@ def mean_of(values_C: ArrayLike) -> Statistic:
     return lambda weights_B_C: weights_B_C @ values / weights_B_C.sum(1)
 
 
-def macro_f1_of(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str]) -> Statistic:
-    """The statistic `macro_f1`."""
+def class_f1_of(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str]) -> Statistic:
+    """The statistics "F1 of each class", values_B_K: 2tp / (2tp + fp + fn), nan where one is neither true nor
+    answered."""
     K = len(labels)
-    cells = np.eye(K * (K + 1))[class_indices(truth_C, labels) * (K + 1) + class_indices(predicted_C, labels)]
-    return lambda weights_B_C: nanmean(f1_from_counts((weights_B_C @ cells).reshape(-1, K, K + 1)))
-
-
-def class_f1_of(truth_C: Sequence[str], predicted_C: Sequence[str], label: str) -> Statistic:
-    """The statistic "F1 of this class": 2tp / (2tp + fp + fn), nan where it is neither true nor answered."""
-    true, said = (np.asarray(given) == label for given in (truth_C, predicted_C))
-    right, named = (true & said).astype(np.float64), true.astype(np.float64) + said
+    truth, predicted = class_indices(truth_C, labels), class_indices(predicted_C, labels)
+    right = totals_of(truth, K, truth == predicted)
+    named = totals_of(truth, K + 1) + totals_of(predicted, K + 1)  # the last kind is "none"
 
     def statistic(weights_B_C: Floats) -> Floats:
-        below = weights_B_C @ named
-        return np.divide(2 * (weights_B_C @ right), below, out=np.full(len(below), np.nan), where=below > 0)
+        below = (weights_B_C @ named)[:, :K]
+        return np.divide(2 * (weights_B_C @ right), below, out=np.full(below.shape, np.nan), where=below > 0)
 
     return statistic
+
+
+def macro_f1_of(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str]) -> Statistic:
+    """The statistic `macro_f1`."""
+    of_each = class_f1_of(truth_C, predicted_C, labels)
+    return lambda weights_B_C: nanmean(of_each(weights_B_C))
 
 
 def ece_of(confidence_C: ArrayLike, correct_C: ArrayLike, bins: int = 15) -> Statistic:
     """The statistic `ece` with bins of equal width."""
     confidence, correct = confidence_and_correct(confidence_C, correct_C)
-    inside = np.eye(bins)[np.searchsorted(np.linspace(0.0, 1.0, bins + 1)[1:-1], confidence)]
-    gaps = inside * (correct - confidence)[:, None]
+    places = np.searchsorted(np.linspace(0.0, 1.0, bins + 1)[1:-1], confidence)
+    gaps = totals_of(places, bins, correct - confidence)
     return lambda weights_B_C: np.abs(weights_B_C @ gaps).sum(1) / weights_B_C.sum(1)
 
 

@@ -37,18 +37,24 @@ def label_errors(given_C: ArrayLike, probs_C_K: ArrayLike) -> LabelErrors:
     """A clip is confidently of class k when p_k reaches the mean p_k of the clips that are labelled k (of several such
     classes, the likeliest); off the diagonal of (given, confident) are the suspects. The order is by self-confidence,
     the probability of the given label, upwards; with flips injected it found as many as suspects first, or more. No
-    clip is confidently of a class that none is labelled with. No clips: empty, and a joint of zeros.
+    clips: empty, and a joint of zeros.
+
+    A class that the model never gives (`_known`) has no threshold that means anything: no clip is confidently of it,
+    and clips labelled so are of their likeliest class [R].
 
     `given_C` are class indices; DataError for rows that are no distribution.
     """
     probs, given = distribution(probs_C_K, given_C)
-    K = probs.shape[1]
+    C, K = len(given), probs.shape[1]
     counts = np.bincount(given, minlength=K).astype(np.float64)
-    own = probs[np.arange(len(given)), given]
-    thresholds = np.divide(np.bincount(given, own, minlength=K), counts, out=np.full(K, np.inf), where=counts > 0)
-    sure = np.where(probs >= thresholds - 1e-12, probs, -1.0)
-    counted = sure.max(1, initial=-1) >= 0
-    confident = np.where(counted, sure.argmax(1) if len(given) else given, given)
+    own = probs[np.arange(C), given]
+    means = np.divide(np.bincount(given, own, minlength=K), counts, out=np.zeros(K), where=counts > 0)
+    known_K = _known(means, counts, probs)
+    sure = np.where(known_K & (probs >= means - 1e-12), probs, -1.0)
+    likeliest = np.where(known_K, probs, -1.0).argmax(1) if C and known_K.any() else given
+    counted = (sure.max(1, initial=-1) >= 0) | ~known_K[given]
+    confident = np.where(sure.max(1, initial=-1) >= 0, sure.argmax(1) if C else given, likeliest)
+    confident = np.where(counted, confident, given)
     # Clips that are confidently of no class count nowhere; rows are then scaled to the classes' true counts.
     joint = np.zeros((K, K))
     np.add.at(joint, (given[counted], confident[counted]), 1)
@@ -56,3 +62,12 @@ def label_errors(given_C: ArrayLike, probs_C_K: ArrayLike) -> LabelErrors:
     joint = np.where(rows > 0, joint / np.maximum(rows, 1) * counts[:, None], np.diag(counts))
     suspected = confident != given
     return LabelErrors(np.argsort(own, kind="stable"), suspected, confident, own, joint / max(1.0, joint.sum()))
+
+
+def _known(means_K: Floats, counts_K: Floats, probs_C_K: Floats) -> np.ndarray:
+    """The classes of which the model knows something: clips labelled k have a higher mean p_k than the others, and one
+    above a tenth of chance. Of the others a threshold of almost 0 would make every clip a suspect."""
+    others_K = counts_K.sum() - counts_K
+    elsewhere = np.divide(probs_C_K.sum(0) - counts_K * means_K, others_K, out=np.zeros(len(counts_K)),
+                          where=others_K > 0)
+    return (counts_K > 0) & (means_K > elsewhere + 1e-12) & (means_K > 0.1 / max(1, len(counts_K)))

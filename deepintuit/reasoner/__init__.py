@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     )
     from deepintuit.reasoner.gate import Calibrator, gate_for
     from deepintuit.reasoner.local import LocalReasoner, Unreadable
-    from deepintuit.reasoner.task import Clip, Task, card, identity, parsed, rationale_of, reasoner_run
+    from deepintuit.reasoner.task import (
+        Clip,
+        Task,
+        card,
+        identity,
+        parsed,
+        rationale_of,
+        reasoner_run,
+        refuse_one_class,
+    )
 
 _FROM = {
     "distribution": (
@@ -40,7 +49,7 @@ _FROM = {
     ),
     "gate": ("Calibrator", "gate_for"),
     "local": ("LocalReasoner", "Unreadable"),
-    "task": ("Clip", "Task", "card", "identity", "parsed", "rationale_of", "reasoner_run"),
+    "task": ("Clip", "Task", "card", "identity", "parsed", "rationale_of", "reasoner_run", "refuse_one_class"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 
@@ -48,7 +57,7 @@ __all__ = [
     "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "Calibrator", "Clip", "LinearHead", "LocalReasoner", "Scores", "Task",
     "Unreadable", "answer_distribution", "card", "fitted_ways", "gate_for", "hidden_states", "identity",
     "likelihood_scores", "mean_scores", "parsed", "prompt_likelihoods", "rationale_of",
-    "reasoner_run", "vote_scores",
+    "reasoner_run", "refuse_one_class", "vote_scores",
 ]  # fmt: skip
 
 

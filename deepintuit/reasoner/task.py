@@ -95,6 +95,16 @@ class Task:
         return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
+def refuse_one_class(clips: Sequence[Clip], split: str, readable: bool = False) -> None:
+    """DataError where all of these clips of a split, or all that are readable, have one label."""
+    if len({clip.label for clip in clips}) == 1:
+        raise DataError(
+            f"all {len(clips)} {'readable ' * readable}clips of the split {split!r} are {clips[0].label!r}",
+            "one class leaves nothing to tell apart: whoever always says it is right",
+            "Divide the clips with another seed or other shares, until two classes are in it: `deepintuit clips split`",
+        )
+
+
 def identity(workbench_path, config: Config, sections: Sequence[str]) -> dict[str, Any]:
     """What makes a stage's run this one: the settings that decide its result, and the dataset as it is now."""
     settings = config.decisive()

@@ -28,6 +28,8 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _ONE_LINE = 78  # characters of a title at 700 px
+MOST_CLASSES = 40
+"""Classes that a figure or a table of pairs shows; of more, those that it is about. Lists of classes hold all."""
 
 
 def template(dark: bool = False) -> go.layout.Template:
@@ -74,6 +76,19 @@ def empty(text: str, height: int = 120) -> go.Figure:
     figure.add_annotation(text=html.escape(text, quote=False), showarrow=False, x=0.5, y=0.5, xref="paper",
                           yref="paper")
     return finished(figure, "Nothing to draw yet", height, xaxis_visible=False, yaxis_visible=False)
+
+
+def few_of(classes: int) -> str:
+    """What a title says where not all classes are shown; nothing where they are."""
+    return f" ({MOST_CLASSES} of {classes} classes)" if classes > MOST_CLASSES else ""
+
+
+def most_confused(counts_K_K1: np.ndarray) -> np.ndarray:
+    """The classes with the most mistakes, their own clips' or others' answered as they are, at most `MOST_CLASSES`, in
+    the order of the labels."""
+    right = np.diag(counts_K_K1)
+    mistakes = counts_K_K1.sum(1) + counts_K_K1[:, :-1].sum(0) - 2 * right
+    return np.sort(np.argsort(-mistakes, kind="stable")[:MOST_CLASSES])
 
 
 def percent(value: float) -> str:
@@ -140,12 +155,17 @@ def _stages_title(names: Sequence[str], raw: Sequence[Estimate | None], calibrat
 
 
 def confusion_figure(counts_K_K1: ArrayLike, labels: Sequence[str]) -> go.Figure:
-    """Counts of true (rows) against answered labels; the last column is "none". Shades are shares of a row."""
+    """Counts of true (rows) against answered labels; the last column is "none". Shades are shares of a row. Of more
+    than `MOST_CLASSES` classes, those that are confused most."""
     counts = np.asarray(counts_K_K1, dtype=np.int64)
     if not counts.size or not counts.sum():
         return empty("No clip with a true label was answered yet.")
     total = counts.sum(1, keepdims=True)
     shares = np.divide(100.0 * counts, total, out=np.zeros(counts.shape), where=total > 0)
+    title = _confusion_title(counts, labels) + few_of(len(labels))
+    kept = most_confused(counts)
+    cells = np.ix_(kept, [*kept, len(labels)])
+    counts, shares, labels = counts[cells], shares[cells], [labels[k] for k in kept]
     answers = [*labels, "no answer"]
     figure = go.Figure(go.Heatmap(
         z=shares, zmin=0, zmax=100, xgap=2, ygap=2, text=counts, texttemplate="%{text}", hoverongaps=False,
@@ -153,7 +173,7 @@ def confusion_figure(counts_K_K1: ArrayLike, labels: Sequence[str]) -> go.Figure
         showscale=False,
         customdata=[[f"{safe(true)} answered as {safe(answer)}" for answer in answers] for true in labels],
         hovertemplate="%{customdata}<br>%{text} clips, %{z:.1f} % of the row<extra></extra>"))
-    return finished(figure, _confusion_title(counts, labels), 90 + 44 * len(labels),
+    return finished(figure, title, 90 + 44 * len(labels),
                     xaxis=_names_axis(answers, title_text="Answered (shade: share of the row)", tickangle=-40,
                                       showgrid=False, zeroline=False),
                     yaxis=_names_axis(labels, title_text="True", autorange="reversed", showgrid=False, zeroline=False))
@@ -231,31 +251,36 @@ def risk_coverage_figure(curves: Mapping[str, RiskCoverage]) -> go.Figure:
 
 
 def class_f1_figure(labels: Sequence[str], f1_by_name: Mapping[str, ArrayLike], support_K: ArrayLike) -> go.Figure:
-    """F1 of each class for each named system; a class that was neither true nor answered has no point."""
+    """F1 of each class for each named system; a class that was neither true nor answered has no point. Of more than
+    `MOST_CLASSES` classes, those of lowest F1."""
     if not labels or not f1_by_name:
         return empty("No class was scored yet.")
-    names = [f"{label} (n = {n})" for label, n in zip(labels, np.asarray(support_K).tolist(), strict=True)]
+    every = [100 * np.asarray(f1_K, dtype=float) for f1_K in f1_by_name.values()]
+    words = _f1_title(labels, every[-1]) + few_of(len(labels))
+    kept = np.sort(np.argsort(every[-1], kind="stable")[:MOST_CLASSES])  # nan, which nobody asked for, comes last
+    columns, labels = [column[kept] for column in every], [labels[k] for k in kept]
+    names = [f"{label} (n = {n})" for label, n in zip(labels, np.asarray(support_K)[kept].tolist(), strict=True)]
     figure = go.Figure()
-    columns = [100 * np.asarray(f1_K, dtype=float) for f1_K in f1_by_name.values()]
-    for k in range(len(labels)):
-        ends = [column[k] for column in columns if not math.isnan(column[k])]
-        if len(ends) > 1:
-            figure.add_scatter(x=[min(ends), max(ends)], y=[k, k], mode="lines", line=dict(color=RAW, width=1),
-                               opacity=0.6, showlegend=False, hoverinfo="skip")
+    if len(columns) > 1:
+        ends = np.stack([np.fmin.reduce(columns), np.fmax.reduce(columns), np.full(len(labels), np.nan)], 1)
+        figure.add_scatter(x=ends.ravel(), y=np.repeat(np.arange(len(labels)), 3), mode="lines",
+                           line=dict(color=RAW, width=1), opacity=0.6, showlegend=False, hoverinfo="skip")
     colours = (RAW, CALIBRATED) if len(columns) == 2 else COLOURS
     for k, (name, column) in enumerate(zip(f1_by_name, columns, strict=True)):
         figure.add_scatter(x=column, y=list(range(len(labels))), mode="markers", name=html.escape(name),
                            cliponaxis=False,
                            marker=dict(size=12, color=colours[k % len(colours)], symbol=SYMBOLS[k % 5]),
                            hovertemplate="F1 %{x:.1f} %<extra>" + html.escape(name) + "</extra>")
-    last = columns[-1]
-    words = "F1 by class"
-    if not np.isnan(last).all():
-        worst, best = int(np.nanargmin(last)), int(np.nanargmax(last))
-        words = f"F1 is lowest on {labels[worst]} ({percent(last[worst] / 100)})"
-        words += f" and highest on {labels[best]} ({percent(last[best] / 100)})" if best != worst else ""
     return finished(figure, words, 60 + 36 * len(labels), xaxis=dict(title_text="F1 (%)", range=[0, 101]),
                     yaxis=_names_axis(names, range=[len(labels) - 0.5, -0.5], zeroline=False))
+
+
+def _f1_title(labels: Sequence[str], last: np.ndarray) -> str:
+    if np.isnan(last).all():
+        return "F1 by class"
+    worst, best = int(np.nanargmin(last)), int(np.nanargmax(last))
+    words = f"F1 is lowest on {labels[worst]} ({percent(last[worst] / 100)})"
+    return words + (f" and highest on {labels[best]} ({percent(last[best] / 100)})" if best != worst else "")
 
 
 def flips_figure(names: Sequence[str], flips: Sequence[Flips]) -> go.Figure:

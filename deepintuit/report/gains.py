@@ -18,8 +18,21 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from deepintuit.config import EvaluateConfig
-from deepintuit.metrics import Estimate, bootstrap, class_f1_of, paired_difference
-from deepintuit.report.figures import CALIBRATED, FOURTH, GAIN, RAW, SYMBOLS, bars, cut, empty, finished, safe
+from deepintuit.metrics import Estimate, bootstrap_each, class_f1_of, class_indices
+from deepintuit.report.figures import (
+    CALIBRATED,
+    FOURTH,
+    GAIN,
+    MOST_CLASSES,
+    RAW,
+    SYMBOLS,
+    bars,
+    cut,
+    empty,
+    few_of,
+    finished,
+    safe,
+)
 from deepintuit.report.table import Row
 from deepintuit.report.text import interval, number, shown
 
@@ -63,22 +76,27 @@ def class_gains(predictions: pd.DataFrame, stages: Mapping[str, tuple[str, str]]
     truth = next(iter(said.values())).loc[clips, "true_label"]
     drawn = [(groups or {}).get(clip) or clip for clip in clips]
     options = dict(groups_C=drawn, draws=config.bootstrap, seed=seed, level=config.confidence)
-    f1 = {name: [class_f1_of(truth, frame.loc[clips, "predicted"], label) for label in labels]
+    f1 = {name: class_f1_of(truth.tolist(), frame.loc[clips, "predicted"].tolist(), labels)
           for name, frame in said.items()}
     first, *_, last = f1.values()
     return ClassGains(
-        tuple(labels), tuple(int((truth == label).sum()) for label in labels),
-        {name: tuple(bootstrap(one, len(clips), **options) for one in by_class) for name, by_class in f1.items()},
-        tuple(paired_difference(after, before, len(clips), **options) for after, before in zip(last, first)))
+        tuple(labels), tuple(np.bincount(class_indices(truth.tolist(), labels), minlength=len(labels)).tolist()),
+        {name: tuple(bootstrap_each(by_class, len(clips), **options)) for name, by_class in f1.items()},
+        tuple(bootstrap_each(lambda weights_B_C: last(weights_B_C) - first(weights_B_C), len(clips), **options)))
 
 
 def gains_figure(found: ClassGains | None) -> go.Figure:
-    """A row a class, the largest gain on top; in it the F1 of each stage with its interval, and the gain in points."""
+    """A row a class, the largest gain on top; in it the F1 of each stage with its interval, and the gain in points. Of
+    more than `MOST_CLASSES` those that gain most and least."""
     if found is None or not found.labels:
         return empty("Classes are compared where two stages answered the same clips.")
-    K = len(found.labels)
     gains = [-math.inf if math.isnan(gain.value) else gain.value for gain in found.gains_K]
-    order = sorted(range(K), key=lambda k: -gains[k])
+    order = sorted(range(len(gains)), key=lambda k: -gains[k])
+    title = _title(found, order)
+    if len(order) > MOST_CLASSES:
+        order = order[: MOST_CLASSES // 2] + order[-MOST_CLASSES // 2 :]
+        title += few_of(len(gains))
+    K = len(order)
     figure = go.Figure()
     colours = (RAW, FOURTH, GAIN)
     for number_of, (name, f1_K) in enumerate(found.stages.items()):
@@ -97,7 +115,7 @@ def gains_figure(found: ClassGains | None) -> go.Figure:
                               text=f"<b>{number(gain.value, sign=True)}</b><br>{interval(gain, sign=True)}",
                               font_size=12)
     names = [f"{safe(found.labels[k], 28)} (n = {found.support_K[k]})" for k in order]
-    drawn = finished(figure, _title(found, order), 60 + 52 * K,
+    drawn = finished(figure, title, 60 + 52 * K,
                      xaxis=dict(title_text="F1 (%), and gain in points", range=[_start(found), 101]),
                      yaxis=dict(tickmode="array", tickvals=list(range(K)), ticktext=names, range=[K - 0.5, -0.5],
                                 zeroline=False))

@@ -33,7 +33,7 @@ from deepintuit.metrics import (
     risk_coverage,
     wilson,
 )
-from deepintuit.metrics.inputs import Floats
+from deepintuit.metrics.inputs import Floats, in_order
 
 # Order of reading: what costs nothing first, then each stage behind the one before it (METHOD.md 1.6).
 SYSTEMS = ("majority", "metadata", "text", "zero-shot", "labels only", "labels only, all clips", "direct", "rb-ft",
@@ -173,13 +173,10 @@ def _probabilities(key: tuple[str, str, str], frame: pd.DataFrame, labels: tuple
     """Shape (C, K) in the order of `labels`; None where a clip has none, or for a bare label written as one-hot."""
     if not len(frame) or frame["probs"].isna().any() or frame["labels"].isna().any():
         return None
-    probs_C_K = np.zeros((len(frame), len(labels)))
-    for c, (names, values) in enumerate(zip(frame["labels"], frame["probs"], strict=True)):
-        if sorted(names) != sorted(labels) or len(values) != len(labels):
-            raise DataError(f"{' / '.join(key)} has probabilities over {', '.join(map(str, names))}",
-                            f"the label set is {', '.join(labels)}",
-                            "score these clips with the label set of their dataset")
-        probs_C_K[c, class_indices(names, labels)] = values
+    try:
+        probs_C_K = in_order(frame["labels"], frame["probs"], labels)
+    except DataError as error:
+        raise DataError(f"{' / '.join(key)}: {error.what}", error.why, error.todo) from error
     if key[1] == "raw" and np.isin(probs_C_K, (0.0, 1.0)).all():
         return None
     return probs_C_K

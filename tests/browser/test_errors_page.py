@@ -1,6 +1,7 @@
 """The Errors page: every count opens as many clips as it says, in a real browser, and the address brings them back."""
 
 import math
+from dataclasses import replace
 from urllib.parse import parse_qs, urlencode, urlparse
 
 import numpy as np
@@ -144,6 +145,15 @@ def test_controls_are_read_in_words_and_a_change_around_zero_is_called_none():
     assert "With another clip's trace it does better" in said
 
 
+def test_of_400_classes_the_confusion_table_has_the_most_confused(site):
+    found = looked_at(site)
+    labels = (*found.labels, *(f"class {k}" for k in range(400)))
+    made = errors_view.confusion_table(replace(found, labels=labels), "counts")
+    assert len(made) < 500_000 and f"40 of {len(labels)} classes" in made
+    for i, true in enumerate(LABELS.labels):
+        assert (f'data-value="confusion.{i}.{i}"' in made) == ((true, true) in zip(TRUE, CALIBRATED))
+
+
 def test_a_share_of_groups_is_less_sure_than_one_of_clips():
     right = np.array([True] * 30 + [False] * 10)
     alone = errors_view.share(right, None)
@@ -153,8 +163,8 @@ def test_a_share_of_groups_is_less_sure_than_one_of_clips():
 
 
 def test_a_perfect_class_is_not_called_certain():
-    right = np.array([True] * 20 + [False] * 20)
-    found = errors_view.f1_estimate(right, right, {"draws": 100, "groups_C": None})
+    right = ["dog"] * 20 + ["cat"] * 20
+    found, _ = errors_view.f1_estimates(right, right, ["dog", "cat"], {"draws": 100, "groups_C": None})
     assert found.value == found.high == 1 and 0.8 < found.low < 0.95
 
 
