@@ -65,6 +65,7 @@ AnyTrace = Trace | Malformed
 def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None = None, progress: bool = True) -> Run:
     """Sample traces of the run `reasoner`, train a calibrator on them, fit its temperatures. Weights and
     `calibration.json` in `checkpoint`."""
+    config.refuse_idle("calibrate")
     if config.calibrate.temperature == 0 and config.calibrate.traces > 1:
         raise ConfigError(
             f"calibrate.temperature = 0 with calibrate.traces = {config.calibrate.traces}",
@@ -179,7 +180,7 @@ def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Confi
     starts = range(0, len(missing), batch)
     for start in track(starts, "Traces to learn from", disable=not progress or not missing):
         chosen = missing[start : start + batch]
-        limits = {"max_tokens": config.sampling.max_tokens, "batch": batch}
+        limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p, "batch": batch}
         sampled = next(local.rows(chosen, range(settings.traces), temperature=settings.temperature, **limits), [])
         greedy = next(local.rows(chosen, [0], temperature=0.0, **limits), [])
         run.append(

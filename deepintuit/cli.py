@@ -169,6 +169,7 @@ def _newest(workbench, stages: Sequence[str], settings: Config, what: str, targe
 
 def _dry(options, workbench, settings: Config, splits: Sequence[str], inputs: dict[str, str | None]) -> bool:
     """Runs that are named must be there. With --dry-run: inputs, clip counts and settings are printed, and True says to stop."""
+    settings.refuse_idle(options.command)
     for run in inputs.values():
         if run and run not in _NO_RUNS:
             workbench.run(run)

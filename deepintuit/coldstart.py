@@ -40,6 +40,7 @@ def run(
     `start`: a run whose weights to begin with, else the model at `model.path`. Returns the finished run, its weights in
     `checkpoint`.
     """
+    config.refuse_idle("coldstart")
     if config.coldstart.target == "trace":
         if teacher is None:
             raise StoreError(

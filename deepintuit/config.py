@@ -15,10 +15,10 @@ import json
 import math
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli_w
 
@@ -43,12 +43,38 @@ _IN_WORDS = {
 }
 
 
+class _Need(NamedTuple):
+    """What must hold for a setting to be read at all: the setting that it hangs on, a test of the config, and its words."""
+
+    on: str
+    met: Callable[[Config], bool]
+    why: str
+    set: str
+
+
+_OBSERVATION = _Need("prompt.grammar", lambda c: "observation" in c.prompt.grammar,
+                     "that grammar has no observation to ask for or reward", "prompt.grammar=observation-think-answer")
+_QUICK = _Need("prompt.grammar", lambda c: c.prompt.grammar.startswith("answer-"),
+               "that grammar has no quick answer to reward", "prompt.grammar=answer-think-answer")
+_PROCESS = _Need("grpo.process", lambda c: c.grpo.process != "off", "seeing earns nothing there", "grpo.process=separate")
+_BONUS = _Need("grpo.length_bonus", lambda c: c.grpo.length_bonus > 0, "no length earns anything", "grpo.length_bonus=0.2")
+_SOFTMAX = _Need("grpo.objective", lambda c: c.grpo.objective == "softmax_weighted", "that objective has no weights of rewards",
+                 "grpo.objective=softmax_weighted")
+_REFILLS = _Need("grpo.dynamic_sampling", lambda c: c.grpo.dynamic_sampling, "no round is filled up", "grpo.dynamic_sampling=true")
+_ADAPTER = _Need("model.lora_rank", lambda c: c.model.lora_rank > 0, "there is no adapter", "model.lora_rank=64")
+_GATE = _Need("gate.by", lambda c: c.gate.by != "off", "nothing is compared with it", "gate.by=confidence")
+_OWN_WORDS = _Need("teach.source", lambda c: c.teach.source == "self", "only the local model is told the answer", "teach.source=self")
+_A_MODEL = _Need("teach.source", lambda c: c.teach.source != "homecam", "no model is sampled there", "teach.source=endpoint")
+_NEVER = _Need("", lambda c: False, "a round is followed by one update, whose ratio is 1, so that no bound is ever met", "")
+
+
 def _setting(default: Any, doc: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf,
-             choices: tuple[str, ...] = (), decides: bool = True) -> Any:
+             choices: tuple[str, ...] = (), decides: bool = True, added: bool = False, needs: tuple[_Need, ...] = ()) -> Any:
     """A field with its meaning (and unit), and what it may be: low ≤ value ≤ high, value > above, or one of choices.
-    `decides` false: it changes what the work costs and not what comes of it."""
+    `decides` false: it changes what the work costs and not what comes of it. `added`: it came later, so at its default
+    it is no part of what a run is. `needs`: what must hold for it to do anything."""
     return dataclasses.field(default=default, metadata=dict(doc=doc, low=low, high=high, above=above, choices=choices,
-                                                            decides=decides))  # fmt: skip
+                                                            decides=decides, added=added, needs=needs))  # fmt: skip
 
 
 _hints = functools.cache(typing.get_type_hints)
@@ -112,8 +138,8 @@ class ModelConfig(Section):
     dtype: str = _setting("auto", "number type of the weights", choices=("auto", "float32", "bfloat16", "float16"))
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     lora_rank: int = _setting(0, "rank of the LoRA adapters; 0 is full fine-tuning, as in the paper", low=0)
-    lora_alpha: int = _setting(32, "scale of the adapters: alpha / rank [R]", low=1)
-    lora_dropout: float = _setting(0.0, "dropout inside the adapters [R]", low=0, high=0.99)
+    lora_alpha: int = _setting(32, "scale of the adapters: alpha / rank [R]", low=1, needs=(_ADAPTER,))
+    lora_dropout: float = _setting(0.0, "dropout inside the adapters [R]", low=0, high=0.99, needs=(_ADAPTER,))
     quantize: str = _setting("none", "4bit is QLoRA and needs lora_rank > 0 to train", choices=("none", "4bit"))
     attention: str = _setting("sdpa", "attention kernel", choices=("sdpa", "eager", "flash_attention_2"))
     share_prefix: bool = _setting(True, "compute once what rows about a clip have in common, in losses and scores, exactly; "
@@ -187,12 +213,12 @@ class TeachConfig(Section):
     retries: int = _setting(6, "tries after the first, with back-off", low=0, decides=False)
     timeout: float = _setting(120.0, "seconds a request may take", above=0, decides=False)
     traces: int = _setting(1, "traces asked for a clip", low=1)
-    temperature: float = _setting(0.7, "of the teacher [R]", low=0)
-    max_tokens: int = _setting(2048, "most tokens of a teacher's trace", low=1)
+    temperature: float = _setting(0.7, "of the teacher [R]", low=0, needs=(_A_MODEL,))
+    max_tokens: int = _setting(2048, "most tokens of a teacher's trace", low=1, needs=(_A_MODEL,))
     price_in: float = _setting(0.0, "currency units per million prompt tokens, for the cost count", low=0, decides=False)
     price_out: float = _setting(0.0, "currency units per million completion tokens", low=0, decides=False)
-    judged: bool = _setting(True, "grammars with an observation: keep a trace only if it suffices (VideoP2R)")
-    given_answer: bool = _setting(False, "self: the form and the true label are given, the model writes only the reasoning [R]")
+    judged: bool = _setting(True, "grammars with an observation: keep a trace only if it suffices (VideoP2R)", needs=(_OBSERVATION,))
+    given_answer: bool = _setting(False, "self: the form and the true label are given, the model writes only the reasoning [R]", needs=(_OWN_WORDS,))
     keep_wrong: bool = _setting(False, "keep traces whose answer is not the label (the paper drops them)")
 
 
@@ -217,7 +243,7 @@ class GateConfig(Section):
     by: str = _setting("off", "off: always think; confidence: of the quick answer's tokens; calibrated: the calibrator's "
                        "highest probability after it", choices=("off", "confidence", "calibrated"))
     threshold: float = _setting(0.97, "at least this sure, the quick answer stands (paper, Qwen2.5-VL; 0.98 for Qwen3-VL); "
-                                "0 never thinks, 1 nearly always", low=0, high=1)
+                                "0 never thinks, 1 nearly always", low=0, high=1, needs=(_GATE,))
 
 
 @dataclass(frozen=True)
@@ -260,27 +286,27 @@ class GrpoConfig(Section):
     temperature: float = _setting(1.0, "of sampling (paper, GRPO)", above=0)
     objective: str = _setting("dapo", "dapo; softmax_weighted, the paper's text [R]; grpo, mean per trace",
                               choices=("dapo", "softmax_weighted", "grpo"))
-    epsilon_low: float = _setting(0.2, "the ratio is clipped below 1 − this", above=0, high=1)
-    epsilon_high: float = _setting(0.28, "the ratio is clipped above 1 + this", above=0)
+    epsilon_low: float = _setting(0.2, "the ratio is clipped below 1 − this", above=0, high=1, needs=(_NEVER,))
+    epsilon_high: float = _setting(0.28, "the ratio is clipped above 1 + this", above=0, needs=(_NEVER,))
     beta: float = _setting(0.0, "weight of the KL term; 0: none (paper, GRPO)", low=0)
-    tau: float = _setting(1.0, "softmax_weighted: temperature of the reward weights [R]", above=0)
+    tau: float = _setting(1.0, "softmax_weighted: temperature of the reward weights [R]", above=0, needs=(_SOFTMAX,))
     dynamic_sampling: bool = _setting(False, "keep only groups with some traces right and some wrong")
-    max_refills: int = _setting(3, "dynamic_sampling: at most N further rounds to fill a step", low=0)
+    max_refills: int = _setting(3, "dynamic_sampling: at most N further rounds to fill a step", low=0, needs=(_REFILLS,))
     overlong_cache: int = _setting(0, "tokens before the limit over which a penalty falls to −1; 0: off", low=0)
     mask_truncated: bool = _setting(False, "leave traces cut at the limit out of the loss")
     accuracy_weight: float = _setting(1.0, "weight of the accuracy reward (paper, GRPO)", low=0)
     format_weight: float = _setting(1.0, "weight of the format reward (paper, GRPO)", low=0)
     process: str = _setting("separate", "grammars with an observation: separate, seeing and reasoning pushed apart (VideoP2R); "
-                            "summed, one advantage of both; off, the answer's rewards alone", choices=("separate", "summed", "off"))
-    perception_weight: float = _setting(1.0, "of the observation's rewards; 0: none (VideoP2R's ablation)", low=0)
-    length_bonus: float = _setting(0.2, "for a right process of fitting length [R]", low=0)
-    perception_min: int = _setting(128, "tokens of an observation that earn the bonus, from (VideoP2R)", low=0)
-    perception_max: int = _setting(320, "… to", low=1)
-    reasoning_min: int = _setting(320, "tokens of thinking and answer that earn it, from (VideoP2R)", low=0)
-    reasoning_max: int = _setting(512, "… to", low=1)
-    quick_weight: float = _setting(0.9, "grammars with a quick answer: of its accuracy (VideoAuto-R1)", low=0)
-    final_weight: float = _setting(1.1, "grammars with a quick answer: of the last one's accuracy (VideoAuto-R1)", low=0)
-    fallback_bonus: float = _setting(0.3, "grammars with a quick answer: for putting off and then being right (VideoAuto-R1)", low=0)
+                            "summed, one advantage of both; off, the answer's rewards alone", choices=("separate", "summed", "off"), needs=(_OBSERVATION,))
+    perception_weight: float = _setting(1.0, "of the observation's rewards; 0: none (VideoP2R's ablation)", low=0, needs=(_OBSERVATION, _PROCESS))
+    length_bonus: float = _setting(0.2, "for a right process of fitting length [R]", low=0, needs=(_OBSERVATION, _PROCESS))
+    perception_min: int = _setting(128, "tokens of an observation that earn the bonus, from (VideoP2R)", low=0, needs=(_OBSERVATION, _PROCESS, _BONUS))
+    perception_max: int = _setting(320, "… to", low=1, needs=(_OBSERVATION, _PROCESS, _BONUS))
+    reasoning_min: int = _setting(320, "tokens of thinking and answer that earn it, from (VideoP2R)", low=0, needs=(_OBSERVATION, _PROCESS, _BONUS))
+    reasoning_max: int = _setting(512, "… to", low=1, needs=(_OBSERVATION, _PROCESS, _BONUS))
+    quick_weight: float = _setting(0.9, "grammars with a quick answer: of its accuracy (VideoAuto-R1)", low=0, needs=(_QUICK,))
+    final_weight: float = _setting(1.1, "grammars with a quick answer: of the last one's accuracy (VideoAuto-R1)", low=0, needs=(_QUICK,))
+    fallback_bonus: float = _setting(0.3, "grammars with a quick answer: for putting off and then being right (VideoAuto-R1)", low=0, needs=(_QUICK,))
     check_clips: int = _setting(32, "clips sampled first, to see whether there is anything to learn; 0: none", low=0)
     filter_rollouts: int = _setting(0, "traces sampled of each clip first; clips whose traces are all right or all wrong are left out "
                                     "(VideoAuto-R1: 8); 0: off", low=0)
@@ -296,6 +322,11 @@ class GrpoConfig(Section):
         if self.accuracy_weight == self.format_weight == 0:
             raise ConfigError("grpo.accuracy_weight = grpo.format_weight = 0", "every trace would earn the same",
                               "Give one of them a weight above 0")
+        for part in ("perception", "reasoning"):
+            low, high = getattr(self, f"{part}_min"), getattr(self, f"{part}_max")
+            if low > high:
+                raise ConfigError(f"grpo.{part}_min = {low}", f"grpo.{part}_max is only {high}, so no length would ever earn the bonus",
+                                  "Lower the first or raise the second")
 
 
 @dataclass(frozen=True)
@@ -321,6 +352,12 @@ class EvaluateConfig(Section):
     confidence: float = _setting(0.95, "of the intervals", above=0, high=0.999)
     bins: int = _setting(15, "reliability bins for ECE", low=1)
     controls: bool = _setting(True, "also score with the trace blanked, the video blanked, the trace swapped")
+
+
+_CHECKED = {
+    "teach": ("teach",), "coldstart": ("model",), "grpo": ("model", "grpo"), "calibrate": ("model", "gate"), "evaluate": ("gate",),
+}  # fmt: skip
+"""Stage → the sections in which it refuses what would do nothing."""
 
 
 @dataclass(frozen=True)
@@ -358,9 +395,26 @@ class Config(Section):
         told = self.to_dict()
         for name, settings in told.items():
             if isinstance(settings, dict):
-                fields = getattr(self, name).__dataclass_fields__
-                told[name] = {key: value for key, value in settings.items() if fields[key].metadata["decides"]}
+                section = getattr(self, name)
+                told[name] = {key: value for key, value in settings.items() if _part_of_a_run(section, key)}
         return told
+
+    def refuse_idle(self, stage: str) -> None:
+        """Raises `ConfigError` for a departure that this stage would not read, as the other settings are: what is set
+        shall do something, or be said to do nothing."""
+        for name in _CHECKED[stage]:
+            section = getattr(self, name)
+            for field in dataclasses.fields(section):
+                value = getattr(section, field.name)
+                lacking = [need for need in field.metadata["needs"] if not need.met(self)]
+                if value == field.default or not lacking:
+                    continue
+                need, set_to = lacking[0], f"{name}.{field.name} = {value!r}"
+                if not need.on:
+                    raise ConfigError(set_to, need.why, f"Leave {name}.{field.name} out: it would change nothing")
+                other, key = need.on.split(".")
+                raise ConfigError(f"{set_to} with {need.on} = {getattr(getattr(self, other), key)!r}", f"{need.why}, so it would change nothing",
+                                  f"Leave {name}.{field.name} out, or set {need.set}")
 
     def dumps(self) -> str:
         """All settings as TOML; `loads` gives the same config back."""
@@ -377,6 +431,11 @@ class Config(Section):
             raise ConfigError(f"section {sorted(unknown)[0]!r}", f"there are {', '.join(content)}", "Name one of them")
         chosen = {name: content[name] for name in sorted(sections or set(content) - {"workbench"})}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _part_of_a_run(section: Section, key: str) -> bool:
+    field = type(section).__dataclass_fields__[key]
+    return field.metadata["decides"] and not (field.metadata["added"] and getattr(section, key) == field.default)
 
 
 def _difference(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 
 from deepintuit.config import Config
 from deepintuit.data import container_features, text_corpus
-from deepintuit.errors import DataError, StoreError
+from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.judges import Question, appoint
 from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.metrics import fit_temperature
@@ -72,6 +72,8 @@ def run(
 
     A teach run of that split is a reasoner too: what its teacher wrote is scored as it stands, nothing is sampled.
     """
+    config.refuse_idle("evaluate")
+    _refuse_one_trace_for_many(config)
     system = system or name_of(workbench, reasoner)
     if reasoner and workbench.run(reasoner).stage == "teach":
         return _teacher(workbench, config, workbench.run(reasoner), system)
@@ -251,6 +253,22 @@ def _identity(workbench: Workbench, config: Config) -> dict:
     return {**sections, "evaluate": evaluate, "calibrate": sampled}
 
 
+def _samples(config: Config) -> bool:
+    """Whether a way to a distribution reads several traces."""
+    return config.evaluate.traces > 1 or config.evaluate.method in NEEDS_SAMPLES
+
+
+def _refuse_one_trace_for_many(config: Config) -> None:
+    """Traces that are to be compared must be able to differ."""
+    settings = config.evaluate
+    if _samples(config) and config.calibrate.temperature == 0:
+        raise ConfigError(
+            f"calibrate.temperature = 0 with evaluate.traces = {settings.traces} by {settings.method}",
+            "the further traces are sampled at that temperature, and at 0 they are all the first one",
+            "Set calibrate.temperature=1, or evaluate.traces=1 and a method that reads one trace",
+        )
+
+
 def _answers_without_trace(run: Run) -> bool:
     return run.stage == "coldstart" and run.config["coldstart"]["target"] == "label"
 
@@ -294,8 +312,8 @@ def _reasoned(
 ) -> None:
     settings, task = config.evaluate, local.task
     methods = fitted_ways(workbench.run(calibrator)) if calibrator else {}
-    wanted = settings.traces > 1 or settings.method in NEEDS_SAMPLES
-    count = max(settings.traces, config.calibrate.traces) if calibrator and wanted else 0
+    wanted = settings.traces if settings.traces > 1 else config.calibrate.traces
+    count = wanted if _samples(config) else 0
     _sample(writer.run, local, [clip for clip, _ in known], config, count, progress)
     _note(workbench, writer.run, task, config)
     rows = writer.run.read("traces").sort_values(["clip_id", "sample"])
@@ -310,7 +328,14 @@ def _reasoned(
         pairs, read = zip(traces, first), local.vlm.tokenizer
         raw = np.stack([answer_distribution(task, t, r.token_ids, r.token_logprobs, read) for t, r in pairs])
         writer.add("raw", clips, provisional, raw, provisional=provisional, traces=ids)
+    sampled = [parsed(task, by_clip[clip.clip_id].iloc[1 : 1 + count]) for clip in clips]
     if calibrator is None:
+        if count and ("vote", "none") not in done:
+            votes = vote_scores(task, sampled)
+            said = [task.labels.labels[i] for i in votes.logits_C_K.argmax(1)]
+            writer.add(
+                "vote", clips, said, votes.probs(1.0), provisional=provisional, traces=ids, outside=votes.outside_C
+            )
         return
     checkpoint, judge = workbench.run(calibrator).checkpoint, calibrating.vlm
     batch = config.sampling.clips_per_batch
@@ -326,7 +351,6 @@ def _reasoned(
         ("label_likelihood", "none"): lambda: likelihood(known, traces), ("linear_head", "none"): linear_head,
     }  # fmt: skip
     if count:
-        sampled = [parsed(task, by_clip[clip.clip_id].iloc[1 : 1 + count]) for clip in clips]
         ways["vote", "none"] = lambda: vote_scores(task, sampled)
         ways["mean_likelihood", "none"] = lambda: mean_scores(
             [likelihood(known, [s[k] for s in sampled]) for k in range(count)]
@@ -360,7 +384,8 @@ def _reasoned(
 def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Config, count: int, progress: bool) -> None:
     """Sample 0 at the evaluation temperature (greedy by default), samples 1 … count at temperature 1 for the ways
     that need several."""
-    batch, limits = config.sampling.clips_per_batch, {"max_tokens": config.sampling.max_tokens}
+    batch = config.sampling.clips_per_batch
+    limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p}
     done = run.done("traces", "clip_id")
     missing = [clip for clip in clips if clip.clip_id not in done]
     for start in track(range(0, len(missing), batch), "Traces", disable=not progress or not missing):

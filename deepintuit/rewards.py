@@ -133,18 +133,21 @@ def process_score(
     reasoning_target: tuple[int, int] = (320, 512),
     bonus: float = 0.2,
     perception_weight: float = 1.0,
-    answered: DualScore | None = None,
+    accuracy_weight: float = 1.0,
+    format_weight: float = 1.0,
+    answered: Score | None = None,
 ) -> ProcessScore:
     """Seeing and reasoning rewarded apart (VideoP2R): each earns accuracy, format, and a bonus for a fitting length.
 
     Of perception, accuracy is the judge's verdict on the observation alone; of reasoning, the answer's. A text that
     cannot be parsed has no observation to judge: it earns no format on either side and no perception at all [R],
-    whatever `sufficient` says. `perception_weight` 0 is the ablation without a perception reward. `answered`: what a
-    quick and a final answer earned, which then are the reasoning's accuracy and format.
+    whatever `sufficient` says. `perception_weight` 0 is the ablation without a perception reward. `answered`: what the
+    answer, or a quick and a final one, earned, with any penalty for length; it is the reasoning's part [R].
     """
-    plain = answered or score(trace, true_label)
+    plain = answered or score(trace, true_label, accuracy_weight=accuracy_weight, format_weight=format_weight)
     seen = float(sufficient and trace.ok)
-    perception = seen + plain.format + length_bonus(perception_tokens, *perception_target, seen * plain.format, bonus)
+    perception = accuracy_weight * seen + format_weight * plain.format
+    perception += length_bonus(perception_tokens, *perception_target, seen * plain.format, bonus)
     right = plain.accuracy * plain.format
     reasoning = plain.value + length_bonus(reasoning_tokens, *reasoning_target, right, bonus)
     perception *= perception_weight
@@ -158,18 +161,18 @@ def dual_score(
     *,
     quick_weight: float = 0.9,
     final_weight: float = 1.1,
-    format_weight: float = 1.0,
+    accuracy_weight: float = 1.0,
     fallback_bonus: float = 0.3,
+    **plainly: float,
 ) -> DualScore:
     """A quick answer and a final one (VideoAuto-R1): 0.9·R(a1) + 1.1·R(a2) + 1.0·format, and 0.3 more when a1 is the
-    fallback and a2 is right.
+    fallback and a2 is right. `accuracy_weight` is of both answers; `plainly` are `score`'s other weights and lengths.
 
     Reasoning must pay for itself, so the final answer weighs more; putting off pays only when it ends well. Of a text
     that cannot be parsed only a final answer beyond doubt counts.
     """
-    plain = score(trace, true_label)
+    plain = score(trace, true_label, accuracy_weight=accuracy_weight * final_weight, **plainly)
     quick = float(trace.ok and trace.quick is not None and normalise(trace.quick) == normalise(true_label))
     put_off = float(trace.ok and trace.quick is None)
-    value = quick_weight * quick + final_weight * plain.accuracy + format_weight * plain.format
-    value += fallback_bonus * put_off * plain.accuracy
+    value = plain.value + accuracy_weight * quick_weight * quick + fallback_bonus * put_off * plain.accuracy
     return DualScore(**vars(replace(plain, value=value)), quick=quick, put_off=put_off)

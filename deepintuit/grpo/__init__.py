@@ -43,6 +43,7 @@ def run(
 ) -> Run:
     """Refine the weights of the run `start` (None: the model as it is) on the GRPO split. Rollouts, rewards and
     advantages are stored as they come."""
+    config.refuse_idle("grpo")
     if start is not None:
         reasoner_run(workbench, start)
     refuse_one_class(Task(workbench.path, config).clips("grpo"), "grpo")

@@ -76,7 +76,8 @@ class Scorer:
         if not self.separate:
             whole_G = self._weighed([s.value for s in group.scores])
             return [np.full(len(s.token_ids), a) for s, a in zip(group.samples, whole_G)]
-        seeing_G = self._weighed([s.perception for s in group.scores])
+        # Normalised apart, a weight on the rewards alone would cancel.
+        seeing_G = self._weighed([s.perception for s in group.scores]) * self.config.perception_weight
         reasoning_G = self._weighed([s.reasoning for s in group.scores])
         return [np.where(m > 0, p, r) for m, p, r in zip(group.seeing_T, seeing_G, reasoning_G)]
 
@@ -110,41 +111,29 @@ class Scorer:
 
     def _score(self, group: Group, number: int) -> Score:
         settings, trace, label = self.config, group.traces[number], group.clip.label
-        length = len(group.samples[number].token_ids)
-        dual = None
+        length, earns = len(group.samples[number].token_ids), {"accuracy_weight": settings.accuracy_weight}
+        earns["format_weight"] = settings.format_weight
+        limits = {"length": length, "max_length": settings.max_tokens, "overlong_cache": settings.overlong_cache}
         if trace.grammar.quick:
-            dual = dual_score(
-                trace,
-                label,
-                quick_weight=settings.quick_weight,
-                final_weight=settings.final_weight,
-                format_weight=settings.format_weight,
-                fallback_bonus=settings.fallback_bonus,
-            )
-        if self.judge:
-            seen, verdict = int(group.seeing_T[number].sum()), group.verdicts[number]
-            return process_score(
-                trace,
-                label,
-                answered=dual,
-                sufficient=bool(verdict and verdict.sufficient),
-                perception_tokens=seen,
-                reasoning_tokens=length - seen,
-                perception_target=(settings.perception_min, settings.perception_max),
-                reasoning_target=(settings.reasoning_min, settings.reasoning_max),
-                bonus=settings.length_bonus,
-                perception_weight=settings.perception_weight,
-            )
-        if dual:
-            return dual
-        return score(
+            two = {name: getattr(settings, name) for name in ("quick_weight", "final_weight", "fallback_bonus")}
+            answered = dual_score(trace, label, **two, **earns, **limits)
+        else:
+            answered = score(trace, label, **earns, **limits)
+        if self.judge is None:
+            return answered
+        seen, verdict = int(group.seeing_T[number].sum()), group.verdicts[number]
+        return process_score(
             trace,
             label,
-            accuracy_weight=settings.accuracy_weight,
-            format_weight=settings.format_weight,
-            length=length,
-            max_length=settings.max_tokens,
-            overlong_cache=settings.overlong_cache,
+            **earns,
+            answered=answered,
+            sufficient=bool(verdict and verdict.sufficient),
+            perception_tokens=seen,
+            reasoning_tokens=length - seen,
+            perception_target=(settings.perception_min, settings.perception_max),
+            reasoning_target=(settings.reasoning_min, settings.reasoning_max),
+            bonus=settings.length_bonus,
+            perception_weight=settings.perception_weight,
         )
 
     def _weighed(self, rewards_G: Sequence[float]) -> np.ndarray:

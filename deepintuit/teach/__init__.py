@@ -44,6 +44,7 @@ def run(workbench: Workbench, config: Config, *, split: str = "coldstart", progr
     in the run's log. Raises `DataError` for a split without clips, and `TeachError` when the teacher cannot be asked or
     left some traces unwritten for now; then all that came is kept, and the same call goes on from there.
     """
+    config.refuse_idle("teach")
     manifest = Manifest.load(workbench.path, config.clips.dataset)
     labels = LabelSet.load(config.clips.labels) if config.clips.labels else manifest.labels
     clips = _clips(manifest, labels, split)

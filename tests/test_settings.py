@@ -1,0 +1,219 @@
+"""Every setting does something or is refused: each one is flipped, under each grammar, on parts that are tiny and real
+but for the texts, which are written by hand."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from deepintuit import cli, evaluate
+from deepintuit.config import GRAMMAR_NAMES, Config, GrpoConfig, load
+from deepintuit.errors import ConfigError
+from deepintuit.grpo import before
+from deepintuit.grpo.groups import Scorer, apart
+from deepintuit.grpo.trainer import Trainer
+from deepintuit.judges import Verdict
+from deepintuit.reasoner import LocalReasoner, Task
+from deepintuit.trace import FALLBACK, GRAMMARS, render
+from deepintuit.vlm import VLM, Sample
+
+pytest_plugins = ["embedded"]
+
+SEEING = "prompt.grammar=observation-think-answer"
+PLAIN = (
+    "grpo.group=5",
+    "grpo.clips_per_step=3",
+    "grpo.max_tokens=150",
+    "grpo.check_clips=2",
+    "grpo.learning_rate=1e-3",
+)
+FLIPPED = {
+    "group": 6, "clips_per_step": 2, "learning_rate": 2e-3, "warmup_steps": 1, "weight_decay": 0.5,
+    "max_grad_norm": 9.0,
+    "epochs": 9.0, "max_steps": 5, "max_tokens": 90, "temperature": 0.5, "objective": "grpo",
+    "epsilon_low": 0.1, "epsilon_high": 0.5,
+    "tau": 0.3, "beta": 0.1, "dynamic_sampling": True, "max_refills": 1, "overlong_cache": 140, "mask_truncated": True,
+    "accuracy_weight": 5.0, "format_weight": 0.0, "process": "summed", "perception_weight": 0.5, "length_bonus": 0.9,
+    "perception_min": 30, "perception_max": 60, "reasoning_min": 28, "reasoning_max": 50,
+    "quick_weight": 0.1, "final_weight": 3.0,
+    "fallback_bonus": 2.0, "check_clips": 1, "filter_rollouts": 3, "save_steps": 3,
+}  # fmt: skip
+ONLY_COST = {"save_steps"}
+"""Of GRPO. That it changes nothing: `test_a_killed_run_continues_to_the_same_weights_and_rollouts`."""
+BOUNDS = ("perception_min=28", "perception_max=40", "reasoning_min=10", "reasoning_max=30")
+WAKES = {
+    "tau": ("objective=softmax_weighted",), "max_refills": ("dynamic_sampling=true",),
+    **dict.fromkeys(("length_bonus", "perception_min", "perception_max", "reasoning_min", "reasoning_max"), BOUNDS),
+}  # fmt: skip
+"""What else must be set for a setting to be read."""
+
+
+@pytest.fixture(scope="module")
+def parts(bench, tmp_path_factory):
+    """A model of random weights, the clips of GRPO, and texts of every kind for each grammar."""
+    settings = bench.settings()
+    vlm = VLM.load(settings.model, settings.video, cache=bench.workbench.cache, trainable=True)
+    local = LocalReasoner(vlm, Task(bench.path, settings))
+    clips = local.encode(local.task.clips("grpo"))
+    columns = ["clip_id", "stage", "sample", "text", "truncated"]
+    run = SimpleNamespace(  # a run that forgets: what a flip decides must not depend on the one before
+        path=tmp_path_factory.mktemp("run"), about={}, note=lambda **_: None, log=lambda _: None,
+        append=lambda *_: None, read=lambda *_: pd.DataFrame(columns=columns),
+    )  # fmt: skip
+    return SimpleNamespace(bench=bench, vlm=vlm, encoded=clips, clips=[clip for clip, _ in clips], run=run)
+
+
+def texts(grammar: str, label: str, other: str) -> list[str]:
+    """Right and well seen, wrong, right but put off and not seen, without a form, right and long."""
+
+    def text(answer: str, seen: str, quick: str, think: str) -> str:
+        given = {"observation": f" {seen} ", "think": f" {think} ", "answer": f" {answer} ", "quick": f" {quick} "}
+        return render(grammar, **{segment.name: given[segment.name] for segment in GRAMMARS[grammar].segments})
+
+    return [
+        text(label, "Day. Seen.", label, "So."),
+        text(other, "Day. Seen.", label, "It is."),
+        text(label, "Day.", FALLBACK, "So."),
+        f"<think> So {label}." if label != other else text(label, "Day.", label, "So."),
+        text(label, "Day. Seen." * 6, other, "So. It is. " * 4),
+    ]
+
+
+def decided(parts, config: Config) -> dict:
+    """What a round of GRPO comes to under these settings: clips chosen, traces asked for, TRL's arguments, rewards,
+    advantages and masks."""
+    asked = []
+    reasoner = LocalReasoner(parts.vlm, Task(parts.bench.path, config))
+    encoded = {clip.clip_id: features for clip, features in parts.encoded}
+
+    def groups(clips, samples, *, temperature, max_tokens, step):
+        asked.append((tuple(clip.clip_id for clip in clips), tuple(samples), temperature, max_tokens, step))
+        found = []
+        for clip in clips:
+            number = parts.clips.index(clip)
+            other = next(label for label in reasoner.task.labels if label != clip.label)
+            # Of the last clip some are right and some wrong; of the others all are right.
+            written = texts(config.prompt.grammar, clip.label, other if number == len(parts.clips) - 1 else clip.label)
+            ids = [parts.vlm.target_ids(written[sample % len(written)]) for sample in samples]
+            cut = [one[:max_tokens] for one in ids]
+            said = [parts.vlm.tokenizer.decode(one, skip_special_tokens=True) for one in cut]
+            made = [Sample(t, c, [-0.1] * len(c), len(c) < len(i), 1.0) for t, c, i in zip(said, cut, ids)]
+            found.append((clip, encoded[clip.clip_id], made))
+        return found
+
+    reasoner.groups = groups
+    clips = before.chosen(reasoner, parts.clips, config.grpo, parts.run, progress=False)
+    judge = (lambda asked: [Verdict("Seen" in one.observation, "") for one in asked]) if apart(config) else None
+    trainer = Trainer(Scorer(reasoner, config, judge), clips, config, parts.run, progress=False)
+    rewards = []
+    trainer._store = lambda groups, *_: rewards.extend(score.value for group in groups for score in group.scores)
+    drawn = [{"clip": i} for i in list(range(len(clips)))[-3:] for _ in range(config.grpo.group)]
+    batch = trainer._generate_and_score_completions(drawn)
+    told = {k: v for k, v in trainer.args.to_dict().items() if not k.endswith("_dir") and k != "run_name"}
+    tensors = {name: value.tolist() for name, value in batch.items()}
+    return {"asked": asked, "clips": [clip.clip_id for clip in clips], "told": told, "rewards": rewards, **tensors}
+
+
+def grpo_settings(parts, grammar: str, *sets: str) -> Config:
+    return parts.bench.settings(*PLAIN, f"prompt.grammar={grammar}", "judge.source=facts", "grpo.max_steps=0", *sets)
+
+
+def test_every_setting_of_grpo_is_flipped():
+    assert set(FLIPPED) == {field.name for field in dataclasses.fields(GrpoConfig)}
+
+
+@pytest.fixture(scope="module")
+def plain(parts):
+    """What a round comes to, by the settings; each is computed once."""
+    known = {}
+
+    def of(grammar: str, *sets: str) -> dict:
+        if (grammar, sets) not in known:
+            known[grammar, sets] = decided(parts, grpo_settings(parts, grammar, *sets))
+        return known[grammar, sets]
+
+    return of
+
+
+@pytest.mark.parametrize("grammar", GRAMMAR_NAMES)
+@pytest.mark.parametrize("key", FLIPPED)
+def test_a_setting_of_grpo_changes_what_is_done_or_is_refused(parts, plain, key, grammar):
+    value = FLIPPED[key]
+    flip = f"grpo.{key}={str(value).lower() if isinstance(value, bool) else value}"
+    base = tuple(f"grpo.{one}" for one in WAKES.get(key, ()))
+    refused = []
+    for sets in {(), base}:
+        try:
+            config = grpo_settings(parts, grammar, *sets, flip)
+            config.refuse_idle("grpo")
+        except ConfigError as error:
+            assert sets or f"grpo.{key}" in str(error)
+            refused.append(sets)
+            continue
+        if sets == base and key not in ONLY_COST:
+            assert plain(grammar, *sets) != plain(grammar, *sets, flip)
+    assert bool(refused) == _idle(key, grammar)
+
+
+def _idle(key: str, grammar: str) -> bool:
+    """Whether some state of the other settings leaves this one unread under this grammar."""
+    if key in ("quick_weight", "final_weight", "fallback_bonus"):
+        return not grammar.startswith("answer-")
+    if key.startswith(("perception", "reasoning", "length_bonus", "process")) and not key.endswith("_max"):
+        return "observation" not in grammar
+    return key.startswith("epsilon") or key.endswith("_max") or key in ("tau", "max_refills")
+
+
+@pytest.mark.parametrize(
+    ("stage", "sets", "says"),
+    [
+        ("grpo", ("grpo.quick_weight=2",), "grpo.quick_weight = 2.0 with prompt.grammar = 'think-answer'"),
+        ("grpo", ("grpo.process=off", SEEING, "grpo.length_bonus=1"), "grpo.process = 'off'"),
+        ("grpo", ("grpo.tau=2",), "grpo.objective = 'dapo'"),
+        ("grpo", ("grpo.max_refills=9",), "grpo.dynamic_sampling = False"),
+        ("grpo", ("grpo.epsilon_high=0.2",), "no bound is ever met"),
+        ("coldstart", ("model.lora_alpha=8",), "model.lora_rank = 0"),
+        ("calibrate", ("gate.threshold=0.5",), "gate.by = 'off'"),
+        ("evaluate", ("gate.threshold=0.5",), "gate.by = 'off'"),
+        ("teach", ("teach.given_answer=true",), "only the local model is told the answer"),
+        ("teach", ("teach.judged=false",), "no observation"),
+        ("teach", ("teach.source=homecam", "teach.temperature=0"), "no model is sampled there"),
+    ],
+)  # fmt: skip
+def test_a_departure_that_nothing_would_read_is_refused_by_its_name_and_what_it_hangs_on(stage, sets, says):
+    with pytest.raises(ConfigError) as refused:
+        load(None, sets).refuse_idle(stage)
+    assert says in str(refused.value) and "Leave" in refused.value.todo
+    for other in {"teach", "coldstart", "grpo", "calibrate", "evaluate"} - {stage, "calibrate", "evaluate", "grpo"}:
+        load(None, sets).refuse_idle(other)  # one file of settings serves all stages
+
+
+def test_the_command_refuses_before_anything_is_loaded_and_when_dry(bench, capsys):
+    place = [f"--workbench={bench.path}", "--start=base", "--set=grpo.final_weight=2"]
+    for more in ([], ["--dry-run"]):
+        assert cli.main(["grpo", *place, *more]) == 2
+        assert "grpo.final_weight = 2.0 with prompt.grammar = 'think-answer'" in capsys.readouterr().err
+
+
+def test_traces_that_are_compared_must_differ(bench, cold):
+    config = bench.settings("calibrate.temperature=0", "calibrate.traces=1", "evaluate.method=vote")
+    with pytest.raises(ConfigError, match="all the first one"):
+        evaluate.run(bench.workbench, config, reasoner=cold.id, progress=False)
+
+
+def test_several_traces_vote_without_a_calibrator_too_as_many_as_were_asked_for(bench, cold):
+    config = bench.settings("evaluate.traces=3", "calibrate.traces=5")
+    run = evaluate.run(bench.workbench, config, reasoner=cold.id, progress=False)
+    assert set(run.read("traces").groupby("clip_id").size()) == {1 + 3}
+    assert set(run.read("predictions")["method"]) == {"raw", "vote"}
+
+
+def test_the_probability_mass_sampled_from_reaches_calibration_and_evaluation(bench, cold):
+    sets = ("calibrate.epochs=0.1", "calibrate.patience=0", "evaluate.temperature=2", "evaluate.controls=false")
+    said = {}
+    for top_p in ("1", "0.05"):
+        config = bench.settings(*sets, f"sampling.top_p={top_p}")
+        made = evaluate.run(bench.workbench, config, reasoner=cold.id, progress=False).read("traces")
+        said[top_p] = made.sort_values("clip_id")["text"].tolist()
+    assert said["1"] != said["0.05"]
