@@ -9,20 +9,20 @@ Run it:  python -c "from deepintuit import config; print(config.load(None, ['grp
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
 import os
-import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import tomli_w
 
 from deepintuit import texts
+from deepintuit.config.fields import Need, Section, hints
+from deepintuit.config.fields import setting as _setting
 from deepintuit.errors import ConfigError, nearest
 
 GRAMMAR_NAMES = ("think-answer", "observation-think-answer", "answer-think-answer", "answer-observation-think-answer")
@@ -30,106 +30,20 @@ METHODS = ("label_likelihood", "linear_head", "vote", "mean_likelihood")
 SPLITS = ("coldstart", "grpo", "calibration", "validation", "test")
 
 
-_LARGEST = 2**53
-"""Of a number: up to here floats hold every whole one, and so does everybody who reads JSON."""
-_LONGEST = 10_000
-"""Characters of a text."""
-_IN_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a text",
-    tuple[str, ...]: "a list of texts",
-}
-
-
-class _Need(NamedTuple):
-    """What must hold for a setting to be read at all: the setting that it hangs on, a test of the config, and its words."""
-
-    on: str
-    met: Callable[[Config], bool]
-    why: str
-    set: str
-
-
-_OBSERVATION = _Need("prompt.grammar", lambda c: "observation" in c.prompt.grammar,
+_OBSERVATION = Need("prompt.grammar", lambda c: "observation" in c.prompt.grammar,
                      "that grammar has no observation to ask for or reward", "prompt.grammar=observation-think-answer")
-_QUICK = _Need("prompt.grammar", lambda c: c.prompt.grammar.startswith("answer-"),
+_QUICK = Need("prompt.grammar", lambda c: c.prompt.grammar.startswith("answer-"),
                "that grammar has no quick answer to reward", "prompt.grammar=answer-think-answer")
-_PROCESS = _Need("grpo.process", lambda c: c.grpo.process != "off", "seeing earns nothing there", "grpo.process=separate")
-_BONUS = _Need("grpo.length_bonus", lambda c: c.grpo.length_bonus > 0, "no length earns anything", "grpo.length_bonus=0.2")
-_SOFTMAX = _Need("grpo.objective", lambda c: c.grpo.objective == "softmax_weighted", "that objective has no weights of rewards",
+_PROCESS = Need("grpo.process", lambda c: c.grpo.process != "off", "seeing earns nothing there", "grpo.process=separate")
+_BONUS = Need("grpo.length_bonus", lambda c: c.grpo.length_bonus > 0, "no length earns anything", "grpo.length_bonus=0.2")
+_SOFTMAX = Need("grpo.objective", lambda c: c.grpo.objective == "softmax_weighted", "that objective has no weights of rewards",
                  "grpo.objective=softmax_weighted")
-_REFILLS = _Need("grpo.dynamic_sampling", lambda c: c.grpo.dynamic_sampling, "no round is filled up", "grpo.dynamic_sampling=true")
-_ADAPTER = _Need("model.lora_rank", lambda c: c.model.lora_rank > 0, "there is no adapter", "model.lora_rank=64")
-_GATE = _Need("gate.by", lambda c: c.gate.by != "off", "nothing is compared with it", "gate.by=confidence")
-_OWN_WORDS = _Need("teach.source", lambda c: c.teach.source == "self", "only the local model is told the answer", "teach.source=self")
-_A_MODEL = _Need("teach.source", lambda c: c.teach.source != "homecam", "no model is sampled there", "teach.source=endpoint")
-_NEVER = _Need("", lambda c: False, "a round is followed by one update, whose ratio is 1, so that no bound is ever met", "")
-
-
-def _setting(default: Any, doc: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf,
-             choices: tuple[str, ...] = (), decides: bool = True, added: bool = False, needs: tuple[_Need, ...] = ()) -> Any:
-    """A field with its meaning (and unit), and what it may be: low ≤ value ≤ high, value > above, or one of choices.
-    `decides` false: it changes what the work costs and not what comes of it. `added`: it came later, so at its default
-    it is no part of what a run is. `needs`: what must hold for it to do anything."""
-    return dataclasses.field(default=default, metadata=dict(doc=doc, low=low, high=high, above=above, choices=choices,
-                                                            decides=decides, added=added, needs=needs))  # fmt: skip
-
-
-_hints = functools.cache(typing.get_type_hints)
-
-
-@dataclass(frozen=True)
-class Section:
-    """Checks every field of a section against its type and range when it is made, so that no bad one can exist."""
-
-    def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
-            field = type(self).__dataclass_fields__[name]
-            object.__setattr__(self, name, _checked(_dotted(self, name), getattr(self, name), hint, field.metadata))
-        self._check_together()
-
-    def _check_together(self) -> None:
-        """What no field can check alone."""
-
-
-def _dotted(section: Section, key: str) -> str:
-    name = type(section).__name__.removesuffix("Config").lower()
-    return f"{name}.{key}" if name else key
-
-
-def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
-    """The value in the field's own type. Only what loses nothing is converted: int → float, list → tuple."""
-    if isinstance(value, int) and abs(value) > _LARGEST:
-        raise ConfigError(f"{key} is a number of {value.bit_length()} bits", f"one of at most {_LARGEST:,} is stored as it is",
-                          f"Meaning: {limits.get('doc', key)}")
-    if hint is float and type(value) is int:
-        value = float(value)
-    if hint == tuple[str, ...] and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        value = tuple(value)
-    if any(not texts.fits(item, _LONGEST) for item in (value if isinstance(value, tuple) else [value]) if isinstance(item, str)):
-        raise ConfigError(f"{key} = {value!r}", f"a text has at most {_LONGEST:,} characters, and no half of one", f"Meaning: {limits.get('doc', key)}")
-    if hint == tuple[str, ...] and isinstance(value, tuple):
-        return value
-    if type(value) is not hint:
-        raise ConfigError(f"{key} = {value!r}", f"it must be {_IN_WORDS[hint]}", f"Meaning: {limits.get('doc', key)}")
-    if choices := limits.get("choices"):
-        if value not in choices:
-            near = nearest(value, choices)
-            raise ConfigError(
-                f"{key} = {value!r}",
-                f"it must be one of {', '.join(choices)}",
-                f"Nearest: {near!r}" if near else f"Meaning: {limits['doc']}",
-            )
-    elif limits and hint in (int, float):
-        low, high, above = limits["low"], limits["high"], limits["above"]
-        if not math.isfinite(value) or not low <= value <= high or value <= above:
-            bounds = [(low, f"at least {low}"), (above, f"above {above}"), (high, f"at most {high}")]
-            bounds = [text for bound, text in bounds if math.isfinite(bound)]
-            allowed = " and ".join(bounds + ([] if math.isfinite(value) else ["finite"]))
-            raise ConfigError(f"{key} = {value!r}", f"it must be {allowed}", f"Meaning: {limits['doc']}")
-    return value
+_REFILLS = Need("grpo.dynamic_sampling", lambda c: c.grpo.dynamic_sampling, "no round is filled up", "grpo.dynamic_sampling=true")
+_ADAPTER = Need("model.lora_rank", lambda c: c.model.lora_rank > 0, "there is no adapter", "model.lora_rank=64")
+_GATE = Need("gate.by", lambda c: c.gate.by != "off", "nothing is compared with it", "gate.by=confidence")
+_OWN_WORDS = Need("teach.source", lambda c: c.teach.source == "self", "only the local model is told the answer", "teach.source=self")
+_A_MODEL = Need("teach.source", lambda c: c.teach.source != "homecam", "no model is sampled there", "teach.source=endpoint")
+_NEVER = Need("", lambda c: False, "a round is followed by one update, whose ratio is 1, so that no bound is ever met", "")
 
 
 @dataclass(frozen=True)
@@ -515,7 +429,7 @@ def _hint(parts: Sequence[str]) -> Any:
     """The type of a setting. Raises `ConfigError` with the nearest name when there is none."""
     owner: Any = Config
     for depth, part in enumerate(parts):
-        known = _hints(owner) if isinstance(owner, type) and issubclass(owner, Section) else {}
+        known = hints(owner) if isinstance(owner, type) and issubclass(owner, Section) else {}
         if part not in known:
             above = ".".join(parts[:depth])
             near = nearest(part, known)
