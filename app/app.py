@@ -7,6 +7,7 @@ Starts without torch: a model is loaded when a page first asks for one.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -14,7 +15,7 @@ import threading
 import time
 import warnings
 import webbrowser
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +31,7 @@ from starlette.responses import PlainTextResponse  # noqa: E402
 
 from app import errors, media, review, runs, sql, traces, watch  # noqa: E402
 from app.desk import Desk  # noqa: E402
+from app.doors import Blocks, Doors  # noqa: E402
 from app.gate import Gate  # noqa: E402
 from app.uploads import MAX_BYTES  # noqa: E402
 from deepintuit.errors import ConfigError  # noqa: E402
@@ -58,7 +60,9 @@ _ALWAYS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosnif
 def blocks(desk: Desk) -> gr.Blocks:
     """All pages as one multi-page app."""
     (_, (first, module)), *others = PAGES.items()
-    with gr.Blocks(title="DeepIntuit", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+    with Blocks(title="DeepIntuit", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+        demo.uploads = desk.uploads
+        demo.has_launched = True  # or Gradio does not ask whether a file that is named was uploaded
         gr.Navbar(main_page_name=first)
         module.page(desk)
     for path, (name, module) in others:
@@ -104,7 +108,13 @@ def create(workbench: str | Path, users: Mapping[str, str] | None = None, hosts:
     `users`: name → hash, none means no login; `hosts`: names that requests may come under, "*" for any.
     """
     desk = Desk(workbench)
-    server = FastAPI(title="DeepIntuit", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(desk.uploads.close)
+
+    server = FastAPI(title="DeepIntuit", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     server.state.desk = desk
     server.include_router(media.routes(desk))
     server.include_router(traces.routes(desk))
@@ -113,6 +123,7 @@ def create(workbench: str | Path, users: Mapping[str, str] | None = None, hosts:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="SSR mode is not supported")  # nor asked for
+        gr.routes.DEFAULT_TEMP_DIR = str(desk.uploads.inbox)  # before the pages are made: they ask where uploads lie
         gr.mount_gradio_app(
             server,
             blocks(desk),
@@ -127,6 +138,7 @@ def create(workbench: str | Path, users: Mapping[str, str] | None = None, hosts:
             max_file_size=MAX_BYTES,
             ssr_mode=False,
         )
+    server.add_middleware(Doors)
     server.add_middleware(Gate, users=dict(users or {}))  # the last that is added stands outermost
     if "*" not in hosts:
         server.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))

@@ -2,6 +2,7 @@
 
 import re
 import resource
+import secrets
 import subprocess
 import sys
 import time
@@ -255,48 +256,59 @@ def test_users_are_kept_hashed_and_only_their_owner_reads_the_file(tmp_path):
 # Uploads
 
 
-def test_an_upload_is_taken_over_served_and_gone_after_its_hour(tmp_path):
+def sent(uploads: Uploads, name: str) -> Path:
+    """Where Gradio would put a file that a browser sends."""
+    place = uploads.inbox / secrets.token_hex(8) / name
+    place.parent.mkdir()
+    return place
+
+
+def test_an_upload_is_taken_over_served_and_gone_after_its_hour():
     now = [0.0]
     uploads = Uploads(3600, lambda: now[0])
-    write_clip(tmp_path / "mine.mp4")
-    upload = uploads.accept(tmp_path / "mine.mp4", "mine.mp4")
-    assert not (tmp_path / "mine.mp4").exists() and upload.path.exists() and upload.info.seconds == pytest.approx(2)
+    given = sent(uploads, "mine.mp4")
+    write_clip(given)
+    upload = uploads.accept(given, "mine.mp4")
+    assert not given.exists() and upload.path.exists() and upload.info.seconds == pytest.approx(2)
     assert len(upload.id) > 20 and "mine" not in str(upload.path)
     assert uploads.get(upload.id) is upload and uploads.get("upload-other") is None
     now[0] = 3601
     assert uploads.get(upload.id) is None and not upload.path.exists()
 
 
-def test_an_uploaded_clip_that_no_browser_plays_gets_a_copy(tmp_path):
+def test_an_uploaded_clip_that_no_browser_plays_gets_a_copy():
     import av
 
-    with av.open(str(tmp_path / "old.avi"), "w") as out:
+    uploads = Uploads()
+    given = sent(uploads, "old.avi")
+    with av.open(str(given), "w") as out:
         stream = out.add_stream("mpeg4", rate=8)
         stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
         for _ in range(8):
             out.mux(stream.encode(av.VideoFrame(96, 96, "yuv420p")))
         out.mux(stream.encode())
-    upload = Uploads().accept(tmp_path / "old.avi", "old.avi")
+    upload = uploads.accept(given, "old.avi")
     assert upload.playable != upload.path and media.video.probe(upload.playable).playable
 
 
 @pytest.mark.parametrize("content", [b"", b"not a video", b"\x00\x00\x00\x18ftypmp42" + b"\x00" * 64])
-def test_a_refused_upload_is_deleted_and_its_place_is_not_told(tmp_path, content):
-    given = tmp_path / "secret-place" / "x.mp4"
-    given.parent.mkdir()
+def test_a_refused_upload_is_deleted_and_its_place_is_not_told(content):
+    uploads = Uploads()
+    given = sent(uploads, "x.mp4")
     given.write_bytes(content)
     with pytest.raises(VideoError) as refused:
-        Uploads().accept(given, "holiday.mp4")
-    assert "holiday.mp4" in str(refused.value) and "secret-place" not in str(refused.value)
+        uploads.accept(given, "holiday.mp4")
+    assert "holiday.mp4" in str(refused.value) and given.parent.name not in str(refused.value)
     assert not given.exists()
 
 
-def test_too_large_an_upload_is_refused_on_its_way_and_again_on_arrival(tmp_path, workbench, monkeypatch):
-    large = tmp_path / "large.mp4"
+def test_too_large_an_upload_is_refused_on_its_way_and_again_on_arrival(workbench, monkeypatch):
+    uploads = Uploads()
+    large = sent(uploads, "large.mp4")
     with open(large, "wb") as file:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(VideoError, match="larger than 200 MB"):
-        Uploads().accept(large, "large.mp4")
+        uploads.accept(large, "large.mp4")
     monkeypatch.setattr("app.app.MAX_BYTES", 1000)
     visitor = client(workbench)
     for size, code in ((900, 200), (2000, 413)):
@@ -304,13 +316,14 @@ def test_too_large_an_upload_is_refused_on_its_way_and_again_on_arrival(tmp_path
         assert answer.status_code == code
 
 
-def test_the_oldest_upload_goes_when_there_are_too_many(tmp_path, monkeypatch):
+def test_the_oldest_upload_goes_when_there_are_too_many(monkeypatch):
     monkeypatch.setattr("app.uploads._MOST", 2)
     uploads = Uploads()
     made = []
     for number in range(3):
-        write_clip(tmp_path / f"{number}.mp4", 50 + number)
-        made.append(uploads.accept(tmp_path / f"{number}.mp4", "clip.mp4"))
+        given = sent(uploads, "clip.mp4")
+        write_clip(given, 50 + number)
+        made.append(uploads.accept(given, "clip.mp4"))
     assert [uploads.get(one.id) is not None for one in made] == [False, True, True]
 
 
