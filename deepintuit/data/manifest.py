@@ -21,9 +21,8 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from deepintuit import disk
+from deepintuit import disk, parquet
 from deepintuit.data.listing import SPLITS
 from deepintuit.errors import DataError, nearest
 from deepintuit.labels import LabelSet
@@ -126,11 +125,11 @@ class Manifest:
                 f"Nearest: {near!r}" if near else "Import one with `deepintuit clips`.",
             )
         try:
-            table = pq.read_table(self.path)
-        except (pa.ArrowInvalid, OSError) as error:
+            table = parquet.read(self.path)
+        except (ValueError, OSError) as error:
             raise DataError(
-                f"{str(self.path)!r} is not a Parquet file ({error}).",
-                "The manifest is read from it.",
+                f"{str(self.path)!r} cannot be read ({error}).",
+                "The manifest is read from it, and it is whole when written.",
                 f"Put an earlier version ({dataset}@<n>.parquet) in its place, or import again.",
             ) from error
         missing = [name for name in SCHEMA.names if name not in table.column_names]
@@ -207,13 +206,13 @@ class Manifest:
         with disk.replacing(self._labels_path) as temporary:
             temporary.write_bytes(labels)
         with disk.replacing(self.path) as temporary:
-            pq.write_table(table, temporary)
+            parquet.write(table, temporary)
         return self.path
 
     def _is_saved(self, table: pa.Table, labels: bytes) -> bool:
         try:
-            return pq.read_table(self.path).equals(table) and self._labels_path.read_bytes() == labels
-        except (pa.ArrowInvalid, OSError):
+            return parquet.read(self.path).equals(table) and self._labels_path.read_bytes() == labels
+        except (ValueError, OSError):
             return False  # damaged or half gone: what is there is kept as a version and written anew
 
     def _kept(self, ending: str = "parquet") -> list[int]:

@@ -58,8 +58,8 @@ def dump(found: Sequence[Mapping[str, Any]], form: str) -> bytes:
     """Rows as a file. In CSV, a text that a spreadsheet might take for a formula (it begins with = + - @, a tab or a
     line's end, or their wide forms) gets a ' in front, and so does one that begins with '; `load` takes it away."""
     if form == "parquet":
-        file = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(list(found), schema=SHOWN), file, compression="zstd")
+        file, table = io.BytesIO(), pa.Table.from_pylist(list(found), schema=SHOWN)
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
         return file.getvalue()
     told = [{**row, "time": row["time"].replace(tzinfo=UTC).isoformat()} for row in found]
     if _known(form) == "jsonl":
@@ -76,7 +76,7 @@ def load(content: bytes, form: str) -> list[dict[str, Any]]:
     cannot be read."""
     try:
         if form == "parquet":
-            table = pq.read_table(pa.BufferReader(content))
+            table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
             found = table.select([name for name in table.column_names if name in SCHEMA.names]).to_pylist()
         elif form == "label-studio":
             found = list(_annotations(json.loads(content)))
@@ -86,7 +86,7 @@ def load(content: bytes, form: str) -> list[dict[str, Any]]:
             lines = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
             found = [{name: as_written(value) for name, value in line.items() if name} for line in lines]
         return [_row(number, row) for number, row in enumerate(found, 1)]
-    except (ValueError, csv.Error, pa.ArrowException, RecursionError) as error:
+    except (ValueError, OSError, csv.Error, pa.ArrowException, RecursionError) as error:
         raise DataError(f"the file is not read as {form} ({str(error):.200})", "reviews come in row by row",
                         f"name its form: {', '.join(FORMS)}") from error
 

@@ -191,6 +191,10 @@ class Workbench:
             disk.fsync_folder(self.path)
             return True
 
+    def problems(self) -> list[tuple[str, str]]:
+        """What the last refresh had to leave out of the index: the file, and what is wrong with it."""
+        return list(self.query("SELECT source, problem FROM problems ORDER BY ALL").itertuples(index=False, name=None))
+
     def _indexed(self) -> str | None:
         try:
             return self._reader().fingerprint

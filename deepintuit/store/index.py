@@ -27,8 +27,8 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from deepintuit import parquet
 from deepintuit.errors import DeepIntuitError, StoreError
 from deepintuit.store import reviewed, search
 from deepintuit.store.grains import GRAINS, Grain
@@ -247,13 +247,12 @@ def _load_clips(connection: duckdb.DuckDBPyConnection, root: Path) -> Iterator[t
         if "@" in path.name:  # a former version that `data` keeps beside the manifest in force
             continue
         try:
-            with pq.ParquetFile(path) as file:
-                rows = file.read()
+            rows = parquet.read(path)
             if "dataset" not in rows.column_names:
                 rows = rows.append_column("dataset", pa.array([path.stem] * rows.num_rows, pa.string()))
             whole = pa.concat_tables([whole, rows], promote_options="permissive")
-        except (pa.ArrowException, OSError) as error:
-            yield str(path.relative_to(root)), f"{type(error).__name__}: {error}"
+        except (pa.ArrowException, ValueError, OSError) as error:
+            yield str(path.relative_to(root)), str(error)
     _insert(connection, "clips", whole, create=True)
 
 

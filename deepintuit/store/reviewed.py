@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from deepintuit import disk
+from deepintuit import disk, parquet
 
 _text = pa.string()
 SCHEMA = pa.schema([
@@ -119,9 +119,17 @@ def cache(root: Path) -> Path:
     return root / "reviews" / "answers.parquet"
 
 
+def _source(root: Path) -> Path:
+    return root / "reviews" / "events.jsonl"
+
+
+def _table(source: Path) -> pa.Table:
+    return pa.Table.from_pylist(rows(source.read_bytes()), schema=_CACHED)
+
+
 def refresh(root: Path) -> bool:
     """Write the cache anew when the events are others than those it was made of; True when it was written."""
-    source, target = root / "reviews" / "events.jsonl", cache(root)
+    source, target = _source(root), cache(root)
     try:
         facts = source.stat()
     except FileNotFoundError:
@@ -132,9 +140,9 @@ def refresh(root: Path) -> bool:
             return False
     except (OSError, pa.ArrowException):
         pass  # none there yet, or damaged: written anew
-    found = pa.Table.from_pylist(rows(source.read_bytes()), schema=_CACHED).replace_schema_metadata({_MARK: mark})
+    found = _table(source).replace_schema_metadata({_MARK: mark})
     with disk.replacing(target, durable=False) as temporary:
-        pq.write_table(found, temporary)
+        parquet.write(found, temporary)
     return True
 
 
@@ -148,8 +156,9 @@ def fails_in(root: Path, trace_id: str) -> list[str]:
 def read(root: Path, *, public: bool = False) -> pa.Table:
     """The rows of the cache, with `public` only those that a person's own query may see; none where there is none."""
     try:
-        with pq.ParquetFile(cache(root)) as file:
-            found = file.read(use_threads=False).replace_schema_metadata(None)
-        return (found.filter(found["public"]) if public else found).select(SHOWN.names)
-    except (OSError, KeyError, pa.ArrowException):
+        found = parquet.read(cache(root))
+    except FileNotFoundError:
         return SHOWN.empty_table()
+    except (OSError, ValueError):
+        found = _table(_source(root))  # damaged
+    return (found.filter(found["public"]) if public else found).select(SHOWN.names).replace_schema_metadata(None)

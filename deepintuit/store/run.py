@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from deepintuit import disk
+from deepintuit import disk, parquet
 from deepintuit.errors import DiskError, StoreError, nearest
 from deepintuit.store.grains import GRAINS, Grain, grain_named, newest, storable, table
 
@@ -141,13 +140,14 @@ def parts(folder: Path, grain: str) -> list[tuple[int, Path]]:
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A part or those of its columns that it has. StoreError when it cannot be read or is not what was written."""
     try:
-        with pq.ParquetFile(path) as file:
-            return file.read(None if columns is None else [c for c in columns if c in file.schema_arrow.names])
-    except (pa.ArrowException, OSError) as error:
+        return parquet.read(path, columns)
+    except (ValueError, OSError) as error:
         raise StoreError(f"part {path.name} of run {path.parent.name!r} cannot be read ({error})",
                          "finished parts are whole when written, so the disk or another program changed it",
-                         "restore the file, or move it away and repeat the stage") from error
+                         "Restore the file from a copy; without one, move the run's folder out of the workbench and "
+                         "repeat the stage") from error
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -239,7 +239,7 @@ class Run:
                                  "leave `run_id` out; it is filled in")
         data = table(kind, rows, self._defaults(kind))
         with self._threads:
-            target, number = disk.publish(lambda path: pq.write_table(data, path, compression="zstd"), self.path,
+            target, number = disk.publish(lambda path: parquet.write(data, path), self.path,
                                           lambda number: part_name(grain, number), self._next[grain])
             self._next[grain] = number + 1
         return target

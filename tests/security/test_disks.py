@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from deepintuit import cli, disk, video
+from deepintuit import cli, disk, parquet, video
 from deepintuit.errors import DiskError, StoreError
 from deepintuit.review import Event, EventLog, Kind, read_events
 from deepintuit.store import Workbench
@@ -176,6 +178,93 @@ def test_a_run_on_a_full_disk_is_let_go_of_and_goes_on_once_there_is_room(small:
     with bench.start_run("teach", {}) as again:
         assert again.id == run.id and len(again.read("traces")) == 50
         again.finish()
+
+
+# Flipped bits
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@pytest.fixture(scope="module")
+def part(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A part of traces as a stage writes it."""
+    with Workbench(tmp_path_factory.mktemp("bench")).start_run("teach", {}) as run:
+        return run.append("traces", ROWS).read_bytes()
+
+
+def sampled(content: bytes, count: int) -> list[int]:
+    """Bits: `count` at random, and all of the last 40 bytes, where the footer says how long it is."""
+    drawn = np.random.default_rng(0).choice(len(content) * 8, count, replace=False).tolist()
+    return [*drawn, *range(len(content) * 8 - 320, len(content) * 8)]
+
+
+def test_a_flipped_bit_in_a_part_changes_nothing_or_is_noticed(part: bytes, tmp_path: Path) -> None:
+    path, missed = tmp_path / "part", 0
+    path.write_bytes(part)
+    whole = parquet.read(path)
+    for bit in sampled(part, 600):
+        path.write_bytes(flipped(part, bit))
+        try:
+            assert parquet.read(path).equals(whole)
+            missed += 1
+        except ValueError:
+            continue
+    assert missed < 20, "only where the mark of the checksum itself is hit does a file pass for one without"
+
+
+def test_other_readers_find_the_damage_in_a_page_too(part: bytes, tmp_path: Path) -> None:
+    place = part.index(b"PAR1") + 200
+    (tmp_path / "part").write_bytes(flipped(part, place * 8))
+    with pytest.raises(OSError):
+        pq.read_table(tmp_path / "part", page_checksum_verification=True)
+
+
+def test_a_damaged_part_is_named_left_out_of_pages_and_refused_by_stages(
+    part: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Workbench(tmp_path / "bench")
+    with bench.start_run("teach", {}) as run:
+        path = run.append("traces", ROWS)
+        run.append("traces", [{"clip_id": "whole", "sample": 0, "text": "text"}])
+        run.finish()
+    path.write_bytes(flipped(path.read_bytes(), 4000))
+    with pytest.raises(
+        StoreError, match=f"part traces-00000.parquet of run '{run.id}' cannot be read.*checksum.*Restore"
+    ):
+        bench.run(run.id).read("traces", ["clip_id"])
+    bench.refresh()
+    assert bench.query("SELECT clip_id FROM traces").clip_id.tolist() == ["whole"]
+    [(source, problem)] = bench.problems()
+    assert source == f"runs/{run.id}/traces-00000.parquet" and "checksum" in problem
+
+
+def test_parts_of_earlier_versions_are_read_as_they_are(tmp_path: Path) -> None:
+    table = pa.table({"clip_id": ["a", "b"], "text": ["deepintuit.sha256", "0" * 60]})
+    pq.write_table(table, tmp_path / "part")
+    assert (
+        parquet.read(tmp_path / "part").equals(table)
+        and parquet.read(tmp_path / "part", ["text", "new"]).num_columns == 1
+    )
+
+
+def test_no_text_passes_for_the_checksum(tmp_path: Path) -> None:
+    mark = parquet._MARK.decode("latin-1")
+    table = pa.table({"text": [mark + "0" * 64, mark, "z" + mark]})
+    parquet.write(table, tmp_path / "part")
+    assert parquet.read(tmp_path / "part").equals(table)
+
+
+def test_a_flipped_bit_in_a_manifest_is_named(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--workbench", str(tmp_path / "bench")]
+    assert cli.main(["clips", "folder", str(videos), "--name", "x", "--jobs", "1", "--quiet", *place]) == 0
+    path = tmp_path / "bench" / "clips" / "x.parquet"
+    path.write_bytes(flipped(path.read_bytes(), 900))
+    capsys.readouterr()
+    assert f"{path}' cannot be read (its checksum" in sentence(capsys, "clips", "show", "x", *place)
 
 
 # Locks
