@@ -234,7 +234,7 @@ def _one(desk: Desk, fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] 
     nothing = tag("p", "Nothing was written.", class_="quiet")
     text = prose.trace_html(row["text"], grammar, times, seconds, tints=marks) if row["text"].strip() else nothing
     scores = browse.scores_of(desk.workbench, fact["trace_id"])
-    people = reviewed.fails_in(desk.workbench.path, fact["trace_id"]) if "sufficient" in scores else ()
+    people = reviewed.fails_in(desk.workbench.index_path.parent, fact["trace_id"]) if "sufficient" in scores else ()
     known = verdicts(scores, row, fact["true_label"], people, clips.gate_of(desk.workbench, fact["run_id"]))
     return head + run + said + known + text
 

@@ -14,6 +14,7 @@ import getpass
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or 2 with a sentence on stderr."""
     # Threads that wait shall sleep: spinning, they take the cores from other work. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.formatwarning = lambda message, *_: f"{message}\n"  # for who types commands, not of a line of code
     _Parser.given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options = _parser().parse_args(arguments)

@@ -21,7 +21,9 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import threading
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -32,7 +34,7 @@ import duckdb
 import pyarrow as pa
 
 from deepintuit import disk
-from deepintuit.errors import StoreError, nearest
+from deepintuit.errors import DiskError, StoreError, nearest
 from deepintuit.store import guarded, index, reviewed, slices
 from deepintuit.store.grains import GRAINS, Grain, trace_id
 from deepintuit.store.run import Run, plain, provenance, versions, without_secrets
@@ -58,6 +60,7 @@ class Workbench:
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"{self.path} is a file", "a workbench is a folder", "name another path")
         self._open: index.Reader | None = None
+        self._elsewhere: tempfile.TemporaryDirectory[str] | None = None
         self._opening = threading.Lock()
 
     def _folder(self, name: str) -> Path:
@@ -84,7 +87,8 @@ class Workbench:
 
     @property
     def index_path(self) -> Path:
-        return self.path / "index.duckdb"
+        """Beside what it is of; where nothing can be written there, in a temporary folder of this process."""
+        return Path(self._elsewhere.name if self._elsewhere else self.path) / "index.duckdb"
 
     # Runs
 
@@ -175,20 +179,42 @@ class Workbench:
         """Write the index anew when a part, a run.json or a manifest is new, and the table of reviews when one came in;
         True when either was written. Where parts were only added, only those are read; with `force` all are.
 
-        Readers keep what they have open and see the new file at their next query.
+        Readers keep what they have open and see the new file at their next query. What had to be left out is said in a
+        warning each; `problems` lists it. On a disk that takes nothing the index is kept elsewhere.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with disk.Lock(self.path / ".index.lock", wait=600):
-            mark, said = index.fingerprint(self.path), reviewed.refresh(self.path)
+        with disk.naming(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            new = self._renew(force)
+        except DiskError as error:
+            if error.errno not in disk.UNWRITABLE or self._elsewhere:
+                raise
+            if not force and self._indexed() == index.fingerprint(self.path) and reviewed.fresh(self.path, self.path):
+                return False
+            self._elsewhere = tempfile.TemporaryDirectory(prefix="deepintuit-index-")
+            new = self._renew(force)
+        for source, problem in self.problems():
+            warnings.warn(f"{source} is left out: {problem}", stacklevel=2)
+        return new
+
+    def _renew(self, force: bool) -> bool:
+        folder = self.index_path.parent
+        with disk.Lock(folder / ".index.lock", wait=600), disk.naming(self.index_path):
+            mark, said = index.fingerprint(self.path), reviewed.refresh(self.path, folder)
             if not force and self.index_path.exists() and self._indexed() == mark:
                 return said
-            temporary = self.path / ".index.duckdb.tmp"
-            for leftover in self.path.glob(".index.duckdb.tmp*"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            index.build(self.path, temporary, mark, None if force else self.index_path)
-            disk.fsync_file(temporary)
-            os.replace(temporary, self.index_path)
-            disk.fsync_folder(self.path)
+            former = self.index_path if self.index_path.exists() else self.path / "index.duckdb"
+            temporary = folder / ".index.duckdb.tmp"
+            _remove(*folder.glob(".index.duckdb.tmp*"))
+            try:
+                index.build(self.path, temporary, mark, None if force else former)
+                disk.fsync_file(temporary)
+                # Neither a log of changes, which is none of the new file's, nor a folder may be in the way.
+                _remove(folder / "index.duckdb.wal", *([self.index_path] if self.index_path.is_dir() else []))
+                os.replace(temporary, self.index_path)
+                disk.fsync_folder(folder)
+            finally:
+                _remove(*folder.glob(".index.duckdb.tmp*"))
             return True
 
     def problems(self) -> list[tuple[str, str]]:
@@ -198,7 +224,7 @@ class Workbench:
     def _indexed(self) -> str | None:
         try:
             return self._reader().fingerprint
-        except (duckdb.Error, FileNotFoundError):
+        except index.BROKEN:
             # Not an index, or of another DuckDB: a cache is rebuilt, not repaired.
             return None
 
@@ -220,7 +246,10 @@ class Workbench:
             if untrusted:
                 rows = self.ask(sql, max_rows, seconds, params)
             else:
-                rows = self.snapshot().query(sql, params, None, None)
+                try:
+                    rows = self.snapshot().query(sql, params, None, None)
+                except index.DamagedIndex:
+                    rows = self.snapshot().query(sql, params, None, None)  # of a new one
         except duckdb.Error as error:
             raise StoreError(f"the query {sql.strip()!r:.200} fails", str(error).strip(),
                              "`SHOW TABLES` and `DESCRIBE traces` list what there is") from error
@@ -241,9 +270,17 @@ class Workbench:
         """The index as of the last refresh, for several queries that must agree."""
         try:
             return self._reader()
-        except (duckdb.Error, FileNotFoundError):
+        except index.BROKEN:
             self.refresh(force=self.index_path.exists())
             return self._reader()
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _description(folder: Path) -> dict[str, Any] | None:

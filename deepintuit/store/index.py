@@ -19,7 +19,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +30,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from deepintuit import parquet
+from deepintuit import disk, parquet
 from deepintuit.errors import DeepIntuitError, StoreError
 from deepintuit.store import reviewed, search
 from deepintuit.store.grains import GRAINS, Grain
@@ -136,6 +138,15 @@ _COUNT_AGAIN = f"""
 """  # noqa: S608
 
 
+BROKEN = (duckdb.Error, OSError, ValueError, RuntimeError)
+"""What a file that is no index, a damaged one, or one of another DuckDB may raise when it is opened or added to."""
+_DAMAGE = re.compile("Corrupt database file|IO Error: Could not read enough bytes")
+
+
+class DamagedIndex(StoreError):
+    """A part of the index that was not read when it was opened is damaged. The file is gone; a new one will be made."""
+
+
 def fingerprint(root: Path) -> str:
     """Changes when a part appears, or run.json or a manifest is replaced. Reads names and sizes, no contents."""
     found = [str(LAYOUT)]
@@ -154,9 +165,20 @@ def build(root: Path, target: Path, mark: str, former: Path | None = None) -> No
     `former`: an index of the same workbench. If parts and runs were only added since, it is copied and added to.
     """
     basis = _basis(root)
-    grows = former is not None and _may_grow(root, former, basis)
-    if grows:
-        shutil.copyfile(former, target)
+    if former is not None and _may_grow(root, former, basis):
+        with contextlib.suppress(*BROKEN):
+            shutil.copyfile(former, target)
+            return _fill(root, target, mark, basis, grows=True)
+        target.unlink(missing_ok=True)  # the former one is damaged
+    try:
+        _fill(root, target, mark, basis, grows=False)
+    except duckdb.Error as error:
+        raise disk.refusal(error, target) or StoreError(
+            f"the index of {str(root)!r} cannot be built ({str(error):.300})", "it is made of all parts",
+            "See whether its disk has room and the machine memory, then repeat the command") from error
+
+
+def _fill(root: Path, target: Path, mark: str, basis: Sequence[str], *, grows: bool) -> None:
     # Nobody sees the file before it is whole, so there is no need for a log beside it.
     with duckdb.connect(":memory:", config=_LIMITS | {"temp_directory": f"{target}.spilled"}) as connection:
         _attach(connection, target, "RECOVERY_MODE no_wal_writes")
@@ -196,7 +218,7 @@ def _may_grow(root: Path, former: Path, now: Sequence[str]) -> bool:
             _attach(connection, former, "READ_ONLY")
             [(layout, then)] = connection.execute("SELECT layout, basis FROM about").fetchall()
             known = connection.execute("SELECT run_id, grain, part, bytes, changed FROM parts").fetchall()
-        except duckdb.Error:
+        except BROKEN:
             return False  # not an index, or one of another layout
     if layout != LAYOUT or not set(then) <= set(now):
         return False
@@ -359,12 +381,15 @@ class Reader:
 
     def __init__(self, path: Path, *, guarded: bool):
         path.stat()  # FileNotFoundError here, where it is expected
+        self.path = path
         self.signature = signatures(path)
         # Queries may read the folder for temporary files. Unless it is named it would be the current one; and nobody
         # else's files may lie in it.
         limits = {"threads": "2", "memory_limit": "1GB", "max_temp_directory_size": "0MB", "temp_directory": ""}
         if not guarded:
-            limits = {"memory_limit": _READING, "temp_directory": f"{path}.spilled-{os.getpid()}-{id(self)}"}
+            place = path.parent if os.access(path.parent, os.W_OK) else Path(tempfile.gettempdir())
+            spilled = place / f"{path.name}.spilled-{os.getpid()}-{id(self)}"
+            limits = {"memory_limit": _READING, "temp_directory": str(spilled)}
         self._connection = duckdb.connect(":memory:", config={
             "python_enable_replacements": "false", "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false", "allow_community_extensions": "false", **limits})
@@ -394,6 +419,12 @@ class Reader:
         try:
             relation = cursor.sql(sql, params=params or None)
             return (relation if max_rows is None else relation.limit(max_rows + 1)).to_arrow_table()
+        except duckdb.Error as error:
+            if not _DAMAGE.match(str(error)):
+                raise
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            raise DamagedIndex("the index is damaged", str(error), "Ask again: it is made anew") from error
         finally:
             if timer is not None:
                 timer.cancel()

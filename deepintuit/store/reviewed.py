@@ -127,20 +127,28 @@ def _table(source: Path) -> pa.Table:
     return pa.Table.from_pylist(rows(source.read_bytes()), schema=_CACHED)
 
 
-def refresh(root: Path) -> bool:
-    """Write the cache anew when the events are others than those it was made of; True when it was written."""
-    source, target = _source(root), cache(root)
+def fresh(root: Path, folder: Path) -> bool:
+    """Whether the cache in `folder` is made of the events as they are, or there are none."""
     try:
-        facts = source.stat()
-    except FileNotFoundError:
-        return False
-    mark = f"{facts.st_size} {facts.st_mtime_ns} {','.join(_CACHED.names)}".encode()
-    try:
-        if (pq.read_schema(target).metadata or {}).get(_MARK) == mark:
-            return False
+        return (pq.read_schema(cache(folder)).metadata or {}).get(_MARK) == _mark(root)
     except (OSError, pa.ArrowException):
-        pass  # none there yet, or damaged: written anew
-    found = _table(source).replace_schema_metadata({_MARK: mark})
+        return not _source(root).exists()  # none there yet, or damaged
+
+
+def _mark(root: Path) -> bytes:
+    facts = _source(root).stat()
+    return f"{facts.st_size} {facts.st_mtime_ns} {','.join(_CACHED.names)}".encode()
+
+
+def refresh(root: Path, folder: Path | None = None) -> bool:
+    """Write the cache anew (in `folder`, by default the workbench `root`) when the events are others than those it was
+    made of; True when it was written."""
+    folder = folder or root
+    if fresh(root, folder):
+        return False
+    target, mark = cache(folder), _mark(root)
+    target.parent.mkdir(exist_ok=True)
+    found = _table(_source(root)).replace_schema_metadata({_MARK: mark})
     with disk.replacing(target, durable=False) as temporary:
         parquet.write(found, temporary)
     return True

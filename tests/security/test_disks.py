@@ -5,6 +5,7 @@ The full and the read-only disk are real ones (tmpfs) where the tests may mount.
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -280,15 +282,13 @@ def test_a_lock_that_cannot_be_written_is_released(small: Disk) -> None:
 
 
 def test_after_a_full_disk_refresh_hangs_in_no_process(small: Disk) -> None:
-    bench = Workbench(small.path / "bench")
-    with bench.start_run("teach", {}) as run:
-        run.append("traces", ROWS)
+    bench = stored(small.path / "bench")
     small.fill()
-    with pytest.raises(DiskError, match="the disk is full"):
-        bench.refresh()
-    small.free()
+    assert bench.refresh()
     program = f"from deepintuit.store import Workbench; Workbench({str(bench.path)!r}).refresh()"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    small.free()
+    assert Workbench(bench.path).refresh() and (bench.path / "index.duckdb").exists()
 
 
 def test_who_waits_for_a_lock_is_told_who_holds_it(tmp_path: Path) -> None:
@@ -322,6 +322,123 @@ def test_reviews_on_a_read_only_disk_are_a_sentence_and_hold_no_lock(small: Disk
     small.read_only()
     with pytest.raises(DiskError, match="is read-only"):
         EventLog(small.path / "reviews")
+
+
+# The index
+
+
+def stored(place: Path) -> Workbench:
+    """A workbench with a run of 50 traces, which is not finished."""
+    bench = Workbench(place)
+    with bench.start_run("teach", {}) as run:
+        run.append("traces", ROWS)
+    return bench
+
+
+def count(bench: Workbench) -> int:
+    return int(bench.query("SELECT count(*) AS n FROM traces WHERE text LIKE 'text%'").n[0])
+
+
+@pytest.mark.parametrize("left", [0, 64 << 10, 512 << 10])
+@pytest.mark.parametrize("state", PLACES)
+def test_a_workbench_that_takes_nothing_can_be_browsed(small: Disk, state: str, left: int) -> None:
+    """Also where the room ends while the index is written."""
+    bench = stored(small.path / "bench")
+    with EventLog(bench.reviews) as log:
+        log.append(Event(Kind.JUDGED, "week", "ann", "t0"))
+    small.fill(left)
+    if state == "read-only":
+        small.read_only()
+    assert bench.refresh() and count(bench) == 50 and bench.query("SELECT reviewer FROM reviews").reviewer[0] == "ann"
+    assert not bench.refresh(), "nothing is new"
+    assert sorted(path.name for path in bench.path.glob(".index.duckdb.tmp*")) == []
+
+
+def test_an_index_that_lies_on_a_read_only_disk_is_used_as_it_is(small: Disk) -> None:
+    bench = stored(small.path / "bench")
+    bench.refresh()
+    small.read_only()
+    again = Workbench(bench.path)
+    assert not again.refresh() and count(again) == 50 and again.index_path == bench.path / "index.duckdb"
+
+
+def test_where_temporary_files_have_no_room_either_there_is_a_sentence(
+    small: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = stored(small.path / "bench")
+    with mounted(tmp_path / "temporary") as other:
+        monkeypatch.setattr("tempfile.tempdir", str(other.path))
+        small.fill()
+        other.fill()
+        with pytest.raises((DiskError, OSError)) as error:
+            bench.refresh()
+        assert "the disk is full" in str(disk.sentence(error.value))
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def scribble(path: Path) -> None:
+    """Another byte in each block: whichever is read is damaged."""
+    content = bytearray(path.read_bytes())
+    for place in range(3 * 4096 + 100, len(content), 4096):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "x").write_bytes(b"x")
+
+
+def change(sql: str) -> Callable[[Path], None]:
+    def work(path: Path) -> None:
+        other = path.with_name("other.duckdb")  # a process opens a file once
+        shutil.copyfile(path, other)
+        with duckdb.connect(str(other)) as connection:
+            connection.execute(sql)
+        os.replace(other, path)
+
+    return work
+
+
+DAMAGES = {
+    "cut": cut,
+    "scribbled": scribble,
+    "of a newer version": lambda path: path.write_bytes(path.read_bytes()[:12] + b"\xff" + path.read_bytes()[13:]),
+    "empty": lambda path: path.write_bytes(b""),
+    "garbage": lambda path: path.write_bytes(os.urandom(50_000)),
+    "a folder": folder,
+    "without a table": change("DROP TABLE steps"),
+    "without its mark": change("DELETE FROM about"),
+    "with another column": change("ALTER TABLE predictions DROP COLUMN probs"),
+    "with a foreign log beside it": lambda path: Path(f"{path}.wal").write_bytes(os.urandom(5000)),
+    "with a folder for a log": lambda path: Path(f"{path}.wal").mkdir(),
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "grows"), [(each, grows) for each in DAMAGES for grows in (True, False) if grows or "table" not in each]
+)
+def test_a_damaged_index_is_made_anew(tmp_path: Path, damage: str, grows: bool) -> None:
+    bench = stored(tmp_path / "bench")
+    bench.refresh()
+    expected = 50
+    if grows:
+        with bench.start_run("teach", {}) as run:
+            run.append("traces", [{"clip_id": "new", "sample": 0, "text": "text"}])
+            run.append("steps", [{"step": 1, "name": "loss", "value": 1.0}])
+            run.append(
+                "predictions", [{"clip_id": "c0", "split": "test", "system": "s", "method": "m", "predicted": "a"}]
+            )
+        expected = 51
+    DAMAGES[damage](bench.index_path)
+    bench = Workbench(bench.path)
+    bench.refresh()
+    assert count(bench) == expected and bench.problems() == []
+    assert len(bench.query("SELECT * FROM steps, predictions")) == grows
 
 
 # Caches
