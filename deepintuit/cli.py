@@ -14,7 +14,6 @@ import getpass
 import importlib
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or 2 with a sentence on stderr."""
     # Threads that wait shall sleep: spinning, they take the cores from other work. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    warnings.formatwarning = lambda message, *_: f"{message}\n"  # for who types commands, not of a line of code
+    quiet_libraries()
     _Parser.given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options = _parser().parse_args(arguments)
@@ -268,7 +267,6 @@ def _calibrator_of(workbench, reasoner: str) -> str | None:
 
 def _torch_stage(name: str):
     """A stage that needs torch, imported only when it runs."""
-    quiet_libraries()
     return importlib.import_module(f"deepintuit.{name}")
 
 
@@ -310,7 +308,6 @@ def _demo(options) -> int:
     if options.dry_run:
         _nothing_done(settings, "demo")
         return 0
-    quiet_libraries()
     from deepintuit import demo
 
     demo.run(workbench, settings, full=options.full, fractions=fractions(settings), progress=not options.quiet, console=console)

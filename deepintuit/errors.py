@@ -111,6 +111,7 @@ def quiet_libraries() -> None:
 
     Called by a door before it opens anything: the libraries read these when they are imported.
     """
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # for a reader, who knows no line of code
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
     warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="IProgress not found")  # in Jupyter, of a bar that is not ours

@@ -60,7 +60,7 @@ class Workbench:
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"{self.path} is a file", "a workbench is a folder", "name another path")
         self._open: index.Reader | None = None
-        self._elsewhere: tempfile.TemporaryDirectory[str] | None = None
+        self._elsewhere: Path | None = None
         self._opening = threading.Lock()
 
     def _folder(self, name: str) -> Path:
@@ -88,7 +88,7 @@ class Workbench:
     @property
     def index_path(self) -> Path:
         """Beside what it is of; where nothing can be written there, in a temporary folder of this process."""
-        return Path(self._elsewhere.name if self._elsewhere else self.path) / "index.duckdb"
+        return (self._elsewhere or self.path) / "index.duckdb"
 
     # Runs
 
@@ -191,7 +191,8 @@ class Workbench:
                 raise
             if not force and self._indexed() == index.fingerprint(self.path) and reviewed.fresh(self.path, self.path):
                 return False
-            self._elsewhere = tempfile.TemporaryDirectory(prefix="deepintuit-index-")
+            self._elsewhere = Path(tempfile.mkdtemp(prefix="deepintuit-index-"))
+            weakref.finalize(self, shutil.rmtree, self._elsewhere, ignore_errors=True)
             new = self._renew(force)
         for source, problem in self.problems():
             warnings.warn(f"{source} is left out: {problem}", stacklevel=2)
