@@ -7,6 +7,7 @@ decoded again and shown only if they are, bit for bit, those that it recorded.
 from __future__ import annotations
 
 import io
+import os
 import secrets
 import threading
 from collections import OrderedDict
@@ -36,6 +37,7 @@ _CARD = (
     "img-src data: blob:; frame-ancestors 'self'"
 )
 _NOT_KEPT = {"Cache-Control": "private, no-store"}
+_NONE = "No clip of this id is in the workbench, or it is excluded."
 _POSTER = 160
 _decoding = threading.Lock()
 """One decode at a time: a page asks for many pictures at once, and most of them are of one clip."""
@@ -106,9 +108,9 @@ def routes(desk: Desk) -> APIRouter:
         """The copy that a browser can play, where import made one; else the file itself."""
         path, headers = _file(desk, clip_id)
         if path is None:
-            raise HTTPException(404, "No clip of this id is in the workbench.")
-        if not path.is_file():
-            raise HTTPException(410, "The file of this clip was moved or deleted.")
+            raise HTTPException(404, _NONE)
+        if not _readable(path):
+            raise HTTPException(410, "The file of this clip was moved or deleted, or it cannot be read.")
         kind = "video/mp4" if path.suffix.lower() in {".mp4", ".m4v"} else None
         return FileResponse(path, media_type=kind, headers=headers)
 
@@ -116,8 +118,8 @@ def routes(desk: Desk) -> APIRouter:
     def poster(clip_id: str) -> Response:
         """A small picture of the middle of a clip."""
         path, headers = _file(desk, clip_id)
-        if path is None or not path.is_file():
-            raise HTTPException(404, "No clip of this id is in the workbench.")
+        if path is None or not _readable(path):
+            raise HTTPException(404, _NONE)
         facts = path.stat()
         try:
             with _decoding:
@@ -127,11 +129,11 @@ def routes(desk: Desk) -> APIRouter:
         return Response(picture, media_type="image/jpeg", headers=headers)
 
     @router.get("/media/frame/{trace_id}/{number}")
-    def frame(trace_id: str, number: int) -> Response:
+    def frame(trace_id: str, number: str) -> Response:
         return _picture(seen(desk, trace_id), number, _A_DAY)
 
     @router.get("/media/kept/{key}/{number}")
-    def kept(key: str, number: int) -> Response:
+    def kept(key: str, number: str) -> Response:
         return _picture(pictures.get(key), number, _NOT_KEPT)
 
     @router.get("/media/card/{run_id}")
@@ -146,10 +148,17 @@ def routes(desk: Desk) -> APIRouter:
     return router
 
 
-def _picture(found: Sequence[bytes], number: int, headers: dict[str, str]) -> Response:
-    if not 0 <= number < len(found):
+def _picture(found: Sequence[bytes], number: str, headers: dict[str, str]) -> Response:
+    if number not in map(str, range(len(found))):
         raise HTTPException(404, "There is no such frame.")
-    return Response(found[number], media_type="image/jpeg", headers=headers)
+    return Response(found[int(number)], media_type="image/jpeg", headers=headers)
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return path.is_file() and os.access(path, os.R_OK)
+    except OSError:  # a folder that is closed
+        return False
 
 
 def _file(desk: Desk, clip_id: str) -> tuple[Path | None, dict[str, str]]:
@@ -166,7 +175,7 @@ def seen(desk: Desk, trace_id: str) -> list[bytes]:
     """
     trace = browse.trace(desk.look(), trace_id)
     path = browse.clip_file(desk.workbench, trace.clip_id, playable=False) if trace is not None else None
-    if path is None or not path.is_file() or _missing(trace.frame_indices) or _missing(trace.frames_size):
+    if path is None or not _readable(path) or _missing(trace.frame_indices) or _missing(trace.frames_size):
         return []
     facts, (width, height) = path.stat(), map(int, trace.frames_size)
     expected = None if _missing(trace.frame_hash) else str(trace.frame_hash)

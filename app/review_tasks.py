@@ -227,7 +227,7 @@ class Room:
         fact, clip = browse.fact(workbench, item), clips.clip(workbench, task.items[item])
         grammar = clips.grammar_of(workbench, row["run_id"]) if row is not None else "think-answer"
         film = None
-        if clip is not None and clip.get("path"):
+        if clip is not None and clip.get("path") and not clip.get("excluded"):
             film = {"src": media.clip_url(clip["clip_id"]), "step": 1 / clip["fps"] if clip.get("fps") else 0.04}
         return review_view.item_html(task, fact, row, clip, grammar), film
 

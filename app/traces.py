@@ -214,8 +214,8 @@ def _clip_name(clip: Mapping[str, Any] | None, fact: Mapping[str, Any]) -> str:
 
 
 def _player(clip: Mapping[str, Any] | None, clip_id: str) -> str:
-    if clip is None or not clip.get("path"):
-        gone = "The manifest does not hold this clip any more: only what was written can be shown."
+    if clip is None or not clip.get("path") or clip.get("excluded"):
+        gone = "The manifest does not hold this clip any more, or excludes it: only what was written can be shown."
         return tag("p", gone, class_="quiet")
     size = f"{clip['width']:.0f} / {clip['height']:.0f}" if clip.get("width") and clip.get("height") else "16 / 9"
     return tag("video", "", id="player", src=media.clip_url(clip_id), controls=True, playsinline=True, muted=True,

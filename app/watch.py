@@ -55,9 +55,10 @@ def clip_of(desk: Desk, clip_id: str | None) -> dict[str, Any] | None:
         sizes = {"width": info.width, "height": info.height, "seconds": info.seconds}
         return {"clip_id": clip_id, "name": upload.name, "file": upload.path, "label": None, **sizes}
     row = clips.clip(desk.look(), clip_id)
-    if row is None or row["path"] is None:
+    file = browse.clip_file(desk.workbench, clip_id, playable=False)
+    if row is None or file is None:
         return None
-    return {**row, "name": Path(row["path"]).stem, "file": browse.clip_file(desk.workbench, clip_id, playable=False)}
+    return {**row, "name": file.stem, "file": file}
 
 
 def strip_html(

@@ -142,7 +142,7 @@
     document.querySelector("#review-film video")?.pause();
     const none = document.createElement("p");
     none.className = "unplayable";
-    none.textContent = "The manifest does not hold this clip any more: only what was written can be shown.";
+    none.textContent = "The manifest does not hold this clip any more, or excludes it: only what was written can be shown.";
     $("#review-film").replaceChildren(video || none);
     $("#review-item").replaceChildren(entry.node);
     all("video").forEach((one) => { one.id = ""; });

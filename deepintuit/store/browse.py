@@ -423,13 +423,16 @@ def _taken(file: Any) -> Any:
 
 
 def clip_file(workbench: Workbench, clip_id: str, *, playable: bool = True) -> Path | None:
-    """Where the video of a clip lies: with `playable` the copy that a browser can show, where import made one."""
+    """Where the video of a clip lies: with `playable` the copy that a browser can show, where import made one. None for
+    a clip that is excluded."""
+    column = "coalesce(playable_path, path)" if playable else "path"
     found = workbench.query(
-        "SELECT path, playable_path FROM clips WHERE clip_id = ? AND path IS NOT NULL LIMIT 1", [clip_id]
+        f"SELECT {column} AS path FROM clips WHERE clip_id = ? AND path IS NOT NULL AND excluded IS NULL LIMIT 1",  # noqa: S608
+        [clip_id],
     )
     if found.empty:
         return None
-    path = Path((playable and found.playable_path[0]) or found.path[0])
+    path = Path(found.path[0])
     return path if path.is_absolute() else workbench.path / path
 
 

@@ -1,0 +1,94 @@
+"""Files by id: what a browser cannot play and what is excluded, and ids that were written to do harm."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import av
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from porch import write_clip
+
+from app.app import create
+from deepintuit import data, video
+from deepintuit.labels import LabelSet
+from deepintuit.store import Workbench
+
+HOSTILE = [
+    "..%2f..%2fetc%2fpasswd", "..%5c..%5cwindows", "%2fetc%2fpasswd", "%2e%2e", "....%2f%2f", "%00", "a%00.mp4",
+    "%ff%fe", "%ed%a0%80", "a" * 5000, "%F0%9F%8E%AC" * 300, "upload-", "upload-" + "x" * 5000, "upload-..%2f..%2fx",
+    "' OR 1=1 --", "%0d%0aSet-Cookie:%20x=1", "{0}", "${jndi:x}", "nul", "~root", "*", "%2a", "%E2%80%AE", "-1", "0x1",
+    "1e3", "NaN", "9" * 5000,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workbench(tmp_path_factory) -> Workbench:
+    """One clip that a browser plays, one that none does and that has no copy, one excluded by its listing's label."""
+    folder = tmp_path_factory.mktemp("media")
+    videos = folder / "videos"
+    videos.mkdir()
+    write_clip(videos / "plays.mp4")
+    write_clip(videos / "excluded.mp4", 30)
+    with av.open(str(videos / "old.avi"), "w") as out:
+        stream = out.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for _ in range(8):
+            out.mux(stream.encode(av.VideoFrame(96, 64, "yuv420p")))
+        out.mux(stream.encode())
+    (videos / "clips.csv").write_text("path,label\nplays.mp4,theft\nold.avi,routine\nexcluded.mp4,nobody knows\n")
+    listing = data.import_csv(videos / "clips.csv", videos, labels=LabelSet.of("porch", ["theft", "routine"]))
+    manifest, _ = data.scan(listing, folder / "workbench", "porch", probe=video.probe, progress=False)
+    manifest.save()
+    workbench = Workbench(folder / "workbench")
+    workbench.refresh()
+    return workbench
+
+
+@pytest.fixture(scope="module")
+def client(workbench) -> TestClient:
+    return TestClient(create(workbench.path), base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
+
+
+def clip_id(workbench: Workbench, name: str) -> tuple[str, Path]:
+    row = workbench.query("SELECT clip_id, path FROM clips WHERE path LIKE ?", [f"%{name}"]).iloc[0]
+    return row.clip_id, workbench.path / row.path
+
+
+def test_a_clip_without_a_copy_for_browsers_is_sent_as_it_is_and_has_a_poster(workbench, client):
+    number, path = clip_id(workbench, "old.avi")
+    assert workbench.query("SELECT playable_path FROM clips WHERE clip_id = ?", [number]).iloc[0].isna().all()
+    answer = client.get(f"/media/clip/{number}")
+    assert answer.status_code == 200 and answer.content == path.read_bytes()
+    poster = client.get(f"/media/poster/{number}")
+    assert poster.status_code == 200 and Image.open(io.BytesIO(poster.content)).size == (160, 107)
+
+
+def test_an_excluded_clip_is_not_given_out(workbench, client):
+    number, path = clip_id(workbench, "excluded.mp4")
+    assert path.is_file()
+    for kind in ("clip", "poster"):
+        answer = client.get(f"/media/{kind}/{number}")
+        assert answer.status_code == 404 and "excluded" in answer.json()["detail"]
+
+
+def test_a_clip_whose_file_became_a_folder_or_is_no_video_any_more_is_said_so(workbench, client):
+    number, path = clip_id(workbench, "plays.mp4")
+    kept = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    assert [client.get(f"/media/{kind}/{number}").status_code for kind in ("clip", "poster")] == [410, 404]
+    path.rmdir()
+    path.write_bytes(b"no video")
+    assert client.get(f"/media/poster/{number}").status_code == 404
+    path.write_bytes(kept)
+
+
+@pytest.mark.parametrize("place", ["clip/{}", "poster/{}", "frame/{}/0", "frame/{0}/{0}", "kept/{}/0", "card/{}"])
+def test_an_id_of_nothing_is_404_whatever_it_is(client, place):
+    for number in HOSTILE:
+        answer = client.get(f"/media/{place.format(number)}")
+        assert answer.status_code == 404, number
+        assert "Traceback" not in answer.text
