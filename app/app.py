@@ -11,28 +11,29 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 import warnings
 import webbrowser
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 import gradio as gr  # noqa: E402
 import uvicorn  # noqa: E402
-from fastapi import FastAPI  # noqa: E402
-from starlette.datastructures import Headers, MutableHeaders  # noqa: E402
-from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: E402
-from starlette.responses import PlainTextResponse  # noqa: E402
+from fastapi import FastAPI, Request  # noqa: E402
+from gradio.routes import INTERNAL_ROUTES  # noqa: E402
+from starlette.datastructures import MutableHeaders  # noqa: E402
+from starlette.responses import RedirectResponse  # noqa: E402
 
 from app import errors, media, review, runs, sql, traces, watch  # noqa: E402
 from app.desk import Desk  # noqa: E402
 from app.doors import Blocks, Doors  # noqa: E402
 from app.gate import Gate  # noqa: E402
+from app.outside import LOOPBACK, Outside, named_hosts, named_proxies, sub_path  # noqa: E402
 from app.uploads import MAX_BYTES  # noqa: E402
 from deepintuit.errors import ConfigError  # noqa: E402
 
@@ -42,12 +43,12 @@ PAGES = {
 }  # fmt: skip
 """Address → name in the navigation bar and module. The first is what `/` shows."""
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+_OURS = {f"/{name}" for name in (*PAGES, *INTERNAL_ROUTES, "media", "export", "review-api", "static-app")}
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 _HEAD = (
-    '<script src="/static-app/app.js" defer></script><script src="/static-app/review.js" defer></script>'
-    '<link rel="stylesheet" href="/static-app/review.css"><link rel="icon" href="data:,">'
+    '<script src="static-app/app.js" defer></script><script src="static-app/review.js" defer></script>'
+    '<link rel="stylesheet" href="static-app/review.css"><link rel="icon" href="data:,">'
 )
 # Gradio needs inline and evaluated scripts of its own; what the policy keeps out is every other host.
 _POLICY = (
@@ -73,7 +74,7 @@ def blocks(desk: Desk) -> gr.Blocks:
 
 
 class _Border:
-    """ASGI middleware: adds the policy to every answer, and refuses what another site's page sends here.
+    """ASGI middleware: adds the policy to every answer.
 
     (Starlette's helper for functions would hide that a page was closed.)
     """
@@ -82,10 +83,6 @@ class _Border:
         self.app = app
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "http" and scope["method"] not in {"GET", "HEAD"} and _foreign(Headers(scope=scope)):
-            await PlainTextResponse("This came from another site's page.", 403)(scope, receive, send)
-            return
-
         async def with_headers(message):
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
@@ -96,17 +93,31 @@ class _Border:
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
-def _foreign(headers: Headers) -> bool:
-    """Whether a browser says that a request was made by a page of another origin."""
-    origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+def _without_slash(request: Request) -> RedirectResponse:
+    """Links of a page begin where it stands, so it has one address. Gradio would leave the sub-path out."""
+    page, query = request.url.path.rstrip("/").rpartition("/")[2], request.url.query
+    return RedirectResponse(f"../{page}" + (f"?{query}" if query else ""), 308)
 
 
-def create(workbench: str | Path, users: Mapping[str, str] | None = None, hosts: tuple[str, ...] = LOOPBACK) -> FastAPI:
+def create(
+    workbench: str | Path,
+    users: Mapping[str, str] | None = None,
+    hosts: Sequence[str] = LOOPBACK,
+    *,
+    proxies: Sequence[str] = (),
+    root_path: str = "",
+) -> FastAPI:
     """The server as an ASGI app.
 
-    `users`: name → hash, none means no login; `hosts`: names that requests may come under, "*" for any.
+    `users`: name → hash, None for no login; `hosts`: names that requests may come under, "*" for any; `proxies`:
+    addresses whose `X-Forwarded-…` headers are believed; `root_path`: the sub-path that a proxy shows the dashboard
+    under, whether or not it takes it off. ConfigError for an empty list of users, and for what is no host, address or
+    sub-path.
     """
+    if users is not None and not users:
+        why = "nobody could log in, and no login at all would let everybody in"
+        raise ConfigError("an empty list of users", why, "Add a user, or give None to go without a login")
+    hosts, proxies, root_path = named_hosts(hosts), named_proxies(proxies), sub_path(root_path, _OURS)
     desk = Desk(workbench)
 
     @contextlib.asynccontextmanager
@@ -120,6 +131,8 @@ def create(workbench: str | Path, users: Mapping[str, str] | None = None, hosts:
     server.include_router(traces.routes(desk))
     server.include_router(sql.routes(desk))
     server.include_router(review.routes(desk))
+    for path in PAGES:
+        server.add_api_route(f"/{path}/", _without_slash, methods=["GET"])
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="SSR mode is not supported")  # nor asked for
@@ -127,8 +140,9 @@ def create(workbench: str | Path, users: Mapping[str, str] | None = None, hosts:
         gr.mount_gradio_app(
             server,
             blocks(desk),
-            path="/",
-            auth_dependency=(lambda request: request.scope.get("deepintuit_user")) if users else None,
+            path="",
+            root_path=root_path,
+            auth_dependency=(lambda request: request.scope.get("deepintuit_user")) if users is not None else None,
             theme=gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO),
             css_paths=[media.STATIC / "style.css"],
             head=_HEAD,
@@ -139,11 +153,15 @@ def create(workbench: str | Path, users: Mapping[str, str] | None = None, hosts:
             ssr_mode=False,
         )
     server.add_middleware(Doors)
-    server.add_middleware(Gate, users=dict(users or {}))  # the last that is added stands outermost
-    if "*" not in hosts:
-        server.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    server.add_middleware(Gate, users=users)  # the last that is added stands outermost
+    server.add_middleware(Outside, hosts=hosts, proxies=proxies, root=root_path, inbox=desk.uploads.inbox)
     server.add_middleware(_Border)
     return server
+
+
+def _listening(app: FastAPI, **settings: Any) -> uvicorn.Server:
+    """uvicorn, without its belief in whatever comes through this machine (`Outside` knows whom to believe)."""
+    return uvicorn.Server(uvicorn.Config(app, proxy_headers=False, **settings))
 
 
 @contextlib.contextmanager
@@ -155,7 +173,7 @@ def served(workbench: str | Path, **settings: Any) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     app = create(workbench, **settings)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=1))
+    server = _listening(app, port=port, log_level="error", timeout_graceful_shutdown=1)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     began = time.monotonic()
@@ -176,10 +194,15 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     users: Mapping[str, str] | None = None,
+    trusted_hosts: Sequence[str] = (),
+    proxies: Sequence[str] = (),
+    root_path: str = "",
     open_browser: bool = True,
 ) -> None:
-    """Serve until stopped. Without users it listens on this machine only: ConfigError for another host."""
-    if host not in LOOPBACK and not users:
+    """Serve until stopped. Without users it listens on this machine only: ConfigError for another host.
+
+    `trusted_hosts`: further names that requests may come under, of a proxy before it; the rest is as of `create`."""
+    if host not in LOOPBACK and users is None:
         raise ConfigError(
             f"host {host!r} without a login",
             "anyone who reaches this machine could read the clips and start stages",
@@ -192,10 +215,17 @@ def serve(
         except OSError as error:
             why = f"it cannot be listened on ({error.strerror})"
             raise ConfigError(f"port {port} on {host}", why, "Name another with --port") from error
-    address = f"http://{'localhost' if host in LOOPBACK else host}:{port}"
+    hosts = (*LOOPBACK, *trusted_hosts) if host in LOOPBACK or trusted_hosts else ("*",)
+    server = create(workbench, users, hosts, proxies=proxies, root_path=root_path)
+    address = f"http://{'localhost' if host in LOOPBACK else host}:{port}{sub_path(root_path)}/"
     print(f"DeepIntuit shows {Path(workbench)} at {address}", flush=True)
     print("Ctrl-C stops it; stages that were started from it go on.", flush=True)
+    if trusted_hosts and users is None:
+        print("It asks for no login: whoever the proxy lets through may do all. --auth FILE asks.", flush=True)
     if open_browser:
         threading.Timer(1.0, webbrowser.open, [address]).start()
-    hosts = LOOPBACK if host in LOOPBACK else ("*",)
-    uvicorn.run(create(workbench, users, hosts), host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)
+    listening = _listening(server, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)
+    with contextlib.suppress(KeyboardInterrupt):
+        listening.run()
+    if not listening.started:
+        sys.exit(3)

@@ -66,9 +66,9 @@ def link(text: object, page: str, **query: object) -> str:
 
 
 def address(page: str, **query: object) -> str:
-    """The address of a page in a state; the first page, `watch`, lives at the root."""
+    """The address of a page in a state, as seen from any page; the first, `watch`, lives at the root."""
     known = {key: value for key, value in query.items() if value not in (None, "", [])}
-    return ("/" if page == "watch" else f"/{page}") + (f"?{urlencode(known, doseq=True)}" if known else "")
+    return ("./" if page == "watch" else page) + (f"?{urlencode(known, doseq=True)}" if known else "")
 
 
 def badge(text: object, kind: str = "plain", title: str | None = None) -> str:

@@ -44,21 +44,21 @@ _decoding = threading.Lock()
 
 
 def clip_url(clip_id: str) -> str:
-    return f"/media/clip/{clip_id}"
+    return f"media/clip/{clip_id}"
 
 
 def poster_url(clip_id: str) -> str:
-    return f"/media/poster/{clip_id}"
+    return f"media/poster/{clip_id}"
 
 
 def frame_url(trace_id: str, number: int) -> str:
     """Frame `number` (from 0) of those that the trace was written from."""
-    return f"/media/frame/{trace_id}/{number}"
+    return f"media/frame/{trace_id}/{number}"
 
 
 def kept_url(key: str, number: int) -> str:
     """Frame `number` (from 0) of pictures that `Pictures.keep` took."""
-    return f"/media/kept/{key}/{number}"
+    return f"media/kept/{key}/{number}"
 
 
 class Pictures:

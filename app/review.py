@@ -9,6 +9,7 @@ Left out on purpose: what an answer means (`deepintuit.review`), how things look
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -31,7 +32,6 @@ _NOT_KEPT = {"Cache-Control": "private, no-store"}
 _ENDINGS = exchange.FORMS | {"interface": ".xml"}
 _MEDIA = browse.FORMATS | {"label-studio": "application/json", "interface": "application/xml"}
 _MOST_HELD = 200
-LARGEST = 64 << 20  # bytes of a file that comes in
 
 
 def routes(desk: Desk) -> APIRouter:
@@ -51,12 +51,12 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.post("/review-api/import")
     async def bring_in(request: Request, task: str, file: str) -> JSONResponse:
-        content = bytearray()
-        async for piece in request.stream():
-            content += piece
-            if len(content) > LARGEST:
-                return JSONResponse({"error": f"The file has more than {LARGEST >> 20} MiB: import it in parts."}, 400)
-        take = _route(lambda given, who: {"told": room.bring_in(task, who, file, bytes(content))})
+        with tempfile.TemporaryFile() as content:  # on disk until it is whole
+            async for piece in request.stream():
+                content.write(piece)
+            content.seek(0)
+            whole = content.read()
+        take = _route(lambda given, who: {"told": room.bring_in(task, who, file, whole)})
         return await run_in_threadpool(take, request, {})
 
     return router

@@ -399,4 +399,4 @@ def queue_note() -> str:
 
 
 def card_address(workbench: Workbench, run_id: str) -> str | None:
-    return f"/media/card/{run_id}" if (workbench.path / "reports" / f"{run_id}.html").is_file() else None
+    return f"media/card/{run_id}" if (workbench.path / "reports" / f"{run_id}.html").is_file() else None

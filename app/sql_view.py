@@ -29,7 +29,7 @@ def answer_html(sql: str, answer: Answer, python: str) -> str:
     hidden = len(answer.names) - _COLUMNS
     said += f" in {answer.seconds:.2f} s" + (f"; {hidden} more columns are in the exports" if hidden > 0 else "")
     files = "".join(
-        tag("button", _NAMES[form], type="submit", formaction=f"/export/sql.{form}", class_="small") for form in FORMATS
+        tag("button", _NAMES[form], type="submit", formaction=f"export/sql.{form}", class_="small") for form in FORMATS
     )
     kept = tag("input", type="hidden", name_="sql", value=sql)
     exports = tag("form", f"{kept}<span>Export</span> {files}", method="post", class_="exports")

@@ -102,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     app.add_argument("--port", type=int, default=7860)
     app.add_argument("--auth", metavar="FILE", help="ask for a login; one `name:hash` a line, written by --add-user")
     app.add_argument("--add-user", metavar="NAME", help="ask for a password, write it hashed into the --auth file, and end")
+    app.add_argument("--trusted-host", metavar="NAME", action="append", default=[], help="a name that browsers know the proxy before it by (repeatable)")
+    app.add_argument("--root-path", metavar="/PATH", default="", help="the sub-path that a proxy shows it under")
+    app.add_argument("--proxy", metavar="ADDRESS", action="append", default=[], help="whose X-Forwarded-For, -Proto and -Host are believed (repeatable; default: nobody's)")
     app.add_argument("--no-browser", action="store_true", help="do not open a browser")
     app.set_defaults(run=_app)
     return parser
@@ -328,10 +331,8 @@ def _app(options) -> int:
     place = options.workbench or os.environ.get("DEEPINTUIT_HOME") or Config().workbench
     if not Path(place).is_dir():
         raise ConfigError(f"there is no workbench at {str(place)!r}", "the dashboard shows what is in one", "Make one with `deepintuit demo`, or name another with --workbench")
-    if options.auth and not Path(options.auth).is_file():
-        raise ConfigError(f"there is no file {options.auth!r}", "--auth names the users who may log in", f"Make it: deepintuit app --auth {options.auth} --add-user NAME")
-    users = gate.read_users(options.auth) if options.auth else None
-    serve(place, host=options.host, port=options.port, users=users, open_browser=not options.no_browser)
+    users = gate.Users(options.auth) if options.auth is not None else None
+    serve(place, host=options.host, port=options.port, users=users, trusted_hosts=options.trusted_host, proxies=options.proxy, root_path=options.root_path, open_browser=not options.no_browser)
     return 0
 
 

@@ -24,6 +24,7 @@ from app import review, review_tasks
 from app.app import create
 from app.desk import Desk
 from app.gate import Gate, hashed
+from app.outside import LARGEST, LOOPBACK, Outside
 from deepintuit import data, video
 from deepintuit.labels import LabelSet
 from deepintuit.review import EventLog, Kind, read_events
@@ -77,7 +78,8 @@ def served(bench: Workbench, *names: str) -> FastAPI:
     """The routes behind the login, without the pages, which take seconds to build."""
     server = FastAPI()
     server.include_router(review.routes(Desk(bench.path)))
-    server.add_middleware(Gate, users=dict.fromkeys(names, WORDS))
+    server.add_middleware(Gate, users=dict.fromkeys(names, WORDS) or None)
+    server.add_middleware(Outside, hosts=LOOPBACK, proxies=(), root="", inbox=bench.path)
     return server
 
 
@@ -338,7 +340,7 @@ def test_a_lead_brings_in_answers_from_elsewhere_and_nobody_else_does(bench, cre
     for file, content in (("x.docx", b""), ("x.csv", b"a\n1\n"), ("x.json", b"[" * 99_999), ("x.jsonl", b"\xff")):
         answer = send("ada", file, content)
         assert answer.status_code == 400 and answer.json()["error"].endswith(".")
-    assert send("ada", content=b"x" * (review.LARGEST + 1)).status_code == 400
+    assert send("ada", content=b"x" * (LARGEST["/review-api/import"] + 1)).status_code == 413
     assert events(bench, Kind.JUDGED) == []
     assert send("ada").json()["told"].startswith("1 answers taken in")
     assert send("ada").json()["told"].startswith("0 answers taken in; 1 are here already")

@@ -19,7 +19,7 @@
   async function ask(what, given, keepalive = false) {
     let reply;
     try {
-      reply = await fetch(`/review-api/${what}`, {
+      reply = await fetch(`review-api/${what}`, {
         method: "POST", keepalive,
         ...(given instanceof Blob ? { body: given } : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(given) }),
       });

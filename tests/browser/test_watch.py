@@ -160,7 +160,7 @@ def test_an_upload_is_checked_watched_and_served_by_an_opaque_id(page, site, tmp
     chooser.set_input_files(tmp_path / "mine.mp4")
     says(page, "mine", "#screen")
     source = page.get_attribute("video#player", "src")
-    assert source.startswith("/media/clip/upload-") and "mine" not in source
+    assert source.startswith("media/clip/upload-") and "mine" not in source
     page.wait_for_function("document.querySelector('video#player').readyState >= 2")
 
 
