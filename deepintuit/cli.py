@@ -392,6 +392,7 @@ def _clips(verbs) -> None:
         parser.add_argument("--name", required=True, help="what the dataset is called in the workbench")
         parser.add_argument("--labels", metavar="FILE", help="labels.toml with labels, definitions and aliases")
         parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="files looked at side by side")
+        parser.add_argument("--fresh", action="store_true", help="look at every file again, also at those known from an earlier import")
         return parser
 
     folder = importer("folder", "a folder of class folders", _read_folder)
@@ -456,8 +457,9 @@ def _import(read: Callable, options) -> int:
         max_pixels=settings.video.limit_pixels, max_bytes=settings.video.limit_mib << 20, max_seconds=settings.video.limit_seconds
     )
     manifest, report = data.scan(
-        listing, settings.workbench, options.name, probe=partial(video.probe, isolate=True), playable_copy=video.playable_copy, limits=limits,
-        jobs=options.jobs, progress=not options.quiet,
+        listing, settings.workbench, options.name, probe=partial(video.probe, isolate=True),
+        playable_copy=partial(video.playable_copy, limits=limits, isolate=True), limits=limits, jobs=options.jobs,
+        progress=not options.quiet, fresh=options.fresh,
     )
     console.print(str(report), markup=False)
     return _divide(manifest, settings)

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich import get_console, reconfigure
@@ -59,7 +60,7 @@ def clips(
         homecam.listing(table),
         workbench,
         dataset,
-        probe=video.probe,
+        probe=partial(video.probe, isolate=True),
         playable_copy=video.playable_copy,
         jobs=jobs,
         progress=progress,

@@ -74,6 +74,9 @@ class VideoReason(StrEnum):
     """Why a file could not be read as a video; stored in the manifest's `excluded` column and counted in reports."""
 
     NOT_FOUND = "not_found"
+    NO_PERMISSION = "no_permission"
+    READ_FAILED = "read_failed"
+    CHANGED = "changed"
     EMPTY_FILE = "empty_file"
     NOT_A_VIDEO = "not_a_video"
     NO_VIDEO_STREAM = "no_video_stream"

@@ -5,6 +5,8 @@ import csv
 import json
 import os
 import shutil
+import signal
+import threading
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -38,6 +40,7 @@ from deepintuit.data import (
 from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import DataError, LabelError
 from deepintuit.labels import LabelSet
+from deepintuit.video import isolation
 
 REAL = Path(os.environ.get("DEEPINTUIT_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 AB = LabelSet.of("ab", ("a", "b"))
@@ -373,17 +376,20 @@ def test_a_clip_no_browser_plays_gets_a_playable_copy(tmp_path):
     assert Manifest.load(tmp_path, "odd").usable().iloc[0]["playable_path"] == row["playable_path"]
 
 
-def die_on_two(path):
-    """A reader that takes its whole process along on one file."""
+def dies_on_two(path):
+    """A reader whose child process dies on one file."""
     if "2.mp4" in str(path):
-        os._exit(139)
-    return video.probe(path)
+        child = isolation._children.idle[-1].process
+        os.kill(child.pid, signal.SIGSTOP)
+        threading.Timer(0.2, child.kill).start()
+    return video.probe(path, isolate=True)
 
 
-def test_a_reader_that_kills_its_process_costs_one_clip(tmp_path):
-    for n in (1, 2):
+def test_a_reader_that_crashes_costs_one_clip(tmp_path):
+    for n in (1, 2, 3):
         mp4(tmp_path / "v" / "ab"[n % 2] / f"{n}.mp4", n)
-    manifest, report = scan(import_folder(tmp_path / "v"), tmp_path, "d", probe=die_on_two, jobs=2, progress=False)
+    video.probe(tmp_path / "v" / "b" / "1.mp4", isolate=True)
+    manifest, report = scan(import_folder(tmp_path / "v"), tmp_path, "d", probe=dies_on_two, progress=False)
     assert manifest.frame.set_index("source")["excluded"].dropna().to_dict() == {"a/2.mp4": "decode_failed"}
     assert len(report.of(Kind.UNREADABLE)) == 1
 

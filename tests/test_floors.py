@@ -19,7 +19,7 @@ FLOORS = {
     "shelves": "review → data store",
     "sums": "rewards advantage metrics",
     "words": "prompts → trace config → labels",
-    "ground": "disk → errors texts parquet",
+    "ground": "disk worker → errors texts parquet",
 }
 STEPS = [step.split() for floor in FLOORS.values() for step in floor.split(" → ")]
 HEIGHT = {module: len(STEPS) - depth for depth, step in enumerate(STEPS) for module in step}

@@ -104,9 +104,9 @@ def _child(workbench: Workbench):
     second question is asked where none waits."""
     for _ in range(2):
         rows(workbench, "SELECT 1")
-        if guarded._idle:
+        if guarded._children.idle:
             break
-    return guarded._idle[-1]._process
+    return guarded._children.idle[-1].process
 
 
 def test_a_process_that_does_not_answer_is_killed_and_replaced(workbench: Workbench) -> None:
@@ -128,7 +128,7 @@ def test_the_processes_end_with_the_one_that_asked(workbench: Workbench) -> None
     program = f"""
 from deepintuit.store import Workbench, guarded
 Workbench({str(workbench.path)!r}).query("SELECT 1", untrusted=True)
-print(guarded._idle[0]._process.pid)
+print(guarded._children.idle[0].process.pid)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     pid, end = int(done.stdout.split()[0]), time.monotonic() + 60
@@ -158,7 +158,7 @@ def test_many_at_once_each_get_their_own_rows(workbench: Workbench) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == {number: [(number, 6)] for number in range(12)} and len(guarded._idle) <= guarded.AT_ONCE
+    assert found == {number: [(number, 6)] for number in range(12)} and len(guarded._children.idle) <= guarded.AT_ONCE
 
 
 def test_a_query_sees_a_new_run_after_a_refresh(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ from deepintuit.store import Workbench, guarded
 import numpy
 much = numpy.ones(120_000_000)  # 0.96 GB, more than a child may have held to be asked again
 Workbench({str(workbench.path)!r}).query("SELECT 1", untrusted=True)
-print(len(guarded._idle))
+print(len(guarded._children.idle))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split()[0] == "1"

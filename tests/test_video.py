@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from deepintuit import worker
 from deepintuit.video import (
     DiskCache,
     Limits,
@@ -407,9 +408,9 @@ def test_a_file_that_takes_too_long_is_refused(clip):
 
 
 def test_a_decoder_that_hangs_is_killed_and_the_next_file_is_read(clip, monkeypatch):
-    monkeypatch.setattr(isolation, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(worker, "GRACE_SECONDS", 0.3)
     read(clip, 2, isolate=True)
-    os.kill(isolation._child.process.pid, signal.SIGSTOP)
+    os.kill(isolation._children.idle[-1].process.pid, signal.SIGSTOP)
     with pytest.raises(VideoError) as caught:
         read(clip, 2, limits=Limits(max_seconds=0.2), isolate=True)
     assert caught.value.reason == VideoReason.TOO_SLOW
@@ -418,7 +419,7 @@ def test_a_decoder_that_hangs_is_killed_and_the_next_file_is_read(clip, monkeypa
 
 def test_a_decoder_that_crashes_takes_only_itself_along(clip):
     read(clip, 2, isolate=True)
-    child = isolation._child.process.pid
+    child = isolation._children.idle[-1].process.pid
     os.kill(child, signal.SIGSTOP)
     threading.Timer(0.3, os.kill, (child, signal.SIGSEGV)).start()
     threading.Timer(0.4, os.kill, (child, signal.SIGCONT)).start()

@@ -7,6 +7,8 @@ reported, and the clip excluded or kept by one stated rule, never guessed.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -224,13 +226,22 @@ def _labels_of(rows: list[Row], name: str) -> LabelSet:
     return LabelSet.of(name, sorted(min(c, key=lambda word: (-c[word], word)) for c in spellings.values()))
 
 
+def absent(path: Path) -> str | None:
+    """Why the system says that nothing lies at `path`; None when something does, be it readable or not."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return None if error.errno in (errno.EACCES, errno.EPERM) else error.strerror
+    return None
+
+
 def _look(row: Row, labels: LabelSet) -> Row:
     label = labels.resolve(row.label_given)
     row = replace(row, label=label)
     if row.excluded:
         return row
-    if row.path is None or not row.path.is_file():
-        where = f"no file at {str(row.path)!r}" if row.path else "no video file has this name"
+    if row.path is None or (why := absent(row.path)):
+        where = f"no file at {str(row.path)!r} ({why})" if row.path else "no video file has this name"
         return replace(row, excluded=Excluded.MISSING, detail=f"{row.source!r}: {where}.")
     if label is None and not row.label_given.strip():
         return replace(row, excluded=Excluded.NO_LABEL, detail=f"{row.source!r} has no label.")

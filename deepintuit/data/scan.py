@@ -2,35 +2,46 @@
 
 The reader is handed in (`video.probe`, `video.playable_copy`), since this shelf stands below `video`. Resumable:
 every probed file is a line in `clips/<dataset>.journal.jsonl`; a second scan opens only files whose path, size, time
-stamp or limits changed. Left out on purpose: killing a decoder that hangs, which is `video.probe(isolate=True)`'s
-duty, and dropping anything: a file that fails stays as a row.
+stamp or limits changed, and those that the system did not give. Left out on purpose: surviving a decoder that hangs or
+crashes, which is `video.probe(isolate=True)`'s duty, and dropping anything: a file that fails stays as a row.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deepintuit import disk
-from deepintuit.data.listing import Finding, Kind, Listing, Report, Row, fold
+from deepintuit.data.listing import Finding, Kind, Listing, Report, Row, absent, fold
 from deepintuit.data.manifest import Manifest, rows_to_table, to_frame
 from deepintuit.errors import DataError, VideoError, VideoReason
 
 _MEASURED = ("seconds", "width", "height", "fps", "frames", "codec", "bytes")
-_DIED = "The process that read the file died on it."
+_JOURNAL = 2
+"""Raise when more is measured, so that what an earlier version saw is looked at again."""
+_OF_THE_MOMENT = {
+    VideoReason.NOT_FOUND,
+    VideoReason.NO_PERMISSION,
+    VideoReason.READ_FAILED,
+    VideoReason.CHANGED,
+}
+"""Reasons that may be gone tomorrow without a change of the file."""
+_HASHED_REFUSED = 64 << 20
+"""A refused file of more bytes than this is known by its name, not its content."""
 
 
 def scan(
@@ -48,22 +59,22 @@ def scan(
     """Probe every listed file and build the manifest (not saved yet), with the listing's report carried on.
 
     `probe(path, limits)` returns a `ClipInfo` or raises `VideoError`; without `limits` it is called with the path
-    alone. `playable_copy(source, target)` is called for clips that browsers cannot play. With `jobs` above 1 both run
-    in that many processes (so they must be importable, and a script needs its `if __name__ == "__main__"`). `fresh`
-    ignores the journal. Content listed twice is kept once; a clip_id is the first 16 hex digits of the content's
-    SHA-256.
+    alone. `playable_copy(source, target)` is called for clips that browsers cannot play. Both run in `jobs` threads,
+    and with `isolate=True` in as many processes. `fresh` ignores the journal. Content listed twice is kept once; a
+    clip_id is the first 16 hex digits of the content's SHA-256.
     """
     manifest = Manifest(workbench, dataset, pd.DataFrame(), listing.labels)
     clips = manifest.path.parent
     clips.mkdir(parents=True, exist_ok=True)
     journal = _Journal(clips / f"{dataset}.journal.jsonl", repr(limits), fresh)
-    paths = list(dict.fromkeys(row.path for row in listing.rows if row.path is not None and row.path.is_file()))
-    seen = {path: known for path in paths if (known := journal.get(path))}
+    paths = dict.fromkeys(row.path for row in listing.rows if row.path is not None and not absent(row.path))
+    keys = {path: journal.key(path) for path in paths}  # as the files are before they are looked at
+    seen = {path: known for path in paths if (known := journal.get(keys[path]))}
 
     todo = [path for path in paths if path not in seen]
     for path, look in _each(partial(_look, probe=probe, limits=limits), todo, jobs, "Looking at clips", progress):
-        seen[path] = _failed(path, VideoReason.DECODE_FAILED, _DIED) if look is None else look
-        journal.put(path, seen[path])
+        seen[path] = look
+        journal.put(keys[path], look)
 
     folder = clips / "playable"
     targets = {
@@ -73,10 +84,11 @@ def scan(
     }
     if targets:
         folder.mkdir(exist_ok=True)
+        _sweep(folder)
     copy = partial(_copy, playable_copy=playable_copy, targets=targets)
     for path, problem in _each(copy, list(targets), jobs, "Copies for browsers", progress):
-        seen[path]["copy_problem"] = _DIED if problem is None else problem
-        journal.put(path, seen[path])
+        seen[path]["copy_problem"] = problem
+        journal.put(keys[path], seen[path])
     return _assemble(manifest, listing, seen)
 
 
@@ -90,11 +102,10 @@ def _look(path: Path, probe: Callable[..., Any], limits: Any) -> dict[str, Any]:
 
 
 def _failed(path: Path, reason: VideoReason, detail: str) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        digest = None  # the reader has said why; without content the clip is known by its name
+    digest = None  # the reader has said why; without content the clip is known by its name
+    with contextlib.suppress(OSError):
+        if path.is_file() and path.stat().st_size <= _HASHED_REFUSED:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return {"sha256": digest, "info": None, "excluded": str(reason), "detail": detail}
 
 
@@ -115,44 +126,43 @@ def _copy(path: Path, playable_copy: Callable[[Path, Path], Any], targets: dict[
     return ""
 
 
+def _sweep(folder: Path) -> None:
+    """Remove the copies that a killed import left half made: those whose writer does not hold its lock any more."""
+    for left in folder.glob("*.tmp"):
+        with contextlib.suppress(OSError), open(left, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+
+
 def _each(
     work: Callable[[Path], Any], paths: Sequence[Path], jobs: int, what: str, progress: bool
 ) -> Iterator[tuple[Path, Any]]:
-    """(path, work(path)) as they are finished; None for a path whose process died. Any other error ends the scan."""
+    """(path, work(path)) as they are finished, by `jobs` threads. An error of `work` ends the scan."""
+    todo, done = deque(paths), SimpleQueue()
+
+    def run() -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                path = todo.popleft()
+                try:
+                    done.put((path, work(path), None))
+                except BaseException as error:  # noqa: BLE001
+                    done.put((path, None, error))
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress or not paths) as bar:
-        task = bar.add_task(what, total=len(paths))
-        if jobs <= 1:
-            for path in paths:
-                yield path, work(path)
-                bar.advance(task)
-            return
-        left = dict.fromkeys(paths)
-        for path, result in _pooled(work, paths, jobs):
-            if result is not None:
-                del left[path]
+    try:
+        with Progress(*columns, disable=not progress or not paths) as bar:
+            task = bar.add_task(what, total=len(paths))
+            for _ in range(min(max(jobs, 1), len(paths))):
+                Thread(target=run, daemon=True).start()  # daemon: Ctrl-C does not wait for what they are at
+            for _ in paths:
+                path, result, error = done.get()
+                if error is not None:
+                    raise error
                 yield path, result
                 bar.advance(task)
-        # A process that dies takes the whole pool along: what it left is done one by one, so that only the culprit
-        # is named.
-        for path in left:
-            yield from _pooled(work, [path], 1)
-            bar.advance(task)
-
-
-def _pooled(work: Callable[[Path], Any], paths: Sequence[Path], jobs: int) -> Iterator[tuple[Path, Any]]:
-    # spawn: forking a process that holds threads (torch, rich) can deadlock.
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
-    try:
-        futures = {pool.submit(work, path): path for path in paths}
-        for future in as_completed(futures):
-            try:
-                result = future.result()
-            except BrokenProcessPool:
-                result = None
-            yield futures[future], result
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        todo.clear()
 
 
 def _assemble(manifest: Manifest, listing: Listing, seen: dict[Path, dict[str, Any]]) -> tuple[Manifest, Report]:
@@ -232,7 +242,7 @@ class _Journal:
         self._path, self._limits = path, limits
         self._known = {} if fresh or not path.is_file() else dict(self._read())
 
-    def _read(self) -> Iterator[tuple[tuple[str, int, int, str], dict[str, Any]]]:
+    def _read(self) -> Iterator[tuple[tuple, dict[str, Any]]]:
         for line in self._path.read_bytes().split(b"\n"):
             try:
                 entry = json.loads(line)
@@ -240,16 +250,21 @@ class _Journal:
             except (ValueError, KeyError, TypeError):
                 continue
 
-    def _key(self, path: Path) -> tuple[str, int, int, str]:
-        stat = path.stat()
-        return str(path), stat.st_size, stat.st_mtime_ns, self._limits
+    def key(self, path: Path) -> tuple | None:
+        """What a file is known by; None when the system does not say."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return None
+        return str(path), stat.st_size, stat.st_mtime_ns, self._limits, _JOURNAL
 
-    def get(self, path: Path) -> dict[str, Any] | None:
-        seen = self._known.get(self._key(path))
+    def get(self, key: tuple | None) -> dict[str, Any] | None:
+        seen = self._known.get(key)
         return dict(seen) if seen else None
 
-    def put(self, path: Path, seen: dict[str, Any]) -> None:
-        key = self._key(path)
+    def put(self, key: tuple | None, seen: dict[str, Any]) -> None:
+        if key is None or seen.get("excluded") in _OF_THE_MOMENT:
+            return
         # The leading newline ends a line that a kill may have cut short.
         line = b"\n" + json.dumps({"key": key, "seen": seen}).encode()
         with disk.naming(self._path), open(self._path, "ab") as file:

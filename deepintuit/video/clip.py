@@ -6,6 +6,7 @@ Left out on purpose: decoding (`frames`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -17,7 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ..errors import VideoError, VideoReason
+from ..errors import DeepIntuitError, VideoError, VideoReason
 
 # Anything else FFmpeg would open (HLS playlists, concat scripts, image sequences, SDP) can name other files or hosts.
 # The pure audio containers are here only so that a sound file is refused as such.
@@ -36,7 +37,7 @@ class Limits:
     max_bytes: int = 2**30
     """Memory of one read: the frames returned plus the decoder's own."""
     max_seconds: float = 60.0
-    """Wall-clock seconds of one read or probe."""
+    """Wall-clock seconds of one read, or of one probe with the hashing of the file."""
     max_frames: int = 500_000
     """Packets of the video stream."""
     min_side: int = 1
@@ -124,16 +125,42 @@ def refuse(path: str, reason: VideoReason, why: str, todo: str) -> VideoError:
     return VideoError(f"{path!r} cannot be read as a clip", why, todo, reason)
 
 
+@contextlib.contextmanager
+def typed(name: str, limits: Limits) -> Iterator[None]:
+    """Whatever goes wrong while a file is read becomes a `VideoError` with its reason, so that it costs that file."""
+    try:
+        yield
+    except DeepIntuitError:
+        raise
+    except MemoryError as error:
+        raise too_heavy(name, "decoding it ran out of memory", limits.max_bytes) from error
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    except Exception as error:  # a file that grows or shrinks meanwhile gives KeyError, IndexError and others
+        why = f"the reader fails on it ({type(error).__name__}: {error})"
+        raise refuse(name, VideoReason.DECODE_FAILED, why, "Re-encode it, or leave it out.") from error
+
+
+def _unreadable(name: str, error: OSError) -> VideoError:
+    """What the system says when it does not give a file: no verdict on what is in it."""
+    why = f"the system says: {error.strerror or error}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return refuse(name, VideoReason.NO_PERMISSION, why, "Let this user read the file and enter its folders.")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+        return refuse(name, VideoReason.NOT_FOUND, why, "Check the path.")
+    return refuse(name, VideoReason.READ_FAILED, why, "Check the disk or the network mount, then try again.")
+
+
 def local_file(path: str | os.PathLike[str]) -> str:
     """The absolute path of a regular, non-empty file; `VideoError` for all else. Symbolic links are followed."""
     # An absolute path can never be taken for a protocol ("concat:", "http:", "-"), whatever characters it holds.
     name = os.path.abspath(os.fspath(path))
     try:
         facts = os.stat(name)
-    except (OSError, ValueError) as error:
-        raise refuse(
-            name, VideoReason.NOT_FOUND, f"the system says: {error}", "Check the path and its permissions."
-        ) from error
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    except ValueError as error:
+        raise refuse(name, VideoReason.NOT_FOUND, f"the system says: {error}", "Check the path.") from error
     if not stat.S_ISREG(facts.st_mode):
         kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "a device, pipe or socket"
         raise refuse(name, VideoReason.NOT_A_VIDEO, f"it is {kind}, not a regular file", "Name the video file itself.")
@@ -142,9 +169,33 @@ def local_file(path: str | os.PathLike[str]) -> str:
     return name
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
+def state(name: str) -> tuple[int, int] | None:
+    """Bytes and time stamp of a file; None when it is gone."""
+    try:
+        facts = os.stat(name)
+    except OSError:
+        return None
+    return facts.st_size, facts.st_mtime_ns
+
+
+def changed(name: str) -> VideoError:
+    return refuse(
+        name,
+        VideoReason.CHANGED,
+        "it was written to, or taken away, while it was read",
+        "Import it when it is complete.",
+    )
+
+
+def file_sha256(path: str | os.PathLike[str], clock: Clock | None = None) -> str:
+    """In hex. Raises OSError, and `VideoError` when the time of a `clock` is up."""
+    digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while part := file.read(2**20):
+            digest.update(part)
+            if clock is not None:
+                clock.check()
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -194,6 +245,8 @@ def open_container(path: str, **options: str) -> av.container.InputContainer:
     safe = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, "threads": "1"}
     try:
         return av.open(path, metadata_errors="ignore", options=safe | options)
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except (av.FFmpegError, UnicodeError, ValueError) as error:
         raise _unopened(path, error) from error
 

@@ -6,6 +6,7 @@ Left out on purpose: choice of codec and quality. Files are written under a temp
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -16,7 +17,18 @@ import numpy as np
 
 from .. import disk
 from ..errors import VideoReason
-from .clip import DEFAULT_LIMITS, Clock, Limits, local_file, open_container, opened, packets, refuse, start_seconds
+from .clip import (
+    DEFAULT_LIMITS,
+    Clock,
+    Limits,
+    local_file,
+    open_container,
+    opened,
+    packets,
+    refuse,
+    start_seconds,
+    typed,
+)
 from .frames import Decoded, decode, resized, upright
 
 # Without mbtree, whose look-ahead is not the same from call to call: the same frames give the same bytes, hence the
@@ -26,19 +38,24 @@ X264 = {"crf": "20", "preset": "veryfast", "threads": "1", "x264-params": "mbtre
 MP4 = {"movflags": "+faststart", "max_interleave_delta": "0"}
 CLOCK = Fraction(1, 90_000)
 AUDIO_RATE = 48_000
+COPY_SECONDS = 10
+"""A copy may take this many times `Limits.max_seconds`."""
 
 
 @contextlib.contextmanager
 def _replacing(target: str | os.PathLike[str]) -> Iterator[av.container.OutputContainer]:
-    """A new MP4 that takes the target's name only when it is complete and on disk."""
+    """A new MP4 that takes the target's name only when it is complete and on disk.
+
+    The temporary file is locked while its writer lives, so that whoever sweeps knows those that a kill left.
+    """
     target = Path(os.path.abspath(os.fspath(target)))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # By name and not as a file object: to move its index to the front, FFmpeg opens the file a second time.
-    with (
-        disk.replacing(target) as temporary,
-        av.open(str(temporary), "w", format="mp4", container_options=MP4) as out,
-    ):
-        yield out
+    with disk.naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with disk.replacing(target) as temporary, open(temporary, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        # By name and not as a file object: to move its index to the front, FFmpeg opens the file a second time.
+        with av.open(str(temporary), "w", format="mp4", container_options=MP4) as out:
+            yield out
 
 
 def _h264(out: av.container.OutputContainer, width: int, height: int, rate: Fraction) -> av.VideoStream:
@@ -71,15 +88,28 @@ def write_mp4(path: str | os.PathLike[str], frames_T_H_W_3: np.ndarray, fps: flo
 
 
 def playable_copy(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    isolate: bool = False,
 ) -> str:
     """A copy that every browser plays: H.264 4:2:0 and AAC in MP4, index first, rotation baked in, sides made even.
 
-    Frames keep their times and pixel shape (sar). Returns a note on what was lost, empty when nothing was. `VideoError`
-    when the source cannot be read.
+    Frames keep their times and pixel shape (sar). Returns a note on what was lost, empty when nothing was. `isolate`
+    works in a child process, for files nobody has read before. `VideoError` when the source cannot be read.
     """
+    if isolate:
+        from .isolation import remote_copy
+
+        return remote_copy(source, target, limits)
     name = local_file(source)
-    clock = Clock(name, 10 * limits.max_seconds)
+    with typed(name, limits):
+        return _playable_copy(name, target, limits)
+
+
+def _playable_copy(name: str, target: str | os.PathLike[str], limits: Limits) -> str:
+    clock = Clock(name, COPY_SECONDS * limits.max_seconds)
     with opened(name, limits) as (container, stream):  # first for the times alone: which are right is known at the end
         start = start_seconds(container)
         seen = Decoded(stream, start)

@@ -15,7 +15,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from ..errors import VideoReason
+from ..errors import VideoError, VideoReason
 from .clip import (
     DECODER_BYTES_PER_PIXEL,
     DEFAULT_LIMITS,
@@ -23,6 +23,7 @@ from .clip import (
     Clock,
     Index,
     Limits,
+    changed,
     file_sha256,
     local_file,
     opened,
@@ -30,7 +31,9 @@ from .clip import (
     refuse,
     scan,
     start_seconds,
+    state,
     too_heavy,
+    typed,
 )
 
 # decord 0.6 gives PyAV's pixels bit for bit on these, measured; not on 10-bit, where its conversion differs.
@@ -124,23 +127,29 @@ def read(
 
         return remote_read(path, count, size, limits, fps)
     name = local_file(path)
-    try:
+    with typed(name, limits):
         return _read(name, count, size, limits, fps)
-    except MemoryError as error:
-        raise too_heavy(name, "decoding it ran out of memory", limits.max_bytes) from error
 
 
 def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, *, isolate: bool = False) -> ClipInfo:
-    """The facts of a file, checked by decoding it (when long, its first frames). Raises `VideoError`."""
+    """The facts of a file, checked by decoding it (when long, its first frames). Raises `VideoError`, also for a file
+    that changes meanwhile: a recording that still goes on, or a copy that is not complete."""
     if isolate:
         from .isolation import remote_probe
 
         return remote_probe(path, limits)
     name = local_file(path)
+    before = state(name)
     try:
-        return _probe(name, limits)
-    except MemoryError as error:
-        raise too_heavy(name, "decoding it ran out of memory", limits.max_bytes) from error
+        with typed(name, limits):
+            info = _probe(name, limits)
+    except VideoError as error:
+        if error.reason != VideoReason.TOO_SLOW and state(name) not in (before, None):
+            raise changed(name) from error
+        raise
+    if state(name) != before:
+        raise changed(name)
+    return info
 
 
 def _read(name: str, count: int, size, limits: Limits, fps) -> Frames:
@@ -177,7 +186,7 @@ def _probe(name: str, limits: Limits) -> ClipInfo:
         sar = stream.sample_aspect_ratio
         info = ClipInfo(
             path=name,
-            sha256=file_sha256(name),
+            sha256=file_sha256(name, clock),
             seconds=seconds,
             fps=float((len(times_N) - 1) / span) if span > 0 else float(stream.average_rate or 0),
             frames=len(times_N),
@@ -350,9 +359,7 @@ def decode(name: str, container, stream, seen: Decoded, clock: Clock) -> Iterato
             name, VideoReason.DECODE_FAILED, f"no frame of it decodes ({error})", "Re-encode it, or leave it out."
         ) from error
     if not seen.pts:
-        raise refuse(
-            name, VideoReason.NO_FRAMES, "it has a header but holds no frame", "Copy or record it again."
-        )
+        raise refuse(name, VideoReason.NO_FRAMES, "it has a header but holds no frame", "Copy or record it again.")
     if not len(seen.times_N):
         raise refuse(
             name, VideoReason.DECODE_FAILED, "its frames carry no timestamps", "Remux it into MP4 with a frame rate."
