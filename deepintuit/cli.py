@@ -453,9 +453,7 @@ def _import(read: Callable, options) -> int:
         console.print(str(listing.report), markup=False)
         console.print("Nothing was imported (--dry-run).")
         return 0
-    limits = video.Limits(
-        max_pixels=settings.video.limit_pixels, max_bytes=settings.video.limit_mib << 20, max_seconds=settings.video.limit_seconds
-    )
+    limits = video.Limits.of(settings.video)
     manifest, report = data.scan(
         listing, settings.workbench, options.name, probe=partial(video.probe, isolate=True),
         playable_copy=partial(video.playable_copy, limits=limits, isolate=True), limits=limits, jobs=options.jobs,

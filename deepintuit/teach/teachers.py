@@ -144,8 +144,7 @@ def _frames(clip: Clip, config: Config) -> Frames:
     video = config.video
     scale = min(1.0, (video.max_pixels / (clip["width"] * clip["height"])) ** 0.5)
     size = (max(1, int(clip["width"] * scale)), max(1, int(clip["height"] * scale)))
-    limits = Limits(max_pixels=video.limit_pixels, max_bytes=video.limit_mib << 20, max_seconds=video.limit_seconds)
-    return read(clip["path"], video.frames, size, limits, video.fps or None)
+    return read(clip["path"], video.frames, size, Limits.of(video), video.fps or None)
 
 
 # The local model, told the label

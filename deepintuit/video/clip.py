@@ -43,6 +43,11 @@ class Limits:
     min_side: int = 1
     """Shorter side of a stored frame in pixels."""
 
+    @classmethod
+    def of(cls, settings) -> Limits:
+        """Those of the settings under [video]."""
+        return cls(settings.limit_pixels, settings.limit_mib << 20, settings.limit_seconds)
+
 
 DEFAULT_LIMITS = Limits()
 

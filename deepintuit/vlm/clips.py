@@ -118,9 +118,7 @@ class ClipEncoder:
     def __init__(self, processor, model, video: VideoConfig, cache: Path | None, memory_bytes: int = 2 << 30):
         self.processor, self.model, self.video = processor, model, video
         self.cache = DiskCache(cache, video.cache_gib) if cache and video.cache_gib else None
-        self.limits = Limits(
-            max_pixels=video.limit_pixels, max_bytes=video.limit_mib << 20, max_seconds=video.limit_seconds
-        )
+        self.limits = Limits.of(video)
         self.passes = 0
         self._tower = _fingerprint(model.model.visual)
         self._held: OrderedDict[str, EncodedClip] = OrderedDict()
