@@ -62,14 +62,14 @@ def number(pixels: np.ndarray) -> int:
     return round((float(pixels[height * 3 // 4 :, width * 3 // 4 :].mean()) - 10) / 8)
 
 
-def encode(path: Path, frames, times, *, rotation=0, codec="libx264", container=None, **more):
+def encode(path: Path, frames, times, *, rotation=0, mirror="", codec="libx264", container=None, **more):
     """A video whose frames have exactly these times (seconds, whole milliseconds)."""
     with av.open(str(path), "w", format=container) as out:
         stream = out.add_stream(codec, rate=30, options={"threads": "1", **more})
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
-        if rotation:
-            stream.set_display_rotation(rotation)
+        if rotation or mirror:
+            stream.set_display_rotation(rotation, mirror == "hflip", mirror == "vflip")
         for pixels, at in zip(frames, times, strict=True):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = round(at * 1000), Fraction(1, 1000)
@@ -194,6 +194,27 @@ def test_a_last_frame_years_later_costs_nothing(tmp_path):
     assert len(read(path, 8, fps=30.0)) <= 4
 
 
+@pytest.mark.parametrize("muxer", ["sound", "knows no B-frames"])
+@pytest.mark.parametrize("suffix", ["avi", "wmv", "mkv", "mp4", "flv"])
+def test_pictures_stored_out_of_order_have_their_times_in_order(tmp_path, suffix, muxer):
+    path = tmp_path / f"b.{suffix}"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=8, options={"bf": "2"})
+        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
+        for pixels in [*grey_ramp(16), None]:
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24") if pixels is not None else None
+            for packet in stream.encode(frame):
+                if muxer != "sound":
+                    packet.dts += 2
+                    packet.pts = packet.dts
+                out.mux(packet)
+    frames = read(path, 16)
+    assert [number(p) for p in frames.pixels_T_H_W_3] == list(range(16))
+    assert np.allclose(frames.times_T, np.arange(16) / 8, atol=2e-3) and frames.seconds == pytest.approx(2, abs=2e-3)
+    info = probe(path)
+    assert (info.frames, info.seconds, info.fps) == (16, pytest.approx(2, abs=2e-3), pytest.approx(8, abs=0.02))
+
+
 # Pixels as a viewer sees them
 
 
@@ -220,6 +241,27 @@ def test_rotation_is_applied_alike_by_both_readers(tmp_path, rotation, monkeypat
     assert first.hash == second.hash
     quarters = [q.mean() for half in np.array_split(first.pixels_T_H_W_3[0], 2) for q in np.array_split(half, 2, 1)]
     assert np.argmax(quarters) != 0, "the bright corner stayed where it was stored"
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("mirror", ["", "hflip", "vflip"])
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_every_orientation_is_seen_as_a_player_shows_it(tmp_path, suffix, rotation, mirror, monkeypatch):
+    stored = grey_ramp(3)
+    path = encode(tmp_path / f"phone.{suffix}", stored, np.arange(3) / 6, rotation=rotation, mirror=mirror)
+    shown = np.rot90(stored, rotation // 90, (1, 2))  # the matrix turns anticlockwise, then mirrors
+    shown = {"": shown, "hflip": shown[:, :, ::-1], "vflip": shown[:, ::-1]}[mirror]
+    playable_copy(path, tmp_path / "copy.mp4")
+    readings = [read(path, 3), read(tmp_path / "copy.mp4", 3)]
+    monkeypatch.setattr("deepintuit.video.frames.DECORD_CODECS", set())
+    readings += [read(path, 3), read(tmp_path / "copy.mp4", 3)]
+    for frames in readings:
+        assert frames.pixels_T_H_W_3.shape == shown.shape
+        assert np.abs(frames.pixels_T_H_W_3.astype(int) - shown).mean() < 4
+    info, copy = probe(path), probe(tmp_path / "copy.mp4")
+    assert (info.width, info.height) == shown.shape[2:0:-1] and info.mirrored == bool(mirror)
+    assert not (mirror and info.playable), "not every browser mirrors"
+    assert copy.playable and (copy.rotation, copy.mirrored) == (0, False)
 
 
 def test_a_frame_size_that_changes_midway_is_brought_to_the_first(tmp_path):

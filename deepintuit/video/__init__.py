@@ -4,7 +4,8 @@ decord reads the files it is known to read as PyAV does (same frames, bit for bi
 reads the rest, and what neither can read is a `VideoError` with a `VideoReason`. `Frames.reader` says which one read.
 
 - Times are the container's timestamps on the clock a player shows (its start is 0), never index ÷ fps.
-- Rotation is applied. Pixels that are not square stay as stored: `ClipInfo.sar` records the ratio, nothing stretched.
+- Rotation and mirroring are applied. Pixels that are not square stay as stored: `ClipInfo.sar` records the ratio,
+  nothing stretched.
 - Of several video streams, FFmpeg's best one (the largest) is read; cover art is not a video stream.
 - A file that ends before its header says is read as far as it goes, and `truncated` says so.
 - Only regular local files are opened, only as known video containers: no URLs, playlists, devices or still images.

@@ -26,7 +26,7 @@ from .clip import DEFAULT_LIMITS, Limits
 from .frames import Frames, read
 
 # Raise when sampling, resizing or rotation change, so that old entries are not met again.
-RECIPE = 1
+RECIPE = 2
 
 KINDS = ("frames", "features")
 """Folders under one bound: features outlive the frames they were made of, since frames are read no more after them."""

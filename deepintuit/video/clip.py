@@ -26,6 +26,8 @@ CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,mpegts,mpeg,asf,ogg,gif,ivf,mxf,nut,rm,dv,wtv,"
     "mp3,wav,flac,aac"
 )
+NO_TIMES = {"avi", "asf"}
+"""Containers with one time a packet, in order of decoding: what FFmpeg gives as time of presentation is its guess."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,11 @@ DECODER_BYTES_PER_PIXEL = 24
 class ClipInfo:
     """Facts of one file. Sizes are in pixels after rotation, times in seconds.
 
-    `frames` is counted by decoding when `counted`, else the number of packets. `truncated`: fewer frames can be decoded
-    than the file claims. `sar` is the width of a stored pixel over its height (before rotation), 1.0 when the file does
-    not say. `reader` is the one `read` uses. `playable`: every current browser plays the file as it is.
+    `frames` is counted by decoding when `counted`, else the number of packets. `truncated`: fewer frames can be
+    decoded than the file claims. A player turns the stored picture by `rotation` degrees clockwise and then, when
+    `mirrored`, swaps left and right; frames come so. `sar` is the width of a stored pixel over its height (before
+    rotation), 1.0 when the file does not say. `reader` is the one `read` uses. `playable`: every current browser
+    plays the file as it is.
     """
 
     path: str
@@ -74,6 +78,7 @@ class ClipInfo:
     width: int
     height: int
     rotation: int
+    mirrored: bool
     sar: float
     container: str
     codec: str
@@ -309,7 +314,7 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream, limits:
             continue
         count += 1
         whole = whole and packet.pts is not None and not packet.is_discard and not packet.is_corrupt
-        tick = packet.dts if packet.pts is None else packet.pts
+        tick = tick_of(packet, container)
         if tick is not None and not packet.is_discard:
             ticks.append(tick)
             if tick > newest:
@@ -327,6 +332,12 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream, limits:
     cut = stream.frames > count + 1 or last - start < 0.9 * claimed - 0.5
     base = float(stream.time_base or 0)
     return Index(ticks_N * base - start, whole and len(ticks_N) == count, shown * base, cut)
+
+
+def tick_of(packet: av.Packet, container: av.container.InputContainer) -> int | None:
+    """The time that the container itself gives a packet. In order, these are the times of the pictures in order of
+    presentation, also where a muxer that knew no B-frames wrote times of decoding."""
+    return packet.dts if packet.pts is None or container.format.name in NO_TIMES else packet.pts
 
 
 def packets(container, stream, clock: Clock) -> Iterator[av.Packet]:

@@ -26,10 +26,9 @@ from .clip import (
     opened,
     packets,
     refuse,
-    start_seconds,
     typed,
 )
-from .frames import Decoded, decode, resized, upright
+from .frames import Decoded, decode, orientation, resized, upright
 
 # Without mbtree, whose look-ahead is not the same from call to call: the same frames give the same bytes, hence the
 # same clip id.
@@ -111,8 +110,7 @@ def playable_copy(
 def _playable_copy(name: str, target: str | os.PathLike[str], limits: Limits) -> str:
     clock = Clock(name, COPY_SECONDS * limits.max_seconds)
     with opened(name, limits) as (container, stream):  # first for the times alone: which are right is known at the end
-        start = start_seconds(container)
-        seen = Decoded(stream, start)
+        seen = Decoded(container, stream)
         first = None
         for frame in decode(name, container, stream, seen, clock):
             first = first if first is not None else frame
@@ -129,10 +127,10 @@ def _playable_copy(name: str, target: str | os.PathLike[str], limits: Limits) ->
             picture = _h264(out, *size, rate)
             picture.codec_context.time_base = CLOCK
             if sar:
-                picture.codec_context.sample_aspect_ratio = 1 / sar if first.rotation % 180 else sar
-            sound = _Sound(name, start, clock)
+                picture.codec_context.sample_aspect_ratio = 1 / sar if orientation(first)[0] % 180 else sar
+            sound = _Sound(name, seen.start, clock)
             track = out.add_stream("aac", rate=AUDIO_RATE, layout="stereo") if sound.first is not None else None
-            again = Decoded(stream, start)
+            again = Decoded(container, stream)
             for ticks, frame in zip(ticks_N.tolist(), decode(name, container, stream, again, clock), strict=True):
                 shown = av.VideoFrame.from_ndarray(resized(upright(name, frame), size), format="rgb24")
                 shown.pts, shown.time_base = ticks, CLOCK

@@ -7,6 +7,7 @@ decord seeks, and is used where it gives the same frames.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from ..errors import VideoError, VideoReason
 from .clip import (
     DECODER_BYTES_PER_PIXEL,
     DEFAULT_LIMITS,
+    NO_TIMES,
     ClipInfo,
     Clock,
     Index,
@@ -32,6 +34,7 @@ from .clip import (
     scan,
     start_seconds,
     state,
+    tick_of,
     too_heavy,
     typed,
 )
@@ -158,7 +161,7 @@ def _read(name: str, count: int, size, limits: Limits, fps) -> Frames:
         index = scan(container, stream, limits, clock)
         _fits(name, stream, min(count, len(index.times_N) or count), size, limits)
         frames = None
-        if trusted_to_decord(container, stream, index):
+        if trusted_to_decord(container, stream, index) and _turned_by_decord(container, *_first(name, limits, clock)):
             frames = _by_decord(name, stream, index, count, size, fps, clock)
     return frames or _by_pyav(name, index, count, size, limits, fps, clock)
 
@@ -170,12 +173,14 @@ def _probe(name: str, limits: Limits) -> ClipInfo:
         trusted = trusted_to_decord(container, stream, index)
     with opened(name, limits) as (container, stream):
         counted = len(index.times_N) * stream.width * stream.height <= COUNT_BUDGET
-        seen = Decoded(stream, start_seconds(container))
+        seen = Decoded(container, stream)
         for number, frame in enumerate(decode(name, container, stream, seen, clock)):
-            rotation = -90 * round(frame.rotation / 90) % 360
-            height, width = (frame.width, frame.height) if rotation % 180 == 90 else (frame.height, frame.width)
             if number == 0:
-                facts = {"width": width, "height": height, "rotation": rotation, "pix_fmt": frame.format.name}
+                rotation, mirrored = orientation(frame)
+                height, width = (frame.width, frame.height) if rotation % 180 else (frame.height, frame.width)
+                turned = _turned_by_decord(container, rotation, mirrored)
+                facts = {"width": width, "height": height, "rotation": rotation, "mirrored": mirrored}
+                pix_fmt = frame.format.name
             if not counted and number == 8:
                 break
         times_N = seen.times_N if counted else index.times_N
@@ -198,10 +203,11 @@ def _probe(name: str, limits: Limits) -> ClipInfo:
             has_audio=bool(container.streams.audio),
             bytes=os.stat(name).st_size,
             reader="pyav",
-            playable=not truncated and _playable(name, container, codec, facts["pix_fmt"]),
+            pix_fmt=pix_fmt,
+            playable=not truncated and not mirrored and _playable(name, container, codec, pix_fmt, rotation),
             **facts,
         )
-    if trusted:
+    if trusted and turned:
         # What read will use can only be known by asking decord for frames.
         with opened(name, limits) as (container, stream):
             if _by_decord(name, stream, index, 3, None, None, clock):
@@ -274,7 +280,7 @@ def _by_pyav(name: str, index: Index, count: int, size, limits: Limits, fps, clo
     for _ in range(2):
         taken: dict[int, np.ndarray] = {}
         with opened(name, limits) as (container, stream):
-            seen = Decoded(stream, start_seconds(container))
+            seen = Decoded(container, stream)
             chosen = set(wanted_T.tolist())
             goal = size
             for number, frame in enumerate(decode(name, container, stream, seen, clock)):
@@ -294,8 +300,10 @@ def _by_pyav(name: str, index: Index, count: int, size, limits: Limits, fps, clo
 class Decoded:
     """What a decode has met so far: the frames' timestamps, and whether it ended in an error."""
 
-    def __init__(self, stream: av.VideoStream, start: float) -> None:
-        self.start, self.base = start, float(stream.time_base or 0)
+    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
+        self.start, self.base = start_seconds(container), float(stream.time_base or 0)
+        self.guessed = container.format.name in NO_TIMES
+        self.sent: list[int] = []  # times of the packets
         self.pts: list[int | None] = []
         self.dts: list[int | None] = []
         self.last_duration = 0.0
@@ -303,9 +311,16 @@ class Decoded:
 
     @property
     def times_N(self) -> np.ndarray:
-        """Seconds of every frame. AVI files with B-frames have wrong presentation times but right decoding times
-        (FFmpeg's own guess takes, as here, whichever runs backwards less often); single steps back are levelled."""
-        ticks = min(self.pts, self.dts, key=_faults)
+        """Seconds of every frame. Where presentation times are missing or run backwards (AVI, or a muxer that knew no
+        B-frames), the n-th picture has the n-th time of the packets in order. Where packets and pictures do not
+        correspond, FFmpeg's own guess is taken, whichever runs backwards less often; single steps back are levelled."""
+        ticks, sent = self.pts, sorted(self.sent)
+        if self.guessed or _faults(ticks):
+            # One picture less than packets is sound: AVI files with packed B-frames.
+            if len(sent) - len(ticks) in (0, 1) and len(set(sent)) == len(sent):
+                ticks = sent[: len(ticks)]
+            else:
+                ticks = min(self.pts, self.dts, key=_faults)
         known = np.maximum.accumulate(np.array([t for t in ticks if t is not None], np.int64))
         if len(known) < len(ticks):
             given = [n for n, t in enumerate(ticks) if t is not None]
@@ -339,6 +354,8 @@ def decode(name: str, container, stream, seen: Decoded, clock: Clock) -> Iterato
     """
     error: Exception | None = None
     for packet in packets(container, stream, clock):
+        if packet.size and (tick := tick_of(packet, container)) is not None:
+            seen.sent.append(tick)
         try:
             pictures = packet.decode()
         except MemoryError:  # PyAV's own is an FFmpegError too, and is no damage of the file
@@ -373,7 +390,33 @@ def upright(name: str, frame: av.VideoFrame) -> np.ndarray:
         raise refuse(
             name, VideoReason.DECODE_FAILED, f"its {frame.format.name} pixels do not convert ({error})", "Re-encode it."
         ) from error
-    return np.ascontiguousarray(np.rot90(stored, round(frame.rotation / 90)))
+    rotation, mirrored = orientation(frame)
+    turned = np.rot90(stored, -rotation // 90)
+    return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)
+
+
+def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
+    """How a player shows a stored picture: turned by so many degrees clockwise (0, 90, 180, 270), then mirrored left to
+    right or not. One of the eight that are nearest to its display matrix."""
+    try:
+        matrix = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32)
+    except KeyError:
+        return 0, False
+    # FFmpeg's layout: (x, y) is shown at (a·x + c·y, b·x + d·y), y downwards.
+    a, b, _, c, d = map(float, matrix[:5])
+    mirrored = a * d < b * c
+    return 90 * round(math.degrees(math.atan2(b, -a if mirrored else a)) / 90) % 360, mirrored
+
+
+def _first(name: str, limits: Limits, clock: Clock) -> tuple[int, bool]:
+    """The orientation of the first picture."""
+    with opened(name, limits) as (container, stream):
+        return orientation(next(decode(name, container, stream, Decoded(container, stream), clock)))
+
+
+def _turned_by_decord(container, rotation: int, mirrored: bool) -> bool:
+    """decord knows rotation in MP4 and MOV only, and mirrors nothing."""
+    return not mirrored and (not rotation or container.format.name.startswith("mov"))
 
 
 def resized(pixels_H_W_3: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
@@ -382,8 +425,9 @@ def resized(pixels_H_W_3: np.ndarray, size: tuple[int, int] | None) -> np.ndarra
     return np.asarray(Image.fromarray(pixels_H_W_3).resize(tuple(size), Image.Resampling.BICUBIC))
 
 
-def _playable(name: str, container, codec: str, pix_fmt: str) -> bool:
-    """What Chromium, Firefox and Safari all play: 8-bit 4:2:0 H.264 in MP4, VP8 or VP9 in WebM, one picture stream."""
+def _playable(name: str, container, codec: str, pix_fmt: str, rotation: int) -> bool:
+    """What Chromium, Firefox and Safari all play: 8-bit 4:2:0 H.264 in MP4; VP8 or VP9 in WebM, which they do not turn;
+    one picture stream."""
     audio = {s.codec_context.codec.canonical_name if s.codec_context else "?" for s in container.streams.audio}
     if pix_fmt not in DECORD_PIXELS or len(container.streams.video) > 1:
         return False
@@ -392,4 +436,4 @@ def _playable(name: str, container, codec: str, pix_fmt: str) -> bool:
         return not brand.startswith(("qt", "3g")) and audio <= {"aac", "mp3"}
     with open(name, "rb") as file:
         webm = b"webm" in file.read(64)
-    return webm and codec in {"vp8", "vp9"} and audio <= {"vorbis", "opus"}
+    return webm and not rotation and codec in {"vp8", "vp9"} and audio <= {"vorbis", "opus"}
