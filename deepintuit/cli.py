@@ -392,6 +392,7 @@ def _clips(verbs) -> None:
         parser.add_argument("--name", required=True, help="what the dataset is called in the workbench")
         parser.add_argument("--labels", metavar="FILE", help="labels.toml with labels, definitions and aliases")
         parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="files looked at side by side")
+        parser.add_argument("--truncated", choices=("keep", "exclude"), default="keep", help="what becomes of clips that end before their file says (default: keep)")
         parser.add_argument("--fresh", action="store_true", help="look at every file again, also at those known from an earlier import")
         return parser
 
@@ -457,7 +458,7 @@ def _import(read: Callable, options) -> int:
     manifest, report = data.scan(
         listing, settings.workbench, options.name, probe=partial(video.probe, isolate=True),
         playable_copy=partial(video.playable_copy, limits=limits, isolate=True), limits=limits, jobs=options.jobs,
-        progress=not options.quiet, fresh=options.fresh,
+        progress=not options.quiet, fresh=options.fresh, keep_truncated=options.truncated == "keep",
     )
     console.print(str(report), markup=False)
     return _divide(manifest, settings)
@@ -518,9 +519,8 @@ def _show_clips(options) -> int:
     settings = _named(options)
     manifest = Manifest.load(settings.workbench, settings.clips.dataset)
     console.print(str(manifest.summary()), markup=False)
-    left_out = manifest.frame[manifest.frame["excluded"].notna()]
-    for row in left_out.itertuples():
-        console.print(f"  {row.source}: {row.excluded}. {row.excluded_detail or ''}", markup=False)
+    for line in manifest.remarks():
+        console.print(f"  {line}", markup=False)
     return 0
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from deepintuit import video
@@ -349,3 +350,33 @@ def test_copies_are_made_in_a_child_within_the_limits_of_the_import(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DiskError, match="a file stands where"):
         video.playable_copy(source, tmp_path / "file" / "copy.mp4", isolate=True)
+
+
+# Files that end before they say
+
+
+def test_a_download_that_broke_off_is_reported_and_kept_or_excluded(folder, tmp_path, capsys):
+    for number in range(3, 8):
+        mp4(folder / "a" / f"{number}.mp4", number)
+    noise = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), np.uint8)
+    video.write_mp4(folder / "b" / "cut.mp4", noise, 10)
+    whole = (folder / "b" / "cut.mp4").read_bytes()
+    (folder / "b" / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    at = ["clips", "folder", str(folder), "--name", "d", "--workbench", str(tmp_path), "--quiet", "--jobs", "1"]
+    assert main(at) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "'b/cut.mp4' is truncated (used)" in said and "1 usable clips end before" in said
+    frame = Manifest.load(tmp_path, "d").frame.set_index("source")
+    assert frame["truncated"].to_dict() == {source: source == "b/cut.mp4" for source in frame.index}
+    assert main(["clips", "show", "d", "--workbench", str(tmp_path)]) == 0
+    assert "b/cut.mp4: used, but truncated" in capsys.readouterr().out
+    assert main([*at, "--truncated", "exclude"]) == 0
+    assert reasons(Manifest.load(tmp_path, "d")) == {"b/cut.mp4": "truncated"}
+
+
+def test_a_manifest_of_an_earlier_version_opens_without_that_knowledge(folder, tmp_path):
+    manifest, _ = quiet_scan(import_folder(folder), tmp_path, "d")
+    path = manifest.save()
+    pq.write_table(pq.read_table(path).drop_columns("truncated"), path)
+    assert Manifest.load(tmp_path, "d").frame["truncated"].isna().all()
+    assert Manifest.load(tmp_path, "d").summary().truncated == 0

@@ -56,6 +56,7 @@ class Kind(StrEnum):
     AMBIGUOUS_FILE = "ambiguous_file"
     NOT_LISTED = "not_listed"
     NOT_A_CLIP = "not_a_clip"
+    TRUNCATED = "truncated"
     NO_PLAYABLE_COPY = "no_playable_copy"
 
 

@@ -55,8 +55,11 @@ SCHEMA = pa.schema(
         ("also_at", pa.list_(pa.string())),
         ("text", _NAMED),
         ("notes", _NAMED),
+        ("truncated", pa.bool_()),
     ]
 )
+_ADDED = ("truncated",)
+"""Columns that manifests of earlier versions lack: not known there."""
 _PATHS = ("path", "playable_path")
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
@@ -74,12 +77,17 @@ class Summary:
     duplicates: int
     groups: int
     without_group: int
+    truncated: int
 
     def __str__(self) -> str:
         lines = ["Usable clips by split and label", self.by_split.to_string()]
         if len(self.excluded):
             lines += ["Excluded, by reason and split", self.excluded.to_string()]
         lines.append(f"{self.duplicates} duplicates folded away; {self.groups} groups")
+        if self.truncated:
+            lines.append(
+                f"{self.truncated} usable clips end before their file says: the label may belong to what is missing"
+            )
         if self.without_group:
             lines.append(
                 f"{self.without_group} clips name no group: each is a group of its own, so nothing holds clips of the "
@@ -132,6 +140,9 @@ class Manifest:
                 "The manifest is read from it, and it is whole when written.",
                 f"Put an earlier version ({dataset}@<n>.parquet) in its place, or import again.",
             ) from error
+        for name in _ADDED:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(len(table), SCHEMA.field(name).type))
         missing = [name for name in SCHEMA.names if name not in table.column_names]
         if missing:
             raise DataError(
@@ -262,7 +273,18 @@ class Manifest:
             int(frame["also_at"].map(len).sum()),
             int(used["group"].nunique()),
             int((used["group"] == used["clip_id"]).sum()),
+            int(used["truncated"].fillna(False).sum()),
         )
+
+    def remarks(self) -> list[str]:
+        """A line for each clip that is left out, with the reason, and for each usable one that is truncated."""
+        lines = []
+        for row in self.frame.itertuples():
+            if pd.notna(row.excluded):
+                lines.append(f"{row.source}: {row.excluded}. {row.excluded_detail or ''}")
+            elif pd.notna(row.truncated) and row.truncated:
+                lines.append(f"{row.source}: used, but truncated: {row.seconds:.1f} s of it can be read")
+        return lines
 
 
 def container_features(frame: pd.DataFrame) -> pd.DataFrame:

@@ -30,7 +30,7 @@ from deepintuit.data.listing import Finding, Kind, Listing, Report, Row, absent,
 from deepintuit.data.manifest import Manifest, rows_to_table, to_frame
 from deepintuit.errors import DataError, VideoError, VideoReason
 
-_MEASURED = ("seconds", "width", "height", "fps", "frames", "codec", "bytes")
+_MEASURED = ("seconds", "width", "height", "fps", "frames", "codec", "bytes", "truncated")
 _JOURNAL = 2
 """Raise when more is measured, so that what an earlier version saw is looked at again."""
 _OF_THE_MOMENT = {
@@ -55,13 +55,15 @@ def scan(
     jobs: int = 1,
     progress: bool = True,
     fresh: bool = False,
+    keep_truncated: bool = True,
 ) -> tuple[Manifest, Report]:
     """Probe every listed file and build the manifest (not saved yet), with the listing's report carried on.
 
     `probe(path, limits)` returns a `ClipInfo` or raises `VideoError`; without `limits` it is called with the path
     alone. `playable_copy(source, target)` is called for clips that browsers cannot play. Both run in `jobs` threads,
-    and with `isolate=True` in as many processes. `fresh` ignores the journal. Content listed twice is kept once; a
-    clip_id is the first 16 hex digits of the content's SHA-256.
+    and with `isolate=True` in as many processes. `fresh` ignores the journal. A clip that ends before
+    its file says is reported, and excluded unless `keep_truncated`. Content listed twice is kept once; a clip_id is the
+    first 16 hex digits of the content's SHA-256.
     """
     manifest = Manifest(workbench, dataset, pd.DataFrame(), listing.labels)
     clips = manifest.path.parent
@@ -89,7 +91,7 @@ def scan(
     for path, problem in _each(copy, list(targets), jobs, "Copies for browsers", progress):
         seen[path]["copy_problem"] = problem
         journal.put(keys[path], seen[path])
-    return _assemble(manifest, listing, seen)
+    return _assemble(manifest, listing, seen, keep_truncated)
 
 
 def _look(path: Path, probe: Callable[..., Any], limits: Any) -> dict[str, Any]:
@@ -165,7 +167,9 @@ def _each(
         todo.clear()
 
 
-def _assemble(manifest: Manifest, listing: Listing, seen: dict[Path, dict[str, Any]]) -> tuple[Manifest, Report]:
+def _assemble(
+    manifest: Manifest, listing: Listing, seen: dict[Path, dict[str, Any]], keep_truncated: bool
+) -> tuple[Manifest, Report]:
     findings = list(listing.report.findings)
     rows = []
     for row in listing.rows:
@@ -175,6 +179,13 @@ def _assemble(manifest: Manifest, listing: Listing, seen: dict[Path, dict[str, A
                 Finding(Kind.UNREADABLE, row.source, f"{row.source!r}: {look['excluded']}. {look['detail']}")
             )
             row = replace(row, excluded=look["excluded"], detail=look["detail"])
+        elif look and look["info"]["truncated"]:
+            there = f"{look['info']['frames']} frames, {look['info']['seconds']:.1f} s can be read"
+            detail = f"It ends before its file says: {there}, and its label may belong to what is missing."
+            used = "used" if keep_truncated and not row.excluded else "excluded"
+            findings.append(Finding(Kind.TRUNCATED, row.source, f"{row.source!r} is truncated ({used}). {detail}"))
+            if not keep_truncated and not row.excluded:
+                row = replace(row, excluded=VideoReason.TRUNCATED, detail=detail)
         if look and look.get("copy_problem"):
             findings.append(Finding(Kind.NO_PLAYABLE_COPY, row.source, f"{row.source!r}: {look['copy_problem']}"))
         rows.append(row)
