@@ -44,10 +44,13 @@ def headlines(workbench: Workbench, runs: pd.DataFrame) -> dict[str, str]:
 def table(desk: Desk, stage: str | None, dataset: str | None, chosen: str | None) -> str:
     workbench = desk.look()
     runs = progress.runs(workbench, stage, dataset)
+    problems = [(source, without_roots(text, *_roots(workbench))) for source, text in workbench.problems()]
     if runs.empty and not stage and not dataset:
-        return view.no_runs()
+        return view.left_out(problems) + view.no_runs()
     runs["command"] = [without_places(words, *_roots(workbench)) for words in runs["command"]]
-    return view.runs_table(runs, statuses(workbench, runs), headlines(workbench, runs), chosen or "")
+    return view.left_out(problems) + view.runs_table(
+        runs, statuses(workbench, runs), headlines(workbench, runs), chosen or ""
+    )
 
 
 def _roots(workbench: Workbench, about: Mapping[str, Any] | None = None) -> list[str]:

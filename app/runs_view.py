@@ -370,7 +370,12 @@ def preview(words: Sequence[str], changed: Mapping[str, Any]) -> str:
     )
 
 
-def problem(error: Exception) -> str:
+def left_out(problems: Sequence[tuple[str, str]]) -> str:
+    """What is in no table, since its file is damaged."""
+    return "".join(problem(f"{source} is left out: {what}") for source, what in problems)
+
+
+def problem(error: Exception | str) -> str:
     return tag("p", esc(error), class_="runs problem", role="alert")
 
 

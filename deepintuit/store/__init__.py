@@ -37,7 +37,7 @@ from deepintuit import disk
 from deepintuit.errors import DiskError, StoreError, nearest
 from deepintuit.store import guarded, index, reviewed, slices
 from deepintuit.store.grains import GRAINS, Grain, trace_id
-from deepintuit.store.run import Run, plain, provenance, versions, without_secrets
+from deepintuit.store.run import Run, plain, provenance, read_description, versions, without_secrets
 from deepintuit.store.slices import Slice
 
 if TYPE_CHECKING:
@@ -154,8 +154,14 @@ class Workbench:
         return Run(self.path / "runs" / run_id)
 
     def runs(self, stage: str | None = None, *, finished: bool | None = None) -> list[Run]:
-        """Runs to read from, oldest first. A folder killed before its run.json was written is not a run yet."""
-        found = [Run(folder) for folder in self.path.glob("runs/*/") if (folder / "run.json").exists()]
+        """Runs to read from, oldest first; a run.json that cannot be read costs its run, and a warning. A folder killed
+        before its run.json was written is not a run yet."""
+        found = []
+        for folder in self.path.glob("runs/*/"):
+            try:
+                found += [Run(folder)] if (folder / "run.json").exists() else []
+            except StoreError as error:
+                warnings.warn(str(error), stacklevel=2)
         chosen = [run for run in found if stage in (None, run.stage) and finished in (None, run.finished)]
         return sorted(chosen, key=lambda run: (run.about["created"], run.id))
 
@@ -285,8 +291,5 @@ def _remove(*paths: Path) -> None:
 
 
 def _description(folder: Path) -> dict[str, Any] | None:
-    """run.json, or None where a killed process left a folder without one."""
-    try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
+    """run.json, or None where a killed process left a folder without one. StoreError where it cannot be read."""
+    return read_description(folder) if (folder / "run.json").exists() else None

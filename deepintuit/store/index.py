@@ -289,10 +289,14 @@ def _load_runs(connection: duckdb.DuckDBPyConnection, root: Path, grows: bool) -
         if about.get("run_id") != folder.name:
             yield f"runs/{folder.name}", f"its run.json is of the run {about.get('run_id')!r}"
             continue
-        folders.append(folder)
         values = [about.get(name) for name in _RUN_TEXT] + [json.dumps(about.get(name)) for name in _RUN_JSON]
         values += [about.get("seed"), about.get("dirty"), _naive(about.get("created")), _naive(about.get("finished"))]
-        connection.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608 - marks
+        try:
+            connection.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608 - marks
+        except (duckdb.Error, ValueError, TypeError) as error:
+            yield f"runs/{folder.name}", f"its run.json holds what does not fit: {str(error):.200}"
+            continue
+        folders.append(folder)
     connection.execute(_PLACES)
     # What is said of a trace goes into its row of `trace_facts`, so predictions come before traces.
     for name in sorted(GRAINS):

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from deepintuit import disk, parquet
+from deepintuit import disk, parquet, texts
 from deepintuit.errors import DiskError, StoreError, nearest
 from deepintuit.store.grains import GRAINS, Grain, grain_named, newest, storable, table
 
@@ -150,14 +150,31 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
                          "repeat the stage") from error
 
 
+_text, _maybe = (str,), (str, type(None))
+_FIELDS = {
+    "run_id": _text, "stage": _text, "status": _text, "created": _text, "key": _text, "config": (dict,),
+    "summary": (dict,), "sessions": (list,), "seed": (int,), "parent": _maybe, "name": _maybe, "dataset": _maybe,
+    "finished": _maybe, "error": _maybe,
+}  # fmt: skip
+
+
 def read_description(folder: Path) -> dict[str, Any]:
-    """run.json as a dict; StoreError when it is missing or not JSON."""
+    """run.json as a dict with a run's own fields; StoreError when it is missing or something else."""
     try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        about = texts.parse_json(texts.read(folder / "run.json"))
+        wrong = [name for name, kinds in _FIELDS.items()
+                 if not isinstance(about, dict) or name not in about or not isinstance(about[name], kinds)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is missing in it or of another type")
+        for instant in filter(None, (about["created"], about["finished"])):
+            datetime.fromisoformat(instant)
+        if abs(about["seed"]) >= 2**63:
+            raise ValueError("its seed is out of range")
+        return about
     except (OSError, ValueError) as error:
         raise StoreError(f"run {folder.name!r} has no readable run.json ({error})",
                          "nothing says which stage and settings its rows come from",
-                         "restore the file or move the run's folder out of the workbench") from error
+                         "Restore the file or move the run's folder out of the workbench") from error
 
 
 class Run:

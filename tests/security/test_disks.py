@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from app import runs
+from app.desk import Desk
 from deepintuit import cli, disk, parquet, video
 from deepintuit.errors import DiskError, StoreError
 from deepintuit.review import Event, EventLog, Kind, read_events
@@ -439,6 +442,46 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path, damage: str, grows: bool) 
     bench.refresh()
     assert count(bench) == expected and bench.problems() == []
     assert len(bench.query("SELECT * FROM steps, predictions")) == grows
+
+
+# What is damaged costs itself
+
+
+ABOUTS = {
+    "cut": lambda text: text[:100],
+    "empty": lambda text: "",
+    "no object": lambda text: "[]",
+    "deep": lambda text: "[" * 100_000,
+    "without a field": lambda text: text.replace('"status"', '"sta"'),
+    "of another type": lambda text: text.replace('"seed": 0', '"seed": "0"'),
+    "out of range": lambda text: text.replace('"seed": 0', '"seed": 1' + "0" * 30),
+    "of no time": lambda text: text.replace('"created": "2', '"created": "x'),
+    "of half a character": lambda text: text.replace('"stage": "teach"', '"stage": "\\ud800"'),
+    "of another run": lambda text: text.replace('"run_id": "teach', '"run_id": "peach'),
+    "no text": lambda text: b"\xff\xfe\x00\xd8",
+}
+
+
+@pytest.mark.parametrize("damage", ABOUTS)
+def test_a_damaged_run_json_costs_its_run_and_is_named(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = stored(tmp_path / "bench")
+    with bench.start_run("grpo", {}) as whole:
+        whole.finish()
+    [run] = bench.runs("teach")
+    content = ABOUTS[damage]((run.path / "run.json").read_text())
+    (run.path / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert whole.id in [found.id for found in bench.runs()]
+        bench.refresh()
+    assert bench.query("SELECT run_id FROM runs").run_id.tolist() == [whole.id]
+    assert [source for source, _ in bench.problems()] == [f"runs/{run.path.name}"]
+    assert any(run.path.name in str(one.message) for one in warned)
+    desk = Desk(bench.path)
+    assert f"runs/{run.path.name} is left out" in runs.table(desk, None, None, None)
+    assert sentence(capsys, "report", "--workbench", str(bench.path))
 
 
 # Caches
