@@ -25,6 +25,7 @@ from app.review_tasks import Room
 from app.slices import sentences
 from deepintuit.errors import DeepIntuitError
 from deepintuit.review import exchange, insight
+from deepintuit.review.events import damage
 from deepintuit.store import browse
 
 Asked = Annotated[dict[str, Any], Body()]
@@ -105,7 +106,7 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
         chosen = str(given.get("slice") or "")[:300]
         opened = not names or bool(query or chosen)
         form = review_view.form_html(slices, known["run"], datasets, who, opened, query, chosen)
-        return {"html": review_view.tasks_html(listed, closed, who) + form}
+        return {"html": review_view.tasks_html(listed, closed, who, damage(reviews.log.damaged)) + form}
 
     def start(given: dict[str, Any], who: str) -> dict[str, Any]:
         decide = given.get("view") == "decide"

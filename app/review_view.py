@@ -56,11 +56,12 @@ def _key(name: str) -> str:
 # The list, and opening a task
 
 
-def tasks_html(tasks: Sequence[tuple[Task, Mapping[str, Any]]], closed: set[str], who: str) -> str:
-    """Tasks with how far they are, the newest first."""
+def tasks_html(tasks: Sequence[tuple[Task, Mapping[str, Any]]], closed: set[str], who: str, damage: str = "") -> str:
+    """Tasks with how far they are, the newest first, behind what is said of `damage`."""
+    alert = tag("p", esc(damage), role="alert") if damage else ""
     if not tasks:
         todo = "A task is a slice of traces with questions. Open the first one below."
-        return empty("No review task is open yet.", todo)
+        return alert + empty("No review task is open yet.", todo)
     cards = []
     for task, progress in tasks:
         done, asked = progress["done"], progress["asked"]
@@ -78,7 +79,7 @@ def tasks_html(tasks: Sequence[tuple[Task, Mapping[str, Any]]], closed: set[str]
         cards.append(tag("article", tag("header", head + tag("span", links, class_="links"))
                          + tag("p", esc(" · ".join(filter(None, facts))), class_="quiet") + bar
                          + tag("p", said) + (tag("p", people, class_="quiet") if people else "")))  # fmt: skip
-    return tag("div", "".join(cards), class_="tasks")
+    return alert + tag("div", "".join(cards), class_="tasks")
 
 
 def _order(order: str | Mapping[str, float]) -> str:
@@ -330,8 +331,13 @@ def lead_html(
     return "".join(parts)
 
 
-_FORMS = (("csv", "CSV"), ("jsonl", "JSONL"), ("parquet", "Parquet"), ("label-studio", "Label Studio"),
-          ("interface", "its interface"))
+_FORMS = (
+    ("csv", "CSV"),
+    ("jsonl", "JSONL"),
+    ("parquet", "Parquet"),
+    ("label-studio", "Label Studio"),
+    ("interface", "its interface"),
+)
 _ASKED = {"label": "label", "verdict": "verdict", "failing": "place", "note": "note"}
 _MODEL = (("provisional", "first answer"), ("calibrated", "calibrated label"))
 

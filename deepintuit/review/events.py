@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from deepintuit import disk
 from deepintuit.errors import DataError, StoreError
 from deepintuit.store.grains import storable
+from deepintuit.store.reviewed import event_of
 
 _Seen = TypeVar("_Seen")
 
@@ -80,20 +81,23 @@ class Event:
     @classmethod
     def read(cls, line: bytes) -> "Event | None":
         """The event of a line; None for one that is torn, damaged or of another kind."""
+        from deepintuit.review.queue import Task  # which stands on this module
+
         try:
-            found = json.loads(line.decode("utf-8"))
+            found = event_of(line)
             event = cls(**{**found, "kind": Kind(found["kind"])})
-            texts = (event.task, event.reviewer, event.id, event.item or "", event.clip or "")
-            sound = {*map(type, texts)} == {str} and type(event.payload) is dict and event.at >= 0
-        except (ValueError, TypeError, KeyError, RecursionError):
+            if event.kind is Kind.OPENED and Task(**event.payload).name != event.task:
+                return None
+        except (ValueError, TypeError, AttributeError, DataError):
             return None
-        return event if sound else None
+        return event
 
 
 def read_events(folder: Path) -> tuple[list[Event], list[int]]:
     """All events of the `reviews` folder, in order, and the numbers of the lines that could not be read.
 
-    For any process, while another one writes. An event written twice under one id is given once.
+    For any process, while another one writes. An event written twice under one id is given once; another event under
+    that id is damage.
     """
     try:
         lines = (folder / "events.jsonl").read_bytes().split(b"\n")
@@ -103,11 +107,19 @@ def read_events(folder: Path) -> tuple[list[Event], list[int]]:
     damaged = []
     for number, line in enumerate(lines, 1):
         event = Event.read(line) if line.strip() else None
-        if event is not None:
-            found.setdefault(event.id, event)
-        elif line.strip():
+        known = event and found.setdefault(event.id, event)
+        if line.strip() and (event is None or replace(event, time=known.time) != known):
             damaged.append(number)
     return list(found.values()), damaged
+
+
+def damage(numbers: Sequence[int]) -> str:
+    """A sentence about the lines that could not be read; empty where there are none."""
+    if not numbers:
+        return ""
+    shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
+    return (f"reviews/events.jsonl: {len(numbers)} of its lines cannot be read, or say something else under an id that "
+            f"is taken ({shown}). They count for nothing; all others do.")  # fmt: skip
 
 
 @dataclass(frozen=True)

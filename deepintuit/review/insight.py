@@ -10,6 +10,7 @@ Left out on purpose: agreement between people (`metrics.agreement`, from `Review
 
 import contextlib
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from deepintuit.data import Manifest
 from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Agreement, Estimate, agreement, label_errors, rating_matrix, wilson
-from deepintuit.review.events import Event, State, fold, read_events
+from deepintuit.review.events import Event, State, damage, fold, read_events
 from deepintuit.review.queue import QUESTIONS, Reviews, dispute
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ class _Still:
 
 def reading(folder: Path) -> Reviews:
     """The reviews of a folder as they are now, to read from, whoever writes them."""
-    return Reviews(_Still(folder))  # type: ignore[arg-type]
+    log = _Still(folder)
+    if said := damage(log.damaged):
+        warnings.warn(said, stacklevel=2)
+    return Reviews(log)  # type: ignore[arg-type]
 
 
 def names(reviews: Reviews) -> list[str]:

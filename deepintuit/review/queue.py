@@ -64,6 +64,9 @@ class Task:
     slice: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self._sound():
+            raise DataError(f"the task {str(self.name)[:100]!r} has a field of another type", "nothing could be handed "
+                            "out by it", "Open it as the Review page does")  # fmt: skip
         wrong = [text for bad, text in (
             (not self.name.strip(), "has no name"),
             (self.reviewers < 1, f"wants {self.reviewers} reviewers an item"),
@@ -80,6 +83,24 @@ class Task:
             if isinstance(place, Mapping):  # sentence or kind may be all that is known
                 answers = {**answers, "failing": {"sentence": 0, "in": FAILING_IN[0], **place}}
             self.checked(answers, whole=False)
+
+    def _sound(self) -> bool:
+        """Whether each field is of its type: a task is read from a file."""
+
+        def all_text(values: Any) -> bool:
+            return isinstance(values, (list, tuple)) and all(isinstance(value, str) for value in values)
+
+        plans = (self.items, self.gold, self.slice)
+        numbers = (self.reviewers, self.gold_share, self.seconds)
+        return (
+            isinstance(self.name, str)
+            and all(isinstance(plan, Mapping) and all_text([*plan]) for plan in plans)
+            and all_text([*self.items.values()])
+            and all(isinstance(answers, Mapping) for answers in self.gold.values())
+            and all(map(all_text, (self.labels, self.questions, self.leads)))
+            and all(isinstance(number, (int, float)) and abs(number) < 2**31 for number in numbers)
+            and isinstance(self.order, (str, Mapping))
+        )
 
     def counted(self, item: str, said: Mapping[str, Event]) -> dict[str, Event]:
         """Of the answers in force of an item (`State.answers`), the judgements that count: those of the first as many

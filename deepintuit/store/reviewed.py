@@ -34,6 +34,36 @@ _CACHED = SHOWN.append(pa.field("public", pa.bool_()))
 _MARK = b"events"
 
 
+_EVENT = {"kind", "task", "reviewer", "item", "clip", "payload", "id", "time"}
+_WORDS = ("label", "verdict", "note", "reason", "source", "said_at")
+
+
+def event_of(line: bytes) -> dict[str, Any]:
+    """The fields of an event of `review` by name; ValueError for a line that is torn, damaged or of another shape."""
+    try:
+        event = json.loads(line.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(event, dict) or {*event, "item", "clip"} != _EVENT:
+        raise ValueError("it has not the fields of an event")
+    event = {"item": None, "clip": None, **event}
+    payload, failing = event["payload"], None
+    words = [event[name] for name in ("kind", "task", "reviewer", "id", "time")]
+    words += [event[name] or "" for name in ("item", "clip")]
+    if isinstance(payload, dict) and event["kind"] in ("judged", "skipped", "adjudicated"):
+        words += [payload.get(name) or "" for name in _WORDS]
+        failing = payload.get("failing") or {}
+        words += [failing.get("in") or ""] if isinstance(failing, dict) else [failing]
+    if not isinstance(payload, dict) or not all(isinstance(word, str) for word in words):
+        raise ValueError("a field of it is of another type")
+    if failing and not (failing.get("sentence") is None or type(failing["sentence"]) is int):
+        raise ValueError("it names no sentence")
+    for instant in filter(None, (event["time"], failing is not None and payload.get("said_at"))):
+        if not 1970 <= datetime.fromisoformat(instant).year < 9999:
+            raise ValueError("its time is out of range")
+    return event
+
+
 def row_of(event: Mapping[str, Any]) -> dict[str, Any]:
     """An event of `review` (its fields by name) as a row of `SCHEMA`. Answers of another type are left out."""
     payload = event["payload"]
@@ -44,7 +74,8 @@ def row_of(event: Mapping[str, Any]) -> dict[str, Any]:
     time = datetime.fromisoformat(payload.get("said_at") or event["time"]).astimezone(UTC).replace(tzinfo=None)
     return {
         "task": event["task"], "trace_id": event["item"], "clip_id": event["clip"], "reviewer": event["reviewer"],
-        "kind": str(event["kind"]), "failing_sentence": sentence if type(sentence) is int else None, "time": time,
+        "kind": str(event["kind"]), "time": time,
+        "failing_sentence": sentence if type(sentence) is int and abs(sentence) < 2**63 else None,
         "event_id": event["id"], **{name: word if isinstance(word, str) else None for name, word in words.items()},
     }  # fmt: skip
 
@@ -60,7 +91,7 @@ def rows(content: bytes) -> list[dict[str, Any]]:
     seen = set()
     for line in content.split(b"\n"):
         try:
-            event = json.loads(line.decode("utf-8"))
+            event = event_of(line)
             kind, task, who, number, payload = (event[name] for name in ("kind", "task", "reviewer", "id", "payload"))
             if number in seen:
                 continue
@@ -87,7 +118,7 @@ def rows(content: bytes) -> list[dict[str, Any]]:
                     if who in by and _last(by[who])["kind"] != "judged":
                         by[who] = by.pop(who)  # who skipped before stands behind those who have judged since
                     by.setdefault(who, {})[number] = row
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             continue
     standing = {_last(mine)["event_id"] for by in said.values() for mine in by.values()}
     standing |= {next(reversed(numbers)) for numbers in finals.values() if numbers}

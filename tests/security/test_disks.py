@@ -4,6 +4,7 @@ The full and the read-only disk are real ones (tmpfs) where the tests may mount.
 """
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -25,8 +26,8 @@ from app import runs
 from app.desk import Desk
 from deepintuit import cli, disk, parquet, video
 from deepintuit.errors import DiskError, StoreError
-from deepintuit.review import Event, EventLog, Kind, read_events
-from deepintuit.store import Workbench
+from deepintuit.review import Event, EventLog, Kind, insight, read_events
+from deepintuit.store import Workbench, reviewed
 
 ROWS = [{"clip_id": f"c{number}", "sample": 0, "text": f"text {number}"} for number in range(50)]
 
@@ -482,6 +483,59 @@ def test_a_damaged_run_json_costs_its_run_and_is_named(
     desk = Desk(bench.path)
     assert f"runs/{run.path.name} is left out" in runs.table(desk, None, None, None)
     assert sentence(capsys, "report", "--workbench", str(bench.path))
+
+
+GOOD = {"kind": "judged", "task": "week", "reviewer": "ann", "item": "t0", "clip": "c0", "id": "one", "payload": {},
+        "time": "2026-11-30T12:00:00+00:00"}  # fmt: skip
+OPENED = {"name": "bad", "items": {"t0": "c0"}, "labels": ["a"], "questions": ["label"]}
+EVENTS = {
+    "no text": b"\xff\xfe{",
+    "deep": b"[" * 100_000,
+    "no object": b"[1, 2]",
+    "without a field": {name: value for name, value in GOOD.items() if name != "time"},
+    "with a foreign field": GOOD | {"more": 1},
+    "of an unknown kind": GOOD | {"kind": "eaten"},
+    "with a number for an id": GOOD | {"id": 7},
+    "with a list for a reviewer": GOOD | {"reviewer": ["ann"]},
+    "with a list for its answers": GOOD | {"payload": []},
+    "with a list for a label": GOOD | {"payload": {"label": ["a"]}},
+    "with a number for a note": GOOD | {"payload": {"note": 3}},
+    "with a text for a place": GOOD | {"payload": {"failing": "first"}},
+    "with a text for a sentence": GOOD | {"payload": {"failing": {"sentence": "1", "in": "seeing"}}},
+    "of year 1": GOOD | {"time": "0001-01-01T00:00:00+23:00"},
+    "said in year 1": GOOD | {"payload": {"said_at": "0001-01-01T00:00:00+23:00"}},
+    "of no time": GOOD | {"time": "yesterday"},
+    "under another's id": GOOD | {"id": "kept", "item": "t9"},
+    "opens nothing": GOOD | {"kind": "opened", "task": "bad"},
+    "opens with a list of items": GOOD | {"kind": "opened", "task": "bad", "payload": OPENED | {"items": ["t0"]}},
+    "opens for a crowd": GOOD | {"kind": "opened", "task": "bad", "payload": OPENED | {"reviewers": 1e999}},
+    "opens with a foreign field": GOOD | {"kind": "opened", "task": "bad", "payload": OPENED | {"more": 1}},
+    "opens another task": GOOD | {"kind": "opened", "task": "good", "payload": OPENED},
+}
+
+
+@pytest.mark.parametrize("damage", EVENTS)
+def test_a_review_event_of_another_shape_costs_itself_and_is_named(tmp_path: Path, damage: str) -> None:
+    bench = stored(tmp_path / "bench")
+    with EventLog(bench.reviews) as log:
+        kept = log.append(Event(Kind.JUDGED, "week", "ann", "t1", "c1", {"label": "a"}, id="kept"))
+    line = EVENTS[damage] if isinstance(EVENTS[damage], bytes) else json.dumps(EVENTS[damage]).encode()
+    with open(bench.reviews / "events.jsonl", "ab") as file:
+        file.write(line + b"\n")
+    assert read_events(bench.reviews) == ([kept], [2])
+    with pytest.warns(UserWarning, match=r"events.jsonl: 1 of its lines cannot be read.*taken \(2\)"):
+        reviews = insight.reading(bench.reviews)
+    assert insight.names(reviews) == []
+    bench.refresh()
+    assert bench.query("SELECT event_id, label FROM reviews").values.tolist() == [["kept", "a"]]
+    with EventLog(bench.reviews) as log:
+        assert log.damaged == [2] and log.append(Event(Kind.JUDGED, "week", "bob", "t1"))
+
+
+def test_a_sentence_beyond_all_numbers_spoils_no_other_row(tmp_path: Path) -> None:
+    far = GOOD | {"payload": {"failing": {"sentence": 10**30, "in": "seeing"}}}
+    [row] = reviewed.rows(json.dumps(far).encode())
+    assert row["failing_sentence"] is None
 
 
 # Caches
