@@ -120,6 +120,12 @@ def fsync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def fsync_tree(folder: Path) -> None:
+    """Make durable what others wrote into a folder, before something says that it is there."""
+    for path in [*folder.rglob("*"), folder]:
+        (fsync_folder if path.is_dir() else fsync_file)(path)
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[Path]:
     """A new file beside `path` to be filled inside, which then replaces it: a reader sees the old content or the new

@@ -13,6 +13,8 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -245,6 +247,28 @@ def _record(row: Row, clip_id: str, look: dict[str, Any] | None, manifest: Manif
     }
 
 
+_INFO = {
+    **dict.fromkeys(("seconds", "fps"), (int, float)),
+    **dict.fromkeys(("width", "height", "frames", "bytes"), (int,)),
+    **dict.fromkeys(("audio", "playable"), (bool,)),
+    "codec": (str,),
+}
+
+
+def _check(seen: dict[str, Any]) -> None:
+    """Raises an error for what no scan wrote."""
+    info, digest = seen["info"], seen["sha256"]
+    texts = (seen.get("copy_problem"), *(() if info else (seen["excluded"], seen["detail"])))
+    numbers = {name: info[name] for name in _INFO if info[name] is not None} if info else {}
+    if (
+        not all(text is None or isinstance(text, str) for text in texts)
+        or not (digest is None and not info or re.fullmatch("[0-9a-f]{64}", digest))
+        or not all(isinstance(value, _INFO[name]) for name, value in numbers.items())
+        or any(abs(value) >= 2**63 for value in numbers.values() if isinstance(value, int))
+    ):
+        raise ValueError("a field of it is of another type")
+
+
 class _Journal:
     """What was seen of each file, a JSON line each; a line cut short by a kill is passed over and the file looked at
     again."""
@@ -254,12 +278,20 @@ class _Journal:
         self._known = {} if fresh or not path.is_file() else dict(self._read())
 
     def _read(self) -> Iterator[tuple[tuple, dict[str, Any]]]:
-        for line in self._path.read_bytes().split(b"\n"):
+        lost = 0
+        for line in filter(bytes.strip, self._path.read_bytes().split(b"\n")):
             try:
                 entry = json.loads(line)
-                yield tuple(entry["key"]), entry["seen"]
-            except (ValueError, KeyError, TypeError):
-                continue
+                key, seen = tuple(entry["key"]), entry["seen"]
+                hash(key)
+                _check(seen)
+                yield key, seen
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                lost += 1
+        if lost:
+            warnings.warn(
+                f"{self._path}: {lost} of its lines cannot be read. Their files are looked at again.", stacklevel=1
+            )
 
     def key(self, path: Path) -> tuple | None:
         """What a file is known by; None when the system does not say."""

@@ -35,10 +35,16 @@ CALIBRATION, HEAD = "calibration.json", "head.safetensors"
 def fitted_ways(run: Run) -> dict[str, dict]:
     """What a calibrate run fitted: way to a distribution → temperature, and validation NLL, accuracy and n.
 
-    Raises `StoreError` while its calibration is not finished.
+    Raises `StoreError` while its calibration is not finished, and where the file is damaged.
     """
     try:
         return json.loads((run.checkpoint / CALIBRATION).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(
+            f"{CALIBRATION} of run {run.id!r} is no JSON ({error})",
+            "the file was changed after it was written, and its temperatures are lost",
+            "Move the run's folder out of the workbench and run `deepintuit calibrate` again",
+        ) from error
     except FileNotFoundError as error:
         raise StoreError(
             f"run {run.id!r} has no {CALIBRATION}",

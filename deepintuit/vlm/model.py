@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.utils import add_fused_lm_head
 
+from deepintuit import disk
 from deepintuit.config import ModelConfig, VideoConfig
 from deepintuit.errors import ModelError
 from deepintuit.vlm.attention import see_trees
@@ -146,8 +147,9 @@ class VLM:
         rounded = state and {
             name: value.to(self.master_dtype) if value.is_floating_point() else value for name, value in state.items()
         }
-        self.model.save_pretrained(folder, state_dict=rounded)
-        self.processor.save_pretrained(folder)
+        with disk.naming(folder):
+            self.model.save_pretrained(folder, state_dict=rounded)
+            self.processor.save_pretrained(folder)
         lines = [f"- {name}: {value}" for name, value in about.items()]
         facts = (
             "library_name: transformers",
@@ -158,6 +160,7 @@ class VLM:
         (folder / "README.md").write_text(
             "\n".join([f"{header}# {about.get('run', folder.name)}\n", *lines, ""]), encoding="utf-8"
         )
+        disk.fsync_tree(folder)
 
     def prompt_ids(self, clip: EncodedClip | None, prompt: str) -> list[int]:
         """Token ids of the user turn (the clip first, if there is one) and the opening of the assistant's turn."""

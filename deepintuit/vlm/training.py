@@ -7,8 +7,10 @@ stage ends; weights are safetensors.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -101,6 +103,18 @@ class Resumable(Trainer):
             behind += loss.detach()
         return last() + behind
 
+    def _save_checkpoint(self, model, trial) -> None:
+        """One that the disk does not take whole is removed: it would fill the room that is missing."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with disk.naming(folder):
+            try:
+                super()._save_checkpoint(model, trial)
+            except BaseException as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                if "inline_container" in str(error) and "strerror" not in str(error):
+                    raise OSError(errno.ENOSPC, str(error)) from error  # torch keeps the system's reason to itself
+                raise
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """Full weights through `from_pretrained`: transformers writes them under the hub's names (`visual.…`), and
         its Trainer looks for those in memory (`model.visual.…`), finds none, warns, and would go on from the weights
@@ -128,13 +142,20 @@ def _marker(checkpoint: Path) -> dict | None:
     """What the marker says, or None where it is missing or a kill cut it short."""
     try:
         return {"last": False, **json.loads((checkpoint / MARKER).read_text())}
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return None
 
 
 def tensorboard(folder: Path) -> TensorBoardCallback:
     """TensorBoard logs beside a run's other files; they outlive the trainer's own state."""
+    threading.excepthook = _unless_said
     return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))
+
+
+def _unless_said(error: threading.ExceptHookArgs) -> None:
+    """No traceback of the thread that writes the logs where the disk refuses them: the next line raises it again."""
+    if disk.refusal(error.exc_value or error.exc_type()) is None:
+        threading.__excepthook__(error)
 
 
 class Watch(TrainerCallback):
@@ -171,6 +192,7 @@ class Watch(TrainerCallback):
         if self.flush:
             self.flush()
         marker = Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARKER
+        disk.fsync_tree(marker.parent)
         disk.write_json(marker, {"step": state.global_step, "last": control.should_training_stop})
 
     def on_train_end(self, args, state, control, **kwargs):

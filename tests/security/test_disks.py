@@ -24,7 +24,7 @@ import pytest
 
 from app import runs
 from app.desk import Desk
-from deepintuit import cli, disk, parquet, video
+from deepintuit import cli, data, disk, parquet, video
 from deepintuit.errors import DiskError, StoreError
 from deepintuit.review import Event, EventLog, Kind, insight, read_events
 from deepintuit.store import Workbench, reviewed
@@ -445,6 +445,46 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path, damage: str, grows: bool) 
     assert len(bench.query("SELECT * FROM steps, predictions")) == grows
 
 
+# Training
+
+
+def trainer_on(place: Path):  # noqa: ANN202 - transformers is imported where it is needed
+    import torch
+    from transformers import TrainingArguments
+
+    from deepintuit.vlm.training import Resumable, Watch, tensorboard
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(60_000))
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": (self.weight * x.mean()).sum()}
+
+    arguments = TrainingArguments(
+        str(place / "training"), max_steps=6, save_steps=1, save_total_limit=2, logging_steps=1, report_to="none",
+        use_cpu=True, disable_tqdm=True, per_device_train_batch_size=1, dataloader_pin_memory=False,
+    )  # fmt: skip
+    callbacks = [Watch("", None, None, False), tensorboard(place / "tensorboard")]
+    rows = [{"x": torch.ones(1)}] * 6
+    return Resumable(model=Model(), args=arguments, train_dataset=rows, callbacks=callbacks)
+
+
+@pytest.mark.parametrize("left", [4 << 10, 400 << 10, 900 << 10, 1600 << 10])
+def test_a_checkpoint_for_which_there_is_no_room_is_a_sentence_and_leaves_no_half(
+    small: Disk, capsys: pytest.CaptureFixture[str], left: int
+) -> None:
+    """In the weights, in the state of the optimizer, or in the logs."""
+    small.fill(left)
+    with pytest.raises((DiskError, OSError)) as error:
+        trainer_on(small.path).train()
+    assert str(small.path) in str(disk.sentence(error.value)) and "the disk is full" in str(disk.sentence(error.value))
+    assert "record_writer" not in capsys.readouterr().err, "no traceback of the thread that writes logs"
+    checkpoints = [path for path in small.path.glob("training/checkpoint-*") if not (path / "complete").exists()]
+    assert checkpoints == [] and leftovers(small.path) == []
+
+
 # What is damaged costs itself
 
 
@@ -536,6 +576,55 @@ def test_a_sentence_beyond_all_numbers_spoils_no_other_row(tmp_path: Path) -> No
     far = GOOD | {"payload": {"failing": {"sentence": 10**30, "in": "seeing"}}}
     [row] = reviewed.rows(json.dumps(far).encode())
     assert row["failing_sentence"] is None
+
+
+def replaced(**fields: object) -> Callable[[dict], dict]:
+    return lambda entry: {"key": entry["key"], "seen": entry["seen"] | fields}
+
+
+def measured(**fields: object) -> Callable[[dict], dict]:
+    return lambda entry: replaced(info=entry["seen"]["info"] | fields)(entry)
+
+
+JOURNAL = {
+    "no text": lambda entry: b"\xff\xfe{",
+    "deep": lambda entry: b"[" * 100_000,
+    "no object": lambda entry: 7,
+    "with lists for a key": lambda entry: entry | {"key": [["a"], 1, 2, "x"]},
+    "with nothing seen": lambda entry: entry | {"seen": []},
+    "without its hash": lambda entry: {"key": entry["key"], "seen": {"info": None}},
+    "with a path for a hash": replaced(sha256="../../../../tmp/somewhere" + "0" * 39),
+    "with a text for a width": measured(width="96"),
+    "with a half frame": measured(frames=2.5),
+    "with a width beyond all numbers": measured(width=10**30),
+    "with a list for a codec": measured(codec=["h264"]),
+    "excluded for a number": replaced(info=None, excluded=3, detail=""),
+}
+
+
+@pytest.mark.parametrize("damage", JOURNAL)
+def test_a_damaged_line_of_the_journal_has_its_file_looked_at_again(tmp_path: Path, videos: Path, damage: str) -> None:
+    looked: list[Path] = []
+
+    def probe(path: Path) -> object:
+        looked.append(path)
+        return video.probe(path)
+
+    def scanned() -> list:
+        manifest, _ = data.scan(data.import_folder(videos), tmp_path, "x", probe=probe, progress=False)
+        return manifest.frame.astype(object).where(manifest.frame.notna(), None).to_dict("records")
+
+    first = scanned()
+    journal = tmp_path / "clips" / "x.journal.jsonl"
+    *others, line = filter(None, journal.read_bytes().split(b"\n"))
+    entry = json.loads(line)
+    changed = JOURNAL[damage](entry)
+    others.append(changed if isinstance(changed, bytes) else json.dumps(changed).encode())
+    journal.write_bytes(b"\n".join(others))
+    looked.clear()
+    with pytest.warns(UserWarning, match="x.journal.jsonl: 1 of its lines cannot be read"):
+        assert scanned() == first
+    assert looked == [Path(entry["key"][0])]
 
 
 # Caches
