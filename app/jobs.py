@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from typing import Any
 
 from app import keeper
 from deepintuit import disk
-from deepintuit.errors import StoreError
+from deepintuit.errors import DiskError, StoreError
 
 _ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{4}")
 _TAIL = 64 * 1024
@@ -79,14 +80,24 @@ def launch(
     written to first."""
     moment = datetime.now(UTC)
     folder = workbench / "jobs" / f"{moment:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
-    folder.mkdir(parents=True)
-    for name, text in (files or {}).items():
+    try:
+        with disk.naming(folder):
+            folder.mkdir(parents=True)
+            _start(folder, command, moment, {"stage": stage, "title": title, "user": user}, files or {})
+    except DiskError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return find(workbench, folder.name)
+
+
+def _start(
+    folder: Path, command: Sequence[str], moment: datetime, facts: Mapping[str, str], files: Mapping[str, str]
+) -> None:
+    for name, text in files.items():
         disk.write_text(folder / name, text)
     about = {
         "id": folder.name,
-        "stage": stage,
-        "title": title,
-        "user": user,
+        **facts,
         "created": moment.isoformat(timespec="seconds"),
         "created_at": time.time(),
     }
@@ -106,7 +117,6 @@ def launch(
             },
         )
     threading.Thread(target=process.wait, daemon=True).start()  # so that no zombie stays while this server lives
-    return find(workbench, folder.name)
 
 
 def listed(workbench: Path) -> list[Job]:
@@ -161,7 +171,7 @@ def tail(workbench: Path, job_id: str) -> str:
 
 def _folder(workbench: Path, job_id: str) -> Path:
     folder = workbench / "jobs" / str(job_id)
-    if not _ID.fullmatch(str(job_id)) or not (folder / "job.json").exists():
+    if not _ID.fullmatch(str(job_id)) or keeper.read(folder) is None:
         raise StoreError(
             f"there is no job {job_id!r}", "none of this id was started from this workbench", "See the list of jobs"
         )

@@ -134,11 +134,11 @@ def tab(desk: Desk, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, list[gr.comp
     def start(request: gr.Request, *given: Any) -> tuple[Any, Any, Any]:
         try:
             found = order(desk, *given)
+            begun = jobs.launch(
+                place, found.command, stage=found.stage, title=found.title, user=desk.user(request), files=found.files
+            )
         except DeepIntuitError as error:
             return gr.skip(), view.problem(error), gr.skip()
-        begun = jobs.launch(
-            place, found.command, stage=found.stage, title=found.title, user=desk.user(request), files=found.files
-        )
         return begun.id, gr.skip(), gr.Timer(active=True)
 
     def begin_again(job_id: str, request: gr.Request) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ finished line in `log`. Light on purpose (no Gradio, no DuckDB), since a keeper 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -28,6 +29,7 @@ from typing import IO, Any
 import psutil
 
 from deepintuit import disk
+from deepintuit.errors import DiskError
 
 PATIENCE = 30.0
 """Seconds from Ctrl-C (SIGINT) to SIGTERM, and from there to SIGKILL. Every stage goes on after any of them."""
@@ -46,11 +48,14 @@ def now() -> str:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What `job.json` says; None where it is not written yet."""
+    """What `job.json` says; None where it is not written yet, or damaged."""
     try:
-        return json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        about = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    kinds = {"created_at": (int, float), "command": list, **dict.fromkeys(("stage", "title", "user", "created"), str)}
+    sound = isinstance(about, dict) and all(isinstance(about.get(name), kind) for name, kind in kinds.items())
+    return about if sound else None
 
 
 def note(folder: Path, **fields: Any) -> None:
@@ -121,7 +126,7 @@ class Keeper:
 
     def _work(self) -> None:
         command = (read(self.folder) or {})["command"]
-        with open(self.folder / "log", "a", encoding="utf-8") as log:
+        with open(self.folder / "log", "ab", buffering=0) as log:
             try:
                 process = subprocess.Popen(
                     command,
@@ -132,42 +137,44 @@ class Keeper:
                     env={**os.environ, **_LIVE},
                 )
             except OSError as error:
-                log.write(f"{command[0]} cannot be started: {error.strerror}.\n")
-                log.flush()  # before anybody is told that it ended
-                note(self.folder, ended=now(), exit_code=127)
+                log.write(f"{command[0]} cannot be started: {error.strerror}.\n".encode())
+                self._note(ended=now(), exit_code=127)
                 return
-            note(self.folder, process=identity(process.pid), started=now())
+            self._note(process=identity(process.pid), started=now())
             pump = threading.Thread(target=self._pump, args=(process.stdout, log), daemon=True)
             pump.start()
             self._wait(process)
             pump.join(2)  # a grandchild may hold the pipe; the job is over all the same
-        note(self.folder, ended=now(), exit_code=process.returncode, stopped=self.asked is not None)
+        self._note(ended=now(), exit_code=process.returncode, stopped=self.asked is not None)
+
+    def _note(self, **fields: Any) -> None:
+        """While a command runs, a full disk does not end it by what cannot be said about it."""
+        with contextlib.suppress(DiskError):
+            note(self.folder, **fields)
 
     def _wait(self, process: subprocess.Popen) -> None:
         steps = [(0.0, signal.SIGINT), (PATIENCE, signal.SIGTERM), (2 * PATIENCE, signal.SIGKILL)]
         while process.poll() is None:
             if self.asked is not None and steps and time.monotonic() - self.asked >= steps[0][0]:
                 if steps[0][1] == signal.SIGINT:
-                    note(self.folder, stopping=now())
+                    self._note(stopping=now())
                 os.killpg(process.pid, steps.pop(0)[1])
             time.sleep(0.1)
 
-    def _pump(self, source: IO[bytes], log: IO[str]) -> None:
+    def _pump(self, source: IO[bytes], log: IO[bytes]) -> None:
         """Finished lines to the log; what is drawn over (a carriage return before its line ends) to `progress`."""
         held, told = "", 0.0
         while chunk := os.read(source.fileno(), 65_536):
             held += chunk.decode("utf-8", "replace")
             *lines, held = held.split("\n")
-            for line in lines:
-                if text := clean(line):
-                    log.write(text + "\n")
-            log.flush()
+            with contextlib.suppress(OSError):  # on a full disk the command still has to be listened to
+                log.write("".join(text + "\n" for line in lines if (text := clean(line))).encode())
+                if time.monotonic() - told > 0.5 and (text := clean(held[-_LONGEST:])):
+                    (self.folder / "progress").write_text(text, encoding="utf-8")
+                    told = time.monotonic()
             held = held[-_LONGEST:]
-            if time.monotonic() - told > 0.5 and (text := clean(held)):
-                (self.folder / "progress").write_text(text, encoding="utf-8")
-                told = time.monotonic()
         if text := clean(held):
-            log.write(text + "\n")
+            log.write(f"{text}\n".encode())
 
 
 def clean(line: str) -> str:

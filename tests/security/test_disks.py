@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from app import runs
+from app import jobs, runs
 from app.desk import Desk
 from deepintuit import cli, data, disk, parquet, video
 from deepintuit.errors import DiskError, StoreError
@@ -443,6 +444,46 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path, damage: str, grows: bool) 
     bench.refresh()
     assert count(bench) == expected and bench.problems() == []
     assert len(bench.query("SELECT * FROM steps, predictions")) == grows
+
+
+# Jobs
+
+
+def until(ready: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_job_that_cannot_be_written_is_a_sentence_and_leaves_no_half(small: Disk) -> None:
+    (small.path / "jobs").mkdir()
+    small.fill()
+    with pytest.raises(DiskError, match="the disk is full"):
+        jobs.launch(small.path, [sys.executable, "-c", ""], stage="report", title="x", files={"x.toml": "a"})
+    assert list((small.path / "jobs").iterdir()) == []
+
+
+def test_a_job_goes_on_when_what_it_says_fills_the_disk(small: Disk, tmp_path: Path) -> None:
+    """It says more than the disk holds, and more than a pipe does to which nobody listens."""
+    program = f"""for _ in range(5000): print('y' * 1000)
+open({str(tmp_path / "done")!r}, 'w')"""
+    begun = jobs.launch(small.path, [sys.executable, "-c", program], stage="report", title="x")
+    until((tmp_path / "done").exists)
+    until(lambda: not jobs.find(small.path, begun.id).active)
+    assert jobs.tail(small.path, begun.id).startswith("y") and leftovers(small.path) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"stage": 1}', b"[" * 100_000])
+def test_a_damaged_job_costs_itself(tmp_path: Path, content: bytes) -> None:
+    kept = jobs.launch(tmp_path, [sys.executable, "-c", ""], stage="report", title="x")
+    damaged = tmp_path / "jobs" / "20200101-000000-000000-0000"
+    damaged.mkdir()
+    (damaged / "job.json").write_bytes(content)
+    until(lambda: jobs.find(tmp_path, kept.id).status == "finished")
+    assert [job.id for job in jobs.listed(tmp_path)] == [kept.id]
+    with pytest.raises(StoreError, match="there is no job"):
+        jobs.find(tmp_path, damaged.name)
 
 
 # Training
