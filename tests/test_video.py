@@ -280,6 +280,14 @@ def test_moving_gif_is_a_clip(tmp_path):
     assert np.allclose(frames.times_T, [0, 0.1, 0.4, 0.45, 0.5], atol=0.011) and frames.reader == "pyav"
 
 
+def test_moving_png_is_a_clip(tmp_path):
+    pictures = [Image.fromarray(p) for p in grey_ramp(5)]
+    pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:], duration=200)
+    frames = read(tmp_path / "a.png", 5)
+    assert np.allclose(frames.times_T, np.arange(5) / 5)
+    assert [number(p) for p in frames.pixels_T_H_W_3] == [0, 1, 2, 3, 4]
+
+
 def test_tiny_frames_fall_back_to_pyav_and_a_minimum_side_refuses_them(tmp_path):
     write_mp4(tmp_path / "tiny.mp4", grey_ramp(4, 2, 2), 4)
     assert read(tmp_path / "tiny.mp4", 4).pixels_T_H_W_3.shape == (4, 2, 2, 3)
@@ -410,6 +418,21 @@ def test_a_cut_file_gives_the_frames_that_are_there_and_says_so(tmp_path, part):
     assert info.truncated and frames.truncated and frames.reader == "pyav" and not info.playable
     assert 0 < info.frames < 40 and frames.indices_T[-1] < info.frames and len(frames) == min(8, info.frames)
     assert frames.seconds == pytest.approx(info.seconds) and info.seconds < 4
+
+
+@pytest.mark.parametrize("part", [0.85, 1])
+@pytest.mark.parametrize("container", ["avi", "matroska"])
+def test_dropped_frames_and_a_late_start_are_not_taken_for_a_cut(tmp_path, container, part):
+    """An AVI in which most places are empty, a Matroska file that begins at an hour."""
+    times = np.arange(40) / 4 + (0 if container == "avi" else 3600)
+    path = encode(tmp_path / "clip", grey_ramp(40), times, container=container, bf="0")
+    raw = path.read_bytes()
+    # In front of the tables at the end, in the middle of the frames.
+    end = len(raw) if part == 1 else int(part * raw.rindex(b"idx1" if container == "avi" else b"\x1c\x53\xbb\x6b"))
+    path.write_bytes(raw[:end])
+    info = probe(path)
+    assert info.truncated == (part < 1) == (info.frames < 40)
+    assert read(path, 4).truncated == info.truncated
 
 
 def test_an_mp4_cut_before_its_index_is_truncated(clip):

@@ -33,7 +33,7 @@ from deepintuit.data.manifest import Manifest, rows_to_table, to_frame
 from deepintuit.errors import DataError, VideoError, VideoReason
 
 _MEASURED = ("seconds", "width", "height", "fps", "frames", "codec", "bytes", "truncated")
-_JOURNAL = 2
+_JOURNAL = 3
 """Raise when more is measured, so that what an earlier version saw is looked at again."""
 _OF_THE_MOMENT = {
     VideoReason.NOT_FOUND,
@@ -181,7 +181,7 @@ def _assemble(
                 Finding(Kind.UNREADABLE, row.source, f"{row.source!r}: {look['excluded']}. {look['detail']}")
             )
             row = replace(row, excluded=look["excluded"], detail=look["detail"])
-        elif look and look["info"]["truncated"]:
+        elif look and look["info"].get("truncated"):
             there = f"{look['info']['frames']} frames, {look['info']['seconds']:.1f} s can be read"
             detail = f"It ends before its file says: {there}, and its label may belong to what is missing."
             used = "used" if keep_truncated and not row.excluded else "excluded"
@@ -262,6 +262,7 @@ def _check(seen: dict[str, Any]) -> None:
     numbers = {name: info[name] for name in _INFO if info[name] is not None} if info else {}
     if (
         not all(text is None or isinstance(text, str) for text in texts)
+        or info and not isinstance(info.get("truncated", False), bool)
         or not (digest is None and not info or re.fullmatch("[0-9a-f]{64}", digest))
         or not all(isinstance(value, _INFO[name]) for name, value in numbers.items())
         or any(abs(value) >= 2**63 for value in numbers.values() if isinstance(value, int))

@@ -23,7 +23,7 @@ from ..errors import DeepIntuitError, VideoError, VideoReason
 # Anything else FFmpeg would open (HLS playlists, concat scripts, image sequences, SDP) can name other files or hosts.
 # The pure audio containers are here only so that a sound file is refused as such.
 CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,mpegts,mpeg,asf,ogg,gif,ivf,mxf,nut,rm,dv,wtv,"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,mpegts,mpeg,asf,ogg,gif,ivf,mxf,nut,rm,dv,wtv,apng,"
     "mp3,wav,flac,aac"
 )
 NO_TIMES = {"avi", "asf"}
@@ -100,6 +100,8 @@ class Index:
     """Seconds the last frame is shown, 0.0 when the file does not say."""
     cut: bool
     """The packets end before the header says."""
+    claimed: int
+    """Frames that the header claims, 0 when it does not say."""
 
 
 class Clock:
@@ -328,10 +330,16 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream, limits:
             )
     ticks_N = np.unique(np.array(ticks, np.int64))
     start = start_seconds(container)
-    claimed = (container.duration or 0) / av.time_base
-    cut = stream.frames > count + 1 or last - start < 0.9 * claimed - 0.5
+    seconds = (container.duration or 0) / av.time_base
+    claimed = stream.frames
+    if container.format.name == "avi" and count:  # counts places, of which those of dropped frames are empty
+        after = claimed - newest - 1
+        claimed = count + (after if after >= np.diff(ticks_N).max(initial=1) else 0)
+    if container.format.name.startswith("matroska"):  # writes where it ends, others how long they are
+        seconds -= start
+    cut = claimed > count + 1 or last - start < 0.9 * seconds - 0.5
     base = float(stream.time_base or 0)
-    return Index(ticks_N * base - start, whole and len(ticks_N) == count, shown * base, cut)
+    return Index(ticks_N * base - start, whole and len(ticks_N) == count, shown * base, cut, claimed)
 
 
 def tick_of(packet: av.Packet, container: av.container.InputContainer) -> int | None:

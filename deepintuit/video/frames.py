@@ -187,7 +187,7 @@ def _probe(name: str, limits: Limits) -> ClipInfo:
         seconds = _length(times_N, stream, seen.last_duration if counted else index.last_duration)
         span = times_N[-1] - times_N[0] if len(times_N) > 1 else 0.0
         codec = stream.codec_context.codec.canonical_name
-        truncated = seen.damaged or index.cut or counted and _short(stream, index, len(times_N))
+        truncated = seen.damaged or index.cut or counted and _short(index, len(times_N))
         sar = stream.sample_aspect_ratio
         info = ClipInfo(
             path=name,
@@ -287,7 +287,7 @@ def _by_pyav(name: str, index: Index, count: int, size, limits: Limits, fps, clo
                 if number in chosen:
                     taken[number] = resized(upright(name, frame), goal)
                     goal = goal or taken[number].shape[1::-1]
-            truncated = seen.damaged or index.cut or _short(stream, index, len(seen.times_N))
+            truncated = seen.damaged or index.cut or _short(index, len(seen.times_N))
         seconds = _length(seen.times_N, stream, seen.last_duration)
         again_T = sample(seen.times_N, seconds, count, fps)
         if np.array_equal(again_T, wanted_T):
@@ -340,9 +340,9 @@ def _length(times_N: np.ndarray, stream: av.VideoStream, last: float = 0.0) -> f
     return float(times_N[-1]) + (last or float(1 / (stream.average_rate or 25)))
 
 
-def _short(stream: av.VideoStream, index: Index, decoded: int) -> bool:
+def _short(index: Index, decoded: int) -> bool:
     """Fewer frames than the header claims. One is missing in sound AVI files with packed B-frames."""
-    return index.whole and decoded < stream.frames - 1
+    return index.whole and decoded < index.claimed - 1
 
 
 def decode(name: str, container, stream, seen: Decoded, clock: Clock) -> Iterator[av.VideoFrame]:
