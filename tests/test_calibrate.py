@@ -75,7 +75,7 @@ def test_training_stops_early_and_keeps_the_best_epoch(bench, cold):
     run = calibrate.run(bench.workbench, config, reasoner=cold.id, name="early", progress=False)
     nll = run.read("steps").query("name == 'validation_nll'").sort_values("step")["value"].to_numpy()
     best = int(nll.argmin())
-    assert len(nll) == best + 2 < 12, "one epoch without a better one ends it"
+    assert len(nll) == max(best + 2, 10) < 12, "one epoch without a better one ends it, once the learning rate is low"
     assert run.summary["validation_nll"] == pytest.approx(nll[best]) and run.summary["best_epoch"] == best + 1
 
 

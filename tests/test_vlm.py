@@ -972,7 +972,7 @@ class Script:
         return self.scores[len(self.shown) - 1]
 
 
-LONGER = Recipe(learning_rate=2e-3, epochs=8, batch=2, save_steps=2, patience=2)
+LONGER = Recipe(learning_rate=2e-3, epochs=8, batch=2, save_steps=2, patience=2, scheduler="constant")
 
 
 @pytest.mark.parametrize(
@@ -993,6 +993,13 @@ def test_early_stopping_keeps_the_best_epoch_the_earliest_of_equals(scores, epoc
         "best_epoch": best,
     }
     same(run.weights, script.shown[best - 1])
+
+
+def test_training_does_not_stop_early_while_the_learning_rate_is_still_high(families, pair, tmp_path):
+    vlm = student(families, lora_rank=4)
+    script = Script(vlm, [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.5, 2.0])
+    run = tune(vlm, pair, tmp_path / "training", replace(LONGER, scheduler="cosine"), count=4, validate=script)
+    assert len(script.shown) == 8 and run.result["best_epoch"] == 7, "a cosine is below a tenth in its last two epochs"
 
 
 @pytest.mark.parametrize("die_at", [1, 3])

@@ -250,7 +250,7 @@ class CalibrateConfig(Section):
     learning_rate: float = _setting(2e-5, "peak rate (paper, calibration)", above=0)
     epochs: float = _setting(10.0, "passes over the rows, at most (paper, calibration)", above=0)
     batch: int = _setting(256, "rows an update (paper, calibration)", low=1)
-    patience: int = _setting(2, "stop after N epochs without a better validation NLL [R]; 0: never (paper)", low=0)
+    patience: int = _setting(2, "stop after N epochs without a better validation NLL, once the rate is below a tenth of its peak [R]; 0: never (paper)", low=0)
     greedy_trace: bool = _setting(True, "add one greedy trace a clip, as the test uses one [R]")
     shuffle_labels: bool = _setting(True, "shuffle the order of the labels in each row's prompt [R]")
     save_steps: int = _setting(50, "updates between two resumable checkpoints", low=1)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, SchedulerType, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from deepintuit import disk
@@ -31,6 +31,9 @@ from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments,
 
 _LEAST_CLIPS = 16
 """In a batch whose rows stand clip by clip. Three were too few for the embedded calibrator: LOG.md."""
+
+_SETTLED = 0.1
+"""Share of the peak learning rate below which training may stop early: LOG.md."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,9 @@ def finetune(
     clips: with fewer, an update would see too little of the world.
 
     With `validate` (lower is better, called after each epoch) the best epoch's weights are what is left in `vlm`, and
-    `recipe.patience` epochs without a better one end the training. `folder` holds resumable state; the caller removes
-    it once the weights are safe.
+    `recipe.patience` epochs without a better one end the training; where the learning rate falls, only once it is below
+    a tenth of its peak, since a worse epoch before that says little about the last ones. `folder` holds resumable
+    state; the caller removes it once the weights are safe.
     """
     count = len(clips)
     steps_an_epoch = math.ceil(count / recipe.batch)
@@ -183,7 +187,8 @@ class _Epochs(TrainerCallback):
 
 
 class _BestEpoch(TrainerCallback):
-    """Validates after each epoch, keeps the best epoch's trained weights on disk, and stops when patience is out."""
+    """Validates after each epoch, keeps the best epoch's trained weights on disk, and stops when patience is out and
+    the learning rate low."""
 
     def __init__(
         self,
@@ -212,7 +217,9 @@ class _BestEpoch(TrainerCallback):
             if self._best() == step:
                 save_trained(self.vlm, self.folder / "best.safetensors")
             disk.write_text(self.folder / "scores.json", json.dumps(self.scores))  # may hold nan
-        if self.patience and (step - self._best()) >= self.patience * self.steps:
+        settled = kwargs["lr_scheduler"].get_last_lr()[0] < _SETTLED * args.learning_rate
+        settled |= args.lr_scheduler_type == SchedulerType.CONSTANT_WITH_WARMUP
+        if self.patience and settled and (step - self._best()) >= self.patience * self.steps:
             control.should_training_stop = control.should_save = True
 
     def _best(self) -> int:
