@@ -74,20 +74,34 @@ def test_an_unreadable_file_is_a_matter_of_permission_and_is_tried_again(folder,
     for number in range(3, 7):
         mp4(folder / "a" / f"{number}.mp4", number)
     mp4(folder / "c" / "7.mp4", 7)
-    closed, inside = folder / "a" / "3.mp4", folder / "c"
+    mp4(folder / "b" / "hall" / "8.mp4", 8)
+    closed, inside, hall = folder / "a" / "3.mp4", folder / "c", folder / "b" / "hall"
     closed.chmod(0)
     inside.chmod(0o600)  # its names can be listed, its files cannot be reached
+    hall.chmod(0)
     at = ("--name", "d", "--workbench", tmp_path / "w")
     try:
         clips("folder", folder, *at)
-        assert reasons(Manifest.load(tmp_path / "w", "d")) == dict.fromkeys(["a/3.mp4", "c/7.mp4"], "no_permission")
+        found = reasons(Manifest.load(tmp_path / "w", "d"))
+        assert found == dict.fromkeys(("a/3.mp4", "b/hall", "c/7.mp4"), "no_permission")
         detail = Manifest.load(tmp_path / "w", "d").frame.set_index("source")["excluded_detail"]["a/3.mp4"]
         assert "Permission denied" in detail and "crash" not in detail
     finally:
         closed.chmod(0o644)
         inside.chmod(0o755)
+        hall.chmod(0o755)
     clips("folder", folder, *at)
     assert reasons(Manifest.load(tmp_path / "w", "d")) == {}
+
+
+def test_links_to_folders_are_followed_and_circles_end(folder, tmp_path):
+    mp4(tmp_path / "elsewhere" / "3.mp4", 3)
+    (folder / "c").symlink_to(tmp_path / "elsewhere")
+    (folder / "a" / "round").symlink_to("../b")
+    (folder / "b" / "about").symlink_to("../a")
+    (folder / "b" / "self").symlink_to(".")
+    found = {row.source for row in import_folder(folder).rows}
+    assert found == {"a/1.mp4", "b/2.mp4", "c/3.mp4", "a/round/2.mp4", "b/about/1.mp4"}
 
 
 def test_fresh_looks_at_every_file_again(folder, tmp_path):

@@ -9,6 +9,7 @@ uploader's text without being asked.
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 from collections import Counter
@@ -16,10 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from deepintuit.data.listing import Excluded, Finding, Kind, Listing, Row, finish, given_split
-from deepintuit.errors import DataError, nearest
+from deepintuit.errors import DataError, VideoReason, nearest
 from deepintuit.labels import LabelSet
 
-VIDEO_SUFFIXES = frozenset(".mp4 .mov .m4v .mkv .webm .avi .3gp .mpg .mpeg .ts .flv .wmv .ogv".split())
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .mov .m4v .mkv .webm .avi .3gp .3g2 .mpg .mpeg .mpe .vob .ts .mts .m2ts .flv .wmv .asf .ogv .mxf "
+    ".gif .apng".split()
+)
 TEXT = frozenset({"title", "transcript", "asr", "subtitles"})
 # Measured again from the file itself, so the annotation's word for it is not kept.
 MEASURED = frozenset("width height fps frames seconds audio bytes codec sha256".split())
@@ -36,7 +40,8 @@ def import_folder(root: str | Path, *, labels: LabelSet | None = None) -> Listin
     in_splits = bool(tops) and all(top.lower() in {"train", "val", "valid", "validation", "test"} for top in tops)
     depth = 2 if in_splits else 1
     rows, other = [], Counter()
-    for path in files(root):
+    refused: list[OSError] = []
+    for path in files(root, refused):
         parts = path.relative_to(root).parts
         if path.suffix.lower() not in VIDEO_SUFFIXES or len(parts) <= depth:
             other[
@@ -53,11 +58,28 @@ def import_folder(root: str | Path, *, labels: LabelSet | None = None) -> Listin
                 )
             )
         )
+    rows += [_closed(error, root, depth) for error in refused]
     findings = [
         Finding(Kind.NOT_A_CLIP, suffix, f"{n} files not listed: suffix or place {suffix!r}.")
         for suffix, n in sorted(other.items())
     ]
+    findings += [Finding(Kind.UNREADABLE, row.source, row.detail) for row in rows if row.excluded in set(VideoReason)]
     return finish(rows, labels, root.name, findings)
+
+
+def _closed(error: OSError, root: Path, depth: int) -> Row:
+    """The row of a folder that the system does not list: what lies in it is not known, but it is not passed over."""
+    parts = Path(error.filename).relative_to(root).parts
+    closed, name = error.errno in (errno.EACCES, errno.EPERM), "/".join(parts)
+    return _utf8(
+        Row(
+            source=name,
+            path=None,
+            label_given=parts[depth - 1] if len(parts) >= depth else "",
+            excluded=VideoReason.NO_PERMISSION if closed else VideoReason.READ_FAILED,
+            detail=f"The folder {name!r} cannot be looked into ({error.strerror}): its clips are not listed.",
+        )
+    )
 
 
 def import_csv(
@@ -257,9 +279,15 @@ def folder(path: str | Path) -> Path:
     return Path(os.path.abspath(path))
 
 
-def files(root: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+def files(root: Path, refused: list[OSError] | None = None) -> Iterator[Path]:
+    """What lies below a folder, but for hidden names. Links to folders are followed, once round a circle. `refused`
+    takes the errors of folders that the system does not list."""
+    above = {os.fspath(root): frozenset({os.path.realpath(root)})}
+    for folder, folders, names in os.walk(root, onerror=None if refused is None else refused.append, followlinks=True):
+        here = above.pop(folder)
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in folders if not name.startswith(".")}
+        folders[:] = sorted(name for name in real if real[name] not in here)
+        above |= {os.path.join(folder, name): here | {real[name]} for name in folders}
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
