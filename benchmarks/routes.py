@@ -46,7 +46,7 @@ class Plain(VLM):
     def __init__(self, model, processor, video, cache: Path | None, name: str):
         super().__init__(model, processor, video, None, name)
         door = SimpleNamespace(visual=self.core.model.visual, get_video_features=_as_they_are)
-        self.encoder = ClipEncoder(processor, SimpleNamespace(model=door), video, None)
+        self.encoder = ClipEncoder(processor, SimpleNamespace(model=door), self.family, video, None)
 
     def forward_inputs(self, clips, ids, mask) -> dict:
         inputs = super().forward_inputs(clips, ids, mask)

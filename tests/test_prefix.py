@@ -89,7 +89,7 @@ def paths(tmp_path_factory):
     return tiny.write_clips(tmp_path_factory.mktemp("clips"))
 
 
-@pytest.fixture(scope="module", params=[(name, rank) for name in tiny.FAMILIES for rank in (0, 4)], ids=str)
+@pytest.fixture(scope="module", params=[(name, rank) for name in tiny.SHARING for rank in (0, 4)], ids=str)
 def vlm(request, tmp_path_factory):
     name, rank = request.param
     family = tiny.write_family(name, tmp_path_factory.mktemp(name) / "model")

@@ -1,6 +1,6 @@
 """Tiny checkpoints of random weights and the clips to show them: what the tests of `vlm` and the benchmarks stand on.
 
-Three families, each written as a hub folder and loaded through `VLM.load`, in about a second and with nothing
+Four families, each written as a hub folder and loaded through `VLM.load`, in about a second and with nothing
 downloaded:
 
 - `embedded`  Qwen2.5-VL as the embedded world has it (patch 8, its own tokenizer)
@@ -8,6 +8,8 @@ downloaded:
               video processor file), with the true patch, window, head and rotary sizes; depth, width and vocabulary
               are shrunk
 - `hub3`      Qwen3-VL's configuration, shrunk in the same way: features from inner layers, timestamps in the prompt
+- `hub35`     Qwen3.5's configuration, shrunk in the same way: three of four layers are recurrent, and the template
+              opens the answer with `<think>`
 
 Queries and keys are larger than at birth: a model of random weights hardly reacts to positions, and would hide wrong
 ones.
@@ -26,10 +28,14 @@ from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import (
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen2VLImageProcessor,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5Tokenizer,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
@@ -42,7 +48,9 @@ from deepintuit.video import write_mp4
 from deepintuit.vlm import VLM
 from workshop.backbone import build_model, build_processor
 
-FAMILIES = ("embedded", "hub25", "hub3")
+FAMILIES = ("embedded", "hub25", "hub3", "hub35")
+SHARING = FAMILIES[:3]
+"""Whose rows are computed as trees."""
 LONG, WIDE, TALL = "long", "wide", "tall"
 CLIPS = {LONG: (40, 64, 64, 8.0), WIDE: (8, 160, 192, 4.0), TALL: (5, 128, 64, 2.0)}
 """Frames, height, width, frames a second. `long` is longer in time than in space, `tall` has an odd frame count."""
@@ -102,13 +110,13 @@ def write_clips(folder: Path) -> dict[str, Path]:
 def write_family(name: str, folder: Path) -> Family:
     """The checkpoint of a family, written to `folder`."""
     torch.manual_seed(0)
-    {"embedded": _embedded, "hub25": _hub25, "hub3": _hub3}[name](folder)
+    {"embedded": _embedded, "hub25": _hub25, "hub3": _hub3, "hub35": _hub35}[name](folder)
     return Family(name, folder, video(name))
 
 
 def video(name: str) -> VideoConfig:
     """Every frame of the longest clip, each as 4 to 30 merged patches of the family's size."""
-    factor = {"embedded": 16, "hub25": 28, "hub3": 32}[name]
+    factor = {"embedded": 16, "hub25": 28, "hub3": 32, "hub35": 32}[name]
     return VideoConfig(frames=40, min_pixels=4 * factor**2, max_pixels=30 * factor**2)
 
 
@@ -139,14 +147,16 @@ def awake(model: PreTrainedModel, by: float = 3.0) -> PreTrainedModel:
         ends = ("q_norm.weight", "k_norm.weight") if normed else ("q_proj.weight", "k_proj.weight")
         for name, parameter in model.named_parameters():
             if "language_model" in name and name.endswith(ends):
-                parameter.mul_(1.5 if normed else by)
+                # Qwen3.5's norms multiply by 1 + weight.
+                from_zero = normed and not parameter.any()
+                parameter.copy_(parameter + 0.5 if from_zero else parameter * (1.5 if normed else by))
     return model
 
 
-def _tokenizer() -> Qwen2Tokenizer:
+def _tokenizer(kind: type = Qwen2Tokenizer) -> PreTrainedTokenizerBase:
     """Qwen's tokenizer without a single merge: bytes and marks."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Qwen2Tokenizer(
+    tokenizer = kind(
         vocab={token: number for number, token in enumerate(alphabet)},
         merges=[],
         eos_token="<|im_end|>",
@@ -261,4 +271,37 @@ def _hub3(folder: Path) -> None:
         video_processor=Qwen3VLVideoProcessor(cap_pixels_per_frame=False),
         tokenizer=tokenizer,
         chat_template=_TEMPLATE,
+    ).save_pretrained(folder)
+
+
+def _hub35(folder: Path) -> None:
+    """Qwen3.5-9B: 32 → 4 layers of which three are recurrent, 4,096 → 256 wide, 27 → 3 tower blocks."""
+    tokenizer = _tokenizer(Qwen3_5Tokenizer)
+    ids = tokenizer.convert_tokens_to_ids
+    config = Qwen3_5Config(
+        text_config={
+            "vocab_size": len(tokenizer) + 10, "hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 4,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128, "max_position_embeddings": 262144,
+            "linear_key_head_dim": 32, "linear_value_head_dim": 32, "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4, "eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>"),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "mrope_interleaved": True,
+            "mrope_section": [6, 5, 5], "partial_rotary_factor": 0.25},
+        },
+        vision_config={
+            "depth": 3, "hidden_size": 144, "intermediate_size": 268, "num_heads": 2, "patch_size": 16,
+            "out_hidden_size": 256, "num_position_embeddings": 2304,
+        },
+        image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
+    )  # fmt: skip
+    model = awake(Qwen3_5ForConditionalGeneration(config))
+    model.generation_config.update(
+        eos_token_id=[ids("<|im_end|>"), ids("<|endoftext|>")], pad_token_id=ids("<|endoftext|>"), do_sample=True
+    )
+    model.save_pretrained(folder)
+    Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(patch_size=16, temporal_patch_size=2, merge_size=2),
+        video_processor=Qwen3VLVideoProcessor(cap_pixels_per_frame=False),
+        tokenizer=tokenizer,
+        chat_template=_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"),
     ).save_pretrained(folder)

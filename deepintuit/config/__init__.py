@@ -48,7 +48,7 @@ _NEVER = Need("", lambda c: False, "a round is followed by one update, whose rat
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
-    path: str = _setting("Qwen/Qwen2.5-VL-7B-Instruct", "folder or hub id of a Qwen2.5-VL or Qwen3-VL checkpoint, or embedded:NAME for one that ships with the package")
+    path: str = _setting("Qwen/Qwen2.5-VL-7B-Instruct", "folder or hub id of a Qwen2.5-VL, Qwen3-VL or Qwen3.5 checkpoint, or embedded:NAME for one that ships with the package")
     dtype: str = _setting("auto", "number type of the weights", choices=("auto", "float32", "bfloat16", "float16"))
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     lora_rank: int = _setting(0, "rank of the LoRA adapters; 0 is full fine-tuning, as in the paper", low=0)

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from deepintuit import disk
-from deepintuit.errors import StoreError
+from deepintuit.errors import ModelError, StoreError
 from deepintuit.metrics import apply_temperature
 from deepintuit.reasoner.task import Clip, Task
 from deepintuit.store import Run
@@ -78,6 +79,12 @@ class LinearHead:
     scale_D: np.ndarray
 
     def __call__(self, hidden_C_D: np.ndarray) -> np.ndarray:
+        if hidden_C_D.shape[1] != len(self.mean_D):
+            raise ModelError(
+                f"a linear head over {len(self.mean_D)} features on hidden states of {hidden_C_D.shape[1]}",
+                "it was fitted on another backbone",
+                "Score the reasoner that the calibrate run started from, with its model.path",
+            )
         return ((hidden_C_D - self.mean_D) / self.scale_D) @ self.weight_K_D.T + self.bias_K
 
     def save(self, path: Path) -> None:
@@ -86,7 +93,23 @@ class LinearHead:
 
     @classmethod
     def load(cls, path: Path) -> LinearHead:
-        return cls(**load_file(path))
+        """Raises `ModelError` where the file is damaged, or its tensors are not those of a head."""
+        try:
+            head = cls(**load_file(path))
+            classes, width = head.weight_K_D.shape
+            fits = head.bias_K.shape == (classes,) and head.mean_D.shape == head.scale_D.shape == (width,)
+            why = "" if fits else "its tensors are of different shapes"
+            if fits and not all(np.isfinite(value).all() for value in head.__dict__.values()):
+                why = "it holds values that are no numbers"
+        except (OSError, TypeError, ValueError, SafetensorError) as error:
+            why = str(error).splitlines()[0]
+        if why:
+            raise ModelError(
+                f"the linear head {str(path)!r} cannot be used",
+                why,
+                "Remove the run, and run `deepintuit calibrate` again",
+            )
+        return head
 
 
 def likelihood_scores(

@@ -1,5 +1,7 @@
 """The only door to transformers and peft: load, encode clips once, sample on a shared prefix, score labels, fine-tune.
 
+- `families`  what is known of each family of backbones
+- `weights`   files of a checkpoint: what is opened, and whether it fits
 - `model`     a loaded Qwen-VL, its adapters, its inputs
 - `clips`     features of the frozen tower, one pass a clip
 - `prefix`    rows that begin alike as one tree, `attention` along it: for losses and scores
@@ -13,9 +15,10 @@ Left out on purpose: images, audio, several clips in a prompt.
 from transformers.utils import logging as _transformers_logging
 
 from deepintuit.vlm.clips import EncodedClip, FrameRecord
-from deepintuit.vlm.model import VLM, Example, located
+from deepintuit.vlm.model import VLM, Example
 from deepintuit.vlm.sampling import Gate, Quick, Sample, character_offsets, sample_groups
 from deepintuit.vlm.scoring import label_logprobs, last_hidden, token_logprobs
+from deepintuit.vlm.weights import located
 
 _transformers_logging.disable_progress_bar()  # the stages show their own
 

@@ -25,9 +25,8 @@ from deepintuit.config import VideoConfig
 from deepintuit.errors import VideoError, VideoReason
 from deepintuit.video import DiskCache, Frames, Limits, cached_read
 from deepintuit.video.cache import RECIPE
-
-VISION_BLOCK = "<|vision_start|><|video_pad|><|vision_end|>"
-"""What a chat template writes for a clip; the processor expands it to one pad for each merged patch."""
+from deepintuit.vlm.families import Family
+from deepintuit.vlm.weights import raw
 
 _RECIPE = 3
 """Raise when other things are given to the tower or kept of it, so that old entries are not met again."""
@@ -115,12 +114,15 @@ def metadata_of(frames: Frames) -> VideoMetadata:
 class ClipEncoder:
     """Path → frames → features, both kept on disk and features in memory. `passes` counts tower runs: one a clip."""
 
-    def __init__(self, processor, model, video: VideoConfig, cache: Path | None, memory_bytes: int = 2 << 30):
-        self.processor, self.model, self.video = processor, model, video
+    def __init__(
+        self, processor, model, family: Family, video: VideoConfig, cache: Path | None, memory_bytes: int = 2 << 30
+    ):
+        self.processor, self.model, self.family, self.video = processor, model, family, video
         self.cache = DiskCache(cache, video.cache_gib) if cache and video.cache_gib else None
         self.limits = Limits.of(video)
         self.passes = 0
-        self._tower = _fingerprint(model.model.visual)
+        self.tower = getattr(model.model, family.tower)
+        self._tower_hash = _fingerprint(self.tower)
         self._held: OrderedDict[str, EncodedClip] = OrderedDict()
         self._room = memory_bytes
 
@@ -133,8 +135,6 @@ class ClipEncoder:
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing, by the processor's rule within the settings' limits. Raises `VideoError`."""
-        from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
-
         if max(width, height) > 200 * min(width, height):  # the rule's own bound
             raise VideoError(
                 f"a clip of {width}x{height} pixels",
@@ -143,7 +143,7 @@ class ClipEncoder:
                 VideoReason.TOO_SMALL,
             )
         settings = self.processor.video_processor
-        h, w = smart_resize(
+        h, w = self.family.resize(
             height,
             width,
             factor=settings.patch_size * settings.merge_size,
@@ -226,20 +226,20 @@ class ClipEncoder:
     def _key(self, clip_id: str) -> tuple:
         video = self.video
         settings = video.frames, video.fps, video.max_pixels, video.min_pixels
-        return "features", _RECIPE, RECIPE, clip_id, self._tower, *settings
+        return "features", _RECIPE, RECIPE, clip_id, self._tower_hash, *settings
 
     @torch.no_grad()
     def _run_tower(self, clip_id: str, frames: Frames) -> EncodedClip:
         self.passes += 1
         inputs = self.processor(
-            text=[VISION_BLOCK],
+            text=[self.family.vision_block],
             videos=[torch.from_numpy(frames.pixels_T_H_W_3).permute(0, 3, 1, 2)],
             video_metadata=[metadata_of(frames)],
             do_resize=False,
             do_sample_frames=False,
             return_tensors="pt",
         )
-        device = next(self.model.model.visual.parameters()).device
+        device = next(self.tower.parameters()).device
         features = self.model.model.get_video_features(
             inputs["pixel_values_videos"].to(device), inputs["video_grid_thw"].to(device), return_dict=True
         )
@@ -269,7 +269,7 @@ def _fingerprint(tower: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(raw(tensor))
     return digest.hexdigest()[:16]
 
 

@@ -28,6 +28,7 @@ from deepintuit import disk
 from deepintuit.vlm.model import VLM, Example
 from deepintuit.vlm.prefix import in_parts, pack
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
+from deepintuit.vlm.weights import hold_to_fit
 
 _LEAST_CLIPS = 16
 """In a batch whose rows stand clip by clip. Three were too few for the embedded calibrator: LOG.md."""
@@ -229,10 +230,12 @@ class _BestEpoch(TrainerCallback):
     def restore(self) -> None:
         from safetensors.torch import load_file
 
-        if (self.folder / "best.safetensors").exists():
-            self.vlm.model.load_state_dict(
-                load_file(self.folder / "best.safetensors", device=str(self.vlm.device)), strict=False
-            )
+        best = self.folder / "best.safetensors"
+        if best.exists():
+            kept = load_file(best, device=str(self.vlm.device))
+            trained = {name for name, p in self.vlm.model.named_parameters() if p.requires_grad}
+            hold_to_fit(str(best), trained - kept.keys(), kept.keys() - trained, ())
+            self.vlm.model.load_state_dict(kept, strict=False)
 
     def summary(self) -> dict[str, float]:
         best = self._best()

@@ -1,7 +1,7 @@
-"""Load a Qwen2.5-VL or Qwen3-VL, with or without an adapter, and build its inputs from encoded clips.
+"""Load a Qwen-VL, with or without an adapter, and build its inputs from encoded clips.
 
-The only door to transformers and peft. Nothing here knows which checkpoint it holds: the embedded tiny model and a 7B
-hub folder go through the same lines.
+Nothing here knows which checkpoint it holds: the embedded tiny model and a 7B hub folder go through the same lines, and
+what differs between families stands in `families`.
 """
 
 from __future__ import annotations
@@ -11,18 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor
+import transformers
 from trl.trainer.utils import add_fused_lm_head
 
 from deepintuit import disk
 from deepintuit.config import ModelConfig, VideoConfig
 from deepintuit.errors import ModelError
 from deepintuit.vlm.attention import see_trees
-from deepintuit.vlm.clips import VISION_BLOCK, ClipEncoder, EncodedClip, stack_features
-
-_LANGUAGE_PROJECTIONS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-"""LoRA goes here and nowhere else: the usual list of names would also adapt the visual tower."""
+from deepintuit.vlm.clips import ClipEncoder, EncodedClip, stack_features
+from deepintuit.vlm.families import FAMILIES, Family, can_share, family_of
+from deepintuit.vlm.weights import (
+    ADAPTER_CONFIG,
+    fill_adapter,
+    hold_to_base,
+    hold_to_numbers,
+    located,
+    read_config,
+    read_model,
+    reading,
+    record_base,
+)
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,19 @@ class Example:
     target: str = ""
 
 
+_PROBE = "What happens here?"
+
+
 class VLM:
     """A reasoner or calibrator in memory: `model`, `processor`, and the encoder of clips. Use `VLM.load`."""
 
+    base: tuple[str, Path] | None = None
+    """The `model.path` under an adapter, and where that lies."""
+
     def __init__(self, model, processor, video: VideoConfig, cache: Path | None, name: str):
         self.model, self.processor, self.tokenizer, self.name = model, processor, processor.tokenizer, name
-        self.encoder = ClipEncoder(processor, self.core, video, cache)
+        self.family = FAMILIES[self.core.config.model_type]
+        self.encoder = ClipEncoder(processor, self.core, self.family, video, cache)
         self.shares_prefix, self.tokens_per_pass = False, ModelConfig.tokens_per_pass
         self.stop_ids = self._stop_ids()
         self.silenced = sorted(
@@ -63,55 +78,44 @@ class VLM:
         included, never does. A new adapter is drawn from torch's random state. Raises `ModelError` when the folder is
         no such checkpoint.
         """
-        adapter = checkpoint is not None and (checkpoint / "adapter_config.json").exists()
-        base = located(settings.path)
-        source = base if checkpoint is None or adapter else str(checkpoint)
-        if trainable and settings.lora_rank and checkpoint is not None and not adapter:
+        adapter = checkpoint is not None and (checkpoint / ADAPTER_CONFIG).exists()
+        whole = checkpoint if checkpoint is not None and not adapter else None
+        if trainable and settings.lora_rank and whole:
             raise ModelError(
-                f"model.lora_rank = {settings.lora_rank} on {source!r}",
+                f"model.lora_rank = {settings.lora_rank} on {str(whole)!r}",
                 "that run holds full weights, and a later load would lay the adapter over model.path instead",
                 "Give the folder as model.path, or set model.lora_rank=0",
             )
         device = _device(settings.device)
+        config = read_config(whole or located(settings.path, text_only=True))
+        family = family_of(config, str(whole or settings.path))
+        base = whole or located(settings.path)
+        processor = read_processor(base, config, family)
+        if adapter:
+            hold_to_base(checkpoint, settings.path, base)
         extra = {}
         if settings.quantize == "4bit":
-            from transformers import BitsAndBytesConfig
-
-            extra["quantization_config"] = BitsAndBytesConfig(
+            extra["quantization_config"] = transformers.BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
             )
         dtype = "float32" if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
         try:
-            model = AutoModelForImageTextToText.from_pretrained(
-                source, dtype=dtype, attn_implementation=settings.attention, low_cpu_mem_usage=True, **extra
-            )
-            processor = AutoProcessor.from_pretrained(base)
+            model = read_model(base, dtype=dtype, attn_implementation=settings.attention, **extra)
         except ImportError as error:
             raise ModelError(
                 f"model.quantize = {settings.quantize!r} and model.attention = {settings.attention!r}",
                 str(error).strip().splitlines()[0],
                 "Install that package, or set model.quantize=none and model.attention=sdpa",
             ) from error
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise ModelError(
-                f"{source!r} cannot be loaded as a vision-language model",
-                str(error).splitlines()[0],
-                "Give a local folder or a hub id of a Qwen2.5-VL or Qwen3-VL checkpoint in model.path",
-            ) from error
-        if not hasattr(getattr(model, "model", None), "get_rope_index"):
-            raise ModelError(
-                f"{source!r} is a {type(model).__name__}",
-                "the stages need a Qwen-VL model with video positions (get_rope_index)",
-                "Give a Qwen2.5-VL or Qwen3-VL checkpoint in model.path",
-            )
         if settings.quantize == "none":
             model.to(device)
-        model = _adapted(model, settings, checkpoint if adapter else None, trainable)
+        model = _adapted(model, family, settings, checkpoint if adapter else None, trainable)
+        hold_to_numbers(model, str(checkpoint or settings.path))
         if trainable and model.dtype == torch.bfloat16 and not hasattr(model, "peft_config"):
             _keep_master_weights(model, device)
         vlm = cls(model, processor, video, cache, str(checkpoint or settings.path))
-        vlm.tokens_per_pass = settings.tokens_per_pass
-        if settings.share_prefix and settings.attention == "sdpa" and not vlm.slides:
+        vlm.base, vlm.tokens_per_pass = (settings.path, base), settings.tokens_per_pass
+        if settings.share_prefix and settings.attention == "sdpa" and can_share(config):
             see_trees(vlm.core)
             vlm.shares_prefix = True
         # Beside its own forward: log-probabilities of chosen tokens without the logits of a whole vocabulary.
@@ -122,11 +126,6 @@ class VLM:
     def core(self):
         """The transformers model under any adapter."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-
-    @property
-    def slides(self) -> bool:
-        """Whether a layer sees a window of the past only."""
-        return "sliding_attention" in (getattr(self.core.config.get_text_config(), "layer_types", None) or ())
 
     @property
     def master_dtype(self) -> torch.dtype | None:
@@ -148,7 +147,14 @@ class VLM:
             name: value.to(self.master_dtype) if value.is_floating_point() else value for name, value in state.items()
         }
         with disk.naming(folder):
-            self.model.save_pretrained(folder, state_dict=rounded)
+            if hasattr(self.model, "peft_config"):
+                for shape in self.model.peft_config.values():
+                    shape.base_model_name_or_path = str(self.base[self.base[0].startswith("embedded:")])
+                # The adapter alone: else peft asks the hub whether the base has gained tokens.
+                self.model.save_pretrained(folder, state_dict=rounded, save_embedding_layers=False)
+                record_base(folder, *self.base)
+            else:
+                self.model.save_pretrained(folder, state_dict=rounded)
             self.processor.save_pretrained(folder)
         lines = [f"- {name}: {value}" for name, value in about.items()]
         facts = (
@@ -170,15 +176,11 @@ class VLM:
             add_generation_prompt=True,
             tokenize=False,
         )
+        # A template may begin the answer as well (`<think>`): the grammar writes its own marks.
+        text = text[: text.rindex(self.family.opening) + len(self.family.opening)]
         if clip is None:
             return self._tokens(text)
-        before, block, after = text.partition(VISION_BLOCK)
-        if not block:
-            raise ModelError(
-                f"the chat template of {self.name!r} writes no {VISION_BLOCK}",
-                "the clip has no place in the prompt",
-                "Use a checkpoint whose processor has a video chat template",
-            )
+        before, _, after = text.partition(self.family.vision_block)
         return [*self._tokens(before), *clip.vision_ids, *self._tokens(after)]
 
     def target_ids(self, target: str) -> list[int]:
@@ -231,17 +233,37 @@ class VLM:
         return sorted(i for i in stops if i is not None)
 
 
-def located(path: str) -> str:
-    """The folder of a checkpoint that ships with the package (`embedded:NAME`); any other path or hub id as it is."""
-    kind, _, name = path.partition(":")
-    if kind != "embedded":
-        return path
-    shipped = sorted(config.parent.parent.name for config in Path(__file__).parent.parent.glob("*/model/config.json"))
-    if name not in shipped:
+def read_processor(folder: Path, config: transformers.PretrainedConfig, family: Family) -> transformers.ProcessorMixin:
+    """The processor of a checkpoint. Raises `ModelError` unless template and tokens are what the model needs."""
+    with reading(str(folder)):
+        kind = getattr(transformers, family.processor)
+        processor = kind.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = processor.tokenizer
+        turn = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": _PROBE}]}
+        text = ""
+        if processor.chat_template:
+            text = processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+        pad = tokenizer.convert_tokens_to_ids("<|video_pad|>")
+        rows = config.get_text_config().vocab_size
+    if text.count(family.vision_block) != 1 or _PROBE not in text or family.opening not in text:
         raise ModelError(
-            f"model.path = {path!r}", "no such model ships with the package", f"Shipped: {', '.join(shipped) or 'none'}"
+            f"{str(folder)!r} has {'a chat template that writes ' + repr(text) if text else 'no chat template'}",
+            f"a prompt is a clip ({family.vision_block}), a text, and the opening of the assistant's turn",
+            "Copy chat_template.jinja (or .json) from the published checkpoint into the folder",
         )
-    return str(Path(__file__).parent.parent / name / "model")
+    if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {str(folder)!r} has no {'pad' if tokenizer.pad_token_id is None else 'end'} token",
+            "rows of a batch could not be padded, nor an answer be ended",
+            "Copy tokenizer_config.json from the published checkpoint into the folder",
+        )
+    if pad != config.video_token_id or len(tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer of {str(folder)!r} has {len(tokenizer)} tokens, <|video_pad|> the {pad}th",
+            f"its model has {rows}, and the video token is the {config.video_token_id}th: they are of two checkpoints",
+            "Copy the tokenizer's files from the checkpoint that the weights are from",
+        )
+    return processor
 
 
 def _device(name: str) -> torch.device:
@@ -275,22 +297,38 @@ def _keep_master_weights(model, device: torch.device) -> None:
     model._master_of = torch.bfloat16
 
 
-def _adapted(model, settings: ModelConfig, adapter: Path | None, trainable: bool):
+def _hold_to_language(model, family: Family, source: str) -> None:
+    kinds = {str(shape.peft_type.value) for shape in model.peft_config.values()}
+    in_tower = [name for name, _ in model.named_parameters() if "lora_" in name and f".{family.tower}." in name]
+    if kinds != {"LORA"} or in_tower:
+        raise ModelError(
+            f"{source!r} is an adapter of kind {', '.join(kinds)}" + " of the visual tower" * bool(in_tower),
+            "a clip's features are computed once, by the tower as it was published",
+            "Give a LoRA adapter of the language model alone, as the stages make it",
+        )
+
+
+def _adapted(model, family: Family, settings: ModelConfig, adapter: Path | None, trainable: bool):
     model.requires_grad_(False)
     if adapter is not None or (trainable and settings.lora_rank):
-        from peft import LoraConfig, PeftModel, get_peft_model
+        from peft import LoraConfig, get_peft_model
 
         if adapter is not None:
-            model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+            with reading(str(adapter)):
+                shape = LoraConfig.from_pretrained(str(adapter))
+                shape.inference_mode, shape.base_model_name_or_path = not trainable, None  # which base: held above
+                model = get_peft_model(model, shape)
+            _hold_to_language(model, family, str(adapter))
+            fill_adapter(model, adapter)
         else:
-            adapter_config = LoraConfig(
+            shape = LoraConfig(
                 r=settings.lora_rank,
                 lora_alpha=settings.lora_alpha,
                 lora_dropout=settings.lora_dropout,
-                target_modules=_LANGUAGE_PROJECTIONS,
+                target_modules=family.lora_pattern,
                 task_type="CAUSAL_LM",
             )
-            model = get_peft_model(model, adapter_config)
+            model = get_peft_model(model, shape)
     elif trainable:
         if settings.quantize != "none":
             raise ModelError(
@@ -302,7 +340,7 @@ def _adapted(model, settings: ModelConfig, adapter: Path | None, trainable: bool
                 "their gradients underflow",
                 "Set model.dtype=bfloat16 or model.lora_rank",
             )
-        model.model.language_model.requires_grad_(True)
+        getattr(model.model, family.language).requires_grad_(True)
         model.lm_head.requires_grad_(True)
     if settings.gradient_checkpointing and trainable:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from deepintuit.trace import Segment
 from deepintuit.vlm.clips import EncodedClip
@@ -142,13 +142,13 @@ def sample_groups(
     try:
         rows = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
         inputs = vlm.inputs(clips, rows, side="left")
-        cache = Cache(layer_class_to_replicate=_Roomy)
+        cache = _cache(vlm)
         out = vlm.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         group = len(keys_C_G[0])
         state = _Batch(vlm, inputs, group, [key for keys in keys_C_G for key in keys], max_tokens)
         logits = out.logits[:, -1:]
         if not vlm.shares_prefix:
-            cache.batch_repeat_interleave(group)
+            cache.reorder_cache(torch.arange(len(rows), device=vlm.device).repeat_interleave(group))
             logits = logits.repeat_interleave(group, 0)
         for step in range(max_tokens):
             tokens = state.choose(logits, step, temperature, top_p, vlm)
@@ -162,7 +162,7 @@ def sample_groups(
                 break
             left = state.leave()
             if left is not None:
-                cache.batch_select_indices(left)
+                cache.reorder_cache(left)
             logits = vlm.model(
                 input_ids=state.part(tokens),
                 attention_mask=state.mask(),
@@ -175,6 +175,13 @@ def sample_groups(
     spent = (time.perf_counter() - started) * 1000 / len(state.ids)
     samples = [state.sample(row, vlm, spent) for row in range(len(state.ids))]
     return [samples[start : start + group] for start in range(0, len(samples), group)]
+
+
+def _cache(vlm: VLM) -> Cache:
+    """A cache whose layers are what the model's own are: keys and values, those of a window, or a state."""
+    cache = DynamicCache(config=vlm.core.config)
+    cache.layers = [_Roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 class _Roomy(DynamicLayer):
@@ -196,8 +203,8 @@ class _Roomy(DynamicLayer):
         self.keys, self.values = (room[:, :, :filled] for room in self.room)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        super().batch_select_indices(indices)
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
         self.room = None
 
 

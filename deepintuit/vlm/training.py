@@ -24,6 +24,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from deepintuit import disk
 from deepintuit.vlm.model import VLM
+from deepintuit.vlm.weights import fill_adapter, read_model
 
 MARKER = "complete"
 LogRow = Callable[[int, dict[str, float]], None]
@@ -119,12 +120,13 @@ class Resumable(Trainer):
         """Full weights through `from_pretrained`: transformers writes them under the hub's names (`visual.…`), and
         its Trainer looks for those in memory (`model.visual.…`), finds none, warns, and would go on from the weights
         that the stage began with."""
-        if hasattr(self.model, "peft_config") or self.is_fsdp_enabled:
+        if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif hasattr(self.model, "peft_config"):
+            fill_adapter(self.model, Path(resume_from_checkpoint))
         else:
             # In float32, or master weights would come back rounded; each value takes its parameter's type when copied.
-            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype="float32")
-            self.model.load_state_dict(saved.state_dict())
+            self.model.load_state_dict(read_model(Path(resume_from_checkpoint), dtype="float32").state_dict())
 
 
 def last_checkpoint(folder: Path) -> str | None:
