@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -160,6 +161,16 @@ class Child:
 
 
 # In the child
+
+
+def end_with_parent() -> None:
+    """For the processes of a `ProcessPoolExecutor`, which else outlive a parent that is killed."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def serve(answer: Callable[[dict[str, Any]], tuple[dict[str, Any], bytes | memoryview]]) -> None:

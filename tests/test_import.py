@@ -345,6 +345,20 @@ def test_a_child_that_nobody_asks_ends_with_its_parent(folder):
     wait_until(lambda: not runs(int(done.stdout)), 5)
 
 
+@LINUX
+def test_processes_that_render_clips_end_with_their_parent(tmp_path):
+    program = "import sys; from deepintuit import homecam\n"
+    program += "if __name__ == '__main__': homecam.write_clips(sys.argv[1], train=999, test=9, jobs=2, progress=False)"
+    (tmp_path / "program.py").write_text(program)
+    env, command = os.environ | {"PYTHONPATH": str(ROOT)}, [sys.executable, tmp_path / "program.py", tmp_path / "clips"]
+    with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL) as running:
+        wait_until(lambda: list((tmp_path / "clips").rglob("*.mp4")), 60)
+        left = descendants(running.pid)
+        running.kill()
+    assert len(left) >= 2
+    wait_until(lambda: not any(map(runs, left)), 10)
+
+
 def test_a_child_knows_no_key_of_its_parent(folder, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     isolation._children.close()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deepintuit import disk
+from deepintuit import disk, worker
 from deepintuit.data import Listing, import_csv
 from deepintuit.homecam.draw import homes, render
 from deepintuit.homecam.world import LABELS, Facts, sample_facts
@@ -97,5 +97,5 @@ def _each(work, items: list, jobs: int):
     if jobs == 1:
         yield from map(work, items)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=worker.end_with_parent) as pool:
         yield from pool.map(work, items, chunksize=8)
