@@ -76,7 +76,8 @@ class Workbench:
 
     @property
     def reviews(self) -> Path:
-        return self._folder("reviews")
+        """What people said; made by the `EventLog` that is the first to write there."""
+        return self.path / "reviews"
 
     @property
     def cache(self) -> Path:

@@ -359,6 +359,12 @@ def test_a_workbench_that_takes_nothing_can_be_browsed(small: Disk, state: str, 
     assert sorted(path.name for path in bench.path.glob(".index.duckdb.tmp*")) == []
 
 
+def test_reviews_of_a_read_only_workbench_without_any_are_none(small: Disk) -> None:
+    bench = stored(small.path / "bench")
+    small.read_only()
+    assert insight.names(insight.reading(bench.reviews)) == []
+
+
 def test_an_index_that_lies_on_a_read_only_disk_is_used_as_it_is(small: Disk) -> None:
     bench = stored(small.path / "bench")
     bench.refresh()
