@@ -23,11 +23,12 @@ from typing import NamedTuple
 from deepintuit import disk
 from deepintuit.config import Config
 from deepintuit.data import Manifest
-from deepintuit.endpoint import Completion, Endpoint, Outcome, Request
+from deepintuit.endpoint import Endpoint, Outcome, Request
 from deepintuit.errors import DataError, TeachError
 from deepintuit.homecam import Facts, facts_of, teacher
 from deepintuit.labels import LabelSet
 from deepintuit.prompts import observed_prompt, sufficient_prompt
+from deepintuit.trace import THINK
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def appoint(config: Config, labels: LabelSet, manifest: Manifest, cache: Path) -
     if config.judge.source == "facts":
         return _knowing(manifest)
     if config.judge.source == "endpoint":
-        return _asking(Endpoint.of(config.judge, cache), labels)
+        return _asking(Endpoint.of(config.judge, cache), labels, config.judge.max_tokens)
     return _answering(config, labels, cache)
 
 
@@ -87,19 +88,19 @@ def _knowing(manifest: Manifest) -> Judge:
     return judge
 
 
-def _asking(endpoint: Endpoint, labels: LabelSet) -> Judge:
+def _asking(endpoint: Endpoint, labels: LabelSet, max_tokens: int) -> Judge:
     def judge(questions: Sequence[Question]) -> list[Verdict]:
         outcomes: dict[int, Outcome] = {}
         requests = (
-            Request(sufficient_prompt(labels, q.label, q.observation), max_tokens=8, tag=number)
+            Request(sufficient_prompt(labels, q.label, q.observation), max_tokens=max_tokens, tag=number)
             for number, q in enumerate(questions)
         )
         endpoint.complete_many(requests, lambda request, outcome: outcomes.__setitem__(request.tag, outcome))
-        lacking = next((o for o in outcomes.values() if not isinstance(o, Completion)), None)
+        lacking = next((why for outcome in outcomes.values() if (why := _unjudged(outcome))), None)
         if lacking is not None:
             raise TeachError(
                 f"the judge {endpoint.model!r} left observations unjudged",
-                f"the first of them: {lacking.what if isinstance(lacking, TeachError) else lacking}",
+                f"the first of them: {lacking}",
                 "Repeat the command: verdicts that came are kept",
             )
         return [_strictly(outcomes[number].text) for number in range(len(questions))]
@@ -107,8 +108,16 @@ def _asking(endpoint: Endpoint, labels: LabelSet) -> Judge:
     return judge
 
 
+def _unjudged(outcome: Outcome) -> str:
+    if isinstance(outcome, TeachError):
+        return outcome.what
+    endless = THINK.open in outcome.text and THINK.close not in outcome.text
+    return "it thinks and does not come to an end; raise judge.max_tokens" if endless else outcome.lacking
+
+
 def _strictly(text: str) -> Verdict:
-    """Yes, in any case and with a full stop or not; anything else is no."""
+    """Yes after the thinking, if any; in any case and with a full stop or not; anything else is no."""
+    text = text.rpartition(THINK.close)[2]
     return Verdict(text.strip().rstrip(".").casefold() == "yes", text.strip())
 
 

@@ -68,7 +68,7 @@ class Grammar:
         return tuple(segment for segment in self.segments if segment.role == "text")
 
 
-_THINK = Segment("think", "<think>", "</think>")
+THINK = Segment("think", "<think>", "</think>")
 _ANSWER = Segment("answer", "<answer>", "</answer>", "answer")
 _OBSERVATION = Segment("observation", "<observation>", "</observation>")
 _QUICK_BOX = Segment("quick", r"\boxed{", "}", "answer", FALLBACK)
@@ -77,10 +77,10 @@ _FINAL_BOX = Segment("answer", r"\boxed{", "}", "answer")
 GRAMMARS: dict[str, Grammar] = {
     grammar.name: grammar
     for grammar in (
-        Grammar("think-answer", (_THINK, _ANSWER)),
-        Grammar("observation-think-answer", (_OBSERVATION, _THINK, _ANSWER)),
-        Grammar("answer-think-answer", (_QUICK_BOX, _THINK, _FINAL_BOX)),
-        Grammar("answer-observation-think-answer", (_QUICK_BOX, _OBSERVATION, _THINK, _FINAL_BOX)),
+        Grammar("think-answer", (THINK, _ANSWER)),
+        Grammar("observation-think-answer", (_OBSERVATION, THINK, _ANSWER)),
+        Grammar("answer-think-answer", (_QUICK_BOX, THINK, _FINAL_BOX)),
+        Grammar("answer-observation-think-answer", (_QUICK_BOX, _OBSERVATION, THINK, _FINAL_BOX)),
     )
 }
 

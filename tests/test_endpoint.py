@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from PIL import Image
 
 from deepintuit.config import TeachConfig
 from deepintuit.endpoint import Completion, Endpoint, Refused, Request, Unreachable
-from deepintuit.endpoint.wire import NotACompletion, completion, deltas, retry_after
+from deepintuit.endpoint.wire import MOST_BYTES, NOTHING, NotACompletion, completion, deltas, lines_of, retry_after
 from deepintuit.errors import TeachError
 from deepintuit.video import Frames
 
@@ -402,3 +404,312 @@ def test_nothing_of_the_cache_names_a_machine_or_a_prompt(tmp_path):
     assert set(json.loads(Path(entry).read_text())) == {
         "text", "finish_reason", "prompt_tokens", "completion_tokens", "milliseconds", "cached",
     }  # fmt: skip
+
+
+# What servers do with thinking, parts, refusals and fields
+
+
+def message(finish: str = "stop", **fields: object):
+    body = {"choices": [{"message": {"role": "assistant", **fields}, "finish_reason": finish}]}
+    return 200, {}, json.dumps(body).encode()
+
+
+THOUGHT = "<think>A man.</think><answer>a</answer>"
+
+
+@pytest.mark.parametrize(
+    "fields, text",
+    [
+        ({"content": "<answer>a</answer>", "reasoning_content": "A man."}, THOUGHT),
+        ({"content": "<answer>a</answer>", "reasoning": "A man."}, THOUGHT),
+        ({"content": "<answer>a</answer>", "reasoning": "A man.", "reasoning_content": "A man."}, THOUGHT),
+        ({"content": THOUGHT, "reasoning_content": "hidden"}, THOUGHT),
+        ({"content": None, "reasoning_content": "A man and"}, "<think>A man and"),
+        ({"content": None, "reasoning_content": THOUGHT}, THOUGHT),
+        (
+            {"content": "<answer>a</answer>", "reasoning": "<observation>O</observation><think>A"},
+            "<observation>O</observation><think>A</think><answer>a</answer>",
+        ),
+        (
+            {
+                "content": [
+                    {"type": "text", "text": "<think>A man.</think>"},
+                    {"type": "text", "text": "<answer>a</answer>"},
+                ]
+            },
+            THOUGHT,
+        ),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "A man."}]},
+                    {"type": "text", "text": "<answer>a</answer>"},
+                ]
+            },
+            THOUGHT,
+        ),
+        ({"content": ["<think>A man.</think>", {"text": "<answer>a</answer>"}]}, THOUGHT),
+        ({"content": {"type": "text", "text": "a"}}, "a"),
+    ],
+)
+def test_the_text_of_every_form_of_message_is_read_at_the_first_try(fields, text):
+    with Server(in_turn(message(**fields))) as server:
+        (answer,) = ask(client(server), Request("x"))
+    assert (answer.text, answer.lacking, len(server.seen)) == (text, "", 1)
+
+
+@pytest.mark.parametrize(
+    "finish, fields, said",
+    [
+        ("content_filter", {"content": None}, "content filter"),
+        ("content_filter", {"content": "<think> A"}, "content filter"),
+        ("stop", {"content": None, "refusal": "I cannot help with that."}, "refuses: I cannot help"),
+        ("stop", {"content": [{"type": "refusal", "refusal": "No."}]}, "refuses: No."),
+        ("length", {"content": ""}, "used up max_tokens"),
+        ("tool_calls", {"content": "", "tool_calls": [{}]}, "calls a tool"),
+        ("stop", {"content": " \n"}, NOTHING),
+        ("stop", {}, NOTHING),
+    ],
+)
+def test_an_answer_with_nothing_to_use_says_why_and_is_not_kept(tmp_path, finish, fields, said):
+    with Server(in_turn(message(finish, **fields), chat("ok"))) as server:
+        (answer,) = ask(client(server, cache=tmp_path), Request("x"))
+        assert said in answer.lacking and len(server.seen) == 1
+        (again,) = ask(client(server, cache=tmp_path), Request("x"))
+    assert again.text == "ok" and not again.cached
+
+
+def test_an_empty_answer_that_was_kept_once_is_asked_for_again(tmp_path):
+    with Server(in_turn(chat("ok"))) as server:
+        ask(client(server, cache=tmp_path), Request("x"))
+        (entry,) = tmp_path.rglob("*.json")
+        entry.write_text(entry.read_text().replace('"ok"', '""'))
+        (answer,) = ask(client(server, cache=tmp_path), Request("x"))
+    assert answer.text == "ok" and len(server.seen) == 2
+
+
+def test_under_another_seed_an_answer_is_asked_for_anew(tmp_path):
+    with Server(in_turn(chat("ok"))) as server:
+        for seed in (0, 1, 0, 1):
+            ask(client(server, cache=tmp_path), Request("x", seed=seed))
+    assert len(server.seen) == 2 and all("seed" not in body for body in server.seen)
+
+
+def test_a_server_that_only_gives_empty_answers_is_not_asked_for_ever():
+    with Server(in_turn(chat(""))) as server:
+        with pytest.raises(TeachError, match="answers without a text"):
+            ask(client(server, concurrency=2), *[Request(str(n)) for n in range(500)])
+    assert len(server.seen) <= 6
+
+
+def picky(refused: dict[str, str]):
+    """A server that answers 400 where a field stands in the request that it does not take."""
+
+    def answer(body):
+        for field, said in refused.items():
+            if field in body:
+                error = {"error": {"message": said, "type": "invalid_request_error", "param": field}}
+                return 400, {}, json.dumps(error).encode()
+        return chat(json.dumps({k: body[k] for k in body if "tokens" in k or k == "temperature"}))
+
+    return answer
+
+
+TOKENS = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+WARM = "Unsupported value: 'temperature' does not support 0.7 with this model. Only the default (1) value is supported."
+
+
+@pytest.mark.parametrize(
+    "refused, sent",
+    [
+        ({"max_tokens": TOKENS}, {"max_completion_tokens": 9, "temperature": 0.7}),
+        ({"temperature": WARM}, {"max_tokens": 9}),
+        ({"max_tokens": TOKENS, "temperature": WARM}, {"max_completion_tokens": 9}),
+    ],
+)
+def test_a_field_that_a_model_refuses_by_name_is_sent_otherwise_from_then_on(refused, sent):
+    with Server(picky(refused)) as server:
+        endpoint = client(server, concurrency=1, retries=0)
+        answers = ask(endpoint, *[Request(str(n), temperature=0.7, max_tokens=9) for n in range(3)])
+        assert [json.loads(answer.text) for answer in answers] == [sent] * 3
+        assert len(server.seen) == 3 + len(refused) and endpoint.usage.retries == 0
+        assert {answer.left_out for answer in answers} == {("temperature",) if "temperature" in refused else ()}
+    asked = TeachConfig(
+        base_url=server.base_url, model="m", token_field="max_completion_tokens", send_temperature=False
+    )
+    assert Endpoint.of(asked).left_out == {"max_tokens", "temperature"}
+
+
+@pytest.mark.parametrize(
+    "said", ["max_tokens is too large: 9000. This model supports at most 4096.", "too many images"]
+)
+def test_another_fault_of_a_request_is_not_asked_twice(said):
+    with Server(picky({"max_tokens": said})) as server:
+        (outcome,) = ask(client(server), Request("x"))
+    assert isinstance(outcome, Refused) and len(server.seen) == 1
+
+
+@pytest.mark.parametrize("code, kind, asked", [(429, Unreachable, 3), (400, Refused, 1), ("busy", Unreachable, 3)])
+@pytest.mark.parametrize(
+    "within", [lambda error: error, lambda error: {"choices": [{**error, "message": {"content": ""}}]}]
+)
+def test_an_error_with_status_200_is_taken_for_what_it_says(code, kind, asked, within):
+    body = within({"error": {"message": "the model is on fire", "code": code}})
+    with Server(in_turn((200, {}, json.dumps(body).encode()))) as server:
+        (outcome,) = ask(client(server, retries=2), Request("x"))
+    assert isinstance(outcome, kind) and "on fire" in str(outcome) and len(server.seen) == asked
+
+
+# What a hostile or broken server may send
+
+BOMB = gzip.compress(bytes(4 * MOST_BYTES))
+
+
+@pytest.mark.parametrize(
+    "headers, body, said",
+    [
+        ({"Content_Encoding": "gzip"}, BOMB, "more than 16 MiB"),
+        ({"Content_Encoding": "gzip"}, b"not gzip", "not gzip"),
+        ({"Content_Encoding": "br"}, b"x", "not asked for"),
+        ({"Content_Encoding": "gzip, gzip"}, gzip.compress(BOMB), "not asked"),
+        ({}, b" " * (MOST_BYTES + 1), "more than 16 MiB"),
+        ({}, b"\xff\x00", "no text"),
+        ({"Content_Type": "application/json; charset=utf-16"}, b"\xfe\xff\xd8\x00", "no text"),
+        ({}, b'{"choices":' + b"[" * 200_000, "without a chat completion"),
+        ({"X": "y" * 200_000}, b"", "RemoteProtocolError"),
+        ({}, b'{"choices":[{"message":{"content":' + b"1" * 9000 + b"}}]}", "without a chat completion"),
+    ],
+)
+def test_a_hostile_answer_is_one_bounded_sentence(headers, body, said):
+    with Server(in_turn((200, headers, body))) as server:
+        (outcome,) = ask(client(server, retries=0), Request("x"))
+        with pytest.raises(TeachError):
+            list(client(server, retries=0).stream(Request("x")))
+    assert isinstance(outcome, Unreachable) and said in str(outcome) and len(str(outcome)) < 600
+
+
+def test_a_packed_or_marked_answer_is_read_whatever_charset_is_claimed():
+    _, _, body = chat("Tür")
+    answers = (
+        (200, {"Content_Encoding": "gzip"}, gzip.compress(body)),
+        (200, {}, b"\xef\xbb\xbf" + body),
+        (200, {"Content_Type": "application/json; charset=iso-8859-1"}, body.replace(b"\\u00fc", "ü".encode())),
+    )
+    with Server(in_turn(*answers)) as server:
+        assert [ask(client(server), Request("x"))[0].text for _ in answers] == ["Tür"] * 3
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_of_an_endless_error_message_the_beginning_is_read(status):
+    with Server(in_turn((status, {}, b"x" * (30 << 20)))) as server:
+        (outcome,) = ask(client(server, retries=0), Request("x"))
+    assert isinstance(outcome, Refused | Unreachable) and len(str(outcome)) < 600
+
+
+def dripping(body: bytes, seconds: float):
+    """A server that sends a byte at a time, over and over."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listener.accept()
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+                while True:
+                    connection.sendall(body)
+                    time.sleep(seconds)
+            except OSError:
+                if listener.fileno() < 0:
+                    return
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener
+
+
+def test_an_answer_that_never_ends_is_given_up_after_the_timeout():
+    with dripping(b": wait\n", 0.02) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        endpoint = Endpoint(address, "m", key_variable="TEACHER_KEY", retries=0, timeout=0.5)
+        started = time.monotonic()
+        (outcome,) = ask(endpoint, Request("x"))
+        with pytest.raises(Unreachable, match="timeout"):
+            list(endpoint.stream(Request("x")))
+    assert isinstance(outcome, Unreachable) and time.monotonic() - started < 10
+
+
+# Streams
+
+
+def streamed(*pieces: dict, end: str = "data: [DONE]\n\n", finish: str | None = "stop") -> bytes:
+    chunks = [{"choices": [{"delta": piece}]} for piece in pieces]
+    chunks += [{"choices": [{"delta": {}, "finish_reason": finish}]}] * bool(finish)
+    return "".join(f"data: {json.dumps(chunk, ensure_ascii=False)}\r\n\r\n" for chunk in chunks).encode() + end.encode()
+
+
+@pytest.mark.parametrize(
+    "body, text",
+    [
+        (
+            streamed(
+                {"reasoning_content": "A "},
+                {"reasoning_content": "man."},
+                {"content": "<answer>a"},
+                {"content": "</answer>"},
+            ),
+            THOUGHT,
+        ),
+        (
+            streamed({"role": "assistant", "content": ""}, {"reasoning": "A man."}, {"content": "<answer>a</answer>"}),
+            THOUGHT,
+        ),
+        (streamed({"content": [{"type": "text", "text": "a"}]}, {"content": None}, end=""), "a"),
+        (b": hello\n\nevent: x\nid: 1\nretry: 5\n\n" + streamed({"content": "a"}, end=""), "a"),
+        ("\ufeff".encode() + streamed({"content": "a"}, finish=None), "a"),
+    ],
+)
+def test_a_stream_is_read_with_thinking_parts_comments_and_without_done(body, text):
+    with Server(in_turn((200, {}, body))) as server:
+        assert "".join(client(server).stream(Request("x"))) == text
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        (streamed({"content": ""}), NOTHING),
+        (streamed({"refusal": "No"}, {"refusal": "."}), "refuses: No."),
+        (streamed({"content": "half"}, finish="content_filter"), "content filter"),
+        (streamed({"content": "half"}, finish=None, end=""), "broke off"),
+        (b'data: {"error": {"message": "overloaded"}}\n\n', "overloaded"),
+        (b"data: \xff\n\n", "UTF-8"),
+        (b"data: " + b"[" * 100_000 + b"\n\n", "no piece"),
+        (b"data: " + b"x" * (MOST_BYTES + 9), "more than 16 MiB"),
+    ],
+)
+def test_a_stream_without_an_answer_says_why(body, said):
+    with Server(in_turn((200, {}, body))) as server:
+        with pytest.raises(TeachError, match=said):
+            list(client(server).stream(Request("x")))
+
+
+def test_a_stream_asks_in_the_other_way_too():
+    def answer(body):
+        if "max_tokens" in body:
+            return 400, {}, json.dumps({"error": {"message": TOKENS}}).encode()
+        return 200, {}, streamed({"content": "ok"})
+
+    with Server(answer) as server:
+        assert list(client(server).stream(Request("x"))) == ["ok"]
+    assert len(server.seen) == 2
+
+
+@given(st.binary(), st.integers(1, 5))
+def test_the_lines_of_a_stream_do_not_hang_on_where_its_chunks_end(content, size):
+    def read(chunks):
+        try:
+            return list(lines_of(chunks))
+        except NotACompletion:
+            return None
+
+    content += "Tür\r\n🚪".encode()
+    assert read(content[i : i + size] for i in range(0, len(content), size)) == read([content])

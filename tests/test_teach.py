@@ -348,3 +348,89 @@ def test_a_judge_at_a_server_must_say_a_plain_yes_and_is_asked_once(workbench, s
     (asked,) = server.seen
     text = json.dumps(asked["messages"])
     assert "A stranger takes the box." in text and "image_url" not in text  # it reads, and sees nothing
+
+
+def empties(*numbers: int):
+    """A server that writes nothing about these clips."""
+    return lambda body: chat("" if seen_number(body) in numbers else say("routine"))
+
+
+def test_empty_answers_are_asked_for_again_once_the_server_is_mended(workbench):
+    with Server(empties(*range(6))) as server:
+        with pytest.raises(TeachError, match="answers without a text"):
+            quiet(workbench, at(server))
+        server.answer = lambda body: chat(say("routine"))
+        run = quiet(workbench, at(server))
+        asked = len(server.seen)
+        again = quiet(workbench, config.load(None, [*endpoint_sets(server), "seed=1"]))
+    assert run.summary["written"] == again.summary["written"] == 6 and "empty" not in run.summary["dropped"]
+    assert len(server.seen) == asked + 6, "another seed is asked anew"
+
+
+def test_one_empty_answer_leaves_the_run_open_for_one_more_try_and_not_for_ever(workbench):
+    with Server(empties(2)) as server:
+        with pytest.raises(TeachError, match="1 traces did not come.*repeat"):
+            quiet(workbench, at(server))
+        asked = len(server.seen)
+        run = quiet(workbench, at(server))
+    assert asked == 6 and len(server.seen) == 7
+    assert run.finished and run.summary["dropped"]["empty"] == 1 and run.summary["written"] == 6
+    (empty,) = [row for row in run.read("traces").to_dict("records") if not row["text"]]
+    assert empty["detail"] == "it wrote nothing"
+
+
+def test_a_run_that_was_finished_with_nothing_but_empty_answers_is_made_anew(workbench):
+    with Server(empties()) as server:
+        run = quiet(workbench, at(server))
+        about = json.loads((run.path / "run.json").read_text())
+        about["summary"] |= {"dropped": {"empty": 6}}
+        (run.path / "run.json").write_text(json.dumps(about))
+        again = quiet(workbench, at(server))
+    assert again.id != run.id and again.summary["written"] == 6
+
+
+def test_where_every_answer_is_filtered_or_refused_the_command_fails_and_stores_nothing(workbench):
+    with Server(lambda body: chat(None, finish="content_filter")) as server:
+        with pytest.raises(TeachError, match="content filter"):
+            quiet(workbench, config.load(None, [*endpoint_sets(server), "teach.concurrency=6"]))
+        server.answer = lambda body: chat(say("routine"))
+        run = quiet(workbench, config.load(None, [*endpoint_sets(server), "teach.concurrency=6"]))
+    assert run.summary["written"] == 6 and len(server.seen) == 12
+
+
+def test_thinking_that_the_server_took_out_is_put_back(workbench):
+    def answer(body):
+        message = {"content": "<answer> routine </answer>", "reasoning_content": " Someone is seen. "}
+        return 200, {}, json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+
+    with Server(answer) as server:
+        run = quiet(workbench, at(server))
+    assert set(run.read("traces")["text"]) == {say("routine")}
+
+
+def test_traces_of_a_model_that_takes_no_temperature_carry_none(workbench):
+    def answer(body):
+        if "temperature" in body:
+            said = {"error": {"message": "temperature does not support 0.7. Only the default (1) value is supported."}}
+            return 400, {}, json.dumps(said).encode()
+        return chat(say("routine"))
+
+    with Server(answer) as server:
+        run = quiet(workbench, at(server))
+    assert run.read("traces")["temperature"].isna().all() and "temperature" in (run.path / "log").read_text()
+
+
+def test_a_judge_that_thinks_is_understood_and_one_that_never_ends_is_no_silent_no(workbench):
+    manifest = Manifest.load(workbench.path, "tiny")
+    question = [Question("x", "routine", "A dog passes.")]
+    said = {"content": "Yes.", "reasoning": "The dog does nothing."}
+    for told, verdict in ((said, True), ({**said, "content": None}, None), ({"content": ""}, None)):
+        body = json.dumps({"choices": [{"message": told, "finish_reason": "stop"}]}).encode()
+        with Server(lambda _, body=body: (200, {}, body)) as server:
+            judging = [f"judge.base_url={server.base_url}", "judge.model=m", "judge.max_tokens=900", "judge.retries=0"]
+            judge = appoint(settings(*judging, "judge.key_variable=TEACHER_KEY"), LABELS, manifest, workbench.cache)
+            if verdict is None:
+                with pytest.raises(TeachError, match="unjudged"):
+                    judge(question)
+            else:
+                assert judge(question)[0].sufficient is verdict and server.seen[0]["max_tokens"] == 900

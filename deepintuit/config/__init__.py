@@ -126,6 +126,9 @@ class TeachConfig(Section):
     concurrency: int = _setting(8, "requests in flight", low=1, decides=False)
     retries: int = _setting(6, "tries after the first, with back-off", low=0, decides=False)
     timeout: float = _setting(120.0, "seconds a request may take", above=0, decides=False)
+    token_field: str = _setting("max_tokens", "what the server calls the bound of an answer; tried the other way when refused",
+                                choices=("max_tokens", "max_completion_tokens"), decides=False)
+    send_temperature: bool = _setting(True, "false: for models that take no temperature but their own; left out when refused")
     traces: int = _setting(1, "traces asked for a clip", low=1)
     temperature: float = _setting(0.7, "of the teacher [R]", low=0, needs=(_A_MODEL,))
     max_tokens: int = _setting(2048, "most tokens of a teacher's trace", low=1, needs=(_A_MODEL,))
@@ -148,6 +151,10 @@ class JudgeConfig(Section):
     concurrency: int = _setting(8, "requests in flight", low=1, decides=False)
     retries: int = _setting(6, "tries after the first, with back-off", low=0, decides=False)
     timeout: float = _setting(120.0, "seconds a request may take", above=0, decides=False)
+    max_tokens: int = _setting(8, "most tokens of a verdict; a server that thinks first needs some thousands", low=1, decides=False)
+    token_field: str = _setting("max_tokens", "what the server calls the bound of an answer; tried the other way when refused",
+                                choices=("max_tokens", "max_completion_tokens"), decides=False)
+    send_temperature: bool = _setting(True, "false: for models that take no temperature but their own; left out when refused", decides=False)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@
 - `client`  asks: places, tries, waits, the cache, the key
 - `wire`    what goes over the line and what comes back
 
-An answer is on disk before it is handed on, keyed by all that was asked, so a killed job pays for nothing twice. The
+An answer is on disk before it is handed on, keyed by all that was asked, so a killed job pays for nothing twice; one
+without anything to use is not kept. At most 16 MiB of an answer are read, unpacked. The
 key is read from the environment when it is needed, and is in no field, file, log or error. Redirects are not followed:
 the key goes to the host that was named, and to no other.
 
@@ -16,6 +17,6 @@ Run it:  python -m pytest tests/test_endpoint.py
 """
 
 from deepintuit.endpoint.client import Endpoint, Outcome, Refused, Unreachable, Usage
-from deepintuit.endpoint.wire import Completion, Pictures, Request
+from deepintuit.endpoint.wire import NOTHING, Completion, Pictures, Request
 
-__all__ = ["Completion", "Endpoint", "Outcome", "Pictures", "Refused", "Request", "Unreachable", "Usage"]
+__all__ = ["NOTHING", "Completion", "Endpoint", "Outcome", "Pictures", "Refused", "Request", "Unreachable", "Usage"]

@@ -12,9 +12,9 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,18 @@ import httpx
 
 from deepintuit import disk
 from deepintuit.config import JudgeConfig, TeachConfig
-from deepintuit.endpoint.wire import Completion, NotACompletion, Request, completion, deltas, retry_after
+from deepintuit.endpoint.wire import (
+    Completion,
+    NotACompletion,
+    Request,
+    completion,
+    deltas,
+    lines_of,
+    refused_field,
+    retry_after,
+    unpacked,
+    within_bounds,
+)
 from deepintuit.errors import TeachError
 from deepintuit.store import without_secrets
 
@@ -32,6 +43,7 @@ LONGEST_WAIT = 60.0
 """Seconds between two tries, at most, when the server names no time."""
 PATIENCE = 600.0
 """Seconds of Retry-After past which a server is taken for closed (a daily quota, say)."""
+_LONGEST_ERROR = 64 << 10  # bytes of an error message
 _TRANSIENT = {408, 425, 429}
 _THIS_REQUEST = {400, 413, 415, 422}
 _END = object()
@@ -78,7 +90,9 @@ class Endpoint:
     """A model at an address; `usage` grows with every answer. `TeachError` for an address or key that cannot be one.
 
     `section` of the settings is what its errors point at. `timeout`, in seconds, is for a whole try; `backoff` is the
-    first wait between two, doubled each time, with jitter.
+    first wait between two, doubled each time, with jitter. `token_field` is what the server calls the bound of an
+    answer; `send_temperature` false leaves that out. A model that refuses one of them by name is asked again in the
+    other way, and so are all requests after it; `left_out` says which.
     """
 
     def __init__(
@@ -93,12 +107,16 @@ class Endpoint:
         backoff: float = 1.0,
         cache: Path | None = None,
         section: str = "teach",
+        token_field: str = "max_tokens",
+        send_temperature: bool = True,
     ) -> None:
         self.section = section
         self.base_url, self.model, self.key_variable = base_url.rstrip("/"), model, key_variable
         self.concurrency, self.retries, self.timeout, self.backoff = concurrency, retries, timeout, backoff
         self.folder = None if cache is None else Path(cache) / "endpoint"
         self.usage = Usage()
+        self.send_temperature = send_temperature
+        self.left_out = {"max_tokens"} - {token_field} | ({"temperature"} if not send_temperature else set())
         self._jitter = random.Random()
         self.host = self._checked_host()
         self._key()
@@ -114,6 +132,8 @@ class Endpoint:
             retries=settings.retries,
             timeout=settings.timeout,
             cache=cache,
+            token_field=settings.token_field,
+            send_temperature=settings.send_temperature,
             section="judge" if isinstance(settings, JudgeConfig) else "teach",
         )
 
@@ -135,16 +155,22 @@ class Endpoint:
 
         Closing the generator hangs up. Raises `TeachError` when it cannot begin or breaks off.
         """
-        body = self._body(request, stream=True)
+        left_out, ends = set(self.left_out), time.monotonic() + self.timeout
         try:
-            with (
-                httpx.Client(timeout=self.timeout) as client,
-                client.stream("POST", self._url, content=body, headers=self._headers()) as answer,
-            ):
-                if answer.status_code != 200:
-                    answer.read()
-                    raise self._verdict(answer)
-                yield from deltas(self._safe(line) for line in answer.iter_lines())
+            with httpx.Client(timeout=self.timeout) as client:
+                while True:
+                    body, headers = self._body(request, left_out, stream=True), self._headers("identity")
+                    with client.stream("POST", self._url, content=body, headers=headers) as answer:
+                        chunks = _in_time(answer.iter_raw(), ends)
+                        if answer.status_code == 200:
+                            if answer.headers.get("Content-Encoding", "identity") != "identity":
+                                raise NotACompletion("a packed stream, which was not asked for")
+                            yield from deltas(self._safe(line) for line in lines_of(chunks))
+                            self.left_out |= left_out
+                            return
+                        said = self._said(b"".join(_bounded(chunks)), answer)
+                        if not self._asks_otherwise(answer.status_code, said, left_out):
+                            raise self._verdict(answer.status_code, said)
         except (httpx.RequestError, NotACompletion) as error:
             raise self._unreachable(_spoken(error), 1) from error
 
@@ -167,7 +193,8 @@ class Endpoint:
                 try:
                     outcome = await self._complete(client, request)
                     self.usage.count(outcome)
-                    answered, failed_in_a_row = answered + 1, 0
+                    answered += not outcome.lacking
+                    failed_in_a_row = failed_in_a_row + 1 if outcome.lacking and not answered else 0
                 except (Refused, Unreachable) as error:
                     outcome = error
                     self.usage.failed += 1
@@ -176,7 +203,7 @@ class Endpoint:
                 if on_done is not None:
                     on_done(request, outcome)
                 if failed_in_a_row >= 2 * self.concurrency:
-                    raise outcome
+                    raise outcome if isinstance(outcome, TeachError) else self.empty(outcome)
 
         limits = httpx.Limits(max_connections=self.concurrency)
         try:
@@ -191,21 +218,29 @@ class Endpoint:
         entry = self._entry(request)
         if (held := _held(entry)) is not None:
             return held
-        body = await asyncio.to_thread(self._body, request)
-        for tries in range(1, self.retries + 2):
-            wait = min(self.backoff * 2 ** (tries - 1), LONGEST_WAIT) * self._jitter.uniform(0.5, 1.0)
+        left_out = set(self.left_out)
+        body = await asyncio.to_thread(self._body, request, left_out)
+        tries = 0
+        while tries <= self.retries:
+            wait = min(self.backoff * 2**tries, LONGEST_WAIT) * self._jitter.uniform(0.5, 1.0)
+            tries += 1
             started = time.perf_counter()
             try:
                 # httpx limits each read, this the whole: a server that drips a byte a second is slow too.
                 async with asyncio.timeout(self.timeout):
-                    answer = await client.post(self._url, content=body, headers=self._headers())
-                if answer.status_code == 200:
-                    answered = completion(self._safe(answer.text), (time.perf_counter() - started) * 1000)
+                    status, headers, said = await self._post(client, body)
+                if status == 200:
+                    answered = completion(said, (time.perf_counter() - started) * 1000)
+                    self.left_out |= left_out
+                    answered = replace(answered, left_out=tuple(sorted(left_out & {"temperature"})))
                     _keep(entry, answered)
                     return answered
-                if not _may_pass(answer.status_code):
-                    raise self._verdict(answer)
-                what, asked = f"status {answer.status_code}", retry_after(answer.headers.get("Retry-After"))
+                if self._asks_otherwise(status, said, left_out):
+                    body, tries = await asyncio.to_thread(self._body, request, left_out), tries - 1
+                    continue
+                if not _may_pass(status):
+                    raise self._verdict(status, said)
+                what, asked = f"status {status}", retry_after(headers.get("Retry-After"))
                 if asked > PATIENCE:
                     raise self._unreachable(f"{what} and asks to come back in {asked:.0f} s", tries)
                 wait += asked
@@ -213,14 +248,48 @@ class Endpoint:
                 what = f"no answer within {self.timeout:g} s"
             except (httpx.RequestError, NotACompletion) as error:
                 what = _spoken(error)
+                if isinstance(error, NotACompletion) and error.status != 200 and not _may_pass(error.status):
+                    raise self._verdict(error.status, what) from error
             if tries <= self.retries:
                 self.usage.retries += 1
                 await asyncio.sleep(wait)
         raise self._unreachable(what, self.retries + 1)
 
-    def _body(self, request: Request, stream: bool = False) -> bytes:
-        fields = {"model": self.model, "messages": request.messages(), "temperature": request.temperature}
-        fields |= {"max_tokens": request.max_tokens, "stream": stream}
+    async def _post(self, client: httpx.AsyncClient, body: bytes) -> tuple[int, httpx.Headers, str]:
+        """Status, headers and text. Of an answer nothing is taken that is larger than an answer can be; of an error
+        message, what is over is left."""
+        async with client.stream("POST", self._url, content=body, headers=self._headers("gzip")) as answer:
+            raw = bytearray()
+            async for chunk in answer.aiter_raw():
+                raw += chunk
+                if answer.status_code == 200:
+                    within_bounds(len(raw))
+                elif len(raw) > _LONGEST_ERROR:
+                    break
+        return answer.status_code, answer.headers, self._said(bytes(raw), answer)
+
+    def _said(self, raw: bytes, answer: httpx.Response) -> str:
+        """The text of a body, without the key; of an error that cannot be read, what stands in the way."""
+        try:
+            return self._safe(unpacked(raw, answer.headers.get("Content-Encoding", "")))
+        except NotACompletion as error:
+            if answer.status_code == 200:
+                raise
+            return str(error)
+
+    def _asks_otherwise(self, status: int, said: str, left_out: set[str]) -> bool:
+        """Whether the error names a field that the model does not take, and that was not left out yet: now it is."""
+        named = refused_field(said) if status in _THIS_REQUEST else None
+        if named is None or named in left_out:
+            return False
+        left_out.add(named)
+        return True
+
+    def _body(self, request: Request, left_out: Collection[str], stream: bool = False) -> bytes:
+        tokens = "max_completion_tokens" if "max_tokens" in left_out else "max_tokens"
+        fields = {"model": self.model, "messages": request.messages(), tokens: request.max_tokens, "stream": stream}
+        if "temperature" not in left_out:
+            fields["temperature"] = request.temperature
         # Escaped to ASCII, so that a lone surrogate in a clip's title is not what stops a job.
         return json.dumps(fields).encode("ascii")
 
@@ -229,7 +298,9 @@ class Endpoint:
             return None
         frames = request.frames.hash if request.frames is not None else None
         asked = [RECIPE, self.base_url, self.model, request.text, frames, request.temperature, request.max_tokens]
-        digest = hashlib.sha256(json.dumps([*asked, request.sample]).encode("ascii")).hexdigest()
+        # Came later: at their defaults, answers kept before are met again.
+        later = [{"seed": request.seed}] * bool(request.seed) + ["no temperature"] * (not self.send_temperature)
+        digest = hashlib.sha256(json.dumps([*asked, request.sample, *later]).encode("ascii")).hexdigest()
         return self.folder / digest[:2] / f"{digest}.json"
 
     # The address, the key, and what is said when they fail
@@ -276,17 +347,17 @@ class Endpoint:
             )
         return key
 
-    def _headers(self) -> dict[str, str]:
+    def _headers(self, accepted: str) -> dict[str, str]:
         key = self._key()
-        return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        authorized = {"Authorization": f"Bearer {key}"} if key else {}
+        return {"Content-Type": "application/json", "Accept-Encoding": accepted, **authorized}
 
     def _safe(self, text: str) -> str:
         """Without the key: a server may echo what it was sent."""
         key = self._key()
         return text.replace(key, "***") if key else text
 
-    def _verdict(self, answer: httpx.Response) -> TeachError:
-        status = answer.status_code
+    def _verdict(self, status: int, said: str) -> TeachError:
         what = f"{self.host} answers with status {status}"
         if _may_pass(status):
             return self._unreachable(f"status {status}", 1)
@@ -296,7 +367,7 @@ class Endpoint:
                 f"the key in ${self.key_variable} {'is not accepted' if self._key() else 'is not set'}",
                 f"Export a valid key for {self.model!r} as {self.key_variable}, or set {self.section}.key_variable",
             )
-        said = " ".join(without_secrets([self._safe(answer.text)])[0].split())[:200] or "it says no more"
+        said = " ".join(without_secrets([said])[0].split())[:200] or "it says no more"
         if status in _THIS_REQUEST:
             return Refused(
                 what,
@@ -307,6 +378,14 @@ class Endpoint:
             what,
             f"there is no {self.model!r} to ask at this address: {said}",
             f"Check {self.section}.base_url (up to and with /v1) and {self.section}.model",
+        )
+
+    def empty(self, answer: Completion) -> TeachError:
+        """What to say of an answer that holds nothing to use."""
+        return TeachError(
+            f"{self.model!r} at {self.host} gives answers without a text",
+            f"{answer.lacking} (finish_reason {answer.finish_reason!r})",
+            f"Mend the server, or raise {self.section}.max_tokens, and repeat the command; such answers are not kept",
         )
 
     def _unreachable(self, what: str, tries: int) -> Unreachable:
@@ -342,13 +421,33 @@ def _held(entry: Path | None) -> Completion | None:
     if entry is None:
         return None
     try:
-        return Completion(**(json.loads(entry.read_text(encoding="utf-8")) | {"cached": True}))
-    except (OSError, ValueError, TypeError):
+        found = Completion(**(json.loads(entry.read_text(encoding="utf-8")) | {"cached": True}))
+        # Empty ones were kept once. A server that was mended is asked again.
+        return replace(found, left_out=tuple(found.left_out)) if found.text.strip() else None
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
 def _keep(entry: Path | None, answer: Completion) -> None:
-    if entry is not None:
+    if entry is not None and not answer.lacking:
+        told = asdict(answer)
+        told = {name: told[name] for name in told if told[name] or name not in ("lacking", "left_out")}
         with disk.optional(entry.parents[1]):
             entry.parent.mkdir(parents=True, exist_ok=True)
-            disk.write_json(entry, asdict(answer))  # synced: it was paid for
+            disk.write_json(entry, told)  # synced: it was paid for
+
+
+def _in_time(chunks: Iterable[bytes], ends: float) -> Iterator[bytes]:
+    for chunk in chunks:
+        if time.monotonic() > ends:
+            raise NotACompletion("a stream that takes longer than the timeout")
+        yield chunk
+
+
+def _bounded(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    size = 0
+    for chunk in chunks:
+        yield chunk
+        size += len(chunk)
+        if size > _LONGEST_ERROR:
+            return

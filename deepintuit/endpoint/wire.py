@@ -6,17 +6,22 @@ Left out on purpose: every field that only some servers know.
 from __future__ import annotations
 
 import base64
+import codecs
 import email.utils
 import io
-import json
 import math
+import re
 import time
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
+
+from deepintuit.texts import decoded, parse_json
+from deepintuit.trace import THINK
 
 JPEG_QUALITY = 90
 
@@ -31,14 +36,19 @@ class Pictures(Protocol):
 
 
 class NotACompletion(Exception):
-    """Status 200, and yet no answer."""
+    """Status 200, and yet no answer. `status` is the one that the server should have given, where its body says so."""
+
+    def __init__(self, why: str, status: int = 200) -> None:
+        super().__init__(why)
+        self.status = status
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
     """One question about a clip, or about no clip (`frames` None). `sample` tells the repeats of a question apart.
 
-    `max_tokens` bounds the answer. `tag` is the caller's own and not sent.
+    `max_tokens` bounds the answer. `seed` is not sent: under another one, an answer that is kept is not met again.
+    `tag` is the caller's own and not sent.
     """
 
     text: str
@@ -46,6 +56,7 @@ class Request:
     temperature: float = 0.0
     max_tokens: int = 2048
     sample: int = 0
+    seed: int = 0
     tag: Any = None
 
     def messages(self) -> list[dict[str, Any]]:
@@ -62,9 +73,17 @@ class Request:
         return [{"role": "user", "content": [*shown, {"type": "text", "text": self.text}]}]
 
 
+NOTHING = "it wrote nothing"
+
+
 @dataclass(frozen=True)
 class Completion:
-    """An answer. Token counts are None where the server gave none that can be. `milliseconds` of the last try."""
+    """An answer. Token counts are None where the server gave none that can be. `milliseconds` of the last try.
+
+    Thinking that the server took out of the text stands in it again, between `<think>` and `</think>`. `lacking` says
+    why there is nothing to use (refused, filtered, `NOTHING`); such an answer is not kept. `left_out` names what was
+    asked for and could not be sent, since the model refuses it.
+    """
 
     text: str
     finish_reason: str
@@ -72,6 +91,8 @@ class Completion:
     completion_tokens: int | None
     milliseconds: float
     cached: bool = False
+    lacking: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def truncated(self) -> bool:
@@ -82,15 +103,88 @@ class Completion:
 def completion(text: str, milliseconds: float) -> Completion:
     """The answer in a response body. Raises `NotACompletion` when there is none; wrong token counts become None."""
     try:
-        answer = json.loads(text)
+        answer = parse_json(text)
+        _raise_said(answer)
         choice = answer["choices"][0]
-        content, reason = choice["message"]["content"], choice.get("finish_reason")
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        _raise_said(choice)
+        found, reason = _pieces(choice["message"]), str(choice.get("finish_reason") or "unknown")[:100]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise NotACompletion(f"status 200 without a chat completion ({text[:80]!r})") from error
-    if not isinstance(content, str | None):
-        raise NotACompletion(f"an answer that is no text but a {type(content).__name__}")
+    content = _put_back(found.thinking, found.content)
     prompt_tokens, completion_tokens = (_tokens(answer.get("usage"), name) for name in ("prompt", "completion"))
-    return Completion(content or "", str(reason or "unknown"), prompt_tokens, completion_tokens, milliseconds)
+    lacking = _lacking(content, found.refusal, reason, "tool_calls" in choice["message"])
+    return Completion(content, reason, prompt_tokens, completion_tokens, milliseconds, lacking=lacking)
+
+
+def _put_back(thinking: str, content: str) -> str:
+    """The text as the model wrote it, before a server's reasoning parser took the thinking out. A content with marks of
+    its own is whole; without any content the parser saw no end of the thinking."""
+    if not thinking or THINK.open in content or THINK.close in content:
+        return content
+    opened = thinking if THINK.open in thinking else THINK.open + thinking
+    return opened + (THINK.close if content.strip() and THINK.close not in thinking else "") + content
+
+
+def _lacking(content: str, refusal: str, reason: str, calls: bool = False) -> str:
+    """Why an answer cannot be used; "" where it can."""
+    if reason.casefold() in _FILTERED:
+        return f"a content filter stopped it ({reason})"
+    if content.strip():
+        return ""
+    if refusal:
+        return f"it refuses: {' '.join(refusal.split())[:200]}"
+    if reason == "length":
+        return "it used up max_tokens before it wrote an answer"
+    return "it calls a tool instead of answering" if calls else NOTHING
+
+
+_FILTERED = {"content_filter", "safety", "recitation", "prohibited_content", "blocklist"}
+_THINKING = ("reasoning_content", "reasoning", "thinking")
+
+
+class _Pieces(NamedTuple):
+    content: str
+    thinking: str
+    refusal: str
+
+
+def _pieces(message: Mapping[str, Any]) -> _Pieces:
+    """What a message, or a piece of one in a stream, holds. Its content is a text, a list of parts, or null."""
+    content, refusal = message.get("content"), message.get("refusal")
+    thinking = next((said for name in _THINKING if (said := _words(message.get(name)))), "")
+    parts = content if isinstance(content, list) else [content]
+    if not all(isinstance(part, str | dict | None) for part in parts):
+        raise NotACompletion(f"an answer that is no text but a {type(content).__name__}")
+    refusal = refusal if isinstance(refusal, str) else ""
+    told = ""
+    for part in parts:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if kind in ("thinking", "reasoning"):
+            thinking += _words(part)
+        elif kind == "refusal":
+            refusal += _words(part.get("refusal"))
+        else:
+            told += _words(part)
+    return _Pieces(told, thinking, refusal)
+
+
+def _words(value: Any) -> str:
+    """The text in a value that is one, or in parts that hold some."""
+    if isinstance(value, dict):
+        named = ("text", "thinking", "content", "summary")
+        return next((said for name in named if (said := _words(value.get(name)))), "")
+    if isinstance(value, list):
+        return "".join(map(_words, value))
+    return value if isinstance(value, str) else ""
+
+
+def _raise_said(answer: Any) -> None:
+    """An error that came as an answer, as some gateways send it."""
+    if isinstance(answer, dict) and (error := answer.get("error")):
+        said = error.get("message") if isinstance(error, dict) else error
+        code = error.get("code") if isinstance(error, dict) else None
+        status = code if type(code) is int and 400 <= code < 600 else 200
+        raise NotACompletion(f"an error instead of an answer ({str(said)[:200]!r})", status)
 
 
 def _tokens(usage: Any, kind: str) -> int | None:
@@ -99,24 +193,96 @@ def _tokens(usage: Any, kind: str) -> int | None:
 
 
 def deltas(lines: Iterable[str]) -> Iterator[str]:
-    """The pieces of text in server-sent events. Raises `NotACompletion` for an event that is none, or an early end."""
-    ended = False
+    """The pieces of text in server-sent events, thinking between its marks. Raises `NotACompletion` for an event that
+    is none, an early end, and an answer that says nothing."""
+    ended, wrote, refusal, reason = False, False, "", "unknown"
+    thinks: bool | None = None  # False: no longer
     for line in lines:
         if not line.startswith("data:"):
             continue
         data = line.removeprefix("data:").strip()
         if data == "[DONE]":
-            return
+            ended = True
+            break
         try:
-            choices = json.loads(data)["choices"]
-            piece = choices[0]["delta"].get("content") if choices else None
-            ended = ended or bool(choices and choices[0].get("finish_reason"))
+            event = parse_json(data)
+            _raise_said(event)
+            choices = event["choices"]
+            found = _pieces(choices[0]["delta"] or {}) if choices else _Pieces("", "", "")
+            if choices and choices[0].get("finish_reason"):
+                ended, reason = True, str(choices[0]["finish_reason"])[:100]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise NotACompletion(f"a stream event that holds no piece of an answer ({data[:80]!r})") from error
-        if isinstance(piece, str) and piece:
-            yield piece
+        refusal += found.refusal
+        if found.thinking and thinks is not False:
+            yield found.thinking if thinks else THINK.open + found.thinking
+            thinks = True
+        if found.content:
+            yield THINK.close + found.content if thinks else found.content
+            thinks, wrote = False, wrote or bool(found.content.strip())
     if not ended:
         raise NotACompletion("a stream that broke off")
+    if lacking := _lacking("x" if wrote or thinks else "", refusal, reason):
+        raise NotACompletion(f"a stream without an answer: {lacking}")
+
+
+def refused_field(said: str) -> str | None:
+    """Which field of ours an error (of status 400 or 422) names as one that the model does not take."""
+    named = (name for name in ("max_tokens", "temperature") if re.search(rf"\b{name}\b", said))
+    return next(named, None) if _UNSUPPORTED.search(said) else None
+
+
+_UNSUPPORTED = re.compile(
+    r"unsupported|n.t support|not (?:permitted|allowed|accepted)|un(?:known|expected|recogni[sz]ed)|deprecated|extra"
+    r"|only (?:the default|be set)|use .?max_completion_tokens",
+    re.I,
+)
+
+
+# Bytes within bounds
+
+MOST_BYTES = 16 << 20
+"""Of an answer, packed and unpacked."""
+
+
+def unpacked(content: bytes, coding: str) -> str:
+    """A body as text, unpacked by its Content-Encoding to at most `MOST_BYTES`. What a server says of its charset is
+    not asked: JSON is UTF-8."""
+    coding = coding.strip().casefold()
+    if coding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+        raise NotACompletion(f"an answer packed as {coding[:40]!r}, which was not asked for")
+    if coding not in ("", "identity"):
+        try:
+            content = zlib.decompressobj(32 + zlib.MAX_WBITS).decompress(content, MOST_BYTES + 1)
+        except zlib.error as error:
+            raise NotACompletion(f"an answer that is not {coding} as it says") from error
+    within_bounds(len(content))
+    try:
+        return decoded(content)
+    except ValueError as error:
+        raise NotACompletion(f"an answer that is no text ({error})") from error
+
+
+def within_bounds(size: int) -> None:
+    if size > MOST_BYTES:
+        raise NotACompletion(f"an answer of more than {MOST_BYTES >> 20} MiB")
+
+
+def lines_of(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The lines of a stream, whose chunks may end inside a line or a character."""
+    decoder, size, held = codecs.getincrementaldecoder("utf-8-sig")(), 0, list[str]()
+    for chunk in chunks:
+        size += len(chunk)
+        within_bounds(size)
+        try:
+            first, *more = decoder.decode(chunk).split("\n")
+        except UnicodeDecodeError as error:
+            raise NotACompletion(f"a stream that is no UTF-8 text (byte {size - len(chunk) + error.start})") from error
+        held.append(first)
+        for piece in more:
+            yield "".join(held).rstrip("\r")
+            held = [piece]
+    yield "".join(held).rstrip("\r")
 
 
 def retry_after(header: str | None) -> float:

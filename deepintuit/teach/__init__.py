@@ -32,7 +32,7 @@ from deepintuit.labels import LabelSet
 from deepintuit.store import Run, Workbench
 from deepintuit.teach.desk import WRONG_LABEL, Clip, Desk, summary, summary_table
 from deepintuit.teach.teachers import hire
-from deepintuit.trace import GRAMMARS
+from deepintuit.trace import GRAMMARS, Reason
 
 __all__ = ["WRONG_LABEL", "run", "summary_table"]
 
@@ -52,7 +52,7 @@ def run(workbench: Workbench, config: Config, *, split: str = "coldstart", progr
     write = hire(workbench, config, labels, texts, clips)
     judge = appoint(config, labels, manifest, workbench.cache) if _judged(config) else None
     described = _identity(config, split) | {"manifest": manifest.fingerprint}
-    with workbench.start_run("teach", described, seed=config.seed, dataset=manifest.dataset) as run:
+    with _started(workbench, described, config.seed, manifest.dataset) as run:
         if not run.finished:
             started = time.perf_counter()
             run.note(settings=config.to_dict())
@@ -71,6 +71,15 @@ def run(workbench: Workbench, config: Config, *, split: str = "coldstart", progr
             run.finish(summary(run, clips, labels, config.teach) | seconds | lists)
     if progress:
         Console().print(summary_table(run.summary))
+    return run
+
+
+def _started(workbench: Workbench, described: dict[str, Any], seed: int, dataset: str) -> Run:
+    """The run; where a finished one holds nothing but empty answers, as was possible once, another one."""
+    run = workbench.start_run("teach", described, seed=seed, dataset=dataset)
+    found = run.summary if run.finished else {}
+    if found.get("written") and found.get("dropped", {}).get(Reason.EMPTY) == found["written"]:
+        return workbench.start_run("teach", described, seed=seed, dataset=dataset, name="again")
     return run
 
 
@@ -120,6 +129,8 @@ def _identity(config: Config, split: str) -> dict[str, Any]:
     teach = settings["teach"]
     if not teach["given_answer"]:
         del teach["given_answer"]  # came later: at its default, runs from before are still the same runs
+    if teach["send_temperature"]:
+        del teach["send_temperature"]  # came later as well
     del teach["judged"]  # a judge stands beside it, or none
     asked = {name: settings["judge"][name] for name in ("source", "model", "base_url")}
     who = {"judge": asked} if _judged(config) else {}

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from deepintuit.config import Config
-from deepintuit.endpoint import Completion, Endpoint, Outcome, Refused, Request
-from deepintuit.errors import DataError, VideoError
+from deepintuit.endpoint import NOTHING, Completion, Endpoint, Outcome, Refused, Request
+from deepintuit.errors import DataError, TeachError, VideoError
 from deepintuit.homecam import Facts, facts_of, teacher
 from deepintuit.labels import LabelSet
 from deepintuit.prompts import PromptStyle, rationale_prompt
@@ -103,40 +103,63 @@ def _endpoint(endpoint: Endpoint, config: Config, prompt: _Prompt) -> Teacher:
                     continue
                 asked = prompt(clip)
                 for sample in samples:
-                    yield Request(asked, frames, config.teach.temperature, config.teach.max_tokens, sample, tag=clip)
+                    teach = config.teach
+                    yield Request(asked, frames, teach.temperature, teach.max_tokens, sample, config.seed, tag=clip)
 
         def on_done(request: Request, outcome: Outcome) -> None:
-            if isinstance(outcome, Completion):
-                _take(desk, request, outcome, endpoint.model)
-                return
-            if isinstance(outcome, Refused):
-                named = {name: request.tag[name] for name in ("clip_id", "source")}
-                desk.refused.append({**named, "sample": request.sample, "why": outcome.why})
+            place = [request.tag["clip_id"], request.sample]
+            if isinstance(outcome, Completion) and not outcome.lacking:
+                desk.take(**_told(request, outcome, endpoint.model))
+            elif isinstance(outcome, Completion) and (outcome.lacking != NOTHING or place in empty_before):
+                lacking.append(_told(request, outcome, endpoint.model))
+                failure.append(endpoint.empty(outcome))
             else:
-                desk.unanswered.append(outcome)
-            desk.advance(1)
+                desk.advance(1)
+                if isinstance(outcome, Refused):
+                    named = {name: request.tag[name] for name in ("clip_id", "source")}
+                    desk.refused.append({**named, "sample": request.sample, "why": outcome.why})
+                elif isinstance(outcome, Completion):
+                    empty.append(place)
+                    desk.unanswered.append(endpoint.empty(outcome))
+                else:
+                    desk.unanswered.append(outcome)
 
+        # An empty answer is asked for again, once: one such clip shall not hold the run up for ever.
+        empty_before, empty = desk.run.about.get("empty", []), []
+        lacking: list[dict[str, Any]] = []
+        failure: list[TeachError] = []
         endpoint.complete_many(requests(), on_done)
+        if empty:
+            desk.run.note(empty=[*empty_before, *empty])
+        if endpoint.left_out:
+            desk.run.log(f"left out or sent by another name, since the model does not take it: {endpoint.left_out}")
+        desk.flush()
+        if lacking and not desk.run.done("traces", "trace_id"):
+            raise failure[0]  # nothing is stored, so that a server that was mended is asked again
+        for told in lacking:
+            desk.take(**told)
 
     return write
 
 
-def _take(desk: Desk, request: Request, answer: Completion, model: str) -> None:
-    seen = {"frame_indices": request.frames.indices_T.tolist(), "frame_times": request.frames.times_T.tolist()}
-    desk.take(
-        request.tag,
-        request.sample,
-        answer.text,
-        truncated=answer.truncated,
-        prompt_tokens=answer.prompt_tokens,
-        tokens=answer.completion_tokens,
-        milliseconds=answer.milliseconds,
-        temperature=request.temperature,
-        model=model,
-        prompt_hash=_hash(request.text),
-        **seen,
+def _told(request: Request, answer: Completion, model: str) -> dict[str, Any]:
+    """What `Desk.take` is told of an answer; no pixels, which are large."""
+    return {
+        "clip": request.tag,
+        "sample": request.sample,
+        "text": answer.text,
+        "truncated": answer.truncated,
+        "prompt_tokens": answer.prompt_tokens,
+        "tokens": answer.completion_tokens,
+        "milliseconds": answer.milliseconds,
+        "temperature": None if "temperature" in answer.left_out else request.temperature,
+        "model": model,
+        "prompt_hash": _hash(request.text),
+        "frame_indices": request.frames.indices_T.tolist(),
+        "frame_times": request.frames.times_T.tolist(),
         **_pictures(request.frames),
-    )
+        **({"detail": answer.lacking} if answer.lacking else {}),
+    }
 
 
 def _frames(clip: Clip, config: Config) -> Frames:
