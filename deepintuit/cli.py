@@ -24,7 +24,7 @@ from rich.syntax import Syntax
 
 from deepintuit import __version__, config, disk
 from deepintuit.config import Config
-from deepintuit.errors import ConfigError, nearest, quiet_libraries
+from deepintuit.errors import ConfigError, DataError, nearest, quiet_libraries
 
 _NO_RUNS = ("baselines", "zero-shot")
 _COMMANDS = ("clips", "teach", "coldstart", "grpo", "calibrate", "evaluate", "report", "review", "demo", "app")
@@ -396,17 +396,19 @@ def _clips(verbs) -> None:
         parser.add_argument("--fresh", action="store_true", help="look at every file again, also at those known from an earlier import")
         return parser
 
-    folder = importer("folder", "a folder of class folders", _read_folder)
+    folder = importer("folder", "a folder of class folders", partial(_listed, "folder"))
     folder.add_argument("source", metavar="DIR")
     for name, kind in (("csv", "CSV or TSV"), ("jsonl", "JSONL")):
-        table = importer(name, f"a {kind} with path, label and optional group, split and text columns", partial(_read_table, name))
+        table = importer(name, f"a {kind} with path, label and optional group, split and text columns", partial(_listed, name))
         table.add_argument("source", metavar="FILE")
         table.add_argument("--videos", metavar="DIR", help="where paths are relative to (default: the table's folder)")
+        table.add_argument("--path-column", metavar="NAME", default="path", help="column that names the video file (default: path)")
+        table.add_argument("--label-column", metavar="NAME", default="label", help="column that names the label (default: label)")
         table.add_argument("--group", help="column that names the source video or camera")
         table.add_argument("--split", help="column that names a given split")
         table.add_argument("--text", nargs="*", help="columns with the uploader's own words (title, transcript)")
     for name, title in (("smarthome", "SmartHome-Bench"), ("multihateclip", "MultiHateClip")):
-        bench = importer(name, f"{title} annotations and a folder of videos", partial(_read_benchmark, name))
+        bench = importer(name, f"{title} annotations and a folder of videos", partial(_listed, name))
         bench.add_argument("source", metavar="ANNOTATIONS")
         bench.add_argument("--videos", metavar="DIR", required=True)
     home = verb("homecam", "render clips of the embedded world and import them", _import_homecam)
@@ -419,30 +421,17 @@ def _clips(verbs) -> None:
     show.add_argument("name", nargs="?")
 
 
-def _label_set(options):
-    from deepintuit.labels import LabelSet
+def _listed(kind: str, options):
+    from deepintuit import data, labels
 
-    return LabelSet.load(options.labels) if options.labels else None
-
-
-def _read_folder(options):
-    from deepintuit import data
-
-    return data.import_folder(options.source, labels=_label_set(options))
-
-
-def _read_table(kind: str, options):
-    from deepintuit import data
-
-    read = data.import_csv if kind == "csv" else data.import_jsonl
-    videos = options.videos or Path(options.source).parent
-    return read(options.source, videos, group=options.group, split=options.split, text=options.text, labels=_label_set(options))
-
-
-def _read_benchmark(kind: str, options):
-    from deepintuit import data
-
-    return (data.import_smarthome if kind == "smarthome" else data.import_multihateclip)(options.source, options.videos)
+    read = getattr(data, f"import_{kind}")
+    if kind in ("smarthome", "multihateclip"):
+        return read(options.source, options.videos)
+    known = labels.LabelSet.load(options.labels) if options.labels else None
+    if kind == "folder":
+        return read(options.source, labels=known)
+    names = {"path": options.path_column, "label": options.label_column, "group": options.group, "split": options.split, "text": options.text}
+    return read(options.source, options.videos or Path(options.source).parent, **names, labels=known)
 
 
 def _import(read: Callable, options) -> int:
@@ -461,6 +450,8 @@ def _import(read: Callable, options) -> int:
         progress=not options.quiet, fresh=options.fresh, keep_truncated=options.truncated == "keep",
     )
     console.print(str(report), markup=False)
+    if not len(manifest.usable()):
+        raise DataError(f"no clip of {options.name!r} can be used", "nothing was saved, and what is there of this name stays", "See the reasons above; are the videos where --videos says")
     return _divide(manifest, settings)
 
 

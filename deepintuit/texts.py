@@ -8,10 +8,11 @@ Run it:  python -c "from deepintuit.texts import parse_toml; print(parse_toml('a
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,21 @@ _MARKS = {
 # tomllib takes time with the square of the parts of a dotted key. Possessive, so that the search itself does not.
 _PART = r"""(?:"[^"\n]*+"|'[^'\n]*+'|[\w-]++)[ \t]*+\.[ \t]*+"""
 _LONG_KEY = re.compile(rf"(?<![\w-])(?:{_PART}){{{DEEPEST}}}")
+_LONG = "a number in it has thousands of digits"
 _DEEP = f"it is nested more than {DEEPEST} deep"
 
 
-def decoded(content: bytes) -> str:
-    """Bytes as text, by their byte-order mark (UTF-8, UTF-16, UTF-32), without one as UTF-8; NUL bytes are refused."""
+def decoded(content: bytes, *, nul: bool = False) -> str:
+    """Bytes as text, by their byte-order mark (UTF-8, UTF-16, UTF-32), without one as UTF-8; NUL bytes are refused
+    unless the text may hold them (`nul`)."""
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding).lstrip("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not {encoding.upper()} text (byte {error.start})") from error
-    if "\0" in text:
+    if content and not text:
+        raise ValueError("it is a byte-order mark and nothing else")
+    if "\0" in text and not nul:
         raise ValueError("it holds NUL bytes, as binary files do, and UTF-16 without its byte-order mark")
     return text
 
@@ -53,14 +58,7 @@ def read(path: str | Path) -> str:
 
 def parse_json(text: str, *, unique: bool = False) -> Any:
     """A JSON value; NaN and infinities are read as floats. `unique`: a name that an object has twice is refused."""
-    try:
-        value = json.loads(text, object_pairs_hook=_each_once if unique else None)
-    except json.JSONDecodeError:
-        raise
-    except (RecursionError, ValueError) as error:
-        raise _worded(error) from error
-    _check(value)
-    return value
+    return _checked(lambda: json.loads(text, object_pairs_hook=_each_once if unique else None))
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -69,26 +67,12 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError(f"it has {len(text):,} characters, of which at most {MOST_TOML:,} are read")
     if _LONG_KEY.search(text):
         raise ValueError(_DEEP)
-    try:
-        value = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        raise
-    except (RecursionError, ValueError) as error:
-        raise _worded(error) from error
-    _check(value)
-    return value
+    return _checked(lambda: tomllib.loads(text))
 
 
 def fits(text: str, most: int) -> bool:
     """Whether a text can be kept and shown: at most so many characters, and no half of a surrogate pair."""
     return len(text) <= most and text.encode("utf-8", "ignore").decode() == text
-
-
-def _worded(error: Exception) -> ValueError:
-    """What the parsers of the library raise besides their own error: one for numbers and one for nesting."""
-    if isinstance(error, RecursionError):
-        return ValueError(_DEEP)
-    return ValueError("a number in it has thousands of digits" if "digits" in str(error) else str(error))
 
 
 def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -100,18 +84,23 @@ def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check(value: Any) -> None:
-    """Breadth first, so that depth costs no stack."""
-    level, depth = [value], 0
-    while level:
+def _checked(parse: Callable[[], Any]) -> Any:
+    """What a parser of the library gives, when it is neither deep nor long. Breadth first, so that depth costs no
+    stack."""
+    try:
+        value = parse()
+    except RecursionError as error:
+        raise ValueError(_DEEP) from error
+    except ValueError as error:
+        if "integer string" not in str(error):
+            raise
+        raise ValueError(_LONG) from error
+    level = [value]
+    for _ in range(DEEPEST):
         if any(isinstance(each, int) and each.bit_length() > _MOST_BITS for each in level):
-            raise ValueError("a number in it has thousands of digits")
-        level = [
-            inner
-            for each in level
-            if isinstance(each, dict | list)
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
-        depth += 1
-        if depth > DEEPEST:
-            raise ValueError(_DEEP)
+            raise ValueError(_LONG)
+        lists = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = list(itertools.chain.from_iterable(lists))
+    if level:
+        raise ValueError(_DEEP)
+    return value

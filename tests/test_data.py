@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepintuit import video
+from deepintuit import cli, video
 from deepintuit.data import (
     FRACTIONS,
     SPLITS,
@@ -218,6 +218,208 @@ def test_a_clip_in_two_splits_stays_in_test_only(tmp_path):
     assert [row.split for row in listing.rows] == ["test"]
     assert listing.report.counts() == {"missing": 1, "duplicate": 2, "two_splits": 1, "two_groups": 1}
     assert listing.report.listed == {"train": 1, "test": 1, "validation": 1}
+
+
+def touched(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+SPLIT = ("train/fall/1.mp4", "train/walk/2.mp4", "test/fall/3.mp4")
+
+
+@pytest.mark.parametrize(
+    "odd", ["__MACOSX/train/fall/._1.mp4", "annotations/all.json", "readme/x/y.txt", "__MACOSX/a.mp4"]
+)
+def test_a_folder_beside_the_splits_is_reported_and_makes_no_classes(tmp_path, odd):
+    listing = import_folder(touched(tmp_path, *SPLIT, odd))
+    assert list(listing.labels) == ["fall", "walk"] and listing.report.listed == {"train": 2, "test": 1}
+    assert odd.partition("/")[0] in [finding.source for finding in listing.report.of(Kind.NOT_A_CLIP)]
+
+
+def test_splits_beside_a_folder_of_clips_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"named like splits \(test, train\) beside extra"):
+        import_folder(touched(tmp_path, *SPLIT, "extra/4.mp4"))
+
+
+@pytest.mark.parametrize(
+    "names, split",
+    [
+        (("training", "validation"), "validation"),
+        (("Train", "valid"), "validation"),
+        (("train", "dev"), "validation"),
+        (("train", "testing"), "test"),
+        (("train", "eval"), "test"),
+        (("train", "evaluation"), "test"),
+        (("TRAIN", "VAL"), "validation"),
+    ],
+)
+def test_split_folders_go_by_every_usual_name(tmp_path, names, split):
+    listing = import_folder(touched(tmp_path, f"{names[0]}/a/1.mp4", f"{names[0]}/b/2.mp4", f"{names[1]}/a/3.mp4"))
+    assert list(listing.labels) == ["a", "b"] and listing.report.listed == {"train": 2, split: 1}
+
+
+def test_splits_inside_of_classes_are_splits_and_a_class_may_be_called_train(tmp_path):
+    listing = import_folder(touched(tmp_path / "1", "fall/train/1.mp4", "fall/test/2.mp4", "walk/train/3.mp4"))
+    assert list(listing.labels) == ["fall", "walk"] and listing.report.listed == {"train": 2, "test": 1}
+    for names in (
+        ("train/1.mp4", "bus/2.mp4"),
+        ("train/a/1.mp4", "bus/a/2.mp4"),
+        ("train/1.mp4", "test/2.mp4", "bus/3.mp4"),
+    ):
+        listing = import_folder(touched(tmp_path / str(len(names) + len(names[0])), *names))
+        assert list(listing.labels) == sorted(name.partition("/")[0] for name in names)
+        assert listing.report.listed == {"no split": len(names)}
+
+
+def test_files_of_operating_systems_are_no_clips(tmp_path):
+    names = ("a/1.mp4", "b/2.mp4", "a/._1.mp4", "a/.DS_Store", "a/Thumbs.db", "a/desktop.ini", "__MACOSX/a/._1.mp4")
+    assert [row.source for row in import_folder(touched(tmp_path, *names)).rows] == ["a/1.mp4", "b/2.mp4"]
+
+
+ODD_LABELS = [
+    ((1, 1.0, 0), ["1", "1", "0"]),
+    (("1.0", "1", "0.0"), ["1", "1", "0.0"]),
+    ((True, "true", False), ["true", "true", "false"]),
+    (("fall", float("nan"), "walk"), ["fall", None, "walk"]),
+    (("fall", None, "walk"), ["fall", None, "walk"]),
+    (("fall", "NaN", "walk"), ["fall", None, "walk"]),
+    (("fall", float("inf"), "walk"), ["fall", None, "walk"]),
+    ((["fall"], "fall", ["walk"]), ["fall", "fall", "walk"]),
+    (("fall", [], "walk"), ["fall", None, "walk"]),
+    (([1], 1.0, 2), ["1", "1", "2"]),
+    (("1.5", 1.5, 2), ["1.5", "1.5", "2"]),
+    ((10**30, "a", "a"), [str(10**30), "a", "a"]),
+]
+
+
+@pytest.mark.parametrize("given_labels, read", ODD_LABELS)
+def test_a_label_that_is_no_text_is_the_class_that_is_meant_or_none(tmp_path, given_labels, read):
+    touched(tmp_path, *(f"{n}.mp4" for n in range(3)))
+    lines = [json.dumps({"path": f"{n}.mp4", "label": label}) for n, label in enumerate(given_labels)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    listing = import_jsonl(tmp_path / "t.jsonl", tmp_path)
+    assert [row.label for row in listing.rows] == read
+    assert [row.excluded for row in listing.rows] == [Excluded.NO_LABEL if label is None else None for label in read]
+
+
+@pytest.mark.parametrize("label", ['["fall", "walk"]', '{"name": "fall"}', '[["fall"]]'])
+def test_several_labels_of_a_clip_are_refused(tmp_path, label):
+    (tmp_path / "t.jsonl").write_text(f'{{"path": "1.mp4", "label": {label}}}')
+    with pytest.raises(DataError, match="line 1, has the label.*one label"):
+        import_jsonl(tmp_path / "t.jsonl", tmp_path, labels=AB)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"path": "1.mp4", "label": "a", "label": "b"}',
+        '{"path": "1.mp4", "label": ' + "1" * 5000 + "}",
+        "NaN",
+        '{"path": "\0"}',
+        '{"path": "1.mp4", "x": ' + "[" * 200 + "]" * 200 + "}",
+    ],
+)
+def test_a_line_of_json_that_cannot_be_meant_is_refused(tmp_path, line):
+    (tmp_path / "t.jsonl").write_text(line)
+    with pytest.raises(DataError):
+        import_jsonl(tmp_path / "t.jsonl", tmp_path, labels=AB)
+
+
+ROWS = "path,label\r\n1.mp4,a\r\n2.mp4,b\r\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ROWS.encode("utf-8-sig"),
+        ROWS.encode("utf-16"),
+        ROWS.replace(",", "\t").encode("utf-16"),
+        ROWS.replace(",", ";").encode(),
+        ("sep=;\r\n" + ROWS.replace(",", ";")).encode(),
+        ROWS.replace("\r\n", "\r").encode(),
+        ROWS.replace("\r\n", ",\r\n").encode(),
+        ROWS.replace("\n1.mp4,a", "\n1.mp4,a,,").encode(),
+        ROWS.replace("path,label", " Path , LABEL").encode(),
+        ROWS.replace("path,label", '"path","label"').encode(),
+        ROWS.replace("1.mp4", '"1.mp4"').encode("utf-16"),
+        ROWS.replace("path,", ",path,").replace("\n1", "\n0,1").replace("\n2", "\n1,2").encode(),
+    ],
+)
+def test_tables_of_every_spreadsheet_are_read(tmp_path, content):
+    touched(tmp_path, "1.mp4", "2.mp4")
+    (tmp_path / "t.csv").write_bytes(content)
+    listing = import_csv(tmp_path / "t.csv", tmp_path)
+    assert [(row.source, row.label, row.excluded) for row in listing.rows] == [
+        ("1.mp4", "a", None),
+        ("2.mp4", "b", None),
+    ]
+
+
+def test_a_split_column_in_another_case_is_no_note(tmp_path):
+    listing = import_csv(
+        table(tmp_path / "t.csv", [{"Path": "1.mp4", "Label": "a", "Split": "test"}]), tmp_path, labels=AB
+    )
+    assert listing.rows[0].split == "test" and not listing.rows[0].notes
+
+
+def test_a_long_cell_is_read(tmp_path):
+    long = "word " * 40_000
+    listing = import_csv(
+        table(tmp_path / "t.csv", [{"path": "1.mp4", "label": "a", "transcript": long}]), tmp_path, labels=AB
+    )
+    assert listing.rows[0].text == {"transcript": long}
+
+
+def test_a_file_is_found_under_the_names_that_other_systems_give_it(tmp_path):
+    touched(tmp_path, "sub/My clip.mp4", "sub/cafe\u0301.mp4", "x.MP4", "y.mp4", "Y.mp4")
+    names = [
+        "sub\\My clip.mp4",
+        "sub/My%20clip.mp4",
+        "SUB/my clip.mp4",
+        "sub/caf\u00e9.mp4",
+        "x.mp4",
+        "y.mp4",
+        "gone.mp4",
+        "..\\..\\secret.mp4",
+        "..%2f..%2fsecret.mp4",
+        "a" * 300 + ".mp4",
+    ]
+    listing = import_csv(
+        table(tmp_path / "t.csv", [{"path": name, "label": "a"} for name in names]), tmp_path, labels=AB
+    )
+    found = {row.path.name: row.excluded for row in listing.rows if row.excluded is None}
+    assert set(found) == {"My clip.mp4", "cafe\u0301.mp4", "x.MP4", "y.mp4"}
+    assert len(listing.report.of(Kind.OTHER_NAME)) == 5 and len(listing.report.of(Kind.MISSING)) == 4
+
+
+def test_a_file_that_another_row_names_is_not_taken_for_a_missing_one(tmp_path):
+    touched(tmp_path, "a.mp4")
+    rows = [{"path": "A.mp4", "label": "a"}, {"path": "a.mp4", "label": "b"}]
+    listing = import_csv(table(tmp_path / "t.csv", rows), tmp_path, labels=AB)
+    assert [row.excluded for row in listing.rows] == [Excluded.MISSING, None]
+
+
+def test_the_command_names_its_columns_and_says_so(tmp_path, capsys):
+    path = table(tmp_path / "t.csv", [{"video_path": "1.mp4", "class": "a"}, {"video_path": "2.mp4", "class": "b"}])
+    for n in (1, 2):
+        mp4(tmp_path / f"{n}.mp4", n)
+    common = ["clips", "csv", str(path), "--name", "d", "--workbench", str(tmp_path / "w"), "--quiet", "--jobs", "1"]
+    assert cli.main(common) == 2 and "--path-column" in capsys.readouterr().err
+    shares = [
+        f"--set=clips.{name}_share={share}"
+        for name, share in {"validation": 0, "test": 0.5, "coldstart": 1, "grpo": 0, "calibration": 0}.items()
+    ]
+    assert cli.main([*common, "--path-column", "video_path", "--label-column", "class", *shares]) == 0
+    before = Manifest.load(tmp_path / "w", "d")
+    for n in (1, 2):
+        (tmp_path / f"{n}.mp4").unlink()
+    assert cli.main([*common, "--path-column", "video_path", "--label-column", "class", *shares]) == 2
+    assert "no clip of 'd' can be used" in capsys.readouterr().err
+    assert Manifest.load(tmp_path / "w", "d").fingerprint == before.fingerprint
+    assert not list((tmp_path / "w" / "clips").glob("d@*"))
 
 
 # --- files

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_slices import write
@@ -266,3 +267,37 @@ print(len(guarded._children.idle))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split()[0] == "1"
+
+
+PLACES = [
+    "SELECT path FROM duckdb_databases()",
+    "SELECT {'a': [path]} AS s FROM duckdb_databases()",
+    "FROM pragma_database_list",
+    "SELECT name, value FROM duckdb_settings()",
+    "SELECT current_setting('allowed_paths') AS a",
+    "FROM duckdb_extensions()",
+    "SELECT path, playable_path FROM clips",
+    "FROM workbench.main.clips",
+    "FROM runs",
+    "FROM problems",
+    "FROM duckdb_secrets()",
+]
+
+
+@pytest.mark.parametrize("sql", PLACES)
+def test_no_answer_and_no_error_names_a_folder_of_the_server(tmp_path: Path, sql: str) -> None:
+    workbench = write(tmp_path / "workbench")
+    place = tmp_path / "videos" / "1.mp4"
+    rows_ = [{"dataset": "far", "clip_id": "c9", "path": str(place), "playable_path": str(place)}]
+    pq.write_table(pa.Table.from_pylist(rows_), workbench.clips / "far.parquet")
+    (workbench.clips / "broken.parquet").write_bytes(b"PAR1")
+    run = workbench.start_run("grpo", {"clips": {"labels": str(place)}}, name="paths")
+    run.fail(f"no file {place}")
+    workbench.refresh()
+    try:
+        said = repr(console.ask(workbench, sql).rows)
+    except StoreError as error:
+        said = str(error)
+    assert str(tmp_path) not in said and os.path.realpath(tmp_path) not in said
+    own = workbench.query("SELECT path, playable_path FROM clips WHERE clip_id = 'c9'")
+    assert own.loc[0].tolist() == [str(place)] * 2, "this project's own pages still find the file"

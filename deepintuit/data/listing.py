@@ -27,6 +27,8 @@ _SPLIT_NAMES = {
     "valid": "validation",
     "dev": "validation",
     "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
     **{name: name for name in _PROTECTED},
 }
 
@@ -58,6 +60,7 @@ class Kind(StrEnum):
     NOT_A_CLIP = "not_a_clip"
     TRUNCATED = "truncated"
     NO_PLAYABLE_COPY = "no_playable_copy"
+    OTHER_NAME = "other_name"
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,11 @@ class Listing:
     labels: LabelSet
     rows: tuple[Row, ...]
     report: Report
+
+
+def is_split(name: str) -> bool:
+    """Whether a folder is named like a split, in any of the words that `given_split` knows."""
+    return name.strip().lower() in _SPLIT_NAMES
 
 
 def given_split(name: str | None, where: str) -> str | None:
@@ -222,7 +230,7 @@ def _fold_one(cluster: list[Row]) -> tuple[Row, list[Finding]]:
 def _labels_of(rows: list[Row], name: str) -> LabelSet:
     spellings: dict[str, Counter[str]] = {}
     for row in rows:
-        if folded := normalise(row.label_given):
+        if folded := _given(row.label_given):
             spellings.setdefault(folded, Counter())[row.label_given.strip()] += 1
     return LabelSet.of(name, sorted(min(c, key=lambda word: (-c[word], word)) for c in spellings.values()))
 
@@ -236,8 +244,24 @@ def absent(path: Path) -> str | None:
     return None
 
 
+_MISSING = {"nan", "<na>"}
+"""How libraries write a cell that holds nothing."""
+
+
+def _given(word: str) -> str:
+    """A label as labels are compared: a whole number that a library wrote as 1.0 is 1."""
+    folded = normalise(word)
+    whole, point, zeros = folded.partition(".")
+    folded = whole if point and whole.removeprefix("-").isdecimal() and not zeros.strip("0") else folded
+    return "" if folded in _MISSING else folded
+
+
 def _look(row: Row, labels: LabelSet) -> Row:
     label = labels.resolve(row.label_given)
+    if label is None and (folded := _given(row.label_given)):
+        label = next((known for known in labels if _given(known) == folded), None)
+    elif normalise(row.label_given) in _MISSING - set(map(normalise, labels)):
+        row = replace(row, label_given="")
     row = replace(row, label=label)
     if row.excluded:
         return row

@@ -8,15 +8,22 @@ uploader's text without being asked.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import json
+import math
 import os
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
-from deepintuit.data.listing import Excluded, Finding, Kind, Listing, Row, finish, given_split
+from deepintuit import texts
+from deepintuit.data.listing import Excluded, Finding, Kind, Listing, Row, finish, given_split, is_split
 from deepintuit.errors import DataError, VideoReason, nearest
 from deepintuit.labels import LabelSet
 
@@ -30,20 +37,22 @@ MEASURED = frozenset("width height fps frames seconds audio bytes codec sha256".
 
 
 def import_folder(root: str | Path, *, labels: LabelSet | None = None) -> Listing:
-    """`root/<label>/…/clip.mp4`, or `root/<split>/<label>/…` where every top folder is named like a split.
+    """`root/<label>/…/clip.mp4`; or `root/<split>/<label>/…` where every top folder with a video is named like a
+    split (train, valid, test, …); or `root/<label>/<split>/…` where every second one is.
 
     The clip's name is its path below `root`. Files without a video suffix are counted, not listed. Raises `DataError`
     for a root that is no folder or holds no clip.
     """
     root = folder(root)
-    tops = [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
-    in_splits = bool(tops) and all(top.lower() in {"train", "val", "valid", "validation", "test"} for top in tops)
-    depth = 2 if in_splits else 1
-    rows, other = [], Counter()
     refused: list[OSError] = []
-    for path in files(root, refused):
-        parts = path.relative_to(root).parts
-        if path.suffix.lower() not in VIDEO_SUFFIXES or len(parts) <= depth:
+    found = [(path, path.relative_to(root).parts) for path in files(root, refused)]
+    clips = [(path, parts) for path, parts in found if path.suffix.lower() in VIDEO_SUFFIXES and len(parts) > 1]
+    tops = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    at, beside = _split_level(root, tops, [parts for _, parts in clips])
+    depth = 2 if at == 0 else 1
+    rows, other = [], Counter()
+    for path, parts in found:
+        if path.suffix.lower() not in VIDEO_SUFFIXES or len(parts) <= depth or parts[0] in beside:
             other[
                 "directly in the root" if path.suffix.lower() in VIDEO_SUFFIXES else path.suffix.lower() or "none"
             ] += 1
@@ -54,7 +63,7 @@ def import_folder(root: str | Path, *, labels: LabelSet | None = None) -> Listin
                     source="/".join(parts),
                     path=path,
                     label_given=parts[depth - 1],
-                    split=given_split(parts[0], str(root)) if in_splits else None,
+                    split=None if at is None else given_split(parts[at], str(root)),
                 )
             )
         )
@@ -62,6 +71,10 @@ def import_folder(root: str | Path, *, labels: LabelSet | None = None) -> Listin
     findings = [
         Finding(Kind.NOT_A_CLIP, suffix, f"{n} files not listed: suffix or place {suffix!r}.")
         for suffix, n in sorted(other.items())
+    ]
+    findings += [
+        Finding(Kind.NOT_A_CLIP, name, f"The folder {name!r} is no split and holds no video; left out.")
+        for name in beside
     ]
     findings += [Finding(Kind.UNREADABLE, row.source, row.detail) for row in rows if row.excluded in set(VideoReason)]
     return finish(rows, labels, root.name, findings)
@@ -82,6 +95,25 @@ def _closed(error: OSError, root: Path, depth: int) -> Row:
     )
 
 
+def _split_level(root: Path, tops: Sequence[str], clips: Sequence[tuple[str, ...]]) -> tuple[int | None, list[str]]:
+    """At which level of the folders splits are named: the first, the second, or None; and the top folders that are
+    neither split nor class. A `DataError` where splits and classes stand side by side."""
+    splits = [name for name in tops if is_split(name)]
+    inside = [len(parts) > 2 for parts in clips if parts[0] in splits]
+    nested = bool(inside) and all(inside)
+    others = sorted({parts[0] for parts in clips} - set(splits))
+    if splits and nested and not others:
+        return 0, [name for name in tops if name not in splits]
+    if len(splits) > 1 and nested:
+        raise DataError(
+            f"{str(root)!r} holds folders named like splits ({', '.join(splits)}) beside {', '.join(others[:5])}.",
+            "Read as classes, training and test clips would be mixed; read as splits, the others would be lost.",
+            "Move the others out of this folder, or into a split.",
+        )
+    inner = clips and all(len(parts) > 2 and is_split(parts[1]) for parts in clips)
+    return (1 if inner else None), []
+
+
 def import_csv(
     table: str | Path,
     videos_root: str | Path,
@@ -92,32 +124,65 @@ def import_csv(
     split: str | None = None,
     text: Sequence[str] | None = None,
     labels: LabelSet | None = None,
+    records: Callable[[Path], Iterator[tuple[int, dict[str, Any]]]] | None = None,
 ) -> Listing:
-    """One row a clip, UTF-8 with a header (`.tsv`: tab-separated), paths relative to `videos_root`.
+    """One row a clip, with a header, paths relative to `videos_root`; encoding and delimiter as of `csv_rows`.
 
     `path`, `label`, `group` and `split` name columns; the last two are taken where columns of these names exist.
     `text` names the columns that hold the uploader's own words (default: those in `TEXT`); every other column becomes
-    a note. Raises `DataError` for a missing column, a path outside `videos_root`, a row with more cells than the
-    header, no rows.
+    a note. `records` reads another form of table. Raises `DataError` for a missing column, a path outside
+    `videos_root`, a row with more cells than the header, several labels of a clip, no rows.
     """
     table = Path(table)
-    return _from_records(csv_records(table), table, videos_root, path, label, group, split, text, labels)
+    root = folder(videos_root)
+    rows, findings = [], []
+    numbered = list((records or csv_records)(table))
+    columns = list(dict.fromkeys(name for _, record in numbered for name in record))
+    asked = [("--path-column", path), ("--label-column", label), ("--group", group), ("--split", split)]
+    for option, column in [*asked, *(("--text", name) for name in text or ())]:
+        if numbered and column and _column(column, columns) is None:
+            near = nearest(column, columns)
+            raise DataError(
+                f"{table.name} has no column {column!r}.",
+                f"Its columns are {', '.join(map(repr, columns))}.",
+                f"Name the right column with {option}{f' (nearest: {near!r})' if near else ''}.",
+            )
+    path, label, group, split = (
+        _column(name, columns) or name for name in (path, label, group or "group", split or "split")
+    )
+    shown = set(TEXT if text is None else (_column(name, columns) for name in text))
+    lines = [(f"{table.name}, line {number},", number, record) for number, record in numbered]
+    names = [_single(record.get(path), "path", where).strip() for where, _, record in lines]
+    files_of = _Files(root, (inside(root, name, where) for name, (where, *_) in zip(names, lines) if name))
+    for name, (where, number, record) in zip(names, lines):
+        if not name:
+            findings.append(Finding(Kind.EMPTY_ROW, f"line {number}", f"{where} names no file; passed over."))
+            continue
+        used = {path, label, group, split} | shown
+        told = {key: as_text(value) for key, value in record.items()}
+        place = files_of.find(name, where)
+        if place != inside(root, name, where):
+            as_is = place.relative_to(root).as_posix()
+            findings.append(Finding(Kind.OTHER_NAME, name, f"{name!r} is taken to be the file {as_is!r}."))
+        rows.append(
+            _utf8(
+                Row(
+                    source=name,
+                    path=place,
+                    label_given=_single(record.get(label), "label", where),
+                    group=_single(record.get(group), "group", where).strip() or None,
+                    split=given_split(_single(record.get(split), "split", where), where),
+                    text={key: value for key, value in told.items() if key in shown and value},
+                    notes=_notes(told, used),
+                )
+            )
+        )
+    return finish(rows, labels, table.stem, findings)
 
 
-def import_jsonl(
-    table: str | Path,
-    videos_root: str | Path,
-    *,
-    path: str = "path",
-    label: str = "label",
-    group: str | None = None,
-    split: str | None = None,
-    text: Sequence[str] | None = None,
-    labels: LabelSet | None = None,
-) -> Listing:
+def import_jsonl(table: str | Path, videos_root: str | Path, **columns: Any) -> Listing:
     """As `import_csv`, one JSON object a line; a value that is not text is kept as JSON."""
-    table = Path(table)
-    return _from_records(_json_records(table), table, videos_root, path, label, group, split, text, labels)
+    return import_csv(table, videos_root, records=_json_records, **columns)
 
 
 def inside(root: Path, name: str, where: str) -> Path:
@@ -138,48 +203,67 @@ def inside(root: Path, name: str, where: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without byte-order mark; absent or otherwise encoded: `DataError`."""
+    """A text file as `texts.read` has it; `DataError` for one that is absent, closed or no text."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return file.read()
+        return texts.read(path)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError(
             f"{str(path)!r} is not a file.", "The annotations are read from it.", "Check the path."
         ) from error
-    except UnicodeDecodeError as error:
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read.", error.strerror or str(error), "Let it be read.") from error
+    except ValueError as error:
         raise DataError(
-            f"{str(path)!r} is not UTF-8 text (byte {error.start}).",
+            f"{str(path)!r} cannot be read: {error}.",
             "Guessing the encoding would corrupt names and labels.",
             "Save it as UTF-8 and import again.",
         ) from error
 
 
 def csv_records(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(_lines(read_text(table)), strict=True, delimiter=delimiter)
+    return csv_rows(read_text(table), table.name, "\t" if table.suffix.lower() == ".tsv" else "")
+
+
+def csv_rows(text: str, name: str, delimiter: str = "") -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV by the names in its header, with the line that each ends on. `DataError` for one that cannot be
+    told apart. Without a `delimiter` it is what a first line `sep=…` says, else the one that most parts the header.
+
+    A column without a name, as a trailing delimiter makes, is called by its number where it holds anything.
+    """
+    csv.field_size_limit(_LONGEST_CELL)  # the library's own limit is of 131,072 characters
+    text = text if "\n" in text else text.replace("\r", "\n")
+    said = _SEPARATOR.match(text)
+    text = text[said.end() :] if said else text
+    named = re.sub('"[^"]*+"', "", text.partition("\n")[0])
+    delimiter = delimiter or (said[1] if said else max(",;\t", key=named.count))
+    reader = csv.reader(_lines(text), strict=True, delimiter=delimiter)
     try:
-        header = [name.strip() for name in next(reader, [])]
-        twice = [name for name, n in Counter(header).items() if n > 1]
+        header = [word.strip() or f"column {n}" for n, word in enumerate(next(reader, []), 1)]
+        twice = [word for word, n in Counter(header).items() if n > 1]
         if twice:
             raise DataError(
-                f"{table.name} has the column {twice[0]!r} twice.",
+                f"{name} has the column {twice[0]!r} twice.",
                 "Which of the two is meant is unknown.",
                 "Rename or remove one.",
             )
         for cells in reader:
-            if len(cells) > len(header):
+            if any(cells[len(header) :]):
                 raise DataError(
-                    f"{table.name}, line {reader.line_num}, has {len(cells)} cells for {len(header)} columns.",
+                    f"{name}, line {reader.line_num + bool(said)}, has {len(cells)} cells for {len(header)} columns.",
                     "A comma inside a cell without quotes shifts every later cell.",
                     'Put the cell in double quotes ("a, b").',
                 )
-            yield reader.line_num, dict(zip(header, cells + [""] * (len(header) - len(cells))))
+            yield reader.line_num + bool(said), dict(zip(header, cells + [""] * (len(header) - len(cells))))
     except csv.Error as error:
         raise DataError(
-            f"{table.name}, line {reader.line_num}, is not valid CSV ({error}).",
+            f"{name}, line {reader.line_num + bool(said)}, is not valid CSV ({error}).",
             "The cells after it cannot be told apart.",
             "Repair the quoting of that line.",
         ) from error
+
+
+_LONGEST_CELL = 1 << 30
+_SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.I)
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -191,13 +275,13 @@ def _lines(text: str) -> Iterator[str]:
         start = end
 
 
-def _json_records(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _json_records(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(_lines(read_text(table)), 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            record = texts.parse_json(line, unique=True)
+        except ValueError as error:
             raise DataError(
                 f"{table.name}, line {number}, is not JSON ({error}).",
                 "A JSONL file holds one object a line.",
@@ -209,63 +293,75 @@ def _json_records(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 "A JSONL file of clips holds one object a line.",
                 'Write it as {"path": …, "label": …}.',
             )
-        yield number, {as_text(key): as_text(value) for key, value in record.items()}
+        yield number, {as_text(key): value for key, value in record.items()}
 
 
 def as_text(value: object) -> str:
-    """A JSON value as a cell. Half a surrogate pair, which JSON can escape but UTF-8 cannot hold, becomes "?"."""
-    if value is None:
+    """A JSON value as a cell; what is missing (null, NaN) is "". Half a surrogate pair, which JSON can escape but UTF-8
+    cannot hold, becomes "?"."""
+    if value is None or isinstance(value, float) and not math.isfinite(value):
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.encode("utf-8", "replace").decode()
 
 
-def _from_records(
-    records: Iterator[tuple[int, dict[str, str]]],
-    table: Path,
-    videos_root: str | Path,
-    path: str,
-    label: str,
-    group: str | None,
-    split: str | None,
-    text: Sequence[str] | None,
-    labels: LabelSet | None,
-) -> Listing:
-    root = folder(videos_root)
-    rows, findings = [], []
-    columns: dict[str, None] = {}
-    numbered = list(records)
-    for _, record in numbered:
-        columns.update(dict.fromkeys(record))
-    for column in filter(None, (path, label, group, split, *(text or ()))):
-        if numbered and column not in columns:
-            near = nearest(column, list(columns))
-            raise DataError(
-                f"{table.name} has no column {column!r}.",
-                f"Its columns are {', '.join(map(repr, columns))}.",
-                f"Name the right column{f' (nearest: {near!r})' if near else ''}.",
-            )
-    group, split = group or "group", split or "split"
-    shown = set(TEXT if text is None else text)
-    for number, record in numbered:
-        where = f"{table.name}, line {number},"
-        name = record.get(path, "").strip()
-        if not name:
-            findings.append(Finding(Kind.EMPTY_ROW, f"line {number}", f"{where} names no file; passed over."))
-            continue
-        used = {path, label, group, split} | shown
-        rows.append(
-            Row(
-                source=name,
-                path=inside(root, name, where),
-                label_given=record.get(label, ""),
-                group=record.get(group, "").strip() or None,
-                split=given_split(record.get(split), where),
-                text={key: value for key, value in record.items() if key in shown and value},
-                notes=_notes(record, used),
-            )
+def _single(value: object, what: str, where: str) -> str:
+    """The one text or number that a cell must be; a list of one stands for what it holds."""
+    if isinstance(value, list) and len(value) <= 1:
+        value = value[0] if value else None
+    if isinstance(value, list | dict):
+        raise DataError(
+            f"{where} has the {what} {json.dumps(value, ensure_ascii=False)!r:.200}.",
+            f"A clip has one {what}.",
+            f"Write one text, or leave the {what} empty.",
         )
-    return finish(rows, labels, table.stem, findings)
+    return as_text(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _column(asked: str, columns: Sequence[str]) -> str | None:
+    """The column that is meant: of this name, else the only one that differs from it in case alone."""
+    alike = [name for name in columns if name.strip().casefold() == asked.casefold()]
+    return asked if asked in columns else alike[0] if len(alike) == 1 else None
+
+
+class _Files:
+    """The files below a folder by the names that tables give them: as written, with backslashes, percent-encoded, in
+    another case, or with accents encoded in another way. A file that a row names as it is called is of no other row."""
+
+    def __init__(self, root: Path, named: Iterable[Path]) -> None:
+        self._root = root
+        self._taken = {path for path in named if _is_file(path)}
+        self._alike: dict[str, list[Path]] | None = None
+
+    def find(self, name: str, where: str) -> Path:
+        """The file that is there; where none or several could be meant, the place where one should be."""
+        place = inside(self._root, name, where)
+        if place in self._taken:
+            return place
+        for spelling in (name, name.replace("\\", "/"), unquote(name)):
+            with contextlib.suppress(DataError):
+                guess = inside(self._root, spelling, where)
+                found = [guess] if _is_file(guess) else self._by_folded().get(self._folded(guess), [])
+                if len(found) == 1 and found[0] not in self._taken:
+                    return found[0]
+        return place
+
+    def _folded(self, path: Path) -> str:
+        return unicodedata.normalize("NFC", path.relative_to(self._root).as_posix()).casefold()
+
+    def _by_folded(self) -> dict[str, list[Path]]:
+        if self._alike is None:
+            self._alike = {}
+            for path in files(self._root):
+                self._alike.setdefault(self._folded(path), []).append(path)
+        return self._alike
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or that no file system can hold
+        return False
 
 
 def _notes(record: Mapping[str, str], used: set[str]) -> dict[str, str]:
@@ -279,13 +375,17 @@ def folder(path: str | Path) -> Path:
     return Path(os.path.abspath(path))
 
 
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def files(root: Path, refused: list[OSError] | None = None) -> Iterator[Path]:
     """What lies below a folder, but for hidden names. Links to folders are followed, once round a circle. `refused`
     takes the errors of folders that the system does not list."""
     above = {os.fspath(root): frozenset({os.path.realpath(root)})}
     for folder, folders, names in os.walk(root, onerror=None if refused is None else refused.append, followlinks=True):
         here = above.pop(folder)
-        real = {name: os.path.realpath(os.path.join(folder, name)) for name in folders if not name.startswith(".")}
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in folders if not _hidden(name)}
         folders[:] = sorted(name for name in real if real[name] not in here)
         above |= {os.path.join(folder, name): here | {real[name]} for name in folders}
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -22,18 +23,8 @@ import httpx
 
 from deepintuit import disk
 from deepintuit.config import JudgeConfig, TeachConfig
-from deepintuit.endpoint.wire import (
-    Completion,
-    NotACompletion,
-    Request,
-    completion,
-    deltas,
-    lines_of,
-    refused_field,
-    retry_after,
-    unpacked,
-    within_bounds,
-)
+from deepintuit.endpoint import wire
+from deepintuit.endpoint.wire import Completion, NotACompletion, Request
 from deepintuit.errors import TeachError
 from deepintuit.store import without_secrets
 
@@ -161,14 +152,15 @@ class Endpoint:
                 while True:
                     body, headers = self._body(request, left_out, stream=True), self._headers("identity")
                     with client.stream("POST", self._url, content=body, headers=headers) as answer:
-                        chunks = _in_time(answer.iter_raw(), ends)
                         if answer.status_code == 200:
                             if answer.headers.get("Content-Encoding", "identity") != "identity":
                                 raise NotACompletion("a packed stream, which was not asked for")
-                            yield from deltas(self._safe(line) for line in lines_of(chunks))
+                            yield from wire.deltas(
+                                self._safe(line) for line in wire.lines_of(_bounded(answer.iter_raw(), ends))
+                            )
                             self.left_out |= left_out
                             return
-                        said = self._said(b"".join(_bounded(chunks)), answer)
+                        said = self._said(b"".join(_bounded(answer.iter_raw(), ends, _LONGEST_ERROR)), answer)
                         if not self._asks_otherwise(answer.status_code, said, left_out):
                             raise self._verdict(answer.status_code, said)
         except (httpx.RequestError, NotACompletion) as error:
@@ -230,7 +222,7 @@ class Endpoint:
                 async with asyncio.timeout(self.timeout):
                     status, headers, said = await self._post(client, body)
                 if status == 200:
-                    answered = completion(said, (time.perf_counter() - started) * 1000)
+                    answered = wire.completion(said, (time.perf_counter() - started) * 1000)
                     self.left_out |= left_out
                     answered = replace(answered, left_out=tuple(sorted(left_out & {"temperature"})))
                     _keep(entry, answered)
@@ -240,7 +232,7 @@ class Endpoint:
                     continue
                 if not _may_pass(status):
                     raise self._verdict(status, said)
-                what, asked = f"status {status}", retry_after(headers.get("Retry-After"))
+                what, asked = f"status {status}", wire.retry_after(headers.get("Retry-After"))
                 if asked > PATIENCE:
                     raise self._unreachable(f"{what} and asks to come back in {asked:.0f} s", tries)
                 wait += asked
@@ -263,7 +255,7 @@ class Endpoint:
             async for chunk in answer.aiter_raw():
                 raw += chunk
                 if answer.status_code == 200:
-                    within_bounds(len(raw))
+                    wire.within_bounds(len(raw))
                 elif len(raw) > _LONGEST_ERROR:
                     break
         return answer.status_code, answer.headers, self._said(bytes(raw), answer)
@@ -271,7 +263,7 @@ class Endpoint:
     def _said(self, raw: bytes, answer: httpx.Response) -> str:
         """The text of a body, without the key; of an error that cannot be read, what stands in the way."""
         try:
-            return self._safe(unpacked(raw, answer.headers.get("Content-Encoding", "")))
+            return self._safe(wire.unpacked(raw, answer.headers.get("Content-Encoding", "")))
         except NotACompletion as error:
             if answer.status_code == 200:
                 raise
@@ -279,7 +271,7 @@ class Endpoint:
 
     def _asks_otherwise(self, status: int, said: str, left_out: set[str]) -> bool:
         """Whether the error names a field that the model does not take, and that was not left out yet: now it is."""
-        named = refused_field(said) if status in _THIS_REQUEST else None
+        named = wire.refused_field(said) if status in _THIS_REQUEST else None
         if named is None or named in left_out:
             return False
         left_out.add(named)
@@ -437,17 +429,13 @@ def _keep(entry: Path | None, answer: Completion) -> None:
             disk.write_json(entry, told)  # synced: it was paid for
 
 
-def _in_time(chunks: Iterable[bytes], ends: float) -> Iterator[bytes]:
+def _bounded(chunks: Iterable[bytes], ends: float, most: float = math.inf) -> Iterator[bytes]:
+    """Until `most` bytes came; `NotACompletion` when the time `ends` before."""
+    size = 0
     for chunk in chunks:
         if time.monotonic() > ends:
             raise NotACompletion("a stream that takes longer than the timeout")
         yield chunk
-
-
-def _bounded(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    size = 0
-    for chunk in chunks:
-        yield chunk
         size += len(chunk)
-        if size > _LONGEST_ERROR:
+        if size > most:
             return

@@ -24,11 +24,13 @@ from xml.sax.saxutils import quoteattr
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deepintuit.data.sources import csv_rows
 from deepintuit.errors import DataError, nearest
 from deepintuit.review.events import Event, Kind, State
 from deepintuit.review.queue import FAILING_IN, LONGEST_NOTE, VERDICTS, Reviews, Task, person
 from deepintuit.store.browse import as_written, spreadsheet_safe
 from deepintuit.store.reviewed import SCHEMA, SHOWN, row_of
+from deepintuit.texts import decoded, parse_json
 
 if TYPE_CHECKING:
     from deepintuit.store import Workbench
@@ -79,16 +81,22 @@ def load(content: bytes, form: str) -> list[dict[str, Any]]:
             table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
             found = table.select([name for name in table.column_names if name in SCHEMA.names]).to_pylist()
         elif form == "label-studio":
-            found = list(_annotations(json.loads(content)))
+            found = list(_annotations(parse_json(decoded(content))))
         elif _known(form) == "jsonl":
-            found = [json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line.strip()]
+            found = [parse_json(line, unique=True) for line in decoded(content).split("\n") if line.strip()]
         else:
-            lines = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-            found = [{name: as_written(value) for name, value in line.items() if name} for line in lines]
+            found = [{name: as_written(value) for name, value in line.items()} for line in _lines(content)]
         return [_row(number, row) for number, row in enumerate(found, 1)]
-    except (ValueError, OSError, csv.Error, pa.ArrowException, RecursionError) as error:
+    except (ValueError, OSError, pa.ArrowException) as error:
         raise DataError(f"the file is not read as {form} ({str(error):.200})", "reviews come in row by row",
                         f"name its form: {', '.join(FORMS)}") from error
+
+
+def _lines(content: bytes) -> list[dict[str, str]]:
+    try:
+        return [line for _, line in csv_rows(decoded(content, nul=True), "it")]
+    except DataError as error:
+        raise ValueError(error.what) from error
 
 
 def _known(form: str) -> str:
@@ -104,17 +112,33 @@ def _row(number: int, given: Any) -> dict[str, Any]:
         row = {name: given.get(name) for name in SCHEMA.names}
         row = {name: None if value == "" else value for name, value in row.items()}
         sentence = row["failing_sentence"]
-        row["failing_sentence"] = None if sentence is None else int(sentence)
-        time = row["time"] or datetime.now(UTC)
-        time = time if isinstance(time, datetime) else datetime.fromisoformat(time)
-        row["time"] = time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
+        row["failing_sentence"] = None if sentence is None else _place(sentence)
+        row["time"] = _instant(row["time"] or datetime.now(UTC))
         named = isinstance(row["trace_id"], str) and isinstance(row["reviewer"], str)
         if row["kind"] not in (*_KINDS, _STARRED) or not named:
             raise ValueError(f"it must name a trace_id, a reviewer and a kind: {', '.join(_KINDS)}")
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"row {number} is not a review ({str(error):.200})",
                         f"its columns are {', '.join(SCHEMA.names)}", "mend it; nothing was taken in") from error
     return row
+
+
+def _place(sentence: Any) -> int:
+    """The number of a sentence, from 0; ValueError for what counts none."""
+    number = int(sentence)
+    if isinstance(sentence, bool) or number != float(sentence) or not 0 <= number < 10**6:
+        raise ValueError(f"{sentence!r:.40} is not the number of a sentence")
+    return number
+
+
+def _instant(time: Any) -> datetime:
+    """In UTC, without saying so. ValueError for one that nobody can have said: stores and their readers disagree about
+    the edges of the calendar."""
+    time = time if isinstance(time, datetime) else datetime.fromisoformat(time)
+    time = time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
+    if not 1970 <= time.year <= 2200:
+        raise ValueError(f"{time.isoformat()} is not when a review was made")
+    return time
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from deepintuit.store import reviewed, search
 from deepintuit.store.grains import GRAINS, Grain
 from deepintuit.store.run import parts, read_description, read_part
 
-LAYOUT = 6  # raise when tables or views change, so that old index files are rebuilt
+LAYOUT = 7  # raise when tables or views change, so that old index files are rebuilt
 _BATCH_BYTES, _BATCH_PARTS = 64 << 20, 500  # what is inserted at once
 _KEPT_BYTES = 4 * _BATCH_BYTES  # what may wait in memory for the next checkpoint
 _LIMITS = {"memory_limit": "1500MB", "threads": "2", "preserve_insertion_order": "true",
@@ -265,17 +265,50 @@ def _with(connection: duckdb.DuckDBPyConnection, rows: pa.Table, sql: str) -> No
 
 def _load_clips(connection: duckdb.DuckDBPyConnection, root: Path) -> Iterator[tuple[str, str]]:
     whole = _CLIPS.empty_table()
-    for path in sorted(root.glob("clips/*.parquet")):
-        if "@" in path.name:  # a former version that `data` keeps beside the manifest in force
-            continue
+    for path in _manifests(root):
         try:
-            rows = parquet.read(path)
-            if "dataset" not in rows.column_names:
-                rows = rows.append_column("dataset", pa.array([path.stem] * rows.num_rows, pa.string()))
+            rows = _manifest(path)
+            for name in {"path", "playable_path"} & set(rows.column_names):
+                shown = [place and without_places(place, root) for place in rows[name].to_pylist()]
+                rows = rows.set_column(rows.column_names.index(name), name, pa.array(shown, pa.string()))
             whole = pa.concat_tables([whole, rows], promote_options="permissive")
         except (pa.ArrowException, ValueError, OSError) as error:
-            yield str(path.relative_to(root)), str(error)
+            yield str(path.relative_to(root)), without_places(str(error), root)
     _insert(connection, "clips", whole, create=True)
+
+
+def _manifests(root: Path) -> list[Path]:
+    """Those in force; beside them `data` keeps former versions."""
+    return sorted(path for path in root.glob("clips/*.parquet") if "@" not in path.name)
+
+
+def _manifest(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    rows = parquet.read(path, columns)
+    if "dataset" not in rows.column_names:
+        rows = rows.append_column("dataset", pa.array([path.stem] * rows.num_rows, pa.string()))
+    return rows
+
+
+def _places(root: Path) -> pa.Table:
+    """Where the files of clips lie that are outside the workbench: for this project's own queries, not for people's."""
+    columns = ("dataset", "clip_id", "path", "playable_path")
+    found = [_CLIPS.empty_table().select(columns)]
+    for path in _manifests(root):
+        with contextlib.suppress(pa.ArrowException, ValueError, OSError):
+            rows = _manifest(path, columns)
+            outside = [any(map(os.path.isabs, filter(None, places))) for places in zip(
+                *(rows[name].to_pylist() for name in ("path", "playable_path") if name in rows.column_names))]
+            found.append(rows.filter(pa.array(outside, pa.bool_())))
+    return pa.concat_tables(found, promote_options="permissive")
+
+
+def without_places(text: str, root: Path) -> str:
+    """A text without the machine's folders: of an absolute path what lies inside the workbench, else its name."""
+    return _PLACE.sub(r"\1", text.replace(f"{root}/", ""))
+
+
+# Not of an address (://), a closing mark (</think>) or a fraction.
+_PLACE = re.compile(r"""(?<![\w.:/<…])(?:/|[A-Za-z]:[\\/])(?:[^\s"'\\:,;/]*+[\\/]++)*+([^\s"'\\:,;/]++)""")
 
 
 def _load_runs(connection: duckdb.DuckDBPyConnection, root: Path, grows: bool) -> Iterator[tuple[str, str]]:
@@ -284,12 +317,13 @@ def _load_runs(connection: duckdb.DuckDBPyConnection, root: Path, grows: bool) -
         try:
             about = read_description(folder)
         except DeepIntuitError as error:
-            yield f"runs/{folder.name}", str(error)
+            yield f"runs/{folder.name}", without_places(str(error), root)
             continue
         if about.get("run_id") != folder.name:
             yield f"runs/{folder.name}", f"its run.json is of the run {about.get('run_id')!r}"
             continue
         values = [about.get(name) for name in _RUN_TEXT] + [json.dumps(about.get(name)) for name in _RUN_JSON]
+        values = [without_places(value, root) if isinstance(value, str) else value for value in values]
         values += [about.get("seed"), about.get("dirty"), _naive(about.get("created")), _naive(about.get("finished"))]
         try:
             connection.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608 - marks
@@ -326,7 +360,7 @@ def _load_grain(connection: duckdb.DuckDBPyConnection, grain: Grain,
                 pa.unify_schemas([columns, rows.schema], promote_options="permissive")
                 _, size, changed = file_signature(path)
             except (DeepIntuitError, pa.ArrowException, OSError) as error:
-                yield f"runs/{folder.name}/{path.name}", str(error)
+                yield f"runs/{folder.name}/{path.name}", without_places(str(error), folder.parents[1])
                 continue
             batch.append(rows.append_column("part", pa.array([number] * rows.num_rows, pa.int32())))
             facts.append((folder.name, grain.name, number, size, changed, rows.num_rows))
@@ -376,6 +410,11 @@ def _newest_stands(connection: duckdb.DuckDBPyConnection, grain: Grain, run_id: 
         [run_id, run_id])  # fmt: skip
 
 
+_CLIPS_WITH_PLACES = """CREATE VIEW clips AS SELECT c.* REPLACE (coalesce(known.path, c.path) AS path,
+    coalesce(known.playable_path, c.playable_path) AS playable_path)
+    FROM workbench.main.clips AS c LEFT JOIN clip_places AS known USING (dataset, clip_id)"""
+
+
 class Reader:
     """A read-only view of one index file as it was when opened; several threads may query it at once.
 
@@ -401,6 +440,11 @@ class Reader:
         self._connection.execute(f"ATTACH '{quoted}' AS workbench (READ_ONLY)")
         # Reviews come in all day; they lie beside the index, so that no judgement has it built anew.
         _insert(self._connection, "reviews", reviewed.read(path.parent, public=guarded), create=True)
+        self._searched = "workbench.main,memory.main"
+        if not guarded and len(places := _places(path.parent)):
+            self._searched = "memory.main,workbench.main"
+            _insert(self._connection, "clip_places", places, create=True)
+            self._connection.execute(_CLIPS_WITH_PLACES)
         _without_bar(self._connection)
         self._connection.execute("SET enable_external_access = false; SET lock_configuration = true")
         [(self.fingerprint,)] = self._cursor().execute("SELECT fingerprint FROM about").fetchall()
@@ -408,7 +452,7 @@ class Reader:
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         # One cursor a call: a connection shared by threads returns wrong rows without an error.
         cursor = self._connection.cursor()
-        cursor.execute("SET search_path = 'workbench.main,memory.main'")
+        cursor.execute("SET search_path = '" + self._searched + "'")
         return cursor
 
     def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any], max_rows: int | None,
