@@ -19,6 +19,7 @@ import webbrowser
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
@@ -30,6 +31,7 @@ from starlette.datastructures import MutableHeaders  # noqa: E402
 from starlette.responses import RedirectResponse  # noqa: E402
 
 from app import errors, media, review, runs, sql, traces, watch  # noqa: E402
+from app.connections import Patient  # noqa: E402
 from app.desk import Desk  # noqa: E402
 from app.doors import Blocks, Doors  # noqa: E402
 from app.gate import Gate  # noqa: E402
@@ -88,6 +90,8 @@ class _Border:
                 headers = MutableHeaders(scope=message)
                 for name, value in _ALWAYS.items():
                     headers.setdefault(name, value)
+                if headers.get("content-type", "").startswith("text/event-stream"):
+                    headers["X-Accel-Buffering"] = "no"  # else nginx keeps events until it has many
             await send(message)
 
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
@@ -141,7 +145,7 @@ def create(
             server,
             blocks(desk),
             path="",
-            root_path=root_path,
+            root_path=unquote(root_path),
             auth_dependency=(lambda request: request.scope.get("deepintuit_user")) if users is not None else None,
             theme=gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO),
             css_paths=[media.STATIC / "style.css"],
@@ -160,8 +164,8 @@ def create(
 
 
 def _listening(app: FastAPI, **settings: Any) -> uvicorn.Server:
-    """uvicorn, without its belief in whatever comes through this machine (`Outside` knows whom to believe)."""
-    return uvicorn.Server(uvicorn.Config(app, proxy_headers=False, **settings))
+    """uvicorn, but slow requests end, and no proxy is believed because it is on this machine (see `Outside`)."""
+    return uvicorn.Server(uvicorn.Config(app, http=Patient, proxy_headers=False, **settings))
 
 
 @contextlib.contextmanager
@@ -215,7 +219,7 @@ def serve(
         except OSError as error:
             why = f"it cannot be listened on ({error.strerror})"
             raise ConfigError(f"port {port} on {host}", why, "Name another with --port") from error
-    hosts = (*LOOPBACK, *trusted_hosts) if host in LOOPBACK or trusted_hosts else ("*",)
+    hosts = (*LOOPBACK, *named_hosts(trusted_hosts, any_host=False)) if host in LOOPBACK or trusted_hosts else ("*",)
     server = create(workbench, users, hosts, proxies=proxies, root_path=root_path)
     address = f"http://{'localhost' if host in LOOPBACK else host}:{port}{sub_path(root_path)}/"
     print(f"DeepIntuit shows {Path(workbench)} at {address}", flush=True)

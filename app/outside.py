@@ -36,6 +36,8 @@ LARGEST = {
 KEPT_BYTES, KEPT_FILES = 2 * 2**30, 2000
 """What uploads may take on the disk before they are looked at, those that are still coming in included."""
 
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?|[0-9a-fA-F:.]+", re.ASCII)
+
 
 def named_proxies(proxies: Sequence[str]) -> list[str]:
     """Addresses and networks of proxies as they are. ConfigError for a name, and for all the world."""
@@ -51,10 +53,12 @@ def named_proxies(proxies: Sequence[str]) -> list[str]:
     return list(proxies)
 
 
-def named_hosts(names: Sequence[str]) -> list[str]:
-    """`NAME` or `NAME:PORT` in lower case. ConfigError for whole addresses, patterns and what is no name."""
+def named_hosts(names: Sequence[str], any_host: bool = True) -> list[str]:
+    """`NAME` or `NAME:PORT` in lower case. ConfigError for whole addresses, patterns and what is no name; `any_host`:
+    whether "*" may stand for every name."""
     for name in names:
-        if name != "*" and not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?|[0-9a-fA-F:.]+", name, re.ASCII):
+        wild = any_host and name == "*"
+        if not wild and not _HOST.fullmatch(name):
             why = "a host is a name as it stands between '//' and the next '/' in the address bar"
             raise ConfigError(f"--trusted-host {name}", why, "Write it like clips.example.org")
     return [name.lower() for name in names]
