@@ -4,6 +4,8 @@
 // Figures: Plotly names its clip paths by the whole address where a page has a <base>, and loses its lines when the
 // address follows the screen. Gradio's "./" says nothing that the address does not.
 document.querySelector("base")?.remove();
+// Gradio asks for it at the root of the host, where under a sub-path somebody else answers.
+document.querySelector('link[rel="manifest"]')?.remove();
 
 // ── The address (links.py): a click or a key may become an entry of the history; Back has the page read its address. ──
 (() => {
