@@ -35,20 +35,25 @@ class Blocks(gr.Blocks):
     uploads: Uploads
 
     async def preprocess_data(self, block_fn, inputs, state, explicit_call=False):
-        checked = [self._checked(block, value) for block, value in zip(block_fn.inputs, inputs)]
-        return await super().preprocess_data(block_fn, checked, state, explicit_call)
+        try:
+            checked = [self._checked(block, value) for block, value in zip(block_fn.inputs, inputs)]
+            return await super().preprocess_data(block_fn, checked, state, explicit_call)
+        except Exception as error:  # whatever a component says that cannot read what it was sent
+            if (refused := _refusals.get()) is not None:
+                refused.append(str(error))
+            said = "A field of this page cannot hold what was sent. Reload the page."
+            raise gr.Error(said, print_exception=False) from error
 
     def _checked(self, block: Any, value: Any) -> Any:
         if isinstance(block, gr.UploadButton) and isinstance(value, dict):
             if (file := self.uploads.received(value.get("path"))) is not None:
                 return {"path": str(file), "meta": {"_type": "gradio.FileData"}}
         elif block.stateful or _plain(value):
-            return value
-        elif isinstance(value, list) and len(value) <= _MOST and all(map(_plain, value)):
-            return value
-        if (refused := _refusals.get()) is not None:
-            refused.append(type(value).__name__)
-        raise gr.Error("A field of this page cannot hold what was sent. Reload the page.", print_exception=False)
+            return "" if value is None and isinstance(block, gr.Textbox) else value
+        elif getattr(block, "multiselect", None) and isinstance(value, list) and len(value) <= _MOST:
+            if all(map(_plain, value)):
+                return value
+        raise ValueError(f"{type(value).__name__} for {block.get_block_name()}")
 
 
 def _plain(value: Any) -> bool:

@@ -103,7 +103,7 @@ def write(
     """
     if stage not in STAGES:
         raise ConfigError(
-            f"stage {stage!r}", f"there are {', '.join(STAGES)}", f"Nearest: {nearest(stage, STAGES) or 'demo'!r}"
+            f"stage {stage!r}", f"there are {', '.join(STAGES)}", f"Nearest: {nearest(str(stage), STAGES) or 'demo'!r}"
         )
     text, more = _text(workbench, base), _more(dataset, seed)
     settings = config.loads(text, [*_sets(changes), *more], "the settings to begin with")

@@ -66,10 +66,11 @@ def routes(desk: Desk) -> APIRouter:
 def _route(answer: Callable[[dict[str, Any], str], Any]) -> Callable[..., JSONResponse]:
     def asked(request: Request, given: Asked) -> JSONResponse:
         try:
-            found = answer(given, request.scope.get("deepintuit_user") or LOCAL)
+            return JSONResponse(answer(given, request.scope.get("deepintuit_user") or LOCAL), headers=_NOT_KEPT)
         except DeepIntuitError as error:
             return JSONResponse({"error": " ".join(sentences(error))}, 400, _NOT_KEPT)
-        return JSONResponse(found, headers=_NOT_KEPT)
+        except UnicodeError:
+            return JSONResponse({"error": "A text holds half of a character (a lone surrogate)."}, 400, _NOT_KEPT)
 
     return asked
 
@@ -87,7 +88,8 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
         return str(given.get("seat") or "")[:64]
 
     def holding(given: dict[str, Any]) -> list[str]:
-        return [str(one) for one in list(given.get("holding") or [])[:_MOST_HELD]]
+        held = given.get("holding")
+        return [str(one) for one in held[:_MOST_HELD]] if isinstance(held, list) else []
 
     def said(given: dict[str, Any]) -> dict[str, Any]:
         return given["answers"] if isinstance(given.get("answers"), dict) else {}

@@ -1,0 +1,95 @@
+"""Calls of every endpoint that no page would make: none is an error of the server, and it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from porch import live_workbench
+
+from app.app import served
+from deepintuit.store import Workbench
+
+DEEP = '{"data":' + "[" * 5000 + "]" * 5000 + ', "fn_index": 4, "session_hash": "deep"}'
+LONG = "x" * 1_000_000
+VALUES = [
+    None, True, -1, 0, 2**31, 2**63, 10**300, -(2**64), 0.5, 1e308, float("nan"), float("inf"), float("-inf"), "", "x",
+    "NaN", "1e999", "-" + "9" * 400, "a\0b", "\ud800", "x" * 50_000, LONG, "' OR 1=1 --", "<script>1</script>",
+    "../" * 50 + "etc/passwd", "\u202e\U0001f3ac" * 500, "٣", "[" * 10_000, "a=" * 2_000, [], {}, [[]], [None],
+    ["x"] * 5_000,
+    {"a": 1}, {"__type__": "update", "choices": 3}, [1, {"b": [2]}], list(range(500)),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workbench(tmp_path_factory) -> Workbench:
+    return live_workbench(tmp_path_factory.mktemp("hostile") / "workbench")
+
+
+@pytest.fixture(scope="module")
+def url(workbench) -> Iterator[str]:
+    with served(workbench.path) as url:
+        yield url
+
+
+def sent(url: str, calls: list[tuple[str, Any]]) -> list[tuple[int, str, str]]:
+    """Status, answer and call of each, many at a time. What is no text is sent as JSON, NaN and all."""
+
+    async def run() -> list[tuple[int, str, str]]:
+        gate = asyncio.Semaphore(12)
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+
+            async def one(path: str, given: Any) -> tuple[int, str, str]:
+                body = given if isinstance(given, str) else json.dumps(given)
+                async with gate:
+                    answer = await client.post(path, content=body, headers={"content-type": "application/json"})
+                return answer.status_code, answer.text, f"{path} {body[:200]}"
+
+            return await asyncio.gather(*(one(*call) for call in calls))
+
+    return asyncio.run(run())
+
+
+def held(url: str, answers: list[tuple[int, str, str]]) -> None:
+    broken = [answer for answer in answers if answer[0] >= 500 or "Traceback" in answer[1]]
+    assert not broken, [(status, text[:200], call) for status, text, call in broken[:20]]
+    assert httpx.get(url).status_code == 200
+
+
+def test_no_value_breaks_a_handler(url):
+    config = httpx.get(f"{url}/config").json()
+    taking = [one for one in config["dependencies"] if one["backend_fn"] and one["inputs"]]
+    calls = []
+    for number, one in enumerate(taking):
+        n = len(one["inputs"])
+        # Each handler gets three of the values everywhere; all handlers together get each of them several times.
+        for place in range(3):
+            value = VALUES[(number * 3 + place) % len(VALUES)]
+            calls.append({"fn_index": one["id"], "data": [value] * n, "session_hash": "hostile"})
+        mixed = [VALUES[(number + place) % 22] for place in range(n)]
+        calls += [{"fn_index": one["id"], "data": mixed}, {"fn_index": one["id"], "data": [None] * (n - 1)}]
+    held(url, sent(url, [("/gradio_api/run/predict", call) for call in calls]))
+
+
+def test_no_request_breaks_the_review(url):
+    names = ["tasks", "start", "next", "lead", "count", "open", "again", "gather", "draft", "judge", "decide", "skip",
+             "release", "undo", "close"]  # fmt: skip
+    fields = ["task", "item", "seat", "holding", "answers", "id", "query", "slice", "reason", "closed", "first", "name",
+              "order", "questions", "view", "decide", "shares", "gold", "reviewers", "size"]  # fmt: skip
+    bodies: list[Any] = [dict.fromkeys(fields, value) for value in VALUES if value != LONG]
+    bodies += ["", "[]", "null", "{", "5", DEEP, '{"task":' * 3000, {"task": "x", "answers": {"label": {"a": []}}}]
+    held(url, sent(url, [(f"/review-api/{name}", body) for name in names for body in bodies]))
+
+
+@pytest.mark.parametrize("query", [
+    "page=9999999999999999999999", "step=NaN", "min_tokens=1e999", "max_confidence=-inf", "sample=" + "9" * 500,
+    "text=%00", "text=%ed%a0%80", "slice=" + "x" * 5000, "run=%27", "clip=" + "%F0%9F%8E%AC" * 400, "flip=x&flip=y",
+])  # fmt: skip
+def test_no_query_breaks_an_export(url, query):
+    for path in ("export/traces.csv", "export/traces.x", "review-api/export"):
+        answer = httpx.get(f"{url}/{path}?{query}&task=x&form=csv", timeout=60)
+        assert answer.status_code < 500 and "Traceback" not in answer.text
