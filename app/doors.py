@@ -42,7 +42,8 @@ class Blocks(gr.Blocks):
             if (refused := _refusals.get()) is not None:
                 refused.append(str(error))
             said = "A field of this page cannot hold what was sent. Reload the page."
-            raise gr.Error(said, print_exception=False) from error
+            told = error.message if isinstance(error, gr.Error) else said
+            raise gr.Error(told, print_exception=False) from error
 
     def _checked(self, block: Any, value: Any) -> Any:
         if isinstance(block, gr.UploadButton) and isinstance(value, dict):
