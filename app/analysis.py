@@ -17,12 +17,12 @@ from deepintuit.errors import DataError
 from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.metrics import FLOOR, apply_temperature
 from deepintuit.metrics.inputs import in_order
+from deepintuit.report.table import CONTROLS
 from deepintuit.report.text import shown
 from deepintuit.store import Workbench, answers
 from deepintuit.store.index import file_signature, signatures
 
 THRESHOLD = 0.9
-CONTROLS = ("trace_blanked", "video_blanked", "trace_swapped")
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,8 @@ class Analysis:
     grammar: str
     whole: int
     """Labelled clips that `mine` would have without a slice."""
+    thresholds: Mapping[str, float | None] | None = None
+    """Wanted risk → the confidence chosen for it on validation clips; None where none were chosen."""
 
     def before(self, which: str) -> pd.Series | None:
         """Answers that `mine` is compared with, by clip id: "raw" are the provisional labels, "other" the other's."""
@@ -168,7 +170,8 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
         other_system, other_method = rest.rsplit("/", 1)
         other_rows = answers.answers(workbench, other_run, other_system, choice.split, [other_method])
         other = part(other_rows, other_method, name=f"{other_system}: {shown(other_method)}")
-    prompt = workbench.run(run_id).config.get("prompt", {})
+    run = workbench.run(run_id)
+    prompt, chosen = run.config.get("prompt", {}), run.summary.get("thresholds", {}).get(choice.method)
     return Analysis(
         choice,
         run_id,
@@ -182,6 +185,7 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
         left_out,
         prompt.get("grammar", "think-answer") if isinstance(prompt, Mapping) else "think-answer",
         counted["clip_id"].nunique(),
+        chosen["risks"] if chosen else None,
     )
 
 

@@ -28,10 +28,11 @@ from deepintuit.metrics import (
     nll_each,
     reliability_bins,
     risk_coverage,
+    wilson,
 )
 from deepintuit.report import class_f1_figure, reliability_figure, risk_coverage_figure
-from deepintuit.report.table import COVERAGES, RISKS
-from deepintuit.report.text import interval, number
+from deepintuit.report.table import COVERAGES
+from deepintuit.report.text import NO_THRESHOLDS, interval, number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -162,13 +163,17 @@ def abstain(found: Analysis, threshold: float) -> str:
         button = opener(f"Show the {withheld} clips it abstains on", "unsure", spoken, "wide")
         opened = tag("p", button + esc(f"; {int((~right[~answered]).sum())} of them would have been wrong."))
     curve = risk_coverage(sure, right)
-    rows = []
-    for wanted in RISKS:
-        lowest, reach = curve.at_most(wanted)
-        none = math.isinf(lowest)
-        cells = ["none does", "–"] if none else [f"{lowest:.3f}", percent(reach, 1)]
-        rows.append([f"at most {percent(wanted)} wrong", *cells])
-    wishes = table(["Wanted", "lowest threshold", "coverage"], rows, class_="numbers")
+    wishes = tag("p", NO_THRESHOLDS, class_="soft")
+    if found.thresholds is not None:
+        rows = []
+        for wanted, lowest in found.thresholds.items():
+            coverage, risk = curve.at(math.inf if lowest is None else lowest)
+            cells = ["none does" if lowest is None else f"{lowest:.3f}", percent(coverage, 1)]
+            wrong = wilson(round(risk * coverage * n), round(coverage * n)) if coverage else None
+            rows.append([f"at most {percent(float(wanted))} wrong", *cells, marked(wrong)])
+        where = "on these very clips" if found.choice.split == "validation" else "on validation clips"
+        heads = ["Wanted", f"threshold, chosen {where}", "coverage here", "wrong here %"]
+        wishes = table(heads, rows, class_="numbers")
     mean = tag("p", f"Mean risk over all coverages (AURC): {number(curve.area)} %", class_="soft")
     return tag("p", esc(said), role="status") + opened + wishes + mean + _label_sets(found)
 

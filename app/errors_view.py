@@ -34,6 +34,7 @@ from deepintuit.metrics import (
 )
 from deepintuit.metrics import confusion as confusion_of
 from deepintuit.report.figures import few_of, most_confused
+from deepintuit.report.table import CONTROLS
 from deepintuit.report.text import interval, number, p_value, shown
 from deepintuit.store import answers
 
@@ -60,8 +61,8 @@ _HEADINGS = {
     ),
     "risk": (
         "Risk and coverage",
-        "Answer only when sure enough, and err less often. Choose a threshold on validation clips: what it gives here "
-        "it does not promise elsewhere.",
+        "Answer only when sure enough, and err less often. The slider shows what a threshold gives on these clips; the "
+        "table has those that were chosen on validation clips.",
     ),
     "slices": (
         "Slices by a column",
@@ -331,8 +332,8 @@ def _flip_table(found: Analysis, which: str, title: str, name: str) -> str:
 
 @lru_cache(maxsize=16)
 def controls(found: Analysis) -> str:
-    """What the answer rests on: the same with the trace blanked, the video blanked, another clip's trace."""
-    title = titled("Controls", "The same answer with one of its sources taken away. A drop says that it was used.")
+    """What the answer rests on: the same with an input altered, and what was trained without one."""
+    title = titled("Controls", "The same answer with a source altered or taken away, and what was trained without one.")
     if not found.controls:
         words = "No controls were scored for this answer."
         return title + empty(
@@ -373,17 +374,9 @@ def _kept(found: Analysis) -> str:
 def reading(accuracy: float, changes: dict[str, tuple[float, Estimate]]) -> str:
     """The controls in words. `changes`: control → its accuracy and the change to the uncontrolled `accuracy`. A change
     whose interval holds 0 is called none."""
-    words = {
-        "trace_blanked": ("Without the trace", "the answer rests on the trace", "it does not need the trace"),
-        "video_blanked": ("Without the video", "it uses the video too", "beyond the trace it does not use the video"),
-        "trace_swapped": (
-            "With another clip's trace", "it believes the trace it is given, even a wrong one",
-            "it is not led astray by a wrong trace",
-        ),
-    }  # fmt: skip
     said = [f"Undisturbed it is right on {percent(accuracy, 1)}."]
     for name, (value, change) in changes.items():
-        start, falls, holds = words.get(name, (shown(name).capitalize(), "it was used", "it was not used"))
+        *_, start, falls, holds = CONTROLS.get(name, (shown(name).capitalize(), "it was used", "it was not used"))
         points = f"{percent(value, 1)}, {number(change.value, sign=True)} points ({interval(change, sign=True)})"
         if change.high < 0:
             said.append(f"{start}: {points}; {falls}.")

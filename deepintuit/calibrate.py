@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from deepintuit import disk
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, DataError
-from deepintuit.metrics import apply_temperature, fit_temperature, nll
+from deepintuit.metrics import apply_temperature, fit_temperature, nll, thresholds_for
 from deepintuit.reasoner import (
     CALIBRATION,
     HEAD,
@@ -49,6 +49,7 @@ from deepintuit.reasoner import (
     refuse_one_class,
     vote_scores,
 )
+from deepintuit.reasoner.controls import siblings
 from deepintuit.store import Run, Workbench
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip, Example
@@ -109,27 +110,33 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
                 "See whether the videos were moved, and import them again",
             )
         refuse_one_class([clip for clip, _ in known], split, readable=True)
+    _borrow(workbench, run)
     for known in splits.values():
         _sample(run, local, [clip for clip, _ in known], config, progress)
     traces = _Traces(run, task, settings.traces)
     rows = [
         (pair, trace) for pair in splits["calibration"] for trace in traces.training(pair[0], settings.greedy_trace)
     ]
-    if by_calibrator:
-        rows += [(pair, quick) for pair, trace in rows if (quick := task.quick_form(trace))]
+    if by_calibrator:  # as many of every clip: where nothing was said at once, the whole trace counts twice
+        rows += [(pair, task.quick_form(trace) or trace) for pair, trace in rows]
     validation = splits["validation"]
     greedy = [traces.greedy(clip) for clip, _ in validation]
     truth = np.array([task.labels.index(clip.label) for clip, _ in validation])
+    whole = settings.without == "none"
+    if not whole:
+        rows = [_without(settings.without, *row) for row in rows]
+        validation, greedy = map(list, zip(*map(partial(_without, settings.without), validation, greedy)))
 
-    # The frozen reasoner first: training turns its weights into the calibrator's.
-    held_out = hidden_states(vlm, task, validation, greedy, batch)
-    if not (run.checkpoint / HEAD).exists():
-        hidden = hidden_states(vlm, task, [pair for pair, _ in rows], [trace for _, trace in rows], batch)
-        targets = np.array([task.labels.index(clip.label) for (clip, _), _ in rows])
-        fit_head(hidden, targets, held_out, truth, len(task.labels)).save(run.checkpoint / HEAD)
-    head = LinearHead.load(run.checkpoint / HEAD)
-    scores = {"linear_head": Scores(head(held_out), np.full(len(truth), np.nan))}
-    scores["vote"] = vote_scores(task, [traces.sampled(clip) for clip, _ in validation])
+    scores: dict[str, Scores] = {}
+    if whole:  # the frozen reasoner first: training turns its weights into the calibrator's
+        held_out = hidden_states(vlm, task, validation, greedy, batch)
+        if not (run.checkpoint / HEAD).exists():
+            hidden = hidden_states(vlm, task, [pair for pair, _ in rows], [trace for _, trace in rows], batch)
+            targets = np.array([task.labels.index(clip.label) for (clip, _), _ in rows])
+            fit_head(hidden, targets, held_out, truth, len(task.labels)).save(run.checkpoint / HEAD)
+        head = LinearHead.load(run.checkpoint / HEAD)
+        scores["linear_head"] = Scores(head(held_out), np.full(len(truth), np.nan))
+        scores["vote"] = vote_scores(task, [traces.sampled(clip) for clip, _ in validation])
 
     trained = run.checkpoint / _TRAINED  # written behind the weights: a kill while they are scored does not train again
     if trained.exists():
@@ -140,22 +147,24 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
         vlm.save(run.checkpoint, card(run, config))
         disk.write_json(trained, result)
     scores["label_likelihood"] = likelihood_scores(vlm, task, validation, greedy, batch)
-    parts = [
-        likelihood_scores(vlm, task, validation, [traces.sampled(c)[k] for c, _ in validation], batch)
-        for k in range(settings.traces)
-    ]
-    scores["mean_likelihood"] = mean_scores(parts)
-
-    fitted = {}
-    for method, score in scores.items():
-        temperature = fit_temperature(score.logits_C_K, truth)
-        probs = apply_temperature(score.logits_C_K, temperature)
-        fitted[method] = {
-            "temperature": temperature,
-            "nll": nll(probs, truth),
-            "accuracy": float((probs.argmax(1) == truth).mean()),
-            "n": len(truth),
-        }
+    if whole:
+        parts = [
+            likelihood_scores(vlm, task, validation, [traces.sampled(c)[k] for c, _ in validation], batch)
+            for k in range(settings.traces)
+        ]
+        scores["mean_likelihood"] = mean_scores(parts)
+    truths = dict.fromkeys(scores, truth)
+    if by_calibrator and whole:  # the gate's own kind of input
+        quick = [
+            (pair, form, label)
+            for pair, label in zip(validation, truth, strict=True)
+            for trace in traces.training(pair[0], True)
+            if (form := task.quick_form(trace))
+        ]
+        if quick:
+            pairs, forms, labels = zip(*quick, strict=True)
+            scores["quick"], truths["quick"] = likelihood_scores(vlm, task, pairs, forms, batch), np.array(labels)
+    fitted = {method: _fitted(score, truths[method]) for method, score in scores.items()}
     disk.write_json(run.checkpoint / CALIBRATION, fitted)
     rejected = sum(isinstance(trace, Malformed) for _, trace in rows)
     run.finish(
@@ -169,6 +178,38 @@ def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, pr
             **result,
         }
     )
+
+
+def _fitted(score: Scores, truth: np.ndarray) -> dict:
+    """The temperature of these held-out scores, what they are worth at it, and the confidences from which on they err
+    no more than wanted."""
+    temperature = fit_temperature(score.logits_C_K, truth)
+    probs = score.probs(temperature)
+    right = probs.argmax(1) == truth
+    return {
+        "temperature": temperature,
+        "nll": nll(probs, truth),
+        "accuracy": float(right.mean()),
+        "n": len(truth),
+        "thresholds": thresholds_for(probs.max(1), right),
+    }
+
+
+def _without(
+    source: str, pair: tuple[Clip, EncodedClip], trace: AnyTrace
+) -> tuple[tuple[Clip, EncodedClip], AnyTrace | None]:
+    """What a calibrator that is trained without one of its sources is shown."""
+    clip, encoded = pair
+    return ((clip, encoded.blanked()), trace) if source == "video" else (pair, None)
+
+
+def _borrow(workbench: Workbench, run: Run) -> None:
+    """Traces that a calibrator of the same reasoner and settings has sampled are taken over: they would be the same."""
+    same = siblings(workbench, run)
+    if same and not run.done("traces", "clip_id"):
+        own = ("trace_id", "run_id", "stage")
+        rows = same[0].table("traces").to_pylist()
+        run.append("traces", [{key: value for key, value in row.items() if key not in own} for row in rows])
 
 
 def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Config, progress: bool) -> None:
@@ -207,7 +248,7 @@ class _Traces:
         return self._by_clip[clip.clip_id][: self.count + with_greedy]
 
 
-Row = tuple[tuple[Clip, EncodedClip], AnyTrace]
+Row = tuple[tuple[Clip, EncodedClip], AnyTrace | None]
 
 
 def _train(

@@ -119,6 +119,12 @@ def run(
         calibrated[cold.id] = clock(
             "Calibrate cold start alone", lambda: calibrate.run(workbench, settings, reasoner=cold.id, **show)
         )
+        for source in ("video", "trace"):
+            control = replace(settings, calibrate=replace(settings.calibrate, without=source))
+            clock(
+                f"Calibrate without the {source}",
+                lambda c=control: calibrate.run(workbench, c, reasoner=refined.id, **show),
+            )
         own = _rationales(workbench, settings, clock, show)
         systems = [
             ("zero-shot", None),
@@ -226,7 +232,8 @@ def _chain(workbench: Workbench, small: bool) -> Finished | None:
     if not (workbench.path / "runs").is_dir():
         return None
     done = {run.id: run for run in workbench.runs(finished=True)}
-    for judge in reversed([run for run in done.values() if run.stage == "calibrate"]):
+    judges = [run for run in done.values() if run.stage == "calibrate"]
+    for judge in reversed([run for run in judges if run.config.get("calibrate", {}).get("without", "none") == "none"]):
         refined = done.get(judge.parent or "")
         cold = done.get(refined.parent or "") if refined and refined.stage == "grpo" else None
         teacher = done.get(cold.config.get("teacher") or "") if cold else None

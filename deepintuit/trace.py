@@ -121,6 +121,11 @@ class Trace:
     def provisional(self) -> str:
         return self.label
 
+    @property
+    def quick_only(self) -> bool:
+        """Whether the quick answer ended the work: there is no reasoning."""
+        return not self.grammar.text_segments
+
     def segment(self, name: str) -> str:
         """The inner text of a segment, exactly as written."""
         start, end = self.spans[name]
@@ -200,16 +205,30 @@ def parse(
 def argued_label(trace: Trace, labels: LabelSet) -> str | None:
     """The label that the reasoning argues for: the last one that its last text segment names [R]; None without one.
 
-    Where it differs from the answer, thinking and answer do not match (VideoP2R, analysis). Labels are looked for as
-    whole words, longer ones first, so that "abnormal" does not name "normal".
+    Labels are looked for as whole words, longer ones first, so that "abnormal" does not name "normal". In scripts that
+    set no spaces a word ends where another begins, so that there a label is found wherever it stands [R].
     """
     if not trace.grammar.text_segments:
         return None
-    names = spellings([*labels, *labels.aliases])
-    any_name = "|".join(r"\s+".join(map(re.escape, name.split())) for name in names)
     argued = trace.segment(trace.grammar.text_segments[-1].name)
-    found = re.findall(rf"(?<!\w)(?:{any_name})(?!\w)", argued, re.IGNORECASE)
+    found = re.findall("|".join(map(_as_word, spellings([*labels, *labels.aliases]))), argued, re.IGNORECASE)
     return labels.resolve(found[-1]) if found else None
+
+
+_SPACED = "[0-9_A-Za-z\u00c0-\u024f\u0300-\u052f\u1e00-\u1fff]"  # digits; Latin, Greek, Cyrillic, and their accents
+
+
+def _as_word(name: str) -> str:
+    before = f"(?<!{_SPACED})" if re.match(_SPACED, name[0]) else ""
+    after = f"(?!{_SPACED})" if re.match(_SPACED, name[-1]) else ""
+    return before + r"\s+".join(map(re.escape, name.split())) + after
+
+
+def mismatch(trace: Trace, labels: LabelSet) -> tuple[float, str]:
+    """1.0 where the reasoning argues for one label and the answer is another (VideoP2R, analysis), else 0.0; and the
+    label that it argues for, "none" where it names none."""
+    argued = argued_label(trace, labels)
+    return float(argued is not None and argued != trace.label), argued or NONE_LABEL
 
 
 def render(grammar: Grammar | str, /, **segments: str) -> str:

@@ -1,6 +1,7 @@
 """Evaluation: every row of every way and control, nothing fitted on what is scored, baselines beside, a kill changes
 nothing."""
 
+import itertools
 import json
 
 import numpy as np
@@ -10,19 +11,28 @@ from embedded import survivor, undisturbed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepintuit import calibrate, coldstart, config, evaluate, teach
+from deepintuit import calibrate, cli, coldstart, config, evaluate, teach
 from deepintuit.data import Manifest
 from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import StoreError
 from deepintuit.labels import LabelSet
-from deepintuit.reasoner import LocalReasoner, Task, answer_distribution
-from deepintuit.store import Workbench
+from deepintuit.reasoner import (
+    LocalReasoner,
+    Opinion,
+    Task,
+    answer_distribution,
+    likelihood_scores,
+    opinion_of,
+    parsed,
+)
+from deepintuit.reasoner.controls import CONTROLS, Asked, Shown, derangement
+from deepintuit.store import Workbench, clips
 from deepintuit.vlm import VLM
 
 pytest_plugins = ["embedded"]
 
-WAYS = [("label_likelihood", "none"), ("label_likelihood", "trace_blanked"), ("label_likelihood", "trace_swapped"),
-        ("label_likelihood", "video_blanked"), ("linear_head", "none"), ("raw", "none")]  # fmt: skip
+SHOWN = [("label_likelihood", control) for control in (*CONTROLS, "text_only")]
+WAYS = [("label_likelihood", "none"), *SHOWN, ("linear_head", "none"), ("raw", "none")]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +48,11 @@ def test_every_way_and_control_has_one_row_a_clip(bench, scored):
     clips = set(bench.manifest.usable("test")["clip_id"])
     found = dict(iter(rows.groupby(["method", "control"])))
     assert sorted(found) == sorted([*WAYS, ("vote", "none"), ("mean_likelihood", "none")])
-    for part in found.values():
+    for (_, control), part in found.items():
+        if control == "trace_swapped_alike":  # of clips that are not alone with their conclusion
+            concluded = part["provisional"].value_counts()
+            assert set(part["clip_id"]) <= clips and (concluded > 1).all()
+            continue
         assert len(part) == len(clips) and set(part["clip_id"]) == clips
         probs = np.stack(part["probs"])
         np.testing.assert_allclose(probs.sum(1), 1)
@@ -101,14 +115,163 @@ def test_raw_probability_is_that_of_the_answer_tokens(bench, cold, scored):
 
 @given(n=st.integers(2, 300), seed=st.integers(0, 1000))
 def test_swapped_traces_are_always_another_clips(n, seed):
-    order = evaluate._derangement(n, seed)
+    order = derangement(n, seed)
     assert sorted(order) == list(range(n)) and (order != np.arange(n)).all()
+
+
+@given(said=st.lists(st.sampled_from(("fall", "walk", "none")), min_size=1, max_size=30), seed=st.integers(0, 99))
+def test_controls_alter_one_input_and_leave_the_others(said, seed):
+    labels, rng = LabelSet.of("three", ("fall", "walk", "sit")), np.random.default_rng(seed)
+    own = [Opinion(conclusion, f"because {i}") for i, conclusion in enumerate(said)]
+    truths = [labels.labels[k] for k in rng.integers(0, 3, len(said))]
+    shown = {name: control(Asked(own, truths, labels, seed)) for name, control in CONTROLS.items()}
+    for i, (mine, truth) in enumerate(zip(own, truths)):
+        found = {name: rows[i] for name, rows in shown.items()}
+        assert found["trace_blanked"] == Shown(i, Opinion("none", ""))
+        assert found["rationale_blanked"] == Shown(i, Opinion(mine.conclusion, ""))
+        assert found["conclusion_none"] == Shown(i, Opinion("none", mine.rationale))
+        assert found["video_blanked"] == Shown(None, mine)
+        wrong = found["conclusion_wrong"]
+        assert (wrong.video, wrong.opinion.rationale) == (i, mine.rationale)
+        assert wrong.opinion.conclusion not in (truth, mine.conclusion) and wrong.opinion.conclusion in labels
+        for name, alike in (("trace_swapped", own), ("trace_swapped_alike", [o for o in own if o[0] == mine[0]])):
+            swapped = found[name]
+            assert (swapped is None) == (len(alike) == 1)
+            assert swapped is None or swapped.video == i and swapped.opinion in alike and swapped.opinion != mine
+        other = found["video_swapped"]
+        assert (other is None) == (len(own) == 1) and (other is None or other.video != i and other.opinion == mine)
+
+
+def test_a_calibrator_trained_without_an_input_stands_as_a_row(bench, cold, calibrated, tmp_path):
+    own = bench.copy(tmp_path / "own")
+    blind = {}
+    for source in ("video", "trace"):
+        settings = own.settings("calibrate.epochs=2", f"calibrate.without={source}")
+        blind[source] = calibrate.run(own.workbench, settings, reasoner=cold.id, progress=False)
+        assert set(calibrate.fitted_ways(blind[source])) == {"label_likelihood"}
+        texts = (run.read("traces").set_index(["clip_id", "sample"])["text"] for run in (calibrated, blind[source]))
+        pd.testing.assert_series_equal(*texts)  # taken over, not sampled again
+    run = evaluate.run(
+        own.workbench, own.settings(), reasoner=cold.id, calibrator=calibrated.id, system="controls", progress=False
+    )
+    rows = dict(iter(run.read("predictions").query("method == 'label_likelihood'").groupby("control")))
+    task = Task(own.path, own.settings())
+    for source, judge in blind.items():
+        found = rows[f"trained_without_{source}"].sort_values("clip_id")
+        vlm = VLM.load(own.settings().model, own.settings().video, checkpoint=judge.checkpoint)
+        known = LocalReasoner(vlm, task).encode(task.clips("test"))
+        traces = parsed(task, run.read("traces").set_index("clip_id").loc[[c.clip_id for c, _ in known]].reset_index())
+        if source == "video":
+            known = [(clip, encoded.blanked()) for clip, encoded in known]
+        said = traces if source == "video" else [None] * len(known)
+        temperature = calibrate.fitted_ways(judge)["label_likelihood"]["temperature"]
+        probs = likelihood_scores(vlm, task, known, said, 8).probs(temperature)
+        order = np.argsort([clip.clip_id for clip, _ in known])
+        np.testing.assert_allclose(np.stack(found["probs"]), probs[order], atol=1e-4)
+        with pytest.raises(StoreError, match=f"trained without the {source}"):
+            evaluate.run(own.workbench, own.settings(), reasoner=cold.id, calibrator=judge.id, progress=False)
+    assert cli._calibrator_of(own.workbench, cold.id) == calibrated.id
+    own.workbench.refresh()
+    assert [row["calibrator"] for row in clips.reasoners(own.workbench) if row["run_id"] == cold.id] == [calibrated.id]
+
+
+def test_text_alone_learns_from_the_calibrators_own_traces(bench, tmp_path):
+    """Traces whose last word gives the true label away; the test's too."""
+    task = Task(bench.path, bench.settings())
+    words = {label: chr(0x4E00 + 100 * k) for k, label in enumerate(task.labels)}
+
+    def row(clip, sample):
+        text = f"<think> a {words[clip.label]} </think><answer> {task.labels.labels[0]} </answer>"
+        return {"clip_id": clip.clip_id, "sample": sample, "text": text, "truncated": False}
+
+    own = bench.copy(tmp_path / "own")
+    with own.workbench.start_run("calibrate", {"made": "up"}, dataset="homecam") as run:
+        clips = [clip for split in ("calibration", "validation") for clip in task.clips(split)]
+        run.append("traces", [row(clip, sample) for clip in clips for sample in range(2)])
+        run.finish({})
+    taught = {clip.label for clip in task.clips("calibration")}
+    test = [clip for clip in task.clips("test") if clip.label in taught]
+    said = [opinion_of(trace) for trace in parsed(task, [row(clip, 0) for clip in test])]
+    score, temperatures = evaluate._text_alone(run, task, said, 0)
+    assert (temperatures > 0).all() and len(set(temperatures)) == 1
+    assert [task.labels.labels[k] for k in score.probs(1.0).argmax(1)] == [clip.label for clip in test]
+
+
+def test_thresholds_are_chosen_on_validation_and_stored(calibrated, scored):
+    fitted = calibrate.fitted_ways(calibrated)
+    chosen = scored.summary["thresholds"]
+    assert set(chosen) == {"label_likelihood", "linear_head", "vote", "mean_likelihood"}
+    for method, found in chosen.items():
+        assert found["risks"] == fitted[method]["thresholds"] and found["n"] == fitted[method]["n"]
+        assert set(found["risks"]) == {"0.01", "0.02", "0.05", "0.1"}
+
+
+def test_systems_are_called_what_they_are(tmp_path):
+    workbench = Workbench(tmp_path)
+
+    numbers = itertools.count()
+
+    def made(stage, parent=None, **config):
+        with workbench.start_run(stage, config, parent=parent, name=str(next(numbers)), dataset="d") as run:
+            run.finish({})
+        return run.id
+
+    def cold(parent=None, teacher="", target="trace", splits=("coldstart",), limit=0):
+        settings = {"target": target, "splits": list(splits), "limit": limit}
+        return made("coldstart", parent, coldstart=settings, teacher=teacher)
+
+    every = ("coldstart", "grpo", "calibration")
+    taught, own = (made("teach", teach={"source": source, "model": "m"}) for source in ("endpoint", "self"))
+    refined = made("grpo", cold(teacher=taught))
+    rationales = cold(teacher=own)
+    names = {
+        None: "zero-shot",
+        taught: "teacher, m",
+        cold(teacher=taught): "cold start",
+        cold(teacher=taught, limit=50): "cold start, first 50",
+        refined: "cold start + GRPO",
+        made("grpo"): "GRPO alone",
+        cold(target="label"): "labels only",
+        cold(target="label", splits=every): "labels only, all clips",
+        cold(target="label", splits=("coldstart", "grpo")): "labels only, coldstart and grpo clips",
+        rationales: "own rationales",
+        cold(rationales, target="label"): "RB-FT",
+        cold(rationales, target="label", splits=every): "RB-FT, all clips",
+        made("grpo", cold(rationales, target="label")): "RB-FT + GRPO",
+        cold(refined, target="label"): "cold start + GRPO + labels",
+        cold(cold(target="label"), teacher=taught): "labels only + cold start",
+        cold(teacher="gone"): "cold start",
+    }
+    assert {run: evaluate.name_of(workbench, run) for run in names} == names
+
+
+def test_a_servers_traces_are_calibrated_by_a_named_calibrator_or_refused(bench, cold, calibrated, tmp_path):
+    own = bench.copy(tmp_path / "own")
+    settings = own.settings("teach.source=homecam")
+    source = teach.run(own.workbench, settings, split="test", progress=False)
+    known = len(own.workbench.runs())
+    for nobody in ("no-such-run", source.id):
+        with pytest.raises(StoreError):
+            evaluate.run(own.workbench, settings, reasoner=source.id, calibrator=nobody, progress=False)
+    labels = own.settings("coldstart.target=label", "coldstart.epochs=1")
+    bare = coldstart.run(own.workbench, labels, teacher=None, name="labels", progress=False)
+    with pytest.raises(StoreError, match="answers by label alone"):
+        evaluate.run(own.workbench, labels, reasoner=bare.id, calibrator=calibrated.id, progress=False)
+    assert len(own.workbench.runs()) == known + 1
+    run = evaluate.run(own.workbench, settings, reasoner=source.id, calibrator=calibrated.id, progress=False)
+    rows = run.read("predictions")
+    clips = set(own.manifest.usable("test")["clip_id"])
+    found = rows[rows["method"] == "label_likelihood"].groupby("control")["clip_id"].apply(set)
+    assert set(found.index) == {"none", *CONTROLS} and found["none"] == clips
+    assert set(rows["trace_id"]) <= set(run.read("traces")["trace_id"]) and not rows["trace_id"].isna().any()
+    assert run.summary["thresholds"]["label_likelihood"]["n"] > 0
 
 
 def test_nothing_is_fitted_on_the_clips_that_are_scored(bench, cold, calibrated, scored, tmp_path):
     fitted = json.loads((calibrated.checkpoint / calibrate.CALIBRATION).read_text())
     rows = scored.read("predictions")
-    for method, part in rows[rows["method"] != "raw"].groupby("method"):
+    fitted_here = (rows["method"] == "raw") | (rows["control"] == "text_only")  # whose T is of validation traces
+    for method, part in rows[~fitted_here].groupby("method"):
         assert set(part["temperature"]) == {fitted[method]["temperature"]}
     own = bench.copy(tmp_path / "own")  # other labels on the test clips change no probability
     manifest = own.manifest

@@ -1,5 +1,6 @@
 """The metrics: equal to scikit-learn and scipy where they have them, by hand otherwise, and sane at the edges."""
 
+import json
 import math
 import time
 import tracemalloc
@@ -307,6 +308,11 @@ def test_risk_coverage_by_hand() -> None:
     assert curve.at_most(0.4) == (0.8, 0.75) and curve.at_most(0) == (0.9, 0.25) and curve.at_most(0.5) == (0.1, 1.0)
     assert metrics.risk_coverage([0.9, 0.8], [0, 0]).at_most(0.1) == (math.inf, 0)
     assert metrics.risk_coverage([], []).at_most(0.1) == (math.inf, 0)
+    assert curve.at(0.8) == (0.75, pytest.approx(1 / 3)) and curve.at(0.85) == (0.25, 0) and curve.at(0) == (1.0, 0.5)
+    assert curve.at(math.inf)[0] == 0 and math.isnan(curve.at(0.95)[1])
+    found = metrics.thresholds_for([0.9, 0.8, 0.7], [1, 1, 0])
+    assert found == {"0.01": 0.8, "0.02": 0.8, "0.05": 0.8, "0.1": 0.8} == json.loads(json.dumps(found))
+    assert set(metrics.thresholds_for([0.9], [0]).values()) == {None}
 
 
 @quick

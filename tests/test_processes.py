@@ -15,7 +15,7 @@ from deepintuit.grpo.groups import Group, Scorer
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.homecam import facts_of, teacher
 from deepintuit.judges import Question, appoint
-from deepintuit.reasoner import LocalReasoner, Task, gate_for, live, parsed
+from deepintuit.reasoner import LocalReasoner, Task, fitted_ways, gate_for, live, parsed
 from deepintuit.reasoner.replay import TraceDone
 from deepintuit.trace import FALLBACK, GRAMMARS, Segment, parse, render
 from deepintuit.vlm import VLM, Gate, Sample, character_offsets
@@ -255,7 +255,8 @@ def test_the_loss_takes_the_advantages_of_tokens(bench, cold, four_texts):
         assert not row[len(advantage_T) :].any()
     scores = trainer.run_.read("scores")
     kept = {name: part["value"].tolist() for name, part in scores.groupby("name")}
-    assert sorted(kept["sufficient"]) == [0, 0, 1, 1] and sorted(kept["mismatch"]) == [0, 1, 1]
+    assert sorted(kept["sufficient"]) == [0, 0, 1, 1]
+    assert sorted(kept["mismatch"]) == [0, 0, 1]  # who names no label argues for no other
     assert len(kept["advantage_perception"]) == 3  # the unparsed trace has none
 
 
@@ -353,7 +354,10 @@ def test_a_gated_evaluation_stores_whether_it_thought_and_reads_it_back(bench, q
     mine = bench.copy(tmp_path / "wb")
     settings = mine.settings(*QUICK, "gate.by=calibrated", "calibrate.epochs=1")
     judge = calibrate.run(mine.workbench, settings, reasoner=quick_start.id, progress=False)
-    assert judge.summary["rows"] > 3 * judge.summary["clips"]  # quick forms beside the whole traces
+    # Quick forms beside the whole traces: twice two sampled ones and a greedy one, of every clip.
+    assert judge.summary["rows"] == 6 * judge.summary["clips"]
+    fitted = fitted_ways(judge)
+    assert 0 < fitted["quick"]["n"] != fitted["label_likelihood"]["n"] and fitted["quick"]["temperature"] > 0
     found = {}
     for by, threshold in (("confidence", 0.0), ("calibrated", 0.0), ("calibrated", 1.0), ("calibrated", None)):
         if threshold is None:  # the middle of what the calibrator said of quick answers, when every trace thought on
@@ -372,7 +376,22 @@ def test_a_gated_evaluation_stores_whether_it_thought_and_reads_it_back(bench, q
         task = Task(mine.path, settings)
         for trace, provisional in zip(parsed(task, traces), traces["provisional"]):
             assert trace.provisional == provisional
-        assert len(run.read("predictions").query("method == 'label_likelihood'")) == len(traces)
+        answers = run.read("predictions").query("method == 'label_likelihood'").set_index("clip_id")
+        assert len(answers) == len(traces)
+        ended = set(traces.loc[traces["thought"] == False, "clip_id"])  # noqa: E712 - null is neither
+        for clip_id, temperature in answers["temperature"].items():  # each of its own kind
+            assert temperature == fitted["quick" if clip_id in ended else "label_likelihood"]["temperature"]
+
+
+def test_a_calibrator_that_knows_no_quick_answer_is_no_gate(bench, quick_start, tmp_path):
+    mine = bench.copy(tmp_path / "wb")
+    judge = calibrate.run(
+        mine.workbench, mine.settings(*QUICK, "calibrate.epochs=1"), reasoner=quick_start.id, progress=False
+    )
+    assert "quick" not in fitted_ways(judge)
+    settings = mine.settings(*QUICK, "gate.by=calibrated")
+    with pytest.raises(ConfigError, match="that knows quick answers"):
+        evaluate.run(mine.workbench, settings, reasoner=quick_start.id, calibrator=judge.id, progress=False)
 
 
 def test_a_gate_without_a_quick_answer_or_a_calibrator_is_refused(bench):

@@ -20,6 +20,7 @@ from deepintuit.data.manifest import SCHEMA
 from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import LabelSet
 from deepintuit.metrics import Estimate, Flips, class_scores, confusion, gate_curve, reliability_bins, risk_coverage
+from deepintuit.reasoner import controls
 from deepintuit.report import (
     class_f1_figure,
     class_gains,
@@ -42,6 +43,7 @@ from deepintuit.report import (
     training_figure,
 )
 from deepintuit.report.gather import departures
+from deepintuit.report.table import CONTROLS
 from deepintuit.report.thinking import gate_figure, quick_answers
 from deepintuit.store import Workbench
 
@@ -355,6 +357,29 @@ def test_labels_in_figures_are_text_and_stay_apart() -> None:
 
 # The card
 
+def test_thresholds_come_from_validation_clips_or_none_is_quoted(tmp_path: Path) -> None:
+    """From 0.85 on two of the four clips are answered, both right; among all of them 0.8 would have done."""
+    workbench, run_id = workbench_with(tmp_path, tiny(), thresholds=False)
+    text = Page(run_card(workbench, run_id).read_text(encoding="utf-8")).text
+    assert "No threshold of confidence is quoted" in text and "at most 5 %" not in text
+
+
+def test_traces_that_argue_otherwise_stand_beside_the_raw_label() -> None:
+    rows = [{**row, "trace_id": row["clip_id"]} for row in tiny()]
+    raw, calibrated, _ = table_of(frame(rows), LABELS, QUICK, mismatches={"a": 0.0, "b": 1.0, "c": 1.0})
+    assert raw.mismatch.value == pytest.approx(2 / 3) and raw.measured.values["mismatch"] == raw.mismatch.value
+    assert raw.mismatch.low < 2 / 3 <= raw.mismatch.high and calibrated.mismatch is None
+    table = markdown_table([raw, calibrated]).splitlines()
+    place = table[0].split(" | ").index("Argues otherwise %")
+    assert table[2].split(" | ")[place].startswith("66.7 (") and table[3].split(" | ")[place] == "–"
+    assert "66.7" in printed(terminal_table([raw, calibrated], 130), 130)
+
+
+def test_every_control_is_told_in_words_wherever_rows_are_read() -> None:
+    assert set(CONTROLS) == {*controls.CONTROLS, "text_only", "trained_without_video", "trained_without_trace"}
+    assert all(all(told) for told in CONTROLS.values())
+
+
 def clip_row(clip: str, label: str, split: str = "test", **more: object) -> dict[str, object]:
     empty = dict.fromkeys(SCHEMA.names)
     return {**empty, "clip_id": clip, "path": f"/somewhere/{clip}.mp4", "label": label, "group": clip, "split": split,
@@ -362,7 +387,7 @@ def clip_row(clip: str, label: str, split: str = "test", **more: object) -> dict
 
 
 def workbench_with(tmp_path: Path, rows: list[dict[str, object]], trace: str = "<think>a</think><answer>cat</answer>",
-                   clip_name: str = "a.mp4") -> tuple[Workbench, str]:
+                   clip_name: str = "a.mp4", thresholds: bool = True) -> tuple[Workbench, str]:
     workbench = Workbench(tmp_path / "w")
     clips = [clip_row(c, "cat" if c in "ab" else "dog") for c in "abcd"]
     clips[0]["path"] = f"/somewhere/{clip_name}"
@@ -378,7 +403,10 @@ def workbench_with(tmp_path: Path, rows: list[dict[str, object]], trace: str = "
                               for c in "abcd"])
         trace_of = run.read("traces", ["clip_id", "trace_id"]).set_index("clip_id")["trace_id"]
         run.append("predictions", [{**row, "trace_id": trace_of[row["clip_id"]]} for row in rows])
-        run.finish({})
+        about = {"name": "mismatch", "evidence": "dog"}
+        run.append("scores", [{**about, "trace_id": trace_of[c], "value": float(c == "b")} for c in "abc"])
+        chosen = {"label_likelihood": {"n": 40, "risks": {"0.02": None, "0.05": 0.85}}}
+        run.finish({"thresholds": chosen} if thresholds else {})
     return workbench, run.id
 
 
@@ -417,7 +445,8 @@ def test_the_card_tells_the_result_and_how_to_get_it_again(tmp_path: Path) -> No
                  "Trace blanked", "Mended by calibration", "Broken by calibration", "Right before and after",
                  "bootstrap = 50", "Run it again", "Usable clips by split and label", "transformers",
                  "8 traces a clip: 5 of 9 clips kept, 3 all right and 1 all wrong left out",
-                 "F1 of each class, stage by stage", "at most 5 % 0.800 75.0", "Holds the truth"):
+                 "F1 of each class, stage by stage", "at most 5 % 0.850 50.0 0.0", "at most 2 % none does 0.0 –",
+                 "Holds the truth"):
         assert told in text, told
     assert not list(path.parent.glob(".*"))
 

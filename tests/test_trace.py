@@ -17,6 +17,7 @@ from deepintuit.trace import (
     argued_label,
     grammar_named,
     mentions,
+    mismatch,
     outer_spans,
     parse,
     render,
@@ -288,6 +289,24 @@ def test_reasoning_argues_for_the_last_label_that_it_names(thinking, argued):
     labels = LabelSet("pair", ("normal", "abnormal"), {}, {"very strange": "abnormal"})
     trace = parse(render("think-answer", think=thinking, answer="normal"), "think-answer", labels)
     assert argued_label(trace, labels) == argued
+
+
+@pytest.mark.parametrize(
+    "labels, thinking, argued",
+    [
+        (("跌倒", "行走"), "老人先行走，然后跌倒了。", "跌倒"),
+        (("ล้ม", "เดิน"), "เขาเดินแล้วล้มลง", "ล้ม"),
+        (("넘어짐", "걷기"), "걷기보다 넘어짐입니다", "넘어짐"),
+        (("fall", "walk"), "所以是fall。", "fall"),
+        (("chute", "été"), "C'est l'e\u0301te\u0301.", "été"),
+        (("fall", "walk"), "He falls, walking.", None),
+    ],
+)
+def test_labels_are_found_in_reasoning_of_scripts_without_spaces(labels, thinking, argued):
+    labels = LabelSet.of("two", labels)
+    trace = parse(render("think-answer", think=thinking, answer=labels.labels[0]), "think-answer", labels)
+    assert argued_label(trace, labels) == argued
+    assert mismatch(trace, labels) == (float(argued not in (None, labels.labels[0])), argued or "none")
 
 
 def test_reasoning_that_names_a_longer_label_does_not_argue_for_the_one_that_begins_it():

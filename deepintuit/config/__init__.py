@@ -261,6 +261,8 @@ class CalibrateConfig(Section):
     greedy_trace: bool = _setting(True, "add one greedy trace a clip, as the test uses one [R]")
     shuffle_labels: bool = _setting(True, "shuffle the order of the labels in each row's prompt [R]")
     save_steps: int = _setting(50, "updates between two resumable checkpoints", low=1)
+    without: str = _setting("none", "a control: a calibrator that never sees the video, or the trace; a run of its own, which "
+                            "evaluate puts beside the calibrator that sees both", choices=("none", "video", "trace"), added=True)
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,8 @@ class EvaluateConfig(Section):
     bootstrap: int = _setting(1000, "resamples of the clips for the intervals; 0: no intervals", low=0)
     confidence: float = _setting(0.95, "of the intervals", above=0, high=0.999)
     bins: int = _setting(15, "reliability bins for ECE", low=1)
-    controls: bool = _setting(True, "also score with the trace blanked, the video blanked, the trace swapped")
+    controls: bool = _setting(True, "also score what the answer rests on: inputs blanked and swapped, the text of the traces alone, and calibrators "
+                              "trained without an input where there are any")
 
 
 _CHECKED = {

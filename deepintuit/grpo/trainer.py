@@ -19,7 +19,7 @@ from deepintuit.config import Config
 from deepintuit.grpo.groups import Group, Scorer
 from deepintuit.reasoner import Clip
 from deepintuit.store import Run, trace_id
-from deepintuit.trace import argued_label
+from deepintuit.trace import mismatch
 from deepintuit.vlm import EncodedClip
 from deepintuit.vlm.attention import see_trees
 from deepintuit.vlm.prefix import in_parts, pack
@@ -241,8 +241,7 @@ class Trainer(Resumable, GRPOTrainer):
                     numbers["advantage_perception"] = float(advantage_T[seeing_T][0])
                 evidence = dict.fromkeys(numbers, scored.reason or scored.answer)
                 if trace.ok and trace.grammar.text_segments:
-                    argued = argued_label(trace, self.reasoner.task.labels)
-                    numbers["mismatch"], evidence["mismatch"] = float(argued != trace.label), argued or "none"
+                    numbers["mismatch"], evidence["mismatch"] = mismatch(trace, self.reasoner.task.labels)
                 if verdict := group.verdicts[number]:
                     evidence["sufficient"] = verdict.said
                 told = ({"name": n, "value": value, "evidence": evidence[n]} for n, value in numbers.items())

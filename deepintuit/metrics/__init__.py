@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics.abstention import (
+    RISKS,
     Conformal,
     RiskCoverage,
     conformal_folds,
@@ -27,6 +28,7 @@ from deepintuit.metrics.abstention import (
     conformal_sets,
     risk_coverage,
     set_coverage,
+    thresholds_for,
 )
 from deepintuit.metrics.agreement import (
     Agreement,
@@ -72,13 +74,13 @@ from deepintuit.metrics.intervals import (
 from deepintuit.metrics.label_errors import LabelErrors, label_errors
 
 __all__ = [
-    "FLOOR", "Agreement", "Bins", "ClassScores", "Conformal", "Estimate", "Evaluation", "Flips", "GateCurve",
+    "FLOOR", "RISKS", "Agreement", "Bins", "ClassScores", "Conformal", "Estimate", "Evaluation", "Flips", "GateCurve",
     "LabelErrors", "RiskCoverage", "Statistic", "agreement", "alpha_of", "apply_temperature",
     "bootstrap", "bootstrap_each", "brier_each", "cheapest_threshold", "class_f1_of", "class_indices", "class_scores",
     "conformal_folds", "conformal_quantile", "conformal_sets", "confusion", "ece", "ece_of", "evaluate_predictions",
     "fit_temperature", "flips", "gate_curve", "kappa_of", "label_errors", "macro_f1", "macro_f1_of", "mean_of",
     "nll", "nll_each", "paired_difference", "percent_agreement_of", "rating_matrix",
-    "reliability_bins", "risk_coverage", "set_coverage", "wilson",
+    "reliability_bins", "risk_coverage", "set_coverage", "thresholds_for", "wilson",
 ]
 
 

@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from deepintuit.metrics.inputs import Floats, distribution, mean, same_length
 from deepintuit.metrics.intervals import Estimate, wilson
 
+RISKS = (0.01, 0.02, 0.05, 0.1)
+"""Shares of wrong answers among those given, for which a threshold of confidence is chosen on validation clips."""
+
 
 @dataclass(frozen=True)
 class RiskCoverage:
@@ -27,6 +30,19 @@ class RiskCoverage:
         none is, (inf, 0): answer nothing. Choose it on validation clips; it promises nothing on others."""
         good = np.flatnonzero(self.risk <= risk)
         return (float(self.threshold[good[-1]]), float(self.coverage[good[-1]])) if good.size else (math.inf, 0.0)
+
+    def at(self, threshold: float) -> tuple[float, float]:
+        """(coverage, risk) of answering from this confidence on; (0, nan) where that answers nothing."""
+        answered = int((self.threshold >= threshold).sum())
+        return (float(self.coverage[answered - 1]), float(self.risk[answered - 1])) if answered else (0.0, math.nan)
+
+
+def thresholds_for(confidence_C: ArrayLike, correct_C: ArrayLike) -> dict[str, float | None]:
+    """For each of `RISKS`, as text, the confidence from which on these clips, of validation, err no more than that;
+    None where none does. Plain enough for a JSON file."""
+    curve = risk_coverage(confidence_C, correct_C)
+    found = {str(risk): curve.at_most(risk)[0] for risk in RISKS}
+    return {risk: None if math.isinf(threshold) else threshold for risk, threshold in found.items()}
 
 
 def risk_coverage(confidence_C: ArrayLike, correct_C: ArrayLike) -> RiskCoverage:

@@ -77,12 +77,14 @@ def _shifted(logits_C_K: ArrayLike) -> Floats:
     return np.maximum(logits - top, -1e4)
 
 
-def apply_temperature(logits_C_K: ArrayLike, temperature: float) -> Floats:
-    """softmax(logits / temperature), shape (C, K); the order of classes in a row never changes."""
-    if not temperature > 0:
-        raise DataError(f"a temperature of {temperature} came", "dividing by it gives no distribution",
+def apply_temperature(logits_C_K: ArrayLike, temperature: ArrayLike) -> Floats:
+    """softmax(logits / temperature), shape (C, K), by one temperature or one a clip; the order of classes in a row
+    never changes."""
+    temperatures = np.asarray(temperature, dtype=np.float64).reshape(-1, 1)
+    if not (temperatures > 0).all():
+        raise DataError(f"a temperature of {temperatures.min()} came", "dividing by it gives no distribution",
                         "use a positive one; fit_temperature finds it")
-    return softmax(_shifted(logits_C_K) / temperature, axis=1)
+    return softmax(_shifted(logits_C_K) / temperatures, axis=1)
 
 
 def fit_temperature(logits_C_K: ArrayLike, truth_C: ArrayLike) -> float:

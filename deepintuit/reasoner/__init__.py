@@ -3,6 +3,7 @@
 - `task`          a dataset with its labels, grammar and prompts
 - `local`         traces from a model on this machine, as rows for the store
 - `distribution`  the four ways to a class distribution
+- `controls`      the same question with one of its inputs altered
 - `gate`          when a quick answer ends the work
 - `live`          one clip reasoned about while somebody watches, as a stream of events
 - `replay`        the same events from a stored trace, without torch
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
     from deepintuit.reasoner.local import LocalReasoner, Unreadable
     from deepintuit.reasoner.task import (
         Clip,
+        Opinion,
         Task,
         card,
         identity,
+        opinion_of,
         parsed,
         rationale_of,
         reasoner_run,
@@ -49,14 +52,17 @@ _FROM = {
     ),
     "gate": ("Calibrator", "gate_for"),
     "local": ("LocalReasoner", "Unreadable"),
-    "task": ("Clip", "Task", "card", "identity", "parsed", "rationale_of", "reasoner_run", "refuse_one_class"),
+    "task": (
+        "Clip", "Opinion", "Task", "card", "identity", "opinion_of", "parsed", "rationale_of", "reasoner_run",
+        "refuse_one_class",
+    ),
 }  # fmt: skip
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 
 __all__ = [
-    "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "Calibrator", "Clip", "LinearHead", "LocalReasoner", "Scores", "Task",
-    "Unreadable", "answer_distribution", "card", "fitted_ways", "gate_for", "hidden_states", "identity",
-    "likelihood_scores", "mean_scores", "parsed", "prompt_likelihoods", "rationale_of",
+    "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "Calibrator", "Clip", "LinearHead", "LocalReasoner", "Opinion", "Scores",
+    "Task", "Unreadable", "answer_distribution", "card", "fitted_ways", "gate_for", "hidden_states", "identity",
+    "likelihood_scores", "mean_scores", "opinion_of", "parsed", "prompt_likelihoods", "rationale_of",
     "reasoner_run", "refuse_one_class", "vote_scores",
 ]  # fmt: skip
 

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from deepintuit import disk
 from deepintuit.errors import ModelError, StoreError
 from deepintuit.metrics import apply_temperature
-from deepintuit.reasoner.task import Clip, Task
+from deepintuit.reasoner.task import Clip, Opinion, Task
 from deepintuit.store import Run
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip, character_offsets, label_logprobs, last_hidden
@@ -64,8 +65,8 @@ class Scores:
     logits_C_K: np.ndarray
     outside_C: np.ndarray
 
-    def probs(self, temperature: float) -> np.ndarray:
-        """(C, K) rows that sum to 1."""
+    def probs(self, temperature: ArrayLike) -> np.ndarray:
+        """(C, K) rows that sum to 1; one temperature, or one a clip."""
         return apply_temperature(self.logits_C_K, temperature)
 
 
@@ -116,10 +117,10 @@ def likelihood_scores(
     vlm: VLM,
     task: Task,
     clips: Sequence[tuple[Clip, EncodedClip]],
-    traces: Sequence[Trace | Malformed | None],
+    traces: Sequence[Trace | Malformed | Opinion | None],
     batch: int,
 ) -> Scores:
-    """Option A for one trace a clip (None: blanked)."""
+    """Option A for one trace a clip (None: blanked), or what is left of it."""
     prompts = [task.calibrator_prompt(clip.clip_id, trace) for (clip, _), trace in zip(clips, traces, strict=True)]
     return prompt_likelihoods(vlm, task, [e for _, e in clips], prompts, batch)
 

@@ -24,7 +24,7 @@ GateOf = Callable[[Sequence[tuple[Clip, EncodedClip]]], Gate]
 
 
 class Calibrator(NamedTuple):
-    """A trained calibrator, as a gate asks it."""
+    """A trained calibrator, as a gate asks it: `temperature` is that of quick answers."""
 
     vlm: VLM
     temperature: float
@@ -45,9 +45,9 @@ def gate_for(task: Task, settings: GateConfig, calibrator: Calibrator | None = N
         )
     if settings.by == "calibrated" and calibrator is None:
         raise ConfigError(
-            "gate.by = 'calibrated' without a calibrator",
-            "the calibrator's distribution after the quick answer is what decides",
-            "Give the run of `deepintuit calibrate`, or set gate.by=confidence",
+            "gate.by = 'calibrated' without a calibrator that knows quick answers",
+            "its distribution after the quick answer is what decides, at a temperature fitted on such answers",
+            "Give a run of `deepintuit calibrate --set gate.by=calibrated`, or set gate.by=confidence",
         )
     if quick is None:
         return None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.errors import DataError, StoreError
-from deepintuit.labels import LabelSet
+from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.prompts import calibrator_prompt, label_prompt, rationale_prompt, reasoner_prompt
 from deepintuit.store import Run, Workbench
 from deepintuit.trace import GRAMMARS, Grammar, Malformed, Trace, parse
@@ -31,6 +31,13 @@ class Clip:
     width: int
     height: int
     split: str
+
+
+class Opinion(NamedTuple):
+    """What a calibrator reads of the first reviewer: a label or "none", and the reasoning."""
+
+    conclusion: str
+    rationale: str
 
 
 class Task:
@@ -72,14 +79,12 @@ class Task:
         return rationale_prompt(self.labels, true_label, self.grammar, self.style, self._fields.get(clip_id, {}))
 
     def calibrator_prompt(
-        self, clip_id: str, trace: Trace | Malformed | None, order: Sequence[int] | None = None
+        self, clip_id: str, said: Trace | Malformed | Opinion | None, order: Sequence[int] | None = None
     ) -> str:
-        """The meta-review of a trace; None is the "trace blanked" control: no rationale and no conclusion."""
-        if trace is None:
-            return calibrator_prompt(self.labels, "none", "", self.style, self._fields.get(clip_id, {}), order)
-        return calibrator_prompt(
-            self.labels, trace.provisional, rationale_of(trace), self.style, self._fields.get(clip_id, {}), order
-        )
+        """The meta-review of a trace, or of what is left of it; None is the "trace blanked" control."""
+        said = said if isinstance(said, Opinion) else opinion_of(said)
+        fields = self._fields.get(clip_id, {})
+        return calibrator_prompt(self.labels, said.conclusion, said.rationale, self.style, fields, order)
 
     def parse(self, text: str, truncated: bool, thought: bool = True) -> Trace | Malformed:
         return parse(text, self.grammar, self.labels, truncated, thought)
@@ -148,6 +153,11 @@ def rationale_of(trace: Trace | Malformed) -> str:
     if isinstance(trace, Malformed):
         return trace.text
     return "\n".join(trace.segment(segment.name) for segment in trace.grammar.text_segments)
+
+
+def opinion_of(trace: Trace | Malformed | None) -> Opinion:
+    """What a calibrator is told of a trace; of None nothing: no conclusion and no rationale."""
+    return Opinion(NONE_LABEL, "") if trace is None else Opinion(trace.provisional, rationale_of(trace))
 
 
 def parsed(task: Task, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[Trace | Malformed]:

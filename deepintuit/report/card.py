@@ -22,7 +22,7 @@ from rich.text import Text
 
 from deepintuit import disk
 from deepintuit.config import SPLITS, EvaluateConfig
-from deepintuit.metrics import Estimate, gate_curve
+from deepintuit.metrics import Estimate, gate_curve, wilson
 from deepintuit.report import page
 from deepintuit.report.curves import training_figure
 from deepintuit.report.figures import (
@@ -35,18 +35,20 @@ from deepintuit.report.figures import (
 )
 from deepintuit.report.gains import gains_figure
 from deepintuit.report.gather import KINDS, Example, Story, departures, gather, tabulate
-from deepintuit.report.table import RISKS, Row, headline
-from deepintuit.report.text import NO_ROWS, NOTHING, interval, number, p_value, sentence, shown, terminal_table
+from deepintuit.report.table import CONTROLS, Row, headline
+from deepintuit.report.text import (
+    NO_ROWS,
+    NO_THRESHOLDS,
+    NOTHING,
+    interval,
+    number,
+    p_value,
+    sentence,
+    shown,
+    terminal_table,
+)
 from deepintuit.report.thinking import GATE_COLUMNS, gate_figure
 from deepintuit.store import Workbench
-
-CONTROLS = {
-    "trace_blanked": "The calibrator sees the clip and the provisional label, but no trace: what is lost is what it "
-                     "took from the reasoning.",
-    "video_blanked": "It reads trace and label, but every frame is blank: what is lost is what it saw for itself.",
-    "trace_swapped": "It is given the trace and label of another clip: if accuracy holds, it ignores the first "
-                     "reviewer; if it falls to chance, it only copies.",
-}
 
 
 def run_card(workbench: Workbench, run_ids: str | Sequence[str], config: EvaluateConfig | None = None) -> Path:
@@ -105,8 +107,8 @@ def _page(story: Story, title: str) -> str:
 def _result(story: Story) -> str:
     if not story.rows:
         return f"<p>{escape(NO_ROWS)}</p>"
-    heads = ["System", "n", "Accuracy %", "Macro F1 %", "No answer %", "NLL", "Brier", "ECE %", "Against raw, points",
-             "Mended / broken", "T"]
+    heads = ["System", "n", "Accuracy %", "Macro F1 %", "No answer %", "Argues otherwise %", "NLL", "Brier", "ECE %",
+             "Against raw, points", "Mended / broken", "T"]
     lines: list[tuple[str, list[str]]] = []
     previous = None
     for row in story.rows:
@@ -123,8 +125,9 @@ def _result(story: Story) -> str:
     note = (f"Under each number its {100 * story.level:g} % bootstrap interval, drawing {drawn}. A system's own "
             "line is its raw label; the ways to calibrate it lie below, with their controls. “Against raw” is the "
             "difference in accuracy to that label on the same clips; mended / broken are clips turned from wrong to "
-            "right and back, with McNemar's p. T is the temperature fitted on validation clips. NLL, Brier (0 to 2) "
-            "and ECE need probabilities, which a bare label has not.")
+            "right and back, with McNemar's p. “Argues otherwise”: of the well-formed traces, those whose reasoning "
+            "names another label last than they answer. T is the temperature fitted on validation clips. NLL, Brier "
+            "(0 to 2) and ECE need probabilities, which a bare label has not.")
     note += f" {missing} clips without a true label are left out." if missing else ""
     scores = page.table(f"Scores on the {story.rows[0].split} split", heads, lines)
     return f'{scores}<p class="soft">{escape(note)}</p>'
@@ -140,7 +143,7 @@ def _numbers(row: Row) -> list[str]:
     turned = (page.cell(f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong}", p_value(row.flips.p_value))
               if row.flips else page.cell(NOTHING))
     return [page.cell(str(row.n)), _estimate(found.accuracy), _estimate(found.macro_f1), _estimate(found.no_answer),
-            _estimate(found.nll, 1, 3), _estimate(found.brier, 1, 3), _estimate(found.ece),
+            _estimate(row.mismatch), _estimate(found.nll, 1, 3), _estimate(found.brier, 1, 3), _estimate(found.ece),
             _estimate(row.gain, sign=True), turned, page.cell(number(row.temperature, 1, 2))]
 
 
@@ -148,8 +151,8 @@ def _controls(story: Story) -> str:
     found = [row for row in story.rows if row.control in CONTROLS]
     if not found:
         return ""
-    said = "".join(f"<li><strong>{escape(shown(name).capitalize())}.</strong> {escape(text)}</li>"
-                   for name, text in CONTROLS.items() if any(row.control == name for row in found))
+    said = "".join(f"<li><strong>{escape(shown(name).capitalize())}.</strong> {escape(control.asks)}</li>"
+                   for name, control in CONTROLS.items() if any(row.control == name for row in found))
     lines = [("", [page.row_head(f"{shown(row.system)}, {shown(row.control)}"), page.cell(str(row.n)),
                    _estimate(row.evaluation.accuracy), _estimate(row.change, sign=True)]) for row in found]
     return (f"<p>They ask what the calibrated answer rests on.</p><ul>{said}</ul>"
@@ -181,22 +184,31 @@ def _unsure(story: Story) -> str:
     row = story.headline
     if row is None or not row.sets:
         return ""
-    risks = []
-    for wanted in RISKS:
-        lowest, reach = row.risk.at_most(wanted)
-        needed = "none does" if math.isinf(lowest) else number(lowest, 1, 3)
-        risks.append(("", [page.row_head(f"at most {number(wanted, digits=0)} %"), page.cell(needed),
-                           page.cell(number(reach))]))
     lines = [("", [page.row_head(f"{number(one.target, digits=0)} %"), page.cell(str(one.n)), _estimate(one.coverage),
                    page.cell(number(one.size, 1, 2)), page.cell(number(one.single))]) for one in row.sets]
-    return ("<p>Answer only from some confidence on, and err less often. A threshold is chosen on validation clips: "
-            "what it gives on these it does not promise elsewhere.</p>"
-            + page.table(f"{shown(row.system)}, {shown(row.method)}: wrong among {row.n} clips, as far as answered",
-                         ["Wanted wrong", "Lowest confidence", "Answers %"], risks) +
+    return ("<p>Answer only from some confidence on, and err less often.</p>" + _thresholds(story, row) +
             "<p>A set of labels for each clip instead of one, large enough to hold the truth as often as was promised: "
             "split-conformal, each half of the clips measured with the other half's quantile.</p>"
             + page.table(f"{shown(row.system)}, {shown(row.method)}: label sets",
                          ["Promised", "n", "Holds the truth %", "Labels a set", "Sets of one label %"], lines))
+
+
+def _thresholds(story: Story, row: Row) -> str:
+    """What the thresholds that were chosen on validation clips give on these."""
+    if story.thresholds is None:
+        return f"<p>{escape(NO_THRESHOLDS)}</p>"
+    lines = []
+    for wanted, threshold in story.thresholds.items():
+        coverage, wrong = row.risk.at(math.inf if threshold is None else threshold)
+        given = round(coverage * row.n)
+        found = wilson(round(wrong * given), given, story.level) if given else None
+        lines.append(("", [page.row_head(f"at most {number(float(wanted), digits=0)} %"),
+                           page.cell("none does" if threshold is None else number(threshold, 1, 3)),
+                           page.cell(number(coverage)), _estimate(found)]))
+    note = ("" if row.split != "validation" else
+            "<p>These are the very clips that the thresholds were chosen on: on others they give less.</p>")
+    head = f"{shown(row.system)}, {shown(row.method)}: chosen on validation clips, and what it gives on these {row.n}"
+    return note + page.table(head, ["Wanted wrong", "Lowest confidence", "Answers %", "Wrong among them %"], lines)
 
 
 # Figures

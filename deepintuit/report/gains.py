@@ -36,8 +36,6 @@ from deepintuit.report.figures import (
 from deepintuit.report.table import Row
 from deepintuit.report.text import interval, number, shown
 
-_CHAIN = ("cold start", "cold start + grpo")
-
 
 @dataclass(frozen=True)
 class ClassGains:
@@ -55,8 +53,7 @@ def stages_of(rows: Sequence[Row], row: Row | None) -> dict[str, tuple[str, str]
     if row is None:
         return {}
     raw = [one.system for one in rows if (one.method, one.control) == ("raw", "none")]
-    chain = [system for system in raw if system.casefold() in _CHAIN] if row.system.casefold() in _CHAIN else []
-    chain = chain[: chain.index(row.system) + 1] if row.system in chain else [row.system] * (row.system in raw)
+    chain = [system for system in raw if f"{row.system} + ".startswith(f"{system} + ")]
     found = {shown(system): (system, "raw") for system in chain}
     return found if row.method == "raw" else found | {f"calibrated, {shown(row.method)}": (row.system, row.method)}
 

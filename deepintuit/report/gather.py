@@ -61,6 +61,7 @@ class Story:
     steps: dict[str, pd.DataFrame]
     quick: pd.DataFrame
     gains: ClassGains | None
+    thresholds: Mapping[str, float | None] | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,10 @@ def tabulate(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfi
     names = tuple(_labels(workbench, dataset, predictions))
     groups = workbench.query('SELECT clip_id, "group" FROM clips WHERE dataset = ? AND "group" IS NOT NULL', [dataset])
     sources = dict(zip(groups["clip_id"], groups["group"], strict=True))
-    rows = table_of(predictions, names, settings, groups=sources, seed=asked[0]["seed"])
+    scores = [workbench.run(about["run_id"]).read("scores", ["trace_id", "name", "value"]) for about in asked]
+    noted = pd.concat(scores).query("name == 'mismatch'")
+    rows = table_of(predictions, names, settings, groups=sources, seed=asked[0]["seed"],
+                    mismatches=dict(zip(noted["trace_id"], noted["value"], strict=True)))
     return Table(rows, names, settings, predictions[predictions["split"] == settings.split], asked, dataset, sources)
 
 
@@ -116,7 +120,16 @@ def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig 
         {run_id: steps for run_id, steps in logged.items() if len(steps)},
         _quick(workbench, table, spoken),
         class_gains(table.predictions, stages_of(table.rows, spoken), table.labels, table.config, table.groups,
-                    table.runs[0]["seed"]))
+                    table.runs[0]["seed"]),
+        _thresholds(table, spoken))
+
+
+def _thresholds(table: Table, row: Row | None) -> Mapping[str, float | None] | None:
+    if row is None:
+        return None
+    ids = set(table.predictions.loc[table.predictions["system"] == row.system, "run_id"])
+    chosen = [about["summary"].get("thresholds", {}).get(row.method) for about in table.runs if about["run_id"] in ids]
+    return next((one["risks"] for one in chosen if one), None)
 
 
 def _quick(workbench: Workbench, table: Table, row: Row | None) -> pd.DataFrame:

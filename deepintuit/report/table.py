@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from deepintuit.metrics import (
     Flips,
     RiskCoverage,
     apply_temperature,
+    bootstrap,
     class_indices,
     conformal_folds,
     evaluate_predictions,
@@ -39,7 +41,59 @@ from deepintuit.metrics.inputs import Floats, in_order
 SYSTEMS = ("majority", "metadata", "text", "zero-shot", "labels only", "labels only, all clips", "direct", "rb-ft",
            "cold start", "cold start + grpo")
 METHODS = ("raw", "label_likelihood", "linear_head", "vote", "mean_likelihood")
-CONTROLS = ("none", "trace_blanked", "video_blanked", "trace_swapped")
+
+
+class Control(NamedTuple):
+    """A control as people read it: its name, what is asked, how a sentence about it begins, and what a fall and no fall
+    of accuracy say."""
+
+    shown: str
+    asks: str
+    start: str
+    falls: str
+    holds: str
+
+
+CONTROLS = {
+    "trace_blanked": Control(
+        "trace blanked", "The calibrator sees the clip, and reads no conclusion and no rationale: what is lost is what "
+        "it took from the trace.", "Without the trace", "the answer rests on the trace", "it does not need the trace"),
+    "rationale_blanked": Control(
+        "rationale blanked, conclusion kept", "It reads what was concluded and not why: what is lost is the reasoning.",
+        "With the conclusion alone", "it reads the reasoning", "the conclusion is all it needs"),
+    "conclusion_none": Control(
+        "conclusion none, rationale kept", "It reads the reasoning without what was concluded.",
+        "Without the conclusion", "it reads the conclusion", "it does not read the conclusion"),
+    "conclusion_wrong": Control(
+        "conclusion replaced by a wrong label", "The reasoning stays, the conclusion is a label that is not the true "
+        "one.", "With a wrong conclusion", "it believes the conclusion", "a wrong conclusion does not mislead it"),
+    "trace_swapped": Control(
+        "trace swapped", "It is given any other clip's trace. That one mostly concludes something else, so a fall says "
+        "only that label words are read.", "With another clip's trace", "it believes the trace it is given, even a "
+        "wrong one", "it is not led astray by a wrong trace"),
+    "trace_swapped_alike": Control(
+        "trace swapped, same conclusion", "It is given another clip's trace with the same conclusion: what is lost is "
+        "what the reasoning says of this clip beyond its label.", "With another clip's trace of the same conclusion",
+        "it reads more in the trace than its label", "of the trace it reads the label alone"),
+    "video_blanked": Control(
+        "video blanked", "Every frame is blank, an input that it never saw: what is lost is what it does without "
+        "being prepared.", "Without the video", "it uses the video too", "beyond the trace it does not use the video"),
+    "video_swapped": Control(
+        "video swapped", "It is shown another clip's video, an input like those that it learnt from, beside its own "
+        "trace.", "With another clip's video", "it looks at the video", "it does not look at the video"),
+    "text_only": Control(
+        "text only, on own traces", "No calibrator: TF-IDF and logistic regression on what the traces say, learnt from "
+        "the same traces. What the calibrator is better by is what it has from the video, or from the order of words.",
+        "By a classifier of the traces' text alone", "the calibrator knows more than a counter of words",
+        "a counter of words in the trace does as well"),
+    "trained_without_video": Control(
+        "trained without video", "A calibrator that never saw a frame: whether the video is needed, not whether it is "
+        "used.", "Trained without the video", "the video is needed", "the video is not needed"),
+    "trained_without_trace": Control(
+        "trained without trace", "A calibrator that never read a trace: what the labels alone would have given.",
+        "Trained without the trace", "the trace is needed", "the trace is not needed"),
+}  # fmt: skip
+"""What an answer rests on, by its name in the store and in the order of reading."""
 
 MEASURES = ("accuracy", "macro_f1", "no_answer", "nll", "brier", "ece")
 """The fields of `Evaluation` that are one number with an interval."""
@@ -47,8 +101,6 @@ MEASURES = ("accuracy", "macro_f1", "no_answer", "nll", "brier", "ece")
 
 COVERAGES = (0.9, 0.95)
 """Shares of the clips whose label set is promised to hold the truth."""
-RISKS = (0.01, 0.02, 0.05, 0.1)
-"""Shares of wrong answers among those given, of which it is said what confidence keeps to them."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +109,10 @@ class Row:
 
     `flips` and `gain` (accuracy minus accuracy, as a fraction) compare it with the raw label of the same system on the
     clips both have; None where there is no raw label or this row is it. `change` compares a control with the same
-    method uncontrolled. `untempered` are the reliability bins before the fitted `temperature`; `risk` is None, as are
-    the last four of `evaluation`, for a bare label without probabilities. `sets`: conformal ones, at each of
-    `COVERAGES`.
+    method uncontrolled. `mismatch` is the share of well-formed traces that argue for one label and answer another, of a
+    raw label that comes from traces. `untempered` are the reliability bins before the fitted `temperature`; `risk` is
+    None, as are the last four of `evaluation`, for a bare label without probabilities. `sets`: conformal ones, at each
+    of `COVERAGES`.
     """
 
     system: str
@@ -76,6 +129,7 @@ class Row:
     untempered: Bins | None = None
     temperature: float | None = None
     outside_mass: float | None = None
+    mismatch: Estimate | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -87,15 +141,16 @@ class Row:
 
     @property
     def measured(self) -> Measured:
-        found = {name: getattr(self.evaluation, name) for name in MEASURES} | {"gain": self.gain}
+        found = {name: getattr(self.evaluation, name) for name in MEASURES}
+        found |= {"gain": self.gain, "mismatch": self.mismatch}
         values = {name: one.value for name, one in found.items() if one is not None and not math.isnan(one.value)}
         return Measured(*self.key, self.n, values)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A row as a seed leaves it: its measures (`MEASURES`, and "gain") without intervals. Plain enough for a JSON
-    file."""
+    """A row as a seed leaves it: its measures (`MEASURES`, "gain" and "mismatch") without intervals. Plain enough for a
+    JSON file."""
 
     system: str
     method: str
@@ -109,19 +164,23 @@ class Measured:
 
 
 def table_of(predictions: pd.DataFrame, labels: Iterable[str], config: EvaluateConfig | None = None, *,
-             groups: Mapping[str, str] | None = None, seed: int = 0) -> list[Row]:
+             groups: Mapping[str, str] | None = None, seed: int = 0,
+             mismatches: Mapping[str, float] | None = None) -> list[Row]:
     """One `Row` for each (system, method, control) among the grain's rows of `config.split`, baselines first.
 
     `labels` is the label set; probabilities are brought into its order. `groups` (clip_id → source) makes the
-    intervals draw whole sources, since clips of one are alike. Clips without a true label are left out and counted.
-    DataError when a clip has two rows of one key, or probabilities over other labels. No rows: an empty list.
+    intervals draw whole sources, since clips of one are alike; `mismatches` (trace_id → the score of that name) gives
+    raw labels their share of traces that argue for another label than they answer. Clips without a true label are left
+    out and counted. DataError when a clip has two rows of one key, or probabilities over other labels. No rows: an
+    empty list.
     """
     config = config or EvaluateConfig()
     names = tuple(labels)
     chosen = predictions[predictions["split"] == config.split]
     answers = {key: _Answers.of(key, frame, names, groups or {})
                for key, frame in chosen.groupby(["system", "method", "control"], sort=False)}
-    return [_row(answers, key, names, config, seed) for key in sorted(answers, key=_place(list(answers)))]
+    return [_row(answers, key, names, config, seed, mismatches or {})
+            for key in sorted(answers, key=_place(list(answers)))]
 
 
 def headline(rows: Sequence[Row], method: str = "label_likelihood") -> Row | None:
@@ -135,11 +194,12 @@ def headline(rows: Sequence[Row], method: str = "label_likelihood") -> Row | Non
 def _place(keys: list[tuple[str, str, str]]) -> Callable[[tuple[str, str, str]], tuple[int, ...]]:
     folded = [system.casefold() for system, _, _ in keys]
     systems = [*SYSTEMS, *dict.fromkeys(system for system in folded if system not in SYSTEMS)]
+    controls = ["none", *CONTROLS]
 
     def place(key: tuple[str, str, str]) -> tuple[int, ...]:
         system, method, control = key
         return tuple(known.index(word) if word in known else len(known)
-                     for word, known in ((system.casefold(), systems), (method, METHODS), (control, CONTROLS)))
+                     for word, known in ((system.casefold(), systems), (method, METHODS), (control, controls)))
 
     return place
 
@@ -183,7 +243,7 @@ def _probabilities(key: tuple[str, str, str], frame: pd.DataFrame, labels: tuple
 
 
 def _row(answers: Mapping[tuple[str, str, str], _Answers], key: tuple[str, str, str], labels: tuple[str, ...],
-         config: EvaluateConfig, seed: int) -> Row:
+         config: EvaluateConfig, seed: int, mismatches: Mapping[str, float]) -> Row:
     mine = answers[key]
     frame = mine.frame
     system, method, control = key
@@ -203,6 +263,13 @@ def _row(answers: Mapping[tuple[str, str, str], _Answers], key: tuple[str, str, 
         before, after = _both(raw, mine)
         row = replace(row, gain=_difference(before, after, options),
                       flips=flips(before.frame["predicted"], after.frame["predicted"], after.frame["true_label"]))
+    if (method, control) == ("raw", "none") and mismatches:
+        noted_C = frame["trace_id"].map(mismatches).to_numpy(dtype=float)
+        known_C = ~np.isnan(noted_C)
+        if known_C.any():
+            n, groups_C = int(known_C.sum()), mine.groups_C[known_C]
+            share = bootstrap(mean_of(noted_C[known_C]), n, groups_C=groups_C, **options)
+            row = replace(row, mismatch=_never_certain(share, len(np.unique(groups_C)), config.confidence))
     if uncontrolled is not None and control != "none":
         row = replace(row, change=_difference(*_both(uncontrolled, mine), options))
     return row

@@ -15,14 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from deepintuit.metrics import Estimate
-from deepintuit.report.table import Measured, Row, SeedRow, over_seeds
+from deepintuit.report.table import CONTROLS, Measured, Row, SeedRow, over_seeds
 
 NAMES = {
     "raw": "raw label", "label_likelihood": "label likelihood", "linear_head": "linear head", "vote": "vote",
-    "mean_likelihood": "mean likelihood", "trace_blanked": "trace blanked", "video_blanked": "video blanked",
-    "trace_swapped": "trace swapped", "cold start + grpo": "cold start + GRPO", "rb-ft": "RB-FT",
+    "mean_likelihood": "mean likelihood", "cold start + grpo": "cold start + GRPO", "rb-ft": "RB-FT",
+    **{name: control.shown for name, control in CONTROLS.items()},
 }
 NO_ROWS = "No predictions of this split yet: run `deepintuit evaluate`, then this table has a row for each system."
+NO_THRESHOLDS = ("No threshold of confidence is quoted: none was chosen on validation clips for this answer. "
+                 "Calibration does that at its end; a calibrator from before must be trained again under another name.")
 MINUS, NOTHING = "\u2212", "\u2013"
 
 
@@ -143,6 +145,7 @@ _COLUMNS = (
     _Column("no\nanswer %", lambda row, narrow: _bare(row.evaluation.no_answer)),
     _Column("ECE %", lambda row, narrow: _cell(row.evaluation.ece, narrow)),
     _Column("against raw", lambda row, narrow: _cell(row.gain, narrow, sign=True)),
+    _Column("argues\notherwise %", lambda row, narrow: _bare(row.mismatch), 130),
     _Column("NLL", lambda row, narrow: _bare(row.evaluation.nll, 1, 2), 130),
     _Column("Brier", lambda row, narrow: _bare(row.evaluation.brier, 1, 2), 130),
     _Column("\u2717\u2192\u2713 / \u2713\u2192\u2717", lambda row, narrow: _turned(row), 130),
@@ -163,14 +166,15 @@ def markdown_table(rows: Sequence[Row]) -> str:
     """The full table as GitHub Markdown, for docs; ends with a newline."""
     if not rows:
         return NO_ROWS + "\n"
-    heads = ["System", "Answer", "n", "Accuracy %", "Macro F1 %", "No answer %", "NLL", "Brier", "ECE %",
-             "Against raw, points", "Wrong\u2192right / right\u2192wrong"]
+    heads = ["System", "Answer", "n", "Accuracy %", "Macro F1 %", "No answer %", "Argues otherwise %", "NLL", "Brier",
+             "ECE %", "Against raw, points", "Wrong\u2192right / right\u2192wrong"]
     body = []
     for row in rows:
         found = row.evaluation
         body.append([shown(row.system), _answer(row.method, row.control), str(row.n), _marked(found.accuracy),
-                     _marked(found.macro_f1), _marked(found.no_answer), _marked(found.nll, 1, 3),
-                     _marked(found.brier, 1, 3), _marked(found.ece), _marked(row.gain, sign=True), turned(row)])
+                     _marked(found.macro_f1), _marked(found.no_answer), _marked(row.mismatch),
+                     _marked(found.nll, 1, 3), _marked(found.brier, 1, 3), _marked(found.ece),
+                     _marked(row.gain, sign=True), turned(row)])
     return _markdown(heads, body)
 
 

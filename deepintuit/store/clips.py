@@ -145,7 +145,8 @@ def reasoners(workbench: Workbench) -> list[dict[str, Any]]:
             """SELECT run_id, stage, name, dataset, created, calibrator
                FROM runs LEFT JOIN (
                    SELECT parent AS run_id, arg_max(run_id, created) AS calibrator FROM runs
-                   WHERE stage = 'calibrate' AND status = 'finished' GROUP BY parent) USING (run_id)
+                   WHERE stage = 'calibrate' AND status = 'finished'
+                     AND coalesce(config->>'$.calibrate.without', 'none') = 'none' GROUP BY parent) USING (run_id)
                WHERE status = 'finished' AND stage IN ('coldstart', 'grpo')
                  AND coalesce(config->>'$.coldstart.target', 'trace') <> 'label'
                ORDER BY calibrator IS NULL, (stage = 'grpo') DESC, created DESC"""

@@ -115,6 +115,16 @@ def test_the_threshold_tells_coverage_risk_and_who_is_left(site):
         assert row in errors_honesty.abstain(found, 0.8)
 
 
+def test_thresholds_for_wanted_risks_are_those_of_validation_or_none(site):
+    found = looked_at(site)
+    assert "No threshold of confidence is quoted" in errors_honesty.abstain(found, 0.8)
+    chosen = replace(found, thresholds={"0.02": None, "0.05": 0.8})
+    said = errors_honesty.abstain(chosen, 0.8)
+    assert "chosen on validation clips" in said and "No threshold" not in said
+    assert ">at most 5 % wrong</th><td>0.800</td><td>100.0 %</td><td>16.7 " in said
+    assert "none does</td><td>0.0 %" in said
+
+
 def test_an_answer_without_probabilities_says_so_instead_of_drawing(site):
     found = looked_at(site, method="raw")
     assert found.mine.probs_C_K is None

@@ -1,0 +1,121 @@
+"""What a calibrated answer rests on: the same question with one of its inputs altered (controls).
+
+    shown = CONTROLS["conclusion_wrong"](Asked(opinions, truths, labels, seed))     # one `Shown` a clip
+
+`report.table.CONTROLS` says in words what each of them asks. Left out on purpose: scoring (`distribution` does), and
+what was *trained* without an input, which is a run of its own (`calibrate.without`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from deepintuit.labels import NONE_LABEL, LabelSet
+from deepintuit.reasoner.task import Opinion, opinion_of
+from deepintuit.store import Run, Workbench
+
+
+class Shown(NamedTuple):
+    """What a calibrator is shown for a clip: the video of the clip at this place (None: its own, blanked), and what a
+    first reviewer said."""
+
+    video: int | None
+    opinion: Opinion
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The clips of a split: what their own traces say, and their true labels."""
+
+    opinions_C: Sequence[Opinion]
+    truths_C: Sequence[str]
+    labels: LabelSet
+    seed: int
+
+    def others(self, alike_C: Sequence[Hashable]) -> list[int | None]:
+        """For each clip another one that is alike; None where it is the only one of its kind."""
+        others: list[int | None] = [None] * len(alike_C)
+        for kind in dict.fromkeys(alike_C):
+            members = [i for i, other in enumerate(alike_C) if other == kind]
+            if len(members) > 1:
+                for i, place in enumerate(derangement(len(members), self.seed)):
+                    others[members[i]] = members[place]
+        return others
+
+
+def derangement(n: int, seed: int) -> np.ndarray:
+    """A permutation without a fixed point (n > 1): every clip gets another one's."""
+    order = np.random.default_rng([seed, n]).permutation(n)
+    swapped = np.empty(n, int)
+    swapped[order] = np.roll(order, 1)
+    return swapped
+
+
+Control = Callable[[Asked], list[Shown | None]]
+"""None for a clip that it cannot be asked of."""
+
+
+def _told(alter: Callable[[Opinion], Opinion]) -> Control:
+    return lambda asked: [Shown(i, alter(said)) for i, said in enumerate(asked.opinions_C)]
+
+
+def _wrong(asked: Asked) -> list[Shown | None]:
+    """Any label but the true one, and not what was concluded where there is a third."""
+    rng = np.random.default_rng([asked.seed, len(asked.opinions_C)])
+    found = []
+    for i, (said, truth) in enumerate(zip(asked.opinions_C, asked.truths_C, strict=True)):
+        wrong = [label for label in asked.labels if label != truth]
+        wrong = [label for label in wrong if label != said.conclusion] or wrong
+        found.append(Shown(i, said._replace(conclusion=wrong[int(rng.integers(len(wrong)))])))
+    return found
+
+
+def _trace_of(alike: Callable[[Opinion], Hashable]) -> Control:
+    def swapped(asked: Asked) -> list[Shown | None]:
+        others = asked.others([alike(said) for said in asked.opinions_C])
+        return [None if other is None else Shown(i, asked.opinions_C[other]) for i, other in enumerate(others)]
+
+    return swapped
+
+
+def _video_of_another(asked: Asked) -> list[Shown | None]:
+    others = asked.others([0] * len(asked.opinions_C))
+    return [None if o is None else Shown(o, said) for o, said in zip(others, asked.opinions_C, strict=True)]
+
+
+CONTROLS: dict[str, Control] = {
+    "trace_blanked": _told(lambda said: opinion_of(None)),
+    "rationale_blanked": _told(lambda said: said._replace(rationale="")),
+    "conclusion_none": _told(lambda said: said._replace(conclusion=NONE_LABEL)),
+    "conclusion_wrong": _wrong,
+    "trace_swapped": _trace_of(lambda said: 0),
+    "trace_swapped_alike": _trace_of(lambda said: said.conclusion),
+    "video_blanked": lambda asked: [Shown(None, said) for said in asked.opinions_C],
+    "video_swapped": _video_of_another,
+}
+"""Name in the store → what is shown. "alike": of a clip with the same conclusion."""
+
+
+def without(calibrator: Run) -> str:
+    """The source that this calibrator was trained without: "video", "trace" or "none"."""
+    return calibrator.config.get("calibrate", {}).get("without", "none")
+
+
+def trained_controls(workbench: Workbench, calibrator: Run) -> dict[str, Run]:
+    """Source → the newest calibrator that was trained like this one, but without it."""
+    return {without(run): run for run in siblings(workbench, calibrator) if without(run) != "none"}
+
+
+def siblings(workbench: Workbench, calibrator: Run) -> list[Run]:
+    """Finished calibrate runs that differ from this one in `calibrate.without` alone, oldest first."""
+
+    def made(run: Run) -> tuple:
+        settings = {key: value for key, value in run.config.get("calibrate", {}).items() if key != "without"}
+        return {**run.config, "calibrate": settings}, run.parent, run.seed, run.about["dataset"]
+
+    known = [run for run in workbench.runs("calibrate", finished=True) if run.id != calibrator.id]
+    return [run for run in known if made(run) == made(calibrator)]
