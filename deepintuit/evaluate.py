@@ -93,6 +93,7 @@ def run(
         return _teacher(workbench, config, workbench.run(reasoner), system, calibrator, progress)
     if reasoner:
         reasoner_run(workbench, reasoner)
+    Task(workbench.path, config).clips(config.evaluate.split)  # none: refused before a run begins
     described = {**_identity(workbench, config, calibrator), "calibrator": calibrator, "system": system}
     run = workbench.start_run(
         "evaluate", described, parent=reasoner, name=system, seed=config.seed, dataset=config.clips.dataset
@@ -476,6 +477,8 @@ def _calibrated(
         try:
             kept, score, temperatures = way()
         except DataError as error:
+            if control == "none":
+                raise
             writer.leave_out(control, error)
             continue
         probs = score.probs(temperatures[kept])
@@ -490,14 +493,13 @@ def _calibrated(
             outside=score.outside_C,
             temperature=temperatures[kept],
         )
-    for method in ("label_likelihood", *more):
-        if "thresholds" in judge.ways[method]:  # calibrators from before chose none
+    # Calibrators from before chose none, and those of whole traces say nothing of quick answers.
+    for method in ("label_likelihood", *more) if "quick" not in kinds else ():
+        if "thresholds" in judge.ways[method]:
             writer.thresholds[method] = {"n": judge.ways[method]["n"], "risks": judge.ways[method]["thresholds"]}
 
 
-def _text_alone(
-    calibration: Run, task: Task, said: Sequence[Opinion], seed: int
-) -> tuple[Scores, np.ndarray]:
+def _text_alone(calibration: Run, task: Task, said: Sequence[Opinion], seed: int) -> tuple[Scores, np.ndarray]:
     """The true label by TF-IDF and logistic regression on what the traces say, learnt from those that the calibrator
     learnt from, and the temperature of least NLL on validation; of very many traces, some [R]."""
     columns = ["clip_id", "sample", "text", "truncated", "thought"]
@@ -577,8 +579,8 @@ def _labels_only(
         )
 
     score, clips, ways = scores(known), [clip for clip, _ in known], {"raw": 1.0}
-    validation = _readable(local, "validation")
     try:
+        validation = _readable(local, "validation")
         refuse_one_class([clip for clip, _ in validation], "validation", readable=True)
         truth = np.array([task.labels.index(clip.label) for clip, _ in validation])
         held_out = scores(validation)

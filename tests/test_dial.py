@@ -38,6 +38,9 @@ def evaluated(workbench, reasoner, split, confidences, gate=None):
 def test_the_dial_tells_what_its_threshold_costs_and_brings(workbench):
     reasoner = reasoner_of(workbench, "quick")
     evaluated(workbench, reasoner, "test", (0.2, 0.2))
+    said = consequences(workbench, reasoner, 0.8)
+    assert "of 2 test clips" in said and "Choose a threshold on validation clips" in said
+    assert "loses nothing" not in said
     measured = evaluated(workbench, reasoner, "validation", (0.9, 0.6))
     gated = {"by": "calibrated", "threshold": 0.9}
     other = evaluated(workbench, reasoner, "validation", (0.1, 0.1), gated)

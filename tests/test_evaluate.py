@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from deepintuit import calibrate, cli, coldstart, config, evaluate, teach
 from deepintuit.data import Manifest
 from deepintuit.data.manifest import rows_to_table, to_frame
-from deepintuit.errors import StoreError
+from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import LabelSet
 from deepintuit.reasoner import (
     LocalReasoner,
@@ -31,6 +31,7 @@ from deepintuit.vlm import VLM
 
 pytest_plugins = ["embedded"]
 
+LABELS_ALONE = ("coldstart.target=label", "coldstart.epochs=1")
 SHOWN = [("label_likelihood", control) for control in (*CONTROLS, "text_only")]
 WAYS = [("label_likelihood", "none"), *SHOWN, ("linear_head", "none"), ("raw", "none")]
 
@@ -253,7 +254,7 @@ def test_a_servers_traces_are_calibrated_by_a_named_calibrator_or_refused(bench,
     for nobody in ("no-such-run", source.id):
         with pytest.raises(StoreError):
             evaluate.run(own.workbench, settings, reasoner=source.id, calibrator=nobody, progress=False)
-    labels = own.settings("coldstart.target=label", "coldstart.epochs=1")
+    labels = own.settings(*LABELS_ALONE)
     bare = coldstart.run(own.workbench, labels, teacher=None, name="labels", progress=False)
     with pytest.raises(StoreError, match="answers by label alone"):
         evaluate.run(own.workbench, labels, reasoner=bare.id, calibrator=calibrated.id, progress=False)
@@ -286,7 +287,10 @@ def test_nothing_is_fitted_on_the_clips_that_are_scored(bench, cold, calibrated,
         progress=False,
     )
     keys = ["method", "control", "clip_id"]
-    mine, yours = (r.read("predictions").sort_values(keys)["probs"] for r in (scored, again))
+    # A wrong conclusion is one that is not the true label, so that row alone knows it.
+    mine, yours = (
+        r.read("predictions").query("control != 'conclusion_wrong'").sort_values(keys)["probs"] for r in (scored, again)
+    )
     np.testing.assert_allclose(np.stack(mine), np.stack(yours), atol=1e-6)
 
 
@@ -364,13 +368,29 @@ def test_baselines_stand_without_metadata_and_with_a_class_that_training_lacks(t
         assert np.isfinite(probs).all() and right(rows) == 0 and (probs[:, 2] > 0).all()
 
 
-def test_labels_only_and_zero_shot_are_scored_too(bench):
-    config = bench.settings("coldstart.target=label", "coldstart.epochs=1")
+def test_labels_only_and_zero_shot_are_scored_too(bench, tmp_path):
+    config = bench.settings(*LABELS_ALONE)
     labels = coldstart.run(bench.workbench, config, teacher=None, name="labels", progress=False)
     run = evaluate.run(bench.workbench, config, reasoner=labels.id, progress=False)
     assert (
         set(run.read("predictions")["method"]) == {"raw", "label_likelihood"} and run.summary["system"] == "labels only"
     )
+    chosen = run.summary["thresholds"]["label_likelihood"]
+    assert chosen["n"] == len(bench.manifest.usable("validation")) and not run.summary["left_out"]
+    own = bench.copy(tmp_path / "own")  # a validation split of one class fits no temperature; the raw row stands
+    manifest = own.manifest
+    manifest.frame.loc[manifest.frame["split"] == "validation", "label"] = "stray"
+    manifest.save()
+    bare = evaluate.run(own.workbench, own.settings(*LABELS_ALONE), reasoner=labels.id, progress=False)
+    assert set(bare.read("predictions")["method"]) == {"raw"}
+    assert "readable clips of the split 'validation' are 'stray'" in bare.summary["left_out"]["label_likelihood"]
+    manifest.frame.loc[manifest.frame["split"] == "test", "excluded"] = "decode_failed"
+    manifest.save()
+    known = len(own.workbench.runs())
+    for reasoner in (labels.id, None):
+        with pytest.raises(DataError, match="no usable clip in the split 'test'"):
+            evaluate.run(own.workbench, own.settings(*LABELS_ALONE), reasoner=reasoner, progress=False)
+    assert len(own.workbench.runs()) == known
     zero = evaluate.run(bench.workbench, config, reasoner=None, progress=False)
     assert zero.summary["system"] == "zero-shot" and set(zero.read("predictions")["predicted"]) == {"none"}, (
         "random weights write no trace"

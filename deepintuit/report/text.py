@@ -82,7 +82,8 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> Table | Text:
     """A rich renderable of at most `width` columns, from 80 on; nothing in it is cut.
 
     A system's own line is its raw label; methods lie under it and controls under their method. Below 100 columns an
-    interval is shown as ± its farther end and macro F1 is left to the card; from 130 on NLL, Brier and flips are there.
+    interval is shown as ± its farther end and macro F1 is left to the card; from 110 on the share of traces that argue
+    for another label than they answer is there, from 130 on NLL, Brier and flips.
     """
     if not rows:
         return Text(NO_ROWS)
@@ -145,7 +146,7 @@ _COLUMNS = (
     _Column("no\nanswer %", lambda row, narrow: _bare(row.evaluation.no_answer)),
     _Column("ECE %", lambda row, narrow: _cell(row.evaluation.ece, narrow)),
     _Column("against raw", lambda row, narrow: _cell(row.gain, narrow, sign=True)),
-    _Column("argues\notherwise %", lambda row, narrow: _bare(row.mismatch), 130),
+    _Column("argues\nother %", lambda row, narrow: _bare(row.mismatch), 110),
     _Column("NLL", lambda row, narrow: _bare(row.evaluation.nll, 1, 2), 130),
     _Column("Brier", lambda row, narrow: _bare(row.evaluation.brier, 1, 2), 130),
     _Column("\u2717\u2192\u2713 / \u2713\u2192\u2717", lambda row, narrow: _turned(row), 130),
