@@ -254,10 +254,8 @@ def _evaluate(options) -> int:
     if _dry(options, workbench, settings, [settings.evaluate.split], {"reasoner": reasoner, "calibrator": calibrator}):
         return 0
     stage = _torch_stage("evaluate")
-    if reasoner == "baselines" and calibrator:
-        raise ConfigError(f"--calibrator {calibrator} with --reasoner baselines", "baselines write no trace that a calibrator could read", "Leave it out")
     if reasoner == "baselines":
-        return _ended(stage.baselines(workbench, settings, progress=not options.quiet))
+        return _ended(stage.baselines(workbench, settings, calibrator, progress=not options.quiet))
     run = stage.run(
         workbench, settings, reasoner=None if reasoner == "zero-shot" else reasoner, calibrator=calibrator, system=options.name or "",
         progress=not options.quiet,
@@ -266,8 +264,7 @@ def _evaluate(options) -> int:
 
 
 def _calibrator_of(workbench, reasoner: str) -> str | None:
-    found = [run for run in workbench.runs("calibrate", finished=True) if run.parent == reasoner]
-    found = [run.id for run in found if run.config.get("calibrate", {}).get("without", "none") == "none"]
+    found = [run.id for run in workbench.runs("calibrate", finished=True) if run.parent == reasoner and run.config.get("calibrate", {}).get("without", "none") == "none"]
     return found[-1] if found else None
 
 

@@ -13,37 +13,7 @@ Left out on purpose: batching over several machines (Ray Data or a vLLM server d
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from deepintuit.reasoner.distribution import (
-        CALIBRATION,
-        HEAD,
-        NEEDS_SAMPLES,
-        LinearHead,
-        Scores,
-        answer_distribution,
-        fitted_ways,
-        hidden_states,
-        likelihood_scores,
-        mean_scores,
-        prompt_likelihoods,
-        vote_scores,
-    )
-    from deepintuit.reasoner.gate import Calibrator, gate_for
-    from deepintuit.reasoner.local import LocalReasoner, Unreadable
-    from deepintuit.reasoner.task import (
-        Clip,
-        Opinion,
-        Task,
-        card,
-        identity,
-        opinion_of,
-        parsed,
-        rationale_of,
-        reasoner_run,
-        refuse_one_class,
-    )
+from typing import Any
 
 _FROM = {
     "distribution": (
@@ -59,12 +29,7 @@ _FROM = {
 }  # fmt: skip
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 
-__all__ = [
-    "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "Calibrator", "Clip", "LinearHead", "LocalReasoner", "Opinion", "Scores",
-    "Task", "Unreadable", "answer_distribution", "card", "fitted_ways", "gate_for", "hidden_states", "identity",
-    "likelihood_scores", "mean_scores", "opinion_of", "parsed", "prompt_likelihoods", "rationale_of",
-    "reasoner_run", "refuse_one_class", "vote_scores",
-]  # fmt: skip
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,10 @@ Left out on purpose: drawing and wording (`text`, `figures`), any ranking. Axes:
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -54,45 +56,8 @@ class Control(NamedTuple):
     holds: str
 
 
-CONTROLS = {
-    "trace_blanked": Control(
-        "trace blanked", "The calibrator sees the clip, and reads no conclusion and no rationale: what is lost is what "
-        "it took from the trace.", "Without the trace", "the answer rests on the trace", "it does not need the trace"),
-    "rationale_blanked": Control(
-        "rationale blanked, conclusion kept", "It reads what was concluded and not why: what is lost is the reasoning.",
-        "With the conclusion alone", "it reads the reasoning", "the conclusion is all it needs"),
-    "conclusion_none": Control(
-        "conclusion none, rationale kept", "It reads the reasoning without what was concluded.",
-        "Without the conclusion", "it reads the conclusion", "it does not read the conclusion"),
-    "conclusion_wrong": Control(
-        "conclusion replaced by a wrong label", "The reasoning stays, the conclusion is a label that is not the true "
-        "one.", "With a wrong conclusion", "it believes the conclusion", "a wrong conclusion does not mislead it"),
-    "trace_swapped": Control(
-        "trace swapped", "It is given any other clip's trace. That one mostly concludes something else, so a fall says "
-        "only that label words are read.", "With another clip's trace", "it believes the trace it is given, even a "
-        "wrong one", "it is not led astray by a wrong trace"),
-    "trace_swapped_alike": Control(
-        "trace swapped, same conclusion", "It is given another clip's trace with the same conclusion: what is lost is "
-        "what the reasoning says of this clip beyond its label.", "With another clip's trace of the same conclusion",
-        "it reads more in the trace than its label", "of the trace it reads the label alone"),
-    "video_blanked": Control(
-        "video blanked", "Every frame is blank, an input that it never saw: what is lost is what it does without "
-        "being prepared.", "Without the video", "it uses the video too", "beyond the trace it does not use the video"),
-    "video_swapped": Control(
-        "video swapped", "It is shown another clip's video, an input like those that it learnt from, beside its own "
-        "trace.", "With another clip's video", "it looks at the video", "it does not look at the video"),
-    "text_only": Control(
-        "text only, on own traces", "No calibrator: TF-IDF and logistic regression on what the traces say, learnt from "
-        "the same traces. What the calibrator is better by is what it has from the video, or from the order of words.",
-        "By a classifier of the traces' text alone", "the calibrator knows more than a counter of words",
-        "a counter of words in the trace does as well"),
-    "trained_without_video": Control(
-        "trained without video", "A calibrator that never saw a frame: whether the video is needed, not whether it is "
-        "used.", "Trained without the video", "the video is needed", "the video is not needed"),
-    "trained_without_trace": Control(
-        "trained without trace", "A calibrator that never read a trace: what the labels alone would have given.",
-        "Trained without the trace", "the trace is needed", "the trace is not needed"),
-}  # fmt: skip
+_SAID = tomllib.loads(Path(__file__).with_name("controls.toml").read_text(encoding="utf-8"))
+CONTROLS = {name: Control(**said) for name, said in _SAID.items()}
 """What an answer rests on, by its name in the store and in the order of reading."""
 
 MEASURES = ("accuracy", "macro_f1", "no_answer", "nll", "brier", "ece")

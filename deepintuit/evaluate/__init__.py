@@ -1,0 +1,366 @@
+"""Evaluate: traces and class distributions on a split, with the baselines and controls that stand beside every result.
+
+A *system* is a reasoner with, if there is one, its calibrator. Rows: the raw answer (the provisional label; its own
+probability from the tokens of the answer), the calibrated distribution, and its controls: the same calibrator with one
+of its inputs altered (`reasoner.controls`), calibrators that were trained without one, and a classifier of the traces'
+text alone. Choices were made on validation before: nothing is fitted here on the split that is scored.
+
+Run it:  deepintuit evaluate --config configs/tiny.toml --reasoner RUN --calibrator RUN
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.progress import track
+
+from deepintuit.config import Config
+from deepintuit.errors import ConfigError, DataError, StoreError
+from deepintuit.evaluate.baselines import TRAINING, write_baselines
+from deepintuit.evaluate.calibrated import Judge, write_calibrated
+from deepintuit.evaluate.rows import Rows
+from deepintuit.judges import Question, appoint
+from deepintuit.labels import NONE_LABEL
+from deepintuit.metrics import fit_temperature, thresholds_for
+from deepintuit.reasoner import (
+    HEAD,
+    NEEDS_SAMPLES,
+    Clip,
+    LinearHead,
+    LocalReasoner,
+    Scores,
+    Task,
+    answer_distribution,
+    fitted_ways,
+    gate_for,
+    hidden_states,
+    identity,
+    likelihood_scores,
+    mean_scores,
+    parsed,
+    prompt_likelihoods,
+    reasoner_run,
+    refuse_one_class,
+    vote_scores,
+)
+from deepintuit.reasoner.controls import CONTROLS, trained_controls, without
+from deepintuit.store import Run, Workbench
+from deepintuit.trace import mismatch
+from deepintuit.vlm import VLM, EncodedClip
+
+
+def run(
+    workbench: Workbench,
+    config: Config,
+    *,
+    reasoner: str | None,
+    calibrator: str | None = None,
+    system: str = "",
+    progress: bool = True,
+) -> Run:
+    """Score one system on `evaluate.split`. `reasoner` None is the model at `model.path`, untouched (zero-shot).
+
+    A teach run of that split is a reasoner too: what its teacher wrote is scored as it stands, nothing is sampled, and
+    a calibrator that is named reads the first trace of each clip.
+    """
+    config.refuse_idle("evaluate")
+    _refuse_one_trace_for_many(config)
+    system = system or name_of(workbench, reasoner)
+    if calibrator:
+        _refuse_no_calibrator(workbench, reasoner, calibrator)
+    if reasoner and workbench.run(reasoner).stage == "teach":
+        return _teacher(workbench, config, workbench.run(reasoner), system, calibrator, progress)
+    if reasoner:
+        reasoner_run(workbench, reasoner)
+    Task(workbench.path, config).clips(config.evaluate.split)  # none: refused before a run begins
+    run = _started(workbench, config, reasoner, calibrator, system)
+    if run.finished:
+        return run
+    with run:
+        task = Task(workbench.path, config)
+        checkpoint = workbench.run(reasoner).checkpoint if reasoner else None
+        vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache)
+        run.note(device=str(vlm.device), settings=config.to_dict())
+        judge = Judge.load(workbench, config, calibrator) if calibrator else None
+        local = LocalReasoner(vlm, task, config.seed, gate_for(task, config.gate, judge.gate if judge else None))
+        known = _readable(local, config.evaluate.split)
+        rows = Rows(workbench, config, run, task, system, progress)
+        if reasoner and _answers_without_trace(workbench.run(reasoner)):
+            _labels_only(rows, local, known)
+        else:
+            _reasoned(rows, local, known, judge, own=judge is not None and judge.run.parent == reasoner)
+        run.finish({**rows.summary(len(known)), "tower_passes": vlm.encoder.passes, "unreadable": _unreadable(local)})
+    return run
+
+
+def _started(workbench: Workbench, config: Config, parent: str | None, calibrator: str | None, system: str) -> Run:
+    described = {**_identity(workbench, config, calibrator), "calibrator": calibrator, "system": system}
+    about = {"name": system, "seed": config.seed, "dataset": config.clips.dataset}
+    return workbench.start_run("evaluate", described, parent=parent, **about)
+
+
+def _unreadable(local: LocalReasoner) -> dict[str, str]:
+    return {clip_id: str(found.error.reason) for clip_id, found in local.unreadable.items()}
+
+
+def _refuse_no_calibrator(workbench: Workbench, reasoner: str | None, calibrator: str) -> None:
+    """A calibrator that is named must be one, finished, and have traces to read."""
+    run = workbench.run(calibrator)
+    fitted_ways(run)
+    if without(run) != "none":
+        raise StoreError(
+            f"the calibrator {calibrator!r} was trained without the {without(run)}",
+            "it is a control, and stands as a row beside the calibrator that reads both",
+            "Name the calibrator that was trained with calibrate.without=none, or none",
+        )
+    if reasoner and _answers_without_trace(workbench.run(reasoner)):
+        raise StoreError(
+            f"the calibrator {calibrator!r} was named for {reasoner!r}, which answers by label alone",
+            "a calibrator reads a trace, and there is none",
+            "Leave the calibrator out: label likelihoods get a temperature of their own",
+        )
+
+
+def _teacher(
+    workbench: Workbench, config: Config, source: Run, system: str, calibrator: str | None, progress: bool
+) -> Run:
+    """Predictions of a teacher, an endpoint's model for one, from its stored traces, each clip's as votes: it told no
+    probabilities."""
+    task, split = Task(workbench.path, config), config.evaluate.split
+    clips = {clip.clip_id: clip for clip in task.clips(split)}
+    written = [row for row in source.table("traces").to_pylist() if row["clip_id"] in clips]
+    if not source.finished or not written:
+        lack = f"holds no trace of the split {split!r}" if source.finished else "is not finished"
+        raise StoreError(
+            f"run {source.id!r} {lack}",
+            "a teacher is scored by what it has written",
+            f"Run `deepintuit teach --split {split}` with its settings, to the end",
+        )
+    run = _started(workbench, config, source.id, calibrator, system)
+    if run.finished:
+        return run
+    with run:
+        if not run.done("traces", "clip_id"):  # one part: a kill leaves all or none
+            own = ("trace_id", "run_id", "stage")
+            run.append("traces", [{key: value for key, value in row.items() if key not in own} for row in written])
+        stored = run.read("traces").sort_values(["clip_id", "sample"])
+        by_clip = {clip_id: parsed(task, part) for clip_id, part in stored.groupby("clip_id")}
+        known, ids = [clips[clip_id] for clip_id in by_clip], stored.drop_duplicates("clip_id")["trace_id"].tolist()
+        rows, unreadable = Rows(workbench, config, run, task, system, progress), {}
+        _note(rows)
+        if not rows.done():
+            votes = vote_scores(task, list(by_clip.values()))
+            answered = [any(trace.ok for trace in traces) for traces in by_clip.values()]
+            said = [task.labels.labels[k] if ok else NONE_LABEL for k, ok in zip(votes.logits_C_K.argmax(1), answered)]
+            firsts = [traces[0].provisional for traces in by_clip.values()]
+            rows.add("raw", known, votes.probs(1.0), said, provisional=firsts, traces=ids, outside=votes.outside_C)
+        if calibrator:
+            judge = Judge.load(workbench, config, calibrator)
+            run.note(device=str(judge.vlm.device), settings=config.to_dict())
+            local = LocalReasoner(judge.vlm, task, config.seed)
+            pairs, first_of = local.encode(known), dict(zip(by_clip, ids, strict=True))
+            firsts = [by_clip[clip.clip_id][0] for clip, _ in pairs]
+            if pairs:
+                write_calibrated(rows, judge, pairs, firsts, [first_of[c.clip_id] for c, _ in pairs], {}, own=False)
+            unreadable = _unreadable(local)
+        run.finish({**rows.summary(len(known)), "unreadable": unreadable, "unwritten": len(clips) - len(known)})
+    return run
+
+
+def baselines(workbench: Workbench, config: Config, calibrator: str | None = None, progress: bool = False) -> Run:
+    """What needs no model: the majority class, the container's metadata alone, and (where texts or notes are shown)
+    the text alone. One that has nothing to learn from is left out with a remark: in the summary, the log and, with
+    `progress`, on the terminal."""
+    if calibrator:
+        why = "baselines write no trace that a calibrator could read"
+        raise ConfigError(f"the calibrator {calibrator!r} was named for the baselines", why, "Leave it out")
+    described = {**_identity(workbench, config, None), "system": "baselines"}
+    run = workbench.start_run("evaluate", described, name="baselines", seed=config.seed, dataset=config.clips.dataset)
+    if not run.finished:
+        with run:
+            rows = Rows(workbench, config, run, Task(workbench.path, config), "baselines", progress)
+            write_baselines(rows)
+            run.finish(rows.summary(len(rows.task.clips(config.evaluate.split))))
+    return run
+
+
+def _identity(workbench: Workbench, config: Config, calibrator: str | None) -> dict:
+    """Settings that only the report reads are left out: other intervals are no other run. Controls are rows: others
+    make another run."""
+    settings = config.decisive()
+    evaluate = {name: settings["evaluate"][name] for name in ("split", "traces", "temperature", "method", "controls")}
+    sampled = {name: settings["calibrate"][name] for name in ("traces", "temperature")}
+    gate = ("gate",) if config.gate.by != "off" else ()
+    sections = identity(workbench.path, config, ("model", "video", "clips", "prompt", "sampling", *gate))
+    rows = {}
+    if calibrator and config.evaluate.controls:
+        rows["rows"] = [*CONTROLS, *(run.id for run in trained_controls(workbench, workbench.run(calibrator)).values())]
+    return {**sections, "evaluate": evaluate, "calibrate": sampled, **rows}
+
+
+def _samples(config: Config) -> bool:
+    """Whether a way to a distribution reads several traces."""
+    return config.evaluate.traces > 1 or config.evaluate.method in NEEDS_SAMPLES
+
+
+def _refuse_one_trace_for_many(config: Config) -> None:
+    """Traces that are to be compared must be able to differ."""
+    settings = config.evaluate
+    if _samples(config) and config.calibrate.temperature == 0:
+        raise ConfigError(
+            f"calibrate.temperature = 0 with evaluate.traces = {settings.traces} by {settings.method}",
+            "the further traces are sampled at that temperature, and at 0 they are all the first one",
+            "Set calibrate.temperature=1, or evaluate.traces=1 and a method that reads one trace",
+        )
+
+
+def _answers_without_trace(run: Run) -> bool:
+    return run.stage == "coldstart" and run.config["coldstart"]["target"] == "label"
+
+
+def _readable(local: LocalReasoner, split: str) -> list[tuple[Clip, EncodedClip]]:
+    found = local.encode(local.task.clips(split))
+    if not found:
+        raise DataError(
+            f"no clip of the split {split!r} can be read",
+            "there would be nothing to score",
+            "See whether the videos were moved, and import them again",
+        )
+    return found
+
+
+def name_of(workbench: Workbench, reasoner: str | None) -> str:
+    """What a table calls the system of this run: the stages that made it, one behind the other, and on what data where
+    that is not what the stage is for."""
+    if reasoner is None:
+        return "zero-shot"
+    run = workbench.run(reasoner)
+    if run.stage == "teach":
+        settings = run.config["teach"]
+        return f"teacher, {settings['model'] if settings['source'] == 'endpoint' else settings['source']}"
+    before = name_of(workbench, run.parent) if run.parent else None
+    if reasoner_run(workbench, reasoner).stage == "grpo":
+        return f"{before} + GRPO" if before else "GRPO alone"
+    settings = run.config["coldstart"]
+    data = f", first {settings['limit']}" if settings.get("limit") else ""
+    if settings["target"] == "trace":
+        own = _teacher_source(workbench, run) == "self"
+        return (f"{before} + " if before else "") + ("own rationales" if own else "cold start") + data
+    if sorted(settings["splits"]) == sorted(TRAINING):
+        data = ", all clips" + data
+    elif list(settings["splits"]) != ["coldstart"]:
+        data = f", {' and '.join(settings['splits'])} clips" + data
+    # RB-FT: own rationales, then labels.
+    return ("RB-FT" if before == "own rationales" else f"{before} + labels" if before else "labels only") + data
+
+
+def _teacher_source(workbench: Workbench, run: Run) -> str | None:
+    """Who wrote the traces that a cold start imitates, where that run is still there."""
+    try:
+        return workbench.run(run.config["teacher"]).config.get("teach", {}).get("source")
+    except StoreError:
+        return None
+
+
+def _reasoned(
+    rows: Rows, local: LocalReasoner, known: list[tuple[Clip, EncodedClip]], judge: Judge | None, own: bool
+) -> None:
+    task, config, settings = rows.task, rows.config, rows.config.evaluate
+    wanted = settings.traces if settings.traces > 1 else config.calibrate.traces
+    count = wanted if _samples(config) else 0
+    clips = [clip for clip, _ in known]
+    _sample(rows, local, clips, count)
+    _note(rows)
+    stored = rows.run.read("traces").sort_values(["clip_id", "sample"])
+    by_clip = dict(iter(stored.groupby("clip_id")))
+    first = [by_clip[clip.clip_id].iloc[0] for clip in clips]
+    traces, ids = parsed(task, first), [row.trace_id for row in first]
+    about = {"provisional": [trace.provisional for trace in traces], "traces": ids}
+    if ("raw", "none") not in rows.done():
+        pairs, read = zip(traces, first), local.vlm.tokenizer
+        raw = np.stack([answer_distribution(task, t, r.token_ids, r.token_logprobs, read) for t, r in pairs])
+        rows.add("raw", clips, raw, about["provisional"], **about)
+    sampled = [parsed(task, by_clip[clip.clip_id].iloc[1 : 1 + count]) for clip in clips]
+    if judge is None:
+        if count and ("vote", "none") not in rows.done():
+            votes = vote_scores(task, sampled)
+            rows.add("vote", clips, votes.probs(1.0), outside=votes.outside_C, **about)
+        return
+    batch = config.sampling.clips_per_batch
+
+    def linear_head() -> Scores:
+        head = LinearHead.load(judge.run.checkpoint / HEAD)
+        return Scores(head(hidden_states(local.vlm, task, known, traces, batch)), np.full(len(known), np.nan))
+
+    ways = {"linear_head": linear_head}
+    if count:
+        ways["vote"] = lambda: vote_scores(task, sampled)
+        ways["mean_likelihood"] = lambda: mean_scores(
+            [likelihood_scores(judge.vlm, task, known, [s[k] for s in sampled], batch) for k in range(count)]
+        )
+    write_calibrated(rows, judge, known, traces, ids, ways, own)
+
+
+def _sample(rows: Rows, local: LocalReasoner, clips: Sequence[Clip], count: int) -> None:
+    """Sample 0 at the evaluation temperature (greedy by default), samples 1 … count at temperature 1 for the ways
+    that need several."""
+    config, batch = rows.config, rows.config.sampling.clips_per_batch
+    limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p, "batch": batch}
+    done = rows.run.done("traces", "clip_id")
+    missing = [clip for clip in clips if clip.clip_id not in done]
+    for start in track(range(0, len(missing), batch), "Traces", disable=not rows.progress or not missing):
+        chosen = missing[start : start + batch]
+        made = next(local.rows(chosen, [0], temperature=config.evaluate.temperature, **limits), [])
+        if count:
+            more = local.rows(chosen, range(1, count + 1), temperature=config.calibrate.temperature, **limits)
+            made += next(more, [])
+        rows.run.append("traces", made)
+
+
+def _note(rows: Rows) -> None:
+    """Whether each trace concludes what it argued, and, where a judge can be asked, whether it had seen enough."""
+    run, task, config = rows.run, rows.task, rows.config
+    stored = run.read("traces", ["trace_id", "clip_id", "true_label", "text", "truncated", "thought"])
+    stored = stored[~stored["trace_id"].isin(run.done("scores", "trace_id"))]
+    noted = [(row, trace) for row, trace in zip(stored.to_dict("records"), parsed(task, stored)) if trace.ok]
+    scores = []
+    for row, trace in noted:
+        if trace.grammar.text_segments:
+            value, argued = mismatch(trace, task.labels)
+            scores.append({"trace_id": row["trace_id"], "name": "mismatch", "value": value, "evidence": argued})
+    seen = [(row, trace) for row, trace in noted if "observation" in trace.spans]
+    if seen and (config.judge.source != "endpoint" or config.judge.base_url):
+        judge = appoint(config, task.labels, task.manifest, rows.workbench.cache)
+        asked = [Question(row["clip_id"], row["true_label"], trace.segment("observation")) for row, trace in seen]
+        for (row, _), verdict in zip(seen, judge(asked), strict=True):
+            about = {"name": "sufficient", "value": float(verdict.sufficient), "evidence": verdict.said}
+            scores.append({"trace_id": row["trace_id"], **about})
+    run.append("scores", scores)
+
+
+def _labels_only(rows: Rows, local: LocalReasoner, known: list[tuple[Clip, EncodedClip]]) -> None:
+    """Direct-SFT and RB-FT answer without a trace: label likelihoods as they are, and at a temperature fitted on
+    validation."""
+    task, batch = local.task, rows.config.sampling.clips_per_batch
+
+    def scores(pairs: list[tuple[Clip, EncodedClip]]) -> Scores:
+        prompts = [task.label_prompt(clip.clip_id) for clip, _ in pairs]
+        return prompt_likelihoods(local.vlm, task, [encoded for _, encoded in pairs], prompts, batch)
+
+    score, clips, ways = scores(known), [clip for clip, _ in known], {"raw": 1.0}
+    try:
+        validation = _readable(local, "validation")
+        refuse_one_class([clip for clip, _ in validation], "validation", readable=True)
+        truth = np.array([task.labels.index(clip.label) for clip, _ in validation])
+        held_out = scores(validation)
+        ways["label_likelihood"] = fit_temperature(held_out.logits_C_K, truth)
+        probs = held_out.probs(ways["label_likelihood"])
+        risks = thresholds_for(probs.max(1), probs.argmax(1) == truth)
+        rows.thresholds["label_likelihood"] = {"n": len(truth), "risks": risks}
+    except DataError as error:
+        rows.leave_out("label_likelihood", error)
+    said = [task.labels.labels[k] for k in score.logits_C_K.argmax(1)]
+    for method, temperature in ways.items():
+        probs = score.probs(temperature)
+        rows.add(method, clips, probs, said, provisional=said, outside=score.outside_C, temperature=temperature)

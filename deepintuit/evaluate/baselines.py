@@ -1,0 +1,87 @@
+"""What needs no model that sees: the majority class, the container's metadata, texts; and texts in general."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from deepintuit.data import container_features, text_corpus
+from deepintuit.errors import DataError
+from deepintuit.evaluate.rows import Rows
+from deepintuit.labels import LabelSet
+
+TRAINING = ("coldstart", "grpo", "calibration")
+
+
+def write_baselines(rows: Rows) -> None:
+    """The rows majority, metadata and text, as far as there is something to learn from."""
+    task, config = rows.task, rows.config
+    frame = task.manifest.usable().set_index("clip_id", drop=False)
+    train = [clip for split in TRAINING if len(task.manifest.usable(split)) for clip in task.clips(split)]
+    train, test = train or task.clips(TRAINING[0]), task.clips(config.evaluate.split)  # none: refused
+    labels = [clip.label for clip in train]
+    counts = np.array([labels.count(label) for label in task.labels], float) + 1
+    rows.system = "majority"
+    rows.add("raw", test, np.tile(counts / counts.sum(), (len(test), 1)))
+    models = {"metadata": (StandardScaler(), container_features(frame).fillna(0))}
+    if config.clips.text_fields or config.clips.notes_shown:
+        models["text"] = text_features(), text_corpus(frame, config.clips.text_fields, config.clips.notes_shown)
+    for rows.system, (first, features) in models.items():
+        known, new = (features.loc[[clip.clip_id for clip in clips]] for clips in (train, test))
+        try:
+            rows.add("raw", test, class_probabilities(classifier(first), known, labels, new, task.labels))
+        except DataError as error:
+            rows.leave_out(rows.system, error)
+    rows.system = "baselines"
+
+
+def classifier(first) -> Pipeline:
+    return make_pipeline(first, LogisticRegression(max_iter=2000))
+
+
+def text_features() -> TfidfVectorizer:
+    """TF-IDF over words, pairs of words, and runs of one to four characters: scripts without spaces, and emoji, have
+    no words [R]. What a single text holds tells nothing about another."""
+    return TfidfVectorizer(analyzer=_grams, min_df=2, sublinear_tf=True, max_features=50_000)
+
+
+def _grams(text: str) -> list[str]:
+    text = unicodedata.normalize("NFKC", text).casefold()
+    words = re.findall(r"\w+", text)
+    found = [f"{{{word}}}" for word in words] + [f"{{{a} {b}}}" for a, b in pairwise(words)]
+    for piece in text.split():
+        padded = f" {piece} "
+        found += [padded[i : i + n] for n in range(1, 5) for i in range(len(padded) - n + 1)]
+    return [gram for gram in found if gram != " "]
+
+
+def class_probabilities(model: Pipeline, known, labels_C: Sequence[str], new, labels: LabelSet) -> np.ndarray:
+    """The model fitted on `known` → probabilities (C, K) of `new`. A class without an example gets almost nothing.
+
+    DataError where there is nothing to learn: one class only, or texts that have nothing in common.
+    """
+    if len(set(labels_C)) < 2:
+        raise DataError(
+            f"all {len(labels_C)} training clips are {labels_C[0]!r}",
+            "there is nothing to tell apart",
+            "Divide the clips so that training holds two classes",
+        )
+    try:
+        model.fit(known, labels_C)
+    except ValueError as error:
+        raise DataError(
+            f"nothing in these {len(labels_C)} training clips occurs twice ({error})",
+            "what one clip alone says tells nothing about another",
+            "Name fields with more text, or go without",
+        ) from error
+    probs = np.full((len(new), len(labels)), 1e-9)
+    probs[:, [labels.index(label) for label in model.classes_]] = model.predict_proba(new)
+    return probs / probs.sum(1, keepdims=True)

@@ -1,0 +1,143 @@
+"""Rows of a calibrator: its distribution, and what that rests on (controls)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from deepintuit.config import Config
+from deepintuit.errors import DataError
+from deepintuit.evaluate.baselines import class_probabilities, classifier, text_features
+from deepintuit.evaluate.rows import Rows
+from deepintuit.metrics import fit_temperature
+from deepintuit.reasoner import (
+    Calibrator,
+    Clip,
+    Opinion,
+    Scores,
+    Task,
+    fitted_ways,
+    likelihood_scores,
+    opinion_of,
+    parsed,
+)
+from deepintuit.reasoner.controls import CONTROLS, Asked, Shown, trained_controls
+from deepintuit.store import Run, Workbench
+from deepintuit.trace import Malformed, Trace
+from deepintuit.vlm import VLM, EncodedClip
+
+_MOST_TEXTS = 20_000
+"""Traces that the classifier of text alone learns from, at most."""
+_Answers = tuple[list[int], Scores, np.ndarray]
+"""The places of the clips that were asked about, their scores, and of every clip the temperature."""
+
+
+class Judge(NamedTuple):
+    """A calibrator that is asked: its run, its weights, and what it fitted on validation."""
+
+    run: Run
+    vlm: VLM
+    ways: dict[str, dict]
+
+    @classmethod
+    def load(cls, workbench: Workbench, config: Config, calibrator: str) -> Judge:
+        run = workbench.run(calibrator)
+        vlm = VLM.load(config.model, config.video, checkpoint=run.checkpoint, cache=workbench.cache)
+        return cls(run, vlm, fitted_ways(run))
+
+    @property
+    def gate(self) -> Calibrator | None:
+        """As a gate: with the temperature of quick answers; None where it never learnt from any."""
+        return Calibrator(self.vlm, self.ways["quick"]["temperature"]) if "quick" in self.ways else None
+
+
+def write_calibrated(
+    rows: Rows,
+    judge: Judge,
+    known: list[tuple[Clip, EncodedClip]],
+    traces: Sequence[Trace | Malformed],
+    ids: Sequence[str],
+    more: dict[str, Callable[[], Scores]],
+    own: bool,
+) -> None:
+    """Label likelihood, `more` ways, and the controls. `own`: the traces are of the reasoner that the calibrator was
+    trained for, so what else was trained on such traces stands beside it."""
+    task, config = rows.task, rows.config
+    clips, said = [clip for clip, _ in known], [opinion_of(trace) for trace in traces]
+    # A trace that ended with its quick answer has a temperature of its own kind.
+    quick = ["quick" in judge.ways and trace.ok and trace.quick_only for trace in traces]
+    mine = np.array([judge.ways["quick" if ended else "label_likelihood"]["temperature"] for ended in quick])
+    every = list(range(len(clips)))
+
+    def likelihood(shown: Sequence[Shown | None], vlm: VLM = judge.vlm, temperatures: np.ndarray = mine) -> _Answers:
+        asked = {i: one for i, one in enumerate(shown) if one is not None}
+        if not asked:
+            why = "no clip has another like it", "there is nothing to swap in", "Score more clips for this row"
+            raise DataError(*why)
+        pairs = [
+            (clips[i], known[i][1].blanked() if one.video is None else known[one.video][1]) for i, one in asked.items()
+        ]
+        opinions = [one.opinion for one in asked.values()]
+        return [*asked], likelihood_scores(vlm, task, pairs, opinions, config.sampling.clips_per_batch), temperatures
+
+    def trained(source: str, run: Run) -> _Answers:
+        shown = [Shown(None, one) if source == "video" else Shown(i, opinion_of(None)) for i, one in enumerate(said)]
+        other = Judge.load(rows.workbench, config, run.id)
+        return likelihood(shown, other.vlm, np.full(len(clips), other.ways["label_likelihood"]["temperature"]))
+
+    def fitted(method: str) -> _Answers:
+        return every, more[method](), np.full(len(clips), judge.ways[method]["temperature"])
+
+    ways: dict[tuple[str, str], Callable[[], _Answers]] = {
+        ("label_likelihood", "none"): lambda: likelihood([Shown(i, one) for i, one in enumerate(said)]),
+        **{(method, "none"): partial(fitted, method) for method in more},
+    }
+    if config.evaluate.controls:
+        asked = Asked(said, [clip.label for clip in clips], task.labels, config.seed)
+        for name, alter in CONTROLS.items():
+            ways["label_likelihood", name] = lambda alter=alter: likelihood(alter(asked))
+    if config.evaluate.controls and own:
+        ways["label_likelihood", "text_only"] = lambda: (every, *text_alone(judge.run, task, said, config.seed))
+        for source, run in trained_controls(rows.workbench, judge.run).items():
+            ways["label_likelihood", f"trained_without_{source}"] = partial(trained, source, run)
+
+    done = rows.done()
+    for (method, control), way in ways.items():
+        if (method, control) in done:
+            continue
+        try:
+            kept, score, temperatures = way()
+        except DataError as error:
+            if control == "none":
+                raise
+            rows.leave_out(control, error)
+            continue
+        about = {"provisional": [said[i].conclusion for i in kept], "traces": [ids[i] for i in kept]}
+        about |= {"control": control, "outside": score.outside_C, "temperature": temperatures[kept]}
+        rows.add(method, [clips[i] for i in kept], score.probs(temperatures[kept]), **about)
+    # Calibrators from before chose none, and those of whole traces say nothing of quick answers.
+    for method in ("label_likelihood", *more) if not any(quick) else ():
+        if "thresholds" in judge.ways[method]:
+            rows.thresholds[method] = {"n": judge.ways[method]["n"], "risks": judge.ways[method]["thresholds"]}
+
+
+def text_alone(calibration: Run, task: Task, said: Sequence[Opinion], seed: int) -> tuple[Scores, np.ndarray]:
+    """The true label by TF-IDF and logistic regression on what the traces say, learnt from those that the calibrator
+    learnt from, and the temperature of least NLL on validation; of very many traces, some [R]."""
+    stored = calibration.read("traces", ["clip_id", "sample", "text", "truncated", "thought"])
+    stored = stored.sort_values(["clip_id", "sample"])
+    label_of = {split: {c.clip_id: c.label for c in task.clips(split)} for split in ("calibration", "validation")}
+    learnt, held_out = (stored[stored["clip_id"].isin(clips)] for clips in label_of.values())
+    learnt = learnt.sample(min(len(learnt), _MOST_TEXTS), random_state=seed)
+    held_out = held_out.drop_duplicates("clip_id", keep="last")  # the greedy one
+    told = [opinion_of(trace) for part in (learnt, held_out) for trace in parsed(task, part)] + [*said]
+    texts = [f"{one.conclusion}\n{one.rationale}" for one in told]
+    labels = [label_of["calibration"][clip_id] for clip_id in learnt["clip_id"]]
+    model, n = classifier(text_features()), len(learnt)
+    logs = np.log(class_probabilities(model, texts[:n], labels, texts[n:], task.labels))
+    truth = np.array([task.labels.index(label_of["validation"][clip_id]) for clip_id in held_out["clip_id"]])
+    temperature, scores = fit_temperature(logs[: len(truth)], truth), logs[len(truth) :]
+    return Scores(scores, np.full(len(said), np.nan)), np.full(len(said), temperature)

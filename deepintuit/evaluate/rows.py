@@ -1,0 +1,81 @@
+"""Prediction rows of one system, on their way to the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+from rich.console import Console
+
+from deepintuit.config import Config
+from deepintuit.errors import DataError
+from deepintuit.labels import NONE_LABEL
+from deepintuit.reasoner import Clip, Task
+from deepintuit.store import Run, Workbench, trace_id
+
+
+@dataclass
+class Rows:
+    """Writes the rows of a system, and gathers what the run's summary says of them."""
+
+    workbench: Workbench
+    config: Config
+    run: Run
+    task: Task
+    system: str
+    progress: bool
+    left_out: dict[str, str] = field(default_factory=dict)
+    thresholds: dict[str, dict] = field(default_factory=dict)
+
+    def done(self) -> set:
+        """The (method, control) that are written."""
+        return self.run.done("predictions", ("method", "control"))
+
+    def add(
+        self,
+        method: str,
+        clips: Sequence[Clip],
+        probs: np.ndarray,
+        predicted: Sequence[str] | None = None,
+        *,
+        control: str = "none",
+        provisional: Sequence[str] | None = None,
+        traces: Sequence[str] | None = None,
+        outside: np.ndarray | None = None,
+        temperature: ArrayLike = np.nan,
+    ) -> None:
+        """One row a clip; `predicted` is what has the highest probability where nothing else is said."""
+        labels, split = list(self.task.labels), self.config.evaluate.split
+        predicted = predicted or [labels[k] for k in probs.argmax(1)]
+        outside = np.broadcast_to(np.nan if outside is None else outside, len(clips))
+        temperatures = np.broadcast_to(temperature, len(clips))
+        about = {"split": split, "system": self.system, "method": method, "control": control, "labels": labels}
+        rows = [
+            {
+                **about,
+                "clip_id": clip.clip_id,
+                "trace_id": traces[i] if traces else trace_id(self.run.id, clip.clip_id, 0),
+                "true_label": clip.label,
+                "provisional": provisional[i] if provisional else NONE_LABEL,
+                "predicted": predicted[i],
+                "probs": [float(p) for p in probs[i]],
+                "outside_mass": None if np.isnan(outside[i]) else float(outside[i]),
+                "temperature": None if np.isnan(temperatures[i]) else float(temperatures[i]),
+            }
+            for i, clip in enumerate(clips)
+        ]
+        self.run.append("predictions", rows)
+
+    def leave_out(self, name: str, why: DataError) -> None:
+        """A row that cannot be: said in the summary, the log, and with `progress` on the terminal."""
+        self.left_out[name] = f"The row {name!r} is left out: {why}"
+        self.run.log(self.left_out[name])
+        if self.progress:
+            Console().print(self.left_out[name], markup=False)
+
+    def summary(self, clips: int) -> dict:
+        """`thresholds` of confidence are those that were chosen on validation clips."""
+        told = {"system": self.system, "clips": clips}
+        return {**told, "left_out": self.left_out, "thresholds": self.thresholds}
