@@ -13,7 +13,7 @@ CUDA   := ; platform_system == "Linux" and platform_machine == "x86_64"
 SHELL  := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app notebooks test docs check screens bench lint lock clean
+.PHONY: help demo app notebooks test docs check screens bench lint audit lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,10 @@ bench: $(READY)  ## measure all claims of speed, 15 minutes, and write docs/perf
 
 lint: $(READY)  ## ruff, with the rules of pyproject.toml
 	@$(BIN)/ruff check $(ARGS) .
+
+audit:  ## known vulnerabilities of the locked packages, by pip-audit in an environment of its own
+	@$(PYTHON) -m venv build/audit && build/audit/bin/python -m pip --disable-pip-version-check -qq install pip-audit
+	@build/audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.lock
 
 lock: $(READY)  ## resolve pyproject.toml anew and write requirements.lock
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -13,6 +13,7 @@ nine of ten traces the same, and numbers equal within one per cent. A change of 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import random
@@ -105,7 +106,7 @@ def _texts(run: Run) -> list[str]:
 
 
 def _probabilities(run: Run) -> list[float]:
-    rows = run.read("predictions").sort_values(["method", "clip_id"])
+    rows = run.read("predictions").query("control == 'none' and split == 'test'").sort_values(["method", "clip_id"])
     return [round(float(value), 3) for probs in rows["probs"].dropna() for value in probs]
 
 
@@ -114,11 +115,14 @@ def _hash(texts: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="*", type=Path, help="files of results; none: show the present fingerprint")
+    results = parser.parse_args().results
     cli.quiet_libraries()
     present = fingerprint()
-    if not sys.argv[1:]:
+    if not results:
         print(json.dumps(present))
-    found = {path: differences(json.loads(Path(path).read_text()).get("fingerprint"), present) for path in sys.argv[1:]}
+    found = {path: differences(json.loads(path.read_text()).get("fingerprint"), present) for path in results}
     for path, names in found.items():
         print(f"{path}: " + (f"differs in {', '.join(names)}" if names else "made by code that behaves as the present"))
     sys.exit(any(found.values()))
