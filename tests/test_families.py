@@ -80,9 +80,7 @@ def test_adapters_are_on_every_linear_layer_of_the_language_model_and_on_none_of
 
 
 @pytest.mark.parametrize(("name", "rank"), [*product(HUB, (0, 4))])
-def test_packed_rows_have_the_loss_and_gradients_of_transformers_row_by_row(
-    name, rank, families, clips
-):
+def test_packed_rows_have_the_loss_and_gradients_of_transformers_row_by_row(name, rank, families, clips):
     """Rows of two clips, of unlike lengths: what one leaks into another, through padding or a state, would show."""
     torch.manual_seed(2)
     vlm = families[name].load(trainable=True, lora_rank=rank)

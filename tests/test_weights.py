@@ -331,6 +331,26 @@ def test_an_adapter_that_cannot_be_read_is_refused(damage, family, adapter):
     refused(family, family.folder, checkpoint=adapter)
 
 
+def test_a_hub_id_is_its_kept_files_and_the_name_that_an_adapter_records(family, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    kept = tmp_path / "models--someone--small"
+    shutil.copytree(family.folder, kept / "snapshots" / ("0" * 40))
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0" * 40)
+    hub = tiny.Family("hub", Path("someone/small"), family.video)
+    hub.load(trainable=True, lora_rank=2).save(tmp_path / "adapter", {})
+    assert json.loads((tmp_path / "adapter" / BASE).read_text())["path"] == "someone/small"
+    assert (
+        json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == "someone/small"
+    )
+    hub.load(checkpoint=tmp_path / "adapter")
+    (tmp_path / "adapter" / BASE).unlink()
+    hub.load(checkpoint=tmp_path / "adapter")
+    refused(family, "someone/other")
+
+
 def test_an_adapter_in_place_of_a_model_is_refused(family, adapter):
     refused(family, adapter, "adapter")
 

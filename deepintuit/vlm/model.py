@@ -22,6 +22,7 @@ from deepintuit.vlm.clips import ClipEncoder, EncodedClip, stack_features
 from deepintuit.vlm.families import FAMILIES, Family, can_share, family_of
 from deepintuit.vlm.weights import (
     ADAPTER_CONFIG,
+    WHOLE_AGAIN,
     fill_adapter,
     hold_to_base,
     hold_to_numbers,
@@ -314,7 +315,7 @@ def _adapted(model, family: Family, settings: ModelConfig, adapter: Path | None,
         from peft import LoraConfig, get_peft_model
 
         if adapter is not None:
-            with reading(str(adapter)):
+            with reading(str(adapter), "LoRA adapter", WHOLE_AGAIN):
                 shape = LoraConfig.from_pretrained(str(adapter))
                 shape.inference_mode, shape.base_model_name_or_path = not trainable, None  # which base: held above
                 model = get_peft_model(model, shape)
