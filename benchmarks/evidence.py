@@ -2,7 +2,7 @@
 gain of each class. Writes docs/evidence.md.
 
 Each seed renders clips of its own, draws its own splits, and trains every system anew in a workbench of its own (`demo
---full`); all choices were made on validation. Resumable: a seed that is finished lies as
+--full`, or with `--brief` what `demo` trains); all choices were made on validation. Resumable: a seed that is finished lies as
 `docs/evidence/homecam-<seed>.json` and is not run again. `--again` reads the finished workbenches of such seeds once
 more, for what their files do not hold yet: it trains nothing, and stops where the scores are other ones.
 
@@ -62,7 +62,12 @@ def measure(seed: int, options: argparse.Namespace) -> dict:
     settings, started = settings_of(seed, options), time.perf_counter()
     workbench = Workbench(settings.workbench)
     runs = demo.run(
-        workbench, settings, full=True, fractions=cli.fractions(settings), progress=not options.quiet, console=Console()
+        workbench,
+        settings,
+        full=not options.brief,
+        fractions=cli.fractions(settings),
+        progress=not options.quiet,
+        console=Console(),
     )
     report.run_card(workbench, [run.id for run in runs])
     held_out = replace(settings, evaluate=replace(settings.evaluate, split="validation", controls=False))
@@ -157,8 +162,7 @@ def page(found: list[dict], command: str) -> str:
     told = (
         f"Seeds {', '.join(map(str, seeds))}; commit {commits}; command:\n\n    {command}\n\n"
         "Mean over seeds, Student's 95 % interval over seeds, ± standard deviation between seeds. Each seed has its own"
-        " clips, splits and training.\n\n"
-        + report.multi_seed_table(seeds)
+        " clips, splits and training.\n\n" + report.multi_seed_table(seeds)
     )
     read = [seed for seed in found if "sets" in seed]
     if not read:
@@ -263,6 +267,7 @@ if __name__ == "__main__":
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "evidence.md")
     parser.add_argument("--again", action="store_true", help="read finished seeds once more, train nothing")
+    parser.add_argument("--brief", action="store_true", help="the systems of `make demo`: a third of the time")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args()
     cli.quiet_libraries()
@@ -274,7 +279,6 @@ if __name__ == "__main__":
             made = measure(seed, options) if made is None else again(made, options)
             replace_text(file, json.dumps(made, indent=1) + "\n")
         found.append(made)
-    command = f"python benchmarks/evidence.py --seeds {' '.join(map(str, options.seeds))}" + "".join(
-        f" --set {s}" for s in options.set
-    )
+    command = f"python benchmarks/evidence.py --seeds {' '.join(map(str, options.seeds))}"
+    command += " --brief" * options.brief + "".join(f" --set {s}" for s in options.set)
     write_between(options.page, "homecam", page(found, command))
