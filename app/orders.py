@@ -140,7 +140,7 @@ def write(
     if dry:
         command.append("--dry-run")
         title.append("dry run")
-    return Order(stage, ", ".join(title), command, {"config.toml": settings.dumps()}, settings)
+    return Order(stage, ", ".join(title), command, {"config.toml": tomli_w.dumps(settings.told())}, settings)
 
 
 def changed(settings: Config) -> dict[str, Any]:

@@ -37,19 +37,23 @@ from deepintuit.reasoner import (
     LocalReasoner,
     Scores,
     Task,
+    asked,
     card,
     fitted_ways,
     gate_for,
     hidden_states,
     identity,
+    inherited,
     likelihood_scores,
     mean_scores,
     parsed,
     reasoner_run,
     refuse_one_class,
+    tell,
     vote_scores,
 )
 from deepintuit.reasoner.controls import siblings
+from deepintuit.schedule import of_calibrate
 from deepintuit.store import Run, Workbench
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip, Example
@@ -66,6 +70,8 @@ AnyTrace = Trace | Malformed
 def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None = None, progress: bool = True) -> Run:
     """Sample traces of the run `reasoner`, train a calibrator on them, fit its temperatures. Weights and
     `calibration.json` in `checkpoint`."""
+    config.require_tracker()
+    config, departs = inherited(workbench, config, reasoner)
     config.refuse_idle("calibrate")
     if config.calibrate.temperature == 0 and config.calibrate.traces > 1:
         raise ConfigError(
@@ -83,19 +89,21 @@ def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None
     )
     if not run.finished:
         with run:
-            _calibrate(workbench, config, run, reasoner, progress)
+            _calibrate(workbench, config, run, reasoner, departs, progress)
     shutil.rmtree(run.path / "training", ignore_errors=True)  # once all is safe elsewhere
     return run
 
 
-def _calibrate(workbench: Workbench, config: Config, run: Run, reasoner: str, progress: bool) -> None:
+def _calibrate(
+    workbench: Workbench, config: Config, run: Run, reasoner: str, departs: list[str], progress: bool
+) -> None:
     settings, batch = config.calibrate, config.sampling.clips_per_batch
     task = Task(workbench.path, config)
     torch.manual_seed(config.seed)  # a new adapter is drawn here
     vlm = VLM.load(
         config.model, config.video, checkpoint=workbench.run(reasoner).checkpoint, cache=workbench.cache, trainable=True
     )
-    run.note(device=str(vlm.device), settings=config.to_dict())
+    run.note(device=str(vlm.device), settings=config.to_dict(), asked=asked(task), departs=departs)
     # The calibrator cannot be its own gate while it is made: traces think to the end, and their quick forms are rows
     # too.
     by_calibrator = config.gate.by == "calibrated"
@@ -273,6 +281,9 @@ def _train(
         score = likelihood_scores(vlm, task, validation, greedy, config.sampling.clips_per_batch)
         return nll(apply_temperature(score.logits_C_K, 1.0), truth)
 
+    planned = of_calibrate(settings, len(rows))
+    stops = f" It may stop early: patience {settings.patience}." if settings.patience else ""
+    tell(run, planned.sentence() + stops, progress)
     recipe = Recipe(
         settings.learning_rate,
         settings.epochs,
@@ -291,6 +302,7 @@ def _train(
         log=StepLog(partial(run.append, "steps")),
         validate=validate if settings.patience else None,
         progress=progress,
+        report_to=config.report_to,
     )
 
 

@@ -22,10 +22,11 @@ import tomli_w
 from rich.console import Console
 from rich.syntax import Syntax
 
-from deepintuit import __version__, config, disk
+from deepintuit import __version__, config, disk, schedule
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, DataError, nearest, quiet_libraries
 
+_TRAINS = ("coldstart", "grpo", "calibrate")
 _NO_RUNS = ("baselines", "zero-shot")
 _COMMANDS = ("clips", "teach", "coldstart", "grpo", "calibrate", "evaluate", "report", "review", "demo", "app")
 console = Console()
@@ -171,12 +172,20 @@ def _newest(workbench, stages: Sequence[str], settings: Config, what: str, targe
     )
 
 
-def _dry(options, workbench, settings: Config, splits: Sequence[str], inputs: dict[str, str | None]) -> bool:
+def _dry(
+    options, workbench, settings: Config, splits: Sequence[str], inputs: dict[str, str | None], planned: Callable | None = None
+) -> bool:
     """Runs that are named must be there. With --dry-run: inputs, clip counts and settings are printed, and True says to stop."""
+    runs = [workbench.run(run).id for run in inputs.values() if run and run not in _NO_RUNS]
+    if runs:
+        from deepintuit.reasoner import inherited
+
+        settings, departs = inherited(workbench, settings, *runs)
+        if options.dry_run and departs:
+            console.print(f"Other than in training: {', '.join(departs)}", markup=False)
     settings.refuse_idle(options.command)
-    for run in inputs.values():
-        if run and run not in _NO_RUNS:
-            workbench.run(run)
+    if options.command in _TRAINS:
+        settings.require_tracker()
     if not options.dry_run:
         return False
     from deepintuit.data import Manifest
@@ -185,8 +194,11 @@ def _dry(options, workbench, settings: Config, splits: Sequence[str], inputs: di
     console.print(f"[bold]deepintuit {options.command}[/] on {settings.clips.dataset!r} in {settings.workbench}")
     for name, value in inputs.items():
         console.print(f"  {name}: {value or '(none)'}")
-    for split in splits:
-        console.print(f"  {split}: {len(manifest.usable(split))} usable clips")
+    counts = {split: len(manifest.usable(split)) for split in splits}
+    for split, count in counts.items():
+        console.print(f"  {split}: {count} usable clips")
+    if planned:
+        console.print(f"  {planned(settings, counts)}", markup=False, highlight=False, soft_wrap=True)
     _nothing_done(settings, options.command)
     return True
 
@@ -221,7 +233,9 @@ def _coldstart(options) -> int:
     teacher = None
     if settings.coldstart.target == "trace":
         teacher = options.teacher or _newest(workbench, ["teach"], settings, "a run of teacher traces")
-    if _dry(options, workbench, settings, settings.coldstart.splits, {"teacher": teacher, "start": options.start}):
+
+    kept = workbench.run(teacher).summary.get("kept", 0) if teacher else None
+    if _dry(options, workbench, settings, settings.coldstart.splits, {"teacher": teacher, "start": options.start}, partial(schedule.before_coldstart, kept)):
         return 0
     stage = _torch_stage("coldstart")
     return _ended(stage.run(workbench, settings, teacher=teacher, start=options.start, name=options.name, progress=not options.quiet))
@@ -232,7 +246,7 @@ def _grpo(options) -> int:
     settings = _need_dataset(settings)
     start = options.start or _newest(workbench, ["coldstart"], settings, "a reasoner to refine", "trace")
     start = None if start == "base" else start
-    if _dry(options, workbench, settings, ["grpo"], {"start": start}):
+    if _dry(options, workbench, settings, ["grpo"], {"start": start}, schedule.before_grpo):
         return 0
     return _ended(_torch_stage("grpo").run(workbench, settings, start=start, name=options.name, progress=not options.quiet))
 
@@ -241,7 +255,8 @@ def _calibrate(options) -> int:
     workbench, settings = _open(options)
     settings = _need_dataset(settings)
     reasoner = options.reasoner or _newest(workbench, ["grpo", "coldstart"], settings, "a reasoner", "trace")
-    if _dry(options, workbench, settings, ["calibration", "validation"], {"reasoner": reasoner}):
+
+    if _dry(options, workbench, settings, ["calibration", "validation"], {"reasoner": reasoner}, schedule.before_calibrate):
         return 0
     return _ended(_torch_stage("calibrate").run(workbench, settings, reasoner=reasoner, name=options.name, progress=not options.quiet))
 
@@ -411,6 +426,8 @@ def _clips(verbs) -> None:
         bench = importer(name, f"{title} annotations and a folder of videos", partial(_listed, name))
         bench.add_argument("source", metavar="ANNOTATIONS")
         bench.add_argument("--videos", metavar="DIR", required=True)
+        if name == "smarthome":
+            bench.add_argument("--trimmed", action="store_true", help="the videos went through the benchmark's Video_trim.py")
     home = verb("homecam", "render clips of the embedded world and import them", _import_homecam)
     home.add_argument("--train", type=int, default=1200)
     home.add_argument("--test", type=int, default=400)
@@ -426,7 +443,7 @@ def _listed(kind: str, options):
 
     read = getattr(data, f"import_{kind}")
     if kind in ("smarthome", "multihateclip"):
-        return read(options.source, options.videos)
+        return read(options.source, options.videos, **({"trimmed": options.trimmed} if kind == "smarthome" else {}))
     known = labels.LabelSet.load(options.labels) if options.labels else None
     if kind == "folder":
         return read(options.source, labels=known)

@@ -15,9 +15,10 @@ import torch
 
 from deepintuit.config import Config
 from deepintuit.errors import DataError, StoreError
-from deepintuit.reasoner import Clip, LocalReasoner, Task, card, identity, refuse_one_class
+from deepintuit.reasoner import Clip, LocalReasoner, Task, asked, card, identity, inherited, refuse_one_class, tell
+from deepintuit.schedule import of_coldstart
 from deepintuit.store import Run, Workbench
-from deepintuit.vlm import VLM, EncodedClip, Example
+from deepintuit.vlm import VLM, Example
 from deepintuit.vlm.finetune import Recipe, finetune
 from deepintuit.vlm.training import StepLog
 
@@ -40,6 +41,8 @@ def run(
     `start`: a run whose weights to begin with, else the model at `model.path`. Returns the finished run, its weights in
     `checkpoint`.
     """
+    config.require_tracker()
+    config, departs = inherited(workbench, config, start, teacher if config.coldstart.target == "trace" else None)
     config.refuse_idle("coldstart")
     if config.coldstart.target == "trace":
         if teacher is None:
@@ -57,26 +60,28 @@ def run(
     )
     if not run.finished:
         with run:
-            _train(workbench, config, run, teacher, start, progress)
+            _train(workbench, config, run, teacher, start, departs, progress)
     shutil.rmtree(run.path / "training", ignore_errors=True)  # once all is safe elsewhere
     return run
 
 
 def _train(
-    workbench: Workbench, config: Config, run: Run, teacher: str | None, start: str | None, progress: bool
+    workbench: Workbench,
+    config: Config,
+    run: Run,
+    teacher: str | None,
+    start: str | None,
+    departs: list[str],
+    progress: bool,
 ) -> None:
     settings = config.coldstart
     task = Task(workbench.path, config)
     checkpoint = workbench.run(start).checkpoint if start else None
     torch.manual_seed(config.seed)  # a new adapter is drawn here
     vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache, trainable=True)
-    run.note(device=str(vlm.device), settings=config.to_dict())
+    run.note(device=str(vlm.device), settings=config.to_dict(), asked=asked(task), departs=departs)
     reasoner = LocalReasoner(vlm, task, config.seed)
-    clips = {
-        clip.clip_id: (clip, encoded)
-        for split in settings.splits
-        for clip, encoded in reasoner.encode(task.clips(split))
-    }
+    clips = {clip.clip_id: clip for split in settings.splits for clip in reasoner.known(task.clips(split)).clips}
     if not clips:
         raise DataError(
             f"no clip of {', '.join(settings.splits)} can be read",
@@ -86,14 +91,14 @@ def _train(
     targets = (
         _targets(workbench, clips, teacher)
         if settings.target == "trace"
-        else [(*pair, pair[0].label) for pair in clips.values()]
+        else [(clip, clip.label) for clip in clips.values()]
     )
     targets = targets[: settings.limit or None]
     ask = task.reasoner_prompt if settings.target == "trace" else task.label_prompt
 
     def example(row: int, epoch: int) -> Example:
-        clip, encoded, text = targets[row]
-        return Example(encoded, ask(clip.clip_id), text)
+        clip, text = targets[row]
+        return Example(reasoner.features(clip), ask(clip.clip_id), text)
 
     recipe = Recipe(
         settings.learning_rate,
@@ -105,17 +110,20 @@ def _train(
         settings.max_grad_norm,
         settings.save_steps,
     )
-    title = "Cold start" if settings.target == "trace" else "Labels only"
+    planned = of_coldstart(settings, len(targets))
+    planned.refuse_no_peak("coldstart")
+    tell(run, planned.sentence(), progress)
     result = finetune(
         vlm,
-        [clip.clip_id for clip, _, _ in targets],
+        [clip.clip_id for clip, _ in targets],
         example,
         recipe,
         run.path / "training",
         seed=config.seed,
-        title=title,
+        title=planned.stage,
         log=StepLog(partial(run.append, "steps")),
         progress=progress,
+        report_to=config.report_to,
     )
     vlm.save(run.checkpoint, card(run, config))
     run.finish(
@@ -129,15 +137,13 @@ def _train(
     )
 
 
-def _targets(
-    workbench: Workbench, clips: dict[str, tuple[Clip, EncodedClip]], teacher: str
-) -> list[tuple[Clip, EncodedClip, str]]:
-    """(clip, features, text) of each kept teacher trace whose clip is still in the cold-start split and readable."""
+def _targets(workbench: Workbench, clips: dict[str, Clip], teacher: str) -> list[tuple[Clip, str]]:
+    """(clip, text) of each kept teacher trace whose clip is still in the cold-start split and readable."""
     source = workbench.run(teacher)
     scores = source.read("scores")
     kept = set(scores.loc[(scores["name"] == "kept") & (scores["value"] == 1), "trace_id"])
     rows = source.read("traces", ["trace_id", "clip_id", "text"])
-    found = [(*clips[r.clip_id], r.text) for r in rows.itertuples() if r.trace_id in kept and r.clip_id in clips]
+    found = [(clips[r.clip_id], r.text) for r in rows.itertuples() if r.trace_id in kept and r.clip_id in clips]
     if not found:
         raise StoreError(
             f"run {teacher!r} kept no trace for a clip of the cold-start split",

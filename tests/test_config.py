@@ -40,8 +40,8 @@ def test_every_config_in_the_repository_loads_and_departs_from_the_defaults(path
 
 def test_the_papers_config_turns_off_what_this_project_added_by_default():
     paper = config.load(CONFIGS[0].parent / "paper.toml")
-    assert paper.calibrate.patience == 0 and not paper.calibrate.greedy_trace
-    assert paper.grpo == config.GrpoConfig()
+    assert paper.calibrate.patience == 0 and not paper.calibrate.greedy_trace and not paper.calibrate.shuffle_labels
+    assert paper.grpo == config.GrpoConfig(warmup_share=1.0)
 
 
 def test_a_file_then_each_assignment_in_order(tmp_path):
@@ -169,7 +169,7 @@ def test_every_setting_says_what_it_means():
     known = {(section, key) for section, key, _, _ in rows}
     content = config.Config().to_dict()
     nested = {(name, key) for name, part in content.items() if isinstance(part, dict) for key in part}
-    assert known == nested | {("", "seed"), ("", "workbench")}
+    assert known == nested | {("", "seed"), ("", "workbench"), ("", "report_to")}
 
 
 def test_the_grammars_to_choose_from_are_the_parsers():

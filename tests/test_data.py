@@ -768,6 +768,40 @@ def test_smarthome_counts_vague_as_abnormal_and_lists_what_is_missing(tmp_path):
     assert three.rows[1].label == "vague abnormal"
 
 
+@pytest.mark.parametrize("name", ["Trim_video_label.csv", "trim_video_labels.CSV", None])
+def test_smarthome_clips_that_must_be_cut_are_named_with_their_lengths_unless_they_are_trimmed(tmp_path, name):
+    annotations, videos = smarthome(tmp_path / "a"), tmp_path / "v"
+    cuts = {"s_0": "2", "s_1": "-1.5", "s_2": "0", "s_3": "4"}
+    if name:
+        rows = [{"No.": str(i), "Title": title, "Time": time} for i, (title, time) in enumerate(cuts.items())]
+        table(annotations / name, rows, encoding="utf-8-sig")
+    else:
+        words = ["train_candidate", "test", "train_candidate", "private"]
+        rows = [{"Title": t, "split": w, "trim_seconds": c} for (t, c), w in zip(cuts.items(), words)]
+        table(annotations / "deepintuit_split.csv", rows)
+    videos.mkdir()
+    for title, seconds in (("s_0", 1), ("s_1", 4), ("s_2", 1)):
+        pictures = np.random.default_rng(int(title[-1])).integers(0, 255, (seconds * 4, 64, 64, 3))
+        video.write_mp4(videos / f"{title}.mp4", pictures.astype(np.uint8), 4)
+    listing = import_smarthome(annotations, videos)
+    assert [row.cut for row in listing.rows] == [2, -1.5, 0, 0] and listing.rows[1].notes["trim_seconds"] == "-1.5"
+    told = [finding.sentence for finding in listing.report.of(Kind.TRIM_TABLE)]
+    assert [one.split(" clips")[0] for one in told] == ["1 of 1 test", "1 of 2 train"]
+    assert [finding.source for finding in listing.report.of(Kind.UNTRIMMED)] == ["s_0", "s_1"]
+    _, report = quiet_scan(listing, tmp_path / "w", "home")
+    (left,) = report.of(Kind.UNTRIMMED)  # s_0 is shorter than what goes: it was cut
+    assert left.source == "s_1" and "the first 1.5 s of 4.0 must be cut off" in left.sentence
+    assert "--trimmed" in left.sentence
+    assert not import_smarthome(annotations, videos, trimmed=True).report.of(Kind.UNTRIMMED)
+
+
+@pytest.mark.parametrize("time", ["soon", "nan", "inf", "1/0"])
+def test_a_trim_table_that_holds_no_seconds_is_refused_by_its_line(tmp_path, time):
+    table(smarthome(tmp_path / "a") / "Trim_video_label.csv", [{"Title": "s_0", "Time": time}])
+    with pytest.raises(DataError, match="Trim_video_label.csv, line 2"):
+        import_smarthome(tmp_path / "a", tmp_path)
+
+
 def test_smarthome_without_the_papers_split_is_refused_in_three_beats(tmp_path):
     (smarthome(tmp_path / "a") / "deepintuit_split.csv").unlink()
     with pytest.raises(DataError, match="no deepintuit_split.csv.*196 clips.*Put the file"):
@@ -824,6 +858,8 @@ def test_real_smarthome_has_the_papers_196_test_ids(tmp_path):
         len(listing.report.of(Kind.MISSING)) == 1023
         and sum(r.excluded == Excluded.PRIVATE for r in listing.rows) == 180
     )
+    told = [finding.sentence.split(" must")[0] for finding in listing.report.of(Kind.TRIM_TABLE)]
+    assert told == ["81 of 196 test clips", "321 of 827 train clips"]
     manifest, _ = quiet_scan(listing, tmp_path, "smarthome")
     assert manifest.summary().excluded.loc["not_found", "test"] == 196 and manifest.usable("test").empty
 

@@ -17,7 +17,7 @@ FLOORS = {
     "model": "vlm",
     "wings": "homecam endpoint show → video report",
     "shelves": "review → data store",
-    "sums": "rewards advantage metrics",
+    "sums": "rewards advantage schedule metrics",
     "words": "prompts → trace config → labels",
     "ground": "disk worker → errors texts parquet",
 }

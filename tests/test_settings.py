@@ -2,13 +2,17 @@
 but for the texts, which are written by hand."""
 
 import dataclasses
+import importlib.util
+import weakref
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from embedded import TINY, short_trace
+from trl import SFTConfig
 
-from deepintuit import cli, evaluate
-from deepintuit.config import GRAMMAR_NAMES, Config, GrpoConfig, load
+from deepintuit import calibrate, cli, coldstart, evaluate, grpo, schedule
+from deepintuit.config import GRAMMAR_NAMES, TRACKERS, Config, GrpoConfig, VideoConfig, load
 from deepintuit.errors import ConfigError
 from deepintuit.grpo import before
 from deepintuit.grpo.groups import Scorer, apart
@@ -16,8 +20,11 @@ from deepintuit.grpo.trainer import Trainer
 from deepintuit.judges import Verdict
 from deepintuit.reasoner import LocalReasoner, Task
 from deepintuit.trace import FALLBACK, GRAMMARS, render
-from deepintuit.vlm import VLM, Sample
+from deepintuit.vlm import VLM, EncodedClip, Sample
+from deepintuit.vlm.clips import ClipEncoder
+from deepintuit.vlm.training import trackers
 
+ROOT = TINY.parents[1]
 pytest_plugins = ["embedded"]
 
 SEEING = "prompt.grammar=observation-think-answer"
@@ -31,7 +38,7 @@ PLAIN = (
 FLIPPED = {
     "group": 6, "clips_per_step": 2, "learning_rate": 2e-3, "warmup_steps": 1, "weight_decay": 0.5,
     "max_grad_norm": 9.0,
-    "epochs": 9.0, "max_steps": 5, "max_tokens": 90, "temperature": 0.5, "objective": "grpo",
+    "epochs": 9.0, "warmup_share": 0.1, "max_steps": 5, "max_tokens": 90, "temperature": 0.5, "objective": "grpo",
     "epsilon_low": 0.1, "epsilon_high": 0.5,
     "tau": 0.3, "beta": 0.1, "dynamic_sampling": True, "max_refills": 1, "overlong_cache": 140, "mask_truncated": True,
     "accuracy_weight": 5.0, "format_weight": 0.0, "process": "summed", "perception_weight": 0.5, "length_bonus": 0.9,
@@ -217,3 +224,171 @@ def test_the_probability_mass_sampled_from_reaches_calibration_and_evaluation(be
         made = evaluate.run(bench.workbench, config, reasoner=cold.id, progress=False).read("traces")
         said[top_p] = made.sort_values("clip_id")["text"].tolist()
     assert said["1"] != said["0.05"]
+
+
+# How many updates, at which rates
+
+
+def test_the_defaults_train_a_small_set_at_their_rate_and_say_that_the_updates_are_few():
+    planned = schedule.of_grpo(GrpoConfig(), 217)  # SmartHome-Bench's
+    assert (planned.updates, planned.warmup) == (3, 0) and {planned.rate(k) for k in range(3)} == {1e-6}
+    assert "Set grpo.epochs=15" in schedule.few(planned) and "configs/small.toml" in schedule.few(planned)
+    large = schedule.of_grpo(GrpoConfig(), 40_000)
+    assert (large.updates, large.warmup, schedule.few(large)) == (625, 10, "")
+    small = schedule.of_grpo(load(ROOT / "configs/small.toml").grpo, 217)
+    assert small.updates > 200 and small.warmup == 10
+    with pytest.raises(ConfigError, match="a warm-up of 3 updates, and only 3 are made"):
+        schedule.of_grpo(GrpoConfig(warmup_steps=3, warmup_share=1.0), 217).refuse_no_peak("grpo")
+
+
+def test_the_embedded_world_trains_as_it_did():
+    tiny = schedule.of_grpo(load(ROOT / "configs/tiny.toml").grpo, 266)
+    assert (tiny.updates, tiny.warmup) == (25, 3)
+
+
+@pytest.mark.parametrize("shape", ["constant", "cosine", "linear"])
+def test_the_rates_told_before_are_the_rates_of_the_updates(bench, tmp_path, shape):
+    own = bench.copy(tmp_path / "own")
+    sets = ("coldstart.target=label", "coldstart.epochs=4", "coldstart.warmup=0.3", f"coldstart.scheduler={shape}")
+    settings = own.settings(*sets)
+    run = coldstart.run(own.workbench, settings, teacher=None, progress=False)
+    planned = schedule.of_coldstart(settings.coldstart, run.summary["rows"])
+    made = run.read("steps").query("name == 'learning_rate'").sort_values("step")["value"].tolist()
+    assert made == pytest.approx([planned.rate(k) for k in range(planned.updates)]) and planned.warmup > 1
+    assert planned.sentence() in (run.path / "log").read_text()
+
+
+def test_grpo_and_calibration_say_before_what_they_will_do(bench, cold):
+    settings = bench.settings("grpo.warmup_steps=9", "grpo.epochs=5", "calibrate.epochs=1", "grpo.max_tokens=8")
+    run = grpo.run(bench.workbench, settings, start=cold.id, progress=False)
+    planned = schedule.of_grpo(settings.grpo, run.summary["clips"])
+    made = run.read("steps").query("name == 'learning_rate'").sort_values("step")["value"].tolist()
+    assert made == pytest.approx([planned.rate(k) for k in range(planned.updates)]) and planned.warmup > 0
+    log = (run.path / "log").read_text()
+    assert planned.sentence() in log and "so few updates teach little" in log
+    run = calibrate.run(bench.workbench, settings, reasoner=cold.id, progress=False)
+    planned = schedule.of_calibrate(settings.calibrate, run.summary["rows"])
+    assert planned.sentence() in (run.path / "log").read_text() and run.summary["steps"] == planned.updates
+
+
+def test_a_warm_up_of_all_updates_is_refused_before_anything_is_loaded(bench, cold):
+    known = len(bench.workbench.runs())
+    with pytest.raises(ConfigError, match="never reach grpo.learning_rate"):
+        sets = ("grpo.max_steps=2", "grpo.warmup_steps=10", "grpo.warmup_share=1")
+        grpo.run(bench.workbench, bench.settings(*sets), start=cold.id, progress=False)
+    assert len(bench.workbench.runs()) == known
+
+
+# Who is told
+
+
+def test_a_tracker_that_is_not_there_is_refused_before_anything_is_loaded(bench, cold, monkeypatch, capsys):
+    absent = next(name for name in ("mlflow", "wandb", "trackio") if importlib.util.find_spec(name) is None)
+    for stage in ("coldstart", "grpo", "calibrate"):
+        options = {"coldstart": "--set=coldstart.target=label", "grpo": f"--start={cold.id}"}
+        place = [f"--workbench={bench.path}", options.get(stage, f"--reasoner={cold.id}"), f"--set=report_to={absent}"]
+        assert cli.main([stage, *place, "--set=clips.dataset=homecam"]) == 2
+        said = capsys.readouterr().err
+        assert f"report_to = '{absent}'" in said and "pip install" in said
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_the_trainers_are_told_whom_to_tell(bench, tmp_path, name):
+    told, callbacks = trackers(name, tmp_path / "coldstart-a")
+    assert [type(one).__name__ for one in callbacks] == ["TensorBoardCallback"] * (name == "tensorboard")
+    if name == "tensorboard":
+        assert told == {} and (tmp_path / "coldstart-a" / "tensorboard").is_dir()
+    else:
+        assert (told["report_to"], told["run_name"]) == (name, "coldstart-a")
+        arguments = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **told)
+        assert arguments.report_to == ([] if name == "none" else [name])
+
+
+# Memory
+
+
+@pytest.mark.parametrize("stage", ["coldstart", "grpo", "labels"])
+def test_what_is_held_of_a_split_does_not_grow_with_it(bench, cold, calibrated, tmp_path, monkeypatch, stage):
+    """Every encoded clip that lives is counted, with no room for more than one in the encoder's memory."""
+    alive, most = weakref.WeakSet(), [0]
+
+    born = EncodedClip.__init__
+
+    def made(self, *fields, **named):
+        born(self, *fields, **named)
+        alive.add(self)
+        most[0] = max(most[0], len(alive))
+
+    monkeypatch.setattr(EncodedClip, "__init__", made)
+    monkeypatch.setattr(EncodedClip, "__hash__", object.__hash__)
+    monkeypatch.setattr(EncodedClip, "__eq__", object.__eq__)
+    monkeypatch.setattr(ClipEncoder, "memory_bytes", 1)
+    own = bench.copy(tmp_path / "own")
+    manifest = own.manifest
+    manifest.frame.loc[manifest.frame["split"].notna(), "split"] = "calibration"
+    few_ = manifest.frame.index[:6]
+    manifest.frame.loc[few_, "split"] = ["validation"] * 6
+    wanted = {"coldstart": "coldstart", "labels": "coldstart", "grpo": "grpo", "evaluate": "test"}.get(
+        stage, "calibration"
+    )
+    manifest.frame.loc[manifest.frame["split"] == "calibration", "split"] = wanted
+    manifest.save()
+    sets = (
+        "sampling.clips_per_batch=2",
+        "coldstart.batch=2",
+        "grpo.clips_per_step=2",
+        "calibrate.batch=2",
+        "grpo.max_steps=2",
+    )
+    sets = (
+        *sets,
+        "coldstart.epochs=1",
+        "calibrate.epochs=0.1",
+        "grpo.max_tokens=4",
+        "sampling.max_tokens=4",
+        "calibrate.traces=1",
+    )
+    settings = own.settings(*sets, "coldstart.target=label") if stage == "labels" else own.settings(*sets)
+    teacher = own.teach(short_trace, 1).id if stage == "coldstart" else None
+    runs = {
+        "coldstart": lambda: coldstart.run(own.workbench, settings, teacher=teacher, progress=False),
+        "labels": lambda: coldstart.run(own.workbench, settings, teacher=None, progress=False),
+        "grpo": lambda: grpo.run(own.workbench, settings, start=cold.id, progress=False),
+        "calibrate": lambda: calibrate.run(own.workbench, settings, reasoner=cold.id, progress=False),
+        "evaluate": lambda: evaluate.run(
+            own.workbench, settings, reasoner=cold.id, calibrator=calibrated.id, progress=False
+        ),
+    }  # fmt: skip
+    assert runs[stage]().finished
+    assert len(manifest.usable(wanted)) >= 40 and 0 < most[0] <= 12
+
+
+# A budget of tokens over all frames
+
+
+@pytest.mark.parametrize(("frames", "budget"), [(1, 40), (7, 90), (8, 400), (32, 100)])
+def test_a_clip_never_takes_more_tokens_than_its_budget(parts, frames, budget):
+    video = VideoConfig(frames=frames, max_tokens=budget, min_pixels=256)
+    encoder = ClipEncoder(parts.vlm.processor, parts.vlm.core, parts.vlm.family, video, None)
+    sizes = [(w, h) for w in (16, 33, 64, 640, 1920, 3200) for h in (16, 48, 720, 3200) if max(w, h) <= 200 * min(w, h)]
+    for width, height in sizes:
+        w, h = encoder.frame_size(width, height)
+        assert w % 16 == h % 16 == 0 and -(-frames // 2) * (w // 16) * (h // 16) <= budget, (width, height)
+    clip = parts.clips[0]
+    seen = encoder.encode(clip.clip_id, clip.path, clip.width, clip.height)
+    assert 0.3 * budget < len(seen.embeds) * 1.0 <= budget or len(seen.frames.indices) < frames
+
+
+def test_videoauto_r1_has_its_4096_tokens_over_256_frames(parts):
+    video = load(ROOT / "configs/videoauto-r1.toml").video
+    factor = 28
+    assert video.max_tokens // (video.frames // 2) * factor**2 == 25_088, "pixels a frame of a Qwen2.5-VL"
+    grpo_ = load(ROOT / "configs/videoauto-r1.toml").grpo
+    assert grpo_.group * grpo_.clips_per_step == 256 and grpo_.filter_rollouts == 8 and grpo_.objective == "grpo"
+    assert load(ROOT / "configs/videop2r.toml").video.frames == 16
+
+
+def test_a_budget_below_the_fewest_pixels_is_refused_when_the_model_is_loaded(parts):
+    with pytest.raises(ConfigError, match="Set video.frames to"):
+        video = VideoConfig(frames=32, max_tokens=8)
+        ClipEncoder(parts.vlm.processor, parts.vlm.core, parts.vlm.family, video, None)

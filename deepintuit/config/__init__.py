@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -21,29 +22,17 @@ from typing import Any
 import tomli_w
 
 from deepintuit import texts
-from deepintuit.config.fields import Need, Section, hints
+from deepintuit.config import needs as _needs
+from deepintuit.config.fields import Section, hints
 from deepintuit.config.fields import setting as _setting
 from deepintuit.errors import ConfigError, nearest
 
 GRAMMAR_NAMES = ("think-answer", "observation-think-answer", "answer-think-answer", "answer-observation-think-answer")
 METHODS = ("label_likelihood", "linear_head", "vote", "mean_likelihood")
 SPLITS = ("coldstart", "grpo", "calibration", "validation", "test")
+TRACKERS = ("none", "tensorboard", "trackio", "wandb", "mlflow")
 
 
-_OBSERVATION = Need("prompt.grammar", lambda c: "observation" in c.prompt.grammar,
-                     "that grammar has no observation to ask for or reward", "prompt.grammar=observation-think-answer")
-_QUICK = Need("prompt.grammar", lambda c: c.prompt.grammar.startswith("answer-"),
-               "that grammar has no quick answer to reward", "prompt.grammar=answer-think-answer")
-_PROCESS = Need("grpo.process", lambda c: c.grpo.process != "off", "seeing earns nothing there", "grpo.process=separate")
-_BONUS = Need("grpo.length_bonus", lambda c: c.grpo.length_bonus > 0, "no length earns anything", "grpo.length_bonus=0.2")
-_SOFTMAX = Need("grpo.objective", lambda c: c.grpo.objective == "softmax_weighted", "that objective has no weights of rewards",
-                 "grpo.objective=softmax_weighted")
-_REFILLS = Need("grpo.dynamic_sampling", lambda c: c.grpo.dynamic_sampling, "no round is filled up", "grpo.dynamic_sampling=true")
-_ADAPTER = Need("model.lora_rank", lambda c: c.model.lora_rank > 0, "there is no adapter", "model.lora_rank=64")
-_GATE = Need("gate.by", lambda c: c.gate.by != "off", "nothing is compared with it", "gate.by=confidence")
-_OWN_WORDS = Need("teach.source", lambda c: c.teach.source == "self", "only the local model is told the answer", "teach.source=self")
-_A_MODEL = Need("teach.source", lambda c: c.teach.source != "homecam", "no model is sampled there", "teach.source=endpoint")
-_NEVER = Need("", lambda c: False, "a round is followed by one update, whose ratio is 1, so that no bound is ever met", "")
 
 
 @dataclass(frozen=True)
@@ -52,8 +41,8 @@ class ModelConfig(Section):
     dtype: str = _setting("auto", "number type of the weights", choices=("auto", "float32", "bfloat16", "float16"))
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     lora_rank: int = _setting(0, "rank of the LoRA adapters; 0 is full fine-tuning, as in the paper", low=0)
-    lora_alpha: int = _setting(32, "scale of the adapters: alpha / rank [R]", low=1, needs=(_ADAPTER,))
-    lora_dropout: float = _setting(0.0, "dropout inside the adapters [R]", low=0, high=0.99, needs=(_ADAPTER,))
+    lora_alpha: int = _setting(32, "scale of the adapters: alpha / rank [R]", low=1, needs=(_needs.ADAPTER,))
+    lora_dropout: float = _setting(0.0, "dropout inside the adapters [R]", low=0, high=0.99, needs=(_needs.ADAPTER,))
     quantize: str = _setting("none", "4bit is QLoRA and needs lora_rank > 0 to train", choices=("none", "4bit"))
     attention: str = _setting("sdpa", "attention kernel", choices=("sdpa", "eager", "flash_attention_2"))
     share_prefix: bool = _setting(True, "compute once what rows about a clip have in common, in losses and scores, exactly; "
@@ -69,6 +58,7 @@ class VideoConfig(Section):
     fps: float = _setting(0.0, "frames a second to read, up to `frames`; 0: spread evenly over the clip", low=0)
     max_pixels: int = _setting(256 * 28 * 28, "most pixels a frame after resizing (paper, cold start)", low=1)
     min_pixels: int = _setting(4 * 28 * 28, "fewest pixels a frame after resizing", low=1)
+    max_tokens: int = _setting(0, "most visual tokens of a clip, shared out over `frames` frames; 0: no bound but max_pixels", low=0, added=True)
     limit_pixels: int = _setting(7680 * 4320, "a file whose frames have more pixels is refused before decoding", low=1)
     limit_mib: int = _setting(1024, "a read that would hold more MiB of decoded frames is refused", low=1)
     limit_seconds: float = _setting(60.0, "wall seconds that reading one file may take", above=0)
@@ -130,12 +120,12 @@ class TeachConfig(Section):
                                 choices=("max_tokens", "max_completion_tokens"), decides=False)
     send_temperature: bool = _setting(True, "false: for models that take no temperature but their own; left out when refused")
     traces: int = _setting(1, "traces asked for a clip", low=1)
-    temperature: float = _setting(0.7, "of the teacher [R]", low=0, needs=(_A_MODEL,))
-    max_tokens: int = _setting(2048, "most tokens of a teacher's trace", low=1, needs=(_A_MODEL,))
+    temperature: float = _setting(0.7, "of the teacher [R]", low=0, needs=(_needs.A_MODEL,))
+    max_tokens: int = _setting(2048, "most tokens of a teacher's trace", low=1, needs=(_needs.A_MODEL,))
     price_in: float = _setting(0.0, "currency units per million prompt tokens, for the cost count", low=0, decides=False)
     price_out: float = _setting(0.0, "currency units per million completion tokens", low=0, decides=False)
-    judged: bool = _setting(True, "grammars with an observation: keep a trace only if it suffices (VideoP2R)", needs=(_OBSERVATION,))
-    given_answer: bool = _setting(False, "self: the form and the true label are given, the model writes only the reasoning [R]", needs=(_OWN_WORDS,))
+    judged: bool = _setting(True, "grammars with an observation: keep a trace only if it suffices (VideoP2R)", needs=(_needs.OBSERVATION,))
+    given_answer: bool = _setting(False, "self: the form and the true label are given, the model writes only the reasoning [R]", needs=(_needs.OWN_WORDS,))
     keep_wrong: bool = _setting(False, "keep traces whose answer is not the label (the paper drops them)")
 
 
@@ -164,7 +154,7 @@ class GateConfig(Section):
     by: str = _setting("off", "off: always think; confidence: of the quick answer's tokens; calibrated: the calibrator's "
                        "highest probability after it", choices=("off", "confidence", "calibrated"))
     threshold: float = _setting(0.97, "at least this sure, the quick answer stands (paper, Qwen2.5-VL; 0.98 for Qwen3-VL); "
-                                "0 never thinks, 1 nearly always", low=0, high=1, needs=(_GATE,))
+                                "0 never thinks, 1 nearly always", low=0, high=1, needs=(_needs.GATE,))
 
 
 @dataclass(frozen=True)
@@ -198,7 +188,8 @@ class GrpoConfig(Section):
     group: int = _setting(8, "traces sampled a clip, G (paper, GRPO); one alone has nothing to be compared with", low=2)
     clips_per_step: int = _setting(64, "clips an update (paper, GRPO)", low=1)
     learning_rate: float = _setting(1e-6, "peak rate (paper, GRPO)", above=0)
-    warmup_steps: int = _setting(10, "updates over which the rate rises (paper, GRPO)", low=0)
+    warmup_steps: int = _setting(10, "updates over which the rate rises (paper, GRPO), at most", low=0)
+    warmup_share: float = _setting(0.2, "of all updates, what warm-up may take at most: small sets train too [R]", low=0, high=1, added=True)
     weight_decay: float = _setting(0.1, "(paper, GRPO)", low=0)
     max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm (paper, GRPO)", above=0)
     epochs: float = _setting(1.0, "passes over the clips (the paper; its release says 20)", above=0)
@@ -207,27 +198,27 @@ class GrpoConfig(Section):
     temperature: float = _setting(1.0, "of sampling (paper, GRPO)", above=0)
     objective: str = _setting("dapo", "dapo; softmax_weighted, the paper's text [R]; grpo, mean per trace",
                               choices=("dapo", "softmax_weighted", "grpo"))
-    epsilon_low: float = _setting(0.2, "the ratio is clipped below 1 − this", above=0, high=1, needs=(_NEVER,))
-    epsilon_high: float = _setting(0.28, "the ratio is clipped above 1 + this", above=0, needs=(_NEVER,))
+    epsilon_low: float = _setting(0.2, "the ratio is clipped below 1 − this", above=0, high=1, needs=(_needs.NEVER,))
+    epsilon_high: float = _setting(0.28, "the ratio is clipped above 1 + this", above=0, needs=(_needs.NEVER,))
     beta: float = _setting(0.0, "weight of the KL term; 0: none (paper, GRPO)", low=0)
-    tau: float = _setting(1.0, "softmax_weighted: temperature of the reward weights [R]", above=0, needs=(_SOFTMAX,))
+    tau: float = _setting(1.0, "softmax_weighted: temperature of the reward weights [R]", above=0, needs=(_needs.SOFTMAX,))
     dynamic_sampling: bool = _setting(False, "keep only groups with some traces right and some wrong")
-    max_refills: int = _setting(3, "dynamic_sampling: at most N further rounds to fill a step", low=0, needs=(_REFILLS,))
+    max_refills: int = _setting(3, "dynamic_sampling: at most N further rounds to fill a step", low=0, needs=(_needs.REFILLS,))
     overlong_cache: int = _setting(0, "tokens before the limit over which a penalty falls to −1; 0: off", low=0)
     mask_truncated: bool = _setting(False, "leave traces cut at the limit out of the loss")
     accuracy_weight: float = _setting(1.0, "weight of the accuracy reward (paper, GRPO)", low=0)
     format_weight: float = _setting(1.0, "weight of the format reward (paper, GRPO)", low=0)
     process: str = _setting("separate", "grammars with an observation: separate, seeing and reasoning pushed apart (VideoP2R); "
-                            "summed, one advantage of both; off, the answer's rewards alone", choices=("separate", "summed", "off"), needs=(_OBSERVATION,))
-    perception_weight: float = _setting(1.0, "of the observation's rewards; 0: none (VideoP2R's ablation)", low=0, needs=(_OBSERVATION, _PROCESS))
-    length_bonus: float = _setting(0.2, "for a right process of fitting length [R]", low=0, needs=(_OBSERVATION, _PROCESS))
-    perception_min: int = _setting(128, "tokens of an observation that earn the bonus, from (VideoP2R)", low=0, needs=(_OBSERVATION, _PROCESS, _BONUS))
-    perception_max: int = _setting(320, "… to", low=1, needs=(_OBSERVATION, _PROCESS, _BONUS))
-    reasoning_min: int = _setting(320, "tokens of thinking and answer that earn it, from (VideoP2R)", low=0, needs=(_OBSERVATION, _PROCESS, _BONUS))
-    reasoning_max: int = _setting(512, "… to", low=1, needs=(_OBSERVATION, _PROCESS, _BONUS))
-    quick_weight: float = _setting(0.9, "grammars with a quick answer: of its accuracy (VideoAuto-R1)", low=0, needs=(_QUICK,))
-    final_weight: float = _setting(1.1, "grammars with a quick answer: of the last one's accuracy (VideoAuto-R1)", low=0, needs=(_QUICK,))
-    fallback_bonus: float = _setting(0.3, "grammars with a quick answer: for putting off and then being right (VideoAuto-R1)", low=0, needs=(_QUICK,))
+                            "summed, one advantage of both; off, the answer's rewards alone", choices=("separate", "summed", "off"), needs=(_needs.OBSERVATION,))
+    perception_weight: float = _setting(1.0, "of the observation's rewards; 0: none (VideoP2R's ablation)", low=0, needs=(_needs.OBSERVATION, _needs.PROCESS))
+    length_bonus: float = _setting(0.2, "for a right process of fitting length [R]", low=0, needs=(_needs.OBSERVATION, _needs.PROCESS))
+    perception_min: int = _setting(128, "tokens of an observation that earn the bonus, from (VideoP2R)", low=0, needs=(_needs.OBSERVATION, _needs.PROCESS, _needs.BONUS))
+    perception_max: int = _setting(320, "… to", low=1, needs=(_needs.OBSERVATION, _needs.PROCESS, _needs.BONUS))
+    reasoning_min: int = _setting(320, "tokens of thinking and answer that earn it, from (VideoP2R)", low=0, needs=(_needs.OBSERVATION, _needs.PROCESS, _needs.BONUS))
+    reasoning_max: int = _setting(512, "… to", low=1, needs=(_needs.OBSERVATION, _needs.PROCESS, _needs.BONUS))
+    quick_weight: float = _setting(0.9, "grammars with a quick answer: of its accuracy (VideoAuto-R1)", low=0, needs=(_needs.QUICK,))
+    final_weight: float = _setting(1.1, "grammars with a quick answer: of the last one's accuracy (VideoAuto-R1)", low=0, needs=(_needs.QUICK,))
+    fallback_bonus: float = _setting(0.3, "grammars with a quick answer: for putting off and then being right (VideoAuto-R1)", low=0, needs=(_needs.QUICK,))
     check_clips: int = _setting(32, "clips sampled first, to see whether there is anything to learn; 0: none", low=0)
     filter_rollouts: int = _setting(0, "traces sampled of each clip first; clips whose traces are all right or all wrong are left out "
                                     "(VideoAuto-R1: 8); 0: off", low=0)
@@ -301,10 +292,13 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = _setting(0, "of every random choice", low=0, high=2**32 - 1)
+    report_to: str = _setting("tensorboard", "who is told the numbers of every training, beside the run's own `steps`", choices=TRACKERS)
     workbench: str = dataclasses.field(
         default_factory=lambda: os.environ.get("DEEPINTUIT_HOME") or "./workbench",
         metadata=dict(doc="folder of manifests, runs and caches; DEEPINTUIT_HOME where it is not set"),
     )
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)
+    """Dotted keys that a file or `--set` named, also at their defaults: they are not inherited."""
 
     def _check_together(self) -> None:
         if "\0" in self.workbench:
@@ -312,7 +306,31 @@ class Config(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """Sections and keys as plain dicts, lists and scalars, ready for JSON."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        told = dataclasses.asdict(self)
+        del told["given"]
+        return json.loads(json.dumps(told))
+
+    def is_given(self, key: str) -> bool:
+        """Whether `section.key` was named, or departs from its default: then no other run's value takes its place."""
+        section, _, name = key.partition(".")
+        part = getattr(self, section)
+        return key in self.given or getattr(part, name) != type(part).__dataclass_fields__[name].default
+
+    def told(self) -> dict[str, Any]:
+        """What was given, nested as in a config file: everything else is a default, or comes from the run stood on."""
+        whole, found = self.to_dict(), self.departures()
+        for section, _, name in (key.partition(".") for key in sorted(self.given)):
+            if name:
+                found.setdefault(section, {})[name] = whole[section][name]
+            else:
+                found[section] = whole[section]
+        return found
+
+    def require_tracker(self) -> None:
+        """Raises `ConfigError` where `report_to` names a package that is not there."""
+        if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
+            raise ConfigError(f"report_to = {self.report_to!r}", "that package is not installed here, so nobody would be told",
+                              f"Install it (pip install {self.report_to}), or set report_to=tensorboard")
 
     def decisive(self) -> dict[str, Any]:
         """`to_dict` without the settings that change only what the work costs: other ones make no other run."""
@@ -353,7 +371,7 @@ class Config(Section):
         content = self.to_dict()
         if unknown := set(sections) - set(content):
             raise ConfigError(f"section {sorted(unknown)[0]!r}", f"there are {', '.join(content)}", "Name one of them")
-        chosen = {name: content[name] for name in sorted(sections or set(content) - {"workbench"})}
+        chosen = {name: content[name] for name in sorted(sections or set(content) - {"workbench", "report_to"})}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -414,7 +432,11 @@ def loads(text: str, sets: Sequence[str] = (), source: str = "the text") -> Conf
                 _hint([name, key])
             value = hint(**value)
         sections[name] = value
-    return Config(**sections)
+    return Config(**sections, given=frozenset(_keys(content)))
+
+
+def _keys(content: Mapping[str, Any]) -> list[str]:
+    return [f"{name}.{key}" if key else name for name, value in content.items() for key in (value if isinstance(value, dict) else ("",))]
 
 
 def of(kept: Mapping[str, Any]) -> Config:
@@ -473,6 +495,8 @@ def describe() -> list[tuple[str, str, Any, str]]:
     """Every setting as (section, key, default, meaning); the section of a top-level key is ""."""
     rows = []
     for field in dataclasses.fields(Config):
+        if field.name not in hints(Config):
+            continue
         value = getattr(Config(), field.name)
         if isinstance(value, Section):
             inner = dataclasses.fields(value)

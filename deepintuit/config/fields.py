@@ -49,7 +49,11 @@ def setting(default: Any, doc: str, *, low: float = -math.inf, high: float = mat
                                                             decides=decides, added=added, needs=needs))  # fmt: skip
 
 
-hints = functools.cache(typing.get_type_hints)
+@functools.cache
+def hints(owner: type) -> dict[str, Any]:
+    """The settings of a section with their types: its fields that are compared."""
+    found = typing.get_type_hints(owner)
+    return {field.name: found[field.name] for field in dataclasses.fields(owner) if field.compare}
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from deepintuit.data.listing import Excluded, Finding, Kind, Listing, Row, finish, given_split
+from deepintuit.data.listing import Excluded, Finding, Kind, Listing, Row, finish, given_split, untrimmed
 from deepintuit.data.sources import VIDEO_SUFFIXES, as_text, csv_records, files, folder, read_text
 from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
@@ -41,14 +43,17 @@ MULTIHATECLIP = LabelSet(
 )
 
 
-def import_smarthome(annotations_folder: str | Path, videos_folder: str | Path, labels: str = "binary") -> Listing:
+def import_smarthome(
+    annotations_folder: str | Path, videos_folder: str | Path, labels: str = "binary", trimmed: bool = False
+) -> Listing:
     """SmartHome-Bench: `Video_Annotation.csv`, the paper's split in `deepintuit_split.csv`, videos named
     `<Title>.<suffix>`.
 
     `test` is the paper's 196 ids; `train_candidate` may be divided; `private` clips have no public video and are
     excluded. With `labels="binary"`, "Vague Abnormal" counts as abnormal, as in the paper; with `"three"` it stays a
-    class of its own. The group is the source video where `Video_url.csv` gives one. Raises `DataError` for a missing
-    file, column or split.
+    class of its own. The group is the source video where `Video_url.csv` gives one. Where `Trim_video_label.csv` (or
+    `trim_seconds` of the split file) says that seconds must be cut off a clip, it is reported, unless the videos are
+    `trimmed`. Raises `DataError` for a missing file, column or split.
     """
     if labels not in ("binary", "three"):
         raise DataError(
@@ -66,6 +71,7 @@ def import_smarthome(annotations_folder: str | Path, videos_folder: str | Path, 
     split_of = {r["Title"]: r["split"] for _, r in _table(root / "deepintuit_split.csv", ("Title", "split"))}
     urls = root / "Video_url.csv"
     source_of = {r["Title"]: _video_id(r["URL"]) for _, r in _table(urls, ("Title", "URL"))} if urls.is_file() else {}
+    cuts = _cuts(root)
     videos = _Videos(videos_folder)
     rows, findings = [], []
     for number, record in _table(root / "Video_Annotation.csv", ("Title", "Anomaly Tag")):
@@ -90,7 +96,9 @@ def import_smarthome(annotations_folder: str | Path, videos_folder: str | Path, 
                 split=None
                 if private
                 else given_split("train" if word == "train_candidate" else word, "deepintuit_split.csv"),
-                notes={k: v for k, v in record.items() if k not in ("Title", "Anomaly Tag") and v},
+                notes={k: v for k, v in record.items() if k not in ("Title", "Anomaly Tag") and v}
+                | ({"trim_seconds": f"{cuts[title]:g}"} if cuts.get(title) else {}),
+                cut=0.0 if trimmed or private else cuts.get(title, 0.0),
                 excluded=Excluded.PRIVATE if private else None,
                 detail="A private video without a public address; the paper did not use it." if private else None,
             )
@@ -103,6 +111,12 @@ def import_smarthome(annotations_folder: str | Path, videos_folder: str | Path, 
             "Use files of the same release.",
         )
     findings += videos.findings({row.source for row in rows})
+    for split in ("test", "train"):
+        there = [row for row in rows if row.split == split]
+        if count := sum(row.cut != 0 for row in there):
+            sentence = f"{count} of {len(there)} {split} clips must be trimmed before use."
+            findings.append(Finding(Kind.TRIM_TABLE, split, sentence))
+    findings += [untrimmed(row) for row in rows if row.cut and row.path is not None]
     return finish(rows, SMARTHOME_BINARY if labels == "binary" else SMARTHOME_THREE, "SmartHome-Bench", findings)
 
 
@@ -149,6 +163,24 @@ def import_multihateclip(
             )
     findings += videos.findings({row.source for row in rows})
     return finish(rows, MULTIHATECLIP, "MultiHateClip", findings)
+
+
+def _cuts(root: Path) -> dict[str, float]:
+    """Title → seconds to cut off the end, or below 0 the beginning, as the benchmark's own script takes its table."""
+    named = sorted(path for path in root.iterdir() if re.fullmatch(r"(video_)?trim\w*\.csv", path.name.lower()))
+    table, column = (named[0], "Time") if named else (root / "deepintuit_split.csv", "trim_seconds")
+    cuts = {}
+    for number, record in _table(table, ("Title",)):
+        given = next((v for k, v in record.items() if k.strip().lower() == column.lower()), "").strip()
+        try:
+            cuts[record["Title"].strip()] = float(Fraction(given or "0"))  # a number, and neither nan nor infinity
+        except (ValueError, ZeroDivisionError) as error:
+            raise DataError(
+                f"{table.name}, line {number}, column {column!r} holds {given[:60]!r}.",
+                "It is a number of seconds to cut off the end, or below 0 the beginning.",
+                "Use the benchmark's own file, unchanged.",
+            ) from error
+    return cuts
 
 
 class _Videos:

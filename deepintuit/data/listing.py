@@ -61,6 +61,8 @@ class Kind(StrEnum):
     TRUNCATED = "truncated"
     NO_PLAYABLE_COPY = "no_playable_copy"
     OTHER_NAME = "other_name"
+    TRIM_TABLE = "trim_table"
+    UNTRIMMED = "untrimmed"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Report:
 @dataclass(frozen=True)
 class Row:
     """One listed clip. `path` is None where no file belongs to the entry; `label` is None where it could not be
-    resolved."""
+    resolved. `cut`: seconds that must be cut off before use, of the end, or below 0 of the beginning."""
 
     source: str
     path: Path | None
@@ -110,6 +112,19 @@ class Row:
     excluded: str | None = None
     detail: str | None = None
     also_at: tuple[str, ...] = ()
+    cut: float = 0.0
+
+
+def untrimmed(row: Row, seconds: float | None = None) -> Finding:
+    """That this clip's file still has what must be cut off; `seconds`: its length, where it is known."""
+    where = f"last {row.cut:g} s" if row.cut > 0 else f"first {-row.cut:g} s"
+    long = f" of {seconds:.1f}" if seconds else ""
+    return Finding(
+        Kind.UNTRIMMED,
+        row.source,
+        f"{row.source!r} ({row.split or 'no split'}): the {where}{long} must be cut off before use, and were not as "
+        "far as can be told. Cut them with the benchmark's Video_trim.py, and import its folder with --trimmed.",
+    )
 
 
 @dataclass(frozen=True)

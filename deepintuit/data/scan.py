@@ -28,7 +28,7 @@ import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deepintuit import disk
-from deepintuit.data.listing import Finding, Kind, Listing, Report, Row, absent, fold
+from deepintuit.data.listing import Finding, Kind, Listing, Report, Row, absent, fold, untrimmed
 from deepintuit.data.manifest import Manifest, rows_to_table, to_frame
 from deepintuit.errors import DataError, VideoError, VideoReason
 
@@ -188,6 +188,10 @@ def _assemble(
             findings.append(Finding(Kind.TRUNCATED, row.source, f"{row.source!r} is truncated ({used}). {detail}"))
             if not keep_truncated and not row.excluded:
                 row = replace(row, excluded=VideoReason.TRUNCATED, detail=detail)
+        if row.cut and look and look["info"]:
+            findings = [f for f in findings if (f.kind, f.source) != (Kind.UNTRIMMED, row.source)]
+            if look["info"]["seconds"] > abs(row.cut):  # a file that is shorter than what goes has lost it already
+                findings.append(untrimmed(row, look["info"]["seconds"]))
         if look and look.get("copy_problem"):
             findings.append(Finding(Kind.NO_PLAYABLE_COPY, row.source, f"{row.source!r}: {look['copy_problem']}"))
         rows.append(row)

@@ -36,6 +36,7 @@ from deepintuit.reasoner import (
     gate_for,
     hidden_states,
     identity,
+    inherited,
     likelihood_scores,
     mean_scores,
     parsed,
@@ -64,9 +65,10 @@ def run(
     A teach run of that split is a reasoner too: what its teacher wrote is scored as it stands, nothing is sampled, and
     a calibrator that is named reads the first trace of each clip.
     """
+    config, departs = inherited(workbench, config, reasoner, calibrator)
     config.refuse_idle("evaluate")
     _refuse_one_trace_for_many(config)
-    system = system or name_of(workbench, reasoner)
+    system = (system or name_of(workbench, reasoner)) + (f" ({', '.join(departs)})" if departs else "")
     if calibrator:
         _refuse_no_calibrator(workbench, reasoner, calibrator)
     if reasoner and workbench.run(reasoner).stage == "teach":
@@ -81,7 +83,7 @@ def run(
         task = Task(workbench.path, config)
         checkpoint = workbench.run(reasoner).checkpoint if reasoner else None
         vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache)
-        run.note(device=str(vlm.device), settings=config.to_dict())
+        run.note(device=str(vlm.device), settings=config.to_dict(), departs=departs)
         judge = Judge.load(workbench, config, calibrator) if calibrator else None
         local = LocalReasoner(vlm, task, config.seed, gate_for(task, config.gate, judge.gate if judge else None))
         known = _readable(local, config.evaluate.split)

@@ -28,7 +28,18 @@ from deepintuit.grpo import before
 from deepintuit.grpo.groups import Scorer, apart
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.judges import appoint
-from deepintuit.reasoner import LocalReasoner, Task, card, identity, reasoner_run, refuse_one_class
+from deepintuit.reasoner import (
+    LocalReasoner,
+    Task,
+    asked,
+    card,
+    identity,
+    inherited,
+    reasoner_run,
+    refuse_one_class,
+    tell,
+)
+from deepintuit.schedule import few, of_grpo
 from deepintuit.store import Run, Workbench
 from deepintuit.vlm import VLM
 
@@ -43,30 +54,36 @@ def run(
 ) -> Run:
     """Refine the weights of the run `start` (None: the model as it is) on the GRPO split. Rollouts, rewards and
     advantages are stored as they come."""
+    config.require_tracker()
+    config, departs = inherited(workbench, config, start)
     config.refuse_idle("grpo")
     if start is not None:
         reasoner_run(workbench, start)
-    refuse_one_class(Task(workbench.path, config).clips("grpo"), "grpo")
+    clips = Task(workbench.path, config).clips("grpo")
+    refuse_one_class(clips, "grpo")
+    of_grpo(config.grpo, len(clips)).refuse_no_peak("grpo")
     described = identity(workbench.path, config, (*_MADE_BY, *(("judge",) if apart(config) else ())))
     run = workbench.start_run(
         "grpo", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset
     )
     if not run.finished:
         with run:
-            _train(workbench, config, run, start, progress)
+            _train(workbench, config, run, start, departs, progress)
     shutil.rmtree(run.path / "training", ignore_errors=True)  # once all is safe elsewhere
     return run
 
 
-def _train(workbench: Workbench, config: Config, run: Run, start: str | None, progress: bool) -> None:
+def _train(
+    workbench: Workbench, config: Config, run: Run, start: str | None, departs: list[str], progress: bool
+) -> None:
     task = Task(workbench.path, config)
     torch.manual_seed(config.seed)  # a new adapter is drawn here
     checkpoint = workbench.run(start).checkpoint if start else None
     vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache, trainable=True)
-    run.note(device=str(vlm.device), settings=config.to_dict())
+    run.note(device=str(vlm.device), settings=config.to_dict(), asked=asked(task), departs=departs)
     judge = appoint(config, task.labels, task.manifest, workbench.cache) if apart(config) else None
     reasoner = LocalReasoner(vlm, task, config.seed)
-    clips = [clip for clip, _ in reasoner.encode(task.clips("grpo"))]
+    clips = reasoner.known(task.clips("grpo")).clips
     if not clips:
         raise DataError(
             "no clip of the split 'grpo' can be read",
@@ -74,6 +91,9 @@ def _train(workbench: Workbench, config: Config, run: Run, start: str | None, pr
             "See whether the videos were moved, and import them again",
         )
     clips = before.chosen(reasoner, clips, config.grpo, run, progress)
+    planned = of_grpo(config.grpo, len(clips))
+    planned.refuse_no_peak("grpo")
+    tell(run, planned.sentence() + few(planned), progress)
     trainer = Trainer(Scorer(reasoner, config, judge), clips, config, run, progress)
     trainer.remove_callback(PrinterCallback)
     trainer.train_or_resume(run.path / "training")

@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from rich.console import Console
 
 from deepintuit.advantage import kept_by_dynamic_sampling
 from deepintuit.config import GrpoConfig
 from deepintuit.errors import DataError
-from deepintuit.reasoner import Clip, LocalReasoner
+from deepintuit.reasoner import Clip, LocalReasoner, tell
 from deepintuit.rewards import accuracy_reward
 from deepintuit.store import Run
 from deepintuit.trace import Malformed, Trace
@@ -55,9 +54,7 @@ def _tell(run: Run, name: str, found: Check | Filter, progress: bool) -> None:
     if name in run.about:
         return
     run.note(**{name: asdict(found)})
-    run.log(found.sentence())
-    if progress:
-        Console().print(found.sentence())
+    tell(run, found.sentence(), progress)
 
 
 def sampled(

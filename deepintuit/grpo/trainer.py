@@ -18,12 +18,13 @@ from deepintuit.advantage import zero_variance_share
 from deepintuit.config import Config
 from deepintuit.grpo.groups import Group, Scorer
 from deepintuit.reasoner import Clip
+from deepintuit.schedule import of_grpo
 from deepintuit.store import Run, trace_id
 from deepintuit.trace import mismatch
 from deepintuit.vlm import EncodedClip
 from deepintuit.vlm.attention import see_trees
 from deepintuit.vlm.prefix import in_parts, pack
-from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
+from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, trackers
 
 _LOGGED = frozenset({"loss", "grad_norm", "learning_rate", "entropy", "kl"})
 """What is kept of TRL's own numbers; the others are about rewards that it does not compute here."""
@@ -44,20 +45,19 @@ class Trainer(Resumable, GRPOTrainer):
         self._rows: torch.Tensor | None = None
         self._extra: dict[str, float] = {}
         self._log = StepLog(partial(run.append, "steps"))
-        batch = min(settings.clips_per_step, len(clips))
-        traces = batch * settings.group
-        steps = settings.max_steps or max(1, round(settings.epochs * len(clips) / batch))
+        planned = of_grpo(settings, len(clips))
+        told, callbacks = trackers(config.report_to, run.path)
         folder = run.path / "training"
         folder.mkdir(exist_ok=True)
         arguments = TRLConfig(
-            **common_arguments(self.vlm, folder, seed=config.seed, save_steps=settings.save_steps),
-            max_steps=steps,
+            **common_arguments(self.vlm, folder, seed=config.seed, save_steps=settings.save_steps) | told,
+            max_steps=planned.updates,
             num_generations=settings.group,
-            per_device_train_batch_size=traces,
+            per_device_train_batch_size=planned.batch * settings.group,
             gradient_accumulation_steps=1,  # a round goes through the model in parts of its own: loss_in_parts
             steps_per_generation=1,
             learning_rate=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
+            warmup_steps=planned.warmup,
             lr_scheduler_type="constant_with_warmup",
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
@@ -80,7 +80,7 @@ class Trainer(Resumable, GRPOTrainer):
             processing_class=self.vlm.processor,
             callbacks=[
                 Watch("GRPO", self._log_training, self._log.flush, progress),
-                tensorboard(run.path / "tensorboard"),
+                *callbacks,
             ],
         )
         if self.ref_model is not None and self.vlm.shares_prefix:  # TRL's own copy, for the KL term

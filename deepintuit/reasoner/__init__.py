@@ -21,10 +21,10 @@ _FROM = {
         "hidden_states", "likelihood_scores", "mean_scores", "prompt_likelihoods", "vote_scores",
     ),
     "gate": ("Calibrator", "gate_for"),
-    "local": ("LocalReasoner", "Unreadable"),
+    "local": ("Known", "LocalReasoner", "Unreadable"),
     "task": (
-        "Clip", "Opinion", "Task", "card", "identity", "opinion_of", "parsed", "rationale_of", "reasoner_run",
-        "refuse_one_class",
+        "Clip", "Opinion", "Task", "asked", "card", "identity", "inherited", "opinion_of", "parsed", "rationale_of",
+        "reasoner_run", "refuse_one_class", "tell",
     ),
 }  # fmt: skip
 _HOME = {name: module for module, names in _FROM.items() for name in names}

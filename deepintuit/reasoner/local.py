@@ -5,7 +5,7 @@ A clip that cannot be read any more is reported as such and left out, never repl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,36 @@ class Unreadable:
     error: VideoError
 
 
+class Known(Sequence[tuple[Clip, EncodedClip]]):
+    """Readable clips, each with its features when it is asked for: from the encoder's bounded memory, its cache or the
+    tower. Nothing here keeps them, so that memory does not grow with the split; take slices, which read ahead."""
+
+    def __init__(self, encoder, clips: Sequence[Clip], blank: bool = False):
+        self._encoder, self.clips, self._blank = encoder, list(clips), blank
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index):
+        if not isinstance(index, slice):
+            return self[index : index + 1 or None][0]
+        chosen, found = self.clips[index], []
+        with closing(self._encoder.encode_all(_places(chosen))) as features:
+            for clip, encoded in zip(chosen, features, strict=True):
+                if isinstance(encoded, VideoError):
+                    raise encoded  # it could be read a moment ago
+                found.append((clip, encoded.blanked() if self._blank else encoded))
+        return found
+
+    def blanked(self) -> Known:
+        """The same clips, seen blank (the "video blanked" control)."""
+        return Known(self._encoder, self.clips, blank=True)
+
+
+def _places(clips: Iterable[Clip]):
+    return ((clip.clip_id, clip.path, clip.width, clip.height) for clip in clips)
+
+
 class LocalReasoner:
     """`vlm` asked the questions of `task`. The random stream of a trace is named by (seed, clip, sample, step).
 
@@ -35,17 +65,26 @@ class LocalReasoner:
         self.unreadable: dict[str, Unreadable] = {}
 
     def encode(self, clips: Sequence[Clip]) -> list[tuple[Clip, EncodedClip]]:
-        """Readable clips with their features; the others go to `unreadable`."""
+        """Readable clips with their features, all at once: for a batch. The others go to `unreadable`."""
+        return list(self._encoded(clips))
+
+    def known(self, clips: Sequence[Clip]) -> Known:
+        """The readable ones of a split: each is encoded, so that the cache has it, and let go."""
+        return Known(self.vlm.encoder, [clip for clip, _ in self._encoded(clips)])
+
+    def features(self, clip: Clip) -> EncodedClip:
+        """Of one clip that is known to be readable."""
+        return self.vlm.encoder.encode(clip.clip_id, clip.path, clip.width, clip.height)
+
+    def _encoded(self, clips: Sequence[Clip]) -> Iterator[tuple[Clip, EncodedClip]]:
         wanted = [clip for clip in clips if clip.clip_id not in self.unreadable]
-        places = ((clip.clip_id, clip.path, clip.width, clip.height) for clip in wanted)
-        known = []
-        with closing(self.vlm.encoder.encode_all(places)) as features:
+        with closing(self.vlm.encoder.encode_all(_places(wanted))) as features:
             for clip, found in zip(wanted, features, strict=True):
                 if isinstance(found, VideoError):
                     self.unreadable[clip.clip_id] = Unreadable(clip, found)
                 else:
-                    known.append((clip, found))
-        return known
+                    yield clip, found
+                found = None  # else it stays while the next is read
 
     def key(self, clip: Clip, sample: int, step: int | None = None) -> str:
         return f"{self.seed}/{clip.clip_id}/{sample}/{'' if step is None else step}"

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
+from rich.console import Console
 
 from deepintuit.config import Config
 from deepintuit.data import Manifest
-from deepintuit.errors import DataError, StoreError
+from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.prompts import calibrator_prompt, label_prompt, rationale_prompt, reasoner_prompt
 from deepintuit.store import Run, Workbench
 from deepintuit.trace import GRAMMARS, Grammar, Malformed, Trace, parse
+
+_TAKEN = ("model", "video", "clips", "prompt", "sampling")
+"""Sections whose deciding settings are those of the run stood on, unless they are given."""
+_NOT_TAKEN = frozenset({"model.device", "clips.dataset"})
+_TO_MATCH = frozenset({"prompt.style", "prompt.grammar", "clips.text_fields", "clips.notes_shown"})
+"""What a model is asked: it was taught no other question."""
+_TO_BE_TOLD = frozenset(f"video.{name}" for name in ("frames", "fps", "max_pixels", "min_pixels", "max_tokens"))
+"""What it sees: more of a clip than in training is an experiment, whose rows say so."""
 
 REASONERS = ("coldstart", "grpo")
 """The stages whose runs hold a reasoner."""
@@ -108,6 +118,79 @@ def refuse_one_class(clips: Sequence[Clip], split: str, readable: bool = False) 
             "one class leaves nothing to tell apart: whoever always says it is right",
             "Divide the clips with another seed or other shares, until two classes are in it: `deepintuit clips split`",
         )
+
+
+def inherited(workbench: Workbench, config: Config, *run_ids: str | None) -> tuple[Config, list[str]]:
+    """The settings with what was not given taken from the runs stood on, the first one's first, and the differences in
+    what the models see, as "video.frames 16 → 32".
+
+    Of a teacher's run the question alone is taken. Raises `ConfigError` where a run was asked another question (style,
+    grammar, text fields, labels) than is given. A run that does not say how it was made is taken as it comes.
+    """
+    told: dict[str, None] = {}
+    settled: set[str] = set()
+    for run in (workbench.run(run_id) for run_id in run_ids if run_id):
+        kept = run.about.get("settings") or run.config
+        taught, sampled = run.stage == "teach", ("calibrate",) if run.stage == "calibrate" else ()
+        for name in ("clips", "prompt") if taught else (*_TAKEN, *sampled):
+            section, before, taken = getattr(config, name), kept.get(name), {}
+            for field in dataclasses.fields(section) if isinstance(before, Mapping) else ():
+                key, mine = f"{name}.{field.name}", getattr(section, field.name)
+                if field.name not in before or key in _NOT_TAKEN or not field.metadata["decides"]:
+                    continue
+                theirs = tuple(before[field.name]) if isinstance(mine, tuple) else before[field.name]
+                free = key not in settled and not config.is_given(key)
+                settled.add(key)
+                if mine == theirs:
+                    continue
+                if free:
+                    taken[field.name] = theirs
+                elif key in _TO_MATCH and not (taught and key != "prompt.grammar"):
+                    raise ConfigError(
+                        f"{key} = {_plain(mine)} on {run.id}",
+                        f"that run was made with {_plain(theirs)}, and its model was taught no other question",
+                        f"Leave {key} out, and it is taken from the run; or give a run made with it",
+                    )
+                elif key in _TO_BE_TOLD:
+                    told[f"{key} {theirs} → {mine}"] = None
+            config = dataclasses.replace(config, **{name: dataclasses.replace(section, **taken)})
+        _refuse_other_labels(workbench, config, run)
+    return config, list(told)
+
+
+def _plain(value: Any) -> str:
+    return repr(list(value) if isinstance(value, tuple) else value)
+
+
+def asked(task: Task) -> dict[str, Any]:
+    """The label set as a prompt shows it, for a run to keep."""
+    return {"labels": list(task.labels), "definitions": dict(task.labels.definitions) if task.style == "full" else {}}
+
+
+def _refuse_other_labels(workbench: Workbench, config: Config, run: Run) -> None:
+    before = run.about.get("asked")
+    if before is None or not config.clips.dataset:
+        return
+    now = asked(Task(workbench.path, config))
+    if now != before:
+        what = "labels" if now["labels"] != before["labels"] else "definitions"
+        raise ConfigError(
+            f"the {what} {_shortly(now[what])} on {run.id}",
+            f"that run was made with {_shortly(before[what])}, and its model was taught no other question",
+            "Give the label set that it was made with in clips.labels, or train anew",
+        )
+
+
+def _shortly(value: Any) -> str:
+    text = ", ".join(value) if isinstance(value, list) else str(value)
+    return text if len(text) < 200 else text[:200] + " …"
+
+
+def tell(run: Run, text: str, progress: bool) -> None:
+    """A sentence to the run's log and, with `progress`, to the terminal."""
+    run.log(text)
+    if progress:
+        Console().print(text, markup=False, highlight=False)
 
 
 def identity(workbench_path, config: Config, sections: Sequence[str]) -> dict[str, Any]:

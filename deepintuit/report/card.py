@@ -321,6 +321,7 @@ def _runs(story: Story) -> str:
                 ("commit", "; ".join(commits)), ("device", str(about["device"] or "not noted")),
                 ("started", str(about["created"])), ("status", _status(about)),
                 ("stands on", about["parent"] or "no other run"),
+                *([("sees otherwise than it", ", ".join(about["departs"]))] if about.get("departs") else []),
                 ("versions", "as above" if known == about["versions"] else ", ".join(
                     f"{name} {version}" for name, version in about["versions"].items()))]
         known = about["versions"]

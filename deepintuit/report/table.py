@@ -156,8 +156,11 @@ def headline(rows: Sequence[Row], method: str = "label_likelihood") -> Row | Non
     return ([row for row in calibrated if row.method == method] or calibrated or plain or [None])[-1]
 
 
-def _place(keys: list[tuple[str, str, str]]) -> Callable[[tuple[str, str, str]], tuple[int, ...]]:
-    folded = [system.casefold() for system, _, _ in keys]
+def _place(keys: list[tuple[str, str, str]]) -> Callable[[tuple[str, str, str]], tuple]:
+    def base(system: str) -> str:  # without what it saw otherwise than in training, which evaluate wrote behind it
+        return system.casefold().partition(" (video.")[0]
+
+    folded = [base(system) for system, _, _ in keys]
     systems = [*SYSTEMS, *dict.fromkeys(system for system in folded if system not in SYSTEMS)]
     controls = ["none", *CONTROLS]
 

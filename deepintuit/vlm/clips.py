@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ from transformers.utils import ModelOutput
 from transformers.video_utils import VideoMetadata
 
 from deepintuit.config import VideoConfig
-from deepintuit.errors import VideoError, VideoReason
+from deepintuit.errors import ConfigError, VideoError, VideoReason
 from deepintuit.video import DiskCache, Frames, Limits, cached_read
 from deepintuit.video.cache import RECIPE
 from deepintuit.vlm.families import Family
@@ -114,17 +115,19 @@ def metadata_of(frames: Frames) -> VideoMetadata:
 class ClipEncoder:
     """Path → frames → features, both kept on disk and features in memory. `passes` counts tower runs: one a clip."""
 
-    def __init__(
-        self, processor, model, family: Family, video: VideoConfig, cache: Path | None, memory_bytes: int = 2 << 30
-    ):
+    memory_bytes = 2 << 30
+    """What may be held in memory; the clip used last is held whatever its size."""
+
+    def __init__(self, processor, model, family: Family, video: VideoConfig, cache: Path | None):
         self.processor, self.model, self.family, self.video = processor, model, family, video
         self.cache = DiskCache(cache, video.cache_gib) if cache and video.cache_gib else None
         self.limits = Limits.of(video)
         self.passes = 0
+        self._most_pixels()  # what cannot be is refused here
         self.tower = getattr(model.model, family.tower)
         self._tower_hash = _fingerprint(self.tower)
         self._held: OrderedDict[str, EncodedClip] = OrderedDict()
-        self._room = memory_bytes
+        self._room = self.memory_bytes
 
     def forgetful(self) -> ClipEncoder:
         """The same tower with no cache, neither on disk nor in memory: for clips that must leave no trace."""
@@ -142,15 +145,34 @@ class ClipEncoder:
                 "Crop or scale the clip, or leave it out",
                 VideoReason.TOO_SMALL,
             )
-        settings = self.processor.video_processor
-        h, w = self.family.resize(
-            height,
-            width,
-            factor=settings.patch_size * settings.merge_size,
-            min_pixels=self.video.min_pixels,
-            max_pixels=self.video.max_pixels,
-        )
+        factor, most = self._factor, self._most_pixels()
+        h, w = self.family.resize(height, width, factor=factor, min_pixels=self.video.min_pixels, max_pixels=most)
+        if self.video.max_tokens and h * w > most:  # the rule never goes below one patch, however long the other side
+            h, w = (h, most // h // factor * factor) if w > h else (most // w // factor * factor, w)
         return w, h
+
+    @property
+    def _factor(self) -> int:
+        """Pixels of a side of what becomes one visual token."""
+        return self.processor.video_processor.patch_size * self.processor.video_processor.merge_size
+
+    def _most_pixels(self) -> int:
+        """Of a frame: `max_pixels`, or less where the clip's budget of tokens is shared out over all frames. Raises
+        `ConfigError` where that is less than `min_pixels`."""
+        video = self.video
+        if not video.max_tokens:
+            return video.max_pixels
+        layers = math.ceil(video.frames / self.processor.video_processor.temporal_patch_size)
+        share = video.max_tokens // layers * self._factor**2
+        least = max(video.min_pixels, self._factor**2)
+        fitting = video.max_tokens * self._factor**2 // least
+        if share < least:
+            raise ConfigError(
+                f"video.max_tokens = {video.max_tokens} with video.frames = {video.frames}",
+                f"that leaves {share} pixels a frame, and video.min_pixels asks for {least}",
+                f"Set video.frames to {fitting} or fewer, or raise video.max_tokens",
+            )
+        return min(video.max_pixels, share)
 
     def frames(self, clip_id: str, path: str | Path, width: int, height: int) -> Frames:
         """The frames that the model sees of this clip. Raises `VideoError`."""
@@ -225,7 +247,7 @@ class ClipEncoder:
 
     def _key(self, clip_id: str) -> tuple:
         video = self.video
-        settings = video.frames, video.fps, video.max_pixels, video.min_pixels
+        settings = video.frames, video.fps, self._most_pixels(), video.min_pixels
         return "features", _RECIPE, RECIPE, clip_id, self._tower_hash, *settings
 
     @torch.no_grad()

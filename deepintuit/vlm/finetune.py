@@ -25,9 +25,10 @@ from transformers import PrinterCallback, SchedulerType, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from deepintuit import disk
+from deepintuit.schedule import of_rows
 from deepintuit.vlm.model import VLM, Example
 from deepintuit.vlm.prefix import in_parts, pack
-from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, tensorboard
+from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, trackers
 from deepintuit.vlm.weights import hold_to_fit
 
 _LEAST_CLIPS = 16
@@ -64,6 +65,7 @@ def finetune(
     log: StepLog | None = None,
     validate: Callable[[], float] | None = None,
     progress: bool = True,
+    report_to: str = "tensorboard",
 ) -> dict[str, float]:
     """Train `vlm` in place on one row for each of `clips`; `example(row, epoch)` makes a row's example.
 
@@ -77,15 +79,18 @@ def finetune(
     """
     count = len(clips)
     steps_an_epoch = math.ceil(count / recipe.batch)
-    total = max(1, math.ceil(recipe.epochs * steps_an_epoch))
+    planned = of_rows(
+        title, count, recipe.batch, recipe.epochs, recipe.learning_rate, recipe.warmup, recipe.scheduler
+    )
+    told, callbacks = trackers(report_to, folder.parent)
     collate = _Collator(vlm, example)
     arguments = SFTConfig(
-        **common_arguments(vlm, folder, seed=seed, save_steps=recipe.save_steps),
-        max_steps=total,
+        **common_arguments(vlm, folder, seed=seed, save_steps=recipe.save_steps) | told,
+        max_steps=planned.updates,
         per_device_train_batch_size=recipe.batch,
         gradient_accumulation_steps=1,  # a batch goes through the model in parts of its own: loss_in_parts
         learning_rate=recipe.learning_rate,
-        warmup_steps=round(recipe.warmup * total),
+        warmup_steps=planned.warmup,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(recipe.scheduler, recipe.scheduler),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
@@ -104,7 +109,7 @@ def finetune(
         callbacks=[
             _Epochs(collate, steps_an_epoch),
             Watch(title, log, log.flush if log else None, progress),
-            tensorboard(folder.parent / "tensorboard"),
+            *callbacks,
             *([keeper] if keeper else []),
         ],
     )

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -148,10 +149,15 @@ def _marker(checkpoint: Path) -> dict | None:
         return None
 
 
-def tensorboard(folder: Path) -> TensorBoardCallback:
-    """TensorBoard logs beside a run's other files; they outlive the trainer's own state."""
-    threading.excepthook = _unless_said
-    return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))
+def trackers(report_to: str, run: Path) -> tuple[dict[str, Any], list[TrainerCallback]]:
+    """What tells `report_to` the numbers of the training in the folder `run`: arguments for any TRL config, and
+    callbacks. TensorBoard's logs lie beside the run's other files; the other trackers are transformers' own, under the
+    run's id, and take their keys and addresses from the environment."""
+    if report_to == "tensorboard":
+        threading.excepthook = _unless_said
+        return {}, [TensorBoardCallback(SummaryWriter(log_dir=str(run / "tensorboard")))]
+    named = {"report_to": report_to, "run_name": run.name}
+    return (named | {"project": "deepintuit"} if report_to == "trackio" else named), []
 
 
 def _unless_said(error: threading.ExceptHookArgs) -> None:
