@@ -25,6 +25,7 @@ from rich.syntax import Syntax
 from deepintuit import __version__, config, disk, schedule
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, DataError, nearest, quiet_libraries
+from deepintuit.schedule import fractions
 
 _TRAINS = ("coldstart", "grpo", "calibrate")
 _NO_RUNS = ("baselines", "zero-shot")
@@ -167,14 +168,10 @@ def _newest(workbench, stages: Sequence[str], settings: Config, what: str, targe
             runs = [r for r in runs if stage != "coldstart" or r.config["coldstart"]["target"] == target]
         if runs:
             return runs[-1].id
-    raise ConfigError(
-        f"no finished {' or '.join(stages)} run on {settings.clips.dataset!r}", f"{what} is needed", f"Run `deepintuit {stages[-1]}` first, or name a run"
-    )
+    raise ConfigError(f"no finished {' or '.join(stages)} run on {settings.clips.dataset!r}", f"{what} is needed", f"Run `deepintuit {stages[-1]}` first, or name a run")
 
 
-def _dry(
-    options, workbench, settings: Config, splits: Sequence[str], inputs: dict[str, str | None], planned: Callable | None = None
-) -> bool:
+def _dry(options, workbench, settings: Config, splits: Sequence[str], inputs: dict[str, str | None], planned: Callable | None = None) -> bool:
     """Runs that are named must be there. With --dry-run: inputs, clip counts and settings are printed, and True says to stop."""
     runs = [workbench.run(run).id for run in inputs.values() if run and run not in _NO_RUNS]
     if runs:
@@ -470,16 +467,6 @@ def _import(read: Callable, options) -> int:
     if not len(manifest.usable()):
         raise DataError(f"no clip of {options.name!r} can be used", "nothing was saved, and what is there of this name stays", "See the reasons above; are the videos where --videos says")
     return _divide(manifest, settings)
-
-
-def fractions(settings: Config) -> dict[str, float]:
-    """Shares of all groups by split: the stages divide what validation and test leave."""
-    clips = settings.clips
-    training = 1 - clips.validation_share - clips.test_share
-    return {
-        "coldstart": clips.coldstart_share * training, "grpo": clips.grpo_share * training, "calibration": clips.calibration_share * training,
-        "validation": clips.validation_share, "test": clips.test_share,
-    }
 
 
 def _divide(manifest, settings: Config, dry: bool = False) -> int:

@@ -123,3 +123,16 @@ def _said(of: Callable, settings: Section, count: int) -> str:
     planned = of(settings, count)
     planned.refuse_no_peak(type(settings).__name__.removesuffix("Config").lower())
     return planned.sentence() + (few(planned) if of is of_grpo else "")
+
+
+def fractions(settings: Config) -> dict[str, float]:
+    """Shares of all groups by split: the stages divide what validation and test leave."""
+    clips = settings.clips
+    training = 1 - clips.validation_share - clips.test_share
+    return {
+        "coldstart": clips.coldstart_share * training,
+        "grpo": clips.grpo_share * training,
+        "calibration": clips.calibration_share * training,
+        "validation": clips.validation_share,
+        "test": clips.test_share,
+    }

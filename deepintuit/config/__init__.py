@@ -320,10 +320,7 @@ class Config(Section):
         """What was given, nested as in a config file: everything else is a default, or comes from the run stood on."""
         whole, found = self.to_dict(), self.departures()
         for section, _, name in (key.partition(".") for key in sorted(self.given)):
-            if name:
-                found.setdefault(section, {})[name] = whole[section][name]
-            else:
-                found[section] = whole[section]
+            (found.setdefault(section, {}) if name else found)[name or section] = whole[section][name] if name else whole[section]
         return found
 
     def require_tracker(self) -> None:
@@ -432,11 +429,8 @@ def loads(text: str, sets: Sequence[str] = (), source: str = "the text") -> Conf
                 _hint([name, key])
             value = hint(**value)
         sections[name] = value
-    return Config(**sections, given=frozenset(_keys(content)))
-
-
-def _keys(content: Mapping[str, Any]) -> list[str]:
-    return [f"{name}.{key}" if key else name for name, value in content.items() for key in (value if isinstance(value, dict) else ("",))]
+    given = (f"{name}.{key}".rstrip(".") for name, value in content.items() for key in (value if isinstance(value, dict) else ("",)))
+    return Config(**sections, given=frozenset(given))
 
 
 def of(kept: Mapping[str, Any]) -> Config:
