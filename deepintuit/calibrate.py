@@ -70,7 +70,6 @@ AnyTrace = Trace | Malformed
 def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None = None, progress: bool = True) -> Run:
     """Sample traces of the run `reasoner`, train a calibrator on them, fit its temperatures. Weights and
     `calibration.json` in `checkpoint`."""
-    config.require_tracker()
     config, departs = inherited(workbench, config, reasoner)
     config.refuse_idle("calibrate")
     if config.calibrate.temperature == 0 and config.calibrate.traces > 1:

@@ -27,7 +27,6 @@ from deepintuit.config import Config
 from deepintuit.errors import ConfigError, DataError, nearest, quiet_libraries
 from deepintuit.schedule import fractions
 
-_TRAINS = ("coldstart", "grpo", "calibrate")
 _NO_RUNS = ("baselines", "zero-shot")
 _COMMANDS = ("clips", "teach", "coldstart", "grpo", "calibrate", "evaluate", "report", "review", "demo", "app")
 console = Console()
@@ -174,15 +173,12 @@ def _newest(workbench, stages: Sequence[str], settings: Config, what: str, targe
 def _dry(options, workbench, settings: Config, splits: Sequence[str], inputs: dict[str, str | None], planned: Callable | None = None) -> bool:
     """Runs that are named must be there. With --dry-run: inputs, clip counts and settings are printed, and True says to stop."""
     runs = [workbench.run(run).id for run in inputs.values() if run and run not in _NO_RUNS]
-    if runs:
-        from deepintuit.reasoner import inherited
+    from deepintuit.reasoner import inherited
 
-        settings, departs = inherited(workbench, settings, *runs)
-        if options.dry_run and departs:
-            console.print(f"Other than in training: {', '.join(departs)}", markup=False)
+    settings, departs = inherited(workbench, settings, *runs)
+    if options.dry_run and departs:
+        console.print(f"Other than in training: {', '.join(departs)}", markup=False)
     settings.refuse_idle(options.command)
-    if options.command in _TRAINS:
-        settings.require_tracker()
     if not options.dry_run:
         return False
     from deepintuit.data import Manifest

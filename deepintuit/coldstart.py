@@ -41,7 +41,6 @@ def run(
     `start`: a run whose weights to begin with, else the model at `model.path`. Returns the finished run, its weights in
     `checkpoint`.
     """
-    config.require_tracker()
     config, departs = inherited(workbench, config, start, teacher if config.coldstart.target == "trace" else None)
     config.refuse_idle("coldstart")
     if config.coldstart.target == "trace":

@@ -341,6 +341,7 @@ class Config(Section):
     def refuse_idle(self, stage: str) -> None:
         """Raises `ConfigError` for a departure that this stage would not read, as the other settings are: what is set
         shall do something, or be said to do nothing."""
+        self.require_tracker()
         for name in _CHECKED[stage]:
             section = getattr(self, name)
             for field in dataclasses.fields(section):

@@ -54,7 +54,6 @@ def run(
 ) -> Run:
     """Refine the weights of the run `start` (None: the model as it is) on the GRPO split. Rollouts, rewards and
     advantages are stored as they come."""
-    config.require_tracker()
     config, departs = inherited(workbench, config, start)
     config.refuse_idle("grpo")
     if start is not None:
