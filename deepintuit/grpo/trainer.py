@@ -171,8 +171,7 @@ class Trainer(Resumable, GRPOTrainer):
         logps, entropies = {}, {}
         for part in in_parts(self.vlm, clips, rows):
             packed = pack(self.vlm, *([of[row] for row in part] for of in (clips, rows, prompts)))
-            with self.accelerator.autocast():
-                out = model(**packed.inputs, fused_lm_head=True)
+            out = model(**packed.inputs, fused_lm_head=True)
             logps |= zip(part, _by_row(out.log_probs, packed.places, logits_to_keep))
             if compute_entropy:
                 entropies |= zip(part, _by_row(out.entropy, packed.places, logits_to_keep))

@@ -20,6 +20,7 @@ from deepintuit.errors import ModelError
 from deepintuit.vlm.attention import see_trees
 from deepintuit.vlm.clips import ClipEncoder, EncodedClip, stack_features
 from deepintuit.vlm.families import FAMILIES, Family, can_share, family_of
+from deepintuit.vlm.precision import round_in_forward
 from deepintuit.vlm.weights import (
     ADAPTER_CONFIG,
     WHOLE_AGAIN,
@@ -112,8 +113,7 @@ class VLM:
             model.to(device)
         model = _adapted(model, family, settings, checkpoint if adapter else None, trainable)
         hold_to_numbers(model, str(checkpoint or settings.path))
-        if trainable and model.dtype == torch.bfloat16 and not hasattr(model, "peft_config"):
-            _keep_master_weights(model, device)
+        round_in_forward(model)
         vlm = cls(model, processor, video, cache, str(checkpoint or settings.path))
         vlm.base, vlm.tokens_per_pass = (settings.path, base), settings.tokens_per_pass
         if settings.share_prefix and settings.attention == "sdpa" and can_share(config):
@@ -129,32 +129,29 @@ class VLM:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @property
-    def master_dtype(self) -> torch.dtype | None:
-        """The number type that is computed in and saved, where the weights are held in float32 for training; else
-        None."""
-        return getattr(self.model, "_master_of", None)
+    def dtype(self) -> torch.dtype:
+        """The number type that every forward pass computes in, and whole weights are saved in: see `precision`."""
+        return self.core.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.core.get_input_embeddings().weight.device
+        return self.core.device
 
     def save(self, folder: Path, about: Mapping[str, str]) -> None:
         """Weights as safetensors (adapter only, if there is one), processor and a model card: a hub folder.
 
-        Master weights are rounded to the number type that they were loaded in.
+        Whole weights are saved as forward passes read them, an adapter's as they are held.
         """
-        state = self.model.state_dict() if self.master_dtype else None
-        rounded = state and {
-            name: value.to(self.master_dtype) if value.is_floating_point() else value for name, value in state.items()
-        }
         with disk.naming(folder):
             if hasattr(self.model, "peft_config"):
                 for shape in self.model.peft_config.values():
                     shape.base_model_name_or_path = str(self.base[self.base[0].startswith("embedded:")])
                 # The adapter alone: else peft asks the hub whether the base has gained tokens.
-                self.model.save_pretrained(folder, state_dict=rounded, save_embedding_layers=False)
+                self.model.save_pretrained(folder, save_embedding_layers=False)
                 record_base(folder, *self.base)
             else:
+                state = self.model.state_dict().items()
+                rounded = {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in state}
                 self.model.save_pretrained(folder, state_dict=rounded)
             self.processor.save_pretrained(folder)
         lines = [f"- {name}: {value}" for name, value in about.items()]
@@ -283,19 +280,6 @@ def _device(name: str) -> torch.device:
 def _harmless(text: str) -> str:
     """A text that cannot write the template's own marks, wherever it came from."""
     return text.replace("<|", "< |").replace("|>", "| >")
-
-
-def _keep_master_weights(model, device: torch.device) -> None:
-    """Hold what is trained in float32 and compute in bfloat16, in sampling, scoring and loss alike.
-
-    At a rate of 1e-6 an AdamW step is smaller than the spacing of most bfloat16 weights: they would stay where they
-    are.
-    """
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
-    model._master_of = torch.bfloat16
 
 
 def _hold_to_language(model, family: Family, source: str) -> None:

@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from deepintuit.trace import Segment
 from deepintuit.vlm.clips import EncodedClip
 from deepintuit.vlm.model import VLM
+from deepintuit.vlm.precision import evaluating
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,6 @@ def stream(key: str, length: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=words)).random(length)
 
 
-@torch.no_grad()
 def sample_groups(
     vlm: VLM,
     clips: Sequence[EncodedClip],
@@ -137,9 +137,7 @@ def sample_groups(
     leaving traces truncated. `gate` may end a trace after its quick answer.
     """
     started = time.perf_counter()
-    was_training = vlm.model.training
-    vlm.model.eval()
-    try:
+    with evaluating(vlm.model):
         rows = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
         inputs = vlm.inputs(clips, rows, side="left")
         cache = _cache(vlm)
@@ -170,8 +168,6 @@ def sample_groups(
                 past_key_values=cache,
                 use_cache=True,
             ).logits
-    finally:
-        vlm.model.train(was_training)
     spent = (time.perf_counter() - started) * 1000 / len(state.ids)
     samples = [state.sample(row, vlm, spent) for row in range(len(state.ids))]
     return [samples[start : start + group] for start in range(0, len(samples), group)]

@@ -9,10 +9,10 @@ import torch
 from deepintuit.labels import LabelSet
 from deepintuit.vlm.clips import EncodedClip
 from deepintuit.vlm.model import VLM
+from deepintuit.vlm.precision import evaluating
 from deepintuit.vlm.prefix import pack
 
 
-@torch.no_grad()
 def label_logprobs(
     vlm: VLM, clips: Sequence[EncodedClip | None], prompts: Sequence[str], labels: LabelSet
 ) -> torch.Tensor:
@@ -23,9 +23,7 @@ def label_logprobs(
     The end token is part of the sum, so labels of several tokens, and labels that begin alike, compete fairly. The K
     sums of a clip are log-probabilities of disjoint events: 1 − Σ exp is the probability mass outside the label set.
     """
-    was_training = vlm.model.training
-    vlm.model.eval()
-    try:
+    with evaluating(vlm.model):
         asked = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
         targets = [vlm.target_ids(label) for label in labels]
         rows = [[*prompt, *target] for prompt in asked for target in targets]
@@ -34,21 +32,14 @@ def label_logprobs(
         logprobs = vlm.model(**packed.inputs, fused_lm_head=True).log_probs.flatten()
         sums = torch.stack([logprobs[places].sum() for places in packed.places])
         return sums.view(len(asked), len(targets)).float().cpu()
-    finally:
-        vlm.model.train(was_training)
 
 
-@torch.no_grad()
 def last_hidden(vlm: VLM, clips: Sequence[EncodedClip], prompts: Sequence[str]) -> torch.Tensor:
     """(C, hidden) float32: the last layer at the last token of the prompt, the input of the linear head (option B)."""
-    was_training = vlm.model.training
-    vlm.model.eval()
-    try:
+    with evaluating(vlm.model):
         rows = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
         hidden = vlm.core.model(**vlm.inputs(clips, rows, side="left")).last_hidden_state
         return hidden[:, -1].float().cpu()
-    finally:
-        vlm.model.train(was_training)
 
 
 def token_logprobs(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import AutocastKwargs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import Trainer, TrainerCallback, TrainerState
@@ -25,6 +26,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from deepintuit import disk
 from deepintuit.vlm.model import VLM
+from deepintuit.vlm.precision import round_in_forward
 from deepintuit.vlm.weights import fill_adapter, read_model
 
 MARKER = "complete"
@@ -57,8 +59,7 @@ class StepLog:
 
 
 def common_arguments(vlm: VLM, folder: Path, *, seed: int, save_steps: int) -> dict:
-    """Keyword arguments for any TRL config: nothing is reported or pushed, precision follows the model."""
-    dtype = str(next(p for p in vlm.core.model.language_model.parameters()).dtype)
+    """Keyword arguments for any TRL config: nothing is reported or pushed, and the model computes as it does anyway."""
     return {
         "output_dir": str(folder),
         "seed": seed,
@@ -70,8 +71,8 @@ def common_arguments(vlm: VLM, folder: Path, *, seed: int, save_steps: int) -> d
         "disable_tqdm": True,
         "report_to": "none",
         "use_cpu": vlm.device.type == "cpu",
-        "bf16": "bfloat16" in dtype and vlm.device.type != "cpu",
-        "fp16": "float16" in dtype and "bfloat16" not in dtype,
+        "bf16": False,  # TRL's default is True
+        "fp16": vlm.dtype == torch.float16,  # for its loss scaling alone
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "gradient_checkpointing": vlm.core.is_activation_checkpointing,  # TRL's default is True
@@ -79,7 +80,16 @@ def common_arguments(vlm: VLM, folder: Path, *, seed: int, save_steps: int) -> d
 
 
 class Resumable(Trainer):
-    """A trainer that goes on after a kill as if there had been none. Put it before a TRL trainer among the bases."""
+    """A trainer that computes as its model does elsewhere, and goes on after a kill as if there had been none. Put it
+    before a TRL trainer among the bases."""
+
+    def __init__(self, *, model, **arguments):
+        held = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+        super().__init__(model=model, **arguments)
+        for parameter, data in held:
+            parameter.data = data  # TRL rounds the adapter of a quantised model
+        round_in_forward(model)  # TRL's copy of an adapter, too
+        self.accelerator.autocast_handler = AutocastKwargs(enabled=False)
 
     def train_or_resume(self, folder: Path) -> None:
         """Train to the end, from the newest complete checkpoint where there is one.
