@@ -26,14 +26,15 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr  # noqa: E402
 import uvicorn  # noqa: E402
 from fastapi import FastAPI, Request  # noqa: E402
+from fastapi.exceptions import RequestValidationError  # noqa: E402
 from gradio.routes import INTERNAL_ROUTES  # noqa: E402
 from starlette.datastructures import MutableHeaders  # noqa: E402
-from starlette.responses import RedirectResponse  # noqa: E402
+from starlette.responses import JSONResponse, RedirectResponse  # noqa: E402
 
 from app import errors, media, review, runs, sql, traces, watch  # noqa: E402
 from app.connections import Patient  # noqa: E402
 from app.desk import Desk  # noqa: E402
-from app.doors import Blocks, Doors  # noqa: E402
+from app.doors import SESSIONS, Blocks, Doors  # noqa: E402
 from app.gate import Gate  # noqa: E402
 from app.outside import LOOPBACK, Outside, named_hosts, named_proxies, sub_path  # noqa: E402
 from app.uploads import MAX_BYTES  # noqa: E402
@@ -60,7 +61,7 @@ _POLICY = (
 _ALWAYS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
 
 
-def blocks(desk: Desk) -> gr.Blocks:
+def blocks(desk: Desk) -> Blocks:
     """All pages as one multi-page app."""
     (_, (first, module)), *others = PAGES.items()
     with Blocks(title="DeepIntuit", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
@@ -72,7 +73,9 @@ def blocks(desk: Desk) -> gr.Blocks:
         with demo.route(name, f"/{path}"):
             gr.Navbar(main_page_name=first)  # each page names the first one, or calls it "Home"
             module.page(desk)
-    return demo.queue(max_size=64, default_concurrency_limit=20)
+    demo.queue(max_size=64, default_concurrency_limit=20)
+    demo.state_session_capacity = demo._queue.pending_messages_per_session.max_size = SESSIONS
+    return demo
 
 
 class _Border:
@@ -103,6 +106,11 @@ def _without_slash(request: Request) -> RedirectResponse:
     return RedirectResponse(f"../{page}" + (f"?{query}" if query else ""), 308)
 
 
+def _unread(_: Request, __: Exception) -> JSONResponse:
+    """FastAPI would quote what came, and cannot where that is no number of JSON."""
+    return JSONResponse({"error": "The request does not hold what this address reads."}, 422)
+
+
 def create(
     workbench: str | Path,
     users: Mapping[str, str] | None = None,
@@ -131,6 +139,7 @@ def create(
 
     server = FastAPI(title="DeepIntuit", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     server.state.desk = desk
+    server.add_exception_handler(RequestValidationError, _unread)
     server.include_router(media.routes(desk))
     server.include_router(traces.routes(desk))
     server.include_router(sql.routes(desk))
@@ -143,7 +152,7 @@ def create(
         gr.routes.DEFAULT_TEMP_DIR = str(desk.uploads.inbox)  # before the pages are made: they ask where uploads lie
         gr.mount_gradio_app(
             server,
-            blocks(desk),
+            pages := blocks(desk),
             path="",
             root_path=unquote(root_path),
             auth_dependency=(lambda request: request.scope.get("deepintuit_user")) if users is not None else None,
@@ -156,7 +165,7 @@ def create(
             max_file_size=MAX_BYTES,
             ssr_mode=False,
         )
-    server.add_middleware(Doors)
+    server.add_middleware(Doors, blocks=pages)
     server.add_middleware(Gate, users=users)  # the last that is added stands outermost
     server.add_middleware(Outside, hosts=hosts, proxies=proxies, root=root_path, inbox=desk.uploads.inbox)
     server.add_middleware(_Border)

@@ -7,22 +7,35 @@ them, and a file only from an upload button, if it was uploaded; other routes be
 
 from __future__ import annotations
 
+import json
 import re
 from contextvars import ContextVar
 from typing import Any
 
 import gradio as gr
+from starlette.datastructures import QueryParams
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.uploads import Uploads
+from deepintuit.texts import decoded, parse_json
 
 _ROUTES = re.compile(
-    r"(queue/(join|data)|(run|api|call|heartbeat)/.+|upload|upload_progress|cancel|reset|info|app_id|login_check"
+    r"(queue/(join|data)|run/predict|heartbeat/.+|upload|upload_progress|cancel|reset|info|app_id|login_check"
     r"|theme\.css)/?"
 )
+_CALLS = re.compile(r"(queue/join|run/predict|cancel|reset)/?")
+_LONGEST_NAME = 64
+"""Characters of what a browser calls its session: Gradio keeps it, with all that belongs to it."""
+SESSIONS = 300
+"""Sessions (a page that is open or was) that Gradio keeps about half a megabyte of each; the longest unused go."""
 _LONGEST, _MOST, _LARGEST = 100_000, 1_000, 2**53
 """Characters of a text, things in a list, size of a number."""
+_NOBODY = (
+    'data: {"msg": "unexpected_error", "message": "This session is not known here.", "success": false, '
+    '"session_not_found": true}\n\n'
+)
+"""What Gradio says too, before it raises an error in the middle of its answer."""
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 _refusals: ContextVar[list[str] | None] = ContextVar("refusals", default=None)
@@ -64,16 +77,27 @@ def _plain(value: Any) -> bool:
 
 
 class Doors:
-    """ASGI middleware: closes Gradio's other routes, and answers 400 to what `Blocks` refused."""
+    """ASGI middleware: closes Gradio's other routes, lets calls through only to the events and sessions that there are,
+    and answers 400 to what `blocks` refused."""
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    def __init__(self, app: ASGIApp, blocks: Blocks):
+        self.app, self.blocks = app, blocks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         _, below, asked = scope.get("path", "").partition("/gradio_api/")
         if below and (scope["type"] != "http" or not _ROUTES.fullmatch(asked)):
             await PlainTextResponse("There is nothing here.", 404)(scope, receive, send)
             return
+        if asked.startswith("queue/data") and self._of_nobody(scope):
+            await PlainTextResponse(_NOBODY, media_type="text/event-stream")(scope, receive, send)
+            return
+        if below and scope["method"] == "POST" and _CALLS.fullmatch(asked):
+            body, receive = await _whole(receive)
+            if (answer := self._refusal(body, asked[:3] in ("que", "run"))) is not None:
+                await answer(scope, receive, send)
+                return
+        elif scope.get("path") in ("/", f"{scope.get('root_path', '')}/"):
+            scope = dict(scope, query_string=b"")  # the page's script reads it; Gradio has names of its own in it
         refused: list[str] = []
         _refusals.set(refused)
 
@@ -83,3 +107,37 @@ class Doors:
             await send(message)
 
         await self.app(scope, receive, told)
+
+    def _of_nobody(self, scope: Scope) -> bool:
+        """Whether a session that nothing waits for asks for results."""
+        session = QueryParams(scope["query_string"]).get("session_hash", "")
+        return session not in self.blocks._queue.pending_messages_per_session
+
+    def _refusal(self, body: bytes, to_event: bool) -> PlainTextResponse | None:
+        try:
+            given = parse_json(decoded(body, nul=True))
+            json.dumps(given, allow_nan=False)  # FastAPI could not say in JSON what is wrong with NaN or infinity
+        except ValueError as error:
+            return PlainTextResponse(f"The request is no JSON that is read here: {error}.", 400)
+        if not isinstance(given, dict) or not isinstance(given.get("session_hash"), str | None):
+            return PlainTextResponse("The request is no call of a page.", 400)
+        if len(given.get("session_hash") or "") > _LONGEST_NAME:
+            return PlainTextResponse(f"A session's name has at most {_LONGEST_NAME} characters.", 400)
+        number = given.get("fn_index")
+        if to_event and (type(number) is not int or number not in self.blocks.fns):
+            return PlainTextResponse("No page has an event of this number. Reload the page.", 404)
+        return None
+
+
+async def _whole(receive: Receive) -> tuple[bytes, Receive]:
+    """The body of a request, which is bounded already, and what gives it once more."""
+    messages, parts = [], []
+    while not messages or messages[-1].get("more_body", False):
+        messages.append(await receive())
+        parts.append(messages[-1].get("body", b""))
+    waiting = iter(messages)
+
+    async def again() -> Message:
+        return next(waiting, None) or await receive()
+
+    return b"".join(parts), again

@@ -1,12 +1,14 @@
 """Files by id: clips with Range requests, the frames that a model saw, what the pages need of scripts and styles.
 
-A handler takes an id and looks the path up in the manifest; no address holds a path. The frames of a stored trace are
-decoded again and shown only if they are, bit for bit, those that it recorded.
+A handler takes an id and looks the path up in the manifest; no address holds a path. A manifest of somebody else may
+name any file of this machine, so only what the reader takes for a video is sent, and always as one: no browser runs it.
+The frames of a stored trace are decoded again and shown only if they are, bit for bit, those that it recorded.
 """
 
 from __future__ import annotations
 
 import io
+import mimetypes
 import os
 import secrets
 import threading
@@ -111,7 +113,11 @@ def routes(desk: Desk) -> APIRouter:
             raise HTTPException(404, _NONE)
         if not _readable(path):
             raise HTTPException(410, "The file of this clip was moved or deleted, or it cannot be read.")
-        kind = "video/mp4" if path.suffix.lower() in {".mp4", ".m4v"} else None
+        facts = path.stat()
+        if not _is_video(str(path), facts.st_mtime_ns, facts.st_size):
+            raise HTTPException(404, "This clip cannot be read any more.")
+        kind = mimetypes.guess_type(path.name)[0] or ""
+        kind = kind if kind.startswith("video/") else "video/mp4"
         return FileResponse(path, media_type=kind, headers=headers)
 
     @router.get("/media/poster/{clip_id}")
@@ -199,6 +205,11 @@ def _by_rate(desk: Desk, run_id: str) -> tuple[tuple[int, float], ...]:
         return ()
     asked = (about.get("settings") or about.get("config") or {}).get("video") or {}
     return ((int(asked["frames"]), float(asked["fps"])),) if asked.get("fps") and asked.get("frames") else ()
+
+
+@lru_cache(maxsize=4096)
+def _is_video(path: str, _changed: int, _bytes: int) -> bool:
+    return video.is_video(path)
 
 
 @lru_cache(maxsize=64)

@@ -159,10 +159,14 @@ class Outside:
         A proxy may have replaced the host; then the page must be one of a name that was given."""
         if site not in {"same-origin", "none"}:
             return True
-        if origin is None or urlsplit(origin).netloc == host:
+        if origin is None:
             return False
+        try:
+            page = urlsplit(origin)
+        except ValueError:
+            return True
         ours = self.hosts - {*LOOPBACK, "[::1]"}
-        return not {urlsplit(origin).hostname, urlsplit(origin).netloc.lower()} & ours
+        return page.netloc != host and not {page.hostname, page.netloc.lower()} & ours
 
     async def _bounded(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         path, headers = scope["path"].removeprefix(scope["root_path"]), Headers(scope=scope)

@@ -28,6 +28,7 @@ from .clip import (
     changed,
     file_sha256,
     local_file,
+    open_container,
     opened,
     packets,
     refuse,
@@ -153,6 +154,16 @@ def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, *, isol
     if state(name) != before:
         raise changed(name)
     return info
+
+
+def is_video(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins like one that `read` may take: a known container with moving pictures, of any size."""
+    try:
+        name = local_file(path)
+        with typed(name, DEFAULT_LIMITS), open_container(name) as container:
+            return any(not one.disposition & av.stream.Disposition.attached_pic for one in container.streams.video)
+    except VideoError:
+        return False
 
 
 def _read(name: str, count: int, size, limits: Limits, fps) -> Frames:

@@ -11,7 +11,9 @@ import httpx
 import pytest
 from porch import live_workbench
 
-from app.app import served
+from app.app import blocks, served
+from app.desk import Desk
+from app.doors import SESSIONS
 from deepintuit.store import Workbench
 
 DEEP = '{"data":' + "[" * 5000 + "]" * 5000 + ', "fn_index": 4, "session_hash": "deep"}'
@@ -75,13 +77,39 @@ def test_no_value_breaks_a_handler(url):
     held(url, sent(url, [("/gradio_api/run/predict", call) for call in calls]))
 
 
+def test_no_call_of_what_is_not_there_breaks_the_server(url, capfd):
+    numbers, sessions = (10**6, -1, 2**70, 1.5, True, "1", [0], 10**300), ("x", None, 5, ["x"])
+    calls = [{"fn_index": number, "data": [], "session_hash": name} for number in numbers for name in sessions]
+    bodies = [*calls, DEEP, "", "[]", "{", "null", "\xff", '{"fn_index": 1e999}', {"data": []}, {"session_hash": None}]
+    answers = sent(url, [(f"/gradio_api/{name}", body) for name in ("run/predict", "queue/join") for body in bodies])
+    assert {status for status, _, _ in answers} <= {400, 404, 422}
+    held(url, sent(url, [(f"/gradio_api/{name}", body) for name in ("cancel", "reset") for body in bodies]))
+    for path in ("call/v2/x", "call/x", "api/x", "run/x", "call/v2/x/1"):
+        assert httpx.post(f"{url}/gradio_api/{path}", json={"data": []}).status_code == 404
+    assert "session_not_found" in httpx.get(f"{url}/gradio_api/queue/data?session_hash=nobody").text
+    for query in ("page=x", "page=", "deep_link=..%2fx", "page=traces&deep_link=x", "%ff=%00"):
+        assert httpx.get(f"{url}/?{query}").status_code == 200
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_what_visitors_leave_behind_is_bounded(workbench):
+    """A session's name of megabytes is refused, and sessions that nobody comes back to are forgotten."""
+    pages = blocks(Desk(workbench.path))
+    assert pages.state_session_capacity == pages._queue.pending_messages_per_session.max_size == SESSIONS
+    with served(workbench.path) as url:
+        for name in ("run/predict", "queue/join"):
+            asked = {"fn_index": 0, "data": [], "session_hash": "x" * 2**20}
+            assert httpx.post(f"{url}/gradio_api/{name}", json=asked).status_code == 400
+
+
 def test_no_request_breaks_the_review(url):
     names = ["tasks", "start", "next", "lead", "count", "open", "again", "gather", "draft", "judge", "decide", "skip",
              "release", "undo", "close"]  # fmt: skip
     fields = ["task", "item", "seat", "holding", "answers", "id", "query", "slice", "reason", "closed", "first", "name",
               "order", "questions", "view", "decide", "shares", "gold", "reviewers", "size"]  # fmt: skip
     bodies: list[Any] = [dict.fromkeys(fields, value) for value in VALUES if value != LONG]
-    bodies += ["", "[]", "null", "{", "5", DEEP, '{"task":' * 3000, {"task": "x", "answers": {"label": {"a": []}}}]
+    bodies += ["", "[]", "null", "{", "5", "[1e999]", "NaN", DEEP, '{"task":' * 3000]
+    bodies += [{"task": "x", "answers": {"label": {"a": []}}}]
     held(url, sent(url, [(f"/review-api/{name}", body) for name in names for body in bodies]))
 
 

@@ -173,6 +173,7 @@ def test_another_site_can_log_nobody_in_or_out(tmp_path, ann):
     assert login(someone).status_code == 303
     for headers in (
         {"origin": "https://evil.example"},
+        {"origin": "http://[::1"},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
     ):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 from pathlib import Path
 
 import av
+import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from porch import write_clip
 
 from app.app import create
-from deepintuit import data, video
+from deepintuit import data, parquet, video
 from deepintuit.labels import LabelSet
 from deepintuit.store import Workbench
 
@@ -84,6 +87,32 @@ def test_a_clip_whose_file_became_a_folder_or_is_no_video_any_more_is_said_so(wo
     path.write_bytes(b"no video")
     assert client.get(f"/media/poster/{number}").status_code == 404
     path.write_bytes(kept)
+
+
+def test_a_workbench_of_somebody_else_shows_no_file_of_this_machine_but_videos(workbench, tmp_path):
+    """Its manifest names what it likes; and a file that is a video and a web page too is sent as a video."""
+    shutil.copytree(workbench.path, tmp_path / "theirs")
+    videos = workbench.path.parent / "videos"
+    page = (videos / "plays.mp4").read_bytes() + b"\x00\x00\x00\x21free<script>alert(1)</script>"
+    (tmp_path / "theirs" / "page.html").write_bytes(page)
+    (tmp_path / "secret.txt").write_text("secret " * 500)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    named = ["page.html", "/etc/passwd", "../secret.txt", str(tmp_path / "secret.txt"), "/proc/self/environ",
+             str(tmp_path / "pipe.mp4"), "/dev/zero", "../" * 30 + "etc/passwd"]  # fmt: skip
+    manifest = tmp_path / "theirs" / "clips" / "porch.parquet"
+    table = parquet.read(manifest)
+    row = next(row for row in table.to_pylist() if row["path"].endswith("plays.mp4"))
+    rows = [{**row, "clip_id": f"{n:016x}", "path": one, "playable_path": one} for n, one in enumerate(named)]
+    parquet.write(pa.Table.from_pylist(rows, table.schema), manifest)
+    client = TestClient(create(tmp_path / "theirs"), base_url="http://127.0.0.1:7860")
+    answer = client.get(f"/media/clip/{0:016x}")
+    assert answer.status_code == 200 and answer.content == page
+    assert answer.headers["content-type"] == "video/mp4" and answer.headers["x-content-type-options"] == "nosniff"
+    for number in range(1, len(named)):
+        for kind in ("clip", "poster"):
+            answer = client.get(f"/media/{kind}/{number:016x}")
+            assert answer.status_code in (404, 410)
+            assert b"secret" not in answer.content and b"root:" not in answer.content
 
 
 @pytest.mark.parametrize("place", ["clip/{}", "poster/{}", "frame/{}/0", "frame/{0}/{0}", "kept/{}/0", "card/{}"])
