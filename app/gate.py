@@ -35,7 +35,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.html import esc
-from deepintuit import disk
+from deepintuit import disk, texts
 from deepintuit.errors import ConfigError
 
 COOKIE, DEVICE = "deepintuit-session", "deepintuit-device"
@@ -68,8 +68,8 @@ def _parsed(path: str | Path) -> dict[str, str]:
     users: dict[str, str] = {}
     write = f"Write it with `deepintuit app --auth {path} --add-user NAME`"
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = texts.read(path)
+    except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(f"the list of users {str(path)!r} cannot be read", why, write) from error
     for number, line in enumerate(text.split("\n"), 1):
@@ -150,7 +150,7 @@ def add_user(path: str | Path, name: str, password: str) -> None:
     lines = []
     if path.exists():
         _parsed(path)
-        lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+        lines = texts.read(path).rstrip("\n").split("\n")
     kept = [line for line in lines if line.strip().partition(":")[0] != name]
     disk.write_text(path, "\n".join([*kept, f"{name}:{hashed(password)}"]) + "\n", mode=0o600)
 

@@ -143,6 +143,7 @@ def tab(desk: Desk, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, list[gr.comp
 
     def begin_again(job_id: str, request: gr.Request) -> tuple[Any, Any]:
         try:
+            orders.refuse_unless_stage(jobs.find(place, job_id).command)
             return jobs.again(place, job_id, desk.user(request)).id, gr.Timer(active=True)
         except DeepIntuitError as error:
             gr.Warning(str(error))

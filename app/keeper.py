@@ -53,9 +53,20 @@ def read(folder: Path) -> dict[str, Any] | None:
         about = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+    return about if _sound(about) else None
+
+
+def _sound(about: Any) -> bool:
     kinds = {"created_at": (int, float), "command": list, **dict.fromkeys(("stage", "title", "user", "created"), str)}
-    sound = isinstance(about, dict) and all(isinstance(about.get(name), kind) for name, kind in kinds.items())
-    return about if sound else None
+    if not isinstance(about, dict) or not all(isinstance(about.get(name), kind) for name, kind in kinds.items()):
+        return False
+    try:
+        for name in ("created", "started", "ended"):
+            datetime.fromisoformat(about.get(name) or about["created"])
+        processes = [one for name in ("keeper", "process") if (one := about.get(name))]
+        return all(0 < one["pid"] < 2**31 and one["born"] > 0 for one in processes)
+    except (TypeError, ValueError, KeyError, IndexError):
+        return False
 
 
 def note(folder: Path, **fields: Any) -> None:

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import tomli_w
 
 from deepintuit import config
 from deepintuit.config import Config
-from deepintuit.errors import ConfigError, nearest
+from deepintuit.errors import ConfigError, StoreError, nearest
 from deepintuit.store import Workbench
 
 NEWEST = "newest"
@@ -141,6 +141,16 @@ def write(
         command.append("--dry-run")
         title.append("dry run")
     return Order(stage, ", ".join(title), command, {"config.toml": tomli_w.dumps(settings.told())}, settings)
+
+
+def refuse_unless_stage(command: Sequence[str]) -> None:
+    """StoreError for what `write` never gives: the file of a job may come from somebody else."""
+    if [*command[:3]] != [sys.executable, "-m", "deepintuit.cli"] or not {*command[3:4]} & {*STAGES}:
+        raise StoreError(
+            f"this job ran {' '.join(map(str, command[:4]))!r:.80}",
+            "a page starts stages with the Python that it runs in, and no other command that a file names",
+            "Start it from the command line, or order the stage anew",
+        )
 
 
 def changed(settings: Config) -> dict[str, Any]:

@@ -97,6 +97,8 @@ def _checked(parse: Callable[[], Any]) -> Any:
         raise ValueError(_LONG) from error
     level = [value]
     for _ in range(DEEPEST):
+        if not level:
+            break
         if any(isinstance(each, int) and each.bit_length() > _MOST_BITS for each in level):
             raise ValueError(_LONG)
         lists = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]

@@ -164,6 +164,23 @@ def test_a_job_whose_keeper_was_killed_still_runs_and_stops(place):
     assert until(place, jobs.again(place, job.id, "bob"), "running").user == "bob"
 
 
+@pytest.mark.parametrize("damage", [
+    {"ended": 5}, {"ended": "soon"}, {"keeper": 5}, {"keeper": {"pid": "x"}}, {"process": {"pid": -1, "born": 1}},
+    {"keeper": {"pid": 1, "born": "x"}}, {"created": "yesterday"}, {"started": [1]},
+])  # fmt: skip
+def test_a_damaged_job_costs_itself_and_no_page_runs_what_its_file_names(place, damage):
+    sound, broken = start(place, SAY), start(place, SAY)
+    for job in (sound, broken):
+        until(place, job, "finished")
+    folder = place / "jobs" / broken.id
+    (folder / "job.json").write_text(json.dumps({**keeper.read(folder), **damage}))
+    assert [job.id for job in jobs.listed(place)] == [sound.id]
+    with pytest.raises(StoreError, match="no job"):
+        jobs.find(place, broken.id)
+    with pytest.raises(StoreError, match="no other command"):
+        orders.refuse_unless_stage(jobs.find(place, sound.id).command)
+
+
 def test_a_progress_line_is_shown_and_does_not_fill_the_log(place):
     draws = r"""
 import sys, time
@@ -252,6 +269,7 @@ def test_every_stage_that_can_be_ordered_is_a_command(workbench):
         inputs = dict.fromkeys(orders.INPUTS.get(stage, {}), orders.NEWEST)
         order = orders.write(workbench, stage, dataset="home", inputs=inputs, full=True, dry=True)
         assert cli._parser().parse_args(order.command[3:]).dry_run
+        orders.refuse_unless_stage(order.command)
 
 
 def test_a_real_command_runs_as_a_job(workbench):

@@ -6,6 +6,9 @@ import json
 from datetime import datetime
 from xml.etree import ElementTree
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,6 +143,23 @@ def test_a_file_that_is_no_review_is_a_sentence(content, form, sentence):
     with pytest.raises(DataError) as error:
         load(content, form)
     assert sentence in str(error.value)
+
+
+def test_a_small_file_that_stands_for_much_is_not_unpacked():
+    many, text = pa.array(np.zeros(900_000, np.int32)), pa.DictionaryArray.from_arrays
+    tables = {
+        "rows or": text(pa.array(np.zeros(1_000_001, np.int32)), pa.array(["x"])),
+        "its texts": text(many, pa.array(["x" * 1000])),
+        "lists": pa.array([[1] * 1000]),
+    }
+    for sentence, column in tables.items():
+        file = io.BytesIO()
+        pq.write_table(pa.table({"trace_id": column}), file, compression="zstd")
+        assert file.tell() < 2**20
+        with pytest.raises(DataError, match=sentence):
+            load(file.getvalue(), "parquet")
+    with pytest.raises(DataError, match="row 1 is not"):
+        load(b"{}\n" * 2**20, "jsonl")
 
 
 def test_forms_are_known_by_their_endings():

@@ -22,6 +22,7 @@ from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from deepintuit.data.sources import csv_rows
@@ -39,6 +40,8 @@ FORMS = {"jsonl": ".jsonl", "csv": ".csv", "parquet": ".parquet", "label-studio"
 """Each form, and how its files end."""
 LOCAL_FILES = "/".join(("", "data", "local-files", "?d="))  # in parts: it looks like a path of a machine
 """Where Label Studio serves files that lie on its own disk, given their path below its document root."""
+MOST_ROWS, MOST_BYTES = 1_000_000, 256 << 20
+"""Of a Parquet file that is read, as it would be without compression."""
 _KINDS = ("judged", "skipped", "adjudicated")
 _STARRED = "starred"  # what Label Studio calls ground truth: an adjudication when by a lead, else a judgement
 
@@ -78,18 +81,38 @@ def load(content: bytes, form: str) -> list[dict[str, Any]]:
     cannot be read."""
     try:
         if form == "parquet":
-            table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
-            found = table.select([name for name in table.column_names if name in SCHEMA.names]).to_pylist()
+            found = _parquet(content)
         elif form == "label-studio":
             found = list(_annotations(parse_json(decoded(content))))
         elif _known(form) == "jsonl":
-            found = [parse_json(line, unique=True) for line in decoded(content).split("\n") if line.strip()]
+            found = (parse_json(line, unique=True) for line in decoded(content).split("\n") if line.strip())
         else:
             found = [{name: as_written(value) for name, value in line.items()} for line in _lines(content)]
         return [_row(number, row) for number, row in enumerate(found, 1)]
-    except (ValueError, OSError, pa.ArrowException) as error:
+    except (ValueError, KeyError, OSError, pa.ArrowException) as error:
         raise DataError(f"the file is not read as {form} ({str(error):.200})", "reviews come in row by row",
                         f"name its form: {', '.join(FORMS)}") from error
+
+
+def _parquet(content: bytes) -> list[dict[str, Any]]:
+    """Rows of a Parquet file. A few bytes of it can stand for millions of rows, or for one text in each of them, so
+    what it would become is counted first."""
+    schema = pq.read_schema(pa.BufferReader(content))
+    names = [name for name in SCHEMA.names if name in schema.names]
+    if any(pa.types.is_nested(schema.field(name).type) for name in names):
+        raise ValueError("a column of it holds lists or tables")
+    source = pa.BufferReader(content)
+    with pq.ParquetFile(source, read_dictionary=names, page_checksum_verification=True) as file:
+        about = file.metadata
+        size = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
+        if about.num_rows > MOST_ROWS or size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_ROWS:,} rows or {MOST_BYTES >> 20} MiB")
+        table = file.read(names)
+    texts = [chunk for column in table.columns for chunk in column.chunks if pa.types.is_dictionary(chunk.type)]
+    lengths = (pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() for chunk in texts)
+    if sum(filter(None, lengths)) > MOST_BYTES:
+        raise ValueError(f"its texts have more than {MOST_BYTES >> 20} MiB")
+    return table.to_pylist()
 
 
 def _lines(content: bytes) -> list[dict[str, str]]:
