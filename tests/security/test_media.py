@@ -104,6 +104,7 @@ def test_a_workbench_of_somebody_else_shows_no_file_of_this_machine_but_videos(w
     row = next(row for row in table.to_pylist() if row["path"].endswith("plays.mp4"))
     rows = [{**row, "clip_id": f"{n:016x}", "path": one, "playable_path": one} for n, one in enumerate(named)]
     parquet.write(pa.Table.from_pylist(rows, table.schema), manifest)
+    Workbench(tmp_path / "theirs").refresh()
     client = TestClient(create(tmp_path / "theirs"), base_url="http://127.0.0.1:7860")
     answer = client.get(f"/media/clip/{0:016x}")
     assert answer.status_code == 200 and answer.content == page
