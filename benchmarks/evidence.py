@@ -3,8 +3,8 @@ gain of each class. Writes docs/evidence.md.
 
 Each seed renders clips of its own, draws its own splits, and trains every system anew in a workbench of its own (`demo
 --full`, or with `--brief` what `demo` trains); all choices were made on validation. Resumable: a seed that is finished
-lies as `docs/evidence/homecam-<seed>.json` and is not run again. `--again` reads the finished workbenches of such seeds once
-more, for what their files do not hold yet: it trains nothing, and stops where the scores are other ones.
+lies as `docs/evidence/homecam-<seed>.json` and is not run again. `--again` reads the finished workbenches of such seeds
+once more, for what their files do not hold yet: it trains nothing, and stops where the scores are other ones.
 
     python benchmarks/evidence.py --seeds 0 1 2 3 4 --workbench evidence
     python benchmarks/evidence.py --seeds 0 1 2 3 4 --workbench evidence --again

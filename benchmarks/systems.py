@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from evidence import ROOT, replace_text, write_between
+from fingerprint import fingerprint
 from rich.console import Console
 from scipy import stats
 
@@ -236,6 +237,9 @@ def distillation(seed: Seed) -> Rows:
 
 
 TABLES: dict[str, Callable[[Seed], Rows]] = {f.__name__: f for f in (processes, thinking, lengths, distillation)}
+_COLD_STARTS = ("clips", "teach", "coldstart", "grpo_traces", "evaluate_traces")
+MADE_BY = {"lengths": _COLD_STARTS, "distillation": _COLD_STARTS}
+"""Parts of the fingerprint that a table's numbers hang on, where it is not all of them; traces stand for sampling."""
 
 
 def rival(table: str, system: str, systems: Sequence[str]) -> str:
@@ -330,6 +334,7 @@ if __name__ == "__main__":
                 "seed": number,
                 "commit": made["commit"] + (" with changes" if made["dirty"] else ""),
                 "settings": options.set,
+                "fingerprint": {n: v for n, v in fingerprint().items() if n in MADE_BY.get(options.table, [n])},
                 "minutes": round((time.perf_counter() - started) / 60, 1),
                 "rows": measured,
             }

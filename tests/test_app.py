@@ -60,18 +60,20 @@ def ann() -> dict[str, str]:
 # Starting
 
 
-def test_the_app_starts_without_torch_in_under_five_seconds(workbench):
-    """Seconds of processor time: what else runs on this machine is not the app's."""
+def test_the_app_starts_without_torch_in_twice_the_time_that_gradio_takes_to_import(workbench):
+    """Of processor time, both in one process: how fast this machine is, and what else runs on it, is not the app's."""
     program = f"""
-import resource, sys
+import sys, time
+import gradio
+gradios = time.process_time()
 from app.app import create
 from fastapi.testclient import TestClient
 with TestClient(create({str(workbench.path)!r}), base_url="http://127.0.0.1:7860") as client:
     assert client.get("/").status_code == 200
 heavy = {{"torch", "transformers", "trl", "peft"}} & set(sys.modules)
-used = resource.getrusage(resource.RUSAGE_SELF)
-spent = used.ru_utime + used.ru_stime
-sys.exit(f"imported {{heavy}}" if heavy else f"took {{spent:.1f}} s" if spent > 5 else 0)
+spent = time.process_time()
+told = f"took {{spent:.1f}} s, of which Gradio's import {{gradios:.1f}}"
+sys.exit(f"imported {{heavy}}" if heavy else told if spent > 2 * gradios else 0)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

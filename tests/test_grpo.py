@@ -218,17 +218,18 @@ def test_a_run_with_the_kl_term_ends_and_saves_no_reference(bench, weights):
     assert list(getattr(again.model, "peft_config", {})) == (["default"] if name == "lora" else [])
 
 
-def relabelled(bench: Bench, folder, label: str) -> Bench:
-    """A copy of the workbench whose GRPO clips all have this label."""
+def relabelled(bench: Bench, folder, label: str, other: str) -> Bench:
+    """A copy of the workbench whose GRPO clips have this label, and one the other: a single class is refused."""
     copy = bench.copy(folder)
     manifest = copy.manifest
-    manifest.frame.loc[manifest.frame["split"] == "grpo", "label"] = label
+    clips = manifest.frame.index[manifest.frame["split"] == "grpo"]
+    manifest.frame.loc[clips, "label"] = [other, *[label] * (len(clips) - 1)]
     manifest.save()
     return copy
 
 
 def test_a_toy_reward_rises(bench, cold, tmp_path):
-    toy = relabelled(bench, tmp_path / "toy", "theft")
+    toy = relabelled(bench, tmp_path / "toy", "theft", "delivery")
     config = toy.settings("grpo.max_steps=24", "grpo.group=8", "grpo.learning_rate=3e-4")
     run = grpo.run(toy.workbench, config, start=cold.id, progress=False)
     accuracy = run.read("steps").query("name == 'accuracy'").sort_values("step")["value"].to_numpy()
@@ -246,7 +247,7 @@ def test_dynamic_sampling_keeps_mixed_groups_and_stops_refilling(bench, cold, tm
         assert len(right) == 4, "TRL's batch keeps its shape"
         kept = steps["dynamic_kept_share"][step] * steps["dynamic_sampled_groups"][step]
         assert mixed == min(4, round(kept))
-    never = relabelled(bench, tmp_path / "never", "emergency")  # a label that the cold start never says
+    never = relabelled(bench, tmp_path / "never", "emergency", "intrusion")  # labels that the cold start never says
     run = grpo.run(never.workbench, never.settings(*sets), start=cold.id, name="never", progress=False)
     steps = run.read("steps").pivot(index="step", columns="name", values="value")
     assert set(steps["dynamic_sampled_groups"]) == {4 * 3.0} and set(steps["dynamic_kept_share"]) == {0.0}
@@ -309,7 +310,7 @@ def test_a_killed_data_filter_samples_nothing_twice(bench, cold, tmp_path):
 
 
 def test_a_data_filter_that_leaves_no_clip_says_why_and_what_to_do(bench, cold, tmp_path):
-    never = relabelled(bench, tmp_path / "never", "emergency")  # a label that the cold start never says
+    never = relabelled(bench, tmp_path / "never", "emergency", "intrusion")  # labels that the cold start never says
     config = never.settings("grpo.filter_rollouts=2")
     for _ in range(2):
         with pytest.raises(DataError) as error:

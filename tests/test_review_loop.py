@@ -61,9 +61,9 @@ class House:
 
     def targets(self, run) -> dict[str, list[str]]:
         """What a cold start with this teacher would imitate, by clip."""
-        clips = {clip: (clip, None) for clip in self.manifest().usable("coldstart")["clip_id"]}
+        clips = {clip: clip for clip in self.manifest().usable("coldstart")["clip_id"]}
         found: dict[str, list[str]] = {}
-        for clip, _, text in coldstart._targets(self.workbench, clips, run.id):
+        for clip, text in coldstart._targets(self.workbench, clips, run.id):
             found.setdefault(clip, []).append(text)
         return found
 

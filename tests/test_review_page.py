@@ -362,7 +362,7 @@ import os, socket, sys, threading
 import uvicorn
 from app.app import create
 
-app = create(sys.argv[1], dict(pair.split("=") for pair in sys.argv[3:]))
+app = create(sys.argv[1], dict(pair.split("=") for pair in sys.argv[3:]) or None)
 for life in range(int(sys.argv[2])):
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))

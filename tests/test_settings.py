@@ -51,6 +51,7 @@ ONLY_COST = {"save_steps"}
 BOUNDS = ("perception_min=28", "perception_max=40", "reasoning_min=10", "reasoning_max=30")
 WAKES = {
     "tau": ("objective=softmax_weighted",), "max_refills": ("dynamic_sampling=true",),
+    "warmup_share": ("warmup_steps=5", "max_steps=10"),
     **dict.fromkeys(("length_bonus", "perception_min", "perception_max", "reasoning_min", "reasoning_max"), BOUNDS),
 }  # fmt: skip
 """What else must be set for a setting to be read."""

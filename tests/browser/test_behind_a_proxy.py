@@ -66,7 +66,7 @@ def visit(browser):
     page = context.new_page()
     page.set_default_timeout(45_000)
     page.wrong, page.asked = [], []
-    page.on("pageerror", lambda error: page.wrong.append(str(error)) if "AbortError" not in str(error) else None)
+    page.on("pageerror", lambda error: page.wrong.append(str(error)) if _LEFT not in str(error) else None)
     page.on("console", lambda said: page.wrong.append(said.text) if said.type == "error" and not _left(said) else None)
     page.on(
         "response", lambda answer: page.wrong.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None
@@ -79,7 +79,12 @@ def visit(browser):
 def _left(said) -> bool:
     """Whether it says only that a page was left while a stream of events was open, or asks the host for its icon,
     as browsers do unasked."""
-    return "Connection errored out" in said.text or said.location["url"].endswith("/favicon.ico")
+    left = "Connection errored out" in said.text or said.text.startswith(_LEFT)
+    return left or said.location["url"].endswith("/favicon.ico")
+
+
+_LEFT = "AbortError"
+"""What Gradio's client throws, or says, of a request that it gives up when its page is left."""
 
 
 def replayed(page, site: Site, url: str) -> None:

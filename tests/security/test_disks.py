@@ -499,9 +499,11 @@ def trainer_on(place: Path):  # noqa: ANN202 - transformers is imported where it
     import torch
     from transformers import TrainingArguments
 
-    from deepintuit.vlm.training import Resumable, Watch, tensorboard
+    from deepintuit.vlm.training import Resumable, Watch, trackers
 
     class Model(torch.nn.Module):
+        dtype = torch.float32
+
         def __init__(self) -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(60_000))
@@ -513,7 +515,7 @@ def trainer_on(place: Path):  # noqa: ANN202 - transformers is imported where it
         str(place / "training"), max_steps=6, save_steps=1, save_total_limit=2, logging_steps=1, report_to="none",
         use_cpu=True, disable_tqdm=True, per_device_train_batch_size=1, dataloader_pin_memory=False,
     )  # fmt: skip
-    callbacks = [Watch("", None, None, False), tensorboard(place / "tensorboard")]
+    callbacks = [Watch("", None, None, False), *trackers("tensorboard", place)[1]]
     rows = [{"x": torch.ones(1)}] * 6
     return Resumable(model=Model(), args=arguments, train_dataset=rows, callbacks=callbacks)
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import pytest
+from apart import run_apart
 from porch import live_workbench, write_clip
 
 from app.app import create, served
@@ -196,7 +197,7 @@ def test_no_dependency_of_a_page_reads_moves_or_fetches_what_a_browser_names(hou
             answers = await asyncio.gather(*(one(*call) for call in tried))
             return answers + await copies(client, answers)
 
-    nothing_was_given_away(house, asyncio.run(attack()))
+    nothing_was_given_away(house, run_apart(attack()))
 
 
 @pytest.mark.parametrize("who", VISITORS)
@@ -227,7 +228,7 @@ def test_no_route_gives_away_or_touches_a_file_that_is_named_to_it(house, who):
                         for door in ("file=", "file/", "proxy=file://", "stream/")]  # fmt: skip
             return answers + await copies(client, answers)
 
-    nothing_was_given_away(house, asyncio.run(attack()))
+    nothing_was_given_away(house, run_apart(attack()))
 
 
 @pytest.mark.parametrize("who", ["nobody", "reviewer", "lead"])
@@ -248,4 +249,4 @@ def test_a_true_upload_is_taken_on_watch_and_nobody_elses_is(house, who):
             again = await queued(client, taking["id"], [house.file(path), False, 0.5])
             assert json.loads(again.split(b"data: ")[-1])["success"] is False
 
-    asyncio.run(bring())
+    run_apart(bring())

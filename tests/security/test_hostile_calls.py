@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from apart import run_apart
 from porch import live_workbench
 
 from app.app import blocks, served
@@ -53,7 +54,7 @@ def sent(url: str, calls: list[tuple[str, Any]]) -> list[tuple[int, str, str]]:
 
             return await asyncio.gather(*(one(*call) for call in calls))
 
-    return asyncio.run(run())
+    return run_apart(run())
 
 
 def held(url: str, answers: list[tuple[int, str, str]]) -> None:

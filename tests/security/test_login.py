@@ -8,6 +8,7 @@ import time
 
 import httpx
 import pytest
+from apart import run_apart
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
@@ -214,7 +215,7 @@ def test_an_owner_gets_in_while_a_thousand_addresses_guess_and_the_guesses_are_f
         return answers[step :: step + 1]
 
     for number in range(3):
-        assert asyncio.run(hour(number)) == [303] * 10
+        assert run_apart(hour(number)) == [303] * 10
         most = 1000 * gate.FREE + (gate.NAME_FREE + number * gate.NAME_AN_HOUR)
         assert 1000 <= len(tried) <= most
         now[0] += 3600
@@ -336,6 +337,6 @@ def test_few_passwords_are_checked_at_a_time_and_first_tries_go_first(ann, monke
         tries = [line.matches(f"again {i}", "", 2, False) for i in range(12)] + [line.matches("first", "", 0, False)]
         return await asyncio.gather(*tries)
 
-    answers = asyncio.run(all_at_once())
+    answers = run_apart(all_at_once())
     assert most == gate.AT_ONCE and order.index("first") < 2 * gate.AT_ONCE
     assert answers.count(None) == 12 + 1 - gate.AT_ONCE - 8 and answers[-1] is False
