@@ -52,9 +52,9 @@ docs: $(READY)  ## run all notebooks and render them to build/docs, with figures
 	  $(or $(ARGS),notebooks/*.ipynb)
 	@$(BIN)/jupyter nbconvert --to html --CoalesceStreamsPreprocessor.enabled=True --output-dir build/docs build/notebooks/*.ipynb
 
-check: $(READY)  ## hold README, docs, notebooks, lock and metadata to the code
+check: $(READY)  ## hold README, docs, results, notebooks, lock and metadata to the code
 	@$(BIN)/python -m pytest -q -m "not slow" tests/test_docs.py tests/test_packaging.py tests/test_floors.py tests/test_messages.py \
-	  tests/test_notebooks.py $(ARGS)
+	  tests/test_notebooks.py tests/test_evidence.py $(ARGS)
 
 screens: $(READY)  ## pictures of the dashboard's pages on a finished workbench: ARGS="WORKBENCH"
 	@$(BIN)/python docs/screens.py $(ARGS)

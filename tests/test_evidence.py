@@ -17,6 +17,9 @@ from deepintuit.store import Workbench
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import evidence
+import fingerprint
+
+ROOT = Path(__file__).parents[1]
 
 CLIPS = 60
 
@@ -101,3 +104,22 @@ def test_the_page_has_both_tables_of_the_seeds_that_hold_them(finished):
     assert "quantiles of the validation clips (20 on seed 3; " in text
     assert "| cat | 30 |" in text and "label sets" not in evidence.page([kept(finished)], "c").lower()
     assert Measured(**new["rows"][0]).n == CLIPS
+
+
+def test_every_result_that_is_shown_was_made_by_code_that_behaves_as_this_code():
+    present = fingerprint.fingerprint()
+    files = sorted((ROOT / "docs" / "evidence").glob("*.json"))
+    kept = {file.name: json.loads(file.read_text(encoding="utf-8")).get("fingerprint") for file in files}
+    differing = {name: fingerprint.differences(old, present) for name, old in kept.items()}
+    assert kept and not any(differing.values()), differing
+
+
+def test_rounding_leaves_a_fingerprint_alike_and_another_number_trace_or_hash_does_not():
+    old = {"clips": "#a1", "loss": "2.303 0.05", "traces": " ".join(f"#{n}" for n in range(20))}
+    rounded = old | {"loss": "2.304 0.0501", "traces": old["traces"].replace("#3 ", "#z ")}
+    assert fingerprint.differences(old, rounded) == []
+    for name, value in {"clips": "#a2", "loss": "2.4 0.05", "traces": " ".join(f"#{n}" for n in range(3, 23))}.items():
+        assert fingerprint.differences(old, old | {name: value}) == [name]
+    assert fingerprint.differences(old, old | {"loss": "2.303"}) == ["loss"], "an update less"
+    assert fingerprint.differences(None, old) == list(old), "a result without a fingerprint is nobody's"
+    assert fingerprint.differences({"clips": "#a1"}, old) == [], "a table need not hang on all of it"
