@@ -160,18 +160,29 @@ def page(found: list[dict], command: str) -> str:
     seeds = {seed["seed"]: [Measured(**row) for row in seed["rows"]] for seed in found}
     commits = ", ".join(f"`{commit}`" for commit in dict.fromkeys(seed["commit"] for seed in found))
     told = (
-        f"Seeds {', '.join(map(str, seeds))}; commit {commits}; command:\n\n    {command}\n\n"
+        f"Seed{'s' * (len(found) > 1)} {', '.join(map(str, seeds))}; commit {commits}; command:\n\n    {command}\n\n"
         "Mean over seeds, Student's 95 % interval over seeds, ± standard deviation between seeds. Each seed has its own"
         " clips, splits and training.\n\n" + report.multi_seed_table(seeds)
     )
+    if len(found) == 1:
+        told += "\nAccuracy of this one seed, with Wilson's 95 % interval over its clips:\n\n"
+        told += _accuracies(*seeds.values())
     read = [seed for seed in found if "sets" in seed]
     if not read:
         return told
     return f"{told}\n**Label sets** {_of(read)}{sets_table(read)}\n**Class by class** {_of(read)}{classes_table(read)}"
 
 
+def _accuracies(rows: Sequence[Measured]) -> str:
+    """The first number of each row with the interval that its clips give; over seeds there is none of one seed."""
+    each = [wilson(round(row.values["accuracy"] * row.n), row.n) for row in rows]
+    cells = [(shown(row.system), shown(row.method), shown(row.control), str(row.n)) for row in rows]
+    numbers = [f"{number(share.value)} ({interval(share)})" for share in each]
+    return _table(["System", "Answer", "Control", "n", "Accuracy %"], [[*c, n] for c, n in zip(cells, numbers)])
+
+
 def _of(found: list[dict]) -> str:
-    return f"(seeds {', '.join(str(seed['seed']) for seed in found)}).\n\n"
+    return f"(seed{'s' * (len(found) > 1)} {', '.join(str(seed['seed']) for seed in found)}).\n\n"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -181,6 +192,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _over(values: Sequence[float], scale: float = 100.0, digits: int = 1, sign: bool = False) -> str:
     mean = report.t_interval(np.array(values))
+    if len(values) == 1:
+        return number(mean.value, scale, digits, sign)
     return f"{number(mean.value, scale, digits, sign)} ({interval(mean, scale, digits, sign)})"
 
 
