@@ -96,7 +96,7 @@ def test_a_workbench_of_other_scores_is_refused(finished):
 def test_the_page_has_both_tables_of_the_seeds_that_hold_them(finished):
     new = evidence.again(kept(finished), finished)
     text = evidence.page([new, kept(finished, seed=4)], "command")
-    assert "Seeds 3, 4" in text and text.count("(seeds 3).") == 2
+    assert "Seeds 3, 4" in text and text.count("(seed 3).") == 2
     [line] = [line for line in text.splitlines() if line.startswith("| cold start | label likelihood | 9")
               and "–" in line and line.count("|") == 9]  # fmt: skip
     assert f"{100 * new['sets'][0]['coverage']['value']:.1f} (" in line
