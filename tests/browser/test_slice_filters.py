@@ -91,7 +91,7 @@ def test_errors_count_only_the_slice_and_the_address_brings_it_back(open_page, s
     assert other.locator("#errors-drawer .clips tbody tr").count() == 1
     link = other.get_by_role("link", name="Their traces").get_attribute("href")
     assert parse_qs(urlparse(link).query)["slice"] == ["mended"]
-    other.goto(site.url + link)
+    other.goto(f"{site.url}/{link}")
     says(other, "#traces-list [role=status]", "1 trace")
 
 

@@ -57,7 +57,7 @@ def login(someone, name: str = "ann", password: str = WORDS, **more):
 @pytest.mark.parametrize(("content", "why"), [
     (b"", "names no user"), (b"# ann:\n\n  \n", "names no user"), (b"\xef\xbb\xbf# nobody", "names no user"),
     (b"\xef\xbb\xbf", "byte-order mark and nothing else"),
-    (b"\xff\xfea\x00n\x00n\x00:\x00", "cannot be read"), (b"ann:secret\n", "never kept as they are"),
+    (b"\xff\xfea\x00n\x00n\x00:\x00", "never kept as they are"), (b"ann:secret\n", "never kept as they are"),
     ("ann:x".encode("utf-16"), "never kept as they are"), (b"ann:\0", "NUL bytes"), (None, "cannot be read"),
 ])  # fmt: skip
 def test_a_list_that_names_nobody_or_cannot_be_read_starts_no_server(tmp_path, capsys, content, why):
