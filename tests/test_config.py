@@ -1,6 +1,8 @@
 """Settings: defaults are the paper, departures are few, and nothing impossible gets in."""
 
 import dataclasses
+import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +155,12 @@ def test_settings_that_only_cost_are_told_apart_from_those_that_decide():
     dear = config.load(None, ["model.tokens_per_pass=1", "video.cache_gib=0", "sampling.clips_per_batch=1"])
     assert dear.decisive() == config.load().decisive() != config.load(None, ["sampling.max_tokens=7"]).decisive()
     assert "tokens_per_pass" in dear.to_dict()["model"] and "tokens_per_pass" not in dear.decisive()["model"]
+
+
+def test_settings_that_came_later_leave_runs_of_before_what_they_were():
+    """The hash of all default settings that decide, as the first workbenches have them: a new one is `added`."""
+    told = {name: settings for name, settings in config.load().decisive().items() if name != "workbench"}
+    assert hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16] == "7ed37fcc95b5afa8"
 
 
 def test_the_workbench_comes_from_the_environment_where_it_is_not_set(monkeypatch):

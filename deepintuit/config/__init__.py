@@ -34,7 +34,6 @@ TRACKERS = ("none", "tensorboard", "trackio", "wandb", "mlflow")
 
 
 
-
 @dataclass(frozen=True)
 class ModelConfig(Section):
     path: str = _setting("Qwen/Qwen2.5-VL-7B-Instruct", "folder or hub id of a Qwen2.5-VL, Qwen3-VL or Qwen3.5 checkpoint, or embedded:NAME for one that ships with the package")
@@ -118,14 +117,14 @@ class TeachConfig(Section):
     timeout: float = _setting(120.0, "seconds a request may take", above=0, decides=False)
     token_field: str = _setting("max_tokens", "what the server calls the bound of an answer; tried the other way when refused",
                                 choices=("max_tokens", "max_completion_tokens"), decides=False)
-    send_temperature: bool = _setting(True, "false: for models that take no temperature but their own; left out when refused")
+    send_temperature: bool = _setting(True, "false: for models that take no temperature but their own; left out when refused", added=True)
     traces: int = _setting(1, "traces asked for a clip", low=1)
     temperature: float = _setting(0.7, "of the teacher [R]", low=0, needs=(_needs.A_MODEL,))
     max_tokens: int = _setting(2048, "most tokens of a teacher's trace", low=1, needs=(_needs.A_MODEL,))
     price_in: float = _setting(0.0, "currency units per million prompt tokens, for the cost count", low=0, decides=False)
     price_out: float = _setting(0.0, "currency units per million completion tokens", low=0, decides=False)
     judged: bool = _setting(True, "grammars with an observation: keep a trace only if it suffices (VideoP2R)", needs=(_needs.OBSERVATION,))
-    given_answer: bool = _setting(False, "self: the form and the true label are given, the model writes only the reasoning [R]", needs=(_needs.OWN_WORDS,))
+    given_answer: bool = _setting(False, "self: the form and the true label are given, the model writes only the reasoning [R]", added=True, needs=(_needs.OWN_WORDS,))
     keep_wrong: bool = _setting(False, "keep traces whose answer is not the label (the paper drops them)")
 
 
@@ -332,6 +331,7 @@ class Config(Section):
     def decisive(self) -> dict[str, Any]:
         """`to_dict` without the settings that change only what the work costs: other ones make no other run."""
         told = self.to_dict()
+        del told["report_to"]
         for name, settings in told.items():
             if isinstance(settings, dict):
                 section = getattr(self, name)

@@ -127,10 +127,6 @@ def _identity(config: Config, split: str) -> dict[str, Any]:
     """The settings that decide what the traces are; a change elsewhere in the config does not make them another run."""
     settings = config.decisive()
     teach = settings["teach"]
-    if not teach["given_answer"]:
-        del teach["given_answer"]  # came later: at its default, runs from before are still the same runs
-    if teach["send_temperature"]:
-        del teach["send_temperature"]  # came later as well
     del teach["judged"]  # a judge stands beside it, or none
     asked = {name: settings["judge"][name] for name in ("source", "model", "base_url")}
     who = {"judge": asked} if _judged(config) else {}
