@@ -8,6 +8,7 @@ them, and a file only from an upload button, if it was uploaded; other routes be
 from __future__ import annotations
 
 import json
+import logging
 import re
 from contextvars import ContextVar
 from typing import Any
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.uploads import Uploads
 from deepintuit.texts import decoded, parse_json
 
+_log = logging.getLogger(__name__)
 _ROUTES = re.compile(
     r"(queue/(join|data)|run/predict|heartbeat/.+|upload|upload_progress|cancel|reset|info|app_id|login_check"
     r"|theme\.css)/?"
@@ -54,6 +56,7 @@ class Blocks(gr.Blocks):
         except Exception as error:  # whatever a component says that cannot read what it was sent
             if (refused := _refusals.get()) is not None:
                 refused.append(str(error))
+            _log.debug("refused what a page was sent", exc_info=error)
             said = "A field of this page cannot hold what was sent. Reload the page."
             told = error.message if isinstance(error, gr.Error) else said
             raise gr.Error(told, print_exception=False) from error

@@ -54,7 +54,7 @@ from deepintuit.reasoner import (
 )
 from deepintuit.reasoner.controls import siblings
 from deepintuit.schedule import of_calibrate
-from deepintuit.store import Run, Workbench
+from deepintuit.store import Run, Workbench, unnamed
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip, Example
 from deepintuit.vlm.finetune import Recipe, finetune
@@ -214,9 +214,7 @@ def _borrow(workbench: Workbench, run: Run) -> None:
     """Traces that a calibrator of the same reasoner and settings has sampled are taken over: they would be the same."""
     same = siblings(workbench, run)
     if same and not run.done("traces", "clip_id"):
-        own = ("trace_id", "run_id", "stage")
-        rows = same[0].table("traces").to_pylist()
-        run.append("traces", [{key: value for key, value in row.items() if key not in own} for row in rows])
+        run.append("traces", unnamed(same[0].table("traces").to_pylist()))
 
 
 def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Config, progress: bool) -> None:

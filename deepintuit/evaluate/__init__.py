@@ -46,7 +46,7 @@ from deepintuit.reasoner import (
     vote_scores,
 )
 from deepintuit.reasoner.controls import CONTROLS, trained_controls, without
-from deepintuit.store import Run, Workbench
+from deepintuit.store import Run, Workbench, unnamed
 from deepintuit.trace import mismatch
 from deepintuit.vlm import VLM, EncodedClip
 
@@ -144,8 +144,7 @@ def _teacher(
         return run
     with run:
         if not run.done("traces", "clip_id"):  # one part: a kill leaves all or none
-            own = ("trace_id", "run_id", "stage")
-            run.append("traces", [{key: value for key, value in row.items() if key not in own} for row in written])
+            run.append("traces", unnamed(written))
         stored = run.read("traces").sort_values(["clip_id", "sample"])
         by_clip = {clip_id: parsed(task, part) for clip_id, part in stored.groupby("clip_id")}
         known, ids = [clips[clip_id] for clip_id in by_clip], stored.drop_duplicates("clip_id")["trace_id"].tolist()

@@ -36,7 +36,7 @@ import pyarrow as pa
 from deepintuit import disk
 from deepintuit.errors import DiskError, StoreError, nearest
 from deepintuit.store import guarded, index, reviewed, slices
-from deepintuit.store.grains import GRAINS, Grain, trace_id
+from deepintuit.store.grains import GRAINS, Grain, trace_id, unnamed
 from deepintuit.store.run import Run, plain, provenance, read_description, versions, without_secrets
 from deepintuit.store.slices import Slice
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from deepintuit.store.browse import TraceFilter
 
-__all__ = ["GRAINS", "Grain", "Run", "Slice", "Workbench", "trace_id", "without_secrets"]
+__all__ = ["GRAINS", "Grain", "Run", "Slice", "Workbench", "trace_id", "unnamed", "without_secrets"]
 
 _STAGE = re.compile(r"[a-z][a-z0-9_]*")
 _live: "weakref.WeakValueDictionary[str, Run]" = weakref.WeakValueDictionary()

@@ -87,6 +87,11 @@ def trace_id(run_id: str, clip_id: str, sample: int, step: int | None = None) ->
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
+def unnamed(traces: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one run's traces as another run appends them, under names of its own."""
+    return [{key: value for key, value in row.items() if key not in ("trace_id", "run_id", "stage")} for row in traces]
+
+
 def storable(value: Any) -> Any:
     """Text that UTF-8 can hold: surrogate pairs joined, a lone surrogate replaced by U+FFFD. Other values pass."""
     if not isinstance(value, str) or value.isascii():
