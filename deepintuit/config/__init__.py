@@ -334,8 +334,7 @@ class Config(Section):
         del told["report_to"]
         for name, settings in told.items():
             if isinstance(settings, dict):
-                section = getattr(self, name)
-                told[name] = {key: value for key, value in settings.items() if _part_of_a_run(section, key)}
+                told[name] = {key: value for key, value in settings.items() if _part_of_a_run(getattr(self, name), key)}
         return told
 
     def refuse_idle(self, stage: str) -> None:
