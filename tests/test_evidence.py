@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from test_report import LABELS, clip_row
 
 from deepintuit.data import Manifest
 from deepintuit.labels import LabelSet
+from deepintuit.metrics import wilson
 from deepintuit.report import Measured, table_of
+from deepintuit.report.text import interval, number
 from deepintuit.store import Workbench
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -123,3 +126,17 @@ def test_rounding_leaves_a_fingerprint_alike_and_another_number_trace_or_hash_do
     assert fingerprint.differences(old, old | {"loss": "2.303"}) == ["loss"], "an update less"
     assert fingerprint.differences(None, old) == list(old), "a result without a fingerprint is nobody's"
     assert fingerprint.differences({"clips": "#a1"}, old) == [], "a table need not hang on all of it"
+
+
+def test_the_numbers_of_the_readmes_table_are_those_of_the_result_on_file():
+    [file] = (ROOT / "docs" / "evidence").glob("homecam-*.json")
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    on_file = set()
+    for values, n in ((row["values"], row["n"]) for row in rows):
+        share = wilson(round(values["accuracy"] * n), n)
+        on_file.add(f"{number(share.value)} % ({interval(share)}) | {values['ece']:.2f}")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme.partition("<!-- result -->")[2].partition("<!-- /result")[0]
+    shown = re.findall(r"\| \**(\d[\d.]* % \([\d.–]+\))\** \| ([\d.]+) \|", block)
+    assert len(shown) == block.count("\n| ") - 1 > 5
+    assert {f"{accuracy} | {ece}" for accuracy, ece in shown} <= on_file
