@@ -107,16 +107,20 @@
   function take(first = null) {
     const here = desk;
     here.asking ||= (async () => {
-      const holding = here.list.filter((entry) => entry.state !== "judged").map((entry) => entry.item);
-      const { said } = here;
-      const found = await ask("next", { task: here.task, seat, first, holding, decide: here.decide });
-      if (here !== desk) return null;
+      let found, said, held;
+      do { // an answer or an undo on the way may have made the item one that is here already: ask again
+        const holding = here.list.filter((entry) => entry.state !== "judged").map((entry) => entry.item);
+        ({ said } = here);
+        found = await ask("next", { task: here.task, seat, first, holding, decide: here.decide });
+        if (here !== desk) return null;
+        held = here.list.find((one) => one.item === found.item);
+      } while (held && said !== here.said);
       if (said === here.said) told(found.progress); // else it was counted before the last answer
       here.elsewhere = found.elsewhere || 0;
       here.closed = found.closed;
       if (!found.item) return null;
+      if (held && open(held)) return held; // what is on screen stays the entry that is answered
       const entry = entryOf(found);
-      here.list = here.list.filter((one) => one.item !== entry.item || one.state !== "open");
       here.list.push(entry);
       filmOf(entry);
       return entry;
@@ -342,6 +346,7 @@
     if (Boolean(found.decides) !== desk.decide) return go(desk.task, found.decides ? "decide" : "");
     sessionStorage.removeItem(shelf(found.item));
     const entry = entryOf(found), old = desk.list.findIndex((one) => one.item === found.item);
+    desk.list = desk.list.filter((one, i) => i === old || one.item !== found.item); // fetched again while this was on its way
     if (old >= 0) desk.list.splice(old, 1, entry); else desk.list.splice(Math.max(0, desk.at), 0, entry);
     show(desk.list.indexOf(entry));
     say("Undone: this was your last answer.", "good");

@@ -187,6 +187,30 @@ def test_undo_skip_and_the_way_back(own, page):
     assert [event.payload["label"] for event in own.events("back", Kind.JUDGED)] == ["routine", "delivery"]
 
 
+def test_an_item_fetched_ahead_while_it_is_undone_stays_the_one_on_screen(own, page):
+    """The request for the next item leaves before the undo and reaches the server after it."""
+    own.task(page, "late")
+    first, late = shown(page), []
+    ready(page)
+    page.route("**/review-api/next", lambda route: route.continue_() if late else late.append(route))
+    keys(page, "3", "r", "Enter")
+    submitted(page, 1)
+    second = shown(page)
+    keys(page, "z")
+    says(page, "Undone")
+    with page.expect_response("**/review-api/next"):
+        late[0].continue_()
+    ready(page)
+    assert shown(page) == first
+    keys(page, "1", "Enter")
+    submitted(page, 2)
+    assert shown(page) == second
+    keys(page, "ArrowLeft")
+    says(page, "You have answered this one")
+    assert shown(page) == first
+    assert [event.payload["label"] for event in own.events("late", Kind.JUDGED)] == ["routine", "delivery"]
+
+
 def test_the_player_obeys_the_keys_and_the_sheet_says_which(own, page):
     page.emulate_media(reduced_motion="reduce")
     own.task(page, "player")
