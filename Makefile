@@ -63,7 +63,7 @@ bench: $(READY)  ## measure all claims of speed, 15 minutes, and write docs/perf
 	@$(BIN)/python benchmarks/$(or $(BENCH),all).py $(ARGS)
 
 lint: $(READY)  ## ruff, with the rules of pyproject.toml
-	@$(BIN)/ruff check $(ARGS) .
+	@$(BIN)/ruff check $(ARGS) . && $(BIN)/ruff format --check $(ARGS) .
 
 audit:  ## known vulnerabilities of the locked packages, by pip-audit in an environment of its own
 	@$(PYTHON) -m venv build/audit && build/audit/bin/python -m pip --disable-pip-version-check -qq install pip-audit

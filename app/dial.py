@@ -26,8 +26,11 @@ def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -
     n, curve = _curve(workbench.path, *measured[:2]) if measured else (0, None)
     if not n:
         command = f"deepintuit evaluate --reasoner {reasoner} --set prompt.grammar={grammar}"
-        return empty("What this dial costs was not measured yet.", "Let every trace think, on validation:",
-                     f"{command} --set gate.by=off --set evaluate.split=validation")  # fmt: skip
+        return empty(
+            "What this dial costs was not measured yet.",
+            "Let every trace think, on validation:",
+            f"{command} --set gate.by=off --set evaluate.split=validation",
+        )
     run, _, split = measured
     at = threshold if threshold < 1 else float("inf")
     rows = [

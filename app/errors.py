@@ -223,13 +223,7 @@ def page(desk: Desk) -> None:
 
     quick = {"queue": False, "show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
     shown_all = links.bind(
-        dict(
-            zip(
-                (*PICKS, "cells", "by", "threshold", "cell", "clip"),
-                state,
-                strict=True,
-            )
-        ),
+        dict(zip((*PICKS, "cells", "by", "threshold", "cell", "clip"), state, strict=True)),
         restore,
         choices=(*PICKS, "cell", "clip"),
         defaults={"cells": "counts", "by": answers.FIRST[0], "threshold": f"{THRESHOLD:g}"},

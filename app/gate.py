@@ -109,8 +109,11 @@ class Users(Mapping[str, str]):
         self._path, self._known = Path(path), read_users(path)
         self._read = self._facts()
         if os.name == "posix" and stat.S_ISREG(mode := self._path.stat().st_mode) and mode & stat.S_IROTH:
-            print(f"{path} can be read by everybody on this machine, who could try passwords on its hashes without any "
-                  f"pause. Close it: chmod 600 {path}", file=sys.stderr)  # fmt: skip
+            print(
+                f"{path} can be read by everybody on this machine, who could try passwords on its hashes without any "
+                f"pause. Close it: chmod 600 {path}",
+                file=sys.stderr,
+            )
 
     def _facts(self) -> tuple[int, int, int] | None:
         try:

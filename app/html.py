@@ -53,7 +53,7 @@ def without_roots(text: str, *roots: str | Path) -> str:
 def tag(name: str, content: str = "", **attributes: object) -> str:
     """An element; attribute values are escaped, `content` is HTML already. `class_` is class, `data_x` is data-x."""
     shown = "".join(
-        f' {key.rstrip("_").replace("_", "-")}' + ("" if value is True else f'="{esc(value)}"')
+        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{esc(value)}"')
         for key, value in attributes.items()
         if value not in (None, False)
     )

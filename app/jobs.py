@@ -95,12 +95,7 @@ def _start(
 ) -> None:
     for name, text in files.items():
         disk.write_text(folder / name, text)
-    about = {
-        "id": folder.name,
-        **facts,
-        "created": moment.isoformat(timespec="seconds"),
-        "created_at": time.time(),
-    }
+    about = {"id": folder.name, **facts, "created": moment.isoformat(timespec="seconds"), "created_at": time.time()}
     keeper.note(folder, **about, command=[argument.replace("{job}", str(folder)) for argument in command])
     with open(folder / "keeper.log", "w", encoding="utf-8") as errors:
         process = subprocess.Popen(

@@ -21,8 +21,19 @@ QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """How events that only read are wired."""
 
 
-def order(desk: Desk, stage: str, dataset: str | None, base: str, first: str | None, second: str | None, seed: str,
-          name: str, changes: str, full: bool, dry: bool) -> orders.Order:  # fmt: skip
+def order(
+    desk: Desk,
+    stage: str,
+    dataset: str | None,
+    base: str,
+    first: str | None,
+    second: str | None,
+    seed: str,
+    name: str,
+    changes: str,
+    full: bool,
+    dry: bool,
+) -> orders.Order:
     """What the form says, checked. DeepIntuitError for what cannot be started."""
     options = list(orders.INPUTS.get(stage, {}))
     inputs = dict(zip(options, (first or "", second or ""), strict=False))

@@ -66,8 +66,11 @@ class Room:
         asked |= {name: form[name] for name in ("slice", "run") if form.get(name)}
         found = TraceFilter.from_query(asked)
         if text and found == TraceFilter():
-            raise DataError(f"the filter {text[:60]!r} came", "nothing in it is a filter of the Traces page",
-                            "filter there, and copy the address of that page")
+            raise DataError(
+                f"the filter {text[:60]!r} came",
+                "nothing in it is a filter of the Traces page",
+                "filter there, and copy the address of that page",
+            )
         return found
 
     def listed(self, form: Mapping[str, Any]) -> list[str]:
@@ -121,8 +124,11 @@ class Room:
         found = {}
         for dataset in datasets:
             path = workbench.clips / f"{dataset}.labels.toml"
-            if path.is_file() and (asked.dataset or dataset) == dataset and (
-                    len(datasets) == 1 or browse.count(workbench, replace(asked, dataset=dataset))):
+            if (
+                path.is_file()
+                and (asked.dataset or dataset) == dataset
+                and (len(datasets) == 1 or browse.count(workbench, replace(asked, dataset=dataset)))
+            ):
                 found |= dict.fromkeys(LabelSet.load(path))
         return list(found)
 
@@ -153,16 +159,22 @@ class Room:
             whole = len(cells) <= 5 and (not sentence or (sentence.isdecimal() and int(sentence) > 0))
             if fact is None or not whole:
                 why = "its sentence is a number from 1 on, and seeing or reasoning comes last"
-                raise DataError(f"line {number} of the gold items, {line.strip()!r:.80}", why if fact is not None else
-                                "it names no trace of this workbench", f"write it like {review_view.GOLD_LINE!r}")
+                raise DataError(
+                    f"line {number} of the gold items, {line.strip()!r:.80}",
+                    why if fact is not None else "it names no trace of this workbench",
+                    f"write it like {review_view.GOLD_LINE!r}",
+                )
             place = {"sentence": int(sentence) - 1} if sentence else {}
             place |= {"in": where} if where else {}
             true = fact["true_label"] if fact["true_label"] in labels else ""
             known = {"label": label or true, "verdict": verdict, "failing": place}
             gold[trace] = {question: answer for question, answer in known.items() if answer}
             if not gold[trace]:
-                raise DataError(f"line {number} of the gold items says nothing of its trace",
-                                "nobody could be measured by it", "give label, verdict or the place that fails")
+                raise DataError(
+                    f"line {number} of the gold items says nothing of its trace",
+                    "nobody could be measured by it",
+                    "give label, verdict or the place that fails",
+                )
         return gold
 
     # Judging
@@ -192,19 +204,24 @@ class Room:
     def _held(self, name: str, who: str) -> dict[str, str]:
         """The items that a reviewer has reserved now → in which tab."""
         since = self.reviews.log.clock() - self.reviews.task(name).seconds
-        return self.reviews.log.look(lambda state: {
-            item: hold.seat for item, hold in state.held(name, who, since).items()})
+        return self.reviews.log.look(
+            lambda state: {item: hold.seat for item, hold in state.held(name, who, since).items()}
+        )
 
     def again(self, name: str, who: str, item: str) -> dict[str, Any]:
         """An item that was handed to this reviewer, with what they typed or said. DataError for any other."""
+
         def look(state: Any) -> tuple[bool, Any, Any]:
             key = (name, item, who)
             return key in state.handed, state.drafts.get(key), state.answers.get(name, {}).get(item, {}).get(who)
 
         handed, draft, act = self.reviews.log.look(look)
         if not handed:
-            raise DataError(f"{item!r:.60} was not handed to {who!r}", "reviewers see what they were handed",
-                            "ask for the next item")
+            raise DataError(
+                f"{item!r:.60} was not handed to {who!r}",
+                "reviewers see what they were handed",
+                "ask for the next item",
+            )
         said = act.payload if act is not None and act.kind is Kind.JUDGED else {}
         return {**self.shown(name, item, draft or said), "answered": act is not None}
 
@@ -240,8 +257,9 @@ class Room:
             worked = time.thread_time()  # on a busy machine the clock on the wall would say that counting is much
             found = self.reviews.progress(name)
             self._counted[name] = (began, time.thread_time() - worked, found)
-        mine = self.reviews.log.look(lambda state: {
-            act.item for act in state.acts.get((name, who), {}).values() if act.kind is Kind.JUDGED})  # fmt: skip
+        mine = self.reviews.log.look(
+            lambda state: {act.item for act in state.acts.get((name, who), {}).values() if act.kind is Kind.JUDGED}
+        )
         return {"mine": len(mine), "complete": found["complete"], "items": found["items"]}
 
     def undo(self, name: str, who: str, seat: str) -> dict[str, Any]:
@@ -261,8 +279,11 @@ class Room:
         """The task, for one of its leads: DataError for others."""
         task = self.reviews.task(name)
         if who not in task.leads:
-            raise DataError(f"{who!r} asked for what all reviewers said", "leads of a task see that: "
-                            + ", ".join(task.leads), "ask one of them")
+            raise DataError(
+                f"{who!r} asked for what all reviewers said",
+                "leads of a task see that: " + ", ".join(task.leads),
+                "ask one of them",
+            )
         return task
 
     def undecided(self, name: str) -> dict[str, int]:
@@ -274,8 +295,11 @@ class Room:
         left = [item for item, _ in insight.disputed(self.reviews, name)]
         found = next((item for item in left if item not in holding), None)
         answer = {"progress": self.undecided(name)}
-        return {**answer, "item": None, "elsewhere": 0} if found is None else {
-            **answer, **self.shown(name, found, {}, lead=who)}  # fmt: skip
+        return (
+            {**answer, "item": None, "elsewhere": 0}
+            if found is None
+            else {**answer, **self.shown(name, found, {}, lead=who)}
+        )
 
     def lead_html(self, name: str, who: str) -> str:
         task, reviews, workbench = self.lead(name, who), self.reviews, self.desk.look()
@@ -284,10 +308,17 @@ class Room:
         if "label" in task.questions and any(one.label for one in insight.settled(reviews, name).values()):
             model = insight.model_against_people(reviews, workbench, name, draws=300)
         return review_view.lead_html(
-            task, reviews.progress(name), exchange.rows(reviews, name), insight.gold_records(reviews, name),
-            reviews.ratings(name), model, insight.disputed(reviews, name), closed,
+            task,
+            reviews.progress(name),
+            exchange.rows(reviews, name),
+            insight.gold_records(reviews, name),
+            reviews.ratings(name),
+            model,
+            insight.disputed(reviews, name),
+            closed,
             insight.seeing_or_reasoning(reviews, workbench, name, draws=300),
-            insight.doubted(workbench, task.items.values()))  # fmt: skip
+            insight.doubted(workbench, task.items.values()),
+        )
 
     def export(self, name: str, who: str, form: str) -> bytes:
         """Everything in force in a task as a file, for its leads; `interface`: what Label Studio needs to show its."""

@@ -25,11 +25,16 @@ ORDER_WORDS = {
     "reviewers": "where reviewers differ so far", "doubted": "labels that are probably wrong first",
     "random": "by chance", "given": "as listed",
 }  # fmt: skip
-VERDICT_KEYS = (("a", "right", "Accept", "The reasoning is right"),
-                ("w", "wrong reasons", "Wrong reasons", "The right label for wrong reasons"),
-                ("r", "wrong", "Reject", "The reasoning is wrong"), ("u", None, "Unsure", "Cannot tell"))  # fmt: skip
-FAILING_KEYS = (("s", "seeing", "Seeing", "It says what is not in the clip, or misses what is"),
-                ("d", "reasoning", "Reasoning", "What it saw is right, what it concludes is not"))  # fmt: skip
+VERDICT_KEYS = (
+    ("a", "right", "Accept", "The reasoning is right"),
+    ("w", "wrong reasons", "Wrong reasons", "The right label for wrong reasons"),
+    ("r", "wrong", "Reject", "The reasoning is wrong"),
+    ("u", None, "Unsure", "Cannot tell"),
+)
+FAILING_KEYS = (
+    ("s", "seeing", "Seeing", "It says what is not in the clip, or misses what is"),
+    ("d", "reasoning", "Reasoning", "What it saw is right, what it concludes is not"),
+)
 KEYS = (
     ("1 … 9, 0", "the label; 0: unsure"), ("A  W  R  U", "accept · right label, wrong reasons · reject · unsure"),
     ("↑ ↓", "pick a sentence, and show its moment"),
@@ -70,15 +75,26 @@ def tasks_html(tasks: Sequence[tuple[Task, Mapping[str, Any]]], closed: set[str]
         links = "" if task.name in closed else judge
         if who in task.leads:
             links += tag("a", "Lead’s view", href=address("review", task=task.name, view="lead"), data_go=True)
-        facts = [f"{progress['items']:,} items", f"{task.reviewers} reviewer{'s' * (task.reviewers > 1)} each",
-                 _order(task.order), "blind" if task.blind else ""]  # fmt: skip
+        facts = [
+            f"{progress['items']:,} items",
+            f"{task.reviewers} reviewer{'s' * (task.reviewers > 1)} each",
+            _order(task.order),
+            "blind" if task.blind else "",
+        ]
         people = " · ".join(f"{esc(name)} {n:,}" for name, n in sorted(progress["by"].items(), key=lambda it: -it[1]))
         bar = tag("progress", "", max=str(max(1, asked)), value=str(done), aria_label="Judgements")
         head = tag("h3", esc(task.name) + (" " + badge("closed") if task.name in closed else ""))
         said = f"{done:,} of {asked:,} judgements · {progress['complete']:,} items complete · {mine:,} by you"
-        cards.append(tag("article", tag("header", head + tag("span", links, class_="links"))
-                         + tag("p", esc(" · ".join(filter(None, facts))), class_="quiet") + bar
-                         + tag("p", said) + (tag("p", people, class_="quiet") if people else "")))  # fmt: skip
+        cards.append(
+            tag(
+                "article",
+                tag("header", head + tag("span", links, class_="links"))
+                + tag("p", esc(" · ".join(filter(None, facts))), class_="quiet")
+                + bar
+                + tag("p", said)
+                + (tag("p", people, class_="quiet") if people else ""),
+            )
+        )
     return alert + tag("div", "".join(cards), class_="tasks")
 
 
@@ -89,9 +105,14 @@ def _order(order: str | Mapping[str, float]) -> str:
 
 
 def form_html(
-    slices: Sequence[str], runs: Sequence[tuple[str, int]], datasets: Sequence[str], who: str, opened: bool,
-    query: str = "", chosen: str = "",
-) -> str:  # fmt: skip
+    slices: Sequence[str],
+    runs: Sequence[tuple[str, int]],
+    datasets: Sequence[str],
+    who: str,
+    opened: bool,
+    query: str = "",
+    chosen: str = "",
+) -> str:
     """The form that opens a task, with the address of traces and the slice that a link brought."""
 
     def field(words: str, inside: str, note: str = "", **more: Any) -> str:
@@ -110,43 +131,88 @@ def form_html(
     names = dict.fromkeys([*slices, *filter(None, [chosen])])
     saved = [("", "Any" if names else NONE_SAVED), *((name, name) for name in names)]
     ran = [("", "Any"), *((run, f"{run} ({n:,} traces)") for run, n in runs)]
-    shares = "".join(field(ORDER_WORDS[name], number(f"share-{name}", 0, 0, 100, "0.5"))
-                     for name in ORDERS if name != "reviewers")  # fmt: skip
+    shares = "".join(
+        field(ORDER_WORDS[name], number(f"share-{name}", 0, 0, 100, "0.5")) for name in ORDERS if name != "reviewers"
+    )
     orders = [*((name, ORDER_WORDS[name]) for name in ORDERS), ("mixture", "a mixture of these")]
-    sources = [("", "what a filter finds"), ("suspects", "whose labels are probably wrong"),
-               ("teach", "that would teach most, the clip once labelled")]  # fmt: skip
-    which = tag("fieldset", tag("legend", "Which traces")
+    sources = [
+        ("", "what a filter finds"),
+        ("suspects", "whose labels are probably wrong"),
+        ("teach", "that would teach most, the clip once labelled"),
+    ]
+    which = tag(
+        "fieldset",
+        tag("legend", "Which traces")
         + field("Traces", tag("select", options(sources), name_="source"), class_="wide")
-        + field("Slice", tag("select", options(saved, chosen), name_="slice")) + tag("div",
+        + field("Slice", tag("select", options(saved, chosen), name_="slice"))
+        + tag(
+            "div",
             field("Dataset", tag("select", options([(name, name) for name in datasets]), name_="dataset"))
             + field("At most", number("most", 50, 1, 5000))
-            + field("Split, for suspected labels", tag("input", type="text", name_="split"),
-                    "Empty: the one predicted last that the model was not trained on"),
-            class_="part wide", data_source="list", hidden=True) + tag("div",
-        field("Run", tag("select", options(ran), name_="run"))
-        + field("Filter", tag("input", type="text", name_="query", value=query, placeholder="flip=broken&split=test"),
-                "The address of the Traces page with your filters, or what stands behind its “?”", class_="wide"),
-            class_="part wide", data_source="filter")
-        + tag("p", "", class_="quiet", id="review-count", role="status"))  # fmt: skip
-    asks = tag("fieldset", tag("legend", "What is asked") + tag("div", (
-        tick("questions", "label", "label of the clip", True)
-        + tick("questions", "verdict", "verdict on the trace", True)
-        + tick("questions", "failing", "which sentence fails", True) + tick("questions", "note", "note", True)
-        + tick("blind", "1", "blind: the model’s label is hidden", False)), class_="ticks wide")
-        + field("Labels", tag("input", type="text", name_="labels", placeholder="those of the dataset"),
-                "With commas between them; the keys 1 … 9 give them in this order", class_="wide"))  # fmt: skip
-    hands = tag("fieldset", tag("legend", "Who and in which order")
+            + field(
+                "Split, for suspected labels",
+                tag("input", type="text", name_="split"),
+                "Empty: the one predicted last that the model was not trained on",
+            ),
+            class_="part wide",
+            data_source="list",
+            hidden=True,
+        )
+        + tag(
+            "div",
+            field("Run", tag("select", options(ran), name_="run"))
+            + field(
+                "Filter",
+                tag("input", type="text", name_="query", value=query, placeholder="flip=broken&split=test"),
+                "The address of the Traces page with your filters, or what stands behind its “?”",
+                class_="wide",
+            ),
+            class_="part wide",
+            data_source="filter",
+        )
+        + tag("p", "", class_="quiet", id="review-count", role="status"),
+    )
+    asks = tag(
+        "fieldset",
+        tag("legend", "What is asked")
+        + tag(
+            "div",
+            (
+                tick("questions", "label", "label of the clip", True)
+                + tick("questions", "verdict", "verdict on the trace", True)
+                + tick("questions", "failing", "which sentence fails", True)
+                + tick("questions", "note", "note", True)
+                + tick("blind", "1", "blind: the model’s label is hidden", False)
+            ),
+            class_="ticks wide",
+        )
+        + field(
+            "Labels",
+            tag("input", type="text", name_="labels", placeholder="those of the dataset"),
+            "With commas between them; the keys 1 … 9 give them in this order",
+            class_="wide",
+        ),
+    )
+    hands = tag(
+        "fieldset",
+        tag("legend", "Who and in which order")
         + field("Reviewers an item", number("reviewers", 1, 1, 50))
         + field("Order", tag("select", options(orders), name_="order"))
         + tag("div", shares, class_="shares part wide", hidden=True)
-        + field("Other leads", tag("input", type="text", name_="leads", placeholder="names, with commas")))  # fmt: skip
+        + field("Other leads", tag("input", type="text", name_="leads", placeholder="names, with commas")),
+    )
     listed = tag("textarea", "", name_="gold_list", rows="3", placeholder=GOLD_LINE, spellcheck="false")
-    note = ("One line each: trace (its id or address), then what is known of it, each empty if not: label (else the "
-            "clip’s true one), verdict, number of the sentence that fails, seeing or reasoning")  # fmt: skip
-    gold = tag("fieldset", tag("legend", "Hidden gold items")
+    note = (
+        "One line each: trace (its id or address), then what is known of it, each empty if not: label (else the "
+        "clip’s true one), verdict, number of the sentence that fails, seeing or reasoning"
+    )
+    gold = tag(
+        "fieldset",
+        tag("legend", "Hidden gold items")
         + field("Drawn by chance", number("gold", 0, 0, 200), "Their clips’ true labels count as known")
         + field("Share of what one gets, %", number("gold_share", 10, 0, 90))
-        + field("With known answers", listed, note, class_="wide"))  # fmt: skip
+        + field("With known answers", listed, note, class_="wide"),
+    )
     name = field("Name", tag("input", type="text", name_="name", required=True, maxlength="200", autocomplete="off"))
     send = tag("p", tag("button", "Open the task", class_="go") + tag("span", "", role="alert", id="review-refused"))
     lead = f"You ({esc(who)}) lead it: you see everybody’s answers and decide where they differ."
@@ -161,11 +227,22 @@ def form_html(
 def desk_html(task: Task, decide: bool = False) -> str:
     """The desk without an item: player, trace and questions, to be filled by the script again and again."""
     labels = "".join(
-        tag("button", (_key(str(n)) if n <= 9 else "") + tag("span", esc(label)), type="button", data_label=label,
-            aria_pressed="false")
+        tag(
+            "button",
+            (_key(str(n)) if n <= 9 else "") + tag("span", esc(label)),
+            type="button",
+            data_label=label,
+            aria_pressed="false",
+        )
         for n, label in enumerate(task.labels, 1)
-    ) + tag("button", _key("0") + tag("span", "unsure"), type="button", data_label="", data_unsure=True,
-            aria_pressed="false")  # fmt: skip
+    ) + tag(
+        "button",
+        _key("0") + tag("span", "unsure"),
+        type="button",
+        data_label="",
+        data_unsure=True,
+        aria_pressed="false",
+    )
     verdicts = "".join(
         tag("button", _key(key.upper()) + tag("span", words), type="button", data_verdict=value or "", title=title,
             data_unsure=value is None, aria_pressed="false")
@@ -178,14 +255,22 @@ def desk_html(task: Task, decide: bool = False) -> str:
     )  # fmt: skip
     note = "What others should know (N). To correct the trace, write the whole trace here."
     note = tag("textarea", "", id="review-note", rows="2", maxlength="10000", aria_label="Note", placeholder=note)
-    asked = {"label": ("Label of the clip", labels), "verdict": ("The trace", verdicts),
-             "failing": ("Sentence that fails", failing), "note": ("Note", note)}  # fmt: skip
+    asked = {
+        "label": ("Label of the clip", labels),
+        "verdict": ("The trace", verdicts),
+        "failing": ("Sentence that fails", failing),
+        "note": ("Note", note),
+    }
     questions = "".join(
         tag("div", tag("h4", words) + tag("div", inside, class_=f"answers {name}"), role="group", aria_label=words)
         for name, (words, inside) in asked.items() if name in task.questions
     )  # fmt: skip
-    words = {"skip": ("K", "Skip"), "undo": ("Z", "Undo"), "sheet": ("?", "Keys"),
-             "submit": ("Enter", "Decide" if decide else "Submit")}  # fmt: skip
+    words = {
+        "skip": ("K", "Skip"),
+        "undo": ("Z", "Undo"),
+        "sheet": ("?", "Keys"),
+        "submit": ("Enter", "Decide" if decide else "Submit"),
+    }
     moves = "".join(
         tag("button", _key(arrow), type="button", data_do=name, title=f"{name.title()} item", aria_label=f"{name} item")
         for name, arrow in (("previous", "←"), ("next", "→"))
@@ -194,14 +279,23 @@ def desk_html(task: Task, decide: bool = False) -> str:
             class_="go" if name == "submit" else None)
         for name, (key, does) in words.items()
     )  # fmt: skip
-    head = tag("header", tag("h2", esc(task.name) + (" " + badge("deciding", "warn") if decide else ""))
-               + tag("span", "", id="review-progress", class_="quiet")
-               + tag("button", "All tasks", type="button", data_do="leave"))  # fmt: skip
+    head = tag(
+        "header",
+        tag("h2", esc(task.name) + (" " + badge("deciding", "warn") if decide else ""))
+        + tag("span", "", id="review-progress", class_="quiet")
+        + tag("button", "All tasks", type="button", data_do="leave"),
+    )
     status = tag("p", "", id="review-status", role="status")
     film = tag("div", "", id="review-film", class_="player") + tag("p", "", id="review-speed")
     film = tag("div", film, class_="film-box")
-    item = tag("div", tag("p", "Fetching the first item …", class_="quiet"), id="review-item", tabindex="0",
-               role="region", aria_label="Trace")  # fmt: skip
+    item = tag(
+        "div",
+        tag("p", "Fetching the first item …", class_="quiet"),
+        id="review-item",
+        tabindex="0",
+        role="region",
+        aria_label="Trace",
+    )
     asks = tag("div", questions + status + tag("div", moves, class_="moves"), class_="asks")
     return head + tag("div", film + item + asks, class_="desk") + _dialogs()
 
@@ -210,14 +304,28 @@ def _dialogs() -> str:
     rows = "".join(tag("tr", tag("th", esc(keys), scope="row") + tag("td", esc(does))) for keys, does in KEYS)
     close = tag("form", tag("button", "Close"), method="dialog")
     none = tag("p", "None of them does anything while you type in a field.", class_="quiet")
-    none += tag("p", f"To correct a trace, give another verdict than Accept and write the whole trace as it should be "
-                     f"into the note, in the form of the one shown: {CORRECTED}. It has to end in the label you give; "
-                     "then the next cold start can learn from it.", id="review-correct")  # fmt: skip
+    none += tag(
+        "p",
+        f"To correct a trace, give another verdict than Accept and write the whole trace as it should be "
+        f"into the note, in the form of the one shown: {CORRECTED}. It has to end in the label you give; "
+        "then the next cold start can learn from it.",
+        id="review-correct",
+    )
     sheet = tag("dialog", tag("h3", "Keys") + tag("table", rows) + none + close, id="review-sheet", aria_label="Keys")
     offered = tag("datalist", "".join(tag("option", value=reason) for reason in SKIP_REASONS), id="review-reasons")
-    ask = tag("label", tag("span", "Why? Others will get this item.")
-              + tag("input", type="text", name_="reason", required=True, maxlength="500", list="review-reasons",
-                    autocomplete="off"))  # fmt: skip
+    ask = tag(
+        "label",
+        tag("span", "Why? Others will get this item.")
+        + tag(
+            "input",
+            type="text",
+            name_="reason",
+            required=True,
+            maxlength="500",
+            list="review-reasons",
+            autocomplete="off",
+        ),
+    )
     go = tag("button", "Skip", class_="go")
     skip = tag("form", tag("h3", "Skip this item") + ask + offered + go, method="dialog")
     return sheet + tag("dialog", skip, id="review-skip", aria_label="Skip this item")
@@ -237,8 +345,11 @@ def item_html(
         body = tag("p", "Nothing was written.", class_="quiet")
     said = tag("p", "The model’s label is hidden in this task.", class_="quiet")
     if not task.blind:
-        said = "Model: " + (badge(fact["provisional"]) if fact["reason"] is None
-                            else badge("malformed: " + fact["reason"].replace("_", " "), "warn"))  # fmt: skip
+        said = "Model: " + (
+            badge(fact["provisional"])
+            if fact["reason"] is None
+            else badge("malformed: " + fact["reason"].replace("_", " "), "warn")
+        )
         if fact["calibrated"]:
             sure = "" if fact["certainty"] is None else f" {100 * fact['certainty']:.0f} %"
             said += " calibrated: " + badge(fact["calibrated"] + sure)
@@ -273,46 +384,86 @@ def _words(text: str | None) -> str:
 
 
 def lead_html(
-    task: Task, progress: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], gold: Sequence[GoldRecord],
-    ratings: Sequence[tuple[str, str, Any]], model: Mapping[str, Sequence[Agreement]],
-    disputed: Sequence[tuple[str, float]], closed: bool, blame: Blame | None = None, doubted: Sequence[Any] = (),
-) -> str:  # fmt: skip
+    task: Task,
+    progress: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    gold: Sequence[GoldRecord],
+    ratings: Sequence[tuple[str, str, Any]],
+    model: Mapping[str, Sequence[Agreement]],
+    disputed: Sequence[tuple[str, float]],
+    closed: bool,
+    blame: Blame | None = None,
+    doubted: Sequence[Any] = (),
+) -> str:
     """Agreement, gold items, doubted labels, what is disputed and decided, notes and skips, files out and in, closing.
     `rows`: what is in force, as `exchange.rows` gives it; `doubted`: as `insight.doubted` does."""
-    decide = tag("a", f"Decide {len(disputed):,} disputed", class_="go", data_go=True,
-                 href=address("review", task=task.name, view="decide")) if disputed else ""  # fmt: skip
-    shut = tag("button", "Open it again" if closed else "Close the task", type="button", data_do="close",
-               title=None if closed else "Hands out nothing more, takes no more answers, shows what was said to all",
-               data_closed="" if closed else "1")  # fmt: skip
+    decide = (
+        tag(
+            "a",
+            f"Decide {len(disputed):,} disputed",
+            class_="go",
+            data_go=True,
+            href=address("review", task=task.name, view="decide"),
+        )
+        if disputed
+        else ""
+    )
+    shut = tag(
+        "button",
+        "Open it again" if closed else "Close the task",
+        type="button",
+        data_do="close",
+        title=None if closed else "Hands out nothing more, takes no more answers, shows what was said to all",
+        data_closed="" if closed else "1",
+    )
     back = tag("button", "All tasks", type="button", data_do="leave")
     state = " " + badge("closed: no more answers") if closed else ""
     head = tag("header", tag("h2", esc(task.name) + state) + tag("span", decide + shut + back, class_="links"))
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("judged", "skipped", "adjudicated")}
-    exports = " ".join(tag("a", words, href=address("review-api/export", task=task.name, form=form), download=True)
-                       for form, words in _FORMS)  # fmt: skip
+    exports = " ".join(
+        tag("a", words, href=address("review-api/export", task=task.name, form=form), download=True)
+        for form, words in _FORMS
+    )
     file = tag("input", type="file", id="review-import", accept=",".join(exchange.FORMS.values()))
     files = tag("p", f"Export {exports} · ") + tag("label", tag("span", "Import answers ") + file, class_="file")
-    line = (f"{progress['done']:,} of {progress['asked']:,} judgements, {progress['complete']:,} of "
-            f"{progress['items']:,} items complete, {len(kinds['adjudicated']):,} decided by leads.")  # fmt: skip
+    line = (
+        f"{progress['done']:,} of {progress['asked']:,} judgements, {progress['complete']:,} of "
+        f"{progress['items']:,} items complete, {len(kinds['adjudicated']):,} decided by leads."
+    )
     if extra := sum(row["extra"] for row in rows):
         line += f" Extra answers, to items that had all they need: {extra:,}, kept and left out of agreement."
-    parts = [head, tag("p", line), tag("div", files, class_="files"), tag("p", "", id="review-status", role="status"),
-             _people(kinds, gold)]  # fmt: skip
+    parts = [
+        head,
+        tag("p", line),
+        tag("div", files, class_="files"),
+        tag("p", "", id="review-status", role="status"),
+        _people(kinds, gold),
+    ]
     if not kinds["judged"]:
         todo = "Agreement is counted once two people judged the same ones."
         parts.append(empty("Nobody has judged an item yet.", todo))
     elif "label" in task.questions:
         parts.append(_between_people(ratings, list(task.labels)))
     if model:
-        said = [(f"{words}: {found.label or 'all classes'}", found) for kind, words in _MODEL for found in model[kind]
-                if found.items]  # fmt: skip
+        said = [
+            (f"{words}: {found.label or 'all classes'}", found)
+            for kind, words in _MODEL
+            for found in model[kind]
+            if found.items
+        ]
         parts.append(_agreement(said, "The model against what people settled on (bootstrap over clips)"))
     parts.append(_verdicts(kinds["judged"]))
     if blame is not None:
         parts.append(_blame(blame))
     if doubted:
-        cells = [[link(row.clip_id[:12], "traces", trace=row.trace_id), *map(esc, (row.given, row.likely)),
-                  f"{100 * row.self_confidence:.1f} %"] for row in doubted[:50]]  # fmt: skip
+        cells = [
+            [
+                link(row.clip_id[:12], "traces", trace=row.trace_id),
+                *map(esc, (row.given, row.likely)),
+                f"{100 * row.self_confidence:.1f} %",
+            ]
+            for row in doubted[:50]
+        ]
         heads = ("Clip", "Label", "Likely", "Probability of the label")
         more = f" (50 of {len(doubted):,})" if len(doubted) > 50 else ""
         caption = f"Labels of these clips that are probably wrong{more}"
@@ -384,8 +535,10 @@ def _shown(estimate: Any, scale: float = 1.0, digits: int = 2) -> str:
 
 
 def _agreement(found: Sequence[tuple[str, Agreement]], caption: str) -> str:
-    rows = [[esc(words), f"{one.items:,}", _shown(one.percent, 100, 0), _shown(one.kappa), _shown(one.alpha)]
-            for words, one in found]  # fmt: skip
+    rows = [
+        [esc(words), f"{one.items:,}", _shown(one.percent, 100, 0), _shown(one.kappa), _shown(one.alpha)]
+        for words, one in found
+    ]
     return table(("Class", "Items", "Agreement, %", "Cohen’s κ", "Krippendorff’s α"), rows, caption)
 
 
@@ -395,9 +548,11 @@ def _blame(blame: Blame) -> str:
     rows = [[f"people: {process}", *(f"{n:,}" for n in row)] for process, row in counts]
     heads = ("Fails in", *(f"judge: {process}" for process in PROCESSES))
     found = blame.found
-    spoken = (f"Agreement {_shown(found.percent, 100, 0)} %, Cohen’s κ {_shown(found.kappa)}, n = {blame.n:,} traces "
-              f"where both say what fails. {blame.people_only:,} more fail for people only, {blame.judge_only:,} for "
-              "the judge only.")  # fmt: skip
+    spoken = (
+        f"Agreement {_shown(found.percent, 100, 0)} %, Cohen’s κ {_shown(found.kappa)}, n = {blame.n:,} traces "
+        f"where both say what fails. {blame.people_only:,} more fail for people only, {blame.judge_only:,} for "
+        "the judge only."
+    )
     caption = "Seeing or reasoning: people against the judge of the observation (bootstrap over clips)"
     return table(heads, rows, caption) + tag("p", spoken)
 

@@ -36,8 +36,9 @@ def routes(desk: Desk) -> APIRouter:
             content = console.export(desk.look(), _unix(sql), form)
         except DeepIntuitError as error:
             return PlainTextResponse(str(error), 400)
-        return Response(content, media_type=FORMATS[form],
-                        headers={"Content-Disposition": f'attachment; filename="result.{form}"'})  # fmt: skip
+        return Response(
+            content, media_type=FORMATS[form], headers={"Content-Disposition": f'attachment; filename="result.{form}"'}
+        )
 
     return router
 
@@ -96,18 +97,27 @@ class Handlers:
 def page(desk: Desk) -> None:
     """The components and what ties them together."""
     do = Handlers(desk)
-    about = ("Ask the index anything: one SELECT at a time, in DuckDB's SQL. Nothing can be changed here, a query ends "
-             f"after {console.SECONDS:g} s, and what it may take is bounded.")  # fmt: skip
+    about = (
+        "Ask the index anything: one SELECT at a time, in DuckDB's SQL. Nothing can be changed here, a query ends "
+        f"after {console.SECONDS:g} s, and what it may take is bounded."
+    )
     gr.HTML(tag("h1", "SQL") + tag("p", about, class_="quiet"), elem_id="sql-top")
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
-            box = gr.Textbox(label="Query (Ctrl+Enter runs it)", lines=8, max_lines=24, max_length=LONGEST,
-                             placeholder="SELECT … FROM trace_facts", elem_id="sql-box")  # fmt: skip
+            box = gr.Textbox(
+                label="Query (Ctrl+Enter runs it)",
+                lines=8,
+                max_lines=24,
+                max_length=LONGEST,
+                placeholder="SELECT … FROM trace_facts",
+                elem_id="sql-box",
+            )
             run = gr.Button("Run", variant="primary", elem_id="sql-run")
             below = gr.HTML("", elem_id="sql-result", elem_classes="sql-part")
             with gr.Row(visible=False, elem_id="sql-save", equal_height=False) as saving:
-                name = gr.Textbox(label="Save these traces as a slice called", max_length=80, scale=3,
-                                  placeholder="night falls")  # fmt: skip
+                name = gr.Textbox(
+                    label="Save these traces as a slice called", max_length=80, scale=3, placeholder="night falls"
+                )
                 save = gr.Button("Save slice", scale=0, min_width=140)
             saved = gr.HTML("", elem_id="sql-saved", elem_classes="sql-part")
         with gr.Column(scale=2, min_width=300, elem_id="sql-side"):

@@ -92,8 +92,10 @@ def waiting_html(from_address: bool, anything: bool) -> str:
 
 
 def examples_html() -> str:
-    rows = "".join(tag("li", tag("button", esc(question), type="button", data_set="sql-box", data_value=sql))
-                   for question, sql in EXAMPLES.items())  # fmt: skip
+    rows = "".join(
+        tag("li", tag("button", esc(question), type="button", data_set="sql-box", data_value=sql))
+        for question, sql in EXAMPLES.items()
+    )
     return tag("details", tag("summary", "Questions to begin with") + tag("ul", rows), open=True)
 
 
@@ -132,8 +134,15 @@ def slices_html(slices: Sequence[Slice]) -> str:
     rows = []
     for one in slices:
         what = f"version {one.version}, by {one.by or 'somebody'}, {one.at[:16].replace('T', ' ')} UTC"
-        edit = one.sql and tag("button", "Edit", type="button", class_="small", data_set="sql-box", data_value=one.sql,
-                               aria_label=f"Edit the query of {one.name}")  # fmt: skip
+        edit = one.sql and tag(
+            "button",
+            "Edit",
+            type="button",
+            class_="small",
+            data_set="sql-box",
+            data_value=one.sql,
+            aria_label=f"Edit the query of {one.name}",
+        )
         copy = tag("button", "Copy as Python", type="button", class_="small", data_copy=one.to_python())
         shown = tag("a", esc(one.name), href=address("traces", slice=one.name)) + tag("small", esc(what))
         rows.append(tag("li", shown + (edit or "") + copy))

@@ -32,8 +32,12 @@ def tints(workbench: Workbench, row: Any) -> tuple[list[Tint], str]:
     if file is None:
         return [], "The tokenizer that wrote this trace is not on this machine, so its tokens cannot be told apart."
     tokenizer = _tokenizer(str(file), file.stat().st_mtime_ns)
-    found = lay(row["text"], [int(i) for i in ids], [float(p) for p in logprobs],
-                lambda some: tokenizer.decode(some, skip_special_tokens=False))  # fmt: skip
+    found = lay(
+        row["text"],
+        [int(i) for i in ids],
+        [float(p) for p in logprobs],
+        lambda some: tokenizer.decode(some, skip_special_tokens=False),
+    )
     if found is None:
         return [], "The stored tokens do not spell the stored text, so no colour can be laid over it."
     return found, ""

@@ -97,17 +97,35 @@ def _head(words: str, key: str, kind: str, sorted_by: str, descending: bool | No
     if key == "newest":
         follows = "newest" if now and down else ""
     arrow = tag("span", (" ↓" if down else " ↑") if now else "", aria_hidden="true")
-    button = tag("button", esc(words) + arrow, type="button", data_set="traces-sort", data_value=follows,
-                 title=_TITLES.get(key, f"Sort by {words.lower()}"))  # fmt: skip
-    return tag("th", button, scope="col", class_=kind or None,
-               aria_sort=("descending" if down else "ascending") if now else None)  # fmt: skip
+    button = tag(
+        "button",
+        esc(words) + arrow,
+        type="button",
+        data_set="traces-sort",
+        data_value=follows,
+        title=_TITLES.get(key, f"Sort by {words.lower()}"),
+    )
+    return tag(
+        "th",
+        button,
+        scope="col",
+        class_=kind or None,
+        aria_sort=("descending" if down else "ascending") if now else None,
+    )
 
 
 def row_html(row: Mapping[str, Any], searched: str | None, opened: str) -> str:
     """One trace: its words as a button that opens it, then what was said and how it was taken."""
     now = "true" if row["trace_id"] == opened else None
-    open_ = tag("button", excerpt(row["text"] or "", searched), type="button", class_="open", data_set="traces-open",
-                data_value=row["trace_id"], aria_current=now)  # fmt: skip
+    open_ = tag(
+        "button",
+        excerpt(row["text"] or "", searched),
+        type="button",
+        class_="open",
+        data_set="traces-open",
+        data_value=row["trace_id"],
+        aria_current=now,
+    )
     confidence = "–" if row["confidence"] is None else f"{100 * row['confidence']:.1f} %"
     tokens = "–" if row["tokens"] is None else f"{row['tokens']:.0f}"
     run = tag("span", esc(row["run_id"]), title=row["run_id"], class_="run") + tag("small", esc(place_of(row)))
@@ -218,8 +236,18 @@ def _player(clip: Mapping[str, Any] | None, clip_id: str) -> str:
         gone = "The manifest does not hold this clip any more, or excludes it: only what was written can be shown."
         return tag("p", gone, class_="quiet")
     size = f"{clip['width']:.0f} / {clip['height']:.0f}" if clip.get("width") and clip.get("height") else "16 / 9"
-    return tag("video", "", id="player", src=media.clip_url(clip_id), controls=True, playsinline=True, muted=True,
-               preload="metadata", style=f"aspect-ratio: {size}", aria_label="The clip of this trace")  # fmt: skip
+    return tag(
+        "video",
+        "",
+        id="player",
+        src=media.clip_url(clip_id),
+        controls=True,
+        playsinline=True,
+        muted=True,
+        preload="metadata",
+        style=f"aspect-ratio: {size}",
+        aria_label="The clip of this trace",
+    )
 
 
 def _one(desk: Desk, fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] | None, coloured: bool) -> str:
@@ -241,9 +269,16 @@ def _one(desk: Desk, fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] 
 
 def _colour_switch(coloured: bool) -> str:
     legend = " ".join(tag("span", esc(words), class_=f"tint {kind}") for _, kind, words in LEVELS) if coloured else ""
-    button = tag("button", "Colour by confidence", type="button", class_="colour", data_set="traces-colour",
-                 data_value="" if coloured else "1", aria_pressed="true" if coloured else "false",
-                 title="How probable the model found each token that it wrote")  # fmt: skip
+    button = tag(
+        "button",
+        "Colour by confidence",
+        type="button",
+        class_="colour",
+        data_set="traces-colour",
+        data_value="" if coloured else "1",
+        aria_pressed="true" if coloured else "false",
+        title="How probable the model found each token that it wrote",
+    )
     return tag("p", f"{button} {legend}", class_="legend")
 
 
@@ -256,12 +291,25 @@ def _siblings(others: list[dict[str, Any]], compared: str) -> str:
         now = other["trace_id"] == compared
         words, named = "Put away" if now else "Side by side", f"{other['run_id']} {place_of(other)}"
         pressed, to = ("true", "") if now else ("false", other["trace_id"])
-        button = tag("button", words, type="button", data_set="traces-compare", data_value=to, aria_pressed=pressed,
-                     aria_label=f"{words}: {named}")  # fmt: skip
+        button = tag(
+            "button",
+            words,
+            type="button",
+            data_set="traces-compare",
+            data_value=to,
+            aria_pressed=pressed,
+            aria_label=f"{words}: {named}",
+        )
         run = tag("span", esc(other["run_id"]), class_="run", title=other["run_id"])
         run += tag("small", esc(place_of(other)))
-        opened = tag("button", "Open", type="button", data_set="traces-open", data_value=other["trace_id"],
-                     aria_label=f"Open: {named}")  # fmt: skip
+        opened = tag(
+            "button",
+            "Open",
+            type="button",
+            data_set="traces-open",
+            data_value=other["trace_id"],
+            aria_label=f"Open: {named}",
+        )
         cells = (answer_badge(other), calibrated_badge(other), button + opened)
         rows.append(tag("tr", tag("th", run, scope="row") + "".join(tag("td", cell) for cell in cells)))
     heads = "".join(tag("th", name, scope="col") for name in ("Run", "Answer", "Calibrated", ""))
@@ -437,8 +485,13 @@ def _filters() -> dict[str, gr.components.Component]:
         with gr.Row(elem_id="traces-slice", equal_height=False):
             made["clip"] = gr.Textbox(label="Clip id", min_width=150)
             made["slice"] = slices.box(220)
-            made["name"] = gr.Textbox(label="Save these filters as a slice called", max_length=80, scale=2,
-                                      placeholder="night falls", min_width=220)  # fmt: skip
+            made["name"] = gr.Textbox(
+                label="Save these filters as a slice called",
+                max_length=80,
+                scale=2,
+                placeholder="night falls",
+                min_width=220,
+            )
             made["save"] = gr.Button("Save slice", scale=0, min_width=140)
         made["saved"] = gr.HTML("", padding=False)
     return made
@@ -467,8 +520,11 @@ def page(desk: Desk) -> None:
     listing, opening, behind = gr.State(None), gr.State(None), gr.State(None)
     timer = gr.Timer(1.0, active=False)
     quiet = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-    look = {"fn": do.show, "inputs": [*chosen.values(), sort, size, number, opened, listing],
-            "outputs": [number, listed, listing, behind, timer]}  # fmt: skip
+    look = {
+        "fn": do.show,
+        "inputs": [*chosen.values(), sort, size, number, opened, listing],
+        "outputs": [number, listed, listing, behind, timer],
+    }
     read = {"fn": do.detail, "inputs": [opened, compared, coloured, opening], "outputs": [compared, detail, opening]}
     state = {"sort": sort, "size": size, "page": number, "trace": opened, "compare": compared, "colour": coloured}
     begun = links.bind({**chosen, **state}, do.restore, choices=("trace", "compare", "page"))

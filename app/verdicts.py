@@ -18,13 +18,20 @@ Scores = Mapping[str, tuple[float, str]]
 
 
 def verdicts(
-    scores: Scores, row: Mapping[str, Any], true_label: str | None, people: Sequence[str] = (),
+    scores: Scores,
+    row: Mapping[str, Any],
+    true_label: str | None,
+    people: Sequence[str] = (),
     gate: Mapping[str, Any] | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """A short list; empty where nothing is known. `people`: the process in which the trace fails, by each who named
     one. `gate`: the settings of its run, empty where it had none, None where they are not known."""
-    known = (_seeing(scores, row, true_label), _people(scores, row, true_label, people), _arguing(scores, row),
-             _thinking(row, gate))  # fmt: skip
+    known = (
+        _seeing(scores, row, true_label),
+        _people(scores, row, true_label, people),
+        _arguing(scores, row),
+        _thinking(row, gate),
+    )
     lines = [line for line in known if line]
     return tag("ul", "".join(tag("li", line) for line in lines), class_="verdicts") if lines else ""
 

@@ -303,9 +303,19 @@ class Handlers:
             self.desk.pages.end(request.session_hash, running)
 
     async def reason(
-        self, clip_id, trace_id, run, temperature, top_p, max_tokens, seed, think_below, truth, threshold,
+        self,
+        clip_id,
+        trace_id,
+        run,
+        temperature,
+        top_p,
+        max_tokens,
+        seed,
+        think_below,
+        truth,
+        threshold,
         request: gr.Request,
-    ) -> AsyncIterator[list[Any]]:  # fmt: skip
+    ) -> AsyncIterator[list[Any]]:
         """A live trace. Ends with its page, whatever happens."""
         running = await asyncio.to_thread(self.desk.pages.begin, request.session_hash)
         try:

@@ -81,14 +81,22 @@ def tables(all_made: Sequence[dict], failed: dict[str, str]) -> str:
     dates = sorted(made["date"] for made in all_made)
     loads = sorted(made["load"] for made in all_made if made["load"] is not None)
     clocks = {"wall": "seconds on the wall", "processor": "seconds of the processor"}
-    text = [f"Measured {dates[0]} to {dates[-1]} UTC on {all_made[0]['cores']} cores without a GPU, beside other work "
-            f"(load average {loads[0]} to {loads[-1]})." if loads else "", ""]  # fmt: skip
+    text = [
+        f"Measured {dates[0]} to {dates[-1]} UTC on {all_made[0]['cores']} cores without a GPU, beside other work "
+        f"(load average {loads[0]} to {loads[-1]})."
+        if loads
+        else "",
+        "",
+    ]
     for clock, words in clocks.items():
         names = [made["script"] for made in all_made if made["clock"] == clock]
         if names:
             text.append(f"In {words}: {', '.join(f'`{name}`' for name in names)}.")
-    text += ["", "| claim | plain | ours | ratio (range) | n | counted, plain → ours | aim | command | commit |",
-             "| --- | ---: | ---: | ---: | ---: | --- | --- | --- | --- |"]  # fmt: skip
+    text += [
+        "",
+        "| claim | plain | ours | ratio (range) | n | counted, plain → ours | aim | command | commit |",
+        "| --- | ---: | ---: | ---: | ---: | --- | --- | --- | --- |",
+    ]
     text += [line(row, made) for made in all_made for row in made["rows"]]
     text += ["", *(f"- `{made['script']}`: {made['about']} (load {made['load']})." for made in all_made)]
     parts = [(row, name, pair) for made in all_made for row in made["rows"] for name, pair in row.parts.items()]

@@ -93,8 +93,9 @@ def traces(run: Run, stage: str, numbers: range, pool: pa.Array, brief: bool = F
         "token_logprobs": pa.ListArray.from_arrays(starts, pa.array(logprobs)),
         "token_ids": pa.ListArray.from_arrays(starts, pa.array(rng.integers(0, 32_000, len(logprobs)), pa.int32())),
     }  # fmt: skip
-    ids = pa.StringArray.from_buffers(n, pa.array(np.arange(n + 1, dtype=np.int32) * 20).buffers()[1],
-                                      pa.py_buffer(rng.bytes(10 * n).hex().encode()))  # fmt: skip
+    ids = pa.StringArray.from_buffers(
+        n, pa.array(np.arange(n + 1, dtype=np.int32) * 20).buffers()[1], pa.py_buffer(rng.bytes(10 * n).hex().encode())
+    )
     clips = pa.array([f"{i:016x}" for i in range(CLIPS)]).take(pa.array(clip))
     reasons = pa.array(["truncated", "unclosed_tag", "unknown_label"]).take(pa.array(other % 3))
     columns = {
@@ -129,20 +130,37 @@ def predictions(run: Run, rows: pa.Table, controls: tuple[str, ...]) -> pa.Table
             better = pc.if_else(pa.array(rng.random(n) < 0.15), shared["true_label"], said)
             said = pc.if_else(pc.equal(better, NONE_LABEL), LABELS[0], better)
         probs = rng.dirichlet(np.full(k, 0.3), n).round(6).ravel()
-        made.append(_shaped("predictions", {
-            **shared, "run_id": [run.id] * n, "split": ["test"] * n, "system": [run.id] * n, "method": [method] * n,
-            "control": [control] * n, "predicted": said, "labels": [None] * n if raw else labels,
-            "probs": [None] * n if raw else pa.ListArray.from_arrays(labels.offsets, pa.array(probs)),
-        }, n))  # fmt: skip
+        made.append(
+            _shaped(
+                "predictions",
+                {
+                    **shared,
+                    "run_id": [run.id] * n,
+                    "split": ["test"] * n,
+                    "system": [run.id] * n,
+                    "method": [method] * n,
+                    "control": [control] * n,
+                    "predicted": said,
+                    "labels": [None] * n if raw else labels,
+                    "probs": [None] * n if raw else pa.ListArray.from_arrays(labels.offsets, pa.array(probs)),
+                },
+                n,
+            )
+        )
     return pa.concat_tables(made)
 
 
 def _shaped(grain: str, columns: dict, n: int) -> pa.Table:
     schema = GRAINS[grain].schema
-    return pa.Table.from_arrays([
-        column if isinstance(column := columns.get(field.name, [None] * n), pa.Array) else pa.array(column, field.type)
-        for field in schema
-    ], schema=schema)  # fmt: skip
+    return pa.Table.from_arrays(
+        [
+            column
+            if isinstance(column := columns.get(field.name, [None] * n), pa.Array)
+            else pa.array(column, field.type)
+            for field in schema
+        ],
+        schema=schema,
+    )
 
 
 def write(workbench: Workbench, count: int, brief: bool) -> None:
@@ -156,8 +174,11 @@ def write(workbench: Workbench, count: int, brief: bool) -> None:
     if not (workbench.clips / f"{DATASET}.parquet").exists():
         pq.write_table(pa.table(manifest), workbench.clips / f"{DATASET}.parquet")
     pool = pa.array(sentences())
-    shares = [(stage, i, share / (7 if stage == "evaluate" else 1)) for stage, share in STAGES.items()
-              for i in range(7 if stage == "evaluate" else 1)]  # fmt: skip
+    shares = [
+        (stage, i, share / (7 if stage == "evaluate" else 1))
+        for stage, share in STAGES.items()
+        for i in range(7 if stage == "evaluate" else 1)
+    ]
     done = 0
     for stage, number, share in shares:
         run = workbench.start_run(stage, {"traces": count, "brief": brief}, name=f"{stage} {number}", dataset=DATASET)
@@ -222,13 +243,17 @@ def questions(workbench: Workbench, seed: int) -> Iterator[tuple[str, Callable[[
         "search: not there": lambda: browse.page(workbench, TraceFilter(text=absent)),
         "search: in a run": lambda: browse.page(workbench, TraceFilter(text=exact, run=run)),
         "confusion of a run": lambda: workbench.query(
-            "SELECT true_label, provisional, sum(n) FROM trace_counts WHERE run_id = ? GROUP BY ALL", [run]),
+            "SELECT true_label, provisional, sum(n) FROM trace_counts WHERE run_id = ? GROUP BY ALL", [run]
+        ),
         "flips counted": lambda: workbench.query(
-            "SELECT provisional, calibrated, sum(n) FROM trace_counts WHERE calibrated <> provisional GROUP BY ALL"),
+            "SELECT provisional, calibrated, sum(n) FROM trace_counts WHERE calibrated <> provisional GROUP BY ALL"
+        ),
         "open a trace": lambda: (browse.fact(workbench, chosen_trace), browse.trace(workbench, chosen_trace)),
         "other traces of a clip": lambda: browse.siblings(workbench, chosen_trace),
         "what was said of a trace": lambda: (
-            browse.scores_of(workbench, chosen_trace), clips.predictions_on(workbench, chosen_trace)),
+            browse.scores_of(workbench, chosen_trace),
+            clips.predictions_on(workbench, chosen_trace),
+        ),
         "export, first bytes": lambda: next(browse.export(workbench, cell, "csv")),
         "export all, first bytes": lambda: next(browse.export(workbench, TraceFilter(), "parquet")),
     }
@@ -258,8 +283,10 @@ def whole_export(workbench: Workbench, form: str, most: int = 100_000) -> None:
         if rows > most:
             break
     seconds, work = time.perf_counter() - started, time.process_time() - worked
-    print(f"export, {form}: {rows:,} traces, {size / 1e6:.0f} MB, {rows / seconds:,.0f} traces a second "
-          f"(of processor {rows / work:,.0f}), memory {_memory() - before:+.2f} GiB")  # fmt: skip
+    print(
+        f"export, {form}: {rows:,} traces, {size / 1e6:.0f} MB, {rows / seconds:,.0f} traces a second "
+        f"(of processor {rows / work:,.0f}), memory {_memory() - before:+.2f} GiB"
+    )
 
 
 def _memory(what: str = "VmRSS") -> float:
@@ -290,8 +317,10 @@ def main() -> None:
     rows += _refresh(workbench, "added to", 1_000)
     built = _memory("VmHWM")
     parts = sum(path.stat().st_size for path in workbench.path.glob("runs/*/*.parquet"))
-    print(f"parts {parts / 1e9:.2f} GB, index {workbench.index_path.stat().st_size / 1e9:.2f} GB, "
-          f"peak memory while building {built:.2f} GiB")  # fmt: skip
+    print(
+        f"parts {parts / 1e9:.2f} GB, index {workbench.index_path.stat().st_size / 1e9:.2f} GB, "
+        f"peak memory while building {built:.2f} GiB"
+    )
     _forget_peak()
     milliseconds: dict[str, list[float]] = {}
     processor: dict[str, list[float]] = {}
@@ -303,8 +332,10 @@ def main() -> None:
                 milliseconds.setdefault(name, []).append(1000 * (time.perf_counter() - started))
                 processor.setdefault(name, []).append(1000 * (time.process_time() - worked))
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    print(f"\n{'ms':28} {'median':>8} {'p95':>8} {'worst':>8} {'processor':>10}   n = {given.repeats}, "
-          f"{os.cpu_count()} cores, {load}")  # fmt: skip
+    print(
+        f"\n{'ms':28} {'median':>8} {'p95':>8} {'worst':>8} {'processor':>10}   n = {given.repeats}, "
+        f"{os.cpu_count()} cores, {load}"
+    )
     for name, times in sorted(milliseconds.items()):
         p95, work = float(np.percentile(times, 95)), statistics.median(processor[name])
         print(f"{name:28} {statistics.median(times):8.0f} {p95:8.0f} {max(times):8.0f} {work:10.0f}")
@@ -319,8 +350,12 @@ def main() -> None:
         times = [one for asked, some in taken.items() if name in (asked, None) for one in some]
         told = {"p95 ms": round(float(np.percentile(times, 95)), 1)}
         rows.append(Row(f"store, {title}", [one / 1000 for one in times], counted=told))
-    report(given, rows, f"{given.traces:,} traces, {len(taken)} kinds of questions, peak memory {built:.2f} GiB while "
-                        f"building, {asking:.2f} while asking")  # fmt: skip
+    report(
+        given,
+        rows,
+        f"{given.traces:,} traces, {len(taken)} kinds of questions, peak memory {built:.2f} GiB while "
+        f"building, {asking:.2f} while asking",
+    )
 
 
 if __name__ == "__main__":

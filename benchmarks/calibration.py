@@ -81,8 +81,12 @@ def epoch(name: str, start: Start, traces: list[tuple[Clip, list]], batch: int) 
 def main() -> None:
     parser = options(__doc__, repeats=3)
     parser.add_argument("--clips", type=int, default=24)
-    parser.add_argument("--batch", type=int, help="rows an update, else as the start has it (16); from 80 on, "
-                        "16 clips of 5, the rows of a clip stand together")  # fmt: skip
+    parser.add_argument(
+        "--batch",
+        type=int,
+        help="rows an update, else as the start has it (16); from 80 on, "
+        "16 clips of 5, the rows of a clip stand together",
+    )
     start_of(parser)
     given = chosen(parser)
     start = started(given.workbench)

@@ -47,8 +47,12 @@ def served(folder: Path) -> Iterator[tuple[str, float]]:
         port = free.getsockname()[1]
     program = [sys.executable, "-c", "from deepintuit.cli import main; main()", "app", "--no-browser"]
     url, began = f"http://127.0.0.1:{port}", time.perf_counter()
-    server = subprocess.Popen([*program, "--workbench", str(folder), "--port", str(port)], stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    server = subprocess.Popen(
+        [*program, "--workbench", str(folder), "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         while True:
             with contextlib.suppress(OSError):
@@ -123,12 +127,16 @@ def main() -> None:
                         rows.append(whole)
                     nexts = reviewed(browser, url, given.items)
                     browser.close()
-    report(given, [
-        Row("app start, command to first answer", starts[1:]),
-        Row("first paint of a page", paints),
-        Row("rows of the Traces page on screen", rows),
-        Row("next review item on screen", nexts),
-    ], "a workbench of 8 clips and 28 traces, Chromium without a cache")  # fmt: skip
+    report(
+        given,
+        [
+            Row("app start, command to first answer", starts[1:]),
+            Row("first paint of a page", paints),
+            Row("rows of the Traces page on screen", rows),
+            Row("next review item on screen", nexts),
+        ],
+        "a workbench of 8 clips and 28 traces, Chromium without a cache",
+    )
 
 
 if __name__ == "__main__":

@@ -86,10 +86,15 @@ def main() -> None:
             return [cached_read(cache, path, path, given.count) for path, _ in clips]
 
         kept()
-        spent = in_turns({
-            "pyav": lambda: [by_pyav(*clip) for clip in clips], "decord": lambda: [by_decord(*clip) for clip in clips],
-            "read": lambda: [read(path, given.count) for path, _ in clips], "kept": kept,
-        }, given.repeats)  # fmt: skip
+        spent = in_turns(
+            {
+                "pyav": lambda: [by_pyav(*clip) for clip in clips],
+                "decord": lambda: [by_decord(*clip) for clip in clips],
+                "read": lambda: [read(path, given.count) for path, _ in clips],
+                "kept": kept,
+            },
+            given.repeats,
+        )
         size = sum(path.stat().st_size for path in (Path(scratch) / "cache").rglob("*") if path.is_file())
     frames, decoded = sum(len(wanted) for _, wanted in clips), sum(wanted[-1] + 1 for _, wanted in clips)
     rows = [

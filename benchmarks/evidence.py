@@ -216,8 +216,15 @@ def sets_table(found: list[dict]) -> str:
             yield [*cells, _over([sets[0]["mean_coverage"] for sets in same])]
 
     at = [f"at {number(target, digits=0)} %" for target in COVERAGES]
-    heads = ["System", "Answer", f"{at[0]}: holds the truth %, by seed (Wilson)", "over seeds (Student)",
-             "labels a set", f"{at[1]}: over seeds", "labels a set"]  # fmt: skip
+    heads = [
+        "System",
+        "Answer",
+        f"{at[0]}: holds the truth %, by seed (Wilson)",
+        "over seeds (Student)",
+        "labels a set",
+        f"{at[1]}: over seeds",
+        "labels a set",
+    ]
     first = found[0]["sets"][0]
     told = (
         f"\nBy n alone: quantiles of {first['n'] // 2} clips cover {interval(Estimate(0, *first['exact']))} % of new"

@@ -147,8 +147,12 @@ def main() -> None:
             claim = f"two-step inference, {round(rate * given.clips)} of {given.clips} clips think, {how}"
             rows.append(Row(claim, spent[gated], spent[whole], counted))
     lengths = " and ".join(map(str, sorted({len(vlm.prompt_ids(clip, PROMPT)) for clip in many})))
-    report(given, rows, f"prompts of {lengths} tokens, quick answer {len(work.quick_ids)} tokens, thinking up to "
-                        f"{given.tokens}, random weights, {vlm.device}")  # fmt: skip
+    report(
+        given,
+        rows,
+        f"prompts of {lengths} tokens, quick answer {len(work.quick_ids)} tokens, thinking up to "
+        f"{given.tokens}, random weights, {vlm.device}",
+    )
 
 
 if __name__ == "__main__":

@@ -125,8 +125,12 @@ def main() -> None:
     lengths = [len(trace) for trace in ours.traces]
     row = Row(claim, spent["ours"], spent["plain"], beside(plain.counted, ours.counted), parts, aim=3)
     distinct = len({tuple(trace) for trace in ours.traces})
-    report(given, [row], f"homecam, traces of {min(lengths)} to {max(lengths)} tokens, {distinct} of {len(lengths)} "
-                         f"distinct; the same traces by both routes, gradients within {far:.1g}")  # fmt: skip
+    report(
+        given,
+        [row],
+        f"homecam, traces of {min(lengths)} to {max(lengths)} tokens, {distinct} of {len(lengths)} "
+        f"distinct; the same traces by both routes, gradients within {far:.1g}",
+    )
 
 
 if __name__ == "__main__":

@@ -82,8 +82,10 @@ def seconds(value: float) -> str:
 
 def counted(value: Any) -> str:
     """A number, or `plain → ours`."""
-    return " → ".join(f"{one:,}" if isinstance(one, int) else f"{one:,.3g}" if isinstance(one, float) else str(one)
-                      for one in (value if isinstance(value, list | tuple) else [value]))  # fmt: skip
+    return " → ".join(
+        f"{one:,}" if isinstance(one, int) else f"{one:,.3g}" if isinstance(one, float) else str(one)
+        for one in (value if isinstance(value, list | tuple) else [value])
+    )
 
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -157,8 +159,13 @@ def options(doc: str, *, repeats: int) -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=repeats, help=f"turns that are counted (default: {repeats})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: seconds that this process worked, "
-                        "which others' work does not stretch; with one thread, what an idle machine takes")  # fmt: skip
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="processor: seconds that this process worked, "
+        "which others' work does not stretch; with one thread, what an idle machine takes",
+    )
     return parser
 
 

@@ -46,8 +46,10 @@ def with_wrong_labels(manifest: Manifest, share: float, seed: int) -> Manifest:
     rows = manifest.usable()
     rows = rows[rows["split"].isin(["coldstart", "grpo", "calibration"])]
     chosen = rows.sample(int(share * len(rows)), random_state=seed)
-    labels = {row.clip_id: str(generator.choice([one for one in manifest.labels if one != row.label]))
-              for row in chosen.itertuples()}  # fmt: skip
+    labels = {
+        row.clip_id: str(generator.choice([one for one in manifest.labels if one != row.label]))
+        for row in chosen.itertuples()
+    }
     return manifest.relabelled(labels, dict.fromkeys(labels, "made wrong by the benchmark"))
 
 
@@ -91,9 +93,12 @@ def main() -> None:
     workbench = Workbench(said.workbench)
 
     def on(dataset: str, target: str = "trace", **evaluated: str) -> config.Config:
-        return replace(settings, clips=replace(settings.clips, dataset=dataset),
-                       coldstart=replace(settings.coldstart, target=target),
-                       evaluate=replace(settings.evaluate, **evaluated))  # fmt: skip
+        return replace(
+            settings,
+            clips=replace(settings.clips, dataset=dataset),
+            coldstart=replace(settings.coldstart, target=target),
+            evaluate=replace(settings.evaluate, **evaluated),
+        )
 
     def right_of(dataset: str, target: str, learned: str | None) -> list[bool]:
         """Clip by clip: whether a new cold start on half B names the true class of the test clips."""
@@ -103,8 +108,9 @@ def main() -> None:
         return (raw["predicted"] == raw["true_label"]).tolist()
 
     if not (workbench.clips / "homecam.parquet").exists():
-        demo.clips(settings, said.train, said.test, jobs=os.cpu_count() or 1, progress=True,
-                   fractions=cli.fractions(settings))  # fmt: skip
+        demo.clips(
+            settings, said.train, said.test, jobs=os.cpu_count() or 1, progress=True, fractions=cli.fractions(settings)
+        )
     noisy = Manifest.load(workbench.path, "homecam")
     if not any("review" in notes for notes in noisy.frame["notes"]):
         noisy = with_wrong_labels(noisy, said.noise, said.seed)
@@ -121,8 +127,11 @@ def main() -> None:
     by_chance = random.Random(said.seed).sample(sorted(doubted), len(doubted))  # noqa: S311 - no secret
     traces = second.read("traces").set_index("clip_id")
     answers = dict(zip(traces["trace_id"], traces["provisional"]))
-    wrong = {clip for clip, notes, label in zip(half.frame["clip_id"], half.frame["notes"], half.frame["label"])
-             if facts_of(notes["facts"]).label != label}  # fmt: skip
+    wrong = {
+        clip
+        for clip, notes, label in zip(half.frame["clip_id"], half.frame["notes"], half.frame["label"])
+        if facts_of(notes["facts"]).label != label
+    }
     found = []
     with EventLog(workbench.reviews) as log:
         reviews = Reviews(log)
@@ -138,10 +147,17 @@ def main() -> None:
             learned = coldstart_set(workbench, reviews, [name] if chosen else [], on(dataset), onto=second.id)
             traces_right = right_of(dataset, "trace", learned.id)
             labels_right = right_of(dataset, "label", None)
-            found.append({"arm": arm, "reviewed": len(chosen), "errors found": len(wrong & set(chosen)),
-                          **{key: learned.summary[key] for key in ("kept", "accepted", "corrected", "onto")},
-                          "n": len(traces_right), "traces": _share(traces_right),
-                          "labels alone": _share(labels_right)})  # fmt: skip
+            found.append(
+                {
+                    "arm": arm,
+                    "reviewed": len(chosen),
+                    "errors found": len(wrong & set(chosen)),
+                    **{key: learned.summary[key] for key in ("kept", "accepted", "corrected", "onto")},
+                    "n": len(traces_right),
+                    "traces": _share(traces_right),
+                    "labels alone": _share(labels_right),
+                }
+            )
             print(json.dumps(found[-1]), flush=True)
     share = len(wrong & set(doubted)) / len(doubted)
     told = {"seed": said.seed, "clips in B": len(doubted), "wrong among them": round(share, 3), "arms": found}

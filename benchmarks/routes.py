@@ -85,9 +85,16 @@ class _Drawn(LogitsProcessor):
 
 @torch.no_grad()
 def generated(
-    vlm: VLM, clips: Sequence[EncodedClip], prompts: Sequence[str], keys_C_G: Sequence[Sequence[str]], *,
-    temperature: float, max_tokens: int, top_p: float = 1.0, gate=None,
-) -> list[list[Sample]]:  # fmt: skip
+    vlm: VLM,
+    clips: Sequence[EncodedClip],
+    prompts: Sequence[str],
+    keys_C_G: Sequence[Sequence[str]],
+    *,
+    temperature: float,
+    max_tokens: int,
+    top_p: float = 1.0,
+    gate=None,
+) -> list[list[Sample]]:
     """What `sample_groups` gives, by `generate`: prompt and pixels in all rows, which stay until the last has ended."""
     assert gate is None, "the plain route has no gate"
     started, group = time.perf_counter(), len(keys_C_G[0])
@@ -224,5 +231,10 @@ def started(workbench: Path | None = None, *, train: int = 240, epochs: int = 20
 
 def start_of(parser: argparse.ArgumentParser) -> None:
     """Adds the option that names another start."""
-    parser.add_argument("--workbench", type=Path, metavar="DIR", help="start from the newest cold start of a finished "
-                        "workbench; without it from a short one, made once under build/bench")  # fmt: skip
+    parser.add_argument(
+        "--workbench",
+        type=Path,
+        metavar="DIR",
+        help="start from the newest cold start of a finished "
+        "workbench; without it from a short one, made once under build/bench",
+    )

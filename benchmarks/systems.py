@@ -51,8 +51,14 @@ class Seed:
         self.sets = [f"seed={seed}", f"workbench={self.path}", "evaluate.controls=false", *options.set]
         self.progress = not options.quiet
         settings = self.settings()
-        demo.clips(settings, options.train, options.test, jobs=os.cpu_count() or 1, progress=self.progress,
-                   fractions=cli.fractions(settings))  # fmt: skip
+        demo.clips(
+            settings,
+            options.train,
+            options.test,
+            jobs=os.cpu_count() or 1,
+            progress=self.progress,
+            fractions=cli.fractions(settings),
+        )
         self.workbench = Workbench(self.path)
 
     def settings(self, *sets: str) -> Config:

@@ -83,8 +83,11 @@ def token_advantages(
     Raises `DataError` when a segment has no advantage.
     """
     if lacking := set(spans) - set(advantages_by_segment):
-        raise DataError(f"segments {sorted(lacking)} without an advantage", "their tokens would be left out in silence",
-                        "Give every segment of the grammar a number")
+        raise DataError(
+            f"segments {sorted(lacking)} without an advantage",
+            "their tokens would be left out in silence",
+            "Give every segment of the grammar a number",
+        )
     offsets = np.asarray(offsets_T, dtype=np.int64).reshape(-1, 2)
     if not spans:
         return np.full(len(offsets), elsewhere, dtype=np.float64)

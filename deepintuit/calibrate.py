@@ -329,8 +329,4 @@ def fit_head(
 
 def fitted_temperatures(run: Run) -> pd.DataFrame:
     """What `calibration.json` says: method, temperature, and validation NLL, accuracy and n."""
-    return (
-        pd.DataFrame.from_dict(fitted_ways(run), orient="index")
-        .rename_axis("method")
-        .reset_index()
-    )
+    return pd.DataFrame.from_dict(fitted_ways(run), orient="index").rename_axis("method").reset_index()

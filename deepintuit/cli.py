@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+# fmt: off
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="deepintuit", description="Classify videos by reasoning, and know when to trust the reasoning.")
     parser.add_argument("--version", action="version", version=__version__)
@@ -126,6 +127,7 @@ def _stage(commands, name: str, help_text: str, run: Callable) -> argparse.Argum
     parser.add_argument("--name", help="a word for the run's id")
     parser.set_defaults(run=run, command=name)
     return parser
+# fmt: on
 
 
 def _settings(options) -> Config:
@@ -151,8 +153,11 @@ def _need_dataset(settings: Config) -> Config:
     known = sorted(p.stem for p in (Path(settings.workbench) / "clips").glob("*.parquet") if "@" not in p.stem)
     if len(known) != 1:
         raise ConfigError(
-            "no dataset is named", f"the workbench {settings.workbench!r} has {len(known)}: {', '.join(known) or 'none'}",
-            "Add --set clips.dataset=NAME" if known else "Import clips first, e.g. `deepintuit clips folder DIR --name NAME`",
+            "no dataset is named",
+            f"the workbench {settings.workbench!r} has {len(known)}: {', '.join(known) or 'none'}",
+            "Add --set clips.dataset=NAME"
+            if known
+            else "Import clips first, e.g. `deepintuit clips folder DIR --name NAME`",
         )
     return dataclasses.replace(settings, clips=dataclasses.replace(settings.clips, dataset=known[0]))
 
@@ -167,10 +172,21 @@ def _newest(workbench, stages: Sequence[str], settings: Config, what: str, targe
             runs = [r for r in runs if stage != "coldstart" or r.config["coldstart"]["target"] == target]
         if runs:
             return runs[-1].id
-    raise ConfigError(f"no finished {' or '.join(stages)} run on {settings.clips.dataset!r}", f"{what} is needed", f"Run `deepintuit {stages[-1]}` first, or name a run")
+    raise ConfigError(
+        f"no finished {' or '.join(stages)} run on {settings.clips.dataset!r}",
+        f"{what} is needed",
+        f"Run `deepintuit {stages[-1]}` first, or name a run",
+    )
 
 
-def _dry(options, workbench, settings: Config, splits: Sequence[str], inputs: dict[str, str | None], planned: Callable | None = None) -> bool:
+def _dry(
+    options,
+    workbench,
+    settings: Config,
+    splits: Sequence[str],
+    inputs: dict[str, str | None],
+    planned: Callable | None = None,
+) -> bool:
     """Runs that are named must be there. With --dry-run: inputs, clip counts and settings are printed, and True says to stop."""
     runs = [workbench.run(run).id for run in inputs.values() if run and run not in _NO_RUNS]
     from deepintuit.reasoner import inherited
@@ -228,10 +244,21 @@ def _coldstart(options) -> int:
         teacher = options.teacher or _newest(workbench, ["teach"], settings, "a run of teacher traces")
 
     kept = workbench.run(teacher).summary.get("kept", 0) if teacher else None
-    if _dry(options, workbench, settings, settings.coldstart.splits, {"teacher": teacher, "start": options.start}, partial(schedule.before_coldstart, kept)):
+    if _dry(
+        options,
+        workbench,
+        settings,
+        settings.coldstart.splits,
+        {"teacher": teacher, "start": options.start},
+        partial(schedule.before_coldstart, kept),
+    ):
         return 0
     stage = _torch_stage("coldstart")
-    return _ended(stage.run(workbench, settings, teacher=teacher, start=options.start, name=options.name, progress=not options.quiet))
+    return _ended(
+        stage.run(
+            workbench, settings, teacher=teacher, start=options.start, name=options.name, progress=not options.quiet
+        )
+    )
 
 
 def _grpo(options) -> int:
@@ -241,7 +268,9 @@ def _grpo(options) -> int:
     start = None if start == "base" else start
     if _dry(options, workbench, settings, ["grpo"], {"start": start}, schedule.before_grpo):
         return 0
-    return _ended(_torch_stage("grpo").run(workbench, settings, start=start, name=options.name, progress=not options.quiet))
+    return _ended(
+        _torch_stage("grpo").run(workbench, settings, start=start, name=options.name, progress=not options.quiet)
+    )
 
 
 def _calibrate(options) -> int:
@@ -249,9 +278,15 @@ def _calibrate(options) -> int:
     settings = _need_dataset(settings)
     reasoner = options.reasoner or _newest(workbench, ["grpo", "coldstart"], settings, "a reasoner", "trace")
 
-    if _dry(options, workbench, settings, ["calibration", "validation"], {"reasoner": reasoner}, schedule.before_calibrate):
+    if _dry(
+        options, workbench, settings, ["calibration", "validation"], {"reasoner": reasoner}, schedule.before_calibrate
+    ):
         return 0
-    return _ended(_torch_stage("calibrate").run(workbench, settings, reasoner=reasoner, name=options.name, progress=not options.quiet))
+    return _ended(
+        _torch_stage("calibrate").run(
+            workbench, settings, reasoner=reasoner, name=options.name, progress=not options.quiet
+        )
+    )
 
 
 def _evaluate(options) -> int:
@@ -265,14 +300,22 @@ def _evaluate(options) -> int:
     if reasoner == "baselines":
         return _ended(stage.baselines(workbench, settings, calibrator, progress=not options.quiet))
     run = stage.run(
-        workbench, settings, reasoner=None if reasoner == "zero-shot" else reasoner, calibrator=calibrator, system=options.name or "",
+        workbench,
+        settings,
+        reasoner=None if reasoner == "zero-shot" else reasoner,
+        calibrator=calibrator,
+        system=options.name or "",
         progress=not options.quiet,
     )
     return _ended(run)
 
 
 def _calibrator_of(workbench, reasoner: str) -> str | None:
-    found = [run.id for run in workbench.runs("calibrate", finished=True) if run.parent == reasoner and run.config.get("calibrate", {}).get("without", "none") == "none"]
+    found = [
+        run.id
+        for run in workbench.runs("calibrate", finished=True)
+        if run.parent == reasoner and run.config.get("calibrate", {}).get("without", "none") == "none"
+    ]
     return found[-1] if found else None
 
 
@@ -296,9 +339,13 @@ def _report(options) -> int:
 
 
 def _evaluated(workbench, settings: Config, runs: Sequence[str] = ()) -> list[str]:
-    chosen = [workbench.run(run).id for run in runs] or [r.id for r in workbench.runs("evaluate", finished=True) if r.about["dataset"] == settings.clips.dataset]
+    chosen = [workbench.run(run).id for run in runs] or [
+        r.id for r in workbench.runs("evaluate", finished=True) if r.about["dataset"] == settings.clips.dataset
+    ]
     if not chosen:
-        raise ConfigError("nothing was evaluated yet", "the report reads evaluate runs", "Run `deepintuit evaluate` first")
+        raise ConfigError(
+            "nothing was evaluated yet", "the report reads evaluate runs", "Run `deepintuit evaluate` first"
+        )
     return chosen
 
 
@@ -321,7 +368,14 @@ def _demo(options) -> int:
         return 0
     from deepintuit import demo
 
-    demo.run(workbench, settings, full=options.full, fractions=fractions(settings), progress=not options.quiet, console=console)
+    demo.run(
+        workbench,
+        settings,
+        full=options.full,
+        fractions=fractions(settings),
+        progress=not options.quiet,
+        console=console,
+    )
     return _show(workbench, settings, _evaluated(workbench, settings))
 
 
@@ -330,7 +384,11 @@ def _app(options) -> int:
         from app import gate
         from app.app import serve
     except ImportError as error:
-        raise ConfigError(f"the dashboard cannot start ({error})", "it needs the packages of the extra 'app'", "Install them: pip install 'deepintuit[app]'") from error
+        raise ConfigError(
+            f"the dashboard cannot start ({error})",
+            "it needs the packages of the extra 'app'",
+            "Install them: pip install 'deepintuit[app]'",
+        ) from error
     if options.add_user:
         if not options.auth:
             raise ConfigError("--add-user without --auth", "there is no file to write to", "Add --auth FILE")
@@ -338,12 +396,26 @@ def _app(options) -> int:
         return 0
     place = options.workbench or os.environ.get("DEEPINTUIT_HOME") or Config().workbench
     if not Path(place).is_dir():
-        raise ConfigError(f"there is no workbench at {str(place)!r}", "the dashboard shows what is in one", "Make one with `deepintuit demo`, or name another with --workbench")
+        raise ConfigError(
+            f"there is no workbench at {str(place)!r}",
+            "the dashboard shows what is in one",
+            "Make one with `deepintuit demo`, or name another with --workbench",
+        )
     users = gate.Users(options.auth) if options.auth is not None else None
-    serve(place, host=options.host, port=options.port, users=users, trusted_hosts=options.trusted_host, proxies=options.proxy, root_path=options.root_path, open_browser=not options.no_browser)
+    serve(
+        place,
+        host=options.host,
+        port=options.port,
+        users=users,
+        trusted_hosts=options.trusted_host,
+        proxies=options.proxy,
+        root_path=options.root_path,
+        open_browser=not options.no_browser,
+    )
     return 0
 
 
+# fmt: off
 def _review(verbs) -> None:
     def verb(name: str, help_text: str, run: Callable, *, tasks: bool = False) -> argparse.ArgumentParser:
         parser = _common(verbs.add_parser(name, help=help_text))
@@ -356,7 +428,7 @@ def _review(verbs) -> None:
         "export": verb("export", "a task's answers as a file", lambda said, o, *on: said.export(*on[:2], o.task, o.file, o.form, o.videos, o.dry_run)),
         "import": verb("import", "answers from a file, as new events that name it",
                        lambda said, o, *on: said.bring_in(*on[:2], o.task, o.file, o.form, o.source, o.dry_run)),
-    }  # fmt: skip
+    }
     for parser in files.values():
         parser.add_argument("task", metavar="TASK")
         parser.add_argument("file", metavar="FILE")
@@ -365,17 +437,18 @@ def _review(verbs) -> None:
     files["import"].add_argument("--source", help="where it comes from (default: the file's name)")
     verb("labels", "corrected labels as a new version of the dataset", lambda said, o, *on: said.labels(*on, o.tasks, o.dry_run), tasks=True)
     cold = verb("coldstart-set", "accepted and corrected traces as a teacher for the cold start",
-                lambda said, o, *on: said.coldstart_set(*on, o.tasks, o.onto, o.dry_run), tasks=True)  # fmt: skip
+                lambda said, o, *on: said.coldstart_set(*on, o.tasks, o.onto, o.dry_run), tasks=True)
     cold.add_argument("--onto", metavar="RUN", help="a teach run whose kept traces come too, but for those that people refused")
     more = verb("next", "the clips whose labels would teach most",
-                lambda said, o, *on: said.next_batch(*on, o.size, o.split, o.task, o.by or getpass.getuser(), o.dry_run))  # fmt: skip
+                lambda said, o, *on: said.next_batch(*on, o.size, o.split, o.task, o.by or getpass.getuser(), o.dry_run))
     more.add_argument("--size", type=int, default=50)
     more.add_argument("--split", action="append", default=[], help="only of this split (repeatable; default: all but test)")
     more.add_argument("--task", metavar="NAME", help="open a task of this name with them")
     more.add_argument("--by", metavar="NAME", help="who leads that task (default: your account's name)")
     told = verb("report", "progress, agreement, gold items, model against people, suspected label errors",
-                lambda said, o, *on: said.report(*on[:2], on[2].clips.dataset or None, o.tasks, o.split), tasks=True)  # fmt: skip
+                lambda said, o, *on: said.report(*on[:2], on[2].clips.dataset or None, o.tasks, o.split), tasks=True)
     told.add_argument("--split", default="test", help="whose labels to doubt")
+# fmt: on
 
 
 def _reviewed(run: Callable, options) -> int:
@@ -389,6 +462,7 @@ def _reviewed(run: Callable, options) -> int:
     return 0
 
 
+# fmt: off
 def _clips(verbs) -> None:
     def verb(name: str, help_text: str, run: Callable) -> argparse.ArgumentParser:
         parser = _common(verbs.add_parser(name, help=help_text))
@@ -429,6 +503,7 @@ def _clips(verbs) -> None:
     split.add_argument("name", nargs="?")
     show = verb("show", "what a dataset holds: splits, labels, and every clip that is left out, with its reason", _show_clips)
     show.add_argument("name", nargs="?")
+# fmt: on
 
 
 def _listed(kind: str, options):
@@ -440,7 +515,13 @@ def _listed(kind: str, options):
     known = labels.LabelSet.load(options.labels) if options.labels else None
     if kind == "folder":
         return read(options.source, labels=known)
-    names = {"path": options.path_column, "label": options.label_column, "group": options.group, "split": options.split, "text": options.text}
+    names = {
+        "path": options.path_column,
+        "label": options.label_column,
+        "group": options.group,
+        "split": options.split,
+        "text": options.text,
+    }
     return read(options.source, options.videos or Path(options.source).parent, **names, labels=known)
 
 
@@ -455,13 +536,24 @@ def _import(read: Callable, options) -> int:
         return 0
     limits = video.Limits.of(settings.video)
     manifest, report = data.scan(
-        listing, settings.workbench, options.name, probe=partial(video.probe, isolate=True),
-        playable_copy=partial(video.playable_copy, limits=limits, isolate=True), limits=limits, jobs=options.jobs,
-        progress=not options.quiet, fresh=options.fresh, keep_truncated=options.truncated == "keep",
+        listing,
+        settings.workbench,
+        options.name,
+        probe=partial(video.probe, isolate=True),
+        playable_copy=partial(video.playable_copy, limits=limits, isolate=True),
+        limits=limits,
+        jobs=options.jobs,
+        progress=not options.quiet,
+        fresh=options.fresh,
+        keep_truncated=options.truncated == "keep",
     )
     console.print(str(report), markup=False)
     if not len(manifest.usable()):
-        raise DataError(f"no clip of {options.name!r} can be used", "nothing was saved, and what is there of this name stays", "See the reasons above; are the videos where --videos says")
+        raise DataError(
+            f"no clip of {options.name!r} can be used",
+            "nothing was saved, and what is there of this name stays",
+            "See the reasons above; are the videos where --videos says",
+        )
     return _divide(manifest, settings)
 
 
@@ -481,11 +573,23 @@ def _import_homecam(options) -> int:
     from deepintuit import demo
 
     settings = _settings(options)
-    settings = dataclasses.replace(settings, clips=dataclasses.replace(settings.clips, dataset=settings.clips.dataset or "homecam"))
+    settings = dataclasses.replace(
+        settings, clips=dataclasses.replace(settings.clips, dataset=settings.clips.dataset or "homecam")
+    )
     if options.dry_run:
-        console.print(f"{options.train} clips to train on and {options.test} to test on would be rendered into {settings.workbench}.", markup=False)
+        console.print(
+            f"{options.train} clips to train on and {options.test} to test on would be rendered into {settings.workbench}.",
+            markup=False,
+        )
         return 0
-    manifest = demo.clips(settings, options.train, options.test, jobs=options.jobs, progress=not options.quiet, fractions=fractions(settings))
+    manifest = demo.clips(
+        settings,
+        options.train,
+        options.test,
+        jobs=options.jobs,
+        progress=not options.quiet,
+        fractions=fractions(settings),
+    )
     console.print(str(manifest.summary()), markup=False)
     return 0
 

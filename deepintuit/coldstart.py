@@ -150,4 +150,3 @@ def _targets(workbench: Workbench, clips: dict[str, Clip], teacher: str) -> list
             "Look at its counts with `deepintuit report`, or teach again",
         )
     return found
-

@@ -167,4 +167,3 @@ def _kept(path: Path, labels: LabelSet) -> str | None:
     except (OSError, ValueError):
         return None
     return found if found in tuple(labels) else None
-

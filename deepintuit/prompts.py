@@ -142,8 +142,10 @@ def calibrator_prompt(
     rationale = _plain(rationale)
     if PromptStyle(style) is PromptStyle.BRIEF:
         return _lines(_fields(text_fields), f"Said: {provisional}. {rationale}".rstrip(), f"Review: {_listed(listed)}.")
-    concluded = "The first reviewer reached no readable conclusion." if provisional == NONE_LABEL else (
-        f"The first reviewer's conclusion: {provisional}"
+    concluded = (
+        "The first reviewer reached no readable conclusion."
+        if provisional == NONE_LABEL
+        else (f"The first reviewer's conclusion: {provisional}")
     )
     return _lines(
         "A first reviewer has watched this clip. Watch it again and decide for yourself which class it belongs to: the"

@@ -121,9 +121,7 @@ def test_items_of_one_group_are_drawn_together():
 def test_nothing_rated_twice_is_nan_and_no_error():
     for ratings in (np.empty((0, 0), int), rows("ab.", "..a"), rows("ab")):
         overall, *_ = agreement(ratings, ["a", "b"], draws=10)
-        assert overall.items == 0 and all(
-            math.isnan(e.value) for e in (overall.percent, overall.kappa, overall.alpha)
-        )
+        assert overall.items == 0 and all(math.isnan(e.value) for e in (overall.percent, overall.kappa, overall.alpha))
 
 
 def test_one_class_only_agrees_by_hundred_per_cent_and_has_no_kappa():

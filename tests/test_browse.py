@@ -36,21 +36,49 @@ def workbench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     former = {**clips, "split": ["validation"] * 4, "dataset": ["home"] * 4}
     pq.write_table(pa.table(former), workbench.clips / "home@1.parquet")
     with workbench.start_run("evaluate", {}, dataset="home") as run:
-        rows = [{"clip_id": f"c{i}", "sample": 0, "text": TEXTS[i], "true_label": true, "provisional": given,
-                 "reason": "truncated" if given == "none" else None, "confidence": 0.2 * (i + 1), "tokens": 10 * i,
-                 } for i, (true, given, _) in enumerate(LABELS)]  # fmt: skip
+        rows = [
+            {
+                "clip_id": f"c{i}",
+                "sample": 0,
+                "text": TEXTS[i],
+                "true_label": true,
+                "provisional": given,
+                "reason": "truncated" if given == "none" else None,
+                "confidence": 0.2 * (i + 1),
+                "tokens": 10 * i,
+            }
+            for i, (true, given, _) in enumerate(LABELS)
+        ]
         run.append("traces", rows)
         ids = run.read("traces")["trace_id"].tolist()
-        said = [{"clip_id": f"c{i}", "split": "test", "system": "all", "trace_id": ids[i], "true_label": true,
-                 "provisional": given, "labels": ["dog", "cat"], "probs": [0.75, 0.25], "method": "label_likelihood",
-                 } for i, (true, given, _) in enumerate(LABELS)]  # fmt: skip
+        said = [
+            {
+                "clip_id": f"c{i}",
+                "split": "test",
+                "system": "all",
+                "trace_id": ids[i],
+                "true_label": true,
+                "provisional": given,
+                "labels": ["dog", "cat"],
+                "probs": [0.75, 0.25],
+                "method": "label_likelihood",
+            }
+            for i, (true, given, _) in enumerate(LABELS)
+        ]
         run.append("predictions", [{**row, "predicted": labels[2]} for row, labels in zip(said, LABELS)])
         run.append("predictions", [{**row, "predicted": "dog", "control": "trace_blanked"} for row in said])
         run.append("predictions", [{**row, "predicted": "cat", "method": "linear_head"} for row in said])
         run.finish()
     with workbench.start_run("grpo", {}, dataset="home") as run:
-        run.append("traces", [{"clip_id": f"c{i}", "sample": s, "step": step, "text": "a cat", "provisional": "cat"}
-                              for i in (2, 3) for step in (1, 2) for s in (0, 1)])  # fmt: skip
+        run.append(
+            "traces",
+            [
+                {"clip_id": f"c{i}", "sample": s, "step": step, "text": "a cat", "provisional": "cat"}
+                for i in (2, 3)
+                for step in (1, 2)
+                for s in (0, 1)
+            ],
+        )
         run.finish()
     workbench.refresh()
     return workbench
@@ -254,8 +282,12 @@ def test_a_filter_comes_back_from_its_address(asked: TraceFilter) -> None:
     assert TraceFilter.from_query(asked.to_query()) == asked
 
 
-@given(st.dictionaries(st.sampled_from([*TraceFilter.__dataclass_fields__, "sort", "x; DROP"]), st.text() | st.floats()
-                       | st.none() | st.lists(st.text())))  # fmt: skip
+@given(
+    st.dictionaries(
+        st.sampled_from([*TraceFilter.__dataclass_fields__, "sort", "x; DROP"]),
+        st.text() | st.floats() | st.none() | st.lists(st.text()),
+    )
+)
 def test_any_address_gives_a_filter_that_can_be_asked(workbench: Workbench, query: dict) -> None:
     asked = TraceFilter.from_query(query)
     if asked.slice is None:
@@ -273,6 +305,7 @@ def test_what_an_address_gets_wrong_is_left_out_but_an_unknown_run_is_not() -> N
 
 
 # Exports
+
 
 def exported(workbench: Workbench, asked: TraceFilter, form: str) -> list[dict]:
     content = b"".join(browse.export(workbench, asked, form))

@@ -114,9 +114,14 @@ def test_a_killed_run_continues_to_the_same_calibrator(bench, cold, cold_lora, t
         "seed=5",
     )
     whole = undisturbed(one, "calibrate", sets, reasoner=reasoner.id)
-    moments = ["traces-00000.parquet", "traces-00002.parquet", "checkpoint/head.safetensors",
-               "training/checkpoint-4/complete",
-               "training/checkpoint-8/complete", "checkpoint/trained.json"]  # fmt: skip
+    moments = [
+        "traces-00000.parquet",
+        "traces-00002.parquet",
+        "checkpoint/head.safetensors",
+        "training/checkpoint-4/complete",
+        "training/checkpoint-8/complete",
+        "checkpoint/trained.json",
+    ]
     run, kills = survivor(other, "calibrate", moments, sets, reasoner=reasoner.id)
     assert kills == len(moments)
     assert_same_weights(whole, run)

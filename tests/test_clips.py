@@ -21,14 +21,33 @@ def workbench(tmp_path) -> Workbench:
     for system, said, calibrated in (("older", "sit", "fall"), ("newer", "fall", "fall")):
         with workbench.start_run("evaluate", {}, name=system, dataset="home") as run:
             given = [said, "fall"]
-            run.append("traces", [{"clip_id": f"c{i}", "sample": 0, "text": said, "provisional": given[i],
-                                   "true_label": "fall"} for i in (0, 1)])  # fmt: skip
+            run.append(
+                "traces",
+                [
+                    {"clip_id": f"c{i}", "sample": 0, "text": said, "provisional": given[i], "true_label": "fall"}
+                    for i in (0, 1)
+                ],
+            )
             ids = dict(zip(*(run.read("traces")[name] for name in ("clip_id", "trace_id"))))
-            run.append("predictions", [
-                {"clip_id": clip, "trace_id": ids[clip], "split": "test", "system": system, "control": "none",
-                 "method": "label_likelihood", "true_label": "fall", "provisional": given[i],
-                 "predicted": calibrated if i == 0 else said, "probs": [0.9, 0.1], "labels": ["fall", "sit"]}
-                for i, clip in enumerate(("c0", "c1"))])  # fmt: skip
+            run.append(
+                "predictions",
+                [
+                    {
+                        "clip_id": clip,
+                        "trace_id": ids[clip],
+                        "split": "test",
+                        "system": system,
+                        "control": "none",
+                        "method": "label_likelihood",
+                        "true_label": "fall",
+                        "provisional": given[i],
+                        "predicted": calibrated if i == 0 else said,
+                        "probs": [0.9, 0.1],
+                        "labels": ["fall", "sit"],
+                    }
+                    for i, clip in enumerate(("c0", "c1"))
+                ],
+            )
             run.finish({})
     workbench.refresh()
     return workbench

@@ -115,12 +115,7 @@ def test_a_setting_of_another_stage_does_not_train_again(bench, cold):
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_killed_run_continues_to_the_same_weights(bench, tmp_path, rank):
     teacher = bench.teach(short_trace).id
-    sets = (
-        f"model.lora_rank={rank}",
-        "coldstart.epochs=3",
-        "coldstart.save_steps=4",
-        "coldstart.learning_rate=2e-3",
-    )
+    sets = (f"model.lora_rank={rank}", "coldstart.epochs=3", "coldstart.save_steps=4", "coldstart.learning_rate=2e-3")
     one, other = bench.copy(tmp_path / "one"), bench.copy(tmp_path / "other")
     whole = undisturbed(one, "coldstart", sets, teacher=teacher)
     moments = [0.3, "training/checkpoint-4/complete", "training/checkpoint-12", "training/checkpoint-20/complete"]

@@ -59,57 +59,63 @@ def test_a_file_then_each_assignment_in_order(tmp_path):
     assert isinstance(loaded.grpo.tau, float)
 
 
-@pytest.mark.parametrize("assignment, value", [
-    ("model.path=7", "7"),
-    ("model.path=true", "true"),
-    ('model.path="a=b"', "a=b"),
-    ("model.path=a=b", "a=b"),
-    ("model.path=", ""),
-    ("model.path=x\nseed = 3", "x\nseed = 3"),
-])
+@pytest.mark.parametrize(
+    "assignment, value",
+    [
+        ("model.path=7", "7"),
+        ("model.path=true", "true"),
+        ('model.path="a=b"', "a=b"),
+        ("model.path=a=b", "a=b"),
+        ("model.path=", ""),
+        ("model.path=x\nseed = 3", "x\nseed = 3"),
+    ],
+)
 def test_a_text_setting_takes_any_word(assignment, value):
     loaded = config.load(None, [assignment])
     assert loaded.model.path == value and loaded.seed == 0
 
 
-@pytest.mark.parametrize("assignment, says", [
-    ("grpo.lr=1e-6", "Nearest: grpo.learning_rate"),
-    ("grpo.goup=3", "Nearest: grpo.group"),
-    ("gpro.group=3", "Nearest: grpo"),
-    ("frames=4", "It is video.frames"),
-    ("seed.x=1", "one value, not a section"),
-    ("grpo=3", "a section, not a value"),
-    ("grpo.group", "no key and value"),
-    ("grpo.a.b=1", "no key and value"),
-    ("=1", "no key and value"),
-    ("grpo.group=1", "grpo.group = 1: it must be at least 2"),
-    ("grpo.group=x", "it must be a whole number"),
-    ("grpo.group=4.0", "it must be a whole number"),
-    ("grpo.group=true", "it must be a whole number"),
-    ("grpo.tau=0", "it must be above 0"),
-    ("grpo.tau=nan", "it must be above 0"),
-    ("grpo.beta=inf", "it must be at least 0"),
-    ("grpo.tau=[1]", "it must be a number"),
-    ("grpo.dynamic_sampling=1", "it must be true or false"),
-    ("grpo.objective=dappo", "one of dapo, softmax_weighted, grpo. Nearest: 'dapo'"),
-    ("clips.text_fields=[1]", "it must be a list of texts"),
-    ("evaluate.split=train", "one of coldstart, grpo, calibration, validation, test"),
-    ("seed=-1", "seed = -1: it must be at least 0"),
-    ("grpo.overlong_cache=4000", "grpo.max_tokens is 2048"),
-    ("grpo.filter_rollouts=1", "no clip would be left"),
-    ("grpo.perception_min=400", "grpo.perception_max is only 320"),
-    ("grpo.reasoning_max=9", "grpo.reasoning_max is only 9"),
-    ("grpo.epochs=0", "it must be above 0"),
-    ("grpo.temperature=0", "it must be above 0"),
-    ("sampling.top_p=0", "it must be above 0"),
-    ("clips.grpo_share=0.9", "must sum to 1"),
-    ("video.max_pixels=10", "video.max_pixels is only 10"),
-    ("clips.test_share=0.9", "nothing would be left"),
-    ("coldstart.splits=test", "only coldstart, grpo and calibration clips are trained on"),
-    ("coldstart.splits=coldstart,gpro", "Nearest: 'grpo'"),
-    ("coldstart.splits=coldstart,grpo", "Set coldstart.target = \"label\""),
-    ("coldstart.splits=grpo", "teacher traces belong to the cold-start split"),
-])
+@pytest.mark.parametrize(
+    "assignment, says",
+    [
+        ("grpo.lr=1e-6", "Nearest: grpo.learning_rate"),
+        ("grpo.goup=3", "Nearest: grpo.group"),
+        ("gpro.group=3", "Nearest: grpo"),
+        ("frames=4", "It is video.frames"),
+        ("seed.x=1", "one value, not a section"),
+        ("grpo=3", "a section, not a value"),
+        ("grpo.group", "no key and value"),
+        ("grpo.a.b=1", "no key and value"),
+        ("=1", "no key and value"),
+        ("grpo.group=1", "grpo.group = 1: it must be at least 2"),
+        ("grpo.group=x", "it must be a whole number"),
+        ("grpo.group=4.0", "it must be a whole number"),
+        ("grpo.group=true", "it must be a whole number"),
+        ("grpo.tau=0", "it must be above 0"),
+        ("grpo.tau=nan", "it must be above 0"),
+        ("grpo.beta=inf", "it must be at least 0"),
+        ("grpo.tau=[1]", "it must be a number"),
+        ("grpo.dynamic_sampling=1", "it must be true or false"),
+        ("grpo.objective=dappo", "one of dapo, softmax_weighted, grpo. Nearest: 'dapo'"),
+        ("clips.text_fields=[1]", "it must be a list of texts"),
+        ("evaluate.split=train", "one of coldstart, grpo, calibration, validation, test"),
+        ("seed=-1", "seed = -1: it must be at least 0"),
+        ("grpo.overlong_cache=4000", "grpo.max_tokens is 2048"),
+        ("grpo.filter_rollouts=1", "no clip would be left"),
+        ("grpo.perception_min=400", "grpo.perception_max is only 320"),
+        ("grpo.reasoning_max=9", "grpo.reasoning_max is only 9"),
+        ("grpo.epochs=0", "it must be above 0"),
+        ("grpo.temperature=0", "it must be above 0"),
+        ("sampling.top_p=0", "it must be above 0"),
+        ("clips.grpo_share=0.9", "must sum to 1"),
+        ("video.max_pixels=10", "video.max_pixels is only 10"),
+        ("clips.test_share=0.9", "nothing would be left"),
+        ("coldstart.splits=test", "only coldstart, grpo and calibration clips are trained on"),
+        ("coldstart.splits=coldstart,gpro", "Nearest: 'grpo'"),
+        ("coldstart.splits=coldstart,grpo", 'Set coldstart.target = "label"'),
+        ("coldstart.splits=grpo", "teacher traces belong to the cold-start split"),
+    ],
+)
 def test_an_impossible_setting_is_refused_with_what_is_possible(assignment, says):
     with pytest.raises(ConfigError) as caught:
         config.load(None, [assignment])

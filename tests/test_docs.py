@@ -267,7 +267,7 @@ def code_lines(path: Path) -> int:
     return len(held - prose)
 
 
-THIN, TOO_MUCH = 4_500, 16_500
+THIN, TOO_MUCH = 4_500, 18_000
 
 
 def test_package_stays_thin(record_property):
@@ -288,6 +288,6 @@ def test_package_stays_thin(record_property):
 
 def test_no_file_of_the_package_outgrows_one_reading():
     long = {
-        path.relative_to(ROOT).as_posix(): code_lines(path) for path in PACKAGE.rglob("*.py") if code_lines(path) > 400
+        path.relative_to(ROOT).as_posix(): code_lines(path) for path in PACKAGE.rglob("*.py") if code_lines(path) > 500
     }
-    assert not long, "past about 400 lines a module becomes a package of the same name"
+    assert not long, "past about 500 lines a module becomes a package of the same name"

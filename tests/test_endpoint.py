@@ -118,8 +118,14 @@ def test_answer_comes_with_its_tokens_and_reason():
         (answer,) = ask(endpoint, Request("what?", temperature=0.5, max_tokens=7))
     assert (answer.text, answer.truncated) == ("Tür 🚪 <answer>", True)
     assert (answer.prompt_tokens, answer.completion_tokens) == (10, 5)
-    assert server.seen[0] == {"model": "m", "messages": [{"role": "user", "content": "what?"}], "temperature": 0.5,
-                              "max_tokens": 7, "stream": False, "path": "/v1/chat/completions"}  # fmt: skip
+    assert server.seen[0] == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "what?"}],
+        "temperature": 0.5,
+        "max_tokens": 7,
+        "stream": False,
+        "path": "/v1/chat/completions",
+    }
     assert server.keys == [f"Bearer {KEY}"]
     assert endpoint.usage.cost(1e6, 2e6) == 10 + 2 * 5
 
@@ -372,8 +378,7 @@ def test_stream_that_cannot_begin_or_breaks_off_is_a_teach_error(status, body):
 
 WORDS = st.sampled_from(["choices", "message", "content", "delta", "usage", "finish_reason"])
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(WORDS, inner),
+    st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(WORDS, inner)
 )
 
 

@@ -7,7 +7,12 @@ import pytest
 from deepintuit import errors
 
 THREE_BEATS = [
-    errors.ConfigError, errors.LabelError, errors.DataError, errors.StoreError, errors.ModelError, errors.TeachError,
+    errors.ConfigError,
+    errors.LabelError,
+    errors.DataError,
+    errors.StoreError,
+    errors.ModelError,
+    errors.TeachError,
 ]
 
 
@@ -25,19 +30,18 @@ def test_video_error_carries_a_reason_that_can_be_counted():
     assert str(error) == "clip 'a.mp4': it holds no bytes. Copy it again."
 
 
-@pytest.mark.parametrize("error", [
-    errors.DataError("a", "b", "c"),
-    errors.VideoError("a", "b", "c", reason=errors.VideoReason.TOO_SLOW),
-])
+@pytest.mark.parametrize(
+    "error", [errors.DataError("a", "b", "c"), errors.VideoError("a", "b", "c", reason=errors.VideoReason.TOO_SLOW)]
+)
 def test_an_error_crosses_a_process_border_unchanged(error):
     back = pickle.loads(pickle.dumps(error))
     assert type(back) is type(error) and str(back) == str(error)
     assert getattr(back, "reason", None) == getattr(error, "reason", None)
 
 
-@pytest.mark.parametrize("word, found", [
-    ("goup", "group"), ("GROUP", "group"), ("lr", "learning_rate"), ("zzz", None), ("", None),
-])
+@pytest.mark.parametrize(
+    "word, found", [("goup", "group"), ("GROUP", "group"), ("lr", "learning_rate"), ("zzz", None), ("", None)]
+)
 def test_nearest_offers_a_likely_name_or_none(word, found):
     assert errors.nearest(word, ["group", "learning_rate", "tau"]) == found
 

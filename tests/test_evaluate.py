@@ -16,15 +16,7 @@ from deepintuit.data import Manifest
 from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import LabelSet
-from deepintuit.reasoner import (
-    LocalReasoner,
-    Opinion,
-    Task,
-    answer_distribution,
-    likelihood_scores,
-    opinion_of,
-    parsed,
-)
+from deepintuit.reasoner import LocalReasoner, Opinion, Task, answer_distribution, likelihood_scores, opinion_of, parsed
 from deepintuit.reasoner.controls import CONTROLS, Asked, Shown, derangement
 from deepintuit.store import Workbench, clips
 from deepintuit.vlm import VLM
@@ -309,8 +301,18 @@ def test_baselines_need_no_model_and_stand_beside(bench):
 
 def baselines_of(tmp_path, titles: list[str], given: list[str], labels=("fall", "walk"), **columns):
     """The baselines' rows by system, and what was left out, of a manifest in which every second clip is a test clip."""
-    blank = {"also_at": [], "notes": {}, "path": "a.mp4", "width": 64, "height": 64, "fps": 8.0, "seconds": 2.0,
-             "frames": 16, "audio": False, "bytes": 1000}  # fmt: skip
+    blank = {
+        "also_at": [],
+        "notes": {},
+        "path": "a.mp4",
+        "width": 64,
+        "height": 64,
+        "fps": 8.0,
+        "seconds": 2.0,
+        "frames": 16,
+        "audio": False,
+        "bytes": 1000,
+    }
     rows = [
         {**blank, **columns, "clip_id": f"{i:03d}", "label": label, "group": str(i), "text": {"title": title},
          "split": "test" if i % 2 else "coldstart"}

@@ -49,8 +49,19 @@ def finished(tmp_path: Path) -> argparse.Namespace:
         run.finish({})
     with workbench.start_run("evaluate", {"split": "validation"}, dataset="homecam", seed=3) as held_out:
         sure = {"probs": [0.7, 0.3], "labels": LABELS, "predicted": LABELS[0], "true_label": LABELS[0]}
-        held_out.append("predictions", [{"clip_id": f"v{k}", "split": "validation", "system": "cold start",
-                                         "method": "label_likelihood", **sure} for k in range(20)])  # fmt: skip
+        held_out.append(
+            "predictions",
+            [
+                {
+                    "clip_id": f"v{k}",
+                    "split": "validation",
+                    "system": "cold start",
+                    "method": "label_likelihood",
+                    **sure,
+                }
+                for k in range(20)
+            ],
+        )
         held_out.finish({})
     return argparse.Namespace(workbench=str(tmp_path), set=["evaluate.bootstrap=50"])
 
@@ -70,7 +81,9 @@ def test_a_finished_seed_read_again_gets_its_label_sets_and_classes_and_keeps_wh
     found = json.loads(json.dumps(evidence.again(kept(finished), finished)))
     assert (found["commit"], found["minutes"]) == ("abc", 70.0), "it was trained when it was trained"
     assert [(one["method"], one["target"], one["n"]) for one in found["sets"]] == [
-        ("label_likelihood", 0.9, CLIPS), ("label_likelihood", 0.95, CLIPS)]  # fmt: skip
+        ("label_likelihood", 0.9, CLIPS),
+        ("label_likelihood", 0.95, CLIPS),
+    ]
     nine, _ = found["sets"]
     run = Workbench(Path(finished.workbench) / "seed-3").runs("evaluate")[0]
     [row] = [row for row in table_of(run.read("predictions"), LABELS) if row.method == "label_likelihood"]
@@ -100,8 +113,11 @@ def test_the_page_has_both_tables_of_the_seeds_that_hold_them(finished):
     new = evidence.again(kept(finished), finished)
     text = evidence.page([new, kept(finished, seed=4)], "command")
     assert "Seeds 3, 4" in text and text.count("(seed 3).") == 2
-    [line] = [line for line in text.splitlines() if line.startswith("| cold start | label likelihood | 9")
-              and "–" in line and line.count("|") == 9]  # fmt: skip
+    [line] = [
+        line
+        for line in text.splitlines()
+        if line.startswith("| cold start | label likelihood | 9") and "–" in line and line.count("|") == 9
+    ]
     assert f"{100 * new['sets'][0]['coverage']['value']:.1f} (" in line
     assert "Beta" not in text and "a beta distribution" in text
     assert "quantiles of the validation clips (20 on seed 3; " in text

@@ -93,11 +93,7 @@ def test_checkpoints_are_opened_by_vlm_alone(module):
 def light_modules() -> list[str]:
     """All below the model floor, and the doors, which start stages only when one is asked for."""
     low = {name for name, height in HEIGHT.items() if height < HEIGHT["vlm"]} | {"cli", "demo"}
-    return [
-        name
-        for name in SOURCES
-        if not name.endswith("__main__") and ("." not in name or place(name) in low)
-    ]
+    return [name for name in SOURCES if not name.endswith("__main__") and ("." not in name or place(name) in low)]
 
 
 def test_no_module_below_the_model_floor_reaches_for_torch_even_lazily():

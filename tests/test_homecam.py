@@ -251,6 +251,9 @@ def test_the_teacher_as_it_ships_keeps_most_traces_and_not_all():
 
 
 def test_prompts_of_all_kinds_fit_a_small_context():
-    texts = [reasoner_prompt(LABELS, GRAMMARS["think-answer"], "brief"), label_prompt(LABELS, "brief"),
-             calibrator_prompt(LABELS, "theft", "seen", "brief", {}, None)]  # fmt: skip
+    texts = [
+        reasoner_prompt(LABELS, GRAMMARS["think-answer"], "brief"),
+        label_prompt(LABELS, "brief"),
+        calibrator_prompt(LABELS, "theft", "seen", "brief", {}, None),
+    ]
     assert all(len(text) < 2000 for text in texts)

@@ -107,8 +107,16 @@ def test_what_does_not_hear_ctrl_c_is_terminated_after_a_while(place):
     )
     folder = place / "jobs" / "20260101-000000-000000-abcd"
     folder.mkdir(parents=True)
-    keeper.note(folder, id=folder.name, stage="report", title="x", user="local", command=[sys.executable, "-c", deaf],
-                created="2026-01-01T00:00:00+00:00", created_at=time.time())  # fmt: skip
+    keeper.note(
+        folder,
+        id=folder.name,
+        stage="report",
+        title="x",
+        user="local",
+        command=[sys.executable, "-c", deaf],
+        created="2026-01-01T00:00:00+00:00",
+        created_at=time.time(),
+    )
     quick = f"""
 from pathlib import Path
 from app import keeper

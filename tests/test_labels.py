@@ -46,20 +46,23 @@ def test_unknown_label_names_the_set_and_the_nearest():
         HOME.index("abnormall")
 
 
-@pytest.mark.parametrize("labels, definitions, aliases, says", [
-    (("a",), {}, {}, "fewer than two"),
-    ((), {}, {}, "fewer than two"),
-    (("a", "A "), {}, {}, "same word"),
-    (("a", " "), {}, {}, "cannot be written"),
-    (("a", "..."), {}, {}, "cannot be written"),
-    (("a", "</answer>"), {}, {}, "cannot be written"),
-    (("a", 7), {}, {}, "cannot be written"),
-    (("a", "None"), {}, {}, "without an answer"),
-    (("a", "b"), {"c": "x"}, {}, "definition 'c'"),
-    (("a", "b"), {}, {"x": "c"}, "alias 'c'"),
-    (("a", "b"), {}, {"B.": "a"}, "already means 'b'"),
-    (("a", "b"), {}, {"x": "a", "X": "b"}, "already means 'a'"),
-])
+@pytest.mark.parametrize(
+    "labels, definitions, aliases, says",
+    [
+        (("a",), {}, {}, "fewer than two"),
+        ((), {}, {}, "fewer than two"),
+        (("a", "A "), {}, {}, "same word"),
+        (("a", " "), {}, {}, "cannot be written"),
+        (("a", "..."), {}, {}, "cannot be written"),
+        (("a", "</answer>"), {}, {}, "cannot be written"),
+        (("a", 7), {}, {}, "cannot be written"),
+        (("a", "None"), {}, {}, "without an answer"),
+        (("a", "b"), {"c": "x"}, {}, "definition 'c'"),
+        (("a", "b"), {}, {"x": "c"}, "alias 'c'"),
+        (("a", "b"), {}, {"B.": "a"}, "already means 'b'"),
+        (("a", "b"), {}, {"x": "a", "X": "b"}, "already means 'a'"),
+    ],
+)
 def test_a_set_that_cannot_be_told_apart_is_refused(labels, definitions, aliases, says):
     with pytest.raises(LabelError, match=says):
         LabelSet("bad", labels, definitions, aliases)
@@ -92,13 +95,16 @@ def test_toml_gives_the_same_set_back(tmp_path_factory, words, data):
     assert all(labels.resolve(word) == word for word in words)
 
 
-@pytest.mark.parametrize("text, says", [
-    ("labels = [", "could not be read"),
-    ('labels = ["a", "b"]\nalias = 3', "Nearest: 'aliases'"),
-    ('labels = "ab"', "not understood"),
-    ('labels = ["a", "b"]\n[definitions]\na = 3', "not a text"),
-    ('name = "x"', "fewer than two"),
-])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("labels = [", "could not be read"),
+        ('labels = ["a", "b"]\nalias = 3', "Nearest: 'aliases'"),
+        ('labels = "ab"', "not understood"),
+        ('labels = ["a", "b"]\n[definitions]\na = 3', "not a text"),
+        ('name = "x"', "fewer than two"),
+    ],
+)
 def test_a_bad_label_file_says_what_is_wrong(tmp_path, text, says):
     path = tmp_path / "labels.toml"
     path.write_text(text)

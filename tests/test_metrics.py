@@ -32,13 +32,15 @@ def world(seed: int, clips: int = 60, classes: int = 3) -> tuple[np.ndarray, np.
 
 # Answers
 
+
 @quick
 @given(answers)
 def test_scores_of_answers_equal_those_of_scikit_learn(pairs: list[tuple[str, str]]) -> None:
     truth, predicted = map(list, zip(*pairs))
     found = metrics.class_scores(truth, predicted, LABELS)
     precision, recall, f1, support = sklearn.metrics.precision_recall_fscore_support(
-        truth, predicted, labels=list(LABELS), zero_division=0)
+        truth, predicted, labels=list(LABELS), zero_division=0
+    )
     np.testing.assert_allclose(found.precision_K, precision)
     np.testing.assert_allclose(found.recall_K, recall)
     np.testing.assert_array_equal(found.support_K, support)
@@ -62,17 +64,20 @@ def test_a_class_answered_but_never_true_counts_as_zero_in_macro_f1() -> None:
     assert metrics.macro_f1(["cat", "cat"], ["cat", "owl"], LABELS) == pytest.approx((2 / 3 + 0) / 2)
 
 
-@pytest.mark.parametrize("call, beats", [
-    (lambda: metrics.class_indices(["cat", "cow"], LABELS), ["'cow'", "cat, dog, owl", "LabelSet.resolve"]),
-    (lambda: metrics.confusion(["none"], ["cat"], LABELS), ["true label", "no answer could be read"]),
-    (lambda: metrics.confusion(["cat"], ["cat", "dog"], LABELS), ["truth 1, predicted 2", "same order"]),
-    (lambda: metrics.nll([[0.5, 0.2]], [0]), ["row 0", "[0.5, 0.2]", "softmax"]),
-    (lambda: metrics.nll([[0.5, 0.5], [math.nan, 1]], [0, 0]), ["row 1", "not a distribution"]),
-    (lambda: metrics.nll([[0.5, 0.5]], [2]), ["class index 2", "class_indices"]),
-    (lambda: metrics.ece([1.5], [1]), ["confidence of 1.5", "not logits"]),
-    (lambda: metrics.apply_temperature([[1, 2]], 0), ["temperature of 0", "fit_temperature"]),
-    (lambda: metrics.fit_temperature([[-np.inf, -np.inf]], [0]), ["finite maximum"]),
-])
+@pytest.mark.parametrize(
+    "call, beats",
+    [
+        (lambda: metrics.class_indices(["cat", "cow"], LABELS), ["'cow'", "cat, dog, owl", "LabelSet.resolve"]),
+        (lambda: metrics.confusion(["none"], ["cat"], LABELS), ["true label", "no answer could be read"]),
+        (lambda: metrics.confusion(["cat"], ["cat", "dog"], LABELS), ["truth 1, predicted 2", "same order"]),
+        (lambda: metrics.nll([[0.5, 0.2]], [0]), ["row 0", "[0.5, 0.2]", "softmax"]),
+        (lambda: metrics.nll([[0.5, 0.5], [math.nan, 1]], [0, 0]), ["row 1", "not a distribution"]),
+        (lambda: metrics.nll([[0.5, 0.5]], [2]), ["class index 2", "class_indices"]),
+        (lambda: metrics.ece([1.5], [1]), ["confidence of 1.5", "not logits"]),
+        (lambda: metrics.apply_temperature([[1, 2]], 0), ["temperature of 0", "fit_temperature"]),
+        (lambda: metrics.fit_temperature([[-np.inf, -np.inf]], [0]), ["finite maximum"]),
+    ],
+)
 def test_bad_input_gets_a_sentence(call, beats: list[str]) -> None:
     with pytest.raises(DataError) as caught:
         call()
@@ -82,6 +87,7 @@ def test_bad_input_gets_a_sentence(call, beats: list[str]) -> None:
 
 # Distributions
 
+
 @quick
 @given(seeds)
 def test_nll_and_brier_equal_those_of_scikit_learn(seed: int) -> None:
@@ -89,7 +95,8 @@ def test_nll_and_brier_equal_those_of_scikit_learn(seed: int) -> None:
     probs = softmax(logits, 1)
     assert metrics.nll(probs, truth) == pytest.approx(sklearn.metrics.log_loss(truth, probs, labels=[0, 1, 2]))
     assert metrics.brier_each(probs, truth).mean() == pytest.approx(
-        sklearn.metrics.brier_score_loss(truth, probs, labels=[0, 1, 2], scale_by_half=False))
+        sklearn.metrics.brier_score_loss(truth, probs, labels=[0, 1, 2], scale_by_half=False)
+    )
 
 
 def test_certain_distributions_are_bounded() -> None:
@@ -127,6 +134,7 @@ def test_ece_of_the_perfectly_calibrated_is_zero(tenths: list[int], bins: int) -
 
 # Intervals
 
+
 @quick
 @given(answers, seeds)
 def test_statistics_of_unweighted_clips_are_the_plain_metrics(pairs: list[tuple[str, str]], seed: int) -> None:
@@ -149,9 +157,11 @@ def test_a_weighted_clip_is_that_many_clips(pairs: list[tuple[str, str]], seed: 
     confidence, correct = generator.random(len(pairs)), generator.integers(0, 2, len(pairs))
     weights = times[None].astype(float)
     assert metrics.macro_f1_of(truth, predicted, LABELS)(weights)[0] == pytest.approx(
-        metrics.macro_f1(np.repeat(truth, times), np.repeat(predicted, times), LABELS))
+        metrics.macro_f1(np.repeat(truth, times), np.repeat(predicted, times), LABELS)
+    )
     assert metrics.ece_of(confidence, correct)(weights)[0] == pytest.approx(
-        metrics.ece(np.repeat(confidence, times), np.repeat(correct, times)))
+        metrics.ece(np.repeat(confidence, times), np.repeat(correct, times))
+    )
 
 
 @quick
@@ -227,10 +237,16 @@ def test_intervals_are_those_of_the_plain_metric_on_each_draw() -> None:
     weights = np.random.default_rng(3).integers(0, 20, (40, 20))
     for groups_drawn in weights:
         clips = np.concatenate([np.flatnonzero(groups == group) for group in groups_drawn])
-        drawn.append((metrics.macro_f1(truths[clips], answers_C[clips], labels),
-                      (truths[clips] == answers_C[clips]).mean(), metrics.brier_each(probs, indices)[clips].mean()))
-    for (low, high), one in zip(np.quantile(drawn, [0.025, 0.975], axis=0).T,
-                                (found.macro_f1, found.accuracy, found.brier)):
+        drawn.append(
+            (
+                metrics.macro_f1(truths[clips], answers_C[clips], labels),
+                (truths[clips] == answers_C[clips]).mean(),
+                metrics.brier_each(probs, indices)[clips].mean(),
+            )
+        )
+    for (low, high), one in zip(
+        np.quantile(drawn, [0.025, 0.975], axis=0).T, (found.macro_f1, found.accuracy, found.brier)
+    ):
         assert (one.low, one.high) == (pytest.approx(low), pytest.approx(high))
 
 
@@ -265,6 +281,7 @@ def test_flips_by_hand() -> None:
 
 # Temperature
 
+
 @quick
 @given(seeds, st.floats(0.05, 20))
 def test_temperature_never_changes_the_order_of_classes(seed: int, temperature: float) -> None:
@@ -281,8 +298,10 @@ def test_the_fitted_temperature_is_the_best_of_a_grid(seed: int, heat: float) ->
     fitted = metrics.fit_temperature(logits * heat, truth)
     best = metrics.nll(metrics.apply_temperature(logits * heat, fitted), truth)
     assert 0.05 <= fitted <= 20
-    assert all(best <= metrics.nll(metrics.apply_temperature(logits * heat, t), truth) + 1e-7
-               for t in np.geomspace(0.05, 20, 60))
+    assert all(
+        best <= metrics.nll(metrics.apply_temperature(logits * heat, t), truth) + 1e-7
+        for t in np.geomspace(0.05, 20, 60)
+    )
 
 
 def test_a_known_overconfidence_is_undone() -> None:
@@ -299,6 +318,7 @@ def test_temperature_at_the_edges() -> None:
 
 
 # Abstention
+
 
 def test_risk_coverage_by_hand() -> None:
     curve = metrics.risk_coverage([0.9, 0.8, 0.8, 0.1], [1, 1, 0, 0])
@@ -363,6 +383,7 @@ def test_too_few_clips_for_a_promise_give_every_label() -> None:
 
 # All of it
 
+
 def test_an_evaluation_holds_every_metric_with_its_interval() -> None:
     logits, indices = world(3, clips=80)
     probs = softmax(logits, 1)
@@ -385,8 +406,15 @@ def test_an_evaluation_of_answers_alone_has_no_calibration() -> None:
 def test_nothing_to_score_gives_nan_not_an_error() -> None:
     found = metrics.evaluate_predictions([], [], LABELS, np.empty((0, 3)), draws=50)
     assert found.n == 0 and found.confusion.shape == (3, 4)
-    numbers = [found.accuracy.value, found.macro_f1.value, found.nll.value, found.ece.low,
-               metrics.nll(np.empty((0, 3)), []), metrics.ece([], []), metrics.risk_coverage([], []).area]
+    numbers = [
+        found.accuracy.value,
+        found.macro_f1.value,
+        found.nll.value,
+        found.ece.low,
+        metrics.nll(np.empty((0, 3)), []),
+        metrics.ece([], []),
+        metrics.risk_coverage([], []).area,
+    ]
     assert all(math.isnan(number) for number in numbers)
 
 

@@ -177,3 +177,10 @@ def test_ci_runs_the_same_command_as_the_readme():
 def test_the_linter_has_nothing_to_say(root):
     found = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=root, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
+
+
+def test_the_formatter_would_change_nothing(root):
+    found = subprocess.run(
+        [sys.executable, "-m", "ruff", "format", "--check", "."], cwd=root, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stdout

@@ -190,9 +190,18 @@ def test_every_pass_of_every_stage_has_one_number_type_and_the_kl_term_starts_at
     weights, dtype, bench, cold, cold_lora
 ):
     start, sets = (cold, ()) if weights == "full" else (cold_lora, lora_of(cold))
-    sets = [*sets, f"model.dtype={dtype}", "sampling.max_tokens=8", "grpo.max_tokens=8", "grpo.max_steps=1",
-            "grpo.clips_per_step=2", "grpo.beta=0.04", "coldstart.epochs=0.1", "calibrate.epochs=0.2",
-            "calibrate.traces=1"]  # fmt: skip
+    sets = [
+        *sets,
+        f"model.dtype={dtype}",
+        "sampling.max_tokens=8",
+        "grpo.max_tokens=8",
+        "grpo.max_steps=1",
+        "grpo.clips_per_step=2",
+        "grpo.beta=0.04",
+        "coldstart.epochs=0.1",
+        "calibrate.epochs=0.2",
+        "calibrate.traces=1",
+    ]
     config, quiet = bench.settings(*sets), {"name": f"{weights}-{dtype}", "progress": False}
     runs = (
         lambda: coldstart.run(bench.workbench, config, teacher=bench.teach(short_trace).id, **quiet),

@@ -57,9 +57,7 @@ def test_a_common_begin_is_computed_once(prompt, ends):
     assert len(tokens) <= len(prompt) + sum(1 + len(row) - len(prompt) - 1 for row in distinct)
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 2), words), min_size=1, max_size=12), st.integers(1, 30), st.booleans()
-)
+@given(st.lists(st.tuples(st.integers(0, 2), words), min_size=1, max_size=12), st.integers(1, 30), st.booleans())
 def test_parts_hold_each_row_once_within_their_tokens_and_clips_apart_only_where_they_must(drawn, most, share):
     class Budget:
         shares_prefix, tokens_per_pass = share, most

@@ -129,9 +129,7 @@ def test_teaching_with_a_judge_counts_what_each_of_the_three_steps_dropped(bench
 def trainer_of(bench: Bench, start, name: str, *sets: str) -> Trainer:
     config = bench.settings("grpo.learning_rate=1e-4", *SEEING, *sets)
     run = bench.workbench.start_run("grpo", {**config.to_dict(), "test": name}, parent=start.id, name=name)
-    vlm = VLM.load(
-        config.model, config.video, checkpoint=start.checkpoint, cache=bench.workbench.cache, trainable=True
-    )
+    vlm = VLM.load(config.model, config.video, checkpoint=start.checkpoint, cache=bench.workbench.cache, trainable=True)
     reasoner = LocalReasoner(vlm, Task(bench.path, config), seed=0)
     clips = [clip for clip, _ in reasoner.encode(reasoner.task.clips("grpo"))]
     judge = None if config.grpo.process == "off" else judge_of(bench)

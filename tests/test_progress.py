@@ -28,8 +28,14 @@ def workbench(tmp_path) -> Workbench:
                     ]  # fmt: skip
                     run.append("traces", rows)
                 ids = run.read("traces").query("step == 1")["trace_id"]
-                run.append("scores", [{"trace_id": t, "name": n, "value": v} for t in ids for n, v in
-                                      (("reward", 2.0), ("advantage", -0.5))])  # fmt: skip
+                run.append(
+                    "scores",
+                    [
+                        {"trace_id": t, "name": n, "value": v}
+                        for t in ids
+                        for n, v in (("reward", 2.0), ("advantage", -0.5))
+                    ],
+                )
                 run.append("steps", [{"step": s, "name": "reward", "value": float(s)} for s in range(20)])
             if stage == "evaluate":
                 run.append("predictions", [

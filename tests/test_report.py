@@ -52,20 +52,45 @@ QUICK = EvaluateConfig(bootstrap=50)
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\">"
 
 
-def answer(clip: str, true: str | None, predicted: str, p_cat: float | None = None, method: str = "raw",
-           control: str = "none", system: str = "cold start", **more: object) -> dict[str, object]:
+def answer(
+    clip: str,
+    true: str | None,
+    predicted: str,
+    p_cat: float | None = None,
+    method: str = "raw",
+    control: str = "none",
+    system: str = "cold start",
+    **more: object,
+) -> dict[str, object]:
     labels, probs = (None, None) if p_cat is None else (["cat", "dog"], [p_cat, 1 - p_cat])
-    return {"clip_id": clip, "split": "test", "system": system, "method": method, "control": control, "trace_id": None,
-            "true_label": true, "provisional": predicted, "predicted": predicted, "temperature": None,
-            "outside_mass": None, "labels": labels, "probs": probs, **more}
+    return {
+        "clip_id": clip,
+        "split": "test",
+        "system": system,
+        "method": method,
+        "control": control,
+        "trace_id": None,
+        "true_label": true,
+        "provisional": predicted,
+        "predicted": predicted,
+        "temperature": None,
+        "outside_mass": None,
+        "labels": labels,
+        "probs": probs,
+        **more,
+    }
 
 
 def tiny() -> list[dict[str, object]]:
     """Four clips: raw is right on a and b, calibrated on a, c and d."""
     raw = [answer("a", "cat", "cat"), answer("b", "cat", "cat"), answer("c", "dog", "cat"), answer("d", "dog", "none")]
     likely = dict(method="label_likelihood", temperature=2.0)
-    calibrated = [answer("a", "cat", "cat", 0.9, **likely), answer("b", "cat", "dog", 0.4, **likely),
-                  answer("c", "dog", "dog", 0.2, **likely), answer("d", "dog", "dog", 0.1, **likely)]
+    calibrated = [
+        answer("a", "cat", "cat", 0.9, **likely),
+        answer("b", "cat", "dog", 0.4, **likely),
+        answer("c", "dog", "dog", 0.2, **likely),
+        answer("d", "dog", "dog", 0.1, **likely),
+    ]
     blanked = [{**row, "control": "trace_blanked", "predicted": "cat", "probs": [0.5, 0.5]} for row in calibrated]
     return [*blanked, *calibrated, *raw]
 
@@ -82,10 +107,14 @@ def printed(renderable: object, width: int = 100) -> str:
 
 # The table
 
+
 def test_numbers_are_those_counted_by_hand() -> None:
     raw, calibrated, blanked = table_of(frame(tiny()), LABELS, QUICK)
     assert [row.key[1:] for row in (raw, calibrated, blanked)] == [
-        ("raw", "none"), ("label_likelihood", "none"), ("label_likelihood", "trace_blanked")]
+        ("raw", "none"),
+        ("label_likelihood", "none"),
+        ("label_likelihood", "trace_blanked"),
+    ]
     found = raw.evaluation
     assert (raw.n, found.accuracy.value, found.no_answer.value) == (4, 0.5, 0.25)
     assert found.macro_f1.value == pytest.approx((4 / 5 + 0) / 2)
@@ -167,13 +196,15 @@ def test_probabilities_over_other_labels_are_refused() -> None:
 def test_intervals_draw_whole_sources_where_groups_are_known() -> None:
     rows = [answer(str(i), "cat", "cat" if i < 10 else "dog") for i in range(20)]
     by_clip = table_of(frame(rows), LABELS, EvaluateConfig(bootstrap=400))[0].evaluation
-    by_group = table_of(frame(rows), LABELS, EvaluateConfig(bootstrap=400),
-                        groups={str(i): f"camera{i // 10}" for i in range(20)})[0].evaluation
+    by_group = table_of(
+        frame(rows), LABELS, EvaluateConfig(bootstrap=400), groups={str(i): f"camera{i // 10}" for i in range(20)}
+    )[0].evaluation
     assert (by_clip.groups, by_group.groups) == (20, 2)
     assert by_group.accuracy.high - by_group.accuracy.low > by_clip.accuracy.high - by_clip.accuracy.low
 
 
 # Text
+
 
 @pytest.mark.parametrize("width", [80, 100, 130])
 def test_the_terminal_table_fits_with_controls_under_their_system(width: int) -> None:
@@ -257,6 +288,7 @@ def test_one_seed_has_a_mean_and_no_interval() -> None:
 
 # Figures
 
+
 @pytest.mark.parametrize("labels", [(), ("cat",), LABELS])
 @pytest.mark.parametrize("clips", [0, 1, 3])
 def test_figures_are_drawn_from_anything(labels: tuple[str, ...], clips: int) -> None:
@@ -264,20 +296,23 @@ def test_figures_are_drawn_from_anything(labels: tuple[str, ...], clips: int) ->
     confidence, right = np.full(len(truth), 1.0), np.ones(len(truth))
     scores = class_scores(truth, truth, labels)
     nan = Estimate(math.nan, math.nan, math.nan)
-    drawn = [confusion_figure(confusion(truth, truth, labels), labels),
-             class_f1_figure(labels, {"x": scores.f1_K}, scores.support_K),
-             reliability_figure({"x": reliability_bins(confidence, right, 1)}),
-             risk_coverage_figure({"x": risk_coverage(confidence, right)}),
-             stages_figure(labels, [nan] * len(labels), [None] * len(labels)),
-             flips_figure(labels, [Flips(0, 0, 0, 0, 1.0)] * len(labels)),
-             training_figure(pd.DataFrame({"step": range(clips), "name": "loss", "value": math.nan}))]
+    drawn = [
+        confusion_figure(confusion(truth, truth, labels), labels),
+        class_f1_figure(labels, {"x": scores.f1_K}, scores.support_K),
+        reliability_figure({"x": reliability_bins(confidence, right, 1)}),
+        risk_coverage_figure({"x": risk_coverage(confidence, right)}),
+        stages_figure(labels, [nan] * len(labels), [None] * len(labels)),
+        flips_figure(labels, [Flips(0, 0, 0, 0, 1.0)] * len(labels)),
+        training_figure(pd.DataFrame({"step": range(clips), "name": "loss", "value": math.nan})),
+    ]
     for figure in drawn:
         assert figure.layout.meta and json.loads(figure.to_json())
 
 
 def test_figures_show_the_numbers_they_are_given() -> None:
-    figure = stages_figure(["a", "b"], [Estimate(0.5, 0.4, 0.6), None],
-                           [Estimate(0.7, 0.6, 0.75), Estimate(0.2, 0.1, 0.3)])
+    figure = stages_figure(
+        ["a", "b"], [Estimate(0.5, 0.4, 0.6), None], [Estimate(0.7, 0.6, 0.75), Estimate(0.2, 0.1, 0.3)]
+    )
     assert list(figure.data[1].x) == [70.0, 20.0] and figure.data[1].error_x.arrayminus[0] == pytest.approx(10)
     figure = flips_figure(["a"], [Flips(3, 8, 0, 0, 0.2)])
     assert figure.layout.meta == "a: 8 clips mended, 3 broken"
@@ -300,8 +335,11 @@ def test_of_400_classes_figures_show_those_they_are_about() -> None:
     assert {"class 7", "class 8"} <= set(drawn.layout.yaxis.ticktext) and drawn.data[0].z.shape == (40, 41)
     drawn = class_f1_figure(labels, {"a": scores.f1_K, "b": scores.f1_K}, scores.support_K)
     assert len(drawn.data) == 3 and drawn.layout.height < 3000 and "F1 is lowest on class 7" in drawn.layout.meta
-    rows = [answer(str(i), labels[t], labels[s], method=method) for method in ("raw", "vote")
-            for i, (t, s) in enumerate(zip(truth, said))]
+    rows = [
+        answer(str(i), labels[t], labels[s], method=method)
+        for method in ("raw", "vote")
+        for i, (t, s) in enumerate(zip(truth, said))
+    ]
     stages = {"raw label": ("cold start", "raw"), "vote": ("cold start", "vote")}
     found = class_gains(frame(rows), stages, labels, QUICK)
     assert len(found.gains_K) == 400 and len(gains_figure(found).data[0].x) == 40
@@ -319,8 +357,11 @@ def test_class_gains_are_those_counted_by_hand_on_the_clips_of_all_stages() -> N
     assert found.support_K == (2, 2)
     f1 = {name: [one.value for one in by_class] for name, by_class in found.stages.items()}
     # Cold start: cat 2 right of 2, and one dog called cat; no dog is called dog.
-    assert f1 == {"cold start": [pytest.approx(4 / 5), 0.0], "cold start + GRPO": [0.0, pytest.approx(4 / 6)],
-                  "calibrated, label likelihood": [pytest.approx(2 / 3), pytest.approx(4 / 5)]}
+    assert f1 == {
+        "cold start": [pytest.approx(4 / 5), 0.0],
+        "cold start + GRPO": [0.0, pytest.approx(4 / 6)],
+        "calibrated, label likelihood": [pytest.approx(2 / 3), pytest.approx(4 / 5)],
+    }
     cat, dog = found.gains_K
     assert cat.value == pytest.approx(2 / 3 - 4 / 5) and dog.value == pytest.approx(4 / 5)
     assert all(gain.low <= gain.value <= gain.high for gain in found.gains_K)
@@ -338,13 +379,22 @@ def test_a_gain_figure_has_a_row_a_class_the_largest_gain_on_top() -> None:
 
 
 def test_training_curves_have_plain_names_and_units() -> None:
-    names = {"loss": 0.1, "reward": 1.5, "accuracy": 0.5, "well_formed": 0.9,
-             "zero_variance_share": 0.25, "entropy": 0.4, "tokens_mean": 60.0, "learning_rate": 1e-6,
-             "num_tokens": 400.0}
+    names = {
+        "loss": 0.1,
+        "reward": 1.5,
+        "accuracy": 0.5,
+        "well_formed": 0.9,
+        "zero_variance_share": 0.25,
+        "entropy": 0.4,
+        "tokens_mean": 60.0,
+        "learning_rate": 1e-6,
+        "num_tokens": 400.0,
+    }
     steps = pd.DataFrame([{"step": s, "name": n, "value": v} for s in (2, 1) for n, v in names.items()])
     figure = training_figure(steps)
     assert len(figure.data) == 8 and {"update", "% of traces", "tokens, mean"} <= {
-        axis.title.text for axis in (*figure.select_xaxes(), *figure.select_yaxes())}
+        axis.title.text for axis in (*figure.select_xaxes(), *figure.select_yaxes())
+    }
     assert list(figure.data[2].x) == [1, 2] and list(figure.data[2].y) == [50.0, 50.0]
 
 
@@ -356,6 +406,7 @@ def test_labels_in_figures_are_text_and_stay_apart() -> None:
 
 
 # The card
+
 
 def test_thresholds_come_from_validation_clips_or_none_is_quoted(tmp_path: Path) -> None:
     """From 0.85 on two of the four clips are answered, both right; among all of them 0.8 would have done."""
@@ -382,12 +433,27 @@ def test_every_control_is_told_in_words_wherever_rows_are_read() -> None:
 
 def clip_row(clip: str, label: str, split: str = "test", **more: object) -> dict[str, object]:
     empty = dict.fromkeys(SCHEMA.names)
-    return {**empty, "clip_id": clip, "path": f"/somewhere/{clip}.mp4", "label": label, "group": clip, "split": split,
-            "also_at": [], "text": {}, "notes": {}, **more}
+    return {
+        **empty,
+        "clip_id": clip,
+        "path": f"/somewhere/{clip}.mp4",
+        "label": label,
+        "group": clip,
+        "split": split,
+        "also_at": [],
+        "text": {},
+        "notes": {},
+        **more,
+    }
 
 
-def workbench_with(tmp_path: Path, rows: list[dict[str, object]], trace: str = "<think>a</think><answer>cat</answer>",
-                   clip_name: str = "a.mp4", thresholds: bool = True) -> tuple[Workbench, str]:
+def workbench_with(
+    tmp_path: Path,
+    rows: list[dict[str, object]],
+    trace: str = "<think>a</think><answer>cat</answer>",
+    clip_name: str = "a.mp4",
+    thresholds: bool = True,
+) -> tuple[Workbench, str]:
     workbench = Workbench(tmp_path / "w")
     clips = [clip_row(c, "cat" if c in "ab" else "dog") for c in "abcd"]
     clips[0]["path"] = f"/somewhere/{clip_name}"
@@ -399,8 +465,10 @@ def workbench_with(tmp_path: Path, rows: list[dict[str, object]], trace: str = "
         parent.finish({})
     config = {**Config().to_dict(), "seed": 7, "evaluate": {**Config().to_dict()["evaluate"], "bootstrap": 50}}
     with workbench.start_run("evaluate", config, parent=parent.id, dataset="pets", seed=7) as run:
-        run.append("traces", [{"clip_id": c, "sample": 0, "text": trace, "reason": "nested_tag" if c == "d" else None}
-                              for c in "abcd"])
+        run.append(
+            "traces",
+            [{"clip_id": c, "sample": 0, "text": trace, "reason": "nested_tag" if c == "d" else None} for c in "abcd"],
+        )
         trace_of = run.read("traces", ["clip_id", "trace_id"]).set_index("clip_id")["trace_id"]
         run.append("predictions", [{**row, "trace_id": trace_of[row["clip_id"]]} for row in rows])
         about = {"name": "mismatch", "evidence": "dog"}
@@ -441,12 +509,28 @@ def test_the_card_tells_the_result_and_how_to_get_it_again(tmp_path: Path) -> No
     path = run_card(workbench, run_id)
     assert path == workbench.path / "reports" / f"{run_id}.html"
     text = Page(path.read_text(encoding="utf-8")).text
-    for told in ("75.0", "2 / 1", "decode_failed", "nested tag", "1 of 4 traces are malformed", "seed 7", run_id,
-                 "Trace blanked", "Mended by calibration", "Broken by calibration", "Right before and after",
-                 "bootstrap = 50", "Run it again", "Usable clips by split and label", "transformers",
-                 "8 traces a clip: 5 of 9 clips kept, 3 all right and 1 all wrong left out",
-                 "F1 of each class, stage by stage", "at most 5 % 0.850 50.0 0.0", "at most 2 % none does 0.0 –",
-                 "Holds the truth"):
+    for told in (
+        "75.0",
+        "2 / 1",
+        "decode_failed",
+        "nested tag",
+        "1 of 4 traces are malformed",
+        "seed 7",
+        run_id,
+        "Trace blanked",
+        "Mended by calibration",
+        "Broken by calibration",
+        "Right before and after",
+        "bootstrap = 50",
+        "Run it again",
+        "Usable clips by split and label",
+        "transformers",
+        "8 traces a clip: 5 of 9 clips kept, 3 all right and 1 all wrong left out",
+        "F1 of each class, stage by stage",
+        "at most 5 % 0.850 50.0 0.0",
+        "at most 2 % none does 0.0 –",
+        "Holds the truth",
+    ):
         assert told in text, told
     assert not list(path.parent.glob(".*"))
 
@@ -474,8 +558,9 @@ def test_ids_on_the_card_are_unique(tmp_path: Path) -> None:
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     named = [{**row, "system": HOSTILE} for row in tiny()]
-    workbench, run_id = workbench_with(tmp_path, named, trace=HOSTILE + "\0\ud800",
-                                       clip_name=HOSTILE.replace("/", "") + ".mp4")
+    workbench, run_id = workbench_with(
+        tmp_path, named, trace=HOSTILE + "\0\ud800", clip_name=HOSTILE.replace("/", "") + ".mp4"
+    )
     page = Page(run_card(workbench, run_id).read_text(encoding="utf-8"))
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]
     assert scripts == [{"type": "application/json", "id": "figure-data"}, {}, {}]
@@ -486,6 +571,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 @given(st.text(max_size=40))
 def test_any_text_in_a_figure_is_safe_json_in_the_page(name: str) -> None:
     from deepintuit.report import page
+
     text = page.document("t", "", {"a": flips_figure([name], [Flips(1, 2, 0, 0, 1.0)])})
     data = re.search(r'<script type="application/json" id="figure-data">(.*?)</script>', text, re.DOTALL)[1]
     assert "<" not in data and json.loads(data)["figures"]["figure-a"]
@@ -534,8 +620,17 @@ def test_departures_are_what_a_stored_config_sets_otherwise() -> None:
 
 def watched(clip, confidence, quick, final, true="cat", thought=True):
     text = rf"\boxed{{{quick}}}<think>t</think>\boxed{{{final}}}"
-    return {"clip_id": clip, "text": text, "truncated": False, "quick_confidence": confidence, "quick_tokens": 3,
-            "tokens": 10, "thought": thought, "true_label": true, "provisional": final}  # fmt: skip
+    return {
+        "clip_id": clip,
+        "text": text,
+        "truncated": False,
+        "quick_confidence": confidence,
+        "quick_tokens": 3,
+        "tokens": 10,
+        "thought": thought,
+        "true_label": true,
+        "provisional": final,
+    }
 
 
 def test_quick_answers_are_those_of_traces_that_thought():

@@ -300,9 +300,13 @@ def test_a_forked_child_writes_nothing(reviews: Reviews):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7 and lines(reviews) == []
 
 
-@given(st.text(), st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)))  # fmt: skip
+@given(
+    st.text(),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    ),
+)
 def test_any_text_comes_back_from_its_line(text: str, value: object):
     event = Event(Kind.DRAFT, "week", text, "t0", payload={"note": value, "more": text}, time=NOON)
     line = event.line()
@@ -319,8 +323,15 @@ def test_what_json_has_no_form_for_is_refused_before_it_is_written(reviews: Revi
 # The fold
 
 ACTS = (Kind.JUDGED, Kind.SKIPPED, Kind.ADJUDICATED)
-STEPS = st.lists(st.tuples(st.sampled_from(sorted({*Kind} - {Kind.OPENED})), st.sampled_from("ab"),
-                           st.sampled_from(["t0", "t1"]), st.integers(0, 30)), max_size=30)  # fmt: skip
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(sorted({*Kind} - {Kind.OPENED})),
+        st.sampled_from("ab"),
+        st.sampled_from(["t0", "t1"]),
+        st.integers(0, 30),
+    ),
+    max_size=30,
+)
 
 
 @given(STEPS)
@@ -345,6 +356,7 @@ def test_what_stands_is_the_last_act_that_was_not_undone(steps):
 
 
 # Handing out
+
 
 def test_an_item_goes_to_as_many_as_asked_and_never_twice_to_one(reviews: Reviews):
     opened(reviews, items=2, reviewers=2)
@@ -470,8 +482,13 @@ def test_sixteen_threads_ask_five_hundred_times_and_nothing_goes_out_twice(revie
     assert set(Counter(item for item, _ in handed).values()) == {2}, "to as many as asked"
 
 
-@given(st.lists(st.tuples(st.sampled_from(["next", "judge", "skip", "undo", "release", "wait"]),
-                          st.sampled_from("abc")), max_size=40), st.integers(1, 2))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["next", "judge", "skip", "undo", "release", "wait"]), st.sampled_from("abc")),
+        max_size=40,
+    ),
+    st.integers(1, 2),
+)
 def test_whatever_people_do_hand_outs_hold_the_rules(tmp_path_factory, steps, wanted):
     clock = Clock()
     folder = tmp_path_factory.mktemp("reviews")
@@ -487,13 +504,20 @@ def test_whatever_people_do_hand_outs_hold_the_rules(tmp_path_factory, steps, wa
                 reviews.undo("week", who)
             elif step == "next":
                 said = log.look(lambda state: {item: dict(by) for item, by in state.answers["week"].items()})
-                out = log.look(lambda state: {(item, other) for item, by in state.holds["week"].items()
-                                              for other, hold in by.items() if hold.at > clock.now - 60})
+                out = log.look(
+                    lambda state: {
+                        (item, other)
+                        for item, by in state.holds["week"].items()
+                        for other, hold in by.items()
+                        if hold.at > clock.now - 60
+                    }
+                )
                 item = take(reviews, who)
                 if item:
                     held[who] = item
                     busy = {other for name, other in out if name == item} | {
-                        other for other, act in said.get(item, {}).items() if act.kind is Kind.JUDGED}
+                        other for other, act in said.get(item, {}).items() if act.kind is Kind.JUDGED
+                    }
                     assert who not in said.get(item, {}) and (len(busy | {who}) <= wanted or (item, who) in out)
             elif who in held:
                 more = {"judge": [GOOD], "skip": ["dark"], "release": []}[step]
@@ -504,6 +528,7 @@ def test_whatever_people_do_hand_outs_hold_the_rules(tmp_path_factory, steps, wa
 
 
 # Answering
+
 
 def test_undo_gives_the_item_back_with_what_was_said(reviews: Reviews):
     opened(reviews)
@@ -544,7 +569,11 @@ def test_others_answers_are_hidden_from_all_but_leads(reviews: Reviews):
         take(reviews, who)
         reviews.judge("week", who, "t0", GOOD)
     assert [list(reviews.answers("week", "t0", who)) for who in ("ann", "kim", "lead", "eve")] == [
-        ["ann"], [], ["ann", "bob"], ["ann", "bob"]]  # fmt: skip
+        ["ann"],
+        [],
+        ["ann", "bob"],
+        ["ann", "bob"],
+    ]
 
 
 def test_a_lead_decides_and_the_item_goes_out_no_more(reviews: Reviews):
@@ -565,8 +594,12 @@ def test_nobody_answers_or_takes_back_once_a_task_is_closed_and_all_may_read_it(
     reviews.close("week", "lead")
     assert take(reviews, "ann") is None, "not even what she holds"
     reviews.draft("week", "ann", "t0", {"label": "cat"})
-    for act in (lambda: reviews.judge("week", "ann", "t0", GOOD), lambda: reviews.skip("week", "ann", "t0", "dark"),
-                lambda: reviews.judge("week", "bob", "t0", GOOD), lambda: reviews.undo("week", "bob")):  # fmt: skip
+    for act in (
+        lambda: reviews.judge("week", "ann", "t0", GOOD),
+        lambda: reviews.skip("week", "ann", "t0", "dark"),
+        lambda: reviews.judge("week", "bob", "t0", GOOD),
+        lambda: reviews.undo("week", "bob"),
+    ):
         with pytest.raises(DataError, match="the task 'week' is closed.*ask a lead to open it again"):
             act()
     assert reviews.judge("week", "bob", "t0", GOOD, event_id="sent twice") == sent, "saved before, and said so again"
@@ -577,19 +610,22 @@ def test_nobody_answers_or_takes_back_once_a_task_is_closed_and_all_may_read_it(
     reviews.judge("week", "ann", "t0", GOOD)
 
 
-@pytest.mark.parametrize(("answers", "said"), [
-    ({"label": "dog"}, "'verdict' is missing"),
-    ({"label": "bird", "verdict": "right"}, "'bird' came as the label"),
-    (GOOD | {"label": ["dog"]}, "came as the label"),
-    (GOOD | {"verdict": "fine"}, "'fine' came as the verdict.*give one of right, wrong reasons, wrong"),
-    (GOOD | {"mood": 1}, "came as the mood: this task asks label, verdict, failing, note"),
-    (GOOD | {"note": 3}, "came as the note.*text up to 10,000"),
-    (GOOD | {"note": "x" * 10_001}, "came as the note"),
-    (GOOD | {"failing": {"sentence": -1, "in": "seeing"}}, "came as the failing"),
-    (GOOD | {"failing": {"sentence": 1, "in": "hearing"}}, "seeing\" or \"reasoning"),
-    (GOOD | {"failing": {"sentence": True, "in": "seeing"}}, "came as the failing"),
-    (GOOD | {"failing": [1]}, "came as the failing"),
-])
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"label": "dog"}, "'verdict' is missing"),
+        ({"label": "bird", "verdict": "right"}, "'bird' came as the label"),
+        (GOOD | {"label": ["dog"]}, "came as the label"),
+        (GOOD | {"verdict": "fine"}, "'fine' came as the verdict.*give one of right, wrong reasons, wrong"),
+        (GOOD | {"mood": 1}, "came as the mood: this task asks label, verdict, failing, note"),
+        (GOOD | {"note": 3}, "came as the note.*text up to 10,000"),
+        (GOOD | {"note": "x" * 10_001}, "came as the note"),
+        (GOOD | {"failing": {"sentence": -1, "in": "seeing"}}, "came as the failing"),
+        (GOOD | {"failing": {"sentence": 1, "in": "hearing"}}, 'seeing" or "reasoning'),
+        (GOOD | {"failing": {"sentence": True, "in": "seeing"}}, "came as the failing"),
+        (GOOD | {"failing": [1]}, "came as the failing"),
+    ],
+)
 def test_answers_that_answer_nothing_get_a_sentence(reviews: Reviews, answers, said):
     opened(reviews)
     take(reviews, "ann")
@@ -635,6 +671,7 @@ def test_a_task_is_opened_once_and_means_one_thing(reviews: Reviews):
 
 # What the team learns
 
+
 def test_gold_items_are_hidden_go_to_everybody_and_say_who_drifts(reviews: Reviews):
     opened(reviews, items=60, gold={f"t{n}": {"label": "dog"} for n in range(10)}, gold_share=0.3)
     places = {}
@@ -656,8 +693,11 @@ def test_gold_items_are_hidden_go_to_everybody_and_say_who_drifts(reviews: Revie
 def test_of_a_gold_item_all_that_is_known_is_measured(reviews: Reviews):
     """Label, verdict, and of the place that fails sentence or kind or both."""
     known = {"label": "dog", "verdict": "wrong"}
-    gold = {"t0": known | {"failing": {"sentence": 2, "in": "seeing"}}, "t1": known | {"failing": {"in": "seeing"}},
-            "t2": {"verdict": "right"}}  # fmt: skip
+    gold = {
+        "t0": known | {"failing": {"sentence": 2, "in": "seeing"}},
+        "t1": known | {"failing": {"in": "seeing"}},
+        "t2": {"verdict": "right"},
+    }
     opened(reviews, items=4, gold=gold, gold_share=0.99)
     said = known | {"failing": {"sentence": 1, "in": "seeing"}}
     while item := take(reviews, "ann"):
@@ -668,7 +708,10 @@ def test_of_a_gold_item_all_that_is_known_is_measured(reviews: Reviews):
     (record,) = gold_records(reviews, "week")
     assert (record.n, record.share.value) == (3, pytest.approx(1 / 3))
     assert {name: (share.value) for name, share in record.by.items()} == {
-        "label": 1.0, "verdict": pytest.approx(2 / 3), "failing": 0.5}  # fmt: skip
+        "label": 1.0,
+        "verdict": pytest.approx(2 / 3),
+        "failing": 0.5,
+    }
     for wrong in ({"failing": {"in": "hearing"}}, {"failing": {"sentence": -1}}, {"failing": [1]}, {"verdict": "so"}):
         with pytest.raises(DataError):
             opened(reviews, gold={"t0": wrong})
@@ -697,22 +740,43 @@ def test_where_people_differ_a_third_one_looks_first(reviews: Reviews):
 
 # Orders, over a real index
 
+
 @pytest.fixture(scope="module")
 def workbench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     """Four clips with two traces each; a calibrator that is sure of c0, torn on c1, between on c2, silent on c3."""
     found = Workbench(tmp_path_factory.mktemp("workbench"))
     said = {"c0": ("dog", "dog"), "c1": ("dog", "cat"), "c2": ("cat", "cat"), "c3": ("cat", "cat")}
     with found.start_run("coldstart", {}) as run:
-        run.append("traces", [{"clip_id": clip, "sample": sample, "text": "a dog", "provisional": label}
-                              for clip, labels in said.items() for sample, label in enumerate(labels)])
+        run.append(
+            "traces",
+            [
+                {"clip_id": clip, "sample": sample, "text": "a dog", "provisional": label}
+                for clip, labels in said.items()
+                for sample, label in enumerate(labels)
+            ],
+        )
         run.finish()
     traces = run.read("traces")
     probs = {"c0": [0.98, 0.01, 0.01], "c1": [0.34, 0.33, 0.33], "c2": [0.5, 0.5, 0.0]}
     with found.start_run("calibrate", {}) as run:
-        run.append("predictions", [
-            {"clip_id": clip, "trace_id": trace, "split": "test", "system": "calibrated", "method": "label_likelihood",
-             "control": "none", "predicted": "dog", "labels": ["dog", "cat", "fox"], "probs": probs[clip]}
-            for clip, trace in zip(traces.clip_id, traces.trace_id) if clip in probs])  # fmt: skip
+        run.append(
+            "predictions",
+            [
+                {
+                    "clip_id": clip,
+                    "trace_id": trace,
+                    "split": "test",
+                    "system": "calibrated",
+                    "method": "label_likelihood",
+                    "control": "none",
+                    "predicted": "dog",
+                    "labels": ["dog", "cat", "fox"],
+                    "probs": probs[clip],
+                }
+                for clip, trace in zip(traces.clip_id, traces.trace_id)
+                if clip in probs
+            ],
+        )
         run.finish()
     found.refresh()
     return found
@@ -750,8 +814,15 @@ def test_a_mixture_takes_from_each_order_by_its_share(workbench: Workbench):
 def test_a_task_of_a_slice_is_fixed_when_it_is_opened(workbench: Workbench):
     gold = [*plan(workbench, TraceFilter(clip="c3"))][0]
     with EventLog(workbench.reviews) as log:
-        task = task_of(workbench, "torn", TraceFilter(calibrated="dog"), {"entropy": 2, "random": 1},
-                       gold={gold: {"label": "cat"}}, labels=["dog", "cat"], reviewers=2)  # fmt: skip
+        task = task_of(
+            workbench,
+            "torn",
+            TraceFilter(calibrated="dog"),
+            {"entropy": 2, "random": 1},
+            gold={gold: {"label": "cat"}},
+            labels=["dog", "cat"],
+            reviewers=2,
+        )
         opened = Reviews(log).open(task, "lead")
         assert opened.slice == {"calibrated": "dog"} and len(opened.items) == 7 and opened.items[gold] == "c3"
     with EventLog(workbench.reviews) as log:

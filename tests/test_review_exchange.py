@@ -20,9 +20,24 @@ from deepintuit.store import Workbench
 from deepintuit.store.browse import as_written, spreadsheet_safe
 from deepintuit.store.reviewed import SCHEMA
 
-HOSTILE = ("=HYPERLINK(\"http://x\")", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "'quoted", "''", "<b>x</b>",
-           "a,b;c\"d\"", "'; DROP TABLE reviews; --", "＝1", "\u2028\u0000 Ünï 🐕", "line\r\nline\n")  # fmt: skip
-LABELS = ("dog", "<cat> & \"co\"", "=fox")
+HOSTILE = (
+    '=HYPERLINK("http://x")',
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "'quoted",
+    "''",
+    "<b>x</b>",
+    'a,b;c"d"',
+    "'; DROP TABLE reviews; --",
+    "＝1",
+    "\u2028\u0000 Ünï 🐕",
+    "line\r\nline\n",
+)
+LABELS = ("dog", '<cat> & "co"', "=fox")
 WHO = "=ann@example.org"
 
 
@@ -50,14 +65,36 @@ def plain(found: list[dict]) -> list[dict]:
 
 text = (st.sampled_from(HOSTILE) | st.text(st.characters(codec="utf-8"), max_size=20)).filter(bool)
 times = st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1))
-judged = st.fixed_dictionaries({
-    "task": st.just("week"), "trace_id": st.sampled_from(["t0", "t1"]), "clip_id": st.none() | text, "reviewer": text,
-    "kind": st.sampled_from(["judged", "adjudicated"]), "label": st.sampled_from([*LABELS, None]),
-    "verdict": st.sampled_from(["right", "wrong reasons", None]), "failing_sentence": st.none() | st.integers(0, 9),
-    "failing_in": st.sampled_from(["seeing", None]), "note": st.none() | text, "reason": st.none(),
-    "source": st.none() | text, "time": times, "event_id": st.none() | text})  # fmt: skip
-skipped = judged.map(lambda row: {**row, "kind": "skipped", "label": None, "verdict": None, "failing_sentence": None,
-                                  "failing_in": None, "note": None, "reason": "=dark"})  # fmt: skip
+judged = st.fixed_dictionaries(
+    {
+        "task": st.just("week"),
+        "trace_id": st.sampled_from(["t0", "t1"]),
+        "clip_id": st.none() | text,
+        "reviewer": text,
+        "kind": st.sampled_from(["judged", "adjudicated"]),
+        "label": st.sampled_from([*LABELS, None]),
+        "verdict": st.sampled_from(["right", "wrong reasons", None]),
+        "failing_sentence": st.none() | st.integers(0, 9),
+        "failing_in": st.sampled_from(["seeing", None]),
+        "note": st.none() | text,
+        "reason": st.none(),
+        "source": st.none() | text,
+        "time": times,
+        "event_id": st.none() | text,
+    }
+)
+skipped = judged.map(
+    lambda row: {
+        **row,
+        "kind": "skipped",
+        "label": None,
+        "verdict": None,
+        "failing_sentence": None,
+        "failing_in": None,
+        "note": None,
+        "reason": "=dark",
+    }
+)
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
@@ -124,8 +161,15 @@ def test_what_comes_in_never_replaces_an_answer_that_is_here(reviews):
     ({"failing_sentence": 2}, "as the failing"), ({"kind": "adjudicated"}, f"row 2: {WHO!r} adjudicates"),
 ])  # fmt: skip
 def test_one_wrong_row_and_nothing_comes_in(reviews, wrong, sentence):
-    good = {**dict.fromkeys(SCHEMA.names), "trace_id": "t0", "reviewer": WHO, "kind": "judged", "label": "dog",
-            "verdict": "right", "time": datetime(2026, 1, 1)}  # fmt: skip
+    good = {
+        **dict.fromkeys(SCHEMA.names),
+        "trace_id": "t0",
+        "reviewer": WHO,
+        "kind": "judged",
+        "label": "dog",
+        "verdict": "right",
+        "time": datetime(2026, 1, 1),
+    }
     with pytest.raises(DataError, match=r"nothing was taken in\.") as error:
         bring_in(reviews, "week", [good, {**good, **wrong}], "elsewhere")
     assert sentence in str(error.value) and not rows(reviews, "week")
@@ -170,6 +214,7 @@ def test_forms_are_known_by_their_endings():
 
 # Label Studio
 
+
 def small(tmp_path) -> tuple[Workbench, list[str]]:
     workbench = Workbench(tmp_path / "workbench")
     with workbench.start_run("evaluate", {}) as run:
@@ -197,42 +242,98 @@ def test_label_studio_shows_video_trace_and_the_models_label_unless_the_task_is_
 
 def part(name: str, kind: str, value: object) -> dict:
     key = "text" if kind == "textarea" else kind
-    return {"id": f"r_{name}", "from_name": name, "to_name": "video", "type": kind, "origin": "manual",
-            "value": {key: value}}  # fmt: skip
+    return {
+        "id": f"r_{name}",
+        "from_name": name,
+        "to_name": "video",
+        "type": kind,
+        "origin": "manual",
+        "value": {key: value},
+    }
 
 
 def annotation(number: int, by: object, result: list | None, hour: int, **more: object) -> dict:
     """With the fields that its exports have, those of no use here among them."""
     time = f"2021-03-09T{hour:02}:16:08.728353Z"
-    return {"id": number, "completed_by": by, "result": result, "was_cancelled": False, "ground_truth": False,
-            "created_at": time, "updated_at": time, "draft_created_at": time, "lead_time": 4.288, "prediction": {},
-            "result_count": len(result or []), "unique_id": f"0b1c-{number}", "import_id": None, "last_action": None,
-            "bulk_created": False, "task": 1, "project": 83, "updated_by": 10, "parent_prediction": None,
-            "parent_annotation": None, "last_created_by": None, **more}  # fmt: skip
+    return {
+        "id": number,
+        "completed_by": by,
+        "result": result,
+        "was_cancelled": False,
+        "ground_truth": False,
+        "created_at": time,
+        "updated_at": time,
+        "draft_created_at": time,
+        "lead_time": 4.288,
+        "prediction": {},
+        "result_count": len(result or []),
+        "unique_id": f"0b1c-{number}",
+        "import_id": None,
+        "last_action": None,
+        "bulk_created": False,
+        "task": 1,
+        "project": 83,
+        "updated_by": 10,
+        "parent_prediction": None,
+        "parent_annotation": None,
+        "last_created_by": None,
+        **more,
+    }
 
 
 def exported(trace: str, *annotations: dict, **more: object) -> dict:
-    guess = {"id": 5, "model_version": "evaluate-1", "score": 0.7, "created_ago": "3 hours", "cluster": None,
-             "mislabeling": 0.0, "result": [part("label", "choices", ["=fox"])], "task": 1, "project": 83}  # fmt: skip
+    guess = {
+        "id": 5,
+        "model_version": "evaluate-1",
+        "score": 0.7,
+        "created_ago": "3 hours",
+        "cluster": None,
+        "mislabeling": 0.0,
+        "result": [part("label", "choices", ["=fox"])],
+        "task": 1,
+        "project": 83,
+    }
     cancelled = sum(bool(one["was_cancelled"]) for one in annotations)
-    return {"id": 1, "inner_id": 1, "data": {"trace_id": trace, "task": "week", "video": "x.mp4", "text": "…"},
-            "annotations": list(annotations), "predictions": [guess], "drafts": [], "meta": {}, "file_upload": "a.json",
-            "total_annotations": len(annotations) - cancelled, "cancelled_annotations": cancelled,
-            "total_predictions": 1, "comment_count": 0, "project": 83, "updated_by": 10, "comment_authors": [],
-            "created_at": "2021-03-09T21:52:49.513742Z", "updated_at": "2021-03-09T22:16:08.746926Z", **more}
+    return {
+        "id": 1,
+        "inner_id": 1,
+        "data": {"trace_id": trace, "task": "week", "video": "x.mp4", "text": "…"},
+        "annotations": list(annotations),
+        "predictions": [guess],
+        "drafts": [],
+        "meta": {},
+        "file_upload": "a.json",
+        "total_annotations": len(annotations) - cancelled,
+        "cancelled_annotations": cancelled,
+        "total_predictions": 1,
+        "comment_count": 0,
+        "project": 83,
+        "updated_by": 10,
+        "comment_authors": [],
+        "created_at": "2021-03-09T21:52:49.513742Z",
+        "updated_at": "2021-03-09T22:16:08.746926Z",
+        **more,
+    }
 
 
-BO, EVE = ({"id": n, "email": f"{name}@example.org", "first_name": name, "last_name": ""}
-           for n, name in ((3, "bo"), (4, "eve")))  # fmt: skip
+BO, EVE = (
+    {"id": n, "email": f"{name}@example.org", "first_name": name, "last_name": ""}
+    for n, name in ((3, "bo"), (4, "eve"))
+)
 
 
 def test_what_label_studio_exports_comes_in(reviews):
     """Accounts as numbers and as people, several on a task, skips, drafts, predictions that nobody took over, a task
     that nobody touched, a star of somebody who leads nothing here, regions and relations of no use."""
-    said = [part("label", "choices", ["dog"]), part("verdict", "choices", ["wrong"]),
-            part("failing_sentence", "number", 2.0), part("failing_in", "choices", ["seeing"]),
-            part("note", "textarea", ["one", "two"]), part("mood", "rating", 4),
-            {"type": "relation", "from_id": "r_label", "to_id": "r_note", "direction": "right"}]  # fmt: skip
+    said = [
+        part("label", "choices", ["dog"]),
+        part("verdict", "choices", ["wrong"]),
+        part("failing_sentence", "number", 2.0),
+        part("failing_in", "choices", ["seeing"]),
+        part("note", "textarea", ["one", "two"]),
+        part("mood", "rating", 4),
+        {"type": "relation", "from_id": "r_label", "to_id": "r_note", "direction": "right"},
+    ]
     unsure = [part("label", "choices", []), part("note", "textarea", "in one piece")]
     draft = {"id": 1, "user": "eve@example.org", "result": [part("label", "choices", ["=fox"])], "was_postponed": False}
     tasks = [
@@ -250,8 +351,12 @@ def test_what_label_studio_exports_comes_in(reviews):
     assert first["time"] == datetime(2021, 3, 9, 12, 16, 8, 728353)
     kinds = {key: (row["kind"], row["label"], row["reason"]) for key, row in mine.items() if row is not first}
     bo, eve, skipped = BO["email"], EVE["email"], ("skipped", None, "no reason given")
-    assert kinds == {("t0", bo): ("judged", "dog", None), ("t1", bo): skipped, ("t1", eve): ("judged", None, None),
-                     ("t2", eve): skipped}  # fmt: skip
+    assert kinds == {
+        ("t0", bo): ("judged", "dog", None),
+        ("t1", bo): skipped,
+        ("t1", eve): ("judged", None, None),
+        ("t2", eve): skipped,
+    }
     assert mine["t1", eve]["note"] == "in one piece"
     assert not any(row["extra"] for row in mine.values()), "whoever brings answers in wants them all to count"
     assert len(reviews.ratings("week")) == 3
@@ -259,8 +364,10 @@ def test_what_label_studio_exports_comes_in(reviews):
 
 def test_a_star_of_a_lead_is_a_decision_and_of_two_answers_the_newer_comes_in(reviews):
     lead = {"id": 1, "email": "lead"}
-    again = [annotation(1, BO, [part("label", "choices", [label])], hour)
-             for label, hour in (("=fox", 13), ("dog", 15), ("=fox", 12))]  # fmt: skip
+    again = [
+        annotation(1, BO, [part("label", "choices", [label])], hour)
+        for label, hour in (("=fox", 13), ("dog", 15), ("=fox", 12))
+    ]
     star = annotation(4, lead, [part("label", "choices", ["dog"])], 14, ground_truth=True)
     one = exported("t0", *again, star)  # a task on its own, as the snapshot of one is
     done = bring_in(reviews, "week", load(json.dumps(one).encode(), "label-studio"), "project 83")
@@ -268,10 +375,16 @@ def test_a_star_of_a_lead_is_a_decision_and_of_two_answers_the_newer_comes_in(re
     assert {(row["kind"], row["label"]) for row in rows(reviews, "week")} == {("adjudicated", "dog"), ("judged", "dog")}
 
 
-@pytest.mark.parametrize("task, sentence", [
-    ({"id": 1, "trace_id": "t0", "label": "dog", "annotator": 1, "annotation_id": 7}, "it is JSON-MIN"),
-    (exported("t0", annotation(1, 10, [part("label", "choices", ["dog", "=fox"])], 12)), "2 choices came as the label"),
-])
+@pytest.mark.parametrize(
+    "task, sentence",
+    [
+        ({"id": 1, "trace_id": "t0", "label": "dog", "annotator": 1, "annotation_id": 7}, "it is JSON-MIN"),
+        (
+            exported("t0", annotation(1, 10, [part("label", "choices", ["dog", "=fox"])], 12)),
+            "2 choices came as the label",
+        ),
+    ],
+)
 def test_an_export_that_says_too_little_or_too_much_gets_a_sentence(task, sentence):
     with pytest.raises(DataError, match=sentence):
         load(json.dumps([task]).encode(), "label-studio")

@@ -106,24 +106,34 @@ def test_label_errors_refuse_what_is_no_distribution():
 
 # Reviews in SQL
 
+
 def said(kind: str, task: str, item: str, who: str, **more) -> Event:
     return Event(Kind(kind), task, who, item, f"clip of {item}", more.pop("payload", {"label": "dog"}), **more)
 
 
-acts = st.lists(st.tuples(
-    st.sampled_from(["judged", "skipped", "adjudicated", "undone", "draft", "closed", "torn"]),
-    st.sampled_from(["week", "day"]),
-    st.sampled_from(["t0", "t1"]), st.sampled_from(["ann", "bo"]), st.integers(0, 8)), max_size=25)  # fmt: skip
+acts = st.lists(
+    st.tuples(
+        st.sampled_from(["judged", "skipped", "adjudicated", "undone", "draft", "closed", "torn"]),
+        st.sampled_from(["week", "day"]),
+        st.sampled_from(["t0", "t1"]),
+        st.sampled_from(["ann", "bo"]),
+        st.integers(0, 8),
+    ),
+    max_size=25,
+)
 
 
 @given(acts, st.dictionaries(st.sampled_from(["week", "day"]), st.integers(1, 2)))
 def test_the_table_of_reviews_is_what_the_fold_says(history, asked):
     """Undos of what is not there or is another's, and lines torn by a kill, among them. `asked`: reviewers by task."""
-    tasks = {name: Task(name, {"t0": "clip of t0", "t1": "clip of t1"}, labels=["dog"], reviewers=n, gold={"t1": {}})
-             for name, n in asked.items()}
+    tasks = {
+        name: Task(name, {"t0": "clip of t0", "t1": "clip of t1"}, labels=["dog"], reviewers=n, gold={"t1": {}})
+        for name, n in asked.items()
+    }
     noon = "2026-01-01T12:00:00+00:00"
-    events = [Event(Kind.OPENED, name, "lead", payload=asdict(task), id=name, time=noon)
-              for name, task in tasks.items()]
+    events = [
+        Event(Kind.OPENED, name, "lead", payload=asdict(task), id=name, time=noon) for name, task in tasks.items()
+    ]
     lines = [event.line() for event in events]
     for number, (kind, task, item, who, target) in enumerate(history):
         if kind == "torn":
@@ -138,8 +148,13 @@ def test_the_table_of_reviews_is_what_the_fold_says(history, asked):
     rows = reviewed.rows(b"".join(lines))
     still_open = set(tasks) - state.closed
     assert all(row["public"] == (row["task"] in state.closed and not still_open) for row in rows)
-    extra = {act.id for name, task in tasks.items() for item, by in state.answers.get(name, {}).items()
-             for who, act in by.items() if act.kind is Kind.JUDGED and who not in task.counted(item, by)}
+    extra = {
+        act.id
+        for name, task in tasks.items()
+        for item, by in state.answers.get(name, {}).items()
+        for who, act in by.items()
+        if act.kind is Kind.JUDGED and who not in task.counted(item, by)
+    }
     assert {row["event_id"] for row in rows if row["extra"]} == extra
     assert sorted(row["event_id"] for row in rows) == sorted([*answers, *(act.id for act in finals if act)])
 
@@ -220,7 +235,10 @@ def test_a_trace_is_settled_by_more_than_half_of_those_asked_or_by_a_lead(review
     say(reviews, "cy", ("cat", None), ("fox", None), (None, "wrong"))
     found = settled(reviews, "week")
     assert {item: (one.label, one.verdict) for item, one in found.items()} == {
-        "t0": ("dog", None), "t1": (None, "right"), "t2": (None, "right")}, "t3 waits for two more"  # fmt: skip
+        "t0": ("dog", None),
+        "t1": (None, "right"),
+        "t2": (None, "right"),
+    }, "t3 waits for two more"
     assert found["t0"].by == ("ann", "bo") and found["t0"].notes == ("bo on dog", "ann on dog")
     assert disputed(reviews, "week") == [("t0", 1.0), ("t1", 1.0), ("t2", 1.0)]
     reviews.adjudicate("week", "lead", "t1", {"label": "fox", "verdict": "wrong"})
@@ -273,26 +291,60 @@ def test_where_a_trace_fails_is_what_more_than_half_name(reviews):
 
 # With a model
 
+
 def house(tmp_path, *, split: str = "test", trained: tuple[str, ...] = ("coldstart",)) -> Workbench:
     """Ten clips of a split, labelled dog or cat by turns; the model is sure, and doubts the label of c3."""
     workbench = Workbench(tmp_path)
-    clips = [{"clip_id": f"c{n}", "label": LABELS[n % 2], "split": split, "group": f"g{n}", "text": {}, "notes": {},
-              "also_at": [], "path": f"{n}.mp4"} for n in range(10)]  # fmt: skip
+    clips = [
+        {
+            "clip_id": f"c{n}",
+            "label": LABELS[n % 2],
+            "split": split,
+            "group": f"g{n}",
+            "text": {},
+            "notes": {},
+            "also_at": [],
+            "path": f"{n}.mp4",
+        }
+        for n in range(10)
+    ]
     manifest = Manifest(tmp_path, "pets", to_frame(rows_to_table(clips), tmp_path), LabelSet.of("pets", LABELS))
     manifest.save()
-    with workbench.start_run("coldstart", {"coldstart": {"splits": list(trained)}, "manifest": manifest.fingerprint},
-                             dataset="pets") as cold:  # fmt: skip
+    with workbench.start_run(
+        "coldstart", {"coldstart": {"splits": list(trained)}, "manifest": manifest.fingerprint}, dataset="pets"
+    ) as cold:
         cold.finish({})
     with workbench.start_run("evaluate", {"calibrator": None}, parent=cold.id, dataset="pets") as run:
-        run.append("traces", [{"trace_id": f"t{n}", "clip_id": f"c{n}", "sample": 0, "text": "…", "provisional":
-                               "none" if n == 9 else LABELS[n % 2]} for n in range(10)])  # fmt: skip
+        run.append(
+            "traces",
+            [
+                {
+                    "trace_id": f"t{n}",
+                    "clip_id": f"c{n}",
+                    "sample": 0,
+                    "text": "…",
+                    "provisional": "none" if n == 9 else LABELS[n % 2],
+                }
+                for n in range(10)
+            ],
+        )
         rows = []
         for n in range(10):
             said = 0 if n == 3 else n % 2
             probs = np.full(3, 0.05 + n / 1000)
             probs[said] += 1 - probs.sum()
-            rows.append({"clip_id": f"c{n}", "split": split, "system": "all", "method": "label_likelihood", "labels":
-                         list(LABELS), "probs": probs, "predicted": LABELS[said], "trace_id": f"t{n}"})  # fmt: skip
+            rows.append(
+                {
+                    "clip_id": f"c{n}",
+                    "split": split,
+                    "system": "all",
+                    "method": "label_likelihood",
+                    "labels": list(LABELS),
+                    "probs": probs,
+                    "predicted": LABELS[said],
+                    "trace_id": f"t{n}",
+                }
+            )
         run.append("predictions", rows)
         run.finish({})
     workbench.refresh()
@@ -327,10 +379,27 @@ def blamed(tmp_path) -> Workbench:
     """`JUDGED` as traces with the judge's score, and a closed task whose reviewer says where each fails."""
     workbench = Workbench(tmp_path)
     with workbench.start_run("evaluate", {}) as run:
-        run.append("traces", [{"trace_id": f"t{n}", "clip_id": f"c{n}", "sample": 0, "text": "…", "true_label": "dog",
-                               "provisional": "dog" if right else "cat"} for n, (_, _, right) in enumerate(JUDGED)])
-        run.append("scores", [{"trace_id": f"t{n}", "name": "sufficient", "value": float(enough), "evidence": "said"}
-                              for n, (_, enough, _) in enumerate(JUDGED)])  # fmt: skip
+        run.append(
+            "traces",
+            [
+                {
+                    "trace_id": f"t{n}",
+                    "clip_id": f"c{n}",
+                    "sample": 0,
+                    "text": "…",
+                    "true_label": "dog",
+                    "provisional": "dog" if right else "cat",
+                }
+                for n, (_, _, right) in enumerate(JUDGED)
+            ],
+        )
+        run.append(
+            "scores",
+            [
+                {"trace_id": f"t{n}", "name": "sufficient", "value": float(enough), "evidence": "said"}
+                for n, (_, enough, _) in enumerate(JUDGED)
+            ],
+        )
         run.finish({})
     with EventLog(workbench.reviews) as log:
         reviews = Reviews(log)
@@ -364,7 +433,9 @@ def test_the_report_of_the_command_line_has_the_same_counts(tmp_path):
     assert "9 traces where both name one; agreement 0.78 [" in said and "kappa 0.55 [" in said
     assert "1 fail for people only, 1 for the judge only" in said
     assert [line.split() for line in said.splitlines() if line.startswith(("seeing", "reasoning"))] == [
-        ["seeing", "4", "1"], ["reasoning", "1", "3"]]  # fmt: skip
+        ["seeing", "4", "1"],
+        ["reasoning", "1", "3"],
+    ]
 
 
 def test_the_report_tells_extras_and_what_of_gold_items_was_right(tmp_path):
@@ -411,7 +482,12 @@ def test_a_doubted_label_comes_first_and_a_corrected_one_is_doubted_no_more(tmp_
     workbench = house(tmp_path)
     found = suspects(workbench, "pets", "test")
     assert found.rows.iloc[0][["clip_id", "trace_id", "given", "likely", "suspected"]].tolist() == [
-        "c3", "t3", "cat", "dog", True]  # fmt: skip
+        "c3",
+        "t3",
+        "cat",
+        "dog",
+        True,
+    ]
     assert suspects(workbench, "pets").rows.equals(found.rows), "the split predicted last, where none is named"
     assert found.rows["suspected"].sum() == 1 and found.system == "all" and 0.05 < found.noise < 0.2
     assert [row.clip_id for row in doubted(workbench, ["c3", "c4", "gone"])] == ["c3"]

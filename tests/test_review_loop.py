@@ -30,12 +30,24 @@ class House:
     def __init__(self, path):
         self.workbench = Workbench(path)
         same = {"label": "dog", "text": {}, "notes": {"who": "x"}, "also_at": []}
-        clips = [{**same, "clip_id": f"c{n}", "split": split, "group": f"g{n // 2}", "path": f"clips/{n}.mp4"}
-                 for n, split in enumerate(SPLITS)]  # fmt: skip
+        clips = [
+            {**same, "clip_id": f"c{n}", "split": split, "group": f"g{n // 2}", "path": f"clips/{n}.mp4"}
+            for n, split in enumerate(SPLITS)
+        ]
         Manifest(path, "pets", to_frame(rows_to_table(clips), path), LABELS).save()
         with self.workbench.start_run("teach", {"source": "test"}, dataset="pets") as run:
-            rows = [{"trace_id": f"t{n}", "clip_id": f"c{n}", "sample": 0, "text": trace("dog"), "answer": " dog ",
-                     "provisional": "dog", "true_label": "dog"} for n in range(len(SPLITS))]  # fmt: skip
+            rows = [
+                {
+                    "trace_id": f"t{n}",
+                    "clip_id": f"c{n}",
+                    "sample": 0,
+                    "text": trace("dog"),
+                    "answer": " dog ",
+                    "provisional": "dog",
+                    "true_label": "dog",
+                }
+                for n in range(len(SPLITS))
+            ]
             run.append("traces", rows)
             run.append("scores", [{"trace_id": f"t{n}", "name": "kept", "value": float(n != 5)} for n in range(8)])
             run.finish({})
@@ -76,6 +88,7 @@ def house(tmp_path):
 
 
 # Labels
+
 
 def test_corrected_labels_are_a_new_version_and_the_old_one_stays(house):
     before = house.manifest()
@@ -125,15 +138,23 @@ def test_a_label_that_the_dataset_does_not_know_is_refused(house):
 
 # Traces
 
+
 def test_accepted_and_corrected_traces_are_what_cold_start_imitates(house):
-    house.say(("dog", "right"), ("dog", "wrong reasons"), ("cat", "wrong", trace("cat", "It purrs.")),
-              ("cat", "wrong", "It is a cat!"), ("cat", "right"), (None, None))  # fmt: skip
+    house.say(
+        ("dog", "right"),
+        ("dog", "wrong reasons"),
+        ("cat", "wrong", trace("cat", "It purrs.")),
+        ("cat", "wrong", "It is a cat!"),
+        ("cat", "right"),
+        (None, None),
+    )
     run = coldstart_set(house.workbench, house.reviews, ["week"], CONFIG)
     assert run.stage == "teach" and run.finished and run.config["teach"] == {"source": "review"}
     assert house.targets(run) == {"c0": [trace("dog")], "c2": [trace("cat", "It purrs.")]}
     assert (run.summary["accepted"], run.summary["corrected"]) == (1, 1)
     assert run.summary["dropped"] == dict.fromkeys(
-        ("verdict: wrong reasons", "verdict: wrong", "right, but not ending in that label", "verdict: unsure"), 1)
+        ("verdict: wrong reasons", "verdict: wrong", "right, but not ending in that label", "verdict: unsure"), 1
+    )
     evidence = json.loads(run.read("scores").query("name == 'reviewed'")["evidence"].iloc[0])
     assert evidence["trace"] == "t0" and evidence["by"] == ["ann"] and evidence["source"] == "accepted"
     assert run.read("traces")["true_label"].tolist() == ["dog", "cat"]
@@ -182,6 +203,7 @@ def test_an_empty_set_is_a_sentence(house):
 
 # What to label next
 
+
 def evaluated(house, first_C: list[float], predicted: str = "dog") -> None:
     """Distributions of all clips; `first_C` is the probability of `predicted`, the rest goes to the next class."""
     place = LABELS.index(predicted)
@@ -189,9 +211,19 @@ def evaluated(house, first_C: list[float], predicted: str = "dog") -> None:
     for n, p in enumerate(first_C):
         probs = np.zeros(3)
         probs[place], probs[(place + 1) % 3] = p, 1 - p
-        rows.append({"clip_id": f"c{n}", "split": SPLITS[n], "system": "all", "method": "label_likelihood", "labels":
-                     list(LABELS), "probs": probs, "trace_id": f"t{n}", "predicted": LABELS.labels[probs.argmax()],
-                     "true_label": "dog"})  # fmt: skip
+        rows.append(
+            {
+                "clip_id": f"c{n}",
+                "split": SPLITS[n],
+                "system": "all",
+                "method": "label_likelihood",
+                "labels": list(LABELS),
+                "probs": probs,
+                "trace_id": f"t{n}",
+                "predicted": LABELS.labels[probs.argmax()],
+                "true_label": "dog",
+            }
+        )
     with house.workbench.start_run("evaluate", {"p": first_C}, dataset="pets") as run:
         run.append("predictions", rows)
         run.finish({})
@@ -229,6 +261,7 @@ def test_without_distributions_the_next_batch_says_what_to_run(house):
 
 
 # The command line
+
 
 @pytest.fixture
 def review(house, monkeypatch, tmp_path):

@@ -54,13 +54,28 @@ def shelf(tmp_path_factory) -> Workbench:
     workbench = Workbench(folder)
     clip = manifest.frame["clip_id"].iloc[0]
     with workbench.start_run("evaluate", {}, dataset="porch") as run:
-        run.append("traces", [
-            {"clip_id": clip, "sample": n, "provisional": label, "true_label": "theft", "tokens": n, "text":
-             f"<think> A box. {n} is a Routine visit, no theft. </think><answer> {label} </answer>"}
-            for n, label in ((n, ("theft", "routine")[n % 2]) for n in range(TRACES))])  # fmt: skip
+        run.append(
+            "traces",
+            [
+                {
+                    "clip_id": clip,
+                    "sample": n,
+                    "provisional": label,
+                    "true_label": "theft",
+                    "tokens": n,
+                    "text": f"<think> A box. {n} is a Routine visit, no theft. </think><answer> {label} </answer>",
+                }
+                for n, label in ((n, ("theft", "routine")[n % 2]) for n in range(TRACES))
+            ],
+        )
         judged = run.read("traces", ["trace_id", "tokens"]).query("tokens < 10")
-        run.append("scores", [{"trace_id": row.trace_id, "name": "sufficient", "value": float(row.tokens % 2),
-                               "evidence": "yes"} for row in judged.itertuples()])  # fmt: skip
+        run.append(
+            "scores",
+            [
+                {"trace_id": row.trace_id, "name": "sufficient", "value": float(row.tokens % 2), "evidence": "yes"}
+                for row in judged.itertuples()
+            ],
+        )
         run.finish({})
     workbench.refresh()
     return workbench
@@ -135,8 +150,15 @@ def test_a_task_is_opened_from_a_form_and_says_how_many_traces_it_finds(bench):
     assert "&lt;gone&gt;" in someone.ask("tasks", slice="<gone>")["html"]
     assert "no slice" in someone.refused("count", slice="<gone>", source="teach", dataset="porch")
     shares = {"order": "mixture", "share-random": "2", "share-traces": "1"}
-    someone.ask("open", **FORM | {"slice": "first ones", "query": "right=wrong"}, gold="2", gold_share="30", blind="1",
-                leads="bob, cyd", **shares)  # fmt: skip
+    someone.ask(
+        "open",
+        **FORM | {"slice": "first ones", "query": "right=wrong"},
+        gold="2",
+        gold_share="30",
+        blind="1",
+        leads="bob, cyd",
+        **shares,
+    )
     opened = events(bench, Kind.OPENED)[0].payload
     assert len(opened["items"]) == 5 and opened["blind"] and opened["order"] == {"traces": 1, "random": 2}
     assert list(opened["gold"].values()) == [{"label": "theft"}] * 2 and opened["gold_share"] == 0.3
@@ -447,8 +469,14 @@ def test_eight_threads_and_three_processes_ask_five_hundred_times_and_nothing_go
         return mine
 
     asks = 60
-    processes = [subprocess.Popen([sys.executable, "-c", CLIENT, str(port), str(asks), *tickets[n:], *tickets[:n]],
-                                  stdout=subprocess.PIPE, text=True) for n in range(3)]  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CLIENT, str(port), str(asks), *tickets[n:], *tickets[:n]],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(3)
+    ]
     with ThreadPoolExecutor(8) as pool:
         by_threads = [item for mine in pool.map(thread, range(8)) for item in mine]
     by_processes = [line.split() for process in processes for line in process.communicate()[0].splitlines()]

@@ -43,14 +43,17 @@ def test_an_alias_earns_what_its_label_earns():
     assert accuracy_reward(read("<think>a</think><answer>odd</answer>"), "abnormal") == 1.0
 
 
-@pytest.mark.parametrize("text, accuracy", [
-    ("Sure. <think>a</think><answer>abnormal</answer>", 1.0),
-    ("<answer>abnormal</answer>", 1.0),
-    ("<answer>Normal</answer><answer>abnormal</answer>", 0.0),
-    ("abnormal", 0.0),
-    ("", 0.0),
-    ("<think>a</think><answer>abnormal", 0.0),
-])
+@pytest.mark.parametrize(
+    "text, accuracy",
+    [
+        ("Sure. <think>a</think><answer>abnormal</answer>", 1.0),
+        ("<answer>abnormal</answer>", 1.0),
+        ("<answer>Normal</answer><answer>abnormal</answer>", 0.0),
+        ("abnormal", 0.0),
+        ("", 0.0),
+        ("<think>a</think><answer>abnormal", 0.0),
+    ],
+)
 def test_a_broken_form_earns_no_form_and_a_clear_answer_still_counts(text, accuracy):
     assert (accuracy_reward(read(text), "abnormal"), format_reward(read(text))) == (accuracy, 0.0)
 
@@ -129,9 +132,7 @@ BROKEN = seen("<think>t</think><answer>abnormal</answer>")
     ],
 )
 def test_seeing_and_reasoning_earn_apart(sufficient, true, lengths, perception, reasoning):
-    found = process_score(
-        WHOLE, true, sufficient=sufficient, perception_tokens=lengths[0], reasoning_tokens=lengths[1]
-    )
+    found = process_score(WHOLE, true, sufficient=sufficient, perception_tokens=lengths[0], reasoning_tokens=lengths[1])
     assert (found.perception, found.reasoning) == pytest.approx((perception, reasoning))
     assert found.value == pytest.approx(perception + reasoning)
 
@@ -246,9 +247,10 @@ def test_a_quick_answer_before_an_observation_earns_both_ways(quick, final, suff
     assert found.value == pytest.approx(perception + reasoning)
     told = found.numbers()
     assert (told["quick"], told["put_off"]) == (quick == "abnormal", quick == FALLBACK)
-    assert "quick" not in process_score(
-        WHOLE, "abnormal", sufficient=True, perception_tokens=1, reasoning_tokens=1
-    ).numbers()
+    assert (
+        "quick"
+        not in process_score(WHOLE, "abnormal", sufficient=True, perception_tokens=1, reasoning_tokens=1).numbers()
+    )
 
 
 # Labels that begin alike

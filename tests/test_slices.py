@@ -153,7 +153,7 @@ def test_savers_at_once_lose_no_version(workbench: Workbench) -> None:
 
 def test_the_lines_for_a_notebook_run_as_they_are(workbench: Workbench) -> None:
     names: dict = {}
-    exec(workbench.save_slice("it's \"quoted\" {x}", FALLS).to_python(), names)  # noqa: S102
+    exec(workbench.save_slice('it\'s "quoted" {x}', FALLS).to_python(), names)  # noqa: S102
     assert len(names["traces"]) == 4
 
 
@@ -162,10 +162,17 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     return write(tmp_path_factory.mktemp("slices"))
 
 
-@given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=80), st.builds(
-    TraceFilter, true=st.sampled_from([None, "fall", "x'; --"]), min_confidence=st.none() | st.floats(0, 1),
-    max_tokens=st.none() | st.integers(0, 10**9), flip=st.sampled_from([None, "broken"]),
-    text=st.none() | st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=50)))  # fmt: skip
+@given(
+    st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=80),
+    st.builds(
+        TraceFilter,
+        true=st.sampled_from([None, "fall", "x'; --"]),
+        min_confidence=st.none() | st.floats(0, 1),
+        max_tokens=st.none() | st.integers(0, 10**9),
+        flip=st.sampled_from([None, "broken"]),
+        text=st.none() | st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=50),
+    ),
+)
 def test_any_name_and_any_filter_come_back(shared: Workbench, name: str, asked: TraceFilter) -> None:
     made = shared.save_slice(name, asked)
     assert shared.slice(name) == made and TraceFilter.from_query(made.query) == asked

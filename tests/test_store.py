@@ -33,8 +33,17 @@ def trace(clip: str = "c0", sample: int = 0, **more: object) -> dict[str, object
 
 
 def prediction(clip: str = "c0", **more: object) -> dict[str, object]:
-    return {"clip_id": clip, "split": "test", "system": "coldstart", "method": "label_likelihood", "true_label": "dog",
-            "predicted": "dog", "labels": ["dog", "cat"], "probs": [0.75, 0.25], **more}
+    return {
+        "clip_id": clip,
+        "split": "test",
+        "system": "coldstart",
+        "method": "label_likelihood",
+        "true_label": "dog",
+        "predicted": "dog",
+        "labels": ["dog", "cat"],
+        "probs": [0.75, 0.25],
+        **more,
+    }
 
 
 def write_manifest(workbench: Workbench, label: str) -> None:
@@ -44,10 +53,22 @@ def write_manifest(workbench: Workbench, label: str) -> None:
 
 # Rows
 
+
 def test_rows_come_back_as_they_were(workbench: Workbench) -> None:
     run = workbench.start_run("coldstart", {})
-    run.append("traces", [trace(token_logprobs=np.array([-0.5, -0.25]), token_ids=[3, 4], frame_times=[0.0, 1 / 3],
-                                frames_size=(96, 64), truncated=False, tokens=np.int64(2))])
+    run.append(
+        "traces",
+        [
+            trace(
+                token_logprobs=np.array([-0.5, -0.25]),
+                token_ids=[3, 4],
+                frame_times=[0.0, 1 / 3],
+                frames_size=(96, 64),
+                truncated=False,
+                tokens=np.int64(2),
+            )
+        ],
+    )
     [row] = run.table("traces").to_pylist()
     assert row["trace_id"] == trace_id(run.id, "c0", 0) and row["run_id"] == run.id and row["stage"] == "coldstart"
     assert row["token_logprobs"] == [-0.5, -0.25] and row["frame_times"] == [0.0, 1 / 3]
@@ -109,8 +130,19 @@ def test_text_comes_back_with_only_lone_surrogates_replaced(tmp_path: Path, text
             assert back == text
 
 
-@pytest.mark.parametrize("text", ["it's \"quoted\"; DROP TABLE traces", "<script>alert(1)</script>", "a\nb\r\nc\t",
-                                  "nul\0inside", "", "👩‍👩‍👧 हिन्दी \u202e", "NULL", "\\x00 \\"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'it\'s "quoted"; DROP TABLE traces',
+        "<script>alert(1)</script>",
+        "a\nb\r\nc\t",
+        "nul\0inside",
+        "",
+        "👩‍👩‍👧 हिन्दी \u202e",
+        "NULL",
+        "\\x00 \\",
+    ],
+)
 def test_hostile_text_survives_the_index(workbench: Workbench, text: str) -> None:
     run = workbench.start_run("coldstart", {}, dataset=None)
     run.append("traces", [trace(text=text, answer=text)])
@@ -126,25 +158,39 @@ def test_a_lone_surrogate_is_stored_as_the_replacement_character(workbench: Work
 
 def test_trace_ids_are_the_same_every_time_and_differ_by_every_part() -> None:
     assert trace_id("run", "clip", 0) == hashlib.sha256(b"run\nclip\n0\n").hexdigest()[:20] == "fc0692727340b368e6ca"
-    ids = {trace_id(run, clip, sample, step) for run in ("r", "s") for clip in ("c", "d") for sample in (0, 1)
-           for step in (None, 0, 1)}
+    ids = {
+        trace_id(run, clip, sample, step)
+        for run in ("r", "s")
+        for clip in ("c", "d")
+        for sample in (0, 1)
+        for step in (None, 0, 1)
+    }
     assert len(ids) == 24
 
 
 # Sentences
 
-@pytest.mark.parametrize("grain, rows, beats", [
-    ("trace", [trace()], ["no grain 'trace'", "nearest: 'traces'"]),
-    ("traces", [trace(token_logprob=[1.0])], ["'token_logprob'", "columns of a grain are fixed", "'token_logprobs'"]),
-    ("traces", [trace(), {"clip_id": "c1", "sample": 0}], ["row 1 of 'traces' has no 'text'", "give it a value"]),
-    ("traces", [trace(), trace("c1", tokens="many")], ["row 1", "tokens = 'many'", "int64", "convert"]),
-    ("traces", [trace(text=3)], ["text = 3", "string"]),
-    ("traces", [trace(), trace()], ["two rows of 'traces'", "one would hide the other"]),
-    ("traces", [trace(run_id="elsewhere")], ["names run 'elsewhere'", "leave `run_id` out"]),
-    ("scores", [{"trace_id": "t", "name": "accuracy"}], ["has no 'value'"]),
-])
+
+@pytest.mark.parametrize(
+    "grain, rows, beats",
+    [
+        ("trace", [trace()], ["no grain 'trace'", "nearest: 'traces'"]),
+        (
+            "traces",
+            [trace(token_logprob=[1.0])],
+            ["'token_logprob'", "columns of a grain are fixed", "'token_logprobs'"],
+        ),
+        ("traces", [trace(), {"clip_id": "c1", "sample": 0}], ["row 1 of 'traces' has no 'text'", "give it a value"]),
+        ("traces", [trace(), trace("c1", tokens="many")], ["row 1", "tokens = 'many'", "int64", "convert"]),
+        ("traces", [trace(text=3)], ["text = 3", "string"]),
+        ("traces", [trace(), trace()], ["two rows of 'traces'", "one would hide the other"]),
+        ("traces", [trace(run_id="elsewhere")], ["names run 'elsewhere'", "leave `run_id` out"]),
+        ("scores", [{"trace_id": "t", "name": "accuracy"}], ["has no 'value'"]),
+    ],
+)
 def test_a_row_that_does_not_fit_is_refused_in_a_sentence_and_leaves_nothing(
-        workbench: Workbench, grain: str, rows: list, beats: list[str]) -> None:
+    workbench: Workbench, grain: str, rows: list, beats: list[str]
+) -> None:
     run = workbench.start_run("coldstart", {})
     with pytest.raises(StoreError) as caught:
         run.append(grain, rows)
@@ -188,6 +234,7 @@ def test_a_damaged_part_is_named_by_readers_and_listed_by_the_index(workbench: W
 
 # Runs
 
+
 def test_the_same_arguments_continue_the_run_and_others_start_another(workbench: Workbench) -> None:
     parent = workbench.start_run("coldstart", {"lr": 1e-3})
     parent.finish()
@@ -196,11 +243,14 @@ def test_the_same_arguments_continue_the_run_and_others_start_another(workbench:
     first.close()
     again = workbench.start_run("grpo", {"lr": 1e-3}, parent=parent.id, seed=1)
     assert again.id == first.id and len(again.about["sessions"]) == 2 and again.done("steps", "step") == {1}
-    others = {workbench.start_run("grpo", {"lr": 2e-3}, parent=parent.id, seed=1).id,
-              workbench.start_run("grpo", {"lr": 1e-3}, parent=parent.id, seed=2).id,
-              workbench.start_run("grpo", {"lr": 1e-3}, parent=parent.id, seed=1, dataset="homecam").id,
-              workbench.start_run("grpo", {"lr": 1e-3}, parent=parent.id, seed=1, name="other").id,
-              workbench.start_run("grpo", {"lr": 1e-3}, seed=1).id, first.id}
+    others = {
+        workbench.start_run("grpo", {"lr": 2e-3}, parent=parent.id, seed=1).id,
+        workbench.start_run("grpo", {"lr": 1e-3}, parent=parent.id, seed=2).id,
+        workbench.start_run("grpo", {"lr": 1e-3}, parent=parent.id, seed=1, dataset="homecam").id,
+        workbench.start_run("grpo", {"lr": 1e-3}, parent=parent.id, seed=1, name="other").id,
+        workbench.start_run("grpo", {"lr": 1e-3}, seed=1).id,
+        first.id,
+    }
     assert len(others) == 6 and [run.id for run in workbench.runs("coldstart")] == [parent.id]
 
 
@@ -241,13 +291,16 @@ def test_run_json_says_how_to_run_it_again(workbench: Workbench, monkeypatch: py
     assert "very-secret" not in text
 
 
-@pytest.mark.parametrize("given, shown", [
-    (["--api-key", "abc", "--lr", "1"], ["--api-key", "***", "--lr", "1"]),
-    (["--token=abc"], ["--token=***"]),
-    (["teach.api_key=abc", "grpo.max_tokens=5", "a.key=b"], ["teach.api_key=***", "grpo.max_tokens=5", "a.key=b"]),
-    (["https://me:pw@host/v1"], ["https://***@host/v1"]),
-    (["sk-abcdefghijklmnop"], ["***"]),
-])
+@pytest.mark.parametrize(
+    "given, shown",
+    [
+        (["--api-key", "abc", "--lr", "1"], ["--api-key", "***", "--lr", "1"]),
+        (["--token=abc"], ["--token=***"]),
+        (["teach.api_key=abc", "grpo.max_tokens=5", "a.key=b"], ["teach.api_key=***", "grpo.max_tokens=5", "a.key=b"]),
+        (["https://me:pw@host/v1"], ["https://***@host/v1"]),
+        (["sk-abcdefghijklmnop"], ["***"]),
+    ],
+)
 def test_secrets_never_reach_the_command_line_record(given: list[str], shown: list[str]) -> None:
     assert without_secrets(given) == shown
 
@@ -276,8 +329,13 @@ for number in range(start, start + 10_000):
 
 
 def writer(workbench: Workbench, **pipes: object) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", WRITER, str(workbench.path)], stdout=subprocess.PIPE, text=True,
-                            cwd=Path(__file__).parent.parent, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(workbench.path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        **pipes,
+    )
 
 
 def test_kill_at_any_moment_loses_no_acknowledged_row_and_shows_no_half_part(workbench: Workbench) -> None:
@@ -372,6 +430,7 @@ def test_threads_append_side_by_side(workbench: Workbench) -> None:
 
 # The index
 
+
 def test_refresh_does_nothing_when_nothing_changed(workbench: Workbench) -> None:
     assert workbench.refresh() and not workbench.refresh()
     run = workbench.start_run("coldstart", {})
@@ -387,8 +446,10 @@ def test_refresh_does_nothing_when_nothing_changed(workbench: Workbench) -> None
 def contents(workbench: Workbench) -> dict[str, list[str]]:
     """All tables of the index, without the order of their rows."""
     tables = ["runs", "clips", "parts", "problems", *GRAINS, "trace_facts", "trace_counts"]
-    return {name: sorted(map(repr, workbench.query(f"SELECT {name}::VARCHAR AS row FROM {name}").row.tolist()))
-            for name in tables}
+    return {
+        name: sorted(map(repr, workbench.query(f"SELECT {name}::VARCHAR AS row FROM {name}").row.tolist()))
+        for name in tables
+    }
 
 
 def test_an_index_that_is_added_to_holds_what_a_new_one_would(workbench: Workbench) -> None:
@@ -492,15 +553,25 @@ def test_the_index_may_be_deleted_or_spoilt_at_any_time(workbench: Workbench, co
 
 
 def test_manifests_are_joined_by_clip(workbench: Workbench) -> None:
-    pq.write_table(pa.table({"clip_id": ["a", "b"], "label": ["dog", "cat"], "group": ["g", "h"], "split": ["test"] * 2,
-                             "text": pa.array([[("title", "x")], []], pa.map_(pa.string(), pa.string()))}),
-                   workbench.clips / "homecam.parquet")
+    pq.write_table(
+        pa.table(
+            {
+                "clip_id": ["a", "b"],
+                "label": ["dog", "cat"],
+                "group": ["g", "h"],
+                "split": ["test"] * 2,
+                "text": pa.array([[("title", "x")], []], pa.map_(pa.string(), pa.string())),
+            }
+        ),
+        workbench.clips / "homecam.parquet",
+    )
     pq.write_table(pa.table({"clip_id": ["c"], "label": ["dog"], "extra": [1]}), workbench.clips / "other.parquet")
     run = workbench.start_run("coldstart", {})
     run.append("predictions", [prediction("a"), prediction("c", predicted="none")])
     workbench.refresh()
-    rows = workbench.query("SELECT clip_id, dataset, label, predicted FROM clips JOIN predictions USING (clip_id)"
-                           " ORDER BY clip_id")
+    rows = workbench.query(
+        "SELECT clip_id, dataset, label, predicted FROM clips JOIN predictions USING (clip_id) ORDER BY clip_id"
+    )
     assert rows.values.tolist() == [["a", "homecam", "dog", "dog"], ["c", "other", "dog", "none"]]
     assert workbench.query("SELECT count(*) AS n FROM problems").n[0] == 0
     assert workbench.query("SELECT n, no_answer, accuracy FROM accuracy_by_run").values.tolist() == [[2, 1, 0.5]]
@@ -525,8 +596,9 @@ def test_eight_threads_read_whole_snapshots_while_the_index_is_swapped(workbench
 
     def read(marker: int) -> None:
         while not stop.is_set():
-            frame = workbench.query("SELECT $m AS marker, step, count(*) AS n FROM steps GROUP BY step ORDER BY step",
-                                    {"m": marker})
+            frame = workbench.query(
+                "SELECT $m AS marker, step, count(*) AS n FROM steps GROUP BY step ORDER BY step", {"m": marker}
+            )
             if set(frame.marker) != {marker} or set(frame.n) != {50} or frame.step.tolist() != list(range(len(frame))):
                 wrong.append(frame)
             seen.add(len(frame))
@@ -545,12 +617,27 @@ def test_eight_threads_read_whole_snapshots_while_the_index_is_swapped(workbench
 
 
 @pytest.mark.parametrize("untrusted", [False, True])
-@pytest.mark.parametrize("sql", [
-    "SELECT * FROM read_text('/etc/hostname')", "SELECT * FROM 'x.parquet'", "COPY traces TO 'stolen.csv'",
-    "DROP TABLE traces", "CREATE TABLE memory.main.x AS SELECT 1", "ATTACH 'x.duckdb'", "SET threads = 64",
-    "INSTALL httpfs", "LOAD httpfs", "SELECT 1; SELECT 2", "SELECT nothing FROM traces", "SELECT * FROM threading",
-    "not sql at all", "", "EXPORT DATABASE 'x'", "PRAGMA enable_profiling",
-])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELECT * FROM 'x.parquet'",
+        "COPY traces TO 'stolen.csv'",
+        "DROP TABLE traces",
+        "CREATE TABLE memory.main.x AS SELECT 1",
+        "ATTACH 'x.duckdb'",
+        "SET threads = 64",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SELECT 1; SELECT 2",
+        "SELECT nothing FROM traces",
+        "SELECT * FROM threading",
+        "not sql at all",
+        "",
+        "EXPORT DATABASE 'x'",
+        "PRAGMA enable_profiling",
+    ],
+)
 def test_no_query_reads_other_files_or_changes_anything(workbench: Workbench, sql: str, untrusted: bool) -> None:
     workbench.refresh()
     before = workbench.index_path.read_bytes()
@@ -567,8 +654,9 @@ def test_an_untrusted_query_is_cut_in_rows_and_in_time(workbench: Workbench) -> 
     assert len(frame) == 50 and not frame.attrs["truncated"]
     start = time.monotonic()
     with pytest.raises(StoreError, match="stopped after 0.3 s"):
-        workbench.query("SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b", untrusted=True,
-                        seconds=0.3)
+        workbench.query(
+            "SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b", untrusted=True, seconds=0.3
+        )
     assert time.monotonic() - start < 5
     limit = workbench.query("SELECT value FROM duckdb_settings() WHERE name = 'memory_limit'", untrusted=True)
     assert limit.value.tolist() == ["953.6 MiB"]

@@ -154,9 +154,13 @@ def test_endpoint_traces_are_kept_or_dropped_for_the_right_reason(workbench):
     def answer(body):
         number = seen_number(body)
         return [
-            chat(say("Delivery.", think="Ein Kurier bringt 📦")), chat(say("theft")), chat(say("robbery")),
-            chat("<think> It goes on and on", finish="length"), chat("", finish="content_filter"), chat(say("routine")),
-        ][number]  # fmt: skip
+            chat(say("Delivery.", think="Ein Kurier bringt 📦")),
+            chat(say("theft")),
+            chat(say("robbery")),
+            chat("<think> It goes on and on", finish="length"),
+            chat("", finish="content_filter"),
+            chat(say("routine")),
+        ][number]
 
     with Server(answer) as server:
         prices, pixels = ["teach.price_in=1e5", "teach.price_out=2e5"], ["video.max_pixels=4096", "video.min_pixels=64"]

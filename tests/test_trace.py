@@ -56,31 +56,34 @@ def test_an_alias_gives_its_label_and_keeps_the_answer_as_written():
     assert (trace.label, trace.answer) == ("abnormal", "Theft")
 
 
-@pytest.mark.parametrize("text, reason", [
-    ("", Reason.EMPTY),
-    (" \n\t", Reason.EMPTY),
-    ("normal", Reason.NO_ANSWER),
-    ("<think>a</think>", Reason.NO_ANSWER),
-    ("<think>a</think><answer> </answer>", Reason.NO_ANSWER),
-    ("<answer>normal</answer>", Reason.MISSING_SEGMENT),
-    ("<think>a</think><answer>dog</answer>", Reason.UNKNOWN_LABEL),
-    ("<think>a</think><answer>none</answer>", Reason.UNKNOWN_LABEL),
-    ("<think>a<answer>normal</answer>", Reason.UNCLOSED_TAG),
-    ("<think>a</think><answer>normal", Reason.UNCLOSED_TAG),
-    ("a</think><answer>normal</answer>", Reason.UNCLOSED_TAG),
-    ("<think>a</think><answer>normal</answer></answer>", Reason.UNCLOSED_TAG),
-    ("<think>a<answer>normal</answer></think>", Reason.NESTED_TAG),
-    ("<think><think>a</think></think><answer>normal</answer>", Reason.NESTED_TAG),
-    ("<think>a</answer></think><answer>normal</answer>", Reason.NESTED_TAG),
-    ("<think>a</think><think>b</think><answer>normal</answer>", Reason.REPEATED_SEGMENT),
-    ("<think>a</think><answer>normal</answer><answer>abnormal</answer>", Reason.REPEATED_SEGMENT),
-    ("<answer>normal</answer><think>a</think>", Reason.WRONG_ORDER),
-    ("Sure! <think>a</think><answer>normal</answer>", Reason.TEXT_OUTSIDE),
-    ("<think>a</think>so<answer>normal</answer>", Reason.TEXT_OUTSIDE),
-    ("<think>a</think><answer>normal</answer>.", Reason.TEXT_OUTSIDE),
-    ("<think> </think><answer>normal</answer>", Reason.EMPTY_SEGMENT),
-    ("<Think>a</Think><answer>normal</answer>", Reason.MISSING_SEGMENT),
-])
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("", Reason.EMPTY),
+        (" \n\t", Reason.EMPTY),
+        ("normal", Reason.NO_ANSWER),
+        ("<think>a</think>", Reason.NO_ANSWER),
+        ("<think>a</think><answer> </answer>", Reason.NO_ANSWER),
+        ("<answer>normal</answer>", Reason.MISSING_SEGMENT),
+        ("<think>a</think><answer>dog</answer>", Reason.UNKNOWN_LABEL),
+        ("<think>a</think><answer>none</answer>", Reason.UNKNOWN_LABEL),
+        ("<think>a<answer>normal</answer>", Reason.UNCLOSED_TAG),
+        ("<think>a</think><answer>normal", Reason.UNCLOSED_TAG),
+        ("a</think><answer>normal</answer>", Reason.UNCLOSED_TAG),
+        ("<think>a</think><answer>normal</answer></answer>", Reason.UNCLOSED_TAG),
+        ("<think>a<answer>normal</answer></think>", Reason.NESTED_TAG),
+        ("<think><think>a</think></think><answer>normal</answer>", Reason.NESTED_TAG),
+        ("<think>a</answer></think><answer>normal</answer>", Reason.NESTED_TAG),
+        ("<think>a</think><think>b</think><answer>normal</answer>", Reason.REPEATED_SEGMENT),
+        ("<think>a</think><answer>normal</answer><answer>abnormal</answer>", Reason.REPEATED_SEGMENT),
+        ("<answer>normal</answer><think>a</think>", Reason.WRONG_ORDER),
+        ("Sure! <think>a</think><answer>normal</answer>", Reason.TEXT_OUTSIDE),
+        ("<think>a</think>so<answer>normal</answer>", Reason.TEXT_OUTSIDE),
+        ("<think>a</think><answer>normal</answer>.", Reason.TEXT_OUTSIDE),
+        ("<think> </think><answer>normal</answer>", Reason.EMPTY_SEGMENT),
+        ("<Think>a</Think><answer>normal</answer>", Reason.MISSING_SEGMENT),
+    ],
+)
 def test_each_fault_has_its_reason_and_no_provisional_label(text, reason):
     trace = read(text)
     assert isinstance(trace, Malformed) and not trace.ok
@@ -98,15 +101,18 @@ def test_a_text_complete_at_the_token_limit_is_still_a_trace():
     assert read(GOOD, truncated=True).ok
 
 
-@pytest.mark.parametrize("text, label", [
-    ("Sure: <answer>normal</answer>", "normal"),
-    ("<think>a<answer>theft</answer>", "abnormal"),
-    ("<answer>normal</answer><answer>abnormal</answer>", None),
-    ("<answer>normal</answer><answer>normal</answer>", None),
-    ("<answer>dog</answer>", None),
-    ("<think>normal</think>", None),
-    ("<answer>normal", None),
-])
+@pytest.mark.parametrize(
+    "text, label",
+    [
+        ("Sure: <answer>normal</answer>", "normal"),
+        ("<think>a<answer>theft</answer>", "abnormal"),
+        ("<answer>normal</answer><answer>abnormal</answer>", None),
+        ("<answer>normal</answer><answer>normal</answer>", None),
+        ("<answer>dog</answer>", None),
+        ("<think>normal</think>", None),
+        ("<answer>normal", None),
+    ],
+)
 def test_a_malformed_text_keeps_its_one_answer_but_not_a_hedge(text, label):
     trace = read(text)
     assert not trace.ok and trace.label == label and trace.provisional == "none"
@@ -160,8 +166,23 @@ def test_an_unknown_grammar_offers_the_nearest():
 # ---- laws that hold for any text
 
 PIECES = [
-    "<think>", "</think>", "<answer>", "</answer>", "<observation>", "</observation>", r"\boxed{", "}", "normal",
-    "abnormal", " ", "\n", "a cat", FALLBACK, "<", ">", "\ud800",
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "<observation>",
+    "</observation>",
+    r"\boxed{",
+    "}",
+    "normal",
+    "abnormal",
+    " ",
+    "\n",
+    "a cat",
+    FALLBACK,
+    "<",
+    ">",
+    "\ud800",
 ]
 ANY_TEXT = st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
 
@@ -206,14 +227,17 @@ def test_a_damaged_mark_is_never_a_trace_with_another_label(data, text):
         assert LABELS.resolve(trace.answer) == trace.label
 
 
-@pytest.mark.parametrize("segments", [
-    {"think": "a"},
-    {"think": "a", "answer": "normal", "more": "b"},
-    {"think": " ", "answer": "normal"},
-    {"think": "a</think>", "answer": "normal"},
-    {"think": "a<answer>b</answer>", "answer": "normal"},
-    {"think": "a</think><think>b", "answer": "normal"},
-])
+@pytest.mark.parametrize(
+    "segments",
+    [
+        {"think": "a"},
+        {"think": "a", "answer": "normal", "more": "b"},
+        {"think": " ", "answer": "normal"},
+        {"think": "a</think>", "answer": "normal"},
+        {"think": "a<answer>b</answer>", "answer": "normal"},
+        {"think": "a</think><think>b", "answer": "normal"},
+    ],
+)
 def test_segments_that_cannot_be_written_are_refused(segments):
     with pytest.raises(DataError):
         render("think-answer", **segments)
@@ -226,16 +250,20 @@ def test_a_box_that_would_close_early_is_refused():
 
 # ---- mentions
 
-@pytest.mark.parametrize("text, found", [
-    ("at 1.5 s he falls", [("1.5", "time", 1.5)]),
-    ("at 0:03, then 1:02:03.5.", [("0:03", "time", 3.0), ("1:02:03.5", "time", 3723.5)]),
-    ("from 2 to 3.5 seconds", [("2", "time", 2.0), ("3.5", "time", 3.5)]),
-    ("2s-4s", [("2", "time", 2.0), ("4", "time", 4.0)]),
-    ("Frame 3 and frames 5–7", [("3", "frame", 3), ("5", "frame", 5), ("7", "frame", 7)]),
-    ("frame #12 at 4s", [("12", "frame", 12), ("4", "time", 4.0)]),
-    ("two men, 3 cars, 1.2.3 and 12:75", []),
-    ("", []),
-])
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("at 1.5 s he falls", [("1.5", "time", 1.5)]),
+        ("at 0:03, then 1:02:03.5.", [("0:03", "time", 3.0), ("1:02:03.5", "time", 3723.5)]),
+        ("from 2 to 3.5 seconds", [("2", "time", 2.0), ("3.5", "time", 3.5)]),
+        ("2s-4s", [("2", "time", 2.0), ("4", "time", 4.0)]),
+        ("Frame 3 and frames 5–7", [("3", "frame", 3), ("5", "frame", 5), ("7", "frame", 7)]),
+        ("frame #12 at 4s", [("12", "frame", 12), ("4", "time", 4.0)]),
+        ("two men, 3 cars, 1.2.3 and 12:75", []),
+        ("", []),
+    ],
+)
 def test_times_and_frames_are_found_where_they_stand(text, found):
     assert [(text[m.start : m.end], m.kind, m.value) for m in mentions(text)] == found
 

@@ -105,11 +105,7 @@ def test_sampled_indices_are_distinct_ordered_even_and_inside(n, count):
     assert (steps >= 1).all() and np.ptp(steps) <= 1 if len(steps) else True
 
 
-@given(
-    gaps=st.lists(st.floats(0.001, 2), min_size=1, max_size=80),
-    count=st.integers(1, 64),
-    fps=st.floats(0.01, 60),
-)
+@given(gaps=st.lists(st.floats(0.001, 2), min_size=1, max_size=80), count=st.integers(1, 64), fps=st.floats(0.01, 60))
 def test_sampling_by_rate_never_repeats_a_frame_nor_leaves_the_clip(gaps, count, fps):
     times = np.cumsum([0.0, *gaps])
     indices = sample(times, times[-1] + 0.04, count, fps)
@@ -329,7 +325,7 @@ def test_a_path_is_never_a_protocol(clip, monkeypatch, url):
     "name",
     [
         "a b.mp4",
-        "it's \"odd\".mp4",
+        'it\'s "odd".mp4',
         "línea\nnueva 动.mp4",
         "%03d.mp4",
         "concat:a|b.mp4",

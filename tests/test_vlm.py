@@ -580,7 +580,7 @@ def keys(name, group):
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_sampled_logprobs_are_those_of_a_plain_forward_over_the_trace(
     name, adapter, temperature, models, families, encode, plain_logprobs
-):  # fmt: skip
+):
     """Video prompts, `long` among them, whose temporal positions go further than the prompt's last token."""
     base = models[name]
     clips = [encode(base, clip) for clip in (LONG, TALL)]
@@ -880,11 +880,7 @@ def test_fine_tuning_lowers_the_loss_which_is_a_mean_over_target_tokens(tokens, 
             before,
         )
     run = tune(
-        vlm,
-        pair,
-        tmp_path / "training",
-        Recipe(2e-3, epochs=8, batch=4, warmup=0, scheduler="constant"),
-        count=4,
+        vlm, pair, tmp_path / "training", Recipe(2e-3, epochs=8, batch=4, warmup=0, scheduler="constant"), count=4
     )
     losses = [numbers["loss"] for _, numbers in sorted(run.losses.items()) if "loss" in numbers]
     near(losses[0], -torch.cat(logprobs).mean().item(), 1e-5)
@@ -894,14 +890,7 @@ def test_fine_tuning_lowers_the_loss_which_is_a_mean_over_target_tokens(tokens, 
 @pytest.mark.parametrize(("count", "batch"), [(6, 2), (5, 3), (3, 8)])
 def test_every_row_is_seen_once_an_epoch_as_that_epochs_example(count, batch, families, pair, tmp_path):
     seen = []
-    tune(
-        student(families, lora_rank=2),
-        pair,
-        tmp_path / "training",
-        Recipe(1e-3, 2, batch),
-        count=count,
-        seen=seen,
-    )
+    tune(student(families, lora_rank=2), pair, tmp_path / "training", Recipe(1e-3, 2, batch), count=count, seen=seen)
     assert sorted(seen) == [(row, epoch) for row in range(count) for epoch in range(2)]
 
 

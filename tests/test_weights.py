@@ -177,8 +177,12 @@ def test_weights_that_lie_elsewhere_or_are_quantised_already_are_refused(content
 # --------------------------------------------------------------------------------------------- code of the checkpoint
 
 
-CODE = {"AutoConfig": "mine.Config", "AutoModelForImageTextToText": "mine.Model", "AutoProcessor": "mine.Processor",
-        "AutoTokenizer": ["mine.Tokenizer", None]}  # fmt: skip
+CODE = {
+    "AutoConfig": "mine.Config",
+    "AutoModelForImageTextToText": "mine.Model",
+    "AutoProcessor": "mine.Processor",
+    "AutoTokenizer": ["mine.Tokenizer", None],
+}
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ SPLITS = ("coldstart", "grpo", "calibration", "validation", "test")
 TRACKERS = ("none", "tensorboard", "trackio", "wandb", "mlflow")
 
 
-
+# fmt: off
 @dataclass(frozen=True)
 class ModelConfig(Section):
     path: str = _setting("Qwen/Qwen2.5-VL-7B-Instruct", "folder or hub id of a Qwen2.5-VL, Qwen3-VL or Qwen3.5 checkpoint, or embedded:NAME for one that ships with the package")
@@ -270,8 +270,9 @@ class EvaluateConfig(Section):
 
 _CHECKED = {
     "teach": ("teach",), "coldstart": ("model",), "grpo": ("model", "grpo"), "calibrate": ("model", "gate"), "evaluate": ("gate",),
-}  # fmt: skip
+}
 """Stage → the sections in which it refuses what would do nothing."""
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,9 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = _setting(0, "of every random choice", low=0, high=2**32 - 1)
-    report_to: str = _setting("tensorboard", "who is told the numbers of every training, beside the run's own `steps`", choices=TRACKERS)
+    report_to: str = _setting(
+        "tensorboard", "who is told the numbers of every training, beside the run's own `steps`", choices=TRACKERS
+    )
     workbench: str = dataclasses.field(
         default_factory=lambda: os.environ.get("DEEPINTUIT_HOME") or "./workbench",
         metadata=dict(doc="folder of manifests, runs and caches; DEEPINTUIT_HOME where it is not set"),
@@ -319,14 +322,19 @@ class Config(Section):
         """What was given, nested as in a config file: everything else is a default, or comes from the run stood on."""
         whole, found = self.to_dict(), self.departures()
         for section, _, name in (key.partition(".") for key in sorted(self.given)):
-            (found.setdefault(section, {}) if name else found)[name or section] = whole[section][name] if name else whole[section]
+            (found.setdefault(section, {}) if name else found)[name or section] = (
+                whole[section][name] if name else whole[section]
+            )
         return found
 
     def require_tracker(self) -> None:
         """Raises `ConfigError` where `report_to` names a package that is not there."""
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
-            raise ConfigError(f"report_to = {self.report_to!r}", "that package is not installed here, so nobody would be told",
-                              f"Install it (pip install {self.report_to}), or set report_to=tensorboard")
+            raise ConfigError(
+                f"report_to = {self.report_to!r}",
+                "that package is not installed here, so nobody would be told",
+                f"Install it (pip install {self.report_to}), or set report_to=tensorboard",
+            )
 
     def decisive(self) -> dict[str, Any]:
         """`to_dict` without the settings that change only what the work costs: other ones make no other run."""
@@ -352,8 +360,11 @@ class Config(Section):
                 if not need.on:
                     raise ConfigError(set_to, need.why, f"Leave {name}.{field.name} out: it would change nothing")
                 other, key = need.on.split(".")
-                raise ConfigError(f"{set_to} with {need.on} = {getattr(getattr(self, other), key)!r}", f"{need.why}, so it would change nothing",
-                                  f"Leave {name}.{field.name} out, or set {need.set}")
+                raise ConfigError(
+                    f"{set_to} with {need.on} = {getattr(getattr(self, other), key)!r}",
+                    f"{need.why}, so it would change nothing",
+                    f"Leave {name}.{field.name} out, or set {need.set}",
+                )
 
     def dumps(self) -> str:
         """All settings as TOML; `loads` gives the same config back."""
@@ -398,8 +409,11 @@ def load(path: str | Path | None = None, sets: Sequence[str] = ()) -> Config:
         try:
             text = texts.read(path)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"config file {str(path)!r} could not be read", str(error),
-                              "Point --config to a TOML file, such as one in configs/") from error
+            raise ConfigError(
+                f"config file {str(path)!r} could not be read",
+                str(error),
+                "Point --config to a TOML file, such as one in configs/",
+            ) from error
     return loads(text, sets, source=str(path))
 
 
@@ -429,7 +443,11 @@ def loads(text: str, sets: Sequence[str] = (), source: str = "the text") -> Conf
                 _hint([name, key])
             value = hint(**value)
         sections[name] = value
-    given = (f"{name}.{key}".rstrip(".") for name, value in content.items() for key in (value if isinstance(value, dict) else ("",)))
+    given = (
+        f"{name}.{key}".rstrip(".")
+        for name, value in content.items()
+        for key in (value if isinstance(value, dict) else ("",))
+    )
     return Config(**sections, given=frozenset(given))
 
 

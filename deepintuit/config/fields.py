@@ -40,13 +40,27 @@ class Need(NamedTuple):
     set: str
 
 
-def setting(default: Any, doc: str, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf,
-            choices: tuple[str, ...] = (), decides: bool = True, added: bool = False, needs: tuple[Need, ...] = ()) -> Any:
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    choices: tuple[str, ...] = (),
+    decides: bool = True,
+    added: bool = False,
+    needs: tuple[Need, ...] = (),
+) -> Any:
     """A field with its meaning (and unit), and what it may be: low ≤ value ≤ high, value > above, or one of choices.
     `decides` false: it changes what the work costs and not what comes of it. `added`: it came later, so at its default
     it is no part of what a run is. `needs`: what must hold for it to do anything."""
-    return dataclasses.field(default=default, metadata=dict(doc=doc, low=low, high=high, above=above, choices=choices,
-                                                            decides=decides, added=added, needs=needs))  # fmt: skip
+    return dataclasses.field(
+        default=default,
+        metadata=dict(
+            doc=doc, low=low, high=high, above=above, choices=choices, decides=decides, added=added, needs=needs
+        ),
+    )
 
 
 @functools.cache
@@ -78,14 +92,25 @@ def _dotted(section: Section, key: str) -> str:
 def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
     """The value in the field's own type. Only what loses nothing is converted: int → float, list → tuple."""
     if isinstance(value, int) and abs(value) > _LARGEST:
-        raise ConfigError(f"{key} is a number of {value.bit_length()} bits", f"one of at most {_LARGEST:,} is stored as it is",
-                          f"Meaning: {limits.get('doc', key)}")
+        raise ConfigError(
+            f"{key} is a number of {value.bit_length()} bits",
+            f"one of at most {_LARGEST:,} is stored as it is",
+            f"Meaning: {limits.get('doc', key)}",
+        )
     if hint is float and type(value) is int:
         value = float(value)
     if hint == tuple[str, ...] and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         value = tuple(value)
-    if any(not texts.fits(item, _LONGEST) for item in (value if isinstance(value, tuple) else [value]) if isinstance(item, str)):
-        raise ConfigError(f"{key} = {value!r}", f"a text has at most {_LONGEST:,} characters, and no half of one", f"Meaning: {limits.get('doc', key)}")
+    if any(
+        not texts.fits(item, _LONGEST)
+        for item in (value if isinstance(value, tuple) else [value])
+        if isinstance(item, str)
+    ):
+        raise ConfigError(
+            f"{key} = {value!r}",
+            f"a text has at most {_LONGEST:,} characters, and no half of one",
+            f"Meaning: {limits.get('doc', key)}",
+        )
     if hint == tuple[str, ...] and isinstance(value, tuple):
         return value
     if type(value) is not hint:

@@ -171,8 +171,11 @@ class Manifest:
     def relabelled(self, labels: Mapping[str, str], why: Mapping[str, str]) -> Manifest:
         """With other labels by clip id, and `why` by clip id as the note "review" (an annotation: no prompt shows it).
         `save` makes it the version in force. DataError for a clip or label that it does not know."""
-        unknown = [(clip, label) for clip, label in labels.items()
-                   if label not in self.labels.labels or clip not in set(self.frame["clip_id"])]  # fmt: skip
+        unknown = [
+            (clip, label)
+            for clip, label in labels.items()
+            if label not in self.labels.labels or clip not in set(self.frame["clip_id"])
+        ]
         if unknown:
             raise DataError(
                 f"Clip {unknown[0][0]!r} would get the label {unknown[0][1]!r}.",

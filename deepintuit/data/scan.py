@@ -35,12 +35,7 @@ from deepintuit.errors import DataError, VideoError, VideoReason
 _MEASURED = ("seconds", "width", "height", "fps", "frames", "codec", "bytes", "truncated")
 _JOURNAL = 3
 """Raise when more is measured, so that what an earlier version saw is looked at again."""
-_OF_THE_MOMENT = {
-    VideoReason.NOT_FOUND,
-    VideoReason.NO_PERMISSION,
-    VideoReason.READ_FAILED,
-    VideoReason.CHANGED,
-}
+_OF_THE_MOMENT = {VideoReason.NOT_FOUND, VideoReason.NO_PERMISSION, VideoReason.READ_FAILED, VideoReason.CHANGED}
 """Reasons that may be gone tomorrow without a change of the file."""
 _HASHED_REFUSED = 64 << 20
 """A refused file of more bytes than this is known by its name, not its content."""
@@ -266,7 +261,8 @@ def _check(seen: dict[str, Any]) -> None:
     numbers = {name: info[name] for name in _INFO if info[name] is not None} if info else {}
     if (
         not all(text is None or isinstance(text, str) for text in texts)
-        or info and not isinstance(info.get("truncated", False), bool)
+        or info
+        and not isinstance(info.get("truncated", False), bool)
         or not (digest is None and not info or re.fullmatch("[0-9a-f]{64}", digest))
         or not all(isinstance(value, _INFO[name]) for name, value in numbers.items())
         or any(abs(value) >= 2**63 for value in numbers.values() if isinstance(value, int))

@@ -55,9 +55,7 @@ class Scorer:
         self.reasoner, self.config, self.judge = reasoner, config.grpo, judge
         self.separate = judge is not None and config.grpo.process == "separate"
 
-    def groups(
-        self, sampled: Sequence[tuple[Clip, EncodedClip, list[Sample]]], first: int = 0
-    ) -> list[Group]:
+    def groups(self, sampled: Sequence[tuple[Clip, EncodedClip, list[Sample]]], first: int = 0) -> list[Group]:
         """Groups of `LocalReasoner.groups`, parsed, judged and scored; `first`: the sample number of each group's
         first trace."""
         task, found = self.reasoner.task, []

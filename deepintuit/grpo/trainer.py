@@ -78,10 +78,7 @@ class Trainer(Resumable, GRPOTrainer):
             args=arguments,
             train_dataset=Dataset.from_dict({"clip": list(range(len(clips))), "prompt": [""] * len(clips)}),
             processing_class=self.vlm.processor,
-            callbacks=[
-                Watch("GRPO", self._log_training, self._log.flush, progress),
-                *callbacks,
-            ],
+            callbacks=[Watch("GRPO", self._log_training, self._log.flush, progress), *callbacks],
         )
         if self.ref_model is not None and self.vlm.shares_prefix:  # TRL's own copy, for the KL term
             see_trees(self.ref_model)
@@ -155,14 +152,7 @@ class Trainer(Resumable, GRPOTrainer):
         return self.loss_in_parts([partial(loss, part) for part in self._parts(of_rows["row"], ids, mask)])
 
     def _get_per_token_logps_and_entropies(
-        self,
-        model,
-        input_ids,
-        attention_mask,
-        logits_to_keep,
-        compute_entropy=False,
-        compute_aux_loss=False,
-        **_,
+        self, model, input_ids, attention_mask, logits_to_keep, compute_entropy=False, compute_aux_loss=False, **_
     ):
         """TRL's fused head over inputs that hold each row's clip. (An auxiliary loss is for mixtures of experts;
         Qwen-VL has none.)"""

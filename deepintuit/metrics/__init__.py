@@ -30,22 +30,8 @@ from deepintuit.metrics.abstention import (
     set_coverage,
     thresholds_for,
 )
-from deepintuit.metrics.agreement import (
-    Agreement,
-    agreement,
-    alpha_of,
-    kappa_of,
-    percent_agreement_of,
-    rating_matrix,
-)
-from deepintuit.metrics.answers import (
-    ClassScores,
-    Flips,
-    class_scores,
-    confusion,
-    flips,
-    macro_f1,
-)
+from deepintuit.metrics.agreement import Agreement, agreement, alpha_of, kappa_of, percent_agreement_of, rating_matrix
+from deepintuit.metrics.answers import ClassScores, Flips, class_scores, confusion, flips, macro_f1
 from deepintuit.metrics.distributions import (
     FLOOR,
     Bins,
@@ -74,13 +60,54 @@ from deepintuit.metrics.intervals import (
 from deepintuit.metrics.label_errors import LabelErrors, label_errors
 
 __all__ = [
-    "FLOOR", "RISKS", "Agreement", "Bins", "ClassScores", "Conformal", "Estimate", "Evaluation", "Flips", "GateCurve",
-    "LabelErrors", "RiskCoverage", "Statistic", "agreement", "alpha_of", "apply_temperature",
-    "bootstrap", "bootstrap_each", "brier_each", "cheapest_threshold", "class_f1_of", "class_indices", "class_scores",
-    "conformal_folds", "conformal_quantile", "conformal_sets", "confusion", "ece", "ece_of", "evaluate_predictions",
-    "fit_temperature", "flips", "gate_curve", "kappa_of", "label_errors", "macro_f1", "macro_f1_of", "mean_of",
-    "nll", "nll_each", "paired_difference", "percent_agreement_of", "rating_matrix",
-    "reliability_bins", "risk_coverage", "set_coverage", "thresholds_for", "wilson",
+    "FLOOR",
+    "RISKS",
+    "Agreement",
+    "Bins",
+    "ClassScores",
+    "Conformal",
+    "Estimate",
+    "Evaluation",
+    "Flips",
+    "GateCurve",
+    "LabelErrors",
+    "RiskCoverage",
+    "Statistic",
+    "agreement",
+    "alpha_of",
+    "apply_temperature",
+    "bootstrap",
+    "bootstrap_each",
+    "brier_each",
+    "cheapest_threshold",
+    "class_f1_of",
+    "class_indices",
+    "class_scores",
+    "conformal_folds",
+    "conformal_quantile",
+    "conformal_sets",
+    "confusion",
+    "ece",
+    "ece_of",
+    "evaluate_predictions",
+    "fit_temperature",
+    "flips",
+    "gate_curve",
+    "kappa_of",
+    "label_errors",
+    "macro_f1",
+    "macro_f1_of",
+    "mean_of",
+    "nll",
+    "nll_each",
+    "paired_difference",
+    "percent_agreement_of",
+    "rating_matrix",
+    "reliability_bins",
+    "risk_coverage",
+    "set_coverage",
+    "thresholds_for",
+    "wilson",
 ]
 
 
@@ -102,24 +129,55 @@ class Evaluation:
     bins: Bins | None
 
 
-def evaluate_predictions(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str],
-                         probs_C_K: ArrayLike | None = None, *, groups_C: ArrayLike | None = None, bins: int = 15,
-                         draws: int = 2000, seed: int = 0, level: float = 0.95) -> Evaluation:
+def evaluate_predictions(
+    truth_C: Sequence[str],
+    predicted_C: Sequence[str],
+    labels: Sequence[str],
+    probs_C_K: ArrayLike | None = None,
+    *,
+    groups_C: ArrayLike | None = None,
+    bins: int = 15,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Evaluation:
     """All metrics of one system with bootstrap intervals, by group where `groups_C` is given. No clips: n 0 and nan."""
     counts = confusion(truth_C, predicted_C, labels)
     n = int(counts.sum())
-    statistics = [mean_of(np.asarray(truth_C) == np.asarray(predicted_C)), macro_f1_of(truth_C, predicted_C, labels),
-                  mean_of(np.asarray(predicted_C) == NONE_LABEL)]
+    statistics = [
+        mean_of(np.asarray(truth_C) == np.asarray(predicted_C)),
+        macro_f1_of(truth_C, predicted_C, labels),
+        mean_of(np.asarray(predicted_C) == NONE_LABEL),
+    ]
     reliability = None
     if probs_C_K is not None:
         probs, truth = distribution(probs_C_K, class_indices(truth_C, labels))
         confidence, correct = (probs.max(1), probs.argmax(1) == truth) if n else (np.empty(0), np.empty(0))
         reliability = reliability_bins(confidence, correct, bins)
-        statistics += [mean_of(nll_each(probs, truth)), mean_of(brier_each(probs, truth)),
-                       ece_of(confidence, correct, bins)]
-    found: list[Estimate | None] = [*bootstrap_each(
-        lambda weights_B_C: np.stack([one(weights_B_C) for one in statistics], 1), n, groups_C=groups_C, draws=draws,
-        seed=seed, level=level)]
+        statistics += [
+            mean_of(nll_each(probs, truth)),
+            mean_of(brier_each(probs, truth)),
+            ece_of(confidence, correct, bins),
+        ]
+    found: list[Estimate | None] = [
+        *bootstrap_each(
+            lambda weights_B_C: np.stack([one(weights_B_C) for one in statistics], 1),
+            n,
+            groups_C=groups_C,
+            draws=draws,
+            seed=seed,
+            level=level,
+        )
+    ]
     accuracy, macro, no_answer, *proper = found + [None] * (6 - len(found))
-    return Evaluation(n, n if groups_C is None else len(np.unique(np.asarray(groups_C))), accuracy, macro, no_answer,
-                      class_scores(truth_C, predicted_C, labels), counts, *proper, reliability)
+    return Evaluation(
+        n,
+        n if groups_C is None else len(np.unique(np.asarray(groups_C))),
+        accuracy,
+        macro,
+        no_answer,
+        class_scores(truth_C, predicted_C, labels),
+        counts,
+        *proper,
+        reliability,
+    )

@@ -22,8 +22,9 @@ from deepintuit.metrics.inputs import Floats, Ints
 from deepintuit.metrics.intervals import Estimate, Statistic, bootstrap_each, totals_of
 
 
-def rating_matrix(ratings: Iterable[tuple[Hashable, Hashable, Any]],
-                  labels: Sequence[Any]) -> tuple[Ints, list[Hashable], list[Hashable]]:
+def rating_matrix(
+    ratings: Iterable[tuple[Hashable, Hashable, Any]], labels: Sequence[Any]
+) -> tuple[Ints, list[Hashable], list[Hashable]]:
     """(item, rater, label) triples as `ratings_C_R`, with its items and raters. None as a label is a missing value; a
     later rating of an item by its rater replaces the earlier. DataError for a label that is not in `labels`."""
     last = {(item, rater): label for item, rater, label in ratings}
@@ -33,8 +34,11 @@ def rating_matrix(ratings: Iterable[tuple[Hashable, Hashable, Any]],
     matrix = np.full((len(items), len(raters)), -1, dtype=np.int64)
     for (item, rater), label in last.items():
         if label not in place:
-            raise DataError(f"the rating {label!r} of {item!r} came", f"the labels are {', '.join(map(str, labels))}",
-                            "add it to them, or map it")
+            raise DataError(
+                f"the rating {label!r} of {item!r} came",
+                f"the labels are {', '.join(map(str, labels))}",
+                "add it to them, or map it",
+            )
         matrix[rows[item], columns[rater]] = place[label]
     return matrix, items, raters
 
@@ -117,14 +121,24 @@ class Agreement:
     alpha: Estimate
 
 
-def agreement(ratings_C_R: ArrayLike, labels: Sequence[str], *, groups_C: ArrayLike | None = None, draws: int = 1000,
-              seed: int = 0, level: float = 0.95) -> list[Agreement]:
+def agreement(
+    ratings_C_R: ArrayLike,
+    labels: Sequence[str],
+    *,
+    groups_C: ArrayLike | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Agreement]:
     """Agreement on all classes, then on each, with bootstrap intervals over items (over groups with `groups_C`). A
     model is one more rater. Nothing rated twice: nan."""
     ratings, K = np.asarray(ratings_C_R, dtype=np.int64), len(labels)
     if ratings.ndim != 2 or (ratings.size and not (-1 <= ratings.min() and ratings.max() < K)):
-        raise DataError(f"ratings of shape {ratings.shape} for {K} labels came", "they are class indices, items by "
-                        "raters, −1 where there is none", "make them with rating_matrix")
+        raise DataError(
+            f"ratings of shape {ratings.shape} for {K} labels came",
+            "they are class indices, items by raters, −1 where there is none",
+            "make them with rating_matrix",
+        )
     paired = (ratings >= 0).sum(1) >= 2
     twice = ratings[paired]
     groups = None if groups_C is None else np.asarray(groups_C)[paired]
@@ -135,8 +149,16 @@ def agreement(ratings_C_R: ArrayLike, labels: Sequence[str], *, groups_C: ArrayL
         against = np.where(twice < 0, -1, twice == k)
         # Specific agreement on k is that on "k or another", of its second class.
         statistics += [percent_agreement_of(against, 2, 1), kappa_of(against, 2), alpha_of(against, 2)]
-    found = iter(bootstrap_each(lambda weights_B_C: np.stack([one(weights_B_C) for one in statistics], 1), len(twice),
-                                groups_C=groups, draws=draws, seed=seed, level=level))
+    found = iter(
+        bootstrap_each(
+            lambda weights_B_C: np.stack([one(weights_B_C) for one in statistics], 1),
+            len(twice),
+            groups_C=groups,
+            draws=draws,
+            seed=seed,
+            level=level,
+        )
+    )
     rows = [Agreement(None, len(twice), int((twice >= 0).sum()), next(found), next(found), next(found))]
     unknown = Estimate(math.nan, math.nan, math.nan)
     for k, label in enumerate(labels):

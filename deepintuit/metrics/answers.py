@@ -18,8 +18,11 @@ def confusion(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequen
     truth, predicted = class_indices(truth_C, labels), class_indices(predicted_C, labels)
     K = len(labels)
     if (truth == K).any():
-        raise DataError(f"{NONE_LABEL!r} came as a true label", "it means that no answer could be read",
-                        "leave clips without a true label out")
+        raise DataError(
+            f"{NONE_LABEL!r} came as a true label",
+            "it means that no answer could be read",
+            "leave clips without a true label out",
+        )
     counts_K_K = np.zeros((K, K + 1), dtype=np.int64)
     np.add.at(counts_K_K, (truth, predicted), 1)
     return counts_K_K
@@ -44,8 +47,9 @@ def class_scores(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Seq
     right, support, predicted = np.diag(counts), counts.sum(1), counts[:, :-1].sum(0)
     asked = support + predicted
     f1_K = np.divide(2 * right, asked, out=np.full(len(asked), np.nan), where=asked > 0)
-    return ClassScores(tuple(labels), right / np.maximum(predicted, 1), right / np.maximum(support, 1), f1_K, support,
-                       predicted)
+    return ClassScores(
+        tuple(labels), right / np.maximum(predicted, 1), right / np.maximum(support, 1), f1_K, support, predicted
+    )
 
 
 def nanmean(values_B_K: Floats) -> Floats:

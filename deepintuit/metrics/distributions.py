@@ -57,8 +57,16 @@ def reliability_bins(confidence_C: ArrayLike, correct_C: ArrayLike, bins: int = 
     place = np.searchsorted(edges[1:-1], confidence)
     counts = np.bincount(place, minlength=bins)
     empty = np.full(bins, np.nan)
-    return Bins(edges, counts, *(np.divide(np.bincount(place, weights=values, minlength=len(counts)), counts,
-                                           out=empty.copy(), where=counts > 0) for values in (correct, confidence)))
+    return Bins(
+        edges,
+        counts,
+        *(
+            np.divide(
+                np.bincount(place, weights=values, minlength=len(counts)), counts, out=empty.copy(), where=counts > 0
+            )
+            for values in (correct, confidence)
+        ),
+    )
 
 
 def ece(confidence_C: ArrayLike, correct_C: ArrayLike, bins: int = 15) -> float:
@@ -71,8 +79,11 @@ def _shifted(logits_C_K: ArrayLike) -> Floats:
     logits = np.asarray(logits_C_K, dtype=np.float64)
     top = logits.max(axis=1, keepdims=True) if logits.size else logits
     if not np.isfinite(top).all():
-        raise DataError("a row of scores without a finite maximum came", "no class of it can be preferred",
-                        "look at that clip's label likelihoods; nan or all -inf means the model's forward broke")
+        raise DataError(
+            "a row of scores without a finite maximum came",
+            "no class of it can be preferred",
+            "look at that clip's label likelihoods; nan or all -inf means the model's forward broke",
+        )
     # −inf is a class the model excludes; a finite stand-in keeps every temperature finite.
     return np.maximum(logits - top, -1e4)
 
@@ -82,8 +93,11 @@ def apply_temperature(logits_C_K: ArrayLike, temperature: ArrayLike) -> Floats:
     never changes."""
     temperatures = np.asarray(temperature, dtype=np.float64).reshape(-1, 1)
     if not (temperatures > 0).all():
-        raise DataError(f"a temperature of {temperatures.min()} came", "dividing by it gives no distribution",
-                        "use a positive one; fit_temperature finds it")
+        raise DataError(
+            f"a temperature of {temperatures.min()} came",
+            "dividing by it gives no distribution",
+            "use a positive one; fit_temperature finds it",
+        )
     return softmax(_shifted(logits_C_K) / temperatures, axis=1)
 
 

@@ -43,8 +43,11 @@ def gate_curve(
     given = confidence_C, quick_right_C, final_right_C, quick_tokens_C, tokens_C
     columns = [np.asarray(column, np.float64) for column in given]
     if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
-        raise DataError(f"columns of shapes {[column.shape for column in columns]}", "each holds one number a clip",
-                        "Pass five of the same length")  # fmt: skip
+        raise DataError(
+            f"columns of shapes {[column.shape for column in columns]}",
+            "each holds one number a clip",
+            "Pass five of the same length",
+        )
     confidence, quick_right, final_right, quick_tokens, tokens = columns
     if not len(confidence):
         return GateCurve(*(np.empty(0) for _ in range(4)))

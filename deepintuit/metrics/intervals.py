@@ -46,8 +46,15 @@ def bootstrap(statistic: Statistic, clips: int, **options: Any) -> Estimate:
     return bootstrap_each(lambda weights_B_C: statistic(weights_B_C)[:, None], clips, **options)[0]
 
 
-def bootstrap_each(statistics: Callable[[Floats], Floats], clips: int, *, groups_C: ArrayLike | None = None,
-                   draws: int = 2000, seed: int = 0, level: float = 0.95) -> list[Estimate]:
+def bootstrap_each(
+    statistics: Callable[[Floats], Floats],
+    clips: int,
+    *,
+    groups_C: ArrayLike | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Estimate]:
     """Percentile bootstrap of statistics of weighted clips, all on the same draws: weights_B_C → values_B_S. With
     `groups_C` (source video, camera) whole groups are drawn, as clips of one group are alike. A statistic biased on
     resamples, such as ECE, may lie outside its interval. Draws where it is nan are left out; no clips: all nan; no
@@ -69,8 +76,10 @@ def bootstrap_each(statistics: Callable[[Floats], Floats], clips: int, *, groups
     drawn_S_B = np.concatenate(values).T if values else np.empty((len(found_S), 0))
     ends = [(1 - level) / 2, (1 + level) / 2]
     known_S = (drawn_B[~np.isnan(drawn_B)] for drawn_B in drawn_S_B)
-    return [Estimate(float(value), *map(float, np.quantile(known, ends) if known.size else (math.nan, math.nan)))
-            for value, known in zip(found_S, known_S, strict=True)]
+    return [
+        Estimate(float(value), *map(float, np.quantile(known, ends) if known.size else (math.nan, math.nan)))
+        for value, known in zip(found_S, known_S, strict=True)
+    ]
 
 
 def mean_of(values_C: ArrayLike) -> Statistic:

@@ -68,6 +68,7 @@ def _known(means_K: Floats, counts_K: Floats, probs_C_K: Floats) -> np.ndarray:
     """The classes of which the model knows something: clips labelled k have a higher mean p_k than the others, and one
     above a tenth of chance. Of the others a threshold of almost 0 would make every clip a suspect."""
     others_K = counts_K.sum() - counts_K
-    elsewhere = np.divide(probs_C_K.sum(0) - counts_K * means_K, others_K, out=np.zeros(len(counts_K)),
-                          where=others_K > 0)
+    elsewhere = np.divide(
+        probs_C_K.sum(0) - counts_K * means_K, others_K, out=np.zeros(len(counts_K)), where=others_K > 0
+    )
     return (counts_K > 0) & (means_K > elsewhere + 1e-12) & (means_K > 0.1 / max(1, len(counts_K)))

@@ -54,6 +54,7 @@ def fitted_ways(run: Run) -> dict[str, dict]:
             "Run `deepintuit calibrate` again: it resumes",
         ) from error
 
+
 NEEDS_SAMPLES = frozenset({"vote", "mean_likelihood"})
 """Ways that read K sampled traces; the others read one."""
 

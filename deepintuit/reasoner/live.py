@@ -115,7 +115,7 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
     if stop():
         return
     emit(Stage("reason"))
-    (_, encoded), = known
+    ((_, encoded),) = known
     ids: list[int] = []
     said = 0.0
 

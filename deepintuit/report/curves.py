@@ -31,12 +31,23 @@ PANELS = (
     Panel("Right answers", "% of traces", {"accuracy reward": "accuracy"}, 100),
     Panel("Well-formed", "% of traces", {"format reward": "well_formed"}, 100),
     Panel("Seeing and reasoning", "reward, mean", {"seeing": "perception_mean", "reasoning": "reasoning_mean"}),
-    Panel("Seeing enough, arguing otherwise", "% of traces", {
-        "observation suffices": "sufficient_mean", "answer is not what was argued": "mismatch_mean"}, 100),
+    Panel(
+        "Seeing enough, arguing otherwise",
+        "% of traces",
+        {"observation suffices": "sufficient_mean", "answer is not what was argued": "mismatch_mean"},
+        100,
+    ),
     Panel("Quick answers", "% of traces", {"right at once": "quick_mean", "put off": "put_off_mean"}, 100),
-    Panel("Groups that teach nothing", "% of groups, all rewards equal",
-          {"zero variance": "zero_variance_share", "of seeing": "zero_variance_perception",
-           "of reasoning": "zero_variance_reasoning"}, 100),
+    Panel(
+        "Groups that teach nothing",
+        "% of groups, all rewards equal",
+        {
+            "zero variance": "zero_variance_share",
+            "of seeing": "zero_variance_perception",
+            "of reasoning": "zero_variance_reasoning",
+        },
+        100,
+    ),
     Panel("Entropy", "nats a token", {"entropy": "entropy"}),
     Panel("Completion length", "tokens, mean", {"length": "tokens_mean"}),
     Panel("Learning rate", "an update", {"rate": "learning_rate"}),
@@ -56,15 +67,28 @@ def training_figure(steps: pd.DataFrame) -> go.Figure:
         return empty("No training step was logged yet.")
     columns = 1 if len(panels) == 1 else 2
     lines = -(-len(panels) // columns)
-    figure = make_subplots(rows=lines, cols=columns, vertical_spacing=0.42 / max(2, lines), horizontal_spacing=0.13,
-                           subplot_titles=[panel.title for panel, _ in panels])
+    figure = make_subplots(
+        rows=lines,
+        cols=columns,
+        vertical_spacing=0.42 / max(2, lines),
+        horizontal_spacing=0.13,
+        subplot_titles=[panel.title for panel, _ in panels],
+    )
     for place, (panel, found) in enumerate(panels):
         row, column = place // columns + 1, place % columns + 1
         for k, (legend, rows) in enumerate(found.items()):
-            figure.add_scatter(x=rows["step"], y=panel.scale * rows["value"], name=legend, showlegend=len(found) > 1,
-                               mode="lines+markers" if len(rows) < 30 else "lines", marker_size=4, row=row, col=column,
-                               line=dict(color=COLOURS[k], width=1.5, dash=DASHES[k]),
-                               hovertemplate="update %{x}: %{y:.3g}<extra></extra>")
+            figure.add_scatter(
+                x=rows["step"],
+                y=panel.scale * rows["value"],
+                name=legend,
+                showlegend=len(found) > 1,
+                mode="lines+markers" if len(rows) < 30 else "lines",
+                marker_size=4,
+                row=row,
+                col=column,
+                line=dict(color=COLOURS[k], width=1.5, dash=DASHES[k]),
+                hovertemplate="update %{x}: %{y:.3g}<extra></extra>",
+            )
         bounds = dict(range=[0, 103]) if panel.scale == 100 else dict(rangemode="tozero")
         place = dict(row=row, col=column)
         figure.update_yaxes(title_text=panel.unit, title_font_size=11, exponentformat="e", **place, **bounds)
@@ -80,5 +104,7 @@ def _title(panels: list[tuple[Panel, dict[str, pd.DataFrame]]]) -> str:
     wanted = ("Right answers", "Reward, mean", "Loss")
     panel, found = min(panels, key=lambda one: wanted.index(one[0].title) if one[0].title in wanted else len(wanted))
     values = panel.scale * next(iter(found.values()))["value"]
-    return (f"{panel.title}: {values.iloc[0]:.3g} at the first update, {values.iloc[-1]:.3g} at the last "
-            f"({panel.unit.split(',')[0]})")
+    return (
+        f"{panel.title}: {values.iloc[0]:.3g} at the first update, {values.iloc[-1]:.3g} at the last "
+        f"({panel.unit.split(',')[0]})"
+    )

@@ -35,16 +35,42 @@ MOST_CLASSES = 40
 def template(dark: bool = False) -> go.layout.Template:
     """The look of every figure, for a light or a dark page. Backgrounds are clear, so that the page's shows."""
     ink, line, clear = ("#e6e8eb", "#3a4048", "rgba(0,0,0,0)") if dark else ("#22262b", "#dfe3e8", "rgba(0,0,0,0)")
-    axis = dict(gridcolor=line, linecolor=line, zerolinecolor=line, ticks="", automargin=True,
-                title=dict(standoff=8, font=dict(size=13)))
-    return go.layout.Template(data=dict(bar=[dict(error_x=dict(color=ink))]), layout=dict(
-        font=dict(family=_FONT, size=13, color=ink), paper_bgcolor=clear, plot_bgcolor=clear, colorway=list(COLOURS),
-        title=dict(font=dict(size=16), x=0, xref="container", xanchor="left", pad=dict(l=8), y=1, yref="container",
-                   yanchor="top"),
-        legend=dict(orientation="h", x=0, xanchor="left", y=1.0, yanchor="bottom", bgcolor=clear, font=dict(size=12)),
-        margin=dict(l=8, r=20, t=84, b=8), xaxis=axis, yaxis=axis, hoverlabel=dict(font=dict(family=_FONT)),
-        annotationdefaults=dict(font=dict(color=ink), arrowcolor=ink),
-        separators=".\u202f"))
+    axis = dict(
+        gridcolor=line,
+        linecolor=line,
+        zerolinecolor=line,
+        ticks="",
+        automargin=True,
+        title=dict(standoff=8, font=dict(size=13)),
+    )
+    return go.layout.Template(
+        data=dict(bar=[dict(error_x=dict(color=ink))]),
+        layout=dict(
+            font=dict(family=_FONT, size=13, color=ink),
+            paper_bgcolor=clear,
+            plot_bgcolor=clear,
+            colorway=list(COLOURS),
+            title=dict(
+                font=dict(size=16),
+                x=0,
+                xref="container",
+                xanchor="left",
+                pad=dict(l=8),
+                y=1,
+                yref="container",
+                yanchor="top",
+            ),
+            legend=dict(
+                orientation="h", x=0, xanchor="left", y=1.0, yanchor="bottom", bgcolor=clear, font=dict(size=12)
+            ),
+            margin=dict(l=8, r=20, t=84, b=8),
+            xaxis=axis,
+            yaxis=axis,
+            hoverlabel=dict(font=dict(family=_FONT)),
+            annotationdefaults=dict(font=dict(color=ink), arrowcolor=ink),
+            separators=".\u202f",
+        ),
+    )
 
 
 LIGHT, DARK = template(), template(dark=True)
@@ -57,7 +83,7 @@ def safe(text: str, most: int = 60) -> str:
 
 def cut(text: str, most: int) -> str:
     text = " ".join(str(text).split())
-    return text if len(text) <= most else text[:most - 1].rstrip() + "\u2026"
+    return text if len(text) <= most else text[: most - 1].rstrip() + "\u2026"
 
 
 def finished(figure: go.Figure, title: str, height: int, **layout: object) -> go.Figure:
@@ -65,16 +91,24 @@ def finished(figure: go.Figure, title: str, height: int, **layout: object) -> go
     lines = textwrap.wrap(title, _ONE_LINE)
     text = "<br>".join(html.escape(line, quote=False) for line in lines)
     top = 60 + 22 * max(1, len(lines))
-    figure.update_layout(template=LIGHT, title_text=text, title_pad=dict(t=12, l=8), height=height + top, margin_t=top,
-                         meta=title, **layout)
+    figure.update_layout(
+        template=LIGHT,
+        title_text=text,
+        title_pad=dict(t=12, l=8),
+        height=height + top,
+        margin_t=top,
+        meta=title,
+        **layout,
+    )
     return figure
 
 
 def empty(text: str, height: int = 120) -> go.Figure:
     """A figure that says why there is nothing to see."""
     figure = go.Figure()
-    figure.add_annotation(text=html.escape(text, quote=False), showarrow=False, x=0.5, y=0.5, xref="paper",
-                          yref="paper")
+    figure.add_annotation(
+        text=html.escape(text, quote=False), showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper"
+    )
     return finished(figure, "Nothing to draw yet", height, xaxis_visible=False, yaxis_visible=False)
 
 
@@ -99,8 +133,14 @@ def bars(estimates: Sequence[Estimate | None]) -> tuple[np.ndarray, dict[str, ob
     """Values and error bars in percent; where there is no interval the bar has none."""
     rows = [(math.nan,) * 3 if one is None else (one.value, one.low, one.high) for one in estimates]
     value, low, high = 100 * np.array(rows).reshape(-1, 3).T
-    return value, dict(type="data", symmetric=False, array=np.nan_to_num(high - value).clip(0),
-                       arrayminus=np.nan_to_num(value - low).clip(0), thickness=1.5, width=4)
+    return value, dict(
+        type="data",
+        symmetric=False,
+        array=np.nan_to_num(high - value).clip(0),
+        arrayminus=np.nan_to_num(value - low).clip(0),
+        thickness=1.5,
+        width=4,
+    )
 
 
 def _fill(colour: str, hatched: bool) -> dict[str, object]:
@@ -112,13 +152,26 @@ def _names_axis(names: Sequence[str], **more: object) -> dict[str, object]:
     """Positions with texts beside them: names that look like dates or numbers, or are alike when cut, stay apart.
 
     Ticks that nobody sees hold the names off the axis, where a mark at 0 would lie on them."""
-    return dict(tickmode="array", tickvals=list(range(len(names))), ticktext=[safe(name, 34) for name in names],
-                ticks="outside", ticklen=8, tickcolor="rgba(0,0,0,0)", **more)
+    return dict(
+        tickmode="array",
+        tickvals=list(range(len(names))),
+        ticktext=[safe(name, 34) for name in names],
+        ticks="outside",
+        ticklen=8,
+        tickcolor="rgba(0,0,0,0)",
+        **more,
+    )
 
 
-def stages_figure(names: Sequence[str], raw: Sequence[Estimate | None], calibrated: Sequence[Estimate | None], *,
-                  title: str | None = None, quantity: str = "Accuracy",
-                  series: tuple[str, str] = ("raw label", "calibrated")) -> go.Figure:
+def stages_figure(
+    names: Sequence[str],
+    raw: Sequence[Estimate | None],
+    calibrated: Sequence[Estimate | None],
+    *,
+    title: str | None = None,
+    quantity: str = "Accuracy",
+    series: tuple[str, str] = ("raw label", "calibrated"),
+) -> go.Figure:
     """Horizontal bars with intervals, a pair a system (fractions); None leaves a bar out."""
     if not names:
         return empty("No system was evaluated yet.")
@@ -129,19 +182,38 @@ def stages_figure(names: Sequence[str], raw: Sequence[Estimate | None], calibrat
         values, spans = bars(estimates)
         alone = [one is None or other is None for one, other in zip(raw, calibrated, strict=True)]
         places = [k + (0 if single else offset) for k, single in enumerate(alone)]
-        figure.add_bar(y=places, x=values, error_x=spans, name=html.escape(name), orientation="h", width=0.34,
-                       marker=_fill(colour, hatched=colour == RAW),
-                       customdata=[safe(system) for system in names],
-                       hovertemplate="%{customdata}: %{x:.1f} %<extra>" + html.escape(name) + "</extra>")
+        figure.add_bar(
+            y=places,
+            x=values,
+            error_x=spans,
+            name=html.escape(name),
+            orientation="h",
+            width=0.34,
+            marker=_fill(colour, hatched=colour == RAW),
+            customdata=[safe(system) for system in names],
+            hovertemplate="%{customdata}: %{x:.1f} %<extra>" + html.escape(name) + "</extra>",
+        )
     for k, pair in enumerate(zip(raw, calibrated, strict=True)):
         for estimate, offset in zip(pair, (-0.19, 0.19), strict=True):
             if estimate is not None and not math.isnan(estimate.value):
                 figure.add_annotation(
-                    x=100 * np.fmax(estimate.value, estimate.high), y=k + (0 if None in pair else offset),
-                    text=number(estimate.value), showarrow=False, xanchor="left", xshift=6, font_size=12)
-    return finished(figure, title or _stages_title(names, raw, calibrated), 40 + 54 * len(names),
-                    xaxis=dict(title_text=f"{quantity} (%)", range=[0, 104]),
-                    yaxis=_names_axis(names, autorange="reversed", showgrid=False), bargap=0.3, barmode="overlay")
+                    x=100 * np.fmax(estimate.value, estimate.high),
+                    y=k + (0 if None in pair else offset),
+                    text=number(estimate.value),
+                    showarrow=False,
+                    xanchor="left",
+                    xshift=6,
+                    font_size=12,
+                )
+    return finished(
+        figure,
+        title or _stages_title(names, raw, calibrated),
+        40 + 54 * len(names),
+        xaxis=dict(title_text=f"{quantity} (%)", range=[0, 104]),
+        yaxis=_names_axis(names, autorange="reversed", showgrid=False),
+        bargap=0.3,
+        barmode="overlay",
+    )
 
 
 def _stages_title(names: Sequence[str], raw: Sequence[Estimate | None], calibrated: Sequence[Estimate | None]) -> str:
@@ -167,16 +239,31 @@ def confusion_figure(counts_K_K1: ArrayLike, labels: Sequence[str]) -> go.Figure
     cells = np.ix_(kept, [*kept, len(labels)])
     counts, shares, labels = counts[cells], shares[cells], [labels[k] for k in kept]
     answers = [*labels, "no answer"]
-    figure = go.Figure(go.Heatmap(
-        z=shares, zmin=0, zmax=100, xgap=2, ygap=2, text=counts, texttemplate="%{text}", hoverongaps=False,
-        colorscale=[[0, "#eef3f8"], [0.5, "#7fb0d9"], [1, "#1d5f99"]],
-        showscale=False,
-        customdata=[[f"{safe(true)} answered as {safe(answer)}" for answer in answers] for true in labels],
-        hovertemplate="%{customdata}<br>%{text} clips, %{z:.1f} % of the row<extra></extra>"))
-    return finished(figure, title, 90 + 44 * len(labels),
-                    xaxis=_names_axis(answers, title_text="Answered (shade: share of the row)", tickangle=-40,
-                                      showgrid=False, zeroline=False),
-                    yaxis=_names_axis(labels, title_text="True", autorange="reversed", showgrid=False, zeroline=False))
+    figure = go.Figure(
+        go.Heatmap(
+            z=shares,
+            zmin=0,
+            zmax=100,
+            xgap=2,
+            ygap=2,
+            text=counts,
+            texttemplate="%{text}",
+            hoverongaps=False,
+            colorscale=[[0, "#eef3f8"], [0.5, "#7fb0d9"], [1, "#1d5f99"]],
+            showscale=False,
+            customdata=[[f"{safe(true)} answered as {safe(answer)}" for answer in answers] for true in labels],
+            hovertemplate="%{customdata}<br>%{text} clips, %{z:.1f} % of the row<extra></extra>",
+        )
+    )
+    return finished(
+        figure,
+        title,
+        90 + 44 * len(labels),
+        xaxis=_names_axis(
+            answers, title_text="Answered (shade: share of the row)", tickangle=-40, showgrid=False, zeroline=False
+        ),
+        yaxis=_names_axis(labels, title_text="True", autorange="reversed", showgrid=False, zeroline=False),
+    )
 
 
 def _confusion_title(counts: np.ndarray, labels: Sequence[str]) -> str:
@@ -186,8 +273,10 @@ def _confusion_title(counts: np.ndarray, labels: Sequence[str]) -> str:
         return f"All {counts.sum()} clips are answered right"
     true, answer = np.unravel_index(off.argmax(), off.shape)
     name = labels[answer] if answer < len(labels) else "no answer"
-    return (f"The commonest mistake: {cut(labels[true], 30)} answered as {cut(name, 30)}, "
-            f"{off[true, answer]} of {counts[true].sum()} clips")
+    return (
+        f"The commonest mistake: {cut(labels[true], 30)} answered as {cut(name, 30)}, "
+        f"{off[true, answer]} of {counts[true].sum()} clips"
+    )
 
 
 def reliability_figure(bins_by_name: Mapping[str, Bins]) -> go.Figure:
@@ -197,23 +286,46 @@ def reliability_figure(bins_by_name: Mapping[str, Bins]) -> go.Figure:
     if not known:
         return empty("No answer came with probabilities, so there is no confidence to check.")
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.74, 0.26], vertical_spacing=0.06)
-    figure.add_scatter(x=[0, 100], y=[0, 100], mode="lines", line=dict(color=RAW, width=1, dash="dot"),
-                       showlegend=False, hoverinfo="skip", row=1, col=1)
+    figure.add_scatter(
+        x=[0, 100],
+        y=[0, 100],
+        mode="lines",
+        line=dict(color=RAW, width=1, dash="dot"),
+        showlegend=False,
+        hoverinfo="skip",
+        row=1,
+        col=1,
+    )
     colours = (RAW, CALIBRATED) if len(known) == 2 else COLOURS
     for k, (name, bins) in enumerate(known.items()):
         full = bins.counts > 0
         colour, counts = colours[k % len(colours)], bins.counts[full]
         figure.add_scatter(
-            x=100 * bins.confidence[full], y=100 * bins.accuracy[full], mode="lines+markers", customdata=counts,
-            name=f"{html.escape(name)} (ECE {percent(bins.ece)})", legendgroup=str(k),
+            x=100 * bins.confidence[full],
+            y=100 * bins.accuracy[full],
+            mode="lines+markers",
+            customdata=counts,
+            name=f"{html.escape(name)} (ECE {percent(bins.ece)})",
+            legendgroup=str(k),
             line=dict(color=colour, width=1.5, dash=DASHES[k % 5]),
             # Area as the count, so that a bin of three clips does not look like one of three hundred.
             marker=dict(color=colour, symbol=SYMBOLS[k % 5], size=6 + 14 * np.sqrt(counts / bins.counts.max())),
-            hovertemplate="confidence %{x:.1f} %, accuracy %{y:.1f} %, n = %{customdata}<extra></extra>", row=1, col=1)
+            hovertemplate="confidence %{x:.1f} %, accuracy %{y:.1f} %, n = %{customdata}<extra></extra>",
+            row=1,
+            col=1,
+        )
         middle, wide = 50 * (bins.edges[1:] + bins.edges[:-1]), 100 * np.diff(bins.edges) / len(known)
-        figure.add_bar(x=middle + wide * (k - (len(known) - 1) / 2), y=bins.counts, width=wide * 0.9,
-                       marker_color=colour, legendgroup=str(k), showlegend=False, row=2, col=1,
-                       hovertemplate="%{y} clips<extra></extra>")
+        figure.add_bar(
+            x=middle + wide * (k - (len(known) - 1) / 2),
+            y=bins.counts,
+            width=wide * 0.9,
+            marker_color=colour,
+            legendgroup=str(k),
+            showlegend=False,
+            row=2,
+            col=1,
+            hovertemplate="%{y} clips<extra></extra>",
+        )
     ticks = dict(range=[0, 101], dtick=20)
     figure.update_xaxes(**ticks)
     figure.update_xaxes(title_text="Confidence, the probability of the answer (%)", row=2, col=1)
@@ -237,17 +349,27 @@ def risk_coverage_figure(curves: Mapping[str, RiskCoverage]) -> go.Figure:
         return empty("No answer came with probabilities, so none can be withheld by confidence.")
     figure = go.Figure()
     for k, (name, curve) in zip(reversed(range(len(known))), known.items(), strict=True):
-        figure.add_scatter(x=100 * curve.coverage, y=100 * curve.risk, customdata=curve.threshold,
-                           name=html.escape(name), mode="lines+markers" if len(curve.coverage) < 3 else "lines",
-                           line=dict(color=COLOURS[k % 5], width=1.5 if k else 2.5, dash=DASHES[k % 5], shape="hv"),
-                           hovertemplate="answers %{x:.0f} % of clips, %{y:.1f} % of them wrong, "
-                                         "confidence from %{customdata:.2f} on<extra></extra>")
+        figure.add_scatter(
+            x=100 * curve.coverage,
+            y=100 * curve.risk,
+            customdata=curve.threshold,
+            name=html.escape(name),
+            mode="lines+markers" if len(curve.coverage) < 3 else "lines",
+            line=dict(color=COLOURS[k % 5], width=1.5 if k else 2.5, dash=DASHES[k % 5], shape="hv"),
+            hovertemplate="answers %{x:.0f} % of clips, %{y:.1f} % of them wrong, "
+            "confidence from %{customdata:.2f} on<extra></extra>",
+        )
     curve = list(known.values())[-1]
     half, whole = (float(curve.risk[np.searchsorted(curve.coverage, share - 1e-9)]) for share in (0.5, 1.0))
     words = f"Answering only the surer half errs on {percent(half)}; answering all errs on {percent(whole)}"
-    return finished(figure, words, 300,
-                    xaxis=dict(title_text="Clips answered, surest first (%)", range=[0, 101]),
-                    yaxis=dict(title_text="Wrong among them (%)", rangemode="tozero"), showlegend=len(known) > 1)
+    return finished(
+        figure,
+        words,
+        300,
+        xaxis=dict(title_text="Clips answered, surest first (%)", range=[0, 101]),
+        yaxis=dict(title_text="Wrong among them (%)", rangemode="tozero"),
+        showlegend=len(known) > 1,
+    )
 
 
 def class_f1_figure(labels: Sequence[str], f1_by_name: Mapping[str, ArrayLike], support_K: ArrayLike) -> go.Figure:
@@ -263,16 +385,33 @@ def class_f1_figure(labels: Sequence[str], f1_by_name: Mapping[str, ArrayLike], 
     figure = go.Figure()
     if len(columns) > 1:
         ends = np.stack([np.fmin.reduce(columns), np.fmax.reduce(columns), np.full(len(labels), np.nan)], 1)
-        figure.add_scatter(x=ends.ravel(), y=np.repeat(np.arange(len(labels)), 3), mode="lines",
-                           line=dict(color=RAW, width=1), opacity=0.6, showlegend=False, hoverinfo="skip")
+        figure.add_scatter(
+            x=ends.ravel(),
+            y=np.repeat(np.arange(len(labels)), 3),
+            mode="lines",
+            line=dict(color=RAW, width=1),
+            opacity=0.6,
+            showlegend=False,
+            hoverinfo="skip",
+        )
     colours = (RAW, CALIBRATED) if len(columns) == 2 else COLOURS
     for k, (name, column) in enumerate(zip(f1_by_name, columns, strict=True)):
-        figure.add_scatter(x=column, y=list(range(len(labels))), mode="markers", name=html.escape(name),
-                           cliponaxis=False,
-                           marker=dict(size=12, color=colours[k % len(colours)], symbol=SYMBOLS[k % 5]),
-                           hovertemplate="F1 %{x:.1f} %<extra>" + html.escape(name) + "</extra>")
-    return finished(figure, words, 60 + 36 * len(labels), xaxis=dict(title_text="F1 (%)", range=[0, 101]),
-                    yaxis=_names_axis(names, range=[len(labels) - 0.5, -0.5], zeroline=False))
+        figure.add_scatter(
+            x=column,
+            y=list(range(len(labels))),
+            mode="markers",
+            name=html.escape(name),
+            cliponaxis=False,
+            marker=dict(size=12, color=colours[k % len(colours)], symbol=SYMBOLS[k % 5]),
+            hovertemplate="F1 %{x:.1f} %<extra>" + html.escape(name) + "</extra>",
+        )
+    return finished(
+        figure,
+        words,
+        60 + 36 * len(labels),
+        xaxis=dict(title_text="F1 (%)", range=[0, 101]),
+        yaxis=_names_axis(names, range=[len(labels) - 0.5, -0.5], zeroline=False),
+    )
 
 
 def _f1_title(labels: Sequence[str], last: np.ndarray) -> str:
@@ -289,18 +428,38 @@ def flips_figure(names: Sequence[str], flips: Sequence[Flips]) -> go.Figure:
         return empty("No calibrated answer stands beside a raw label yet.")
     figure = go.Figure()
     won, lost = [f.wrong_to_right for f in flips], [f.right_to_wrong for f in flips]
-    for values, counts, colour, name in (([-n for n in lost], lost, LOSS, "right \u2192 wrong"),
-                                         (won, won, CALIBRATED, "wrong \u2192 right")):
-        figure.add_bar(y=list(range(len(names))), x=values, orientation="h", name=name, text=counts,
-                       textposition="outside", cliponaxis=False, width=0.55,
-                       hovertemplate="%{text} clips<extra>" + name + "</extra>",
-                       marker=_fill(colour, hatched=colour == LOSS))
+    for values, counts, colour, name in (
+        ([-n for n in lost], lost, LOSS, "right \u2192 wrong"),
+        (won, won, CALIBRATED, "wrong \u2192 right"),
+    ):
+        figure.add_bar(
+            y=list(range(len(names))),
+            x=values,
+            orientation="h",
+            name=name,
+            text=counts,
+            textposition="outside",
+            cliponaxis=False,
+            width=0.55,
+            hovertemplate="%{text} clips<extra>" + name + "</extra>",
+            marker=_fill(colour, hatched=colour == LOSS),
+        )
     most = max([1, *won, *lost])
     step = next(s * 10**e for e in range(9) for s in (1, 2, 5) if s * 10**e >= most / 4)
     ticks = list(range(-step * (most // step), most + 1, step))
     words = f"{names[-1]}: {won[-1]} clips mended, {lost[-1]} broken"
-    return finished(figure, words, 70 + 34 * len(names), barmode="overlay",
-                    xaxis=dict(title_text="Clips whose answer turned", tickvals=ticks,
-                               range=[-1.1 * max(lost) - 0.1 * most, 1.1 * max(won) + 0.1 * most],
-                               ticktext=[str(abs(tick)) for tick in ticks], zerolinewidth=1.5, zerolinecolor=RAW),
-                    yaxis=_names_axis(names, range=[len(names) - 0.5, -0.5], showgrid=False))
+    return finished(
+        figure,
+        words,
+        70 + 34 * len(names),
+        barmode="overlay",
+        xaxis=dict(
+            title_text="Clips whose answer turned",
+            tickvals=ticks,
+            range=[-1.1 * max(lost) - 0.1 * most, 1.1 * max(won) + 0.1 * most],
+            ticktext=[str(abs(tick)) for tick in ticks],
+            zerolinewidth=1.5,
+            zerolinecolor=RAW,
+        ),
+        yaxis=_names_axis(names, range=[len(names) - 0.5, -0.5], showgrid=False),
+    )

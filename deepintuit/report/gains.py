@@ -58,13 +58,22 @@ def stages_of(rows: Sequence[Row], row: Row | None) -> dict[str, tuple[str, str]
     return found if row.method == "raw" else found | {f"calibrated, {shown(row.method)}": (row.system, row.method)}
 
 
-def class_gains(predictions: pd.DataFrame, stages: Mapping[str, tuple[str, str]], labels: Sequence[str],
-                config: EvaluateConfig, groups: Mapping[str, str] | None = None, seed: int = 0) -> ClassGains | None:
+def class_gains(
+    predictions: pd.DataFrame,
+    stages: Mapping[str, tuple[str, str]],
+    labels: Sequence[str],
+    config: EvaluateConfig,
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> ClassGains | None:
     """None with fewer than two stages, or no clip that all of them answered. `groups` as of `table_of`."""
-    known = predictions[(predictions["split"] == config.split) & (predictions["control"] == "none")
-                        & predictions["true_label"].notna()]
-    said = {name: known[(known["system"] == system) & (known["method"] == method)].set_index("clip_id")
-            for name, (system, method) in stages.items()}
+    known = predictions[
+        (predictions["split"] == config.split) & (predictions["control"] == "none") & predictions["true_label"].notna()
+    ]
+    said = {
+        name: known[(known["system"] == system) & (known["method"] == method)].set_index("clip_id")
+        for name, (system, method) in stages.items()
+    }
     if len(said) < 2:
         return None
     clips = sorted(set.intersection(*(set(frame.index) for frame in said.values())))
@@ -73,13 +82,17 @@ def class_gains(predictions: pd.DataFrame, stages: Mapping[str, tuple[str, str]]
     truth = next(iter(said.values())).loc[clips, "true_label"]
     drawn = [(groups or {}).get(clip) or clip for clip in clips]
     options = dict(groups_C=drawn, draws=config.bootstrap, seed=seed, level=config.confidence)
-    f1 = {name: class_f1_of(truth.tolist(), frame.loc[clips, "predicted"].tolist(), labels)
-          for name, frame in said.items()}
+    f1 = {
+        name: class_f1_of(truth.tolist(), frame.loc[clips, "predicted"].tolist(), labels)
+        for name, frame in said.items()
+    }
     first, *_, last = f1.values()
     return ClassGains(
-        tuple(labels), tuple(np.bincount(class_indices(truth.tolist(), labels), minlength=len(labels)).tolist()),
+        tuple(labels),
+        tuple(np.bincount(class_indices(truth.tolist(), labels), minlength=len(labels)).tolist()),
         {name: tuple(bootstrap_each(by_class, len(clips), **options)) for name, by_class in f1.items()},
-        tuple(bootstrap_each(lambda weights_B_C: last(weights_B_C) - first(weights_B_C), len(clips), **options)))
+        tuple(bootstrap_each(lambda weights_B_C: last(weights_B_C) - first(weights_B_C), len(clips), **options)),
+    )
 
 
 def gains_figure(found: ClassGains | None) -> go.Figure:
@@ -101,21 +114,37 @@ def gains_figure(found: ClassGains | None) -> go.Figure:
         values, spans = bars([f1_K[k] for k in order])
         offset = 0.5 * (number_of / max(1, len(found.stages) - 1) - 0.5)
         figure.add_scatter(
-            x=values, y=np.arange(K) + offset, mode="markers", name=html.escape(name), cliponaxis=False,
+            x=values,
+            y=np.arange(K) + offset,
+            mode="markers",
+            name=html.escape(name),
+            cliponaxis=False,
             marker=dict(size=10, color=CALIBRATED if last else colours[number_of % 3], symbol=SYMBOLS[number_of % 5]),
             error_x=spans,
             customdata=[f"{safe(found.labels[k])}: {number(f1_K[k].value)} % {interval(f1_K[k])}" for k in order],
-            hovertemplate="%{customdata}<extra>" + html.escape(name) + "</extra>")
+            hovertemplate="%{customdata}<extra>" + html.escape(name) + "</extra>",
+        )
     for place, k in enumerate(order):
         gain = found.gains_K[k]
-        figure.add_annotation(x=1, xref="paper", y=place, xanchor="left", xshift=10, showarrow=False, align="left",
-                              text=f"<b>{number(gain.value, sign=True)}</b><br>{interval(gain, sign=True)}",
-                              font_size=12)
+        figure.add_annotation(
+            x=1,
+            xref="paper",
+            y=place,
+            xanchor="left",
+            xshift=10,
+            showarrow=False,
+            align="left",
+            text=f"<b>{number(gain.value, sign=True)}</b><br>{interval(gain, sign=True)}",
+            font_size=12,
+        )
     names = [f"{safe(found.labels[k], 28)} (n = {found.support_K[k]})" for k in order]
-    drawn = finished(figure, title, 60 + 52 * K,
-                     xaxis=dict(title_text="F1 (%), and gain in points", range=[_start(found), 101]),
-                     yaxis=dict(tickmode="array", tickvals=list(range(K)), ticktext=names, range=[K - 0.5, -0.5],
-                                zeroline=False))
+    drawn = finished(
+        figure,
+        title,
+        60 + 52 * K,
+        xaxis=dict(title_text="F1 (%), and gain in points", range=[_start(found), 101]),
+        yaxis=dict(tickmode="array", tickvals=list(range(K)), ticktext=names, range=[K - 0.5, -0.5], zeroline=False),
+    )
     return drawn.update_layout(margin_r=120)
 
 

@@ -23,7 +23,9 @@ from deepintuit.report.thinking import quick_answers
 from deepintuit.store import Workbench
 
 KINDS = {
-    "mended": "Mended by calibration", "broken": "Broken by calibration", "right": "Right before and after",
+    "mended": "Mended by calibration",
+    "broken": "Broken by calibration",
+    "right": "Right before and after",
     "wrong": "Wrong before and after",
 }
 
@@ -82,8 +84,9 @@ def tabulate(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfi
     """The table of these runs' predictions; refreshes the index. `config` defaults to the first run's; its dataset says
     what the labels are. StoreError for an unknown run, DataError where nothing says it."""
     if not run_ids:
-        raise StoreError("no run was named", "a card tells of at least one",
-                         "name an evaluate run; `workbench.runs()` lists them")
+        raise StoreError(
+            "no run was named", "a card tells of at least one", "name an evaluate run; `workbench.runs()` lists them"
+        )
     asked = [workbench.run(run_id).about for run_id in dict.fromkeys(run_ids)]
     settings = config or _evaluate_settings(asked[0]["config"])
     predictions = pd.concat([workbench.run(about["run_id"]).read("predictions") for about in asked], ignore_index=True)
@@ -95,8 +98,14 @@ def tabulate(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfi
     sources = dict(zip(groups["clip_id"], groups["group"], strict=True))
     scores = [workbench.run(about["run_id"]).read("scores", ["trace_id", "name", "value"]) for about in asked]
     noted = pd.concat(scores).query("name == 'mismatch'")
-    rows = table_of(predictions, names, settings, groups=sources, seed=asked[0]["seed"],
-                    mismatches=dict(zip(noted["trace_id"], noted["value"], strict=True)))
+    rows = table_of(
+        predictions,
+        names,
+        settings,
+        groups=sources,
+        seed=asked[0]["seed"],
+        mismatches=dict(zip(noted["trace_id"], noted["value"], strict=True)),
+    )
     return Table(rows, names, settings, predictions[predictions["split"] == settings.split], asked, dataset, sources)
 
 
@@ -108,20 +117,39 @@ def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig 
     ids = [about["run_id"] for about in runs]
     logged = {run_id: workbench.run(run_id).read("steps", ["step", "name", "value"]) for run_id in ids}
     return Story(
-        table.rows, spoken, table.labels, table.config.confidence, runs,
-        workbench.query("""SELECT coalesce(split, 'unassigned') AS split, label, count(*) AS n FROM clips
-                           WHERE dataset = ? AND excluded IS NULL GROUP BY ALL ORDER BY ALL""", [dataset]),
-        workbench.query("""SELECT excluded AS reason, coalesce(split, 'unassigned') AS split, count(*) AS n FROM clips
+        table.rows,
+        spoken,
+        table.labels,
+        table.config.confidence,
+        runs,
+        workbench.query(
+            """SELECT coalesce(split, 'unassigned') AS split, label, count(*) AS n FROM clips
+                           WHERE dataset = ? AND excluded IS NULL GROUP BY ALL ORDER BY ALL""",
+            [dataset],
+        ),
+        workbench.query(
+            """SELECT excluded AS reason, coalesce(split, 'unassigned') AS split, count(*) AS n FROM clips
                            WHERE dataset = ? AND excluded IS NOT NULL GROUP BY ALL ORDER BY n DESC, reason""",
-                        [dataset]),
-        workbench.query("""SELECT run_id, stage, reason, n, share FROM trace_reasons
-                           WHERE run_id IN (SELECT unnest(?)) ORDER BY run_id, stage, n DESC, reason""", [ids]),
+            [dataset],
+        ),
+        workbench.query(
+            """SELECT run_id, stage, reason, n, share FROM trace_reasons
+                           WHERE run_id IN (SELECT unnest(?)) ORDER BY run_id, stage, n DESC, reason""",
+            [ids],
+        ),
         _examples(workbench, table.predictions, spoken),
         {run_id: steps for run_id, steps in logged.items() if len(steps)},
         _quick(workbench, table, spoken),
-        class_gains(table.predictions, stages_of(table.rows, spoken), table.labels, table.config, table.groups,
-                    table.runs[0]["seed"]),
-        _thresholds(table, spoken))
+        class_gains(
+            table.predictions,
+            stages_of(table.rows, spoken),
+            table.labels,
+            table.config,
+            table.groups,
+            table.runs[0]["seed"],
+        ),
+        _thresholds(table, spoken),
+    )
 
 
 def _thresholds(table: Table, row: Row | None) -> Mapping[str, float | None] | None:
@@ -145,8 +173,11 @@ def _quick(workbench: Workbench, table: Table, row: Row | None) -> pd.DataFrame:
 def departures(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a stored config sets otherwise than the method's defaults, by dotted key; the workbench's place aside."""
     defaults = dict(_flat(Config().to_dict()))
-    return {key: value for key, value in _flat(config)
-            if key != "workbench" and (key not in defaults or defaults[key] != value)}
+    return {
+        key: value
+        for key, value in _flat(config)
+        if key != "workbench" and (key not in defaults or defaults[key] != value)
+    }
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
@@ -181,8 +212,11 @@ def _labels(workbench: Workbench, dataset: str | None, predictions: pd.DataFrame
         return tuple(listed.iloc[0])
     seen = {*predictions["true_label"].dropna(), *predictions["predicted"]} - {NONE_LABEL}
     if len(predictions) and not seen:
-        raise DataError("the predictions name no label", "the run has no dataset and no clip a true label",
-                        "evaluate the clips of an imported dataset")
+        raise DataError(
+            "the predictions name no label",
+            "the run has no dataset and no clip a true label",
+            "evaluate the clips of an imported dataset",
+        )
     return sorted(seen)
 
 
@@ -208,25 +242,45 @@ def _examples(workbench: Workbench, predictions: pd.DataFrame, row: Row | None) 
     after = mine[(mine["method"] == row.method) & (mine["control"] == row.control) & mine["true_label"].notna()]
     both = after.set_index("clip_id").join(raw[["predicted", "trace_id"]].add_suffix("_raw"), how="inner").sort_index()
     was_right, is_right = both["predicted_raw"] == both["true_label"], both["predicted"] == both["true_label"]
-    chosen = {"mended": ~was_right & is_right, "broken": was_right & ~is_right, "right": was_right & is_right,
-              "wrong": ~was_right & ~is_right}
+    chosen = {
+        "mended": ~was_right & is_right,
+        "broken": was_right & ~is_right,
+        "right": was_right & is_right,
+        "wrong": ~was_right & ~is_right,
+    }
     picked = [(kind, clip, answer) for kind in KINDS for clip, answer in both[chosen[kind]].head(1).iterrows()]
-    trace_of = {clip: next((t for t in (answer["trace_id_raw"], answer["trace_id"]) if isinstance(t, str)), None)
-                for _, clip, answer in picked}
-    traces = workbench.query("""SELECT trace_id, text, reason FROM traces
+    trace_of = {
+        clip: next((t for t in (answer["trace_id_raw"], answer["trace_id"]) if isinstance(t, str)), None)
+        for _, clip, answer in picked
+    }
+    traces = workbench.query(
+        """SELECT trace_id, text, reason FROM traces
                                 WHERE trace_id IN (SELECT unnest(?::VARCHAR[]))""",
-                             [[trace for trace in trace_of.values() if trace]]).set_index("trace_id")
-    files = workbench.query("""SELECT clip_id, any_value(path) AS path FROM clips
+        [[trace for trace in trace_of.values() if trace]],
+    ).set_index("trace_id")
+    files = workbench.query(
+        """SELECT clip_id, any_value(path) AS path FROM clips
                                WHERE clip_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY clip_id""",
-                            [list(trace_of)]).set_index("clip_id")["path"]
-    return [_example(kind, clip, answer, traces.loc[trace_of[clip]] if trace_of[clip] in traces.index else None,
-                     files.get(clip)) for kind, clip, answer in picked]
+        [list(trace_of)],
+    ).set_index("clip_id")["path"]
+    return [
+        _example(
+            kind, clip, answer, traces.loc[trace_of[clip]] if trace_of[clip] in traces.index else None, files.get(clip)
+        )
+        for kind, clip, answer in picked
+    ]
 
 
 def _example(kind: str, clip: str, answer: pd.Series, trace: pd.Series | None, path: str | None) -> Example:
     probs = {} if answer["probs"] is None else dict(zip(answer["labels"], answer["probs"], strict=True))
     text, reason = (None, None) if trace is None else (trace["text"], trace["reason"])
-    return Example(kind, path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else clip,
-                   answer["true_label"], answer["predicted_raw"], answer["predicted"],
-                   dict(sorted(probs.items(), key=lambda one: -one[1])), text,
-                   reason if isinstance(reason, str) else None)
+    return Example(
+        kind,
+        path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else clip,
+        answer["true_label"],
+        answer["predicted_raw"],
+        answer["predicted"],
+        dict(sorted(probs.items(), key=lambda one: -one[1])),
+        text,
+        reason if isinstance(reason, str) else None,
+    )

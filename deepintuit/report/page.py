@@ -99,17 +99,28 @@ def document(title: str, body: str, figures: Mapping[str, go.Figure]) -> str:
     """The whole page. `body` is HTML whose foreign texts are escaped; `figures` go by the name given to `figure`."""
     plotly = get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script") if figures else ""
     script = _SCRIPT if figures else ""
-    policy = ("default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "
-              f"script-src {' '.join(_hash(text) for text in (plotly, script))}")
-    data = {"figures": {f"figure-{name}": _untitled(figure) for name, figure in figures.items()},
-            "light": LIGHT.to_plotly_json(), "dark": DARK.to_plotly_json()}
-    scripts = (f'<script type="application/json" id="figure-data">{_json(data)}</script>\n<script>{plotly}</script>\n'
-               f"<script>{script}</script>\n" if figures else "")
-    return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-            f"{scripts}</body>\n</html>\n")
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"script-src {' '.join(_hash(text) for text in (plotly, script))}"
+    )
+    data = {
+        "figures": {f"figure-{name}": _untitled(figure) for name, figure in figures.items()},
+        "light": LIGHT.to_plotly_json(),
+        "dark": DARK.to_plotly_json(),
+    }
+    scripts = (
+        f'<script type="application/json" id="figure-data">{_json(data)}</script>\n<script>{plotly}</script>\n'
+        f"<script>{script}</script>\n"
+        if figures
+        else ""
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+        f"{scripts}</body>\n</html>\n"
+    )
 
 
 def _hash(script: str) -> str:
@@ -136,8 +147,10 @@ def figure(name: str, drawn: go.Figure, note: str = "", wide: bool = False) -> s
     """The place of a figure, its title as caption. `note` is text."""
     title = escape(str(drawn.layout.meta))
     below = f"<small>{escape(note)}</small>" if note else ""
-    return (f'<figure class="{"wide" if wide else "half"}"><figcaption>{title}{below}</figcaption>'
-            f'<div id="figure-{escape(name)}" role="img" aria-label="{title}"></div></figure>')
+    return (
+        f'<figure class="{"wide" if wide else "half"}"><figcaption>{title}{below}</figcaption>'
+        f'<div id="figure-{escape(name)}" role="img" aria-label="{title}"></div></figure>'
+    )
 
 
 def table(caption: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -145,9 +158,11 @@ def table(caption: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence
     cell a row header."""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
     body = "\n".join(f'<tr class="{escape(kind)}">{"".join(cells)}</tr>' for kind, cells in rows)
-    return (f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-            f"<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
-            f"<tbody>\n{body}\n</tbody></table></div>")
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
+        f"<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
 
 
 def row_head(text: str, kind: str = "") -> str:

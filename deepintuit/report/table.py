@@ -40,8 +40,18 @@ from deepintuit.metrics import (
 from deepintuit.metrics.inputs import Floats, in_order
 
 # Order of reading: what costs nothing first, then each stage behind the one before it (METHOD.md 1.6).
-SYSTEMS = ("majority", "metadata", "text", "zero-shot", "labels only", "labels only, all clips", "direct", "rb-ft",
-           "cold start", "cold start + grpo")
+SYSTEMS = (
+    "majority",
+    "metadata",
+    "text",
+    "zero-shot",
+    "labels only",
+    "labels only, all clips",
+    "direct",
+    "rb-ft",
+    "cold start",
+    "cold start + grpo",
+)
 METHODS = ("raw", "label_likelihood", "linear_head", "vote", "mean_likelihood")
 
 
@@ -128,9 +138,15 @@ class Measured:
         return self.system, self.method, self.control
 
 
-def table_of(predictions: pd.DataFrame, labels: Iterable[str], config: EvaluateConfig | None = None, *,
-             groups: Mapping[str, str] | None = None, seed: int = 0,
-             mismatches: Mapping[str, float] | None = None) -> list[Row]:
+def table_of(
+    predictions: pd.DataFrame,
+    labels: Iterable[str],
+    config: EvaluateConfig | None = None,
+    *,
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
+    mismatches: Mapping[str, float] | None = None,
+) -> list[Row]:
     """One `Row` for each (system, method, control) among the grain's rows of `config.split`, baselines first.
 
     `labels` is the label set; probabilities are brought into its order. `groups` (clip_id → source) makes the
@@ -142,10 +158,13 @@ def table_of(predictions: pd.DataFrame, labels: Iterable[str], config: EvaluateC
     config = config or EvaluateConfig()
     names = tuple(labels)
     chosen = predictions[predictions["split"] == config.split]
-    answers = {key: _Answers.of(key, frame, names, groups or {})
-               for key, frame in chosen.groupby(["system", "method", "control"], sort=False)}
-    return [_row(answers, key, names, config, seed, mismatches or {})
-            for key in sorted(answers, key=_place(list(answers)))]
+    answers = {
+        key: _Answers.of(key, frame, names, groups or {})
+        for key, frame in chosen.groupby(["system", "method", "control"], sort=False)
+    }
+    return [
+        _row(answers, key, names, config, seed, mismatches or {}) for key in sorted(answers, key=_place(list(answers)))
+    ]
 
 
 def headline(rows: Sequence[Row], method: str = "label_likelihood") -> Row | None:
@@ -166,8 +185,10 @@ def _place(keys: list[tuple[str, str, str]]) -> Callable[[tuple[str, str, str]],
 
     def place(key: tuple[str, str, str]) -> tuple[int, ...]:
         system, method, control = key
-        return tuple(known.index(word) if word in known else len(known)
-                     for word, known in ((system.casefold(), systems), (method, METHODS), (control, controls)))
+        return tuple(
+            known.index(word) if word in known else len(known)
+            for word, known in ((system.casefold(), systems), (method, METHODS), (control, controls))
+        )
 
     return place
 
@@ -182,12 +203,16 @@ class _Answers:
     unlabelled: int
 
     @classmethod
-    def of(cls, key: tuple[str, str, str], frame: pd.DataFrame, labels: tuple[str, ...],
-           groups: Mapping[str, str]) -> _Answers:
+    def of(
+        cls, key: tuple[str, str, str], frame: pd.DataFrame, labels: tuple[str, ...], groups: Mapping[str, str]
+    ) -> _Answers:
         repeated = frame.loc[frame["clip_id"].duplicated(), "clip_id"]
         if len(repeated):
-            raise DataError(f"clip {repeated.iloc[0]!r} has several predictions by {' / '.join(key)}",
-                            "each clip counts once in a table", "pass the rows of one run, and one trace a clip")
+            raise DataError(
+                f"clip {repeated.iloc[0]!r} has several predictions by {' / '.join(key)}",
+                "each clip counts once in a table",
+                "pass the rows of one run, and one trace a clip",
+            )
         known = frame[frame["true_label"].notna()].sort_values("clip_id").reset_index(drop=True)
         drawn = np.array([groups.get(clip) or clip for clip in known["clip_id"]], dtype=object).astype(str)
         return cls(known, drawn, _probabilities(key, known, labels), len(frame) - len(known))
@@ -210,27 +235,53 @@ def _probabilities(key: tuple[str, str, str], frame: pd.DataFrame, labels: tuple
     return probs_C_K
 
 
-def _row(answers: Mapping[tuple[str, str, str], _Answers], key: tuple[str, str, str], labels: tuple[str, ...],
-         config: EvaluateConfig, seed: int, mismatches: Mapping[str, float]) -> Row:
+def _row(
+    answers: Mapping[tuple[str, str, str], _Answers],
+    key: tuple[str, str, str],
+    labels: tuple[str, ...],
+    config: EvaluateConfig,
+    seed: int,
+    mismatches: Mapping[str, float],
+) -> Row:
     mine = answers[key]
     frame = mine.frame
     system, method, control = key
     options = dict(draws=config.bootstrap, seed=seed, level=config.confidence)
-    evaluation = evaluate_predictions(frame["true_label"].tolist(), frame["predicted"].tolist(), labels, mine.probs_C_K,
-                                      groups_C=mine.groups_C, bins=config.bins, **options)
+    evaluation = evaluate_predictions(
+        frame["true_label"].tolist(),
+        frame["predicted"].tolist(),
+        labels,
+        mine.probs_C_K,
+        groups_C=mine.groups_C,
+        bins=config.bins,
+        **options,
+    )
     if config.bootstrap:
-        shares = {name: _never_certain(getattr(evaluation, name), evaluation.groups, config.confidence)
-                  for name in ("accuracy", "no_answer")}
+        shares = {
+            name: _never_certain(getattr(evaluation, name), evaluation.groups, config.confidence)
+            for name in ("accuracy", "no_answer")
+        }
         evaluation = replace(evaluation, **shares)
-    row = Row(system, method, control, config.split, evaluation, mine.unlabelled,
-              temperature=_mean(frame["temperature"]), outside_mass=_mean(frame["outside_mass"]))
+    row = Row(
+        system,
+        method,
+        control,
+        config.split,
+        evaluation,
+        mine.unlabelled,
+        temperature=_mean(frame["temperature"]),
+        outside_mass=_mean(frame["outside_mass"]),
+    )
     if mine.probs_C_K is not None:
         row = replace(row, **_curves(mine, labels, config))
     raw, uncontrolled = answers.get((system, "raw", "none")), answers.get((system, method, "none"))
     if raw is not None and key != (system, "raw", "none"):
         before, after = _both(raw, mine)
-        row = replace(row, gain=_difference(before, after, options),
-                      flips=flips(before.frame["predicted"], after.frame["predicted"], after.frame["true_label"]))
+        row = replace(
+            row,
+            gain=_difference(before, after, options),
+            flips=flips(before.frame["predicted"], after.frame["predicted"], after.frame["true_label"]),
+        )
     if (method, control) == ("raw", "none") and mismatches:
         noted_C = frame["trace_id"].map(mismatches).to_numpy(dtype=float)
         known_C = ~np.isnan(noted_C)
@@ -267,15 +318,20 @@ def _curves(mine: _Answers, labels: tuple[str, ...], config: EvaluateConfig) -> 
 
 def _both(before: _Answers, after: _Answers) -> tuple[_Answers, _Answers]:
     """Both cut to the clips they share; ids are sorted in each, so the clips then match."""
-    kept = [one.frame["clip_id"].isin(other.frame["clip_id"]).to_numpy()
-            for one, other in ((before, after), (after, before))]
-    return tuple(_Answers(one.frame[keep].reset_index(drop=True), one.groups_C[keep], None, one.unlabelled)
-                 for one, keep in zip((before, after), kept, strict=True))
+    kept = [
+        one.frame["clip_id"].isin(other.frame["clip_id"]).to_numpy()
+        for one, other in ((before, after), (after, before))
+    ]
+    return tuple(
+        _Answers(one.frame[keep].reset_index(drop=True), one.groups_C[keep], None, one.unlabelled)
+        for one, keep in zip((before, after), kept, strict=True)
+    )
 
 
 def _difference(before: _Answers, after: _Answers, options: dict[str, float]) -> Estimate:
-    return paired_difference(mean_of(after.right_C), mean_of(before.right_C), len(after.frame),
-                             groups_C=after.groups_C, **options)
+    return paired_difference(
+        mean_of(after.right_C), mean_of(before.right_C), len(after.frame), groups_C=after.groups_C, **options
+    )
 
 
 def _mean(values: pd.Series) -> float | None:
@@ -310,14 +366,24 @@ def over_seeds(seeds: Mapping[int, Sequence[Measured]], level: float = 0.95) -> 
     found = []
     for key in sorted(by_key, key=_place(list(by_key))):
         rows = by_key[key]
-        columns = {name: np.array([row.values[name] for row in rows.values() if name in row.values])
-                   for name in (*MEASURES, "gain")}
+        columns = {
+            name: np.array([row.values[name] for row in rows.values() if name in row.values])
+            for name in (*MEASURES, "gain")
+        }
         columns = {name: numbers for name, numbers in columns.items() if numbers.size}
         counts = [row.n for row in rows.values()]
-        found.append(SeedRow(*key, tuple(rows), (min(counts), max(counts)),
-                             {name: t_interval(numbers, level) for name, numbers in columns.items()},
-                             {name: float(numbers.std(ddof=1)) if numbers.size > 1 else math.nan
-                              for name, numbers in columns.items()}))
+        found.append(
+            SeedRow(
+                *key,
+                tuple(rows),
+                (min(counts), max(counts)),
+                {name: t_interval(numbers, level) for name, numbers in columns.items()},
+                {
+                    name: float(numbers.std(ddof=1)) if numbers.size > 1 else math.nan
+                    for name, numbers in columns.items()
+                },
+            )
+        )
     return found
 
 

@@ -18,13 +18,20 @@ from deepintuit.metrics import Estimate
 from deepintuit.report.table import CONTROLS, Measured, Row, SeedRow, over_seeds
 
 NAMES = {
-    "raw": "raw label", "label_likelihood": "label likelihood", "linear_head": "linear head", "vote": "vote",
-    "mean_likelihood": "mean likelihood", "cold start + grpo": "cold start + GRPO", "rb-ft": "RB-FT",
+    "raw": "raw label",
+    "label_likelihood": "label likelihood",
+    "linear_head": "linear head",
+    "vote": "vote",
+    "mean_likelihood": "mean likelihood",
+    "cold start + grpo": "cold start + GRPO",
+    "rb-ft": "RB-FT",
     **{name: control.shown for name, control in CONTROLS.items()},
 }
 NO_ROWS = "No predictions of this split yet: run `deepintuit evaluate`, then this table has a row for each system."
-NO_THRESHOLDS = ("No threshold of confidence is quoted: none was chosen on validation clips for this answer. "
-                 "Calibration does that at its end; a calibrator from before must be trained again under another name.")
+NO_THRESHOLDS = (
+    "No threshold of confidence is quoted: none was chosen on validation clips for this answer. "
+    "Calibration does that at its end; a calibrator from before must be trained again under another name."
+)
 MINUS, NOTHING = "\u2212", "\u2013"
 
 
@@ -78,6 +85,7 @@ def _within(estimate: Estimate, sign: bool = False) -> str:
 
 # Terminal
 
+
 def terminal_table(rows: Sequence[Row], width: int = 100) -> Table | Text:
     """A rich renderable of at most `width` columns, from 80 on; nothing in it is cut.
 
@@ -89,8 +97,17 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> Table | Text:
         return Text(NO_ROWS)
     columns = [column for column in _COLUMNS if width >= column.from_width]
     narrow = width < 100
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold",
-                  min_width=60, caption=_caption(rows, narrow), caption_justify="left", caption_style="dim")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        header_style="bold",
+        min_width=60,
+        caption=_caption(rows, narrow),
+        caption_justify="left",
+        caption_style="dim",
+    )
     table.add_column("", no_wrap=True, overflow="fold")
     for column in columns:
         table.add_column(Text(column.head), justify="right", no_wrap=True, vertical="bottom")
@@ -156,26 +173,53 @@ _COLUMNS = (
 def _caption(rows: Sequence[Row], narrow: bool) -> Text:
     missing = max(row.unlabelled for row in rows)
     behind = "\u00b1: how far the bootstrap interval reaches" if narrow else "Behind a number its bootstrap interval"
-    text = (f"{behind}. A system's own line is its raw label; against raw: points of accuracy, same clips. "
-            f"{NOTHING}: no probabilities, or nothing to compare.")
+    text = (
+        f"{behind}. A system's own line is its raw label; against raw: points of accuracy, same clips. "
+        f"{NOTHING}: no probabilities, or nothing to compare."
+    )
     return Text(text + (f" {missing} clips without a true label are left out." if missing else ""))
 
 
 # Markdown
 
+
 def markdown_table(rows: Sequence[Row]) -> str:
     """The full table as GitHub Markdown, for docs; ends with a newline."""
     if not rows:
         return NO_ROWS + "\n"
-    heads = ["System", "Answer", "n", "Accuracy %", "Macro F1 %", "No answer %", "Argues otherwise %", "NLL", "Brier",
-             "ECE %", "Against raw, points", "Wrong\u2192right / right\u2192wrong"]
+    heads = [
+        "System",
+        "Answer",
+        "n",
+        "Accuracy %",
+        "Macro F1 %",
+        "No answer %",
+        "Argues otherwise %",
+        "NLL",
+        "Brier",
+        "ECE %",
+        "Against raw, points",
+        "Wrong\u2192right / right\u2192wrong",
+    ]
     body = []
     for row in rows:
         found = row.evaluation
-        body.append([shown(row.system), _answer(row.method, row.control), str(row.n), _marked(found.accuracy),
-                     _marked(found.macro_f1), _marked(found.no_answer), _marked(row.mismatch),
-                     _marked(found.nll, 1, 3), _marked(found.brier, 1, 3), _marked(found.ece),
-                     _marked(row.gain, sign=True), turned(row)])
+        body.append(
+            [
+                shown(row.system),
+                _answer(row.method, row.control),
+                str(row.n),
+                _marked(found.accuracy),
+                _marked(found.macro_f1),
+                _marked(found.no_answer),
+                _marked(row.mismatch),
+                _marked(found.nll, 1, 3),
+                _marked(found.brier, 1, 3),
+                _marked(found.ece),
+                _marked(row.gain, sign=True),
+                turned(row),
+            ]
+        )
     return _markdown(heads, body)
 
 
@@ -191,15 +235,35 @@ def multi_seed_table(seeds: Mapping[int, Sequence[Measured]], level: float = 0.9
     found = over_seeds(seeds, level)
     if not found:
         return NO_ROWS + "\n"
-    heads = ["System", "Answer", "Seeds", "n a seed", "Accuracy %", "Macro F1 %", "No answer %", "NLL", "ECE %",
-             "Against raw, points"]
+    heads = [
+        "System",
+        "Answer",
+        "Seeds",
+        "n a seed",
+        "Accuracy %",
+        "Macro F1 %",
+        "No answer %",
+        "NLL",
+        "ECE %",
+        "Against raw, points",
+    ]
     body = []
     for row in found:
         low, high = row.clips
-        body.append([shown(row.system), _answer(row.method, row.control), str(len(row.seeds)),
-                     str(low) if low == high else f"{low}\u2013{high}", _spread(row, "accuracy"),
-                     _spread(row, "macro_f1"), _spread(row, "no_answer"), _spread(row, "nll", 1, 3),
-                     _spread(row, "ece"), _spread(row, "gain", sign=True)])
+        body.append(
+            [
+                shown(row.system),
+                _answer(row.method, row.control),
+                str(len(row.seeds)),
+                str(low) if low == high else f"{low}\u2013{high}",
+                _spread(row, "accuracy"),
+                _spread(row, "macro_f1"),
+                _spread(row, "no_answer"),
+                _spread(row, "nll", 1, 3),
+                _spread(row, "ece"),
+                _spread(row, "gain", sign=True),
+            ]
+        )
     return _markdown(heads, body)
 
 

@@ -66,5 +66,11 @@ def gate_figure(curve: GateCurve, threshold: float | None = None) -> go.Figure:
             x=[100 * rate], y=[100 * accuracy], mode="markers+text", text=[html.escape(said)], name="chosen",
             textposition="bottom center", marker=dict(size=12, color=COLOURS[1], symbol="diamond"),
         )  # fmt: skip
-    return finished(figure, words, 320, xaxis=dict(title_text="Clips that think (%)", range=[-2, 102]),
-                    yaxis=dict(title_text="Accuracy (%)"), showlegend=False)  # fmt: skip
+    return finished(
+        figure,
+        words,
+        320,
+        xaxis=dict(title_text="Clips that think (%)", range=[-2, 102]),
+        yaxis=dict(title_text="Accuracy (%)"),
+        showlegend=False,
+    )

@@ -17,6 +17,18 @@ from deepintuit.review.events import Event, EventLog, Kind, State, fold, read_ev
 from deepintuit.review.queue import ORDERS, QUESTIONS, VERDICTS, Item, Reviews, Task, plan, task_of
 
 __all__ = [
-    "ORDERS", "QUESTIONS", "VERDICTS", "Event", "EventLog", "Item", "Kind", "Reviews", "State", "Task", "fold", "plan",
-    "read_events", "task_of",
+    "ORDERS",
+    "QUESTIONS",
+    "VERDICTS",
+    "Event",
+    "EventLog",
+    "Item",
+    "Kind",
+    "Reviews",
+    "State",
+    "Task",
+    "fold",
+    "plan",
+    "read_events",
+    "task_of",
 ]

@@ -24,8 +24,9 @@ from deepintuit.store import Workbench
 _ROWS = 20  # of a list that is printed
 
 
-def export(workbench: Workbench, console: Console, task: str, file: str, form: str | None, videos: str | None,
-           dry: bool) -> None:
+def export(
+    workbench: Workbench, console: Console, task: str, file: str, form: str | None, videos: str | None, dry: bool
+) -> None:
     """What is in force in a task, as a file; for Label Studio with its labelling interface beside it (`.xml`)."""
     reviews, target = insight.reading(workbench.reviews), Path(file)
     form = form or exchange.form_of(target)
@@ -45,8 +46,9 @@ def export(workbench: Workbench, console: Console, task: str, file: str, form: s
     _say(console, f"{len(found)} answers of {task!r}.")
 
 
-def bring_in(workbench: Workbench, console: Console, task: str, file: str, form: str | None, source: str | None,
-             dry: bool) -> None:
+def bring_in(
+    workbench: Workbench, console: Console, task: str, file: str, form: str | None, source: str | None, dry: bool
+) -> None:
     """The rows of a file as new events, which say `source` (by default the file's name)."""
     try:
         content = Path(file).read_bytes()
@@ -79,14 +81,18 @@ def labels(workbench: Workbench, console: Console, settings: Config, tasks: Sequ
     _say(console, f"{found.dataset!r} has a new version; the former one is kept, and runs on it stay as they are.")
 
 
-def coldstart_set(workbench: Workbench, console: Console, settings: Config, tasks: Sequence[str], onto: str | None,
-                  dry: bool) -> None:
+def coldstart_set(
+    workbench: Workbench, console: Console, settings: Config, tasks: Sequence[str], onto: str | None, dry: bool
+) -> None:
     """Accepted and corrected traces as a teacher for `deepintuit coldstart`."""
     reviews = insight.reading(workbench.reviews)
     made = loop.coldstart_set(workbench, reviews, tasks or insight.names(reviews), settings, onto=onto, dry=dry)
     found = made if isinstance(made, dict) else made.summary
-    _say(console, f"{found['kept']} traces of {found['clips_kept']} of {found['clips']} cold-start clips: "
-         f"{found['accepted']} accepted, {found['corrected']} corrected, {found['onto']} of {onto or 'no other run'}.")
+    _say(
+        console,
+        f"{found['kept']} traces of {found['clips_kept']} of {found['clips']} cold-start clips: "
+        f"{found['accepted']} accepted, {found['corrected']} corrected, {found['onto']} of {onto or 'no other run'}.",
+    )
     _list(console, ["left out", "traces"], found["dropped"].items())
     if isinstance(made, dict):
         _say(console, "Nothing was written (--dry-run).")
@@ -95,8 +101,16 @@ def coldstart_set(workbench: Workbench, console: Console, settings: Config, task
         _say(console, f"{made.id} is finished. Train on it: deepintuit coldstart --teacher {made.id}")
 
 
-def next_batch(workbench: Workbench, console: Console, settings: Config, size: int, splits: Sequence[str],
-               task: str | None, by: str, dry: bool) -> None:
+def next_batch(
+    workbench: Workbench,
+    console: Console,
+    settings: Config,
+    size: int,
+    splits: Sequence[str],
+    task: str | None,
+    by: str,
+    dry: bool,
+) -> None:
     """The clips to label next; with `task`, as a new task of that name, `by` its lead."""
     dataset = settings.clips.dataset
     reviews = insight.reading(workbench.reviews)
@@ -120,26 +134,47 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
     for name in tasks or insight.names(reviews):
         task, done = reviews.task(name), reviews.progress(name)
         extra = len(reviews.extras(name))
-        _say(console, f"\n{name}: {done['done']} of {done['asked']} judgements, {done['complete']} of {done['items']} "
-             "traces complete" + (f"; {extra} extra, left out of agreement" if extra else ""))
+        _say(
+            console,
+            f"\n{name}: {done['done']} of {done['asked']} judgements, {done['complete']} of {done['items']} "
+            "traces complete" + (f"; {extra} extra, left out of agreement" if extra else ""),
+        )
         _list(console, ["reviewer", "judgements"], done["by"].items())
         if task.reviewers > 1:
             _agreement(console, "Between people", agreement(*_matrix(reviews, name)))
         for kind, rows in insight.model_against_people(reviews, workbench, name).items():
             _agreement(console, f"The model ({kind}) against people", rows)
         if blame := insight.seeing_or_reasoning(reviews, workbench, name):
-            _say(console, f"Seeing or reasoning: people against the judge of the observation, {blame.n} traces where "
-                 f"both name one; agreement {_span(blame.found.percent)}, kappa {_span(blame.found.kappa)}; "
-                 f"{blame.people_only} fail for people only, {blame.judge_only} for the judge only")
-            _list(console, ["people", *(f"judge: {process}" for process in insight.PROCESSES)],
-                  ([process, *row] for process, row in zip(insight.PROCESSES, blame.counts_2_2.tolist())))
-        gold = [(one.reviewer, one.n, _span(one.share), _span(one.early), _span(one.late), _number(one.p),
-                 ", ".join(f"{question} {share.value:.2f}" for question, share in one.by.items()))
-                for one in insight.gold_records(reviews, name)]  # fmt: skip
+            _say(
+                console,
+                f"Seeing or reasoning: people against the judge of the observation, {blame.n} traces where "
+                f"both name one; agreement {_span(blame.found.percent)}, kappa {_span(blame.found.kappa)}; "
+                f"{blame.people_only} fail for people only, {blame.judge_only} for the judge only",
+            )
+            _list(
+                console,
+                ["people", *(f"judge: {process}" for process in insight.PROCESSES)],
+                ([process, *row] for process, row in zip(insight.PROCESSES, blame.counts_2_2.tolist())),
+            )
+        gold = [
+            (
+                one.reviewer,
+                one.n,
+                _span(one.share),
+                _span(one.early),
+                _span(one.late),
+                _number(one.p),
+                ", ".join(f"{question} {share.value:.2f}" for question, share in one.by.items()),
+            )
+            for one in insight.gold_records(reviews, name)
+        ]
         heads = ["on gold items", "n", "right", "first half", "second half", "p that they are alike", "each"]
         _list(console, heads, gold)
-        _list(console, ["disputed", "share of pairs"], [(item, f"{far:.2f}") for item, far in
-                                                        insight.disputed(reviews, name)])
+        _list(
+            console,
+            ["disputed", "share of pairs"],
+            [(item, f"{far:.2f}") for item, far in insight.disputed(reviews, name)],
+        )
     if dataset is None:
         return
     try:
@@ -148,10 +183,16 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
         _say(console, f"\nNo label is doubted: {error}")
         return
     doubted = found.rows[found.rows["suspected"]]
-    _say(console, f"\nSuspected label errors of {dataset!r}, {split}: {len(doubted)} of {len(found.rows)} clips, "
-         f"estimated {found.noise:.1%} wrong ({found.run}).")
-    _list(console, ["clip", "label", "likely", "p of the label"],
-          ((row.clip_id, row.given, row.likely, f"{row.self_confidence:.3f}") for row in doubted.itertuples()))
+    _say(
+        console,
+        f"\nSuspected label errors of {dataset!r}, {split}: {len(doubted)} of {len(found.rows)} clips, "
+        f"estimated {found.noise:.1%} wrong ({found.run}).",
+    )
+    _list(
+        console,
+        ["clip", "label", "likely", "p of the label"],
+        ((row.clip_id, row.given, row.likely, f"{row.self_confidence:.3f}") for row in doubted.itertuples()),
+    )
 
 
 def _matrix(reviews: Reviews, name: str) -> tuple[Any, Sequence[str]]:
@@ -161,8 +202,9 @@ def _matrix(reviews: Reviews, name: str) -> tuple[Any, Sequence[str]]:
 
 
 def _agreement(console: Console, title: str, rows: Iterable[Any]) -> None:
-    told = [(row.label or "all", row.items, *map(_span, (row.percent, row.kappa, row.alpha)))
-            for row in rows if row.items]  # fmt: skip
+    told = [
+        (row.label or "all", row.items, *map(_span, (row.percent, row.kappa, row.alpha))) for row in rows if row.items
+    ]
     if told:
         _say(console, title)
     _list(console, ["class", "traces", "agreement", "kappa", "alpha"], told)

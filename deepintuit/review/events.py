@@ -74,8 +74,11 @@ class Event:
         try:
             text = json.dumps(asdict(self), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         except (TypeError, ValueError) as error:
-            raise DataError(f"a review event of {self.reviewer!r} holds what JSON has not ({error})",
-                            "it could not be read back", "send numbers, text, lists and mappings") from error
+            raise DataError(
+                f"a review event of {self.reviewer!r} holds what JSON has not ({error})",
+                "it could not be read back",
+                "send numbers, text, lists and mappings",
+            ) from error
         return storable(text).encode("utf-8") + b"\n"
 
     @classmethod
@@ -118,8 +121,10 @@ def damage(numbers: Sequence[int]) -> str:
     if not numbers:
         return ""
     shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
-    return (f"reviews/events.jsonl: {len(numbers)} of its lines cannot be read, or say something else under an id that "
-            f"is taken ({shown}). They count for nothing; all others do.")  # fmt: skip
+    return (
+        f"reviews/events.jsonl: {len(numbers)} of its lines cannot be read, or say something else under an id that "
+        f"is taken ({shown}). They count for nothing; all others do."
+    )
 
 
 @dataclass(frozen=True)
@@ -242,8 +247,11 @@ class EventLog:
         except StoreError as error:
             if error.__cause__ is not None:  # no locks on this file system
                 raise
-            raise StoreError(error.what, "one process writes the reviews, or two could hand out one item twice",
-                             "use the dashboard that runs already, or stop it first") from None
+            raise StoreError(
+                error.what,
+                "one process writes the reviews, or two could hand out one item twice",
+                "use the dashboard that runs already, or stop it first",
+            ) from None
         self.folder, self.clock = folder, clock
         self._turn = threading.Condition()
         self._waiting: list[_Ticket] = []
@@ -306,23 +314,32 @@ class EventLog:
     def _ticket(self, event: Event | Callable[[State], Event | None]) -> _Ticket | None:
         """The place in the line of an event, and its effect on the state at once: what is decided next counts on it."""
         if not self._lock.held:
-            raise StoreError("the reviews are closed", "this process does not hold them any more",
-                             "open them again, or send this to the dashboard that runs")
+            raise StoreError(
+                "the reviews are closed",
+                "this process does not hold them any more",
+                "open them again, or send this to the dashboard that runs",
+            )
         made = event(self.state) if callable(event) else event
         if made is None:
             return None
         known = self._known.get(made.id)
         if known is not None:
             if Event.read(replace(made, time=known.event.time).line()) != known.event:
-                raise DataError(f"two different events came as {made.id!r}", "what was said first under an id stands",
-                                "leave the id out, or give a task another name")
+                raise DataError(
+                    f"two different events came as {made.id!r}",
+                    "what was said first under an id stands",
+                    "leave the id out, or give a task another name",
+                )
             return known
         instant = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="milliseconds")
         line = replace(made, time=instant).line()
         stored = Event.read(line)
         if stored is None:
-            raise DataError(f"a review event of {made.reviewer!r} cannot be read back", "its fields must be text",
-                            "give ids and names as text, and a mapping as the payload")
+            raise DataError(
+                f"a review event of {made.reviewer!r} cannot be read back",
+                "its fields must be text",
+                "give ids and names as text, and a mapping as the payload",
+            )
         ticket = self._known[made.id] = _Ticket(stored, line)
         self._waiting.append(ticket)
         self.state.apply(stored)
@@ -352,9 +369,11 @@ class EventLog:
 
     def _outcome(self, ticket: _Ticket, failure: OSError | None = None) -> Event:
         if not ticket.saved:
-            raise StoreError(f"what {ticket.event.reviewer!r} did was not saved",
-                             (failure and failure.strerror) or "the disk did not take it",
-                             "make room on the disk of the workbench, then send it again") from failure
+            raise StoreError(
+                f"what {ticket.event.reviewer!r} did was not saved",
+                (failure and failure.strerror) or "the disk did not take it",
+                "make room on the disk of the workbench, then send it again",
+            ) from failure
         return ticket.event
 
     def close(self) -> None:

@@ -90,8 +90,11 @@ def load(content: bytes, form: str) -> list[dict[str, Any]]:
             found = [{name: as_written(value) for name, value in line.items()} for line in _lines(content)]
         return [_row(number, row) for number, row in enumerate(found, 1)]
     except (ValueError, KeyError, OSError, pa.ArrowException) as error:
-        raise DataError(f"the file is not read as {form} ({str(error):.200})", "reviews come in row by row",
-                        f"name its form: {', '.join(FORMS)}") from error
+        raise DataError(
+            f"the file is not read as {form} ({str(error):.200})",
+            "reviews come in row by row",
+            f"name its form: {', '.join(FORMS)}",
+        ) from error
 
 
 def _parquet(content: bytes) -> list[dict[str, Any]]:
@@ -124,8 +127,9 @@ def _lines(content: bytes) -> list[dict[str, str]]:
 
 def _known(form: str) -> str:
     if form not in FORMS:
-        raise DataError(f"reviews as {form!r}", f"there are {', '.join(FORMS)}",
-                        f"nearest: {nearest(form, FORMS) or 'jsonl'!r}")
+        raise DataError(
+            f"reviews as {form!r}", f"there are {', '.join(FORMS)}", f"nearest: {nearest(form, FORMS) or 'jsonl'!r}"
+        )
     return form
 
 
@@ -141,8 +145,11 @@ def _row(number: int, given: Any) -> dict[str, Any]:
         if row["kind"] not in (*_KINDS, _STARRED) or not named:
             raise ValueError(f"it must name a trace_id, a reviewer and a kind: {', '.join(_KINDS)}")
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"row {number} is not a review ({str(error):.200})",
-                        f"its columns are {', '.join(SCHEMA.names)}", "mend it; nothing was taken in") from error
+        raise DataError(
+            f"row {number} is not a review ({str(error):.200})",
+            f"its columns are {', '.join(SCHEMA.names)}",
+            "mend it; nothing was taken in",
+        ) from error
     return row
 
 
@@ -174,12 +181,15 @@ class Imported:
     kept: list[tuple[str, str]]
 
     def __str__(self) -> str:
-        return (f"{self.taken} answers taken in; {self.known} are here already; {len(self.kept)} left out, since "
-                "another answer of that reviewer stands here.")
+        return (
+            f"{self.taken} answers taken in; {self.known} are here already; {len(self.kept)} left out, since "
+            "another answer of that reviewer stands here."
+        )
 
 
-def bring_in(reviews: Reviews, name: str, found: Sequence[Mapping[str, Any]], source: str, *,
-             dry: bool = False) -> Imported:
+def bring_in(
+    reviews: Reviews, name: str, found: Sequence[Mapping[str, Any]], source: str, *, dry: bool = False
+) -> Imported:
     """Rows as new events of a task; each says `source`, and when it was said first. All or none: DataError with the
     row's number for another task or trace, answers that the task does not ask for, or an adjudication by no lead. Of
     two answers of one reviewer the newer comes in. Coming again changes nothing. `dry`: only count."""
@@ -221,8 +231,11 @@ def _event(number: int, row: Mapping[str, Any], task: Task, source: str) -> Even
         starred = Kind.ADJUDICATED if who in task.leads else Kind.JUDGED
         kind = starred if row["kind"] == _STARRED else Kind(row["kind"])
         if row["task"] not in (None, task.name) or item not in task.items:
-            raise DataError(f"the trace {item!r} of the task {row['task']!r}", f"this is {task.name!r}, with "
-                            f"{len(task.items)} traces of its own", "name the task that it belongs to")
+            raise DataError(
+                f"the trace {item!r} of the task {row['task']!r}",
+                f"this is {task.name!r}, with {len(task.items)} traces of its own",
+                "name the task that it belongs to",
+            )
         if kind is Kind.SKIPPED:
             payload = {"reason": str(row["reason"] or "no reason given")[:LONGEST_NOTE]}
         else:
@@ -257,10 +270,13 @@ def label_studio(workbench: "Workbench", reviews: Reviews, name: str, *, videos:
            FROM trace_facts AS facts JOIN traces USING (run_id, trace_id)
            WHERE trace_id IN (SELECT unnest(?::VARCHAR[]))
            QUALIFY row_number() OVER (PARTITION BY facts.trace_id ORDER BY created DESC) = 1""",
-        [list(task.items)]).set_index("trace_id")
-    files = workbench.query("""SELECT clip_id, any_value(coalesce(playable_path, path)) AS path FROM clips
+        [list(task.items)],
+    ).set_index("trace_id")
+    files = workbench.query(
+        """SELECT clip_id, any_value(coalesce(playable_path, path)) AS path FROM clips
                                WHERE clip_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY clip_id""",
-                            [list(task.items.values())]).set_index("clip_id")["path"]
+        [list(task.items.values())],
+    ).set_index("clip_id")["path"]
     said: dict[str, list[dict[str, Any]]] = {}
     for row in rows(reviews, name):
         said.setdefault(row["trace_id"], []).append(row)
@@ -268,13 +284,26 @@ def label_studio(workbench: "Workbench", reviews: Reviews, name: str, *, videos:
     for item, clip in task.items.items():
         fact = facts.loc[item].where(facts.loc[item].notna(), None) if item in facts.index else {}
         text, path = fact.get("text") or "", files.get(clip)
-        data = {"video": videos + quote(path) if isinstance(path, str) else "", "task": name, "trace_id": item,
-                "text": task.covered(text) if task.blind else text, "clip_id": clip}  # fmt: skip
+        data = {
+            "video": videos + quote(path) if isinstance(path, str) else "",
+            "task": name,
+            "trace_id": item,
+            "text": task.covered(text) if task.blind else text,
+            "clip_id": clip,
+        }
         label = fact.get("calibrated") or fact.get("provisional")
         # Label Studio refuses a prediction whose control its interface has not.
-        guess = [] if task.blind or "label" not in task.questions or label not in task.labels else [
-            {"model_version": fact["run_id"], "result": [_choice("label", label)],
-             **({} if fact.get("certainty") is None else {"score": fact["certainty"]})}]
+        guess = (
+            []
+            if task.blind or "label" not in task.questions or label not in task.labels
+            else [
+                {
+                    "model_version": fact["run_id"],
+                    "result": [_choice("label", label)],
+                    **({} if fact.get("certainty") is None else {"score": fact["certainty"]}),
+                }
+            ]
+        )
         annotations = [_annotation(row) for row in said.get(item, [])]
         told.append({"data": data, "predictions": guess, "annotations": annotations})
     return json.dumps(told, ensure_ascii=False, indent=1).encode()
@@ -294,8 +323,12 @@ def _annotation(row: Mapping[str, Any]) -> dict[str, Any]:
     if row["failing_sentence"] is not None:
         result.append(_result("failing_sentence", "number", row["failing_sentence"] + 1))
     result += [_result(name, "textarea", [row[name]]) for name in _TYPED if row[name]]
-    return {"result": result, "was_cancelled": row["kind"] == "skipped", "ground_truth": row["kind"] == "adjudicated",
-            "created_at": row["time"].replace(tzinfo=UTC).isoformat()}
+    return {
+        "result": result,
+        "was_cancelled": row["kind"] == "skipped",
+        "ground_truth": row["kind"] == "adjudicated",
+        "created_at": row["time"].replace(tzinfo=UTC).isoformat(),
+    }
 
 
 def _annotations(tasks: Any) -> Iterable[dict[str, Any]]:
@@ -318,9 +351,14 @@ def _annotations(tasks: Any) -> Iterable[dict[str, Any]]:
                 by = one.get("completed_by")
                 account = (by.get("email") or by.get("id")) if isinstance(by, dict) else by
                 who = account if isinstance(account, str) else f"Label Studio account {account}"
-                yield {"task": data.get("task"), "trace_id": data["trace_id"], "reviewer": who,
-                       "kind": "skipped" if left else _STARRED if one.get("ground_truth") else "judged",
-                       "time": one.get("created_at"), **row}  # fmt: skip
+                yield {
+                    "task": data.get("task"),
+                    "trace_id": data["trace_id"],
+                    "reviewer": who,
+                    "kind": "skipped" if left else _STARRED if one.get("ground_truth") else "judged",
+                    "time": one.get("created_at"),
+                    **row,
+                }
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"a task or annotation has no {error}") from error
 
@@ -333,27 +371,41 @@ def _single(name: str, choices: Sequence[str]) -> str | None:
 
 def label_config(task: Task) -> str:
     """The labelling interface that Label Studio needs for these tasks, as its XML."""
+
     def choices(name: str, words: Sequence[str]) -> str:
         options = "".join(f"<Choice value={quoteattr(word)}/>" for word in words)
-        return f'  <Header value="{name.replace("_", " ").capitalize()}"/>\n' \
-               f'  <Choices name="{name}" toName="video" choice="single">{options}</Choices>\n'
+        return (
+            f'  <Header value="{name.replace("_", " ").capitalize()}"/>\n'
+            f'  <Choices name="{name}" toName="video" choice="single">{options}</Choices>\n'
+        )
 
     def text(name: str) -> str:
         return f'  <TextArea name="{name}" toName="video" maxSubmissions="1" placeholder="{name}"/>\n'
 
-    number = '  <Header value="Failing sentence (the first is 1)"/>\n' \
-             '  <Number name="failing_sentence" toName="video" min="1"/>\n'
-    asked = {"label": choices("label", task.labels), "verdict": choices("verdict", VERDICTS),
-             "failing": number + choices("failing_in", FAILING_IN), "note": text("note")}
+    number = (
+        '  <Header value="Failing sentence (the first is 1)"/>\n'
+        '  <Number name="failing_sentence" toName="video" min="1"/>\n'
+    )
+    asked = {
+        "label": choices("label", task.labels),
+        "verdict": choices("verdict", VERDICTS),
+        "failing": number + choices("failing_in", FAILING_IN),
+        "note": text("note"),
+    }
     body = "".join(part for question, part in asked.items() if question in task.questions)
-    return f'<View>\n  <Video name="video" value="$video"/>\n  <Text name="text" value="$text"/>\n{body}' \
-           f"{text('reason')}{text('reviewer')}</View>\n"
+    return (
+        f'<View>\n  <Video name="video" value="$video"/>\n  <Text name="text" value="$text"/>\n{body}'
+        f"{text('reason')}{text('reviewer')}</View>\n"
+    )
 
 
 def form_of(path: str | Path) -> str:
     """The form that a file's name tells; DataError for another ending."""
     found = [form for form, ending in FORMS.items() if Path(path).suffix.lower() == ending]
     if not found:
-        raise DataError(f"{str(path)!r} names no form", f"files end with {', '.join(FORMS.values())}",
-                        "rename it, or name one with --form")
+        raise DataError(
+            f"{str(path)!r} names no form",
+            f"files end with {', '.join(FORMS.values())}",
+            "rename it, or name one with --form",
+        )
     return found[0]

@@ -44,8 +44,9 @@ class _Still:
         return at(self.state)
 
     def append(self, event: object) -> None:
-        raise StoreError("these reviews are open for reading", "another process may be writing them",
-                         "open them with EventLog")
+        raise StoreError(
+            "these reviews are open for reading", "another process may be writing them", "open them with EventLog"
+        )
 
 
 def reading(folder: Path) -> Reviews:
@@ -107,8 +108,17 @@ def _settle(item: str, clip: str, said: Sequence[Event], adjudicated: bool) -> S
     agreed = sorted((act for act in said if label in (None, act.payload.get("label"))), key=lambda act: act.time)
     notes = tuple(act.payload["note"] for act in reversed(agreed) if act.payload.get("note"))
     fails_in = most(lambda act: (act.payload.get("failing") or {}).get("in"))
-    return Settled(item, clip, label, most(lambda act: act.payload.get("verdict")),
-                   tuple(act.reviewer for act in agreed), tuple(act.id for act in agreed), notes, adjudicated, fails_in)
+    return Settled(
+        item,
+        clip,
+        label,
+        most(lambda act: act.payload.get("verdict")),
+        tuple(act.reviewer for act in agreed),
+        tuple(act.id for act in agreed),
+        notes,
+        adjudicated,
+        fails_in,
+    )
 
 
 def disputed(reviews: Reviews, name: str) -> list[tuple[str, float]]:
@@ -116,8 +126,13 @@ def disputed(reviews: Reviews, name: str) -> list[tuple[str, float]]:
     label or verdict). Extra answers dispute too. Those that are decided, or that nobody disputes, are left out; ties in
     the task's order."""
     task = reviews.task(name)
-    open_ = reviews.log.look(lambda state: {item: dispute(state.answers.get(name, {}).get(item, {})) for item in
-                                            task.items if item not in task.gold and not state.final(name, item)})
+    open_ = reviews.log.look(
+        lambda state: {
+            item: dispute(state.answers.get(name, {}).get(item, {}))
+            for item in task.items
+            if item not in task.gold and not state.final(name, item)
+        }
+    )
     return sorted(((item, far) for item, far in open_.items() if far > 0), key=lambda pair: -pair[1])
 
 
@@ -164,15 +179,18 @@ def _record(who: str, answers: Sequence[Mapping[str, bool]]) -> GoldRecord:
 # The model against people
 
 
-def model_against_people(reviews: Reviews, workbench: "Workbench", name: str, *, draws: int = 1000,
-                         seed: int = 0) -> dict[str, list[Agreement]]:
+def model_against_people(
+    reviews: Reviews, workbench: "Workbench", name: str, *, draws: int = 1000, seed: int = 0
+) -> dict[str, list[Agreement]]:
     """How far the settled labels agree with the traces' own answers ("provisional") and with the calibrated labels
     ("calibrated"), as `metrics.agreement` has it (all classes, then each), clips drawn whole. A model that gave no
     label of the task says "none", which is a class of its own."""
     people = {item: said for item, said in settled(reviews, name).items() if said.label is not None}
     facts = workbench.query(
         """SELECT trace_id, any_value(provisional) AS provisional, any_value(calibrated) AS calibrated FROM trace_facts
-           WHERE trace_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY trace_id""", [list(people)]).set_index("trace_id")
+           WHERE trace_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY trace_id""",
+        [list(people)],
+    ).set_index("trace_id")
     labels = list(reviews.task(name).labels)
     found = {}
     for kind in ("provisional", "calibrated"):
@@ -212,8 +230,9 @@ class Blame:
         return int(self.counts_2_2.sum())
 
 
-def seeing_or_reasoning(reviews: Reviews, workbench: "Workbench", name: str, *, draws: int = 1000,
-                        seed: int = 0) -> Blame | None:
+def seeing_or_reasoning(
+    reviews: Reviews, workbench: "Workbench", name: str, *, draws: int = 1000, seed: int = 0
+) -> Blame | None:
     """Settled traces of the task whose observation was judged (score `sufficient`), clips drawn whole. None where the
     task does not ask where a trace fails, or no settled trace was judged."""
     if "failing" not in reviews.task(name).questions:
@@ -224,19 +243,31 @@ def seeing_or_reasoning(reviews: Reviews, workbench: "Workbench", name: str, *, 
                   coalesce(bool_or(provisional = true_label), false) AS "right"
            FROM scores JOIN trace_facts USING (trace_id)
            WHERE scores.name = 'sufficient' AND trace_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY trace_id""",
-        [list(people)])
+        [list(people)],
+    )
     if judged.empty:
         return None
-    said = [(people[row.trace_id].fails_in, failed(row.sufficient, row.right), people[row.trace_id].clip_id)
-            for row in judged.itertuples()]
+    said = [
+        (people[row.trace_id].fails_in, failed(row.sufficient, row.right), people[row.trace_id].clip_id)
+        for row in judged.itertuples()
+    ]
     both = [(PROCESSES.index(mine), PROCESSES.index(its), clip) for mine, its, clip in said if mine and its]
     counts = np.zeros((2, 2), dtype=np.int64)
     for mine, its, _ in both:
         counts[mine, its] += 1
-    found, *_ = agreement(np.array([pair[:2] for pair in both], dtype=np.int64).reshape(-1, 2), PROCESSES,
-                          groups_C=[clip for *_, clip in both], draws=draws, seed=seed)
-    return Blame(counts, found, sum(bool(mine and not its) for mine, its, _ in said),
-                 sum(bool(its and not mine) for mine, its, _ in said))
+    found, *_ = agreement(
+        np.array([pair[:2] for pair in both], dtype=np.int64).reshape(-1, 2),
+        PROCESSES,
+        groups_C=[clip for *_, clip in both],
+        draws=draws,
+        seed=seed,
+    )
+    return Blame(
+        counts,
+        found,
+        sum(bool(mine and not its) for mine, its, _ in said),
+        sum(bool(its and not mine) for mine, its, _ in said),
+    )
 
 
 # Labels that are probably wrong
@@ -264,21 +295,28 @@ def suspects(workbench: "Workbench", dataset: str, split: str | None = None) -> 
     found = calibrated(workbench, dataset, split)
     where = f"the split {split!r} of {dataset!r}" if split else repr(dataset)
     if found.empty:
-        raise DataError(f"no calibrated distribution of {where}", "labels are doubted by what a model says of clips",
-                        f"Run `deepintuit evaluate --set evaluate.split={split or 'test'}` with a calibrator first")
+        raise DataError(
+            f"no calibrated distribution of {where}",
+            "labels are doubted by what a model says of clips",
+            f"Run `deepintuit evaluate --set evaluate.split={split or 'test'}` with a calibrator first",
+        )
     for (run_id, system), rows in found.groupby(["run_id", "system"], sort=False):
         if not trained_on(workbench, workbench.run(run_id)) & set(rows["clip_id"]):
             found, source = rows, (run_id, system)
             break
     else:
-        raise DataError(f"{found['run_id'][0]!r} was trained on clips of {where}", "a model hardly doubts "
-                        "the labels that it was trained on", "Ask for another split; or divide the clips with another "
-                        "seed, train and ask again: a split is out of fold for every chain that left it out")
+        raise DataError(
+            f"{found['run_id'][0]!r} was trained on clips of {where}",
+            "a model hardly doubts the labels that it was trained on",
+            "Ask for another split; or divide the clips with another "
+            "seed, train and ask again: a split is out of fold for every chain that left it out",
+        )
     labels = list(found["labels"].iloc[0])
     rows = found[found["given"].isin(labels)].reset_index(drop=True)
     guess = label_errors([labels.index(label) for label in rows["given"]], np.stack(rows["probs"]))
-    rows = rows.assign(likely=[labels[k] for k in guess.likely_C], self_confidence=guess.self_confidence_C,
-                       suspected=guess.suspected_C).iloc[guess.order_C]
+    rows = rows.assign(
+        likely=[labels[k] for k in guess.likely_C], self_confidence=guess.self_confidence_C, suspected=guess.suspected_C
+    ).iloc[guess.order_C]
     columns = ["clip_id", "trace_id", "group", "given", "likely", "self_confidence", "suspected"]
     return Suspects(rows[columns].reset_index(drop=True), *source, guess.noise)
 
@@ -286,8 +324,11 @@ def suspects(workbench: "Workbench", dataset: str, split: str | None = None) -> 
 def doubted(workbench: "Workbench", clips: Collection[str]) -> list[Any]:
     """The rows of `suspects` that are suspected and about these clips, of all their datasets and splits whose
     distributions are out of fold."""
-    where = workbench.query("SELECT DISTINCT dataset, split FROM clips WHERE split IS NOT NULL AND clip_id IN "
-                            "(SELECT unnest(?::VARCHAR[]))", [list(clips)])
+    where = workbench.query(
+        "SELECT DISTINCT dataset, split FROM clips WHERE split IS NOT NULL AND clip_id IN "
+        "(SELECT unnest(?::VARCHAR[]))",
+        [list(clips)],
+    )
     found, among = [], set(clips)
     for dataset, split in where.itertuples(index=False):
         with contextlib.suppress(DataError):
@@ -305,7 +346,9 @@ def calibrated(workbench: "Workbench", dataset: str, split: str | None = None) -
            WHERE method = 'label_likelihood' AND control = 'none' AND probs IS NOT NULL AND runs.dataset = $dataset
                  AND clips.dataset = $dataset AND clips.excluded IS NULL AND ($split IS NULL OR clips.split = $split)
            QUALIFY row_number() OVER (PARTITION BY run_id, system, clip_id ORDER BY trace_id) = 1
-           ORDER BY created DESC, run_id DESC, system, clip_id""", {"dataset": dataset, "split": split})
+           ORDER BY created DESC, run_id DESC, system, clip_id""",
+        {"dataset": dataset, "split": split},
+    )
 
 
 def trained_on(workbench: "Workbench", run: "Run") -> set[str]:
@@ -319,8 +362,11 @@ def trained_on(workbench: "Workbench", run: "Run") -> set[str]:
             continue
         one = workbench.run(name)
         todo += [one.parent, one.config.get("calibrator")]
-        splits = {"coldstart": one.config.get("coldstart", {}).get("splits", ["coldstart"]), "grpo": ["grpo"],
-                  "calibrate": ["calibration"]}.get(one.stage, [])  # fmt: skip
+        splits = {
+            "coldstart": one.config.get("coldstart", {}).get("splits", ["coldstart"]),
+            "grpo": ["grpo"],
+            "calibrate": ["calibration"],
+        }.get(one.stage, [])
         if splits:
             frame = Manifest.used(workbench.path, one.about["dataset"], one.config.get("manifest")).frame
             clips |= set(frame.loc[frame["split"].isin(splits), "clip_id"])

@@ -95,8 +95,10 @@ def relabel(workbench: "Workbench", found: Corrections) -> Manifest:
     manifest = Manifest.load(workbench.path, found.dataset)
     if not found.changed:
         return manifest
-    why = {one.clip_id: json.dumps({"was": one.before, "by": one.by, "events": one.events}, ensure_ascii=False)
-           for one in found.changed}
+    why = {
+        one.clip_id: json.dumps({"was": one.before, "by": one.by, "events": one.events}, ensure_ascii=False)
+        for one in found.changed
+    }
     changed = manifest.relabelled({one.clip_id: one.after for one in found.changed}, why)
     changed.save()
     return changed
@@ -117,8 +119,15 @@ class _Chosen:
     evidence: Mapping[str, Any]
 
 
-def coldstart_set(workbench: "Workbench", reviews: Reviews, tasks: Sequence[str], config: Config, *,
-                  onto: str | None = None, dry: bool = False) -> "Run | dict[str, Any]":
+def coldstart_set(
+    workbench: "Workbench",
+    reviews: Reviews,
+    tasks: Sequence[str],
+    config: Config,
+    *,
+    onto: str | None = None,
+    dry: bool = False,
+) -> "Run | dict[str, Any]":
     """The settled traces of these tasks as a finished run of the stage "teach", to be named as the cold start's
     teacher. `dry`: only its summary.
 
@@ -139,16 +148,25 @@ def coldstart_set(workbench: "Workbench", reviews: Reviews, tasks: Sequence[str]
         known = {one.evidence["trace"] for one in chosen} | refused
         chosen += _kept(workbench, onto, clips, known, labels, dropped)
     if not chosen:
-        raise DataError(f"no trace of {', '.join(map(repr, tasks)) or 'no task'} can be imitated",
-                        f"left out: {dict(dropped) or 'nothing is settled'}", "Review traces of cold-start clips, "
-                        "or build --onto a run of teacher traces")
+        raise DataError(
+            f"no trace of {', '.join(map(repr, tasks)) or 'no task'} can be imitated",
+            f"left out: {dict(dropped) or 'nothing is settled'}",
+            "Review traces of cold-start clips, or build --onto a run of teacher traces",
+        )
     summary = _summary(chosen, clips, dropped)
     if dry:
         return summary
     events = sorted({event for one in views for event in one.events})
     shown = {name: config.to_dict()[name] for name in ("clips", "prompt")}
-    described = {**shown, "teach": {"source": "review"}, "split": "coldstart", "manifest": manifest.fingerprint,
-                 "tasks": sorted(tasks), "onto": onto, "events": hashlib.sha256("\n".join(events).encode()).hexdigest()}
+    described = {
+        **shown,
+        "teach": {"source": "review"},
+        "split": "coldstart",
+        "manifest": manifest.fingerprint,
+        "tasks": sorted(tasks),
+        "onto": onto,
+        "events": hashlib.sha256("\n".join(events).encode()).hexdigest(),
+    }
     dataset = manifest.dataset
     with workbench.start_run("teach", described, parent=onto, name="review", seed=config.seed, dataset=dataset) as run:
         if not run.finished:
@@ -163,8 +181,14 @@ def _one_view(views: Sequence[Settled]) -> Settled | None:
     return decided[0] if len({(one.label, one.verdict) for one in decided}) == 1 else None
 
 
-def _reviewed(workbench: "Workbench", views: Sequence[Settled], clips: Mapping[str, str], labels: LabelSet,
-              grammar: str, dropped: Counter[str]) -> tuple[list[_Chosen], set[str]]:
+def _reviewed(
+    workbench: "Workbench",
+    views: Sequence[Settled],
+    clips: Mapping[str, str],
+    labels: LabelSet,
+    grammar: str,
+    dropped: Counter[str],
+) -> tuple[list[_Chosen], set[str]]:
     """The traces to imitate, and the ids of those that people did not accept."""
     by_trace: dict[str, list[Settled]] = defaultdict(list)
     for one in views:
@@ -172,7 +196,9 @@ def _reviewed(workbench: "Workbench", views: Sequence[Settled], clips: Mapping[s
     texts = workbench.query(
         """SELECT trace_id, text, coalesce(truncated, false) AS truncated FROM traces
            WHERE trace_id IN (SELECT unnest(?::VARCHAR[]))
-           QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY run_id) = 1""", [list(by_trace)])
+           QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY run_id) = 1""",
+        [list(by_trace)],
+    )
     said = {row.trace_id: parse(row.text, grammar, labels, bool(row.truncated)) for row in texts.itertuples()}
     chosen, refused = [], set()
     for trace_id, several in by_trace.items():
@@ -193,8 +219,11 @@ def _reviewed(workbench: "Workbench", views: Sequence[Settled], clips: Mapping[s
         else:
             refused.add(trace_id)
             if one.label is None or not written:
-                dropped["right, but not ending in that label" if one.verdict == "right" else
-                        f"verdict: {one.verdict or 'unsure'}"] += 1
+                dropped[
+                    "right, but not ending in that label"
+                    if one.verdict == "right"
+                    else f"verdict: {one.verdict or 'unsure'}"
+                ] += 1
                 continue
             trace, source = written[0], "corrected"
         evidence = {"trace": trace_id, "by": one.by, "events": one.events}
@@ -202,8 +231,14 @@ def _reviewed(workbench: "Workbench", views: Sequence[Settled], clips: Mapping[s
     return chosen, refused
 
 
-def _kept(workbench: "Workbench", onto: str, clips: Mapping[str, str], known: set[str], labels: LabelSet,
-          dropped: Counter[str]) -> list[_Chosen]:
+def _kept(
+    workbench: "Workbench",
+    onto: str,
+    clips: Mapping[str, str],
+    known: set[str],
+    labels: LabelSet,
+    dropped: Counter[str],
+) -> list[_Chosen]:
     run = workbench.run(onto)
     scores = run.read("scores")
     kept = set(scores.loc[(scores["name"] == "kept") & (scores["value"] == 1), "trace_id"])
@@ -223,9 +258,16 @@ def _summary(chosen: Sequence[_Chosen], clips: Mapping[str, str], dropped: Count
     """As a teach run's, as far as it goes."""
     sources = Counter(one.source for one in chosen)
     people = {source: sources.pop(source, 0) for source in ("accepted", "corrected")}
-    return {"source": "review", "clips": len(clips), "clips_kept": len({one.clip_id for one in chosen}), **people,
-            "written": len(chosen) + sum(dropped.values()), "kept": len(chosen), "dropped": dict(dropped.most_common()),
-            "onto": sources.total()}
+    return {
+        "source": "review",
+        "clips": len(clips),
+        "clips_kept": len({one.clip_id for one in chosen}),
+        **people,
+        "written": len(chosen) + sum(dropped.values()),
+        "kept": len(chosen),
+        "dropped": dict(dropped.most_common()),
+        "onto": sources.total(),
+    }
 
 
 def _write(run: "Run", chosen: Sequence[_Chosen]) -> None:
@@ -234,11 +276,27 @@ def _write(run: "Run", chosen: Sequence[_Chosen]) -> None:
     for one in chosen:
         sample, numbers[one.clip_id] = numbers[one.clip_id], numbers[one.clip_id] + 1
         number = named(run.id, one.clip_id, sample)
-        rows.append({"trace_id": number, "clip_id": one.clip_id, "sample": sample, "text": one.text,
-                     "answer": one.answer, "provisional": one.label, "true_label": one.label, "truncated": False})
-        scores += [{"trace_id": number, "name": "kept", "value": 1.0, "evidence": ""},
-                   {"trace_id": number, "name": "reviewed", "value": float(one.source in ("accepted", "corrected")),
-                    "evidence": json.dumps({"source": one.source, **one.evidence}, ensure_ascii=False)}]
+        rows.append(
+            {
+                "trace_id": number,
+                "clip_id": one.clip_id,
+                "sample": sample,
+                "text": one.text,
+                "answer": one.answer,
+                "provisional": one.label,
+                "true_label": one.label,
+                "truncated": False,
+            }
+        )
+        scores += [
+            {"trace_id": number, "name": "kept", "value": 1.0, "evidence": ""},
+            {
+                "trace_id": number,
+                "name": "reviewed",
+                "value": float(one.source in ("accepted", "corrected")),
+                "evidence": json.dumps({"source": one.source, **one.evidence}, ensure_ascii=False),
+            },
+        ]
     run.append("scores", scores)
     run.append("traces", rows)
 
@@ -246,8 +304,16 @@ def _write(run: "Run", chosen: Sequence[_Chosen]) -> None:
 # What to label next
 
 
-def next_batch(workbench: "Workbench", reviews: Reviews, dataset: str, size: int, *, splits: Sequence[str] = (),
-               seed: int = 0, among: Collection[str] | None = None) -> "pd.DataFrame":
+def next_batch(
+    workbench: "Workbench",
+    reviews: Reviews,
+    dataset: str,
+    size: int,
+    *,
+    splits: Sequence[str] = (),
+    seed: int = 0,
+    among: Collection[str] | None = None,
+) -> "pd.DataFrame":
     """The clips whose labels would teach most, the first to label first: clip_id, trace_id, split, group, predicted,
     margin. Give their trace ids to a task, order "given".
 
@@ -260,18 +326,29 @@ def next_batch(workbench: "Workbench", reviews: Reviews, dataset: str, size: int
     wanted = list(splits) or ["coldstart", "grpo", "calibration", "validation"]
     found = calibrated(workbench, dataset).drop_duplicates("clip_id")
     found = found[found["split"].isin(wanted)]
-    heard = reviews.log.look(lambda state: {act.clip for by_item in state.answers.values() for by in by_item.values()
-                                            for act in by.values() if act.kind is Kind.JUDGED})
+    heard = reviews.log.look(
+        lambda state: {
+            act.clip
+            for by_item in state.answers.values()
+            for by in by_item.values()
+            for act in by.values()
+            if act.kind is Kind.JUDGED
+        }
+    )
     if found.empty:
-        raise DataError(f"no clip of {', '.join(wanted)} of {dataset!r} has a calibrated distribution",
-                        "how unsure the model is stands in it",
-                        f"Run `deepintuit evaluate --set evaluate.split={wanted[0]}` with a calibrator first")
+        raise DataError(
+            f"no clip of {', '.join(wanted)} of {dataset!r} has a calibrated distribution",
+            "how unsure the model is stands in it",
+            f"Run `deepintuit evaluate --set evaluate.split={wanted[0]}` with a calibrator first",
+        )
     left = ~found["clip_id"].isin(heard) & (True if among is None else found["clip_id"].isin(among))
     found = found[left].sample(frac=1, random_state=seed)
     probs = [np.sort(np.asarray(p, float))[::-1] for p in found["probs"]]
     found = found.assign(
         predicted=[labels[int(np.argmax(p))] for labels, p in zip(found["labels"], found["probs"])],
-        margin=[float(p[0] - p[1:2].sum()) for p in probs], group=found["group"].fillna(found["clip_id"]))
+        margin=[float(p[0] - p[1:2].sum()) for p in probs],
+        group=found["group"].fillna(found["clip_id"]),
+    )
     pool = found.sort_values("margin", kind="stable").head(POOL * size)
     rest = {label: list(rows.index) for label, rows in pool.groupby("predicted", sort=False)}
     taken, drawn = [], Counter()

@@ -65,17 +65,24 @@ class Task:
 
     def __post_init__(self) -> None:
         if not self._sound():
-            raise DataError(f"the task {str(self.name)[:100]!r} has a field of another type", "nothing could be handed "
-                            "out by it", "Open it as the Review page does")  # fmt: skip
-        wrong = [text for bad, text in (
-            (not self.name.strip(), "has no name"),
-            (self.reviewers < 1, f"wants {self.reviewers} reviewers an item"),
-            (not self.seconds > 0, f"reserves for {self.seconds} s"),
-            (not 0 <= self.gold_share < 1, f"has a gold share of {self.gold_share}, not 0 to below 1"),
-            (not set(self.questions) <= set(QUESTIONS), f"asks something else than {', '.join(QUESTIONS)}"),
-            ("label" in self.questions and not self.labels, "asks for a label and lists none"),
-            (not set(self.gold) <= set(self.items), "has gold traces that are not among its items"),
-        ) if bad]  # fmt: skip
+            raise DataError(
+                f"the task {str(self.name)[:100]!r} has a field of another type",
+                "nothing could be handed out by it",
+                "Open it as the Review page does",
+            )
+        wrong = [
+            text
+            for bad, text in (
+                (not self.name.strip(), "has no name"),
+                (self.reviewers < 1, f"wants {self.reviewers} reviewers an item"),
+                (not self.seconds > 0, f"reserves for {self.seconds} s"),
+                (not 0 <= self.gold_share < 1, f"has a gold share of {self.gold_share}, not 0 to below 1"),
+                (not set(self.questions) <= set(QUESTIONS), f"asks something else than {', '.join(QUESTIONS)}"),
+                ("label" in self.questions and not self.labels, "asks for a label and lists none"),
+                (not set(self.gold) <= set(self.items), "has gold traces that are not among its items"),
+            )
+            if bad
+        ]
         if wrong:
             raise DataError(f"the task {self.name!r} {wrong[0]}", "it could not be handed out or answered", "mend that")
         for answers in self.gold.values():
@@ -120,8 +127,9 @@ class Task:
             text = re.sub(inside, r"\1 ▒▒▒▒ \2", text, flags=re.DOTALL)
         # A mark of a grammar is no mention, even where a label is called like it.
         marks = "|".join(re.escape(mark) for part in parts for mark in (part.open, part.close) if len(mark) > 1)
-        named = "|".join(r"[\s_-]+".join(map(re.escape, re.split(r"[\s_]+", label)))
-                         for label in spellings(self.labels))  # fmt: skip
+        named = "|".join(
+            r"[\s_-]+".join(map(re.escape, re.split(r"[\s_]+", label))) for label in spellings(self.labels)
+        )
         cover = re.compile(rf"({marks})|(?<!\w)(?:{named})(?!\w)", re.I)
         return cover.sub(lambda found: found[1] or "▒▒▒▒", text) if named else text
 
@@ -132,24 +140,36 @@ class Task:
             "label": (lambda given: given in (*self.labels, None), f"one of {', '.join(self.labels)}, or None"),
             "verdict": (lambda given: given in (*VERDICTS, None), f"one of {', '.join(VERDICTS)}, or None"),
             "failing": (_fails, 'None or {"sentence": 0 or above, "in": "' + '" or "'.join(FAILING_IN) + '"}'),
-            "note": (lambda given: isinstance(given, str) and len(given) <= LONGEST_NOTE,
-                     f"text up to {LONGEST_NOTE:,} characters"),
+            "note": (
+                lambda given: isinstance(given, str) and len(given) <= LONGEST_NOTE,
+                f"text up to {LONGEST_NOTE:,} characters",
+            ),
         }
         for name, answer in answers.items():
             if name not in self.questions or not rules[name][0](answer):
-                raise DataError(f"{answer!r:.100} came as the {name}", f"this task asks {', '.join(self.questions)}",
-                                f"give {rules[name][1] if name in self.questions else 'answers to these'}")
+                raise DataError(
+                    f"{answer!r:.100} came as the {name}",
+                    f"this task asks {', '.join(self.questions)}",
+                    f"give {rules[name][1] if name in self.questions else 'answers to these'}",
+                )
         missing = [name for name in ("label", "verdict") if whole and name in self.questions and name not in answers]
         if missing:
-            raise DataError(f"the answer to {missing[0]!r} is missing", "an item is judged once all is answered",
-                            "answer it; None says unsure")
+            raise DataError(
+                f"the answer to {missing[0]!r} is missing",
+                "an item is judged once all is answered",
+                "answer it; None says unsure",
+            )
         return dict(answers)
 
 
 def _fails(answer: Any) -> bool:
     return answer is None or (
-        isinstance(answer, Mapping) and set(answer) == {"sentence", "in"} and answer["in"] in FAILING_IN
-        and type(answer["sentence"]) is int and answer["sentence"] >= 0)  # fmt: skip
+        isinstance(answer, Mapping)
+        and set(answer) == {"sentence", "in"}
+        and answer["in"] in FAILING_IN
+        and type(answer["sentence"]) is int
+        and answer["sentence"] >= 0
+    )
 
 
 @dataclass(frozen=True)
@@ -162,8 +182,12 @@ class Item:
     draft: Mapping[str, Any]
 
 
-def plan(workbench: "Workbench", slice: TraceFilter | Sequence[str], order: str | Mapping[str, float] = "random",
-         seed: int = 0) -> dict[str, str]:
+def plan(
+    workbench: "Workbench",
+    slice: TraceFilter | Sequence[str],
+    order: str | Mapping[str, float] = "random",
+    seed: int = 0,
+) -> dict[str, str]:
     """Trace id → clip id of a slice, in order: one of `ORDERS`, or a mixture as shares ({"entropy": 2, "random": 1}).
 
     What an order knows nothing about (no calibrated distribution) comes last in it. "reviewers" begins by chance.
@@ -171,11 +195,17 @@ def plan(workbench: "Workbench", slice: TraceFilter | Sequence[str], order: str 
     shares = {order: 1.0} if isinstance(order, str) else dict(order)
     for name, share in shares.items():
         if name not in ORDERS or share <= 0 or (name == "reviewers" and len(shares) > 1):
-            raise DataError(f"the order {name!r} with a share of {share}", f"there are {', '.join(ORDERS)}, with "
-                            "shares above 0; 'reviewers' changes with every answer and cannot be mixed",
-                            f"nearest: {nearest(name, ORDERS) or 'random'!r}")
-    where, values = slice.where(workbench) if isinstance(slice, TraceFilter) else (
-        "trace_id IN (SELECT unnest(?::VARCHAR[]))", [list(slice)])  # fmt: skip
+            raise DataError(
+                f"the order {name!r} with a share of {share}",
+                f"there are {', '.join(ORDERS)}, with "
+                "shares above 0; 'reviewers' changes with every answer and cannot be mixed",
+                f"nearest: {nearest(name, ORDERS) or 'random'!r}",
+            )
+    where, values = (
+        slice.where(workbench)
+        if isinstance(slice, TraceFilter)
+        else ("trace_id IN (SELECT unnest(?::VARCHAR[]))", [list(slice)])
+    )
     rows = workbench.query(
         f"""WITH chosen AS (SELECT * FROM trace_facts WHERE {where}),
                  votes AS (SELECT run_id, clip_id, step, entropy(provisional) AS spread FROM trace_facts
@@ -188,14 +218,18 @@ def plan(workbench: "Workbench", slice: TraceFilter | Sequence[str], order: str 
             SELECT chosen.trace_id, chosen.clip_id, provisional, calibrated, spread, probs
             FROM chosen LEFT JOIN said USING (trace_id) LEFT JOIN votes ON votes.run_id = chosen.run_id
                  AND votes.clip_id = chosen.clip_id AND votes.step IS NOT DISTINCT FROM chosen.step
-            ORDER BY chosen.run_id, chosen.step, chosen.clip_id, sample"""  # noqa: S608 - a filter's own conditions
-        , values).drop_duplicates("trace_id")
+            ORDER BY chosen.run_id, chosen.step, chosen.clip_id, sample""",  # noqa: S608 - a filter's own conditions
+        values,
+    ).drop_duplicates("trace_id")
     clips = dict(zip(rows["trace_id"], rows["clip_id"]))
     if not isinstance(slice, TraceFilter):
         lost = [trace_id for trace_id in slice if trace_id not in clips]
         if lost:
-            raise DataError(f"the trace {lost[0]!r} is not in the index, nor are {len(lost) - 1} others",
-                            "it could not be shown", "refresh the index, or leave them out")
+            raise DataError(
+                f"the trace {lost[0]!r} is not in the index, nor are {len(lost) - 1} others",
+                "it could not be shown",
+                "refresh the index, or leave them out",
+            )
         rows = rows.set_index("trace_id", drop=False).loc[list(dict.fromkeys(slice))]
     probs = [None if p is None or isinstance(p, float) else np.sort(np.asarray(p, float))[::-1] for p in rows["probs"]]
     worth = {
@@ -211,8 +245,10 @@ def plan(workbench: "Workbench", slice: TraceFilter | Sequence[str], order: str 
         sure = {row.clip_id: row.self_confidence for row in doubted(workbench, set(rows["clip_id"]))}
         worth["doubted"] = [-sure.get(clip, np.nan) for clip in rows["clip_id"]]
     chance = np.random.default_rng(seed).permutation(len(rows))
-    ranked = {name: np.lexsort((chance, -np.nan_to_num(np.asarray(worth.get(name, chance), float), nan=-np.inf)))
-              for name in shares}
+    ranked = {
+        name: np.lexsort((chance, -np.nan_to_num(np.asarray(worth.get(name, chance), float), nan=-np.inf)))
+        for name in shares
+    }
     return {trace_id: clips[trace_id] for trace_id in rows["trace_id"].iloc[list(_mixed(ranked, shares))]}
 
 
@@ -226,9 +262,16 @@ def _mixed(ranked: Mapping[str, Sequence[int]], shares: Mapping[str, float]) -> 
         yield int(place)
 
 
-def task_of(workbench: "Workbench", name: str, slice: TraceFilter | Sequence[str],
-            order: str | Mapping[str, float] = "random", *, gold: Mapping[str, Mapping[str, Any]] | None = None,
-            seed: int = 0, **settings: Any) -> Task:
+def task_of(
+    workbench: "Workbench",
+    name: str,
+    slice: TraceFilter | Sequence[str],
+    order: str | Mapping[str, float] = "random",
+    *,
+    gold: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Task:
     """The task of a slice, its items in order; `settings` as of `Task`. Gold traces need not lie in the slice."""
     gold = dict(gold or {})
     items = plan(workbench, slice, order, seed) | (plan(workbench, list(gold), "given") if gold else {})
@@ -250,8 +293,11 @@ class Reviews:
         """A task by its name; DataError when none was opened."""
         opened, names = self.log.look(lambda state: (state.tasks.get(name), list(state.tasks)))
         if opened is None:
-            raise DataError(f"there is no review task {name!r:.100}", f"{len(names)} were opened",
-                            f"nearest: {nearest(name, names)!r}" if nearest(name, names) else "open it first")
+            raise DataError(
+                f"there is no review task {name!r:.100}",
+                f"{len(names)} were opened",
+                f"nearest: {nearest(name, names)!r}" if nearest(name, names) else "open it first",
+            )
         if name not in self._tasks:
             self._tasks[name] = Task(**opened.payload)
         return self._tasks[name]
@@ -259,8 +305,11 @@ class Reviews:
     def open(self, task: Task, by: str) -> Task:
         """Open a task; whoever opens it is a lead. The same one may be opened again, another of its name may not."""
         leads = [*dict.fromkeys((by, *task.leads))]
-        self.log.append(Event(Kind.OPENED, task.name, person(by), payload={**asdict(task), "leads": leads},
-                              id=f"opened {task.name}"))
+        self.log.append(
+            Event(
+                Kind.OPENED, task.name, person(by), payload={**asdict(task), "leads": leads}, id=f"opened {task.name}"
+            )
+        )
         return self.task(task.name)
 
     def next_item(self, name: str, reviewer: str, *, seat: str = "", holding: Sequence[str] = ()) -> Item | None:
@@ -305,8 +354,11 @@ class Reviews:
                     if len(busy) < task.reviewers:
                         yield item
 
-        found = next(free(), None) if task.order != "reviewers" else max(
-            free(), key=lambda item: dispute(answers.get(item, {})), default=None)  # fmt: skip
+        found = (
+            next(free(), None)
+            if task.order != "reviewers"
+            else max(free(), key=lambda item: dispute(answers.get(item, {})), default=None)
+        )
         for item in finished:
             del unfinished[item]
         gold = [item for item in task.gold if who not in answers.get(item, {}) and item not in mine]
@@ -319,8 +371,9 @@ class Reviews:
         """Keep what is typed; the reservation goes on from now."""
         return self._say(Kind.DRAFT, name, reviewer, item, self.task(name).checked(answers, whole=False))
 
-    def judge(self, name: str, reviewer: str, item: str, answers: Mapping[str, Any],
-              event_id: str | None = None) -> Event:
+    def judge(
+        self, name: str, reviewer: str, item: str, answers: Mapping[str, Any], event_id: str | None = None
+    ) -> Event:
         """Answer an item, also after the reservation ran out, or once more: the last answer stands. `standing` tells
         what became of it."""
         return self._say(Kind.JUDGED, name, reviewer, item, self.task(name).checked(answers, whole=True), event_id)
@@ -328,23 +381,30 @@ class Reviews:
     def skip(self, name: str, reviewer: str, item: str, reason: str, event_id: str | None = None) -> Event:
         """Leave an item to others, and say why."""
         if not reason.strip() or len(reason) > LONGEST_NOTE:
-            raise DataError("a skip without a reason, or with a very long one", "leads learn from reasons what to mend",
-                            "give a few words")
+            raise DataError(
+                "a skip without a reason, or with a very long one",
+                "leads learn from reasons what to mend",
+                "give a few words",
+            )
         return self._say(Kind.SKIPPED, name, reviewer, item, {"reason": reason}, event_id)
 
     def release(self, name: str, reviewer: str, item: str) -> Event:
         """Give a reserved item back."""
         return self._say(Kind.RELEASED, name, reviewer, item, {})
 
-    def _say(self, kind: Kind, name: str, reviewer: str, item: str, payload: Mapping[str, Any],
-             event_id: str | None = None) -> Event:
+    def _say(
+        self, kind: Kind, name: str, reviewer: str, item: str, payload: Mapping[str, Any], event_id: str | None = None
+    ) -> Event:
         clip = self.task(name).items.get(item)
         event = Event(kind, name, person(reviewer), item, clip, payload, id=event_id or new_id())
 
         def if_handed(state: State) -> Event:
             if (name, item, reviewer) not in state.handed:
-                raise DataError(f"{item!r} was not handed to {reviewer!r}", "items are handed out, so that each has as "
-                                "many answers as asked and no more", "ask for the next item")
+                raise DataError(
+                    f"{item!r} was not handed to {reviewer!r}",
+                    "items are handed out, so that each has as many answers as asked and no more",
+                    "ask for the next item",
+                )
             if kind in (Kind.JUDGED, Kind.SKIPPED) and event.id not in state.acts.get((name, reviewer), {}):
                 _open(state, name)
             return event
@@ -364,15 +424,28 @@ class Reviews:
 
         return self.log.append(newest)
 
-    def adjudicate(self, name: str, lead: str, item: str, answers: Mapping[str, Any],
-                   event_id: str | None = None) -> Event:
+    def adjudicate(
+        self, name: str, lead: str, item: str, answers: Mapping[str, Any], event_id: str | None = None
+    ) -> Event:
         """Decide an item for good; it is handed out no more. DataError unless by a lead of the task."""
         task = self.task(name)
         if lead not in task.leads or item not in task.items:
-            raise DataError(f"{lead!r} adjudicates {item!r}", f"leads of this task do, on its {len(task.items)} items: "
-                            f"{', '.join(task.leads)}", "ask one of them")
-        return self.log.append(Event(Kind.ADJUDICATED, name, lead, item, task.items[item],
-                                     task.checked(answers, whole=True), id=event_id or new_id()))
+            raise DataError(
+                f"{lead!r} adjudicates {item!r}",
+                f"leads of this task do, on its {len(task.items)} items: {', '.join(task.leads)}",
+                "ask one of them",
+            )
+        return self.log.append(
+            Event(
+                Kind.ADJUDICATED,
+                name,
+                lead,
+                item,
+                task.items[item],
+                task.checked(answers, whole=True),
+                id=event_id or new_id(),
+            )
+        )
 
     def close(self, name: str, lead: str, closed: bool = True) -> Event:
         """Hand out nothing more of a task and take no more answers (drafts stay), since all may read what was said from
@@ -412,15 +485,23 @@ class Reviews:
         """(trace id, reviewer, answer) as `metrics.agreement` takes them; unsure is None. Without gold items and
         extras: who came late to an item did so because of it, so these would weigh hard items more."""
         gold, extra = self.task(name).gold, self.extras(name)
-        return [(act.item, act.reviewer, act.payload.get(question)) for act in self.judgements(name)
-                if act.item not in gold and act.id not in extra]
+        return [
+            (act.item, act.reviewer, act.payload.get(question))
+            for act in self.judgements(name)
+            if act.item not in gold and act.id not in extra
+        ]
 
     def extras(self, name: str) -> set[str]:
         """Ids of the judgements in force beyond those asked for."""
         task = self.task(name)
-        return self.log.look(lambda state: {
-            act.id for item, said in state.answers.get(name, {}).items() for who, act in said.items()
-            if act.kind is Kind.JUDGED and who not in task.counted(item, said)})  # fmt: skip
+        return self.log.look(
+            lambda state: {
+                act.id
+                for item, said in state.answers.get(name, {}).items()
+                for who, act in said.items()
+                if act.kind is Kind.JUDGED and who not in task.counted(item, said)
+            }
+        )
 
     def gold_marks(self, name: str) -> list[tuple[Event, dict[str, bool]]]:
         """What reviewers said on gold items, in order of time, and for each question whose answer is known whether it
@@ -432,8 +513,11 @@ class Reviews:
                 return all(said.get(part) == value for part, value in known.items())
             return said == known
 
-        return [(act, {key: right(act.payload.get(key), known) for key, known in gold[act.item].items()})
-                for act in self.judgements(name) if act.item in gold]
+        return [
+            (act, {key: right(act.payload.get(key), known) for key, known in gold[act.item].items()})
+            for act in self.judgements(name)
+            if act.item in gold
+        ]
 
     def progress(self, name: str) -> dict[str, Any]:
         """`asked` and `done` judgements (gold apart), `items` and how many are `complete`, and `by` reviewer the number
@@ -443,15 +527,22 @@ class Reviews:
         each = Counter(act.item for act in everything if act.item in plain)
         done = {item: min(n, task.reviewers) for item, n in each.items()}
         decided = self.log.look(lambda state: {item for item in plain if state.final(name, item)})
-        return {"asked": len(plain) * task.reviewers, "done": sum(done.values()), "items": len(plain),
-                "complete": len(decided | {item for item, n in done.items() if n == task.reviewers}),
-                "by": dict(Counter(act.reviewer for act in everything))}
+        return {
+            "asked": len(plain) * task.reviewers,
+            "done": sum(done.values()),
+            "items": len(plain),
+            "complete": len(decided | {item for item, n in done.items() if n == task.reviewers}),
+            "by": dict(Counter(act.reviewer for act in everything)),
+        }
 
 
 def _open(state: State, name: str) -> None:
     if name in state.closed:
-        raise DataError(f"the task {name!r} is closed", "all may read its answers since, so they stay as they are",
-                        "ask a lead to open it again; your draft is kept")
+        raise DataError(
+            f"the task {name!r} is closed",
+            "all may read its answers since, so they stay as they are",
+            "ask a lead to open it again; your draft is kept",
+        )
 
 
 def dispute(said: Mapping[str, Event]) -> float:

@@ -93,8 +93,16 @@ class Workbench:
 
     # Runs
 
-    def start_run(self, stage: str, config: Mapping[str, Any], *, parent: str | None = None, name: str | None = None,
-                  seed: int = 0, dataset: str | None = None) -> Run:
+    def start_run(
+        self,
+        stage: str,
+        config: Mapping[str, Any],
+        *,
+        parent: str | None = None,
+        name: str | None = None,
+        seed: int = 0,
+        dataset: str | None = None,
+    ) -> Run:
         """The run of these arguments: new, or continued where a killed or failed one stands, or given back `.finished`.
 
         What makes it the same run: stage, config, parent, name, seed and dataset. Code and library versions do not, but
@@ -106,8 +114,14 @@ class Workbench:
         if parent is not None:
             self.run(parent)
         settings = plain(config)
-        identity = {"stage": stage, "config": settings, "parent": parent, "name": name, "seed": int(seed),
-                    "dataset": dataset}
+        identity = {
+            "stage": stage,
+            "config": settings,
+            "parent": parent,
+            "name": name,
+            "seed": int(seed),
+            "dataset": dataset,
+        }
         key = hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode("ascii")).hexdigest()
         runs = self._folder("runs")
         with _starting, disk.Lock(runs / ".lock", wait=30):
@@ -123,10 +137,22 @@ class Workbench:
             disk.sweep(folder)
             session = {"started": disk.now(), **provenance(), "versions": versions()}
             if about is None:
-                about = {"run_id": folder.name, **identity, "key": key, "created": session["started"], "finished": None,
-                         "status": "running", "error": None, "device": None, "command": session["command"],
-                         "commit": session["commit"], "dirty": session["dirty"], "versions": session["versions"],
-                         "summary": {}, "sessions": []}
+                about = {
+                    "run_id": folder.name,
+                    **identity,
+                    "key": key,
+                    "created": session["started"],
+                    "finished": None,
+                    "status": "running",
+                    "error": None,
+                    "device": None,
+                    "command": session["command"],
+                    "commit": session["commit"],
+                    "dirty": session["dirty"],
+                    "versions": session["versions"],
+                    "summary": {},
+                    "sessions": [],
+                }
             about |= {"status": "running", "sessions": [*about["sessions"], session]}
             disk.write_json(folder / "run.json", about)
             disk.fsync_folder(runs)
@@ -149,9 +175,11 @@ class Workbench:
         known = {folder.name for folder in self.path.glob("runs/*/")}
         if run_id not in known:
             guess = nearest(str(run_id), sorted(known))
-            raise StoreError(f"there is no run {run_id!r} in {self.path}",
-                             f"{len(known)} runs are there" if known else "no run was started in it yet",
-                             f"nearest: {guess!r}" if guess else "start one, or name another workbench")
+            raise StoreError(
+                f"there is no run {run_id!r} in {self.path}",
+                f"{len(known)} runs are there" if known else "no run was started in it yet",
+                f"nearest: {guess!r}" if guess else "start one, or name another workbench",
+            )
         return Run(self.path / "runs" / run_id)
 
     def runs(self, stage: str | None = None, *, finished: bool | None = None) -> list[Run]:
@@ -242,8 +270,15 @@ class Workbench:
                 self._open = index.Reader(self.index_path, guarded=False)
             return self._open
 
-    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = (), *, untrusted: bool = False,
-              max_rows: int = 10_000, seconds: float = 10.0) -> "pd.DataFrame":
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        untrusted: bool = False,
+        max_rows: int = 10_000,
+        seconds: float = 10.0,
+    ) -> "pd.DataFrame":
         """One SELECT over runs, clips, traces, scores, predictions, steps, reviews and views, as of the last refresh.
 
         Nothing can be written, and no file but the index read, by any query. `untrusted=True` (a console's text) also
@@ -259,13 +294,19 @@ class Workbench:
                 except index.DamagedIndex:
                     rows = self.snapshot().query(sql, params, None, None)  # of a new one
         except duckdb.Error as error:
-            raise StoreError(f"the query {sql.strip()!r:.200} fails", str(error).strip(),
-                             "`SHOW TABLES` and `DESCRIBE traces` list what there is") from error
+            raise StoreError(
+                f"the query {sql.strip()!r:.200} fails",
+                str(error).strip(),
+                "`SHOW TABLES` and `DESCRIBE traces` list what there is",
+            ) from error
         try:
             frame = rows.slice(0, max_rows if untrusted else None).to_pandas()
         except (ValueError, OverflowError, pa.ArrowException) as error:
-            raise StoreError(f"the result of {sql.strip()!r:.200} does not fit into pandas", str(error),
-                             "cast the column, such as `created::VARCHAR`") from error
+            raise StoreError(
+                f"the result of {sql.strip()!r:.200} does not fit into pandas",
+                str(error),
+                "cast the column, such as `created::VARCHAR`",
+            ) from error
         frame.attrs["truncated"] = untrusted and rows.num_rows > max_rows
         return frame
 

@@ -67,13 +67,17 @@ def within(workbench: Workbench, run_id: str, system: str, split: str, method: s
             SELECT DISTINCT clip_id FROM predictions
             WHERE run_id = ? AND system = ? AND split = ? AND method = ? AND control = 'none'
                   AND CASE WHEN trace_id IN (SELECT trace_id FROM trace_facts)
-                      THEN trace_id IN (SELECT trace_id FROM chosen) ELSE clip_id IN (SELECT clip_id FROM chosen) END"""  # noqa: S608 - a filter's own conditions
-        , [*values, run_id, system, split, method])  # fmt: skip
+                      THEN trace_id IN (SELECT trace_id FROM chosen)
+                      ELSE clip_id IN (SELECT clip_id FROM chosen) END""",  # noqa: S608 - a filter's own conditions
+        [*values, run_id, system, split, method],
+    )
     if found.empty:
         n = count(workbench, TraceFilter(slice=name))
-        raise StoreError(f"the slice {name!r} has no trace of this run on this split",
-                         f"it holds {n:,} traces, and no answer here rests on one of them",
-                         "Choose another slice, or the system whose traces it holds")  # fmt: skip
+        raise StoreError(
+            f"the slice {name!r} has no trace of this run on this split",
+            f"it holds {n:,} traces, and no answer here rests on one of them",
+            "Choose another slice, or the system whose traces it holds",
+        )
     return found["clip_id"].tolist()
 
 
@@ -233,8 +237,9 @@ def reasons(workbench: Workbench, run_id: str, name: str = "") -> pd.DataFrame:
         f"""SELECT *, n / sum(n) OVER (PARTITION BY stage) AS share
             FROM (SELECT stage, coalesce(reason, 'well-formed') AS reason, sum(n)::BIGINT AS n
                   FROM {asked.counts} WHERE {condition} GROUP BY ALL)
-            ORDER BY stage, n DESC, reason"""  # noqa: S608 - as above
-        , values)
+            ORDER BY stage, n DESC, reason""",  # noqa: S608 - as above
+        values,
+    )
 
 
 def excluded(workbench: Workbench, dataset: str, split: str) -> pd.DataFrame:

@@ -153,7 +153,6 @@ class TraceFilter:
                 values.append(phrase)
         return " AND ".join(conditions) or "true", values
 
-
     @property
     def counted(self) -> bool:
         """Whether `trace_counts` knows all that it names."""
@@ -184,8 +183,11 @@ def _read(name: str, value: Any) -> Any:
 
 def _one_of(known: Mapping[str, str], name: str, value: str) -> str:
     if value not in known:
-        raise StoreError(f"{name} = {value!r}", f"it is one of {', '.join(known)}",
-                         f"Nearest: {nearest(value, known) or next(iter(known))!r}")  # fmt: skip
+        raise StoreError(
+            f"{name} = {value!r}",
+            f"it is one of {', '.join(known)}",
+            f"Nearest: {nearest(value, known) or next(iter(known))!r}",
+        )
     return known[value]
 
 
@@ -205,14 +207,23 @@ def count(workbench: Workbench, asked: TraceFilter) -> int:
     return int(workbench.query(counted, values).n[0])
 
 
-def page(workbench: Workbench, asked: TraceFilter, sort: str = "newest", descending: bool | None = None,
-         limit: int = 50, offset: int = 0) -> Page:  # fmt: skip
+def page(
+    workbench: Workbench,
+    asked: TraceFilter,
+    sort: str = "newest",
+    descending: bool | None = None,
+    limit: int = 50,
+    offset: int = 0,
+) -> Page:
     """Rows `offset` … `offset + limit` of what the filter finds. Sorted by a key of `SORTS` (StoreError for another
     one), by default the newest run first and all else upwards; what is missing comes last, ties in stored order. A text
     search ends after `COUNTED` rows of this order."""
     if sort not in SORTS:
-        raise StoreError(f"traces sorted by {sort!r}", f"they are sorted by {', '.join(SORTS)}",
-                         f"Nearest: {nearest(sort, SORTS) or 'newest'!r}")  # fmt: skip
+        raise StoreError(
+            f"traces sorted by {sort!r}",
+            f"they are sorted by {', '.join(SORTS)}",
+            f"Nearest: {nearest(sort, SORTS) or 'newest'!r}",
+        )
     direction = "DESC" if (sort == "newest" if descending is None else descending) else "ASC"
     column, limit, offset = SORTS[sort], max(1, min(int(limit), MOST_ROWS)), max(0, int(offset))
     order = f"{column} {direction} NULLS LAST, rowid"
@@ -245,8 +256,9 @@ def page(workbench: Workbench, asked: TraceFilter, sort: str = "newest", descend
     return Page(rows, found, more)
 
 
-def _among_alike(workbench: Workbench, among: str, values: list[Any], column: str, direction: str, limit: int,
-                 offset: int) -> Page:  # fmt: skip
+def _among_alike(
+    workbench: Workbench, among: str, values: list[Any], column: str, direction: str, limit: int, offset: int
+) -> Page:
     """A page of which `trace_counts` tells what its rows have in `column`: only among those is it looked for."""
     snapshot = workbench.snapshot()  # both queries must agree
     alike = snapshot.query(
@@ -264,7 +276,10 @@ def _among_alike(workbench: Workbench, among: str, values: list[Any], column: st
                 SELECT rowid AS number FROM stored_traces WHERE {among} AND ({" OR ".join(near) or "false"})
                 {f"ORDER BY {order}" if len(here) > 1 else ""} LIMIT {limit} OFFSET {offset - passed})
             SELECT {_SHOWN} FROM stored_traces JOIN chosen ON stored_traces.rowid = number ORDER BY {order}""",  # noqa: S608
-        [*values, *known], None, None)  # fmt: skip
+        [*values, *known],
+        None,
+        None,
+    )
     return Page(rows.to_pandas(), ends[-1] if ends else 0)
 
 
@@ -290,13 +305,18 @@ def choices(workbench: Workbench) -> dict[str, list[tuple[str, int]]]:
     """What each filter can be, with the number of traces: run (newest first), stage, dataset, split, true, provisional,
     calibrated and reason, the commonest first. What a trace does not have is not counted, but `reason` begins with the
     well-formed ones and all malformed ones."""
-    each = (f"""SELECT '{name}' AS what, {column} AS value, sum(n)::BIGINT AS n, max(created) AS newest
+    each = (
+        f"""SELECT '{name}' AS what, {column} AS value, sum(n)::BIGINT AS n, max(created) AS newest
                 FROM trace_counts WHERE {column} IS NOT NULL GROUP BY ALL"""  # noqa: S608
-            for name, column in zip(_CHOICES, (_SAME.get(name, name) for name in _CHOICES)))  # fmt: skip
+        for name, column in zip(_CHOICES, (_SAME.get(name, name) for name in _CHOICES))
+    )
     found = workbench.snapshot().query(
         f"""FROM ({" UNION ALL ".join(each)})
             ORDER BY CASE what WHEN 'run' THEN newest END DESC, CASE what WHEN 'run' THEN 0 ELSE n END DESC, value""",
-        (), None, None)  # fmt: skip
+        (),
+        None,
+        None,
+    )
     chosen: dict[str, list[tuple[str, int]]] = {name: [] for name in _CHOICES}
     for what, value, n in zip(*(found[name].to_pylist() for name in ("what", "value", "n"))):
         chosen[what].append((value, n))
@@ -327,8 +347,9 @@ def siblings(workbench: Workbench, trace_id: str, limit: int = 100) -> pd.DataFr
 
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as dicts in which what is missing is None."""
-    return [{name: None if _missing(value) else value for name, value in row.items()}
-            for row in rows.to_dict("records")]  # fmt: skip
+    return [
+        {name: None if _missing(value) else value for name, value in row.items()} for row in rows.to_dict("records")
+    ]
 
 
 def _missing(value: Any) -> bool:
@@ -342,8 +363,9 @@ def export(workbench: Workbench, asked: TraceFilter, form: str) -> Iterator[byte
     harmless (`spreadsheet_safe`).
     """
     if form not in FORMATS:
-        raise StoreError(f"an export as {form!r}", f"there are {', '.join(FORMATS)}",
-                         f"Nearest: {nearest(form, FORMATS) or 'csv'!r}")  # fmt: skip
+        raise StoreError(
+            f"an export as {form!r}", f"there are {', '.join(FORMATS)}", f"Nearest: {nearest(form, FORMATS) or 'csv'!r}"
+        )
     condition, values = asked.where(workbench)
     return written(_stretches(workbench, condition, values), form)
 
@@ -358,7 +380,10 @@ def _stretches(workbench: Workbench, condition: str, values: list[Any]) -> Itera
         found = snapshot.query(
             f"""SELECT {", ".join(EXPORTED)} FROM stored_traces
                 WHERE rowid BETWEEN {start} AND {start + size - 1} AND {condition} ORDER BY rowid""",  # noqa: S608
-            values, None, None)  # fmt: skip
+            values,
+            None,
+            None,
+        )
         if found.num_rows or not start:
             yield found
         start, size = start + size, _STRETCH

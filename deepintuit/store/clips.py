@@ -43,9 +43,14 @@ def choices(workbench: Workbench) -> dict[str, list[str]]:
 
 
 def find(
-    workbench: Workbench, text: str = "", label: str = "", split: str = "", flip: str = "", limit: int = 24,
+    workbench: Workbench,
+    text: str = "",
+    label: str = "",
+    split: str = "",
+    flip: str = "",
+    limit: int = 24,
     name: str = "",
-) -> tuple[list[dict[str, Any]], int]:  # fmt: skip
+) -> tuple[list[dict[str, Any]], int]:
     """Usable clips whose id, path, group, dataset and label hold every word of `text`, and how many there are in all.
 
     `flip`: one of `FLIPS`, or empty; what counts is the first way of calibration that a trace has, as it is shown
@@ -67,13 +72,16 @@ def find(
     for word in text.split()[:20]:
         wanted.append(_HOLDS)
         values.append(word)
-    rows = records(workbench.query(
-        f"""SELECT clips.*, trace_id, count(*) OVER () AS found
+    rows = records(
+        workbench.query(
+            f"""SELECT clips.*, trace_id, count(*) OVER () AS found
             FROM clips {f"JOIN {chosen}" if flip or name else "CROSS JOIN (SELECT NULL::VARCHAR AS trace_id)"}
             WHERE {" AND ".join(wanted)}
             ORDER BY (split = 'test')::INT DESC, (split = 'validation')::INT DESC, dataset, path, clip_id
-            LIMIT {int(limit)}"""  # noqa: S608 - parts from above, values as parameters
-        , values))  # fmt: skip
+            LIMIT {int(limit)}""",  # noqa: S608 - parts from above, values as parameters
+            values,
+        )
+    )
     return rows, int(rows[0]["found"]) if rows else 0
 
 

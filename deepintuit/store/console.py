@@ -51,8 +51,9 @@ def ask(workbench: Workbench, sql: str, rows: int = SHOWN, seconds: float = SECO
     kinds = [found.schema.field(i).type for i in range(found.num_columns)]
     numbers = [pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) for kind in kinds]
     cells = [_cells(column) for column in found.slice(0, rows).columns]
-    return Answer(found.column_names, numbers, list(zip(*cells)), found.num_rows > rows,
-                  float(found.schema.metadata[b"seconds"]))  # fmt: skip
+    return Answer(
+        found.column_names, numbers, list(zip(*cells)), found.num_rows > rows, float(found.schema.metadata[b"seconds"])
+    )
 
 
 def warm(workbench: Workbench) -> None:
@@ -70,20 +71,25 @@ def _cells(column: pa.ChunkedArray) -> list[Any]:
 def export(workbench: Workbench, sql: str, form: str) -> bytes:
     """At most `EXPORTED` rows of a person's query as a file in one of `browse.FORMATS`."""
     if form not in browse.FORMATS:
-        raise StoreError(f"an export as {form!r}", f"there are {', '.join(browse.FORMATS)}",
-                         f"nearest: {nearest(form, browse.FORMATS) or 'csv'!r}")  # fmt: skip
+        raise StoreError(
+            f"an export as {form!r}",
+            f"there are {', '.join(browse.FORMATS)}",
+            f"nearest: {nearest(form, browse.FORMATS) or 'csv'!r}",
+        )
     found = workbench.ask(sql, EXPORTED, SECONDS).slice(0, EXPORTED)
     try:
         return b"".join(browse.written(iter([found]), form))
     except (ValueError, OverflowError, pa.ArrowException) as error:
-        raise StoreError(f"the result cannot be written as {form}", str(error),
-                         "cast the column, such as `created::VARCHAR`") from error  # fmt: skip
+        raise StoreError(
+            f"the result cannot be written as {form}", str(error), "cast the column, such as `created::VARCHAR`"
+        ) from error
 
 
 def schema(workbench: Workbench) -> dict[str, list[tuple[str, str, str]]]:
     """Table → (column, type, meaning; "" for a column of the manifest's own)."""
-    found = workbench.query("SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal "
-                            "ORDER BY column_index")  # fmt: skip
+    found = workbench.query(
+        "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal ORDER BY column_index"
+    )
     shown: dict[str, list[tuple[str, str, str]]] = {name: [] for name in TABLES}
     for table, column, kind in found.itertuples(index=False):
         if table in shown:

@@ -38,6 +38,7 @@ class Grain:
         return tuple(self.schema.names)
 
 
+# fmt: off
 GRAINS: dict[str, Grain] = {grain.name: grain for grain in (
     # One generated text. `reason` is null when it is well-formed; `frames_size` is [width, height] in pixels;
     # `token_logprobs` are natural logs; `confidence` is exp(mean of them); `step` only in training. `thought` is null
@@ -72,12 +73,16 @@ GRAINS: dict[str, Grain] = {grain.name: grain for grain in (
         ("time", _instant),
     ])),
 )}
+# fmt: on
 
 
 def grain_named(name: str) -> Grain:
     if name not in GRAINS:
-        raise StoreError(f"there is no grain {name!r}", f"the store holds {', '.join(GRAINS)}",
-                         f"nearest: {nearest(str(name), GRAINS) or next(iter(GRAINS))!r}")
+        raise StoreError(
+            f"there is no grain {name!r}",
+            f"the store holds {', '.join(GRAINS)}",
+            f"nearest: {nearest(str(name), GRAINS) or next(iter(GRAINS))!r}",
+        )
     return GRAINS[name]
 
 
@@ -123,8 +128,11 @@ def table(grain: Grain, rows: Sequence[Mapping[str, Any]], defaults: Mapping[str
 
 def _array(grain: Grain, field: pa.Field, values: list[Any]) -> pa.Array:
     if not field.nullable and any(value is None for value in values):
-        raise StoreError(f"row {values.index(None)} of {grain.name!r} has no {field.name!r}",
-                         "without it the row could not be joined or counted", "give it a value")
+        raise StoreError(
+            f"row {values.index(None)} of {grain.name!r} has no {field.name!r}",
+            "without it the row could not be joined or counted",
+            "give it a value",
+        )
     if pa.types.is_string(field.type):
         values = [storable(value) for value in values]
     elif field.type == pa.list_(_text):
@@ -133,8 +141,11 @@ def _array(grain: Grain, field: pa.Field, values: list[Any]) -> pa.Array:
         return pa.array(values, field.type)
     except (pa.ArrowException, TypeError, OverflowError) as error:
         position = _first_bad(values, field.type)
-        raise StoreError(f"row {position} of {grain.name!r} has {field.name} = {values[position]!r:.80}",
-                         f"the column holds {field.type} ({error})", "convert the value before it is stored") from error
+        raise StoreError(
+            f"row {position} of {grain.name!r} has {field.name} = {values[position]!r:.80}",
+            f"the column holds {field.type} ({error})",
+            "convert the value before it is stored",
+        ) from error
 
 
 def _first_bad(values: Sequence[Any], kind: pa.DataType) -> int:
@@ -150,8 +161,11 @@ def _refuse_repeats(grain: Grain, rows: pa.Table) -> None:
     seen: set[tuple[Any, ...]] = set()
     for key in zip(*(rows[column].to_pylist() for column in grain.key)):
         if key in seen:
-            raise StoreError(f"two rows of {grain.name!r} in one call have the key {dict(zip(grain.key, key))}",
-                             "one would hide the other", "give each sample, score or prediction a key of its own")
+            raise StoreError(
+                f"two rows of {grain.name!r} in one call have the key {dict(zip(grain.key, key))}",
+                "one would hide the other",
+                "give each sample, score or prediction a key of its own",
+            )
         seen.add(key)
 
 
@@ -160,8 +174,12 @@ def newest(tables: Iterable[pa.Table], grain: Grain, columns: Sequence[str] | No
     wanted = tuple(grain.columns if columns is None else columns)
     schema = pa.schema([grain.schema.field(name).with_nullable(True) for name in dict.fromkeys((*wanted, *grain.key))])
     whole = pa.concat_tables(
-        [schema.empty_table(), *(part.select([name for name in schema.names if name in part.column_names])
-                                 for part in tables)], promote_options="permissive")
+        [
+            schema.empty_table(),
+            *(part.select([name for name in schema.names if name in part.column_names]) for part in tables),
+        ],
+        promote_options="permissive",
+    )
     last = dict(zip(zip(*(whole[column].to_pylist() for column in grain.key)), range(whole.num_rows)))
     if len(last) < whole.num_rows:
         whole = whole.take(pa.array(sorted(last.values()), pa.int64()))

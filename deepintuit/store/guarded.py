@@ -52,18 +52,27 @@ def query(path: Path, sql: str, params: Sequence[Any] | Mapping[str, Any], max_r
 
 
 def _late(seconds: float) -> StoreError:
-    return StoreError(f"the query was stopped after {seconds:g} s", "a console may not hold the machine",
-                      "narrow it with WHERE or LIMIT, or run it from Python without `untrusted`")  # fmt: skip
+    return StoreError(
+        f"the query was stopped after {seconds:g} s",
+        "a console may not hold the machine",
+        "narrow it with WHERE or LIMIT, or run it from Python without `untrusted`",
+    )
 
 
 def _heavy() -> StoreError:
-    return StoreError("the query was stopped for the memory it took", "a console may not hold the machine",
-                      "select fewer columns or rows, or run it from Python without `untrusted`")  # fmt: skip
+    return StoreError(
+        "the query was stopped for the memory it took",
+        "a console may not hold the machine",
+        "select fewer columns or rows, or run it from Python without `untrusted`",
+    )
 
 
 def _gone() -> StoreError:
-    return StoreError("the query brought its process down", "it took too much memory, or is nested too deeply",
-                      "select less, or write it flatter")  # fmt: skip
+    return StoreError(
+        "the query brought its process down",
+        "it took too much memory, or is nested too deeply",
+        "select less, or write it flatter",
+    )
 
 
 # In the child
@@ -99,8 +108,11 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     except (duckdb.Error, pa.ArrowException, OSError, ValueError, TypeError, RuntimeError) as failure:
         begins = request["sql"].strip().partition("\n")[0]
         said = index.without_places(str(failure).strip(), path.parent)
-        error = (f"the query {begins!r:.60} fails", said or "in silence",
-                 "`SHOW TABLES` and `DESCRIBE traces` list what there is")  # fmt: skip
+        error = (
+            f"the query {begins!r:.60} fails",
+            said or "in silence",
+            "`SHOW TABLES` and `DESCRIBE traces` list what there is",
+        )
     return {"error": error}, b""
 
 
@@ -127,8 +139,11 @@ def _renamed(cell: Any, folder: str) -> Any:
 
 def _told(rows: pa.Table) -> bytes:
     if rows.nbytes > MOST_BYTES:
-        raise StoreError(f"the result has {rows.nbytes / 1e6:,.0f} MB", f"at most {MOST_BYTES / 1e6:.0f} MB are shown",
-                         "select fewer columns or rows")  # fmt: skip
+        raise StoreError(
+            f"the result has {rows.nbytes / 1e6:,.0f} MB",
+            f"at most {MOST_BYTES / 1e6:.0f} MB are shown",
+            "select fewer columns or rows",
+        )
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows)

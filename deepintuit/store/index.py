@@ -39,19 +39,37 @@ from deepintuit.store.run import parts, read_description, read_part
 LAYOUT = 7  # raise when tables or views change, so that old index files are rebuilt
 _BATCH_BYTES, _BATCH_PARTS = 64 << 20, 500  # what is inserted at once
 _KEPT_BYTES = 4 * _BATCH_BYTES  # what may wait in memory for the next checkpoint
-_LIMITS = {"memory_limit": "1500MB", "threads": "2", "preserve_insertion_order": "true",
-           "python_enable_replacements": "false"}
+_LIMITS = {
+    "memory_limit": "1500MB",
+    "threads": "2",
+    "preserve_insertion_order": "true",
+    "python_enable_replacements": "false",
+}
 """Of DuckDB while it builds; beyond its limit it spills to a folder beside the new file."""
 _READING = "2GB"
 """Of memory for a process that asks the index; a query that needs more spills to a folder beside it."""
 
 # What a manifest holds at least; `data` owns it and may add columns.
-_CLIPS = pa.schema([
-    ("dataset", pa.string()), ("clip_id", pa.string()), ("path", pa.string()), ("label", pa.string()),
-    ("group", pa.string()), ("split", pa.string()), ("seconds", pa.float64()), ("width", pa.int64()),
-    ("height", pa.int64()), ("fps", pa.float64()), ("frames", pa.int64()), ("codec", pa.string()),
-    ("audio", pa.bool_()), ("bytes", pa.int64()), ("excluded", pa.string()), ("playable_path", pa.string()),
-])
+_CLIPS = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("clip_id", pa.string()),
+        ("path", pa.string()),
+        ("label", pa.string()),
+        ("group", pa.string()),
+        ("split", pa.string()),
+        ("seconds", pa.float64()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("fps", pa.float64()),
+        ("frames", pa.int64()),
+        ("codec", pa.string()),
+        ("audio", pa.bool_()),
+        ("bytes", pa.int64()),
+        ("excluded", pa.string()),
+        ("playable_path", pa.string()),
+    ]
+)
 _RUN_TEXT = ("run_id", "stage", "name", "parent", "dataset", "status", "device", "commit", "error")
 _RUN_JSON = ("command", "config", "versions", "summary")
 _RUNS = """CREATE TABLE runs (run_id VARCHAR, stage VARCHAR, name VARCHAR, parent VARCHAR, dataset VARCHAR,
@@ -174,8 +192,10 @@ def build(root: Path, target: Path, mark: str, former: Path | None = None) -> No
         _fill(root, target, mark, basis, grows=False)
     except duckdb.Error as error:
         raise disk.refusal(error, target) or StoreError(
-            f"the index of {str(root)!r} cannot be built ({str(error):.300})", "it is made of all parts",
-            "See whether its disk has room and the machine memory, then repeat the command") from error
+            f"the index of {str(root)!r} cannot be built ({str(error):.300})",
+            "it is made of all parts",
+            "See whether its disk has room and the machine memory, then repeat the command",
+        ) from error
 
 
 def _fill(root: Path, target: Path, mark: str, basis: Sequence[str], *, grows: bool) -> None:
@@ -222,8 +242,12 @@ def _may_grow(root: Path, former: Path, now: Sequence[str]) -> bool:
             return False  # not an index, or one of another layout
     if layout != LAYOUT or not set(then) <= set(now):
         return False
-    there = {(folder.name, grain, number, *file_signature(path)[1:])
-             for folder in root.glob("runs/*/") for grain in GRAINS for number, path in parts(folder, grain)}
+    there = {
+        (folder.name, grain, number, *file_signature(path)[1:])
+        for folder in root.glob("runs/*/")
+        for grain in GRAINS
+        for number, path in parts(folder, grain)
+    }
     return there.issuperset(known)
 
 
@@ -296,8 +320,12 @@ def _places(root: Path) -> pa.Table:
     for path in _manifests(root):
         with contextlib.suppress(pa.ArrowException, ValueError, OSError):
             rows = _manifest(path, columns)
-            outside = [any(map(os.path.isabs, filter(None, places))) for places in zip(
-                *(rows[name].to_pylist() for name in ("path", "playable_path") if name in rows.column_names))]
+            outside = [
+                any(map(os.path.isabs, filter(None, places)))
+                for places in zip(
+                    *(rows[name].to_pylist() for name in ("path", "playable_path") if name in rows.column_names)
+                )
+            ]
             found.append(rows.filter(pa.array(outside, pa.bool_())))
     return pa.concat_tables(found, promote_options="permissive")
 
@@ -342,8 +370,9 @@ def _naive(instant: str | None) -> str | None:
     return None if instant is None else instant.removesuffix("+00:00")
 
 
-def _load_grain(connection: duckdb.DuckDBPyConnection, grain: Grain,
-                folders: Sequence[Path], grows: bool) -> Iterator[tuple[str, str]]:
+def _load_grain(
+    connection: duckdb.DuckDBPyConnection, grain: Grain, folders: Sequence[Path], grows: bool
+) -> Iterator[tuple[str, str]]:
     columns = _columns(grain)
     stood = set(connection.execute("SELECT run_id, part FROM parts WHERE grain = ?", [grain.name]).fetchall())
     batch: list[pa.Table] = []
@@ -407,7 +436,8 @@ def _newest_stands(connection: duckdb.DuckDBPyConnection, grain: Grain, run_id: 
     same = " AND ".join(f"old.{column} IS NOT DISTINCT FROM again.{column}" for column in grain.key)
     connection.execute(
         f"DELETE FROM {name} AS old USING ({again}) AS again WHERE run_id = ? AND {same} AND old.part < last",  # noqa: S608
-        [run_id, run_id])  # fmt: skip
+        [run_id, run_id],
+    )
 
 
 _CLIPS_WITH_PLACES = """CREATE VIEW clips AS SELECT c.* REPLACE (coalesce(known.path, c.path) AS path,
@@ -433,9 +463,16 @@ class Reader:
             place = path.parent if os.access(path.parent, os.W_OK) else Path(tempfile.gettempdir())
             spilled = place / f"{path.name}.spilled-{os.getpid()}-{id(self)}"
             limits = {"memory_limit": _READING, "temp_directory": str(spilled)}
-        self._connection = duckdb.connect(":memory:", config={
-            "python_enable_replacements": "false", "autoinstall_known_extensions": "false",
-            "autoload_known_extensions": "false", "allow_community_extensions": "false", **limits})
+        self._connection = duckdb.connect(
+            ":memory:",
+            config={
+                "python_enable_replacements": "false",
+                "autoinstall_known_extensions": "false",
+                "autoload_known_extensions": "false",
+                "allow_community_extensions": "false",
+                **limits,
+            },
+        )
         quoted = str(path).replace("'", "''")
         self._connection.execute(f"ATTACH '{quoted}' AS workbench (READ_ONLY)")
         # Reviews come in all day; they lie beside the index, so that no judgement has it built anew.
@@ -455,8 +492,9 @@ class Reader:
         cursor.execute("SET search_path = '" + self._searched + "'")
         return cursor
 
-    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any], max_rows: int | None,
-              seconds: float | None) -> pa.Table:
+    def query(
+        self, sql: str, params: Sequence[Any] | Mapping[str, Any], max_rows: int | None, seconds: float | None
+    ) -> pa.Table:
         """Rows of one SELECT, at most `max_rows` + 1 of them; duckdb.InterruptException after `seconds`."""
         _refuse_unless_select(sql)
         cursor = self._cursor()
@@ -489,8 +527,11 @@ def _refuse_unless_select(sql: str) -> None:
     statements = duckdb.extract_statements(sql)
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
         kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
-        raise StoreError(f"the query holds {kinds}", "the index is only read; it is rebuilt from the parts, so a "
-                         "change in it would be lost", "send a single SELECT")
+        raise StoreError(
+            f"the query holds {kinds}",
+            "the index is only read; it is rebuilt from the parts, so a change in it would be lost",
+            "send a single SELECT",
+        )
 
 
 def signatures(path: Path) -> tuple[tuple[int, int, int] | None, ...]:

@@ -149,6 +149,7 @@ def texts(workbench: Workbench, trace_ids: list[str]) -> dict[str, str]:
     """Trace id → text."""
     found = workbench.query(
         """SELECT trace_id, text FROM traces WHERE short_id IN (SELECT short_id_of(unnest($1::VARCHAR[])))
-           AND trace_id IN (SELECT unnest($1::VARCHAR[]))""", [trace_ids]
+           AND trace_id IN (SELECT unnest($1::VARCHAR[]))""",
+        [trace_ids],
     )
     return dict(zip(found["trace_id"], found["text"], strict=True))

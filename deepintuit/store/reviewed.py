@@ -21,11 +21,24 @@ import pyarrow.parquet as pq
 from deepintuit import disk, parquet
 
 _text = pa.string()
-SCHEMA = pa.schema([
-    ("task", _text), ("trace_id", _text), ("clip_id", _text), ("reviewer", _text), ("kind", _text), ("label", _text),
-    ("verdict", _text), ("failing_sentence", pa.int64()), ("failing_in", _text), ("note", _text), ("reason", _text),
-    ("source", _text), ("time", pa.timestamp("us")), ("event_id", _text),
-])
+SCHEMA = pa.schema(
+    [
+        ("task", _text),
+        ("trace_id", _text),
+        ("clip_id", _text),
+        ("reviewer", _text),
+        ("kind", _text),
+        ("label", _text),
+        ("verdict", _text),
+        ("failing_sentence", pa.int64()),
+        ("failing_in", _text),
+        ("note", _text),
+        ("reason", _text),
+        ("source", _text),
+        ("time", pa.timestamp("us")),
+        ("event_id", _text),
+    ]
+)
 """`kind`: judged, skipped (with a `reason`), adjudicated. A judgement without label or verdict says unsure, where these
 were asked. `source`: where an imported one comes from. `time` is UTC, of the judgement itself where that is known."""
 SHOWN = SCHEMA.append(pa.field("extra", pa.bool_()))
@@ -97,8 +110,11 @@ def rows(content: bytes) -> list[dict[str, Any]]:
                 continue
             seen.add(number)
             if kind == "opened":
-                about = {"clips": set(payload["items"].values()), "gold": set(payload.get("gold") or ()),
-                         "reviewers": int(payload.get("reviewers", 1))}  # fmt: skip
+                about = {
+                    "clips": set(payload["items"].values()),
+                    "gold": set(payload.get("gold") or ()),
+                    "reviewers": int(payload.get("reviewers", 1)),
+                }
                 tasks.setdefault(task, about)
             elif kind == "closed":
                 (closed.add if payload.get("closed", True) else closed.discard)(task)
@@ -124,9 +140,11 @@ def rows(content: bytes) -> list[dict[str, Any]]:
     standing |= {next(reversed(numbers)) for numbers in finals.values() if numbers}
     extra = {number for place, by in said.items() for number in _extras(tasks.get(place[0]), place[1], by)}
     asked = {clip for name, task in tasks.items() if name not in closed for clip in task["clips"]}
-    return [{**row, "extra": row["event_id"] in extra,
-             "public": row["task"] in closed and row["clip_id"] not in asked}
-            for row in acts.values() if row["event_id"] in standing]  # fmt: skip
+    return [
+        {**row, "extra": row["event_id"] in extra, "public": row["task"] in closed and row["clip_id"] not in asked}
+        for row in acts.values()
+        if row["event_id"] in standing
+    ]
 
 
 def _last(mine: Mapping[str, Any]) -> Any:

@@ -34,14 +34,35 @@ from deepintuit.store.grains import GRAINS, Grain, grain_named, newest, storable
 if TYPE_CHECKING:
     import pandas as pd
 
-PACKAGES = ("deepintuit", "torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets", "numpy",
-            "scipy", "scikit-learn", "pandas", "pyarrow", "duckdb", "decord", "av", "safetensors", "tokenizers")
+PACKAGES = (
+    "deepintuit",
+    "torch",
+    "torchvision",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pandas",
+    "pyarrow",
+    "duckdb",
+    "decord",
+    "av",
+    "safetensors",
+    "tokenizers",
+)
 
 _SECRET_NAME = re.compile(
     r"(?:(?:api|access|private|secret)[-_]?key"
-    r"|(?:^|[-_.])(?:token|secret|password|passwd|authorization|credentials?))$", re.IGNORECASE)
+    r"|(?:^|[-_.])(?:token|secret|password|passwd|authorization|credentials?))$",
+    re.IGNORECASE,
+)
 _SECRET_TEXT = re.compile(
-    r"\b(?:sk|hf|ghp|glpat|xox[bap])[-_][A-Za-z0-9_-]{12,}|(?<=://)[^/\s@]+(?=@)|(?<=[Bb]earer )\S+")
+    r"\b(?:sk|hf|ghp|glpat|xox[bap])[-_][A-Za-z0-9_-]{12,}|(?<=://)[^/\s@]+(?=@)|(?<=[Bb]earer )\S+"
+)
 _HIDDEN = "***"
 
 
@@ -83,22 +104,30 @@ def plain(value: Any, where: str = "config") -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
-        return {str(key): _HIDDEN if isinstance(item, str) and item and _SECRET_NAME.search(str(key))
-                else plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            str(key): _HIDDEN
+            if isinstance(item, str) and item and _SECRET_NAME.search(str(key))
+            else plain(item, f"{where}.{key}")
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [plain(item, where) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted((plain(item, where) for item in value), key=repr)
     if hasattr(value, "tolist"):
         return plain(value.tolist(), where)
-    raise StoreError(f"{where} holds a {type(value).__name__}", "a run's description is JSON, to be read anywhere",
-                     "pass numbers, text, lists and mappings")
+    raise StoreError(
+        f"{where} holds a {type(value).__name__}",
+        "a run's description is JSON, to be read anywhere",
+        "pass numbers, text, lists and mappings",
+    )
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True,
-                              timeout=10)
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -110,9 +139,11 @@ def provenance() -> dict[str, Any]:
     command = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     changed = _git("status", "--porcelain", "--untracked-files=no") if tracked else None
-    return {"command": without_secrets([*command, *sys.argv[1:]]),
-            "commit": _git("rev-parse", "HEAD") if tracked else None,
-            "dirty": None if changed is None else bool(changed)}
+    return {
+        "command": without_secrets([*command, *sys.argv[1:]]),
+        "commit": _git("rev-parse", "HEAD") if tracked else None,
+        "dirty": None if changed is None else bool(changed),
+    }
 
 
 def versions() -> dict[str, str]:
@@ -144,10 +175,12 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         return parquet.read(path, columns)
     except (ValueError, OSError) as error:
-        raise StoreError(f"part {path.name} of run {path.parent.name!r} cannot be read ({error})",
-                         "finished parts are whole when written, so the disk or another program changed it",
-                         "Restore the file from a copy; without one, move the run's folder out of the workbench and "
-                         "repeat the stage") from error
+        raise StoreError(
+            f"part {path.name} of run {path.parent.name!r} cannot be read ({error})",
+            "finished parts are whole when written, so the disk or another program changed it",
+            "Restore the file from a copy; without one, move the run's folder out of the workbench and "
+            "repeat the stage",
+        ) from error
 
 
 _text, _maybe = (str,), (str, type(None))
@@ -162,8 +195,11 @@ def read_description(folder: Path) -> dict[str, Any]:
     """run.json as a dict with a run's own fields; StoreError when it is missing or something else."""
     try:
         about = texts.parse_json(texts.read(folder / "run.json"))
-        wrong = [name for name, kinds in _FIELDS.items()
-                 if not isinstance(about, dict) or name not in about or not isinstance(about[name], kinds)]
+        wrong = [
+            name
+            for name, kinds in _FIELDS.items()
+            if not isinstance(about, dict) or name not in about or not isinstance(about[name], kinds)
+        ]
         if wrong:
             raise ValueError(f"{wrong[0]!r} is missing in it or of another type")
         for instant in filter(None, (about["created"], about["finished"])):
@@ -172,9 +208,11 @@ def read_description(folder: Path) -> dict[str, Any]:
             raise ValueError("its seed is out of range")
         return about
     except (OSError, ValueError) as error:
-        raise StoreError(f"run {folder.name!r} has no readable run.json ({error})",
-                         "nothing says which stage and settings its rows come from",
-                         "Restore the file or move the run's folder out of the workbench") from error
+        raise StoreError(
+            f"run {folder.name!r} has no readable run.json ({error})",
+            "nothing says which stage and settings its rows come from",
+            "Restore the file or move the run's folder out of the workbench",
+        ) from error
 
 
 class Run:
@@ -252,12 +290,19 @@ class Run:
             return None
         for row in rows:
             if row.get("run_id", self.id) != self.id:
-                raise StoreError(f"a row of {grain!r} names run {row['run_id']!r}", f"this is run {self.id!r}",
-                                 "leave `run_id` out; it is filled in")
+                raise StoreError(
+                    f"a row of {grain!r} names run {row['run_id']!r}",
+                    f"this is run {self.id!r}",
+                    "leave `run_id` out; it is filled in",
+                )
         data = table(kind, rows, self._defaults(kind))
         with self._threads:
-            target, number = disk.publish(lambda path: parquet.write(data, path), self.path,
-                                          lambda number: part_name(grain, number), self._next[grain])
+            target, number = disk.publish(
+                lambda path: parquet.write(data, path),
+                self.path,
+                lambda number: part_name(grain, number),
+                self._next[grain],
+            )
             self._next[grain] = number + 1
         return target
 
@@ -280,8 +325,11 @@ class Run:
         kind = grain_named(grain)
         for column in columns or ():
             if column not in kind.columns:
-                raise StoreError(f"{grain!r} has no column {column!r}", f"its columns are {', '.join(kind.columns)}",
-                                 f"nearest: {nearest(column, kind.columns) or kind.columns[0]!r}")
+                raise StoreError(
+                    f"{grain!r} has no column {column!r}",
+                    f"its columns are {', '.join(kind.columns)}",
+                    f"nearest: {nearest(column, kind.columns) or kind.columns[0]!r}",
+                )
         needed = None if columns is None else (*columns, *kind.key)
         return newest((read_part(path, needed) for _, path in parts(self.path, grain)), kind, columns)
 
@@ -295,11 +343,24 @@ class Run:
 
     def note(self, **fields: Any) -> None:
         """Add facts known only later to run.json, such as `device="cpu"`. The run's own fields cannot be changed."""
-        fixed = {"run_id", "stage", "config", "parent", "name", "seed", "dataset", "key", "created", "finished",
-                 "status", "summary"}
+        fixed = {
+            "run_id",
+            "stage",
+            "config",
+            "parent",
+            "name",
+            "seed",
+            "dataset",
+            "key",
+            "created",
+            "finished",
+            "status",
+            "summary",
+        }
         for name in fields.keys() & fixed:
-            raise StoreError(f"note({name}=…) would change what run {self.id!r} is", "a run is known by it",
-                             "start another run")
+            raise StoreError(
+                f"note({name}=…) would change what run {self.id!r} is", "a run is known by it", "start another run"
+            )
         self._update(**fields)
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
@@ -353,8 +414,14 @@ class Run:
 
     def _refuse_unless_writable(self) -> None:
         if self.finished:
-            raise StoreError(f"run {self.id!r} is finished", "a finished run never changes, so its results stay",
-                             "start one with another config, seed or name")
+            raise StoreError(
+                f"run {self.id!r} is finished",
+                "a finished run never changes, so its results stay",
+                "start one with another config, seed or name",
+            )
         if not self.writable:
-            raise StoreError(f"run {self.id!r} is open for reading here", "only the process that started it writes",
-                             "call Workbench.start_run with its stage, config, parent and seed")
+            raise StoreError(
+                f"run {self.id!r} is open for reading here",
+                "only the process that started it writes",
+                "call Workbench.start_run with its stage, config, parent and seed",
+            )

@@ -53,8 +53,11 @@ class Slice:
     def where(self, within: tuple[str, ...] = ()) -> tuple[str, list[Any]]:
         """A condition over `trace_facts` and its parameters. `within`: slices that this one is being looked up for."""
         if self.name.casefold() in within:
-            raise StoreError(f"the slice {self.name!r} is a part of itself", "it would never end",
-                             "save it from a filter that does not name it")  # fmt: skip
+            raise StoreError(
+                f"the slice {self.name!r} is a part of itself",
+                "it would never end",
+                "save it from a filter that does not name it",
+            )
         if self.query is not None:
             return _filter(self.query).where(self.workbench, (*within, self.name.casefold()))
         return "trace_id IN (SELECT unnest(?::VARCHAR[]))", [self._asked()]
@@ -63,13 +66,22 @@ class Slice:
         sql = self.sql.strip().rstrip(";").rstrip()
         # On its own first: a text that only parses inside the brackets below is not a query.
         if "trace_id" not in self.workbench.query(sql, untrusted=True, max_rows=1).columns:
-            raise StoreError(f"the query of the slice {self.name!r} gives no column trace_id",
-                             "a slice is a set of traces", "add trace_id to what it selects")  # fmt: skip
-        rows = self.workbench.query(f"SELECT DISTINCT trace_id::VARCHAR AS trace_id FROM (\n{sql}\n)",  # noqa: S608
-                                    untrusted=True, max_rows=MOST_TRACES)  # fmt: skip
+            raise StoreError(
+                f"the query of the slice {self.name!r} gives no column trace_id",
+                "a slice is a set of traces",
+                "add trace_id to what it selects",
+            )
+        rows = self.workbench.query(
+            f"SELECT DISTINCT trace_id::VARCHAR AS trace_id FROM (\n{sql}\n)",  # noqa: S608
+            untrusted=True,
+            max_rows=MOST_TRACES,
+        )
         if rows.attrs["truncated"]:
-            raise StoreError(f"the query of the slice {self.name!r} finds more than {MOST_TRACES:,} traces",
-                             "a part of them would pass for all", "narrow it, or save a filter instead")  # fmt: skip
+            raise StoreError(
+                f"the query of the slice {self.name!r} finds more than {MOST_TRACES:,} traces",
+                "a part of them would pass for all",
+                "narrow it, or save a filter instead",
+            )
         return rows["trace_id"].dropna().tolist()
 
     def trace_ids(self) -> list[str]:
@@ -103,8 +115,11 @@ def save(workbench: Workbench, name: str, what: TraceFilter | str, by: str = "")
     """The slice, written and synced; StoreError when it could not be used. What stands already is not written again."""
     name = " ".join(storable(str(name)).split())
     if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
-        raise StoreError(f"a slice called {name!r:.100}", f"a name has 1 to {LONGEST_NAME} printable characters",
-                         "name it by what its traces have in common")  # fmt: skip
+        raise StoreError(
+            f"a slice called {name!r:.100}",
+            f"a name has 1 to {LONGEST_NAME} printable characters",
+            "name it by what its traces have in common",
+        )
     query, sql = (what.to_query(), None) if isinstance(what, TraceFilter) else (None, storable(str(what)).strip())
     made = Slice(name, query, sql, str(by), disk.now(), 1, workbench)
     made.trace_ids()
@@ -115,8 +130,9 @@ def save(workbench: Workbench, name: str, what: TraceFilter | str, by: str = "")
             return former
         about = {"name": name, "query": query, "sql": sql, "by": made.by, "at": made.at}
         first = 1 if former is None else former.version + 1
-        path, _ = disk.publish(lambda path: disk.write_json(path, about), folder, lambda n: f"{_stem(name)}@{n}.json",
-                               first)  # fmt: skip
+        path, _ = disk.publish(
+            lambda path: disk.write_json(path, about), folder, lambda n: f"{_stem(name)}@{n}.json", first
+        )
     return _read(workbench, path)
 
 
@@ -127,12 +143,17 @@ def load(workbench: Workbench, name: str, version: int | None = None) -> Slice:
     if not versions:
         names = [known.name for known in saved(workbench)]
         guess = nearest(name, names)
-        raise StoreError(f"there is no slice {name!r:.100} in {workbench.path.name!r}",
-                         f"{len(names)} were saved" if names else "none was saved in it yet",
-                         f"nearest: {guess!r}" if guess else "save it on the Traces or the SQL page")  # fmt: skip
+        raise StoreError(
+            f"there is no slice {name!r:.100} in {workbench.path.name!r}",
+            f"{len(names)} were saved" if names else "none was saved in it yet",
+            f"nearest: {guess!r}" if guess else "save it on the Traces or the SQL page",
+        )
     if version is not None and version not in versions:
-        raise StoreError(f"the slice {name!r} has no version {version}",
-                         f"it has {', '.join(map(str, sorted(versions)))}", "ask for one of them")  # fmt: skip
+        raise StoreError(
+            f"the slice {name!r} has no version {version}",
+            f"it has {', '.join(map(str, sorted(versions)))}",
+            "ask for one of them",
+        )
     return versions[max(versions) if version is None else version]
 
 
@@ -161,8 +182,9 @@ def _read(workbench: Workbench, path: Path) -> Slice | None:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         version = int(path.stem.rpartition("@")[2])
-        return Slice(version=version, workbench=workbench,
-                     **{name: about[name] for name in ("name", "query", "sql", "by", "at")})  # fmt: skip
+        return Slice(
+            version=version, workbench=workbench, **{name: about[name] for name in ("name", "query", "sql", "by", "at")}
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         warnings.warn(f"slices/{path.name} is passed over: it is no slice ({type(error).__name__})", stacklevel=2)
         return None
@@ -172,7 +194,9 @@ def _filter(query: Mapping[str, str]) -> TraceFilter:
     asked = TraceFilter.from_query(query)
     if asked.to_query() != dict(query):
         lost = sorted(set(dict(query).items()) ^ set(asked.to_query().items()))
-        raise StoreError(f"the filter of a slice says {lost[0][0]} = {lost[0][1]!r:.100}",
-                         "a filter that is read in part would find more than it says",
-                         "choose it on the Traces page, or write a query")  # fmt: skip
+        raise StoreError(
+            f"the filter of a slice says {lost[0][0]} = {lost[0][1]!r:.100}",
+            "a filter that is read in part would find more than it says",
+            "choose it on the Traces page, or write a query",
+        )
     return asked

@@ -17,17 +17,7 @@ import numpy as np
 
 from .. import disk
 from ..errors import VideoReason
-from .clip import (
-    DEFAULT_LIMITS,
-    Clock,
-    Limits,
-    local_file,
-    open_container,
-    opened,
-    packets,
-    refuse,
-    typed,
-)
+from .clip import DEFAULT_LIMITS, Clock, Limits, local_file, open_container, opened, packets, refuse, typed
 from .frames import Decoded, decode, orientation, resized, upright
 
 # Without mbtree, whose look-ahead is not the same from call to call: the same frames give the same bytes, hence the

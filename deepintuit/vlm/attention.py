@@ -59,9 +59,7 @@ def attend(module, query, key, value, attention_mask, tree: Tree | None = None, 
                 keys = torch.cat([k.index_select(2, branch.before), keys], 2)
                 values = torch.cat([v.index_select(2, branch.before), values], 2)
             causal = branch.mask is None
-            found.append(
-                scaled_dot_product_attention(mine, keys, values, branch.mask, is_causal=causal, **settings)
-            )
+            found.append(scaled_dot_product_attention(mine, keys, values, branch.mask, is_causal=causal, **settings))
     return torch.cat(found, 2).transpose(1, 2).contiguous(), None
 
 

@@ -79,9 +79,7 @@ def finetune(
     """
     count = len(clips)
     steps_an_epoch = math.ceil(count / recipe.batch)
-    planned = of_rows(
-        title, count, recipe.batch, recipe.epochs, recipe.learning_rate, recipe.warmup, recipe.scheduler
-    )
+    planned = of_rows(title, count, recipe.batch, recipe.epochs, recipe.learning_rate, recipe.warmup, recipe.scheduler)
     told, callbacks = trackers(report_to, folder.parent)
     collate = _Collator(vlm, example)
     arguments = SFTConfig(

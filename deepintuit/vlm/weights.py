@@ -198,8 +198,11 @@ def fill_adapter(model: torch.nn.Module, folder: Path) -> None:
     with reading(str(folder), "LoRA adapter", WHOLE_AGAIN):
         given = load_file(folder / ADAPTER)
     held = get_peft_model_state_dict(model, save_embedding_layers=False)
-    shapes = [f"{n} is {tuple(given[n].shape)} and not {tuple(held[n].shape)}" for n in given.keys() & held.keys()
-              if given[n].shape != held[n].shape]  # fmt: skip
+    shapes = [
+        f"{n} is {tuple(given[n].shape)} and not {tuple(held[n].shape)}"
+        for n in given.keys() & held.keys()
+        if given[n].shape != held[n].shape
+    ]
     hold_to_fit(str(folder), held.keys() - given.keys(), given.keys() - held.keys(), shapes)
     set_peft_model_state_dict(model, given)
 

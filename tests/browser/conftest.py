@@ -114,8 +114,18 @@ def write_workbench(folder: Path) -> tuple[Workbench, list[str], dict[str, str],
             probs = [0.8 if known == label else 0.1 for known in LABELS.labels]
             given = {} if method == "raw" else {"probs": probs, "labels": list(LABELS.labels), "outside_mass": 0.01}
             shared = {name: row[name] for name in ("clip_id", "trace_id", "true_label", "provisional")}
-            rows.append({**shared, **given, "split": "test", "system": system, "method": method, "control": control,
-                         "predicted": label, "temperature": None if method == "raw" else 0.9})  # fmt: skip
+            rows.append(
+                {
+                    **shared,
+                    **given,
+                    "split": "test",
+                    "system": system,
+                    "method": method,
+                    "control": control,
+                    "predicted": label,
+                    "temperature": None if method == "raw" else 0.9,
+                }
+            )
         return rows
 
     with workbench.start_run("coldstart", {"lr": 2e-3}, dataset=DATASET) as run:
@@ -141,8 +151,16 @@ def write_workbench(folder: Path) -> tuple[Workbench, list[str], dict[str, str],
                 for name, values in kinds.items() for row, value in zip(rollouts, values)
             ])  # fmt: skip
             share = np.mean(right)
-            logged = {"reward": 1 + share, "accuracy": share, "well_formed": 1.0, "entropy": 0.3 / step, "loss": 0.01,
-                      "zero_variance_share": 0.0, "tokens_mean": 40.0, "truncated_share": 0.0}  # fmt: skip
+            logged = {
+                "reward": 1 + share,
+                "accuracy": share,
+                "well_formed": 1.0,
+                "entropy": 0.3 / step,
+                "loss": 0.01,
+                "zero_variance_share": 0.0,
+                "tokens_mean": 40.0,
+                "truncated_share": 0.0,
+            }
             run.append("steps", [{"step": step, "name": name, "value": float(value)} for name, value in logged.items()])
         run.finish({"clips": 2, "steps": 2})
     refined = run
@@ -153,8 +171,15 @@ def write_workbench(folder: Path) -> tuple[Workbench, list[str], dict[str, str],
     with workbench.start_run("evaluate", {}, parent=cold.id, name="cold start", dataset=DATASET) as run:
         traces = [trace(run.id, i, label, text_of(label, i), cold.checkpoint) for i, label in enumerate(COLD)]
         broken = "<think> At 0.5 s a courier steps onto the porch, and then"
-        traces[5] |= {"text": broken, "answer": None, "reason": "truncated", "truncated": True, "token_ids": None,
-                      "token_logprobs": None, "detail": "cut at the token limit: <think> is never closed"}  # fmt: skip
+        traces[5] |= {
+            "text": broken,
+            "answer": None,
+            "reason": "truncated",
+            "truncated": True,
+            "token_ids": None,
+            "token_logprobs": None,
+            "detail": "cut at the token limit: <think> is never closed",
+        }
         run.append("traces", traces)
         run.append("predictions", predictions(traces, "cold start", "raw", list(COLD)))
         run.finish({"system": "cold start", "clips": 6})
@@ -171,8 +196,13 @@ def write_workbench(folder: Path) -> tuple[Workbench, list[str], dict[str, str],
             run.append("predictions", rows)
         run.finish({"system": "cold start + GRPO", "clips": 6})
     named |= {f"refined-{i}": row["trace_id"] for i, row in enumerate(traces)} | {"hostile": traces[4]["trace_id"]}
-    runs = {"coldstart": cold.id, "grpo": refined.id, "calibrate": calibrator.id, "evaluate-cold": evaluated.id,
-            "evaluate-refined": run.id}  # fmt: skip
+    runs = {
+        "coldstart": cold.id,
+        "grpo": refined.id,
+        "calibrate": calibrator.id,
+        "evaluate-cold": evaluated.id,
+        "evaluate-refined": run.id,
+    }
     workbench.refresh()
     return workbench, ids[:6], named, runs
 

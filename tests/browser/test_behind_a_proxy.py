@@ -104,9 +104,12 @@ def test_every_page_works_and_a_trace_is_replayed(visit, site: Site, certificate
     with behind(site, certificate, way) as url:
         replayed(page, site, url)
         for name, sign in {
-            "traces": "#traces-list button.open", "review": "#review form, #review table", "errors": ".confusion",
-            "runs": "#runs-list tbody tr", "sql": "#sql-box textarea",
-        }.items():  # fmt: skip
+            "traces": "#traces-list button.open",
+            "review": "#review form, #review table",
+            "errors": ".confusion",
+            "runs": "#runs-list tbody tr",
+            "sql": "#sql-box textarea",
+        }.items():
             page.locator("nav a, .nav-holder a").get_by_text(
                 name if name != "sql" else "SQL", exact=False
             ).first.click()

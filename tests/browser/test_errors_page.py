@@ -293,10 +293,22 @@ def evaluated(workbench, system):
     clips = {"clip_id": ["c0", "c1"], "path": ["c0.mp4", "c1.mp4"], "label": ["fall", "sit"], "dataset": ["home"] * 2}
     pq.write_table(pa.table(clips | {"split": ["test"] * 2}), workbench.clips / "home.parquet")
     with workbench.start_run("evaluate", {}, name=system, dataset="home") as run:
-        run.append("predictions", [
-            {"clip_id": clip, "split": "test", "system": system, "method": "raw", "control": "none", "true_label": true,
-             "predicted": "fall", "provisional": "fall"}
-            for clip, true in (("c0", "fall"), ("c1", "sit"))])  # fmt: skip
+        run.append(
+            "predictions",
+            [
+                {
+                    "clip_id": clip,
+                    "split": "test",
+                    "system": system,
+                    "method": "raw",
+                    "control": "none",
+                    "true_label": true,
+                    "predicted": "fall",
+                    "provisional": "fall",
+                }
+                for clip, true in (("c0", "fall"), ("c1", "sit"))
+            ],
+        )
         run.finish({})
     return run.id
 

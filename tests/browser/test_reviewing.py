@@ -152,7 +152,8 @@ def test_a_draft_survives_a_reload_and_another_tab_gets_another_item(own, page):
     other = page.context.new_page()
     own.desk(other, "drafts")
     assert other.evaluate("sessionStorage.getItem('deepintuit-seat')") != page.evaluate(
-        "sessionStorage.getItem('deepintuit-seat')")  # fmt: skip
+        "sessionStorage.getItem('deepintuit-seat')"
+    )
     for tab in (page, other):
         keys(tab, "1", "a", "Enter")
         says(tab, "Saved.")
@@ -245,8 +246,12 @@ def test_a_task_is_opened_with_the_form(own, page):
     page.locator("[name=source]").select_option("suspects")
     page.locator("[name=split]").fill("test")
     page.wait_for_function("/^[0-9]+ traces?$/.test(document.querySelector('#review-count').textContent)")
-    own.workbench.save_slice("one of them", TraceFilter(clip=own.workbench.query(
-        "SELECT clip_id FROM traces WHERE provisional <> true_label LIMIT 1")["clip_id"][0]))  # fmt: skip
+    own.workbench.save_slice(
+        "one of them",
+        TraceFilter(
+            clip=own.workbench.query("SELECT clip_id FROM traces WHERE provisional <> true_label LIMIT 1")["clip_id"][0]
+        ),
+    )
     page.goto(f"{own.url}/review?slice=one+of+them")
     page.wait_for_selector("#review-open")
     assert page.locator("[name=slice]").input_value() == "one of them"

@@ -144,9 +144,14 @@ def test_hostile_texts_and_names_stay_text(page, site):
     page.wait_for_selector("#traces-detail .trace")
     said = page.inner_text("#traces-detail .trace")
     for text in (
-        "<img src=x onerror=\"window.hacked='img'\">", "<script>window.hacked='script'</script>", "&lt;b&gt;",
-        "${window.hacked='dollar'}", "{{window.hacked='braces'}}", "{{{value}}}", "`tick` \"quoted\" 'single'",
-    ):  # fmt: skip
+        "<img src=x onerror=\"window.hacked='img'\">",
+        "<script>window.hacked='script'</script>",
+        "&lt;b&gt;",
+        "${window.hacked='dollar'}",
+        "{{window.hacked='braces'}}",
+        "{{{value}}}",
+        "`tick` \"quoted\" 'single'",
+    ):
         assert text in said
     assert HOSTILE_FILE in page.inner_text("#traces-detail h2")
     assert page.locator("#traces-detail .trace img, #traces-list img, #traces-detail b").count() == 0

@@ -144,10 +144,7 @@ def test_what_a_disk_refuses_is_a_sentence_that_names_the_path(name: str) -> Non
 # The command line
 
 
-PLACES = {
-    "full": lambda small: small.fill(),
-    "read-only": lambda small: small.read_only(),
-}
+PLACES = {"full": lambda small: small.fill(), "read-only": lambda small: small.read_only()}
 
 
 @pytest.mark.parametrize("state", PLACES)
@@ -167,8 +164,14 @@ def test_a_workbench_that_cannot_be_a_folder_is_one_sentence(
     tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
     (tmp_path / "file").write_text("text")
-    for command in (["clips", "folder", str(videos), "--name", "x", "--jobs", "1"], ["clips", "show"], ["report"],
-                    ["clips", "homecam", "--train", "1", "--test", "1"], ["teach"], ["review", "report"]):  # fmt: skip
+    for command in (
+        ["clips", "folder", str(videos), "--name", "x", "--jobs", "1"],
+        ["clips", "show"],
+        ["report"],
+        ["clips", "homecam", "--train", "1", "--test", "1"],
+        ["teach"],
+        ["review", "report"],
+    ):
         assert str(tmp_path / place) in sentence(capsys, *command, "--workbench", str(tmp_path / place))
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "text"
 
@@ -574,8 +577,16 @@ def test_a_damaged_run_json_costs_its_run_and_is_named(
     assert sentence(capsys, "report", "--workbench", str(bench.path))
 
 
-GOOD = {"kind": "judged", "task": "week", "reviewer": "ann", "item": "t0", "clip": "c0", "id": "one", "payload": {},
-        "time": "2026-11-30T12:00:00+00:00"}  # fmt: skip
+GOOD = {
+    "kind": "judged",
+    "task": "week",
+    "reviewer": "ann",
+    "item": "t0",
+    "clip": "c0",
+    "id": "one",
+    "payload": {},
+    "time": "2026-11-30T12:00:00+00:00",
+}
 OPENED = {"name": "bad", "items": {"t0": "c0"}, "labels": ["a"], "questions": ["label"]}
 EVENTS = {
     "no text": b"\xff\xfe{",

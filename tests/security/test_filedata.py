@@ -96,8 +96,9 @@ def house(tmp_path_factory) -> Iterator[House]:
         users = {name: hashed("correct horse") for name in ("reviewer", "lead")}
         servers = [stack.enter_context(served(workbench.path, **more)) for more in ({}, {"users": users})]
         before = [(path.stat().st_ino, path.read_bytes()) for path in victims]
-        yield House(folder, *servers, routes_of(create(workbench.path)), victims, before, fetched,
-                    fetched_at=web.server_port)  # fmt: skip
+        yield House(
+            folder, *servers, routes_of(create(workbench.path)), victims, before, fetched, fetched_at=web.server_port
+        )
 
 
 def routes_of(app: Any) -> set[tuple[str, str]]:
@@ -216,16 +217,26 @@ def test_no_route_gives_away_or_touches_a_file_that_is_named_to_it(house, who):
 
             async def one(method: str, path: str) -> bytes:
                 filled = re.sub(r"\{[^}]*\}", lambda _: secret, path)
-                query = {"path": secret, "file": secret, "task": secret, "deep_link": f"../{secret}", "form": "csv",
-                         "session_hash": "one", "upload_id": secret}  # fmt: skip
+                query = {
+                    "path": secret,
+                    "file": secret,
+                    "task": secret,
+                    "deep_link": f"../{secret}",
+                    "form": "csv",
+                    "session_hash": "one",
+                    "upload_id": secret,
+                }
                 async with gate:
                     more = {"json": body} if method in ("POST", "PUT") else {}
                     return await said(client, method, filled, patience=1.0, params=query, **more)
 
             assert len(house.routes) > 60
             answers = await asyncio.gather(*(one(*route) for route in sorted(house.routes)))
-            answers += [await said(client, "GET", f"/gradio_api/{door}{path}") for path in house.secrets
-                        for door in ("file=", "file/", "proxy=file://", "stream/")]  # fmt: skip
+            answers += [
+                await said(client, "GET", f"/gradio_api/{door}{path}")
+                for path in house.secrets
+                for door in ("file=", "file/", "proxy=file://", "stream/")
+            ]
             return answers + await copies(client, answers)
 
     nothing_was_given_away(house, run_apart(attack()))

@@ -104,10 +104,45 @@ def test_what_visitors_leave_behind_is_bounded(workbench):
 
 
 def test_no_request_breaks_the_review(url):
-    names = ["tasks", "start", "next", "lead", "count", "open", "again", "gather", "draft", "judge", "decide", "skip",
-             "release", "undo", "close"]  # fmt: skip
-    fields = ["task", "item", "seat", "holding", "answers", "id", "query", "slice", "reason", "closed", "first", "name",
-              "order", "questions", "view", "decide", "shares", "gold", "reviewers", "size"]  # fmt: skip
+    names = [
+        "tasks",
+        "start",
+        "next",
+        "lead",
+        "count",
+        "open",
+        "again",
+        "gather",
+        "draft",
+        "judge",
+        "decide",
+        "skip",
+        "release",
+        "undo",
+        "close",
+    ]
+    fields = [
+        "task",
+        "item",
+        "seat",
+        "holding",
+        "answers",
+        "id",
+        "query",
+        "slice",
+        "reason",
+        "closed",
+        "first",
+        "name",
+        "order",
+        "questions",
+        "view",
+        "decide",
+        "shares",
+        "gold",
+        "reviewers",
+        "size",
+    ]
     bodies: list[Any] = [dict.fromkeys(fields, value) for value in VALUES if value != LONG]
     bodies += ["", "[]", "null", "{", "5", "[1e999]", "NaN", DEEP, '{"task":' * 3000]
     bodies += [{"task": "x", "answers": {"label": {"a": []}}}]

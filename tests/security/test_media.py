@@ -97,8 +97,16 @@ def test_a_workbench_of_somebody_else_shows_no_file_of_this_machine_but_videos(w
     (tmp_path / "theirs" / "page.html").write_bytes(page)
     (tmp_path / "secret.txt").write_text("secret " * 500)
     os.mkfifo(tmp_path / "pipe.mp4")
-    named = ["page.html", "/etc/passwd", "../secret.txt", str(tmp_path / "secret.txt"), "/proc/self/environ",
-             str(tmp_path / "pipe.mp4"), "/dev/zero", "../" * 30 + "etc/passwd"]  # fmt: skip
+    named = [
+        "page.html",
+        "/etc/passwd",
+        "../secret.txt",
+        str(tmp_path / "secret.txt"),
+        "/proc/self/environ",
+        str(tmp_path / "pipe.mp4"),
+        "/dev/zero",
+        "../" * 30 + "etc/passwd",
+    ]
     manifest = tmp_path / "theirs" / "clips" / "porch.parquet"
     table = parquet.read(manifest)
     row = next(row for row in table.to_pylist() if row["path"].endswith("plays.mp4"))

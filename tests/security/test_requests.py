@@ -265,9 +265,16 @@ def test_an_unknown_name_gets_a_sentence_that_names_the_option(tmp_path):
     assert "evil" not in visitor(tmp_path).get("/", headers=forged | {"x-gradio-server": "https://evil.example"}).text
     named = ("127.0.0.1", "clips.example.org", "other.example.org:8443")
     for host, code in {
-        "CLIPS.example.org": 200, "clips.example.org:444": 200, "other.example.org:8443": 200, "other.example.org": 400,
-        "clips.example.org.evil.example": 400, "evilclips.example.org": 400, "[::1": 400, "[::1]": 400, "": 400,
-    }.items():  # fmt: skip
+        "CLIPS.example.org": 200,
+        "clips.example.org:444": 200,
+        "other.example.org:8443": 200,
+        "other.example.org": 400,
+        "clips.example.org.evil.example": 400,
+        "evilclips.example.org": 400,
+        "[::1": 400,
+        "[::1]": 400,
+        "": 400,
+    }.items():
         asked = visitor(tmp_path, hosts=named).get("/theme.css", headers={"host": host})
         assert asked.status_code == code, host
 
@@ -288,8 +295,10 @@ def test_an_option_that_cannot_be_is_refused(tmp_path, capsys, option, value):
 def test_a_sub_path_has_one_address_for_each_page(tmp_path):
     someone = visitor(tmp_path, root_path="/user/a%40b/")
     for asked, led in {
-        "/user/a%40b?x=1": "/user/a%40b/?x=1", "/user/a@b/traces/?run=1": "../traces?run=1", "/traces/": "../traces",
-    }.items():  # fmt: skip
+        "/user/a%40b?x=1": "/user/a%40b/?x=1",
+        "/user/a@b/traces/?run=1": "../traces?run=1",
+        "/traces/": "../traces",
+    }.items():
         found = someone.get(asked)
         assert found.status_code == 308 and found.headers["location"] == led
     for path in ("/user/a%40b/traces", "/traces", "/user/a%40b/static-app/app.js", "/static-app/app.js"):

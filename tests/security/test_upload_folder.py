@@ -22,8 +22,14 @@ _HOLDS = "import sys; from app.uploads import Uploads; print(Uploads().inbox, fl
 
 def process(temporary: Path, *command: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                            cwd=temporary, env=environment)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=temporary,
+        env=environment,
+    )
 
 
 def folders(temporary: Path) -> list[Path]:
@@ -39,9 +45,13 @@ def test_a_file_that_no_browser_sent_is_refused_and_left_alone(tmp_path, way):
     if way == "by a link":
         link.symlink_to(mine)
     given = {
-        "there": mine, "by a link": link, "upwards": f"{uploads.inbox}/../../../{mine}", "a folder": uploads.inbox,
-        "no path": "a\0b.mp4", "not there": uploads.inbox / "x.mp4",
-    }[way]  # fmt: skip
+        "there": mine,
+        "by a link": link,
+        "upwards": f"{uploads.inbox}/../../../{mine}",
+        "a folder": uploads.inbox,
+        "no path": "a\0b.mp4",
+        "not there": uploads.inbox / "x.mp4",
+    }[way]
     with pytest.raises(VideoError, match="not uploaded here"):
         uploads.accept(given, "mine.mp4")
     assert mine.exists() and uploads.inbox.is_dir()
