@@ -19,7 +19,6 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import torch
 from rich.progress import track
 from sklearn.linear_model import LogisticRegression
@@ -39,7 +38,6 @@ from deepintuit.reasoner import (
     Task,
     asked,
     card,
-    fitted_ways,
     gate_for,
     hidden_states,
     identity,
@@ -325,8 +323,3 @@ def fit_head(
             weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
         heads.append(LinearHead(weight, bias, scaler.mean_, scaler.scale_))
     return min(heads, key=lambda head: nll(apply_temperature(head(held_out_V_D), 1.0), truth_V))
-
-
-def fitted_temperatures(run: Run) -> pd.DataFrame:
-    """What `calibration.json` says: method, temperature, and validation NLL, accuracy and n."""
-    return pd.DataFrame.from_dict(fitted_ways(run), orient="index").rename_axis("method").reset_index()

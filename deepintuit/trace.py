@@ -339,13 +339,6 @@ def outer_spans(trace: Trace) -> dict[str, tuple[int, int]]:
     return outer
 
 
-def segment_of_offset(trace: Trace | Malformed, offset: int) -> str | None:
-    """The segment that a character lies in, its marks included; None between segments and in a malformed text."""
-    if not trace.ok:
-        return None
-    return next((name for name, (start, end) in outer_spans(trace).items() if start <= offset < end), None)
-
-
 class Mention(NamedTuple):
     """A place in a clip that a text speaks of: characters start … end, and `value` in seconds or as a frame number."""
 

@@ -21,7 +21,6 @@ from deepintuit.trace import (
     outer_spans,
     parse,
     render,
-    segment_of_offset,
 )
 
 LABELS = LabelSet("home", ("normal", "abnormal", "abnormal at night"), {}, {"theft": "abnormal"})
@@ -144,18 +143,13 @@ def test_observation_comes_first_in_its_grammar():
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
-def test_every_character_lies_in_the_segment_whose_marks_hold_it(name):
+def test_every_character_but_white_space_lies_in_the_outer_span_of_a_segment(name):
     grammar = GRAMMARS[name]
     text = "\n".join(
         part.open + ("normal" if part.role == "answer" else "A cat.") + part.close for part in grammar.segments
     )
     trace = read(text, name)
     assert "".join(text[slice(*span)] for span in outer_spans(trace).values()) == text.replace("\n", "")
-    for offset, character in enumerate(text):
-        segment = segment_of_offset(trace, offset)
-        assert (segment is None) == (character == "\n")
-    assert segment_of_offset(trace, len(text)) is None
-    assert segment_of_offset(read("", name), 0) is None
 
 
 def test_an_unknown_grammar_offers_the_nearest():

@@ -31,7 +31,6 @@ from deepintuit.errors import ModelError, VideoError, VideoReason
 from deepintuit.labels import LabelSet
 from deepintuit.vlm import VLM, Example, label_logprobs, last_hidden, sample_groups, token_logprobs
 from deepintuit.vlm.finetune import Recipe, finetune
-from deepintuit.vlm.sampling import plain_sample
 from deepintuit.vlm.training import StepLog
 
 PROMPT = "What happens? Answer with one word."
@@ -674,6 +673,21 @@ def test_a_prompt_is_prefilled_once_a_group_and_no_tower_runs(vlm, encode):
     assert all(rows <= most[0] and seats <= most[1] for rows, seats in watched.calls[1:]), "a row a clip"
     longest = max(len(sample.token_ids) for group in groups for sample in group)
     assert len(watched.calls) == longest, "the last token of a trace is never fed"
+
+
+@torch.no_grad()
+def plain_sample(vlm, pixel_inputs, max_tokens):
+    """The reference: greedy `generate` from pixels, tower and prefill included."""
+    out = vlm.model.generate(
+        **pixel_inputs,
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        suppress_tokens=vlm.silenced,
+        eos_token_id=vlm.stop_ids,
+        pad_token_id=vlm.tokenizer.pad_token_id,
+        repetition_penalty=1.0,  # Qwen2.5-VL's own generation config says 1.05
+    )
+    return vlm.tokenizer.batch_decode(out[:, pixel_inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def test_greedy_traces_are_those_of_generate(vlm, encode, pixels):

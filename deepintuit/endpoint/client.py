@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
 import os
 import random
 import re
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -62,10 +61,6 @@ class Usage:
     without_usage: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-
-    def cost(self, price_in: float, price_out: float) -> float:
-        """Currency units at prices per million tokens; a lower bound while `without_usage` is above 0."""
-        return (self.prompt_tokens * price_in + self.completion_tokens * price_out) / 1e6
 
     def count(self, answer: Completion) -> None:
         if answer.cached:
@@ -140,31 +135,6 @@ class Endpoint:
         of `on_done` ends the work. Answers that came before stay in the cache.
         """
         return _in_an_event_loop(self._complete_many(requests, on_done))
-
-    def stream(self, request: Request) -> Iterator[str]:
-        """The pieces of one answer as they come. Not cached and not tried again: somebody is watching.
-
-        Closing the generator hangs up. Raises `TeachError` when it cannot begin or breaks off.
-        """
-        left_out, ends = set(self.left_out), time.monotonic() + self.timeout
-        try:
-            with httpx.Client(timeout=self.timeout) as client:
-                while True:
-                    body, headers = self._body(request, left_out, stream=True), self._headers("identity")
-                    with client.stream("POST", self._url, content=body, headers=headers) as answer:
-                        if answer.status_code == 200:
-                            if answer.headers.get("Content-Encoding", "identity") != "identity":
-                                raise NotACompletion("a packed stream, which was not asked for")
-                            yield from wire.deltas(
-                                self._safe(line) for line in wire.lines_of(_bounded(answer.iter_raw(), ends))
-                            )
-                            self.left_out |= left_out
-                            return
-                        said = self._said(b"".join(_bounded(answer.iter_raw(), ends, _LONGEST_ERROR)), answer)
-                        if not self._asks_otherwise(answer.status_code, said, left_out):
-                            raise self._verdict(answer.status_code, said)
-        except (httpx.RequestError, NotACompletion) as error:
-            raise self._unreachable(_spoken(error), 1) from error
 
     # Asking
 
@@ -250,7 +220,7 @@ class Endpoint:
     async def _post(self, client: httpx.AsyncClient, body: bytes) -> tuple[int, httpx.Headers, str]:
         """Status, headers and text. Of an answer nothing is taken that is larger than an answer can be; of an error
         message, what is over is left."""
-        async with client.stream("POST", self._url, content=body, headers=self._headers("gzip")) as answer:
+        async with client.stream("POST", self._url, content=body, headers=self._headers()) as answer:
             raw = bytearray()
             async for chunk in answer.aiter_raw():
                 raw += chunk
@@ -277,9 +247,9 @@ class Endpoint:
         left_out.add(named)
         return True
 
-    def _body(self, request: Request, left_out: Collection[str], stream: bool = False) -> bytes:
+    def _body(self, request: Request, left_out: Collection[str]) -> bytes:
         tokens = "max_completion_tokens" if "max_tokens" in left_out else "max_tokens"
-        fields = {"model": self.model, "messages": request.messages(), tokens: request.max_tokens, "stream": stream}
+        fields = {"model": self.model, "messages": request.messages(), tokens: request.max_tokens, "stream": False}
         if "temperature" not in left_out:
             fields["temperature"] = request.temperature
         # Escaped to ASCII, so that a lone surrogate in a clip's title is not what stops a job.
@@ -339,10 +309,10 @@ class Endpoint:
             )
         return key
 
-    def _headers(self, accepted: str) -> dict[str, str]:
+    def _headers(self) -> dict[str, str]:
         key = self._key()
         authorized = {"Authorization": f"Bearer {key}"} if key else {}
-        return {"Content-Type": "application/json", "Accept-Encoding": accepted, **authorized}
+        return {"Content-Type": "application/json", "Accept-Encoding": "gzip", **authorized}
 
     def _safe(self, text: str) -> str:
         """Without the key: a server may echo what it was sent."""
@@ -351,8 +321,6 @@ class Endpoint:
 
     def _verdict(self, status: int, said: str) -> TeachError:
         what = f"{self.host} answers with status {status}"
-        if _may_pass(status):
-            return self._unreachable(f"status {status}", 1)
         if status in (401, 403):
             return TeachError(
                 what,
@@ -427,15 +395,3 @@ def _keep(entry: Path | None, answer: Completion) -> None:
         with disk.optional(entry.parents[1]):
             entry.parent.mkdir(parents=True, exist_ok=True)
             disk.write_json(entry, told)  # synced: it was paid for
-
-
-def _bounded(chunks: Iterable[bytes], ends: float, most: float = math.inf) -> Iterator[bytes]:
-    """Until `most` bytes came; `NotACompletion` when the time `ends` before."""
-    size = 0
-    for chunk in chunks:
-        if time.monotonic() > ends:
-            raise NotACompletion("a stream that takes longer than the timeout")
-        yield chunk
-        size += len(chunk)
-        if size > most:
-            return

@@ -6,14 +6,13 @@ Left out on purpose: every field that only some servers know.
 from __future__ import annotations
 
 import base64
-import codecs
 import email.utils
 import io
 import math
 import re
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -149,7 +148,7 @@ class _Pieces(NamedTuple):
 
 
 def _pieces(message: Mapping[str, Any]) -> _Pieces:
-    """What a message, or a piece of one in a stream, holds. Its content is a text, a list of parts, or null."""
+    """What a message holds. Its content is a text, a list of parts, or null."""
     content, refusal = message.get("content"), message.get("refusal")
     thinking = next((said for name in _THINKING if (said := _words(message.get(name)))), "")
     parts = content if isinstance(content, list) else [content]
@@ -192,40 +191,6 @@ def _tokens(usage: Any, kind: str) -> int | None:
     return count if type(count) is int and 0 <= count < 2**40 else None
 
 
-def deltas(lines: Iterable[str]) -> Iterator[str]:
-    """The pieces of text in server-sent events, thinking between its marks. Raises `NotACompletion` for an event that
-    is none, an early end, and an answer that says nothing."""
-    ended, wrote, refusal, reason = False, False, "", "unknown"
-    thinks: bool | None = None  # False: no longer
-    for line in lines:
-        if not line.startswith("data:"):
-            continue
-        data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
-            ended = True
-            break
-        try:
-            event = parse_json(data)
-            _raise_said(event)
-            choices = event["choices"]
-            found = _pieces(choices[0]["delta"] or {}) if choices else _Pieces("", "", "")
-            if choices and choices[0].get("finish_reason"):
-                ended, reason = True, str(choices[0]["finish_reason"])[:100]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise NotACompletion(f"a stream event that holds no piece of an answer ({data[:80]!r})") from error
-        refusal += found.refusal
-        if found.thinking and thinks is not False:
-            yield found.thinking if thinks else THINK.open + found.thinking
-            thinks = True
-        if found.content:
-            yield THINK.close + found.content if thinks else found.content
-            thinks, wrote = False, wrote or bool(found.content.strip())
-    if not ended:
-        raise NotACompletion("a stream that broke off")
-    if lacking := _lacking("x" if wrote or thinks else "", refusal, reason):
-        raise NotACompletion(f"a stream without an answer: {lacking}")
-
-
 def refused_field(said: str) -> str | None:
     """Which field of ours an error (of status 400 or 422) names as one that the model does not take."""
     named = (name for name in ("max_tokens", "temperature") if re.search(rf"\b{name}\b", said))
@@ -266,23 +231,6 @@ def unpacked(content: bytes, coding: str) -> str:
 def within_bounds(size: int) -> None:
     if size > MOST_BYTES:
         raise NotACompletion(f"an answer of more than {MOST_BYTES >> 20} MiB")
-
-
-def lines_of(chunks: Iterable[bytes]) -> Iterator[str]:
-    """The lines of a stream, whose chunks may end inside a line or a character."""
-    decoder, size, held = codecs.getincrementaldecoder("utf-8-sig")(), 0, list[str]()
-    for chunk in chunks:
-        size += len(chunk)
-        within_bounds(size)
-        try:
-            first, *more = decoder.decode(chunk).split("\n")
-        except UnicodeDecodeError as error:
-            raise NotACompletion(f"a stream that is no UTF-8 text (byte {size - len(chunk) + error.start})") from error
-        held.append(first)
-        for piece in more:
-            yield "".join(held).rstrip("\r")
-            held = [piece]
-    yield "".join(held).rstrip("\r")
 
 
 def retry_after(header: str | None) -> float:

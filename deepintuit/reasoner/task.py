@@ -15,7 +15,7 @@ from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.labels import NONE_LABEL, LabelSet
-from deepintuit.prompts import calibrator_prompt, label_prompt, rationale_prompt, reasoner_prompt
+from deepintuit.prompts import calibrator_prompt, label_prompt, reasoner_prompt
 from deepintuit.store import Run, Workbench
 from deepintuit.trace import GRAMMARS, Grammar, Malformed, Trace, parse
 
@@ -84,9 +84,6 @@ class Task:
 
     def label_prompt(self, clip_id: str) -> str:
         return label_prompt(self.labels, self.style, self._fields.get(clip_id, {}))
-
-    def rationale_prompt(self, clip_id: str, true_label: str | None) -> str:
-        return rationale_prompt(self.labels, true_label, self.grammar, self.style, self._fields.get(clip_id, {}))
 
     def calibrator_prompt(
         self, clip_id: str, said: Trace | Malformed | Opinion | None, order: Sequence[int] | None = None

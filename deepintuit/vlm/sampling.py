@@ -3,8 +3,7 @@
 The traces of a group begin as one and part where they draw different tokens. A clip is one row of the batch, its cache
 holds the tokens of all its traces behind one prompt, and a mask says which are whose: nothing is copied for a trace,
 nor for a step. Every trace draws from a random stream of its own, keyed by (seed, clip, sample): what a trace says does
-not depend on which others are sampled beside it, nor on where a killed run resumed. `plain_sample` is the same through
-`model.generate`'s path, kept as the reference.
+not depend on which others are sampled beside it, nor on where a killed run resumed.
 
 Left out on purpose: beam search, repetition penalties.
 """
@@ -329,18 +328,3 @@ class _Batch:
         text = self.ended_with.get(row) or vlm.tokenizer.decode(ids, skip_special_tokens=True)
         quick = self.confidence[row], self.quick_tokens[row], self.thought[row], self.probability[row]
         return Sample(text, ids, self.logprobs[row], not self.ended[row], milliseconds, *quick)
-
-
-@torch.no_grad()
-def plain_sample(vlm: VLM, pixel_inputs: dict, max_tokens: int) -> list[str]:
-    """The reference: greedy `generate` from pixels, tower and prefill included. For tests and benchmarks."""
-    out = vlm.model.generate(
-        **pixel_inputs,
-        do_sample=False,
-        max_new_tokens=max_tokens,
-        suppress_tokens=vlm.silenced,
-        eos_token_id=vlm.stop_ids,
-        pad_token_id=vlm.tokenizer.pad_token_id,
-        repetition_penalty=1.0,  # Qwen2.5-VL's own generation config says 1.05
-    )
-    return vlm.tokenizer.batch_decode(out[:, pixel_inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from deepintuit import config, trace
 from deepintuit.data import import_csv, import_jsonl
-from deepintuit.endpoint.wire import NotACompletion, completion, deltas, lines_of, refused_field, retry_after, unpacked
+from deepintuit.endpoint.wire import NotACompletion, completion, refused_field, retry_after, unpacked
 from deepintuit.errors import DeepIntuitError
 from deepintuit.labels import LabelSet, normalise
 from deepintuit.review import exchange
@@ -169,10 +169,8 @@ def _wire(content: bytes) -> None:
     retry_after(text), refused_field(text)
     readers: list[Callable[[], object]] = [
         lambda: completion(text, 1.0),
-        lambda: list(deltas(lines_of([content]))),
         lambda: unpacked(content, "gzip"),
         lambda: completion(unpacked(content, ""), 1.0),
-        lambda: list(deltas([f"data: {text}"])),
     ]
     for read in readers:
         try:
@@ -260,11 +258,7 @@ ANSWERS = [
         {"content": [{"type": "text", "text": "a"}]},
         {"refusal": "no"},
     )
-] + [
-    b'{"error": {"message": "max_tokens is unsupported", "code": 400}}',
-    b': c\n\ndata: {"choices": [{"delta": {"content": "a", "reasoning": "b"}, "finish_reason": null}]}\r\n\r\n'
-    b"data: [DONE]\n\n",
-]
+] + [b'{"error": {"message": "max_tokens is unsupported", "code": 400}}']
 JSONL = [
     b'{"path": "1.mp4", "label": "a", "title": "t", "split": "test"}\n'
     b'{"path": "2.mp4", "label": "b", "x": [1, {"y": 2}]}\n'
