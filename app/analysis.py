@@ -1,7 +1,7 @@
 """What one system answered on one split, made ready to be looked at: the choice among what there is, and the analysis.
 
 Plain functions, no Gradio and no HTML: `errors` wires them to its page, `errors_view`, `errors_honesty` and
-`errors_clips` show them. Reads rows by `deepintuit.store.answers`; what is computed is `deepintuit.metrics`'.
+`errors_clips` show them. Reads rows by `deepintuit_analysis.index.answers`; what is computed is `deepintuit.metrics`'.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from deepintuit.errors import DataError
 from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.metrics import FLOOR, apply_temperature
 from deepintuit.metrics.inputs import in_order
-from deepintuit.report.table import CONTROLS
-from deepintuit.report.text import shown
-from deepintuit.store import Workbench, answers
-from deepintuit.store.index import file_signature, signatures
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import answers
+from deepintuit_analysis.index.build import file_signature, signatures
+from deepintuit_analysis.report.table import CONTROLS
+from deepintuit_analysis.report.text import shown
 
 THRESHOLD = 0.9
 

@@ -31,14 +31,14 @@ from gradio.routes import INTERNAL_ROUTES  # noqa: E402
 from starlette.datastructures import MutableHeaders  # noqa: E402
 from starlette.responses import JSONResponse, RedirectResponse  # noqa: E402
 
-from app import errors, media, review, runs, sql, traces, watch  # noqa: E402
-from app.connections import Patient  # noqa: E402
-from app.desk import Desk  # noqa: E402
-from app.doors import SESSIONS, Blocks, Doors  # noqa: E402
-from app.gate import Gate  # noqa: E402
-from app.outside import LOOPBACK, Outside, named_hosts, named_proxies, sub_path  # noqa: E402
-from app.uploads import MAX_BYTES  # noqa: E402
-from deepintuit.errors import ConfigError  # noqa: E402
+from deepintuit.errors import ConfigError, DeepIntuitError  # noqa: E402
+from deepintuit_app import errors, media, review, runs, sql, traces, watch  # noqa: E402
+from deepintuit_app.connections import Patient  # noqa: E402
+from deepintuit_app.desk import Desk  # noqa: E402
+from deepintuit_app.doors import SESSIONS, Blocks, Doors  # noqa: E402
+from deepintuit_app.gate import Gate  # noqa: E402
+from deepintuit_app.outside import LOOPBACK, Outside, named_hosts, named_proxies, sub_path  # noqa: E402
+from deepintuit_app.uploads import MAX_BYTES  # noqa: E402
 
 PAGES = {
     "watch": ("Watch", watch), "traces": ("Traces", traces), "review": ("Review", review), "errors": ("Errors", errors),
@@ -181,7 +181,7 @@ def _listening(app: FastAPI, **settings: Any) -> uvicorn.Server:
 def served(workbench: str | Path, **settings: Any) -> Iterator[str]:
     """The dashboard on a free port of this machine while the context lasts, for tests and pictures; its address.
 
-    `settings` as of `create`. It runs in a thread of this process. RuntimeError when it does not come up."""
+    `settings` as of `create`. It runs in a thread of this process. DeepIntuitError when it does not come up."""
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -192,7 +192,9 @@ def served(workbench: str | Path, **settings: Any) -> Iterator[str]:
     began = time.monotonic()
     while not server.started:
         if not thread.is_alive() or time.monotonic() - began > 60:
-            raise RuntimeError("the server did not start")
+            raise DeepIntuitError(
+                "the server did not start", "60 seconds went by or its thread ended", "See the log above"
+            )
         time.sleep(0.02)
     try:
         yield f"http://127.0.0.1:{port}"

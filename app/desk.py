@@ -12,11 +12,11 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.live import Engine, Pages
-from app.uploads import Uploads
 from deepintuit.errors import DeepIntuitError
-from deepintuit.store import Workbench
-from deepintuit.store.index import file_signature
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index.build import file_signature
+from deepintuit_app.live import Engine, Pages
+from deepintuit_app.uploads import Uploads
 
 LOCAL = "local"
 """Who asks when there is no login."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from app.html import empty, esc, percent, table, tag
 from deepintuit.data import Manifest
 from deepintuit.metrics import GateCurve, cheapest_threshold, gate_curve
-from deepintuit.report.thinking import GATE_COLUMNS, QUICK_GRAMMARS, quick_answers
-from deepintuit.store import Workbench, clips
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import clips
+from deepintuit_analysis.report.thinking import GATE_COLUMNS, QUICK_GRAMMARS, quick_answers
+from deepintuit_app.html import empty, esc, percent, table, tag
 
 
 def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -> str:

@@ -18,8 +18,8 @@ from starlette.datastructures import QueryParams
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.uploads import Uploads
 from deepintuit.texts import decoded, parse_json
+from deepintuit_app.uploads import Uploads
 
 _log = logging.getLogger(__name__)
 _ROUTES = re.compile(

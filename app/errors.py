@@ -4,8 +4,8 @@
 
 A *cell* names some clips of what is on screen (`behind` lists the kinds): every count of the page is a button that puts
 its cell into the address and the clips into the drawer. `errors_view`, `errors_honesty` and `errors_clips` write the
-HTML, `deepintuit.store.answers` reads the rows, `deepintuit.metrics` computes. Left out on purpose: editing, and
-comparing more than two systems (Runs does).
+HTML, `deepintuit_analysis.index.answers` reads the rows, `deepintuit.metrics` computes. Left out on purpose: editing,
+and comparing more than two systems (Runs does).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import astuple
 
 import gradio as gr
 
-from app import errors_clips, errors_honesty, links, slices
-from app import errors_view as view
-from app.analysis import THRESHOLD, Analysis, Choice, Offers, analysis, choose, clamped, one_of
-from app.desk import Desk
-from app.html import empty
 from deepintuit.errors import DeepIntuitError
-from deepintuit.store import answers, browse
-from deepintuit.store.index import file_signature
+from deepintuit_analysis.index import answers, browse
+from deepintuit_analysis.index.build import file_signature
+from deepintuit_app import errors_clips, errors_honesty, links, slices
+from deepintuit_app import errors_view as view
+from deepintuit_app.analysis import THRESHOLD, Analysis, Choice, Offers, analysis, choose, clamped, one_of
+from deepintuit_app.desk import Desk
+from deepintuit_app.html import empty
 
 NORMS = {"counts": "counts", "rows": "share of the true class", "columns": "share of the answer"}
 PICKS = ("dataset", "split", "system", "method", "compare", "slice")

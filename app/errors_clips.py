@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from app import errors_view as view
-from app import prose
-from app.analysis import Analysis
-from app.html import address, badge, empty, esc, percent, table, tag
-from app.media import clip_url
 from deepintuit.labels import NONE_LABEL
+from deepintuit_app import errors_view as view
+from deepintuit_app import prose
+from deepintuit_app.analysis import Analysis
+from deepintuit_app.html import address, badge, empty, esc, percent, table, tag
+from deepintuit_app.media import clip_url
 
 MOST_CLIPS = 2000
 FOCUS = (

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.errors_view import BINS, bins_of, counted, cut, draws_for, marked, opener, share, top_right, truth_of
-from app.html import empty, esc, percent, table, tag
 from deepintuit.metrics import (
     Estimate,
     bootstrap,
@@ -30,14 +28,27 @@ from deepintuit.metrics import (
     risk_coverage,
     wilson,
 )
-from deepintuit.report import class_f1_figure, reliability_figure, risk_coverage_figure
-from deepintuit.report.table import COVERAGES
-from deepintuit.report.text import NO_THRESHOLDS, interval, number
+from deepintuit_analysis.report import class_f1_figure, reliability_figure, risk_coverage_figure
+from deepintuit_analysis.report.table import COVERAGES
+from deepintuit_analysis.report.text import NO_THRESHOLDS, interval, number
+from deepintuit_app.errors_view import (
+    BINS,
+    bins_of,
+    counted,
+    cut,
+    draws_for,
+    marked,
+    opener,
+    share,
+    top_right,
+    truth_of,
+)
+from deepintuit_app.html import empty, esc, percent, table, tag
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from app.analysis import Analysis, Answers
+    from deepintuit_app.analysis import Analysis, Answers
 
 
 def narrow(figure: go.Figure) -> go.Figure:

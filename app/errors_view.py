@@ -14,8 +14,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from app.analysis import Analysis, Answers
-from app.html import address, badge, empty, esc, percent, table, tag
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import (
     Bins,
@@ -33,10 +31,12 @@ from deepintuit.metrics import (
     wilson,
 )
 from deepintuit.metrics import confusion as confusion_of
-from deepintuit.report.figures import few_of, most_confused
-from deepintuit.report.table import CONTROLS
-from deepintuit.report.text import interval, number, p_value, shown
-from deepintuit.store import answers
+from deepintuit_analysis.index import answers
+from deepintuit_analysis.report.figures import few_of, most_confused
+from deepintuit_analysis.report.table import CONTROLS
+from deepintuit_analysis.report.text import interval, number, p_value, shown
+from deepintuit_app.analysis import Analysis, Answers
+from deepintuit_app.html import address, badge, empty, esc, percent, table, tag
 
 BINS = 15
 _PROMISE = "Where a system fails, class by class. Every underlined count opens the clips behind it."

@@ -34,9 +34,9 @@ from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.html import esc
 from deepintuit import disk, texts
 from deepintuit.errors import ConfigError
+from deepintuit_app.html import esc
 
 COOKIE, DEVICE = "deepintuit-session", "deepintuit-device"
 FREE, LONGEST, LONGEST_OF_A_FRIEND = 3, 300.0, 15.0

@@ -26,9 +26,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from app import keeper
 from deepintuit import disk
 from deepintuit.errors import DiskError, StoreError
+from deepintuit_app import keeper
 
 _ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{4}")
 _TAIL = 64 * 1024
@@ -99,17 +99,11 @@ def _start(
     keeper.note(folder, **about, command=[argument.replace("{job}", str(folder)) for argument in command])
     with open(folder / "keeper.log", "w", encoding="utf-8") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app.keeper", str(folder)],
+            [sys.executable, "-m", "deepintuit_app.keeper", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=errors,
             stderr=errors,
             start_new_session=True,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(
-                    filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
-                ),
-            },
         )
     threading.Thread(target=process.wait, daemon=True).start()  # so that no zombie stays while this server lives
 

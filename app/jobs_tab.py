@@ -10,12 +10,12 @@ from typing import Any
 
 import gradio as gr
 
-from app import jobs, orders
-from app import runs_view as view
-from app.desk import Desk
-from app.html import without_places, without_roots
 from deepintuit.errors import DeepIntuitError
-from deepintuit.store import progress
+from deepintuit_analysis.index import progress
+from deepintuit_app import jobs, orders
+from deepintuit_app import runs_view as view
+from deepintuit_app.desk import Desk
+from deepintuit_app.html import without_places, without_roots
 
 QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """How events that only read are wired."""

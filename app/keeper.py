@@ -1,6 +1,6 @@
 """The process that keeps one job: waits for its turn, runs the command, writes what it says and how it ended.
 
-    python -m app.keeper WORKBENCH/jobs/ID
+    python -m deepintuit_app.keeper WORKBENCH/jobs/ID
 
 `jobs` starts it in a session of its own, so that a job outlives the browser and the server, and asks it to stop with
 SIGTERM. It alone writes `job.json` once it runs. Jobs of a workbench go one after the other, oldest first: two that

@@ -14,7 +14,7 @@ import threading
 from typing import Any
 
 from deepintuit.reasoner.replay import Event, Failed, Stage
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
 
 THREAD = "deepintuit-live"
 """Name of the threads that hold a model."""

@@ -22,11 +22,11 @@ import numpy as np
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse, Response
 
-from app.desk import Desk
-from app.uploads import PREFIX
 from deepintuit import video
 from deepintuit.errors import DeepIntuitError
-from deepintuit.store import browse
+from deepintuit_analysis.index import browse
+from deepintuit_app.desk import Desk
+from deepintuit_app.uploads import PREFIX
 
 STATIC = Path(__file__).with_name("static")
 _SERVED = {

@@ -24,7 +24,7 @@ import tomli_w
 from deepintuit import config
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, StoreError, nearest
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
 
 NEWEST = "newest"
 """In place of a run: the newest finished one that fits when the job's turn comes."""
@@ -49,7 +49,7 @@ INPUTS: dict[str, dict[str, tuple[str, ...]]] = {
 _WORDS = ("zero-shot", "baselines")
 _FREE_TEXT = ("clips.text_fields", "clips.notes_shown", "coldstart.splits", "teach.model")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
-_SHIPPED = Path(__file__).parents[1] / "configs"
+_SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 
 
 @dataclass(frozen=True)

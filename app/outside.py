@@ -23,8 +23,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app.uploads import MAX_BYTES
 from deepintuit.errors import ConfigError
+from deepintuit_app.uploads import MAX_BYTES
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UPLOAD = "/gradio_api/upload"

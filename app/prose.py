@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from app.html import esc, tag
 from deepintuit.trace import GRAMMARS, Grammar, Mention, mentions
+from deepintuit_app.html import esc, tag
 
 TITLES = {"think": "Thinking", "answer": "Answer", "observation": "Observation", "quick": "Quick answer"}
 _SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?](?![\s\"')\]]|$)[^.!?\n]*)*(?:[.!?]+[\"')\]]*|\n|$)\s*")

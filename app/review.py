@@ -4,7 +4,7 @@ The page is one element that `static/review.js` fills from the routes below: bet
 asked, so the next one, fetched ahead, is there at once. Every route takes ids and answers with JSON; what it writes is
 on disk before it answers. Who asks is what the login says, never what the request says.
 
-Left out on purpose: what an answer means (`deepintuit.review`), how things look (`review_view`).
+Left out on purpose: what an answer means (`deepintuit_analysis.review`), how things look (`review_view`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from fastapi import APIRouter, Body, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
-from app import review_view
-from app.desk import LOCAL, Desk
-from app.html import tag
-from app.review_tasks import Room
-from app.slices import sentences
 from deepintuit.errors import DeepIntuitError
-from deepintuit.review import exchange, insight
-from deepintuit.review.events import damage
-from deepintuit.store import browse
+from deepintuit_analysis.index import browse
+from deepintuit_analysis.review import exchange, insight
+from deepintuit_analysis.review.events import damage
+from deepintuit_app import review_view
+from deepintuit_app.desk import LOCAL, Desk
+from deepintuit_app.html import tag
+from deepintuit_app.review_tasks import Room
+from deepintuit_app.slices import sentences
 
 Asked = Annotated[dict[str, Any], Body()]
 _NOT_KEPT = {"Cache-Control": "private, no-store"}

@@ -7,7 +7,7 @@
 Plain functions of ids and texts: `review` has the routes, `review_view` draws. What belongs to a reviewer is checked by
 `Reviews`; an item is shown only to somebody whom it was handed to.
 
-Left out on purpose: agreement and label errors (`metrics`, `deepintuit.review`), anything of Gradio.
+Left out on purpose: agreement and label errors (`metrics`, `deepintuit_analysis.review`), anything of Gradio.
 """
 
 from __future__ import annotations
@@ -21,14 +21,26 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from app import media, review_view
-from app.desk import Desk
 from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
-from deepintuit.review import ORDERS, QUESTIONS, EventLog, Kind, Reviews, Task, exchange, insight, loop, plan, task_of
-from deepintuit.store import browse, clips
-from deepintuit.store.browse import TraceFilter
-from deepintuit.store.reviewed import row_of
+from deepintuit_analysis.index import browse, clips
+from deepintuit_analysis.index.browse import TraceFilter
+from deepintuit_analysis.index.reviewed import row_of
+from deepintuit_analysis.review import (
+    ORDERS,
+    QUESTIONS,
+    EventLog,
+    Kind,
+    Reviews,
+    Task,
+    exchange,
+    insight,
+    loop,
+    plan,
+    task_of,
+)
+from deepintuit_app import media, review_view
+from deepintuit_app.desk import Desk
 
 MOST_GOLD, MOST_LISTED = 200, 5000
 _KEPT = 60.0

@@ -12,12 +12,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app import prose
-from app.html import address, badge, empty, esc, link, percent, table, tag
-from app.slices import NONE_SAVED
 from deepintuit.metrics import Agreement, agreement, rating_matrix
-from deepintuit.review import ORDERS, Task, exchange
-from deepintuit.review.insight import PROCESSES, Blame, GoldRecord
+from deepintuit_analysis.review import ORDERS, Task, exchange
+from deepintuit_analysis.review.insight import PROCESSES, Blame, GoldRecord
+from deepintuit_app import prose
+from deepintuit_app.html import address, badge, empty, esc, link, percent, table, tag
+from deepintuit_app.slices import NONE_SAVED
 
 ORDER_WORDS = {
     "entropy": "uncertain first (entropy)", "margin": "uncertain first (margin)",

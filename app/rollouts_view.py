@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from app.html import badge, empty, esc, link, tag
+from deepintuit_app.html import badge, empty, esc, link, tag
 
 
 def groups(rows: pd.DataFrame, chosen: str, step: int) -> str:

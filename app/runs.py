@@ -13,14 +13,14 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from app import jobs, jobs_tab, links, rollouts_view, slices
-from app import runs_view as view
-from app.desk import Desk
-from app.html import empty, without_places, without_roots
-from deepintuit import report
 from deepintuit.errors import DeepIntuitError
-from deepintuit.report.health import remarks
-from deepintuit.store import Workbench, progress
+from deepintuit_analysis import Workbench, report
+from deepintuit_analysis.index import progress
+from deepintuit_analysis.report.health import remarks
+from deepintuit_app import jobs, jobs_tab, links, rollouts_view, slices
+from deepintuit_app import runs_view as view
+from deepintuit_app.desk import Desk
+from deepintuit_app.html import empty, without_places, without_roots
 
 TABS = ("runs", "details", "training", "rollouts", "jobs")
 EVERY = 2.0

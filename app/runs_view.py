@@ -14,12 +14,12 @@ from typing import Any
 
 import pandas as pd
 
-from app.html import badge, empty, esc, facts, link, percent, table, tag
-from app.jobs import STATUSES, Job
 from deepintuit.config import Config
 from deepintuit.metrics import wilson
-from deepintuit.report.health import Remark
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.report.health import Remark
+from deepintuit_app.html import badge, empty, esc, facts, link, percent, table, tag
+from deepintuit_app.jobs import STATUSES, Job
 
 KINDS = {
     "finished": "good",

@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from app import media, prose
-from app.html import badge, empty, esc, percent, tag
-from app.verdicts import verdicts
 from deepintuit.reasoner.replay import Distribution, Event, Failed, Seen, Stage, TraceDone, Written
+from deepintuit_app import media, prose
+from deepintuit_app.html import badge, empty, esc, percent, tag
+from deepintuit_app.verdicts import verdicts
 
 PARTS = ("status", "trace", "film", "verdict")
 WAYS = {

@@ -5,7 +5,7 @@
 
     empty(*slices.sentences(error))                                      # a slice that cannot be asked, or has nothing
 
-Left out on purpose: saving one (`traces` and `sql` do), and what it finds (`deepintuit.store.slices`).
+Left out on purpose: saving one (`traces` and `sql` do), and what it finds (`deepintuit_analysis.index.slices`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 
 from deepintuit.errors import DeepIntuitError
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
 
 NONE_SAVED = "Any (none is saved yet: Traces and SQL save slices)"
 

@@ -1,7 +1,7 @@
 """SQL: questions to the index that no other page asks, read-only, and their traces as saved slices.
 
-A query runs guarded (`deepintuit.store.guarded`): one SELECT, no files, bounded in time, memory and size. One that came
-with the address is put into the box and waits for its reader.
+A query runs guarded (`deepintuit_analysis.index.guarded`): one SELECT, no files, bounded in time, memory and size.
+One that came with the address is put into the box and waits for its reader.
 
 Left out on purpose: writing anything but slices; queries of other people than the one who asks.
 """
@@ -14,13 +14,13 @@ import gradio as gr
 from fastapi import APIRouter, Form, Response
 from fastapi.responses import PlainTextResponse
 
-from app import links
-from app import sql_view as view
-from app.desk import Desk
-from app.html import esc, tag
 from deepintuit.errors import DeepIntuitError
-from deepintuit.store import console
-from deepintuit.store.browse import FORMATS
+from deepintuit_analysis.index import console
+from deepintuit_analysis.index.browse import FORMATS
+from deepintuit_app import links
+from deepintuit_app import sql_view as view
+from deepintuit_app.desk import Desk
+from deepintuit_app.html import esc, tag
 
 LONGEST = 8_000
 """Characters of a query here: it stands in the address."""

@@ -1,6 +1,6 @@
 """How the SQL page looks: a result as a table with links, what there is to ask about, saved slices.
 
-Plain functions from rows to HTML; the queries are in `deepintuit.store.console`, the events in `app.sql`.
+Plain functions from rows to HTML; the queries are in `deepintuit_analysis.index.console`, the events in `app.sql`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from app.html import address, empty, esc, tag
 from deepintuit.errors import DeepIntuitError
-from deepintuit.store import Slice
-from deepintuit.store.browse import FORMATS
-from deepintuit.store.console import EXAMPLES, SHOWN, TABLES, Answer
+from deepintuit_analysis import Slice
+from deepintuit_analysis.index.browse import FORMATS
+from deepintuit_analysis.index.console import EXAMPLES, SHOWN, TABLES, Answer
+from deepintuit_app.html import address, empty, esc, tag
 
 _LINKS = {"trace_id": ("traces", "trace"), "clip_id": ("watch", "clip"), "run_id": ("runs", "run")}
 """Column of a result → page and the name in its address."""

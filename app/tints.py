@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from app.prose import Tint
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
+from deepintuit_app.prose import Tint
 
 LEVELS = (
     (0.3, "sure0", "under 30 %"), (0.6, "sure1", "under 60 %"), (0.9, "sure2", "under 90 %"),

@@ -17,14 +17,14 @@ import gradio as gr
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import StreamingResponse
 
-from app import links, media, prose, slices, sql_view
-from app.desk import Desk
-from app.html import address, badge, empty, esc, facts, link, tag
-from app.tints import LEVELS, tints
-from app.verdicts import verdicts
 from deepintuit.errors import DeepIntuitError
-from deepintuit.store import browse, clips, reviewed
-from deepintuit.store.browse import FLIPS, FORMATS, SORTS, TraceFilter
+from deepintuit_analysis.index import browse, clips, reviewed
+from deepintuit_analysis.index.browse import FLIPS, FORMATS, SORTS, TraceFilter
+from deepintuit_app import links, media, prose, slices, sql_view
+from deepintuit_app.desk import Desk
+from deepintuit_app.html import address, badge, empty, esc, facts, link, tag
+from deepintuit_app.tints import LEVELS, tints
+from deepintuit_app.verdicts import verdicts
 
 FILTERS = tuple(field.name for field in fields(TraceFilter))
 SIZES = (50, 100, 200)

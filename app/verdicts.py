@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.html import badge, esc, tag
-from deepintuit.review.insight import failed
+from deepintuit_analysis.review.insight import failed
+from deepintuit_app.html import badge, esc, tag
 
 Scores = Mapping[str, tuple[float, str]]
 """Name → (value, what it rests on)."""

@@ -17,17 +17,17 @@ from typing import Any
 
 import gradio as gr
 
-from app import links, media, scene, slices
-from app.desk import Desk
-from app.dial import consequences
-from app.html import empty, esc, tag
-from app.live import Running
-from app.scene import PARTS, Scene
-from app.uploads import PREFIX
 from deepintuit.errors import DeepIntuitError, VideoError, VideoReason
 from deepintuit.reasoner import replay as stored
 from deepintuit.reasoner.task import Clip
-from deepintuit.store import browse, clips
+from deepintuit_analysis.index import browse, clips
+from deepintuit_app import links, media, scene, slices
+from deepintuit_app.desk import Desk
+from deepintuit_app.dial import consequences
+from deepintuit_app.html import empty, esc, tag
+from deepintuit_app.live import Running
+from deepintuit_app.scene import PARTS, Scene
+from deepintuit_app.uploads import PREFIX
 
 GENERATION = "generation"
 """The concurrency id of everything that asks a model."""

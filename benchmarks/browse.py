@@ -34,9 +34,11 @@ from measure import Row, chosen, now, options, report
 
 from deepintuit import disk
 from deepintuit.labels import NONE_LABEL
-from deepintuit.store import GRAINS, Run, Workbench, browse, clips
-from deepintuit.store.browse import TraceFilter
-from deepintuit.store.run import part_name
+from deepintuit.runs import GRAINS, Run
+from deepintuit.runs.run import part_name
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import browse, clips
+from deepintuit_analysis.index.browse import TraceFilter
 
 DATASET, LABELS = "street", ("routine", "delivery", "theft", "intrusion", "stray", "emergency")
 SPLITS = ("coldstart", "grpo", "calibration", "validation", "test")

@@ -20,9 +20,9 @@ from routes import Start, route, start_of, started
 
 from deepintuit import calibrate
 from deepintuit.reasoner import Clip, LocalReasoner, Task
-from deepintuit.store import Workbench
 from deepintuit.vlm import VLM
 from deepintuit.vlm import finetune as training
+from deepintuit_analysis import Workbench
 
 
 def written(start: Start, count: int) -> list[tuple[Clip, list]]:

@@ -27,7 +27,7 @@ from fingerprint import fingerprint
 from rich.console import Console
 from scipy.stats import beta
 
-from deepintuit import cli, config, demo, evaluate, report
+from deepintuit import cli, config, evaluate
 from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.metrics import (
@@ -39,11 +39,13 @@ from deepintuit.metrics import (
     set_coverage,
     wilson,
 )
-from deepintuit.report import Measured
-from deepintuit.report.table import COVERAGES
-from deepintuit.report.text import interval, number, shown
-from deepintuit.store import Run, Workbench
-from deepintuit.store.run import provenance
+from deepintuit.runs import Run
+from deepintuit.runs.run import provenance
+from deepintuit_analysis import Workbench, report
+from deepintuit_analysis.report import Measured
+from deepintuit_analysis.report.table import COVERAGES
+from deepintuit_analysis.report.text import interval, number, shown
+from deepintuit_homecam import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 

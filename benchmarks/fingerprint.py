@@ -25,9 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
-from deepintuit import calibrate, cli, coldstart, config, demo, evaluate, grpo, teach
-from deepintuit.homecam import LABELS
-from deepintuit.store import Run, Workbench, trace_id
+from deepintuit import calibrate, cli, coldstart, config, evaluate, grpo, teach
+from deepintuit.runs import Run, trace_id
+from deepintuit_analysis import Workbench
+from deepintuit_homecam import LABELS, demo
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -25,7 +25,7 @@ from deepintuit import grpo
 from deepintuit.grpo.groups import Scorer
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.reasoner import LocalReasoner, Task
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
 
 
 class Watched(TrainerCallback):

@@ -20,9 +20,11 @@ from measure import ROOT, Counted, Row, beside, chosen, in_turns, now, options, 
 from rich.console import Console
 from routes import route
 
-from deepintuit import cli, config, demo, homecam
+import deepintuit_homecam as homecam
+from deepintuit import cli, config
 from deepintuit.errors import quiet_libraries
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
+from deepintuit_homecam import demo
 
 
 class Stages(Console):

@@ -26,15 +26,15 @@ from pathlib import Path
 
 import numpy as np
 
-from deepintuit import calibrate, cli, coldstart, config, demo, evaluate, teach
+from deepintuit import calibrate, cli, coldstart, config, evaluate, teach
 from deepintuit.data import Manifest
-from deepintuit.homecam import facts_of
-from deepintuit.homecam.teacher import Errors, write_trace
 from deepintuit.metrics import wilson
-from deepintuit.review import EventLog, Reviews, task_of
-from deepintuit.review.insight import suspects
-from deepintuit.review.loop import coldstart_set, corrections, relabel
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.review import EventLog, Reviews, task_of
+from deepintuit_analysis.review.insight import suspects
+from deepintuit_analysis.review.loop import coldstart_set, corrections, relabel
+from deepintuit_homecam import demo, facts_of
+from deepintuit_homecam.teacher import Errors, write_trace
 
 ROOT = Path(__file__).parents[1]
 ARMS = ("no review", "suspects", "chance")

@@ -28,13 +28,15 @@ import torch
 from measure import FOLDER, ROOT, Counted, Row, beside, in_turns
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from deepintuit import cli, config, demo
+from deepintuit import cli, config
 from deepintuit.config import Config, ModelConfig
 from deepintuit.errors import quiet_libraries
-from deepintuit.store import Run, Workbench
+from deepintuit.runs import Run
 from deepintuit.vlm import VLM, EncodedClip, Sample, sample_groups
 from deepintuit.vlm.clips import ClipEncoder, VisualFeatures
 from deepintuit.vlm.sampling import stream
+from deepintuit_analysis import Workbench
+from deepintuit_homecam import demo
 
 PROMPT = "What happens in the clip? Think first, then answer with one of the labels."
 

@@ -25,15 +25,16 @@ from fingerprint import fingerprint
 from rich.console import Console
 from scipy import stats
 
-from deepintuit import cli, coldstart, config, demo, evaluate, grpo, teach
+from deepintuit import cli, coldstart, config, evaluate, grpo, teach
 from deepintuit.calibrate import run as calibrate
 from deepintuit.config import Config
 from deepintuit.data import Manifest
-from deepintuit.homecam import facts_of, teacher
 from deepintuit.metrics import cheapest_threshold, gate_curve, wilson
-from deepintuit.report.thinking import GATE_COLUMNS, quick_answers
-from deepintuit.store import Run, Workbench, trace_id
-from deepintuit.store.run import provenance
+from deepintuit.runs import Run, trace_id
+from deepintuit.runs.run import provenance
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.report.thinking import GATE_COLUMNS, quick_answers
+from deepintuit_homecam import demo, facts_of, teacher
 
 Rows = dict[str, dict[str, float]]
 """System → measure → value."""

@@ -51,8 +51,8 @@ from deepintuit.reasoner import (
     vote_scores,
 )
 from deepintuit.reasoner.controls import siblings
+from deepintuit.runs import Run, Workbench, unnamed
 from deepintuit.schedule import of_calibrate
-from deepintuit.store import Run, Workbench, unnamed
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip, Example
 from deepintuit.vlm.finetune import Recipe, finetune

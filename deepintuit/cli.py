@@ -139,9 +139,11 @@ def _settings(options) -> Config:
     return dataclasses.replace(settings, workbench=str(place))
 
 
-def _open(options):
-    from deepintuit.store import Workbench
+def _open(options, *, indexed: bool = False):
+    from deepintuit.runs import Workbench
 
+    if indexed:
+        from deepintuit_analysis import Workbench
     settings = _settings(options)
     return Workbench(settings.workbench), settings
 
@@ -327,7 +329,7 @@ def _torch_stage(name: str):
 def _report(options) -> int:
     from deepintuit.data import Manifest
 
-    workbench, settings = _open(options)
+    workbench, settings = _open(options, indexed=True)
     settings = _need_dataset(settings)
     Manifest.load(settings.workbench, settings.clips.dataset)
     chosen = _evaluated(workbench, settings, options.runs)
@@ -350,7 +352,7 @@ def _evaluated(workbench, settings: Config, runs: Sequence[str] = ()) -> list[st
 
 
 def _show(workbench, settings: Config, chosen: Sequence[str]) -> int:
-    from deepintuit import report
+    from deepintuit_analysis import report
 
     report.show(workbench, chosen, settings.evaluate, console=console)
     card = report.run_card(workbench, chosen, settings.evaluate)
@@ -361,12 +363,12 @@ def _show(workbench, settings: Config, chosen: Sequence[str]) -> int:
 
 def _demo(options) -> int:
     if options.config is None:
-        options.config = str(Path(__file__).parents[1] / "configs" / "tiny.toml")
-    workbench, settings = _open(options)
+        options.config = str(Path(__file__).resolve().parents[1] / "configs" / "tiny.toml")
+    workbench, settings = _open(options, indexed=True)
     if options.dry_run:
         _nothing_done(settings, "demo")
         return 0
-    from deepintuit import demo
+    from deepintuit_homecam import demo
 
     demo.run(
         workbench,
@@ -381,8 +383,8 @@ def _demo(options) -> int:
 
 def _app(options) -> int:
     try:
-        from app import gate
-        from app.app import serve
+        from deepintuit_app import gate
+        from deepintuit_app.app import serve
     except ImportError as error:
         raise ConfigError(
             f"the dashboard cannot start ({error})",
@@ -452,9 +454,9 @@ def _review(verbs) -> None:
 
 
 def _reviewed(run: Callable, options) -> int:
-    from deepintuit.review import commands
+    from deepintuit_analysis.review import commands
 
-    workbench, settings = _open(options)
+    workbench, settings = _open(options, indexed=True)
     if not hasattr(options, "file"):
         settings = _need_dataset(settings)
     workbench.refresh()
@@ -570,7 +572,7 @@ def _divide(manifest, settings: Config, dry: bool = False) -> int:
 
 
 def _import_homecam(options) -> int:
-    from deepintuit import demo
+    from deepintuit_homecam import demo
 
     settings = _settings(options)
     settings = dataclasses.replace(

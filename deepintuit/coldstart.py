@@ -16,8 +16,8 @@ import torch
 from deepintuit.config import Config
 from deepintuit.errors import DataError, StoreError
 from deepintuit.reasoner import Clip, LocalReasoner, Task, asked, card, identity, inherited, refuse_one_class, tell
+from deepintuit.runs import Run, Workbench
 from deepintuit.schedule import of_coldstart
-from deepintuit.store import Run, Workbench
 from deepintuit.vlm import VLM, Example
 from deepintuit.vlm.finetune import Recipe, finetune
 from deepintuit.vlm.training import StepLog

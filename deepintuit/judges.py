@@ -18,14 +18,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from deepintuit import disk
+from deepintuit import disk, worlds
 from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.endpoint import Endpoint, Outcome, Request
 from deepintuit.errors import DataError, TeachError
-from deepintuit.homecam import Facts, facts_of, teacher
 from deepintuit.labels import LabelSet
 from deepintuit.prompts import observed_prompt, sufficient_prompt
 from deepintuit.trace import THINK
@@ -65,9 +64,9 @@ def appoint(config: Config, labels: LabelSet, manifest: Manifest, cache: Path) -
 def _knowing(manifest: Manifest) -> Judge:
     notes = dict(zip(manifest.frame["clip_id"], manifest.frame["notes"]))
 
-    def facts(clip_id: str) -> Facts:
+    def known(clip_id: str) -> tuple[worlds.World, Any]:
         try:
-            return facts_of(notes[clip_id]["facts"])
+            return worlds.knowing(notes[clip_id]["facts"])
         except (KeyError, ValueError, TypeError) as error:
             raise DataError(
                 f"clip {clip_id} of {manifest.dataset!r} has no known facts ({error!r})",
@@ -78,8 +77,9 @@ def _knowing(manifest: Manifest) -> Judge:
     def judge(questions: Sequence[Question]) -> list[Verdict]:
         found = []
         for question in questions:
-            wrong = teacher.misread(question.observation, facts(question.clip_id))
-            leads_to = teacher.label_of_observation(question.observation)
+            world, facts = known(question.clip_id)
+            wrong = world.misread(question.observation, facts)
+            leads_to = world.label_of_observation(question.observation)
             misread = f"; wrong or missing: {', '.join(wrong)}" if wrong else ""
             said = f"it leads to {leads_to or 'no label'}{misread}"
             found.append(Verdict(leads_to == question.label, said))

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from app.app import served
-from app.html import address
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
+from deepintuit_app.app import served
+from deepintuit_app.html import address
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

@@ -17,7 +17,7 @@
 # %%
 import os
 
-from deepintuit import demo
+from deepintuit_homecam import demo
 
 WORKBENCH = os.environ.get("DEEPINTUIT_HOME", "../workbench")  # or the path of your own
 bench = demo.finished(WORKBENCH)
@@ -33,7 +33,7 @@ traces["right"] = traces["provisional"] == traces["true_label"]
 one = traces[traces["reason"].isna()].sort_values("right", ascending=False).iloc[0]
 
 # %%
-from deepintuit import show
+from deepintuit_analysis import show
 
 show.clip(bench.file(one["clip_id"]), f"true label: {one['true_label']}")
 
@@ -162,7 +162,7 @@ asked = clips[clips["split"] == "test"]
 majority = wilson((asked["label"] == common).sum(), len(asked))
 
 # %%
-from deepintuit.report import stages_figure
+from deepintuit_analysis.report import stages_figure
 
 stages_figure(
     [*stages, f"always {common}"], [*formed, None], [*right, majority],

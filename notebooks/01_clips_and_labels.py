@@ -15,7 +15,7 @@
 # %%
 import os
 
-from deepintuit import demo
+from deepintuit_homecam import demo
 
 WORKBENCH = os.environ.get("DEEPINTUIT_HOME", "../workbench")  # or the path of your own
 bench = demo.finished(WORKBENCH)
@@ -32,7 +32,8 @@ alike = clips[clips["label"] == label]
 pair = [alike[alike["split"] == split].iloc[0] for split in ("coldstart", "test")]
 
 # %%
-from deepintuit import show, video
+from deepintuit import video
+from deepintuit_analysis import show
 
 show.row(*(
     show.frames(video.read(clip.path, 4), f"{clip.split}: {clip.label}", height=80) for clip in pair
@@ -128,7 +129,7 @@ leaks = evaluate.baselines(bench.scratch(), replace(bench.settings, clips=shown)
 # Beside them stands the system of this workbench, which does watch.
 
 # %%
-from deepintuit.report import stages_figure, table_of
+from deepintuit_analysis.report import stages_figure, table_of
 
 answers = pd.concat([leaks.read("predictions"), bench.evaluation.read("predictions")])
 sources = dict(zip(clips["clip_id"], clips["group"]))

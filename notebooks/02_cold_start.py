@@ -15,7 +15,7 @@
 # %%
 import os
 
-from deepintuit import demo
+from deepintuit_homecam import demo
 
 WORKBENCH = os.environ.get("DEEPINTUIT_HOME", "../workbench")  # or the path of your own
 bench = demo.finished(WORKBENCH)
@@ -31,8 +31,8 @@ kept_ids = set(scores.loc[(scores["name"] == "kept") & (scores["value"] == 1), "
 taught = bench.teach.read("traces").assign(kept=lambda rows: rows["trace_id"].isin(kept_ids))
 
 # %%
-from deepintuit import show
 from deepintuit.reasoner import Task, parsed
+from deepintuit_analysis import show
 
 task = Task(bench.workbench.path, bench.settings)
 pair = taught.groupby("kept").head(1)
@@ -137,7 +137,7 @@ show.row(*shown)
 # %%
 import pandas as pd
 
-from deepintuit.report import stages_figure, table_of
+from deepintuit_analysis.report import stages_figure, table_of
 
 own = next((run for run in bench.evaluations if run.parent == bench.cold.id), bench.evaluation)
 plain = (None, bench.labels.id if bench.labels else None)

@@ -15,7 +15,7 @@
 # %%
 import os
 
-from deepintuit import demo
+from deepintuit_homecam import demo
 
 WORKBENCH = os.environ.get("DEEPINTUIT_HOME", "../workbench")  # or the path of your own
 bench = demo.finished(WORKBENCH)
@@ -100,8 +100,8 @@ asked = ["provisional", "true_label", "reason", "accuracy", "format", "reward", 
 group[asked].fillna({"reason": ""}).reset_index(drop=True).round(3)
 
 # %%
-from deepintuit import show
 from deepintuit.reasoner import Task, parsed
+from deepintuit_analysis import show
 
 task = Task(bench.workbench.path, bench.settings)
 best, *_, worst = parsed(task, group)
@@ -178,7 +178,7 @@ chance = len(right_N) * binom.pmf(np.arange(G + 1), G, rate)
 # %%
 import plotly.graph_objects as go
 
-from deepintuit.report.figures import CALIBRATED, RAW, finished
+from deepintuit_analysis.report.figures import CALIBRATED, RAW, finished
 
 silent = count[0] + count[G]
 right = list(range(G + 1))

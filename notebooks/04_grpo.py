@@ -15,7 +15,7 @@
 # %%
 import os
 
-from deepintuit import demo
+from deepintuit_homecam import demo
 
 WORKBENCH = os.environ.get("DEEPINTUIT_HOME", "../workbench")  # or the path of your own
 bench = demo.finished(WORKBENCH)
@@ -62,8 +62,8 @@ groups.astype({"right": int, "well_formed": int}).round(2)
 # Each line is a group. Where the spread is 0, nothing was learned. We look into the group with the largest.
 
 # %%
-from deepintuit import show
 from deepintuit.reasoner import LocalReasoner, Task, parsed
+from deepintuit_analysis import show
 
 task = Task(bench.workbench.path, bench.settings)
 clip_id = rollouts.groupby("clip_id")["reward"].std().idxmax()
@@ -122,13 +122,13 @@ show.words(
 # %%
 import pandas as pd
 
-from deepintuit.report import training_figure
+from deepintuit_analysis.report import training_figure
 
 stored = pd.read_parquet("stored/grpo-steps.parquet")
 training_figure(stored)
 
 # %%
-from deepintuit.report import health
+from deepintuit_analysis.report import health
 
 right = stored[stored["name"] == "accuracy"].sort_values("step")["value"].to_numpy()
 dip = int((right - np.maximum.accumulate(right)).argmin())

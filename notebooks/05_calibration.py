@@ -18,7 +18,7 @@
 # %%
 import os
 
-from deepintuit import demo
+from deepintuit_homecam import demo
 
 WORKBENCH = os.environ.get("DEEPINTUIT_HOME", "../workbench")  # or the path of your own
 bench = demo.finished(WORKBENCH)
@@ -43,9 +43,9 @@ found = wb.query(
 ).iloc[0]
 
 # %%
-from deepintuit import show
 from deepintuit.reasoner import Task
-from deepintuit.store import browse
+from deepintuit_analysis import show
+from deepintuit_analysis.index import browse
 
 task = Task(wb.path, bench.settings)
 said = browse.trace(wb, found.trace_id)
@@ -170,8 +170,8 @@ pd.DataFrame(read, index=list(task.labels)).round(3).T
 # One clip is an anecdote. Over all clips of the split, against the same answers uncontrolled:
 
 # %%
-from deepintuit.report.gather import tabulate
-from deepintuit.report.text import interval, number, shown
+from deepintuit_analysis.report.gather import tabulate
+from deepintuit_analysis.report.text import interval, number, shown
 
 table = tabulate(wb, [scored.id])
 rows = {row.key[1:]: row for row in table.rows}
@@ -283,7 +283,7 @@ pd.DataFrame(fitted).T.rename(index=shown).astype({"n": int}).round(3)
 # Of the clips on which a system is 80 % sure, 80 % should be right: then it lies on the diagonal.
 
 # %%
-from deepintuit.report import reliability_figure
+from deepintuit_analysis.report import reliability_figure
 
 raw, after = rows["raw", "none"], rows["label_likelihood", "none"]
 reliability_figure({
@@ -294,7 +294,7 @@ reliability_figure({
 # %%
 from IPython.display import Markdown
 
-from deepintuit.report import sentence
+from deepintuit_analysis.report import sentence
 
 Markdown(sentence(after))
 

@@ -17,7 +17,7 @@
 # %%
 import os
 
-from deepintuit import demo
+from deepintuit_homecam import demo
 
 WORKBENCH = os.environ.get("DEEPINTUIT_HOME", "../workbench")  # or the path of your own
 bench = demo.finished(WORKBENCH)
@@ -83,9 +83,9 @@ print(bootstrap(mean_of(alike), 40, groups_C=videos))
 # Intervals draw whole groups where the manifest names them.
 
 # %%
-from deepintuit import show
-from deepintuit.report import markdown_table
-from deepintuit.report.gather import tabulate
+from deepintuit_analysis import show
+from deepintuit_analysis.report import markdown_table
+from deepintuit_analysis.report.gather import tabulate
 
 wb = bench.workbench
 table = tabulate(wb, [run.id for run in bench.evaluations])
@@ -101,8 +101,8 @@ show.table(markdown_table(plain))
 # Grey is the label that a system wrote itself, blue what stands after calibration.
 
 # %%
-from deepintuit.report import stages_figure
-from deepintuit.report.text import shown
+from deepintuit_analysis.report import stages_figure
+from deepintuit_analysis.report.text import shown
 
 systems = list(dict.fromkeys(row.system for row in plain))
 raw = {row.system: row for row in plain if row.method == "raw"}
@@ -121,13 +121,13 @@ stages_figure(
 # %%
 from IPython.display import Markdown
 
-from deepintuit.report import headline, sentence
+from deepintuit_analysis.report import headline, sentence
 
 best = headline(table.rows, table.config.method)
 Markdown(sentence(best))
 
 # %%
-from deepintuit.report.text import interval, number, p_value
+from deepintuit_analysis.report.text import interval, number, p_value
 
 if best.flips:
     turned = best.flips
@@ -185,7 +185,7 @@ print(f"{shown(best.system)} against {shown(rival.system)}: {number(difference.v
 import json
 from pathlib import Path
 
-from deepintuit.report import Measured, multi_seed_table
+from deepintuit_analysis.report import Measured, multi_seed_table
 
 stored = [json.loads(path.read_text()) for path in sorted(Path("../docs/evidence").glob("homecam-*.json"))]
 seeds = {one["seed"]: [Measured(**row) for row in one["rows"]] for one in stored}

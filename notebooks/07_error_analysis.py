@@ -18,7 +18,7 @@
 # %%
 import os
 
-from deepintuit import demo
+from deepintuit_homecam import demo
 
 WORKBENCH = os.environ.get("DEEPINTUIT_HOME", "../workbench")  # or the path of your own
 bench = demo.finished(WORKBENCH)
@@ -55,7 +55,7 @@ classes.round(3)
 # The same numbers, before and after calibration, and beside them a baseline that never saw a frame: the file's size, rate and length.
 
 # %%
-from deepintuit.report.gather import tabulate
+from deepintuit_analysis.report.gather import tabulate
 
 baselines = [it.id for it in bench.evaluations if it.summary["system"] == "baselines"][-1:]
 table = tabulate(wb, [run.id, *baselines])
@@ -63,7 +63,7 @@ rows = {row.key: row for row in table.rows}
 system = run.summary["system"]
 
 # %%
-from deepintuit.report import class_f1_figure
+from deepintuit_analysis.report import class_f1_figure
 
 asked = {"metadata": ("metadata", "raw", "none"), "raw label": (system, "raw", "none"),
          "calibrated": (system, "label_likelihood", "none")}
@@ -73,7 +73,7 @@ class_f1_figure(table.labels, f1, rows[asked["raw label"]].evaluation.classes.su
 # %%
 import pandas as pd
 
-from deepintuit.report.text import number
+from deepintuit_analysis.report.text import number
 
 pd.set_option("display.max_colwidth", None)
 change = pd.DataFrame(f1, index=list(table.labels)).eval("calibrated - `raw label`").dropna()
@@ -116,8 +116,8 @@ clips.head(8)
 # **Before you read the trace: what do you see?**
 
 # %%
-from deepintuit import show
-from deepintuit.store import browse
+from deepintuit_analysis import show
+from deepintuit_analysis.index import browse
 
 first = clips.iloc[0]
 show.clip(browse.clip_file(wb, first.clip_id), f"{worst}, called {taken_for}")
@@ -157,7 +157,7 @@ sentences
 # held against what a teacher who makes no mistake would have written of the same clip.
 
 # %%
-from deepintuit.homecam import facts_of
+from deepintuit_homecam import facts_of
 
 notes = task.manifest.frame.set_index("clip_id")["notes"]
 known = "facts" in notes[first.clip_id]
@@ -170,7 +170,7 @@ print(facts or "No facts are known of these clips: the rest of this section need
 # %%
 import re
 
-from deepintuit.homecam.teacher import Errors, write_trace
+from deepintuit_homecam.teacher import Errors, write_trace
 
 STEP = r"(?<=[.]) (?!Night|Alike|Watch)"  # a sentence, or a chain of question and answer
 if known:
@@ -203,7 +203,7 @@ pd.Series(begins, name="traces whose first false step begins so").value_counts()
 # name weighs two of them, *Check:* verifies.
 
 # %%
-from deepintuit.homecam.world import habit
+from deepintuit_homecam.world import habit
 
 if known:
     blameless = wrong.clip_id[[begin.startswith("(") for begin in begins]]
@@ -221,7 +221,7 @@ if known:
 # writes belongs to it as well. It is saved in a throw-away copy here, so that nothing is left in yours.
 
 # %%
-from deepintuit.store.browse import TraceFilter
+from deepintuit_analysis.index.browse import TraceFilter
 
 copy = bench.scratch()
 (copy.path / "runs" / run.id).symlink_to(run.path)

@@ -19,7 +19,7 @@
 # %%
 import os
 
-from deepintuit import demo
+from deepintuit_homecam import demo
 
 WORKBENCH = os.environ.get("DEEPINTUIT_HOME", "../workbench")  # or the path of your own
 bench = demo.finished(WORKBENCH)
@@ -73,7 +73,7 @@ listing = data.import_folder(VIDEOS)
 print(listing.report)
 
 # %%
-from deepintuit import show
+from deepintuit_analysis import show
 
 some = {row.label: row.path for row in listing.rows if row.path.stat().st_size < 20e6}
 show.row(*(show.clip(path, label, width=220) for label, path in list(some.items())[:4]))
@@ -145,9 +145,9 @@ print(manifest.summary())
 # model looks at a frame: how far do the most frequent label and the *container* (size, rate, length, bytes) get?
 
 # %%
-from deepintuit import evaluate, report
-from deepintuit.report.gather import tabulate
-from deepintuit.store import Workbench
+from deepintuit import evaluate
+from deepintuit_analysis import Workbench, report
+from deepintuit_analysis.report.gather import tabulate
 
 wb = Workbench(mine)
 free = evaluate.baselines(wb, settings)
@@ -266,7 +266,7 @@ best = report.headline(table.rows)
 show.words(report.sentence(best))
 
 # %%
-from deepintuit.report.text import number
+from deepintuit_analysis.report.text import number
 
 costless = [row for row in plain if row.system in ("majority", "metadata")]
 bar = max(costless, key=lambda row: row.evaluation.accuracy.value)

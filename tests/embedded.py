@@ -21,11 +21,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deepintuit import calibrate, cli, coldstart, config, demo
+from deepintuit import calibrate, cli, coldstart, config
 from deepintuit.config import Config
 from deepintuit.data import Manifest
-from deepintuit.store import Run, Workbench, trace_id
-from workshop.backbone import build_model, build_processor
+from deepintuit.runs import Run, trace_id
+from deepintuit_analysis import Workbench
+from deepintuit_homecam import demo
+from deepintuit_homecam.workshop.backbone import build_model, build_processor
 
 TRAIN, TEST = 40, 12
 TINY = Path(__file__).parents[1] / "configs" / "tiny.toml"

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.live import THREAD
-from deepintuit import config, data, homecam, video
+import deepintuit_homecam as homecam
+from deepintuit import config, data, video
 from deepintuit.labels import LabelSet
 from deepintuit.reasoner.task import Clip
-from deepintuit.store import Workbench, clips
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import clips
+from deepintuit_app.live import THREAD
 
 ROOT = Path(__file__).parents[1]
 

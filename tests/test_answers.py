@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepintuit.errors import StoreError
-from deepintuit.store import Workbench, answers, trace_id
-from deepintuit.store.browse import TraceFilter
+from deepintuit.runs import trace_id
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import answers
+from deepintuit_analysis.index.browse import TraceFilter
 
 CLIPS = ("a", "b", "c")
 

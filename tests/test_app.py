@@ -12,14 +12,15 @@ import pytest
 from fastapi.testclient import TestClient
 from porch import live_workbench, until, write_clip
 
-from app import gate, media, prose, runs
-from app.app import LOOPBACK, create, serve
-from app.desk import Desk
-from app.gate import Throttle, add_user, hashed, read_users
-from app.html import address, esc, table, tag, without_places, without_roots
-from app.uploads import MAX_BYTES, Uploads
 from deepintuit.errors import ConfigError, VideoError
-from deepintuit.store import Workbench, clips
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import clips
+from deepintuit_app import gate, media, prose, runs
+from deepintuit_app.app import LOOPBACK, create, serve
+from deepintuit_app.desk import Desk
+from deepintuit_app.gate import Throttle, add_user, hashed, read_users
+from deepintuit_app.html import address, esc, table, tag, without_places, without_roots
+from deepintuit_app.uploads import MAX_BYTES, Uploads
 
 ROOT = Path(__file__).parents[1]
 PAGE = {"accept": "text/html"}
@@ -66,7 +67,7 @@ def test_the_app_starts_without_torch_in_twice_the_time_that_gradio_takes_to_imp
 import sys, time
 import gradio
 gradios = time.process_time()
-from app.app import create
+from deepintuit_app.app import create
 from fastapi.testclient import TestClient
 with TestClient(create({str(workbench.path)!r}), base_url="http://127.0.0.1:7860") as client:
     assert client.get("/").status_code == 200
@@ -297,7 +298,7 @@ def test_too_large_an_upload_is_refused_on_its_way_and_again_on_arrival(workbenc
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(VideoError, match="larger than 200 MB"):
         uploads.accept(large, "large.mp4")
-    monkeypatch.setattr("app.app.MAX_BYTES", 1000)
+    monkeypatch.setattr("deepintuit_app.app.MAX_BYTES", 1000)
     visitor = client(workbench)
     for size, code in ((900, 200), (2000, 413)):
         answer = visitor.post("/gradio_api/upload", files={"files": ("a.mp4", b"x" * size)})
@@ -305,7 +306,7 @@ def test_too_large_an_upload_is_refused_on_its_way_and_again_on_arrival(workbenc
 
 
 def test_the_oldest_upload_goes_when_there_are_too_many(monkeypatch):
-    monkeypatch.setattr("app.uploads._MOST", 2)
+    monkeypatch.setattr("deepintuit_app.uploads._MOST", 2)
     uploads = Uploads()
     made = []
     for number in range(3):
@@ -323,7 +324,7 @@ def test_new_parts_appear_without_a_restart_and_a_slow_index_holds_nobody_up(wor
 
     shutil.copytree(workbench.path, tmp_path / "copy")
     desk = Desk(tmp_path / "copy")
-    monkeypatch.setattr("app.desk._FRESH", 0.0)
+    monkeypatch.setattr("deepintuit_app.desk._FRESH", 0.0)
     before = len(desk.look().query("SELECT * FROM runs"))
     with Workbench(tmp_path / "copy").start_run("teach", {}, dataset="porch") as run:
         run.finish({})

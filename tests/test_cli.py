@@ -12,7 +12,7 @@ import pytest
 
 from deepintuit import cli, video
 from deepintuit.data import Manifest
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
 
 COMMANDS = ("teach", "coldstart", "grpo", "calibrate", "evaluate", "report", "demo")
 VERBS = ("folder", "csv", "jsonl", "smarthome", "multihateclip", "homecam", "split", "show")

@@ -4,10 +4,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from app import slices, watch
-from app.desk import Desk
-from deepintuit.store import Workbench, clips
-from deepintuit.store.browse import TraceFilter
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import clips
+from deepintuit_analysis.index.browse import TraceFilter
+from deepintuit_app import slices, watch
+from deepintuit_app.desk import Desk
 
 
 @pytest.fixture

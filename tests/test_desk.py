@@ -3,10 +3,10 @@
 import pytest
 from porch import until
 
-from app import traces, watch
-from app.desk import Desk
 from deepintuit import disk
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
+from deepintuit_app import traces, watch
+from deepintuit_app.desk import Desk
 
 
 @pytest.fixture

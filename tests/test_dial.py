@@ -3,8 +3,8 @@
 import pytest
 from porch import live_workbench
 
-from app.dial import consequences
-from deepintuit.store import clips
+from deepintuit_analysis.index import clips
+from deepintuit_app.dial import consequences
 
 GRAMMAR = {"prompt": {"grammar": "answer-think-answer"}}
 

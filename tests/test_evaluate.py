@@ -18,8 +18,9 @@ from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import LabelSet
 from deepintuit.reasoner import LocalReasoner, Opinion, Task, answer_distribution, likelihood_scores, opinion_of, parsed
 from deepintuit.reasoner.controls import CONTROLS, Asked, Shown, derangement
-from deepintuit.store import Workbench, clips
 from deepintuit.vlm import VLM
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import clips
 
 pytest_plugins = ["embedded"]
 

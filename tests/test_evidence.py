@@ -14,9 +14,9 @@ from test_report import LABELS, clip_row
 from deepintuit.data import Manifest
 from deepintuit.labels import LabelSet
 from deepintuit.metrics import wilson
-from deepintuit.report import Measured, table_of
-from deepintuit.report.text import interval, number
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.report import Measured, table_of
+from deepintuit_analysis.report.text import interval, number
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import evidence

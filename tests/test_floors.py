@@ -1,24 +1,31 @@
-"""Who may import whom: the floors of docs/architecture.md. This table is the source; the page's table is held to it."""
+"""Who may import whom: rooms and floors, as docs/architecture.md shows them. These tables are the source."""
 
 import ast
 import functools
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from rooms import ROOMS, ROOT, SOURCES
 
-# From the roof down. A module imports only from below its own place: a later row, or in its row behind an arrow.
+# The rooms that a room may import.
+BEFORE = {
+    "deepintuit": set(),
+    "deepintuit_analysis": {"deepintuit"},
+    "deepintuit_app": {"deepintuit", "deepintuit_analysis"},
+    "deepintuit_homecam": {"deepintuit", "deepintuit_analysis"},
+}
+# The method, from the roof down. A module imports from below its own place: a later row, or in its row behind an arrow.
 FLOORS = {
-    "doors": "cli → demo",
+    "doors": "cli",
     "stages": "teach coldstart grpo calibrate evaluate",
     "reasoner": "reasoner judges",
     "model": "vlm",
-    "wings": "homecam endpoint show → video report",
-    "shelves": "review → data store",
+    "wings": "endpoint → video",
+    "shelves": "data runs",
     "sums": "rewards advantage schedule metrics",
-    "words": "prompts → trace config → labels",
+    "words": "prompts → trace config → labels worlds",
     "ground": "disk worker → errors texts parquet",
 }
 STEPS = [step.split() for floor in FLOORS.values() for step in floor.split(" → ")]
@@ -27,16 +34,12 @@ HEAVY = {"torch", "torchvision", "transformers", "trl", "peft", "accelerate"}
 # What opens a checkpoint. `vlm` alone does, so that one place decides about dtype, device, adapters and trust.
 OPENERS = re.compile(r"peft(\..*)?|transformers\.(Auto\w+|\w+ForConditionalGeneration|\w+Processor|\w*Tokenizer\w*)")
 
-ROOT = Path(__file__).parents[1]
-SOURCES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted((ROOT / "deepintuit").rglob("*.py"))
-}
-BESIDE_THE_ROOT = {name.split(".")[1] for name in SOURCES if "." in name}
+METHOD = [name for name in SOURCES if name.startswith("deepintuit.")]
+BESIDE_THE_ROOT = {name.split(".")[1] for name in METHOD}
 
 
 def place(module: str) -> str:
-    """`deepintuit.store.run` → `store`."""
+    """`deepintuit.runs.run` → `runs`."""
     return module.split(".")[1]
 
 
@@ -67,7 +70,24 @@ def test_architecture_page_shows_the_same_floors():
     assert page == FLOORS
 
 
-@pytest.mark.parametrize("module", [name for name in SOURCES if "." in name])
+@pytest.mark.parametrize("module", sorted(set(SOURCES) - {"deepintuit.cli"}))
+def test_rooms_import_only_the_rooms_that_they_may(module):
+    room = module.split(".")[0]
+    others = {name.split(".")[0] for name in imports(module)} & set(ROOMS) - {room}
+    assert others <= BEFORE[room], f"{module} imports {others - BEFORE[room]}"
+
+
+def test_gradio_is_the_dashboards_and_the_method_knows_neither_duckdb_nor_figures():
+    users = {name.split(".")[0]: set() for module in SOURCES for name in imports(module)}
+    for module in SOURCES:
+        for name in imports(module):
+            users[name.split(".")[0]].add(module.split(".")[0])
+    assert users["gradio"] == {"deepintuit_app"}
+    for library in ("duckdb", "plotly", "jinja2"):
+        assert "deepintuit" not in users.get(library, ()), library
+
+
+@pytest.mark.parametrize("module", METHOD)
 def test_modules_import_only_from_floors_below(module):
     if place(module) not in HEIGHT:
         pytest.skip("on no floor yet; another test says so")
@@ -81,19 +101,22 @@ def test_package_root_imports_nothing():
 
 
 def test_no_module_imports_the_workshop():
-    assert not [module for module in SOURCES for name in imports(module) if name.startswith("workshop")]
+    inside = "deepintuit_homecam.workshop"
+    outside = [module for module in SOURCES if not module.startswith(inside)]
+    assert not [module for module in outside for name in imports(module) if name.startswith(inside)]
 
 
-@pytest.mark.parametrize("module", [name for name in SOURCES if "." in name])
+@pytest.mark.parametrize("module", METHOD)
 def test_checkpoints_are_opened_by_vlm_alone(module):
     opened = {name for name in imports(module) if OPENERS.fullmatch(name)}
     assert place(module) == "vlm" or not opened, f"{module} opens a model by itself with {opened}"
 
 
 def light_modules() -> list[str]:
-    """All below the model floor, and the doors, which start stages only when one is asked for."""
-    low = {name for name, height in HEIGHT.items() if height < HEIGHT["vlm"]} | {"cli", "demo"}
-    return [name for name in SOURCES if not name.endswith("__main__") and ("." not in name or place(name) in low)]
+    """All below the model floor, the door, which starts a stage only when one is asked for, and the people's side."""
+    low = {name for name, height in HEIGHT.items() if height < HEIGHT["vlm"]} | {"cli"}
+    method = [name for name in METHOD if not name.endswith("__main__") and place(name) in low]
+    return ["deepintuit", *method, *(name for name in SOURCES if name.startswith("deepintuit_analysis"))]
 
 
 def test_no_module_below_the_model_floor_reaches_for_torch_even_lazily():

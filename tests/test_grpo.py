@@ -13,7 +13,7 @@ from deepintuit.grpo import before
 from deepintuit.grpo.groups import Scorer
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.reasoner import LocalReasoner, Task
-from deepintuit.store.run import parts, read_part
+from deepintuit.runs.run import parts, read_part
 from deepintuit.vlm import VLM, token_logprobs
 
 pytest_plugins = ["embedded"]

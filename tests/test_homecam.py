@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepintuit import cli, config, data, demo, homecam, video
-from deepintuit.homecam import draw, teacher, world
-from deepintuit.homecam.world import LABELS, Facts
+import deepintuit_homecam as homecam
+from deepintuit import cli, config, data, video
 from deepintuit.prompts import calibrator_prompt, label_prompt, reasoner_prompt
 from deepintuit.trace import GRAMMARS, Trace, parse
-from workshop import captions, lessons
+from deepintuit_homecam import demo, draw, teacher, world
+from deepintuit_homecam.workshop import captions, lessons
+from deepintuit_homecam.world import LABELS, Facts
 
 FACTS = ("light", "place", "who", "act")
 

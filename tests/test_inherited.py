@@ -10,7 +10,7 @@ from deepintuit import calibrate, cli, coldstart, config, evaluate, grpo
 from deepintuit.errors import ConfigError
 from deepintuit.labels import LabelSet
 from deepintuit.reasoner import inherited
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
 
 pytest_plugins = ["embedded"]
 

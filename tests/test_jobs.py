@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app import jobs, keeper, orders
 from deepintuit.errors import ConfigError, StoreError
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
+from deepintuit_app import jobs, keeper, orders
 
 SAY = "print('hello <b>&', flush=True)"
 SLEEP = "import time\nprint('working', flush=True)\ntime.sleep(60)"
@@ -60,7 +60,7 @@ def test_a_job_outlives_a_server_that_is_killed(place):
     program = f"""
 import os, sys
 from pathlib import Path
-from app import jobs
+from deepintuit_app import jobs
 print(jobs.launch(Path({str(place)!r}), [sys.executable, "-c", {SLEEP!r}], stage="report", title="x").id, flush=True)
 os.kill(os.getpid(), {signal.SIGKILL})
 """
@@ -90,7 +90,7 @@ def test_stop_reaches_a_command_whose_server_ignored_ctrl_c(place):
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-from app import jobs
+from deepintuit_app import jobs
 print(jobs.launch(Path({str(place)!r}), [sys.executable, "-c", {SLEEP!r}], stage="report", title="x").id)
 """
     job_id = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30).stdout.strip()
@@ -119,7 +119,7 @@ def test_what_does_not_hear_ctrl_c_is_terminated_after_a_while(place):
     )
     quick = f"""
 from pathlib import Path
-from app import keeper
+from deepintuit_app import keeper
 keeper.PATIENCE = 0.3
 keeper.Keeper(Path({str(folder)!r})).run()
 """

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from porch import endless, live_workbench, living, until, wish
 
-from app import scene
-from app.live import Engine, Pages
-from app.scene import Scene
 from deepintuit.reasoner.replay import Distribution, Failed, Seen, Stage, TraceDone, Written, replay
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
+from deepintuit_app import scene
+from deepintuit_app.live import Engine, Pages
+from deepintuit_app.scene import Scene
 
 ROOT = Path(__file__).parents[1]
 TEXT = "<think> At 0.5 s a courier comes. Frame 2 shows a box. </think><answer> theft </answer>"

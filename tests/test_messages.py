@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from rooms import ROOT, SOURCES
 
 from deepintuit import config, errors, labels, trace, video
 
-ROOT = Path(__file__).parents[1]
 KINDS = {
     name: kind
     for name, kind in vars(errors).items()
@@ -25,7 +25,7 @@ MACHINE = re.compile(r"/(?:home|root|Users|work|mnt)/\w")
 def calls() -> dict[str, ast.Call]:
     """Every place in the package that makes one of our errors, by `file:line`."""
     found = {}
-    for path in sorted((ROOT / "deepintuit").rglob("*.py")):
+    for path in SOURCES.values():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
@@ -89,7 +89,7 @@ def test_no_message_holds_a_path_of_somebodys_machine():
 def test_nothing_is_raised_that_users_cannot_read():
     """A bare Exception, RuntimeError or assert says what broke, not what to do."""
     bare = []
-    for path in sorted((ROOT / "deepintuit").rglob("*.py")):
+    for path in SOURCES.values():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             raised = getattr(node, "exc", None) if isinstance(node, ast.Raise) else None
             name = getattr(getattr(raised, "func", raised), "id", None)

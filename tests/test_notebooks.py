@@ -19,9 +19,9 @@ import pytest
 from nbclient import NotebookClient
 from traitlets.config import Config
 
-from deepintuit import demo
 from deepintuit.data import Manifest
-from deepintuit.store.browse import TraceFilter
+from deepintuit_analysis.index.browse import TraceFilter
+from deepintuit_homecam import demo
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,10 +12,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from rooms import ROOMS, ROOT, SOURCES
 
 import deepintuit
 
-ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK_LINES = [
     line
@@ -111,25 +110,22 @@ def test_every_file_of_the_package_is_shipped():
     """Modules ship by themselves; any other file must match a pattern of package-data."""
     patterns = PROJECT["tool"]["setuptools"]["package-data"]
     shipped = {
-        path
-        for package, globs in patterns.items()
-        for glob in globs
-        for path in (ROOT / package.replace(".", "/")).glob(glob)
+        path for package, globs in patterns.items() for glob in globs for path in (ROOT / ROOMS[package]).glob(glob)
     }
     files = {
         path
-        for path in (ROOT / "deepintuit").rglob("*")
+        for folder in ROOMS.values()
+        for path in (ROOT / folder).rglob("*")
         if path.is_file() and path.suffix not in {".py", ".pyc", ".tmp"}
     }
     assert files <= shipped
-    folders = {path.parent for path in (ROOT / "deepintuit").rglob("*.py")}
-    assert all((folder / "__init__.py").exists() for folder in folders)
+    packages = {module for module, path in SOURCES.items() if path.name == "__init__.py"}
+    assert packages == set(PROJECT["tool"]["setuptools"]["packages"])
+    assert {module.rpartition(".")[0] for module in set(SOURCES) - packages} <= packages
 
 
 def test_weights_ship_as_safetensors_and_stay_small():
-    model = ROOT / "deepintuit" / "homecam" / "model"
-    if not model.is_dir():
-        pytest.skip("the embedded model is not in this tree yet")
+    model = ROOT / "homecam" / "model"
     assert {path.suffix for path in model.iterdir()} <= {".safetensors", ".json", ".jinja", ".txt", ".md"}
     assert sum(path.stat().st_size for path in model.glob("*.safetensors")) <= 16 * 2**20
 

@@ -13,12 +13,12 @@ from deepintuit import calibrate, coldstart, evaluate, grpo, teach
 from deepintuit.errors import ConfigError, DataError, TeachError
 from deepintuit.grpo.groups import Group, Scorer
 from deepintuit.grpo.trainer import Trainer
-from deepintuit.homecam import facts_of, teacher
 from deepintuit.judges import Question, appoint
 from deepintuit.reasoner import LocalReasoner, Task, fitted_ways, gate_for, live, parsed
 from deepintuit.reasoner.replay import TraceDone
 from deepintuit.trace import FALLBACK, GRAMMARS, Segment, parse, render
 from deepintuit.vlm import VLM, Gate, Sample, character_offsets
+from deepintuit_homecam import facts_of, teacher
 
 pytest_plugins = ["embedded"]
 

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepintuit.report.health import Remark, remarks
-from deepintuit.store import Workbench, progress
-from deepintuit.store.browse import TraceFilter
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import progress
+from deepintuit_analysis.index.browse import TraceFilter
+from deepintuit_analysis.report.health import Remark, remarks
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import LabelSet
 from deepintuit.metrics import Estimate, Flips, class_scores, confusion, gate_curve, reliability_bins, risk_coverage
 from deepintuit.reasoner import controls
-from deepintuit.report import (
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.report import (
     class_f1_figure,
     class_gains,
     confusion_figure,
@@ -42,10 +43,9 @@ from deepintuit.report import (
     terminal_table,
     training_figure,
 )
-from deepintuit.report.gather import departures
-from deepintuit.report.table import CONTROLS
-from deepintuit.report.thinking import gate_figure, quick_answers
-from deepintuit.store import Workbench
+from deepintuit_analysis.report.gather import departures
+from deepintuit_analysis.report.table import CONTROLS
+from deepintuit_analysis.report.thinking import gate_figure, quick_answers
 
 LABELS = ("cat", "dog")
 QUICK = EvaluateConfig(bootstrap=50)
@@ -570,7 +570,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_in_a_figure_is_safe_json_in_the_page(name: str) -> None:
-    from deepintuit.report import page
+    from deepintuit_analysis.report import page
 
     text = page.document("t", "", {"a": flips_figure([name], [Flips(1, 2, 0, 0, 1.0)])})
     data = re.search(r'<script type="application/json" id="figure-data">(.*?)</script>', text, re.DOTALL)[1]

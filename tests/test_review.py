@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from deepintuit.errors import DataError, StoreError
 from deepintuit.metrics import agreement, rating_matrix
-from deepintuit.review import Event, EventLog, Kind, Reviews, Task, fold, plan, read_events, task_of
-from deepintuit.review.insight import disputed, gold_records, settled
-from deepintuit.store import Workbench
-from deepintuit.store.browse import TraceFilter
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index.browse import TraceFilter
+from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, Task, fold, plan, read_events, task_of
+from deepintuit_analysis.review.insight import disputed, gold_records, settled
 
 GOOD = {"label": "dog", "verdict": "right"}
 NOON = "2026-01-01T12:00:00+00:00"
@@ -67,7 +67,7 @@ def lines(reviews: Reviews) -> list[dict]:
 WRITERS = """
 import os, sys, threading
 from pathlib import Path
-from deepintuit.review import Event, EventLog, Kind
+from deepintuit_analysis.review import Event, EventLog, Kind
 
 def write(log, who):
     for number in range(100_000):
@@ -282,7 +282,7 @@ def test_what_is_sent_twice_is_written_once(tmp_path: Path):
 
 def test_a_second_writer_gets_a_sentence_and_a_reader_reads_on(reviews: Reviews):
     opened(reviews)
-    program = "import sys; from pathlib import Path; from deepintuit.review import EventLog, read_events\n"
+    program = "import sys; from pathlib import Path; from deepintuit_analysis.review import EventLog, read_events\n"
     program += "print(len(read_events(Path(sys.argv[1]))[0]))\nEventLog(Path(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", program, str(reviews.log.folder)], capture_output=True, text=True)
     assert done.stdout == "1\n" and f"in use by process {os.getpid()}" in done.stderr

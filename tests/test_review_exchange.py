@@ -14,11 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepintuit.errors import DataError
-from deepintuit.review import EventLog, Kind, Reviews, Task
-from deepintuit.review.exchange import FORMS, Imported, bring_in, dump, form_of, label_config, label_studio, load, rows
-from deepintuit.store import Workbench
-from deepintuit.store.browse import as_written, spreadsheet_safe
-from deepintuit.store.reviewed import SCHEMA
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index.browse import as_written, spreadsheet_safe
+from deepintuit_analysis.index.reviewed import SCHEMA
+from deepintuit_analysis.review import EventLog, Kind, Reviews, Task
+from deepintuit_analysis.review.exchange import (
+    FORMS,
+    Imported,
+    bring_in,
+    dump,
+    form_of,
+    label_config,
+    label_studio,
+    load,
+    rows,
+)
 
 HOSTILE = (
     '=HYPERLINK("http://x")',

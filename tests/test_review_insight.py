@@ -14,8 +14,11 @@ from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import LabelSet
 from deepintuit.metrics import label_errors
-from deepintuit.review import Event, EventLog, Kind, Reviews, Task, commands, fold, plan
-from deepintuit.review.insight import (
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import reviewed
+from deepintuit_analysis.index.browse import TraceFilter
+from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, Task, commands, fold, plan
+from deepintuit_analysis.review.insight import (
     disputed,
     doubted,
     gold_records,
@@ -26,8 +29,6 @@ from deepintuit.review.insight import (
     settled,
     suspects,
 )
-from deepintuit.store import Workbench, reviewed
-from deepintuit.store.browse import TraceFilter
 
 
 def flipped(truth_C: np.ndarray, K: int, seed: int, share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:

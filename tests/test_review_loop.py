@@ -11,9 +11,9 @@ from deepintuit.data import Manifest
 from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
-from deepintuit.review import EventLog, Reviews, Task
-from deepintuit.review.loop import coldstart_set, corrections, next_batch, relabel
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.review import EventLog, Reviews, Task
+from deepintuit_analysis.review.loop import coldstart_set, corrections, next_batch, relabel
 
 LABELS = LabelSet.of("pets", ("dog", "cat", "fox"))
 CONFIG = load(None, ["clips.dataset=pets"])

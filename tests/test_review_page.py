@@ -20,17 +20,18 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from porch import write_clip
 
-from app import review, review_tasks
-from app.app import create
-from app.desk import Desk
-from app.gate import Gate, hashed
-from app.outside import LARGEST, LOOPBACK, Outside
 from deepintuit import data, video
 from deepintuit.labels import LabelSet
-from deepintuit.review import EventLog, Kind, read_events
-from deepintuit.store import Workbench, browse
-from deepintuit.store.browse import TraceFilter
 from deepintuit.trace import Trace, parse
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import browse
+from deepintuit_analysis.index.browse import TraceFilter
+from deepintuit_analysis.review import EventLog, Kind, read_events
+from deepintuit_app import review, review_tasks
+from deepintuit_app.app import create
+from deepintuit_app.desk import Desk
+from deepintuit_app.gate import Gate, hashed
+from deepintuit_app.outside import LARGEST, LOOPBACK, Outside
 
 HOSTILE = "<img src=x onerror=alert(1)> ${1} {{7}} <script>alert(2)</script>"
 GOOD = {"label": "theft", "verdict": "right"}
@@ -382,7 +383,7 @@ def test_reviews_that_another_process_writes_are_said_in_a_sentence(bench):
 SERVER = """
 import os, socket, sys, threading
 import uvicorn
-from app.app import create
+from deepintuit_app.app import create
 
 app = create(sys.argv[1], dict(pair.split("=") for pair in sys.argv[3:]) or None)
 for life in range(int(sys.argv[2])):

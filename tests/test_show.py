@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepintuit import show, video
+from deepintuit import video
 from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
 from deepintuit.trace import parse, render
+from deepintuit_analysis import show
 
 LABELS = LabelSet.of("home", ["normal", "theft"])
 EVIL = "<script>alert(1)</script> & <b>bold</b>"

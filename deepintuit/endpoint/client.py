@@ -25,7 +25,7 @@ from deepintuit.config import JudgeConfig, TeachConfig
 from deepintuit.endpoint import wire
 from deepintuit.endpoint.wire import Completion, NotACompletion, Request
 from deepintuit.errors import TeachError
-from deepintuit.store import without_secrets
+from deepintuit.runs import without_secrets
 
 # Raise when the way frames are shown changes, so that old answers are not met again.
 RECIPE = 1

@@ -46,7 +46,7 @@ from deepintuit.reasoner import (
     vote_scores,
 )
 from deepintuit.reasoner.controls import CONTROLS, trained_controls, without
-from deepintuit.store import Run, Workbench, unnamed
+from deepintuit.runs import Run, Workbench, unnamed
 from deepintuit.trace import mismatch
 from deepintuit.vlm import VLM, EncodedClip
 

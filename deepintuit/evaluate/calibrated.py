@@ -25,7 +25,7 @@ from deepintuit.reasoner import (
     parsed,
 )
 from deepintuit.reasoner.controls import CONTROLS, Asked, Shown, trained_controls
-from deepintuit.store import Run, Workbench
+from deepintuit.runs import Run, Workbench
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip
 

@@ -13,7 +13,7 @@ from deepintuit.config import Config
 from deepintuit.errors import DataError
 from deepintuit.labels import NONE_LABEL
 from deepintuit.reasoner import Clip, Task
-from deepintuit.store import Run, Workbench, trace_id
+from deepintuit.runs import Run, Workbench, trace_id
 
 
 @dataclass

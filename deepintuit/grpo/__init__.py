@@ -39,8 +39,8 @@ from deepintuit.reasoner import (
     refuse_one_class,
     tell,
 )
+from deepintuit.runs import Run, Workbench
 from deepintuit.schedule import few, of_grpo
-from deepintuit.store import Run, Workbench
 from deepintuit.vlm import VLM
 
 __all__ = ["run"]

@@ -18,7 +18,7 @@ from deepintuit.config import GrpoConfig
 from deepintuit.errors import DataError
 from deepintuit.reasoner import Clip, LocalReasoner, tell
 from deepintuit.rewards import accuracy_reward
-from deepintuit.store import Run
+from deepintuit.runs import Run
 from deepintuit.trace import Malformed, Trace
 
 STAGE = "filter"

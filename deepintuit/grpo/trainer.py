@@ -18,8 +18,8 @@ from deepintuit.advantage import zero_variance_share
 from deepintuit.config import Config
 from deepintuit.grpo.groups import Group, Scorer
 from deepintuit.reasoner import Clip
+from deepintuit.runs import Run, trace_id
 from deepintuit.schedule import of_grpo
-from deepintuit.store import Run, trace_id
 from deepintuit.trace import mismatch
 from deepintuit.vlm import EncodedClip
 from deepintuit.vlm.attention import see_trees

@@ -16,7 +16,7 @@ import numpy as np
 
 from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.reasoner.task import Opinion, opinion_of
-from deepintuit.store import Run, Workbench
+from deepintuit.runs import Run, Workbench
 
 
 class Shown(NamedTuple):

@@ -26,7 +26,7 @@ from deepintuit import disk
 from deepintuit.errors import ModelError, StoreError
 from deepintuit.metrics import apply_temperature
 from deepintuit.reasoner.task import Clip, Opinion, Task
-from deepintuit.store import Run
+from deepintuit.runs import Run
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip, character_offsets, label_logprobs, last_hidden
 

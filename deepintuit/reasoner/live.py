@@ -25,7 +25,7 @@ from deepintuit.reasoner.gate import gate_for
 from deepintuit.reasoner.local import LocalReasoner
 from deepintuit.reasoner.replay import Distribution, Event, Failed, Seen, Stage, TraceDone, Written
 from deepintuit.reasoner.task import Clip, Task
-from deepintuit.store import Workbench
+from deepintuit.runs import Workbench
 from deepintuit.trace import Trace
 from deepintuit.vlm import VLM, Sample, sample_groups
 

@@ -16,7 +16,7 @@ from deepintuit.data import Manifest
 from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.prompts import calibrator_prompt, label_prompt, reasoner_prompt
-from deepintuit.store import Run, Workbench
+from deepintuit.runs import Run, Workbench
 from deepintuit.trace import GRAMMARS, Grammar, Malformed, Trace, parse
 
 _TAKEN = ("model", "video", "clips", "prompt", "sampling")

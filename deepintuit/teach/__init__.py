@@ -29,7 +29,7 @@ from deepintuit.data import Manifest
 from deepintuit.errors import DataError, TeachError
 from deepintuit.judges import appoint
 from deepintuit.labels import LabelSet
-from deepintuit.store import Run, Workbench
+from deepintuit.runs import Run, Workbench
 from deepintuit.teach.desk import WRONG_LABEL, Clip, Desk, summary, summary_table
 from deepintuit.teach.teachers import hire
 from deepintuit.trace import GRAMMARS, Reason

@@ -18,7 +18,7 @@ from deepintuit.config import Config, TeachConfig
 from deepintuit.errors import TeachError, VideoError
 from deepintuit.judges import Judge, Question
 from deepintuit.labels import LabelSet
-from deepintuit.store import Run, trace_id
+from deepintuit.runs import Run, trace_id
 from deepintuit.trace import Trace, parse
 
 WRONG_LABEL = "wrong_label"

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from deepintuit import worlds
 from deepintuit.config import Config
 from deepintuit.endpoint import NOTHING, Completion, Endpoint, Outcome, Refused, Request
 from deepintuit.errors import DataError, TeachError, VideoError
-from deepintuit.homecam import Facts, facts_of, teacher
 from deepintuit.labels import LabelSet
 from deepintuit.prompts import PromptStyle, rationale_prompt
-from deepintuit.store import Workbench
+from deepintuit.runs import Workbench
 from deepintuit.teach.desk import Clip, Desk
 from deepintuit.trace import FALLBACK, Grammar, grammar_named, render
 from deepintuit.video import Frames, Limits, read
@@ -34,7 +34,8 @@ def hire(
 ) -> Teacher:
     """The teacher that `teach.source` names. What cannot work is refused here, before a run begins."""
     if config.teach.source == "homecam":
-        return _scripted({clip["clip_id"]: _facts(clip) for clip in clips}, config)
+        world = worlds.named("homecam")
+        return _scripted(world, {clip["clip_id"]: _facts(world, clip) for clip in clips}, config)
     told = config.teach.source == "self"
     # A server reads instructions, however small the model that will imitate it; brief ones would not tell it the form.
     style = config.prompt.style if told else PromptStyle.FULL
@@ -48,17 +49,17 @@ def hire(
     return _endpoint(Endpoint.of(config.teach, workbench.cache), config, prompt)
 
 
-# homecam
+# A world's own
 
 
-def _scripted(facts: Mapping[str, Facts], config: Config) -> Teacher:
+def _scripted(world: worlds.World, facts: Mapping[str, Any], config: Config) -> Teacher:
     def write(clips: Sequence[Clip], todo: Mapping[str, Sequence[int]], desk: Desk) -> None:
         for clip in clips:
             for sample in todo[clip["clip_id"]]:
                 started = time.perf_counter()
                 # By clip too: two clips with the same facts are not misread in the same way.
                 draw = hashlib.sha256(f"{config.seed}/{clip['clip_id']}/{sample}".encode()).hexdigest()[:16]
-                text = _in_grammar(teacher.write_trace(facts[clip["clip_id"]], int(draw, 16)), config.prompt.grammar)
+                text = _in_grammar(world.write_trace(facts[clip["clip_id"]], int(draw, 16)), config.prompt.grammar)
                 spent = (time.perf_counter() - started) * 1000
                 desk.take(clip, sample, text, model="homecam.teacher", milliseconds=spent)
 
@@ -77,9 +78,9 @@ def _in_grammar(written: Mapping[str, str], grammar_name: str) -> str:
     return render(grammar_name, **{name: parts[name] for name in names})
 
 
-def _facts(clip: Clip) -> Facts:
+def _facts(world: worlds.World, clip: Clip) -> Any:
     try:
-        return facts_of(clip["notes"]["facts"])
+        return world.facts_of(clip["notes"]["facts"])
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(
             f"Clip {clip['source']!r} has no facts that the scripted teacher can read ({error!r})",

@@ -21,7 +21,7 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 
-from deepintuit import disk
+from deepintuit import disk, worlds
 from deepintuit.errors import ModelError
 from deepintuit.vlm.families import KNOWN
 
@@ -36,23 +36,18 @@ def located(path: str, *, text_only: bool = False) -> Path:
     id, fetched where they are not kept yet (`text_only`: all but the weights). Raises `ModelError`."""
     kind, _, name = path.partition(":")
     if kind == "embedded":
-        shipped = {config.parent.parent.name: config.parent for config in _shipped()}
-        if name not in shipped:
+        if name not in worlds.names():
             raise ModelError(
                 f"model.path = {path!r}",
                 "no such model ships with the package",
-                f"Shipped: {', '.join(sorted(shipped)) or 'none'}",
+                f"Shipped: {', '.join(worlds.names()) or 'none'}",
             )
-        return shipped[name]
+        return worlds.named(name).MODEL
     if Path(path).is_dir():
         return Path(path)
     with reading(path):
         patterns = ["*.json", "*.jinja", "*.txt", *([] if text_only else ["*.safetensors"])]
         return Path(snapshot_download(path, allow_patterns=patterns))
-
-
-def _shipped() -> Iterator[Path]:
-    return Path(__file__).parent.parent.glob("*/model/config.json")
 
 
 @contextmanager

@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepintuit import data, homecam, video
+import deepintuit_homecam as homecam
+from deepintuit import data, video
 from deepintuit.labels import NONE_LABEL, LabelSet
-from deepintuit.store import Workbench, trace_id
+from deepintuit.runs import trace_id
+from deepintuit_analysis import Workbench
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -209,7 +211,7 @@ def write_workbench(folder: Path) -> tuple[Workbench, list[str], dict[str, str],
 
 def serve(folder: Path, **settings: Any) -> contextlib.AbstractContextManager[str]:
     """The dashboard of a workbench on a free port of this machine; gives its address, stops the server at the end."""
-    from app.app import served
+    from deepintuit_app.app import served
 
     return served(folder, **settings)
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from conftest import Site, serve
 
-from app.gate import hashed
+from deepintuit_app.gate import hashed
 
 PROXY = Path(__file__).parents[1] / "proxy.py"
 NAME = "clips.localhost"

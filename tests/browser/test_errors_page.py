@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CALIBRATED, COLD, HOSTILE_FILE, LABELS, REFINED, TRUE, serve
 
-from app import analysis, errors_clips, errors_honesty, errors_view
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Estimate
-from deepintuit.store import Workbench, answers
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import answers
+from deepintuit_app import analysis, errors_clips, errors_honesty, errors_view
 
 ROWS = "#errors-drawer .clips tbody tr"
 

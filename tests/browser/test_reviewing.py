@@ -6,10 +6,10 @@ import shutil
 import pytest
 from conftest import HOSTILE, serve
 
-from app.gate import hashed
-from deepintuit.review import Kind, read_events
-from deepintuit.store import Workbench
-from deepintuit.store.browse import TraceFilter
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index.browse import TraceFilter
+from deepintuit_analysis.review import Kind, read_events
+from deepintuit_app.gate import hashed
 
 FORM = {"questions": ["label", "verdict", "failing", "note"], "order": "given", "reviewers": "1", "query": ""}
 WORDS = hashed("correct horse")

@@ -9,9 +9,8 @@ import urllib.request
 import pytest
 from conftest import HOSTILE, serve
 
-from app import jobs, keeper
-from deepintuit import report
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench, report
+from deepintuit_app import jobs, keeper
 
 SLEEP = "import time\nprint('at work', flush=True)\ntime.sleep(60)"
 

@@ -7,10 +7,10 @@ from urllib.parse import parse_qs, urlencode, urlparse
 import pytest
 from conftest import Site, serve, write_workbench
 
-from app import analysis, errors_view
 from deepintuit.errors import StoreError
-from deepintuit.store import answers
-from deepintuit.store.browse import TraceFilter
+from deepintuit_analysis.index import answers
+from deepintuit_analysis.index.browse import TraceFilter
+from deepintuit_app import analysis, errors_view
 
 
 @pytest.fixture(scope="module")

@@ -27,10 +27,11 @@ from deepintuit.data import import_csv, import_jsonl
 from deepintuit.endpoint.wire import NotACompletion, completion, refused_field, retry_after, unpacked
 from deepintuit.errors import DeepIntuitError
 from deepintuit.labels import LabelSet, normalise
-from deepintuit.review import exchange
-from deepintuit.review.events import fold, read_events
-from deepintuit.store import Workbench, console
-from deepintuit.store.reviewed import SCHEMA
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import console
+from deepintuit_analysis.index.reviewed import SCHEMA
+from deepintuit_analysis.review import exchange
+from deepintuit_analysis.review.events import fold, read_events
 
 SECONDS = 5.0
 """What a single input may take at the most; thousands of them a second are the rule."""
@@ -214,7 +215,7 @@ class _Files:
         console.ask(self.workbench, text_of(content), seconds=2)
 
     def order(self, content: bytes) -> None:
-        from app import orders
+        from deepintuit_app import orders
 
         text = text_of(content)
         for given in (

@@ -23,12 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from app import jobs, runs
-from app.desk import Desk
 from deepintuit import cli, data, disk, parquet, video
 from deepintuit.errors import DiskError, StoreError
-from deepintuit.review import Event, EventLog, Kind, insight, read_events
-from deepintuit.store import Workbench, reviewed
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import reviewed
+from deepintuit_analysis.review import Event, EventLog, Kind, insight, read_events
+from deepintuit_app import jobs, runs
+from deepintuit_app.desk import Desk
 
 ROWS = [{"clip_id": f"c{number}", "sample": 0, "text": f"text {number}"} for number in range(50)]
 
@@ -293,7 +294,7 @@ def test_after_a_full_disk_refresh_hangs_in_no_process(small: Disk) -> None:
     bench = stored(small.path / "bench")
     small.fill()
     assert bench.refresh()
-    program = f"from deepintuit.store import Workbench; Workbench({str(bench.path)!r}).refresh()"
+    program = f"from deepintuit_analysis import Workbench; Workbench({str(bench.path)!r}).refresh()"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
     small.free()
     assert Workbench(bench.path).refresh() and (bench.path / "index.duckdb").exists()

@@ -12,10 +12,10 @@ import pytest
 from apart import run_apart
 from porch import live_workbench
 
-from app.app import blocks, served
-from app.desk import Desk
-from app.doors import SESSIONS
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
+from deepintuit_app.app import blocks, served
+from deepintuit_app.desk import Desk
+from deepintuit_app.doors import SESSIONS
 
 DEEP = '{"data":' + "[" * 5000 + "]" * 5000 + ', "fn_index": 4, "session_hash": "deep"}'
 LONG = "x" * 1_000_000

@@ -12,11 +12,11 @@ from apart import run_apart
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
-from app import gate
-from app.app import create
-from app.gate import Gate, Throttle, Users, add_user, hashed, network, read_users
 from deepintuit.cli import main
 from deepintuit.errors import ConfigError
+from deepintuit_app import gate
+from deepintuit_app.app import create
+from deepintuit_app.gate import Gate, Throttle, Users, add_user, hashed, network, read_users
 
 WORDS = "correct horse"
 PAGE = {"accept": "text/html"}

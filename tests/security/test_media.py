@@ -14,10 +14,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from porch import write_clip
 
-from app.app import create
 from deepintuit import data, parquet, video
 from deepintuit.labels import LabelSet
-from deepintuit.store import Workbench
+from deepintuit_analysis import Workbench
+from deepintuit_app.app import create
 
 HOSTILE = [
     "..%2f..%2fetc%2fpasswd", "..%5c..%5cwindows", "%2fetc%2fpasswd", "%2e%2e", "....%2f%2f", "%00", "a%00.mp4",

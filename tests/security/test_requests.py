@@ -15,11 +15,11 @@ import psutil
 import pytest
 from fastapi.testclient import TestClient
 
-from app import connections, gate, outside
-from app.app import create, served
-from app.gate import hashed
 from deepintuit.cli import main
 from deepintuit.errors import ConfigError
+from deepintuit_app import connections, gate, outside
+from deepintuit_app.app import create, served
+from deepintuit_app.gate import hashed
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20

@@ -13,11 +13,11 @@ import httpx
 import pytest
 from porch import until, write_clip
 
-from app.uploads import Uploads
 from deepintuit.errors import VideoError
+from deepintuit_app.uploads import Uploads
 
 ROOT = Path(__file__).parents[2]
-_HOLDS = "import sys; from app.uploads import Uploads; print(Uploads().inbox, flush=True); sys.stdin.read()"
+_HOLDS = "import sys; from deepintuit_app.uploads import Uploads; print(Uploads().inbox, flush=True); sys.stdin.read()"
 
 
 def process(temporary: Path, *command: str) -> subprocess.Popen[str]:

@@ -1,0 +1,251 @@
+"""Prediction rows as an error analysis reads them: who answered what, facts of the clips, and how they divide.
+
+    found = sources(workbench)                                   # dataset, split, run, system and methods that exist
+    rows = answers(workbench, run_id, system, split, ["raw", "label_likelihood"])
+    known = facts(workbench, run_id, system, split)              # a row a clip: the manifest, and its trace
+    for part in parts_of(known["seconds"]): ...                  # quantile bins; names and masks
+
+Left out on purpose: every metric (`deepintuit.metrics` computes them from these rows), and anything that draws.
+Never imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from deepintuit.errors import StoreError
+from deepintuit_analysis.index.browse import TraceFilter, count
+
+if TYPE_CHECKING:
+    from deepintuit_analysis import Workbench
+
+_NOT_SLICED = {
+    "dataset", "clip_id", "path", "playable_path", "sha256", "label", "label_given", "split", "given_split", "excluded",
+    "excluded_detail", "also_at", "text", "notes", "width", "height", "trace_id",
+}  # fmt: skip
+FIRST = ("seconds", "group", "size", "tokens")
+"""What an analysis asks for first: length, source, size, trace length."""
+_MOST_VALUES = 20
+_FEW_NUMBERS = 6
+
+
+def sources(workbench: Workbench) -> pd.DataFrame:
+    """A row for each run, system and split that has answers, newest run first: dataset ("" when the run names none),
+    split, run_id, system, methods (sorted), clips (the most that one method answered), seed, created."""
+    found = workbench.query("""
+        SELECT coalesce(runs.dataset, '') AS dataset, split, run_id, system, list(method ORDER BY method) AS methods,
+               max(n) AS clips, any_value(runs.seed) AS seed, any_value(runs.created) AS created
+        FROM (SELECT run_id, system, split, method, count(*) AS n FROM predictions WHERE control = 'none' GROUP BY ALL)
+        JOIN runs USING (run_id)
+        GROUP BY ALL ORDER BY created DESC, run_id DESC, system""")
+    return found.assign(methods=[list(methods) for methods in found["methods"]])
+
+
+def answers(workbench: Workbench, run_id: str, system: str, split: str, methods: Sequence[str]) -> pd.DataFrame:
+    """All rows of one system on one split by these methods, under every control, ordered by clip."""
+    return workbench.query(
+        """SELECT clip_id, method, control, trace_id, true_label, provisional, predicted, labels, probs, temperature,
+                  outside_mass
+           FROM predictions WHERE run_id = ? AND system = ? AND split = ? AND method IN (SELECT unnest(?::VARCHAR[]))
+           ORDER BY method, control, clip_id""",
+        [run_id, system, split, list(methods)],
+    )
+
+
+def within(workbench: Workbench, run_id: str, system: str, split: str, method: str, name: str) -> list[str]:
+    """Ids of the clips that this system answered from a trace of the saved slice `name`; an answer that rests on no
+    trace counts where the slice is about its clip. StoreError where there is none, or the slice cannot be asked."""
+    condition, values = TraceFilter(slice=name).where(workbench)
+    found = workbench.query(
+        f"""WITH chosen AS MATERIALIZED (SELECT trace_id, clip_id FROM trace_facts WHERE {condition})
+            SELECT DISTINCT clip_id FROM predictions
+            WHERE run_id = ? AND system = ? AND split = ? AND method = ? AND control = 'none'
+                  AND CASE WHEN trace_id IN (SELECT trace_id FROM trace_facts)
+                      THEN trace_id IN (SELECT trace_id FROM chosen)
+                      ELSE clip_id IN (SELECT clip_id FROM chosen) END""",  # noqa: S608 - a filter's own conditions
+        [*values, run_id, system, split, method],
+    )
+    if found.empty:
+        n = count(workbench, TraceFilter(slice=name))
+        raise StoreError(
+            f"the slice {name!r} has no trace of this run on this split",
+            f"it holds {n:,} traces, and no answer here rests on one of them",
+            "Choose another slice, or the system whose traces it holds",
+        )
+    return found["clip_id"].tolist()
+
+
+def facts(workbench: Workbench, run_id: str, system: str, split: str) -> pd.DataFrame:
+    """What is known of each clip that this system answered, by clip_id: `file`, every manifest column with one value a
+    clip, `size`, its texts and notes (`text: name`, `note: name`; a note that is a JSON object gives a column a key),
+    and of its trace in this run `tokens`, `trace_confidence` and `reason` ("well-formed" where there is none)."""
+    clips = workbench.query(
+        """SELECT clips.* FROM clips SEMI JOIN
+                  (SELECT clip_id FROM predictions WHERE run_id = $run AND system = $system AND split = $split)
+                  USING (clip_id)
+           WHERE dataset IS NOT DISTINCT FROM coalesce((SELECT dataset FROM runs WHERE run_id = $run), dataset)
+           QUALIFY row_number() OVER (PARTITION BY clip_id ORDER BY dataset) = 1 ORDER BY clip_id""",
+        {"run": run_id, "system": system, "split": split},
+    ).set_index("clip_id")
+    traces = workbench.query(
+        """SELECT answered.clip_id, any_value(tokens) AS tokens, any_value(confidence) AS trace_confidence,
+                  any_value(coalesce(reason, 'well-formed')) AS reason
+           FROM (SELECT DISTINCT clip_id, trace_id FROM predictions
+                 WHERE run_id = $run AND system = $system AND split = $split) AS answered
+           JOIN traces ON traces.run_id = $run AND traces.trace_id = answered.trace_id GROUP BY answered.clip_id""",
+        {"run": run_id, "system": system, "split": split},
+    ).set_index("clip_id")
+    found = clips.drop(columns=[name for name in clips if name in _NOT_SLICED])
+    found["file"] = [_file_name(path) for path in clips["path"]]
+    known = clips["width"].notna() & clips["height"].notna()
+    sizes = clips["width"].fillna(0).astype(int).astype(str) + "×" + clips["height"].fillna(0).astype(int).astype(str)
+    found["size"] = sizes.where(known, None)
+    for kind, column in (("text", "text"), ("note", "notes")):
+        if column in clips:
+            found = found.join(_named(clips[column], kind))
+    return found.join(traces, how="outer")
+
+
+def _file_name(path: Any) -> str | None:
+    return path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else None
+
+
+def _named(lists_C: pd.Series, kind: str) -> pd.DataFrame:
+    """Lists of {name, value} as columns; numbers where every value is one."""
+    rows = []
+    for entries in lists_C:
+        row: dict[str, Any] = {}
+        for entry in entries if entries is not None and not isinstance(entries, float) else ():
+            value = _object(entry["value"])
+            if value is None:
+                row[f"{kind}: {entry['name']}"] = entry["value"]
+            else:
+                plain = {key: part for key, part in value.items() if isinstance(part, str | int | float)}
+                row |= {f"{kind}: {entry['name']}.{key}": part for key, part in plain.items()}
+        rows.append(row)
+    frame = pd.DataFrame(rows, index=lists_C.index)
+    for name in frame:
+        numbers = pd.to_numeric(frame[name], errors="coerce")
+        if numbers.notna().sum() == frame[name].notna().sum():
+            frame[name] = numbers
+    return frame
+
+
+def _object(text: Any) -> dict[str, Any] | None:
+    if not isinstance(text, str) or not text.startswith("{"):
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def sliceable(known: pd.DataFrame) -> list[str]:
+    """Columns of `facts` that divide the clips into at least two parts, those of `FIRST` in front. Text that is almost
+    another one for each clip (a file name) divides nothing."""
+
+    def divides(name: str) -> bool:
+        if name in _NOT_SLICED or name == "file":
+            return False
+        values = known[name].dropna()
+        distinct = values.nunique()
+        if distinct + int(len(values) < len(known)) < 2:
+            return False
+        return _numeric(values) or distinct <= max(_MOST_VALUES, len(values) // 2)
+
+    names = [name for name in known if divides(name)]
+    return sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), names.index(name)))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named part of the clips; `inside_C` marks them."""
+
+    name: str
+    inside_C: np.ndarray
+
+
+def parts_of(values_C: pd.Series, bins: int = 4) -> list[Part]:
+    """The clips divided by a column: numbers in quantile bins (each value is its own part where there are at most six),
+    texts by value, commonest first, past twenty together as "others"; what is missing last, as "not known". Every clip
+    is in exactly one part."""
+    if pd.api.types.is_float_dtype(values_C):
+        values_C = values_C.round(4)  # a rate of 5.0000001 is no other rate than 5
+    known = values_C.notna().to_numpy()
+    numeric = _numeric(values_C.dropna())
+    counts = values_C[known].value_counts()
+    if numeric and len(counts) > _FEW_NUMBERS:
+        parts = _quantile_parts(values_C.astype(float).to_numpy(), known, bins)
+    else:
+        names = sorted(counts.index, key=lambda value: value if numeric else (-counts[value], str(value)))
+        cut = names if len(names) <= _MOST_VALUES else names[:_MOST_VALUES]
+        parts = [Part(_shown(value), known & (values_C == value).fillna(False).to_numpy(dtype=bool)) for value in cut]
+        if len(cut) < len(names):
+            rest = known & ~np.logical_or.reduce([part.inside_C for part in parts])
+            parts.append(Part(f"others ({len(names) - len(cut)} values)", rest))
+    return [*parts, Part("not known", ~known)] if not known.all() else parts
+
+
+def _quantile_parts(values_C: np.ndarray, known_C: np.ndarray, bins: int) -> list[Part]:
+    edges = np.unique(np.quantile(values_C[known_C], np.linspace(0, 1, bins + 1)))
+    place_C = np.where(known_C, np.searchsorted(edges[1:-1], values_C, side="left"), -1)
+    found = []
+    for k in range(len(edges) - 1):
+        inside_C = place_C == k
+        if inside_C.any():
+            low, high = values_C[inside_C].min(), values_C[inside_C].max()
+            found.append(Part(_shown(low) if low == high else _between(low, high), inside_C))
+    return found
+
+
+def _between(low: float, high: float) -> str:
+    """Both ends with as many decimals as four digits of the larger one leave room for, and they need."""
+    largest = max(abs(low), abs(high))
+    room = int(np.clip(3 - np.floor(np.log10(largest)), 0, 4)) if np.isfinite(largest) else 0
+    ends = [f"{end:.{room}f}" for end in (low, high)]
+    while room and all(end.endswith("0") for end in ends):
+        room, ends = room - 1, [end[:-1].removesuffix(".") for end in ends]
+    # What rounds to the same is told apart by all its digits.
+    return " to ".join(f"{float(end):,.{room}f}" for end in ends) if ends[0] != ends[1] else f"{low:g} to {high:g}"
+
+
+def _numeric(values: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and len(values) > 0
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | float | np.number):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
+
+
+def reasons(workbench: Workbench, run_id: str, name: str = "") -> pd.DataFrame:
+    """Every trace of a run (of the saved slice `name`), by stage and what is wrong with it: stage, reason
+    ("well-formed" where nothing is), n, share of the stage."""
+    asked = TraceFilter(run=run_id, slice=name)
+    condition, values = asked.where(workbench)
+    return workbench.query(
+        f"""SELECT *, n / sum(n) OVER (PARTITION BY stage) AS share
+            FROM (SELECT stage, coalesce(reason, 'well-formed') AS reason, sum(n)::BIGINT AS n
+                  FROM {asked.counts} WHERE {condition} GROUP BY ALL)
+            ORDER BY stage, n DESC, reason""",  # noqa: S608 - as above
+        values,
+    )
+
+
+def excluded(workbench: Workbench, dataset: str, split: str) -> pd.DataFrame:
+    """Clips of a split that no system could be asked about: reason, n."""
+    return workbench.query(
+        """SELECT excluded AS reason, count(*) AS n FROM clips
+           WHERE dataset = ? AND split = ? AND excluded IS NOT NULL GROUP BY ALL ORDER BY n DESC, reason""",
+        [dataset, split],
+    )

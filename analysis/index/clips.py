@@ -1,0 +1,162 @@
+"""Clips as a person looks for them, and what was said about one: its traces, and the predictions that rest on a trace.
+
+Plain functions of a workbench; values travel as parameters, never as text of a query. Rows come back as dicts.
+Left out on purpose: pages of traces over all clips (`browse`), anything that computes a metric.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from deepintuit.trace import GRAMMARS
+from deepintuit_analysis.index.browse import TraceFilter, records
+from deepintuit_analysis.index.build import FOUND_BY_ID
+
+if TYPE_CHECKING:
+    from deepintuit_analysis import Workbench
+
+FLIPS = ("flipped", "wrong → right", "right → wrong")
+"""What calibration changed, by the name that the page shows."""
+
+_WAYS = ("label_likelihood", "mean_likelihood", "linear_head", "vote", "raw")
+
+_TURNED = """
+    SELECT clip_id, trace_id, run_id, created FROM (
+        SELECT latest_predictions.*, created FROM latest_predictions JOIN runs USING (run_id)
+        WHERE control = 'none' AND method <> 'raw' AND trace_id IS NOT NULL
+        QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY list_position(?::VARCHAR[], method)) = 1)
+    WHERE provisional <> 'none' AND """
+_HOW = {
+    "flipped": "provisional <> predicted",
+    "wrong → right": "provisional <> predicted AND predicted = true_label",
+    "right → wrong": "provisional <> predicted AND provisional = true_label",
+}
+_HOLDS = """contains(lower(concat_ws(' ', clip_id, path, "group", dataset, label)), lower(?))"""
+
+
+def choices(workbench: Workbench) -> dict[str, list[str]]:
+    """The labels and splits that occur among the usable clips."""
+    labels = workbench.query("SELECT DISTINCT label AS it FROM clips WHERE excluded IS NULL ORDER BY it NULLS LAST")
+    splits = workbench.query("SELECT DISTINCT split AS it FROM clips WHERE excluded IS NULL ORDER BY it NULLS LAST")
+    return {"label": labels["it"].dropna().tolist(), "split": splits["it"].dropna().tolist()}
+
+
+def find(
+    workbench: Workbench,
+    text: str = "",
+    label: str = "",
+    split: str = "",
+    flip: str = "",
+    limit: int = 24,
+    name: str = "",
+) -> tuple[list[dict[str, Any]], int]:
+    """Usable clips whose id, path, group, dataset and label hold every word of `text`, and how many there are in all.
+
+    `flip`: one of `FLIPS`, or empty; what counts is the first way of calibration that a trace has, as it is shown
+    (`predictions_on`). `name`: a saved slice; its clips are found, StoreError where it cannot be asked. `trace_id` of a
+    row: the newest trace that flipped so, of the slice; None without both. Held-out clips come first, since they have
+    most to show.
+    """
+    inside, values = TraceFilter(slice=name).where(workbench)
+    traces = f"({_TURNED}{_HOW[flip]})" if flip else "trace_facts"
+    values = [*([list(_WAYS)] if flip else []), *values]
+    of_slice = f"trace_id IN (SELECT trace_id FROM trace_facts WHERE {inside})" if name else "true"  # noqa: S608
+    chosen = f"""(SELECT clip_id, arg_max(trace_id, (created, run_id, trace_id)) AS trace_id
+                  FROM {traces} WHERE {of_slice} GROUP BY clip_id) AS chosen USING (clip_id)"""  # noqa: S608
+    wanted = ["excluded IS NULL", "path IS NOT NULL"]
+    for column, value in (("label", label), ("split", split)):
+        if value:
+            wanted.append(f"{column} = ?")
+            values.append(value)
+    for word in text.split()[:20]:
+        wanted.append(_HOLDS)
+        values.append(word)
+    rows = records(
+        workbench.query(
+            f"""SELECT clips.*, trace_id, count(*) OVER () AS found
+            FROM clips {f"JOIN {chosen}" if flip or name else "CROSS JOIN (SELECT NULL::VARCHAR AS trace_id)"}
+            WHERE {" AND ".join(wanted)}
+            ORDER BY (split = 'test')::INT DESC, (split = 'validation')::INT DESC, dataset, path, clip_id
+            LIMIT {int(limit)}""",  # noqa: S608 - parts from above, values as parameters
+            values,
+        )
+    )
+    return rows, int(rows[0]["found"]) if rows else 0
+
+
+def clip(workbench: Workbench, clip_id: str) -> dict[str, Any] | None:
+    """One clip of the manifest."""
+    found = records(workbench.query("SELECT * FROM clips WHERE clip_id = ? LIMIT 1", [clip_id]))
+    return found[0] if found else None
+
+
+def traces_of(workbench: Workbench, clip_id: str, limit: int = 60) -> list[dict[str, Any]]:
+    """Traces of a clip without their texts: those that predictions rest on first, then the newest.
+
+    `system` names who wrote it, where that is known; `judged` says that a calibrator read it.
+    """
+    return records(
+        workbench.query(
+            """SELECT trace_id, traces.run_id, traces.stage, sample, step, temperature, provisional, reason, confidence,
+                      runs.name AS run_name, created,
+                      said.system, coalesce(said.judged, false) AS judged
+               FROM traces LEFT JOIN runs USING (run_id) LEFT JOIN (
+                   SELECT trace_id, any_value(system) AS system, bool_or(method <> 'raw') AS judged
+                   FROM predictions WHERE clip_id = $1 GROUP BY trace_id) said USING (trace_id)
+               WHERE short_clip = short_id_of($1) AND clip_id = $1
+               ORDER BY judged DESC, (system IS NOT NULL) DESC, created DESC, step DESC, sample LIMIT $2""",
+            [clip_id, int(limit)],
+        )
+    )
+
+
+def predictions_on(workbench: Workbench, trace_id: str) -> list[dict[str, Any]]:
+    """What was predicted from one trace, controls aside, the paper's way first and the answer as it was given last."""
+    on_it = f"SELECT * FROM predictions WHERE {FOUND_BY_ID} AND control = 'none'"  # noqa: S608
+    rows = records(workbench.query(on_it, [trace_id]))
+    return sorted(rows, key=lambda row: _WAYS.index(row["method"]) if row["method"] in _WAYS else len(_WAYS))
+
+
+def grammar_of(workbench: Workbench, run_id: str) -> str:
+    """The grammar that a run's traces were asked for in; think-answer where it does not say."""
+    found = workbench.query("SELECT config->>'$.prompt.grammar' AS it FROM runs WHERE run_id = ?", [run_id])
+    return found["it"][0] if len(found) and found["it"][0] in GRAMMARS else "think-answer"
+
+
+def gate_of(workbench: Workbench, run_id: str) -> dict[str, Any]:
+    """What could end a run's traces after their quick answer: the section `gate` of its config, empty without one."""
+    found = workbench.query("SELECT config->'$.gate' AS it FROM runs WHERE run_id = ?", [run_id])
+    gate = json.loads(found["it"][0]) if len(found) and isinstance(found["it"][0], str) else {}
+    return gate if gate.get("by", "off") != "off" else {}
+
+
+def watched(workbench: Workbench, reasoner: str) -> tuple[str, str, str] | None:
+    """The finished evaluation (run, dataset, split) that tells what a threshold of the quick answer's confidence would
+    cost: quick answers were asked for, and all traces thought on. Validation before others, then the newest."""
+    found = workbench.query(
+        """SELECT run_id, dataset, config->>'$.evaluate.split' AS split FROM runs
+           WHERE stage = 'evaluate' AND status = 'finished' AND parent = ? AND dataset IS NOT NULL
+             AND coalesce(config->>'$.gate.by', 'off') = 'off'
+             AND config->>'$.prompt.grammar' IN (SELECT unnest(?::VARCHAR[]))
+           ORDER BY split = 'validation' DESC, created DESC LIMIT 1""",
+        [reasoner, [name for name, grammar in GRAMMARS.items() if grammar.quick]],
+    )  # fmt: skip
+    return tuple(found.iloc[0]) if len(found) else None
+
+
+def reasoners(workbench: Workbench) -> list[dict[str, Any]]:
+    """Finished runs that hold a reasoner which writes traces, the newest of the last stage first, each with the newest
+    calibrator trained on it (`calibrator`, or None)."""
+    return records(
+        workbench.query(
+            """SELECT run_id, stage, name, dataset, created, calibrator
+               FROM runs LEFT JOIN (
+                   SELECT parent AS run_id, arg_max(run_id, created) AS calibrator FROM runs
+                   WHERE stage = 'calibrate' AND status = 'finished'
+                     AND coalesce(config->>'$.calibrate.without', 'none') = 'none' GROUP BY parent) USING (run_id)
+               WHERE status = 'finished' AND stage IN ('coldstart', 'grpo')
+                 AND coalesce(config->>'$.coldstart.target', 'trace') <> 'label'
+               ORDER BY calibrator IS NULL, (stage = 'grpo') DESC, created DESC"""
+        )
+    )

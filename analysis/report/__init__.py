@@ -1,0 +1,54 @@
+"""Rows → tables and figures: what a system scored, how sure that is, and a page to show it on. No torch.
+
+    rows = table_of(run.read("predictions"), labels, config.evaluate)
+    rich.print(terminal_table(rows))
+    show(workbench, [run.id])                     # the same, from the workbench, with the result in words
+    run_card(workbench, [run.id])
+
+`table` computes, `text` prints (terminal, Markdown, over seeds), `figures` and `curves` draw, `gather` reads a
+workbench, `gains` compares classes stage by stage, `card` writes the page and `page` holds its style and script.
+
+Left out on purpose: a choice of the best system (that is made on validation, by whoever runs the stages), live updates,
+image files of figures.
+"""
+
+from deepintuit_analysis.report.card import run_card, show
+from deepintuit_analysis.report.curves import training_figure
+from deepintuit_analysis.report.figures import (
+    class_f1_figure,
+    confusion_figure,
+    flips_figure,
+    reliability_figure,
+    risk_coverage_figure,
+    stages_figure,
+)
+from deepintuit_analysis.report.gains import ClassGains, class_gains, gains_figure, stages_of
+from deepintuit_analysis.report.table import Measured, Row, SeedRow, headline, over_seeds, t_interval, table_of
+from deepintuit_analysis.report.text import markdown_table, multi_seed_table, sentence, terminal_table
+
+__all__ = [
+    "ClassGains",
+    "Measured",
+    "Row",
+    "SeedRow",
+    "class_f1_figure",
+    "class_gains",
+    "confusion_figure",
+    "flips_figure",
+    "gains_figure",
+    "headline",
+    "markdown_table",
+    "multi_seed_table",
+    "over_seeds",
+    "reliability_figure",
+    "risk_coverage_figure",
+    "run_card",
+    "sentence",
+    "show",
+    "stages_figure",
+    "stages_of",
+    "t_interval",
+    "table_of",
+    "terminal_table",
+    "training_figure",
+]

@@ -1,0 +1,110 @@
+"""Training curves from the `steps` grain: a panel a quantity, with plain names and units.
+
+Left out on purpose: smoothing (a mean hides the collapse one looks for) and quantities that nobody acts on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from deepintuit_analysis.report.figures import COLOURS, DASHES, empty, finished
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small plot. `series` maps what the legend says to the name that is logged; `scale` brings fractions to
+    percent."""
+
+    title: str
+    unit: str
+    series: dict[str, str]
+    scale: float = 1.0
+
+
+PANELS = (
+    Panel("Loss", "nats a token", {"training": "loss", "validation": "validation_nll"}),
+    Panel("Reward, mean", "reward", {"reward": "reward"}),
+    Panel("Right answers", "% of traces", {"accuracy reward": "accuracy"}, 100),
+    Panel("Well-formed", "% of traces", {"format reward": "well_formed"}, 100),
+    Panel("Seeing and reasoning", "reward, mean", {"seeing": "perception_mean", "reasoning": "reasoning_mean"}),
+    Panel(
+        "Seeing enough, arguing otherwise",
+        "% of traces",
+        {"observation suffices": "sufficient_mean", "answer is not what was argued": "mismatch_mean"},
+        100,
+    ),
+    Panel("Quick answers", "% of traces", {"right at once": "quick_mean", "put off": "put_off_mean"}, 100),
+    Panel(
+        "Groups that teach nothing",
+        "% of groups, all rewards equal",
+        {
+            "zero variance": "zero_variance_share",
+            "of seeing": "zero_variance_perception",
+            "of reasoning": "zero_variance_reasoning",
+        },
+        100,
+    ),
+    Panel("Entropy", "nats a token", {"entropy": "entropy"}),
+    Panel("Completion length", "tokens, mean", {"length": "tokens_mean"}),
+    Panel("Learning rate", "an update", {"rate": "learning_rate"}),
+    Panel("Cut at the limit", "% of traces", {"truncated": "truncated_share"}, 100),
+)
+
+
+def training_figure(steps: pd.DataFrame) -> go.Figure:
+    """Panels of whatever known quantities `steps` (columns step, name, value) holds; other names are passed over."""
+    by_name = {str(name): rows.sort_values("step") for name, rows in steps.dropna(subset=["value"]).groupby("name")}
+    panels = []
+    for panel in PANELS:
+        found = {legend: by_name[name] for legend, name in panel.series.items() if name in by_name}
+        if found:
+            panels.append((panel, found))
+    if not panels:
+        return empty("No training step was logged yet.")
+    columns = 1 if len(panels) == 1 else 2
+    lines = -(-len(panels) // columns)
+    figure = make_subplots(
+        rows=lines,
+        cols=columns,
+        vertical_spacing=0.42 / max(2, lines),
+        horizontal_spacing=0.13,
+        subplot_titles=[panel.title for panel, _ in panels],
+    )
+    for place, (panel, found) in enumerate(panels):
+        row, column = place // columns + 1, place % columns + 1
+        for k, (legend, rows) in enumerate(found.items()):
+            figure.add_scatter(
+                x=rows["step"],
+                y=panel.scale * rows["value"],
+                name=legend,
+                showlegend=len(found) > 1,
+                mode="lines+markers" if len(rows) < 30 else "lines",
+                marker_size=4,
+                row=row,
+                col=column,
+                line=dict(color=COLOURS[k], width=1.5, dash=DASHES[k]),
+                hovertemplate="update %{x}: %{y:.3g}<extra></extra>",
+            )
+        bounds = dict(range=[0, 103]) if panel.scale == 100 else dict(rangemode="tozero")
+        place = dict(row=row, col=column)
+        figure.update_yaxes(title_text=panel.unit, title_font_size=11, exponentformat="e", **place, **bounds)
+        figure.update_xaxes(title_text="update", title_font_size=11, row=row, col=column)
+    figure.update_annotations(font_size=13)
+    figure = finished(figure, _title(panels), 210 * lines)
+    figure.update_layout(legend_y=1 + 30 / (210 * lines))
+    return figure
+
+
+def _title(panels: list[tuple[Panel, dict[str, pd.DataFrame]]]) -> str:
+    """The first and the last value of the quantity that the run is after."""
+    wanted = ("Right answers", "Reward, mean", "Loss")
+    panel, found = min(panels, key=lambda one: wanted.index(one[0].title) if one[0].title in wanted else len(wanted))
+    values = panel.scale * next(iter(found.values()))["value"]
+    return (
+        f"{panel.title}: {values.iloc[0]:.3g} at the first update, {values.iloc[-1]:.3g} at the last "
+        f"({panel.unit.split(',')[0]})"
+    )

@@ -1,0 +1,165 @@
+"""What each stage brings to each class (DeepIntuit, figure 6): F1 by class, stage against stage, with intervals.
+
+    found = class_gains(predictions, stages_of(rows, headline(rows)), labels, config.evaluate)
+    gains_figure(found)
+
+Left out on purpose: a correction for looking at many classes; with twenty of them, one interval in twenty lies.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from deepintuit.config import EvaluateConfig
+from deepintuit.metrics import Estimate, bootstrap_each, class_f1_of, class_indices
+from deepintuit_analysis.report.figures import (
+    CALIBRATED,
+    FOURTH,
+    GAIN,
+    MOST_CLASSES,
+    RAW,
+    SYMBOLS,
+    bars,
+    cut,
+    empty,
+    few_of,
+    finished,
+    safe,
+)
+from deepintuit_analysis.report.table import Row
+from deepintuit_analysis.report.text import interval, number, shown
+
+
+@dataclass(frozen=True)
+class ClassGains:
+    """F1 of each class after each stage, on the clips that all stages answered; `support_K` counts them by true class.
+    `gains_K` are the last stage minus the first, on the same draws of the same clips."""
+
+    labels: tuple[str, ...]
+    support_K: tuple[int, ...]
+    stages: Mapping[str, tuple[Estimate, ...]]
+    gains_K: tuple[Estimate, ...]
+
+
+def stages_of(rows: Sequence[Row], row: Row | None) -> dict[str, tuple[str, str]]:
+    """Stage → (system, method): the raw label of each system up to the one of `row`, then that row's own answer."""
+    if row is None:
+        return {}
+    raw = [one.system for one in rows if (one.method, one.control) == ("raw", "none")]
+    chain = [system for system in raw if f"{row.system} + ".startswith(f"{system} + ")]
+    found = {shown(system): (system, "raw") for system in chain}
+    return found if row.method == "raw" else found | {f"calibrated, {shown(row.method)}": (row.system, row.method)}
+
+
+def class_gains(
+    predictions: pd.DataFrame,
+    stages: Mapping[str, tuple[str, str]],
+    labels: Sequence[str],
+    config: EvaluateConfig,
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> ClassGains | None:
+    """None with fewer than two stages, or no clip that all of them answered. `groups` as of `table_of`."""
+    known = predictions[
+        (predictions["split"] == config.split) & (predictions["control"] == "none") & predictions["true_label"].notna()
+    ]
+    said = {
+        name: known[(known["system"] == system) & (known["method"] == method)].set_index("clip_id")
+        for name, (system, method) in stages.items()
+    }
+    if len(said) < 2:
+        return None
+    clips = sorted(set.intersection(*(set(frame.index) for frame in said.values())))
+    if not clips:
+        return None
+    truth = next(iter(said.values())).loc[clips, "true_label"]
+    drawn = [(groups or {}).get(clip) or clip for clip in clips]
+    options = dict(groups_C=drawn, draws=config.bootstrap, seed=seed, level=config.confidence)
+    f1 = {
+        name: class_f1_of(truth.tolist(), frame.loc[clips, "predicted"].tolist(), labels)
+        for name, frame in said.items()
+    }
+    first, *_, last = f1.values()
+    return ClassGains(
+        tuple(labels),
+        tuple(np.bincount(class_indices(truth.tolist(), labels), minlength=len(labels)).tolist()),
+        {name: tuple(bootstrap_each(by_class, len(clips), **options)) for name, by_class in f1.items()},
+        tuple(bootstrap_each(lambda weights_B_C: last(weights_B_C) - first(weights_B_C), len(clips), **options)),
+    )
+
+
+def gains_figure(found: ClassGains | None) -> go.Figure:
+    """A row a class, the largest gain on top; in it the F1 of each stage with its interval, and the gain in points. Of
+    more than `MOST_CLASSES` those that gain most and least."""
+    if found is None or not found.labels:
+        return empty("Classes are compared where two stages answered the same clips.")
+    gains = [-math.inf if math.isnan(gain.value) else gain.value for gain in found.gains_K]
+    order = sorted(range(len(gains)), key=lambda k: -gains[k])
+    title = _title(found, order)
+    if len(order) > MOST_CLASSES:
+        order = order[: MOST_CLASSES // 2] + order[-MOST_CLASSES // 2 :]
+        title += few_of(len(gains))
+    K = len(order)
+    figure = go.Figure()
+    colours = (RAW, FOURTH, GAIN)
+    for number_of, (name, f1_K) in enumerate(found.stages.items()):
+        last = number_of == len(found.stages) - 1
+        values, spans = bars([f1_K[k] for k in order])
+        offset = 0.5 * (number_of / max(1, len(found.stages) - 1) - 0.5)
+        figure.add_scatter(
+            x=values,
+            y=np.arange(K) + offset,
+            mode="markers",
+            name=html.escape(name),
+            cliponaxis=False,
+            marker=dict(size=10, color=CALIBRATED if last else colours[number_of % 3], symbol=SYMBOLS[number_of % 5]),
+            error_x=spans,
+            customdata=[f"{safe(found.labels[k])}: {number(f1_K[k].value)} % {interval(f1_K[k])}" for k in order],
+            hovertemplate="%{customdata}<extra>" + html.escape(name) + "</extra>",
+        )
+    for place, k in enumerate(order):
+        gain = found.gains_K[k]
+        figure.add_annotation(
+            x=1,
+            xref="paper",
+            y=place,
+            xanchor="left",
+            xshift=10,
+            showarrow=False,
+            align="left",
+            text=f"<b>{number(gain.value, sign=True)}</b><br>{interval(gain, sign=True)}",
+            font_size=12,
+        )
+    names = [f"{safe(found.labels[k], 28)} (n = {found.support_K[k]})" for k in order]
+    drawn = finished(
+        figure,
+        title,
+        60 + 52 * K,
+        xaxis=dict(title_text="F1 (%), and gain in points", range=[_start(found), 101]),
+        yaxis=dict(tickmode="array", tickvals=list(range(K)), ticktext=names, range=[K - 0.5, -0.5], zeroline=False),
+    )
+    return drawn.update_layout(margin_r=120)
+
+
+def _start(found: ClassGains) -> float:
+    """The axis begins below all intervals: points are compared by place, not by length."""
+    lows = [low for f1_K in found.stages.values() for one in f1_K for low in (one.low, one.value) if low == low]
+    return 10 * math.floor(min(lows, default=0.0) * 10)
+
+
+def _title(found: ClassGains, order: Sequence[int]) -> str:
+    known = [k for k in order if not math.isnan(found.gains_K[k].value)]
+    if not known:
+        return "No class was true or answered"
+    best, least = known[0], known[-1]
+    words = f"F1 gains most on {cut(found.labels[best], 30)} ({number(found.gains_K[best].value, sign=True)} points)"
+    if best != least:
+        words += f", least on {cut(found.labels[least], 30)} ({number(found.gains_K[least].value, sign=True)})"
+    return words

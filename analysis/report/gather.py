@@ -1,0 +1,286 @@
+"""Everything a run card tells, asked of a workbench: rows, runs, clips, reasons, examples, steps.
+
+Left out on purpose: reading text that the project wrote (all of it is columns), and any choice by score: example clips
+come in the order of their ids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from deepintuit.config import Config, EvaluateConfig
+from deepintuit.data import Manifest
+from deepintuit.errors import DataError, StoreError
+from deepintuit.labels import NONE_LABEL, LabelSet
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.report.gains import ClassGains, class_gains, stages_of
+from deepintuit_analysis.report.table import Row, headline, table_of
+from deepintuit_analysis.report.thinking import quick_answers
+
+KINDS = {
+    "mended": "Mended by calibration",
+    "broken": "Broken by calibration",
+    "right": "Right before and after",
+    "wrong": "Wrong before and after",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip of the headline system. `probs` by label, highest first; `reason` is what is wrong with the trace."""
+
+    kind: str
+    clip: str
+    true_label: str
+    provisional: str
+    predicted: str
+    probs: Mapping[str, float]
+    text: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Story:
+    """`runs` are run.json of the asked runs, then of the runs they stand on. `clips` has split, label, n; `excluded`
+    reason, split, n; `reasons` run_id, stage, reason, n, share; `steps` the training steps by run id; `quick` the quick
+    answers of the headline's traces, where the grammar asks for any and all of them thought; `gains`: the
+    headline's system by class, stage against stage, None without an earlier stage."""
+
+    rows: list[Row]
+    headline: Row | None
+    labels: tuple[str, ...]
+    level: float
+    runs: list[dict[str, Any]]
+    clips: pd.DataFrame
+    excluded: pd.DataFrame
+    reasons: pd.DataFrame
+    examples: list[Example]
+    steps: dict[str, pd.DataFrame]
+    quick: pd.DataFrame
+    gains: ClassGains | None
+    thresholds: Mapping[str, float | None] | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of some evaluate runs, with what they were made of. `runs` are the run.json asked for, `groups` the
+    source of each clip that has one."""
+
+    rows: list[Row]
+    labels: tuple[str, ...]
+    config: EvaluateConfig
+    predictions: pd.DataFrame
+    runs: list[dict[str, Any]]
+    dataset: str | None
+    groups: Mapping[str, str]
+
+
+def tabulate(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None) -> Table:
+    """The table of these runs' predictions; refreshes the index. `config` defaults to the first run's; its dataset says
+    what the labels are. StoreError for an unknown run, DataError where nothing says it."""
+    if not run_ids:
+        raise StoreError(
+            "no run was named", "a card tells of at least one", "name an evaluate run; `workbench.runs()` lists them"
+        )
+    asked = [workbench.run(run_id).about for run_id in dict.fromkeys(run_ids)]
+    settings = config or _evaluate_settings(asked[0]["config"])
+    predictions = pd.concat([workbench.run(about["run_id"]).read("predictions") for about in asked], ignore_index=True)
+    predictions = _told_apart(predictions)
+    workbench.refresh()
+    dataset = next((about["dataset"] for about in asked if about["dataset"]), None)
+    names = tuple(_labels(workbench, dataset, predictions))
+    groups = workbench.query('SELECT clip_id, "group" FROM clips WHERE dataset = ? AND "group" IS NOT NULL', [dataset])
+    sources = dict(zip(groups["clip_id"], groups["group"], strict=True))
+    scores = [workbench.run(about["run_id"]).read("scores", ["trace_id", "name", "value"]) for about in asked]
+    noted = pd.concat(scores).query("name == 'mismatch'")
+    rows = table_of(
+        predictions,
+        names,
+        settings,
+        groups=sources,
+        seed=asked[0]["seed"],
+        mismatches=dict(zip(noted["trace_id"], noted["value"], strict=True)),
+    )
+    return Table(rows, names, settings, predictions[predictions["split"] == settings.split], asked, dataset, sources)
+
+
+def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None) -> Story:
+    """All that a card tells, as `tabulate`."""
+    table = tabulate(workbench, run_ids, config)
+    spoken, dataset = headline(table.rows, table.config.method), table.dataset
+    runs = _with_ancestors(workbench, table.runs)
+    ids = [about["run_id"] for about in runs]
+    logged = {run_id: workbench.run(run_id).read("steps", ["step", "name", "value"]) for run_id in ids}
+    return Story(
+        table.rows,
+        spoken,
+        table.labels,
+        table.config.confidence,
+        runs,
+        workbench.query(
+            """SELECT coalesce(split, 'unassigned') AS split, label, count(*) AS n FROM clips
+                           WHERE dataset = ? AND excluded IS NULL GROUP BY ALL ORDER BY ALL""",
+            [dataset],
+        ),
+        workbench.query(
+            """SELECT excluded AS reason, coalesce(split, 'unassigned') AS split, count(*) AS n FROM clips
+                           WHERE dataset = ? AND excluded IS NOT NULL GROUP BY ALL ORDER BY n DESC, reason""",
+            [dataset],
+        ),
+        workbench.query(
+            """SELECT run_id, stage, reason, n, share FROM trace_reasons
+                           WHERE run_id IN (SELECT unnest(?)) ORDER BY run_id, stage, n DESC, reason""",
+            [ids],
+        ),
+        _examples(workbench, table.predictions, spoken),
+        {run_id: steps for run_id, steps in logged.items() if len(steps)},
+        _quick(workbench, table, spoken),
+        class_gains(
+            table.predictions,
+            stages_of(table.rows, spoken),
+            table.labels,
+            table.config,
+            table.groups,
+            table.runs[0]["seed"],
+        ),
+        _thresholds(table, spoken),
+    )
+
+
+def _thresholds(table: Table, row: Row | None) -> Mapping[str, float | None] | None:
+    if row is None:
+        return None
+    ids = set(table.predictions.loc[table.predictions["system"] == row.system, "run_id"])
+    chosen = [about["summary"].get("thresholds", {}).get(row.method) for about in table.runs if about["run_id"] in ids]
+    return next((one["risks"] for one in chosen if one), None)
+
+
+def _quick(workbench: Workbench, table: Table, row: Row | None) -> pd.DataFrame:
+    mine = table.predictions
+    mine = mine[(mine["system"] == row.system) & (mine["control"] == "none")] if row else mine.iloc[:0]
+    traces = [workbench.run(run_id).read("traces") for run_id in mine["run_id"].unique()]
+    if not traces:
+        return pd.DataFrame()
+    chosen = pd.concat(traces)
+    return quick_answers(chosen[chosen["trace_id"].isin(mine["trace_id"])], LabelSet.of("quick", table.labels))
+
+
+def departures(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stored config sets otherwise than the method's defaults, by dotted key; the workbench's place aside."""
+    defaults = dict(_flat(Config().to_dict()))
+    return {
+        key: value
+        for key, value in _flat(config)
+        if key != "workbench" and (key not in defaults or defaults[key] != value)
+    }
+
+
+def _flat(config: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for key, value in config.items():
+        found += _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else [(f"{above}{key}", value)]
+    return found
+
+
+def _evaluate_settings(config: Mapping[str, Any]) -> EvaluateConfig:
+    """The evaluate section of a stored config; keys of another version are passed over, missing ones are defaults."""
+    known = {field.name for field in dataclasses.fields(EvaluateConfig)}
+    section = config.get("evaluate", {})
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items() if key in known}
+    return EvaluateConfig(**values)
+
+
+def _told_apart(predictions: pd.DataFrame) -> pd.DataFrame:
+    """A system that several runs scored carries the run's id, so that their rows stand side by side."""
+    if predictions.empty:
+        return predictions
+    several = predictions.groupby("system")["run_id"].transform("nunique") > 1
+    named = predictions["system"] + " (" + predictions["run_id"] + ")"
+    return predictions.assign(system=predictions["system"].where(~several, named))
+
+
+def _labels(workbench: Workbench, dataset: str | None, predictions: pd.DataFrame) -> Sequence[str]:
+    if dataset is not None:
+        return tuple(Manifest.load(workbench.path, dataset).labels)
+    listed = predictions["labels"].dropna()
+    if len(listed):
+        return tuple(listed.iloc[0])
+    seen = {*predictions["true_label"].dropna(), *predictions["predicted"]} - {NONE_LABEL}
+    if len(predictions) and not seen:
+        raise DataError(
+            "the predictions name no label",
+            "the run has no dataset and no clip a true label",
+            "evaluate the clips of an imported dataset",
+        )
+    return sorted(seen)
+
+
+def _with_ancestors(workbench: Workbench, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Behind the asked runs those they stand on: parents, and the calibrator that an evaluate run names."""
+    found = {about["run_id"]: about for about in asked}
+    waiting = list(asked)
+    while waiting:
+        about = waiting.pop(0)
+        for run_id in (about["config"].get("calibrator"), about["parent"]):
+            if run_id and run_id not in found:
+                found[run_id] = workbench.run(run_id).about
+                waiting.append(found[run_id])
+    return list(found.values())
+
+
+def _examples(workbench: Workbench, predictions: pd.DataFrame, row: Row | None) -> list[Example]:
+    """The first clip of each kind."""
+    if row is None or row.gain is None:
+        return []
+    mine = predictions[predictions["system"] == row.system]
+    raw = mine[(mine["method"] == "raw") & (mine["control"] == "none")].set_index("clip_id")
+    after = mine[(mine["method"] == row.method) & (mine["control"] == row.control) & mine["true_label"].notna()]
+    both = after.set_index("clip_id").join(raw[["predicted", "trace_id"]].add_suffix("_raw"), how="inner").sort_index()
+    was_right, is_right = both["predicted_raw"] == both["true_label"], both["predicted"] == both["true_label"]
+    chosen = {
+        "mended": ~was_right & is_right,
+        "broken": was_right & ~is_right,
+        "right": was_right & is_right,
+        "wrong": ~was_right & ~is_right,
+    }
+    picked = [(kind, clip, answer) for kind in KINDS for clip, answer in both[chosen[kind]].head(1).iterrows()]
+    trace_of = {
+        clip: next((t for t in (answer["trace_id_raw"], answer["trace_id"]) if isinstance(t, str)), None)
+        for _, clip, answer in picked
+    }
+    traces = workbench.query(
+        """SELECT trace_id, text, reason FROM traces
+                                WHERE trace_id IN (SELECT unnest(?::VARCHAR[]))""",
+        [[trace for trace in trace_of.values() if trace]],
+    ).set_index("trace_id")
+    files = workbench.query(
+        """SELECT clip_id, any_value(path) AS path FROM clips
+                               WHERE clip_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY clip_id""",
+        [list(trace_of)],
+    ).set_index("clip_id")["path"]
+    return [
+        _example(
+            kind, clip, answer, traces.loc[trace_of[clip]] if trace_of[clip] in traces.index else None, files.get(clip)
+        )
+        for kind, clip, answer in picked
+    ]
+
+
+def _example(kind: str, clip: str, answer: pd.Series, trace: pd.Series | None, path: str | None) -> Example:
+    probs = {} if answer["probs"] is None else dict(zip(answer["labels"], answer["probs"], strict=True))
+    text, reason = (None, None) if trace is None else (trace["text"], trace["reason"])
+    return Example(
+        kind,
+        path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else clip,
+        answer["true_label"],
+        answer["predicted_raw"],
+        answer["predicted"],
+        dict(sorted(probs.items(), key=lambda one: -one[1])),
+        text,
+        reason if isinstance(reason, str) else None,
+    )

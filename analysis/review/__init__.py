@@ -1,0 +1,34 @@
+"""The review loop without a page: what people say about traces, who is handed what, and nothing said is lost.
+
+    log = EventLog(workbench.reviews)
+    reviews = Reviews(log)
+    reviews.open(task_of(workbench, "homecam, week 1", TraceFilter(flip="broken"), labels=labels), by="lead")
+    item = reviews.next_item("homecam, week 1", "ann")
+    reviews.judge("homecam, week 1", "ann", item.trace_id, {"label": "normal", "verdict": "right"})  # on disk now
+
+`events` is the file and the fold over it, `queue` the tasks, the order of their items and the reservations. What
+reviews tell is in `insight`, files in and out in `exchange`, the way back into training in `loop`; `commands` is their
+command line. Agreement is counted in `metrics`, from `Reviews.ratings`.
+
+Left out on purpose: pages and keys (`app`). Never imports torch.
+"""
+
+from deepintuit_analysis.review.events import Event, EventLog, Kind, State, fold, read_events
+from deepintuit_analysis.review.queue import ORDERS, QUESTIONS, VERDICTS, Item, Reviews, Task, plan, task_of
+
+__all__ = [
+    "ORDERS",
+    "QUESTIONS",
+    "VERDICTS",
+    "Event",
+    "EventLog",
+    "Item",
+    "Kind",
+    "Reviews",
+    "State",
+    "Task",
+    "fold",
+    "plan",
+    "read_events",
+    "task_of",
+]

@@ -1,0 +1,242 @@
+"""What `deepintuit review …` does: reviews out and in, corrected labels, the next cold start, the next batch, a report.
+
+Left out on purpose: parsing arguments (`cli`), judging (`app`). Run it:  deepintuit review report --dry-run
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deepintuit.config import Config
+from deepintuit.data import Manifest
+from deepintuit.errors import DataError
+from deepintuit.metrics import Estimate, agreement, rating_matrix
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.review import exchange, insight, loop
+from deepintuit_analysis.review.events import EventLog
+from deepintuit_analysis.review.queue import Reviews, task_of
+
+_ROWS = 20  # of a list that is printed
+
+
+def export(
+    workbench: Workbench, console: Console, task: str, file: str, form: str | None, videos: str | None, dry: bool
+) -> None:
+    """What is in force in a task, as a file; for Label Studio with its labelling interface beside it (`.xml`)."""
+    reviews, target = insight.reading(workbench.reviews), Path(file)
+    form = form or exchange.form_of(target)
+    found = exchange.rows(reviews, task)
+    if form == "label-studio":
+        content = exchange.label_studio(workbench, reviews, task, videos=videos or exchange.LOCAL_FILES)
+        files = {target: content, target.with_suffix(".xml"): exchange.label_config(reviews.task(task)).encode()}
+    else:
+        files = {target: exchange.dump(found, form)}
+    for path in files:
+        if path.exists():
+            raise DataError(f"{str(path)!r} exists", "an export replaces no file", "name another one, or move it away")
+    for path, content in files.items():
+        if not dry:
+            path.write_bytes(content)
+        _say(console, f"{path}: {len(content):,} bytes{', not written (--dry-run)' if dry else ''}")
+    _say(console, f"{len(found)} answers of {task!r}.")
+
+
+def bring_in(
+    workbench: Workbench, console: Console, task: str, file: str, form: str | None, source: str | None, dry: bool
+) -> None:
+    """The rows of a file as new events, which say `source` (by default the file's name)."""
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise DataError(f"{file!r} cannot be read", str(error.strerror), "name another file") from error
+    found = exchange.load(content, form or exchange.form_of(file))
+    if dry:
+        done = exchange.bring_in(insight.reading(workbench.reviews), task, found, source or Path(file).name, dry=True)
+    else:
+        with EventLog(workbench.reviews) as log:
+            done = exchange.bring_in(Reviews(log), task, found, source or Path(file).name)
+        workbench.refresh()
+    _say(console, f"{done}{' Nothing was written (--dry-run).' if dry else ''}")
+    _list(console, ["trace", "reviewer"], done.kept)
+
+
+def labels(workbench: Workbench, console: Console, settings: Config, tasks: Sequence[str], dry: bool) -> None:
+    """Corrected labels as a new version of the manifest."""
+    reviews = insight.reading(workbench.reviews)
+    found = loop.corrections(workbench, reviews, tasks or insight.names(reviews), settings.clips.dataset)
+    rows = [(one.clip_id, one.split or "", one.before, one.after, ", ".join(one.by)) for one in found.changed]
+    _list(console, ["clip", "split", "was", "is", "said by"], rows)
+    _list(console, ["contested: for a lead to adjudicate"], [(clip,) for clip in found.contested])
+    _say(console, f"{len(rows)} labels corrected, {found.confirmed} confirmed, {len(found.contested)} contested.")
+    if dry or not found.changed:
+        _say(console, "Nothing was saved" + (" (--dry-run)." if dry else "."))
+        return
+    loop.relabel(workbench, found)
+    workbench.refresh()
+    _say(console, f"{found.dataset!r} has a new version; the former one is kept, and runs on it stay as they are.")
+
+
+def coldstart_set(
+    workbench: Workbench, console: Console, settings: Config, tasks: Sequence[str], onto: str | None, dry: bool
+) -> None:
+    """Accepted and corrected traces as a teacher for `deepintuit coldstart`."""
+    reviews = insight.reading(workbench.reviews)
+    made = loop.coldstart_set(workbench, reviews, tasks or insight.names(reviews), settings, onto=onto, dry=dry)
+    found = made if isinstance(made, dict) else made.summary
+    _say(
+        console,
+        f"{found['kept']} traces of {found['clips_kept']} of {found['clips']} cold-start clips: "
+        f"{found['accepted']} accepted, {found['corrected']} corrected, {found['onto']} of {onto or 'no other run'}.",
+    )
+    _list(console, ["left out", "traces"], found["dropped"].items())
+    if isinstance(made, dict):
+        _say(console, "Nothing was written (--dry-run).")
+    else:
+        workbench.refresh()
+        _say(console, f"{made.id} is finished. Train on it: deepintuit coldstart --teacher {made.id}")
+
+
+def next_batch(
+    workbench: Workbench,
+    console: Console,
+    settings: Config,
+    size: int,
+    splits: Sequence[str],
+    task: str | None,
+    by: str,
+    dry: bool,
+) -> None:
+    """The clips to label next; with `task`, as a new task of that name, `by` its lead."""
+    dataset = settings.clips.dataset
+    reviews = insight.reading(workbench.reviews)
+    found = loop.next_batch(workbench, reviews, dataset, size, splits=splits, seed=settings.seed)
+    columns = ["clip_id", "split", "group", "predicted", "margin"]
+    _list(console, columns, ((*row[:-1], f"{row[-1]:.3f}") for row in found[columns].itertuples(index=False)))
+    _say(console, f"{len(found)} clips of {dataset!r} that nobody judged, the least certain first.")
+    if task is None or dry:
+        _say(console, "No task was opened" + (" (--dry-run)." if dry else "; --task NAME opens one."))
+        return
+    words = Manifest.load(workbench.path, dataset).labels.labels
+    opened = task_of(workbench, task, found["trace_id"].dropna().tolist(), "given", labels=words)
+    with EventLog(workbench.reviews) as log:
+        Reviews(log).open(opened, by)
+    _say(console, f"The task {task!r} holds them; {by} leads it.")
+
+
+def report(workbench: Workbench, console: Console, dataset: str | None, tasks: Sequence[str], split: str) -> None:
+    """Progress, agreement, gold items, the model against people and disputes of each task; then suspected labels."""
+    reviews = insight.reading(workbench.reviews)
+    for name in tasks or insight.names(reviews):
+        task, done = reviews.task(name), reviews.progress(name)
+        extra = len(reviews.extras(name))
+        _say(
+            console,
+            f"\n{name}: {done['done']} of {done['asked']} judgements, {done['complete']} of {done['items']} "
+            "traces complete" + (f"; {extra} extra, left out of agreement" if extra else ""),
+        )
+        _list(console, ["reviewer", "judgements"], done["by"].items())
+        if task.reviewers > 1:
+            _agreement(console, "Between people", agreement(*_matrix(reviews, name)))
+        for kind, rows in insight.model_against_people(reviews, workbench, name).items():
+            _agreement(console, f"The model ({kind}) against people", rows)
+        if blame := insight.seeing_or_reasoning(reviews, workbench, name):
+            _say(
+                console,
+                f"Seeing or reasoning: people against the judge of the observation, {blame.n} traces where "
+                f"both name one; agreement {_span(blame.found.percent)}, kappa {_span(blame.found.kappa)}; "
+                f"{blame.people_only} fail for people only, {blame.judge_only} for the judge only",
+            )
+            _list(
+                console,
+                ["people", *(f"judge: {process}" for process in insight.PROCESSES)],
+                ([process, *row] for process, row in zip(insight.PROCESSES, blame.counts_2_2.tolist())),
+            )
+        gold = [
+            (
+                one.reviewer,
+                one.n,
+                _span(one.share),
+                _span(one.early),
+                _span(one.late),
+                _number(one.p),
+                ", ".join(f"{question} {share.value:.2f}" for question, share in one.by.items()),
+            )
+            for one in insight.gold_records(reviews, name)
+        ]
+        heads = ["on gold items", "n", "right", "first half", "second half", "p that they are alike", "each"]
+        _list(console, heads, gold)
+        _list(
+            console,
+            ["disputed", "share of pairs"],
+            [(item, f"{far:.2f}") for item, far in insight.disputed(reviews, name)],
+        )
+    if dataset is None:
+        return
+    try:
+        found = insight.suspects(workbench, dataset, split)
+    except DataError as error:
+        _say(console, f"\nNo label is doubted: {error}")
+        return
+    doubted = found.rows[found.rows["suspected"]]
+    _say(
+        console,
+        f"\nSuspected label errors of {dataset!r}, {split}: {len(doubted)} of {len(found.rows)} clips, "
+        f"estimated {found.noise:.1%} wrong ({found.run}).",
+    )
+    _list(
+        console,
+        ["clip", "label", "likely", "p of the label"],
+        ((row.clip_id, row.given, row.likely, f"{row.self_confidence:.3f}") for row in doubted.itertuples()),
+    )
+
+
+def _matrix(reviews: Reviews, name: str) -> tuple[Any, Sequence[str]]:
+    labels = reviews.task(name).labels
+    matrix, items, _ = rating_matrix(reviews.ratings(name), labels)
+    return matrix.reshape(len(items), -1), labels
+
+
+def _agreement(console: Console, title: str, rows: Iterable[Any]) -> None:
+    told = [
+        (row.label or "all", row.items, *map(_span, (row.percent, row.kappa, row.alpha))) for row in rows if row.items
+    ]
+    if told:
+        _say(console, title)
+    _list(console, ["class", "traces", "agreement", "kappa", "alpha"], told)
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _span(found: Estimate) -> str:
+    if math.isnan(found.value):
+        return "–"
+    # Draws that are all the same say nothing about how sure a number is.
+    return f"{found.value:.2f} " + ("[–]" if found.low == found.high else f"[{found.low:.2f}, {found.high:.2f}]")
+
+
+def _plain(value: Any) -> Text:
+    """People's texts as text: neither markup nor what a terminal would obey."""
+    return Text("".join(c if c.isprintable() or c == "\n" else "�" for c in str(value)))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(_plain(text), soft_wrap=True)
+
+
+def _list(console: Console, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    rows = list(rows)
+    if not rows:
+        return
+    table = Table(*heads, box=None, pad_edge=False, header_style="bold")
+    for row in rows[:_ROWS]:
+        table.add_row(*map(_plain, row))
+    console.print(table)
+    if len(rows) > _ROWS:
+        console.print(f"… and {len(rows) - _ROWS} more")

@@ -1,0 +1,411 @@
+"""Reviews in and out: JSONL, CSV, Parquet, and tasks of Label Studio.
+
+    content = dump(rows(reviews, "week 1"), "csv")
+    bring_in(reviews, "week 1", load(content, "csv"), source="week-1.csv")
+
+A row is a judgement, skip or adjudication in force, in the columns of `store.reviewed.SHOWN`. What comes in becomes new
+events that name their source and always count; an answer that is in force here stays.
+
+Left out on purpose: tasks themselves (open one here first), drafts, reservations, which items are gold.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from deepintuit.data.sources import csv_rows
+from deepintuit.errors import DataError, nearest
+from deepintuit.texts import decoded, parse_json
+from deepintuit_analysis.index.browse import as_written, spreadsheet_safe
+from deepintuit_analysis.index.reviewed import SCHEMA, SHOWN, row_of
+from deepintuit_analysis.review.events import Event, Kind, State
+from deepintuit_analysis.review.queue import FAILING_IN, LONGEST_NOTE, VERDICTS, Reviews, Task, person
+
+if TYPE_CHECKING:
+    from deepintuit_analysis import Workbench
+
+FORMS = {"jsonl": ".jsonl", "csv": ".csv", "parquet": ".parquet", "label-studio": ".json"}
+"""Each form, and how its files end."""
+LOCAL_FILES = "/".join(("", "data", "local-files", "?d="))  # in parts: it looks like a path of a machine
+"""Where Label Studio serves files that lie on its own disk, given their path below its document root."""
+MOST_ROWS, MOST_BYTES = 1_000_000, 256 << 20
+"""Of a Parquet file that is read, as it would be without compression."""
+_KINDS = ("judged", "skipped", "adjudicated")
+_STARRED = "starred"  # what Label Studio calls ground truth: an adjudication when by a lead, else a judgement
+
+
+def rows(reviews: Reviews, name: str) -> list[dict[str, Any]]:
+    """What is in force in a task, gold items included, in order of time. For leads: it shows everybody's."""
+    task = reviews.task(name)
+
+    def acts(state: State) -> list[Event]:
+        said = [act for by in state.answers.get(name, {}).values() for act in by.values()]
+        return said + [final for item in task.items if (final := state.final(name, item))]
+
+    extras = reviews.extras(name)
+    told = ({**row_of(asdict(act)), "extra": act.id in extras} for act in reviews.log.look(acts))
+    return sorted(told, key=lambda row: row["time"])
+
+
+def dump(found: Sequence[Mapping[str, Any]], form: str) -> bytes:
+    """Rows as a file. In CSV, a text that a spreadsheet might take for a formula (it begins with = + - @, a tab or a
+    line's end, or their wide forms) gets a ' in front, and so does one that begins with '; `load` takes it away."""
+    if form == "parquet":
+        file, table = io.BytesIO(), pa.Table.from_pylist(list(found), schema=SHOWN)
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+        return file.getvalue()
+    told = [{**row, "time": row["time"].replace(tzinfo=UTC).isoformat()} for row in found]
+    if _known(form) == "jsonl":
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told).encode()
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, SHOWN.names)
+    writer.writeheader()
+    writer.writerows({name: spreadsheet_safe(value) for name, value in row.items()} for row in told)
+    return text.getvalue().encode()
+
+
+def load(content: bytes, form: str) -> list[dict[str, Any]]:
+    """Rows of a file, Label Studio's too; columns that it has not are None. DataError with the row's number for what
+    cannot be read."""
+    try:
+        if form == "parquet":
+            found = _parquet(content)
+        elif form == "label-studio":
+            found = list(_annotations(parse_json(decoded(content))))
+        elif _known(form) == "jsonl":
+            found = (parse_json(line, unique=True) for line in decoded(content).split("\n") if line.strip())
+        else:
+            found = [{name: as_written(value) for name, value in line.items()} for line in _lines(content)]
+        return [_row(number, row) for number, row in enumerate(found, 1)]
+    except (ValueError, KeyError, OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"the file is not read as {form} ({str(error):.200})",
+            "reviews come in row by row",
+            f"name its form: {', '.join(FORMS)}",
+        ) from error
+
+
+def _parquet(content: bytes) -> list[dict[str, Any]]:
+    """Rows of a Parquet file. A few bytes of it can stand for millions of rows, or for one text in each of them, so
+    what it would become is counted first."""
+    schema = pq.read_schema(pa.BufferReader(content))
+    names = [name for name in SCHEMA.names if name in schema.names]
+    if any(pa.types.is_nested(schema.field(name).type) for name in names):
+        raise ValueError("a column of it holds lists or tables")
+    source = pa.BufferReader(content)
+    with pq.ParquetFile(source, read_dictionary=names, page_checksum_verification=True) as file:
+        about = file.metadata
+        size = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
+        if about.num_rows > MOST_ROWS or size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_ROWS:,} rows or {MOST_BYTES >> 20} MiB")
+        table = file.read(names)
+    texts = [chunk for column in table.columns for chunk in column.chunks if pa.types.is_dictionary(chunk.type)]
+    lengths = (pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() for chunk in texts)
+    if sum(filter(None, lengths)) > MOST_BYTES:
+        raise ValueError(f"its texts have more than {MOST_BYTES >> 20} MiB")
+    return table.to_pylist()
+
+
+def _lines(content: bytes) -> list[dict[str, str]]:
+    try:
+        return [line for _, line in csv_rows(decoded(content, nul=True), "it")]
+    except DataError as error:
+        raise ValueError(error.what) from error
+
+
+def _known(form: str) -> str:
+    if form not in FORMS:
+        raise DataError(
+            f"reviews as {form!r}", f"there are {', '.join(FORMS)}", f"nearest: {nearest(form, FORMS) or 'jsonl'!r}"
+        )
+    return form
+
+
+def _row(number: int, given: Any) -> dict[str, Any]:
+    """A row as `rows` gives it: empty texts are None, the time is UTC."""
+    try:
+        row = {name: given.get(name) for name in SCHEMA.names}
+        row = {name: None if value == "" else value for name, value in row.items()}
+        sentence = row["failing_sentence"]
+        row["failing_sentence"] = None if sentence is None else _place(sentence)
+        row["time"] = _instant(row["time"] or datetime.now(UTC))
+        named = isinstance(row["trace_id"], str) and isinstance(row["reviewer"], str)
+        if row["kind"] not in (*_KINDS, _STARRED) or not named:
+            raise ValueError(f"it must name a trace_id, a reviewer and a kind: {', '.join(_KINDS)}")
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"row {number} is not a review ({str(error):.200})",
+            f"its columns are {', '.join(SCHEMA.names)}",
+            "mend it; nothing was taken in",
+        ) from error
+    return row
+
+
+def _place(sentence: Any) -> int:
+    """The number of a sentence, from 0; ValueError for what counts none."""
+    number = int(sentence)
+    if isinstance(sentence, bool) or number != float(sentence) or not 0 <= number < 10**6:
+        raise ValueError(f"{sentence!r:.40} is not the number of a sentence")
+    return number
+
+
+def _instant(time: Any) -> datetime:
+    """In UTC, without saying so. ValueError for one that nobody can have said: stores and their readers disagree about
+    the edges of the calendar."""
+    time = time if isinstance(time, datetime) else datetime.fromisoformat(time)
+    time = time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
+    if not 1970 <= time.year <= 2200:
+        raise ValueError(f"{time.isoformat()} is not when a review was made")
+    return time
+
+
+@dataclass(frozen=True)
+class Imported:
+    """How many rows were `taken` in, were `known` (the same answer is in force), and were left out because another
+    answer of that reviewer stands (`kept`: their trace and reviewer)."""
+
+    taken: int
+    known: int
+    kept: list[tuple[str, str]]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.taken} answers taken in; {self.known} are here already; {len(self.kept)} left out, since "
+            "another answer of that reviewer stands here."
+        )
+
+
+def bring_in(
+    reviews: Reviews, name: str, found: Sequence[Mapping[str, Any]], source: str, *, dry: bool = False
+) -> Imported:
+    """Rows as new events of a task; each says `source`, and when it was said first. All or none: DataError with the
+    row's number for another task or trace, answers that the task does not ask for, or an adjudication by no lead. Of
+    two answers of one reviewer the newer comes in. Coming again changes nothing. `dry`: only count."""
+    task = reviews.task(name)
+    events = [_event(number, row, task, source) for number, row in enumerate(found, 1)]
+    events.sort(key=_said_at, reverse=True)
+    known, kept, mine = 0, [], {}
+    for event in events:
+        place = (event.item, event.kind is Kind.ADJUDICATED or event.reviewer)
+        here = mine.get(place) or reviews.log.look(lambda state, event=event: _standing(state, event))
+        if here is None:
+            mine[place] = event
+        elif {**row_of(asdict(here)), **_BESIDE} == {**row_of(asdict(event)), **_BESIDE}:
+            known += 1
+        else:
+            kept.append((str(event.item), event.reviewer))
+    for event in () if dry else sorted(mine.values(), key=_said_at):
+        reviews.log.append(lambda state, event=event: None if _standing(state, event) else event)
+    return Imported(len(mine), known, kept)
+
+
+_BESIDE = {"time": None, "event_id": None, "source": None}
+
+
+def _said_at(event: Event) -> str:
+    return event.payload["said_at"]  # all of them in UTC, and so in one order
+
+
+def _standing(state: State, event: Event) -> Event | None:
+    if event.kind is Kind.ADJUDICATED:
+        return state.final(event.task, event.item or "")
+    return state.answers.get(event.task, {}).get(event.item or "", {}).get(event.reviewer)
+
+
+def _event(number: int, row: Mapping[str, Any], task: Task, source: str) -> Event:
+    item = row["trace_id"]
+    try:
+        who = person(row["reviewer"])
+        starred = Kind.ADJUDICATED if who in task.leads else Kind.JUDGED
+        kind = starred if row["kind"] == _STARRED else Kind(row["kind"])
+        if row["task"] not in (None, task.name) or item not in task.items:
+            raise DataError(
+                f"the trace {item!r} of the task {row['task']!r}",
+                f"this is {task.name!r}, with {len(task.items)} traces of its own",
+                "name the task that it belongs to",
+            )
+        if kind is Kind.SKIPPED:
+            payload = {"reason": str(row["reason"] or "no reason given")[:LONGEST_NOTE]}
+        else:
+            payload = {key: row[key] for key in ("label", "verdict") if key in task.questions or row[key]}
+            failing = {"sentence": row["failing_sentence"], "in": row["failing_in"]}
+            payload |= {"failing": failing} if failing != {"sentence": None, "in": None} else {}
+            payload |= {"note": row["note"]} if row["note"] else {}
+            payload = task.checked(payload, whole=True)
+        if kind is Kind.ADJUDICATED and who not in task.leads:
+            raise DataError(f"{who!r} adjudicates", f"leads of this task do: {', '.join(task.leads)}", "ask one")
+    except DataError as error:
+        raise DataError(f"row {number}: {error.what}", error.why, f"{error.todo}; nothing was taken in") from error
+    payload |= {"source": source, "said_at": row["time"].replace(tzinfo=UTC).isoformat()}
+    content = json.dumps([task.name, item, who, kind, payload], sort_keys=True)
+    number_of = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return Event(kind, task.name, who, item, task.items[item], payload, id=f"import {number_of}")
+
+
+# Label Studio
+
+_CHOSEN, _TYPED = ("label", "verdict", "failing_in"), ("note", "reason", "reviewer")
+
+
+def label_studio(workbench: "Workbench", reviews: Reviews, name: str, *, videos: str = LOCAL_FILES) -> bytes:
+    """All traces of a task as Label Studio's tasks: video and text, the model's label as a prediction, what is in force
+    as annotations (skips are cancelled ones, adjudications ground truth; the reviewer is a text, since its own accounts
+    are numbers). A blind task has no predictions, and its texts cover answers and labels. `videos` goes before the
+    file's path, which is relative to the workbench where it lies inside."""
+    task = reviews.task(name)
+    facts = workbench.query(
+        """SELECT facts.trace_id, facts.provisional, calibrated, certainty, facts.run_id, text
+           FROM trace_facts AS facts JOIN traces USING (run_id, trace_id)
+           WHERE trace_id IN (SELECT unnest(?::VARCHAR[]))
+           QUALIFY row_number() OVER (PARTITION BY facts.trace_id ORDER BY created DESC) = 1""",
+        [list(task.items)],
+    ).set_index("trace_id")
+    files = workbench.query(
+        """SELECT clip_id, any_value(coalesce(playable_path, path)) AS path FROM clips
+                               WHERE clip_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY clip_id""",
+        [list(task.items.values())],
+    ).set_index("clip_id")["path"]
+    said: dict[str, list[dict[str, Any]]] = {}
+    for row in rows(reviews, name):
+        said.setdefault(row["trace_id"], []).append(row)
+    told = []
+    for item, clip in task.items.items():
+        fact = facts.loc[item].where(facts.loc[item].notna(), None) if item in facts.index else {}
+        text, path = fact.get("text") or "", files.get(clip)
+        data = {
+            "video": videos + quote(path) if isinstance(path, str) else "",
+            "task": name,
+            "trace_id": item,
+            "text": task.covered(text) if task.blind else text,
+            "clip_id": clip,
+        }
+        label = fact.get("calibrated") or fact.get("provisional")
+        # Label Studio refuses a prediction whose control its interface has not.
+        guess = (
+            []
+            if task.blind or "label" not in task.questions or label not in task.labels
+            else [
+                {
+                    "model_version": fact["run_id"],
+                    "result": [_choice("label", label)],
+                    **({} if fact.get("certainty") is None else {"score": fact["certainty"]}),
+                }
+            ]
+        )
+        annotations = [_annotation(row) for row in said.get(item, [])]
+        told.append({"data": data, "predictions": guess, "annotations": annotations})
+    return json.dumps(told, ensure_ascii=False, indent=1).encode()
+
+
+def _choice(name: str, value: str) -> dict[str, Any]:
+    return _result(name, "choices", [value])
+
+
+def _result(name: str, kind: str, value: Any) -> dict[str, Any]:
+    key = "text" if kind == "textarea" else kind
+    return {"id": name, "from_name": name, "to_name": "video", "type": kind, "value": {key: value}}
+
+
+def _annotation(row: Mapping[str, Any]) -> dict[str, Any]:
+    result = [_choice(name, row[name]) for name in _CHOSEN if row[name]]
+    if row["failing_sentence"] is not None:
+        result.append(_result("failing_sentence", "number", row["failing_sentence"] + 1))
+    result += [_result(name, "textarea", [row[name]]) for name in _TYPED if row[name]]
+    return {
+        "result": result,
+        "was_cancelled": row["kind"] == "skipped",
+        "ground_truth": row["kind"] == "adjudicated",
+        "created_at": row["time"].replace(tzinfo=UTC).isoformat(),
+    }
+
+
+def _annotations(tasks: Any) -> Iterable[dict[str, Any]]:
+    """Rows of an export in Label Studio's JSON: one task or a list. Drafts, predictions and relations between regions
+    are passed over, and so are controls that are not ours."""
+    try:
+        for task in [tasks] if isinstance(tasks, dict) else tasks:
+            if "data" not in task and "annotation_id" in task:
+                raise ValueError("it is JSON-MIN, which leaves out who skipped: export as JSON")
+            data = task["data"]
+            for one in task.get("annotations") or task.get("completions") or []:  # as they were called before 1.0
+                found = {part["from_name"]: part["value"] for part in one.get("result") or [] if "from_name" in part}
+                row = {name: _single(name, found[name]["choices"]) for name in _CHOSEN if name in found}
+                for name in (name for name in _TYPED if name in found):
+                    text = found[name]["text"]
+                    row[name] = text if isinstance(text, str) else "\n".join(text)
+                if "failing_sentence" in found:
+                    row["failing_sentence"] = int(found["failing_sentence"]["number"]) - 1
+                left = one.get("was_cancelled") or one.get("skipped")
+                by = one.get("completed_by")
+                account = (by.get("email") or by.get("id")) if isinstance(by, dict) else by
+                who = account if isinstance(account, str) else f"Label Studio account {account}"
+                yield {
+                    "task": data.get("task"),
+                    "trace_id": data["trace_id"],
+                    "reviewer": who,
+                    "kind": "skipped" if left else _STARRED if one.get("ground_truth") else "judged",
+                    "time": one.get("created_at"),
+                    **row,
+                }
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"a task or annotation has no {error}") from error
+
+
+def _single(name: str, choices: Sequence[str]) -> str | None:
+    if len(choices) > 1:
+        raise ValueError(f"{len(choices)} choices came as the {name}, of which one holds")
+    return choices[0] if choices else None
+
+
+def label_config(task: Task) -> str:
+    """The labelling interface that Label Studio needs for these tasks, as its XML."""
+
+    def choices(name: str, words: Sequence[str]) -> str:
+        options = "".join(f"<Choice value={quoteattr(word)}/>" for word in words)
+        return (
+            f'  <Header value="{name.replace("_", " ").capitalize()}"/>\n'
+            f'  <Choices name="{name}" toName="video" choice="single">{options}</Choices>\n'
+        )
+
+    def text(name: str) -> str:
+        return f'  <TextArea name="{name}" toName="video" maxSubmissions="1" placeholder="{name}"/>\n'
+
+    number = (
+        '  <Header value="Failing sentence (the first is 1)"/>\n'
+        '  <Number name="failing_sentence" toName="video" min="1"/>\n'
+    )
+    asked = {
+        "label": choices("label", task.labels),
+        "verdict": choices("verdict", VERDICTS),
+        "failing": number + choices("failing_in", FAILING_IN),
+        "note": text("note"),
+    }
+    body = "".join(part for question, part in asked.items() if question in task.questions)
+    return (
+        f'<View>\n  <Video name="video" value="$video"/>\n  <Text name="text" value="$text"/>\n{body}'
+        f"{text('reason')}{text('reviewer')}</View>\n"
+    )
+
+
+def form_of(path: str | Path) -> str:
+    """The form that a file's name tells; DataError for another ending."""
+    found = [form for form, ending in FORMS.items() if Path(path).suffix.lower() == ending]
+    if not found:
+        raise DataError(
+            f"{str(path)!r} names no form",
+            f"files end with {', '.join(FORMS.values())}",
+            "rename it, or name one with --form",
+        )
+    return found[0]

@@ -1,0 +1,173 @@
+"""Where the stages meet: a folder of runs, each of which appends rows to Parquet parts.
+
+    workbench = Workbench("workbench")
+    with workbench.start_run("coldstart", config, seed=0) as run:
+        run.append("steps", [{"step": 1, "name": "loss", "value": 0.7}])
+        run.finish({"loss": 0.7})
+
+Parts are the truth and never change. `schema` says which columns a row has, `run` how a run is written and continued.
+What people ask of all runs at once (the DuckDB index, saved slices) is `deepintuit_analysis.Workbench`, on the same
+folder.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import threading
+import warnings
+import weakref
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from deepintuit import disk
+from deepintuit.errors import StoreError, nearest
+from deepintuit.runs.run import Run, plain, provenance, read_description, versions, without_secrets
+from deepintuit.runs.schema import GRAINS, Grain, trace_id, unnamed
+
+__all__ = ["GRAINS", "Grain", "Run", "Workbench", "trace_id", "unnamed", "without_secrets"]
+
+_STAGE = re.compile(r"[a-z][a-z0-9_]*")
+_live: "weakref.WeakValueDictionary[str, Run]" = weakref.WeakValueDictionary()
+_starting = threading.Lock()
+
+
+class Workbench:
+    """A folder of clips, runs, reviews and caches (layout in docs/architecture.md); made when first written to."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path).expanduser().absolute()
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreError(f"{self.path} is a file", "a workbench is a folder", "name another path")
+
+    def _folder(self, name: str) -> Path:
+        folder = self.path / name
+        with disk.naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def clips(self) -> Path:
+        """Manifests, one Parquet file a dataset."""
+        return self._folder("clips")
+
+    @property
+    def reviews(self) -> Path:
+        """What people said; made by the `EventLog` that is the first to write there."""
+        return self.path / "reviews"
+
+    @property
+    def cache(self) -> Path:
+        """Features and frames by hash; deletable. What cannot be kept there is computed again."""
+        with contextlib.suppress(StoreError):
+            return self._folder("cache")
+        return self.path / "cache"
+
+    def start_run(
+        self,
+        stage: str,
+        config: Mapping[str, Any],
+        *,
+        parent: str | None = None,
+        name: str | None = None,
+        seed: int = 0,
+        dataset: str | None = None,
+    ) -> Run:
+        """The run of these arguments: new, or continued where a killed or failed one stands, or given back `.finished`.
+
+        What makes it the same run: stage, config, parent, name, seed and dataset. Code and library versions do not, but
+        each session's command, commit and versions are kept in run.json. One process at a time may hold it: StoreError
+        otherwise. Within a process the same object comes back, so a notebook cell can be run again.
+        """
+        if not _STAGE.fullmatch(stage):
+            raise StoreError(f"the stage is called {stage!r}", "it names folders", "use one lower-case word")
+        if parent is not None:
+            self.run(parent)
+        settings = plain(config)
+        identity = {
+            "stage": stage,
+            "config": settings,
+            "parent": parent,
+            "name": name,
+            "seed": int(seed),
+            "dataset": dataset,
+        }
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode("ascii")).hexdigest()
+        runs = self._folder("runs")
+        with _starting, disk.Lock(runs / ".lock", wait=30):
+            folder = self._folder_of(stage, key, name)
+            live = _live.get(str(folder.resolve()))
+            if live is not None and live.writable:
+                return live
+            about = _description(folder)
+            if about is not None and about["status"] == "finished":
+                return Run(folder)
+            folder.mkdir(exist_ok=True)
+            lock = disk.Lock(folder / "lock")
+            disk.sweep(folder)
+            session = {"started": disk.now(), **provenance(), "versions": versions()}
+            if about is None:
+                about = {
+                    "run_id": folder.name,
+                    **identity,
+                    "key": key,
+                    "created": session["started"],
+                    "finished": None,
+                    "status": "running",
+                    "error": None,
+                    "device": None,
+                    "command": session["command"],
+                    "commit": session["commit"],
+                    "dirty": session["dirty"],
+                    "versions": session["versions"],
+                    "summary": {},
+                    "sessions": [],
+                }
+            about |= {"status": "running", "sessions": [*about["sessions"], session]}
+            disk.write_json(folder / "run.json", about)
+            disk.fsync_folder(runs)
+            run = Run(folder, lock)
+            _live[str(folder.resolve())] = run
+            return run
+
+    def _folder_of(self, stage: str, key: str, name: str | None) -> Path:
+        """The folder of the run with this key, there or not. Its id reads `coldstart-<name or date>-<hash8>`."""
+        runs = self.path / "runs"
+        for folder in sorted(runs.glob(f"{stage}-*-{key[:8]}")):
+            about = _description(folder)
+            if about is None or about["key"] == key:
+                return folder
+        word = re.sub(r"[^a-z0-9]+", "-", (name or "").lower()).strip("-")[:40]
+        return runs / f"{stage}-{word or datetime.now(UTC).strftime('%Y%m%d')}-{key[:8]}"
+
+    def run(self, run_id: str) -> Run:
+        """A run to read from, whoever writes it. StoreError when there is none of this id."""
+        known = {folder.name for folder in self.path.glob("runs/*/")}
+        if run_id not in known:
+            guess = nearest(str(run_id), sorted(known))
+            raise StoreError(
+                f"there is no run {run_id!r} in {self.path}",
+                f"{len(known)} runs are there" if known else "no run was started in it yet",
+                f"nearest: {guess!r}" if guess else "start one, or name another workbench",
+            )
+        return Run(self.path / "runs" / run_id)
+
+    def runs(self, stage: str | None = None, *, finished: bool | None = None) -> list[Run]:
+        """Runs to read from, oldest first; a run.json that cannot be read costs its run, and a warning. A folder killed
+        before its run.json was written is not a run yet."""
+        found = []
+        for folder in self.path.glob("runs/*/"):
+            try:
+                found += [Run(folder)] if (folder / "run.json").exists() else []
+            except StoreError as error:
+                warnings.warn(str(error), stacklevel=2)
+        chosen = [run for run in found if stage in (None, run.stage) and finished in (None, run.finished)]
+        return sorted(chosen, key=lambda run: (run.about["created"], run.id))
+
+
+def _description(folder: Path) -> dict[str, Any] | None:
+    """run.json, or None where a killed process left a folder without one. StoreError where it cannot be read."""
+    return read_description(folder) if (folder / "run.json").exists() else None
