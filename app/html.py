@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlencode
 
+from deepintuit_analysis.render import renderer
+
 _TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
 
 
@@ -102,3 +104,6 @@ def facts(pairs: Mapping[str, object]) -> str:
 
 def percent(share: float | None, digits: int = 0) -> str:
     return "–" if share is None or share != share else f"{100 * share:.{digits}f} %"
+
+
+render = renderer(Path(__file__).parent / "templates", address=address)

@@ -1,0 +1,145 @@
+"""Templates: whatever a model, a file or a person wrote is text, in every variable of every one of them."""
+
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from jinja2 import Environment, meta, nodes
+
+from deepintuit_analysis.render import environment
+from deepintuit_app.html import render
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = [path for path in (ROOT / "app/templates",) if path.is_dir()]
+TEMPLATES = [(folder, str(path.relative_to(folder))) for folder in FOLDERS for path in sorted(folder.rglob("*.html"))]
+HOSTILE = """<img src=x onerror=alert(1)> "><i onclick='x'> {{ 7 * 7 }} ${1} `x` <script>alert(2)</script>"""
+# Where Python says that a text is HTML: it was made by templates, or stands in our own files.
+TRUSTED = {"app/review_view.py": 1, "analysis/render.py": 1}
+
+
+class Hostile:
+    """Any value that a template may meet: each part of it, however it is taken, shows as `HOSTILE`."""
+
+    def __init__(self, chance: random.Random):
+        self.chance = chance
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __iter__(self):
+        return iter([self, self])
+
+    def __str__(self):
+        return HOSTILE
+
+    def __format__(self, spec):
+        return HOSTILE
+
+    def __bool__(self):
+        return self.chance.random() < 0.7
+
+    def __eq__(self, other):
+        return self.chance.random() < 0.5
+
+    __lt__ = __le__ = __gt__ = __ge__ = __ne__ = __contains__ = __eq__
+
+    def __hash__(self):
+        return 0
+
+    def __getitem__(self, key):
+        return self
+
+    def __call__(self, *given, **named):
+        return self
+
+    def __len__(self):
+        return 60
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __getitem__
+
+
+class Seen(HTMLParser):
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(str(html))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def unpacking(folder: Path) -> Environment:
+    """The environment of `folder` in which a hostile value unpacks into as many as a loop wants."""
+
+    class Unpacking(Environment):
+        def _parse(self, *given):
+            tree = super()._parse(*given)
+            for loop in tree.find_all(nodes.For):
+                if isinstance(loop.target, nodes.Tuple):
+                    many = [nodes.Const(len(loop.target.items))]
+                    loop.iter = nodes.Filter(loop.iter, "unpacked", many, [], None, None, lineno=loop.lineno)
+            return tree
+
+    made = environment(folder, Unpacking)
+    made.filters["unpacked"] = lambda rows, n: [[row] * n for row in rows] if isinstance(rows, Hostile) else rows
+    made.filters["sort"] = lambda rows, **how: rows
+    return made
+
+
+@pytest.mark.parametrize(("folder", "name"), TEMPLATES, ids=[name for _, name in TEMPLATES])
+def test_hostile_text_in_any_variable_of_a_template_is_text(folder, name):
+    made, chance = unpacking(folder), random.Random(name)
+    source = (folder / name).read_text(encoding="utf-8")
+    tree = made.parse(source)
+    wanted = meta.find_undeclared_variables(tree)
+    if macros := [node for node in tree.body if isinstance(node, nodes.Macro)]:  # each called with hostile arguments
+        calls = (f"{{{{ {it.name}({', '.join(['hostile'] * len(it.args))}) }}}}" for it in macros)
+        calls = [
+            call for call, it in zip(calls, macros) if not any(n.name == "caller" for n in it.find_all(nodes.Name))
+        ]
+        source, wanted = source + "".join(calls), wanted | {"hostile"}
+    template = made.from_string(source)
+    met = False
+    for _ in range(20):
+        html = template.render(dict.fromkeys(wanted, Hostile(chance)))
+        seen = Seen(html)
+        met |= "alert(1)" in seen.text or any(HOSTILE in str(value) for _, has in seen.tags for value in has.values())
+        assert not [
+            tag for tag, has in seen.tags if tag in {"img", "i", "script"} and ("onclick" in has or "src" in has)
+        ]
+        assert not [key for _, has in seen.tags for key in has if key.startswith("on")]
+        assert "<script>alert" not in html
+    assert met == bool(wanted), "nothing of what the template is given was shown"
+
+
+def test_what_gradio_would_interpret_comes_out_as_character_references():
+    html = render("macros.html") + render("review/said.html", task={"questions": ["note"]}, rows=[])
+    assert not re.search(r"[{}$`]", html)
+    html = render("review/tasks.html", tasks=[], damage=HOSTILE)
+    assert "&#123;&#123; 7 * 7 &#125;&#125; &#36;&#123;1&#125; &#96;x&#96;" in html
+    assert HOSTILE in Seen(html).text
+
+
+def test_no_template_takes_a_text_for_html():
+    """`Markup` in Python is counted, and each place is named above; a URL in a template is one that we made."""
+    for folder, name in TEMPLATES:
+        source = re.sub(r"\{#.*?#\}", "", (folder / name).read_text(encoding="utf-8"), flags=re.S)
+        found = {node.name for node in environment(folder).parse(source).find_all(nodes.Filter)}
+        assert not found & {"safe", "escape", "e", "forceescape", "xmlattr", "tojson", "urlize"}, name
+        assert "autoescape" not in source and "<script" not in source and "<style" not in source, name
+        assert not re.search(r"[\w-]=\{\{", source), f"{name}: an attribute without quotes"
+        assert not re.findall(r'(?:href|src)="\{\{ (?!address\(|url)[^"]*"', source), (
+            f"{name}: an address not made by us"
+        )
+    files = [*(ROOT / "app").rglob("*.py"), *(ROOT / "analysis").rglob("*.py")]
+    marked = {
+        str(path.relative_to(ROOT)): len(re.findall(r"\bMarkup\(", path.read_text(encoding="utf-8"))) for path in files
+    }
+    assert {name: count for name, count in marked.items() if count} == TRUSTED
