@@ -1,4 +1,4 @@
-"""Review tasks behind the page: the one log of the workbench, a task from a form, an item with what it needs on screen.
+"""Review tasks behind the page: the log of the workbench, a task from a form, an item with what it needs on screen.
 
     room = Room(desk)
     room.open({"name": "broken ones", "query": "flip=broken&split=test", "gold": "10"}, by="ada")
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -45,7 +44,6 @@ from deepintuit_app.desk import Desk
 MOST_GOLD, MOST_LISTED = 200, 5000
 _KEPT = 60.0
 """Seconds that an item is shown as it was drawn."""
-_open: weakref.WeakValueDictionary[str, Reviews] = weakref.WeakValueDictionary()
 _opening = threading.Lock()
 
 
@@ -60,13 +58,10 @@ class Room:
 
     @property
     def reviews(self) -> Reviews:
-        """Opened when a page first asks, so that a dashboard that nobody reviews in is in no one's way. StoreError when
-        another process holds them. Servers of one process share them."""
+        """Opened when a page first asks, so that a dashboard that nobody reviews in makes no file."""
         with _opening:
             if self._reviews is None:
-                folder = self.desk.workbench.reviews.resolve()
-                self._reviews = _open.get(str(folder)) or Reviews(EventLog(folder))
-                _open[str(folder)] = self._reviews
+                self._reviews = Reviews(EventLog(self.desk.workbench.reviews))
             return self._reviews
 
     # Opening

@@ -431,6 +431,7 @@ def _review(verbs) -> None:
         "import": verb("import", "answers from a file, as new events that name it",
                        lambda said, o, *on: said.bring_in(*on[:2], o.task, o.file, o.form, o.source, o.dry_run)),
     }
+    verb("log", "all events of all tasks as readable text, a line of JSON each", lambda said, o, *on: said.log(*on[:2], o.file, o.dry_run)).add_argument("file", metavar="FILE")
     for parser in files.values():
         parser.add_argument("task", metavar="TASK")
         parser.add_argument("file", metavar="FILE")
@@ -447,9 +448,8 @@ def _review(verbs) -> None:
     more.add_argument("--split", action="append", default=[], help="only of this split (repeatable; default: all but test)")
     more.add_argument("--task", metavar="NAME", help="open a task of this name with them")
     more.add_argument("--by", metavar="NAME", help="who leads that task (default: your account's name)")
-    told = verb("report", "progress, agreement, gold items, model against people, suspected label errors",
-                lambda said, o, *on: said.report(*on[:2], on[2].clips.dataset or None, o.tasks, o.split), tasks=True)
-    told.add_argument("--split", default="test", help="whose labels to doubt")
+    verb("report", "progress, agreement, gold items, model against people, suspected label errors",
+         lambda said, o, *on: said.report(*on[:2], on[2].clips.dataset or None, o.tasks, o.split), tasks=True).add_argument("--split", default="test", help="whose labels to doubt")
 # fmt: on
 
 

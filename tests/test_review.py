@@ -1,26 +1,30 @@
 """Reviews: nothing acknowledged is lost, nothing is handed out twice, and the state is a fold over what was written."""
 
+import itertools
 import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepintuit import disk
 from deepintuit.errors import DataError, StoreError
 from deepintuit.metrics import agreement, rating_matrix
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index.browse import TraceFilter
-from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, Task, fold, plan, read_events, task_of
+from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, Task, events, fold, plan, read_events, task_of
 from deepintuit_analysis.review.insight import disputed, gold_records, settled
 
 GOOD = {"label": "dog", "verdict": "right"}
@@ -58,8 +62,18 @@ def take(reviews: Reviews, who: str, **more) -> str | None:
     return item and item.trace_id
 
 
+def table(folder: Path, sql: str = "SELECT event FROM events ORDER BY number", *values) -> list:
+    """What SQL, perhaps another program's, says of the file of events."""
+    with closing(sqlite3.connect(folder / "events.sqlite", isolation_level=None)) as connection:
+        return connection.execute(sql, values).fetchall()
+
+
 def lines(reviews: Reviews) -> list[dict]:
-    return [json.loads(line) for line in (reviews.log.folder / "events.jsonl").read_text("utf-8").splitlines()]
+    return [json.loads(line) for (line,) in table(reviews.log.folder)]
+
+
+def judged(number: int, who: str = "ann", **more) -> Event:
+    return Event(Kind.JUDGED, "week", who, f"t{number}", payload=GOOD, **more)
 
 
 # The file
@@ -103,190 +117,150 @@ def test_a_writer_killed_at_any_moment_has_lost_nothing_that_it_acknowledged(tmp
     assert len(acknowledged) > 100 and len(damaged) <= 30, "the writers wrote, and a kill tears one line at most"
 
 
-def test_a_torn_last_line_is_passed_over_and_the_next_one_begins_anew(tmp_path: Path):
-    with EventLog(tmp_path) as log:
-        kept = log.append(Event(Kind.JUDGED, "week", "ann", "t0"))
-    whole = (tmp_path / "events.jsonl").read_bytes()
-    other = whole.replace(kept.id.encode(), b"another")
-    for cut in range(1, len(other) - 1):
-        (tmp_path / "events.jsonl").write_bytes(whole + other[:cut])
-        assert read_events(tmp_path) == ([kept], [2]), "cut at any byte"
-    (tmp_path / "events.jsonl").write_bytes(whole + whole[:40])
-    with EventLog(tmp_path) as log:
-        assert log.damaged == [2]
-        second = log.append(Event(Kind.JUDGED, "week", "ann", "t1"))
-    assert read_events(tmp_path) == ([kept, second], [2])
-
-
-def test_a_last_line_without_its_end_is_still_an_event(tmp_path: Path):
-    """Editors and copies drop the last newline."""
-    with EventLog(tmp_path) as log:
-        kept = log.append(Event(Kind.JUDGED, "week", "ann", "t0"))
-    file = tmp_path / "events.jsonl"
-    file.write_bytes(file.read_bytes().rstrip())
-    with EventLog(tmp_path) as log:
-        second = log.append(Event(Kind.JUDGED, "week", "ann", "t1"))
-    assert read_events(tmp_path) == ([kept, second], [])
-
-
 @pytest.mark.parametrize("garbage", [b"\0" * 50, b"[" * 100_000, b"null", b'{"kind": "eaten"}', b"\xff\xfe", b"{}"])
-def test_damaged_lines_are_counted_and_hide_no_other(tmp_path: Path, garbage: bytes):
+def test_damaged_rows_are_counted_and_hide_no_other(tmp_path: Path, garbage: bytes):
     with EventLog(tmp_path) as log:
-        first = log.append(Event(Kind.JUDGED, "week", "ann", "t0"))
-    with open(tmp_path / "events.jsonl", "ab") as file:
-        file.write(garbage + b"\n")
+        first = log.append(judged(0))
+    table(tmp_path, "INSERT INTO events (event) VALUES (?)", garbage)
     with EventLog(tmp_path) as log:
-        second = log.append(Event(Kind.JUDGED, "week", "ann", "t1"))
-        assert log.damaged == [2] and read_events(tmp_path)[0] == [first, second]
+        second = log.append(judged(1))
+        assert log.damaged == [2] and read_events(tmp_path) == ([first, second], [2])
 
 
-def test_twenty_reviewers_at_once_lose_nothing_and_share_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    synced, fsync = [], os.fsync
-
-    def slow(fd: int) -> None:
-        time.sleep(0.002)  # a disk
-        fsync(fd)
-        synced.append(os.fstat(fd).st_size)
-
+def test_twenty_reviewers_at_once_lose_nothing_and_share_transactions(tmp_path: Path):
+    commits = []
     with EventLog(tmp_path) as log:
-        monkeypatch.setattr(os, "fsync", slow)
+        log._connection.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+        together = threading.Barrier(20)
 
-        def work(who: int) -> None:
-            for number in range(100):
-                event = log.append(Event(Kind.JUDGED, "week", f"r{who}", f"t{number}", payload={"note": "n" * 100}))
-                assert synced, "it returned after a sync"
-                mine[who].append(event)
+        def work(who: int) -> list[Event]:
+            together.wait(60)
+            return [log.append(judged(number, f"r{who}")) for number in range(100)]
 
-        mine: dict[int, list[Event]] = {who: [] for who in range(20)}
         with ThreadPoolExecutor(20) as pool:
-            list(pool.map(work, mine))
-        assert log.look(lambda state: sum(len(said) for said in state.answers["week"].values())) == 2000
+            said = {f"r{who}": mine for who, mine in enumerate(pool.map(work, range(20)))}
+        assert log.look(lambda state: sum(len(by) for by in state.answers["week"].values())) == 2000
     written, damaged = read_events(tmp_path)
-    assert len(written) == 2000 and not damaged and len(synced) < 1000
-    for who, events in mine.items():
-        assert [event for event in written if event.reviewer == f"r{who}"] == events, "in the order of each"
+    assert len(written) == 2000 and not damaged and len(commits) < 1500
+    for who, mine in said.items():
+        assert [event for event in written if event.reviewer == who] == mine, "in the order of each"
 
 
-def test_an_append_returns_only_after_a_sync_of_its_own_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_acknowledged_is_synced_and_in_the_file(tmp_path: Path):
+    """SQLite's own promise, if it is asked for: a commit returns after an fsync of the log that holds it."""
     with EventLog(tmp_path) as log:
-        synced, fsync = [b""], os.fsync
-        file = tmp_path / "events.jsonl"
-        monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(file.read_bytes()), fsync(fd)))
-
-        def work(who: int) -> None:
-            for _ in range(20):
-                assert log.append(Event(Kind.JUDGED, "week", f"r{who}", "t")).id.encode() in synced[-1]
-
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(work, range(8)))
+        settings = [log._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+        assert settings == ["wal", 2]
+        for number in range(3):
+            event = log.append(judged(number))
+            assert read_events(tmp_path)[0][-1] == event
 
 
-def test_a_full_disk_is_said_and_what_it_refused_is_gone_from_file_and_state(tmp_path: Path, monkeypatch):
+def test_four_processes_write_a_hundred_judgements_each_and_all_are_in_the_file(tmp_path: Path):
+    """At once, and beside a log that is open as a dashboard's is, and knows of them when it looks."""
+    opened, begin = os.pipe()
+    children = []
+    for name in ("p0", "p1", "p2", "p3"):
+        children.append(os.fork())
+        if not children[-1]:
+            try:
+                os.close(begin)
+                os.read(opened, 1)  # until it is closed
+                with EventLog(tmp_path) as log:
+                    for number in range(100):
+                        log.append(judged(number, name))
+                os._exit(0)
+            finally:
+                os._exit(1)
     with EventLog(tmp_path) as log:
-        kept = log.append(Event(Kind.JUDGED, "week", "ann", "t0"))
-        real = os.write
+        os.close(begin)
+        mine = [log.append(judged(number, "here")) for number in range(50)]
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+        said = log.look(lambda state: [act for by in state.answers["week"].values() for act in by.values()])
+        assert Counter(act.reviewer for act in said) == {"here": 50} | {f"p{n}": 100 for n in range(4)}
+    os.close(opened)
+    written, damaged = read_events(tmp_path)
+    assert len(written) == 450 and not damaged and fold(written).answers == log.state.answers
+    assert [event for event in written if event.reviewer == "here"] == mine
 
-        def full(fd: int, data: bytes) -> int:
-            if fd == log._fd and len(data) > 20:
-                return real(fd, data[:20])
-            raise OSError(28, "No space left on device")
 
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "write", full)
-            with pytest.raises(StoreError, match="'ann' did was not saved: No space left.*send it again"):
-                log.append(Event(Kind.JUDGED, "week", "ann", "t1", id="sent-twice"))
+def test_an_item_that_another_process_handed_out_goes_to_nobody_else(reviews: Reviews, clock: Clock):
+    opened(reviews, items=2)
+    with EventLog(reviews.log.folder, clock=clock) as log:
+        there = Reviews(log)
+        assert there.next_item("week", "ann").trace_id == "t0" and take(reviews, "bob") == "t1"
+        assert take(reviews, "eve") is None and there.next_item("week", "eve") is None
+        there.judge("week", "ann", "t0", GOOD)
+        assert reviews.standing("week", "t0", "ann") == "counted"
+
+
+def test_a_full_file_is_said_and_what_it_refused_is_gone_from_file_and_state(tmp_path: Path):
+    with EventLog(tmp_path) as log:
+        kept = log.append(judged(0))
+        log._connection.execute("PRAGMA max_page_count = 3")
+        with pytest.raises(StoreError, match="was not saved: database or disk is full.*send it again"):
+            log.append(replace(judged(1, id="sent-twice"), payload={"note": "n" * 9000}))
         assert read_events(tmp_path) == ([kept], [])
         assert log.look(lambda state: list(state.answers["week"])) == ["t0"]
-        again = log.append(Event(Kind.JUDGED, "week", "ann", "t1", id="sent-twice"))
+        log._connection.execute("PRAGMA max_page_count = 1000")
+        again = log.append(judged(1, id="sent-twice"))
         assert read_events(tmp_path) == ([kept, again], [])
 
 
-def test_everyone_waiting_behind_a_failed_sync_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_everyone_in_a_transaction_that_failed_is_told_and_file_and_state_hold_what_was_acknowledged(tmp_path: Path):
     with EventLog(tmp_path) as log:
-
-        def failing(fd: int) -> None:
-            time.sleep(0.05)
-            raise OSError(5, "Input/output error")
-
-        monkeypatch.setattr(os, "fsync", failing)
-
-        def work(who: int) -> str:
-            try:
-                log.append(Event(Kind.JUDGED, "week", f"r{who}", "t0"))
-            except StoreError as error:
-                return str(error)
-
-        with ThreadPoolExecutor(8) as pool:
-            said = list(pool.map(work, range(8)))
-        assert all("was not saved" in each for each in said)
-        monkeypatch.undo()
-        assert read_events(tmp_path)[0] == [] and log.append(Event(Kind.JUDGED, "week", "ann", "t0"))
-
-
-def test_after_a_failed_sync_file_and_state_hold_what_was_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with EventLog(tmp_path) as log:
-        calls, fsync = [], os.fsync
-
-        def first_fails(fd: int) -> None:
-            calls.append(fd)
-            time.sleep(0.02)
-            if len(calls) in (1, 4):
-                raise OSError(5, "Input/output error")
-            fsync(fd)
 
         def work(who: int) -> list[Event]:
             said = []
-            for number in range(5):
+            for number in range(20):
                 try:
-                    said.append(log.append(Event(Kind.JUDGED, "week", f"r{who}", f"t{number}")))
-                except StoreError:
-                    continue
+                    note = "n" * (50_000 if number % 5 == 4 else 1)
+                    said.append(log.append(replace(judged(number, f"r{who}"), payload={"note": note})))
+                except StoreError as error:
+                    assert "was not saved" in str(error)
             return said
 
-        monkeypatch.setattr(os, "fsync", first_fails)
+        log._connection.execute("PRAGMA max_page_count = 40")
         with ThreadPoolExecutor(8) as pool:
             saved = {event.id for said in pool.map(work, range(8)) for event in said}
         held = log.look(lambda state: {act.id for by in state.answers["week"].values() for act in by.values()})
-        assert 0 < len(saved) < 40 and saved == held == {event.id for event in read_events(tmp_path)[0]}
+        assert 0 < len(saved) < 160 and saved == held == {event.id for event in read_events(tmp_path)[0]}
 
 
-def test_an_item_whose_judgement_was_not_saved_goes_out_again(reviews: Reviews, monkeypatch: pytest.MonkeyPatch):
+def test_an_item_whose_reservation_was_not_saved_goes_out_again(reviews: Reviews):
     opened(reviews, items=1)
-    take(reviews, "ann")
-
-    def failing(fd: int) -> None:
-        time.sleep(0.2)
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
-        patch.setattr(os, "fsync", failing)
-        judging = pool.submit(reviews.judge, "week", "ann", "t0", GOOD)
-        time.sleep(0.1)
-        assert take(reviews, "bob") is None
-        assert isinstance(judging.exception(), StoreError)
-    reviews.release("week", "ann", "t0")
+    pages = reviews.log._connection.execute("PRAGMA page_count").fetchone()[0]
+    with pytest.raises(StoreError, match="was not saved"):
+        reviews.log._connection.execute(f"PRAGMA max_page_count = {pages}")
+        take(reviews, "ann", seat="s" * 9000)
+    reviews.log._connection.execute("PRAGMA max_page_count = 1000")
     assert take(reviews, "bob") == "t0"
 
 
 def test_what_is_sent_twice_is_written_once(tmp_path: Path):
     with EventLog(tmp_path) as log:
-        event = Event(Kind.JUDGED, "week", "ann", "t0", payload=GOOD)
+        event = judged(0)
         with ThreadPoolExecutor(4) as pool:
             saved = list(pool.map(log.append, [event] * 8))
         assert len({each.time for each in saved}) == 1 and len(read_events(tmp_path)[0]) == 1
+        with EventLog(tmp_path) as other:
+            assert other.append(event) == saved[0], "nor by another process"
         with pytest.raises(DataError, match="two different events"):
-            log.append(Event(Kind.JUDGED, "week", "ann", "t0", payload={"label": "cat"}, id=event.id))
+            log.append(replace(event, payload={"label": "cat"}))
     with EventLog(tmp_path) as log:
-        assert log.append(event) == saved[0]
+        assert log.append(event) == saved[0] and len(table(tmp_path)) == 1
 
 
-def test_a_second_writer_gets_a_sentence_and_a_reader_reads_on(reviews: Reviews):
-    opened(reviews)
-    program = "import sys; from pathlib import Path; from deepintuit_analysis.review import EventLog, read_events\n"
-    program += "print(len(read_events(Path(sys.argv[1]))[0]))\nEventLog(Path(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", program, str(reviews.log.folder)], capture_output=True, text=True)
-    assert done.stdout == "1\n" and f"in use by process {os.getpid()}" in done.stderr
-    assert "use the dashboard that runs already" in done.stderr
+def test_a_refusal_of_one_is_no_refusal_of_those_who_wait_with_it(tmp_path: Path):
+    with EventLog(tmp_path) as log:
+
+        def refuse(state: object) -> None:
+            raise DataError("so", "it", "is")
+
+        with ThreadPoolExecutor(8) as pool:
+            done = [pool.submit(log.append, refuse if n % 2 else judged(n)) for n in range(8)]
+            kinds = [type(one.exception()) for one in done]
+        assert kinds == [type(None), DataError] * 4 and len(read_events(tmp_path)[0]) == 4
 
 
 def test_a_forked_child_writes_nothing(reviews: Reviews):
@@ -300,6 +274,121 @@ def test_a_forked_child_writes_nothing(reviews: Reviews):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7 and lines(reviews) == []
 
 
+def test_texts_are_values_and_never_sql(reviews: Reviews):
+    hostile = "x'); DROP TABLE events; --"
+    reviews.open(Task(hostile, {hostile: "c0"}, labels=[hostile]), hostile)
+    assert reviews.next_item(hostile, hostile).trace_id == hostile
+    reviews.judge(hostile, hostile, hostile, {"label": hostile, "verdict": None}, event_id=hostile)
+    assert [event.reviewer for event in read_events(reviews.log.folder)[0]] == [hostile] * 3
+
+
+@pytest.mark.parametrize("name", ["a?mode=memory", "50 % #1", "ü 🐕"])
+def test_the_folder_may_have_any_name(tmp_path: Path, name: str):
+    with EventLog(tmp_path / name) as log:
+        kept = log.append(judged(0))
+    assert read_events(tmp_path / name) == ([kept], []) and (tmp_path / name / "events.sqlite").exists()
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 99, None], ids=["something else", "a page overwritten"])
+def test_a_damaged_file_is_a_sentence(tmp_path: Path, content: bytes | None):
+    with EventLog(tmp_path) as log:
+        log.append(judged(0))
+    file = tmp_path / "events.sqlite"
+    file.write_bytes(content or file.read_bytes()[:4096] + b"\xff" * 4096)
+    for look in (EventLog, read_events):
+        with pytest.raises(StoreError, match="events.sqlite' is damaged.*Put a copy back"):
+            look(tmp_path)
+
+
+# What earlier versions wrote
+
+
+def old(folder: Path, *events: Event, more: bytes = b"") -> Path:
+    folder.mkdir(exist_ok=True)
+    file = folder / "events.jsonl"
+    file.write_bytes(b"".join(event.line() + b"\n" for event in events) + more)
+    return file
+
+
+def test_events_of_an_earlier_version_are_read_as_they_are_and_read_in_once(tmp_path: Path):
+    before = [judged(number, time=NOON) for number in range(3)]
+    content = old(tmp_path, *before).read_bytes()
+    assert read_events(tmp_path) == (before, []) and not (tmp_path / "events.sqlite").exists(), "reading writes nothing"
+    with EventLog(tmp_path) as log:
+        more = log.append(judged(3))
+        assert log.append(replace(before[0], time="")) == before[0], "known, under its id"
+    assert read_events(tmp_path) == ([*before, more], []) and not (tmp_path / "events.jsonl").exists()
+    assert (tmp_path / "events-read-in-1.jsonl").read_bytes() == content, "kept"
+    again = judged(9, time=NOON)
+    old(tmp_path, before[1], again)  # by an earlier version that was started once more
+    assert read_events(tmp_path) == ([*before, more, again], [])
+    with EventLog(tmp_path):
+        assert read_events(tmp_path) == ([*before, more, again], []) and len(table(tmp_path)) == 5
+    assert (tmp_path / "events-read-in-1.jsonl").read_bytes() == content
+    assert (tmp_path / "events-read-in-2.jsonl").exists()
+
+
+def test_a_torn_last_line_of_an_earlier_version_is_passed_over_and_one_without_its_end_is_not(tmp_path: Path):
+    kept, other = judged(0, time=NOON), judged(1, time=NOON)
+    for cut in range(1, len(other.line())):
+        old(tmp_path, kept, more=other.line()[:cut])
+        assert read_events(tmp_path) == ([kept], [2]), "cut at any byte"
+    with EventLog(tmp_path) as log:
+        assert log.damaged == [2]
+        second = log.append(judged(2))
+    assert read_events(tmp_path) == ([kept, second], [2])
+    old(tmp_path / "whole", kept, more=other.line())
+    with EventLog(tmp_path / "whole"):
+        assert read_events(tmp_path / "whole") == ([kept, other], [])
+
+
+def killed_while_reading_in(folder: Path, moment: int) -> bool:
+    """Open the log in a process that is killed before its statement of that number, or before it renames the file."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    steps = itertools.count()
+
+    def step(*_: object) -> None:
+        if next(steps) == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def connected(*given: object) -> sqlite3.Connection:
+        connection = store_connected(*given)
+        connection.set_trace_callback(step)
+        return connection
+
+    store_connected, rename = events.connected, os.replace
+    events.connected, os.replace = connected, lambda *names: (step(), rename(*names))
+    try:
+        EventLog(folder)
+    finally:
+        os._exit(0)
+
+
+def test_a_kill_while_events_are_read_in_leaves_all_of_them(tmp_path: Path):
+    """At each statement, and before the file has its new name; the next one goes on."""
+    before = [judged(number, time=NOON) for number in range(3)]
+    for moment in itertools.count():
+        folder = tmp_path / str(moment)
+        old(folder, *before, more=b"torn")
+        killed = killed_while_reading_in(folder, moment)
+        assert read_events(folder) == (before, [4]), moment
+        with EventLog(folder) as log:
+            assert read_events(folder) == (before, [4]) and fold(before).answers == log.state.answers
+            assert len(table(folder)) == 4 and (folder / "events-read-in-1.jsonl").exists()
+        if not killed:
+            break
+    assert moment > 8
+
+
+def test_an_earlier_version_that_still_writes_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lock = disk.Lock
+    monkeypatch.setattr(disk, "Lock", lambda path, wait: lock(path))
+    with lock(tmp_path / "lock"), pytest.raises(StoreError, match=f"in use by process {os.getpid()}.*an earlier ver"):
+        EventLog(tmp_path)
+
+
 @given(
     st.text(),
     st.recursive(
@@ -310,7 +399,7 @@ def test_a_forked_child_writes_nothing(reviews: Reviews):
 def test_any_text_comes_back_from_its_line(text: str, value: object):
     event = Event(Kind.DRAFT, "week", text, "t0", payload={"note": value, "more": text}, time=NOON)
     line = event.line()
-    assert line.count(b"\n") == 1 and Event.read(line) == event
+    assert b"\n" not in line and Event.read(line) == event
 
 
 def test_what_json_has_no_form_for_is_refused_before_it_is_written(reviews: Reviews):

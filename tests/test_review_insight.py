@@ -138,7 +138,7 @@ def test_the_table_of_reviews_is_what_the_fold_says(history, asked):
     lines = [event.line() for event in events]
     for number, (kind, task, item, who, target) in enumerate(history):
         if kind == "torn":
-            lines.append(b'{"kind": "judged", "task": "we\n')
+            lines.append(b'{"kind": "judged", "task": "we')
             continue
         payload = {"undone": {"event": f"e{target}"}, "closed": {"closed": target > 3}}.get(kind, {"label": "dog"})
         events.append(said(kind, task, item, who, payload=payload, id=f"e{number}", time=noon))
@@ -146,7 +146,7 @@ def test_the_table_of_reviews_is_what_the_fold_says(history, asked):
     state = fold(events)
     answers = [act.id for by_item in state.answers.values() for by in by_item.values() for act in by.values()]
     finals = [state.final(task, item) for task in ("week", "day") for item in ("t0", "t1")]
-    rows = reviewed.rows(b"".join(lines))
+    rows = reviewed.rows(lines)
     still_open = set(tasks) - state.closed
     assert all(row["public"] == (row["task"] in state.closed and not still_open) for row in rows)
     extra = {

@@ -1,6 +1,8 @@
 """The loop: what people accept and correct is what cold start imitates, and a corrected label is a new version."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
 from deepintuit_analysis import Workbench
-from deepintuit_analysis.review import EventLog, Reviews, Task
+from deepintuit_analysis.review import EventLog, Reviews, Task, read_events
 from deepintuit_analysis.review.loop import coldstart_set, corrections, next_batch, relabel
 
 LABELS = LabelSet.of("pets", ("dog", "cat", "fox"))
@@ -320,9 +322,26 @@ def test_what_is_wrong_is_a_sentence_and_exit_code_2(review, capsys, words, sent
     assert sentence in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
 
 
-def test_an_import_does_not_write_beside_another_writer_nor_an_export_over_a_file(house, review, capsys):
+def test_an_export_replaces_no_file(house, review, capsys):
     house.say(("dog", "right"))
     assert review("export", "week", "week.jsonl") == 0
     assert review("export", "week", "week.jsonl") == 2 and "an export replaces no file" in capsys.readouterr().err
-    assert review("import", "week", "week.jsonl") == 2
-    assert "use the dashboard that runs already" in capsys.readouterr().err
+    assert review("log", "week.jsonl") == 2 and "an export replaces no file" in capsys.readouterr().err
+
+
+def test_an_import_writes_beside_a_log_that_is_open(house, review, capsys):
+    house.say(("dog", "right"))
+    assert review("export", "week", "week.jsonl") == 0
+    row = json.loads(Path("week.jsonl").read_text())
+    Path("more.jsonl").write_text(json.dumps(row | {"reviewer": "eve"}))
+    assert review("import", "week", "more.jsonl") == 0 and "1 answers taken in" in capsys.readouterr().out
+    assert {who for _, who, _ in house.reviews.ratings("week")} == {row["reviewer"], "eve"}
+
+
+def test_the_log_as_text_is_what_an_earlier_version_wrote_and_comes_back_from_it(house, review, capsys, tmp_path):
+    house.say(("dog", "right"))
+    assert review("log", "events.jsonl", "--dry-run") == 0 and not Path("events.jsonl").exists()
+    assert review("log", "events.jsonl") == 0 and "not written" in capsys.readouterr().out
+    (tmp_path / "other").mkdir()
+    shutil.copy("events.jsonl", tmp_path / "other" / "events.jsonl")
+    assert read_events(tmp_path / "other") == read_events(house.workbench.reviews) != ([], [])

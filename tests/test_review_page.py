@@ -26,8 +26,8 @@ from deepintuit.trace import Trace, parse
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import browse
 from deepintuit_analysis.index.browse import TraceFilter
-from deepintuit_analysis.review import EventLog, Kind, read_events
-from deepintuit_app import review, review_tasks
+from deepintuit_analysis.review import EventLog, Kind, Reviews, read_events
+from deepintuit_app import review
 from deepintuit_app.app import create
 from deepintuit_app.desk import Desk
 from deepintuit_app.gate import Gate, hashed
@@ -203,9 +203,8 @@ def test_an_answer_that_comes_too_late_is_kept_and_its_reviewer_told(bench):
     app = served(bench, "ada", "bob", "cyd")
     ada, bob, cyd = (Person(app, name) for name in ("ada", "bob", "cyd"))
     ada.ask("open", **FORM | {"query": "max_tokens=0"}, order="given")
-    item = bob.ask("next", task="week", seat="t")["item"]
-    log = review_tasks._open[str(bench.reviews.resolve())].log
-    log.clock = lambda: time.time() + 700
+    with EventLog(bench.reviews, clock=lambda: time.time() - 700) as log:
+        item = Reviews(log).next_item("week", "bob", seat="t").trace_id
     assert cyd.ask("next", task="week", seat="t")["item"] == item, "bob's reservation ran out"
     assert cyd.ask("judge", task="week", item=item, answers=GOOD)["told"] == ""
     answer = bob.ask("judge", task="week", item=item, answers=GOOD | {"label": "routine"})
@@ -372,10 +371,17 @@ def test_a_lead_brings_in_answers_from_elsewhere_and_nobody_else_does(bench, cre
     assert "onerror" in (shown := crew["ada"].ask("lead", task="week")["html"]) and "<img" not in shown
 
 
-def test_reviews_that_another_process_writes_are_said_in_a_sentence(bench):
-    with EventLog(bench.reviews):
-        answer = Person(served(bench)).send("tasks")
-    assert answer.status_code == 400 and "one process writes the reviews" in answer.json()["error"]
+def test_an_import_of_another_process_beside_the_open_page_is_there_when_the_page_looks_next(crew, bench, tmp_path):
+    """`deepintuit review import` was refused while a dashboard held the reviews."""
+    held = crew["bob"].ask("next", task="week", seat="t")["item"]
+    row = {"trace_id": held, "reviewer": "eve", "kind": "judged", "label": "theft", "verdict": "wrong"}
+    (tmp_path / "team.jsonl").write_text(json.dumps(row))
+    command = ["review", "import", "week", str(tmp_path / "team.jsonl"), "--workbench", str(bench.path)]
+    done = subprocess.run([sys.executable, "-m", "deepintuit.cli", *command], capture_output=True, text=True)
+    assert done.returncode == 0 and "1 answers taken in" in done.stdout, done.stderr
+    assert "eve 1" in crew["ada"].ask("tasks")["html"] and "eve" in crew["ada"].ask("lead", task="week")["html"]
+    crew["bob"].ask("judge", task="week", item=held, answers=GOOD)
+    assert crew["cyd"].ask("next", task="week", seat="t")["item"] != held, "it has the two answers that it needs"
 
 
 # Many at once, and kills: a real server in a process of its own, which forks from one import

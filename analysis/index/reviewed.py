@@ -1,4 +1,4 @@
-"""What people said of traces, as rows that SQL can join: `reviews/events.jsonl` → `reviews/answers.parquet`, a cache.
+"""What people said of traces, as rows that SQL can join: `reviews/events.sqlite` → `reviews/answers.parquet`, a cache.
 
     workbench.query("SELECT reviewer, count(*) FROM reviews WHERE kind = 'judged' GROUP BY ALL")
 
@@ -8,8 +8,14 @@ closed tasks only, and of these no clip that an open task asks about: reviewers 
 they have. Left out on purpose: drafts, reservations, what is gold.
 """
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+import sqlite3
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +25,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from deepintuit import disk, parquet
+from deepintuit.errors import StoreError
+
+FILE, OLD_FILE = "events.sqlite", "events.jsonl"
+"""Of a `reviews` folder: the events, and where earlier versions wrote them."""
+CREATE = "CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, event TEXT NOT NULL)"
+SELECT = "SELECT number, CAST(event AS BLOB) FROM events WHERE number > ? ORDER BY number"
+_NEWEST = "SELECT number, CAST(event AS BLOB) FROM events ORDER BY number DESC LIMIT 1"
 
 _text = pa.string()
 SCHEMA = pa.schema(
@@ -93,7 +106,83 @@ def row_of(event: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows(content: bytes) -> list[dict[str, Any]]:
+def connected(file: Path, mode: str) -> sqlite3.Connection:
+    """SQLite's file, opened as `mode` says (ro, rwc); a transaction begins and ends where it is said to."""
+    return sqlite3.connect(
+        f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=30, isolation_level=None, check_same_thread=False
+    )
+
+
+@contextlib.contextmanager
+def saying(folder: Path) -> Iterator[None]:
+    """What SQLite refuses inside is raised as a StoreError, a DiskError where it is the disk."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _sentence(error, folder / FILE) from error
+
+
+def _sentence(error: sqlite3.Error, file: Path) -> StoreError:
+    name = getattr(error, "sqlite_errorname", None) or ""
+    if name.startswith("SQLITE_BUSY"):
+        return StoreError(f"{str(file)!r} is in use", "another process has not let go of it for 30 s", "Try again")
+    if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR"):
+        return StoreError(
+            f"{str(file)!r} is damaged",
+            str(error),
+            f"Put a copy back that you have, or see what `sqlite3 {FILE} .recover` finds in it",
+        )
+    try:  # SQLite does not tell why a disk refuses; a file beside it does
+        with tempfile.TemporaryFile(dir=file.parent) as probe:
+            probe.write(bytes(1 << 16))
+            probe.flush()
+    except OSError as refused:
+        return disk.refusal(refused, file) or StoreError(f"{str(file)!r} cannot be used", str(refused), "Mend that")
+    return StoreError(f"{str(file)!r} cannot be used", str(error), "Mend that, then try again")
+
+
+def _ask(folder: Path, sql: str, *values: Any) -> list[tuple[int, bytes]]:
+    """Rows of the events, while others write them. WAL needs room beside the file: where there is none, of a copy."""
+    file = folder / FILE
+    if not file.exists():
+        return []
+
+    def ask(file: Path) -> list[tuple[int, bytes]]:
+        with contextlib.closing(connected(file, "ro")) as connection:
+            made = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone()
+            return connection.execute(sql, values).fetchall() if made else []
+
+    with saying(folder), disk.naming(file):
+        try:
+            return ask(file)
+        except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_IOERR")):
+                raise
+        with tempfile.TemporaryDirectory() as copies:
+            for path in (file, file.with_name(f"{FILE}-wal")):
+                if path.exists():
+                    shutil.copyfile(path, Path(copies, path.name))
+            return ask(Path(copies, FILE))
+
+
+def old_lines(folder: Path) -> list[bytes]:
+    """The lines of an `events.jsonl` that has its name still."""
+    try:
+        return [line for line in (folder / OLD_FILE).read_bytes().split(b"\n") if line.strip()]
+    except FileNotFoundError:
+        return []
+
+
+def stored(folder: Path) -> list[tuple[int, bytes]]:
+    """The events of a `reviews` folder as numbered lines, in order, for any process while others write."""
+    left = old_lines(folder)  # first: they go away once they are in the table
+    found = _ask(folder, SELECT, 0)
+    known = {line for _, line in found} if left else ()
+    left = [line for line in dict.fromkeys(left) if line not in known]
+    return found + list(enumerate(left, found[-1][0] + 1 if found else 1))
+
+
+def rows(lines: Iterable[bytes]) -> list[dict[str, Any]]:
     """The rows in force after these lines, in the order in which they were said, as of `SHOWN`; `public` says whether
     a person's own query sees them. Lines that cannot be read, and those repeated under one id, change nothing."""
     tasks: dict[str, Mapping[str, Any]] = {}
@@ -102,7 +191,7 @@ def rows(content: bytes) -> list[dict[str, Any]]:
     said: dict[tuple[str, str], dict[str, dict[str, dict[str, Any]]]] = {}  # item → reviewer → event → row
     finals: dict[tuple[str, str], dict[str, None]] = {}
     seen = set()
-    for line in content.split(b"\n"):
+    for line in lines:
         try:
             event = event_of(line)
             kind, task, who, number, payload = (event[name] for name in ("kind", "task", "reviewer", "id", "payload"))
@@ -168,25 +257,35 @@ def cache(root: Path) -> Path:
     return root / "reviews" / "answers.parquet"
 
 
-def _source(root: Path) -> Path:
-    return root / "reviews" / "events.jsonl"
-
-
-def _table(source: Path) -> pa.Table:
-    return pa.Table.from_pylist(rows(source.read_bytes()), schema=_CACHED)
+def _table(root: Path) -> pa.Table:
+    return pa.Table.from_pylist(rows(line for _, line in stored(root / "reviews")), schema=_CACHED)
 
 
 def fresh(root: Path, folder: Path) -> bool:
-    """Whether the cache in `folder` is made of the events as they are, or there are none."""
+    """Whether the cache in `folder` is made of the events as they are, or there are none. Of events that cannot be read
+    it stays what it is, with a warning."""
     try:
-        return (pq.read_schema(cache(folder)).metadata or {}).get(_MARK) == _mark(root)
+        return _made_of(folder) == _mark(root)
+    except StoreError as error:
+        warnings.warn(f"Reviews are left as they were read last: {error}", stacklevel=2)
+        return True
+
+
+def _made_of(folder: Path) -> bytes | None:
+    try:
+        return (pq.read_schema(cache(folder)).metadata or {}).get(_MARK)
+    except FileNotFoundError:
+        return None
     except (OSError, pa.ArrowException):
-        return not _source(root).exists()  # none there yet, or damaged
+        return b"damaged"
 
 
-def _mark(root: Path) -> bytes:
-    facts = _source(root).stat()
-    return f"{facts.st_size} {facts.st_mtime_ns} {','.join(_CACHED.names)}".encode()
+def _mark(root: Path) -> bytes | None:
+    """Changes with every event; None where there are none."""
+    left, newest = old_lines(root / "reviews"), _ask(root / "reviews", _NEWEST)
+    if not left and not newest:
+        return None
+    return hashlib.sha256(repr((len(left), left[-1:], newest, _CACHED.names)).encode()).hexdigest().encode()
 
 
 def refresh(root: Path, folder: Path | None = None) -> bool:
@@ -195,9 +294,9 @@ def refresh(root: Path, folder: Path | None = None) -> bool:
     folder = folder or root
     if fresh(root, folder):
         return False
-    target, mark = cache(folder), _mark(root)
+    target, mark = cache(folder), _mark(root) or b""
     target.parent.mkdir(exist_ok=True)
-    found = _table(_source(root)).replace_schema_metadata({_MARK: mark})
+    found = _table(root).replace_schema_metadata({_MARK: mark})
     with disk.replacing(target, durable=False) as temporary:
         parquet.write(found, temporary)
     return True
@@ -217,5 +316,5 @@ def read(root: Path, *, public: bool = False) -> pa.Table:
     except FileNotFoundError:
         return SHOWN.empty_table()
     except (OSError, ValueError):
-        found = _table(_source(root))  # damaged
+        found = _table(root)  # damaged
     return (found.filter(found["public"]) if public else found).select(SHOWN.names).replace_schema_metadata(None)

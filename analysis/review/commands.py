@@ -4,7 +4,7 @@ Left out on purpose: parsing arguments (`cli`), judging (`app`). Run it:  deepin
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from deepintuit.data import Manifest
 from deepintuit.errors import DataError
 from deepintuit.metrics import Estimate, agreement, rating_matrix
 from deepintuit_analysis import Workbench
+from deepintuit_analysis.index.reviewed import stored
 from deepintuit_analysis.review import exchange, insight, loop
 from deepintuit_analysis.review.events import EventLog
 from deepintuit_analysis.review.queue import Reviews, task_of
@@ -36,6 +37,19 @@ def export(
         files = {target: content, target.with_suffix(".xml"): exchange.label_config(reviews.task(task)).encode()}
     else:
         files = {target: exchange.dump(found, form)}
+    _write(console, files, dry)
+    _say(console, f"{len(found)} answers of {task!r}.")
+
+
+def log(workbench: Workbench, console: Console, file: str, dry: bool) -> None:
+    """All events of all tasks as readable text, a line of JSON each: an `events.jsonl` as earlier versions wrote it,
+    which is read in where it lies in the `reviews` folder of a workbench."""
+    lines = [line for _, line in stored(workbench.reviews)]
+    _write(console, {Path(file): b"".join(line + b"\n" for line in lines)}, dry)
+    _say(console, f"{len(lines)} events.")
+
+
+def _write(console: Console, files: Mapping[Path, bytes], dry: bool) -> None:
     for path in files:
         if path.exists():
             raise DataError(f"{str(path)!r} exists", "an export replaces no file", "name another one, or move it away")
@@ -43,7 +57,6 @@ def export(
         if not dry:
             path.write_bytes(content)
         _say(console, f"{path}: {len(content):,} bytes{', not written (--dry-run)' if dry else ''}")
-    _say(console, f"{len(found)} answers of {task!r}.")
 
 
 def bring_in(

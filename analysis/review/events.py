@@ -1,22 +1,25 @@
-"""What reviewers did, as lines of one file that only grows, and the state that follows from them.
+"""What reviewers did, as rows of one SQLite file that only grows, and the state that follows from them.
 
     log = EventLog(workbench.reviews)
-    log.append(Event(Kind.JUDGED, task, reviewer, item=trace_id, payload={"label": "dog"}))   # synced when it returns
+    log.append(Event(Kind.JUDGED, task, reviewer, item=trace_id, payload={"label": "dog"}))   # on disk when it returns
 
-One process writes (a lock says so in a sentence), with any number of threads: those that wait together share one write
-and one fsync. A line that can be read is an event; a line torn by a kill cannot, was never acknowledged, and is passed
-over. No byte that an append returned for is ever changed.
+`reviews/events.sqlite` is in WAL mode: any process may write, with any number of threads, while others read. Threads
+that wait together share one transaction and one fsync. A row is an event as a line of JSON; no row is ever changed.
+`events.jsonl`, which earlier versions wrote, is read in by the first process that writes, and kept under another name.
 
-Left out on purpose: compaction (a hundred thousand events are read in about a second), several writing processes.
+Left out on purpose: compaction (a hundred thousand events are read in about a second).
 """
 
+import contextlib
+import itertools
 import json
 import os
+import sqlite3
 import threading
 import time
 import uuid
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -26,7 +29,17 @@ from typing import Any, TypeVar
 from deepintuit import disk
 from deepintuit.errors import DataError, StoreError
 from deepintuit.runs.schema import storable
-from deepintuit_analysis.index.reviewed import event_of
+from deepintuit_analysis.index.reviewed import (
+    CREATE,
+    FILE,
+    OLD_FILE,
+    SELECT,
+    connected,
+    event_of,
+    old_lines,
+    saying,
+    stored,
+)
 
 _Seen = TypeVar("_Seen")
 
@@ -70,7 +83,7 @@ class Event:
         return datetime.fromisoformat(self.time).timestamp()
 
     def line(self) -> bytes:
-        """The event as a line of JSON. DataError when JSON has no form for it."""
+        """The event as a line of JSON, without its end. DataError when JSON has no form for it."""
         try:
             text = json.dumps(asdict(self), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         except (TypeError, ValueError) as error:
@@ -79,7 +92,7 @@ class Event:
                 "it could not be read back",
                 "send numbers, text, lists and mappings",
             ) from error
-        return storable(text).encode("utf-8") + b"\n"
+        return storable(text).encode("utf-8")
 
     @classmethod
     def read(cls, line: bytes) -> "Event | None":
@@ -96,33 +109,32 @@ class Event:
         return event
 
 
-def read_events(folder: Path) -> tuple[list[Event], list[int]]:
-    """All events of the `reviews` folder, in order, and the numbers of the lines that could not be read.
+def _events(lines: Iterable[tuple[int, bytes]], known: dict[str, Event]) -> Iterator[tuple[int, Event | None]]:
+    """The events of numbered lines, but for those that `known` has by their id, to which they are added; None for a
+    line that cannot be read, or that says something else under an id that is taken."""
+    for number, line in lines:
+        event = Event.read(line)
+        first = event and known.setdefault(event.id, event)
+        if event is None or replace(event, time=first.time) != first:
+            yield number, None
+        elif event is first:
+            yield number, event
 
-    For any process, while another one writes. An event written twice under one id is given once; another event under
-    that id is damage.
-    """
-    try:
-        lines = (folder / "events.jsonl").read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return [], []
-    found: dict[str, Event] = {}
-    damaged = []
-    for number, line in enumerate(lines, 1):
-        event = Event.read(line) if line.strip() else None
-        known = event and found.setdefault(event.id, event)
-        if line.strip() and (event is None or replace(event, time=known.time) != known):
-            damaged.append(number)
-    return list(found.values()), damaged
+
+def read_events(folder: Path) -> tuple[list[Event], list[int]]:
+    """All events of the `reviews` folder, in order, and the numbers of the rows that could not be read. For any
+    process, while others write."""
+    found = list(_events(stored(folder), {}))
+    return [event for _, event in found if event], [number for number, event in found if event is None]
 
 
 def damage(numbers: Sequence[int]) -> str:
-    """A sentence about the lines that could not be read; empty where there are none."""
+    """A sentence about the rows that could not be read; empty where there are none."""
     if not numbers:
         return ""
     shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
     return (
-        f"reviews/events.jsonl: {len(numbers)} of its lines cannot be read, or say something else under an id that "
+        f"reviews/{FILE}: {len(numbers)} of its events cannot be read, or say something else under an id that "
         f"is taken ({shown}). They count for nothing; all others do."
     )
 
@@ -231,60 +243,84 @@ def fold(events: Iterable[Event]) -> State:
 
 
 class _Ticket:
-    """An event on its way to the disk. `saved` is None until it is known."""
+    """An event on its way to the disk, or a function that decides on one; once `done`, with what came of it."""
 
-    def __init__(self, event: Event, line: bytes):
-        self.event, self.line = event, line
-        self.saved: bool | None = None
+    def __init__(self, event: Event | Callable[[State], Event | None]):
+        self.event, self.done = event, False
+        self.saved: Event | None = None
+        self.error: Exception | None = None
 
 
 class EventLog:
-    """The one writer of a `reviews` folder. StoreError when another process holds it."""
+    """The events of a `reviews` folder and the `state` after them. With `writing` False: as they are now, to read from.
+    StoreError where the file is damaged, DiskError where it cannot be written."""
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time):
-        try:
-            self._lock = disk.Lock(folder / "lock")
-        except StoreError as error:
-            if error.__cause__ is not None:  # no locks on this file system
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time, writing: bool = True):
+        self.folder, self.clock, self.process = folder, clock, os.getpid()
+        self._turn = threading.Lock()
+        self._waiting: deque[_Ticket] = deque()
+        self._connection: sqlite3.Connection | None = None
+        self._forget()
+        if not writing:
+            self._take(stored(folder))
+            return
+        with disk.naming(folder), _alone(folder), saying(folder):
+            self._connection = connected(folder / FILE, "rwc")
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("PRAGMA synchronous = FULL")
+                self._read_in()
+                self._catch_up()
+            except BaseException:
+                self.close()
                 raise
-            raise StoreError(
-                error.what,
-                "one process writes the reviews, or two could hand out one item twice",
-                "use the dashboard that runs already, or stop it first",
-            ) from None
-        self.folder, self.clock = folder, clock
-        self._turn = threading.Condition()
-        self._waiting: list[_Ticket] = []
-        self._writing = False
-        self._fd = -1
-        try:
-            with disk.naming(folder / "events.jsonl"):
-                self._take_up()
-        except BaseException:
-            self.close()
-            raise
 
-    def _take_up(self) -> None:
-        path = self.folder / "events.jsonl"
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        content = path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            os.write(self._fd, b"\n")  # ends what a killed writer left
-        os.fsync(self._fd)  # lines that it wrote and could not sync
+    def _read_in(self) -> None:
+        """Make the table, and take over the lines of `events.jsonl` that it has not. A kill leaves both, and the next
+        one goes on."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.execute(CREATE)
+        if lines := old_lines(self.folder):
+            known = {line for _, line in self._connection.execute(SELECT, (0,))}
+            for line in dict.fromkeys(lines):
+                if line not in known:
+                    self._insert(line)
+        self._connection.execute("COMMIT")
+        old = self.folder / OLD_FILE
+        if old.exists():
+            names = (self.folder / f"events-read-in-{number}.jsonl" for number in itertools.count(1))
+            os.replace(old, next(name for name in names if not name.exists()))
         disk.fsync_folder(self.folder)
-        self._load()
 
-    def _load(self) -> None:
-        self._size = os.fstat(self._fd).st_size
-        events, self.damaged = read_events(self.folder)
-        self.state = fold(events)
-        self._known = {event.id: _Ticket(event, b"") for event in events}
-        for ticket in self._known.values():
-            ticket.saved = True
+    def _insert(self, line: bytes) -> int:
+        """The number of the row. A damaged line that is no text stays the bytes that it is."""
+        try:
+            text: str | bytes = line.decode("utf-8")
+        except UnicodeDecodeError:
+            text = line
+        return self._connection.execute("INSERT INTO events (event) VALUES (?)", (text,)).lastrowid
+
+    def _forget(self) -> None:
+        self.state, self.damaged, self._known, self._last = State(), [], {}, 0
+
+    def _take(self, lines: Iterable[tuple[int, bytes]]) -> None:
+        for number, event in _events(lines, self._known):
+            self._last = number
+            if event is None:
+                self.damaged.append(number)
+            else:
+                self.state.apply(event)
+
+    def _catch_up(self) -> None:
+        """Take what other processes have written since."""
+        if self._connection is not None and self.process == os.getpid():
+            self._take(self._connection.execute(SELECT, (self._last,)))
 
     def look(self, at: Callable[[State], _Seen]) -> _Seen:
         """What `at(state)` gives, with no event coming in between. It must not keep parts of the state."""
         with self._turn:
+            with saying(self.folder):
+                self._catch_up()
             return at(self.state)
 
     def append(self, event: Event | Callable[[State], Event | None]) -> Event | None:
@@ -293,101 +329,112 @@ class EventLog:
         A function is called with the state and decides what to write (None: nothing), with no event coming in between;
         it must be quick. StoreError: it was not saved, and may be sent again.
         """
-        with self._turn:
-            ticket = self._ticket(event)
-            while ticket is not None and ticket.saved is None and self._writing:
-                self._turn.wait()
-            if ticket is None or ticket.saved is not None:
-                return None if ticket is None else self._outcome(ticket)
-            batch, self._waiting, self._writing = self._waiting, [], True
-        failure, saved = None, False
-        try:
-            self._write(b"".join(ticket.line for ticket in batch))
-            saved = True
-        except OSError as error:
-            failure = error
-        finally:
-            with self._turn:
-                self._settle(batch, saved)
-        return self._outcome(ticket, failure)
-
-    def _ticket(self, event: Event | Callable[[State], Event | None]) -> _Ticket | None:
-        """The place in the line of an event, and its effect on the state at once: what is decided next counts on it."""
-        if not self._lock.held:
+        if self._connection is None or self.process != os.getpid():
             raise StoreError(
-                "the reviews are closed",
-                "this process does not hold them any more",
-                "open them again, or send this to the dashboard that runs",
+                "these reviews are open for reading",
+                "this process does not write them, or not any more",
+                "Open them again with EventLog",
             )
-        made = event(self.state) if callable(event) else event
-        if made is None:
-            return None
-        known = self._known.get(made.id)
-        if known is not None:
-            if Event.read(replace(made, time=known.event.time).line()) != known.event:
-                raise DataError(
-                    f"two different events came as {made.id!r}",
-                    "what was said first under an id stands",
-                    "leave the id out, or give a task another name",
-                )
-            return known
-        instant = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="milliseconds")
-        line = replace(made, time=instant).line()
-        stored = Event.read(line)
-        if stored is None:
-            raise DataError(
-                f"a review event of {made.reviewer!r} cannot be read back",
-                "its fields must be text",
-                "give ids and names as text, and a mapping as the payload",
-            )
-        ticket = self._known[made.id] = _Ticket(stored, line)
+        ticket = _Ticket(event)
         self._waiting.append(ticket)
-        self.state.apply(stored)
-        return ticket
+        with self._turn:
+            if not ticket.done:  # whoever had the turn before writes what waits, in one transaction
+                self._write([self._waiting.popleft() for _ in range(len(self._waiting))])
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket.saved
 
-    def _write(self, lines: bytes) -> None:
-        rest = memoryview(lines)
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
-        os.fsync(self._fd)
+    def _write(self, batch: Sequence[_Ticket]) -> None:
+        try:
+            with saying(self.folder):
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._catch_up()
+                for ticket in batch:
+                    self._decide(ticket)
+                self._connection.execute("COMMIT")
+        except BaseException as error:
+            # Nobody was told that these are saved: they leave the state as well.
+            self._roll_back()
+            for ticket in batch:
+                ticket.error = StoreError(
+                    "a review was not saved",
+                    error.why if isinstance(error, StoreError) else str(error) or type(error).__name__,
+                    "Mend that, then send it again",
+                )
+            if not isinstance(error, StoreError):
+                raise
+        finally:
+            for ticket in batch:
+                ticket.done = True
 
-    def _settle(self, batch: list[_Ticket], saved: bool) -> None:
-        self._writing = False
-        if saved:
-            self._size += sum(len(ticket.line) for ticket in batch)
-        else:
-            # Nobody was told that these are saved. What was decided after them may rest on them, so it goes as well.
-            batch, self._waiting = [*batch, *self._waiting], []
-            try:
-                os.ftruncate(self._fd, self._size)
-                self._load()
-            except OSError:
-                self._lock.release()  # a file that cannot be trusted takes nothing until it is opened anew
-        for ticket in batch:
-            ticket.saved = saved
-        self._turn.notify_all()
+    def _decide(self, ticket: _Ticket) -> None:
+        """Its effect on the state is there at once: what is decided next counts on it."""
+        try:
+            made = ticket.event(self.state) if callable(ticket.event) else ticket.event
+            ticket.saved = self._known_as(made) if made else None
+            if made is None or ticket.saved is not None:
+                return
+            instant = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="milliseconds")
+            line = replace(made, time=instant).line()
+            ticket.saved = Event.read(line)
+            if ticket.saved is None:
+                raise DataError(
+                    f"a review event of {made.reviewer!r} cannot be read back",
+                    "its fields must be text",
+                    "give ids and names as text, and a mapping as the payload",
+                )
+        except Exception as error:  # noqa: BLE001 - its own, and of no other
+            ticket.error = error
+            return
+        self._last = self._insert(line)
+        self._known[ticket.saved.id] = ticket.saved
+        self.state.apply(ticket.saved)
 
-    def _outcome(self, ticket: _Ticket, failure: OSError | None = None) -> Event:
-        if not ticket.saved:
-            raise StoreError(
-                f"what {ticket.event.reviewer!r} did was not saved",
-                (failure and failure.strerror) or "the disk did not take it",
-                "make room on the disk of the workbench, then send it again",
-            ) from failure
-        return ticket.event
+    def _known_as(self, made: Event) -> Event | None:
+        """The event that was written under this id before."""
+        known = self._known.get(made.id)
+        if known is not None and Event.read(replace(made, time=known.time).line()) != known:
+            raise DataError(
+                f"two different events came as {made.id!r}",
+                "what was said first under an id stands",
+                "leave the id out, or give a task another name",
+            )
+        return known
+
+    def _roll_back(self) -> None:
+        if self._connection is None:
+            return
+        try:
+            self._connection.rollback()
+            self._forget()
+            self._catch_up()
+        except sqlite3.Error:
+            self._connection = None  # a file that cannot be trusted takes nothing until it is opened anew
 
     def close(self) -> None:
-        """Let another process write. Waits for what is on its way."""
+        """Waits for what is on its way."""
         with self._turn:
-            while self._writing or self._waiting:
-                self._turn.wait()
-            if self._fd >= 0:
-                os.close(self._fd)
-            self._fd = -1
-            self._lock.release()
+            if self._connection is not None and self.process == os.getpid():
+                self._connection.close()
+            self._connection = None
 
     def __enter__(self) -> "EventLog":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time opens the log. Earlier versions held this lock for as long as they wrote."""
+    try:
+        lock = disk.Lock(folder / "lock", wait=10)
+    except StoreError as error:
+        if error.__cause__ is not None:  # no locks on this file system
+            raise
+        raise StoreError(
+            error.what, "an earlier version of DeepIntuit writes the reviews", "Stop it, then try again"
+        ) from None
+    with lock:
+        yield

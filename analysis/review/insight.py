@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepintuit.data import Manifest
-from deepintuit.errors import DataError, StoreError
+from deepintuit.errors import DataError
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Agreement, Estimate, agreement, label_errors, rating_matrix, wilson
-from deepintuit_analysis.review.events import Event, State, damage, fold, read_events
+from deepintuit_analysis.review.events import Event, EventLog, State, damage
 from deepintuit_analysis.review.queue import QUESTIONS, Reviews, dispute
 
 if TYPE_CHECKING:
@@ -33,29 +33,12 @@ if TYPE_CHECKING:
     from deepintuit_analysis import Workbench
 
 
-class _Still:
-    """A log as it was when it was read; any process may have one."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.events, self.damaged = read_events(folder)
-        self.state = fold(self.events)
-
-    def look(self, at: Callable[[State], Any]) -> Any:
-        return at(self.state)
-
-    def append(self, event: object) -> None:
-        raise StoreError(
-            "these reviews are open for reading", "another process may be writing them", "open them with EventLog"
-        )
-
-
 def reading(folder: Path) -> Reviews:
     """The reviews of a folder as they are now, to read from, whoever writes them."""
-    log = _Still(folder)
+    log = EventLog(folder, writing=False)
     if said := damage(log.damaged):
         warnings.warn(said, stacklevel=2)
-    return Reviews(log)  # type: ignore[arg-type]
+    return Reviews(log)
 
 
 def names(reviews: Reviews) -> list[str]:

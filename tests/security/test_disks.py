@@ -8,13 +8,14 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import duckdb
@@ -319,7 +320,7 @@ def test_a_review_that_a_full_disk_did_not_take_is_not_acknowledged(small: Disk)
     with EventLog(small.path / "reviews") as log:
         kept = log.append(Event(Kind.JUDGED, "week", "ann", "t0"))
         small.fill()
-        with pytest.raises(StoreError, match="was not saved: No space left"):
+        with pytest.raises(StoreError, match="was not saved: the disk is full"):
             log.append(Event(Kind.JUDGED, "week", "ann", "t1", payload={"note": "n" * 9000}))
         assert read_events(small.path / "reviews") == ([kept], [])
         small.free()
@@ -621,10 +622,10 @@ def test_a_review_event_of_another_shape_costs_itself_and_is_named(tmp_path: Pat
     with EventLog(bench.reviews) as log:
         kept = log.append(Event(Kind.JUDGED, "week", "ann", "t1", "c1", {"label": "a"}, id="kept"))
     line = EVENTS[damage] if isinstance(EVENTS[damage], bytes) else json.dumps(EVENTS[damage]).encode()
-    with open(bench.reviews / "events.jsonl", "ab") as file:
-        file.write(line + b"\n")
+    with closing(sqlite3.connect(bench.reviews / "events.sqlite", isolation_level=None)) as connection:
+        connection.execute("INSERT INTO events (event) VALUES (?)", (line,))
     assert read_events(bench.reviews) == ([kept], [2])
-    with pytest.warns(UserWarning, match=r"events.jsonl: 1 of its lines cannot be read.*taken \(2\)"):
+    with pytest.warns(UserWarning, match=r"events.sqlite: 1 of its events cannot be read.*taken \(2\)"):
         reviews = insight.reading(bench.reviews)
     assert insight.names(reviews) == []
     bench.refresh()
@@ -635,7 +636,7 @@ def test_a_review_event_of_another_shape_costs_itself_and_is_named(tmp_path: Pat
 
 def test_a_sentence_beyond_all_numbers_spoils_no_other_row(tmp_path: Path) -> None:
     far = GOOD | {"payload": {"failing": {"sentence": 10**30, "in": "seeing"}}}
-    [row] = reviewed.rows(json.dumps(far).encode())
+    [row] = reviewed.rows([json.dumps(far).encode()])
     assert row["failing_sentence"] is None
 
 
