@@ -1,26 +1,24 @@
 """What one system answered on one split, made ready to be looked at: the choice among what there is, and the analysis.
 
 Plain functions, no Gradio and no HTML: `errors` wires them to its page, `errors_view`, `errors_honesty` and
-`errors_clips` show them. Reads rows by `deepintuit_analysis.index.answers`; what is computed is `deepintuit.metrics`'.
+`errors_clips` show them. Rows are read by `deepintuit_analysis.index.answers`; every number is a
+`deepintuit_analysis.report.Result`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
-import numpy as np
 import pandas as pd
 
-from deepintuit.errors import DataError
-from deepintuit.labels import NONE_LABEL, LabelSet
-from deepintuit.metrics import FLOOR, apply_temperature
-from deepintuit.metrics.inputs import in_order
+from deepintuit.runs import Run
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import answers
 from deepintuit_analysis.index.build import file_signature, signatures
-from deepintuit_analysis.report.table import CONTROLS
+from deepintuit_analysis.report.gather import labels_of, results_of, settings_of
+from deepintuit_analysis.report.table import CONTROLS, Comparison, Result
 from deepintuit_analysis.report.text import shown
 
 THRESHOLD = 0.9
@@ -92,50 +90,42 @@ def one_of(wish: str | None, known: list[str], otherwise: str | None = None) -> 
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
-    """What one system answered by one method, labelled clips only, ordered by id. `frame`: trace_id, true_label,
-    provisional, predicted, confidence (highest probability, nan without), right, by clip id. `groups_C` are numbers of
-    sources, None where each clip has its own. `probs_C_K` in the order of the labels, `before_C_K` the same without the
-    fitted temperature; None where there are none."""
-
-    name: str
-    frame: pd.DataFrame
-    groups_C: np.ndarray | None
-    probs_C_K: np.ndarray | None
-    before_C_K: np.ndarray | None
-    temperature: float | None
-    unlabelled: int
-
-    @property
-    def right_C(self) -> np.ndarray:
-        return self.frame["right"].to_numpy()
-
-
-@dataclass(frozen=True, eq=False)
 class Analysis:
-    """All numbers of the page come from here. `raw` is the same system's raw label (None when that is `mine`)."""
+    """What the page shows of a choice. All numbers are those of its results, as on the run card: `mine`, the same
+    system's raw label (None when that is `mine`), the controls of the method, and the `other` that `mine` is compared
+    with. `whole`: labelled clips that `mine` would have without a slice."""
 
     choice: Choice
     run_id: str
-    labels: tuple[str, ...]
-    mine: Answers
-    raw: Answers | None
-    controls: dict[str, Answers]
-    other: Answers | None
+    mine: Result
+    raw: Result | None
+    controls: dict[str, Result]
+    other: Result | None
     facts: pd.DataFrame
     reasons: pd.DataFrame
     excluded: pd.DataFrame
     grammar: str
     whole: int
-    """Labelled clips that `mine` would have without a slice."""
-    thresholds: Mapping[str, float | None] | None = None
-    """Wanted risk → the confidence chosen for it on validation clips; None where none were chosen."""
 
-    def before(self, which: str) -> pd.Series | None:
-        """Answers that `mine` is compared with, by clip id: "raw" are the provisional labels, "other" the other's."""
-        if which == "raw":
-            return self.mine.frame["provisional"] if self.raw is not None else None
-        return self.other.frame["predicted"] if which == "other" and self.other is not None else None
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.mine.labels
+
+    @property
+    def name(self) -> str:
+        return shown(self.mine.method)
+
+    @property
+    def other_name(self) -> str:
+        return f"{self.other.system}: {shown(self.other.method)}"
+
+    @cached_property
+    def against_other(self) -> Comparison | None:
+        return None if self.other is None else Comparison.of(self.other, self.mine)
+
+    def against(self, which: str) -> Comparison | None:
+        """What `mine` changed against "raw", its raw label, or "other"; None where there is none."""
+        return {"raw": self.mine.from_raw, "other": self.against_other}.get(which)
 
 
 def analysis(workbench: Workbench, choice: Choice) -> Analysis:
@@ -150,84 +140,43 @@ def analysis(workbench: Workbench, choice: Choice) -> Analysis:
 @lru_cache(maxsize=16)
 def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analysis:
     run_id, system = choice.system.split("/", 1)
+    run = workbench.run(run_id)
     rows = answers.answers(workbench, run_id, system, choice.split, ["raw", choice.method])
     known = answers.facts(workbench, run_id, system, choice.split)
-    labels = _labels(workbench, choice.dataset, rows)
     left_out = answers.excluded(workbench, choice.dataset, choice.split)
     counted = rows[(rows["method"] == choice.method) & (rows["control"] == "none") & rows["true_label"].notna()]
+    labels = labels_of(workbench, choice.dataset, rows)
     if choice.slice:
         inside = answers.within(workbench, run_id, system, choice.split, choice.method, choice.slice)
         rows, known = rows[rows["clip_id"].isin(inside)], known[known.index.isin(inside)]
         left_out = left_out[:0]  # what could not be used has no trace either
-    groups = known["group"] if "group" in known and known["group"].notna().any() else None
-
-    def part(frame: pd.DataFrame, method: str, control: str = "none", name: str = "") -> Answers | None:
-        chosen = frame[(frame["method"] == method) & (frame["control"] == control)]
-        return _answers(name or shown(method), chosen, labels, groups) if len(chosen) else None
-
+    found = {result.key[1:]: result for result in _results(workbench, run, rows, labels)}
     other = None
     if choice.compare:
         other_run, rest = choice.compare.split("/", 1)
         other_system, other_method = rest.rsplit("/", 1)
-        other_rows = answers.answers(workbench, other_run, other_system, choice.split, [other_method])
-        other = part(other_rows, other_method, name=f"{other_system}: {shown(other_method)}")
-    run = workbench.run(run_id)
-    prompt, chosen = run.config.get("prompt", {}), run.summary.get("thresholds", {}).get(choice.method)
+        others = answers.answers(workbench, other_run, other_system, choice.split, [other_method])
+        others = others[others["control"] == "none"]
+        [other] = _results(workbench, workbench.run(other_run), others, labels)
+    prompt = run.config.get("prompt", {})
     return Analysis(
         choice,
         run_id,
-        labels,
-        part(rows, choice.method),
-        part(rows, "raw") if choice.method != "raw" else None,
-        {name: found for name in CONTROLS if (found := part(rows, choice.method, name)) is not None},
+        found[choice.method, "none"],
+        found.get(("raw", "none")) if choice.method != "raw" else None,
+        {name: found[choice.method, name] for name in CONTROLS if (choice.method, name) in found},
         other,
         known,
         answers.reasons(workbench, run_id, choice.slice),
         left_out,
         prompt.get("grammar", "think-answer") if isinstance(prompt, Mapping) else "think-answer",
         counted["clip_id"].nunique(),
-        chosen["risks"] if chosen else None,
     )
 
 
-def _labels(workbench: Workbench, dataset: str, rows: pd.DataFrame) -> tuple[str, ...]:
-    listed = rows["labels"].dropna()
-    path = workbench.clips / f"{dataset}.labels.toml"
-    if len(listed):
-        return tuple(listed.iloc[0])
-    if dataset and path.is_file():
-        return LabelSet.load(path).labels
-    return tuple(sorted({*rows["true_label"].dropna(), *rows["predicted"]} - {NONE_LABEL}))
-
-
-def _answers(name: str, rows: pd.DataFrame, labels: tuple[str, ...], groups: pd.Series | None) -> Answers:
-    known = rows[rows["true_label"].notna()].drop_duplicates("clip_id").set_index("clip_id").sort_index()
-    probs_C_K = _probabilities(known, labels)
-    frame = known[["trace_id", "true_label", "provisional", "predicted"]].copy()
-    frame["confidence"] = np.nan if probs_C_K is None else probs_C_K.max(1)
-    frame["right"] = frame["predicted"] == frame["true_label"]
-    temperatures = known["temperature"].dropna().unique()
-    temperature = float(temperatures[0]) if len(temperatures) == 1 else None
-    before = None
-    if probs_C_K is not None and temperature is not None and abs(temperature - 1) > 1e-3:
-        # p = softmax(s / T), so softmax(T log p) is the distribution before the temperature.
-        before = apply_temperature(temperature * np.log(np.clip(probs_C_K, FLOOR, 1)), 1.0)
-    groups_C = None
-    if groups is not None:  # as numbers: they are compared thousands of times
-        groups_C, distinct = pd.factorize(groups.reindex(frame.index).fillna(frame.index.to_series()))
-        groups_C = groups_C if len(distinct) < len(frame) else None
-    return Answers(name, frame, groups_C, probs_C_K, before, temperature, len(rows) - len(known))
-
-
-def _probabilities(known: pd.DataFrame, labels: tuple[str, ...]) -> np.ndarray | None:
-    """Shape (C, K) in the order of `labels`; None where a clip has none or a bare label was written as one-hot."""
-    if not len(known) or known["probs"].isna().any() or known["labels"].isna().any():
-        return None
-    try:
-        probs_C_K = in_order(known["labels"], known["probs"], labels)
-    except DataError:
-        return None
-    return None if np.isin(probs_C_K, (0.0, 1.0)).all() else probs_C_K
+def _results(workbench: Workbench, run: Run, rows: pd.DataFrame, labels: Sequence[str]) -> list[Result]:
+    split = rows["split"].iloc[0] if len(rows) else "test"
+    return results_of(workbench, run, rows, labels, replace(settings_of(run), split=split))
 
 
 def clamped(text: str | None) -> float:

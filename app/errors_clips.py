@@ -41,7 +41,7 @@ def clip_list(found: Analysis, title: str, frame: pd.DataFrame, cell: str = "") 
     other = None if found.other is None else found.other.frame["predicted"].reindex(frame.index)
     raw = found.raw is not None or (frame["provisional"] != frame["predicted"]).any()
     heads = ["Clip", "True", *(["Provisional"] if raw else []), "Answered", "Confidence"]
-    heads += [found.other.name] if other is not None else []
+    heads += [found.other_name] if other is not None else []
     files = found.facts["file"].reindex(frame.index)
     rows = []
     for clip_id, row in frame.head(MOST_CLIPS).iterrows():
@@ -89,7 +89,7 @@ def clip_detail(found: Analysis, clip_id: str, trace: pd.Series | None) -> str:
         said.append(
             f"provisional {badge(row['provisional'], 'good' if row['provisional'] == row['true_label'] else 'bad')}"
         )
-    said.append(f"{esc(found.mine.name)} {badge(row['predicted'], 'good' if row['right'] else 'bad')}")
+    said.append(f"{esc(found.name)} {badge(row['predicted'], 'good' if row['right'] else 'bad')}")
     bars = "" if found.mine.probs_C_K is None else _distribution(found, found.mine.probs_C_K[place], row)
     written = tag("p", "No trace is stored for this answer.", class_="soft")
     if trace is not None:
@@ -137,15 +137,15 @@ def behind(found: Analysis, cell: str, threshold: float, by: str) -> tuple[str, 
             label = labels[int(places[0])]
             chosen = frame["true_label" if kind == "true" else "predicted"] == label
             title = f"True {label}" if kind == "true" else view.answer_words(label).capitalize()
-        elif kind == "turned" and len(places) == 2 and (before := found.before(places[0])) is not None:
+        elif kind == "turned" and len(places) == 2 and (compared := found.against(places[0])) is not None:
             was, now = (mark == "r" for mark in places[1])
-            earlier = before.reindex(frame.index)
-            chosen = earlier.notna() & ((earlier == frame["true_label"]) == was) & (frame["right"] == now)
+            before, after = (one.frame["right"] for one in (compared.before, compared.after))
+            chosen = ((before == was) & (after == now)).reindex(frame.index, fill_value=False)
             names = ("wrong", "right")
-            title = f"{names[was].capitalize()} by {'the raw label' if places[0] == 'raw' else found.other.name}"
-            title += f", {names[now]} by {found.mine.name}"
-        elif kind == "bin" and len(places) == 1:
-            bins = view.bins_of(found.mine)
+            title = f"{names[was].capitalize()} by {'the raw label' if places[0] == 'raw' else found.other_name}"
+            title += f", {names[now]} by {found.name}"
+        elif kind == "bin" and len(places) == 1 and found.mine.probs_C_K is not None:
+            bins = found.mine.evaluation.bins
             k = int(places[0])
             chosen = np.searchsorted(bins.edges[1:-1], frame["confidence"]) == k
             title = f"Confidence {bins.edges[k]:.2f} to {bins.edges[k + 1]:.2f}"

@@ -1,44 +1,26 @@
 """The Errors page as HTML and figures: pure functions of an `analysis.Analysis`.
 
 Every count that stands for clips is a button with `data-set` (the hidden field of the page) and `data-value` (the
-cell); `app.js` does the rest. Intervals are 95 %: Wilson's for shares of clips that stand alone, else a bootstrap of
-whole sources. `errors_honesty` has confidence and its figures, `errors_clips` the drawer. Left out on purpose: metrics
-(`deepintuit.metrics`) and the choice of clips behind a cell (`errors_clips.behind`).
+cell); `app.js` does the rest. Numbers and intervals are the `Result`'s, as on the run card. `errors_honesty` has
+confidence and its figures, `errors_clips` the drawer and the choice of clips behind a cell.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from deepintuit.labels import NONE_LABEL
-from deepintuit.metrics import (
-    Bins,
-    Estimate,
-    bootstrap,
-    bootstrap_each,
-    class_f1_of,
-    class_indices,
-    class_scores,
-    flips,
-    macro_f1,
-    mean_of,
-    paired_difference,
-    reliability_bins,
-    wilson,
-)
-from deepintuit.metrics import confusion as confusion_of
+from deepintuit.metrics import Estimate
 from deepintuit_analysis.index import answers
 from deepintuit_analysis.report.figures import few_of, most_confused
-from deepintuit_analysis.report.table import CONTROLS
-from deepintuit_analysis.report.text import interval, number, p_value, shown
-from deepintuit_app.analysis import Analysis, Answers
+from deepintuit_analysis.report.table import CONTROLS, Result
+from deepintuit_analysis.report.text import interval, number, p_value, shown, within
+from deepintuit_app.analysis import Analysis
 from deepintuit_app.html import address, badge, empty, esc, percent, table, tag
 
-BINS = 15
 _PROMISE = "Where a system fails, class by class. Every underlined count opens the clips behind it."
 HEAD = tag("h1", "Errors") + tag("p", _PROMISE, class_="soft")
 NO_ANSWERS = empty(
@@ -117,59 +99,6 @@ def marked(estimate: Estimate | None, scale: float = 100.0, digits: int = 1, sig
     return esc(value) + (" " + tag("small", esc(span)) if span else "")
 
 
-# Numbers
-
-
-def draws_for(clips: int) -> int:
-    """Resamples that keep a page quick: 500 up to 1,000 clips, never under 100."""
-    return int(np.clip(500_000 // max(1, clips), 100, 500))
-
-
-def share(right_C: np.ndarray, groups_C: np.ndarray | None) -> Estimate:
-    """Share of true values: Wilson's interval, or a bootstrap of whole groups where clips come in groups."""
-    n = len(right_C)
-    if groups_C is None or not n or right_C.all() or not right_C.any():
-        groups = n if groups_C is None else len(np.unique(groups_C))
-        # As in the report: resampling cannot doubt a share of 0 or 1, so each group counts as one clip.
-        return wilson(int(round(float(np.mean(right_C)) * groups)) if n else 0, groups)
-    return bootstrap(mean_of(right_C), n, groups_C=groups_C, draws=draws_for(n))
-
-
-def f1_estimates(
-    truth_C: Sequence[str], answered_C: Sequence[str], labels: Sequence[str], options: dict
-) -> list[Estimate]:
-    """F1 of each class by bootstrap. An F1 of 0 or 1 cannot be doubted by resampling: Wilson's interval of the share
-    J = tp / (tp + fp + fn), of which F1 is 2J / (1 + J), with each group as one clip."""
-    found = bootstrap_each(class_f1_of(truth_C, answered_C, labels), len(truth_C), **options)
-    for k, one in enumerate(found):
-        if one.value in (0.0, 1.0):
-            asked_C = (np.asarray(truth_C) == labels[k]) | (np.asarray(answered_C) == labels[k])
-            groups_C = options["groups_C"]
-            n = int(asked_C.sum()) if groups_C is None else len(np.unique(groups_C[asked_C]))
-            share_of = wilson(int(one.value) * n, n)
-            found[k] = Estimate(one.value, *(2 * end / (1 + end) for end in (share_of.low, share_of.high)))
-    return found
-
-
-def cut(groups_C: np.ndarray | None, kept_C: np.ndarray) -> np.ndarray | None:
-    return None if groups_C is None else groups_C[kept_C]
-
-
-def truth_of(one: Answers, labels: Sequence[str]) -> np.ndarray:
-    return class_indices(one.frame["true_label"].tolist(), labels)
-
-
-def top_right(one: Answers, labels: Sequence[str], probs_C_K: np.ndarray) -> np.ndarray:
-    """Whether the distribution's own highest class is the truth, whatever was answered (as the report has it)."""
-    return probs_C_K.argmax(1) == truth_of(one, labels)
-
-
-def bins_of(one: Answers) -> Bins:
-    """Reliability bins of the answers as they are; the edges are those of `errors_clips.behind`."""
-    known = one.frame["confidence"].notna()
-    return reliability_bins(one.frame["confidence"][known].clip(0, 1), one.frame["right"][known], BINS)
-
-
 def parts(found: Analysis, by: str) -> list[answers.Part]:
     """The labelled clips divided by a column of the facts."""
     values = found.facts[by].reindex(found.mine.frame.index)
@@ -182,12 +111,11 @@ def parts(found: Analysis, by: str) -> list[answers.Part]:
 def summary(found: Analysis) -> str:
     """The result in a sentence, and what is not in it."""
     mine, n = found.mine, len(found.mine.frame)
-    right = share(mine.right_C, mine.groups_C)
+    right, f1 = mine.evaluation.accuracy, mine.evaluation.macro_f1.value
     missing = int((mine.frame["predicted"] == NONE_LABEL).sum())
-    f1 = macro_f1(mine.frame["true_label"].tolist(), mine.frame["predicted"].tolist(), found.labels)
     wrong = n - int(mine.right_C.sum())
     said = (
-        f"{percent(right.value, 1)} of {n} clips right ({interval(right)}), macro F1 {number(f1)}, "
+        f"{percent(right.value, 1)} of {n} clips right{within(right)}, macro F1 {number(f1)}, "
         f"{wrong} wrong, {missing} without an answer."
     )
     left = []
@@ -205,45 +133,31 @@ def summary(found: Analysis) -> str:
 @lru_cache(maxsize=16)
 def classes(found: Analysis) -> str:
     """A row a class; Δ is F1 minus the other's F1 on the clips both answered."""
-    mine, other, labels = found.mine, found.other, found.labels
-    truth_C, answered_C = mine.frame["true_label"].tolist(), mine.frame["predicted"].tolist()
-    scores = class_scores(truth_C, answered_C, labels)
-    right_K = np.diag(confusion_of(truth_C, answered_C, labels))
-    n = len(mine.frame)
-    options = {"draws": draws_for(n), "groups_C": mine.groups_C}
-    f1_K, changes, both = f1_estimates(truth_C, answered_C, labels, options), None, None
-    if other is not None:
-        earlier = other.frame["predicted"].reindex(mine.frame.index)
-        both = earlier.notna().to_numpy()
-        shared = mine.frame[both]
-        after, before = (
-            class_f1_of(shared["true_label"].tolist(), said.tolist(), labels)
-            for said in (shared["predicted"], earlier[both])
-        )
-        on_both = {**options, "groups_C": cut(options["groups_C"], both)}
-        changes = bootstrap_each(lambda weights_B_C: after(weights_B_C) - before(weights_B_C), len(shared), **on_both)
+    mine, compared = found.mine, found.against_other
+    scores = mine.evaluation.classes
     rows = []
-    for k, label in enumerate(labels):
-        right, support, predicted = int(right_K[k]), int(scores.support_K[k]), int(scores.predicted_K[k])
+    for k, label in enumerate(mine.labels):
         cells = [
             esc(label),
-            counted(support, f"true.{k}", f"true {label}"),
-            counted(predicted, f"answered.{k}", f"answered {label}"),
-            marked(wilson(right, predicted)) if predicted else "–",
-            marked(wilson(right, support)) if support else "–",
-            marked(f1_K[k]),
+            counted(int(scores.support_K[k]), f"true.{k}", f"true {label}"),
+            counted(int(scores.predicted_K[k]), f"answered.{k}", f"answered {label}"),
+            *map(marked, mine.rates_K[k]),
         ]
-        if changes is not None:
-            cells.append(marked(changes[k], sign=True) + _verdict(changes[k]))
+        if compared is not None:
+            cells.append(marked(compared.f1_K[k], sign=True) + _verdict(compared.f1_K[k]))
         rows.append(cells)
     heads = ["Class", "True clips", "Answered", "Precision %", "Recall %", "F1 %"]
-    heads += [f"Δ F1 to {other.name}"] if other is not None else []
-    words = (
-        f"Precision and recall by Wilson (each clip for itself); F1 and Δ by {draws_for(n)} resamples"
-        f"{' of whole sources' if mine.groups_C is not None else ''}, the run card draws more."
-    )
-    shared = f" Δ rests on the {int(both.sum())} clips that both answered." if both is not None else ""
-    return table(heads, rows, class_="numbers") + tag("p", esc(words + shared), class_="soft")
+    heads += [f"Δ F1 to {found.other_name}"] if compared is not None else []
+    words = f"Intervals are as on the run card: {how_sure(mine)}."
+    words += f" Δ rests on the {compared.n} clips that both answered." if compared is not None else ""
+    return table(heads, rows, class_="numbers") + tag("p", esc(words), class_="soft")
+
+
+def how_sure(mine: Result) -> str:
+    """How the intervals of the page were made."""
+    drawn = "whole sources" if mine.evaluation.groups < mine.n else "clips"
+    settings = mine.settings
+    return f"{100 * settings.confidence:g} %, by {settings.bootstrap:,} resamples of {drawn}"
 
 
 def _verdict(change: Estimate) -> str:
@@ -256,7 +170,7 @@ def confusion_table(found: Analysis, norm: str) -> str:
     """True classes by answers as a heat map. `norm`: "counts", "rows" or "columns"; shades are shares of the row, or of
     the column when that is shown. Of many classes, those that are confused most."""
     labels = found.labels
-    counts = confusion_of(found.mine.frame["true_label"].tolist(), found.mine.frame["predicted"].tolist(), labels)
+    counts = found.mine.evaluation.confusion
     total = np.maximum(1, counts.sum(0, keepdims=True) if norm == "columns" else counts.sum(1, keepdims=True))
     shares = counts / total
     kept = most_confused(counts).tolist()
@@ -299,7 +213,7 @@ def flip_tables(found: Analysis) -> str:
     if found.raw is not None:
         made += _flip_table(found, "raw", "Provisional to calibrated", "the raw label")
     if found.other is not None:
-        made += _flip_table(found, "other", f"From {found.other.name}", found.other.name)
+        made += _flip_table(found, "other", f"From {found.other_name}", found.other_name)
     if not made:
         todo = "Choose a calibrated answer under “Answer by”, or another system under “Compare with”."
         made = empty("Nothing to compare: this is a raw label.", todo)
@@ -308,10 +222,8 @@ def flip_tables(found: Analysis) -> str:
 
 
 def _flip_table(found: Analysis, which: str, title: str, name: str) -> str:
-    frame = found.mine.frame
-    before = found.before(which).reindex(frame.index)
-    both = before.notna().to_numpy()
-    was = flips(before[both].tolist(), frame["predicted"][both].tolist(), frame["true_label"][both].tolist())
+    compared = found.against(which)
+    was, before, after = compared.flips, compared.before.frame, compared.after.frame
     cell = {"rr": was.both_right, "rw": was.right_to_wrong, "wr": was.wrong_to_right, "ww": was.both_wrong}
 
     def opened(key: str) -> str:
@@ -321,12 +233,11 @@ def _flip_table(found: Analysis, which: str, title: str, name: str) -> str:
     rows = [[f"{esc(name)} right", opened("rr"), opened("rw")], [f"{esc(name)} wrong", opened("wr"), opened("ww")]]
     said = f"{was.wrong_to_right} mended, {was.right_to_wrong} broken ({p_value(was.p_value)}): "
     said += "more than chance would turn one way." if was.p_value < 0.05 else "no clear difference."
-    if not both.all():
-        said += f" On the {int(both.sum())} clips that both answered."
-    wrong_twice = both & ~frame["right"].to_numpy() & (before != frame["true_label"]).to_numpy()
-    still = int((wrong_twice & (before != frame["predicted"]).to_numpy()).sum())
+    if compared.n < found.mine.n:
+        said += f" On the {compared.n} clips that both answered."
+    still = int((~before["right"] & ~after["right"] & (before["predicted"] != after["predicted"])).sum())
     said += f" {still} turned from one wrong answer to another." if still else ""
-    shown_as = table(["", f"{found.mine.name}: right", "wrong"], rows, title, class_="numbers flips")
+    shown_as = table(["", f"{found.name}: right", "wrong"], rows, title, class_="numbers flips")
     return tag("section", shown_as + tag("p", esc(said)))
 
 
@@ -339,35 +250,24 @@ def controls(found: Analysis) -> str:
         return title + empty(
             words, "They stand beside label likelihood when evaluate.controls is on (it is by default)."
         )
-    mine = found.mine
-    right = share(mine.right_C, mine.groups_C)
-    rows = [[esc(mine.name), str(len(mine.frame)), marked(right), "–", number(_f1(found, mine))]]
+    scores = found.mine.evaluation
+    rows = [[esc(found.name), str(scores.n), marked(scores.accuracy), "–", number(scores.macro_f1.value)]]
     changes: dict[str, tuple[float, Estimate]] = {}
     for name, one in found.controls.items():
-        both = one.frame.index.intersection(mine.frame.index)
-        after, before = one.frame.loc[both, "right"], mine.frame.loc[both, "right"]
-        groups = cut(mine.groups_C, mine.frame.index.isin(both))
-        options = {"draws": draws_for(len(both)), "groups_C": groups}
-        change = paired_difference(mean_of(after), mean_of(before), len(both), **options)
-        changes[name] = (float(after.mean()), change)
-        accuracy = share(one.right_C, one.groups_C)
-        rows.append([
-            esc(shown(name)), str(len(one.frame)), marked(accuracy),
-            marked(change, sign=True), number(_f1(found, one)),
-        ])  # fmt: skip
+        accuracy = one.evaluation.accuracy
+        changes[name] = (accuracy.value, one.change)
+        shown_as = [marked(accuracy), marked(one.change, sign=True), number(one.evaluation.macro_f1.value)]
+        rows.append([esc(shown(name)), str(one.n), *shown_as])
     made = table(["", "n", "Accuracy %", "Change, points", "Macro F1 %"], rows, class_="numbers")
-    said = tag("p", esc(reading(right.value, changes) + _kept(found)))
+    said = tag("p", esc(reading(scores.accuracy.value, changes) + _kept(found)))
     return title + tag("div", made + said, class_="side")
 
 
-def _f1(found: Analysis, one: Answers) -> float:
-    return macro_f1(one.frame["true_label"].tolist(), one.frame["predicted"].tolist(), found.labels)
-
-
 def _kept(found: Analysis) -> str:
-    if found.raw is None:
+    compared = found.mine.from_raw
+    if compared is None:
         return ""
-    kept = float((found.mine.frame["predicted"] == found.mine.frame["provisional"]).mean())
+    kept = float((compared.before.frame["predicted"] == compared.after.frame["predicted"]).mean())
     return f" It keeps the provisional label on {percent(kept, 1)} of the clips."
 
 
@@ -377,7 +277,7 @@ def reading(accuracy: float, changes: dict[str, tuple[float, Estimate]]) -> str:
     said = [f"Undisturbed it is right on {percent(accuracy, 1)}."]
     for name, (value, change) in changes.items():
         *_, start, falls, holds = CONTROLS.get(name, (shown(name).capitalize(), "it was used", "it was not used"))
-        points = f"{percent(value, 1)}, {number(change.value, sign=True)} points ({interval(change, sign=True)})"
+        points = f"{percent(value, 1)}, {number(change.value, sign=True)} points{within(change, sign=True)}"
         if change.high < 0:
             said.append(f"{start}: {points}; {falls}.")
         elif change.low > 0:
@@ -392,16 +292,16 @@ def slice_table(found: Analysis, by: str | None) -> str:
     if not by or by not in found.facts:
         return empty("Nothing is known of these clips that would divide them.", "The manifest's columns would.")
     mine = found.mine
-    overall = float(mine.right_C.mean())
-    befores = {"raw label": found.before("raw"), found.other.name if found.other else "": found.before("other")}
-    befores = {name: series.reindex(mine.frame.index) for name, series in befores.items() if series is not None}
+    overall = mine.evaluation.accuracy.value
+    befores = {"raw label": found.raw, found.other_name if found.other else "": found.other}
+    befores = {name: one.frame["right"].reindex(mine.frame.index) for name, one in befores.items() if one is not None}
     rows = []
     for k, part in enumerate(parts(found, by)):
         inside = part.inside_C
         n = int(inside.sum())
         if not n:
             continue
-        right = share(mine.right_C[inside], cut(mine.groups_C, inside))
+        right = mine.share(mine.right_C, inside)
         below, above = right.high < overall, right.low > overall
         verdict = badge("below", "bad") if below else badge("above", "good") if above else ""
         bar = tag("span", "", class_="bar", style=f"--share:{right.value:.3f}")
@@ -409,13 +309,11 @@ def slice_table(found: Analysis, by: str | None) -> str:
         opened = counted(n, f"slice.{k}", f"{column_name(by)}: {part.name}")
         row = [esc(part.name), opened, str(wrong), f"{bar} {marked(right)} {verdict}"]
         for series in befores.values():
-            known = inside & series.notna().to_numpy()
-            same = (series == mine.frame["true_label"]).to_numpy()
-            row.append(number(float(same[known].mean())) if known.any() else "–")
+            known = series[inside].dropna()
+            row.append(number(float(known.mean()) if len(known) else None))
         rows.append(row)
     heads = [column_name(by).capitalize(), "Clips", "Wrong", "Accuracy %", *(f"{name}, %" for name in befores)]
-    how = "a resampling of whole sources" if mine.groups_C is not None else "Wilson's"
-    caption = f"Overall {number(overall)} %. Intervals are {how}, 95 %."
+    caption = f"Overall {number(overall)} %. Intervals are {how_sure(mine)}."
     return table(heads, rows, caption, class_="numbers slices")
 
 
@@ -426,15 +324,15 @@ def reasons(found: Analysis) -> str:
     listed = found.reasons
     if listed.empty:
         return title + empty("This system wrote no traces.", "It answers by label alone, or from metadata.")
-    mine = found.mine.frame
-    form = found.facts["reason"].reindex(mine.index)
+    mine = found.mine
+    form = found.facts["reason"].reindex(mine.frame.index)
     rows = []
     for row in listed.itertuples():
         here = (form == row.reason).to_numpy()
-        n, right = int(here.sum()), int(mine["right"][here].sum())
+        n = int(here.sum())
         query = {"run": found.run_id, "stage": row.stage, "reason": row.reason, "slice": found.choice.slice}
         traces = tag("a", f"{row.n} traces", href=address("traces", **query))
-        now = marked(wilson(right, n)) if n else "–"
+        now = marked(mine.share(mine.right_C, here))
         opened = counted(n, f"reason.{row.reason}", reason_words(row.reason))
         rows.append([esc(reason_words(row.reason)), traces, percent(float(row.share), 1), opened, now])
     said = "" if (listed["reason"] != "well-formed").any() else tag("p", "Each of them is well-formed.")

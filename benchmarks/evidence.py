@@ -22,27 +22,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from fingerprint import fingerprint
 from rich.console import Console
 from scipy.stats import beta
 
 from deepintuit import cli, config, evaluate
 from deepintuit.config import Config
-from deepintuit.data import Manifest
-from deepintuit.metrics import (
-    Estimate,
-    class_indices,
-    conformal_folds,
-    conformal_quantile,
-    conformal_sets,
-    set_coverage,
-    wilson,
-)
+from deepintuit.metrics import Estimate, conformal_folds, conformal_quantile, conformal_sets, set_coverage, wilson
 from deepintuit.runs import Run
 from deepintuit.runs.run import provenance
 from deepintuit_analysis import Workbench, report
 from deepintuit_analysis.report import Measured
+from deepintuit_analysis.report.gather import tabulate
 from deepintuit_analysis.report.table import COVERAGES
 from deepintuit_analysis.report.text import interval, number, shown
 from deepintuit_homecam import demo
@@ -103,19 +94,18 @@ def again(before: dict, options: argparse.Namespace) -> dict:
 
 def scores(settings: Config, runs: Sequence[Run]) -> dict:
     """Rows of the table, label sets, and each class stage by stage, from evaluate runs that are finished."""
-    predictions = pd.concat([run.read("predictions") for run in runs], ignore_index=True)
-    labels = tuple(Manifest.load(settings.workbench, settings.clips.dataset).labels)
-    rows = report.table_of(predictions, labels, settings.evaluate)
-    stages = report.stages_of(rows, report.headline(rows))
-    gains = report.class_gains(predictions, stages, labels, settings.evaluate)
+    workbench, ids = Workbench(settings.workbench), [run.id for run in runs]
+    table = tabulate(workbench, ids, settings.evaluate)
+    held_out = tabulate(workbench, ids, replace(settings.evaluate, split="validation"))
+    gains = report.class_gains(report.stages_of(table.rows, report.headline(table.rows)))
     return {
-        "rows": [asdict(row.measured) for row in rows],
-        "sets": list(label_sets(predictions, labels, rows)),
+        "rows": [asdict(row.measured) for row in table.rows],
+        "sets": list(label_sets(table.rows, held_out.rows)),
         "classes": asdict(gains),
     }
 
 
-def label_sets(predictions: pd.DataFrame, labels: Sequence[str], rows: Sequence[report.Row]) -> Iterable[dict]:
+def label_sets(rows: Sequence[report.Result], held_out: Sequence[report.Result]) -> Iterable[dict]:
     """Split-conformal label sets of every calibrated answer among `rows`, as the run card has them (each half of the
     test clips measured with the other half's quantile), beside the mean over many such divisions.
 
@@ -123,13 +113,12 @@ def label_sets(predictions: pd.DataFrame, labels: Sequence[str], rows: Sequence[
     distribution, for scores without ties); `scores`: how many different ones there are. `validation`: all test clips
     with the quantile of the validation clips, where these were answered too.
     """
-    known = predictions[predictions["true_label"].notna()].sort_values("clip_id")
-    by_row = dict(iter(known.groupby(["system", "method", "control", "split"])))
+    validation = {row.key: row for row in held_out if row.probs_C_K is not None}
     for row in rows:
         if row.method == "raw" or row.control != "none" or not row.sets:
             continue
-        probs_C_K, truth_C = _distributions(by_row[*row.key, row.split], labels)
-        others, n = by_row.get((*row.key, "validation")), len(truth_C)
+        probs_C_K, truth_C, n = row.probs_C_K, row.truth_C, row.n
+        others = validation.get(row.key)
         for target in COVERAGES:
             divided = [conformal_folds(probs_C_K, truth_C, target, seed) for seed in range(DIVISIONS)]
             rank = math.ceil((n // 2 + 1) * target - 1e-9)
@@ -142,19 +131,11 @@ def label_sets(predictions: pd.DataFrame, labels: Sequence[str], rows: Sequence[
                 "scores": len(np.unique(probs_C_K[np.arange(n), truth_C])),
             }  # fmt: skip
             if others is not None:
-                quantile = conformal_quantile(*_distributions(others, labels), 1 - target)
+                quantile = conformal_quantile(others.probs_C_K, others.truth_C, 1 - target)
                 covered, size = set_coverage(conformal_sets(probs_C_K, quantile), truth_C)
-                told = {"n": len(others), "coverage": asdict(wilson(round(covered * n), n)), "size": size}
+                told = {"n": others.n, "coverage": asdict(wilson(round(covered * n), n)), "size": size}
                 found["validation"] = told
             yield found
-
-
-def _distributions(frame: pd.DataFrame, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(C, K) in the order of `labels`, and the true classes (C,)."""
-    probs_C_K = np.zeros((len(frame), len(labels)))
-    for probs_K, names, values in zip(probs_C_K, frame["labels"], frame["probs"], strict=True):
-        probs_K[class_indices(names, labels)] = values
-    return probs_C_K, class_indices(frame["true_label"], labels)
 
 
 def page(found: list[dict], command: str) -> str:

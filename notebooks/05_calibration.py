@@ -288,7 +288,7 @@ from deepintuit_analysis.report import reliability_figure
 raw, after = rows["raw", "none"], rows["label_likelihood", "none"]
 reliability_figure({
     "raw label": raw.evaluation.bins,
-    "calibrated, before T": after.untempered, "calibrated": after.evaluation.bins,
+    "calibrated, before T": after.untempered.evaluation.bins, "calibrated": after.evaluation.bins,
 })
 
 # %%
@@ -308,7 +308,7 @@ print(f"Raw label {number(raw.evaluation.accuracy.value)} %, counted by hand {nu
       f"calibrated {number(after.evaluation.accuracy.value)} % of {after.n} clips right.")
 
 # %%
-before, gap, gap_raw = after.untempered, after.evaluation.ece.value, raw.evaluation.ece.value
+before, gap, gap_raw = after.untempered.evaluation.bins, after.evaluation.ece.value, raw.evaluation.ece.value
 gap_before = np.nansum(abs(before.accuracy - before.confidence) * before.counts) / before.counts.sum()
 print(f"Confidence is off by {number(gap_raw)} points raw, {number(gap_before)} calibrated before T, "
       f"{number(gap)} after T.")

@@ -160,7 +160,8 @@ def test_probabilities_in_another_label_order_are_the_same_probabilities() -> No
 
 def test_the_bins_before_the_temperature_are_surer() -> None:
     row = table_of(frame(tiny()), LABELS, QUICK)[1]
-    hot = row.untempered.confidence[row.untempered.counts > 0]
+    bins = row.untempered.evaluation.bins
+    hot = bins.confidence[bins.counts > 0]
     assert hot.max() == pytest.approx((2 * 0.81 / 0.82 + 0.64 / 0.68) / 3) and row.temperature == 2.0
 
 
@@ -201,6 +202,25 @@ def test_intervals_draw_whole_sources_where_groups_are_known() -> None:
     )[0].evaluation
     assert (by_clip.groups, by_group.groups) == (20, 2)
     assert by_group.accuracy.high - by_group.accuracy.low > by_clip.accuracy.high - by_clip.accuracy.low
+
+
+def test_a_share_among_some_clips_draws_whole_sources_too() -> None:
+    rows = [answer(f"{i:02}", "cat", "cat" if i < 30 else "dog") for i in range(40)]
+    config = EvaluateConfig(bootstrap=200)
+    [alone] = table_of(frame(rows), LABELS, config)
+    [together] = table_of(frame(rows), LABELS, config, groups={f"{i:02}": f"camera{i // 10}" for i in range(40)})
+    some = np.arange(40) % 2 == 0
+    narrow, wide = (one.share(one.right_C, some) for one in (alone, together))
+    assert narrow.value == wide.value == 0.75 and wide.high - wide.low > narrow.high - narrow.low
+    assert alone.share(alone.right_C) == alone.evaluation.accuracy, "all clips: the number of the table"
+    assert math.isnan(alone.share(alone.right_C, some & ~some).value)
+
+
+def test_a_perfect_class_is_not_called_certain() -> None:
+    [row] = table_of(frame([answer(str(i), LABELS[i % 2], LABELS[i % 2]) for i in range(40)]), LABELS, QUICK)
+    for precision, recall, f1 in row.rates_K:
+        assert precision.value == precision.high == f1.value == f1.high == recall.value == 1
+        assert 0.8 < precision.low == recall.low < f1.low < 0.95
 
 
 # Text
@@ -340,8 +360,7 @@ def test_of_400_classes_figures_show_those_they_are_about() -> None:
         for method in ("raw", "vote")
         for i, (t, s) in enumerate(zip(truth, said))
     ]
-    stages = {"raw label": ("cold start", "raw"), "vote": ("cold start", "vote")}
-    found = class_gains(frame(rows), stages, labels, QUICK)
+    found = class_gains({row.method: row for row in table_of(frame(rows), labels, QUICK)})
     assert len(found.gains_K) == 400 and len(gains_figure(found).data[0].x) == 40
 
 
@@ -353,7 +372,7 @@ def test_class_gains_are_those_counted_by_hand_on_the_clips_of_all_stages() -> N
     table = table_of(frame(rows), LABELS, QUICK)
     stages = stages_of(table, headline(table))
     assert list(stages) == ["cold start", "cold start + GRPO", "calibrated, label likelihood"]
-    found = class_gains(frame(rows), stages, LABELS, QUICK)
+    found = class_gains(stages)
     assert found.support_K == (2, 2)
     f1 = {name: [one.value for one in by_class] for name, by_class in found.stages.items()}
     # Cold start: cat 2 right of 2, and one dog called cat; no dog is called dog.
@@ -369,12 +388,12 @@ def test_class_gains_are_those_counted_by_hand_on_the_clips_of_all_stages() -> N
 
 def test_a_gain_figure_has_a_row_a_class_the_largest_gain_on_top() -> None:
     rows = table_of(frame(tiny()), LABELS, QUICK)
-    found = class_gains(frame(tiny()), stages_of(rows, headline(rows)), LABELS, QUICK)
+    found = class_gains(stages_of(rows, headline(rows)))
     figure = gains_figure(found)
     assert figure.layout.yaxis.ticktext == ("dog (n = 2)", "cat (n = 2)")
     assert [trace.name for trace in figure.data] == ["cold start", "calibrated, label likelihood"]
     assert "dog (+80.0 points), least on cat (−13.3)" in figure.layout.meta
-    assert class_gains(frame(tiny()), {"cold start": ("cold start", "raw")}, LABELS, QUICK) is None
+    assert class_gains({"cold start": rows[0]}) is None
     assert gains_figure(None).layout.meta == "Nothing to draw yet"
 
 

@@ -50,8 +50,8 @@ def sources(workbench: Workbench) -> pd.DataFrame:
 def answers(workbench: Workbench, run_id: str, system: str, split: str, methods: Sequence[str]) -> pd.DataFrame:
     """All rows of one system on one split by these methods, under every control, ordered by clip."""
     return workbench.query(
-        """SELECT clip_id, method, control, trace_id, true_label, provisional, predicted, labels, probs, temperature,
-                  outside_mass
+        """SELECT clip_id, run_id, split, system, method, control, trace_id, true_label, provisional, predicted, labels,
+                  probs, temperature, outside_mass
            FROM predictions WHERE run_id = ? AND system = ? AND split = ? AND method IN (SELECT unnest(?::VARCHAR[]))
            ORDER BY method, control, clip_id""",
         [run_id, system, split, list(methods)],

@@ -23,13 +23,23 @@ from deepintuit_analysis.report.figures import (
     stages_figure,
 )
 from deepintuit_analysis.report.gains import ClassGains, class_gains, gains_figure, stages_of
-from deepintuit_analysis.report.table import Measured, Row, SeedRow, headline, over_seeds, t_interval, table_of
+from deepintuit_analysis.report.table import (
+    Comparison,
+    Measured,
+    Result,
+    SeedRow,
+    headline,
+    over_seeds,
+    t_interval,
+    table_of,
+)
 from deepintuit_analysis.report.text import markdown_table, multi_seed_table, sentence, terminal_table
 
 __all__ = [
     "ClassGains",
+    "Comparison",
     "Measured",
-    "Row",
+    "Result",
     "SeedRow",
     "class_f1_figure",
     "class_gains",

@@ -8,7 +8,6 @@ Left out on purpose: pixels of clips (a card is passed on, footage is not), anyt
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Sequence
 from html import escape
@@ -22,7 +21,7 @@ from rich.text import Text
 
 from deepintuit import disk
 from deepintuit.config import SPLITS, EvaluateConfig
-from deepintuit.metrics import Estimate, gate_curve, wilson
+from deepintuit.metrics import Estimate, gate_curve
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.report import page
 from deepintuit_analysis.report.curves import training_figure
@@ -36,7 +35,7 @@ from deepintuit_analysis.report.figures import (
 )
 from deepintuit_analysis.report.gains import gains_figure
 from deepintuit_analysis.report.gather import KINDS, Example, Story, departures, gather, tabulate
-from deepintuit_analysis.report.table import CONTROLS, Row, headline
+from deepintuit_analysis.report.table import CONTROLS, Result, headline
 from deepintuit_analysis.report.text import (
     NO_ROWS,
     NO_THRESHOLDS,
@@ -166,7 +165,7 @@ def _estimate(estimate: Estimate | None, scale: float = 100.0, digits: int = 1, 
     )
 
 
-def _numbers(row: Row) -> list[str]:
+def _numbers(row: Result) -> list[str]:
     found = row.evaluation
     turned = (
         page.cell(f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong}", p_value(row.flips.p_value))
@@ -221,18 +220,10 @@ def _classes(story: Story) -> str:
     if row is None:
         return ""
     scores = row.evaluation.classes
-    columns = zip(
-        scores.labels,
-        scores.precision_K,
-        scores.recall_K,
-        scores.f1_K,
-        scores.support_K,
-        scores.predicted_K,
-        strict=True,
-    )
+    columns = zip(row.labels, row.rates_K, scores.support_K, scores.predicted_K, strict=True)
     lines = [
-        ("", [page.row_head(label), *map(page.cell, (number(p), number(r), number(f1), str(n), str(answered)))])
-        for label, p, r, f1, n, answered in columns
+        ("", [page.row_head(label), *map(_estimate, rates), *(page.cell(str(n)) for n in counts)])
+        for label, rates, *counts in columns
     ]
     plain = page.table(
         f"{shown(row.system)}, {shown(row.method)}: {row.n} clips",
@@ -272,7 +263,7 @@ def _unsure(story: Story) -> str:
     ]
     return (
         "<p>Answer only from some confidence on, and err less often.</p>"
-        + _thresholds(story, row)
+        + _thresholds(row)
         + "<p>A set of labels for each clip instead of one, large enough to hold the truth as often as was promised: "
         "split-conformal, each half of the clips measured with the other half's quantile.</p>"
         + page.table(
@@ -283,15 +274,12 @@ def _unsure(story: Story) -> str:
     )
 
 
-def _thresholds(story: Story, row: Row) -> str:
+def _thresholds(row: Result) -> str:
     """What the thresholds that were chosen on validation clips give on these."""
-    if story.thresholds is None:
+    if row.thresholds is None:
         return f"<p>{escape(NO_THRESHOLDS)}</p>"
     lines = []
-    for wanted, threshold in story.thresholds.items():
-        coverage, wrong = row.risk.at(math.inf if threshold is None else threshold)
-        given = round(coverage * row.n)
-        found = wilson(round(wrong * given), given, story.level) if given else None
+    for wanted, threshold, coverage, wrong in row.at_thresholds:
         lines.append(
             (
                 "",
@@ -299,7 +287,7 @@ def _thresholds(story: Story, row: Row) -> str:
                     page.row_head(f"at most {number(float(wanted), digits=0)} %"),
                     page.cell("none does" if threshold is None else number(threshold, 1, 3)),
                     page.cell(number(coverage)),
-                    _estimate(found),
+                    _estimate(wrong),
                 ],
             )
         )
@@ -326,14 +314,14 @@ def _figures(story: Story) -> dict[str, tuple[go.Figure, str, bool]]:
     return {name: kept for name, kept in found.items() if kept[0].data}
 
 
-def _result_figures(story: Story, row: Row) -> dict[str, tuple[go.Figure, str, bool]]:
+def _result_figures(story: Story, row: Result) -> dict[str, tuple[go.Figure, str, bool]]:
     plain = [one for one in story.rows if one.control == "none"]
     systems = list(dict.fromkeys(one.system for one in plain))
     raw = {one.system: one for one in plain if one.method == "raw"}
     best_known = {one.system: one for one in plain if one.method != "raw"}
     calibrated = {**best_known, **{one.system: one for one in plain if one.method == row.method != "raw"}}
 
-    def accuracies(rows: dict[str, Row]) -> list[Estimate | None]:
+    def accuracies(rows: dict[str, Result]) -> list[Estimate | None]:
         return [rows[name].evaluation.accuracy if name in rows else None for name in systems]
 
     counts = sorted({one.n for one in plain})
@@ -362,7 +350,7 @@ def _result_figures(story: Story, row: Row) -> dict[str, tuple[go.Figure, str, b
     if row.evaluation.bins is not None:
         before = {
             "raw label": raw[row.system].evaluation.bins if row.system in raw and row.method != "raw" else None,
-            "before temperature": row.untempered,
+            "before temperature": row.untempered.evaluation.bins if row.untempered else None,
         }
         first = {name: bins for name, bins in list(before.items()) if bins is not None}
         bins = {**dict(list(first.items())[:1]), shown(row.method): row.evaluation.bins}

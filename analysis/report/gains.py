@@ -1,6 +1,6 @@
 """What each stage brings to each class (DeepIntuit, figure 6): F1 by class, stage against stage, with intervals.
 
-    found = class_gains(predictions, stages_of(rows, headline(rows)), labels, config.evaluate)
+    found = class_gains(stages_of(rows, headline(rows)))
     gains_figure(found)
 
 Left out on purpose: a correction for looking at many classes; with twenty of them, one interval in twenty lies.
@@ -8,6 +8,7 @@ Left out on purpose: a correction for looking at many classes; with twenty of th
 
 from __future__ import annotations
 
+import functools
 import html
 import math
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from deepintuit.config import EvaluateConfig
-from deepintuit.metrics import Estimate, bootstrap_each, class_f1_of, class_indices
+from deepintuit.metrics import Estimate
 from deepintuit_analysis.report.figures import (
     CALIBRATED,
     FOURTH,
@@ -33,7 +33,7 @@ from deepintuit_analysis.report.figures import (
     finished,
     safe,
 )
-from deepintuit_analysis.report.table import Row
+from deepintuit_analysis.report.table import Comparison, Result
 from deepintuit_analysis.report.text import interval, number, shown
 
 
@@ -48,50 +48,29 @@ class ClassGains:
     gains_K: tuple[Estimate, ...]
 
 
-def stages_of(rows: Sequence[Row], row: Row | None) -> dict[str, tuple[str, str]]:
-    """Stage → (system, method): the raw label of each system up to the one of `row`, then that row's own answer."""
+def stages_of(rows: Sequence[Result], row: Result | None) -> dict[str, Result]:
+    """Stage → result: the raw label of each system up to the one of `row`, then that row's own answer."""
     if row is None:
         return {}
-    raw = [one.system for one in rows if (one.method, one.control) == ("raw", "none")]
-    chain = [system for system in raw if f"{row.system} + ".startswith(f"{system} + ")]
-    found = {shown(system): (system, "raw") for system in chain}
-    return found if row.method == "raw" else found | {f"calibrated, {shown(row.method)}": (row.system, row.method)}
+    raw = [one for one in rows if (one.method, one.control) == ("raw", "none")]
+    found = {shown(one.system): one for one in raw if f"{row.system} + ".startswith(f"{one.system} + ")}
+    return found if row.method == "raw" else found | {f"calibrated, {shown(row.method)}": row}
 
 
-def class_gains(
-    predictions: pd.DataFrame,
-    stages: Mapping[str, tuple[str, str]],
-    labels: Sequence[str],
-    config: EvaluateConfig,
-    groups: Mapping[str, str] | None = None,
-    seed: int = 0,
-) -> ClassGains | None:
-    """None with fewer than two stages, or no clip that all of them answered. `groups` as of `table_of`."""
-    known = predictions[
-        (predictions["split"] == config.split) & (predictions["control"] == "none") & predictions["true_label"].notna()
-    ]
-    said = {
-        name: known[(known["system"] == system) & (known["method"] == method)].set_index("clip_id")
-        for name, (system, method) in stages.items()
-    }
-    if len(said) < 2:
+def class_gains(stages: Mapping[str, Result]) -> ClassGains | None:
+    """None with fewer than two stages, or no clip that all of them answered."""
+    if len(stages) < 2:
         return None
-    clips = sorted(set.intersection(*(set(frame.index) for frame in said.values())))
-    if not clips:
+    clips = functools.reduce(pd.Index.intersection, (one.frame.index for one in stages.values()))
+    if not len(clips):
         return None
-    truth = next(iter(said.values())).loc[clips, "true_label"]
-    drawn = [(groups or {}).get(clip) or clip for clip in clips]
-    options = dict(groups_C=drawn, draws=config.bootstrap, seed=seed, level=config.confidence)
-    f1 = {
-        name: class_f1_of(truth.tolist(), frame.loc[clips, "predicted"].tolist(), labels)
-        for name, frame in said.items()
-    }
-    first, *_, last = f1.values()
+    shared = {name: one.on(clips) for name, one in stages.items()}
+    first, *_, last = shared.values()
     return ClassGains(
-        tuple(labels),
-        tuple(np.bincount(class_indices(truth.tolist(), labels), minlength=len(labels)).tolist()),
-        {name: tuple(bootstrap_each(by_class, len(clips), **options)) for name, by_class in f1.items()},
-        tuple(bootstrap_each(lambda weights_B_C: last(weights_B_C) - first(weights_B_C), len(clips), **options)),
+        last.labels,
+        tuple(last.evaluation.classes.support_K.tolist()),
+        {name: one.f1_K for name, one in shared.items()},
+        Comparison(first, last).f1_K,
     )
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from deepintuit.config import Config, EvaluateConfig
-from deepintuit.data import Manifest
 from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import NONE_LABEL, LabelSet
+from deepintuit.runs import Run
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.report.gains import ClassGains, class_gains, stages_of
-from deepintuit_analysis.report.table import Row, headline, table_of
+from deepintuit_analysis.report.table import Result, headline, ordered, table_of
 from deepintuit_analysis.report.thinking import quick_answers
 
 KINDS = {
@@ -51,8 +51,8 @@ class Story:
     answers of the headline's traces, where the grammar asks for any and all of them thought; `gains`: the
     headline's system by class, stage against stage, None without an earlier stage."""
 
-    rows: list[Row]
-    headline: Row | None
+    rows: list[Result]
+    headline: Result | None
     labels: tuple[str, ...]
     level: float
     runs: list[dict[str, Any]]
@@ -63,50 +63,73 @@ class Story:
     steps: dict[str, pd.DataFrame]
     quick: pd.DataFrame
     gains: ClassGains | None
-    thresholds: Mapping[str, float | None] | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of some evaluate runs, with what they were made of. `runs` are the run.json asked for, `groups` the
-    source of each clip that has one."""
+    """The results of some evaluate runs, with what they were made of. `runs` are the run.json asked for, `predictions`
+    the rows of the table's split."""
 
-    rows: list[Row]
+    rows: list[Result]
     labels: tuple[str, ...]
     config: EvaluateConfig
     predictions: pd.DataFrame
     runs: list[dict[str, Any]]
     dataset: str | None
-    groups: Mapping[str, str]
 
 
 def tabulate(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None) -> Table:
-    """The table of these runs' predictions; refreshes the index. `config` defaults to the first run's; its dataset says
-    what the labels are. StoreError for an unknown run, DataError where nothing says it."""
+    """The table of these runs' predictions; refreshes the index. Intervals are by the settings and the seed of each
+    run; `config` takes their place, and the split of the first run is that of all. StoreError for an unknown run,
+    DataError where nothing says what the labels are."""
     if not run_ids:
         raise StoreError(
             "no run was named", "a card tells of at least one", "name an evaluate run; `workbench.runs()` lists them"
         )
-    asked = [workbench.run(run_id).about for run_id in dict.fromkeys(run_ids)]
-    settings = config or _evaluate_settings(asked[0]["config"])
-    predictions = pd.concat([workbench.run(about["run_id"]).read("predictions") for about in asked], ignore_index=True)
-    predictions = _told_apart(predictions)
+    runs = [workbench.run(run_id) for run_id in dict.fromkeys(run_ids)]
+    settings = config or settings_of(runs[0])
+    predictions = _told_apart(pd.concat([run.read("predictions") for run in runs], ignore_index=True))
+    predictions = predictions[predictions["split"] == settings.split]
     workbench.refresh()
-    dataset = next((about["dataset"] for about in asked if about["dataset"]), None)
-    names = tuple(_labels(workbench, dataset, predictions))
-    groups = workbench.query('SELECT clip_id, "group" FROM clips WHERE dataset = ? AND "group" IS NOT NULL', [dataset])
-    sources = dict(zip(groups["clip_id"], groups["group"], strict=True))
-    scores = [workbench.run(about["run_id"]).read("scores", ["trace_id", "name", "value"]) for about in asked]
-    noted = pd.concat(scores).query("name == 'mismatch'")
-    rows = table_of(
-        predictions,
-        names,
-        settings,
-        groups=sources,
-        seed=asked[0]["seed"],
-        mismatches=dict(zip(noted["trace_id"], noted["value"], strict=True)),
+    dataset = next((run.about["dataset"] for run in runs if run.about["dataset"]), None)
+    labels = labels_of(workbench, dataset, predictions)
+    rows = []
+    for run in runs:
+        scores = run.read("scores", ["trace_id", "name", "value"]).query("name == 'mismatch'")
+        mine = replace(config or settings_of(run), split=settings.split)
+        rows += results_of(
+            workbench,
+            run,
+            predictions[predictions["run_id"] == run.id],
+            labels,
+            mine,
+            mismatches=dict(zip(scores["trace_id"], scores["value"], strict=True)),
+        )
+    return Table(ordered(rows), labels, settings, predictions, [run.about for run in runs], dataset)
+
+
+def results_of(
+    workbench: Workbench,
+    run: Run,
+    predictions: pd.DataFrame,
+    labels: Sequence[str],
+    config: EvaluateConfig,
+    mismatches: Mapping[str, float] | None = None,
+) -> list[Result]:
+    """The results among a run's predictions, with the sources of its clips, its seed and its thresholds: the one way
+    from rows to numbers that are shown."""
+    sources = workbench.query(
+        'SELECT clip_id, "group" FROM clips WHERE dataset = ? AND "group" IS NOT NULL', [run.about["dataset"]]
     )
-    return Table(rows, names, settings, predictions[predictions["split"] == settings.split], asked, dataset, sources)
+    return table_of(
+        predictions,
+        labels,
+        config,
+        groups=dict(zip(sources["clip_id"], sources["group"], strict=True)),
+        seed=run.about["seed"] or 0,
+        mismatches=mismatches,
+        thresholds=run.summary.get("thresholds"),
+    )
 
 
 def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None) -> Story:
@@ -140,27 +163,11 @@ def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig 
         _examples(workbench, table.predictions, spoken),
         {run_id: steps for run_id, steps in logged.items() if len(steps)},
         _quick(workbench, table, spoken),
-        class_gains(
-            table.predictions,
-            stages_of(table.rows, spoken),
-            table.labels,
-            table.config,
-            table.groups,
-            table.runs[0]["seed"],
-        ),
-        _thresholds(table, spoken),
+        class_gains(stages_of(table.rows, spoken)),
     )
 
 
-def _thresholds(table: Table, row: Row | None) -> Mapping[str, float | None] | None:
-    if row is None:
-        return None
-    ids = set(table.predictions.loc[table.predictions["system"] == row.system, "run_id"])
-    chosen = [about["summary"].get("thresholds", {}).get(row.method) for about in table.runs if about["run_id"] in ids]
-    return next((one["risks"] for one in chosen if one), None)
-
-
-def _quick(workbench: Workbench, table: Table, row: Row | None) -> pd.DataFrame:
+def _quick(workbench: Workbench, table: Table, row: Result | None) -> pd.DataFrame:
     mine = table.predictions
     mine = mine[(mine["system"] == row.system) & (mine["control"] == "none")] if row else mine.iloc[:0]
     traces = [workbench.run(run_id).read("traces") for run_id in mine["run_id"].unique()]
@@ -187,10 +194,10 @@ def _flat(config: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def _evaluate_settings(config: Mapping[str, Any]) -> EvaluateConfig:
-    """The evaluate section of a stored config; keys of another version are passed over, missing ones are defaults."""
+def settings_of(run: Run) -> EvaluateConfig:
+    """The evaluate section of a run's config; keys of another version are passed over, missing ones are defaults."""
     known = {field.name for field in dataclasses.fields(EvaluateConfig)}
-    section = config.get("evaluate", {})
+    section = run.config.get("evaluate", {})
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items() if key in known}
     return EvaluateConfig(**values)
 
@@ -199,17 +206,20 @@ def _told_apart(predictions: pd.DataFrame) -> pd.DataFrame:
     """A system that several runs scored carries the run's id, so that their rows stand side by side."""
     if predictions.empty:
         return predictions
-    several = predictions.groupby("system")["run_id"].transform("nunique") > 1
+    several = predictions.groupby(["system", "split"])["run_id"].transform("nunique") > 1
     named = predictions["system"] + " (" + predictions["run_id"] + ")"
     return predictions.assign(system=predictions["system"].where(~several, named))
 
 
-def _labels(workbench: Workbench, dataset: str | None, predictions: pd.DataFrame) -> Sequence[str]:
-    if dataset is not None:
-        return tuple(Manifest.load(workbench.path, dataset).labels)
+def labels_of(workbench: Workbench, dataset: str | None, predictions: pd.DataFrame) -> tuple[str, ...]:
+    """The label set of these rows: the dataset's, but where the rows were scored with another one, that one."""
     listed = predictions["labels"].dropna()
-    if len(listed):
-        return tuple(listed.iloc[0])
+    path = workbench.clips / f"{dataset}.labels.toml"
+    labels = LabelSet.load(path).labels if dataset and path.is_file() else ()
+    if len(listed) and set(listed.iloc[0]) != set(labels):
+        labels = tuple(listed.iloc[0])
+    if labels:
+        return tuple(labels)
     seen = {*predictions["true_label"].dropna(), *predictions["predicted"]} - {NONE_LABEL}
     if len(predictions) and not seen:
         raise DataError(
@@ -217,7 +227,7 @@ def _labels(workbench: Workbench, dataset: str | None, predictions: pd.DataFrame
             "the run has no dataset and no clip a true label",
             "evaluate the clips of an imported dataset",
         )
-    return sorted(seen)
+    return tuple(sorted(seen))
 
 
 def _with_ancestors(workbench: Workbench, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -233,7 +243,7 @@ def _with_ancestors(workbench: Workbench, asked: Sequence[dict[str, Any]]) -> li
     return list(found.values())
 
 
-def _examples(workbench: Workbench, predictions: pd.DataFrame, row: Row | None) -> list[Example]:
+def _examples(workbench: Workbench, predictions: pd.DataFrame, row: Result | None) -> list[Example]:
     """The first clip of each kind."""
     if row is None or row.gain is None:
         return []

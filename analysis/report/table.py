@@ -1,6 +1,11 @@
-"""Prediction rows → one result a system, method and control, with intervals and what it changed against the raw label.
+"""Prediction rows → one `Result` for each system, method and control, with every number that is shown of it.
 
-Left out on purpose: drawing and wording (`text`, `figures`), any ranking. Axes: `_C` clips, `_K` classes.
+    for result in table_of(run.read("predictions"), labels, config.evaluate):
+        print(result.key, result.evaluation.accuracy)
+
+The terminal, the run card, the pages of the dashboard and the notebooks read the same estimates, so that one number has
+one interval: a bootstrap of whole sources, by the settings and the seed of the run that was evaluated. Each is computed
+when it is first asked for. Axes: `_C` clips, `_K` classes.
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +25,6 @@ from deepintuit.config import EvaluateConfig
 from deepintuit.errors import DataError
 from deepintuit.metrics import (
     FLOOR,
-    Bins,
     Conformal,
     Estimate,
     Evaluation,
@@ -27,14 +32,17 @@ from deepintuit.metrics import (
     RiskCoverage,
     apply_temperature,
     bootstrap,
+    bootstrap_each,
+    class_f1_of,
     class_indices,
+    class_rates_of,
     conformal_folds,
     evaluate_predictions,
     flips,
     mean_of,
     paired_difference,
-    reliability_bins,
     risk_coverage,
+    share_of,
     wilson,
 )
 from deepintuit.metrics.inputs import Floats, in_order
@@ -78,33 +86,36 @@ COVERAGES = (0.9, 0.95)
 """Shares of the clips whose label set is promised to hold the truth."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One system, by one method, under one control, on the clips of one split.
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One system's answers by one method, under one control, on the labelled clips of one split.
 
-    `flips` and `gain` (accuracy minus accuracy, as a fraction) compare it with the raw label of the same system on the
-    clips both have; None where there is no raw label or this row is it. `change` compares a control with the same
-    method uncontrolled. `mismatch` is the share of well-formed traces that argue for one label and answer another, of a
-    raw label that comes from traces. `untempered` are the reliability bins before the fitted `temperature`; `risk` is
-    None, as are the last four of `evaluation`, for a bare label without probabilities. `sets`: conformal ones, at each
-    of `COVERAGES`.
+    `frame`: true_label, provisional, predicted, right, confidence (the highest probability, nan without), trace_id, by
+    clip id in their order. `probs_C_K` in the order of `labels`; None for a bare label. `groups_C` numbers the sources.
+    `raw` is the same system's raw label and `uncontrolled` the same method without this control; None where there is
+    none, or this is it. `thresholds`: wanted risk → the confidence chosen for it on validation clips. `mismatch_C`:
+    whether a trace argues for another label than it answers, nan where nothing says it. `unlabelled` clips are left
+    out.
     """
 
     system: str
     method: str
     control: str
     split: str
-    evaluation: Evaluation
-    unlabelled: int
-    flips: Flips | None = None
-    gain: Estimate | None = None
-    change: Estimate | None = None
-    risk: RiskCoverage | None = None
-    sets: tuple[Conformal, ...] = ()
-    untempered: Bins | None = None
+    labels: tuple[str, ...]
+    frame: pd.DataFrame
+    probs_C_K: Floats | None
+    groups_C: np.ndarray
+    settings: EvaluateConfig = EvaluateConfig()
+    seed: int = 0
+    unlabelled: int = 0
     temperature: float | None = None
     outside_mass: float | None = None
-    mismatch: Estimate | None = None
+    temperature_C: np.ndarray | None = None
+    mismatch_C: np.ndarray | None = None
+    thresholds: Mapping[str, float | None] | None = None
+    raw: Result | None = None
+    uncontrolled: Result | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -112,7 +123,145 @@ class Row:
 
     @property
     def n(self) -> int:
-        return self.evaluation.n
+        return len(self.frame)
+
+    @property
+    def right_C(self) -> np.ndarray:
+        return self.frame["right"].to_numpy()
+
+    @property
+    def _options(self) -> dict[str, float]:
+        settings = self.settings
+        return {"draws": settings.bootstrap, "seed": self.seed, "level": settings.confidence}
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The numbers of a line of the table."""
+        truth_C, predicted_C = (self.frame[name].tolist() for name in ("true_label", "predicted"))
+        groups = {"groups_C": self.groups_C, "bins": self.settings.bins}
+        found = evaluate_predictions(truth_C, predicted_C, self.labels, self.probs_C_K, **groups, **self._options)
+        shares = {name: self._never_certain(getattr(found, name)) for name in ("accuracy", "no_answer")}
+        return replace(found, **shares)
+
+    def share(self, inside_C: np.ndarray, among_C: np.ndarray | None = None) -> Estimate:
+        """The share of clips `inside_C` among those of `among_C`, of all without it. Both are boolean."""
+        among_C = np.ones(self.n, bool) if among_C is None else among_C
+        found = bootstrap(share_of(inside_C, among_C), self.n, groups_C=self.groups_C, **self._options)
+        return self._never_certain(found, among_C)
+
+    def _never_certain(self, share: Estimate, among_C: np.ndarray | None = None) -> Estimate:
+        """Resampling 400 clips of which none failed never draws a failure, and would call 0 % certain: Wilson's
+        interval for a share of 0 or 1, as if each group were one clip."""
+        if share.value not in (0.0, 1.0) or not self.settings.bootstrap:
+            return share
+        groups = len(np.unique(self.groups_C if among_C is None else self.groups_C[among_C]))
+        return wilson(int(share.value) * groups, groups, self.settings.confidence)
+
+    @cached_property
+    def rates_K(self) -> list[tuple[Estimate, Estimate, Estimate]]:
+        """Precision, recall and F1 of each class, in the order of `labels`."""
+        truth_C, predicted_C = self.frame["true_label"], self.frame["predicted"]
+        statistics = class_rates_of(truth_C.tolist(), predicted_C.tolist(), self.labels)
+        found = bootstrap_each(statistics, self.n, groups_C=self.groups_C, **self._options)
+        rates = []
+        for k, label in enumerate(self.labels):
+            true_C, answered_C = (truth_C == label).to_numpy(), (predicted_C == label).to_numpy()
+            precision, recall, f1 = found[k :: len(self.labels)]
+            # An F1 of 0 or 1 is one of J = tp / (tp + fp + fn), too, which is a share; F1 is 2J / (1 + J).
+            jaccard = self._never_certain(f1, true_C | answered_C)
+            if jaccard is not f1:
+                f1 = Estimate(f1.value, *(2 * end / (1 + end) for end in (jaccard.low, jaccard.high)))
+            rates.append((self._never_certain(precision, answered_C), self._never_certain(recall, true_C), f1))
+        return rates
+
+    @property
+    def f1_K(self) -> tuple[Estimate, ...]:
+        return tuple(f1 for _, _, f1 in self.rates_K)
+
+    @cached_property
+    def truth_C(self) -> np.ndarray:
+        return class_indices(self.frame["true_label"].tolist(), self.labels)
+
+    @cached_property
+    def top_right_C(self) -> np.ndarray:
+        """Whether the distribution's own highest class is the truth, whatever was answered."""
+        return self.probs_C_K.argmax(1) == self.truth_C
+
+    @cached_property
+    def risk(self) -> RiskCoverage | None:
+        return None if self.probs_C_K is None else risk_coverage(self.probs_C_K.max(1), self.top_right_C)
+
+    def wrong_from(self, threshold: float) -> Estimate:
+        """The share of wrong answers among those of at least this confidence."""
+        return self.share(~self.top_right_C, self.probs_C_K.max(1) >= threshold)
+
+    @cached_property
+    def at_thresholds(self) -> list[tuple[str, float | None, float, Estimate | None]]:
+        """(wanted risk, threshold, share of the clips it answers, share of wrong answers among them) of each of
+        `thresholds`: None where no threshold gave that risk on validation clips, or this one answers nothing here."""
+        found = []
+        for wanted, threshold in (self.thresholds or {}).items():
+            coverage, _ = self.risk.at(math.inf if threshold is None else threshold)
+            found.append((wanted, threshold, coverage, self.wrong_from(threshold) if coverage else None))
+        return found
+
+    @cached_property
+    def sets(self) -> tuple[Conformal, ...]:
+        """Conformal label sets, at each of `COVERAGES`."""
+        if self.probs_C_K is None:
+            return ()
+        level = self.settings.confidence
+        return tuple(conformal_folds(self.probs_C_K, self.truth_C, target, level=level) for target in COVERAGES)
+
+    @cached_property
+    def untempered(self) -> Result | None:
+        """The same answers with their distribution before the fitted temperature."""
+        if self.probs_C_K is None or self.temperature_C is None or not np.isfinite(self.temperature_C).all():
+            return None
+        # p = softmax(s / T), so p to the power T, made to sum to 1, is the distribution before the temperature.
+        logits_C_K = self.temperature_C[:, None] * np.log(np.clip(self.probs_C_K, FLOOR, 1.0))
+        return replace(self, probs_C_K=apply_temperature(logits_C_K, 1.0), temperature_C=None)
+
+    @cached_property
+    def mismatch(self) -> Estimate | None:
+        """The share of well-formed traces that argue for one label and answer another, of a raw label."""
+        known_C = np.zeros(self.n, bool) if self.mismatch_C is None else ~np.isnan(self.mismatch_C)
+        if (self.method, self.control) != ("raw", "none") or not known_C.any():
+            return None
+        groups_C = self.groups_C[known_C]
+        share = bootstrap(mean_of(self.mismatch_C[known_C]), int(known_C.sum()), groups_C=groups_C, **self._options)
+        return self._never_certain(share, known_C)
+
+    def on(self, clips: pd.Index) -> Result:
+        """Its answers on some of its clips."""
+        kept_C = self.frame.index.isin(clips)
+        return replace(
+            self,
+            frame=self.frame[kept_C],
+            groups_C=self.groups_C[kept_C],
+            probs_C_K=None if self.probs_C_K is None else self.probs_C_K[kept_C],
+            temperature_C=None if self.temperature_C is None else self.temperature_C[kept_C],
+            mismatch_C=None if self.mismatch_C is None else self.mismatch_C[kept_C],
+        )
+
+    @cached_property
+    def from_raw(self) -> Comparison | None:
+        """What the method changed against the raw label of the same system."""
+        return None if self.raw is None else Comparison.of(self.raw, self)
+
+    @property
+    def flips(self) -> Flips | None:
+        return None if self.from_raw is None else self.from_raw.flips
+
+    @property
+    def gain(self) -> Estimate | None:
+        """Accuracy minus the raw label's, as a fraction."""
+        return None if self.from_raw is None else self.from_raw.accuracy
+
+    @cached_property
+    def change(self) -> Estimate | None:
+        """Accuracy of a control minus that of the same method uncontrolled."""
+        return None if self.uncontrolled is None else Comparison.of(self.uncontrolled, self).accuracy
 
     @property
     def measured(self) -> Measured:
@@ -122,10 +271,50 @@ class Row:
         return Measured(*self.key, self.n, values)
 
 
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two results, cut to the clips that both have: `after` minus `before`, on the same draws of the same clips."""
+
+    before: Result
+    after: Result
+
+    @classmethod
+    def of(cls, before: Result, after: Result) -> Comparison:
+        clips = before.frame.index.intersection(after.frame.index)
+        return cls(before.on(clips), after.on(clips))
+
+    @property
+    def n(self) -> int:
+        return self.after.n
+
+    @cached_property
+    def flips(self) -> Flips:
+        before, after = self.before.frame["predicted"], self.after.frame["predicted"]
+        return flips(before.tolist(), after.tolist(), self.after.frame["true_label"].tolist())
+
+    @cached_property
+    def accuracy(self) -> Estimate:
+        return paired_difference(mean_of(self.after.right_C), mean_of(self.before.right_C), self.n, **self._options)
+
+    @cached_property
+    def f1_K(self) -> tuple[Estimate, ...]:
+        before, after = (
+            class_f1_of(one.frame["true_label"].tolist(), one.frame["predicted"].tolist(), one.labels)
+            for one in (self.before, self.after)
+        )
+        return tuple(
+            bootstrap_each(lambda weights_B_C: after(weights_B_C) - before(weights_B_C), self.n, **self._options)
+        )
+
+    @property
+    def _options(self) -> dict[str, object]:
+        return {**self.after._options, "groups_C": self.after.groups_C}
+
+
 @dataclass(frozen=True)
 class Measured:
-    """A row as a seed leaves it: its measures (`MEASURES`, "gain" and "mismatch") without intervals. Plain enough for a
-    JSON file."""
+    """A result as a seed leaves it: its measures (`MEASURES`, "gain" and "mismatch") without intervals. Plain enough
+    for a JSON file."""
 
     system: str
     method: str
@@ -146,32 +335,50 @@ def table_of(
     groups: Mapping[str, str] | None = None,
     seed: int = 0,
     mismatches: Mapping[str, float] | None = None,
-) -> list[Row]:
-    """One `Row` for each (system, method, control) among the grain's rows of `config.split`, baselines first.
+    thresholds: Mapping[str, Mapping] | None = None,
+) -> list[Result]:
+    """One `Result` for each (system, method, control) among the grain's rows of `config.split`, baselines first.
 
     `labels` is the label set; probabilities are brought into its order. `groups` (clip_id → source) makes the
     intervals draw whole sources, since clips of one are alike; `mismatches` (trace_id → the score of that name) gives
-    raw labels their share of traces that argue for another label than they answer. Clips without a true label are left
-    out and counted. DataError when a clip has two rows of one key, or probabilities over other labels. No rows: an
-    empty list.
+    raw labels their share of traces that argue for another label than they answer; `thresholds` are those in the
+    summary of an evaluate run. Clips without a true label are left out and counted. DataError when a clip has two rows
+    of one key, or probabilities over other labels. No rows: an empty list.
     """
     config = config or EvaluateConfig()
     names = tuple(labels)
     chosen = predictions[predictions["split"] == config.split]
-    answers = {
-        key: _Answers.of(key, frame, names, groups or {})
-        for key, frame in chosen.groupby(["system", "method", "control"], sort=False)
-    }
-    return [
-        _row(answers, key, names, config, seed, mismatches or {}) for key in sorted(answers, key=_place(list(answers)))
-    ]
+    frames = dict(iter(chosen.groupby(["system", "method", "control"], sort=False)))
+    found: dict[tuple[str, str, str], Result] = {}
+    # The raw label first, then what has no control: the others are compared with them.
+    for key in sorted(frames, key=lambda key: (key[2] != "none", key[1] != "raw")):
+        result = _result(key, frames[key], names, groups or {}, mismatches or {})
+        system, method, control = key
+        raw, uncontrolled = found.get((system, "raw", "none")), found.get((system, method, "none"))
+        chosen_at = (thresholds or {}).get(method) if control == "none" else None
+        found[key] = replace(
+            result,
+            split=config.split,
+            settings=config,
+            seed=seed,
+            raw=raw,
+            uncontrolled=uncontrolled,
+            thresholds=chosen_at["risks"] if chosen_at else None,
+        )
+    return ordered(found.values())
 
 
-def headline(rows: Sequence[Row], method: str = "label_likelihood") -> Row | None:
-    """The row a page speaks of: the last system's answer by `method`, else by another, else its raw label; without a
+def ordered(results: Iterable[Result]) -> list[Result]:
+    """In the order of reading: `SYSTEMS`, `METHODS`, `CONTROLS`."""
+    by_key = {result.key: result for result in results}
+    return [by_key[key] for key in sorted(by_key, key=_place(list(by_key)))]
+
+
+def headline(rows: Sequence[Result], method: str = "label_likelihood") -> Result | None:
+    """The result a page speaks of: the last system's answer by `method`, else by another, else its raw label; without a
     control. Last in the order of the stages, never by score."""
     plain = [row for row in rows if row.control == "none"]
-    calibrated = [row for row in plain if row.method != "raw" and row.gain is not None]
+    calibrated = [row for row in plain if row.method != "raw" and row.raw is not None]
     return ([row for row in calibrated if row.method == method] or calibrated or plain or [None])[-1]
 
 
@@ -193,33 +400,40 @@ def _place(keys: list[tuple[str, str, str]]) -> Callable[[tuple[str, str, str]],
     return place
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """The labelled clips of one key, in the order of their ids."""
-
-    frame: pd.DataFrame
-    groups_C: np.ndarray
-    probs_C_K: Floats | None
-    unlabelled: int
-
-    @classmethod
-    def of(
-        cls, key: tuple[str, str, str], frame: pd.DataFrame, labels: tuple[str, ...], groups: Mapping[str, str]
-    ) -> _Answers:
-        repeated = frame.loc[frame["clip_id"].duplicated(), "clip_id"]
-        if len(repeated):
-            raise DataError(
-                f"clip {repeated.iloc[0]!r} has several predictions by {' / '.join(key)}",
-                "each clip counts once in a table",
-                "pass the rows of one run, and one trace a clip",
-            )
-        known = frame[frame["true_label"].notna()].sort_values("clip_id").reset_index(drop=True)
-        drawn = np.array([groups.get(clip) or clip for clip in known["clip_id"]], dtype=object).astype(str)
-        return cls(known, drawn, _probabilities(key, known, labels), len(frame) - len(known))
-
-    @property
-    def right_C(self) -> np.ndarray:
-        return (self.frame["predicted"] == self.frame["true_label"]).to_numpy()
+def _result(
+    key: tuple[str, str, str],
+    frame: pd.DataFrame,
+    labels: tuple[str, ...],
+    groups: Mapping[str, str],
+    mismatches: Mapping[str, float],
+) -> Result:
+    repeated = frame.loc[frame["clip_id"].duplicated(), "clip_id"]
+    if len(repeated):
+        raise DataError(
+            f"clip {repeated.iloc[0]!r} has several predictions by {' / '.join(key)}",
+            "each clip counts once in a table",
+            "Pass the rows of one run, and one trace per clip",
+        )
+    known = frame[frame["true_label"].notna()].set_index("clip_id").sort_index()
+    probs_C_K = _probabilities(key, known, labels)
+    columns = ["trace_id", "true_label", "provisional", "predicted"]
+    answers = known.reindex(columns=columns).assign(
+        confidence=np.nan if probs_C_K is None else probs_C_K.max(1), right=known["predicted"] == known["true_label"]
+    )
+    sources = np.array([groups.get(clip) or clip for clip in known.index], dtype=object).astype(str)
+    return Result(
+        *key,
+        split="",
+        labels=labels,
+        frame=answers,
+        probs_C_K=probs_C_K,
+        groups_C=np.unique(sources, return_inverse=True)[1],  # numbers: they are compared thousands of times
+        unlabelled=len(frame) - len(known),
+        temperature=_mean(known["temperature"]),
+        outside_mass=_mean(known["outside_mass"]),
+        temperature_C=known["temperature"].to_numpy(dtype=float),
+        mismatch_C=known["trace_id"].map(mismatches).to_numpy(dtype=float) if mismatches else None,
+    )
 
 
 def _probabilities(key: tuple[str, str, str], frame: pd.DataFrame, labels: tuple[str, ...]) -> Floats | None:
@@ -233,105 +447,6 @@ def _probabilities(key: tuple[str, str, str], frame: pd.DataFrame, labels: tuple
     if key[1] == "raw" and np.isin(probs_C_K, (0.0, 1.0)).all():
         return None
     return probs_C_K
-
-
-def _row(
-    answers: Mapping[tuple[str, str, str], _Answers],
-    key: tuple[str, str, str],
-    labels: tuple[str, ...],
-    config: EvaluateConfig,
-    seed: int,
-    mismatches: Mapping[str, float],
-) -> Row:
-    mine = answers[key]
-    frame = mine.frame
-    system, method, control = key
-    options = dict(draws=config.bootstrap, seed=seed, level=config.confidence)
-    evaluation = evaluate_predictions(
-        frame["true_label"].tolist(),
-        frame["predicted"].tolist(),
-        labels,
-        mine.probs_C_K,
-        groups_C=mine.groups_C,
-        bins=config.bins,
-        **options,
-    )
-    if config.bootstrap:
-        shares = {
-            name: _never_certain(getattr(evaluation, name), evaluation.groups, config.confidence)
-            for name in ("accuracy", "no_answer")
-        }
-        evaluation = replace(evaluation, **shares)
-    row = Row(
-        system,
-        method,
-        control,
-        config.split,
-        evaluation,
-        mine.unlabelled,
-        temperature=_mean(frame["temperature"]),
-        outside_mass=_mean(frame["outside_mass"]),
-    )
-    if mine.probs_C_K is not None:
-        row = replace(row, **_curves(mine, labels, config))
-    raw, uncontrolled = answers.get((system, "raw", "none")), answers.get((system, method, "none"))
-    if raw is not None and key != (system, "raw", "none"):
-        before, after = _both(raw, mine)
-        row = replace(
-            row,
-            gain=_difference(before, after, options),
-            flips=flips(before.frame["predicted"], after.frame["predicted"], after.frame["true_label"]),
-        )
-    if (method, control) == ("raw", "none") and mismatches:
-        noted_C = frame["trace_id"].map(mismatches).to_numpy(dtype=float)
-        known_C = ~np.isnan(noted_C)
-        if known_C.any():
-            n, groups_C = int(known_C.sum()), mine.groups_C[known_C]
-            share = bootstrap(mean_of(noted_C[known_C]), n, groups_C=groups_C, **options)
-            row = replace(row, mismatch=_never_certain(share, len(np.unique(groups_C)), config.confidence))
-    if uncontrolled is not None and control != "none":
-        row = replace(row, change=_difference(*_both(uncontrolled, mine), options))
-    return row
-
-
-def _never_certain(share: Estimate, groups: int, level: float) -> Estimate:
-    """Resampling 400 clips of which none failed never draws a failure, and would call 0 % certain: Wilson's interval
-    for a share of 0 or 1, as if each group were one clip."""
-    return wilson(int(share.value) * groups, groups, level) if share.value in (0.0, 1.0) else share
-
-
-def _curves(mine: _Answers, labels: tuple[str, ...], config: EvaluateConfig) -> dict[str, object]:
-    truth_C = class_indices(mine.frame["true_label"], labels)
-
-    def sure_and_right(probs_C_K: Floats) -> tuple[Floats, np.ndarray]:
-        return probs_C_K.max(1), probs_C_K.argmax(1) == truth_C
-
-    promised = tuple(conformal_folds(mine.probs_C_K, truth_C, target) for target in COVERAGES)
-    found: dict[str, object] = {"risk": risk_coverage(*sure_and_right(mine.probs_C_K)), "sets": promised}
-    temperature_C = mine.frame["temperature"].to_numpy(dtype=float)
-    if np.isfinite(temperature_C).all():
-        # p = softmax(s / T), so p to the power T, made to sum to 1, is the distribution before the temperature.
-        before_C_K = apply_temperature(temperature_C[:, None] * np.log(np.clip(mine.probs_C_K, FLOOR, 1.0)), 1.0)
-        found["untempered"] = reliability_bins(*sure_and_right(before_C_K), config.bins)
-    return found
-
-
-def _both(before: _Answers, after: _Answers) -> tuple[_Answers, _Answers]:
-    """Both cut to the clips they share; ids are sorted in each, so the clips then match."""
-    kept = [
-        one.frame["clip_id"].isin(other.frame["clip_id"]).to_numpy()
-        for one, other in ((before, after), (after, before))
-    ]
-    return tuple(
-        _Answers(one.frame[keep].reset_index(drop=True), one.groups_C[keep], None, one.unlabelled)
-        for one, keep in zip((before, after), kept, strict=True)
-    )
-
-
-def _difference(before: _Answers, after: _Answers, options: dict[str, float]) -> Estimate:
-    return paired_difference(
-        mean_of(after.right_C), mean_of(before.right_C), len(after.frame), groups_C=after.groups_C, **options
-    )
 
 
 def _mean(values: pd.Series) -> float | None:

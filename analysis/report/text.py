@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deepintuit.metrics import Estimate
-from deepintuit_analysis.report.table import CONTROLS, Measured, Row, SeedRow, over_seeds
+from deepintuit_analysis.report.table import CONTROLS, Measured, Result, SeedRow, over_seeds
 
 NAMES = {
     "raw": "raw label",
@@ -62,23 +62,24 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def sentence(row: Row | None) -> str:
+def sentence(row: Result | None) -> str:
     """What the headline row says, in words. An interval that holds 0 is called no clear difference."""
     if row is None or not row.n:
         return NO_ROWS
     found = row.evaluation
     system = shown(row.system) + (f" with {shown(row.method)}" if row.method != "raw" else "")
-    right = f"{number(found.accuracy.value)}\u202f% of {row.n} {row.split} clips right{_within(found.accuracy)}"
+    right = f"{number(found.accuracy.value)}\u202f% of {row.n} {row.split} clips right{within(found.accuracy)}"
     text = f"{system[:1].upper()}{system[1:]} answers {right}"
     if row.gain is not None:
-        text += f": {number(row.gain.value, sign=True)} points against its raw label{_within(row.gain, sign=True)}"
+        text += f": {number(row.gain.value, sign=True)} points against its raw label{within(row.gain, sign=True)}"
         text += ", no clear difference" if row.gain.low <= 0 <= row.gain.high else ""
     if found.ece is not None:
-        text += f". Its confidence is off by {number(found.ece.value)} points on average{_within(found.ece)}"
+        text += f". Its confidence is off by {number(found.ece.value)} points on average{within(found.ece)}"
     return text + "."
 
 
-def _within(estimate: Estimate, sign: bool = False) -> str:
+def within(estimate: Estimate, sign: bool = False) -> str:
+    """The interval in brackets behind a number in a sentence."""
     span = interval(estimate, sign=sign)
     return f" ({span})" if span else ""
 
@@ -86,7 +87,7 @@ def _within(estimate: Estimate, sign: bool = False) -> str:
 # Terminal
 
 
-def terminal_table(rows: Sequence[Row], width: int = 100) -> Table | Text:
+def terminal_table(rows: Sequence[Result], width: int = 100) -> Table | Text:
     """A rich renderable of at most `width` columns, from 80 on; nothing in it is cut.
 
     A system's own line is its raw label; methods lie under it and controls under their method. Below 100 columns an
@@ -128,7 +129,7 @@ def terminal_table(rows: Sequence[Row], width: int = 100) -> Table | Text:
 @dataclass(frozen=True)
 class _Column:
     head: str
-    cell: Callable[[Row, bool], Text]
+    cell: Callable[[Result, bool], Text]
     from_width: int = 0
 
 
@@ -152,7 +153,7 @@ def _bare(estimate: Estimate | None, scale: float = 100.0, digits: int = 1) -> T
     return Text(number(None if estimate is None else estimate.value, scale, digits))
 
 
-def _turned(row: Row) -> Text:
+def _turned(row: Result) -> Text:
     return Text(f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong}" if row.flips else NOTHING)
 
 
@@ -170,7 +171,7 @@ _COLUMNS = (
 )
 
 
-def _caption(rows: Sequence[Row], narrow: bool) -> Text:
+def _caption(rows: Sequence[Result], narrow: bool) -> Text:
     missing = max(row.unlabelled for row in rows)
     behind = "\u00b1: how far the bootstrap interval reaches" if narrow else "Behind a number its bootstrap interval"
     text = (
@@ -183,7 +184,7 @@ def _caption(rows: Sequence[Row], narrow: bool) -> Text:
 # Markdown
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
+def markdown_table(rows: Sequence[Result]) -> str:
     """The full table as GitHub Markdown, for docs; ends with a newline."""
     if not rows:
         return NO_ROWS + "\n"
@@ -223,7 +224,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return _markdown(heads, body)
 
 
-def turned(row: Row) -> str:
+def turned(row: Result) -> str:
     """Flips against the raw label, with McNemar's p."""
     if row.flips is None:
         return NOTHING

@@ -51,10 +51,12 @@ from deepintuit.metrics.intervals import (
     bootstrap,
     bootstrap_each,
     class_f1_of,
+    class_rates_of,
     ece_of,
     macro_f1_of,
     mean_of,
     paired_difference,
+    share_of,
     wilson,
 )
 from deepintuit.metrics.label_errors import LabelErrors, label_errors
@@ -82,6 +84,7 @@ __all__ = [
     "cheapest_threshold",
     "class_f1_of",
     "class_indices",
+    "class_rates_of",
     "class_scores",
     "conformal_folds",
     "conformal_quantile",
@@ -106,6 +109,7 @@ __all__ = [
     "reliability_bins",
     "risk_coverage",
     "set_coverage",
+    "share_of",
     "thresholds_for",
     "wilson",
 ]

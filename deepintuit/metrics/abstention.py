@@ -91,10 +91,12 @@ class Conformal:
     single: float
 
 
-def conformal_folds(probs_C_K: ArrayLike, truth_C: ArrayLike, target: float = 0.9, seed: int = 0) -> Conformal:
+def conformal_folds(
+    probs_C_K: ArrayLike, truth_C: ArrayLike, target: float = 0.9, seed: int = 0, level: float = 0.95
+) -> Conformal:
     """Split-conformal sets, each half's quantile taken from the other half, so that every clip is measured once [R].
 
-    With fewer than two clips all is nan.
+    `level` is that of the interval of the coverage, Wilson's. With fewer than two clips all is nan.
     """
     probs, truth = np.asarray(probs_C_K, float), np.asarray(truth_C, int)
     n = len(truth)
@@ -106,4 +108,4 @@ def conformal_folds(probs_C_K: ArrayLike, truth_C: ArrayLike, target: float = 0.
     for mine, other in ((order[: n // 2], order[n // 2 :]), (order[n // 2 :], order[: n // 2])):
         sets[mine] = conformal_sets(probs[mine], conformal_quantile(probs[other], truth[other], 1 - target))
     covered, size = set_coverage(sets, truth)
-    return Conformal(target, n, wilson(round(covered * n), n), size, float((sets.sum(1) == 1).mean()))
+    return Conformal(target, n, wilson(round(covered * n), n, level), size, float((sets.sum(1) == 1).mean()))

@@ -7,8 +7,9 @@ computed at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -63,16 +64,11 @@ def bootstrap_each(
         found_S = statistics(np.ones((1, clips)))[0]
     found_S = found_S if clips else np.full(len(found_S), math.nan)
     values = []
-    if clips:
+    if clips and draws:
         groups = np.arange(clips) if groups_C is None else np.unique(np.asarray(groups_C), return_inverse=True)[1]
         same_length(clips=np.empty(clips), groups=groups.ravel())
-        G = int(groups.max()) + 1
-        generator = np.random.default_rng(seed)
-        for start in range(0, draws, step := max(1, _CELLS // clips)):
-            B = min(step, draws - start)
-            drawn = generator.integers(0, G, (B, G)) + G * np.arange(B)[:, None]
-            weights_B_G = np.bincount(drawn.ravel(), minlength=B * G).reshape(B, G).astype(np.float64)
-            values.append(statistics(weights_B_G[:, groups.ravel()]))
+        for weights_G_B in _weights(int(groups.max()) + 1, clips, draws, seed):
+            values.append(statistics(weights_G_B[groups.ravel()].T))
     drawn_S_B = np.concatenate(values).T if values else np.empty((len(found_S), 0))
     ends = [(1 - level) / 2, (1 + level) / 2]
     known_S = (drawn_B[~np.isnan(drawn_B)] for drawn_B in drawn_S_B)
@@ -82,23 +78,62 @@ def bootstrap_each(
     ]
 
 
+def _weights(groups: int, clips: int, draws: int, seed: int) -> Iterable[Floats]:
+    """How often each group was drawn, shape (G, B), in parts of as many draws as fit in `_CELLS` with a row a clip.
+    Statistics of clips in as many groups share the draws, so those of one part are kept."""
+    if draws * clips <= _CELLS:
+        return [_one_part(groups, draws, seed)]
+    generator, step = np.random.default_rng(seed), max(1, _CELLS // clips)
+    return (_drawn(generator, groups, min(step, draws - start)) for start in range(0, draws, step))
+
+
+@lru_cache(maxsize=4)
+def _one_part(groups: int, draws: int, seed: int) -> Floats:
+    return _drawn(np.random.default_rng(seed), groups, draws)
+
+
+def _drawn(generator: np.random.Generator, groups: int, draws: int) -> Floats:
+    places = generator.integers(0, groups, (draws, groups)) * draws + np.arange(draws)[:, None]
+    return np.bincount(places.ravel(), minlength=groups * draws).reshape(groups, draws).astype(np.float64)
+
+
 def mean_of(values_C: ArrayLike) -> Statistic:
     """The statistic "mean of these values"."""
     values = np.asarray(values_C, dtype=np.float64)
     return lambda weights_B_C: weights_B_C @ values / weights_B_C.sum(1)
 
 
-def class_f1_of(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str]) -> Statistic:
-    """The statistics "F1 of each class", values_B_K: 2tp / (2tp + fp + fn), nan where one is neither true nor
-    answered."""
+def class_rates_of(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str]) -> Statistic:
+    """The statistics "precision, recall and F1 of each class", values_B_3K: all precisions first. F1 is
+    2tp / (2tp + fp + fn), nan where the class is neither true nor answered; precision and recall are nan where it is
+    never answered, and never true."""
     K = len(labels)
     truth, predicted = class_indices(truth_C, labels), class_indices(predicted_C, labels)
     right = totals_of(truth, K, truth == predicted)
-    named = totals_of(truth, K + 1) + totals_of(predicted, K + 1)  # the last kind is "none"
+    true, answered = totals_of(truth, K + 1), totals_of(predicted, K + 1)  # the last kind is "none"
 
     def statistic(weights_B_C: Floats) -> Floats:
-        below = (weights_B_C @ named)[:, :K]
-        return np.divide(2 * (weights_B_C @ right), below, out=np.full(below.shape, np.nan), where=below > 0)
+        right_B_K, true_B_K, answered_B_K = (weights_B_C @ totals for totals in (right, true, answered))
+        below = np.concatenate([answered_B_K[:, :K], true_B_K[:, :K], (true_B_K + answered_B_K)[:, :K]], 1)
+        above = np.concatenate([right_B_K, right_B_K, 2 * right_B_K], 1)
+        return np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)
+
+    return statistic
+
+
+def class_f1_of(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str]) -> Statistic:
+    """The last third of `class_rates_of`."""
+    rates = class_rates_of(truth_C, predicted_C, labels)
+    return lambda weights_B_C: rates(weights_B_C)[:, -len(labels) :] if len(labels) else rates(weights_B_C)
+
+
+def share_of(inside_C: ArrayLike, among_C: ArrayLike) -> Statistic:
+    """The statistic "share of `inside_C` among `among_C`", both of 0 and 1; nan where none of these was drawn."""
+    totals_C_2 = np.stack([np.asarray(inside_C) & np.asarray(among_C), np.asarray(among_C)], 1).astype(np.float64)
+
+    def statistic(weights_B_C: Floats) -> Floats:
+        above, below = (weights_B_C @ totals_C_2).T
+        return np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)
 
     return statistic
 

@@ -1,19 +1,22 @@
 """The Errors page: every count opens as many clips as it says, in a real browser, and the address brings them back."""
 
-import math
 from dataclasses import replace
+from io import StringIO
 from urllib.parse import parse_qs, urlencode, urlparse
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import CALIBRATED, COLD, HOSTILE_FILE, LABELS, REFINED, TRUE, serve
+from rich.console import Console
 
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Estimate
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import answers
+from deepintuit_analysis.report import run_card, sentence, terminal_table
+from deepintuit_analysis.report.gather import tabulate
+from deepintuit_analysis.report.text import interval
 from deepintuit_app import analysis, errors_clips, errors_honesty, errors_view
 
 ROWS = "#errors-drawer .clips tbody tr"
@@ -119,7 +122,7 @@ def test_the_threshold_tells_coverage_risk_and_who_is_left(site):
 def test_thresholds_for_wanted_risks_are_those_of_validation_or_none(site):
     found = looked_at(site)
     assert "No threshold of confidence is quoted" in errors_honesty.abstain(found, 0.8)
-    chosen = replace(found, thresholds={"0.02": None, "0.05": 0.8})
+    chosen = replace(found, mine=replace(found.mine, thresholds={"0.02": None, "0.05": 0.8}))
     said = errors_honesty.abstain(chosen, 0.8)
     assert "chosen on validation clips" in said and "No threshold" not in said
     assert ">at most 5 % wrong</th><td>0.800</td><td>100.0 %</td><td>16.7 " in said
@@ -142,7 +145,8 @@ def test_probabilities_are_brought_into_the_order_of_the_labels(site):
 
 def test_the_distribution_before_the_temperature_is_flatter_when_it_was_sharpened(site):
     mine = looked_at(site).mine  # T = 0.9: dividing by it made the answers surer
-    assert mine.before_C_K.max() < mine.probs_C_K.max() and mine.before_C_K.sum(1) == pytest.approx(1)
+    before_C_K = mine.untempered.probs_C_K
+    assert before_C_K.max() < mine.probs_C_K.max() and before_C_K.sum(1) == pytest.approx(1)
 
 
 def test_controls_are_read_in_words_and_a_change_around_zero_is_called_none():
@@ -159,24 +163,38 @@ def test_controls_are_read_in_words_and_a_change_around_zero_is_called_none():
 def test_of_400_classes_the_confusion_table_has_the_most_confused(site):
     found = looked_at(site)
     labels = (*found.labels, *(f"class {k}" for k in range(400)))
-    made = errors_view.confusion_table(replace(found, labels=labels), "counts")
+    made = errors_view.confusion_table(
+        replace(found, mine=replace(found.mine, labels=labels, probs_C_K=None)), "counts"
+    )
     assert len(made) < 500_000 and f"40 of {len(labels)} classes" in made
     for i, true in enumerate(LABELS.labels):
         assert (f'data-value="confusion.{i}.{i}"' in made) == ((true, true) in zip(TRUE, CALIBRATED))
 
 
-def test_a_share_of_groups_is_less_sure_than_one_of_clips():
-    right = np.array([True] * 30 + [False] * 10)
-    alone = errors_view.share(right, None)
-    together = errors_view.share(right, np.repeat(np.arange(4), 10))
-    assert together.high - together.low > alone.high - alone.low
-    assert math.isnan(errors_view.share(right[:0], None).value)
-
-
-def test_a_perfect_class_is_not_called_certain():
-    right = ["dog"] * 20 + ["cat"] * 20
-    found, _ = errors_view.f1_estimates(right, right, ["dog", "cat"], {"draws": 100, "groups_C": None})
-    assert found.value == found.high == 1 and 0.8 < found.low < 0.95
+def test_every_number_of_the_page_and_of_the_run_card_has_one_interval(site):
+    """Accuracy, F1, ECE, Brier, NLL, label sets, changes: by the bootstrap of the run, over its sources."""
+    found = looked_at(site)
+    run_id = site.runs["evaluate-refined"]
+    page = "".join([
+        errors_view.summary(found), errors_view.classes(found), errors_honesty.honesty(found),
+        errors_honesty.abstain(found, 0.8), errors_view.controls(found),
+    ])  # fmt: skip
+    table = tabulate(site.workbench, [run_id])
+    card = run_card(site.workbench, run_id).read_text(encoding="utf-8")
+    terminal = StringIO()
+    Console(width=140, file=terminal).print(terminal_table(table.rows, 140))
+    [row] = [row for row in table.rows if row.key[1:] == ("label_likelihood", "none")]
+    scores = row.evaluation
+    assert scores.groups == 3 < row.n, "the sources are drawn, not the clips"
+    spans = [interval(one) for one in (scores.accuracy, scores.ece, *row.rates_K[0], row.sets[0].coverage)]
+    spans += [interval(one, 1, 3) for one in (scores.brier, scores.nll)]
+    assert all(spans)
+    for span in spans:
+        assert span in page and span in card, span
+    assert interval(scores.accuracy) in terminal.getvalue() and interval(scores.accuracy) in sentence(row)
+    for control in (one for one in table.rows if one.control != "none"):
+        for span in (interval(control.evaluation.accuracy), interval(control.change, sign=True)):
+            assert span in page and span in card, (control.key, span)
 
 
 # In the browser
