@@ -22,7 +22,7 @@ from routes import Plain, Start, route, start_of, started
 from transformers import PrinterCallback, TrainerCallback
 
 from deepintuit import grpo
-from deepintuit.grpo.groups import Scorer
+from deepintuit.grpo.round import Scorer
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.reasoner import LocalReasoner, Task
 from deepintuit_analysis import Workbench

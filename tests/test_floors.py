@@ -19,7 +19,7 @@ BEFORE = {
 # The method, from the roof down. A module imports from below its own place: a later row, or in its row behind an arrow.
 FLOORS = {
     "doors": "cli",
-    "stages": "teach coldstart grpo calibrate evaluate",
+    "stages": "teach coldstart grpo calibrate evaluate → stage",
     "reasoner": "reasoner judges",
     "model": "vlm",
     "wings": "endpoint → video",

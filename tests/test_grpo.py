@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from deepintuit import grpo
 from deepintuit.errors import DataError
 from deepintuit.grpo import before
-from deepintuit.grpo.groups import Scorer
+from deepintuit.grpo.round import Scorer
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.reasoner import LocalReasoner, Task
 from deepintuit.runs.run import parts, read_part

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deepintuit import calibrate, coldstart, evaluate, grpo, teach
 from deepintuit.errors import ConfigError, DataError, TeachError
-from deepintuit.grpo.groups import Group, Scorer
+from deepintuit.grpo.round import Group, Scorer
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.judges import Question, appoint
 from deepintuit.reasoner import LocalReasoner, Task, fitted_ways, gate_for, live, parsed
@@ -144,7 +144,7 @@ def written(trainer: Trainer, texts: list[str]) -> Group:
         ids = trainer.vlm.target_ids(text)
         samples.append(Sample(text, ids, [-0.1] * len(ids), False, 1.0))
     trainer.reasoner.groups = lambda *_, **__: [(clip, encoded, samples)]
-    return trainer._sample([clip], 0)[0]
+    return trainer.scorer.score(trainer._sample(0, [clip], 0))[0]
 
 
 @pytest.fixture
@@ -245,7 +245,6 @@ def test_summed_and_switched_off_give_every_token_of_a_trace_one_advantage(bench
 def test_the_loss_takes_the_advantages_of_tokens(bench, cold, four_texts):
     trainer = trainer_of(bench, cold, "loss")
     group = written(trainer, four_texts)
-    trainer._sample = lambda clips, step, refill=0: [group]
     batch = trainer._generate_and_score_completions([{"clip": 0} for _ in four_texts])
     assert batch["advantages"].shape == batch["completion_ids"].shape
     for row, advantage_T in zip(batch["advantages"], trainer.scorer.advantages(group)):

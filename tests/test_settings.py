@@ -15,7 +15,7 @@ from deepintuit import calibrate, cli, coldstart, evaluate, grpo, schedule
 from deepintuit.config import GRAMMAR_NAMES, TRACKERS, Config, GrpoConfig, VideoConfig, load
 from deepintuit.errors import ConfigError
 from deepintuit.grpo import before
-from deepintuit.grpo.groups import Scorer, apart
+from deepintuit.grpo.round import Scorer, apart
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.judges import Verdict
 from deepintuit.reasoner import LocalReasoner, Task

@@ -17,36 +17,43 @@ Run it:  deepintuit grpo --config configs/tiny.toml --start RUN
 
 from __future__ import annotations
 
-import shutil
+from typing import Any
 
-import torch
 from transformers import PrinterCallback
 
 from deepintuit.config import Config
-from deepintuit.errors import DataError
 from deepintuit.grpo import before
-from deepintuit.grpo.groups import Scorer, apart
+from deepintuit.grpo.round import Scorer, apart
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.judges import appoint
-from deepintuit.reasoner import (
-    LocalReasoner,
-    Task,
-    asked,
-    card,
-    identity,
-    inherited,
-    reasoner_run,
-    refuse_one_class,
-    tell,
-)
+from deepintuit.reasoner import Task, inherited, reasoner_run, refuse_one_class
 from deepintuit.runs import Run, Workbench
 from deepintuit.schedule import few, of_grpo
-from deepintuit.vlm import VLM
+from deepintuit.stage import Stage, perform
 
 __all__ = ["run"]
 
 _MADE_BY = ("model", "video", "clips", "prompt", "grpo")
 """Sections that decide what this stage makes: a change in another one does not train again."""
+
+
+def refine(stage: Stage) -> dict[str, Any]:
+    """Rounds (`round.play`) until the schedule ends: choose clips, sample groups, score them, push the good ones up."""
+    config, task, run = stage.config, stage.task, stage.run
+    judge = appoint(config, task.labels, task.manifest, stage.workbench.cache) if apart(config) else None
+    clips = before.chosen(stage.reasoner, stage.readable("grpo").clips, config.grpo, run, stage.progress)
+    planned = of_grpo(config.grpo, len(clips))
+    planned.refuse_no_peak("grpo")
+    stage.announce(planned, few(planned))
+    trainer = Trainer(Scorer(stage.reasoner, config, judge), clips, config, run, stage.progress)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train_or_resume(run.path / "training")
+    model = stage.vlm.model.eval()
+    if "ref" in getattr(model, "peft_config", {}):
+        model.delete_adapter("ref")  # TRL's frozen copy for the KL term
+    stage.keep_weights()
+    told = {name: run.about.get(name) for name in ("check", "filter")}
+    return {"clips": len(clips), "steps": trainer.state.global_step, **told}
 
 
 def run(
@@ -61,52 +68,6 @@ def run(
     clips = Task(workbench.path, config).clips("grpo")
     refuse_one_class(clips, "grpo")
     of_grpo(config.grpo, len(clips)).refuse_no_peak("grpo")
-    described = identity(workbench.path, config, (*_MADE_BY, *(("judge",) if apart(config) else ())))
-    run = workbench.start_run(
-        "grpo", described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset
-    )
-    if not run.finished:
-        with run:
-            _train(workbench, config, run, start, departs, progress)
-    shutil.rmtree(run.path / "training", ignore_errors=True)  # once all is safe elsewhere
-    return run
-
-
-def _train(
-    workbench: Workbench, config: Config, run: Run, start: str | None, departs: list[str], progress: bool
-) -> None:
-    task = Task(workbench.path, config)
-    torch.manual_seed(config.seed)  # a new adapter is drawn here
-    checkpoint = workbench.run(start).checkpoint if start else None
-    vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache, trainable=True)
-    run.note(device=str(vlm.device), settings=config.to_dict(), asked=asked(task), departs=departs)
-    judge = appoint(config, task.labels, task.manifest, workbench.cache) if apart(config) else None
-    reasoner = LocalReasoner(vlm, task, config.seed)
-    clips = reasoner.known(task.clips("grpo")).clips
-    if not clips:
-        raise DataError(
-            "no clip of the split 'grpo' can be read",
-            "the stage would have nothing to work on",
-            "See whether the videos were moved, and import them again",
-        )
-    clips = before.chosen(reasoner, clips, config.grpo, run, progress)
-    planned = of_grpo(config.grpo, len(clips))
-    planned.refuse_no_peak("grpo")
-    tell(run, planned.sentence() + few(planned), progress)
-    trainer = Trainer(Scorer(reasoner, config, judge), clips, config, run, progress)
-    trainer.remove_callback(PrinterCallback)
-    trainer.train_or_resume(run.path / "training")
-    vlm.model.eval()
-    if "ref" in getattr(vlm.model, "peft_config", {}):
-        vlm.model.delete_adapter("ref")  # TRL's frozen copy for the KL term
-    vlm.save(run.checkpoint, card(run, config))
-    run.finish(
-        {
-            "clips": len(clips),
-            "steps": trainer.state.global_step,
-            "tower_passes": vlm.encoder.passes,
-            "unreadable": {clip_id: str(u.error.reason) for clip_id, u in reasoner.unreadable.items()},
-            "check": run.about.get("check"),
-            "filter": run.about.get("filter"),
-        }
-    )
+    sections = (*_MADE_BY, *(("judge",) if apart(config) else ()))
+    begin = {"start": start, "name": name, "departs": departs, "progress": progress}
+    return perform(workbench, config, "grpo", refine, sections=sections, **begin)

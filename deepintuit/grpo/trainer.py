@@ -1,5 +1,5 @@
 """TRL's GRPO trainer with the clip in sampling and in loss; rounds of groups come from it, their scores from
-`groups`."""
+`round`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trl.trainer.utils import RepeatSampler, use_adapter
 
 from deepintuit.advantage import zero_variance_share
 from deepintuit.config import Config
-from deepintuit.grpo.groups import Group, Scorer
+from deepintuit.grpo.round import Group, Sampled, Scorer, play
 from deepintuit.reasoner import Clip
 from deepintuit.runs import Run, trace_id
 from deepintuit.schedule import of_grpo
@@ -43,7 +43,6 @@ class Trainer(Resumable, GRPOTrainer):
         self.reasoner, self.vlm, self.clips, self.config, self.run_ = reasoner, reasoner.vlm, clips, settings, run
         self._encoded: list[EncodedClip] = []
         self._rows: torch.Tensor | None = None
-        self._extra: dict[str, float] = {}
         self._log = StepLog(partial(run.append, "steps"))
         planned = of_grpo(settings, len(clips))
         told, callbacks = trackers(config.report_to, run.path)
@@ -95,11 +94,10 @@ class Trainer(Resumable, GRPOTrainer):
         clip index."""
         chosen = list(dict.fromkeys(row["clip"] for row in inputs))
         step = self.state.global_step
-        groups = self._sample([self.clips[i] for i in chosen], step)
-        if self.config.dynamic_sampling:
-            groups = self._refill(groups, len(chosen), step)
-        advantages = [advantage_T for group in groups for advantage_T in self.scorer.advantages(group)]
-        self._store(groups, advantages, step)
+        sample, seed = partial(self._sample, step), [self.args.seed, step]
+        clips = [self.clips[i] for i in chosen]
+        groups, advantages, dynamic = play(clips, sample, self.scorer, self.clips, seed)
+        self._store(groups, advantages, step, dynamic)
         self._encoded = [group.encoded for group in groups]
         size = self.config.group
         samples = [sample for group in groups for sample in group.samples]
@@ -180,37 +178,18 @@ class Trainer(Resumable, GRPOTrainer):
     def _parts(self, rows: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
         return in_parts(self.vlm, *self._known(rows, ids, mask))
 
-    def _sample(self, clips: list[Clip], step: int, refill: int = 0) -> list[Group]:
+    def _sample(self, step: int, clips: Sequence[Clip], refill: int) -> Sampled:
+        """A group of each clip, from the policy as it stands. A refill's traces have sample numbers of their own."""
         settings = self.config
-        groups = self.reasoner.groups(
+        return self.reasoner.groups(
             clips,
             range(refill * settings.group, (refill + 1) * settings.group),
             temperature=settings.temperature,
             max_tokens=settings.max_tokens,
             step=step,
         )
-        return self.scorer.groups(groups, refill * settings.group)
 
-    def _refill(self, groups: list[Group], wanted: int, step: int) -> list[Group]:
-        """Dynamic sampling (DAPO): keep groups with 0 < #correct < G; draw further clips at most `max_refills` times.
-
-        What is still missing is filled with groups that agree: their advantages are zero on accuracy, and TRL's batch
-        keeps its shape.
-        """
-        kept, spare, sampled = [g for g in groups if g.mixed], [g for g in groups if not g.mixed], len(groups)
-        rng = np.random.default_rng([self.args.seed, step])
-        for refill in range(1, self.config.max_refills + 1):
-            if len(kept) >= wanted:
-                break
-            more = rng.choice(len(self.clips), size=min(len(self.clips), wanted - len(kept)), replace=False)
-            new = self._sample([self.clips[i] for i in more], step, refill)
-            sampled += len(new)
-            kept += [g for g in new if g.mixed]
-            spare += [g for g in new if not g.mixed]
-        self._extra = {"dynamic_kept_share": len(kept) / sampled, "dynamic_sampled_groups": sampled}
-        return (kept + spare)[:wanted]
-
-    def _store(self, groups: list[Group], advantages: list[np.ndarray], step: int) -> None:
+    def _store(self, groups: list[Group], advantages: list[np.ndarray], step: int, dynamic: dict[str, float]) -> None:
         """Rollouts with every reward and the advantage, and the round's numbers.
 
         A round that is sampled again after a kill takes the place of the first: what is on file is what the weights
@@ -257,7 +236,7 @@ class Trainer(Resumable, GRPOTrainer):
                     if (values := [numbers[name] for numbers in all_numbers if name in numbers])
                 },
                 **self.scorer.zero_variance(groups),
-                **self._extra,
+                **dynamic,
             },
         )
 

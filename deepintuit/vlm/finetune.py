@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,11 @@ class Recipe:
     max_grad_norm: float = 1.0
     save_steps: int = 50
     patience: int = 0
+
+    @classmethod
+    def of(cls, settings: Any) -> Recipe:
+        """From a section of the settings: what it does not say stays as it is here."""
+        return cls(**{f.name: getattr(settings, f.name) for f in fields(cls) if hasattr(settings, f.name)})
 
 
 def finetune(

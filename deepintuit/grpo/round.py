@@ -1,12 +1,12 @@
-"""A round of GRPO on paper: groups of sampled traces with their scores, and what each token is pushed by.
+"""One round of GRPO: sample → score → advantage → loss, in `play`, with the formula of each step.
 
 The grammar decides the rewards (`rewards`): of the whole trace, of seeing and reasoning apart, of a quick and a final
-answer. Left out on purpose: sampling and the update (`trainer`).
+answer. Left out on purpose: the forward passes and the update (`trainer`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,62 @@ from deepintuit.reasoner import Clip, LocalReasoner
 from deepintuit.rewards import ProcessScore, Score, dual_score, process_score, score
 from deepintuit.trace import GRAMMARS, Malformed, Trace, outer_spans
 from deepintuit.vlm import EncodedClip, Sample, character_offsets
+
+Sampled = Sequence[tuple[Clip, EncodedClip, list[Sample]]]
+"""The groups of a call to `LocalReasoner.groups`."""
+
+
+def play(
+    clips: Sequence[Clip],
+    sample: Callable[[Sequence[Clip], int], Sampled],
+    scorer: Scorer,
+    pool: Sequence[Clip],
+    seed: Sequence[int],
+) -> tuple[list[Group], list[np.ndarray], dict[str, float]]:
+    """A round on N clips: its groups, the advantage of each token of each trace, and what dynamic sampling did.
+
+    1. sample     G traces o_1 … o_G of each clip from the policy π as it stands
+    2. score      r_i by rule, from the trace's grammar, label and length
+    3. advantage  A_i = (r_i − mean r) / (std r + ε) within the group; all of a group that agrees: 0
+    4. loss       −mean_t min(ρ_t A, clip(ρ_t, 1 − ε_low, 1 + ε_high) A),  ρ_t = π(o_t) / π_sampled(o_t)
+
+    Step 4 is TRL's (`Trainer._compute_loss`): over all tokens of the round ("dapo") or a trace first ("grpo"). Sampled
+    and updated once a round, ρ is 1 there and clipping idle: the gradient is A ∇ log π(o_t). With
+    `objective = "softmax_weighted"` A_i is G softmax(r / τ)_i in its place.
+    """
+    groups = scorer.score(sample(clips, 0), first=0)  # N groups of G
+    dynamic = {}
+    if scorer.config.dynamic_sampling:
+        groups, dynamic = refill(groups, sample, scorer, pool, seed)
+    advantages = [advantage_T for group in groups for advantage_T in scorer.advantages(group)]  # N·G of (T,)
+    return groups, advantages, dynamic
+
+
+def refill(
+    groups: Sequence[Group],
+    sample: Callable[[Sequence[Clip], int], Sampled],
+    scorer: Scorer,
+    pool: Sequence[Clip],
+    seed: Sequence[int],
+) -> tuple[list[Group], dict[str, float]]:
+    """Dynamic sampling (DAPO): keep groups with 0 < #correct < G, and draw further clips at most `max_refills` times.
+
+    What is still missing is filled with groups that agree: their advantages are zero on accuracy, and the batch keeps
+    its shape.
+    """
+    wanted, sampled, size = len(groups), len(groups), scorer.config.group
+    kept, spare = [g for g in groups if g.mixed], [g for g in groups if not g.mixed]
+    rng = np.random.default_rng(seed)
+    for turn in range(1, scorer.config.max_refills + 1):
+        if len(kept) >= wanted:
+            break
+        chosen = rng.choice(len(pool), size=min(len(pool), wanted - len(kept)), replace=False)
+        new = scorer.score(sample([pool[i] for i in chosen], turn), first=turn * size)
+        sampled += len(new)
+        kept += [g for g in new if g.mixed]
+        spare += [g for g in new if not g.mixed]
+    told = {"dynamic_kept_share": len(kept) / sampled, "dynamic_sampled_groups": sampled}
+    return (kept + spare)[:wanted], told
 
 
 def apart(config: Config) -> bool:
@@ -55,9 +111,8 @@ class Scorer:
         self.reasoner, self.config, self.judge = reasoner, config.grpo, judge
         self.separate = judge is not None and config.grpo.process == "separate"
 
-    def groups(self, sampled: Sequence[tuple[Clip, EncodedClip, list[Sample]]], first: int = 0) -> list[Group]:
-        """Groups of `LocalReasoner.groups`, parsed, judged and scored; `first`: the sample number of each group's
-        first trace."""
+    def score(self, sampled: Sampled, first: int = 0) -> list[Group]:
+        """Sampled groups, parsed, judged and scored; `first`: the sample number of each group's first trace."""
         task, found = self.reasoner.task, []
         for clip, encoded, samples in sampled:
             traces = [task.parse(sample.text, sample.truncated) for sample in samples]
