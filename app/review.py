@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse, Response
 
 from deepintuit.errors import DeepIntuitError
 from deepintuit_analysis.index import browse
-from deepintuit_analysis.review import exchange, insight
+from deepintuit_analysis.review import import_export, quality
 from deepintuit_analysis.review.events import damage
 from deepintuit_app import review_view
 from deepintuit_app.desk import LOCAL, Desk
@@ -30,7 +30,7 @@ from deepintuit_app.slices import sentences
 
 Asked = Annotated[dict[str, Any], Body()]
 _NOT_KEPT = {"Cache-Control": "private, no-store"}
-_ENDINGS = exchange.FORMS | {"interface": ".xml"}
+_ENDINGS = import_export.FORMS | {"interface": ".xml"}
 _MEDIA = browse.FORMATS | {"label-studio": "application/json", "interface": "application/xml"}
 _MOST_HELD = 200
 
@@ -99,7 +99,7 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
 
     def tasks(given: dict[str, Any], who: str) -> dict[str, Any]:
         reviews, workbench = room.reviews, room.desk.look()
-        names = insight.names(reviews)
+        names = quality.names(reviews)
         closed = reviews.log.look(lambda state: set(state.closed))
         listed = [(reviews.task(name), reviews.progress(name)) for name in reversed(names)]
         query = str(given.get("query") or "")[:2000]

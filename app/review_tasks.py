@@ -32,10 +32,10 @@ from deepintuit_analysis.review import (
     Kind,
     Reviews,
     Task,
-    exchange,
-    insight,
-    loop,
+    feedback,
+    import_export,
     plan,
+    quality,
     task_of,
 )
 from deepintuit_app import media, review_view
@@ -88,9 +88,9 @@ class Room:
             raise DataError(f"{most} traces were asked for", f"a list has 1 to {MOST_LISTED:,}", "give another number")
         among = set(workbench.slice(str(form["slice"])).clips()["clip_id"]) if form.get("slice") else None
         if form.get("source") == "teach":
-            found = loop.next_batch(workbench, self.reviews, dataset, most, among=among)
+            found = feedback.next_batch(workbench, self.reviews, dataset, most, among=among)
             return found["trace_id"].dropna().tolist()
-        rows = insight.suspects(workbench, dataset, str(form.get("split") or "").strip() or None).rows
+        rows = quality.suspects(workbench, dataset, str(form.get("split") or "").strip() or None).rows
         left = rows["suspected"] & (True if among is None else rows["clip_id"].isin(among))
         return rows.loc[left, "trace_id"].dropna().tolist()[:most]
 
@@ -294,12 +294,12 @@ class Room:
         return task
 
     def undecided(self, name: str) -> dict[str, int]:
-        return {"left": len(insight.disputed(self.reviews, name))}
+        return {"left": len(quality.disputed(self.reviews, name))}
 
     def decide_next(self, name: str, who: str, holding: Sequence[str]) -> dict[str, Any]:
         """The next item for a lead to decide, with what everybody said."""
         self.lead(name, who)
-        left = [item for item, _ in insight.disputed(self.reviews, name)]
+        left = [item for item, _ in quality.disputed(self.reviews, name)]
         found = next((item for item in left if item not in holding), None)
         answer = {"progress": self.undecided(name)}
         return (
@@ -312,36 +312,36 @@ class Room:
         task, reviews, workbench = self.lead(name, who), self.reviews, self.desk.look()
         closed = reviews.log.look(lambda state: name in state.closed)
         model = {}
-        if "label" in task.questions and any(one.label for one in insight.settled(reviews, name).values()):
-            model = insight.model_against_people(reviews, workbench, name, draws=300)
+        if "label" in task.questions and any(one.label for one in quality.settled(reviews, name).values()):
+            model = quality.model_against_people(reviews, workbench, name, draws=300)
         return review_view.lead_html(
             task,
             reviews.progress(name),
-            exchange.rows(reviews, name),
-            insight.gold_records(reviews, name),
+            import_export.rows(reviews, name),
+            quality.gold_records(reviews, name),
             reviews.ratings(name),
             model,
-            insight.disputed(reviews, name),
+            quality.disputed(reviews, name),
             closed,
-            insight.seeing_or_reasoning(reviews, workbench, name, draws=300),
-            insight.doubted(workbench, task.items.values()),
+            quality.seeing_or_reasoning(reviews, workbench, name, draws=300),
+            quality.doubted(workbench, task.items.values()),
         )
 
     def export(self, name: str, who: str, form: str) -> bytes:
         """Everything in force in a task as a file, for its leads; `interface`: what Label Studio needs to show its."""
         task = self.lead(name, who)
         if form == "interface":
-            return exchange.label_config(task).encode()
+            return import_export.label_config(task).encode()
         if form == "label-studio":
-            return exchange.label_studio(self.desk.look(), self.reviews, name)
-        return exchange.dump(exchange.rows(self.reviews, name), form)
+            return import_export.label_studio(self.desk.look(), self.reviews, name)
+        return import_export.dump(import_export.rows(self.reviews, name), form)
 
     def bring_in(self, name: str, who: str, file: str, content: bytes) -> str:
         """The answers of a file into a task, for its leads; a sentence of what came of it. They say that they came from
         this file and by whom, since it names reviewers itself."""
         self.lead(name, who)
-        found = exchange.load(content, exchange.form_of(file))
-        return str(exchange.bring_in(self.reviews, name, found, f"{file[-100:]}, by {who}"))
+        found = import_export.load(content, import_export.form_of(file))
+        return str(import_export.bring_in(self.reviews, name, found, f"{file[-100:]}, by {who}"))
 
 
 def _list(value: Any) -> list[str]:

@@ -15,8 +15,8 @@ from typing import Any
 from markupsafe import Markup
 
 from deepintuit.metrics import Agreement, agreement, rating_matrix
-from deepintuit_analysis.review import ORDERS, Task, exchange
-from deepintuit_analysis.review.insight import PROCESSES, Blame, GoldRecord
+from deepintuit_analysis.review import ORDERS, Task, import_export
+from deepintuit_analysis.review.quality import PROCESSES, Blame, GoldRecord
 from deepintuit_app import prose
 from deepintuit_app.html import render
 from deepintuit_app.slices import NONE_SAVED
@@ -98,7 +98,7 @@ def item_html(
 
 
 def said_html(task: Task, rows: Sequence[Mapping[str, Any]]) -> str:
-    """What reviewers said of an item, for a lead; `rows` as `exchange.rows` gives them."""
+    """What reviewers said of an item, for a lead; `rows` as `import_export.rows` gives them."""
     return render("review/said.html", task=task, rows=rows)
 
 
@@ -115,7 +115,7 @@ def lead_html(
     doubted: Sequence[Any] = (),
 ) -> str:
     """Agreement, gold items, doubted labels, what is disputed and decided, notes and skips, files out and in, closing.
-    `rows`: what is in force, as `exchange.rows` gives it; `doubted`: as `insight.doubted` does."""
+    `rows`: what is in force, as `import_export.rows` gives it; `doubted`: as `quality.doubted` does."""
     judged, skipped, adjudicated = (
         [row for row in rows if row["kind"] == kind] for kind in ("judged", "skipped", "adjudicated")
     )
@@ -132,7 +132,7 @@ def lead_html(
         adjudicated=adjudicated,
         extra=sum(row["extra"] for row in rows),
         forms=_FORMS,
-        accept=",".join(exchange.FORMS.values()),
+        accept=",".join(import_export.FORMS.values()),
         people=_people(judged, skipped, gold),
         between_people=_between_people(ratings, list(task.labels)),
         model=[

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deepintuit_analysis.review.insight import failed
+from deepintuit_analysis.review.quality import failed
 from deepintuit_app.html import badge, esc, tag
 
 Scores = Mapping[str, tuple[float, str]]

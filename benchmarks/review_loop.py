@@ -31,8 +31,8 @@ from deepintuit.data import Manifest
 from deepintuit.metrics import wilson
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.review import EventLog, Reviews, task_of
-from deepintuit_analysis.review.insight import suspects
-from deepintuit_analysis.review.loop import coldstart_set, corrections, relabel
+from deepintuit_analysis.review.feedback import coldstart_set, corrections, relabel
+from deepintuit_analysis.review.quality import suspects
 from deepintuit_homecam import demo, facts_of
 from deepintuit_homecam.teacher import Errors, write_trace
 

@@ -25,7 +25,7 @@ from deepintuit.metrics import agreement, rating_matrix
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index.browse import TraceFilter
 from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, Task, events, fold, plan, read_events, task_of
-from deepintuit_analysis.review.insight import disputed, gold_records, settled
+from deepintuit_analysis.review.quality import disputed, gold_records, settled
 
 GOOD = {"label": "dog", "verdict": "right"}
 NOON = "2026-01-01T12:00:00+00:00"

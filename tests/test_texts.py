@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from deepintuit import config, labels, trace
 from deepintuit.errors import ConfigError, DeepIntuitError, LabelError
 from deepintuit.texts import DEEPEST, decoded, parse_json, parse_toml
-from deepintuit_analysis.review.queue import Task
+from deepintuit_analysis.review.tasks import Task
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
 

@@ -3,7 +3,7 @@
     workbench.query("SELECT reviewer, count(*) FROM reviews WHERE kind = 'judged' GROUP BY ALL")
 
 A row for each (task, trace, reviewer): the judgement or skip in force, and one for the adjudication of a trace, by the
-rules of `review.events.fold` and `review.queue.Task.counted` (a test holds them together). A person's own query sees
+rules of `review.events.fold` and `review.tasks.Task.counted` (a test holds them together). A person's own query sees
 closed tasks only, and of these no clip that an open task asks about: reviewers may not see what others answer before
 they have. Left out on purpose: drafts, reservations, what is gold.
 """

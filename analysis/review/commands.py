@@ -18,9 +18,9 @@ from deepintuit.errors import DataError
 from deepintuit.metrics import Estimate, agreement, rating_matrix
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index.reviewed import stored
-from deepintuit_analysis.review import exchange, insight, loop
+from deepintuit_analysis.review import feedback, import_export, quality
 from deepintuit_analysis.review.events import EventLog
-from deepintuit_analysis.review.queue import Reviews, task_of
+from deepintuit_analysis.review.tasks import Reviews, task_of
 
 _ROWS = 20  # of a list that is printed
 
@@ -29,14 +29,14 @@ def export(
     workbench: Workbench, console: Console, task: str, file: str, form: str | None, videos: str | None, dry: bool
 ) -> None:
     """What is in force in a task, as a file; for Label Studio with its labelling interface beside it (`.xml`)."""
-    reviews, target = insight.reading(workbench.reviews), Path(file)
-    form = form or exchange.form_of(target)
-    found = exchange.rows(reviews, task)
+    reviews, target = quality.reading(workbench.reviews), Path(file)
+    form = form or import_export.form_of(target)
+    found = import_export.rows(reviews, task)
     if form == "label-studio":
-        content = exchange.label_studio(workbench, reviews, task, videos=videos or exchange.LOCAL_FILES)
-        files = {target: content, target.with_suffix(".xml"): exchange.label_config(reviews.task(task)).encode()}
+        content = import_export.label_studio(workbench, reviews, task, videos=videos or import_export.LOCAL_FILES)
+        files = {target: content, target.with_suffix(".xml"): import_export.label_config(reviews.task(task)).encode()}
     else:
-        files = {target: exchange.dump(found, form)}
+        files = {target: import_export.dump(found, form)}
     _write(console, files, dry)
     _say(console, f"{len(found)} answers of {task!r}.")
 
@@ -67,12 +67,14 @@ def bring_in(
         content = Path(file).read_bytes()
     except OSError as error:
         raise DataError(f"{file!r} cannot be read", str(error.strerror), "name another file") from error
-    found = exchange.load(content, form or exchange.form_of(file))
+    found = import_export.load(content, form or import_export.form_of(file))
     if dry:
-        done = exchange.bring_in(insight.reading(workbench.reviews), task, found, source or Path(file).name, dry=True)
+        done = import_export.bring_in(
+            quality.reading(workbench.reviews), task, found, source or Path(file).name, dry=True
+        )
     else:
         with EventLog(workbench.reviews) as log:
-            done = exchange.bring_in(Reviews(log), task, found, source or Path(file).name)
+            done = import_export.bring_in(Reviews(log), task, found, source or Path(file).name)
         workbench.refresh()
     _say(console, f"{done}{' Nothing was written (--dry-run).' if dry else ''}")
     _list(console, ["trace", "reviewer"], done.kept)
@@ -80,8 +82,8 @@ def bring_in(
 
 def labels(workbench: Workbench, console: Console, settings: Config, tasks: Sequence[str], dry: bool) -> None:
     """Corrected labels as a new version of the manifest."""
-    reviews = insight.reading(workbench.reviews)
-    found = loop.corrections(workbench, reviews, tasks or insight.names(reviews), settings.clips.dataset)
+    reviews = quality.reading(workbench.reviews)
+    found = feedback.corrections(workbench, reviews, tasks or quality.names(reviews), settings.clips.dataset)
     rows = [(one.clip_id, one.split or "", one.before, one.after, ", ".join(one.by)) for one in found.changed]
     _list(console, ["clip", "split", "was", "is", "said by"], rows)
     _list(console, ["contested: for a lead to adjudicate"], [(clip,) for clip in found.contested])
@@ -89,7 +91,7 @@ def labels(workbench: Workbench, console: Console, settings: Config, tasks: Sequ
     if dry or not found.changed:
         _say(console, "Nothing was saved" + (" (--dry-run)." if dry else "."))
         return
-    loop.relabel(workbench, found)
+    feedback.relabel(workbench, found)
     workbench.refresh()
     _say(console, f"{found.dataset!r} has a new version; the former one is kept, and runs on it stay as they are.")
 
@@ -98,8 +100,8 @@ def coldstart_set(
     workbench: Workbench, console: Console, settings: Config, tasks: Sequence[str], onto: str | None, dry: bool
 ) -> None:
     """Accepted and corrected traces as a teacher for `deepintuit coldstart`."""
-    reviews = insight.reading(workbench.reviews)
-    made = loop.coldstart_set(workbench, reviews, tasks or insight.names(reviews), settings, onto=onto, dry=dry)
+    reviews = quality.reading(workbench.reviews)
+    made = feedback.coldstart_set(workbench, reviews, tasks or quality.names(reviews), settings, onto=onto, dry=dry)
     found = made if isinstance(made, dict) else made.summary
     _say(
         console,
@@ -126,8 +128,8 @@ def next_batch(
 ) -> None:
     """The clips to label next; with `task`, as a new task of that name, `by` its lead."""
     dataset = settings.clips.dataset
-    reviews = insight.reading(workbench.reviews)
-    found = loop.next_batch(workbench, reviews, dataset, size, splits=splits, seed=settings.seed)
+    reviews = quality.reading(workbench.reviews)
+    found = feedback.next_batch(workbench, reviews, dataset, size, splits=splits, seed=settings.seed)
     columns = ["clip_id", "split", "group", "predicted", "margin"]
     _list(console, columns, ((*row[:-1], f"{row[-1]:.3f}") for row in found[columns].itertuples(index=False)))
     _say(console, f"{len(found)} clips of {dataset!r} that nobody judged, the least certain first.")
@@ -143,8 +145,8 @@ def next_batch(
 
 def report(workbench: Workbench, console: Console, dataset: str | None, tasks: Sequence[str], split: str) -> None:
     """Progress, agreement, gold items, the model against people and disputes of each task; then suspected labels."""
-    reviews = insight.reading(workbench.reviews)
-    for name in tasks or insight.names(reviews):
+    reviews = quality.reading(workbench.reviews)
+    for name in tasks or quality.names(reviews):
         task, done = reviews.task(name), reviews.progress(name)
         extra = len(reviews.extras(name))
         _say(
@@ -155,9 +157,9 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
         _list(console, ["reviewer", "judgements"], done["by"].items())
         if task.reviewers > 1:
             _agreement(console, "Between people", agreement(*_matrix(reviews, name)))
-        for kind, rows in insight.model_against_people(reviews, workbench, name).items():
+        for kind, rows in quality.model_against_people(reviews, workbench, name).items():
             _agreement(console, f"The model ({kind}) against people", rows)
-        if blame := insight.seeing_or_reasoning(reviews, workbench, name):
+        if blame := quality.seeing_or_reasoning(reviews, workbench, name):
             _say(
                 console,
                 f"Seeing or reasoning: people against the judge of the observation, {blame.n} traces where "
@@ -166,8 +168,8 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
             )
             _list(
                 console,
-                ["people", *(f"judge: {process}" for process in insight.PROCESSES)],
-                ([process, *row] for process, row in zip(insight.PROCESSES, blame.counts_2_2.tolist())),
+                ["people", *(f"judge: {process}" for process in quality.PROCESSES)],
+                ([process, *row] for process, row in zip(quality.PROCESSES, blame.counts_2_2.tolist())),
             )
         gold = [
             (
@@ -179,19 +181,19 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
                 _number(one.p),
                 ", ".join(f"{question} {share.value:.2f}" for question, share in one.by.items()),
             )
-            for one in insight.gold_records(reviews, name)
+            for one in quality.gold_records(reviews, name)
         ]
         heads = ["on gold items", "n", "right", "first half", "second half", "p that they are alike", "each"]
         _list(console, heads, gold)
         _list(
             console,
             ["disputed", "share of pairs"],
-            [(item, f"{far:.2f}") for item, far in insight.disputed(reviews, name)],
+            [(item, f"{far:.2f}") for item, far in quality.disputed(reviews, name)],
         )
     if dataset is None:
         return
     try:
-        found = insight.suspects(workbench, dataset, split)
+        found = quality.suspects(workbench, dataset, split)
     except DataError as error:
         _say(console, f"\nNo label is doubted: {error}")
         return

@@ -97,7 +97,7 @@ class Event:
     @classmethod
     def read(cls, line: bytes) -> "Event | None":
         """The event of a line; None for one that is torn, damaged or of another kind."""
-        from deepintuit_analysis.review.queue import Task  # which stands on this module
+        from deepintuit_analysis.review.tasks import Task  # which stands on this module
 
         try:
             found = event_of(line)
@@ -163,7 +163,7 @@ class State:
         self.handed: set[tuple[str, str, str]] = set()
         self.drafts: dict[tuple[str, str, str], Mapping[str, Any]] = {}
         self.acts: dict[tuple[str, str], dict[str, Event]] = defaultdict(dict)
-        self.unfinished: dict[str, dict[str, None]] = {}  # the queue's note by task of where to look; follows no event
+        self.unfinished: dict[str, dict[str, None]] = {}  # a note of `tasks` of where to look; follows no event
         self._finals: dict[tuple[str, str], dict[str, Event]] = defaultdict(dict)
 
     def final(self, task: str, item: str) -> Event | None:

@@ -30,7 +30,7 @@ from deepintuit.labels import LabelSet, normalise
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import console
 from deepintuit_analysis.index.reviewed import SCHEMA
-from deepintuit_analysis.review import exchange
+from deepintuit_analysis.review import import_export
 from deepintuit_analysis.review.events import fold, read_events
 
 SECONDS = 5.0
@@ -234,9 +234,9 @@ class _Files:
 
 def _review(form: str) -> Callable[[bytes], None]:
     def read(content: bytes) -> None:
-        for row in exchange.load(content, form):
+        for row in import_export.load(content, form):
             row["time"].isoformat()
-        exchange.dump(exchange.load(content, form), "jsonl")
+        import_export.dump(import_export.load(content, form), "jsonl")
 
     return read
 

@@ -28,7 +28,7 @@ from deepintuit import cli, data, disk, parquet, video
 from deepintuit.errors import DiskError, StoreError
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import reviewed
-from deepintuit_analysis.review import Event, EventLog, Kind, insight, read_events
+from deepintuit_analysis.review import Event, EventLog, Kind, quality, read_events
 from deepintuit_app import jobs, runs
 from deepintuit_app.desk import Desk
 
@@ -367,7 +367,7 @@ def test_a_workbench_that_takes_nothing_can_be_browsed(small: Disk, state: str, 
 def test_reviews_of_a_read_only_workbench_without_any_are_none(small: Disk) -> None:
     bench = stored(small.path / "bench")
     small.read_only()
-    assert insight.names(insight.reading(bench.reviews)) == []
+    assert quality.names(quality.reading(bench.reviews)) == []
 
 
 def test_an_index_that_lies_on_a_read_only_disk_is_used_as_it_is(small: Disk) -> None:
@@ -626,8 +626,8 @@ def test_a_review_event_of_another_shape_costs_itself_and_is_named(tmp_path: Pat
         connection.execute("INSERT INTO events (event) VALUES (?)", (line,))
     assert read_events(bench.reviews) == ([kept], [2])
     with pytest.warns(UserWarning, match=r"events.sqlite: 1 of its events cannot be read.*taken \(2\)"):
-        reviews = insight.reading(bench.reviews)
-    assert insight.names(reviews) == []
+        reviews = quality.reading(bench.reviews)
+    assert quality.names(reviews) == []
     bench.refresh()
     assert bench.query("SELECT event_id, label FROM reviews").values.tolist() == [["kept", "a"]]
     with EventLog(bench.reviews) as log:

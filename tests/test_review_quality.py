@@ -18,7 +18,7 @@ from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import reviewed
 from deepintuit_analysis.index.browse import TraceFilter
 from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, Task, commands, fold, plan
-from deepintuit_analysis.review.insight import (
+from deepintuit_analysis.review.quality import (
     disputed,
     doubted,
     gold_records,

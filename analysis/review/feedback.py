@@ -24,8 +24,8 @@ from deepintuit.labels import LabelSet
 from deepintuit.runs.schema import trace_id as named
 from deepintuit.trace import parse
 from deepintuit_analysis.review.events import Kind
-from deepintuit_analysis.review.insight import Settled, calibrated, settled
-from deepintuit_analysis.review.queue import Reviews
+from deepintuit_analysis.review.quality import Settled, calibrated, settled
+from deepintuit_analysis.review.tasks import Reviews
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ class Corrections:
 
 def corrections(workbench: "Workbench", reviews: Reviews, tasks: Sequence[str], dataset: str) -> Corrections:
     """What these tasks say about the labels of a dataset's clips. A clip counts when a trace of it is settled (see
-    `insight.settled`) on a label; where a lead adjudicated, only that counts."""
+    `quality.settled`) on a label; where a lead adjudicated, only that counts."""
     manifest = Manifest.load(workbench.path, dataset)
     said: dict[str, list[Settled]] = defaultdict(list)
     for name in tasks:

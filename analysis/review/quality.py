@@ -24,7 +24,7 @@ from deepintuit.errors import DataError
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Agreement, Estimate, agreement, label_errors, rating_matrix, wilson
 from deepintuit_analysis.review.events import Event, EventLog, State, damage
-from deepintuit_analysis.review.queue import QUESTIONS, Reviews, dispute
+from deepintuit_analysis.review.tasks import QUESTIONS, Reviews, dispute
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -31,7 +31,7 @@ from deepintuit.texts import decoded, parse_json
 from deepintuit_analysis.index.browse import as_written, spreadsheet_safe
 from deepintuit_analysis.index.reviewed import SCHEMA, SHOWN, row_of
 from deepintuit_analysis.review.events import Event, Kind, State
-from deepintuit_analysis.review.queue import FAILING_IN, LONGEST_NOTE, VERDICTS, Reviews, Task, person
+from deepintuit_analysis.review.tasks import FAILING_IN, LONGEST_NOTE, VERDICTS, Reviews, Task, person
 
 if TYPE_CHECKING:
     from deepintuit_analysis import Workbench

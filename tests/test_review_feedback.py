@@ -15,7 +15,7 @@ from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.review import EventLog, Reviews, Task, read_events
-from deepintuit_analysis.review.loop import coldstart_set, corrections, next_batch, relabel
+from deepintuit_analysis.review.feedback import coldstart_set, corrections, next_batch, relabel
 
 LABELS = LabelSet.of("pets", ("dog", "cat", "fox"))
 CONFIG = load(None, ["clips.dataset=pets"])

@@ -18,7 +18,7 @@ from deepintuit_analysis import Workbench
 from deepintuit_analysis.index.browse import as_written, spreadsheet_safe
 from deepintuit_analysis.index.reviewed import SCHEMA
 from deepintuit_analysis.review import EventLog, Kind, Reviews, Task, read_events
-from deepintuit_analysis.review.exchange import (
+from deepintuit_analysis.review.import_export import (
     FORMS,
     Imported,
     bring_in,

@@ -39,7 +39,7 @@ FAILING_IN = ("seeing", "reasoning")
 ORDERS = ("entropy", "margin", "changed", "traces", "reviewers", "doubted", "random", "given")
 """Uncertain calibrated distributions first, by entropy or by the margin of the first two classes; provisional ≠
 calibrated; traces of the clip that disagree; people who disagree so far; clips whose label is probably wrong
-(`insight.doubted`); by chance; as listed. Ties fall by chance."""
+(`quality.doubted`); by chance; as listed. Ties fall by chance."""
 LONGEST_NOTE = 10_000  # characters
 
 
@@ -240,7 +240,7 @@ def plan(
         "given": -np.arange(len(rows)),
     }
     if "doubted" in shares:
-        from deepintuit_analysis.review.insight import doubted  # which reads tasks itself
+        from deepintuit_analysis.review.quality import doubted  # which reads tasks itself
 
         sure = {row.clip_id: row.self_confidence for row in doubted(workbench, set(rows["clip_id"]))}
         worth["doubted"] = [-sure.get(clip, np.nan) for clip in rows["clip_id"]]
