@@ -8,7 +8,7 @@ Plain functions, no Gradio and no HTML: `errors` wires them to its page, `errors
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import pandas as pd
@@ -176,7 +176,7 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
 
 def _results(workbench: Workbench, run: Run, rows: pd.DataFrame, labels: Sequence[str]) -> list[Result]:
     split = rows["split"].iloc[0] if len(rows) else "test"
-    return results_of(workbench, run, rows, labels, replace(settings_of(run), split=split))
+    return results_of(workbench, run, rows, labels, settings_of(run).replace(split=split))
 
 
 def clamped(text: str | None) -> float:

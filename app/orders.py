@@ -10,7 +10,6 @@ environment variable stays with the command line: who may open this page need no
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import sys
@@ -108,7 +107,7 @@ def write(
     text, more = _text(workbench, base), _more(dataset, seed)
     settings = config.loads(text, [*_sets(changes), *more], "the settings to begin with")
     _refuse_closed(config.loads(text, more), settings)
-    settings = dataclasses.replace(settings, workbench=str(workbench.path))
+    settings = settings.replace(workbench=str(workbench.path))
     command = [
         sys.executable,
         "-m",
@@ -172,9 +171,9 @@ def settable() -> dict[str, str]:
 
 
 def _open(section: str, key: str) -> bool:
-    kind = Config.__dataclass_fields__[section].default.__dataclass_fields__[key]
-    typed = not isinstance(kind.default, str | tuple) or bool(kind.metadata["choices"])
-    return typed or f"{section}.{key}" in _FREE_TEXT
+    field = config.field_of(f"{section}.{key}")
+    typed = not isinstance(field.default, str | tuple) or config.choices_of(field)
+    return bool(typed) or f"{section}.{key}" in _FREE_TEXT
 
 
 def _sets(changes: str) -> list[str]:
@@ -204,20 +203,11 @@ def _text(workbench: Workbench, base: str) -> str:
     kind, _, name = base.partition(":")
     if kind == "run":
         about = workbench.run(name).about
-        return tomli_w.dumps(_known(about.get("settings") or about["config"]))
+        stored = config.known(about.get("settings") or about["config"])
+        return tomli_w.dumps(Config.model_validate(stored).told())
     shipped = {path.stem: path for path in _SHIPPED.glob("*.toml")}
     if kind == "file" and name in shipped:
         return shipped[name].read_text(encoding="utf-8")
     if base == "defaults":
         return ""
     raise ConfigError(f"settings {base!r}", "no run, file or default is called so", "Choose one of the list")
-
-
-def _known(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored config without what it does not share with this version: other stages' notes, keys that were renamed."""
-    found: dict[str, Any] = {}
-    for section, key, _, _ in config.describe():
-        values = stored.get(section) if section else stored
-        if isinstance(values, Mapping) and values.get(key) is not None and key != "workbench":
-            (found.setdefault(section, {}) if section else found)[key] = values[key]
-    return found

@@ -12,7 +12,6 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as scratch:
         family = tiny.write_family(given.family, Path(scratch) / "model")
-        video = replace(family.video, frames=given.frames, max_pixels=64 * 28 * 28)
+        video = family.video.replace(frames=given.frames, max_pixels=64 * 28 * 28)
         vlm = VLM.load(ModelConfig(path=str(family.folder), device=given.device, dtype="float32"), video)
         paths = written(Path(scratch), 3)
         places = [(str(n), paths[n % len(paths)], WIDTH, HEIGHT) for n in range(given.clips)]

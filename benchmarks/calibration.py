@@ -11,7 +11,6 @@ Run it:  python benchmarks/calibration.py [--clips 24] [--batch 16] [--repeats 3
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +42,8 @@ def written(start: Start, count: int) -> list[tuple[Clip, list]]:
 def epoch(name: str, start: Start, traces: list[tuple[Clip, list]], batch: int) -> tuple[float, Counted, np.ndarray]:
     """Seconds of the training, counts, and the loss of each step; from the cold start's weights, in a throw-away
     workbench."""
-    settings = replace(
-        start.settings,
-        model=replace(start.settings.model, share_prefix=name == "ours"),
-        calibrate=replace(start.settings.calibrate, epochs=1.0, patience=0, batch=batch),
+    settings = start.settings.replace(
+        model={"share_prefix": name == "ours"}, calibrate={"epochs": 1.0, "patience": 0, "batch": batch}
     )
     task, counted, spent = Task(start.workbench.path, settings), Counted(), []
     train = training._Trainer.train_or_resume

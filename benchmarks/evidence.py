@@ -18,7 +18,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,7 @@ chance."""
 
 def settings_of(seed: int, options: argparse.Namespace) -> Config:
     settings = config.load(ROOT / "configs" / "tiny.toml", [f"seed={seed}", "evaluate.traces=4", *options.set])
-    return replace(settings, workbench=str(Path(options.workbench) / f"seed-{seed}"))
+    return settings.replace(workbench=str(Path(options.workbench) / f"seed-{seed}"))
 
 
 def measure(seed: int, options: argparse.Namespace) -> dict:
@@ -63,7 +63,7 @@ def measure(seed: int, options: argparse.Namespace) -> dict:
         console=Console(),
     )
     report.run_card(workbench, [run.id for run in runs])
-    held_out = replace(settings, evaluate=replace(settings.evaluate, split="validation", controls=False))
+    held_out = settings.replace(evaluate={"split": "validation", "controls": False})
     last = {"reasoner": runs[-1].parent, "calibrator": runs[-1].config["calibrator"]}
     runs.append(evaluate.run(workbench, held_out, **last, progress=not options.quiet))
     made = provenance()
@@ -96,7 +96,7 @@ def scores(settings: Config, runs: Sequence[Run]) -> dict:
     """Rows of the table, label sets, and each class stage by stage, from evaluate runs that are finished."""
     workbench, ids = Workbench(settings.workbench), [run.id for run in runs]
     table = tabulate(workbench, ids, settings.evaluate)
-    held_out = tabulate(workbench, ids, replace(settings.evaluate, split="validation"))
+    held_out = tabulate(workbench, ids, settings.evaluate.replace(split="validation"))
     gains = report.class_gains(report.stages_of(table.rows, report.headline(table.rows)))
     return {
         "rows": [asdict(row.measured) for row in table.rows],

@@ -20,7 +20,6 @@ import random
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,7 @@ def fingerprint() -> Fingerprint:
         cold = coldstart.run(bench, settings, teacher=_short_traces(bench, teacher).id, **quiet)
         refined = grpo.run(bench, settings, start=cold.id, **quiet)
         calibrator = calibrate.run(bench, settings, reasoner=refined.id, **quiet)
-        plain = replace(settings, evaluate=replace(settings.evaluate, controls=False))
+        plain = settings.replace(evaluate={"controls": False})
         scored = evaluate.run(bench, plain, reasoner=refined.id, calibrator=calibrator.id, **quiet)
         return {
             "clips": _hash(scored.read("traces")["frame_hash"]),

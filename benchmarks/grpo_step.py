@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from measure import Counted, Row, beside, chosen, in_turns, now, options, report
@@ -68,10 +68,9 @@ class Step:
 
 def step(name: str, start: Start, given, first: bool) -> Step:
     """One update from the start's weights, in a throw-away workbench."""
-    settings = replace(
-        start.settings,
-        model=replace(start.settings.model, share_prefix=name == "ours"),
-        grpo=replace(start.settings.grpo, clips_per_step=given.clips, group=given.group, max_steps=1),
+    settings = start.settings.replace(
+        model={"share_prefix": name == "ours"},
+        grpo={"clips_per_step": given.clips, "group": given.group, "max_steps": 1},
     )
     with tempfile.TemporaryDirectory() as scratch, route(name):
         task = Task(start.workbench.path, settings)

@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,16 +88,11 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="as of the command line")
     said = parser.parse_args()
     sets = ["evaluate.controls=false", *said.set, f"seed={said.seed}"]
-    settings = replace(config.load(ROOT / "configs" / "tiny.toml", sets), workbench=said.workbench)
+    settings = config.load(ROOT / "configs" / "tiny.toml", sets).replace(workbench=said.workbench)
     workbench = Workbench(said.workbench)
 
     def on(dataset: str, target: str = "trace", **evaluated: str) -> config.Config:
-        return replace(
-            settings,
-            clips=replace(settings.clips, dataset=dataset),
-            coldstart=replace(settings.coldstart, target=target),
-            evaluate=replace(settings.evaluate, **evaluated),
-        )
+        return settings.replace(clips={"dataset": dataset}, coldstart={"target": target}, evaluate=evaluated)
 
     def right_of(dataset: str, target: str, learned: str | None) -> list[bool]:
         """Clip by clip: whether a new cold start on half B names the true class of the test clips."""

@@ -19,7 +19,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,7 +217,7 @@ def started(workbench: Path | None = None, *, train: int = 240, epochs: int = 20
         bench = Workbench(workbench)
         for run in reversed(bench.runs("coldstart", finished=True)):
             if run.summary.get("target") == "trace" and run.about["name"] is None:  # RB-FT has a name
-                return Start(bench, replace(config.of(run.about["settings"]), workbench=str(workbench)), run)
+                return Start(bench, config.of(run.about["settings"]).replace(workbench=str(workbench)), run)
         raise SystemExit(f"{workbench} holds no finished cold start: name a workbench that `deepintuit demo` made.")
     from deepintuit import coldstart, teach
 

@@ -15,7 +15,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -104,7 +103,7 @@ def _calibrate(
     # The calibrator cannot be its own gate while it is made: traces think to the end, and their quick forms are rows
     # too.
     by_calibrator = config.gate.by == "calibrated"
-    gate = gate_for(task, replace(config.gate, by="off") if by_calibrator else config.gate)
+    gate = gate_for(task, config.gate.replace(by="off") if by_calibrator else config.gate)
     local = LocalReasoner(vlm, task, config.seed, gate)
     splits = {split: local.encode(task.clips(split)) for split in ("calibration", "validation")}
     for split, known in splits.items():

@@ -9,7 +9,6 @@ Bad input gives one sentence in three beats and exit code 2.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import getpass
 import importlib
 import os
@@ -136,7 +135,7 @@ def _settings(options) -> Config:
         sets.append(f"seed={options.seed}")
     settings = config.load(options.config, sets)
     place = options.workbench or os.environ.get("DEEPINTUIT_HOME") or settings.workbench
-    return dataclasses.replace(settings, workbench=str(place))
+    return settings.replace(workbench=str(place))
 
 
 def _open(options, *, indexed: bool = False):
@@ -161,7 +160,7 @@ def _need_dataset(settings: Config) -> Config:
             if known
             else "Import clips first, e.g. `deepintuit clips folder DIR --name NAME`",
         )
-    return dataclasses.replace(settings, clips=dataclasses.replace(settings.clips, dataset=known[0]))
+    return settings.replace(clips={"dataset": known[0]})
 
 
 def _newest(workbench, stages: Sequence[str], settings: Config, what: str, target: str | None = None) -> str:
@@ -575,9 +574,7 @@ def _import_homecam(options) -> int:
     from deepintuit_homecam import demo
 
     settings = _settings(options)
-    settings = dataclasses.replace(
-        settings, clips=dataclasses.replace(settings.clips, dataset=settings.clips.dataset or "homecam")
-    )
+    settings = settings.replace(clips={"dataset": settings.clips.dataset or "homecam"})
     if options.dry_run:
         console.print(
             f"{options.train} clips to train on and {options.test} to test on would be rendered into {settings.workbench}.",
@@ -599,7 +596,7 @@ def _import_homecam(options) -> int:
 def _named(options) -> Config:
     settings = _settings(options)
     if options.name:
-        settings = dataclasses.replace(settings, clips=dataclasses.replace(settings.clips, dataset=options.name))
+        settings = settings.replace(clips={"dataset": options.name})
     return _need_dataset(settings)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,7 +137,7 @@ def _answering(config: Config, labels: LabelSet, cache: Path) -> Judge:
 
     def answers(questions: Sequence[Question]) -> list[str]:
         if not held:
-            model = replace(config.model, path=path, lora_rank=0)
+            model = config.model.replace(path=path, lora_rank=0)
             held.append(VLM.load(model, config.video, checkpoint=None, cache=cache))
         prompts = [observed_prompt(labels, q.observation, config.prompt.style) for q in questions]
         scores_C_K = label_logprobs(held[0], [None] * len(prompts), prompts, labels)

@@ -13,8 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from deepintuit.config import CalibrateConfig, ColdstartConfig, Config, GrpoConfig
-from deepintuit.config.fields import Section
+from deepintuit.config import CalibrateConfig, ColdstartConfig, Config, GrpoConfig, Section
 from deepintuit.errors import ConfigError
 
 FEW = 50
@@ -121,7 +120,7 @@ def _said(of: Callable, settings: Section, count: int) -> str:
     if not count:
         return "Nothing to train on."
     planned = of(settings, count)
-    planned.refuse_no_peak(type(settings).__name__.removesuffix("Config").lower())
+    planned.refuse_no_peak(settings.dotted())
     return planned.sentence() + (few(planned) if of is of_grpo else "")
 
 

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def run(
     from deepintuit import calibrate, coldstart, evaluate, grpo, teach
 
     def labels_only(*splits: str) -> Config:
-        return replace(settings, coldstart=replace(settings.coldstart, target="label", splits=splits))
+        return settings.replace(coldstart={"target": "label", "splits": splits})
 
     teacher = clock("Teacher traces", lambda: teach.run(workbench, settings, **show))
     labels = clock(
@@ -113,7 +113,7 @@ def run(
     if full:
         everything = labels_only("coldstart", "grpo", "calibration")
         # Four times the clips: a third of the passes are more updates than labels alone get on the cold-start clips.
-        everything = replace(everything, coldstart=replace(everything.coldstart, epochs=settings.coldstart.epochs / 3))
+        everything = everything.replace(coldstart={"epochs": settings.coldstart.epochs / 3})
         labels_all = clock(
             "Labels only, all training clips",
             lambda: coldstart.run(workbench, everything, teacher=None, name="labels-all", **show),
@@ -122,7 +122,7 @@ def run(
             "Calibrate cold start alone", lambda: calibrate.run(workbench, settings, reasoner=cold.id, **show)
         )
         for source in ("video", "trace"):
-            control = replace(settings, calibrate=replace(settings.calibrate, without=source))
+            control = settings.replace(calibrate={"without": source})
             clock(
                 f"Calibrate without the {source}",
                 lambda c=control: calibrate.run(workbench, c, reasoner=refined.id, **show),
@@ -249,7 +249,7 @@ def _chain(workbench: Workbench, small: bool) -> Finished | None:
         own = [run for run in scored if run.config.get("calibrator") == judge.id]
         if not own:
             continue
-        settings = replace(config.of(refined.about["settings"]), workbench=str(workbench.path))
+        settings = config.of(refined.about["settings"]).replace(workbench=str(workbench.path))
         same = cold.config["coldstart"]["splits"]
         rival = next((run for run in rivals if run.config["coldstart"]["splits"] == same), None)
         return Finished(workbench, settings, teacher, cold, refined, judge, rival, own[-1], scored, small)
@@ -261,8 +261,8 @@ def _rationales(workbench: Workbench, settings: Config, clock: _Clock, show: dic
     usable one."""
     from deepintuit import coldstart, teach
 
-    own = replace(settings, teach=replace(settings.teach, source="self", given_answer=True))
-    labels = replace(settings, coldstart=replace(settings.coldstart, target="label"))
+    own = settings.replace(teach={"source": "self", "given_answer": True})
+    labels = settings.replace(coldstart={"target": "label"})
     written = clock("RB-FT: own rationales", lambda: teach.run(workbench, own, **show))
     if not written.summary["kept"]:
         clock.console.print("RB-FT is left out: the untouched model wrote no trace that holds grammar and label.")

@@ -118,12 +118,10 @@ pair[0].notes or "These clips came without notes."
 # notes, which has to be allowed by name, and is answered with a warning. They run in a throw-away copy of the workbench.
 
 # %%
-from dataclasses import replace
-
 from deepintuit import evaluate
 
-shown = replace(bench.settings.clips, notes_shown=notes)
-leaks = evaluate.baselines(bench.scratch(), replace(bench.settings, clips=shown))
+shown = bench.settings.replace(clips={"notes_shown": notes})
+leaks = evaluate.baselines(bench.scratch(), shown)
 
 # %% [markdown]
 # Beside them stands the system of this workbench, which does watch.

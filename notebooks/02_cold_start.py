@@ -91,12 +91,10 @@ show.tokens(example["text"], character_offsets(untouched.tokenizer, target[:-1])
 # Up to 64 of the kept traces, each imitated once. This is the real stage with fewer rows; what it makes goes to a throw-away copy of the workbench.
 
 # %%
-from dataclasses import replace
-
 from deepintuit import coldstart
 
 scratch = bench.scratch()
-few = replace(bench.settings, coldstart=replace(bench.settings.coldstart, epochs=1.0, limit=64))
+few = bench.settings.replace(coldstart={"epochs": 1.0, "limit": 64})
 run = coldstart.run(scratch, few, teacher=bench.teach.id)
 
 # %%

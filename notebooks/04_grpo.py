@@ -41,13 +41,11 @@ ratio = 0.3 / 0.2
 # Eight clips, a group of traces each, one step from the cold-started weights. This is the real stage, cut short; what it makes goes to a throw-away copy of the workbench.
 
 # %%
-from dataclasses import replace
-
 from deepintuit import grpo
 
-settings = replace(bench.settings.grpo, max_steps=1, clips_per_step=8, check_clips=0, warmup_steps=0)
+settings = bench.settings.grpo.replace(max_steps=1, clips_per_step=8, check_clips=0, warmup_steps=0)
 scratch = bench.scratch()
-step = grpo.run(scratch, replace(bench.settings, grpo=settings), start=bench.cold.id)
+step = grpo.run(scratch, bench.settings.replace(grpo=settings), start=bench.cold.id)
 
 # %%
 scores = step.read("scores").pivot_table(index="trace_id", columns="name", values="value")

@@ -510,7 +510,7 @@ def test_clips_in_memory_start_no_thread(families, paths):
 
 def test_nothing_is_kept_on_disk_without_room(families, encode, tmp_path):
     family = families["embedded"]
-    none = replace(family, video=replace(family.video, cache_gib=0.0)).load(cache=tmp_path / "cache")
+    none = replace(family, video=family.video.replace(cache_gib=0.0)).load(cache=tmp_path / "cache")
     encode(none, TALL)
     assert not (tmp_path / "cache").exists()
 

@@ -6,14 +6,13 @@ come in the order of their ids.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from deepintuit.config import Config, EvaluateConfig
+from deepintuit.config import Config, EvaluateConfig, of
 from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.runs import Run
@@ -96,7 +95,7 @@ def tabulate(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfi
     rows = []
     for run in runs:
         scores = run.read("scores", ["trace_id", "name", "value"]).query("name == 'mismatch'")
-        mine = replace(config or settings_of(run), split=settings.split)
+        mine = (config or settings_of(run)).replace(split=settings.split)
         rows += results_of(
             workbench,
             run,
@@ -196,10 +195,7 @@ def _flat(config: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
 
 def settings_of(run: Run) -> EvaluateConfig:
     """The evaluate section of a run's config; keys of another version are passed over, missing ones are defaults."""
-    known = {field.name for field in dataclasses.fields(EvaluateConfig)}
-    section = run.config.get("evaluate", {})
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items() if key in known}
-    return EvaluateConfig(**values)
+    return of({"evaluate": run.config.get("evaluate")}).evaluate
 
 
 def _told_apart(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 
 from deepintuit import disk
-from deepintuit.config import JudgeConfig, TeachConfig
+from deepintuit.config import EndpointConfig
 from deepintuit.endpoint import wire
 from deepintuit.endpoint.wire import Completion, NotACompletion, Request
 from deepintuit.errors import TeachError
@@ -108,7 +108,7 @@ class Endpoint:
         self._key()
 
     @classmethod
-    def of(cls, settings: TeachConfig | JudgeConfig, cache: Path | None = None) -> Endpoint:
+    def of(cls, settings: EndpointConfig, cache: Path | None = None) -> Endpoint:
         """The endpoint that the section `teach` or `judge` names."""
         return cls(
             settings.base_url,
@@ -120,7 +120,7 @@ class Endpoint:
             cache=cache,
             token_field=settings.token_field,
             send_temperature=settings.send_temperature,
-            section="judge" if isinstance(settings, JudgeConfig) else "teach",
+            section=settings.dotted(),
         )
 
     def complete_many(

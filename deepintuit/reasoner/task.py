@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from rich.console import Console
 
-from deepintuit.config import Config
+from deepintuit.config import COST, Config
 from deepintuit.data import Manifest
 from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.labels import NONE_LABEL, LabelSet
@@ -131,17 +130,17 @@ def inherited(workbench: Workbench, config: Config, *run_ids: str | None) -> tup
         taught, sampled = run.stage == "teach", ("calibrate",) if run.stage == "calibrate" else ()
         for name in ("clips", "prompt") if taught else (*_TAKEN, *sampled):
             section, before, taken = getattr(config, name), kept.get(name), {}
-            for field in dataclasses.fields(section) if isinstance(before, Mapping) else ():
-                key, mine = f"{name}.{field.name}", getattr(section, field.name)
-                if field.name not in before or key in _NOT_TAKEN or not field.metadata["decides"]:
+            for setting, field in type(section).model_fields.items() if isinstance(before, Mapping) else ():
+                key, mine = f"{name}.{setting}", getattr(section, setting)
+                if setting not in before or key in _NOT_TAKEN or COST in field.metadata:
                     continue
-                theirs = tuple(before[field.name]) if isinstance(mine, tuple) else before[field.name]
+                theirs = tuple(before[setting]) if isinstance(mine, tuple) else before[setting]
                 free = key not in settled and not config.is_given(key)
                 settled.add(key)
                 if mine == theirs:
                     continue
                 if free:
-                    taken[field.name] = theirs
+                    taken[setting] = theirs
                 elif key in _TO_MATCH and not (taught and key != "prompt.grammar"):
                     raise ConfigError(
                         f"{key} = {_plain(mine)} on {run.id}",
@@ -150,7 +149,7 @@ def inherited(workbench: Workbench, config: Config, *run_ids: str | None) -> tup
                     )
                 elif key in _TO_BE_TOLD:
                     told[f"{key} {theirs} → {mine}"] = None
-            config = dataclasses.replace(config, **{name: dataclasses.replace(section, **taken)})
+            config = config.replace(**{name: taken})
         _refuse_other_labels(workbench, config, run)
     return config, list(told)
 

@@ -57,7 +57,7 @@ class VLM:
         self.model, self.processor, self.tokenizer, self.name = model, processor, processor.tokenizer, name
         self.family = FAMILIES[self.core.config.model_type]
         self.encoder = ClipEncoder(processor, self.core, self.family, video, cache)
-        self.shares_prefix, self.tokens_per_pass = False, ModelConfig.tokens_per_pass
+        self.shares_prefix, self.tokens_per_pass = False, ModelConfig().tokens_per_pass
         self.stop_ids = self._stop_ids()
         self.silenced = sorted(
             {i for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
