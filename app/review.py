@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse, Response
 from deepintuit.errors import DeepIntuitError
 from deepintuit_analysis.index import browse
 from deepintuit_analysis.review import import_export, quality
-from deepintuit_analysis.review.events import damage
+from deepintuit_analysis.review.log import damage
 from deepintuit_app import review_view
 from deepintuit_app.desk import LOCAL, Desk
 from deepintuit_app.html import tag

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -238,7 +238,7 @@ class Room:
         html, film = self._drawn(name, item, int(time.time() / _KEPT))
         if lead is not None:
             said = self.reviews.answers(name, item, lead).values()
-            html = review_view.said_html(task, [row_of(asdict(act)) for act in said]) + html
+            html = review_view.said_html(task, [row_of(act) for act in said]) + html
         return {"item": item, "html": html, "film": film, "draft": dict(draft), "seconds": task.seconds}
 
     def _draw(self, name: str, item: str, _when: int) -> tuple[str, dict[str, Any] | None]:

@@ -24,7 +24,7 @@ from deepintuit.errors import DataError, StoreError
 from deepintuit.metrics import agreement, rating_matrix
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index.browse import TraceFilter
-from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, Task, events, fold, plan, read_events, task_of
+from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, Task, fold, log, plan, read_events, task_of
 from deepintuit_analysis.review.quality import disputed, gold_records, settled
 
 GOOD = {"label": "dog", "verdict": "right"}
@@ -354,12 +354,12 @@ def killed_while_reading_in(folder: Path, moment: int) -> bool:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def connected(*given: object) -> sqlite3.Connection:
-        connection = store_connected(*given)
+        connection = log_connected(*given)
         connection.set_trace_callback(step)
         return connection
 
-    store_connected, rename = events.connected, os.replace
-    events.connected, os.replace = connected, lambda *names: (step(), rename(*names))
+    log_connected, rename = log._connected, os.replace
+    log._connected, os.replace = connected, lambda *names: (step(), rename(*names))
     try:
         EventLog(folder)
     finally:

@@ -77,7 +77,7 @@ class House:
         """What a cold start with this teacher would imitate, by clip."""
         clips = {clip: clip for clip in self.manifest().usable("coldstart")["clip_id"]}
         found: dict[str, list[str]] = {}
-        for clip, text in coldstart._targets(self.workbench, clips, run.id):
+        for clip, text in coldstart.kept_traces(run, clips):
             found.setdefault(clip, []).append(text)
         return found
 

@@ -3,19 +3,13 @@
     workbench.query("SELECT reviewer, count(*) FROM reviews WHERE kind = 'judged' GROUP BY ALL")
 
 A row for each (task, trace, reviewer): the judgement or skip in force, and one for the adjudication of a trace, by the
-rules of `review.events.fold` and `review.tasks.Task.counted` (a test holds them together). A person's own query sees
-closed tasks only, and of these no clip that an open task asks about: reviewers may not see what others answer before
-they have. Left out on purpose: drafts, reservations, what is gold.
+rules of `review.events`. A person's own query sees closed tasks only, and of these no clip that an open task asks
+about: reviewers may not see what others answer before they have.
+
+Left out on purpose: drafts, reservations, what is gold.
 """
 
-import contextlib
-import hashlib
-import json
-import shutil
-import sqlite3
-import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,12 +20,8 @@ import pyarrow.parquet as pq
 
 from deepintuit import disk, parquet
 from deepintuit.errors import StoreError
-
-FILE, OLD_FILE = "events.sqlite", "events.jsonl"
-"""Of a `reviews` folder: the events, and where earlier versions wrote them."""
-CREATE = "CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, event TEXT NOT NULL)"
-SELECT = "SELECT number, CAST(event AS BLOB) FROM events WHERE number > ? ORDER BY number"
-_NEWEST = "SELECT number, CAST(event AS BLOB) FROM events ORDER BY number DESC LIMIT 1"
+from deepintuit_analysis.review.events import Event, State, fold
+from deepintuit_analysis.review.log import newest, read_events
 
 _text = pa.string()
 SCHEMA = pa.schema(
@@ -60,197 +50,26 @@ _CACHED = SHOWN.append(pa.field("public", pa.bool_()))
 _MARK = b"events"
 
 
-_EVENT = {"kind", "task", "reviewer", "item", "clip", "payload", "id", "time"}
-_WORDS = ("label", "verdict", "note", "reason", "source", "said_at")
-
-
-def event_of(line: bytes) -> dict[str, Any]:
-    """The fields of an event of `review` by name; ValueError for a line that is torn, damaged or of another shape."""
-    try:
-        event = json.loads(line.decode("utf-8"))
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(event, dict) or {*event, "item", "clip"} != _EVENT:
-        raise ValueError("it has not the fields of an event")
-    event = {"item": None, "clip": None, **event}
-    payload, failing = event["payload"], None
-    words = [event[name] for name in ("kind", "task", "reviewer", "id", "time")]
-    words += [event[name] or "" for name in ("item", "clip")]
-    if isinstance(payload, dict) and event["kind"] in ("judged", "skipped", "adjudicated"):
-        words += [payload.get(name) or "" for name in _WORDS]
-        failing = payload.get("failing") or {}
-        words += [failing.get("in") or ""] if isinstance(failing, dict) else [failing]
-    if not isinstance(payload, dict) or not all(isinstance(word, str) for word in words):
-        raise ValueError("a field of it is of another type")
-    if failing and not (failing.get("sentence") is None or type(failing["sentence"]) is int):
-        raise ValueError("it names no sentence")
-    for instant in filter(None, (event["time"], failing is not None and payload.get("said_at"))):
-        if not 1970 <= datetime.fromisoformat(instant).year < 9999:
-            raise ValueError("its time is out of range")
-    return event
-
-
-def row_of(event: Mapping[str, Any]) -> dict[str, Any]:
-    """An event of `review` (its fields by name) as a row of `SCHEMA`. Answers of another type are left out."""
-    payload = event["payload"]
+def row_of(event: Event) -> dict[str, Any]:
+    """An event as a row of `SCHEMA`. Answers of another type are left out."""
+    payload = event.payload
     failing = payload.get("failing") or {}
     sentence = failing.get("sentence")
     words = {name: payload.get(name) or None for name in ("label", "verdict", "note", "reason", "source")}
     words["failing_in"] = failing.get("in")
-    time = datetime.fromisoformat(payload.get("said_at") or event["time"]).astimezone(UTC).replace(tzinfo=None)
+    time = datetime.fromisoformat(payload.get("said_at") or event.time).astimezone(UTC).replace(tzinfo=None)
     return {
-        "task": event["task"], "trace_id": event["item"], "clip_id": event["clip"], "reviewer": event["reviewer"],
-        "kind": str(event["kind"]), "time": time,
+        "task": event.task, "trace_id": event.item, "clip_id": event.clip, "reviewer": event.reviewer,
+        "kind": str(event.kind), "time": time,
         "failing_sentence": sentence if type(sentence) is int and abs(sentence) < 2**63 else None,
-        "event_id": event["id"], **{name: word if isinstance(word, str) else None for name, word in words.items()},
+        "event_id": event.id, **{name: word if isinstance(word, str) else None for name, word in words.items()},
     }  # fmt: skip
 
 
-def connected(file: Path, mode: str) -> sqlite3.Connection:
-    """SQLite's file, opened as `mode` says (ro, rwc); a transaction begins and ends where it is said to."""
-    return sqlite3.connect(
-        f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=30, isolation_level=None, check_same_thread=False
-    )
-
-
-@contextlib.contextmanager
-def saying(folder: Path) -> Iterator[None]:
-    """What SQLite refuses inside is raised as a StoreError, a DiskError where it is the disk."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise _sentence(error, folder / FILE) from error
-
-
-def _sentence(error: sqlite3.Error, file: Path) -> StoreError:
-    name = getattr(error, "sqlite_errorname", None) or ""
-    if name.startswith("SQLITE_BUSY"):
-        return StoreError(f"{str(file)!r} is in use", "another process has not let go of it for 30 s", "Try again")
-    if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR"):
-        return StoreError(
-            f"{str(file)!r} is damaged",
-            str(error),
-            f"Put a copy back that you have, or see what `sqlite3 {FILE} .recover` finds in it",
-        )
-    try:  # SQLite does not tell why a disk refuses; a file beside it does
-        with tempfile.TemporaryFile(dir=file.parent) as probe:
-            probe.write(bytes(1 << 16))
-            probe.flush()
-    except OSError as refused:
-        return disk.refusal(refused, file) or StoreError(f"{str(file)!r} cannot be used", str(refused), "Mend that")
-    return StoreError(f"{str(file)!r} cannot be used", str(error), "Mend that, then try again")
-
-
-def _ask(folder: Path, sql: str, *values: Any) -> list[tuple[int, bytes]]:
-    """Rows of the events, while others write them. WAL needs room beside the file: where there is none, of a copy."""
-    file = folder / FILE
-    if not file.exists():
-        return []
-
-    def ask(file: Path) -> list[tuple[int, bytes]]:
-        with contextlib.closing(connected(file, "ro")) as connection:
-            made = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone()
-            return connection.execute(sql, values).fetchall() if made else []
-
-    with saying(folder), disk.naming(file):
-        try:
-            return ask(file)
-        except sqlite3.OperationalError as error:
-            if not error.sqlite_errorname.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_IOERR")):
-                raise
-        with tempfile.TemporaryDirectory() as copies:
-            for path in (file, file.with_name(f"{FILE}-wal")):
-                if path.exists():
-                    shutil.copyfile(path, Path(copies, path.name))
-            return ask(Path(copies, FILE))
-
-
-def old_lines(folder: Path) -> list[bytes]:
-    """The lines of an `events.jsonl` that has its name still."""
-    try:
-        return [line for line in (folder / OLD_FILE).read_bytes().split(b"\n") if line.strip()]
-    except FileNotFoundError:
-        return []
-
-
-def stored(folder: Path) -> list[tuple[int, bytes]]:
-    """The events of a `reviews` folder as numbered lines, in order, for any process while others write."""
-    left = old_lines(folder)  # first: they go away once they are in the table
-    found = _ask(folder, SELECT, 0)
-    known = {line for _, line in found} if left else ()
-    left = [line for line in dict.fromkeys(left) if line not in known]
-    return found + list(enumerate(left, found[-1][0] + 1 if found else 1))
-
-
-def rows(lines: Iterable[bytes]) -> list[dict[str, Any]]:
-    """The rows in force after these lines, in the order in which they were said, as of `SHOWN`; `public` says whether
-    a person's own query sees them. Lines that cannot be read, and those repeated under one id, change nothing."""
-    tasks: dict[str, Mapping[str, Any]] = {}
-    closed: set[str] = set()
-    acts: dict[tuple[str, str, str], dict[str, Any]] = {}
-    said: dict[tuple[str, str], dict[str, dict[str, dict[str, Any]]]] = {}  # item → reviewer → event → row
-    finals: dict[tuple[str, str], dict[str, None]] = {}
-    seen = set()
-    for line in lines:
-        try:
-            event = event_of(line)
-            kind, task, who, number, payload = (event[name] for name in ("kind", "task", "reviewer", "id", "payload"))
-            if number in seen:
-                continue
-            seen.add(number)
-            if kind == "opened":
-                about = {
-                    "clips": set(payload["items"].values()),
-                    "gold": set(payload.get("gold") or ()),
-                    "reviewers": int(payload.get("reviewers", 1)),
-                }
-                tasks.setdefault(task, about)
-            elif kind == "closed":
-                (closed.add if payload.get("closed", True) else closed.discard)(task)
-            elif kind == "undone" and (gone := acts.pop((task, who, payload["event"]), None)):
-                place = (task, gone["trace_id"])
-                left = finals[place] if gone["kind"] == "adjudicated" else said[place][who]
-                del left[gone["event_id"]]
-                if not left and gone["kind"] != "adjudicated":
-                    del said[place][who]
-            elif kind in ("judged", "skipped", "adjudicated"):
-                row = acts[task, who, number] = row_of(event)
-                place = (task, row["trace_id"])
-                if kind == "adjudicated":
-                    finals.setdefault(place, {})[number] = None
-                else:
-                    by = said.setdefault(place, {})
-                    if who in by and _last(by[who])["kind"] != "judged":
-                        by[who] = by.pop(who)  # who skipped before stands behind those who have judged since
-                    by.setdefault(who, {})[number] = row
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-            continue
-    standing = {_last(mine)["event_id"] for by in said.values() for mine in by.values()}
-    standing |= {next(reversed(numbers)) for numbers in finals.values() if numbers}
-    extra = {number for place, by in said.items() for number in _extras(tasks.get(place[0]), place[1], by)}
-    asked = {clip for name, task in tasks.items() if name not in closed for clip in task["clips"]}
-    return [
-        {**row, "extra": row["event_id"] in extra, "public": row["task"] in closed and row["clip_id"] not in asked}
-        for row in acts.values()
-        if row["event_id"] in standing
-    ]
-
-
-def _last(mine: Mapping[str, Any]) -> Any:
-    return mine[next(reversed(mine))]
-
-
-def _extras(task: Mapping[str, Any] | None, item: str, by: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[str]:
-    """Ids of the judgements of an item beyond those asked for."""
-    if task is None or item in task["gold"]:
-        return []
-    found, counted = [], 0
-    for row in (row for row in map(_last, by.values()) if row["kind"] == "judged"):
-        if counted < task["reviewers"] or row["source"] is not None:
-            counted += 1
-        else:
-            found.append(row["event_id"])
-    return found
+def rows(state: State, task: str | None = None) -> list[dict[str, Any]]:
+    """What is in force (in one task), in the order in which it was said, in the columns of `SHOWN`."""
+    found = [{**row_of(act), "extra": extra} for act, extra in state.in_force(task)]
+    return sorted(found, key=lambda row: row["time"])
 
 
 def cache(root: Path) -> Path:
@@ -258,7 +77,13 @@ def cache(root: Path) -> Path:
 
 
 def _table(root: Path) -> pa.Table:
-    return pa.Table.from_pylist(rows(line for _, line in stored(root / "reviews")), schema=_CACHED)
+    """The rows in force; `public` are those that a person's own query sees."""
+    state = fold(read_events(root / "reviews")[0])
+    asked = {clip for name, task in state.tasks.items() if name not in state.closed for clip in task.items.values()}
+    found = rows(state)
+    for row in found:
+        row["public"] = row["task"] in state.closed and row["clip_id"] not in asked
+    return pa.Table.from_pylist(found, schema=_CACHED)
 
 
 def fresh(root: Path, folder: Path) -> bool:
@@ -281,11 +106,8 @@ def _made_of(folder: Path) -> bytes | None:
 
 
 def _mark(root: Path) -> bytes | None:
-    """Changes with every event; None where there are none."""
-    left, newest = old_lines(root / "reviews"), _ask(root / "reviews", _NEWEST)
-    if not left and not newest:
-        return None
-    return hashlib.sha256(repr((len(left), left[-1:], newest, _CACHED.names)).encode()).hexdigest().encode()
+    last = newest(root / "reviews")
+    return last and f"{last} {','.join(_CACHED.names)}".encode()
 
 
 def refresh(root: Path, folder: Path | None = None) -> bool:

@@ -6,15 +6,18 @@
     item = reviews.next_item("homecam, week 1", "ann")
     reviews.judge("homecam, week 1", "ann", item.trace_id, {"label": "normal", "verdict": "right"})  # on disk now
 
-`events` is the file and the fold over it, `tasks` the tasks, the order of their items and the reservations. What
-reviews tell is in `quality`, files in and out in `import_export`, the way back into training in `feedback`; `commands`
-is their command line. Agreement is counted in `metrics`, from `Reviews.ratings`.
+`tasks` says which traces are asked about, in which order; `events` what people do, and the fold over it; `log` is the
+file of events; `reviews` hands out items and takes answers. What they tell is in `quality`, files in and out in
+`import_export`, the way back into training in `feedback`; `commands` is their command line. Agreement is counted in
+`metrics`, from `Reviews.ratings`.
 
 Left out on purpose: pages and keys (`app`). Never imports torch.
 """
 
-from deepintuit_analysis.review.events import Event, EventLog, Kind, State, fold, read_events
-from deepintuit_analysis.review.tasks import ORDERS, QUESTIONS, VERDICTS, Item, Reviews, Task, plan, task_of
+from deepintuit_analysis.review.events import Event, Kind, State, fold
+from deepintuit_analysis.review.log import EventLog, read_events
+from deepintuit_analysis.review.reviews import Item, Reviews
+from deepintuit_analysis.review.tasks import ORDERS, QUESTIONS, VERDICTS, Task, plan, task_of
 
 __all__ = [
     "ORDERS",

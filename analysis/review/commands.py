@@ -17,10 +17,10 @@ from deepintuit.data import Manifest
 from deepintuit.errors import DataError
 from deepintuit.metrics import Estimate, agreement, rating_matrix
 from deepintuit_analysis import Workbench
-from deepintuit_analysis.index.reviewed import stored
 from deepintuit_analysis.review import feedback, import_export, quality
-from deepintuit_analysis.review.events import EventLog
-from deepintuit_analysis.review.tasks import Reviews, task_of
+from deepintuit_analysis.review.log import EventLog, stored
+from deepintuit_analysis.review.reviews import Reviews
+from deepintuit_analysis.review.tasks import task_of
 
 _ROWS = 20  # of a list that is printed
 

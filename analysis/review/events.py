@@ -1,47 +1,21 @@
-"""What reviewers did, as rows of one SQLite file that only grows, and the state that follows from them.
+"""What reviewers did, one event each, and the state that follows from them: a fold, the only one.
 
-    log = EventLog(workbench.reviews)
-    log.append(Event(Kind.JUDGED, task, reviewer, item=trace_id, payload={"label": "dog"}))   # on disk when it returns
-
-`reviews/events.sqlite` is in WAL mode: any process may write, with any number of threads, while others read. Threads
-that wait together share one transaction and one fsync. A row is an event as a line of JSON; no row is ever changed.
-`events.jsonl`, which earlier versions wrote, is read in by the first process that writes, and kept under another name.
-
-Left out on purpose: compaction (a hundred thousand events are read in about a second).
+state = fold(events)
+state.answers["week 1"][trace_id]["ann"].payload["label"]
 """
 
-import contextlib
-import itertools
 import json
-import os
-import sqlite3
-import threading
-import time
 import uuid
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from deepintuit import disk
-from deepintuit.errors import DataError, StoreError
+from deepintuit.errors import DataError
 from deepintuit.runs.schema import storable
-from deepintuit_analysis.index.reviewed import (
-    CREATE,
-    FILE,
-    OLD_FILE,
-    SELECT,
-    connected,
-    event_of,
-    old_lines,
-    saying,
-    stored,
-)
-
-_Seen = TypeVar("_Seen")
+from deepintuit_analysis.review.tasks import Task
 
 
 class Kind(StrEnum):
@@ -97,45 +71,36 @@ class Event:
     @classmethod
     def read(cls, line: bytes) -> "Event | None":
         """The event of a line; None for one that is torn, damaged or of another kind."""
-        from deepintuit_analysis.review.tasks import Task  # which stands on this module
-
         try:
-            found = event_of(line)
-            event = cls(**{**found, "kind": Kind(found["kind"])})
-            if event.kind is Kind.OPENED and Task(**event.payload).name != event.task:
+            fields = json.loads(line.decode("utf-8"))
+            if {*fields, "item", "clip"} != _FIELDS or not _sound(fields):
                 return None
-        except (ValueError, TypeError, AttributeError, DataError):
+            event = cls(**{**fields, "kind": Kind(fields["kind"])})
+            opens = Task(**event.payload).name if event.kind is Kind.OPENED else event.task
+        except (ValueError, TypeError, AttributeError, RecursionError, DataError):
             return None
-        return event
+        return event if opens == event.task else None
 
 
-def _events(lines: Iterable[tuple[int, bytes]], known: dict[str, Event]) -> Iterator[tuple[int, Event | None]]:
-    """The events of numbered lines, but for those that `known` has by their id, to which they are added; None for a
-    line that cannot be read, or that says something else under an id that is taken."""
-    for number, line in lines:
-        event = Event.read(line)
-        first = event and known.setdefault(event.id, event)
-        if event is None or replace(event, time=first.time) != first:
-            yield number, None
-        elif event is first:
-            yield number, event
+_FIELDS = {"kind", "task", "reviewer", "item", "clip", "payload", "id", "time"}
+_WORDS = ("label", "verdict", "note", "reason", "source", "said_at")
 
 
-def read_events(folder: Path) -> tuple[list[Event], list[int]]:
-    """All events of the `reviews` folder, in order, and the numbers of the rows that could not be read. For any
-    process, while others write."""
-    found = list(_events(stored(folder), {}))
-    return [event for _, event in found if event], [number for number, event in found if event is None]
-
-
-def damage(numbers: Sequence[int]) -> str:
-    """A sentence about the rows that could not be read; empty where there are none."""
-    if not numbers:
-        return ""
-    shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
+def _sound(fields: Mapping[str, Any]) -> bool:
+    """Whether the fields have their types and times that a calendar has. Errors are those of `Event.read`."""
+    payload = fields["payload"]
+    words = [fields[name] for name in ("kind", "task", "reviewer", "id", "time")]
+    words += [fields.get(name) or "" for name in ("item", "clip")]
+    sentence, times = None, [fields["time"]]
+    if fields["kind"] in ("judged", "skipped", "adjudicated"):
+        failing = payload.get("failing") or {}
+        sentence, times = failing.get("sentence"), [*times, payload.get("said_at") or fields["time"]]
+        words += [failing.get("in") or "", *(payload.get(name) or "" for name in _WORDS)]
     return (
-        f"reviews/{FILE}: {len(numbers)} of its events cannot be read, or say something else under an id that "
-        f"is taken ({shown}). They count for nothing; all others do."
+        isinstance(payload, dict)
+        and all(isinstance(word, str) for word in words)
+        and (sentence is None or type(sentence) is int)
+        and all(1970 <= datetime.fromisoformat(time).year < 9999 for time in times)
     )
 
 
@@ -156,7 +121,7 @@ class State:
     """
 
     def __init__(self) -> None:
-        self.tasks: dict[str, Event] = {}
+        self.tasks: dict[str, Task] = {}
         self.closed: set[str] = set()
         self.answers: dict[str, dict[str, dict[str, Event]]] = defaultdict(lambda: defaultdict(dict))
         self.holds: dict[str, dict[str, dict[str, Hold]]] = defaultdict(lambda: defaultdict(dict))
@@ -171,6 +136,26 @@ class State:
         found = self._finals.get((task, item))
         return list(found.values())[-1] if found else None
 
+    def counted(self, task: str, item: str) -> dict[str, Event]:
+        """Of the answers of an item by reviewer, the judgements that count: those of the first as many as asked, and
+        all that were brought in from elsewhere. Of a gold item, or of a task that was not opened, all."""
+        asked, kept = self.tasks.get(task), {}
+        for who, act in self.answers.get(task, {}).get(item, {}).items():
+            room = asked is None or len(kept) < asked.reviewers or item in asked.gold or act.payload.get("source")
+            if act.kind is Kind.JUDGED and room:
+                kept[who] = act
+        return kept
+
+    def in_force(self, task: str | None = None) -> Iterator[tuple[Event, bool]]:
+        """Judgements, skips and adjudications (of one task), each with whether it is an extra."""
+        for name in [*self.answers] if task is None else [task]:
+            for item, by in self.answers.get(name, {}).items():
+                counted = self.counted(name, item)
+                yield from ((act, act.kind is Kind.JUDGED and who not in counted) for who, act in by.items())
+        for (name, _), acts in self._finals.items():
+            if acts and task in (None, name):
+                yield list(acts.values())[-1], False
+
     def held(self, task: str, who: str, since: float) -> dict[str, Hold]:
         """What somebody has reserved, or drafted in, after that time."""
         return {item: by[who] for item, by in self.holds.get(task, {}).items() if who in by and by[who].at > since}
@@ -183,7 +168,7 @@ class State:
         """Go one event on. One that makes no sense (undoing what is not there) changes nothing."""
         task, item, who = event.task, event.item or "", event.reviewer
         if event.kind is Kind.OPENED:
-            self.tasks.setdefault(task, event)
+            self.tasks.setdefault(task, Task(**event.payload))
         elif event.kind is Kind.CLOSED:
             (self.closed.add if event.payload.get("closed", True) else self.closed.discard)(task)
         elif event.kind is Kind.RESERVED:
@@ -240,201 +225,3 @@ def fold(events: Iterable[Event]) -> State:
     for event in events:
         state.apply(event)
     return state
-
-
-class _Ticket:
-    """An event on its way to the disk, or a function that decides on one; once `done`, with what came of it."""
-
-    def __init__(self, event: Event | Callable[[State], Event | None]):
-        self.event, self.done = event, False
-        self.saved: Event | None = None
-        self.error: Exception | None = None
-
-
-class EventLog:
-    """The events of a `reviews` folder and the `state` after them. With `writing` False: as they are now, to read from.
-    StoreError where the file is damaged, DiskError where it cannot be written."""
-
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time, writing: bool = True):
-        self.folder, self.clock, self.process = folder, clock, os.getpid()
-        self._turn = threading.Lock()
-        self._waiting: deque[_Ticket] = deque()
-        self._connection: sqlite3.Connection | None = None
-        self._forget()
-        if not writing:
-            self._take(stored(folder))
-            return
-        with disk.naming(folder), _alone(folder), saying(folder):
-            self._connection = connected(folder / FILE, "rwc")
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = FULL")
-                self._read_in()
-                self._catch_up()
-            except BaseException:
-                self.close()
-                raise
-
-    def _read_in(self) -> None:
-        """Make the table, and take over the lines of `events.jsonl` that it has not. A kill leaves both, and the next
-        one goes on."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        self._connection.execute(CREATE)
-        if lines := old_lines(self.folder):
-            known = {line for _, line in self._connection.execute(SELECT, (0,))}
-            for line in dict.fromkeys(lines):
-                if line not in known:
-                    self._insert(line)
-        self._connection.execute("COMMIT")
-        old = self.folder / OLD_FILE
-        if old.exists():
-            names = (self.folder / f"events-read-in-{number}.jsonl" for number in itertools.count(1))
-            os.replace(old, next(name for name in names if not name.exists()))
-        disk.fsync_folder(self.folder)
-
-    def _insert(self, line: bytes) -> int:
-        """The number of the row. A damaged line that is no text stays the bytes that it is."""
-        try:
-            text: str | bytes = line.decode("utf-8")
-        except UnicodeDecodeError:
-            text = line
-        return self._connection.execute("INSERT INTO events (event) VALUES (?)", (text,)).lastrowid
-
-    def _forget(self) -> None:
-        self.state, self.damaged, self._known, self._last = State(), [], {}, 0
-
-    def _take(self, lines: Iterable[tuple[int, bytes]]) -> None:
-        for number, event in _events(lines, self._known):
-            self._last = number
-            if event is None:
-                self.damaged.append(number)
-            else:
-                self.state.apply(event)
-
-    def _catch_up(self) -> None:
-        """Take what other processes have written since."""
-        if self._connection is not None and self.process == os.getpid():
-            self._take(self._connection.execute(SELECT, (self._last,)))
-
-    def look(self, at: Callable[[State], _Seen]) -> _Seen:
-        """What `at(state)` gives, with no event coming in between. It must not keep parts of the state."""
-        with self._turn:
-            with saying(self.folder):
-                self._catch_up()
-            return at(self.state)
-
-    def append(self, event: Event | Callable[[State], Event | None]) -> Event | None:
-        """Write an event, and return it as it stands in the file once it is synced to disk.
-
-        A function is called with the state and decides what to write (None: nothing), with no event coming in between;
-        it must be quick. StoreError: it was not saved, and may be sent again.
-        """
-        if self._connection is None or self.process != os.getpid():
-            raise StoreError(
-                "these reviews are open for reading",
-                "this process does not write them, or not any more",
-                "Open them again with EventLog",
-            )
-        ticket = _Ticket(event)
-        self._waiting.append(ticket)
-        with self._turn:
-            if not ticket.done:  # whoever had the turn before writes what waits, in one transaction
-                self._write([self._waiting.popleft() for _ in range(len(self._waiting))])
-        if ticket.error is not None:
-            raise ticket.error
-        return ticket.saved
-
-    def _write(self, batch: Sequence[_Ticket]) -> None:
-        try:
-            with saying(self.folder):
-                self._connection.execute("BEGIN IMMEDIATE")
-                self._catch_up()
-                for ticket in batch:
-                    self._decide(ticket)
-                self._connection.execute("COMMIT")
-        except BaseException as error:
-            # Nobody was told that these are saved: they leave the state as well.
-            self._roll_back()
-            for ticket in batch:
-                ticket.error = StoreError(
-                    "a review was not saved",
-                    error.why if isinstance(error, StoreError) else str(error) or type(error).__name__,
-                    "Mend that, then send it again",
-                )
-            if not isinstance(error, StoreError):
-                raise
-        finally:
-            for ticket in batch:
-                ticket.done = True
-
-    def _decide(self, ticket: _Ticket) -> None:
-        """Its effect on the state is there at once: what is decided next counts on it."""
-        try:
-            made = ticket.event(self.state) if callable(ticket.event) else ticket.event
-            ticket.saved = self._known_as(made) if made else None
-            if made is None or ticket.saved is not None:
-                return
-            instant = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="milliseconds")
-            line = replace(made, time=instant).line()
-            ticket.saved = Event.read(line)
-            if ticket.saved is None:
-                raise DataError(
-                    f"a review event of {made.reviewer!r} cannot be read back",
-                    "its fields must be text",
-                    "give ids and names as text, and a mapping as the payload",
-                )
-        except Exception as error:  # noqa: BLE001 - its own, and of no other
-            ticket.error = error
-            return
-        self._last = self._insert(line)
-        self._known[ticket.saved.id] = ticket.saved
-        self.state.apply(ticket.saved)
-
-    def _known_as(self, made: Event) -> Event | None:
-        """The event that was written under this id before."""
-        known = self._known.get(made.id)
-        if known is not None and Event.read(replace(made, time=known.time).line()) != known:
-            raise DataError(
-                f"two different events came as {made.id!r}",
-                "what was said first under an id stands",
-                "leave the id out, or give a task another name",
-            )
-        return known
-
-    def _roll_back(self) -> None:
-        if self._connection is None:
-            return
-        try:
-            self._connection.rollback()
-            self._forget()
-            self._catch_up()
-        except sqlite3.Error:
-            self._connection = None  # a file that cannot be trusted takes nothing until it is opened anew
-
-    def close(self) -> None:
-        """Waits for what is on its way."""
-        with self._turn:
-            if self._connection is not None and self.process == os.getpid():
-                self._connection.close()
-            self._connection = None
-
-    def __enter__(self) -> "EventLog":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time opens the log. Earlier versions held this lock for as long as they wrote."""
-    try:
-        lock = disk.Lock(folder / "lock", wait=10)
-    except StoreError as error:
-        if error.__cause__ is not None:  # no locks on this file system
-            raise
-        raise StoreError(
-            error.what, "an earlier version of DeepIntuit writes the reviews", "Stop it, then try again"
-        ) from None
-    with lock:
-        yield

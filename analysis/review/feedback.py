@@ -25,7 +25,7 @@ from deepintuit.runs.schema import trace_id as named
 from deepintuit.trace import parse
 from deepintuit_analysis.review.events import Kind
 from deepintuit_analysis.review.quality import Settled, calibrated, settled
-from deepintuit_analysis.review.tasks import Reviews
+from deepintuit_analysis.review.reviews import Reviews
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,7 +3,7 @@
     content = dump(rows(reviews, "week 1"), "csv")
     bring_in(reviews, "week 1", load(content, "csv"), source="week-1.csv")
 
-A row is a judgement, skip or adjudication in force, in the columns of `store.reviewed.SHOWN`. What comes in becomes new
+A row is a judgement, skip or adjudication in force, in the columns of `index.reviewed.SHOWN`. What comes in becomes new
 events that name their source and always count; an answer that is in force here stays.
 
 Left out on purpose: tasks themselves (open one here first), drafts, reservations, which items are gold.
@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,10 @@ from deepintuit.errors import DataError, nearest
 from deepintuit.texts import decoded, parse_json
 from deepintuit_analysis.index.browse import as_written, spreadsheet_safe
 from deepintuit_analysis.index.reviewed import SCHEMA, SHOWN, row_of
+from deepintuit_analysis.index.reviewed import rows as rows_of
 from deepintuit_analysis.review.events import Event, Kind, State
-from deepintuit_analysis.review.tasks import FAILING_IN, LONGEST_NOTE, VERDICTS, Reviews, Task, person
+from deepintuit_analysis.review.reviews import Reviews, person
+from deepintuit_analysis.review.tasks import FAILING_IN, LONGEST_NOTE, VERDICTS, Task
 
 if TYPE_CHECKING:
     from deepintuit_analysis import Workbench
@@ -48,15 +50,8 @@ _STARRED = "starred"  # what Label Studio calls ground truth: an adjudication wh
 
 def rows(reviews: Reviews, name: str) -> list[dict[str, Any]]:
     """What is in force in a task, gold items included, in order of time. For leads: it shows everybody's."""
-    task = reviews.task(name)
-
-    def acts(state: State) -> list[Event]:
-        said = [act for by in state.answers.get(name, {}).values() for act in by.values()]
-        return said + [final for item in task.items if (final := state.final(name, item))]
-
-    extras = reviews.extras(name)
-    told = ({**row_of(asdict(act)), "extra": act.id in extras} for act in reviews.log.look(acts))
-    return sorted(told, key=lambda row: row["time"])
+    reviews.task(name)
+    return reviews.log.look(lambda state: rows_of(state, name))
 
 
 def dump(found: Sequence[Mapping[str, Any]], form: str) -> bytes:
@@ -202,7 +197,7 @@ def bring_in(
         here = mine.get(place) or reviews.log.look(lambda state, event=event: _standing(state, event))
         if here is None:
             mine[place] = event
-        elif {**row_of(asdict(here)), **_BESIDE} == {**row_of(asdict(event)), **_BESIDE}:
+        elif {**row_of(here), **_BESIDE} == {**row_of(event), **_BESIDE}:
             known += 1
         else:
             kept.append((str(event.item), event.reviewer))

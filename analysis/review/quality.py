@@ -23,8 +23,10 @@ from deepintuit.data import Manifest
 from deepintuit.errors import DataError
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Agreement, Estimate, agreement, label_errors, rating_matrix, wilson
-from deepintuit_analysis.review.events import Event, EventLog, State, damage
-from deepintuit_analysis.review.tasks import QUESTIONS, Reviews, dispute
+from deepintuit_analysis.review.events import Event, State
+from deepintuit_analysis.review.log import EventLog, damage
+from deepintuit_analysis.review.reviews import Reviews, dispute
+from deepintuit_analysis.review.tasks import QUESTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,14 +69,14 @@ class Settled:
 
 def settled(reviews: Reviews, name: str) -> dict[str, Settled]:
     """By trace, where a lead decided, or as many judged as the task asks: what more than half of these say; extras
-    (`Task.counted`) do not count. Without gold items, whose answers were known."""
+    (`State.counted`) do not count. Without gold items, whose answers were known."""
     task = reviews.task(name)
 
     def acts_of(state: State) -> dict[str, tuple[list[Event], bool]]:
         found = {}
         for item in task.items.keys() - task.gold.keys():
             final = state.final(name, item)
-            said = [*task.counted(item, state.answers.get(name, {}).get(item, {})).values()]
+            said = [*state.counted(name, item).values()]
             if final is not None or len(said) >= task.reviewers:
                 found[item] = ([final] if final is not None else said), final is not None
         return found

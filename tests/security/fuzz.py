@@ -30,8 +30,7 @@ from deepintuit.labels import LabelSet, normalise
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import console
 from deepintuit_analysis.index.reviewed import SCHEMA
-from deepintuit_analysis.review import import_export
-from deepintuit_analysis.review.events import fold, read_events
+from deepintuit_analysis.review import fold, import_export, read_events
 
 SECONDS = 5.0
 """What a single input may take at the most; thousands of them a second are the rule."""

@@ -636,8 +636,8 @@ def test_a_review_event_of_another_shape_costs_itself_and_is_named(tmp_path: Pat
 
 def test_a_sentence_beyond_all_numbers_spoils_no_other_row(tmp_path: Path) -> None:
     far = GOOD | {"payload": {"failing": {"sentence": 10**30, "in": "seeing"}}}
-    [row] = reviewed.rows([json.dumps(far).encode()])
-    assert row["failing_sentence"] is None
+    event = Event.read(json.dumps(far).encode())
+    assert reviewed.row_of(event)["failing_sentence"] is None
 
 
 def replaced(**fields: object) -> Callable[[dict], dict]:

@@ -1,0 +1,351 @@
+"""What reviewers did, as rows of one SQLite file that only grows, and the state that follows from them.
+
+    log = EventLog(workbench.reviews)
+    log.append(Event(Kind.JUDGED, task, reviewer, item=trace_id, payload={"label": "dog"}))   # on disk when it returns
+
+`reviews/events.sqlite` is in WAL mode: any process may write, with any number of threads, while others read. Threads
+that wait together share one transaction and one fsync. A row is an event as a line of JSON; no row is ever changed.
+`events.jsonl`, which earlier versions wrote, is read in by the first process that writes, and kept under another name.
+
+Left out on purpose: compaction (a hundred thousand events are read in about a second).
+"""
+
+import contextlib
+import hashlib
+import itertools
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from deepintuit import disk
+from deepintuit.errors import DataError, StoreError
+from deepintuit_analysis.review.events import Event, State
+
+_Seen = TypeVar("_Seen")
+
+FILE, _OLD_FILE = "events.sqlite", "events.jsonl"
+"""Of a `reviews` folder: the events, and where earlier versions wrote them."""
+_CREATE = "CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, event TEXT NOT NULL)"
+_SELECT = "SELECT number, CAST(event AS BLOB) FROM events WHERE number > ? ORDER BY number"
+_NEWEST = "SELECT number, CAST(event AS BLOB) FROM events ORDER BY number DESC LIMIT 1"
+
+
+def _connected(file: Path, mode: str) -> sqlite3.Connection:
+    """SQLite's file, opened as `mode` says (ro, rwc); a transaction begins and ends where it is said to."""
+    return sqlite3.connect(
+        f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=30, isolation_level=None, check_same_thread=False
+    )
+
+
+@contextlib.contextmanager
+def _saying(folder: Path) -> Iterator[None]:
+    """What SQLite refuses inside is raised as a StoreError, a DiskError where it is the disk."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _sentence(error, folder / FILE) from error
+
+
+def _sentence(error: sqlite3.Error, file: Path) -> StoreError:
+    name = getattr(error, "sqlite_errorname", None) or ""
+    if name.startswith("SQLITE_BUSY"):
+        return StoreError(f"{str(file)!r} is in use", "another process has not let go of it for 30 s", "Try again")
+    if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR"):
+        return StoreError(
+            f"{str(file)!r} is damaged",
+            str(error),
+            f"Put a copy back that you have, or see what `sqlite3 {FILE} .recover` finds in it",
+        )
+    try:  # SQLite does not tell why a disk refuses; a file beside it does
+        with tempfile.TemporaryFile(dir=file.parent) as probe:
+            probe.write(bytes(1 << 16))
+            probe.flush()
+    except OSError as refused:
+        return disk.refusal(refused, file) or StoreError(f"{str(file)!r} cannot be used", str(refused), "Mend that")
+    return StoreError(f"{str(file)!r} cannot be used", str(error), "Mend that, then try again")
+
+
+def _ask(folder: Path, sql: str, *values: Any) -> list[tuple[int, bytes]]:
+    """Rows of the events, while others write them. WAL needs room beside the file: where there is none, of a copy."""
+    file = folder / FILE
+    if not file.exists():
+        return []
+
+    def ask(file: Path) -> list[tuple[int, bytes]]:
+        with contextlib.closing(_connected(file, "ro")) as connection:
+            made = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone()
+            return connection.execute(sql, values).fetchall() if made else []
+
+    with _saying(folder), disk.naming(file):
+        try:
+            return ask(file)
+        except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_IOERR")):
+                raise
+        with tempfile.TemporaryDirectory() as copies:
+            for path in (file, file.with_name(f"{FILE}-wal")):
+                if path.exists():
+                    shutil.copyfile(path, Path(copies, path.name))
+            return ask(Path(copies, FILE))
+
+
+def _old_lines(folder: Path) -> list[bytes]:
+    """The lines of an `events.jsonl` that has its name still."""
+    try:
+        return [line for line in (folder / _OLD_FILE).read_bytes().split(b"\n") if line.strip()]
+    except FileNotFoundError:
+        return []
+
+
+def stored(folder: Path) -> list[tuple[int, bytes]]:
+    """The events of a `reviews` folder as numbered lines, in order, for any process while others write."""
+    left = _old_lines(folder)  # first: they go away once they are in the table
+    found = _ask(folder, _SELECT, 0)
+    known = {line for _, line in found} if left else ()
+    left = [line for line in dict.fromkeys(left) if line not in known]
+    return found + list(enumerate(left, found[-1][0] + 1 if found else 1))
+
+
+def newest(folder: Path) -> str | None:
+    """Changes with every event of the folder; None where there are none."""
+    left, last = _old_lines(folder), _ask(folder, _NEWEST)
+    if not left and not last:
+        return None
+    return hashlib.sha256(repr((len(left), left[-1:], last)).encode()).hexdigest()
+
+
+def _events(lines: Iterable[tuple[int, bytes]], known: dict[str, Event]) -> Iterator[tuple[int, Event | None]]:
+    """The events of numbered lines, but for those that `known` has by their id, to which they are added; None for a
+    line that cannot be read, or that says something else under an id that is taken."""
+    for number, line in lines:
+        event = Event.read(line)
+        first = event and known.setdefault(event.id, event)
+        if event is None or replace(event, time=first.time) != first:
+            yield number, None
+        elif event is first:
+            yield number, event
+
+
+def read_events(folder: Path) -> tuple[list[Event], list[int]]:
+    """All events of the `reviews` folder, in order, and the numbers of the rows that could not be read. For any
+    process, while others write."""
+    found = list(_events(stored(folder), {}))
+    return [event for _, event in found if event], [number for number, event in found if event is None]
+
+
+def damage(numbers: Sequence[int]) -> str:
+    """A sentence about the rows that could not be read; empty where there are none."""
+    if not numbers:
+        return ""
+    shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
+    return (
+        f"reviews/{FILE}: {len(numbers)} of its events cannot be read, or say something else under an id that "
+        f"is taken ({shown}). They count for nothing; all others do."
+    )
+
+
+class _Ticket:
+    """An event on its way to the disk, or a function that decides on one; once `done`, with what came of it."""
+
+    def __init__(self, event: Event | Callable[[State], Event | None]):
+        self.event, self.done = event, False
+        self.saved: Event | None = None
+        self.error: Exception | None = None
+
+
+class EventLog:
+    """The events of a `reviews` folder and the `state` after them. With `writing` False: as they are now, to read from.
+    StoreError where the file is damaged, DiskError where it cannot be written."""
+
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time, writing: bool = True):
+        self.folder, self.clock, self.process = folder, clock, os.getpid()
+        self._turn = threading.Lock()
+        self._waiting: deque[_Ticket] = deque()
+        self._connection: sqlite3.Connection | None = None
+        self._forget()
+        if not writing:
+            self._take(stored(folder))
+            return
+        with disk.naming(folder), _alone(folder), _saying(folder):
+            self._connection = _connected(folder / FILE, "rwc")
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("PRAGMA synchronous = FULL")
+                self._read_in()
+                self._catch_up()
+            except BaseException:
+                self.close()
+                raise
+
+    def _read_in(self) -> None:
+        """Make the table, and take over the lines of `events.jsonl` that it has not. A kill leaves both, and the next
+        one goes on."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.execute(_CREATE)
+        if lines := _old_lines(self.folder):
+            known = {line for _, line in self._connection.execute(_SELECT, (0,))}
+            for line in dict.fromkeys(lines):
+                if line not in known:
+                    self._insert(line)
+        self._connection.execute("COMMIT")
+        old = self.folder / _OLD_FILE
+        if old.exists():
+            names = (self.folder / f"events-read-in-{number}.jsonl" for number in itertools.count(1))
+            os.replace(old, next(name for name in names if not name.exists()))
+        disk.fsync_folder(self.folder)
+
+    def _insert(self, line: bytes) -> int:
+        """The number of the row. A damaged line that is no text stays the bytes that it is."""
+        try:
+            text: str | bytes = line.decode("utf-8")
+        except UnicodeDecodeError:
+            text = line
+        return self._connection.execute("INSERT INTO events (event) VALUES (?)", (text,)).lastrowid
+
+    def _forget(self) -> None:
+        self.state, self.damaged, self._known, self._last = State(), [], {}, 0
+
+    def _take(self, lines: Iterable[tuple[int, bytes]]) -> None:
+        for number, event in _events(lines, self._known):
+            self._last = number
+            if event is None:
+                self.damaged.append(number)
+            else:
+                self.state.apply(event)
+
+    def _catch_up(self) -> None:
+        """Take what other processes have written since."""
+        if self._connection is not None and self.process == os.getpid():
+            self._take(self._connection.execute(_SELECT, (self._last,)))
+
+    def look(self, at: Callable[[State], _Seen]) -> _Seen:
+        """What `at(state)` gives, with no event coming in between. It must not keep parts of the state."""
+        with self._turn:
+            with _saying(self.folder):
+                self._catch_up()
+            return at(self.state)
+
+    def append(self, event: Event | Callable[[State], Event | None]) -> Event | None:
+        """Write an event, and return it as it stands in the file once it is synced to disk.
+
+        A function is called with the state and decides what to write (None: nothing), with no event coming in between;
+        it must be quick. StoreError: it was not saved, and may be sent again.
+        """
+        if self._connection is None or self.process != os.getpid():
+            raise StoreError(
+                "these reviews are open for reading",
+                "this process does not write them, or not any more",
+                "Open them again with EventLog",
+            )
+        ticket = _Ticket(event)
+        self._waiting.append(ticket)
+        with self._turn:
+            if not ticket.done:  # whoever had the turn before writes what waits, in one transaction
+                self._write([self._waiting.popleft() for _ in range(len(self._waiting))])
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket.saved
+
+    def _write(self, batch: Sequence[_Ticket]) -> None:
+        try:
+            with _saying(self.folder):
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._catch_up()
+                for ticket in batch:
+                    self._decide(ticket)
+                self._connection.execute("COMMIT")
+        except BaseException as error:
+            # Nobody was told that these are saved: they leave the state as well.
+            self._roll_back()
+            for ticket in batch:
+                ticket.error = StoreError(
+                    "a review was not saved",
+                    error.why if isinstance(error, StoreError) else str(error) or type(error).__name__,
+                    "Mend that, then send it again",
+                )
+            if not isinstance(error, StoreError):
+                raise
+        finally:
+            for ticket in batch:
+                ticket.done = True
+
+    def _decide(self, ticket: _Ticket) -> None:
+        """Its effect on the state is there at once: what is decided next counts on it."""
+        try:
+            made = ticket.event(self.state) if callable(ticket.event) else ticket.event
+            ticket.saved = self._known_as(made) if made else None
+            if made is None or ticket.saved is not None:
+                return
+            instant = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="milliseconds")
+            line = replace(made, time=instant).line()
+            ticket.saved = Event.read(line)
+            if ticket.saved is None:
+                raise DataError(
+                    f"a review event of {made.reviewer!r} cannot be read back",
+                    "its fields must be text",
+                    "give ids and names as text, and a mapping as the payload",
+                )
+        except Exception as error:  # noqa: BLE001 - its own, and of no other
+            ticket.error = error
+            return
+        self._last = self._insert(line)
+        self._known[ticket.saved.id] = ticket.saved
+        self.state.apply(ticket.saved)
+
+    def _known_as(self, made: Event) -> Event | None:
+        """The event that was written under this id before."""
+        known = self._known.get(made.id)
+        if known is not None and Event.read(replace(made, time=known.time).line()) != known:
+            raise DataError(
+                f"two different events came as {made.id!r}",
+                "what was said first under an id stands",
+                "leave the id out, or give a task another name",
+            )
+        return known
+
+    def _roll_back(self) -> None:
+        if self._connection is None:
+            return
+        try:
+            self._connection.rollback()
+            self._forget()
+            self._catch_up()
+        except sqlite3.Error:
+            self._connection = None  # a file that cannot be trusted takes nothing until it is opened anew
+
+    def close(self) -> None:
+        """Waits for what is on its way."""
+        with self._turn:
+            if self._connection is not None and self.process == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> "EventLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time opens the log. Earlier versions held this lock for as long as they wrote."""
+    try:
+        lock = disk.Lock(folder / "lock", wait=10)
+    except StoreError as error:
+        if error.__cause__ is not None:  # no locks on this file system
+            raise
+        raise StoreError(
+            error.what, "an earlier version of DeepIntuit writes the reviews", "Stop it, then try again"
+        ) from None
+    with lock:
+        yield
