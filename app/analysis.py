@@ -51,7 +51,7 @@ class Offers:
 
 def choose(found: pd.DataFrame, wish: Choice, slices: Sequence[tuple[str, str]] = ()) -> tuple[Choice, Offers]:
     """The wish as far as there are answers for it; what is not there becomes the first that is: the newest run with a
-    calibrated answer, by label likelihood. `found` as of `answers.sources`; when empty, so is all. `slices` that are
+    calibrated label, by label likelihood. `found` as of `answers.sources`; when empty, so is all. `slices` that are
     offered; the one that is wished for stays, and `analysis` says so when it is none."""
     datasets = list(dict.fromkeys(found["dataset"]))
     dataset = one_of(wish.dataset, datasets)
@@ -92,8 +92,8 @@ def one_of(wish: str | None, known: list[str], otherwise: str | None = None) -> 
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """What the page shows of a choice. All numbers are those of its results, as on the run card: `mine`, the same
-    system's raw label (None when that is `mine`), the controls of the method, and the `other` that `mine` is compared
-    with. `whole`: labelled clips that `mine` would have without a slice."""
+    system's provisional label (None when that is `mine`), the controls of the method, and the `other` that `mine` is
+    compared with. `whole`: labelled clips that `mine` would have without a slice."""
 
     choice: Choice
     run_id: str
@@ -116,6 +116,11 @@ class Analysis:
         return shown(self.mine.method)
 
     @property
+    def heading(self) -> str:
+        """What a column of its labels is called."""
+        return "Provisional" if self.mine.method == "raw" else "Calibrated"
+
+    @property
     def other_name(self) -> str:
         return f"{self.other.system}: {shown(self.other.method)}"
 
@@ -124,7 +129,7 @@ class Analysis:
         return None if self.other is None else Comparison.of(self.other, self.mine)
 
     def against(self, which: str) -> Comparison | None:
-        """What `mine` changed against "raw", its raw label, or "other"; None where there is none."""
+        """What `mine` changed against "raw", its provisional label, or "other"; None where there is none."""
         return {"raw": self.mine.from_raw, "other": self.against_other}.get(which)
 
 

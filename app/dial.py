@@ -45,7 +45,9 @@ def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -
     told = f"The lowest threshold that loses nothing there is {best:.3f}" if best <= 1 else "There thinking always pays"
     if split != "validation":
         told = "Choose a threshold on validation clips: evaluate them with gate.by=off and evaluate.split=validation"
-    words = tag("p", esc(f"Raw answers, and tokens a clip, of {n} {split} clips in {run}. {told}."), class_="quiet")
+    words = tag(
+        "p", esc(f"Provisional labels, and tokens per clip, of {n} {split} clips in {run}. {told}."), class_="quiet"
+    )
     return table(["", "thinks", "right", "tokens"], rows, class_="numbers") + words
 
 

@@ -24,7 +24,7 @@ from deepintuit_app.analysis import THRESHOLD, Analysis, Choice, Offers, analysi
 from deepintuit_app.desk import Desk
 from deepintuit_app.html import empty
 
-NORMS = {"counts": "counts", "rows": "share of the true class", "columns": "share of the answer"}
+NORMS = {"counts": "counts", "rows": "share of the true class", "columns": "share of the label answered"}
 PICKS = ("dataset", "split", "system", "method", "compare", "slice")
 """What is looked at, by its names in the address (the fields of a `Choice`)."""
 EVERY = 5.0
@@ -40,7 +40,7 @@ def page(desk: Desk) -> None:
         dataset = gr.Dropdown([], label="Dataset", min_width=130, **free)
         split = gr.Dropdown([], label="Split", min_width=110, **free)
         system = gr.Dropdown([], label="System (run)", min_width=220, scale=2, **free)
-        method = gr.Dropdown([], label="Answer by", min_width=160, **free)
+        method = gr.Dropdown([], label="Method", min_width=160, **free)
         compare = gr.Dropdown([], label="Compare with", min_width=220, scale=2, **free)
         within = slices.box()
     picks = [dataset, split, system, method, compare, within]

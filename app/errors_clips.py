@@ -40,7 +40,7 @@ def clip_list(found: Analysis, title: str, frame: pd.DataFrame, cell: str = "") 
     """The clips behind a cell, a row each; a row's button plays it. `cell` names it as `behind` does."""
     other = None if found.other is None else found.other.frame["predicted"].reindex(frame.index)
     raw = found.raw is not None or (frame["provisional"] != frame["predicted"]).any()
-    heads = ["Clip", "True", *(["Provisional"] if raw else []), "Answered", "Confidence"]
+    heads = ["Clip", "True", *(["Provisional"] if raw else []), found.heading, "Confidence"]
     heads += [found.other_name] if other is not None else []
     files = found.facts["file"].reindex(frame.index)
     rows = []
@@ -120,9 +120,9 @@ def _distribution(found: Analysis, probs_K: np.ndarray, row: pd.Series) -> str:
 def behind(found: Analysis, cell: str, threshold: float, by: str) -> tuple[str, pd.DataFrame] | None:
     """The clips that a cell names, surest answers first, and what they have in common. None for no such cell.
 
-    confusion.i.j (true label i answered as j, K is "no answer") · true.i · answered.j · turned.raw.rw (right by the raw
-    label, wrong now; also `other`, and any of r and w) · bin.k (confidence) · unsure (below the threshold) · slice.k
-    (of the column `by`) · reason.<reason>
+    confusion.i.j (true label i answered as j, K is "no answer") · true.i · answered.j · turned.raw.rw (right by the
+    provisional label, wrong now; also `other`, and any of r and w) · bin.k (confidence) · unsure (below the threshold)
+    · slice.k (of the column `by`) · reason.<reason>
     """
     kind, *places = cell.split(".")
     frame, labels = found.mine.frame, (*found.labels, NONE_LABEL)
@@ -142,7 +142,9 @@ def behind(found: Analysis, cell: str, threshold: float, by: str) -> tuple[str, 
             before, after = (one.frame["right"] for one in (compared.before, compared.after))
             chosen = ((before == was) & (after == now)).reindex(frame.index, fill_value=False)
             names = ("wrong", "right")
-            title = f"{names[was].capitalize()} by {'the raw label' if places[0] == 'raw' else found.other_name}"
+            title = (
+                f"{names[was].capitalize()} by {'the provisional label' if places[0] == 'raw' else found.other_name}"
+            )
             title += f", {names[now]} by {found.name}"
         elif kind == "bin" and len(places) == 1 and found.mine.probs_C_K is not None:
             bins = found.mine.evaluation.bins

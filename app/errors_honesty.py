@@ -37,9 +37,9 @@ def narrow(figure: go.Figure) -> go.Figure:
 
 
 def f1_figure(found: Analysis) -> go.Figure:
-    """F1 by class: what it is compared with (the other, else the raw label), then the answer."""
+    """F1 by class: what it is compared with (the other, else the provisional label), then its own."""
 
-    before = {found.other_name: found.other} if found.other is not None else {"raw label": found.raw}
+    before = {found.other_name: found.other} if found.other is not None else {"provisional label": found.raw}
     named = {name: one for name, one in {**before, found.name: found.mine}.items() if one is not None}
     f1 = {name: one.evaluation.classes.f1_K for name, one in named.items()}
     return narrow(class_f1_figure(found.labels, f1, found.mine.evaluation.classes.support_K))
@@ -49,7 +49,7 @@ def _reliabilities(found: Analysis) -> dict[str, Result]:
     """Name → result with probabilities, in the order of the work: raw, before the temperature, calibrated."""
     mine, named = found.mine, {}
     if found.raw is not None:
-        named["raw label"] = found.raw
+        named["provisional label"] = found.raw
     if mine.untempered is not None and abs(mine.temperature - 1) > 1e-3:
         named[f"before the temperature {mine.temperature:.2f}"] = mine.untempered
     named[found.name] = mine
@@ -68,13 +68,13 @@ def honesty(found: Analysis) -> str:
     """ECE, Brier score and NLL before and after, and the bins as a table."""
     named = _reliabilities(found)
     if not named:
-        return empty("These answers have no probabilities.", "Choose an answer by label likelihood.")
+        return empty("These answers have no probabilities.", "Choose the method label likelihood.")
     rows = []
     for name, one in named.items():
         scores = one.evaluation
         rows.append([esc(name), str(one.n), marked(scores.ece), marked(scores.brier, 1, 3), marked(scores.nll, 1, 3)])
     columns = [(name, one.evaluation.bins) for name, one in named.items()]
-    numbers = table(["Answer", "n", "ECE %", "Brier", "NLL"], rows, class_="numbers")
+    numbers = table(["Label", "n", "ECE %", "Brier", "NLL"], rows, class_="numbers")
     mine = columns[-1][1]
     body = []
     for k in range(len(mine.counts)):
@@ -94,8 +94,8 @@ def honesty(found: Analysis) -> str:
 
 
 def risk_plot(found: Analysis, threshold: float) -> go.Figure:
-    """The curve of the answer over that of the raw label, and where the threshold lies on it."""
-    named = {"raw label": found.raw, found.name: found.mine}
+    """The curve of the method over that of the provisional label, and where the threshold lies on it."""
+    named = {"provisional label": found.raw, found.name: found.mine}
     curves = {name: one.risk for name, one in named.items() if one is not None and one.risk is not None}
     figure = narrow(risk_coverage_figure(curves))
     if found.mine.probs_C_K is not None:

@@ -54,7 +54,7 @@ _HEADINGS = {
 }
 _NAMES = {
     "seconds": "length (s)", "group": "source (group)", "size": "size (pixels)", "tokens": "trace length (tokens)",
-    "fps": "frame rate", "bytes": "size of the file (bytes)", "trace_confidence": "confidence of the trace's tokens",
+    "fps": "frame rate", "bytes": "size of the file (bytes)", "trace_confidence": "token confidence",
     "reason": "form of the trace", "source": "source file",
 }  # fmt: skip
 
@@ -208,17 +208,17 @@ def confusion_table(found: Analysis, norm: str) -> str:
 
 
 def flip_tables(found: Analysis) -> str:
-    """What calibration changed against the raw label, and what stands between two systems."""
+    """What calibration changed against the provisional label, and what stands between two systems."""
     made = ""
     if found.raw is not None:
-        made += _flip_table(found, "raw", "Provisional to calibrated", "the raw label")
+        made += _flip_table(found, "raw", "Provisional to calibrated", "the provisional label")
     if found.other is not None:
         made += _flip_table(found, "other", f"From {found.other_name}", found.other_name)
     if not made:
-        todo = "Choose a calibrated answer under “Answer by”, or another system under “Compare with”."
-        made = empty("Nothing to compare: this is a raw label.", todo)
-    words = "Clips whose answer turned. McNemar's exact p asks whether as many would turn each way by chance."
-    return titled("Flips", words) + tag("div", made, class_="side")
+        todo = "Choose a calibrated label under “Method”, or another system under “Compare with”."
+        made = empty("Nothing to compare: this is a provisional label.", todo)
+    words = "Clips whose label changed. McNemar's exact p asks whether as many would change each way at random."
+    return titled("Fixed and broken", words) + tag("div", made, class_="side")
 
 
 def _flip_table(found: Analysis, which: str, title: str, name: str) -> str:
@@ -231,12 +231,12 @@ def _flip_table(found: Analysis, which: str, title: str, name: str) -> str:
         return counted(cell[key], f"turned.{which}.{key}", f"{words[key[0]]} by {name}, {words[key[1]]} now")
 
     rows = [[f"{esc(name)} right", opened("rr"), opened("rw")], [f"{esc(name)} wrong", opened("wr"), opened("ww")]]
-    said = f"{was.wrong_to_right} mended, {was.right_to_wrong} broken ({p_value(was.p_value)}): "
-    said += "more than chance would turn one way." if was.p_value < 0.05 else "no clear difference."
+    said = f"{was.wrong_to_right} fixed, {was.right_to_wrong} broken ({p_value(was.p_value)}): "
+    said += "more than chance would change one way." if was.p_value < 0.05 else "no clear difference."
     if compared.n < found.mine.n:
         said += f" On the {compared.n} clips that both answered."
     still = int((~before["right"] & ~after["right"] & (before["predicted"] != after["predicted"])).sum())
-    said += f" {still} turned from one wrong answer to another." if still else ""
+    said += f" {still} went from one wrong label to another." if still else ""
     shown_as = table(["", f"{found.name}: right", "wrong"], rows, title, class_="numbers flips")
     return tag("section", shown_as + tag("p", esc(said)))
 
@@ -246,7 +246,7 @@ def controls(found: Analysis) -> str:
     """What the answer rests on: the same with an input altered, and what was trained without one."""
     title = titled("Controls", "The same answer with a source altered or taken away, and what was trained without one.")
     if not found.controls:
-        words = "No controls were scored for this answer."
+        words = "No controls were scored for this method."
         return title + empty(
             words, "They stand beside label likelihood when evaluate.controls is on (it is by default)."
         )
@@ -288,12 +288,12 @@ def reading(accuracy: float, changes: dict[str, tuple[float, Estimate]]) -> str:
 
 
 def slice_table(found: Analysis, by: str | None) -> str:
-    """Accuracy of each part of the clips, beside the raw label's and the other's."""
+    """Accuracy of each part of the clips, beside the provisional label's and the other's."""
     if not by or by not in found.facts:
         return empty("Nothing is known of these clips that would divide them.", "The manifest's columns would.")
     mine = found.mine
     overall = mine.evaluation.accuracy.value
-    befores = {"raw label": found.raw, found.other_name if found.other else "": found.other}
+    befores = {"provisional label": found.raw, found.other_name if found.other else "": found.other}
     befores = {name: one.frame["right"].reindex(mine.frame.index) for name, one in befores.items() if one is not None}
     rows = []
     for k, part in enumerate(parts(found, by)):

@@ -33,7 +33,7 @@ STAGES = {
     "coldstart": "imitate teacher traces",
     "grpo": "refine by rule rewards on sampled traces",
     "calibrate": "learn from the model's own traces when to trust them",
-    "evaluate": "score a system, raw and calibrated, with controls",
+    "evaluate": "score a system: provisional and calibrated labels, with controls",
     "report": "write the card of all evaluations of a dataset",
     "demo": "everything once, from rendered clips to the table",
 }

@@ -41,7 +41,7 @@ _FORMS = (
     ("label-studio", "Label Studio"),
     ("interface", "its interface"),
 )
-_MODEL = (("provisional", "first answer"), ("calibrated", "calibrated label"))
+_MODEL = (("provisional", "provisional label"), ("calibrated", "calibrated label"))
 
 
 def tasks_html(tasks: Sequence[tuple[Task, Mapping[str, Any]]], closed: set[str], who: str, damage: str = "") -> str:

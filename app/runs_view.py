@@ -111,7 +111,7 @@ def _scored(run: Mapping[str, Any], scores: pd.DataFrame) -> str:
     row = by_method.get(wanted) or raw or next(iter(by_method.values()))
     bounds = wilson(int(row.right), int(row.n))
     text = f"{percent(row.right / row.n, 1)} right [{100 * bounds.low:.1f}, {100 * bounds.high:.1f}], n {row.n}"
-    return text + (f"; raw {percent(raw.right / raw.n, 1)}" if raw is not None and row is not raw else "")
+    return text + (f"; provisional {percent(raw.right / raw.n, 1)}" if raw is not None and row is not raw else "")
 
 
 def runs_table(runs: pd.DataFrame, statuses: Mapping[str, str], headlines: Mapping[str, str], chosen: str) -> str:

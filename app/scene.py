@@ -20,7 +20,7 @@ WAYS = {
     "mean_likelihood": "mean likelihood over traces",
     "linear_head": "linear head",
     "vote": "vote over traces",
-    "raw": "first answer alone",
+    "raw": "provisional label alone",
 }
 _SHOWN = (("decode", "Decode"), ("encode", "Encode"), ("reason", "Reason"), ("calibrate", "Calibrate"))
 _DOING = {
@@ -113,7 +113,7 @@ class Scene:
 
     @property
     def calibrated(self) -> Distribution | None:
-        """The distribution that counts: the first way that is not the raw answer."""
+        """The distribution that counts: the first way that is not the provisional label."""
         return next((d for d in self.distributions if d.method != "raw"), None)
 
     @property
@@ -213,7 +213,7 @@ def film(scene: Scene | None) -> str:
 
 
 def verdict(scene: Scene | None, truth: str | None = None, threshold: float = 0.5) -> str:
-    """The first answer against the calibrated distribution. `truth`: only when it is known and was asked for.
+    """The provisional label against the calibrated distribution. `truth`: only when it is known and was asked for.
 
     Below `threshold` the top probability is too small to answer: it abstains.
     """
@@ -222,7 +222,7 @@ def verdict(scene: Scene | None, truth: str | None = None, threshold: float = 0.
     provisional = scene.done.provisional if scene.done else "none"
     shown = scene.calibrated
     answer = tag("strong", esc(provisional)) if provisional != "none" else tag("strong", "no answer")
-    line = tag("div", tag("span", "First answer", class_="quiet") + answer, class_="said")
+    line = tag("div", tag("span", "Provisional label", class_="quiet") + answer, class_="said")
     if scene.done:
         line += verdicts({}, vars(scene.done), truth)
     if shown is None:
@@ -235,15 +235,22 @@ def verdict(scene: Scene | None, truth: str | None = None, threshold: float = 0.
     said = tag("strong", esc(shown.predicted)) + tag("span", percent(top), class_="share")
     badges = ""
     if provisional == "none":
-        badges += badge("answered for a trace without an answer", "plain")
+        badges += badge("the trace has no provisional label", "plain")
     elif provisional != shown.predicted:
-        badges += badge(f"flipped: {provisional} → {shown.predicted}", "warn", "Calibration changed the first answer")
+        badges += _change(truth, provisional, shown.predicted)
     if top < threshold:
         badges += badge(f"abstains: below {percent(threshold)}", "warn", "No class is sure enough to be answered")
-    line += tag("div", tag("span", "Calibrated", class_="quiet") + said, class_="said")
+    line += tag("div", tag("span", "Calibrated label", class_="quiet") + said, class_="said")
     head = tag("div", line + _truth(truth, shown.predicted), class_="headline")
     head += tag("div", badges, class_="badges") if badges else ""
     return _titled("Verdict", "", head + _bars(shown, scene.raw, provisional, truth, threshold) + _notes(scene, shown))
+
+
+def _change(truth: str | None, provisional: str, predicted: str) -> str:
+    """What calibration did to the provisional label: it fixed or broke it, where the truth is told."""
+    done = "fixed" if predicted == truth else "broken" if provisional == truth else "changed"
+    kind = {"fixed": "good", "broken": "bad"}.get(done, "warn")
+    return badge(f"{done}: {provisional} → {predicted}", kind, "Calibration changed the provisional label")
 
 
 def _uncalibrated(scene: Scene) -> str:
@@ -265,12 +272,12 @@ def _bars(
     first = dict(zip(raw.labels, raw.probs)) if raw is not None else {}
     rows = []
     for label, probability in zip(shown.labels, shown.probs):
-        marks = tag("i", "first", title="The first answer") if label == provisional else ""
+        marks = tag("i", "provisional", title="The provisional label") if label == provisional else ""
         marks += tag("i", "true", class_="true", title="The true label") if label == truth else ""
         track = tag("span", "", class_="abstain", style=f"width:{100 * threshold:.1f}%") if threshold else ""
         track += tag("span", "", class_="fill", style=f"width:{100 * probability:.2f}%")
         if label == provisional and label in first:  # the rest of it is spread evenly, which says nothing
-            title = f"First answer alone: {percent(first[label])}"
+            title = f"Provisional label alone: {percent(first[label])}"
             track += tag("span", "", class_="tick", style=f"left:{100 * first[label]:.2f}%", title=title)
         name = tag("span", esc(label) + marks, class_="name")
         share = tag("span", percent(probability, 1 if probability < 0.1 else 0), class_="share")
@@ -289,7 +296,7 @@ def _notes(scene: Scene, shown: Distribution) -> str:
     for other in others:
         facts.append(f"{WAYS.get(other.method, other.method)}: {other.predicted} {percent(max(other.probs))}")
     key = "The shaded part is where it abstains"
-    key += "; the line marks the first answer's own probability." if scene.raw is not None else "."
+    key += "; the line marks the provisional label's own probability." if scene.raw is not None else "."
     return tag("p", esc(" · ".join(facts)) + "<br>" + key, class_="quiet")
 
 

@@ -30,14 +30,14 @@ FILTERS = tuple(field.name for field in fields(TraceFilter))
 SIZES = (50, 100, 200)
 _EXCERPT = 150
 _FORM_NAMES = {"csv": "CSV", "jsonl": "JSONL", "parquet": "Parquet"}
-_FLIP_WORDS = {"broken": "right → wrong", "fixed": "wrong → right", "changed": "changed it", "kept": "kept it"}
+_FLIP_WORDS = {"broken": "broken", "fixed": "fixed", "changed": "changed", "kept": "kept"}
 _HEADS = (
-    ("Trace", "newest", ""), ("True", "true", ""), ("Answer", "provisional", ""), ("Calibrated", "calibrated", ""),
-    ("Sure", "confidence", "number"), ("Tokens", "tokens", "number wide"), ("Run", "run", "wide"),
+    ("Trace", "newest", ""), ("True", "true", ""), ("Provisional", "provisional", ""), ("Calibrated", "calibrated", ""),
+    ("Token confidence", "confidence", "number"), ("Tokens", "tokens", "number wide"), ("Run", "run", "wide"),
 )  # fmt: skip
 _TITLES = {
-    "newest": "Sort by the time of the run", "confidence": "Sort by how sure the model was of its tokens",
-    "provisional": "Sort by the trace's own answer", "calibrated": "Sort by the label after calibration",
+    "newest": "Sort by the time of the run", "confidence": "Sort by the mean confidence in the tokens of the trace",
+    "provisional": "Sort by the provisional label, the trace's own", "calibrated": "Sort by the calibrated label",
 }  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def place_of(row: Mapping[str, Any]) -> str:
 
 
 def answer_badge(row: Mapping[str, Any]) -> str:
-    """The trace's own answer, or why there is none."""
+    """The provisional label, or why there is none."""
     if row["reason"] is not None:
         return badge(row["reason"].replace("_", " "), "warn", "Malformed: it counts as no answer")
     known, right = row["true_label"] is not None, row["provisional"] == row["true_label"]
@@ -165,14 +165,18 @@ def answer_badge(row: Mapping[str, Any]) -> str:
 
 
 def calibrated_badge(row: Mapping[str, Any]) -> str:
-    """The label after calibration, and an arrow where it differs from the answer."""
+    """The calibrated label with its confidence, and an arrow where it differs from the provisional one."""
     label, true = row["calibrated"], row["true_label"]
     if label is None:
         return "–"
-    flipped, known = label != row["provisional"], true is not None
+    changed, known = label != row["provisional"], true is not None
     shown = badge(label, ("good" if label == true else "bad") if known else "plain", _verdict(known, label == true))
-    sure = "" if row["certainty"] is None else tag("small", f" {100 * row['certainty']:.0f} %")
-    return (tag("span", "⇄ ", title="Calibration changed the answer", class_="flip") if flipped else "") + shown + sure
+    sure = "" if row["certainty"] is None else tag("small", f" {100 * row['certainty']:.0f} %", title="Confidence")
+    return (
+        (tag("span", "⇄ ", title="Calibration changed the provisional label", class_="flip") if changed else "")
+        + shown
+        + sure
+    )
 
 
 def _verdict(known: bool, right: bool) -> str | None:
@@ -271,7 +275,7 @@ def _colour_switch(coloured: bool) -> str:
     legend = " ".join(tag("span", esc(words), class_=f"tint {kind}") for _, kind, words in LEVELS) if coloured else ""
     button = tag(
         "button",
-        "Colour by confidence",
+        "Colour by token confidence",
         type="button",
         class_="colour",
         data_set="traces-colour",
@@ -312,7 +316,7 @@ def _siblings(others: list[dict[str, Any]], compared: str) -> str:
         )
         cells = (answer_badge(other), calibrated_badge(other), button + opened)
         rows.append(tag("tr", tag("th", run, scope="row") + "".join(tag("td", cell) for cell in cells)))
-    heads = "".join(tag("th", name, scope="col") for name in ("Run", "Answer", "Calibrated", ""))
+    heads = "".join(tag("th", name, scope="col") for name in ("Run", "Provisional", "Calibrated", ""))
     grid = tag("table", f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>")
     return title + tag("div", grid, class_="scroll siblings")
 
@@ -324,7 +328,7 @@ def _facts(fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] | None) ->
         "True label": fact["true_label"] or "not known", "Answer as written": _text_of(row["answer"]),
         "Malformed": fact["reason"] and f"{fact['reason'].replace('_', ' ')}: {_text_of(row['detail'])}",
         "Calibrated": fact["calibrated"] and f"{fact['calibrated']} ({100 * (fact['certainty'] or 0):.1f} %)",
-        "Mean token confidence": None if fact["confidence"] is None else f"{100 * fact['confidence']:.2f} %",
+        "Token confidence": None if fact["confidence"] is None else f"{100 * fact['confidence']:.2f} %",
         "Tokens": None if fact["tokens"] is None else f"{fact['tokens']:.0f}",
         "Time": None if fact["milliseconds"] is None else f"{fact['milliseconds']:.0f} ms",
         "Temperature": None if row["temperature"] != row["temperature"] else f"{row['temperature']:g}",
@@ -467,10 +471,14 @@ def _filters() -> dict[str, gr.components.Component]:
         made["stage"] = gr.Dropdown([("Any", "")], value="", label="Stage", **narrow)
     with gr.Accordion("More filters", open=True, elem_id="traces-filters"):
         with gr.Row():
-            for name, label in (("true", "True label"), ("provisional", "Answer"), ("calibrated", "Calibrated")):
+            for name, label in (
+                ("true", "True label"),
+                ("provisional", "Provisional label"),
+                ("calibrated", "Calibrated label"),
+            ):
                 made[name] = gr.Dropdown([("Any", "")], value="", label=label, **narrow)
             verdicts = [("Any", ""), ("Right", "right"), ("Wrong", "wrong")]
-            made["right"] = gr.Dropdown(verdicts, value="", label="Answer is", **narrow)
+            made["right"] = gr.Dropdown(verdicts, value="", label="Provisional is", **narrow)
             made["final"] = gr.Dropdown(verdicts, value="", label="Calibrated is", **narrow)
             flips = [("Any", ""), *((_FLIP_WORDS[key], key) for key in FLIPS)]
             made["flip"] = gr.Dropdown(flips, value="", label="Calibration", **narrow)
@@ -478,7 +486,7 @@ def _filters() -> dict[str, gr.components.Component]:
         with gr.Row():
             for name, label in (("dataset", "Dataset"), ("split", "Split")):
                 made[name] = gr.Dropdown([("Any", "")], value="", label=label, **narrow)
-            for name, label in zip(_NUMBERS[:2], ("Sure from", "Sure to")):
+            for name, label in zip(_NUMBERS[:2], ("Token confidence from", "Token confidence to")):
                 made[name] = gr.Number(None, label=label, step=0.01, min_width=110, placeholder="0 to 1")
             for name, label in zip(_NUMBERS[2:], ("Tokens from", "Tokens to", "Step", "Sample")):
                 made[name] = gr.Number(None, label=label, min_width=110)

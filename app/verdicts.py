@@ -64,8 +64,8 @@ def _arguing(scores: Scores, row: Mapping[str, Any]) -> str:
         return ""
     argued = scores["mismatch"][1]
     told = f"argues for {argued}" if argued != "none" else "argues for no label"
-    words = esc(f"The reasoning {told}, the answer is {row['provisional']}.")
-    return f"{badge('Answer does not follow', 'warn')} {words}"
+    words = esc(f"The reasoning {told}, the provisional label is {row['provisional']}.")
+    return f"{badge('Label does not follow', 'warn')} {words}"
 
 
 def _thinking(row: Mapping[str, Any], gate: Mapping[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""The dashboard on a small workbench, in seconds: from the command to the first answer, from an address to rows on
+"""The dashboard on a small workbench, in seconds: from the command to the first response, from an address to rows on
 screen, from a submitted review to the next item on screen. Nothing is compared: these are what somebody waits.
 
 The server is a process of its own, started by its command; Chromium has a fresh context for each page, so that nothing
@@ -130,7 +130,7 @@ def main() -> None:
     report(
         given,
         [
-            Row("app start, command to first answer", starts[1:]),
+            Row("app start, command to first response", starts[1:]),
             Row("first paint of a page", paints),
             Row("rows of the Traces page on screen", rows),
             Row("next review item on screen", nexts),

@@ -106,7 +106,7 @@ def scores(settings: Config, runs: Sequence[Run]) -> dict:
 
 
 def label_sets(rows: Sequence[report.Result], held_out: Sequence[report.Result]) -> Iterable[dict]:
-    """Split-conformal label sets of every calibrated answer among `rows`, as the run card has them (each half of the
+    """Split-conformal label sets of every calibrated label among `rows`, as the run card has them (each half of the
     test clips measured with the other half's quantile), beside the mean over many such divisions.
 
     `exact`: where coverage of new clips lies in 95 of 100 halves, by the calibration half's n alone (a beta
@@ -161,7 +161,7 @@ def _accuracies(rows: Sequence[Measured]) -> str:
     each = [wilson(round(row.values["accuracy"] * row.n), row.n) for row in rows]
     cells = [(shown(row.system), shown(row.method), shown(row.control), str(row.n)) for row in rows]
     numbers = [f"{number(share.value)} ({interval(share)})" for share in each]
-    return _table(["System", "Answer", "Control", "n", "Accuracy %"], [[*c, n] for c, n in zip(cells, numbers)])
+    return _table(["System", "Label", "Control", "n", "Accuracy %"], [[*c, n] for c, n in zip(cells, numbers)])
 
 
 def _of(found: list[dict]) -> str:
@@ -181,7 +181,7 @@ def _over(values: Sequence[float], scale: float = 100.0, digits: int = 1, sign: 
 
 
 def sets_table(found: list[dict]) -> str:
-    """Promised and measured coverage of each calibrated answer, at the first of `COVERAGES` by seed; then with the
+    """Promised and measured coverage of each calibrated label, at the first of `COVERAGES` by seed; then with the
     validation clips' quantiles."""
 
     def rows(seeds: Sequence[dict], measured: Callable[[dict], dict | None]) -> Iterable[list[str]]:
@@ -201,7 +201,7 @@ def sets_table(found: list[dict]) -> str:
     at = [f"at {number(target, digits=0)} %" for target in COVERAGES]
     heads = [
         "System",
-        "Answer",
+        "Label",
         f"{at[0]}: holds the truth %, by seed (Wilson)",
         "over seeds (Student)",
         "labels a set",

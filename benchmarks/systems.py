@@ -166,7 +166,7 @@ def _cheapest(columns: Sequence) -> float:
 
 
 def _calibrated_threshold(seed: Seed, base: Sequence[str], tuned: Run, judge: Run) -> float:
-    """Of the calibrator's gate, chosen on validation by calibrated answers: after the quick answer, and after all."""
+    """Of the calibrator's gate, chosen on validation by calibrated labels: after the quick answer, and after all."""
     ends = []
     for threshold in (0.0, 1.0):
         sets = ("evaluate.split=validation", "gate.by=calibrated", f"gate.threshold={threshold}")

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate = _stage(commands, "calibrate", "learn from the model's own traces when to trust them", _calibrate)
     calibrate.add_argument("--reasoner", metavar="RUN", help="the reasoner (default: the newest finished grpo run, else cold start)")
 
-    evaluate = _stage(commands, "evaluate", "score a system on a split, raw and calibrated, with controls", _evaluate)
+    evaluate = _stage(commands, "evaluate", "score a system on a split: provisional and calibrated labels, with controls", _evaluate)
     evaluate.add_argument("--reasoner", metavar="RUN", help="a coldstart or grpo run; a teach run of that split; `zero-shot` for the model as it is; `baselines` for those without a model")
     evaluate.add_argument("--calibrator", metavar="RUN", help="its calibrate run (default: the newest finished one of that reasoner)")
 

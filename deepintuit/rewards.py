@@ -55,7 +55,7 @@ class ProcessScore(Score):
 
 @dataclass(frozen=True)
 class DualScore(Score):
-    """VideoAuto-R1: `quick` is 1 when the first answer was right, `put_off` when it was the fallback sentence."""
+    """VideoAuto-R1: `quick` is 1 when the quick answer was right, `put_off` when it was the fallback sentence."""
 
     quick: float = 0.0
     put_off: float = 0.0

@@ -3,7 +3,7 @@
     python docs/screens.py workbench --out screens
 
 Needs Chromium (DEEPINTUIT_CHROMIUM names another one). What is shown comes from the workbench: the newest evaluated
-run, a flipped clip, a query's answer. With `--task NAME` an item of that review task is shown, which reserves it; else
+run, a changed clip, a query's answer. With `--task NAME` an item of that review task is shown, which reserves it; else
 the list of tasks.
 """
 
@@ -38,7 +38,7 @@ ORDER BY sure DESC"""
 
 
 def pages(workbench: Workbench, task: str | None = None) -> dict[str, str]:
-    """What to show: name → address. A clip whose label calibration mended, else any evaluated one."""
+    """What to show: name → address. A clip whose label calibration fixed, else any evaluated one."""
     workbench.refresh()
     evaluated = workbench.query(
         """SELECT p.trace_id, p.clip_id, p.run_id, p.system FROM predictions p JOIN runs r USING (run_id)

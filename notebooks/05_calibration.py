@@ -33,7 +33,7 @@ print(f"{run.id}, scored by {scored.id}")
 
 # %% [markdown]
 # ## One clip, two answers
-# A clip whose trace concludes wrongly, if there is one; among those, one that calibration mended, if it mended any.
+# A clip whose trace concludes wrongly, if there is one; among those, one that calibration fixed, if it fixed any.
 
 # %%
 found = wb.query(
@@ -287,7 +287,7 @@ from deepintuit_analysis.report import reliability_figure
 
 raw, after = rows["raw", "none"], rows["label_likelihood", "none"]
 reliability_figure({
-    "raw label": raw.evaluation.bins,
+    "provisional label": raw.evaluation.bins,
     "calibrated, before T": after.untempered.evaluation.bins, "calibrated": after.evaluation.bins,
 })
 
@@ -304,17 +304,17 @@ Markdown(sentence(after))
 # %%
 asked = table.predictions.query("method == 'raw' and control == 'none'")
 by_hand = (asked.provisional.map(rule) == asked.true_label).mean()
-print(f"Raw label {number(raw.evaluation.accuracy.value)} %, counted by hand {number(by_hand)} %, "
+print(f"Provisional label {number(raw.evaluation.accuracy.value)} %, counted by hand {number(by_hand)} %, "
       f"calibrated {number(after.evaluation.accuracy.value)} % of {after.n} clips right.")
 
 # %%
 before, gap, gap_raw = after.untempered.evaluation.bins, after.evaluation.ece.value, raw.evaluation.ece.value
 gap_before = np.nansum(abs(before.accuracy - before.confidence) * before.counts) / before.counts.sum()
-print(f"Confidence is off by {number(gap_raw)} points raw, {number(gap_before)} calibrated before T, "
+print(f"Confidence is off by {number(gap_raw)} points provisional, {number(gap_before)} calibrated before T, "
       f"{number(gap)} after T.")
 print(f"So calibration made it {'more' if gap < gap_raw else 'no more'} honest on these clips, "
       f"and its temperature {'helped' if gap < gap_before else 'did not help'}.")
-print(f"Answers mended: {after.flips.wrong_to_right}. Broken: {after.flips.right_to_wrong}.")
+print(f"Labels fixed: {after.flips.wrong_to_right}. Broken: {after.flips.right_to_wrong}.")
 
 # %% [markdown]
 # A temperature fitted on few validation clips may miss on others, and ECE on few clips reads too high even for an honest system: that is

@@ -11,7 +11,7 @@
 #
 # Two systems answer the same 40 clips. One is right on 30, the other on 32. **Would you throw the first one away?**
 #
-# Here you learn to answer with three numbers that every row of the project's tables carries: n, an interval, and what was turned from
+# Here you learn to answer with three numbers that every row of the project's tables carries: n, an interval, and what was changed from
 # wrong to right and back.
 
 # %%
@@ -23,7 +23,7 @@ WORKBENCH = os.environ.get("DEEPINTUIT_HOME", "../workbench")  # or the path of 
 bench = demo.finished(WORKBENCH)
 
 # %% [markdown]
-# ## By hand: which clips turned
+# ## By hand: which clips changed
 # Right is 1, wrong is 0, for the same eight clips, before and after some change.
 
 # %%
@@ -32,12 +32,12 @@ after = [1, 1, 1, 0, 1, 1, 1, 1]
 print(f"{sum(before)} of 8, then {sum(after)} of 8")
 
 # %%
-mended = sum(b < a for b, a in zip(before, after))
+fixed = sum(b < a for b, a in zip(before, after))
 broken = sum(b > a for b, a in zip(before, after))
-print(f"{mended} mended, {broken} broken; on the other {8 - mended - broken} clips nothing happened")
+print(f"{fixed} fixed, {broken} broken; on the other {8 - fixed - broken} clips nothing happened")
 
 # %% [markdown]
-# Only the turned clips say anything about the change. If it were good for nothing, each of them would be a coin: **how often do four
+# Only the changed clips say anything about the change. If it were good for nothing, each of them would be a coin: **how often do four
 # coins fall at least as unevenly as three to one?** Of 16 ways to fall, 1 + 4 have three or more heads, as many have three or more tails:
 
 # %%
@@ -130,9 +130,9 @@ Markdown(sentence(best))
 from deepintuit_analysis.report.text import interval, number, p_value
 
 if best.flips:
-    turned = best.flips
-    print(f"Calibration mended {turned.wrong_to_right} of {best.n} answers "
-          f"and broke {turned.right_to_wrong} ({p_value(turned.p_value)}).")
+    changed = best.flips
+    print(f"Calibration fixed {changed.wrong_to_right} of {best.n} labels "
+          f"and broke {changed.right_to_wrong} ({p_value(changed.p_value)}).")
 if best.risk and len(best.risk.coverage):
     half = best.risk.risk[np.searchsorted(best.risk.coverage, 0.5)]
     print(f"Answering only the surer half, it errs on {number(half)} %; "
@@ -140,7 +140,7 @@ if best.risk and len(best.risk.coverage):
 
 # %% [markdown]
 # ## What it has to beat
-# A stage is worth its cost if it beats the best of what was cheaper. Among everything that is neither the result nor its own raw label:
+# A stage is worth its cost if it beats the best of what was cheaper. Among everything that is neither the result nor its own provisional label:
 
 # %%
 others = [row for row in plain if row.system != best.system]

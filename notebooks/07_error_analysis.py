@@ -65,10 +65,10 @@ system = run.summary["system"]
 # %%
 from deepintuit_analysis.report import class_f1_figure
 
-asked = {"metadata": ("metadata", "raw", "none"), "raw label": (system, "raw", "none"),
+asked = {"metadata": ("metadata", "raw", "none"), "provisional label": (system, "raw", "none"),
          "calibrated": (system, "label_likelihood", "none")}
 f1 = {name: rows[key].evaluation.classes.f1_K for name, key in asked.items() if key in rows}
-class_f1_figure(table.labels, f1, rows[asked["raw label"]].evaluation.classes.support_K)
+class_f1_figure(table.labels, f1, rows[asked["provisional label"]].evaluation.classes.support_K)
 
 # %%
 import pandas as pd
@@ -76,7 +76,7 @@ import pandas as pd
 from deepintuit_analysis.report.text import number
 
 pd.set_option("display.max_colwidth", None)
-change = pd.DataFrame(f1, index=list(table.labels)).eval("calibrated - `raw label`").dropna()
+change = pd.DataFrame(f1, index=list(table.labels)).eval("calibrated - `provisional label`").dropna()
 gained, lost = change[change > 0], change[change < 0]
 print(f"Classes whose F1 calibration raised: {len(gained)}; lowered: {len(lost)}"
       + (f", most of all {lost.idxmin()} ({number(lost.min(), sign=True)} points)." if len(lost) else "."))

@@ -60,7 +60,7 @@ def trace_of(workbench: Workbench, run_name: str, clip_id: str) -> str:
 
 
 def test_a_flip_is_found_with_the_trace_that_it_turned(workbench):
-    for flip, clip_ids in (("flipped", ["c0", "c1"]), ("wrong → right", ["c0"]), ("right → wrong", ["c1"])):
+    for flip, clip_ids in (("changed", ["c0", "c1"]), ("fixed", ["c0"]), ("broken", ["c1"])):
         found, count = clips.find(workbench, flip=flip)
         assert [row["clip_id"] for row in found] == clip_ids and count == len(clip_ids)
         assert [row["trace_id"] for row in found] == [trace_of(workbench, "older", clip) for clip in clip_ids]
@@ -74,9 +74,9 @@ def test_the_clips_of_a_slice_are_found_each_with_its_newest_trace_of_it(workben
     for name, system in (("first", "newer"), ("older ones", "older")):
         found, count = clips.find(workbench, name=name)
         assert [row["trace_id"] for row in found] == [trace_of(workbench, system, "c0")] and count == 1
-    assert clips.find(workbench, name="first", flip="right → wrong") == ([], 0), "both hold, or nothing is found"
+    assert clips.find(workbench, name="first", flip="broken") == ([], 0), "both hold, or nothing is found"
     more = {"text": "home C0", "label": "fall", "split": "test"}
-    found, _ = clips.find(workbench, name="older ones", flip="wrong → right", **more)
+    found, _ = clips.find(workbench, name="older ones", flip="fixed", **more)
     assert [row["trace_id"] for row in found] == [trace_of(workbench, "older", "c0")]
     assert clips.find(workbench, name="first", label="sit") == ([], 0)
 
@@ -104,6 +104,6 @@ def test_an_address_with_a_slice_opens_its_first_clip_and_trace(workbench):
 def test_a_card_of_a_flip_filter_opens_that_trace_and_no_other(workbench):
     desk, older = Desk(workbench.path), trace_of(workbench, "older", "c0")
     assert watch.trace_choices(desk, "c0")[0][1] != older, "by itself a clip opens its newest trace"
-    assert f'data-value="c0 {older}"' in watch.strip_html(desk, "", "", "", "wrong → right", None)
+    assert f'data-value="c0 {older}"' in watch.strip_html(desk, "", "", "", "fixed", None)
     assert 'data-value="c0"' in watch.strip_html(desk, "", "", "", "", None)
     assert watch.Handlers(desk)._traces("c0", older)[1] == older

@@ -207,7 +207,7 @@ def grown(*events, mode="live", **more) -> Scene:
 def test_a_flip_is_badged_and_the_truth_is_shown_only_when_asked_for():
     shown = grown(TraceDone(TEXT, "theft"), Distribution(("theft", "routine"), (0.3, 0.7), "label_likelihood"))
     plain = scene.verdict(shown)
-    assert "flipped: theft → routine" in plain and "True label" not in plain and "right" not in plain
+    assert "changed: theft → routine" in plain and "True label" not in plain and "right" not in plain
     asked = scene.verdict(shown, "theft")
     assert "True label" in asked and "wrong" in asked
 

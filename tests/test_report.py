@@ -335,7 +335,7 @@ def test_figures_show_the_numbers_they_are_given() -> None:
     )
     assert list(figure.data[1].x) == [70.0, 20.0] and figure.data[1].error_x.arrayminus[0] == pytest.approx(10)
     figure = flips_figure(["a"], [Flips(3, 8, 0, 0, 0.2)])
-    assert figure.layout.meta == "a: 8 clips mended, 3 broken"
+    assert figure.layout.meta == "a: 8 clips fixed, 3 broken"
     figure = confusion_figure([[5, 3, 0], [0, 2, 0]], LABELS)
     assert figure.data[0].z.tolist()[0] == [62.5, 37.5, 0.0]
     assert "cat answered as dog, 3 of 8 clips" in figure.layout.meta
@@ -537,7 +537,7 @@ def test_the_card_tells_the_result_and_how_to_get_it_again(tmp_path: Path) -> No
         "seed 7",
         run_id,
         "Trace blanked",
-        "Mended by calibration",
+        "Fixed by calibration",
         "Broken by calibration",
         "Right before and after",
         "bootstrap = 50",

@@ -16,21 +16,21 @@ from deepintuit_analysis.index.build import FOUND_BY_ID
 if TYPE_CHECKING:
     from deepintuit_analysis import Workbench
 
-FLIPS = ("flipped", "wrong → right", "right → wrong")
+FLIPS = ("changed", "fixed", "broken")
 """What calibration changed, by the name that the page shows."""
 
 _WAYS = ("label_likelihood", "mean_likelihood", "linear_head", "vote", "raw")
 
-_TURNED = """
+_CHANGED = """
     SELECT clip_id, trace_id, run_id, created FROM (
         SELECT latest_predictions.*, created FROM latest_predictions JOIN runs USING (run_id)
         WHERE control = 'none' AND method <> 'raw' AND trace_id IS NOT NULL
         QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY list_position(?::VARCHAR[], method)) = 1)
     WHERE provisional <> 'none' AND """
 _HOW = {
-    "flipped": "provisional <> predicted",
-    "wrong → right": "provisional <> predicted AND predicted = true_label",
-    "right → wrong": "provisional <> predicted AND provisional = true_label",
+    "changed": "provisional <> predicted",
+    "fixed": "provisional <> predicted AND predicted = true_label",
+    "broken": "provisional <> predicted AND provisional = true_label",
 }
 _HOLDS = """contains(lower(concat_ws(' ', clip_id, path, "group", dataset, label)), lower(?))"""
 
@@ -55,11 +55,11 @@ def find(
 
     `flip`: one of `FLIPS`, or empty; what counts is the first way of calibration that a trace has, as it is shown
     (`predictions_on`). `name`: a saved slice; its clips are found, StoreError where it cannot be asked. `trace_id` of a
-    row: the newest trace that flipped so, of the slice; None without both. Held-out clips come first, since they have
+    row: the newest trace that changed so, of the slice; None without both. Held-out clips come first, since they have
     most to show.
     """
     inside, values = TraceFilter(slice=name).where(workbench)
-    traces = f"({_TURNED}{_HOW[flip]})" if flip else "trace_facts"
+    traces = f"({_CHANGED}{_HOW[flip]})" if flip else "trace_facts"
     values = [*([list(_WAYS)] if flip else []), *values]
     of_slice = f"trace_id IN (SELECT trace_id FROM trace_facts WHERE {inside})" if name else "true"  # noqa: S608
     chosen = f"""(SELECT clip_id, arg_max(trace_id, (created, run_id, trace_id)) AS trace_id

@@ -123,8 +123,8 @@ def _result(story: Story) -> str:
         "NLL",
         "Brier",
         "ECE %",
-        "Against raw, points",
-        "Mended / broken",
+        "Gain, points",
+        "Fixed / broken",
         "T",
     ]
     lines: list[tuple[str, list[str]]] = []
@@ -147,8 +147,8 @@ def _result(story: Story) -> str:
     missing = max(row.unlabelled for row in story.rows)
     note = (
         f"Under each number its {100 * story.level:g} % bootstrap interval, drawing {drawn}. A system's own "
-        "line is its raw label; the ways to calibrate it lie below, with their controls. “Against raw” is the "
-        "difference in accuracy to that label on the same clips; mended / broken are clips turned from wrong to "
+        "line is its provisional label; the ways to calibrate it lie below, with their controls. “Gain” is the "
+        "difference in accuracy to that label on the same clips; fixed / broken are clips that went from wrong to "
         "right and back, with McNemar's p. “Argues otherwise”: of the well-formed traces, those whose reasoning "
         "names another label last than they answer. T is the temperature fitted on validation clips. NLL, Brier "
         "(0 to 2) and ECE need probabilities, which a bare label has not."
@@ -167,7 +167,7 @@ def _estimate(estimate: Estimate | None, scale: float = 100.0, digits: int = 1, 
 
 def _numbers(row: Result) -> list[str]:
     found = row.evaluation
-    turned = (
+    changed = (
         page.cell(f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong}", p_value(row.flips.p_value))
         if row.flips
         else page.cell(NOTHING)
@@ -182,7 +182,7 @@ def _numbers(row: Result) -> list[str]:
         _estimate(found.brier, 1, 3),
         _estimate(found.ece),
         _estimate(row.gain, sign=True),
-        turned,
+        changed,
         page.cell(number(row.temperature, 1, 2)),
     ]
 
@@ -208,7 +208,7 @@ def _controls(story: Story) -> str:
         )
         for row in found
     ]
-    return f"<p>They ask what the calibrated answer rests on.</p><ul>{said}</ul>" + page.table(
+    return f"<p>They ask what the calibrated label rests on.</p><ul>{said}</ul>" + page.table(
         "Accuracy under each control, against the same answer uncontrolled",
         ["Control", "n", "Accuracy %", "Against uncontrolled, points"],
         lines,
@@ -326,7 +326,7 @@ def _result_figures(story: Story, row: Result) -> dict[str, tuple[go.Figure, str
 
     counts = sorted({one.n for one in plain})
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if counts[0] != counts[-1] else "")
-    turned = [one for one in calibrated.values() if one.flips is not None]
+    compared = [one for one in calibrated.values() if one.flips is not None]
     rest = f"{shown(row.system)}, {shown(row.method)}, n = {row.n}"
     found = {
         "stages": (
@@ -335,8 +335,8 @@ def _result_figures(story: Story, row: Result) -> dict[str, tuple[go.Figure, str
             True,
         ),
         "flips": (
-            flips_figure([shown(one.system) for one in turned], [one.flips for one in turned]),
-            "Calibrated answer against the raw label of the same system",
+            flips_figure([shown(one.system) for one in compared], [one.flips for one in compared]),
+            "Calibrated label against the provisional label of the same system",
             True,
         ),
         "confusion": (confusion_figure(row.evaluation.confusion, story.labels), rest, False),
@@ -349,7 +349,7 @@ def _result_figures(story: Story, row: Result) -> dict[str, tuple[go.Figure, str
         found["classes-f1"] = (gains_figure(story.gains), note, True)
     if row.evaluation.bins is not None:
         before = {
-            "raw label": raw[row.system].evaluation.bins if row.system in raw and row.method != "raw" else None,
+            "provisional label": raw[row.system].evaluation.bins if row.system in raw and row.method != "raw" else None,
             "before temperature": row.untempered.evaluation.bins if row.untempered else None,
         }
         first = {name: bins for name, bins in list(before.items()) if bins is not None}
@@ -357,10 +357,10 @@ def _result_figures(story: Story, row: Result) -> dict[str, tuple[go.Figure, str
         found["reliability"] = (reliability_figure(bins), rest, False)
     if len(story.quick):
         curve = gate_curve(*(story.quick[name] for name in GATE_COLUMNS))
-        note = f"raw answers of clips that all thought, n = {len(story.quick)}"
+        note = f"provisional labels of clips that all thought, n = {len(story.quick)}"
         found["thinking"] = (gate_figure(curve), note, False)
     if row.risk is not None:
-        others = {shown(one.system): one.risk for one in turned if one.risk is not None and one.system != row.system}
+        others = {shown(one.system): one.risk for one in compared if one.risk is not None and one.system != row.system}
         # Five is what the palette tells apart; the stages nearest to the headline stay.
         curves = {**dict(list(others.items())[-4:]), shown(row.system): row.risk}
         found["risk"] = (risk_coverage_figure(curves), f"n = {row.n} clips", False)
@@ -413,7 +413,7 @@ def _shown_examples(examples: Sequence[Example]) -> str:
         told = [
             ("clip", example.clip),
             ("true", example.true_label),
-            ("raw label", example.provisional),
+            ("provisional label", example.provisional),
             ("calibrated", example.predicted + (f" ({probs})" if probs else "")),
         ]
         told += [("malformed", example.reason.replace("_", " "))] if example.reason else []

@@ -1,6 +1,6 @@
 """Figures of a result: pure functions from computed numbers to Plotly figures, each titled with what it shows.
 
-One calm template: grey is the raw label, blue the calibrated answer, vermilion a loss. Colour-blind eyes tell them
+One calm template: grey is the provisional label, blue the calibrated one, vermilion a loss. Colour-blind eyes tell them
 apart (after Okabe & Ito), and grey print does by marker, dash or hatching. Titles wrap at 700 px; the plain title is
 in `layout.meta`. Empty input gives a figure with a sentence in it.
 
@@ -170,7 +170,7 @@ def stages_figure(
     *,
     title: str | None = None,
     quantity: str = "Accuracy",
-    series: tuple[str, str] = ("raw label", "calibrated"),
+    series: tuple[str, str] = ("provisional label", "calibrated label"),
 ) -> go.Figure:
     """Horizontal bars with intervals, a pair a system (fractions); None leaves a bar out."""
     if not names:
@@ -222,8 +222,8 @@ def _stages_title(names: Sequence[str], raw: Sequence[Estimate | None], calibrat
         return "How many clips each system answers right"
     name, before, after = pairs[-1]
     if abs(after - before) < 5e-4:
-        return f"{name}: {percent(before)} raw, and the same calibrated"
-    return f"{name}: from {percent(before)} raw to {percent(after)} calibrated"
+        return f"{name}: {percent(before)} provisional, and the same calibrated"
+    return f"{name}: from {percent(before)} provisional to {percent(after)} calibrated"
 
 
 def confusion_figure(counts_K_K1: ArrayLike, labels: Sequence[str]) -> go.Figure:
@@ -328,7 +328,7 @@ def reliability_figure(bins_by_name: Mapping[str, Bins]) -> go.Figure:
         )
     ticks = dict(range=[0, 101], dtick=20)
     figure.update_xaxes(**ticks)
-    figure.update_xaxes(title_text="Confidence, the probability of the answer (%)", row=2, col=1)
+    figure.update_xaxes(title_text="Confidence, the probability of the calibrated label (%)", row=2, col=1)
     figure.update_yaxes(**ticks, title_text="Accuracy (%)", row=1, col=1)
     figure.update_yaxes(title_text="Clips", row=2, col=1)
     return finished(figure, _reliability_title(known), 430, barmode="overlay")
@@ -423,15 +423,12 @@ def _f1_title(labels: Sequence[str], last: np.ndarray) -> str:
 
 
 def flips_figure(names: Sequence[str], flips: Sequence[Flips]) -> go.Figure:
-    """Clips turned from wrong to right (to the right) and from right to wrong (to the left) against the raw label."""
+    """Clips fixed (to the right) and broken (to the left) against the provisional label."""
     if not names:
-        return empty("No calibrated answer stands beside a raw label yet.")
+        return empty("No calibrated label stands beside a provisional one yet.")
     figure = go.Figure()
     won, lost = [f.wrong_to_right for f in flips], [f.right_to_wrong for f in flips]
-    for values, counts, colour, name in (
-        ([-n for n in lost], lost, LOSS, "right \u2192 wrong"),
-        (won, won, CALIBRATED, "wrong \u2192 right"),
-    ):
+    for values, counts, colour, name in (([-n for n in lost], lost, LOSS, "broken"), (won, won, CALIBRATED, "fixed")):
         figure.add_bar(
             y=list(range(len(names))),
             x=values,
@@ -447,14 +444,14 @@ def flips_figure(names: Sequence[str], flips: Sequence[Flips]) -> go.Figure:
     most = max([1, *won, *lost])
     step = next(s * 10**e for e in range(9) for s in (1, 2, 5) if s * 10**e >= most / 4)
     ticks = list(range(-step * (most // step), most + 1, step))
-    words = f"{names[-1]}: {won[-1]} clips mended, {lost[-1]} broken"
+    words = f"{names[-1]}: {won[-1]} clips fixed, {lost[-1]} broken"
     return finished(
         figure,
         words,
         70 + 34 * len(names),
         barmode="overlay",
         xaxis=dict(
-            title_text="Clips whose answer turned",
+            title_text="Clips whose label changed",
             tickvals=ticks,
             range=[-1.1 * max(lost) - 0.1 * most, 1.1 * max(won) + 0.1 * most],
             ticktext=[str(abs(tick)) for tick in ticks],

@@ -49,7 +49,7 @@ class ClassGains:
 
 
 def stages_of(rows: Sequence[Result], row: Result | None) -> dict[str, Result]:
-    """Stage → result: the raw label of each system up to the one of `row`, then that row's own answer."""
+    """Stage → result: the provisional label of each system up to the one of `row`, then that row itself."""
     if row is None:
         return {}
     raw = [one for one in rows if (one.method, one.control) == ("raw", "none")]

@@ -22,7 +22,7 @@ from deepintuit_analysis.report.table import Result, headline, ordered, table_of
 from deepintuit_analysis.report.thinking import quick_answers
 
 KINDS = {
-    "mended": "Mended by calibration",
+    "fixed": "Fixed by calibration",
     "broken": "Broken by calibration",
     "right": "Right before and after",
     "wrong": "Wrong before and after",
@@ -249,7 +249,7 @@ def _examples(workbench: Workbench, predictions: pd.DataFrame, row: Result | Non
     both = after.set_index("clip_id").join(raw[["predicted", "trace_id"]].add_suffix("_raw"), how="inner").sort_index()
     was_right, is_right = both["predicted_raw"] == both["true_label"], both["predicted"] == both["true_label"]
     chosen = {
-        "mended": ~was_right & is_right,
+        "fixed": ~was_right & is_right,
         "broken": was_right & ~is_right,
         "right": was_right & is_right,
         "wrong": ~was_right & ~is_right,

@@ -92,10 +92,10 @@ class Result:
 
     `frame`: true_label, provisional, predicted, right, confidence (the highest probability, nan without), trace_id, by
     clip id in their order. `probs_C_K` in the order of `labels`; None for a bare label. `groups_C` numbers the sources.
-    `raw` is the same system's raw label and `uncontrolled` the same method without this control; None where there is
-    none, or this is it. `thresholds`: wanted risk → the confidence chosen for it on validation clips. `mismatch_C`:
-    whether a trace argues for another label than it answers, nan where nothing says it. `unlabelled` clips are left
-    out.
+    `raw` is the same system's provisional label and `uncontrolled` the same method without this control; None where
+    there is none, or this is it. `thresholds`: wanted risk → the confidence chosen for it on validation clips.
+    `mismatch_C`: whether a trace argues for another label than it answers, nan where nothing says it. `unlabelled`
+    clips are left out.
     """
 
     system: str
@@ -224,7 +224,7 @@ class Result:
 
     @cached_property
     def mismatch(self) -> Estimate | None:
-        """The share of well-formed traces that argue for one label and answer another, of a raw label."""
+        """The share of well-formed traces that argue for one label and answer another, of a provisional label."""
         known_C = np.zeros(self.n, bool) if self.mismatch_C is None else ~np.isnan(self.mismatch_C)
         if (self.method, self.control) != ("raw", "none") or not known_C.any():
             return None
@@ -246,7 +246,7 @@ class Result:
 
     @cached_property
     def from_raw(self) -> Comparison | None:
-        """What the method changed against the raw label of the same system."""
+        """What the method changed against the provisional label of the same system."""
         return None if self.raw is None else Comparison.of(self.raw, self)
 
     @property
@@ -255,7 +255,7 @@ class Result:
 
     @property
     def gain(self) -> Estimate | None:
-        """Accuracy minus the raw label's, as a fraction."""
+        """Accuracy minus the provisional label's, as a fraction."""
         return None if self.from_raw is None else self.from_raw.accuracy
 
     @cached_property
@@ -339,18 +339,18 @@ def table_of(
 ) -> list[Result]:
     """One `Result` for each (system, method, control) among the grain's rows of `config.split`, baselines first.
 
-    `labels` is the label set; probabilities are brought into its order. `groups` (clip_id → source) makes the
-    intervals draw whole sources, since clips of one are alike; `mismatches` (trace_id → the score of that name) gives
-    raw labels their share of traces that argue for another label than they answer; `thresholds` are those in the
-    summary of an evaluate run. Clips without a true label are left out and counted. DataError when a clip has two rows
-    of one key, or probabilities over other labels. No rows: an empty list.
+    `labels` is the label set; probabilities are brought into its order. `groups` (clip_id → source) makes the intervals
+    draw whole sources, since clips of one are alike; `mismatches` (trace_id → the score of that name) gives provisional
+    labels their share of traces that argue for another label than they answer; `thresholds` are those in the summary of
+    an evaluate run. Clips without a true label are left out and counted. DataError when a clip has two rows of one key,
+    or probabilities over other labels. No rows: an empty list.
     """
     config = config or EvaluateConfig()
     names = tuple(labels)
     chosen = predictions[predictions["split"] == config.split]
     frames = dict(iter(chosen.groupby(["system", "method", "control"], sort=False)))
     found: dict[tuple[str, str, str], Result] = {}
-    # The raw label first, then what has no control: the others are compared with them.
+    # The provisional label first, then what has no control: the others are compared with them.
     for key in sorted(frames, key=lambda key: (key[2] != "none", key[1] != "raw")):
         result = _result(key, frames[key], names, groups or {}, mismatches or {})
         system, method, control = key
@@ -375,8 +375,8 @@ def ordered(results: Iterable[Result]) -> list[Result]:
 
 
 def headline(rows: Sequence[Result], method: str = "label_likelihood") -> Result | None:
-    """The result a page speaks of: the last system's answer by `method`, else by another, else its raw label; without a
-    control. Last in the order of the stages, never by score."""
+    """The result a page speaks of: the last system's answer by `method`, else by another, else its provisional label;
+    without a control. Last in the order of the stages, never by score."""
     plain = [row for row in rows if row.control == "none"]
     calibrated = [row for row in plain if row.method != "raw" and row.raw is not None]
     return ([row for row in calibrated if row.method == method] or calibrated or plain or [None])[-1]

@@ -18,7 +18,7 @@ from deepintuit.metrics import Estimate
 from deepintuit_analysis.report.table import CONTROLS, Measured, Result, SeedRow, over_seeds
 
 NAMES = {
-    "raw": "raw label",
+    "raw": "provisional label",
     "label_likelihood": "label likelihood",
     "linear_head": "linear head",
     "vote": "vote",
@@ -71,7 +71,9 @@ def sentence(row: Result | None) -> str:
     right = f"{number(found.accuracy.value)}\u202f% of {row.n} {row.split} clips right{within(found.accuracy)}"
     text = f"{system[:1].upper()}{system[1:]} answers {right}"
     if row.gain is not None:
-        text += f": {number(row.gain.value, sign=True)} points against its raw label{within(row.gain, sign=True)}"
+        text += (
+            f": {number(row.gain.value, sign=True)} points against its provisional label{within(row.gain, sign=True)}"
+        )
         text += ", no clear difference" if row.gain.low <= 0 <= row.gain.high else ""
     if found.ece is not None:
         text += f". Its confidence is off by {number(found.ece.value)} points on average{within(found.ece)}"
@@ -90,9 +92,9 @@ def within(estimate: Estimate, sign: bool = False) -> str:
 def terminal_table(rows: Sequence[Result], width: int = 100) -> Table | Text:
     """A rich renderable of at most `width` columns, from 80 on; nothing in it is cut.
 
-    A system's own line is its raw label; methods lie under it and controls under their method. Below 100 columns an
-    interval is shown as ± its farther end and macro F1 is left to the card; from 110 on the share of traces that argue
-    for another label than they answer is there, from 130 on NLL, Brier and flips.
+    A system's own line is its provisional label; methods lie under it and controls under their method. Below 100
+    columns an interval is shown as ± its farther end and macro F1 is left to the card; from 110 on the share of traces
+    that argue for another label than they answer is there, from 130 on NLL, Brier and flips.
     """
     if not rows:
         return Text(NO_ROWS)
@@ -153,7 +155,7 @@ def _bare(estimate: Estimate | None, scale: float = 100.0, digits: int = 1) -> T
     return Text(number(None if estimate is None else estimate.value, scale, digits))
 
 
-def _turned(row: Result) -> Text:
+def _fixed_broken(row: Result) -> Text:
     return Text(f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong}" if row.flips else NOTHING)
 
 
@@ -163,11 +165,11 @@ _COLUMNS = (
     _Column("macro\nF1 %", lambda row, narrow: _bare(row.evaluation.macro_f1), 100),
     _Column("no\nanswer %", lambda row, narrow: _bare(row.evaluation.no_answer)),
     _Column("ECE %", lambda row, narrow: _cell(row.evaluation.ece, narrow)),
-    _Column("against raw", lambda row, narrow: _cell(row.gain, narrow, sign=True)),
+    _Column("gain", lambda row, narrow: _cell(row.gain, narrow, sign=True)),
     _Column("argues\nother %", lambda row, narrow: _bare(row.mismatch), 110),
     _Column("NLL", lambda row, narrow: _bare(row.evaluation.nll, 1, 2), 130),
     _Column("Brier", lambda row, narrow: _bare(row.evaluation.brier, 1, 2), 130),
-    _Column("\u2717\u2192\u2713 / \u2713\u2192\u2717", lambda row, narrow: _turned(row), 130),
+    _Column("fixed /\nbroken", lambda row, narrow: _fixed_broken(row), 130),
 )
 
 
@@ -175,7 +177,7 @@ def _caption(rows: Sequence[Result], narrow: bool) -> Text:
     missing = max(row.unlabelled for row in rows)
     behind = "\u00b1: how far the bootstrap interval reaches" if narrow else "Behind a number its bootstrap interval"
     text = (
-        f"{behind}. A system's own line is its raw label; against raw: points of accuracy, same clips. "
+        f"{behind}. A system's own line is its provisional label; gain: points of accuracy on it, same clips. "
         f"{NOTHING}: no probabilities, or nothing to compare."
     )
     return Text(text + (f" {missing} clips without a true label are left out." if missing else ""))
@@ -190,7 +192,7 @@ def markdown_table(rows: Sequence[Result]) -> str:
         return NO_ROWS + "\n"
     heads = [
         "System",
-        "Answer",
+        "Label",
         "n",
         "Accuracy %",
         "Macro F1 %",
@@ -199,8 +201,8 @@ def markdown_table(rows: Sequence[Result]) -> str:
         "NLL",
         "Brier",
         "ECE %",
-        "Against raw, points",
-        "Wrong\u2192right / right\u2192wrong",
+        "Gain, points",
+        "Fixed / broken",
     ]
     body = []
     for row in rows:
@@ -218,14 +220,14 @@ def markdown_table(rows: Sequence[Result]) -> str:
                 _marked(found.brier, 1, 3),
                 _marked(found.ece),
                 _marked(row.gain, sign=True),
-                turned(row),
+                changed(row),
             ]
         )
     return _markdown(heads, body)
 
 
-def turned(row: Result) -> str:
-    """Flips against the raw label, with McNemar's p."""
+def changed(row: Result) -> str:
+    """Clips fixed and broken against the provisional label, with McNemar's p."""
     if row.flips is None:
         return NOTHING
     return f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong} ({p_value(row.flips.p_value)})"
@@ -238,7 +240,7 @@ def multi_seed_table(seeds: Mapping[int, Sequence[Measured]], level: float = 0.9
         return NO_ROWS + "\n"
     heads = [
         "System",
-        "Answer",
+        "Label",
         "Seeds",
         "n a seed",
         "Accuracy %",
@@ -246,7 +248,7 @@ def multi_seed_table(seeds: Mapping[int, Sequence[Measured]], level: float = 0.9
         "No answer %",
         "NLL",
         "ECE %",
-        "Against raw, points",
+        "Gain, points",
     ]
     body = []
     for row in found:

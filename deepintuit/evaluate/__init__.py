@@ -1,6 +1,6 @@
 """Evaluate: traces and class distributions on a split, with the baselines and controls that stand beside every result.
 
-A *system* is a reasoner with, if there is one, its calibrator. Rows: the raw answer (the provisional label; its own
+A *system* is a reasoner with, if there is one, its calibrator. Rows: the provisional label (method "raw"; its own
 probability from the tokens of the answer), the calibrated distribution, and its controls: the same calibrator with one
 of its inputs altered (`reasoner.controls`), calibrators that were trained without one, and a classifier of the traces'
 text alone. Choices were made on validation before: nothing is fitted here on the split that is scored.

@@ -1,4 +1,4 @@
-"""What a calibrated answer rests on: the same question with one of its inputs altered (controls).
+"""What a calibrated label rests on: the same question with one of its inputs altered (controls).
 
     shown = CONTROLS["conclusion_wrong"](Asked(opinions, truths, labels, seed))     # one `Shown` a clip
 

@@ -68,7 +68,8 @@ class TraceDone:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Probabilities of the labels by one way (`method`; "raw": the first answer's own). `outside`: mass on no label."""
+    """Probabilities of the labels by one way (`method`; "raw": the provisional label's own). `outside`: mass on no
+    label."""
 
     labels: tuple[str, ...]
     probs: tuple[float, ...]

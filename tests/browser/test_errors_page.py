@@ -288,8 +288,8 @@ def test_another_system_is_chosen_and_the_drawer_closes(page, site):
     page.wait_for_selector(ROWS)
     page.keyboard.press("Escape")
     page.get_by_label("Compare with").click()
-    page.get_by_role("option", name="cold start: raw label").click()
-    page.wait_for_selector("text=From cold start: raw label")
+    page.get_by_role("option", name="cold start: provisional label").click()
+    page.wait_for_selector("text=From cold start: provisional label")
     assert page.locator("#errors-drawer header").count() == 0
     assert f"compare={site.runs['evaluate-cold']}" in page.url
 

@@ -37,12 +37,12 @@ def choose(page, label: str, words: str) -> None:
 
 def test_a_filter_counts_as_the_store_does_and_stands_in_the_address(page, site):
     opened(page, site, rows=28)
-    choose(page, "Answer is", "Wrong")
+    choose(page, "Provisional is", "Wrong")
     wrong = site.workbench.query("SELECT count(*) AS n FROM traces WHERE provisional <> true_label")["n"][0]
     found(page, int(wrong))
     in_address(page, "right", "wrong")
-    choose(page, "Calibration", "right → wrong")
-    page.get_by_label("Answer is", exact=True).wait_for()
+    choose(page, "Calibration", "broken")
+    page.get_by_label("Provisional is", exact=True).wait_for()
     page.get_by_role("button", name="Clear filters").click()
     found(page, 28)
     in_address(page, "right", None)
@@ -67,7 +67,7 @@ def test_a_deep_link_restores_filters_order_and_the_opened_trace(page, site):
     page.wait_for_selector("#traces-detail header")
     assert page.get_by_label("True label", exact=True).input_value().startswith("delivery")
     assert page.get_by_label("Run", exact=True).input_value().startswith(run)
-    assert page.get_by_label("Sure from").input_value() == "0.1"
+    assert page.get_by_label("Token confidence from").input_value() == "0.1"
     assert page.get_by_label("Text contains").input_value() == "courier"
     assert page.locator("th[aria-sort=descending]").inner_text().startswith("Tokens")
     assert page.locator("#traces-list [aria-current=true]").first.get_attribute("data-value") == trace
@@ -130,7 +130,7 @@ def test_confidence_colours_come_on_request_and_say_why_when_they_cannot(page, s
     page.wait_for_selector("#traces-detail .trace")
     before = page.inner_text("#traces-detail .trace")
     assert page.locator("#traces-detail .trace .tint").count() == 0
-    page.get_by_role("button", name="Colour by confidence").click()
+    page.get_by_role("button", name="Colour by token confidence").click()
     page.wait_for_selector("#traces-detail .trace .tint")
     assert page.inner_text("#traces-detail .trace") == before
     assert page.locator("#traces-detail .trace .tint").first.get_attribute("title").endswith("% sure")

@@ -90,7 +90,7 @@ def test_a_stored_trace_replays_as_it_was_and_can_be_stopped(page, site):
 
 def test_the_truth_is_told_only_when_asked_for_and_a_flip_has_its_badge(page, site):
     opened(page, site, f"?trace={site.traces['refined-1']}")
-    says(page, "flipped: delivery → theft", "#verdict")
+    says(page, "changed: delivery → theft", "#verdict")
     assert "True label" not in page.inner_text("#verdict")
     page.get_by_label("Show the true label").check()
     says(page, "True label", "#verdict")
@@ -115,7 +115,7 @@ def test_finding_and_picking_a_clip_changes_the_address_which_restores_the_scree
 def test_flips_can_be_found(page, site):
     opened(page, site)
     page.get_by_label("Calibration", exact=True).click()
-    page.get_by_role("option", name="right → wrong").click()
+    page.get_by_role("option", name="broken").click()
     page.wait_for_function("document.querySelectorAll('.card').length === 1")
     assert page.locator(".card").get_attribute("data-value") == f"{site.clips[1]} {site.traces['refined-1']}"
     page.locator(".card").click()
