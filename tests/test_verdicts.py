@@ -39,7 +39,8 @@ def test_reviewers_stand_beside_the_judge_where_both_said_something(enough, row,
 
 
 def test_an_answer_that_does_not_follow_says_what_was_argued():
-    assert "argues for delivery, the provisional label is theft" in verdicts({"mismatch": (1.0, "delivery")}, RIGHT, "theft")
+    said = verdicts({"mismatch": (1.0, "delivery")}, RIGHT, "theft")
+    assert "argues for delivery, the provisional label is theft" in said
     assert "argues for no label" in verdicts({"mismatch": (1.0, "none")}, RIGHT, "theft")
     assert verdicts({"mismatch": (0.0, "theft")}, RIGHT, "theft") == ""
 

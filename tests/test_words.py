@@ -15,11 +15,19 @@ OTHER_WORDS = re.compile(
 )
 PROSE = [
     path
-    for pattern in ("README.md", "docs/*.md", "notebooks/*.py", "notebooks/*.md", "app/templates/**/*", "app/static/*.js",
-                    "analysis/**/*.toml", "analysis/**/templates/**/*")
+    for pattern in (
+        "README.md",
+        "docs/*.md",
+        "notebooks/*.py",
+        "notebooks/*.md",
+        "app/templates/**/*",
+        "app/static/*.js",
+        "analysis/**/*.toml",
+        "analysis/**/templates/**/*",
+    )
     for path in sorted(ROOT.glob(pattern))
     if path.is_file()
-]  # fmt: skip
+]
 
 
 @functools.cache
