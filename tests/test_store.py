@@ -19,8 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deepintuit.errors import StoreError
-from deepintuit.runs import GRAINS, trace_id, without_secrets
+from deepintuit.labels import LabelSet
+from deepintuit.runs import GRAINS, TraceRow, trace_id, without_secrets
 from deepintuit.runs.schema import storable
+from deepintuit.trace import parse
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import build
 
@@ -75,6 +77,23 @@ def test_rows_come_back_as_they_were(workbench: Workbench) -> None:
     assert row["trace_id"] == trace_id(run.id, "c0", 0) and row["run_id"] == run.id and row["stage"] == "coldstart"
     assert row["token_logprobs"] == [-0.5, -0.25] and row["frame_times"] == [0.0, 1 / 3]
     assert row["frames_size"] == [96, 64] and row["truncated"] is False and row["tokens"] == 2 and row["reason"] is None
+
+
+def test_a_row_made_of_a_parsed_text_says_what_the_parser_says_and_has_a_column_for_each(workbench: Workbench) -> None:
+    labels = LabelSet.of("two", ["cat", "dog"])
+    sound, doubtful = "<think>A.</think><answer> Cat </answer>", "well <think>A.</think><answer>cat</answer>"
+    run = workbench.start_run("grpo", {})
+    about = {"clip_id": "c0", "step": 3, "token_ids": [1], "thought": False}
+    for sample, text in enumerate((sound, doubtful)):
+        run.append("traces", [TraceRow.of(parse(text, "think-answer", labels), sample=sample, **about)])
+    first, second = run.table("traces").to_pylist()
+    assert (first["trace_id"], first["stage"]) == (trace_id(run.id, "c0", 0, 3), "grpo")
+    assert (first["answer"], first["provisional"], first["reason"]) == (" Cat ", "cat", None)
+    # Also where the label can still be read: the column holds answers as they were written in a trace.
+    assert (second["answer"], second["provisional"], second["reason"]) == (None, "none", "text_outside")
+    assert first["token_ids"] == [1] and first["thought"] is False and first["tokens"] is None
+    with pytest.raises(TypeError, match="frame_hsah"):
+        TraceRow.of(parse(sound, "think-answer", labels), clip_id="c0", sample=0, frame_hsah="x")
 
 
 def test_a_grain_without_rows_is_an_empty_frame_with_its_columns(workbench: Workbench) -> None:

@@ -196,11 +196,13 @@ def test_the_endpoint_is_told_the_form_even_when_our_own_model_gets_brief_prompt
 
 def test_wrong_traces_are_kept_where_the_settings_say_so_malformed_ones_never(workbench):
     def answer(body):
-        return chat(say("theft") if seen_number(body) else "no tags")
+        return chat(say("theft") if seen_number(body) else "I see it. <answer>theft</answer>")
 
     with Server(answer) as server:
         run = quiet(workbench, at(server, "teach.keep_wrong=true"))
-    assert run.summary["kept"] == 5 and run.summary["dropped"] == {"no_answer": 1}
+    assert run.summary["kept"] == 5 and run.summary["dropped"] == {"missing_segment": 1}
+    (bare,) = [row for row in run.table("traces").to_pylist() if row["reason"]]
+    assert (bare["answer"], bare["provisional"]) == (None, "none")
 
 
 def test_a_clip_that_vanished_since_the_import_is_unreadable_not_skipped(workbench, tmp_path):

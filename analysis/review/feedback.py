@@ -21,6 +21,7 @@ from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
+from deepintuit.runs.schema import TraceRow
 from deepintuit.runs.schema import trace_id as named
 from deepintuit.trace import parse
 from deepintuit_analysis.review.events import Kind
@@ -278,16 +279,16 @@ def _write(run: "Run", chosen: Sequence[_Chosen]) -> None:
         sample, numbers[one.clip_id] = numbers[one.clip_id], numbers[one.clip_id] + 1
         number = named(run.id, one.clip_id, sample)
         rows.append(
-            {
-                "trace_id": number,
-                "clip_id": one.clip_id,
-                "sample": sample,
-                "text": one.text,
-                "answer": one.answer,
-                "provisional": one.label,
-                "true_label": one.label,
-                "truncated": False,
-            }
+            TraceRow(
+                trace_id=number,
+                clip_id=one.clip_id,
+                sample=sample,
+                text=one.text,
+                answer=one.answer,
+                provisional=one.label,
+                true_label=one.label,
+                truncated=False,
+            )
         )
         scores += [
             {"trace_id": number, "name": "kept", "value": 1.0, "evidence": ""},

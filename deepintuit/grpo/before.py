@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def sampled(
         )
         if run is not None:  # a batch is one part, so a clip has all of its traces or none
             rows = [
-                reasoner.row(clip, encoded, sample, number, settings.temperature) | {"stage": STAGE}
+                replace(reasoner.row(clip, encoded, sample, number, settings.temperature), stage=STAGE)
                 for clip, encoded, group in groups
                 for number, sample in enumerate(group)
             ]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -202,7 +203,7 @@ class Trainer(Resumable, GRPOTrainer):
                 sampled = group.first + number
                 row = self.reasoner.row(group.clip, group.encoded, sample, sampled, self.config.temperature, step)
                 name = trace_id(self.run_.id, group.clip.clip_id, sampled, step)
-                rows.append({"trace_id": name, **row})
+                rows.append(replace(row, trace_id=name))
                 advantage_T, seeing_T = next(remaining), group.seeing_T[number] > 0
                 numbers = scored.numbers() | {"advantage": float(advantage_T[-1])}  # the end token is never seeing's
                 if self.scorer.separate and seeing_T.any():

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 from deepintuit.errors import VideoError
 from deepintuit.reasoner.gate import GateOf
 from deepintuit.reasoner.task import Clip, Task
+from deepintuit.runs import TraceRow
 from deepintuit.vlm import VLM, EncodedClip, Sample, sample_groups
 
 
@@ -119,7 +119,7 @@ class LocalReasoner:
         max_tokens: int,
         batch: int,
         top_p: float = 1.0,
-    ) -> Iterator[list[dict[str, Any]]]:
+    ) -> Iterator[list[TraceRow]]:
         """Trace rows for the store, one list a batch of clips. Greedy (temperature 0) is sampled once."""
         if temperature == 0:
             samples = [0]
@@ -134,35 +134,25 @@ class LocalReasoner:
 
     def row(
         self, clip: Clip, encoded: EncodedClip, sample: Sample, number: int, temperature: float, step: int | None = None
-    ) -> dict[str, Any]:
-        trace = self.task.parse(sample.text, sample.truncated, sample.thought is not False)
-        seen = encoded.frames
-        return {
-            "clip_id": clip.clip_id,
-            "sample": number,
-            "step": step,
-            "temperature": float(temperature),
-            "text": sample.text,
-            "answer": trace.answer if trace.ok else None,
-            "provisional": trace.provisional,
-            "reason": None if trace.ok else str(trace.reason),
-            "detail": None if trace.ok else trace.detail,
-            "true_label": clip.label,
-            "tokens": len(sample.token_ids),
-            "token_logprobs": sample.logprobs_T,
-            "token_ids": sample.token_ids,
-            "frame_indices": seen.indices,
-            "frame_times": seen.times,
-            "frame_hash": seen.hash,
-            "frames_size": [seen.width, seen.height],
-            "reader": seen.reader,
-            "milliseconds": sample.milliseconds,
-            "confidence": sample.confidence,
-            "truncated": sample.truncated,
-            "quick_confidence": sample.quick_confidence,
-            "quick_probability": sample.quick_probability,
-            "quick_tokens": sample.quick_tokens,
-            "thought": sample.thought,
-            "prompt_hash": self.task.prompt_hash(self.task.reasoner_prompt(clip.clip_id)),
-            "model": self.vlm.name,
-        }
+    ) -> TraceRow:
+        return TraceRow.of(
+            self.task.parse(sample.text, sample.truncated, sample.thought is not False),
+            clip_id=clip.clip_id,
+            sample=number,
+            step=step,
+            temperature=float(temperature),
+            true_label=clip.label,
+            tokens=len(sample.token_ids),
+            token_logprobs=sample.logprobs_T,
+            token_ids=sample.token_ids,
+            milliseconds=sample.milliseconds,
+            confidence=sample.confidence,
+            truncated=sample.truncated,
+            quick_confidence=sample.quick_confidence,
+            quick_probability=sample.quick_probability,
+            quick_tokens=sample.quick_tokens,
+            thought=sample.thought,
+            prompt_hash=self.task.prompt_hash(self.task.reasoner_prompt(clip.clip_id)),
+            model=self.vlm.name,
+            **encoded.frames.columns(),
+        )

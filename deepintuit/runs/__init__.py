@@ -26,9 +26,9 @@ from typing import Any
 from deepintuit import disk
 from deepintuit.errors import StoreError, nearest
 from deepintuit.runs.run import Run, plain, provenance, read_description, versions, without_secrets
-from deepintuit.runs.schema import GRAINS, Grain, trace_id, unnamed
+from deepintuit.runs.schema import GRAINS, Grain, TraceRow, trace_id, unnamed
 
-__all__ = ["GRAINS", "Grain", "Run", "Workbench", "trace_id", "unnamed", "without_secrets"]
+__all__ = ["GRAINS", "Grain", "Run", "TraceRow", "Workbench", "trace_id", "unnamed", "without_secrets"]
 
 _STAGE = re.compile(r"[a-z][a-z0-9_]*")
 _live: "weakref.WeakValueDictionary[str, Run]" = weakref.WeakValueDictionary()

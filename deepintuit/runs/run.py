@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from deepintuit import disk, parquet, texts
 from deepintuit.errors import DiskError, StoreError, nearest
-from deepintuit.runs.schema import GRAINS, Grain, grain_named, newest, storable, table
+from deepintuit.runs.schema import GRAINS, Grain, TraceRow, grain_named, newest, storable, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -278,7 +278,7 @@ class Run:
     def writable(self) -> bool:
         return self._lock is not None and self._lock.held and not self.finished
 
-    def append(self, grain: str, rows: Sequence[Mapping[str, Any]]) -> Path | None:
+    def append(self, grain: str, rows: Sequence[Mapping[str, Any] | TraceRow]) -> Path | None:
         """Store rows as one immutable part; they are on disk when this returns its path. No rows: no part, None.
 
         `run_id` is filled in, so are `trace_id` of traces, `control` ("none") of predictions and `time` of steps.
@@ -288,6 +288,7 @@ class Run:
         self._refuse_unless_writable()
         if not rows:
             return None
+        rows = [row.to_dict() if isinstance(row, TraceRow) else row for row in rows]
         for row in rows:
             if row.get("run_id", self.id) != self.id:
                 raise StoreError(

@@ -8,14 +8,17 @@ Text comes back as it went in, NUL and emoji included, with one exception: a lon
 stored as U+FFFD. `nan` in a number column reads back as missing in pandas.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
 
 from deepintuit.errors import StoreError, nearest
+from deepintuit.trace import Malformed, Trace
 
 _text, _int, _real, _flag = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _instant = pa.timestamp("us")  # UTC
@@ -38,22 +41,69 @@ class Grain:
         return tuple(self.schema.names)
 
 
+def _column(kind: pa.DataType, *, needed: bool = False) -> Any:
+    return field(metadata={"kind": kind}) if needed else field(default=None, metadata={"kind": kind})
+
+
+@dataclass(kw_only=True)
+class TraceRow:
+    """A row of the grain `traces`: one generated text, with all that is known of how it came about. None is missing;
+    `trace_id`, `run_id` and `stage` are filled in when a run stores it."""
+
+    trace_id: str | None = _column(_text)
+    run_id: str | None = _column(_text)
+    clip_id: str = _column(_text, needed=True)
+    stage: str | None = _column(_text)
+    sample: int = _column(_int, needed=True)
+    step: int | None = _column(_int)  # in training only
+    temperature: float | None = _column(_real)
+    text: str = _column(_text, needed=True)
+    answer: str | None = _column(_text)  # as written; of a malformed text there is none
+    provisional: str | None = _column(_text)
+    reason: str | None = _column(_text)  # why it is malformed (`trace.Reason`)
+    detail: str | None = _column(_text)
+    true_label: str | None = _column(_text)
+    tokens: int | None = _column(_int)
+    token_logprobs: Sequence[float] | None = _column(pa.list_(pa.float32()))  # natural logarithms
+    token_ids: Sequence[int] | None = _column(pa.list_(pa.int32()))
+    frame_indices: Sequence[int] | None = _column(pa.list_(pa.int32()))
+    frame_times: Sequence[float] | None = _column(pa.list_(pa.float64()))  # seconds
+    frame_hash: str | None = _column(_text)
+    frames_size: Sequence[int] | None = _column(pa.list_(pa.int32()))  # [width, height] in pixels
+    reader: str | None = _column(_text)
+    milliseconds: float | None = _column(_real)
+    confidence: float | None = _column(_real)  # exp(mean of `token_logprobs`)
+    truncated: bool | None = _column(_flag)
+    prompt_hash: str | None = _column(_text)
+    model: str | None = _column(_text)
+    # Where no gate watched, `thought` is missing; false where the quick answer was sure enough (`quick_confidence`) and
+    # ended the work after `quick_tokens`. `quick_probability`: the calibrator's highest after it, where that was the
+    # gate.
+    quick_confidence: float | None = _column(_real)
+    quick_tokens: int | None = _column(_int)
+    thought: bool | None = _column(_flag)
+    quick_probability: float | None = _column(_real)
+
+    @classmethod
+    def of(cls, trace: Trace | Malformed, **columns: Any) -> TraceRow:
+        """The row of a parsed text; `columns` are the others, and go before what the parser says."""
+        answer, reason, detail = (trace.answer, None, None) if trace.ok else (None, str(trace.reason), trace.detail)
+        read = {"answer": answer, "provisional": trace.provisional, "reason": reason, "detail": detail}
+        return cls(**{"text": trace.text, **read, **columns})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The columns that are not missing."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+_TRACES = pa.schema(
+    pa.field(column.name, column.metadata["kind"], column.default is None and column.name not in ("trace_id", "run_id"))
+    for column in fields(TraceRow)
+)
+
 # fmt: off
 GRAINS: dict[str, Grain] = {grain.name: grain for grain in (
-    # One generated text. `reason` is null when it is well-formed; `frames_size` is [width, height] in pixels;
-    # `token_logprobs` are natural logs; `confidence` is exp(mean of them); `step` only in training. `thought` is null
-    # where no gate watched; false where the quick answer was sure enough (`quick_confidence`) and ended the work
-    # after `quick_tokens`; `quick_probability` is the calibrator's highest after it, where that was the gate.
-    Grain("traces", ("trace_id",), pa.schema([
-        _required("trace_id", _text), _required("run_id", _text), _required("clip_id", _text), ("stage", _text),
-        _required("sample", _int), ("step", _int), ("temperature", _real), _required("text", _text), ("answer", _text),
-        ("provisional", _text), ("reason", _text), ("detail", _text), ("true_label", _text), ("tokens", _int),
-        ("token_logprobs", pa.list_(pa.float32())), ("token_ids", pa.list_(pa.int32())),
-        ("frame_indices", pa.list_(pa.int32())), ("frame_times", pa.list_(pa.float64())), ("frame_hash", _text),
-        ("frames_size", pa.list_(pa.int32())), ("reader", _text), ("milliseconds", _real), ("confidence", _real),
-        ("truncated", _flag), ("prompt_hash", _text), ("model", _text), ("quick_confidence", _real),
-        ("quick_tokens", _int), ("thought", _flag), ("quick_probability", _real),
-    ])),
+    Grain("traces", ("trace_id",), _TRACES),
     # One number about one trace (accuracy, format, …) with what it rests on.
     Grain("scores", ("trace_id", "name"), pa.schema([
         _required("trace_id", _text), _required("run_id", _text), _required("name", _text), _required("value", _real),
@@ -104,7 +154,7 @@ def storable(value: Any) -> Any:
     return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def table(grain: Grain, rows: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> pa.Table:
+def table(grain: Grain, rows: Iterable[Mapping[str, Any]], defaults: Mapping[str, Any]) -> pa.Table:
     """Rows as an Arrow table of the grain's schema; `defaults` fill what a row leaves out.
 
     StoreError for an unknown column, a missing required one, a value of another type, two rows with one key.

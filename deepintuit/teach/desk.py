@@ -18,7 +18,7 @@ from deepintuit.config import Config, TeachConfig
 from deepintuit.errors import TeachError, VideoError
 from deepintuit.judges import Judge, Question
 from deepintuit.labels import LabelSet
-from deepintuit.runs import Run, trace_id
+from deepintuit.runs import Run, TraceRow, trace_id
 from deepintuit.trace import Trace, parse
 
 WRONG_LABEL = "wrong_label"
@@ -72,22 +72,18 @@ class Desk:
         **fields: Any,
     ) -> None:
         """One trace, and what its question cost in tokens where that is known. `fields` are columns of the grain."""
-        trace = parse(text, self.config.prompt.grammar, self.labels, truncated)
-        row = {
-            "trace_id": trace_id(self.run.id, clip["clip_id"], sample),
-            "clip_id": clip["clip_id"],
-            "sample": sample,
-            "text": text,
-            "answer": trace.answer if trace.ok else trace.label,
-            "provisional": trace.provisional,
-            "reason": None if trace.ok else str(trace.reason),
-            "detail": None if trace.ok else trace.detail,
-            "true_label": clip["label"],
-            "truncated": truncated,
-        }
-        self._rows.append(row | fields)
+        row = TraceRow.of(
+            parse(text, self.config.prompt.grammar, self.labels, truncated),
+            trace_id=trace_id(self.run.id, clip["clip_id"], sample),
+            clip_id=clip["clip_id"],
+            sample=sample,
+            true_label=clip["label"],
+            truncated=truncated,
+            **fields,
+        )
+        self._rows.append(row.to_dict())
         if prompt_tokens is not None:
-            self._prices.append({"trace_id": row["trace_id"], "name": "prompt_tokens", "value": float(prompt_tokens)})
+            self._prices.append({"trace_id": row.trace_id, "name": "prompt_tokens", "value": float(prompt_tokens)})
         self.advance(1)
         if len(self._rows) >= PART_ROWS or time.monotonic() - self._flushed > PART_SECONDS:
             self.flush()

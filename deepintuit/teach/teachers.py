@@ -156,9 +156,7 @@ def _told(request: Request, answer: Completion, model: str) -> dict[str, Any]:
         "temperature": None if "temperature" in answer.left_out else request.temperature,
         "model": model,
         "prompt_hash": _hash(request.text),
-        "frame_indices": request.frames.indices_T.tolist(),
-        "frame_times": request.frames.times_T.tolist(),
-        **_pictures(request.frames),
+        **request.frames.record().columns(),
         **({"detail": answer.lacking} if answer.lacking else {}),
     }
 
@@ -225,9 +223,7 @@ def _itself(workbench: Workbench, config: Config, prompt: _Prompt) -> Teacher:
                         temperature=config.teach.temperature,
                         model=vlm.name,
                         prompt_hash=_hash(asked),
-                        frame_indices=encoded.frames.indices,
-                        frame_times=encoded.frames.times,
-                        **_pictures(encoded.frames),
+                        **encoded.frames.columns(),
                     )
             desk.flush()
 
@@ -249,10 +245,6 @@ def framed_reasoning(text: str, label: str, grammar: Grammar) -> str | None:
     said = " ".join(said.split())
     others = {each.name: f" {label} " for each in grammar.segments if each.name != segment.name}
     return render(grammar, **{segment.name: f" {said} "}, **others) if said else None
-
-
-def _pictures(frames: Any) -> dict[str, Any]:
-    return {"frame_hash": frames.hash, "frames_size": [frames.width, frames.height], "reader": frames.reader}
 
 
 def _hash(prompt: str) -> str:

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import av
 import numpy as np
@@ -52,6 +53,25 @@ COUNT_BUDGET = 1_000_000_000
 
 
 @dataclass(frozen=True)
+class FrameRecord:
+    """Which frames a model saw: stored with every trace, since other frames give other scores."""
+
+    indices: list[int]
+    times: list[float]
+    hash: str
+    reader: str
+    width: int
+    height: int
+    seconds: float
+
+    def columns(self) -> dict[str, Any]:
+        """What a row of the grain `traces` says of them."""
+        size = [self.width, self.height]
+        seen = {"frame_indices": self.indices, "frame_times": self.times, "frame_hash": self.hash}
+        return seen | {"frames_size": size, "reader": self.reader}
+
+
+@dataclass(frozen=True)
 class Frames:
     """Frames of one clip, in order of presentation.
 
@@ -87,6 +107,13 @@ class Frames:
 
     def __len__(self) -> int:
         return len(self.indices_T)
+
+    def record(self) -> FrameRecord:
+        """All but the pixels; times to a tenth of a millisecond."""
+        times = [round(float(time), 4) for time in self.times_T]
+        return FrameRecord(
+            self.indices_T.tolist(), times, self.hash, self.reader, self.width, self.height, self.seconds
+        )
 
 
 def sample(times_N: np.ndarray, seconds: float, count: int, fps: float | None = None) -> np.ndarray:

@@ -14,7 +14,7 @@ Left out on purpose: images, audio, several clips in a prompt.
 
 from transformers.utils import logging as _transformers_logging
 
-from deepintuit.vlm.clips import EncodedClip, FrameRecord
+from deepintuit.vlm.clips import EncodedClip
 from deepintuit.vlm.model import VLM, Example
 from deepintuit.vlm.sampling import Gate, Quick, Sample, character_offsets, sample_groups
 from deepintuit.vlm.scoring import label_logprobs, last_hidden, token_logprobs
@@ -26,7 +26,6 @@ __all__ = [
     "VLM",
     "EncodedClip",
     "Example",
-    "FrameRecord",
     "Gate",
     "Quick",
     "Sample",

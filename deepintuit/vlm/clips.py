@@ -24,7 +24,7 @@ from transformers.video_utils import VideoMetadata
 
 from deepintuit.config import VideoConfig
 from deepintuit.errors import ConfigError, VideoError, VideoReason
-from deepintuit.video import DiskCache, Frames, Limits, cached_read
+from deepintuit.video import DiskCache, FrameRecord, Frames, Limits, cached_read
 from deepintuit.video.cache import RECIPE
 from deepintuit.vlm.families import Family
 from deepintuit.vlm.weights import raw
@@ -37,19 +37,6 @@ AHEAD = 2
 
 Place = tuple[str, str | Path, int, int]
 """Clip id, path, width, height."""
-
-
-@dataclass(frozen=True)
-class FrameRecord:
-    """Which frames a model saw: stored with every trace, since other frames give other scores."""
-
-    indices: list[int]
-    times: list[float]
-    hash: str
-    reader: str
-    width: int
-    height: int
-    seconds: float
 
 
 @dataclass
@@ -275,15 +262,7 @@ class ClipEncoder:
             ),
             grid_thw=inputs["video_grid_thw"][0],
             seconds_per_grid=float(seconds[0]) if seconds is not None else 1.0,
-            frames=FrameRecord(
-                [int(i) for i in frames.indices_T],
-                [round(float(t), 4) for t in frames.times_T],
-                frames.hash,
-                frames.reader,
-                frames.width,
-                frames.height,
-                frames.seconds,
-            ),
+            frames=frames.record(),
         )
 
 
