@@ -261,8 +261,8 @@ def test_traces_stored_without_their_scores_are_scored_on_resume(workbench):
 
 def test_killed_job_goes_on_where_it_was_and_pays_for_nothing_twice(workbench, root):
     program = (
-        "import sys; from deepintuit import config, store, teach; "
-        "teach.run(store.Workbench(sys.argv[1]), config.load(None, sys.argv[2:]), progress=False)"
+        "import sys; from deepintuit import config, runs, teach; "
+        "teach.run(runs.Workbench(sys.argv[1]), config.load(None, sys.argv[2:]), progress=False)"
     )
 
     def answer(body):
