@@ -135,88 +135,95 @@ def sample_groups(
     `on_token(clip, sample, token_id)` is called as tokens come; `stop()` true ends the work after the current token,
     leaving traces truncated. `gate` may end a trace after its quick answer.
     """
-    started = time.perf_counter()
+    started, group = time.perf_counter(), len(keys_C_G[0])
     with evaluating(vlm.model):
-        rows = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
-        inputs = vlm.inputs(clips, rows, side="left")
+        # 1. Prefill: one row per clip, padded on the left so that all rows end at the same column.
+        prompt_ids = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
+        inputs = vlm.inputs(clips, prompt_ids, side="left")
         cache = _cache(vlm)
-        out = vlm.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        group = len(keys_C_G[0])
-        state = _Batch(vlm, inputs, group, [key for keys in keys_C_G for key in keys], max_tokens)
-        logits = out.logits[:, -1:]
-        if not vlm.shares_prefix:
-            cache.reorder_cache(torch.arange(len(rows), device=vlm.device).repeat_interleave(group))
+        logits = vlm.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
+            :, -1:
+        ]  # (C, 1, V)
+        traces = _Traces(vlm, inputs, group, [key for keys in keys_C_G for key in keys], max_tokens)
+        if not vlm.shares_prefix:  # the plain path: a row per trace
+            cache.reorder_cache(torch.arange(len(clips), device=vlm.device).repeat_interleave(group))
             logits = logits.repeat_interleave(group, 0)
         for step in range(max_tokens):
-            tokens = state.choose(logits, step, temperature, top_p, vlm)
+            # 2. A token for each trace that is still being written; those that end leave.
+            tokens = traces.draw(logits, step, temperature, top_p, vlm)
             if on_token:
-                for row, token in zip(state.alive.tolist(), tokens.tolist()):
-                    on_token(row // group, row % group, token)
-            tokens = tokens[state.append(tokens)]
+                for trace, token in zip(traces.active.tolist(), tokens.tolist()):
+                    on_token(trace // group, trace % group, token)
+            tokens = tokens[traces.extend(tokens)]
             if gate:
-                tokens = tokens[state.undecided(gate, group, vlm)]
-            if not len(state.alive) or step + 1 == max_tokens or (stop and stop()):
+                tokens = tokens[traces.stop_by(gate, group, vlm)]
+            if not len(traces.active) or step + 1 == max_tokens or (stop and stop()):
                 break
-            left = state.leave()
-            if left is not None:
-                cache.reorder_cache(left)
+            # 3. Rows whose traces have all ended give their cache back.
+            kept_rows = traces.drop_finished_rows()
+            if kept_rows is not None:
+                cache.reorder_cache(kept_rows)
+            # 4. Traces that drew different tokens branch into slots of their row; one pass serves all slots.
             logits = vlm.model(
-                input_ids=state.part(tokens),
-                attention_mask=state.mask(),
-                position_ids=state.positions(step),
+                input_ids=traces.branch(tokens),
+                attention_mask=traces.attention_mask(),
+                position_ids=traces.position_ids(step),
                 past_key_values=cache,
                 use_cache=True,
-            ).logits
-    spent = (time.perf_counter() - started) * 1000 / len(state.ids)
-    samples = [state.sample(row, vlm, spent) for row in range(len(state.ids))]
+            ).logits  # (rows, slots, V)
+    milliseconds = (time.perf_counter() - started) * 1000 / len(traces.ids)
+    samples = [traces.sample(trace, vlm, milliseconds) for trace in range(len(traces.ids))]
     return [samples[start : start + group] for start in range(0, len(samples), group)]
 
 
 def _cache(vlm: VLM) -> Cache:
     """A cache whose layers are what the model's own are: keys and values, those of a window, or a state."""
     cache = DynamicCache(config=vlm.core.config)
-    cache.layers = [_Roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [_PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
-class _Roomy(DynamicLayer):
-    """Keys and values in rooms that double when they are full: a step writes its own tokens and copies no others."""
+class _PreallocatedLayer(DynamicLayer):
+    """Keys and values, (rows, heads, tokens, width), in buffers that double when they are full: a step writes its own
+    tokens and copies no others, where `DynamicLayer` concatenates all of them anew."""
 
-    room: tuple[torch.Tensor, torch.Tensor] | None = None
+    buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             return super().update(key_states, value_states)
         held, filled = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
-        if self.room is None or self.room[0].shape[2] < filled:
-            old = self.keys, self.values
-            self.room = tuple(part.new_empty(*part.shape[:2], 2 * filled, part.shape[3]) for part in old)
-            for room, part in zip(self.room, old):
-                room[:, :, :held] = part
-        for room, new in zip(self.room, (key_states, value_states)):
-            room[:, :, held:filled] = new
-        self.keys, self.values = (room[:, :, :filled] for room in self.room)
+        if self.buffers is None or self.buffers[0].shape[2] < filled:
+            held_states = self.keys, self.values
+            self.buffers = tuple(part.new_empty(*part.shape[:2], 2 * filled, part.shape[3]) for part in held_states)
+            for buffer, part in zip(self.buffers, held_states):
+                buffer[:, :, :held] = part
+        for buffer, new in zip(self.buffers, (key_states, value_states)):
+            buffer[:, :, held:filled] = new
+        self.keys, self.values = (buffer[:, :, :filled] for buffer in self.buffers)
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
-        self.room = None
+        self.buffers = None  # of the rows that were
 
 
-class _Batch:
-    """Traces still being written: what they hold so far, where they stand in the batch, their random numbers.
+class _Traces:
+    """All traces of a call: their tokens so far, where those being written stand in the batch, their random numbers.
 
-    A row of the batch is a clip (a trace, where nothing is shared); those of its traces that are alike share a seat.
+    A row of the batch is a clip (a trace, on the plain path). Its traces that are alike so far share a slot, the query
+    of one step; `seen` says which of the row's cached tokens a slot attends to. Of the A traces that are `active`:
+    `row` (A,) and `slot` (A,).
     """
 
     def __init__(self, vlm: VLM, inputs: dict, group: int, keys: Sequence[str], max_tokens: int):
         self.stops = torch.tensor(vlm.stop_ids, device=vlm.device)
-        self.alive = torch.arange(len(keys), device=vlm.device)
+        self.active = torch.arange(len(keys), device=vlm.device)
         each = 1 if vlm.shares_prefix else group
-        self.row = self.alive * each // group
-        self.seat = torch.zeros_like(self.alive)
-        self.seen = inputs["attention_mask"].bool().repeat_interleave(each, 0)[:, None]  # by each row's seats
-        self.last = inputs["position_ids"][:, :, -1].max(0).values.repeat_interleave(each)
+        self.row = self.active * each // group
+        self.slot = torch.zeros_like(self.active)
+        self.seen = inputs["attention_mask"].bool().repeat_interleave(each, 0)[:, None]  # (rows, slots, tokens)
+        self.last = inputs["position_ids"][:, :, -1].max(0).values.repeat_interleave(each)  # (rows,)
         self.pad = vlm.tokenizer.pad_token_id
         self.ids: list[list[int]] = [[] for _ in keys]
         self.logprobs: list[list[float]] = [[] for _ in keys]
@@ -229,9 +236,9 @@ class _Batch:
         self.probability: list[float | None] = [None] * len(keys)
         self.ended_with: dict[int, str] = {}
 
-    def choose(self, logits: torch.Tensor, step: int, temperature: float, top_p: float, vlm: VLM) -> torch.Tensor:
-        """The next token of every trace that is alive. Draws by the inverse of the cumulative distribution."""
-        place = self.row * logits.shape[1] + self.seat
+    def draw(self, logits: torch.Tensor, step: int, temperature: float, top_p: float, vlm: VLM) -> torch.Tensor:
+        """(A,) the next token of each active trace, by the inverse of the cumulative distribution of its slot."""
+        place = self.row * logits.shape[1] + self.slot
         logprobs = torch.log_softmax(logits.flatten(0, 1).float() / (temperature or 1.0), -1)
         allowed = logprobs.clone()
         allowed[:, vlm.silenced] = -torch.inf  # a sampled vision mark would be taken for a second clip in the loss
@@ -248,49 +255,50 @@ class _Batch:
                 probs = probs.scatter(-1, order, torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0))
             heights = probs.cumsum(-1)[place]
             tokens = torch.searchsorted(
-                heights, (self._uniform[self.alive, step] * heights[:, -1])[:, None], right=True
+                heights, (self._uniform[self.active, step] * heights[:, -1])[:, None], right=True
             )[:, 0]
             tokens = tokens.clamp(max=probs.shape[-1] - 1)
         chosen = logprobs[place, tokens].tolist()
-        for row, value in zip(self.alive.tolist(), chosen):
-            self.logprobs[row].append(value)
+        for trace, value in zip(self.active.tolist(), chosen):
+            self.logprobs[trace].append(value)
         return tokens
 
-    def append(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Take the tokens in; returns which of the traces that were alive go on."""
+    def extend(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Takes the tokens in; (A,) which of the traces that were active go on."""
         ends = torch.isin(tokens, self.stops)
-        for row, token, end in zip(self.alive.tolist(), tokens.tolist(), ends.tolist()):
-            self.ids[row].append(token)
-            self.ended[row] = end
+        for trace, token, end in zip(self.active.tolist(), tokens.tolist(), ends.tolist()):
+            self.ids[trace].append(token)
+            self.ended[trace] = end
         self._keep(~ends)
         return ~ends
 
-    def undecided(self, gate: Gate, group: int, vlm: VLM) -> torch.Tensor:
-        """Ask the gate about quick answers that were just closed; returns which of the traces alive go on."""
-        rows = self.alive.tolist()
-        closed = {}
-        for row in rows:
-            if self.thought[row] is None and (read := gate.read(self.ids[row], self.logprobs[row], vlm.tokenizer)):
-                closed[row] = Quick(row // group, row % group, *read)
-        for row, quick in closed.items():
-            self.confidence[row], self.quick_tokens[row] = quick.confidence, len(self.ids[row])
-            self.thought[row] = True
-        answered = {row: quick for row, quick in closed.items() if quick.confidence >= 0}
+    def stop_by(self, gate: Gate, group: int, vlm: VLM) -> torch.Tensor:
+        """Asks the gate about quick answers that were just closed; (A,) which of the active traces go on."""
+        active, closed = self.active.tolist(), {}
+        for trace in active:
+            if self.thought[trace] is not None:
+                continue
+            if read := gate.read(self.ids[trace], self.logprobs[trace], vlm.tokenizer):
+                closed[trace] = Quick(trace // group, trace % group, *read)
+        for trace, quick in closed.items():
+            self.confidence[trace], self.quick_tokens[trace] = quick.confidence, len(self.ids[trace])
+            self.thought[trace] = True
+        answered = {trace: quick for trace, quick in closed.items() if quick.confidence >= 0}
         if answered and gate.judged:
-            for row, probability in zip(answered, gate.judged(list(answered.values())), strict=True):
-                self.probability[row] = float(probability)
-        for row, quick in answered.items():
-            sure = self.probability[row] if gate.judged else quick.confidence
+            for trace, probability in zip(answered, gate.judged(list(answered.values())), strict=True):
+                self.probability[trace] = float(probability)
+        for trace, quick in answered.items():
+            sure = self.probability[trace] if gate.judged else quick.confidence
             if sure >= gate.threshold:
-                self.thought[row], self.ended[row], self.ended_with[row] = False, True, quick.text
-        going = torch.tensor([not self.ended[row] for row in rows], dtype=torch.bool, device=self.alive.device)
+                self.thought[trace], self.ended[trace], self.ended_with[trace] = False, True, quick.text
+        going = torch.tensor([not self.ended[trace] for trace in active], dtype=torch.bool, device=self.active.device)
         self._keep(going)
         return going
 
     def _keep(self, going: torch.Tensor) -> None:
-        self.alive, self.row, self.seat = self.alive[going], self.row[going], self.seat[going]
+        self.active, self.row, self.slot = self.active[going], self.row[going], self.slot[going]
 
-    def leave(self) -> torch.Tensor | None:
+    def drop_finished_rows(self) -> torch.Tensor | None:
         """The rows of the batch that stay, where some have no trace left; None where all stay."""
         rows, row = self.row.unique(return_inverse=True)
         if len(rows) == len(self.last):
@@ -298,33 +306,33 @@ class _Batch:
         self.row, self.seen, self.last = row, self.seen[rows], self.last[rows]
         return rows
 
-    def part(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(rows, seats): the next token of each seat. Traces of a seat that drew the same one stay together."""
-        drawn, member = torch.stack([self.row, self.seat, tokens], 1).unique(dim=0, return_inverse=True)
+    def branch(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(rows, slots) the next token of each slot. Traces of a slot that drew the same token stay together."""
+        drawn, member = torch.stack([self.row, self.slot, tokens], 1).unique(dim=0, return_inverse=True)
         row, parent, token = drawn.unbind(1)
         counts = row.bincount(minlength=len(self.last))
-        seat = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-        seats = int(counts.max())
-        next_tokens = token.new_full((len(counts), seats), self.pad)
-        next_tokens[row, seat] = token
-        # A seat sees what its parent saw, and itself; one that nobody takes sees itself alone.
-        seen = self.seen.new_zeros(len(counts), seats, self.seen.shape[2])
-        seen[row, seat] = self.seen[row, parent]
-        own = torch.eye(seats, dtype=torch.bool, device=row.device).expand(len(counts), -1, -1)
+        slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        slots = int(counts.max())
+        next_tokens = token.new_full((len(counts), slots), self.pad)
+        next_tokens[row, slot] = token
+        # A slot sees what its parent saw, and itself; an empty one (a row with fewer branches) itself alone.
+        seen = self.seen.new_zeros(len(counts), slots, self.seen.shape[2])
+        seen[row, slot] = self.seen[row, parent]
+        own = torch.eye(slots, dtype=torch.bool, device=row.device).expand(len(counts), -1, -1)
         self.seen = torch.cat([seen, own], 2)
-        self.seat = seat[member]
+        self.slot = slot[member]
         return next_tokens
 
-    def mask(self) -> torch.Tensor:
-        """(rows, tokens) where every row has one seat, which any attention takes; else (rows, 1, seats, tokens)."""
+    def attention_mask(self) -> torch.Tensor:
+        """(rows, tokens) where every row has one slot, which any attention takes; else (rows, 1, slots, tokens)."""
         return self.seen[:, 0].long() if self.seen.shape[1] == 1 else self.seen[:, None]
 
-    def positions(self, step: int) -> torch.Tensor:
-        """(3, rows, seats): the prompt's last position, then one further for every token."""
+    def position_ids(self, step: int) -> torch.Tensor:
+        """(3, rows, slots): the prompt's last position, then one further for every token."""
         return (self.last + 1 + step)[None, :, None].expand(3, -1, self.seen.shape[1])
 
-    def sample(self, row: int, vlm: VLM, milliseconds: float) -> Sample:
-        ids = self.ids[row]
-        text = self.ended_with.get(row) or vlm.tokenizer.decode(ids, skip_special_tokens=True)
-        quick = self.confidence[row], self.quick_tokens[row], self.thought[row], self.probability[row]
-        return Sample(text, ids, self.logprobs[row], not self.ended[row], milliseconds, *quick)
+    def sample(self, trace: int, vlm: VLM, milliseconds: float) -> Sample:
+        ids = self.ids[trace]
+        text = self.ended_with.get(trace) or vlm.tokenizer.decode(ids, skip_special_tokens=True)
+        quick = self.confidence[trace], self.quick_tokens[trace], self.thought[trace], self.probability[trace]
+        return Sample(text, ids, self.logprobs[trace], not self.ended[trace], milliseconds, *quick)
