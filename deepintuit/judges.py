@@ -1,7 +1,7 @@
 """Who says whether an observation, read without the clip, suffices for the right answer (VideoP2R, trace pipeline and
 PA-GRPO).
 
-    judge = appoint(config, labels, manifest, workbench.cache)
+    judge = build_judge(config, labels, manifest, workbench.cache)
     judge([Question("clip", "theft", "A stranger takes the box.")])     # [Verdict(sufficient=True, said="yes")]
 
 Three judges behind one call: a server that is asked yes or no, a frozen model that must reach the true label from the
@@ -52,7 +52,7 @@ RECIPE = 1
 """Raise when an answerer is asked in another way, so that old verdicts are not met again."""
 
 
-def appoint(config: Config, labels: LabelSet, manifest: Manifest, cache: Path) -> Judge:
+def build_judge(config: Config, labels: LabelSet, manifest: Manifest, cache: Path) -> Judge:
     """The judge that `judge.source` names. What cannot work is refused here, before a stage begins."""
     if config.judge.source == "facts":
         return _knowing(manifest)

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from deepintuit import grpo
 from deepintuit.errors import DataError
-from deepintuit.grpo import before
+from deepintuit.grpo import prefilter
 from deepintuit.grpo.round import Scorer
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.reasoner import LocalReasoner, Task
@@ -273,7 +273,7 @@ def test_the_check_before_says_when_there_is_nothing_to_learn(bench, cold):
         vlm = VLM.load(config.model, config.video, checkpoint=start, cache=bench.workbench.cache)
         reasoner = LocalReasoner(vlm, Task(bench.path, config))
         clips = reasoner.task.clips("grpo")[:6]
-        found = before.Check.of(before.sampled(reasoner, clips, 4, config.grpo), clips)
+        found = prefilter.Diagnostics.of(prefilter.sampled(reasoner, clips, 4, config.grpo), clips)
         assert found.traces == 24 and found.hopeless == hopeless
         assert ("nothing to learn from" in found.sentence()) == hopeless
 

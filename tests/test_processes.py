@@ -13,7 +13,7 @@ from deepintuit import calibrate, coldstart, evaluate, grpo, teach
 from deepintuit.errors import ConfigError, DataError, TeachError
 from deepintuit.grpo.round import Group, Scorer
 from deepintuit.grpo.trainer import Trainer
-from deepintuit.judges import Question, appoint
+from deepintuit.judges import Question, build_judge
 from deepintuit.reasoner import LocalReasoner, Task, fitted_ways, gate_for, live, parsed
 from deepintuit.reasoner.replay import TraceDone
 from deepintuit.trace import FALLBACK, GRAMMARS, Segment, parse, render
@@ -34,7 +34,7 @@ def vlm(bench, cold):
 
 def judge_of(bench: Bench, *sets: str):
     settings = bench.settings(*SEEING, *sets)
-    return appoint(settings, bench.manifest.labels, bench.manifest, bench.workbench.cache)
+    return build_judge(settings, bench.manifest.labels, bench.manifest, bench.workbench.cache)
 
 
 def clip_and_facts(bench: Bench, split: str = "grpo"):
@@ -94,14 +94,14 @@ def test_a_judge_at_no_address_is_refused_by_the_name_of_its_own_setting(bench):
 def test_an_answerer_reads_the_text_alone_and_answers_once(bench, tmp_path):
     settings = bench.settings(*SEEING, "judge.source=answerer")
     questions = [Question("a", label, text) for label in settings_labels(bench) for text in ("One.", "Two.")]
-    verdicts = appoint(settings, bench.manifest.labels, bench.manifest, tmp_path)(questions)
+    verdicts = build_judge(settings, bench.manifest.labels, bench.manifest, tmp_path)(questions)
     answers = {q.observation: v.said for q, v in zip(questions, verdicts)}
     assert all(v.said == answers[q.observation] for q, v in zip(questions, verdicts))  # whatever the true label is
     assert sum(v.sufficient for v in verdicts) == 2  # each text has one answer, right for one of the labels
     kept = list((tmp_path / "judge").glob("*.json"))
     assert len(kept) == 2
     kept[0].write_text("{")  # a damaged verdict is asked for again
-    assert appoint(settings, bench.manifest.labels, bench.manifest, tmp_path)(questions) == verdicts
+    assert build_judge(settings, bench.manifest.labels, bench.manifest, tmp_path)(questions) == verdicts
     assert json.loads(kept[0].read_text()) in bench.manifest.labels.labels
 
 

@@ -13,7 +13,7 @@ from trl import SFTConfig
 from deepintuit import calibrate, cli, coldstart, evaluate, grpo, schedule
 from deepintuit.config import GRAMMAR_NAMES, TRACKERS, Config, GrpoConfig, VideoConfig, load
 from deepintuit.errors import ConfigError
-from deepintuit.grpo import before
+from deepintuit.grpo import prefilter
 from deepintuit.grpo.round import Scorer, apart
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.judges import Verdict
@@ -110,7 +110,7 @@ def decided(parts, config: Config) -> dict:
         return found
 
     reasoner.groups = groups
-    clips = before.chosen(reasoner, parts.clips, config.grpo, parts.run, progress=False)
+    clips = prefilter.chosen(reasoner, parts.clips, config.grpo, parts.run, progress=False)
     judge = (lambda asked: [Verdict("Seen" in one.observation, "") for one in asked]) if apart(config) else None
     trainer = Trainer(Scorer(reasoner, config, judge), clips, config, parts.run, progress=False)
     rewards = []

@@ -22,8 +22,8 @@ from test_endpoint import KEY, Server, chat
 from deepintuit import config, teach, video
 from deepintuit.data import Manifest, import_csv, scan
 from deepintuit.errors import DataError, LabelError, TeachError
-from deepintuit.judges import Question, appoint
-from deepintuit.teach.desk import INSUFFICIENT
+from deepintuit.judges import Question, build_judge
+from deepintuit.teach.recorder import INSUFFICIENT
 from deepintuit.teach.teachers import framed_reasoning
 from deepintuit.trace import GRAMMARS, parse
 from deepintuit_analysis import Workbench
@@ -345,7 +345,7 @@ def test_a_judge_at_a_server_must_say_a_plain_yes_and_is_asked_once(workbench, s
     manifest = Manifest.load(workbench.path, "tiny")
     question = Question(manifest.frame["clip_id"].iloc[0], "theft", "A stranger takes the box.")
     with Server(lambda body: chat(said)) as server:
-        judge = appoint(
+        judge = build_judge(
             settings(f"judge.base_url={server.base_url}", "judge.model=m", "judge.key_variable=TEACHER_KEY"),
             LABELS, manifest, workbench.cache,
         )  # fmt: skip
@@ -434,7 +434,7 @@ def test_a_judge_that_thinks_is_understood_and_one_that_never_ends_is_no_silent_
         body = json.dumps({"choices": [{"message": told, "finish_reason": "stop"}]}).encode()
         with Server(lambda _, body=body: (200, {}, body)) as server:
             judging = [f"judge.base_url={server.base_url}", "judge.model=m", "judge.max_tokens=900", "judge.retries=0"]
-            judge = appoint(settings(*judging, "judge.key_variable=TEACHER_KEY"), LABELS, manifest, workbench.cache)
+            judge = build_judge(settings(*judging, "judge.key_variable=TEACHER_KEY"), LABELS, manifest, workbench.cache)
             if verdict is None:
                 with pytest.raises(TeachError, match="unjudged"):
                     judge(question)

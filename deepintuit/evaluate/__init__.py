@@ -20,7 +20,7 @@ from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.evaluate.baselines import TRAINING, write_baselines
 from deepintuit.evaluate.calibrated import Judge, write_calibrated
 from deepintuit.evaluate.rows import Rows
-from deepintuit.judges import Question, appoint
+from deepintuit.judges import Question, build_judge
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import fit_temperature, thresholds_for
 from deepintuit.reasoner import (
@@ -332,7 +332,7 @@ def _note(rows: Rows) -> None:
             scores.append({"trace_id": row["trace_id"], "name": "mismatch", "value": value, "evidence": argued})
     seen = [(row, trace) for row, trace in noted if "observation" in trace.spans]
     if seen and (config.judge.source != "endpoint" or config.judge.base_url):
-        judge = appoint(config, task.labels, task.manifest, rows.workbench.cache)
+        judge = build_judge(config, task.labels, task.manifest, rows.workbench.cache)
         asked = [Question(row["clip_id"], row["true_label"], trace.segment("observation")) for row, trace in seen]
         for (row, _), verdict in zip(seen, judge(asked), strict=True):
             about = {"name": "sufficient", "value": float(verdict.sufficient), "evidence": verdict.said}

@@ -8,8 +8,8 @@ and log-probabilities are given to it here, with the clip in both. `objective = 
 
 The grammar decides what is rewarded. observation-think-answer: seeing and reasoning apart, each normalised in its own
 group, each advantage given to the tokens of its segment (VideoP2R's PA-GRPO; `grpo.process` has the ablations).
-answer-think-answer: a quick and a final answer (VideoAuto-R1). answer-observation-think-answer: both at once. `before`
-counts what the starting model does with each clip, and can leave out those with nothing to teach.
+answer-think-answer: a quick and a final answer (VideoAuto-R1). answer-observation-think-answer: both at once.
+`prefilter` counts what the starting model does with each clip, and can leave out those with nothing to teach.
 
 Left out on purpose: a value model, vLLM sampling, more than one update a round.
 Run it:  deepintuit grpo --config configs/tiny.toml --start RUN
@@ -22,10 +22,10 @@ from typing import Any
 from transformers import PrinterCallback
 
 from deepintuit.config import Config
-from deepintuit.grpo import before
+from deepintuit.grpo import prefilter
 from deepintuit.grpo.round import Scorer, apart
 from deepintuit.grpo.trainer import Trainer
-from deepintuit.judges import appoint
+from deepintuit.judges import build_judge
 from deepintuit.reasoner import Task, inherited, reasoner_run, refuse_one_class
 from deepintuit.runs import Run, Workbench
 from deepintuit.schedule import few, of_grpo
@@ -40,8 +40,8 @@ _MADE_BY = ("model", "video", "clips", "prompt", "grpo")
 def refine(stage: Stage) -> dict[str, Any]:
     """Rounds (`round.play`) until the schedule ends: choose clips, sample groups, score them, push the good ones up."""
     config, task, run = stage.config, stage.task, stage.run
-    judge = appoint(config, task.labels, task.manifest, stage.workbench.cache) if apart(config) else None
-    clips = before.chosen(stage.reasoner, stage.readable("grpo").clips, config.grpo, run, stage.progress)
+    judge = build_judge(config, task.labels, task.manifest, stage.workbench.cache) if apart(config) else None
+    clips = prefilter.chosen(stage.reasoner, stage.readable("grpo").clips, config.grpo, run, stage.progress)
     planned = of_grpo(config.grpo, len(clips))
     planned.refuse_no_peak("grpo")
     stage.announce(planned, few(planned))

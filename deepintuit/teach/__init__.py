@@ -2,7 +2,7 @@
 
 Three teachers (`teach.source`): the scripted one of homecam, which reads each clip's facts; a model at an
 OpenAI-compatible endpoint, which sees the frames and is blind to the label; the local model itself, which is told the
-label and says why (the RB-FT baseline). `teachers` holds them, `desk` scores, stores and counts.
+label and says why (the RB-FT baseline). `teachers` holds them, `recorder` scores, stores and counts.
 
 All traces are stored, kept or not: grain `traces`, and in `scores` for each trace `accuracy`, `format` and `kept`,
 whose evidence is the reason when it was dropped (a `trace.Reason`, or "wrong_label"). The summary is counted from the
@@ -27,11 +27,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.errors import DataError, TeachError
-from deepintuit.judges import appoint
+from deepintuit.judges import build_judge
 from deepintuit.labels import LabelSet
 from deepintuit.runs import Run, Workbench
-from deepintuit.teach.desk import WRONG_LABEL, Clip, Desk, summary, summary_table
-from deepintuit.teach.teachers import hire
+from deepintuit.teach.recorder import WRONG_LABEL, Clip, TraceRecorder, summary, summary_table
+from deepintuit.teach.teachers import build_teacher
 from deepintuit.trace import GRAMMARS, Reason
 
 __all__ = ["WRONG_LABEL", "run", "summary_table"]
@@ -49,21 +49,25 @@ def run(workbench: Workbench, config: Config, *, split: str = "coldstart", progr
     labels = LabelSet.load(config.clips.labels) if config.clips.labels else manifest.labels
     clips = _clips(manifest, labels, split)
     texts = manifest.text_fields(config.clips.text_fields, config.clips.notes_shown)
-    write = hire(workbench, config, labels, texts, clips)
-    judge = appoint(config, labels, manifest, workbench.cache) if _judged(config) else None
+    write = build_teacher(workbench, config, labels, texts, clips)
+    judge = build_judge(config, labels, manifest, workbench.cache) if _judged(config) else None
     described = _identity(config, split) | {"manifest": manifest.fingerprint}
     with _started(workbench, described, config.seed, manifest.dataset) as run:
         if not run.finished:
             started = time.perf_counter()
             run.note(settings=config.to_dict())
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            with Progress(*columns, disable=not progress) as bar, Desk(run, config, labels, judge) as desk:
-                todo = desk.todo(clips)
+            with Progress(*columns, disable=not progress) as bar, TraceRecorder(run, config, labels, judge) as recorder:
+                todo = recorder.todo(clips)
                 task = bar.add_task("Writing traces", total=sum(map(len, todo.values())))
-                desk.advance = lambda traces: bar.advance(task, traces)
-                write([clip for clip in clips if todo[clip["clip_id"]]], todo, desk)
-            _refuse_to_finish(desk, len(clips) * config.teach.traces)
-            lists = {"excluded": _excluded(manifest, split), "unreadable": desk.unreadable, "refused": desk.refused}
+                recorder.advance = lambda traces: bar.advance(task, traces)
+                write([clip for clip in clips if todo[clip["clip_id"]]], todo, recorder)
+            _refuse_to_finish(recorder, len(clips) * config.teach.traces)
+            lists = {
+                "excluded": _excluded(manifest, split),
+                "unreadable": recorder.unreadable,
+                "refused": recorder.refused,
+            }
             for kind, listed in lists.items():
                 for entry in listed:
                     run.log(f"{kind}: {json.dumps(entry, ensure_ascii=False)}")
@@ -83,22 +87,22 @@ def _started(workbench: Workbench, described: dict[str, Any], seed: int, dataset
     return run
 
 
-def _refuse_to_finish(desk: Desk, asked: int) -> None:
+def _refuse_to_finish(recorder: TraceRecorder, asked: int) -> None:
     """A finished run never changes, so one that could still get its traces is left open."""
-    if desk.unanswered:
+    if recorder.unanswered:
         raise TeachError(
-            f"{len(desk.unanswered)} traces did not come",
-            f"the first of them: {desk.unanswered[0].what}",
+            f"{len(recorder.unanswered)} traces did not come",
+            f"the first of them: {recorder.unanswered[0].what}",
             "Repeat the command: what came is kept, and only these are asked again",
         )
-    if len(desk.refused) == asked:
+    if len(recorder.refused) == asked:
         raise TeachError(
-            "Every request was refused", f"the first so: {desk.refused[0]['why']}", "Mend it and repeat the command"
+            "Every request was refused", f"the first so: {recorder.refused[0]['why']}", "Mend it and repeat the command"
         )
-    if len({entry["clip_id"] for entry in desk.unreadable}) == asked // desk.config.teach.traces:
+    if len({entry["clip_id"] for entry in recorder.unreadable}) == asked // recorder.config.teach.traces:
         raise DataError(
             "No clip of the split could be read",
-            f"the first for this reason: {desk.unreadable[0]['reason']}",
+            f"the first for this reason: {recorder.unreadable[0]['reason']}",
             "See the files with `python -m deepintuit.video FILE`, then repeat the command",
         )
 

@@ -1,6 +1,6 @@
-"""The teachers of stage "teach", each a function (clips, samples to write by clip, desk). Torch only in the third.
+"""The teachers of stage "teach", each a function (clips, samples to write by clip, recorder). Torch only in the third.
 
-Left out on purpose: what becomes of a trace (`desk`).
+Left out on purpose: what becomes of a trace (`recorder`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from deepintuit.errors import DataError, TeachError, VideoError
 from deepintuit.labels import LabelSet
 from deepintuit.prompts import PromptStyle, rationale_prompt
 from deepintuit.runs import Workbench
-from deepintuit.teach.desk import Clip, Desk
+from deepintuit.teach.recorder import Clip, TraceRecorder
 from deepintuit.trace import FALLBACK, Grammar, grammar_named, render
 from deepintuit.video import Frames, Limits, read
 
-Teacher = Callable[[Sequence[Clip], Mapping[str, Sequence[int]], Desk], None]
+Teacher = Callable[[Sequence[Clip], Mapping[str, Sequence[int]], TraceRecorder], None]
 _Prompt = Callable[[Clip], str]
 
 
-def hire(
+def build_teacher(
     workbench: Workbench,
     config: Config,
     labels: LabelSet,
@@ -53,7 +53,7 @@ def hire(
 
 
 def _scripted(world: worlds.World, facts: Mapping[str, Any], config: Config) -> Teacher:
-    def write(clips: Sequence[Clip], todo: Mapping[str, Sequence[int]], desk: Desk) -> None:
+    def write(clips: Sequence[Clip], todo: Mapping[str, Sequence[int]], recorder: TraceRecorder) -> None:
         for clip in clips:
             for sample in todo[clip["clip_id"]]:
                 started = time.perf_counter()
@@ -61,7 +61,7 @@ def _scripted(world: worlds.World, facts: Mapping[str, Any], config: Config) -> 
                 draw = hashlib.sha256(f"{config.seed}/{clip['clip_id']}/{sample}".encode()).hexdigest()[:16]
                 text = _in_grammar(world.write_trace(facts[clip["clip_id"]], int(draw, 16)), config.prompt.grammar)
                 spent = (time.perf_counter() - started) * 1000
-                desk.take(clip, sample, text, model="homecam.teacher", milliseconds=spent)
+                recorder.take(clip, sample, text, model="homecam.teacher", milliseconds=spent)
 
     return write
 
@@ -93,14 +93,14 @@ def _facts(world: worlds.World, clip: Clip) -> Any:
 
 
 def _endpoint(endpoint: Endpoint, config: Config, prompt: _Prompt) -> Teacher:
-    def write(clips: Sequence[Clip], todo: Mapping[str, Sequence[int]], desk: Desk) -> None:
+    def write(clips: Sequence[Clip], todo: Mapping[str, Sequence[int]], recorder: TraceRecorder) -> None:
         def requests() -> Iterator[Request]:
             for clip in clips:
                 samples = todo[clip["clip_id"]]
                 try:
                     frames = _frames(clip, config)
                 except VideoError as error:
-                    desk.skip(clip, error, len(samples))
+                    recorder.skip(clip, error, len(samples))
                     continue
                 asked = prompt(clip)
                 for sample in samples:
@@ -110,41 +110,41 @@ def _endpoint(endpoint: Endpoint, config: Config, prompt: _Prompt) -> Teacher:
         def on_done(request: Request, outcome: Outcome) -> None:
             place = [request.tag["clip_id"], request.sample]
             if isinstance(outcome, Completion) and not outcome.lacking:
-                desk.take(**_told(request, outcome, endpoint.model))
+                recorder.take(**_told(request, outcome, endpoint.model))
             elif isinstance(outcome, Completion) and (outcome.lacking != NOTHING or place in empty_before):
                 lacking.append(_told(request, outcome, endpoint.model))
                 failure.append(endpoint.empty(outcome))
             else:
-                desk.advance(1)
+                recorder.advance(1)
                 if isinstance(outcome, Refused):
                     named = {name: request.tag[name] for name in ("clip_id", "source")}
-                    desk.refused.append({**named, "sample": request.sample, "why": outcome.why})
+                    recorder.refused.append({**named, "sample": request.sample, "why": outcome.why})
                 elif isinstance(outcome, Completion):
                     empty.append(place)
-                    desk.unanswered.append(endpoint.empty(outcome))
+                    recorder.unanswered.append(endpoint.empty(outcome))
                 else:
-                    desk.unanswered.append(outcome)
+                    recorder.unanswered.append(outcome)
 
         # An empty answer is asked for again, once: one such clip shall not hold the run up for ever.
-        empty_before, empty = desk.run.about.get("empty", []), []
+        empty_before, empty = recorder.run.about.get("empty", []), []
         lacking: list[dict[str, Any]] = []
         failure: list[TeachError] = []
         endpoint.complete_many(requests(), on_done)
         if empty:
-            desk.run.note(empty=[*empty_before, *empty])
+            recorder.run.note(empty=[*empty_before, *empty])
         if endpoint.left_out:
-            desk.run.log(f"left out or sent by another name, since the model does not take it: {endpoint.left_out}")
-        desk.flush()
-        if lacking and not desk.run.done("traces", "trace_id"):
+            recorder.run.log(f"left out or sent by another name, since the model does not take it: {endpoint.left_out}")
+        recorder.flush()
+        if lacking and not recorder.run.done("traces", "trace_id"):
             raise failure[0]  # nothing is stored, so that a server that was mended is asked again
         for told in lacking:
-            desk.take(**told)
+            recorder.take(**told)
 
     return write
 
 
 def _told(request: Request, answer: Completion, model: str) -> dict[str, Any]:
-    """What `Desk.take` is told of an answer; no pixels, which are large."""
+    """What `TraceRecorder.take` is told of an answer; no pixels, which are large."""
     return {
         "clip": request.tag,
         "sample": request.sample,
@@ -173,14 +173,14 @@ def _frames(clip: Clip, config: Config) -> Frames:
 
 
 def _itself(workbench: Workbench, config: Config, prompt: _Prompt) -> Teacher:
-    def write(clips: Sequence[Clip], todo: Mapping[str, Sequence[int]], desk: Desk) -> None:
+    def write(clips: Sequence[Clip], todo: Mapping[str, Sequence[int]], recorder: TraceRecorder) -> None:
         from deepintuit.vlm import VLM, sample_groups  # here, so that the other teachers start without torch
 
         if not clips:
             return
         grammar = grammar_named(config.prompt.grammar)
         vlm = VLM.load(config.model, config.video, checkpoint=None, cache=workbench.cache)
-        desk.run.note(device=str(vlm.device))
+        recorder.run.note(device=str(vlm.device))
         count = config.sampling.clips_per_batch
         # Of the batch that follows, the first clips are read while this one is written about.
         features = vlm.encoder.encode_all((c["clip_id"], c["path"], c["width"], c["height"]) for c in clips)
@@ -188,7 +188,7 @@ def _itself(workbench: Workbench, config: Config, prompt: _Prompt) -> Teacher:
             shown = []
             for clip, found in zip(clips[start : start + count], features, strict=False):
                 if isinstance(found, VideoError):
-                    desk.skip(clip, found, len(todo[clip["clip_id"]]))
+                    recorder.skip(clip, found, len(todo[clip["clip_id"]]))
                 else:
                     shown.append((clip, found))
             if not shown:
@@ -210,7 +210,7 @@ def _itself(workbench: Workbench, config: Config, prompt: _Prompt) -> Teacher:
                     sample = group[number]
                     given = config.teach.given_answer
                     framed = framed_reasoning(sample.text, clip["label"], grammar) if given else None
-                    desk.take(
+                    recorder.take(
                         clip,
                         number,
                         framed or sample.text,
@@ -225,7 +225,7 @@ def _itself(workbench: Workbench, config: Config, prompt: _Prompt) -> Teacher:
                         prompt_hash=_hash(asked),
                         **encoded.frames.columns(),
                     )
-            desk.flush()
+            recorder.flush()
 
     return write
 

@@ -1,4 +1,4 @@
-"""The desk of stage "teach": traces come in, are scored and put on disk; at the end the stored rows are counted.
+"""The recorder of stage "teach": traces come in, are scored and put on disk; at the end the stored rows are counted.
 
 Left out on purpose: any knowledge of who wrote a trace (`teachers`).
 """
@@ -36,7 +36,7 @@ Clip = Mapping[str, Any]
 
 
 @dataclass
-class Desk:
+class TraceRecorder:
     """Takes traces as they come, scores them, stores both in parts; on leaving, even by an error, the rest."""
 
     run: Run
@@ -129,7 +129,7 @@ class Desk:
                 note(row, "kept", 1.0, "")
         self.run.append("scores", said)
 
-    def __enter__(self) -> Desk:
+    def __enter__(self) -> TraceRecorder:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,7 @@
 """Before GRPO: a group of traces of each clip by the model it starts from, and what they say about the clips.
 
-`Check`: is there anything to learn? `Filter` (VideoAuto-R1): clips whose traces are all right or all wrong have nothing
-to teach, and are left out. Both count the same traces.
+`Diagnostics`: is there anything to learn? `DifficultyFilter` (VideoAuto-R1): clips whose traces are all right or all
+wrong have nothing to teach, and are left out. Both count the same traces.
 Left out on purpose: sampling while GRPO trains (`trainer`), which has its own filter, dynamic sampling.
 """
 
@@ -39,7 +39,7 @@ def chosen(reasoner: LocalReasoner, clips: list[Clip], settings: GrpoConfig, run
     if settings.check_clips and "check" not in run.about:
         if not settings.filter_rollouts:
             traces = sampled(reasoner, clips[: settings.check_clips], settings.group, settings)
-        _tell(run, "check", Check.of(traces, clips), progress)
+        _tell(run, "check", Diagnostics.of(traces, clips), progress)
     if not kept:
         raise DataError(
             "no clip of the split 'grpo' is left by the data filter",
@@ -50,7 +50,7 @@ def chosen(reasoner: LocalReasoner, clips: list[Clip], settings: GrpoConfig, run
     return kept
 
 
-def _tell(run: Run, name: str, found: Check | Filter, progress: bool) -> None:
+def _tell(run: Run, name: str, found: Diagnostics | DifficultyFilter, progress: bool) -> None:
     if name in run.about:
         return
     run.note(**{name: asdict(found)})
@@ -98,7 +98,7 @@ def _right(traces: Traces, clips: Sequence[Clip]) -> list[list[float]]:
 
 
 @dataclass(frozen=True)
-class Filter:
+class DifficultyFilter:
     """What the data filter did: clips kept, and those left out."""
 
     rollouts: int
@@ -113,16 +113,16 @@ class Filter:
         )
 
 
-def filtered(clips: Sequence[Clip], traces: Traces) -> tuple[list[Clip], Filter]:
+def filtered(clips: Sequence[Clip], traces: Traces) -> tuple[list[Clip], DifficultyFilter]:
     """The clips with some traces right and some wrong, and what became of the others."""
     shares = [float(np.mean(group)) for group in _right(traces, clips)]
     kept = [clip for clip, share in zip(clips, shares, strict=True) if 0 < share < 1]
     rollouts = len(next(iter(traces.values()), ()))
-    return kept, Filter(rollouts, len(kept), shares.count(1.0), shares.count(0.0))
+    return kept, DifficultyFilter(rollouts, len(kept), shares.count(1.0), shares.count(0.0))
 
 
 @dataclass(frozen=True)
-class Check:
+class Diagnostics:
     """What sampling at the training temperature gives before GRPO: shares over traces, and the share of groups that
     can teach."""
 
@@ -133,7 +133,7 @@ class Check:
     reasons: dict[str, int]
 
     @classmethod
-    def of(cls, traces: Traces, clips: Sequence[Clip]) -> Check:
+    def of(cls, traces: Traces, clips: Sequence[Clip]) -> Diagnostics:
         flat = [trace for group in traces.values() for trace in group]
         right = np.array(_right(traces, clips))
         return cls(
