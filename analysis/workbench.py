@@ -12,7 +12,6 @@ import shutil
 import tempfile
 import threading
 import warnings
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,13 +37,13 @@ class Workbench(RunFolder):
     def __init__(self, path: str | os.PathLike[str]):
         super().__init__(path)
         self._open: build.Reader | None = None
-        self._elsewhere: Path | None = None
+        self._elsewhere: disk.Scratch | None = None
         self._opening = threading.Lock()
 
     @property
     def index_path(self) -> Path:
         """Beside what it is of; where nothing can be written there, in a temporary folder of this process."""
-        return (self._elsewhere or self.path) / "index.duckdb"
+        return (self._elsewhere or self).path / "index.duckdb"
 
     # Slices
 
@@ -78,8 +77,7 @@ class Workbench(RunFolder):
                 raise
             if not force and self._indexed() == build.fingerprint(self.path) and reviewed.fresh(self.path, self.path):
                 return False
-            self._elsewhere = Path(tempfile.mkdtemp(prefix="deepintuit-index-"))
-            weakref.finalize(self, shutil.rmtree, self._elsewhere, ignore_errors=True)
+            self._elsewhere = disk.Scratch(Path(tempfile.gettempdir()), "deepintuit-index-*")
             new = self._renew(force)
         for source, problem in self.problems():
             warnings.warn(f"{source} is left out: {problem}", stacklevel=2)
@@ -92,17 +90,12 @@ class Workbench(RunFolder):
             if not force and self.index_path.exists() and self._indexed() == mark:
                 return said
             former = self.index_path if self.index_path.exists() else self.path / "index.duckdb"
-            temporary = folder / ".index.duckdb.tmp"
-            _remove(*folder.glob(".index.duckdb.tmp*"))
-            try:
+            disk.sweep(folder, ".index.duckdb.tmp*")  # what earlier versions left
+            with disk.replacing(self.index_path) as temporary:
+                temporary.unlink()  # DuckDB takes an empty file for a damaged one
                 build.build(self.path, temporary, mark, None if force else former)
-                disk.fsync_file(temporary)
                 # Neither a log of changes, which is none of the new file's, nor a folder may be in the way.
                 _remove(folder / "index.duckdb.wal", *([self.index_path] if self.index_path.is_dir() else []))
-                os.replace(temporary, self.index_path)
-                disk.fsync_folder(folder)
-            finally:
-                _remove(*folder.glob(".index.duckdb.tmp*"))
             return True
 
     def problems(self) -> list[tuple[str, str]]:

@@ -35,7 +35,7 @@ from deepintuit.errors import ConfigError, DeepIntuitError  # noqa: E402
 from deepintuit_app import errors, media, review, runs, sql, traces, watch  # noqa: E402
 from deepintuit_app.connections import Patient  # noqa: E402
 from deepintuit_app.desk import Desk  # noqa: E402
-from deepintuit_app.doors import SESSIONS, Blocks, Doors  # noqa: E402
+from deepintuit_app.doors import Blocks, Doors  # noqa: E402
 from deepintuit_app.gate import Gate  # noqa: E402
 from deepintuit_app.outside import LOOPBACK, Outside, named_hosts, named_proxies, sub_path  # noqa: E402
 from deepintuit_app.uploads import MAX_BYTES  # noqa: E402
@@ -74,7 +74,6 @@ def blocks(desk: Desk) -> Blocks:
             gr.Navbar(main_page_name=first)  # each page names the first one, or calls it "Home"
             module.page(desk)
     demo.queue(max_size=64, default_concurrency_limit=20)
-    demo.state_session_capacity = demo._queue.pending_messages_per_session.max_size = SESSIONS
     return demo
 
 

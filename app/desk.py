@@ -8,9 +8,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any
 
+import anyio
 import gradio as gr
+from fastapi import HTTPException
 
 from deepintuit.errors import DeepIntuitError
 from deepintuit_analysis import Workbench
@@ -74,3 +79,26 @@ class Desk:
     @staticmethod
     def user(request: gr.Request | None) -> str:
         return (request.username if request else None) or LOCAL
+
+
+def apart(at_once: int, waiting: int = 200) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """For routes that may take long: so many at a time, in threads that no page needs. Some more wait, and hold none;
+    the rest is told to come again."""
+    threads, here = anyio.CapacityLimiter(at_once), 0
+
+    def around(answer: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(answer)
+        async def answered(*given: Any, **named: Any) -> Any:
+            nonlocal here
+            if here >= at_once + waiting:
+                said = "Many wait for the same, and one more would slow all down. Try again in a minute."
+                raise HTTPException(503, said, {"Retry-After": "60"})
+            here += 1
+            try:
+                return await anyio.to_thread.run_sync(partial(answer, *given, **named), limiter=threads)
+            finally:
+                here -= 1
+
+        return answered
+
+    return around

@@ -7,13 +7,16 @@ them, and a file only from an upload button, if it was uploaded; other routes be
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
 import gradio as gr
+from gradio.utils import LRUCache
 from starlette.datastructures import QueryParams
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,6 +34,8 @@ _LONGEST_NAME = 64
 """Characters of what a browser calls its session: Gradio keeps it, with all that belongs to it."""
 SESSIONS = 300
 """Sessions (a page that is open or was) that Gradio keeps about half a megabyte of each; the longest unused go."""
+UNREAD = 200
+"""Messages that wait for a session to read them, beyond which it may ask nothing more."""
 _LONGEST, _MOST, _LARGEST = 100_000, 1_000, 2**53
 """Characters of a text, things in a list, size of a number."""
 _NOBODY = (
@@ -48,6 +53,13 @@ class Blocks(gr.Blocks):
     """Gradio's, with every value checked before anything is done with it. Set `uploads` before it is served."""
 
     uploads: Uploads
+
+    def queue(self, *given, **named):
+        super().queue(*given, **named)
+        self.state_session_capacity = SESSIONS
+        self._queue.pending_messages_per_session = _OfSessions(asyncio.Queue)
+        self._queue.pending_event_ids_session = _OfSessions(set)
+        return self
 
     async def preprocess_data(self, block_fn, inputs, state, explicit_call=False):
         try:
@@ -73,6 +85,17 @@ class Blocks(gr.Blocks):
         raise ValueError(f"{type(value).__name__} for {block.get_block_name()}")
 
 
+class _OfSessions(LRUCache):
+    """Something a session, for the last that asked. What comes for one that is forgotten goes nowhere."""
+
+    def __init__(self, kind: Callable[[], Any]):
+        super().__init__(SESSIONS)
+        self._kind = kind
+
+    def __missing__(self, _: object) -> Any:
+        return self._kind()
+
+
 def _plain(value: Any) -> bool:
     if isinstance(value, str):
         return len(value) <= _LONGEST and not _NO_TEXT.search(value)
@@ -96,7 +119,7 @@ class Doors:
             return
         if below and scope["method"] == "POST" and _CALLS.fullmatch(asked):
             body, receive = await _whole(receive)
-            if (answer := self._refusal(body, asked[:3] in ("que", "run"))) is not None:
+            if (answer := self._refusal(body, asked)) is not None:
                 await answer(scope, receive, send)
                 return
         elif scope.get("path") in ("/", f"{scope.get('root_path', '')}/"):
@@ -116,7 +139,7 @@ class Doors:
         session = QueryParams(scope["query_string"]).get("session_hash", "")
         return session not in self.blocks._queue.pending_messages_per_session
 
-    def _refusal(self, body: bytes, to_event: bool) -> PlainTextResponse | None:
+    def _refusal(self, body: bytes, asked: str) -> PlainTextResponse | None:
         try:
             given = parse_json(decoded(body, nul=True))
             json.dumps(given, allow_nan=False)  # FastAPI could not say in JSON what is wrong with NaN or infinity
@@ -127,9 +150,19 @@ class Doors:
         if len(given.get("session_hash") or "") > _LONGEST_NAME:
             return PlainTextResponse(f"A session's name has at most {_LONGEST_NAME} characters.", 400)
         number = given.get("fn_index")
-        if to_event and (type(number) is not int or number not in self.blocks.fns):
+        if asked.startswith(("queue", "run")) and (type(number) is not int or number not in self.blocks.fns):
             return PlainTextResponse("No page has an event of this number. Reload the page.", 404)
+        if asked.startswith("queue") and self._unread(given.get("session_hash")) > UNREAD:
+            return PlainTextResponse("This page does not read what it was answered. Reload it.", 429)
         return None
+
+    def _unread(self, session: str | None) -> int:
+        """How many messages wait for a session, which is the last to go now."""
+        queue = self.blocks._queue
+        for kept in (queue.pending_event_ids_session, queue.pending_messages_per_session):
+            if session in kept:
+                kept.move_to_end(session)
+        return queue.pending_messages_per_session[session].qsize()
 
 
 async def _whole(receive: Receive) -> tuple[bytes, Receive]:

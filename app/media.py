@@ -7,6 +7,7 @@ The frames of a stored trace are decoded again and shown only if they are, bit f
 
 from __future__ import annotations
 
+import contextlib
 import io
 import mimetypes
 import os
@@ -23,9 +24,9 @@ from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse, Response
 
 from deepintuit import video
-from deepintuit.errors import DeepIntuitError
+from deepintuit.errors import OF_THE_MOMENT, DeepIntuitError, VideoError
 from deepintuit_analysis.index import browse
-from deepintuit_app.desk import Desk
+from deepintuit_app.desk import Desk, apart
 from deepintuit_app.uploads import PREFIX
 
 STATIC = Path(__file__).with_name("static")
@@ -41,8 +42,10 @@ _CARD = (
 _NOT_KEPT = {"Cache-Control": "private, no-store"}
 _NONE = "No clip of this id is in the workbench, or it is excluded."
 _POSTER = 160
+_LIMITS = video.Limits(max_seconds=20)
+"""For a poster."""
 _decoding = threading.Lock()
-"""One decode at a time: a page asks for many pictures at once, and most of them are of one clip."""
+"""One trace's frames at a time: a page asks for many at once, and most of them are of one clip."""
 
 
 def clip_url(clip_id: str) -> str:
@@ -95,7 +98,7 @@ def _plotly() -> bytes:
 
 
 def routes(desk: Desk) -> APIRouter:
-    router = APIRouter()
+    router, decoding = APIRouter(), apart(2)
 
     @router.get("/static-app/{name}")
     def static(name: str) -> Response:
@@ -106,6 +109,7 @@ def routes(desk: Desk) -> APIRouter:
         return FileResponse(STATIC / name, media_type=_SERVED[name])
 
     @router.get("/media/clip/{clip_id}")
+    @decoding
     def clip(clip_id: str) -> FileResponse:
         """The copy that a browser can play, where import made one; else the file itself."""
         path, headers = _file(desk, clip_id)
@@ -121,20 +125,20 @@ def routes(desk: Desk) -> APIRouter:
         return FileResponse(path, media_type=kind, headers=headers)
 
     @router.get("/media/poster/{clip_id}")
+    @decoding
     def poster(clip_id: str) -> Response:
         """A small picture of the middle of a clip."""
         path, headers = _file(desk, clip_id)
         if path is None or not _readable(path):
             raise HTTPException(404, _NONE)
         facts = path.stat()
-        try:
-            with _decoding:
-                picture = _middle(str(path), facts.st_mtime_ns, facts.st_size)
-        except DeepIntuitError as error:
-            raise HTTPException(404, "This clip cannot be read any more.") from error
-        return Response(picture, media_type="image/jpeg", headers=headers)
+        with contextlib.suppress(DeepIntuitError):
+            if (picture := _middle(str(path), facts.st_mtime_ns, facts.st_size)) is not None:
+                return Response(picture, media_type="image/jpeg", headers=headers)
+        raise HTTPException(404, "This clip cannot be read any more.")
 
     @router.get("/media/frame/{trace_id}/{number}")
+    @decoding
     def frame(trace_id: str, number: str) -> Response:
         return _picture(seen(desk, trace_id), number, _A_DAY)
 
@@ -209,7 +213,7 @@ def _by_rate(desk: Desk, run_id: str) -> tuple[tuple[int, float], ...]:
 
 @lru_cache(maxsize=4096)
 def _is_video(path: str, _changed: int, _bytes: int) -> bool:
-    return video.is_video(path)
+    return video.is_video(path, isolate=True)
 
 
 @lru_cache(maxsize=64)
@@ -223,15 +227,21 @@ def _jpegs(
 ) -> list[bytes]:
     # Time and size of the file are part of the key: a clip that was replaced gives other pictures.
     for count, rate in ways:
-        frames = video.read(path, count, size, fps=rate)
+        frames = video.read(path, count, size, fps=rate, isolate=True)
         if expected in (None, frames.hash):
             return [_jpeg(pixels) for pixels in frames.pixels_T_H_W_3]
     return []
 
 
 @lru_cache(maxsize=1024)
-def _middle(path: str, _changed: int, _bytes: int) -> bytes:
-    info = video.read(path, 1)
+def _middle(path: str, _changed: int, _bytes: int) -> bytes | None:
+    """None where it cannot be decoded in time, which is not tried again."""
+    try:
+        info = video.read(path, 1, isolate=True, limits=_LIMITS)
+    except VideoError as error:
+        if error.reason in OF_THE_MOMENT:
+            raise
+        return None
     width = _POSTER
     return _jpeg(info.pixels_T_H_W_3[0], (width, max(1, round(width * info.height / info.width))))
 

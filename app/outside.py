@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from deepintuit.errors import ConfigError
-from deepintuit_app.uploads import MAX_BYTES
+from deepintuit_app.uploads import MAX_BYTES, room
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UPLOAD = "/gradio_api/upload"
@@ -34,7 +34,8 @@ LARGEST = {
 }  # fmt: skip
 """Beginning of an address → bytes that a body may have there; the first that fits counts."""
 KEPT_BYTES, KEPT_FILES = 2 * 2**30, 2000
-"""What uploads may take on the disk before they are looked at, those that are still coming in included."""
+"""What uploads may take on the disk, where it has as much to give, before they are looked at, those that are still
+coming in included."""
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?|[0-9a-fA-F:.]+", re.ASCII)
 
@@ -218,7 +219,7 @@ class Outside:
             files += len(names)
             if files >= KEPT_FILES:
                 return False
-        return size + self._coming + expected <= KEPT_BYTES
+        return size + self._coming + expected <= room(KEPT_BYTES, size, Path(self.inbox))
 
     @contextlib.contextmanager
     def _counted(self, expected: int) -> Iterator[None]:

@@ -23,7 +23,7 @@ from deepintuit_analysis.index import browse
 from deepintuit_analysis.review import import_export, quality
 from deepintuit_analysis.review.log import damage
 from deepintuit_app import review_view
-from deepintuit_app.desk import LOCAL, Desk
+from deepintuit_app.desk import LOCAL, Desk, apart
 from deepintuit_app.html import tag
 from deepintuit_app.review_tasks import Room
 from deepintuit_app.slices import sentences
@@ -42,6 +42,7 @@ def routes(desk: Desk) -> APIRouter:
         router.add_api_route(f"/review-api/{name}", _route(answer), methods=["POST"])
 
     @router.get("/review-api/export")
+    @apart(2, waiting=8)
     def export(request: Request, task: str, form: str) -> Response:
         try:
             content = room.export(task, request.scope.get("deepintuit_user") or LOCAL, form)

@@ -8,18 +8,20 @@ Left out on purpose: writing anything but slices; queries of other people than t
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any
 
 import gradio as gr
 from fastapi import APIRouter, Form, Response
 from fastapi.responses import PlainTextResponse
 
-from deepintuit.errors import DeepIntuitError
+from deepintuit.errors import DeepIntuitError, StoreError
 from deepintuit_analysis.index import console
 from deepintuit_analysis.index.browse import FORMATS
+from deepintuit_analysis.index.guarded import AT_ONCE
 from deepintuit_app import links
 from deepintuit_app import sql_view as view
-from deepintuit_app.desk import Desk
+from deepintuit_app.desk import Desk, apart
 from deepintuit_app.html import esc, tag
 
 LONGEST = 8_000
@@ -31,6 +33,7 @@ def routes(desk: Desk) -> APIRouter:
     router = APIRouter()
 
     @router.post("/export/sql.{form}")
+    @apart(2, waiting=8)
     def export(form: str, sql: Annotated[str, Form()]) -> Response:
         try:
             content = console.export(desk.look(), _unix(sql), form)
@@ -69,7 +72,8 @@ class Handlers:
 
     def warm(self) -> None:
         """Have the process for queries come up while the first one is being written."""
-        console.warm(self.desk.workbench)
+        with contextlib.suppress(StoreError):  # it is up, and busy
+            console.warm(self.desk.workbench)
 
     def run(self, sql: str) -> list[Any]:
         """The query → what it gives, the query that was run where it can be saved as a slice, the form to save it, and
@@ -131,6 +135,6 @@ def page(desk: Desk) -> None:
     begun = links.bind({"q": box}, do.restore)
     begun.then(do.opened, [box], [below, history, schema, slices], **quiet)
     begun.then(do.warm, None, None, **quiet)
-    asked = {**quiet, "show_progress": "minimal"}
+    asked = {**quiet, "show_progress": "minimal", "concurrency_limit": AT_ONCE}
     run.click(do.run, [box], [below, ran, saving, saved], show_progress_on=[below], trigger_mode="once", **asked)
     gr.on([save.click, name.submit], do.save, [name, ran], [saved, slices], **quiet)

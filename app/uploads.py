@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
@@ -16,32 +15,39 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from deepintuit import video
-from deepintuit.errors import VideoError, VideoReason
+from deepintuit import disk, video
+from deepintuit.errors import DiskError, VideoError, VideoReason
 
 PREFIX = "upload-"
 MAX_BYTES = 200 * 2**20
 MAX_SECONDS = 600.0
+ROOM = 4 * 2**30
+"""Bytes of all accepted files with their copies for browsers, where the disk has as much to give (see `room`)."""
 _HOUR = 3600.0
 _MOST = 50
-_FOLDER = "deepintuit-uploads-"
+_LIMITS = video.Limits(max_copy_bytes=MAX_BYTES)
+_FOLDERS = "deepintuit-uploads-*"
 _AFTER_ITS_PARENT = 'trap "" HUP INT TERM; read -r _; rm -rf -- "$0"'
 """For a shell whose input ends when the process that holds the other end does, killed or not."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An accepted file. `path`: what the model reads; `playable`: what a browser plays; `until`: monotonic seconds."""
+    """An accepted file. `path`: what the model reads; `playable`: what a browser plays; `bytes` of both; `until`:
+    monotonic seconds."""
 
     id: str
     name: str
     path: Path
     playable: Path
     info: video.ClipInfo
+    bytes: int
     until: float
 
     def delete(self) -> None:
@@ -71,16 +77,8 @@ class _Folder:
                 self._remove()
 
     def _make(self) -> None:
-        for left in Path(tempfile.gettempdir()).glob(_FOLDER + "*"):
-            with contextlib.suppress(OSError):  # it is held, another user's, or gone
-                lock = _locked(left, fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(lock)
-        while True:
-            self.path = Path(tempfile.mkdtemp(prefix=_FOLDER)).resolve()
-            with contextlib.suppress(FileNotFoundError):  # another start removed it before it was locked
-                self._file = _locked(self.path)
-                break
+        self._scratch = disk.Scratch(Path(tempfile.gettempdir()).resolve(), _FOLDERS)
+        self.path = self._scratch.path
         self._child = subprocess.Popen(
             ["/bin/sh", "-c", _AFTER_ITS_PARENT, self.path],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -91,24 +89,9 @@ class _Folder:
 
     def _remove(self) -> None:
         if (child := self.__dict__.pop("_child", None)) is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
+            self._scratch.remove()
             os.environ.pop("GRADIO_TEMP_DIR", None)
             child.communicate()
-            os.close(self._file)
-
-
-def _locked(folder: Path, how: int = 0) -> int:
-    """Lock a folder against being removed while this process lives. OSError where it cannot be, or is gone."""
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} is somebody else's")
-    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | how)
-        os.stat(folder / ".lock")
-    except OSError:
-        os.close(file)
-        raise
-    return file
 
 
 _folder = _Folder()
@@ -119,7 +102,8 @@ class Uploads:
 
     def __init__(self, keep: float = _HOUR, clock=time.monotonic):
         self._keep, self._clock, self._lock = keep, clock, threading.Lock()
-        self._known: dict[str, Upload] = {}
+        self._known: OrderedDict[str, Upload] = OrderedDict()  # what was asked for last stands last
+        self._read: Counter[str] = Counter()
 
     @cached_property
     def _root(self) -> Path:
@@ -154,32 +138,36 @@ class Uploads:
         if file is None:
             todo = "Bring the file with the upload button of this page"
             raise _refused(name, "it was not uploaded here", todo, VideoReason.NOT_FOUND)
+        number = PREFIX + secrets.token_urlsafe(18)
+        playable = path = self._root / f"{number}{file.suffix.lower() if file.suffix.isascii() else ''}"
         try:
             if file.stat().st_size > MAX_BYTES:
                 raise _refused(name, f"it is larger than {MAX_BYTES >> 20} MB", "Cut or scale it down")
             info = video.probe(file, isolate=True)
             if info.seconds > MAX_SECONDS:
                 raise _refused(name, f"it is {info.seconds / 60:.0f} minutes long, more than 10", "Cut out the clip")
-            number = PREFIX + secrets.token_urlsafe(18)
-            path = self._root / f"{number}{file.suffix.lower() if file.suffix.isascii() else ''}"
             shutil.move(file, path)
-        except VideoError as error:
-            what, why = (beat.replace(str(file), name) for beat in (error.what, error.why))
-            raise VideoError(what, why, error.todo, error.reason) from error
+            if not info.playable:
+                playable = self._root / f"{number}.play.mp4"
+                video.playable_copy(path, playable, _LIMITS, isolate=True)
+            size = sum(one.stat().st_size for one in {path, playable})
+            upload = Upload(number, name, path, playable, info, size, self._clock() + self._keep)
+            with self._lock:
+                self._known[number] = upload
+            if self.get(number) is None:
+                why = f"it takes {size >> 20} MB with its copy for browsers, more than is left of the room for uploads"
+                raise _refused(name, why, "Bring a smaller file, or try again later")
+        except BaseException as error:
+            for left in self._root.glob(f"{number}*"):
+                left.unlink(missing_ok=True)
+            if isinstance(error, DiskError):
+                raise _refused(name, error.why, "Try again later, or tell who runs this server") from error
+            if isinstance(error, VideoError):
+                what, why = (beat.replace(str(file), name).replace(str(path), name) for beat in (error.what, error.why))
+                raise VideoError(what, why, error.todo, error.reason) from error
+            raise
         finally:
             file.unlink(missing_ok=True)
-        playable = path
-        if not info.playable:
-            playable = self._root / f"{number}.play.mp4"
-            try:
-                video.playable_copy(path, playable)
-            except VideoError:
-                path.unlink(missing_ok=True)
-                raise
-        upload = Upload(number, name, path, playable, info, self._clock() + self._keep)
-        with self._lock:
-            self._known[number] = upload
-        self.sweep()
         timer = threading.Timer(self._keep + 1, self.sweep)  # also when nobody asks again
         timer.daemon = True
         timer.start()
@@ -189,17 +177,44 @@ class Uploads:
         """The upload of this id while it is here."""
         self.sweep()
         with self._lock:
+            if number in self._known:
+                self._known.move_to_end(number)
             return self._known.get(number)
 
-    def sweep(self) -> None:
-        """Delete what is past its hour, and the oldest past fifty."""
+    @contextlib.contextmanager
+    def held(self, number: str) -> Iterator[None]:
+        """What is done with the upload of this id inside is not disturbed by `sweep`."""
         with self._lock:
-            late = [upload for upload in self._known.values() if upload.until <= self._clock()]
-            late += list(self._known.values())[: max(0, len(self._known) - len(late) - _MOST)]
-            for upload in late:
-                self._known.pop(upload.id, None)
+            self._read[number] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._read[number] -= 1
+                self._read += Counter()  # without those that are 0
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Delete what is past its hour and, where there are more than fifty or more bytes than there is room for, what
+        was asked for longest ago."""
+        with self._lock:
+            if not self._known:
+                return
+            now, taken, late = self._clock(), sum(one.bytes for one in self._known.values()), []
+            most = room(ROOM, taken, self._root)
+            idle = [one for one in self._known.values() if not self._read[one.id]]
+            for upload in sorted(idle, key=lambda one: one.until > now):
+                if upload.until <= now or len(self._known) > _MOST or taken > most:
+                    late.append(self._known.pop(upload.id))
+                    taken -= upload.bytes
         for upload in late:
             upload.delete()
+
+
+def room(most: int, taken: int, folder: Path) -> int:
+    """Bytes that files may take in a folder where they take so many already: `most`, and a quarter of what the disk
+    would have free without them."""
+    return min(most, (shutil.disk_usage(folder).free + taken) // 4)
 
 
 def _refused(name: str, why: str, todo: str, reason: VideoReason = VideoReason.TOO_LARGE) -> VideoError:

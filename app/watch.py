@@ -349,8 +349,9 @@ class Handlers:
                 return job.take()
 
             over = lambda: job.over  # noqa: E731
-            async for update in self._show(running, shown, clip, truth, threshold, happened, over, bool(trace_id)):
-                yield update
+            with self.desk.uploads.held(clip["clip_id"]):
+                async for update in self._show(running, shown, clip, truth, threshold, happened, over, bool(trace_id)):
+                    yield update
         finally:
             self.desk.pages.end(request.session_hash, running)
 
@@ -489,7 +490,8 @@ def page(desk: Desk) -> None:
     timer.tick(do.once_more, [behind, *find["inputs"]], find["outputs"], **reads)
     wanted.change(do.pick, [wanted, *view], [wanted, picked, choice, player, *stage], **reads)
     choice.input(do.opened, [picked, choice, *view], [player, *stage], **reads)
-    upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **reads).then(**find, **reads)
+    takes = {**reads, "concurrency_limit": 4}  # the rest waits without a thread: decoding a hostile file may take long
+    upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **takes).then(**find, **reads)
     asked = [shown, picked, *view]
     weighed = {
         "fn": lambda reasoner, below: consequences(desk.look(), reasoner, _number(below, 0.0, 1.0, 1.0)),

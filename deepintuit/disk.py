@@ -12,11 +12,13 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +144,59 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterato
 
 @contextlib.contextmanager
 def _beside(path: Path, mode: int = 0o666) -> Iterator[Path]:
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    """An empty file of the same name in a folder beside `path`: what a library leaves there goes with it."""
+    place = Scratch(path.parent)
     try:
+        temporary = place.path / path.name
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
         yield temporary
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        place.remove()
+
+
+class Scratch:
+    """A new folder (0700) for passing files at `path` in `parent`, removed with this object, by `remove`, or when this
+    process ends. It is locked while the process lives, so the next one knows what a kill left, and removes that.
+
+    `names`: a pattern with one star. OSError where it cannot be made."""
+
+    def __init__(self, parent: Path, names: str = ".*.tmp"):
+        _sweep_now_and_then(parent, names, int(time.monotonic() // 60))
+        while True:
+            self.path = parent / names.replace("*", secrets.token_hex(8))
+            self.path.mkdir(0o700)
+            with contextlib.suppress(FileNotFoundError):  # somebody swept it before it was locked
+                held = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                with contextlib.suppress(OSError):  # a file system without locks, where nothing is swept either
+                    fcntl.flock(held, fcntl.LOCK_EX)
+                if self.path.exists():
+                    break
+                os.close(held)
+        self.remove = weakref.finalize(self, _remove, self.path, held, os.getpid())
+
+
+def _remove(folder: Path, held: int, process: int) -> None:
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
+    os.close(held)
+
+
+def sweep(folder: Path, names: str = ".*.tmp") -> None:
+    """Remove what killed writers left half-written: whatever has such a name and is not locked."""
+    for left in folder.glob(names):
+        with contextlib.suppress(OSError):  # it is being written, another user's, or gone
+            file = os.open(left, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(file)
+
+
+@lru_cache(maxsize=1024)
+def _sweep_now_and_then(folder: Path, names: str, _minute: int) -> None:
+    """Once a minute: a cache may hold as many files as there are clips."""
+    sweep(folder, names)
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
@@ -195,12 +243,6 @@ def _move_to_free_name(source: Path, target: Path) -> None:
         if target.exists():
             raise FileExistsError(target) from error
         os.rename(source, target)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what a killed writer left half-written. Only for the holder of the folder's lock."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 class Lock:

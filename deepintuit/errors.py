@@ -88,6 +88,10 @@ class VideoReason(StrEnum):
     TOO_SMALL = "too_small"
 
 
+OF_THE_MOMENT = {VideoReason.NOT_FOUND, VideoReason.NO_PERMISSION, VideoReason.READ_FAILED, VideoReason.CHANGED}
+"""Reasons that say nothing of what is in a file: worth another try."""
+
+
 class VideoError(DeepIntuitError):
     """A clip that cannot be read; `.reason` says why in one word that can be counted."""
 

@@ -327,10 +327,10 @@ def test_a_killed_import_leaves_no_process_and_the_next_one_no_half_copy(unplaya
     if how != signal.SIGKILL:
         return
     assert list(copies.glob("*.tmp"))
-    with open(copies / "of-another.tmp", "wb") as held:
+    with open(copies / ".of-another.tmp", "wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         quiet_scan(import_folder(unplayable), tmp_path / "w", "d", probe=None)
-        assert [path.name for path in copies.glob("*.tmp")] == ["of-another.tmp"], "another import is writing it"
+        assert [path.name for path in copies.glob("*.tmp")] == [".of-another.tmp"], "another import is writing it"
     assert len(list(copies.glob("*.mp4"))) == 2
 
 
@@ -347,7 +347,7 @@ def test_a_child_that_nobody_asks_ends_with_its_parent(folder):
 
 @LINUX
 def test_processes_that_render_clips_end_with_their_parent(tmp_path):
-    program = "import sys; from deepintuit import homecam\n"
+    program = "import sys; import deepintuit_homecam as homecam\n"
     program += "if __name__ == '__main__': homecam.write_clips(sys.argv[1], train=999, test=9, jobs=2, progress=False)"
     (tmp_path / "program.py").write_text(program)
     env, command = os.environ | {"PYTHONPATH": str(ROOT)}, [sys.executable, tmp_path / "program.py", tmp_path / "clips"]

@@ -113,7 +113,8 @@ def test_no_more_than_two_models_are_kept(workbench):
     assert asked["calibrator"] in models and asked["reasoner"] not in models
 
 
-def test_a_private_clip_leaves_nothing_in_the_caches(workbench):
+def test_a_private_clip_leaves_nothing_in_the_caches_and_is_opened_in_another_process(workbench, monkeypatch):
+    monkeypatch.setattr("av.open", lambda *_, **__: pytest.fail("a stranger's video was opened in this process"))
     from deepintuit.reasoner.live import Ask, Models, reason
 
     def kept():

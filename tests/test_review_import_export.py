@@ -199,6 +199,26 @@ def test_a_file_that_is_no_review_is_a_sentence(content, form, sentence):
     assert sentence in str(error.value)
 
 
+@pytest.mark.parametrize("field, value", [
+    ("reviewer", "\ud800ada"), ("label", "a\udfff"), ("note", {"a": 1}), ("label", ["a"]), ("trace_id", "t\ud800"),
+])  # fmt: skip
+def test_a_row_with_what_no_file_of_ours_can_hold_is_named(field, value):
+    row = {"trace_id": "t", "reviewer": "ada", "kind": "judged", field: value}
+    with pytest.raises(DataError, match="row 1 is not a review"):
+        load(json.dumps(row).encode(), "jsonl")
+
+
+def test_a_parquet_column_of_bytes_or_a_sentence_without_end_is_no_review():
+    file, row = io.BytesIO(), {"trace_id": "t", "reviewer": "ada", "kind": "judged"}
+    pq.write_table(pa.Table.from_pylist([{**row, "note": b"\xff"}]), file)
+    with pytest.raises(DataError, match="its note is no text"):
+        load(file.getvalue(), "parquet")
+    result = [{"from_name": "failing_sentence", "value": {"number": float("inf")}}]
+    task = {"data": {"trace_id": "t"}, "annotations": [{"completed_by": "ada", "result": result}]}
+    with pytest.raises(DataError, match="infinity"):
+        load(json.dumps(task).replace("Infinity", "1e999").encode(), "label-studio")
+
+
 def test_a_small_file_that_stands_for_much_is_not_unpacked():
     many, text = pa.array(np.zeros(900_000, np.int32)), pa.DictionaryArray.from_arrays
     tables = {

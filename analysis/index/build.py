@@ -460,9 +460,11 @@ class Reader:
         # else's files may lie in it.
         limits = {"threads": "2", "memory_limit": "1GB", "max_temp_directory_size": "0MB", "temp_directory": ""}
         if not guarded:
-            place = path.parent if os.access(path.parent, os.W_OK) else Path(tempfile.gettempdir())
-            spilled = place / f"{path.name}.spilled-{os.getpid()}-{id(self)}"
-            limits = {"memory_limit": _READING, "temp_directory": str(spilled)}
+            try:
+                self._spilled = disk.Scratch(path.parent, f"{path.name}.spilled-*")
+            except OSError:
+                self._spilled = disk.Scratch(Path(tempfile.gettempdir()), "deepintuit-spilled-*")
+            limits = {"memory_limit": _READING, "temp_directory": str(self._spilled.path)}
         self._connection = duckdb.connect(
             ":memory:",
             config={

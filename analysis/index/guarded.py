@@ -8,6 +8,7 @@ environment and unable to write files. The answer comes back as Arrow, no pickle
 import os
 import re
 import resource
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ MOST_BYTES = 64 << 20
 LONGEST = 100_000  # characters of a query
 
 _children = worker.Pool(__name__, AT_ONCE)
+_line = threading.BoundedSemaphore(AT_ONCE + 12)
+"""Those that run, and those that wait."""
 
 
 def query(path: Path, sql: str, params: Sequence[Any] | Mapping[str, Any], max_rows: int, seconds: float) -> pa.Table:
@@ -40,12 +43,17 @@ def query(path: Path, sql: str, params: Sequence[Any] | Mapping[str, Any], max_r
     if len(sql) > LONGEST:
         raise StoreError(f"the query has {len(sql):,} characters", f"at most {LONGEST:,} are read", "shorten it")
     request = {"path": str(path), "sql": sql, "params": params, "max_rows": max_rows}
+    busy = StoreError(f"{AT_ONCE} other queries are running", "one more would slow all down", "try again")
+    if not _line.acquire(blocking=False):
+        raise busy
     try:
         answer, rows = _children.ask(request, seconds, MEMORY, wait=seconds)
     except worker.Busy:
-        raise StoreError(f"{AT_ONCE} other queries are running", "one more would slow all down", "try again") from None
+        raise busy from None
     except worker.Stopped as stop:
         raise (_late(seconds) if stop.late else _gone()) from stop
+    finally:
+        _line.release()
     if rows:
         return pa.ipc.open_stream(rows).read_all()
     raise StoreError(*answer["error"])

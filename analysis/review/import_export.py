@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from deepintuit.data.sources import csv_rows
 from deepintuit.errors import DataError, nearest
+from deepintuit.runs.schema import storable
 from deepintuit.texts import decoded, parse_json
 from deepintuit_analysis.index.browse import as_written, spreadsheet_safe
 from deepintuit_analysis.index.reviewed import SCHEMA, SHOWN, row_of
@@ -84,7 +85,7 @@ def load(content: bytes, form: str) -> list[dict[str, Any]]:
         else:
             found = [{name: as_written(value) for name, value in line.items()} for line in _lines(content)]
         return [_row(number, row) for number, row in enumerate(found, 1)]
-    except (ValueError, KeyError, OSError, pa.ArrowException) as error:
+    except (ValueError, KeyError, OSError, OverflowError, pa.ArrowException) as error:
         raise DataError(
             f"the file is not read as {form} ({str(error):.200})",
             "reviews come in row by row",
@@ -136,6 +137,9 @@ def _row(number: int, given: Any) -> dict[str, Any]:
         sentence = row["failing_sentence"]
         row["failing_sentence"] = None if sentence is None else _place(sentence)
         row["time"] = _instant(row["time"] or datetime.now(UTC))
+        for name, value in row.items():
+            if not isinstance(value, str | int | float | datetime | None) or value != storable(value):
+                raise ValueError(f"its {name} is no text that can be kept")
         named = isinstance(row["trace_id"], str) and isinstance(row["reviewer"], str)
         if row["kind"] not in (*_KINDS, _STARRED) or not named:
             raise ValueError(f"it must name a trace_id, a reviewer and a kind: {', '.join(_KINDS)}")

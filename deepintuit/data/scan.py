@@ -9,7 +9,6 @@ crashes, which is `video.probe(isolate=True)`'s duty, and dropping anything: a f
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -30,13 +29,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from deepintuit import disk
 from deepintuit.data.listing import Finding, Kind, Listing, Report, Row, absent, fold, untrimmed
 from deepintuit.data.manifest import Manifest, rows_to_table, to_frame
-from deepintuit.errors import DataError, VideoError, VideoReason
+from deepintuit.errors import OF_THE_MOMENT, DataError, VideoError, VideoReason
 
 _MEASURED = ("seconds", "width", "height", "fps", "frames", "codec", "bytes", "truncated")
 _JOURNAL = 3
 """Raise when more is measured, so that what an earlier version saw is looked at again."""
-_OF_THE_MOMENT = {VideoReason.NOT_FOUND, VideoReason.NO_PERMISSION, VideoReason.READ_FAILED, VideoReason.CHANGED}
-"""Reasons that may be gone tomorrow without a change of the file."""
 _HASHED_REFUSED = 64 << 20
 """A refused file of more bytes than this is known by its name, not its content."""
 
@@ -83,7 +80,7 @@ def scan(
     }
     if targets:
         folder.mkdir(exist_ok=True)
-        _sweep(folder)
+        disk.sweep(folder)  # half copies of a killed import
     copy = partial(_copy, playable_copy=playable_copy, targets=targets)
     for path, problem in _each(copy, list(targets), jobs, "Copies for browsers", progress):
         seen[path]["copy_problem"] = problem
@@ -123,14 +120,6 @@ def _copy(path: Path, playable_copy: Callable[[Path, Path], Any], targets: dict[
     except VideoError as error:
         return str(error)
     return ""
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the copies that a killed import left half made: those whose writer does not hold its lock any more."""
-    for left in folder.glob("*.tmp"):
-        with contextlib.suppress(OSError), open(left, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
 
 
 def _each(
@@ -307,7 +296,7 @@ class _Journal:
         return dict(seen) if seen else None
 
     def put(self, key: tuple | None, seen: dict[str, Any]) -> None:
-        if key is None or seen.get("excluded") in _OF_THE_MOMENT:
+        if key is None or seen.get("excluded") in OF_THE_MOMENT:
             return
         # The leading newline ends a line that a kill may have cut short.
         line = b"\n" + json.dumps({"key": key, "seen": seen}).encode()

@@ -80,6 +80,7 @@ class Models:
             self._held.popitem(last=False)
         settings, run = self.settings(run_id), self.workbench.run(run_id)
         vlm = VLM.load(settings.model, settings.video, checkpoint=run.checkpoint, cache=self.workbench.cache)
+        vlm.encoder.isolate = True
         self._held[run_id] = vlm
         return vlm
 

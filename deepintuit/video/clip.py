@@ -44,6 +44,8 @@ class Limits:
     """Packets of the video stream."""
     min_side: int = 1
     """Shorter side of a stored frame in pixels."""
+    max_copy_bytes: int = 2**40
+    """Of a copy for browsers."""
 
     @classmethod
     def of(cls, settings) -> Limits:

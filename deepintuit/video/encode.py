@@ -6,7 +6,6 @@ Left out on purpose: choice of codec and quality. Files are written under a temp
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -17,7 +16,7 @@ import numpy as np
 
 from .. import disk
 from ..errors import VideoReason
-from .clip import DEFAULT_LIMITS, Clock, Limits, local_file, open_container, opened, packets, refuse, typed
+from .clip import DEFAULT_LIMITS, Clock, Limits, local_file, open_container, opened, packets, refuse, too_heavy, typed
 from .frames import Decoded, decode, orientation, resized, upright
 
 # Without mbtree, whose look-ahead is not the same from call to call: the same frames give the same bytes, hence the
@@ -33,15 +32,11 @@ COPY_SECONDS = 10
 
 @contextlib.contextmanager
 def _replacing(target: str | os.PathLike[str]) -> Iterator[av.container.OutputContainer]:
-    """A new MP4 that takes the target's name only when it is complete and on disk.
-
-    The temporary file is locked while its writer lives, so that whoever sweeps knows those that a kill left.
-    """
+    """A new MP4 that takes the target's name only when it is complete and on disk."""
     target = Path(os.path.abspath(os.fspath(target)))
     with disk.naming(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with disk.replacing(target) as temporary, open(temporary, "rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with disk.replacing(target) as temporary:
         # By name and not as a file object: to move its index to the front, FFmpeg opens the file a second time.
         with av.open(str(temporary), "w", format="mp4", container_options=MP4) as out:
             yield out
@@ -125,6 +120,8 @@ def _playable_copy(name: str, target: str | os.PathLike[str], limits: Limits) ->
                 shown = av.VideoFrame.from_ndarray(resized(upright(name, frame), size), format="rgb24")
                 shown.pts, shown.time_base = ticks, CLOCK
                 out.mux(picture.encode(shown))
+                if os.stat(out.name).st_size > limits.max_copy_bytes:
+                    raise too_heavy(name, "a copy for browsers would be larger", limits.max_copy_bytes)
             out.mux(picture.encode())
             if track is not None:
                 for samples in sound:

@@ -183,9 +183,13 @@ def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, *, isol
     return info
 
 
-def is_video(path: str | os.PathLike[str]) -> bool:
+def is_video(path: str | os.PathLike[str], *, isolate: bool = False) -> bool:
     """Whether a file begins like one that `read` may take: a known container with moving pictures, of any size."""
     try:
+        if isolate:
+            from .isolation import remote_is_video
+
+            return remote_is_video(path)
         name = local_file(path)
         with typed(name, DEFAULT_LIMITS), open_container(name) as container:
             return any(not one.disposition & av.stream.Disposition.attached_pic for one in container.streams.video)

@@ -15,10 +15,12 @@ from .. import worker
 from ..errors import DiskError, VideoError, VideoReason
 from .clip import ClipInfo, Limits, refuse, too_slow
 from .encode import COPY_SECONDS, playable_copy
-from .frames import Frames, probe, read
+from .frames import Frames, is_video, probe, read
 
 # Address space beyond what the limits allow: thread stacks, allocator arenas and libraries that load late.
 HEADROOM_BYTES = 2**30
+BEGINNING = Limits(max_seconds=10)
+"""For a look at how a file begins."""
 
 _children = worker.Pool(__name__, os.cpu_count() or 1)
 
@@ -59,6 +61,10 @@ def remote_copy(path, target: str | os.PathLike[str], limits: Limits) -> str:
     return _ask(path, limits, request, COPY_SECONDS)[0]["note"]
 
 
+def remote_is_video(path) -> bool:
+    return _ask(path, BEGINNING, {"call": "is_video"})[0]["is_video"]
+
+
 def serve() -> None:
     """The child's loop."""
     import decord  # noqa: F401  its libraries are to be counted in the base, not in the first file's memory
@@ -72,6 +78,8 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes | memoryview
     try:
         if request["call"] == "probe":
             return {"info": dataclasses.asdict(probe(path, limits))}, b""
+        if request["call"] == "is_video":
+            return {"is_video": is_video(path)}, b""
         if request["call"] == "copy":
             return {"note": playable_copy(path, request["target"], limits)}, b""
         size = tuple(request["size"]) if request["size"] else None

@@ -104,6 +104,8 @@ class ClipEncoder:
 
     memory_bytes = 2 << 30
     """What may be held in memory; the clip used last is held whatever its size."""
+    isolate = False
+    """Whether files are read in a child process: set where they may be a stranger's."""
 
     def __init__(self, processor, model, family: Family, video: VideoConfig, cache: Path | None):
         self.processor, self.model, self.family, self.video = processor, model, family, video
@@ -171,6 +173,7 @@ class ClipEncoder:
             self.frame_size(width, height),
             self.limits,
             self.video.fps or None,
+            isolate=self.isolate,
         )
 
     def encode(self, clip_id: str, path: str | Path, width: int, height: int) -> EncodedClip:

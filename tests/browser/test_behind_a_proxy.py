@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import Site, serve
+from porch import until
 
 from deepintuit_app.gate import hashed
 
@@ -29,7 +34,17 @@ WAYS = {
     "host rewritten and forwarded, sub-path left": ("/clips", "leave", "rewrite", "forward"),
     "JupyterHub, /proxy/": ("/user/a%40b/proxy/7860", "strip", "keep", "forward"),
     "JupyterHub, /proxy/absolute/": ("/user/a%40b/proxy/absolute/7860", "leave", "keep", "forward"),
+    "nginx, sub-path taken off": ("/clips", "strip", "keep", "forward"),
+    "nginx, sub-path left": ("/clips", "leave", "keep", "forward"),
 }
+NGINX = shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin")))
+DOCUMENTED = re.search("```nginx\n(.*?)```", (Path(__file__).parents[2] / "docs" / "app.md").read_text(), re.DOTALL)[1]
+CONFIG = """daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
+events {{}}
+http {{ access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+uwsgi_temp_path {folder}; scgi_temp_path {folder};
+server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {certificate}; ssl_certificate_key {key};
+{location} }} }}"""
 
 
 @pytest.fixture(scope="session")
@@ -51,12 +66,45 @@ def behind(site: Site, certificate: tuple[str, str], way: str, **settings) -> It
     if "forward" in rules:
         settings["proxies"] = ["127.0.0.1"]
     with serve(site.workbench.path, **settings) as inside:
+        if way.startswith("nginx"):
+            with nginx(inside, certificate, "strip" in rules) as port:
+                yield f"https://{NAME}:{port}{prefix}"
+            return
         command = [sys.executable, PROXY, *certificate, str(urlsplit(inside).port), prefix, *rules]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as proxy:
             try:
                 yield f"https://{NAME}:{int(proxy.stdout.readline())}{prefix}"
             finally:
                 proxy.terminate()
+
+
+@contextlib.contextmanager
+def nginx(inside: str, certificate: tuple[str, str], strips: bool) -> Iterator[int]:
+    """nginx as the documentation sets it up; its port."""
+    if NGINX is None:
+        pytest.skip("nginx is not installed")
+    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        location = DOCUMENTED.replace("http://127.0.0.1:7860/", f"{inside}/" if strips else inside)
+        names = dict(zip(("certificate", "key"), certificate))
+        (config := Path(folder) / "nginx.conf").write_text(
+            CONFIG.format(folder=folder, port=port, location=location, **names)
+        )
+        with subprocess.Popen([NGINX, "-p", folder, "-c", config], stderr=subprocess.DEVNULL) as process:
+            try:
+                until(lambda: reached(port) or process.poll() is not None, 30)
+                assert process.poll() is None, (Path(folder) / "error.log").read_text()
+                yield port
+            finally:
+                process.terminate()
+
+
+def reached(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
 
 
 @pytest.fixture

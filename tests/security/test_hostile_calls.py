@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from apart import run_apart
-from porch import live_workbench
+from porch import live_workbench, until
 
 from deepintuit_analysis import Workbench
 from deepintuit_app.app import blocks, served
@@ -60,11 +60,11 @@ def sent(url: str, calls: list[tuple[str, Any]]) -> list[tuple[int, str, str]]:
 def held(url: str, answers: list[tuple[int, str, str]]) -> None:
     broken = [answer for answer in answers if answer[0] >= 500 or "Traceback" in answer[1]]
     assert not broken, [(status, text[:200], call) for status, text, call in broken[:20]]
-    assert httpx.get(url).status_code == 200
+    assert httpx.get(url, timeout=60).status_code == 200
 
 
 def test_no_value_breaks_a_handler(url):
-    config = httpx.get(f"{url}/config").json()
+    config = httpx.get(f"{url}/config", timeout=60).json()
     taking = [one for one in config["dependencies"] if one["backend_fn"] and one["inputs"]]
     calls = []
     for number, one in enumerate(taking):
@@ -101,6 +101,26 @@ def test_what_visitors_leave_behind_is_bounded(workbench):
         for name in ("run/predict", "queue/join"):
             asked = {"fn_index": 0, "data": [], "session_hash": "x" * 2**20}
             assert httpx.post(f"{url}/gradio_api/{name}", json=asked).status_code == 400
+
+
+def test_sessions_that_read_no_answer_are_forgotten_and_bounded(workbench, monkeypatch):
+    """Gradio keeps what a session waits for until it is read, and which events those are for ever."""
+    monkeypatch.setattr("deepintuit_app.doors.SESSIONS", 10)
+    monkeypatch.setattr("deepintuit_app.doors.UNREAD", 20)
+    made = []
+    monkeypatch.setattr("deepintuit_app.app.blocks", lambda desk: made.append(blocks(desk)) or made[0])
+    with served(workbench.path) as url:
+        number = next(number for number, one in made[0].fns.items() if not one.inputs and one.queue)
+        joins = [{"fn_index": number, "data": [], "session_hash": f"s{n}"} for n in range(40)]
+        held(url, sent(url, [("/gradio_api/queue/join", join) for join in joins]))
+        queue = made[0]._queue
+        assert 0 < len(queue.pending_event_ids_session) <= 10 and len(queue.pending_messages_per_session) <= 10
+        greedy = [("/gradio_api/queue/join", {**joins[0], "session_hash": "one"})] * 40
+        assert {status for status, _, _ in sent(url, greedy)} <= {200, 429, 503}
+        until(lambda: not len(queue) and not any(queue.active_jobs), 30)
+        answers = sent(url, greedy)
+        assert {status for status, _, _ in answers} == {429} and "does not read" in answers[0][1]
+        held(url, sent(url, [("/gradio_api/queue/join", {**joins[0], "session_hash": "another"})]))
 
 
 def test_no_request_breaks_the_review(url):
@@ -157,3 +177,27 @@ def test_no_query_breaks_an_export(url, query):
     for path in ("export/traces.csv", "export/traces.x", "review-api/export"):
         answer = httpx.get(f"{url}/{path}?{query}&task=x&form=csv", timeout=60)
         assert answer.status_code < 500 and "Traceback" not in answer.text
+
+
+def test_pages_answer_while_many_exports_wait_and_too_many_are_told_so(workbench, monkeypatch):
+    """Sixty queries that end only when they are stopped: two run, eight wait, and no thread of the pages is theirs."""
+    monkeypatch.setattr("deepintuit_analysis.index.console.SECONDS", 20)
+    endless = {"sql": "SELECT count(*) FROM range(10000000000000) AS a, range(10000000)"}
+
+    async def run(url: str) -> tuple[list[httpx.Response], list[httpx.Response], int]:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            exports = [asyncio.ensure_future(client.post("/export/sql.csv", data=endless)) for _ in range(60)]
+            while sum(one.done() for one in exports) < 50:
+                await asyncio.sleep(0.02)
+            pages = [await client.get(path) for path in ("/static-app/app.js", "/media/card/x", "/traces")]
+            waiting = [one for one in exports if not one.done()]
+            told = [one.result() for one in exports if one.done()]
+            for one in waiting:
+                one.cancel()
+            return told, pages, len(waiting)
+
+    with served(workbench.path) as url:
+        told, pages, waiting = run_apart(run(url))
+    assert [answer.status_code for answer in pages] == [200, 404, 200] and waiting == 10
+    assert {answer.status_code for answer in told} == {503} and "Try again in a minute" in told[0].text
+    assert told[0].headers["retry-after"] == "60"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import av
@@ -14,9 +15,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from porch import write_clip
 
-from deepintuit import data, parquet, video
+from deepintuit import data, parquet, video, worker
 from deepintuit.labels import LabelSet
+from deepintuit.video import isolation
 from deepintuit_analysis import Workbench
+from deepintuit_app import media
 from deepintuit_app.app import create
 
 HOSTILE = [
@@ -130,3 +133,58 @@ def test_an_id_of_nothing_is_404_whatever_it_is(client, place):
         answer = client.get(f"/media/{place.format(number)}")
         assert answer.status_code == 404, number
         assert "Traceback" not in answer.text
+
+
+@pytest.fixture
+def no_decoder_here(monkeypatch):
+    """Whatever opens a video in this process fails."""
+
+    def opened(*_, **__):
+        raise AssertionError("a stranger's video was opened in the process of the server")
+
+    monkeypatch.setattr("av.open", opened)
+    monkeypatch.setattr("decord.VideoReader", opened)
+    media._middle.cache_clear()
+    media._is_video.cache_clear()
+
+
+def test_videos_are_opened_in_child_processes_only(workbench, no_decoder_here):
+    """Those of uploads and those of a workbench, for their facts, copies, posters and films."""
+    server = create(workbench.path)
+    visitor = TestClient(server, base_url="http://127.0.0.1:7860")
+    known = [clip_id(workbench, name)[0] for name in ("plays.mp4", "old.avi")]
+    for name in ("plays.mp4", "old.avi"):
+        given = server.state.desk.uploads.inbox / name
+        shutil.copy(workbench.path.parent / "videos" / name, given)
+        known.append(server.state.desk.uploads.accept(given, name).id)
+    for number in known:
+        for kind, begins in (("poster", b"\xff\xd8"), ("clip", b"")):
+            answer = visitor.get(f"/media/{kind}/{number}")
+            assert answer.status_code == 200 and answer.content.startswith(begins), (kind, number)
+    server.state.desk.uploads.close()
+
+
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGSEGV])
+def test_a_video_that_hangs_or_kills_its_decoder_costs_its_own_poster_once(workbench, client, monkeypatch, how):
+    number, path = clip_id(workbench, "plays.mp4")
+    os.utime(path)  # a file that nobody has seen yet
+    monkeypatch.setattr(worker, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(media, "_LIMITS", video.Limits(max_seconds=0.2))
+    video.is_video(path, isolate=True)
+    child = isolation._children.idle[-1].process.pid
+    decode = isolation._children.ask
+    struck = []
+
+    def ask(request, *given, **named):
+        struck.append(request["call"])
+        os.kill(child, how)
+        return decode(request, *given, **named)
+
+    monkeypatch.setattr(worker.Child, "alive", True)
+    monkeypatch.setattr(isolation._children, "ask", ask)
+    assert [client.get(f"/media/poster/{number}").status_code for _ in range(3)] == [404] * 3
+    assert struck == ["read"]
+    monkeypatch.undo()
+    assert client.get(f"/media/clip/{number}").status_code == 200
+    os.utime(path)
+    assert client.get(f"/media/poster/{number}").status_code == 200
