@@ -7,7 +7,7 @@
 Plain functions of ids and texts: `review` has the routes, `review_view` draws. What belongs to a reviewer is checked by
 `Reviews`; an item is shown only to somebody whom it was handed to.
 
-Left out on purpose: agreement and label errors (`metrics`, `deepintuit_analysis.review`), anything of Gradio.
+Left out on purpose: agreement and label errors (`deepintuit_analysis.review`), anything of Gradio.
 """
 
 from __future__ import annotations
@@ -325,6 +325,7 @@ class Room:
             closed,
             quality.seeing_or_reasoning(reviews, workbench, name, draws=300),
             quality.doubted(workbench, task.items.values()),
+            quality.weighed(reviews, name) if task.reviewers > 1 else None,
         )
 
     def export(self, name: str, who: str, form: str) -> bytes:

@@ -8,15 +8,16 @@ labels. The true label and the clip's file name, which may tell it, are shown to
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
-from deepintuit.metrics import Agreement, agreement, rating_matrix
 from deepintuit_analysis.review import ORDERS, Task, import_export
-from deepintuit_analysis.review.quality import PROCESSES, Blame, GoldRecord
+from deepintuit_analysis.review.agreement import Agreement, agreement, rating_matrix
+from deepintuit_analysis.review.quality import PROCESSES, Blame, GoldRecord, Weighed
 from deepintuit_app import prose
 from deepintuit_app.html import render
 from deepintuit_app.slices import NONE_SAVED
@@ -113,6 +114,7 @@ def lead_html(
     closed: bool,
     blame: Blame | None = None,
     doubted: Sequence[Any] = (),
+    weighed: Weighed | None = None,
 ) -> str:
     """Agreement, gold items, doubted labels, what is disputed and decided, notes and skips, files out and in, closing.
     `rows`: what is in force, as `import_export.rows` gives it; `doubted`: as `quality.doubted` does."""
@@ -133,7 +135,8 @@ def lead_html(
         extra=sum(row["extra"] for row in rows),
         forms=_FORMS,
         accept=",".join(import_export.FORMS.values()),
-        people=_people(judged, skipped, gold),
+        people=_people(judged, skipped, gold, weighed.quality if weighed else {}),
+        weighed=weighed,
         between_people=_between_people(ratings, list(task.labels)),
         model=[
             (f"{words}: {one.label or 'all classes'}", one)
@@ -160,7 +163,9 @@ def lead_html(
     )
 
 
-def _people(judged: Sequence[Mapping], skipped: Sequence[Mapping], gold: Sequence[GoldRecord]) -> list[dict[str, Any]]:
+def _people(
+    judged: Sequence[Mapping], skipped: Sequence[Mapping], gold: Sequence[GoldRecord], quality: Mapping[str, float]
+) -> list[dict[str, Any]]:
     """A row a reviewer; gold items in two halves of time, so that drift shows."""
     records = {record.reviewer: record for record in gold}
     judgements, skips = (Counter(row["reviewer"] for row in rows) for rows in (judged, skipped))
@@ -171,6 +176,7 @@ def _people(judged: Sequence[Mapping], skipped: Sequence[Mapping], gold: Sequenc
             "judged": judgements[name],
             "skipped": skips[name],
             "gold": records.get(name),
+            "quality": quality.get(name, math.nan),
             "last": last[name],
         }
         for name in sorted(last)

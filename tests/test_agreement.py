@@ -10,7 +10,14 @@ from hypothesis.extra import numpy as arrays
 from sklearn.metrics import cohen_kappa_score
 
 from deepintuit.errors import DataError
-from deepintuit.metrics import agreement, alpha_of, kappa_of, percent_agreement_of, rating_matrix
+from deepintuit_analysis.review.agreement import (
+    agreement,
+    alpha_of,
+    consensus,
+    kappa_of,
+    percent_agreement_of,
+    rating_matrix,
+)
 
 
 def value(statistic, ratings, K, *more):
@@ -141,3 +148,48 @@ def test_ratings_that_are_none_get_a_sentence():
         rating_matrix([("t1", "ann", "c")], ["a", "b"])
     with pytest.raises(DataError, match="class indices"):
         agreement([[0, 2]], ["a", "b"])
+
+
+# By quality
+
+
+def test_who_agrees_with_others_weighs_more_than_who_does_not():
+    """Of five people, who are right 95, 90, 50, 50 and 40 times in a hundred, on three classes."""
+    generator = np.random.default_rng(0)
+    truth_C = generator.integers(0, 3, 200)
+    said = [
+        np.where(generator.random(200) < p, truth_C, generator.integers(0, 3, 200)) for p in (0.95, 0.9, 0.5, 0.5, 0.4)
+    ]
+    ratings = np.where(generator.random((200, 5)) < 0.3, -1, np.stack(said, 1))
+    found = consensus(ratings, 3)
+    assert found.quality_R[:2].min() > found.quality_R[2:].max()
+    right, by_majority = (found.label_C == truth_C).mean(), (found.majority_C == truth_C).mean()
+    assert right > by_majority + 0.05 and right > 0.85, (right, by_majority)
+
+
+@pytest.mark.parametrize(("raters", "labels", "majority"), [
+    (("abab", "abab", "b.a."), "abab", "abab"),  # two against one
+    (("aab.", "aab.", "bbab"), "aabb", "aabb"),  # alone, and outvoted
+    (("ab", "bb"), ".b", ".b"),  # two alone weigh the same: a tie stays one
+    (("....", "abab", "abab"), "abab", "abab"),  # unsure of all
+    (("aaaa", "aaaa", "aaab"), "aaaa", "aaaa"),  # one class
+    (("a", "a"), "a", "a"), (("aa..", "aa..", "..bc"), "aabc", "aabc"),  # one item; nobody beside them
+])  # fmt: skip
+def test_labels_by_quality_and_by_majority(raters, labels, majority):
+    found = consensus(rows(*raters), 3)
+    assert [found.label_C.tolist(), found.majority_C.tolist()] == rows(labels, majority).T.tolist()
+
+
+@pytest.mark.parametrize("raters", [("ab", "ba"), ("abc",), ("ab..", "..ab"), ("..", ".."), ()])
+def test_where_no_two_say_the_same_nobody_is_known_to_be_good(raters):
+    assert consensus(rows(*raters), 3) is None
+
+
+@pytest.mark.filterwarnings("error")
+@given(arrays.arrays(np.int64, st.tuples(st.integers(0, 6), st.integers(0, 4)), elements=st.integers(-1, 2)))
+def test_a_consensus_is_never_of_a_class_that_nobody_named_and_the_same_each_time(ratings):
+    found = consensus(ratings, 3)
+    if found is not None:
+        assert all(k == -1 or k in row for k, row in zip(found.label_C, ratings))
+        assert found.label_C.tolist() == consensus(ratings, 3).label_C.tolist()
+        assert ((found.quality_R >= 0) & (found.quality_R <= 1) | np.isnan(found.quality_R)).all()

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 from deepintuit import disk
 from deepintuit.errors import DataError, StoreError
-from deepintuit.metrics import agreement, rating_matrix
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index.browse import TraceFilter
 from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, Task, fold, log, plan, read_events, task_of
+from deepintuit_analysis.review.agreement import agreement, rating_matrix
 from deepintuit_analysis.review.quality import disputed, gold_records, settled
 
 GOOD = {"label": "dog", "verdict": "right"}

@@ -311,6 +311,7 @@ def test_a_lead_sees_agreement_decides_what_is_disputed_and_closes(bench, crew):
             crew[name].ask("judge", task="week", item=item, answers=said)
     shown = crew["ada"].ask("lead", task="week")["html"]
     assert "Krippendorff" in shown and "Decide 1 disputed" in shown and "50 " in shown
+    assert "Quality by what others say" in shown and "0 of 2 items have another label where each reviewer" in shown
     assert "<img" not in shown and "<script" not in shown and "&lt;img src=x" in shown and "${" not in shown
     assert "<table" in shown and "onerror=alert" in shown, "the note is there, as text"
     export = "/review-api/export?task=week&form="

@@ -9,7 +9,7 @@
 `tasks` says which traces are asked about, in which order; `events` what people do, and the fold over it; `log` is the
 file of events; `reviews` hands out items and takes answers. What they tell is in `quality`, files in and out in
 `import_export`, the way back into training in `feedback`; `commands` is their command line. Agreement is counted in
-`metrics`, from `Reviews.ratings`.
+`agreement`, from `Reviews.ratings`; `label_errors` doubts labels.
 
 Left out on purpose: pages and keys (`app`). Never imports torch.
 """

@@ -15,9 +15,10 @@ from rich.text import Text
 from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.errors import DataError
-from deepintuit.metrics import Estimate, agreement, rating_matrix
+from deepintuit.metrics import Estimate
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.review import feedback, import_export, quality
+from deepintuit_analysis.review.agreement import agreement, rating_matrix
 from deepintuit_analysis.review.log import EventLog, stored
 from deepintuit_analysis.review.reviews import Reviews
 from deepintuit_analysis.review.tasks import task_of
@@ -155,8 +156,10 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
             "traces complete" + (f"; {extra} extra, left out of agreement" if extra else ""),
         )
         _list(console, ["reviewer", "judgements"], done["by"].items())
-        if task.reviewers > 1:
-            _agreement(console, "Between people", agreement(*_matrix(reviews, name)))
+        if task.reviewers > 1 and "label" in task.questions:
+            matrix, _, _ = rating_matrix(reviews.ratings(name), task.labels)
+            _agreement(console, "Between people", agreement(matrix, task.labels))
+            _weighed(console, quality.weighed(reviews, name))
         for kind, rows in quality.model_against_people(reviews, workbench, name).items():
             _agreement(console, f"The model ({kind}) against people", rows)
         if blame := quality.seeing_or_reasoning(reviews, workbench, name):
@@ -210,12 +213,6 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
     )
 
 
-def _matrix(reviews: Reviews, name: str) -> tuple[Any, Sequence[str]]:
-    labels = reviews.task(name).labels
-    matrix, items, _ = rating_matrix(reviews.ratings(name), labels)
-    return matrix.reshape(len(items), -1), labels
-
-
 def _agreement(console: Console, title: str, rows: Iterable[Any]) -> None:
     told = [
         (row.label or "all", row.items, *map(_span, (row.percent, row.kappa, row.alpha))) for row in rows if row.items
@@ -223,6 +220,20 @@ def _agreement(console: Console, title: str, rows: Iterable[Any]) -> None:
     if told:
         _say(console, title)
     _list(console, ["class", "traces", "agreement", "kappa", "alpha"], told)
+
+
+def _weighed(console: Console, found: quality.Weighed | None) -> None:
+    if found is None:
+        _say(console, "No two people gave one trace the same label: their quality cannot be told.")
+        return
+    people = sorted(found.quality.items(), key=lambda pair: (math.isnan(pair[1]), -pair[1]))
+    _list(console, ["reviewer", "quality by what others say"], ((who, _number(value)) for who, value in people))
+    _say(console, f"{len(found.other)} of {found.traces} traces have another label by quality than by majority.")
+    _list(
+        console,
+        ["trace", "majority", "by quality"],
+        ((trace, a or "–", b or "–") for trace, (a, b) in found.other.items()),
+    )
 
 
 def _number(value: float) -> str:

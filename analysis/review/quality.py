@@ -5,7 +5,7 @@ labels are probably wrong.
     settled(reviews, "week 1")[trace_id].label
     suspects(workbench, "homecam", "test").rows                # the most suspicious clip first
 
-Left out on purpose: agreement between people (`metrics.agreement`, from `Reviews.ratings`), anything that draws.
+Left out on purpose: agreement between people (`agreement`, from `Reviews.ratings`), anything that draws.
 """
 
 import contextlib
@@ -22,8 +22,10 @@ import numpy as np
 from deepintuit.data import Manifest
 from deepintuit.errors import DataError
 from deepintuit.labels import NONE_LABEL
-from deepintuit.metrics import Agreement, Estimate, agreement, label_errors, rating_matrix, wilson
+from deepintuit.metrics import Estimate, wilson
+from deepintuit_analysis.review.agreement import Agreement, agreement, consensus, rating_matrix
 from deepintuit_analysis.review.events import Event, State
+from deepintuit_analysis.review.label_errors import label_errors
 from deepintuit_analysis.review.log import EventLog, damage
 from deepintuit_analysis.review.reviews import Reviews, dispute
 from deepintuit_analysis.review.tasks import QUESTIONS
@@ -122,6 +124,33 @@ def disputed(reviews: Reviews, name: str) -> list[tuple[str, float]]:
     return sorted(((item, far) for item, far in open_.items() if far > 0), key=lambda pair: -pair[1])
 
 
+# Reviewers by what others say
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Reviewers' labels, each weighed by the reviewer's quality (`agreement.consensus`). `quality` by reviewer, nan
+    where nobody else labelled their traces; `other`: trace → (label of the majority, label by quality), where these
+    differ, None where there is none. `traces`: how many have a label."""
+
+    quality: Mapping[str, float]
+    other: Mapping[str, tuple[str | None, str | None]]
+    traces: int
+
+
+def weighed(reviews: Reviews, name: str) -> Weighed | None:
+    """None where a task does not ask for labels, or no two people gave one trace the same label. Gold items and extras
+    do not count."""
+    labels = [*reviews.task(name).labels, None]  # the last one is that of −1
+    matrix, traces, people = rating_matrix(reviews.ratings(name), labels[:-1])
+    found = consensus(matrix, len(labels) - 1)
+    if found is None:
+        return None
+    pairs = {trace: (labels[a], labels[b]) for trace, a, b in zip(traces, found.majority_C, found.label_C)}
+    other = {trace: pair for trace, pair in pairs.items() if pair[0] != pair[1]}
+    return Weighed(dict(zip(people, found.quality_R.tolist())), other, int((matrix >= 0).any(1).sum()))
+
+
 # Reviewers on gold items
 
 
@@ -169,7 +198,7 @@ def model_against_people(
     reviews: Reviews, workbench: "Workbench", name: str, *, draws: int = 1000, seed: int = 0
 ) -> dict[str, list[Agreement]]:
     """How far the settled labels agree with the traces' own answers ("provisional") and with the calibrated labels
-    ("calibrated"), as `metrics.agreement` has it (all classes, then each), clips drawn whole. A model that gave no
+    ("calibrated"), as `agreement` has it (all classes, then each), clips drawn whole. A model that gave no
     label of the task says "none", which is a class of its own."""
     people = {item: said for item, said in settled(reviews, name).items() if said.label is not None}
     facts = workbench.query(

@@ -233,7 +233,7 @@ class Reviews:
         return sorted((act for act in acts if act.kind is Kind.JUDGED), key=lambda act: act.time)
 
     def ratings(self, name: str, question: str = "label") -> list[tuple[str, str, Any]]:
-        """(trace id, reviewer, answer) as `metrics.agreement` takes them; unsure is None. Without gold items and
+        """(trace id, reviewer, answer) as `agreement` takes them; unsure is None. Without gold items and
         extras: who came late to an item did so because of it, so these would weigh hard items more."""
         gold, extra = self.task(name).gold, self.extras(name)
         return [

@@ -5,7 +5,6 @@ read: wrong, and counted on its own line. Truths and predictions are label texts
 order of `labels`, and `truth_C` beside them holds class indices. Empty input gives nan, never an exception.
 
 `answers`, `distributions`, `intervals` and `abstention` hold them; `evaluate_predictions` gives all at once.
-`agreement` is about people: how far reviewers say the same. `label_errors` says which labels are probably wrong.
 
 Left out on purpose: per-class calibration, drawing (`report`).
 """
@@ -30,7 +29,6 @@ from deepintuit.metrics.abstention import (
     set_coverage,
     thresholds_for,
 )
-from deepintuit.metrics.agreement import Agreement, agreement, alpha_of, kappa_of, percent_agreement_of, rating_matrix
 from deepintuit.metrics.answers import ClassScores, Flips, class_scores, confusion, flips, macro_f1
 from deepintuit.metrics.distributions import (
     FLOOR,
@@ -59,12 +57,10 @@ from deepintuit.metrics.intervals import (
     share_of,
     wilson,
 )
-from deepintuit.metrics.label_errors import LabelErrors, label_errors
 
 __all__ = [
     "FLOOR",
     "RISKS",
-    "Agreement",
     "Bins",
     "ClassScores",
     "Conformal",
@@ -72,11 +68,8 @@ __all__ = [
     "Evaluation",
     "Flips",
     "GateCurve",
-    "LabelErrors",
     "RiskCoverage",
     "Statistic",
-    "agreement",
-    "alpha_of",
     "apply_temperature",
     "bootstrap",
     "bootstrap_each",
@@ -96,16 +89,12 @@ __all__ = [
     "fit_temperature",
     "flips",
     "gate_curve",
-    "kappa_of",
-    "label_errors",
     "macro_f1",
     "macro_f1_of",
     "mean_of",
     "nll",
     "nll_each",
     "paired_difference",
-    "percent_agreement_of",
-    "rating_matrix",
     "reliability_bins",
     "risk_coverage",
     "set_coverage",

@@ -1,4 +1,5 @@
-"""How far people agree: per cent, Cohen's kappa, Krippendorff's alpha, of all classes and of each, with intervals.
+"""How far people agree: per cent, Cohen's kappa, Krippendorff's alpha, of all classes and of each, with intervals; and
+what they come to when each counts by how good they are.
 
 Ratings are `ratings_C_R`: class indices of R raters for C items, −1 where a rater said nothing. Each number is a
 statistic of weighted items, so one bootstrap over items (or groups of items) serves all.
@@ -166,3 +167,44 @@ def agreement(
         numbers = [next(found) for _ in range(3)] if k in said else [unknown] * 3
         rows.append(Agreement(label, int(seen.any(1).sum()), int(seen.sum()), *numbers))
     return rows
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """What raters come to when each counts by how good they are. `label_C`, class indices, and `majority_C`, the class
+    of more than half; −1: none, as in a tie. `quality_R`, 0 … 1: how often a rater is right, nan where they share no
+    item with anybody."""
+
+    label_C: Ints
+    majority_C: Ints
+    quality_R: Floats
+
+
+def consensus(ratings_C_R: ArrayLike, K: int) -> Consensus | None:
+    """The weighted vote of CROWDLAB (Goh, Tkachenko and Mueller 2022), of people alone: a model that is compared with
+    people has no vote among them. A rater weighs as much as they agree with others, beyond what always saying the
+    commonest class would. None where no two raters say the same of an item: nobody is known to be good then."""
+    ratings = np.asarray(ratings_C_R, dtype=np.int64)
+    if not ratings.size or not K:
+        return None
+    votes = np.stack([ratings == k for k in range(K)], axis=1)  # (C, K, R)
+    counts = votes.sum(2)
+    majority = np.where(2 * counts.max(1) > counts.sum(1), counts.argmax(1), -1)
+    rated, raters = counts.sum(1) > 0, (ratings >= 0).any(0)
+    if not (counts > 1).any():
+        return None
+    from cleanlab.multiannotator import get_label_quality_multiannotator  # here, since it takes seconds to import
+
+    given = np.where(ratings < 0, np.nan, ratings)[rated][:, raters]
+    # A flat opinion of a model, uneven by so little that ties of the first round fall by it and not at random.
+    flat = np.full((len(given), K), 1 / K) + 1e-9 * np.arange(K)
+    found = get_label_quality_multiannotator(
+        given, flat, return_detailed_quality=False, return_weights=True, verbose=False
+    )
+    quality, weights = np.full(len(raters), np.nan), np.zeros(len(raters))
+    quality[raters] = found["annotator_stats"]["annotator_quality"].sort_index()
+    weights[raters] = found["annotator_weight"]
+    weighed = votes @ weights
+    best = np.sort(weighed, axis=1)[:, ::-1]
+    decided = rated & (best[:, 0] - best[:, 1:2].sum(1) > 1e-9)
+    return Consensus(np.where(decided, weighed.argmax(1), -1), majority, quality)
