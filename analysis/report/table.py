@@ -234,15 +234,12 @@ class Result:
 
     def on(self, clips: pd.Index) -> Result:
         """Its answers on some of its clips."""
-        kept_C = self.frame.index.isin(clips)
-        return replace(
-            self,
-            frame=self.frame[kept_C],
-            groups_C=self.groups_C[kept_C],
-            probs_C_K=None if self.probs_C_K is None else self.probs_C_K[kept_C],
-            temperature_C=None if self.temperature_C is None else self.temperature_C[kept_C],
-            mismatch_C=None if self.mismatch_C is None else self.mismatch_C[kept_C],
-        )
+        if len(clips) == self.n:
+            return self
+        kept = np.sort(self.frame.index.get_indexer(clips))
+        arrays = ("groups_C", "probs_C_K", "temperature_C", "mismatch_C")
+        cut = {name: array[kept] for name in arrays if (array := getattr(self, name)) is not None}
+        return replace(self, frame=self.frame.iloc[kept], **cut)
 
     @cached_property
     def from_raw(self) -> Comparison | None:
@@ -417,8 +414,13 @@ def _result(
     known = frame[frame["true_label"].notna()].set_index("clip_id").sort_index()
     probs_C_K = _probabilities(key, known, labels)
     columns = ["trace_id", "true_label", "provisional", "predicted"]
-    answers = known.reindex(columns=columns).assign(
-        confidence=np.nan if probs_C_K is None else probs_C_K.max(1), right=known["predicted"] == known["true_label"]
+    answers = (
+        known.reindex(columns=columns)
+        .astype(object)
+        .assign(
+            confidence=np.nan if probs_C_K is None else probs_C_K.max(1),
+            right=known["predicted"] == known["true_label"],
+        )
     )
     sources = np.array([groups.get(clip) or clip for clip in known.index], dtype=object).astype(str)
     return Result(

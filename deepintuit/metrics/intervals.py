@@ -7,19 +7,20 @@ computed at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
 from deepintuit.metrics.answers import nanmean
 from deepintuit.metrics.inputs import Floats, Ints, class_indices, confidence_and_correct, same_length
 
 _CELLS = 4_000_000  # weights held at once: 32 MB
+_KEPT = 64_000_000  # draws kept for the next statistic, a byte each
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,14 @@ def bootstrap_each(
     found_S = found_S if clips else np.full(len(found_S), math.nan)
     values = []
     if clips and draws:
-        groups = np.arange(clips) if groups_C is None else np.unique(np.asarray(groups_C), return_inverse=True)[1]
-        same_length(clips=np.empty(clips), groups=groups.ravel())
-        for weights_G_B in _weights(int(groups.max()) + 1, clips, draws, seed):
-            values.append(statistics(weights_G_B[groups.ravel()].T))
+        groups = (
+            np.arange(clips) if groups_C is None else np.unique(np.asarray(groups_C), return_inverse=True)[1].ravel()
+        )
+        same_length(clips=np.empty(clips), groups=groups)
+        alone = np.array_equal(groups, np.arange(clips))
+        for counts_G_B in _counts(int(groups.max()) + 1, clips, draws, seed):
+            counts_C_B = counts_G_B if alone else counts_G_B[groups]
+            values.append(statistics(counts_C_B.astype(np.float64).T))
     drawn_S_B = np.concatenate(values).T if values else np.empty((len(found_S), 0))
     ends = [(1 - level) / 2, (1 + level) / 2]
     known_S = (drawn_B[~np.isnan(drawn_B)] for drawn_B in drawn_S_B)
@@ -78,23 +83,31 @@ def bootstrap_each(
     ]
 
 
-def _weights(groups: int, clips: int, draws: int, seed: int) -> Iterable[Floats]:
-    """How often each group was drawn, shape (G, B), in parts of as many draws as fit in `_CELLS` with a row a clip.
-    Statistics of clips in as many groups share the draws, so those of one part are kept."""
-    if draws * clips <= _CELLS:
-        return [_one_part(groups, draws, seed)]
-    generator, step = np.random.default_rng(seed), max(1, _CELLS // clips)
-    return (_drawn(generator, groups, min(step, draws - start)) for start in range(0, draws, step))
+def _counts(groups: int, clips: int, draws: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """How often each group was drawn, shape (G, B), in parts of so many draws that a row per clip fits in `_CELLS`."""
+    step = max(1, _CELLS // clips)
+    if groups * draws > _KEPT:
+        yield from _drawn(groups, draws, seed, step)
+    else:
+        kept = _kept(groups, draws, seed)
+        yield from (kept[:, start : start + step] for start in range(0, draws, step))
 
 
-@lru_cache(maxsize=4)
-def _one_part(groups: int, draws: int, seed: int) -> Floats:
-    return _drawn(np.random.default_rng(seed), groups, draws)
+@lru_cache(maxsize=2)
+def _kept(groups: int, draws: int, seed: int) -> NDArray[np.uint8]:
+    """All draws at once: every statistic of clips in as many groups shares them."""
+    return np.concatenate(list(_drawn(groups, draws, seed, max(1, _CELLS // groups))), axis=1)
 
 
-def _drawn(generator: np.random.Generator, groups: int, draws: int) -> Floats:
-    places = generator.integers(0, groups, (draws, groups)) * draws + np.arange(draws)[:, None]
-    return np.bincount(places.ravel(), minlength=groups * draws).reshape(groups, draws).astype(np.float64)
+def _drawn(groups: int, draws: int, seed: int, step: int) -> Iterator[NDArray[np.uint8]]:
+    """Parts of `step` draws, the same ones however they are parted. A byte holds a count: of n draws from n groups, one
+    group gets more than 255 with a chance below 10^-500."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, draws, step):
+        B = min(step, draws - start)
+        drawn = generator.integers(0, groups, (B, groups)) + groups * np.arange(B)[:, None]
+        counts_B_G = np.bincount(drawn.ravel(), minlength=B * groups).reshape(B, groups)
+        yield np.ascontiguousarray(counts_B_G.astype(np.uint8).T)
 
 
 def mean_of(values_C: ArrayLike) -> Statistic:
