@@ -13,12 +13,14 @@ from functools import cached_property, lru_cache
 
 import pandas as pd
 
+from deepintuit.errors import DeepIntuitError
+from deepintuit.metrics import Estimate
 from deepintuit.runs import Run
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import answers
 from deepintuit_analysis.index.build import file_signature, signatures
 from deepintuit_analysis.report.gather import labels_of, results_of, settings_of
-from deepintuit_analysis.report.table import CONTROLS, Comparison, Result
+from deepintuit_analysis.report.results import CONTROLS, Comparison, Result
 from deepintuit_analysis.report.text import shown
 
 THRESHOLD = 0.9
@@ -182,6 +184,22 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
 def _results(workbench: Workbench, run: Run, rows: pd.DataFrame, labels: Sequence[str]) -> list[Result]:
     split = rows["split"].iloc[0] if len(rows) else "test"
     return results_of(workbench, run, rows, labels, settings_of(run).replace(split=split))
+
+
+@lru_cache(maxsize=1024)
+def accuracy(
+    workbench: Workbench, run_id: str, system: str, split: str, method: str, _clips: int = 0
+) -> Estimate | None:
+    """The accuracy of one line of the run card, and nothing else of it; kept while the run has as many `_clips`. None
+    where the rows cannot be scored: the card says why."""
+    try:
+        rows = answers.answers(workbench, run_id, system, split, [method])
+        run = workbench.run(run_id)
+        rows = rows[rows["control"] == "none"]
+        [found] = _results(workbench, run, rows, labels_of(workbench, run.about["dataset"], rows))
+    except (DeepIntuitError, ValueError):
+        return None
+    return found.share(found.right_C)
 
 
 def clamped(text: str | None) -> float:

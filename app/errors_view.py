@@ -16,7 +16,7 @@ from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Estimate
 from deepintuit_analysis.index import answers
 from deepintuit_analysis.report.figures import few_of, most_confused
-from deepintuit_analysis.report.table import CONTROLS, Result
+from deepintuit_analysis.report.results import CONTROLS, Result
 from deepintuit_analysis.report.text import interval, number, p_value, shown, within
 from deepintuit_app.analysis import Analysis
 from deepintuit_app.html import address, badge, empty, esc, percent, table, tag

@@ -14,10 +14,11 @@ import gradio as gr
 import pandas as pd
 
 from deepintuit.errors import DeepIntuitError
+from deepintuit.metrics import Estimate
 from deepintuit_analysis import Workbench, report
 from deepintuit_analysis.index import progress
 from deepintuit_analysis.report.health import remarks
-from deepintuit_app import jobs, jobs_tab, links, rollouts_view, slices
+from deepintuit_app import analysis, jobs, jobs_tab, links, rollouts_view, slices
 from deepintuit_app import runs_view as view
 from deepintuit_app.desk import Desk
 from deepintuit_app.html import empty, without_places, without_roots
@@ -37,8 +38,13 @@ def statuses(workbench: Workbench, runs: pd.DataFrame) -> dict[str, str]:
 
 
 def headlines(workbench: Workbench, runs: pd.DataFrame) -> dict[str, str]:
+    """Run id → the number that a run is known by."""
     accuracies, ends = progress.accuracies(workbench), progress.ends(workbench)
-    return {run["run_id"]: view.headline(run, accuracies, ends) for run in runs.to_dict("records")}
+
+    def accuracy(row: Any) -> Estimate | None:
+        return analysis.accuracy(workbench, row.run_id, row.system, row.split, row.method, row.n)
+
+    return {run["run_id"]: view.headline(run, accuracies, ends, accuracy) for run in runs.to_dict("records")}
 
 
 def table(desk: Desk, stage: str | None, dataset: str | None, chosen: str | None) -> str:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
 
 from deepintuit.config import Config
-from deepintuit.metrics import wilson
+from deepintuit.metrics import Estimate
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.report.health import Remark
+from deepintuit_analysis.report.text import within
 from deepintuit_app.html import badge, empty, esc, facts, link, percent, table, tag
 from deepintuit_app.jobs import STATUSES, Job
 
@@ -77,12 +78,16 @@ def when(moment: datetime | pd.Timestamp | None) -> str:
     return "–" if moment is None or pd.isna(moment) else f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
-def headline(run: Mapping[str, Any], accuracies: pd.DataFrame, ends: pd.DataFrame) -> str:
+Accuracy = Callable[[Any], Estimate | None]
+"""A row of `progress.accuracies` → its accuracy as on the run card."""
+
+
+def headline(run: Mapping[str, Any], accuracies: pd.DataFrame, ends: pd.DataFrame, accuracy: Accuracy) -> str:
     """The number that a run is known by, with its n."""
     summary, mine = run["summary"] or {}, ends[ends["run_id"] == run["run_id"]].set_index("name")
     scores = accuracies[accuracies["run_id"] == run["run_id"]]
     if len(scores):
-        return _scored(run, scores)
+        return _scored(run, scores, accuracy)
     if run["stage"] == "teach" and summary.get("written"):
         return f"{summary.get('kept', 0)} of {summary['written']} traces kept"
     if "accuracy" in mine.index:
@@ -99,7 +104,7 @@ def headline(run: Mapping[str, Any], accuracies: pd.DataFrame, ends: pd.DataFram
     return ""
 
 
-def _scored(run: Mapping[str, Any], scores: pd.DataFrame) -> str:
+def _scored(run: Mapping[str, Any], scores: pd.DataFrame, accuracy: Accuracy) -> str:
     split = ((run["config"] or {}).get("evaluate") or {}).get("split", "test")
     scores = scores[scores["split"] == split] if (scores["split"] == split).any() else scores
     if scores["system"].nunique() > 1:
@@ -109,8 +114,8 @@ def _scored(run: Mapping[str, Any], scores: pd.DataFrame) -> str:
     wanted = ((run["config"] or {}).get("evaluate") or {}).get("method", "label_likelihood")
     raw = by_method.get("raw")
     row = by_method.get(wanted) or raw or next(iter(by_method.values()))
-    bounds = wilson(int(row.right), int(row.n))
-    text = f"{percent(row.right / row.n, 1)} right [{100 * bounds.low:.1f}, {100 * bounds.high:.1f}], n {row.n}"
+    right = accuracy(row)
+    text = f"{percent(row.right / row.n, 1)} right{'' if right is None else within(right)}, n {row.n}"
     return text + (f"; provisional {percent(raw.right / raw.n, 1)}" if raw is not None and row is not raw else "")
 
 

@@ -34,7 +34,7 @@ from deepintuit.runs.run import provenance
 from deepintuit_analysis import Workbench, report
 from deepintuit_analysis.report import Measured
 from deepintuit_analysis.report.gather import tabulate
-from deepintuit_analysis.report.table import COVERAGES
+from deepintuit_analysis.report.results import COVERAGES
 from deepintuit_analysis.report.text import interval, number, shown
 from deepintuit_homecam import demo
 

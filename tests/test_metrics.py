@@ -15,6 +15,7 @@ from sklearn.calibration import calibration_curve
 
 from deepintuit import metrics
 from deepintuit.errors import DataError
+from deepintuit.metrics import intervals
 from deepintuit.metrics.inputs import in_order
 
 LABELS = ("cat", "dog", "owl")
@@ -468,3 +469,11 @@ def test_conformal_sets_hold_the_truth_as_often_as_promised():
 
 def test_one_clip_promises_nothing():
     assert np.isnan(metrics.conformal_folds([[0.5, 0.5]], [0]).coverage.value)
+
+
+def test_draws_do_not_depend_on_the_parts_they_are_made_in():
+    parted = np.concatenate(list(intervals._drawn(301, 50, seed=4, step=7)), axis=1)
+    assert (parted == intervals._kept(301, 50, 4)).all() and (parted.sum(0) == 301).all()
+    right = np.random.default_rng(0).random(301) < 0.7
+    kept = metrics.bootstrap(metrics.mean_of(right), 301, draws=50, seed=4)
+    assert kept.low == np.quantile(right @ parted / 301, 0.025) and kept.low < kept.value < kept.high

@@ -44,7 +44,7 @@ from deepintuit_analysis.report import (
     training_figure,
 )
 from deepintuit_analysis.report.gather import departures
-from deepintuit_analysis.report.table import CONTROLS
+from deepintuit_analysis.report.results import CONTROLS
 from deepintuit_analysis.report.thinking import gate_figure, quick_answers
 
 LABELS = ("cat", "dog")

@@ -1,11 +1,11 @@
-"""Rows → tables and figures: what a system scored, how sure that is, and a page to show it on. No torch.
+"""Results → tables and figures: what a system scored, how sure that is, and a page to show it on. No torch.
 
     rows = table_of(run.read("predictions"), labels, config.evaluate)
     rich.print(terminal_table(rows))
     show(workbench, [run.id])                     # the same, from the workbench, with the result in words
     run_card(workbench, [run.id])
 
-`table` computes, `text` prints (terminal, Markdown, over seeds), `figures` and `curves` draw, `gather` reads a
+`results` computes, `text` prints (terminal, Markdown, over seeds), `figures` and `curves` draw, `gather` reads a
 workbench, `gains` compares classes stage by stage, `card` writes the page and `page` holds its style and script.
 
 Left out on purpose: a choice of the best system (that is made on validation, by whoever runs the stages), live updates,
@@ -23,7 +23,7 @@ from deepintuit_analysis.report.figures import (
     stages_figure,
 )
 from deepintuit_analysis.report.gains import ClassGains, class_gains, gains_figure, stages_of
-from deepintuit_analysis.report.table import (
+from deepintuit_analysis.report.results import (
     Comparison,
     Measured,
     Result,

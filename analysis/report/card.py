@@ -35,7 +35,7 @@ from deepintuit_analysis.report.figures import (
 )
 from deepintuit_analysis.report.gains import gains_figure
 from deepintuit_analysis.report.gather import KINDS, Example, Story, departures, gather, tabulate
-from deepintuit_analysis.report.table import CONTROLS, Result, headline
+from deepintuit_analysis.report.results import CONTROLS, Result, headline
 from deepintuit_analysis.report.text import (
     NO_ROWS,
     NO_THRESHOLDS,

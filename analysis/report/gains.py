@@ -33,7 +33,7 @@ from deepintuit_analysis.report.figures import (
     finished,
     safe,
 )
-from deepintuit_analysis.report.table import Comparison, Result
+from deepintuit_analysis.report.results import Comparison, Result
 from deepintuit_analysis.report.text import interval, number, shown
 
 

@@ -18,7 +18,7 @@ from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.runs import Run
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.report.gains import ClassGains, class_gains, stages_of
-from deepintuit_analysis.report.table import Result, headline, ordered, table_of
+from deepintuit_analysis.report.results import Result, headline, ordered, table_of
 from deepintuit_analysis.report.thinking import quick_answers
 
 KINDS = {

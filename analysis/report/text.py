@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deepintuit.metrics import Estimate
-from deepintuit_analysis.report.table import CONTROLS, Measured, Result, SeedRow, over_seeds
+from deepintuit_analysis.report.results import CONTROLS, Measured, Result, SeedRow, over_seeds
 
 NAMES = {
     "raw": "provisional label",

@@ -109,7 +109,7 @@ GRAINS: dict[str, Grain] = {grain.name: grain for grain in (
         _required("trace_id", _text), _required("run_id", _text), _required("name", _text), _required("value", _real),
         ("evidence", _text),
     ])),
-    # One class distribution for one clip by one system. `control`: none, or a key of `report.table.CONTROLS`;
+    # One class distribution for one clip by one system. `control`: none, or a key of `report.results.CONTROLS`;
     # `probs` follows `labels`; `outside_mass` is the probability outside the label set.
     Grain("predictions", ("clip_id", "split", "system", "method", "control", "trace_id"), pa.schema([
         _required("run_id", _text), _required("clip_id", _text), _required("split", _text), _required("system", _text),

@@ -13,11 +13,11 @@ from rich.console import Console
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Estimate
 from deepintuit_analysis import Workbench
-from deepintuit_analysis.index import answers
+from deepintuit_analysis.index import answers, progress
 from deepintuit_analysis.report import run_card, sentence, terminal_table
 from deepintuit_analysis.report.gather import tabulate
 from deepintuit_analysis.report.text import interval
-from deepintuit_app import analysis, errors_clips, errors_honesty, errors_view
+from deepintuit_app import analysis, errors_clips, errors_honesty, errors_view, runs
 
 ROWS = "#errors-drawer .clips tbody tr"
 
@@ -192,6 +192,9 @@ def test_every_number_of_the_page_and_of_the_run_card_has_one_interval(site):
     for span in spans:
         assert span in page and span in card, span
     assert interval(scores.accuracy) in terminal.getvalue() and interval(scores.accuracy) in sentence(row)
+    index = Workbench(site.workbench.path)
+    listed = runs.headlines(index, progress.runs(index, "evaluate"))
+    assert interval(scores.accuracy) in listed[run_id]
     for control in (one for one in table.rows if one.control != "none"):
         for span in (interval(control.evaluation.accuracy), interval(control.change, sign=True)):
             assert span in page and span in card, (control.key, span)
