@@ -15,6 +15,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -226,9 +227,8 @@ def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Confi
         limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p, "batch": batch}
         sampled = next(local.rows(chosen, range(settings.traces), temperature=settings.temperature, **limits), [])
         greedy = next(local.rows(chosen, [0], temperature=0.0, **limits), [])
-        run.append(
-            "traces", sampled + [{**row, "sample": settings.traces} for row in greedy]
-        )  # one part: a clip has all its traces or none
+        # One part: a clip has all its traces or none.
+        run.append("traces", [*sampled, *(replace(row, sample=settings.traces) for row in greedy)])
 
 
 class _Traces:
