@@ -3,6 +3,7 @@ is wrong."""
 
 import csv
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from deepintuit import cli, video
+from deepintuit import cli, command, config, video
 from deepintuit.data import Manifest
 from deepintuit_analysis import Workbench
 
@@ -78,6 +79,34 @@ def test_every_command_explains_itself(words, capsys):
         assert all(option in said for option in ("--config", "--set", "--seed", "--dry-run", "--workbench"))
 
 
+def parsers(parser=None):
+    parser = parser or cli._parser()
+    verbs = getattr(parser, "verbs", None)
+    return [parser, *(inner for verb in (verbs.choices.values() if verbs else ()) for inner in parsers(verb))]
+
+
+def test_every_help_shows_an_example_that_is_understood_and_fits_a_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    for parser in parsers():
+        words = parser.example.split()
+        assert f"deepintuit {parser.example}".startswith(parser.prog), parser.prog
+        cli._parser().parse_args(words)
+        said = parser.format_help()
+        assert f"example:\n  deepintuit {parser.example}\n" in said and max(map(len, said.splitlines())) <= 100
+    assert len(parsers()) > 20
+
+
+@pytest.mark.parametrize("stage", ["teach", "coldstart", "grpo", "calibrate", "evaluate"])
+def test_the_help_of_a_stage_lists_its_settings_with_default_and_meaning(stage, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    said = " ".join(cli._parser().verbs.choices[stage].format_help().split())
+    for section, key, default, meaning in config.describe():
+        if section in command.SECTIONS[stage]:
+            shown = f"{key} = {json.dumps(default)}"
+            assert f" {shown} " in said and " ".join(meaning.split()) in said, key
+    assert said.index(f"[{stage}]") < said.index("[model]")
+
+
 def test_importing_the_command_line_imports_no_torch():
     program = "import sys, deepintuit.cli; sys.exit(bool({'torch', 'transformers', 'trl', 'peft'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
@@ -94,7 +123,13 @@ def test_the_program_ends_with_two_and_no_traceback():
     (["coldstrat"], "coldstart"),
     ([], "required"),
     (["grpo", "--frobnicate"], "--frobnicate"),
-    (["clips", "foldr", "x"], "folder"),
+    (["clips", "foldr", "x"], "`deepintuit clips foldr`"),
+    (["clips", "fodler"], "Did you mean 'folder'?"),
+    (["review", "exprot", "a", "b"], "Did you mean 'export'?"),
+    (["review", "export", "a", "b", "--form", "cvs"], "Did you mean 'csv'?"),
+    (["teach", "--split", "tets"], "Did you mean 'test'?"),
+    (["grpo", "--wrokbench=x"], "Did you mean '--workbench'?"),
+    (["clips", "folder", "a", "b", "--name", "c"], "'b' is one word too many"),
     (["clips", "folder"], "required"),
     (["grpo", "--set", "grpo.learning_rat=1"], "learning_rate"),
     (["grpo", "--set", "nonsense"], "nonsense"),

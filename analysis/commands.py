@@ -1,0 +1,145 @@
+"""`deepintuit report` and `deepintuit review`: words of a command line into calls of `report` and `review`."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable, Sequence
+
+from deepintuit.command import Parser, common, console, opened, print_settings, with_dataset
+from deepintuit.config import Config
+from deepintuit.data import Manifest
+from deepintuit.errors import ConfigError
+from deepintuit_analysis import Workbench
+
+
+def add_report(commands) -> None:
+    about = "the table of systems in the terminal, and a run card as HTML"
+    parser = common(
+        commands.add_parser("report", help=about, example="report --set evaluate.bins=10", settings="report")
+    )
+    about = "evaluate runs (default: all finished ones of the dataset)"
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=about)
+    parser.set_defaults(run=_report)
+
+
+def _report(options) -> int:
+    workbench, settings = opened(options, Workbench)
+    settings = with_dataset(settings)
+    Manifest.load(settings.workbench, settings.clips.dataset)
+    chosen = evaluated(workbench, settings, options.runs)
+    if options.dry_run:
+        console.print(f"A report would be made of: {', '.join(chosen)}", markup=False)
+        print_settings(settings, "report")
+        return 0
+    return show_report(workbench, settings, chosen)
+
+
+def evaluated(workbench: Workbench, settings: Config, runs: Sequence[str] = ()) -> list[str]:
+    """The evaluate runs of these ids, or all finished ones of the dataset. ConfigError where there is none."""
+    chosen = [workbench.run(run).id for run in runs] or [
+        r.id for r in workbench.runs("evaluate", finished=True) if r.about["dataset"] == settings.clips.dataset
+    ]
+    if not chosen:
+        raise ConfigError(
+            "nothing was evaluated yet", "the report reads evaluate runs", "Run `deepintuit evaluate` first"
+        )
+    return chosen
+
+
+def show_report(workbench: Workbench, settings: Config, chosen: Sequence[str]) -> int:
+    """The table of these runs on the console, and their run card as a file."""
+    from deepintuit_analysis import report
+
+    report.show(workbench, chosen, settings.evaluate, console=console)
+    card = report.run_card(workbench, chosen, settings.evaluate)
+    workbench.refresh()
+    console.print(f"The whole report, with figures: {card}", markup=False, soft_wrap=True)
+    return 0
+
+
+def add_review(commands) -> None:
+    about = "what people say of traces: out and in, corrected labels, the next cold start, what to label next"
+    verbs = commands.add_parser("review", help=about, example="review report").add_verbs()
+
+    def verb(name: str, about: str, run: Callable, example: str) -> Parser:
+        parser = common(verbs.add_parser(name, help=about, example=f"review {name} {example}"))
+        parser.set_defaults(run=run)
+        return parser
+
+    out = verb("export", "a task's answers as a file", _export, "first-look answers.csv")
+    back = verb("import", "answers from a file, as new events that name it", _import_answers, "first-look answers.csv")
+    for parser in (out, back):
+        parser.add_argument("task", metavar="TASK")
+        parser.add_argument("file", metavar="FILE")
+        about = "default: what the file's ending says; .json is Label Studio's"
+        parser.add_argument("--form", choices=("jsonl", "csv", "parquet", "label-studio"), help=about)
+    about = "all events of all tasks as readable text, a line of JSON each"
+    verb("log", about, _log, "events.jsonl").add_argument("file", metavar="FILE")
+    about = "Label Studio: what goes before a video's path (default: where it serves local storage)"
+    out.add_argument("--videos", metavar="PREFIX", help=about)
+    back.add_argument("--source", help="where it comes from (default: the file's name)")
+
+    labels = verb("labels", "corrected labels as a new version of the dataset", _relabel, "first-look --dry-run")
+    about = "accepted and corrected traces as a teacher for the cold start"
+    cold = verb("coldstart-set", about, _coldstart_set, "first-look")
+    about = "a teach run whose kept traces come too, but for those that people refused"
+    cold.add_argument("--onto", metavar="RUN", help=about)
+    about = "progress, agreement, gold items, model against people, suspected label errors"
+    told = verb("report", about, _review_report, "--split validation")
+    told.add_argument("--split", default="test", help="whose labels to doubt")
+    for parser in (labels, cold, told):
+        parser.add_argument("tasks", nargs="*", metavar="TASK", help="review tasks (default: all)")
+
+    more = verb("next", "the clips whose labels would teach most", _next_batch, "--size 20 --task second-look")
+    more.add_argument("--size", type=int, default=50)
+    about = "only of this split (repeatable; default: all but test)"
+    more.add_argument("--split", action="append", default=[], help=about)
+    more.add_argument("--task", metavar="NAME", help="open a task of this name with them")
+    more.add_argument("--by", metavar="NAME", help="who leads that task (default: your account's name)")
+
+
+def _reviewed(options):
+    """The functions behind the verbs, the workbench with its index made anew, and the settings."""
+    from deepintuit_analysis.review import commands
+
+    workbench, settings = opened(options, Workbench)
+    workbench.refresh()
+    return commands, workbench, settings
+
+
+def _export(options) -> None:
+    review, workbench, _ = _reviewed(options)
+    review.export(workbench, console, options.task, options.file, options.form, options.videos, options.dry_run)
+
+
+def _import_answers(options) -> None:
+    review, workbench, _ = _reviewed(options)
+    review.bring_in(workbench, console, options.task, options.file, options.form, options.source, options.dry_run)
+
+
+def _log(options) -> None:
+    review, workbench, _ = _reviewed(options)
+    review.log(workbench, console, options.file, options.dry_run)
+
+
+def _relabel(options) -> None:
+    review, workbench, settings = _reviewed(options)
+    review.labels(workbench, console, with_dataset(settings), options.tasks, options.dry_run)
+
+
+def _coldstart_set(options) -> None:
+    review, workbench, settings = _reviewed(options)
+    review.coldstart_set(workbench, console, with_dataset(settings), options.tasks, options.onto, options.dry_run)
+
+
+def _next_batch(options) -> None:
+    review, workbench, settings = _reviewed(options)
+    by = options.by or getpass.getuser()
+    review.next_batch(
+        workbench, console, with_dataset(settings), options.size, options.split, options.task, by, options.dry_run
+    )
+
+
+def _review_report(options) -> None:
+    review, workbench, settings = _reviewed(options)
+    review.report(workbench, console, with_dataset(settings).clips.dataset or None, options.tasks, options.split)

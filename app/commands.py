@@ -1,0 +1,65 @@
+"""`deepintuit app`."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from pathlib import Path
+
+from deepintuit.command import workbench_option
+from deepintuit.config import Config
+from deepintuit.errors import ConfigError
+
+
+def add_app(commands) -> None:
+    about = "the dashboard: watch a clip being reasoned about, browse traces, find where classes fail"
+    parser = commands.add_parser("app", help=about, example="app --workbench demo --port 8000")
+    workbench_option(parser)
+    option = parser.add_argument
+    option("--host", default="127.0.0.1", help="another address than this machine's own needs --auth")
+    option("--port", type=int, default=7860)
+    option("--auth", metavar="FILE", help="ask for a login; one `name:hash` per line, written by --add-user")
+    option("--add-user", metavar="NAME", help="ask for a password, write it hashed into the --auth file, and end")
+    about = "a name that browsers know the proxy before it by (repeatable)"
+    option("--trusted-host", metavar="NAME", action="append", default=[], help=about)
+    option("--root-path", metavar="/PATH", default="", help="the sub-path that a proxy shows it under")
+    about = "whose X-Forwarded-For, -Proto and -Host are believed (repeatable; default: nobody's)"
+    option("--proxy", metavar="ADDRESS", action="append", default=[], help=about)
+    option("--no-browser", action="store_true", help="do not open a browser")
+    parser.set_defaults(run=_app)
+
+
+def _app(options) -> int:
+    try:
+        from deepintuit_app import gate
+        from deepintuit_app.app import serve
+    except ImportError as error:
+        raise ConfigError(
+            f"the dashboard cannot start ({error})",
+            "it needs the packages of the extra 'app'",
+            "Install them: pip install 'deepintuit[app]'",
+        ) from error
+    if options.add_user:
+        if not options.auth:
+            raise ConfigError("--add-user without --auth", "there is no file to write to", "Add --auth FILE")
+        gate.add_user(options.auth, options.add_user, getpass.getpass(f"Password for {options.add_user}: "))
+        return 0
+    place = options.workbench or os.environ.get("DEEPINTUIT_HOME") or Config().workbench
+    if not Path(place).is_dir():
+        raise ConfigError(
+            f"there is no workbench at {str(place)!r}",
+            "the dashboard shows what is in one",
+            "Make one with `deepintuit demo`, or name another with --workbench",
+        )
+    users = gate.Users(options.auth) if options.auth is not None else None
+    serve(
+        place,
+        host=options.host,
+        port=options.port,
+        users=users,
+        trusted_hosts=options.trusted_host,
+        proxies=options.proxy,
+        root_path=options.root_path,
+        open_browser=not options.no_browser,
+    )
+    return 0

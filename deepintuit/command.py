@@ -1,0 +1,158 @@
+"""What every command of `deepintuit` is made of: a parser that suggests and explains, the common options, the settings.
+
+Commands of other packages come by entry points of the group `deepintuit.commands`: each is a function `add(commands)`
+that adds its parsers. Left out on purpose: what a command does (`cli`, and whoever registers one).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import tomli_w
+from rich.console import Console
+from rich.syntax import Syntax
+
+from deepintuit import config
+from deepintuit.config import Config
+from deepintuit.errors import ConfigError, nearest
+
+SECTIONS = {
+    "clips": ("clips", "video"),
+    "teach": ("teach", "judge", "clips", "prompt", "video", "model", "sampling"),
+    "coldstart": ("coldstart", "clips", "prompt", "video", "model"),
+    "grpo": ("grpo", "judge", "clips", "prompt", "video", "model", "sampling"),
+    "calibrate": ("calibrate", "gate", "clips", "prompt", "video", "model", "sampling"),
+    "evaluate": ("evaluate", "calibrate", "gate", "judge", "clips", "prompt", "video", "model", "sampling"),
+    "report": ("evaluate",),
+    "review": ("clips",),
+    "demo": tuple(name for name in Config.model_fields if name not in ("seed", "report_to", "workbench")),
+}
+"""Command → the sections of settings that it reads, its own first."""
+
+console = Console()
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong words are a `ConfigError` that suggests the nearest right one; the help ends with an `example` and with
+    the settings of the command that `settings` names."""
+
+    verbs: argparse._SubParsersAction
+
+    def __init__(self, *args, example: str = "", settings: str = "", **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.example, self.settings = example, settings
+
+    def add_verbs(self, metavar: str = "VERB") -> argparse._SubParsersAction:
+        self.verbs = self.add_subparsers(metavar=metavar, required=True, parser_class=Parser)
+        return self.verbs
+
+    def format_help(self) -> str:
+        example = f"\nexample:\n  deepintuit {self.example}\n" if self.example else ""
+        return super().format_help() + example + settings_help(SECTIONS.get(self.settings, ()))
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"`{self.prog}`", message, f"See `{self.prog} --help`")
+
+    def _check_value(self, action: argparse.Action, value) -> None:
+        if action.choices is not None and value not in action.choices:
+            what = " ".join([*action.option_strings[-1:], str(value)])
+            self._refuse(what, "invalid choice", str(value), action.choices)
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, unknown = super().parse_known_args(args, namespace)
+        if not unknown:
+            return found, unknown
+        if not unknown[0].startswith("-"):
+            self.error(f"{unknown[0]!r} is one word too many")
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        self._refuse(unknown[0], "unrecognized argument", unknown[0].partition("=")[0], options)
+
+    def _refuse(self, what: str, why: str, word: str, known: Iterable[str]) -> NoReturn:
+        near = nearest(word, known)
+        hint = f"Did you mean {near!r}?" if near else f"See `{self.prog} --help`"
+        raise ConfigError(f"`{self.prog} {what}`", f"{why}, there are {', '.join(known)}", hint)
+
+
+def settings_help(sections: Sequence[str]) -> str:
+    """The settings of these sections: default, choices and meaning, in at most 100 columns."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    about = "settings, in a --config FILE or by --set SECTION.KEY=VALUE; see docs/training.md:"
+    lines = ["", about] if sections else []
+    for section in sections:
+        lines += ["", f"[{section}]"]
+        for _, key, default, meaning in (row for row in config.describe() if row[0] == section):
+            shown = f"{key} = {json.dumps(default)}"
+            choices = config.choices_of(config.field_of(f"{section}.{key}"))
+            named = all(choice in meaning for choice in choices)
+            text = meaning if named else f"{' | '.join(choices)}: {meaning}"
+            told = textwrap.wrap(text, width - 32, break_on_hyphens=False)
+            first = [f"  {shown:<30}{told.pop(0)}"] if len(shown) < 30 else [f"  {shown}"]
+            lines += [*first, *(" " * 32 + line for line in told)]
+    return "\n".join(lines) + "\n" * bool(lines)
+
+
+def common(parser: Parser) -> Parser:
+    """With the options that every command takes that reads settings."""
+    option = parser.add_argument
+    option("--config", metavar="FILE", help="TOML with departures from the defaults, e.g. configs/tiny.toml")
+    option(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="one departure, e.g. grpo.group=4 (repeatable)"
+    )
+    option("--seed", type=int, help="same seed, same run")
+    workbench_option(parser)
+    option("--quiet", action="store_true", help="no progress bars")
+    option("--dry-run", action="store_true", help="say what would be done and with which settings, and do nothing")
+    return parser
+
+
+def workbench_option(parser: Parser) -> None:
+    help_text = "where clips and runs are kept (default: ./workbench, or DEEPINTUIT_HOME)"
+    parser.add_argument("--workbench", metavar="DIR", help=help_text)
+
+
+def settings_of(options: argparse.Namespace) -> Config:
+    """The settings of a command line: file, assignments, seed, and the workbench's place."""
+    seed = [] if options.seed is None else [f"seed={options.seed}"]
+    settings = config.load(options.config, [*options.set, *seed])
+    place = options.workbench or os.environ.get("DEEPINTUIT_HOME") or settings.workbench
+    return settings.replace(workbench=str(place))
+
+
+def opened(options: argparse.Namespace, kind: type | None = None):
+    """The workbench of a command line, as `runs.Workbench` or another `kind`, and its settings."""
+    from deepintuit.runs import Workbench
+
+    settings = settings_of(options)
+    return (kind or Workbench)(settings.workbench), settings
+
+
+def with_dataset(settings: Config) -> Config:
+    """The settings with a dataset: the only one of the workbench, when none is named."""
+    if settings.clips.dataset:
+        return settings
+    known = sorted(p.stem for p in (Path(settings.workbench) / "clips").glob("*.parquet") if "@" not in p.stem)
+    if len(known) != 1:
+        raise ConfigError(
+            "no dataset is named",
+            f"the workbench {settings.workbench!r} has {len(known)}: {', '.join(known) or 'none'}",
+            "Add --set clips.dataset=NAME"
+            if known
+            else "Import clips first, e.g. `deepintuit clips folder DIR --name NAME`",
+        )
+    return settings.replace(clips={"dataset": known[0]})
+
+
+def print_settings(settings: Config, command: str) -> None:
+    """The settings that a command would use, as its dry run shows them."""
+    sections = {*SECTIONS[command], "seed", "workbench"}
+    shown = {name: value for name, value in settings.to_dict().items() if name in sections}
+    console.print("Settings:")
+    console.print(Syntax(tomli_w.dumps(shown), "toml", background_color="default"))
+    console.print("Nothing was run (--dry-run).")
