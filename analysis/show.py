@@ -173,6 +173,6 @@ def _jpeg(pixels_H_W_3: np.ndarray, most_high: int) -> str:
 
 def _marked(found: Trace | Malformed, start: int, stop: int) -> str:
     """Characters start … stop, escaped, with the marks of the grammar bold."""
-    marks = {m for s in found.grammar.segments for m in (s.open, s.close) if len(m) > 1}
+    marks = found.grammar.marks
     pieces = re.split("(" + "|".join(map(re.escape, sorted(marks))) + ")", found.text[start:stop])
     return "".join(f"<b>{html.escape(piece)}</b>" if piece in marks else html.escape(piece) for piece in pieces)

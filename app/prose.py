@@ -15,25 +15,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from deepintuit.trace import GRAMMARS, Grammar, Mention, mentions
+from deepintuit.trace import GRAMMARS, Grammar, Mention, mentions, pieces
 from deepintuit_app.html import esc, tag
 
 TITLES = {"think": "Thinking", "answer": "Answer", "observation": "Observation", "quick": "Quick answer"}
 _SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?](?![\s\"')\]]|$)[^.!?\n]*)*(?:[.!?]+[\"')\]]*|\n|$)\s*")
 _FRAME_WORD = re.compile(r"frames?\s{0,3}#?\Z", re.I)
 _UNIT = re.compile(r"\s{0,3}(?:seconds?|secs?|s)\b", re.I)
-
-
-class Piece(NamedTuple):
-    """Characters start … end of a text: inside the segment `name`, or outside of all (None).
-
-    `open`: its end mark is not there.
-    """
-
-    name: str | None
-    start: int
-    end: int
-    open: bool = False
 
 
 class Tint(NamedTuple):
@@ -43,27 +31,6 @@ class Tint(NamedTuple):
     end: int
     kind: str
     title: str = ""
-
-
-def pieces(text: str, grammar: Grammar | str) -> list[Piece]:
-    """A text cut at the marks of the grammar, leniently: an open segment runs to the end, strange marks stay text."""
-    grammar = GRAMMARS[grammar] if isinstance(grammar, str) else grammar
-    found, at, opened = [], 0, dict.fromkeys((segment.open for segment in grammar.segments), 0)
-    while at < len(text):
-        next_marks = ((place, mark) for mark in opened if (place := text.find(mark, at)) >= 0)
-        start, mark = min(next_marks, default=(len(text), ""))
-        if text[at:start].strip():
-            found.append(Piece(None, at, start))
-        if not mark:
-            break
-        same = [segment for segment in grammar.segments if segment.open == mark]
-        segment = same[min(opened[mark], len(same) - 1)]
-        opened[mark] += 1
-        inner = start + len(mark)
-        end = text.find(segment.close, inner)
-        found.append(Piece(segment.name, inner, len(text) if end < 0 else end, end < 0))
-        at = len(text) if end < 0 else end + len(segment.close)
-    return found
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
@@ -174,6 +141,5 @@ def _tinted(text: str, start: int, end: int, tints: Sequence[Tint]) -> Iterator[
 
 def _without_half_mark(text: str, grammar: Grammar) -> str:
     """A text without the beginning of a mark at its end: "…</thi" would flash as text."""
-    marks = {mark for segment in grammar.segments for mark in (segment.open, segment.close) if len(mark) > 1}
-    longest = max((n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n])), default=0)
+    longest = max((n for mark in grammar.marks for n in range(1, len(mark)) if text.endswith(mark[:n])), default=0)
     return text[: len(text) - longest]

@@ -202,9 +202,8 @@ def write(workbench: Workbench, count: int, brief: bool) -> None:
 
 def _write(run: Run, grain: str, number: int, rows: pa.Table) -> None:
     target = run.path / part_name(grain, number)
-    temporary = target.with_name(f".{target.name}.tmp")
-    pq.write_table(rows, temporary, compression="zstd")
-    os.replace(temporary, target)
+    with disk.replacing(target, durable=False) as temporary:
+        pq.write_table(rows, temporary, compression="zstd")
 
 
 def questions(workbench: Workbench, seed: int) -> Iterator[tuple[str, Callable[[], object]]]:

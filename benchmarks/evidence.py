@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from fingerprint import fingerprint
 from rich.console import Console
 from scipy.stats import beta
 
-from deepintuit import cli, config, evaluate
+from deepintuit import cli, config, disk, evaluate
 from deepintuit.config import Config
 from deepintuit.metrics import Estimate, conformal_folds, conformal_quantile, conformal_sets, set_coverage, wilson
 from deepintuit.runs import Run
@@ -258,9 +257,7 @@ def write_between(path: Path, name: str, text: str) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    disk.write_text(path, text)
 
 
 if __name__ == "__main__":

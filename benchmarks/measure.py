@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deepintuit import disk
 from deepintuit.runs.run import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -202,9 +203,7 @@ def report(given: argparse.Namespace, rows: Sequence[Row], about: str = "") -> N
             "rows": [asdict(row) for row in rows],
         }
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        temporary = given.json.with_suffix(".tmp")
-        temporary.write_text(json.dumps(_rounded(made)) + "\n", encoding="utf-8")
-        temporary.replace(given.json)
+        disk.write_text(given.json, json.dumps(_rounded(made)) + "\n")
 
 
 def _rounded(value: Any) -> Any:

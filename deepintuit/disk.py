@@ -9,6 +9,7 @@ Left out on purpose: file systems without flock (some network mounts). They get 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -16,7 +17,7 @@ import shutil
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -208,6 +209,32 @@ def write_text(path: Path, text: str, *, durable: bool = True, mode: int = 0o666
     """Replace `path`. What is no Unicode text becomes a question mark."""
     with replacing(path, durable=durable, mode=mode) as temporary:
         temporary.write_bytes(text.encode("utf-8", "replace"))
+
+
+def entry(folder: Path, suffix: str, key: Sequence[Any]) -> Path:
+    """The file of a cache for what `key` (JSON) names, in one of 256 folders."""
+    digest = hashlib.sha256(json.dumps(key).encode("ascii")).hexdigest()
+    return folder / digest[:2] / f"{digest}{suffix}"
+
+
+class JsonCache:
+    """JSON values on disk by key; deletable. None where there is none, or what is there cannot be read."""
+
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+        self.folder, self.durable = folder, durable
+
+    def get(self, *key: Any) -> Any:
+        try:
+            return json.loads(entry(self.folder, ".json", key).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+
+    def put(self, value: Any, *key: Any) -> None:
+        """Where nothing can be kept, one warning."""
+        path = entry(self.folder, ".json", key)
+        with optional(self.folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, value, durable=self.durable)
 
 
 def publish(

@@ -13,8 +13,6 @@ Left out on purpose: what a verdict earns (`rewards`), partial credit.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,42 +126,26 @@ def _answering(config: Config, labels: LabelSet, cache: Path) -> Judge:
     files = sorted(Path(located(path)).glob("*.safetensors"))
     weights = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     held: list[VLM] = []
-    folder = cache / "judge"
+    kept = disk.JsonCache(cache / "judge")
+    asked_of = RECIPE, path, weights, config.model.dtype, list(labels)
 
-    def place(question: Question) -> Path:
-        asked = observed_prompt(labels, question.observation, config.prompt.style)
-        text = json.dumps([RECIPE, path, weights, config.model.dtype, list(labels), asked])
-        return folder / f"{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}.json"
-
-    def answers(questions: Sequence[Question]) -> list[str]:
+    def answers(prompts: Sequence[str]) -> list[str]:
         if not held:
             model = config.model.replace(path=path, lora_rank=0)
             held.append(VLM.load(model, config.video, checkpoint=None, cache=cache))
-        prompts = [observed_prompt(labels, q.observation, config.prompt.style) for q in questions]
         scores_C_K = label_logprobs(held[0], [None] * len(prompts), prompts, labels)
         return [labels.labels[i] for i in scores_C_K.argmax(1).tolist()]
 
     def judge(questions: Sequence[Question]) -> list[Verdict]:
-        places = [place(question) for question in questions]
-        known: dict[Path, str] = {path: label for path in set(places) if (label := _kept(path, labels))}
-        missing = list({path: q for path, q in zip(places, questions) if path not in known}.items())
+        prompts = [observed_prompt(labels, q.observation, config.prompt.style) for q in questions]
+        known = {prompt: label for prompt in set(prompts) if (label := kept.get(*asked_of, prompt)) in tuple(labels)}
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
         batch = config.sampling.clips_per_batch
         for start in range(0, len(missing), batch):
             part = missing[start : start + batch]
-            for (path, _), label in zip(part, answers([q for _, q in part])):
-                known[path] = label
-                with disk.optional(folder):
-                    folder.mkdir(parents=True, exist_ok=True)
-                    disk.write_json(path, label, durable=False)
-        return [Verdict(known[path] == q.label, f"answers {known[path]}") for path, q in zip(places, questions)]
+            for prompt, label in zip(part, answers(part)):
+                known[prompt] = label
+                kept.put(label, *asked_of, prompt)
+        return [Verdict(known[p] == q.label, f"answers {known[p]}") for p, q in zip(prompts, questions)]
 
     return judge
-
-
-def _kept(path: Path, labels: LabelSet) -> str | None:
-    """A verdict on file; None where there is none, or a damaged one."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if found in tuple(labels) else None

@@ -63,6 +63,11 @@ class Grammar:
         return _OBSERVATION in self.segments
 
     @property
+    def marks(self) -> set[str]:
+        """The marks that are no ordinary text anywhere: a lone "}" closes a box, and is a character elsewhere."""
+        return {mark for segment in self.segments for mark in (segment.open, segment.close) if len(mark) > 1}
+
+    @property
     def text_segments(self) -> tuple[Segment, ...]:
         """The segments that hold reasoning, not answers."""
         return tuple(segment for segment in self.segments if segment.role == "text")
@@ -290,33 +295,63 @@ def _read_segments(text: str, grammar: Grammar) -> tuple[_Fault | None, dict[str
     return None, spans
 
 
+class Piece(NamedTuple):
+    """Characters start … end of a text: inside the segment `name`, or outside of all (None).
+
+    `open`: its end mark is not there.
+    """
+
+    name: str | None
+    start: int
+    end: int
+    open: bool = False
+
+
+def pieces(text: str, grammar: Grammar | str) -> list[Piece]:
+    """Any text cut at the marks of the grammar, left to right: an open segment runs to the end, strange marks are text.
+
+    Nothing but white space is left out. `parse` judges these pieces; a page shows them while a trace is written.
+    """
+    grammar = grammar_named(grammar)
+    found, at, opened = [], 0, dict.fromkeys((segment.open for segment in grammar.segments), 0)
+    while at < len(text):
+        next_marks = ((place, mark) for mark in opened if (place := text.find(mark, at)) >= 0)
+        start, mark = min(next_marks, default=(len(text), ""))
+        if text[at:start].strip():
+            found.append(Piece(None, at, start))
+        if not mark:
+            break
+        same = [segment for segment in grammar.segments if segment.open == mark]
+        segment = same[min(opened[mark], len(same) - 1)]
+        opened[mark] += 1
+        inner = start + len(mark)
+        end = text.find(segment.close, inner)
+        found.append(Piece(segment.name, inner, len(text) if end < 0 else end, end < 0))
+        at = len(text) if end < 0 else end + len(segment.close)
+    return found
+
+
 def _blocks(text: str, grammar: Grammar) -> tuple[_Fault | None, list[tuple[str, int, int]]]:
-    """Cut the text into blocks (open mark, inner start, inner end), left to right."""
-    close_of = {segment.open: segment.close for segment in grammar.segments}
-    # A lone "}" is an ordinary character, so it closes a box but is no mark elsewhere; "</think>" is one anywhere.
-    marks = set(close_of) | {close for close in close_of.values() if len(close) > 1}
-    any_mark = re.compile("|".join(map(re.escape, marks)))
+    """The closed segments of a text (open mark, inner start, inner end), left to right, up to the first broken mark."""
+    marks_of = {segment.name: (segment.open, segment.close) for segment in grammar.segments}
+    any_mark = re.compile("|".join(map(re.escape, grammar.marks)))
     outside: _Fault | None = None
     blocks: list[tuple[str, int, int]] = []
-    position = 0
-    while True:
-        opened = any_mark.search(text, position)
-        between = text[position : opened.start() if opened else len(text)].strip()
-        if between and outside is None:
-            outside = (Reason.TEXT_OUTSIDE, f"{between[:40]!r} stands outside every segment")
-        if opened is None:
-            return outside, blocks
-        if opened.group() not in close_of:
-            return (Reason.UNCLOSED_TAG, f"{opened.group()} closes what was never opened"), blocks
-        start, close = opened.end(), close_of[opened.group()]
-        end = text.find(close, start)
-        if end < 0:
-            return (Reason.UNCLOSED_TAG, f"{opened.group()} is never closed"), blocks
-        inner = any_mark.search(text, start, end)
-        if inner:
-            return (Reason.NESTED_TAG, f"{inner.group()} stands between {opened.group()} and {close}"), blocks
-        blocks.append((opened.group(), start, end))
-        position = end + len(close)
+    for piece in pieces(text, grammar):
+        strange = any_mark.search(text, piece.start, piece.end)
+        if piece.name is None:
+            if strange:
+                return (Reason.UNCLOSED_TAG, f"{strange.group()} closes what was never opened"), blocks
+            said = text[piece.start : piece.end].strip()
+            outside = outside or (Reason.TEXT_OUTSIDE, f"{said[:40]!r} stands outside every segment")
+            continue
+        opened, close = marks_of[piece.name]
+        if piece.open:
+            return (Reason.UNCLOSED_TAG, f"{opened} is never closed"), blocks
+        if strange:
+            return (Reason.NESTED_TAG, f"{strange.group()} stands between {opened} and {close}"), blocks
+        blocks.append((opened, piece.start, piece.end))
+    return outside, blocks
 
 
 def _answer_beyond_doubt(text: str, grammar: Grammar, labels: LabelSet) -> str | None:

@@ -98,7 +98,7 @@ def test_an_answerer_reads_the_text_alone_and_answers_once(bench, tmp_path):
     answers = {q.observation: v.said for q, v in zip(questions, verdicts)}
     assert all(v.said == answers[q.observation] for q, v in zip(questions, verdicts))  # whatever the true label is
     assert sum(v.sufficient for v in verdicts) == 2  # each text has one answer, right for one of the labels
-    kept = list((tmp_path / "judge").glob("*.json"))
+    kept = list((tmp_path / "judge").rglob("*.json"))
     assert len(kept) == 2
     kept[0].write_text("{")  # a damaged verdict is asked for again
     assert build_judge(settings, bench.manifest.labels, bench.manifest, tmp_path)(questions) == verdicts

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deepintuit.disk import JsonCache
 from deepintuit.errors import StoreError
 from deepintuit.labels import LabelSet
 from deepintuit.runs import GRAINS, TraceRow, trace_id, without_secrets
@@ -94,6 +95,18 @@ def test_a_row_made_of_a_parsed_text_says_what_the_parser_says_and_has_a_column_
     assert first["token_ids"] == [1] and first["thought"] is False and first["tokens"] is None
     with pytest.raises(TypeError, match="frame_hsah"):
         TraceRow.of(parse(sound, "think-answer", labels), clip_id="c0", sample=0, frame_hsah="x")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_a_damaged_entry_of_a_json_cache_counts_as_absent_and_is_written_again(tmp_path: Path, content: bytes) -> None:
+    cache = JsonCache(tmp_path / "kept")
+    cache.put({"text": "\ud800"}, "a", 1)
+    assert cache.get("a", 1) == {"text": "\ud800"} and cache.get("a", 2) is None
+    (entry,) = tmp_path.rglob("*.json")
+    entry.write_bytes(content)
+    assert cache.get("a", 1) is None
+    cache.put("new", "a", 1)
+    assert cache.get("a", 1) == "new" and [path.name for path in tmp_path.rglob("*.json")] == [entry.name]
 
 
 def test_a_grain_without_rows_is_an_empty_frame_with_its_columns(workbench: Workbench) -> None:

@@ -179,6 +179,12 @@ def test_endpoint_traces_are_kept_or_dropped_for_the_right_reason(workbench):
     assert any("Ein Kurier bringt 📦" in text for text in run.read("traces")["text"])
 
 
+def test_the_endpoint_sees_small_clips_as_large_as_the_model_does(workbench):
+    with Server(lambda body: chat(say("routine"))) as server:
+        run = quiet(workbench, at(server, "video.min_pixels=49152", "video.max_pixels=60000"))
+    assert {tuple(size) for size in run.read("traces")["frames_size"]} == {(256, 192)}
+
+
 def test_the_endpoint_is_not_told_the_label(workbench):
     with Server(lambda body: chat(say("routine"))) as server:
         quiet(workbench, at(server))

@@ -20,6 +20,7 @@ from deepintuit.trace import (
     mismatch,
     outer_spans,
     parse,
+    pieces,
     render,
 )
 
@@ -140,6 +141,22 @@ def test_observation_comes_first_in_its_grammar():
     assert read(text, "observation-think-answer").segment("observation") == "A man."
     assert read(GOOD, "observation-think-answer").reason is Reason.MISSING_SEGMENT
     assert read(GOOD + "<observation>A man.</observation>", "observation-think-answer").reason is Reason.WRONG_ORDER
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", r"\boxed{", "}", "cat", " "])))
+def test_a_text_is_cut_into_pieces_that_leave_out_marks_and_white_space_alone(parts):
+    text = "".join(parts)
+    for name, grammar in GRAMMARS.items():
+        found, end = pieces(text, name), 0
+        for piece in found:
+            between = text[end : piece.start]
+            for segment in grammar.segments:
+                between = between.replace(segment.open, "").replace(segment.close, "")
+            assert not between.strip() and piece.start <= piece.end
+            end = piece.end
+        assert sum(piece.open for piece in found) <= 1 and all(not piece.open for piece in found[:-1])
+        if read(text, name).ok:
+            assert [piece.name for piece in found] == [segment.name for segment in grammar.segments]
 
 
 @pytest.mark.parametrize("name", GRAMMARS)

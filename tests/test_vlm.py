@@ -24,11 +24,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import CLIPS, LONG, TALL, WIDE
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 from transformers.video_utils import VideoMetadata
 
 from deepintuit.config import ModelConfig
 from deepintuit.errors import ModelError, VideoError, VideoReason
 from deepintuit.labels import LabelSet
+from deepintuit.video import frame_size
 from deepintuit.vlm import VLM, Example, label_logprobs, last_hidden, sample_groups, token_logprobs
 from deepintuit.vlm.finetune import Recipe, finetune
 from deepintuit.vlm.training import StepLog
@@ -529,6 +531,13 @@ def test_a_blanked_clip_keeps_its_shape_and_tells_nothing(vlm, encode):
             and blank.clip_id != clip.clip_id
         )
         assert (logits_of(vlm, [blank], [PROMPT])[0][-1] - logits_of(vlm, [clip], [PROMPT])[0][-1]).abs().max() > 1e-3
+
+
+@given(st.integers(8, 4000), st.integers(8, 4000), st.sampled_from((28, 32)), st.sampled_from((784, 3136, 12544)))
+def test_frames_are_resized_as_the_models_own_processor_would(width, height, factor, least):
+    if max(width, height) <= 200 * min(width, height):
+        theirs = smart_resize(height, width, factor=factor, min_pixels=least, max_pixels=16 * least)
+        assert frame_size(width, height, least, 16 * least, factor) == theirs[::-1]
 
 
 def test_a_frame_that_no_model_takes_is_a_video_error(small):

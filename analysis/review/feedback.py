@@ -141,7 +141,7 @@ def coldstart_set(
     Only clips of the cold-start split: later stages need clips that it never saw. DataError when nothing is left.
     """
     manifest = Manifest.load(workbench.path, config.clips.dataset)
-    labels = LabelSet.load(config.clips.labels) if config.clips.labels else manifest.labels
+    labels = manifest.labels_or(config.clips.labels)
     clips = dict(zip(manifest.usable("coldstart")["clip_id"], manifest.usable("coldstart")["label"]))
     views = [one for name in tasks for one in settled(reviews, name).values()]
     dropped: Counter[str] = Counter()

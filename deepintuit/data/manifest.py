@@ -168,6 +168,10 @@ class Manifest:
         former = (cls.load(workbench, dataset, n) for n in reversed(now._kept()))
         return next((one for one in (now, *former) if fingerprint == one.fingerprint), now) if fingerprint else now
 
+    def labels_or(self, path: str | Path | None) -> LabelSet:
+        """The labels of the file that the setting `clips.labels` names; where it names none, the dataset's own."""
+        return LabelSet.load(path) if path else self.labels
+
     def relabelled(self, labels: Mapping[str, str], why: Mapping[str, str]) -> Manifest:
         """With other labels by clip id, and `why` by clip id as the note "review" (an annotation: no prompt shows it).
         `save` makes it the version in force. DataError for a clip or label that it does not know."""

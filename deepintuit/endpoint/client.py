@@ -6,7 +6,6 @@ Left out on purpose: what is asked and what an answer means (`wire`, and the sta
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import random
@@ -99,7 +98,8 @@ class Endpoint:
         self.section = section
         self.base_url, self.model, self.key_variable = base_url.rstrip("/"), model, key_variable
         self.concurrency, self.retries, self.timeout, self.backoff = concurrency, retries, timeout, backoff
-        self.folder = None if cache is None else Path(cache) / "endpoint"
+        # Synced: what is in it was paid for.
+        self.cache = None if cache is None else disk.JsonCache(Path(cache) / "endpoint", durable=True)
         self.usage = Usage()
         self.send_temperature = send_temperature
         self.left_out = {"max_tokens"} - {token_field} | ({"temperature"} if not send_temperature else set())
@@ -177,9 +177,9 @@ class Endpoint:
         return self.usage
 
     async def _complete(self, client: httpx.AsyncClient, request: Request) -> Completion:
-        entry = self._entry(request)
-        if (held := _held(entry)) is not None:
-            return held
+        key = self._key_of(request)
+        if (kept := _answer_of(self.cache.get(*key) if self.cache else None)) is not None:
+            return kept
         left_out = set(self.left_out)
         body = await asyncio.to_thread(self._body, request, left_out)
         tries = 0
@@ -195,7 +195,8 @@ class Endpoint:
                     answered = wire.completion(said, (time.perf_counter() - started) * 1000)
                     self.left_out |= left_out
                     answered = replace(answered, left_out=tuple(sorted(left_out & {"temperature"})))
-                    _keep(entry, answered)
+                    if self.cache and not answered.lacking:
+                        self.cache.put(_entry_of(answered), *key)
                     return answered
                 if self._asks_otherwise(status, said, left_out):
                     body, tries = await asyncio.to_thread(self._body, request, left_out), tries - 1
@@ -255,15 +256,13 @@ class Endpoint:
         # Escaped to ASCII, so that a lone surrogate in a clip's title is not what stops a job.
         return json.dumps(fields).encode("ascii")
 
-    def _entry(self, request: Request) -> Path | None:
-        if self.folder is None:
-            return None
+    def _key_of(self, request: Request) -> list[Any]:
+        """What names an answer in the cache: all that was asked."""
         frames = request.frames.hash if request.frames is not None else None
         asked = [RECIPE, self.base_url, self.model, request.text, frames, request.temperature, request.max_tokens]
         # Came later: at their defaults, answers kept before are met again.
         later = [{"seed": request.seed}] * bool(request.seed) + ["no temperature"] * (not self.send_temperature)
-        digest = hashlib.sha256(json.dumps([*asked, request.sample, *later]).encode("ascii")).hexdigest()
-        return self.folder / digest[:2] / f"{digest}.json"
+        return [*asked, request.sample, *later]
 
     # The address, the key, and what is said when they fail
 
@@ -376,22 +375,14 @@ def _in_an_event_loop(work: Coroutine[Any, Any, Usage]) -> Usage:
         return thread.submit(asyncio.run, work).result()
 
 
-def _held(entry: Path | None) -> Completion | None:
-    """The stored answer; None when there is none or the file is damaged (then it is asked again)."""
-    if entry is None:
-        return None
+def _answer_of(entry: Any) -> Completion | None:
+    """The answer in an entry of the cache; None where it is damaged or empty, as some once were: it is asked again."""
     try:
-        found = Completion(**(json.loads(entry.read_text(encoding="utf-8")) | {"cached": True}))
-        # Empty ones were kept once. A server that was mended is asked again.
+        found = Completion(**(entry | {"cached": True}))
         return replace(found, left_out=tuple(found.left_out)) if found.text.strip() else None
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (TypeError, AttributeError):
         return None
 
 
-def _keep(entry: Path | None, answer: Completion) -> None:
-    if entry is not None and not answer.lacking:
-        told = asdict(answer)
-        told = {name: told[name] for name in told if told[name] or name not in ("lacking", "left_out")}
-        with disk.optional(entry.parents[1]):
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            disk.write_json(entry, told)  # synced: it was paid for
+def _entry_of(answer: Completion) -> dict[str, Any]:
+    return {name: value for name, value in asdict(answer).items() if value or name not in ("lacking", "left_out")}

@@ -54,7 +54,7 @@ class Task:
 
     def __init__(self, workbench_path, config: Config):
         self.manifest = Manifest.load(workbench_path, config.clips.dataset)
-        self.labels: LabelSet = LabelSet.load(config.clips.labels) if config.clips.labels else self.manifest.labels
+        self.labels: LabelSet = self.manifest.labels_or(config.clips.labels)
         self.grammar: Grammar = GRAMMARS[config.prompt.grammar]
         self.style = config.prompt.style
         shown = config.clips.text_fields or config.clips.notes_shown

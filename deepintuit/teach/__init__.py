@@ -46,7 +46,7 @@ def run(workbench: Workbench, config: Config, *, split: str = "coldstart", progr
     """
     config.refuse_idle("teach")
     manifest = Manifest.load(workbench.path, config.clips.dataset)
-    labels = LabelSet.load(config.clips.labels) if config.clips.labels else manifest.labels
+    labels = manifest.labels_or(config.clips.labels)
     clips = _clips(manifest, labels, split)
     texts = manifest.text_fields(config.clips.text_fields, config.clips.notes_shown)
     write = build_teacher(workbench, config, labels, texts, clips)

@@ -19,7 +19,7 @@ from deepintuit.prompts import PromptStyle, rationale_prompt
 from deepintuit.runs import Workbench
 from deepintuit.teach.recorder import Clip, TraceRecorder
 from deepintuit.trace import FALLBACK, Grammar, grammar_named, render
-from deepintuit.video import Frames, Limits, read
+from deepintuit.video import Frames, Limits, frame_size, read
 
 Teacher = Callable[[Sequence[Clip], Mapping[str, Sequence[int]], TraceRecorder], None]
 _Prompt = Callable[[Clip], str]
@@ -162,10 +162,9 @@ def _told(request: Request, answer: Completion, model: str) -> dict[str, Any]:
 
 
 def _frames(clip: Clip, config: Config) -> Frames:
-    """As `video` says, scaled down to `max_pixels` with the aspect kept. Not cached: an endpoint sees a clip once."""
+    """By the rule of our own model's frames, but for whole patches. Not cached: an endpoint sees a clip once."""
     video = config.video
-    scale = min(1.0, (video.max_pixels / (clip["width"] * clip["height"])) ** 0.5)
-    size = (max(1, int(clip["width"] * scale)), max(1, int(clip["height"] * scale)))
+    size = frame_size(clip["width"], clip["height"], video.min_pixels, video.max_pixels)
     return read(clip["path"], video.frames, size, Limits.of(video), video.fps or None)
 
 

@@ -72,8 +72,7 @@ class DiskCache:
                 save_file(dict(arrays), temporary, {"entry": about})
 
     def _entry(self, kind: str, key: tuple) -> Path:
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-        return self.root / kind / digest[:2] / f"{digest}.safetensors"
+        return disk.entry(self.root / kind, ".safetensors", key)
 
     def _room_for(self, size: int) -> bool:
         """Make room for `size` bytes, or say that an entry of that size is not kept."""

@@ -135,6 +135,22 @@ def sample(times_N: np.ndarray, seconds: float, count: int, fps: float | None = 
     return ((2 * np.arange(count) + 1) * n) // (2 * count)
 
 
+def frame_size(width: int, height: int, least: int, most: int, factor: int = 1) -> tuple[int, int]:
+    """Width and height of a frame brought to `least` … `most` pixels, its aspect kept as far as whole numbers let it.
+
+    The rule of Qwen-VL's processors, for which both sides are multiples of `factor`; no side is shorter than that,
+    though a long narrow frame then has more than `most` pixels.
+    """
+    sides = [round(side / factor) * factor for side in (width, height)]
+    if math.prod(sides) > most:
+        shrunk = math.sqrt(width * height / most)
+        sides = [max(factor, math.floor(side / shrunk / factor) * factor) for side in (width, height)]
+    elif math.prod(sides) < least:
+        grown = math.sqrt(least / (width * height))
+        sides = [math.ceil(side * grown / factor) * factor for side in (width, height)]
+    return sides[0], sides[1]
+
+
 def read(
     path: str | os.PathLike[str],
     count: int,

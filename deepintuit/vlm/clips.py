@@ -24,7 +24,7 @@ from transformers.video_utils import VideoMetadata
 
 from deepintuit.config import VideoConfig
 from deepintuit.errors import ConfigError, VideoError, VideoReason
-from deepintuit.video import DiskCache, FrameRecord, Frames, Limits, cached_read
+from deepintuit.video import DiskCache, FrameRecord, Frames, Limits, cached_read, frame_size
 from deepintuit.video.cache import RECIPE
 from deepintuit.vlm.families import Family
 from deepintuit.vlm.weights import raw
@@ -135,7 +135,7 @@ class ClipEncoder:
                 VideoReason.TOO_SMALL,
             )
         factor, most = self._factor, self._most_pixels()
-        h, w = self.family.resize(height, width, factor=factor, min_pixels=self.video.min_pixels, max_pixels=most)
+        w, h = frame_size(width, height, self.video.min_pixels, most, factor)
         if self.video.max_tokens and h * w > most:  # the rule never goes below one patch, however long the other side
             h, w = (h, most // h // factor * factor) if w > h else (most // w // factor * factor, w)
         return w, h

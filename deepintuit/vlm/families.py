@@ -7,12 +7,10 @@ transformers. Left out on purpose: Qwen2-VL and the mixtures of experts (adapter
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 from transformers.cache_utils import get_layer_types_and_kwargs
-from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
 from deepintuit.errors import ModelError
 
@@ -30,8 +28,8 @@ class Family:
     `projections`: names of all its linear layers, where LoRA goes. `told_seconds`: `get_rope_index`, which gives the
     3-D positions, is told the seconds between two temporal patches; else their times stand in the prompt as text.
     `vision_block`: what its chat template writes for a clip, and the processor expands to one pad for each merged
-    patch. `resize`: (height, width, factor, min_pixels, max_pixels) → height and width of a frame. `opening`: how the
-    assistant's turn begins. `tower` and `language`: where its two parts stand in `model.model`.
+    patch. `opening`: how the assistant's turn begins. `tower` and `language`: where its two parts stand in
+    `model.model`.
     """
 
     title: str
@@ -40,7 +38,6 @@ class Family:
     projections: tuple[str, ...] = _ATTENTION + _MLP
     told_seconds: bool = False
     vision_block: str = "<|vision_start|><|video_pad|><|vision_end|>"
-    resize: Callable[..., tuple[int, int]] = field(default=smart_resize, repr=False)
     opening: str = "<|im_start|>assistant\n"
     tower: str = "visual"
     language: str = "language_model"

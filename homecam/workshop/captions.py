@@ -15,6 +15,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from deepintuit import disk
 from deepintuit_homecam import draw
 from deepintuit_homecam.world import Facts, Part, any_facts, sample_facts
 
@@ -41,10 +42,8 @@ def write_shard(folder: Path, part: Part, number: int) -> Path:
         pixels.append(np.stack([np.asarray(Image.fromarray(f).resize(SIZE, resampling)) for f in decoded]))
         seconds.append(rng.uniform(2.0, 6.0))
         facts_lines.append(json.dumps(facts.__dict__))
-    temporary = target.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with disk.replacing(target, durable=False) as temporary, temporary.open("wb") as file:
         np.savez(file, pixels=np.stack(pixels), seconds=np.array(seconds, np.float32), facts=np.array(facts_lines))
-    temporary.replace(target)
     return target
 
 
