@@ -150,7 +150,8 @@ class Doors:
         if len(given.get("session_hash") or "") > _LONGEST_NAME:
             return PlainTextResponse(f"A session's name has at most {_LONGEST_NAME} characters.", 400)
         number = given.get("fn_index")
-        if asked.startswith(("queue", "run")) and (type(number) is not int or number not in self.blocks.fns):
+        event = self.blocks.fns.get(number) if type(number) is int else None
+        if asked.startswith(("queue", "run")) and (event is None or event.fn is None):  # or it runs in the browser
             return PlainTextResponse("No page has an event of this number. Reload the page.", 404)
         if asked.startswith("queue") and self._unread(given.get("session_hash")) > UNREAD:
             return PlainTextResponse("This page does not read what it was answered. Reload it.", 429)

@@ -23,6 +23,7 @@ import re
 import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -475,6 +476,9 @@ class Reader:
                 **limits,
             },
         )
+        # Its threads may hold things of Python's, and end the process with an abort where they let go of them while the
+        # interpreter goes down. A finalizer ends them before that.
+        weakref.finalize(self, self._connection.close)
         quoted = str(path).replace("'", "''")
         self._connection.execute(f"ATTACH '{quoted}' AS workbench (READ_ONLY)")
         # Reviews come in all day; they lie beside the index, so that no judgement has it built anew.

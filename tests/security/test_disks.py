@@ -197,6 +197,25 @@ def test_what_killed_readers_left_of_an_index_is_removed(tmp_path: Path) -> None
     assert len(list(tmp_path.glob("index.duckdb.spilled-*"))) == 1
 
 
+def test_an_index_is_closed_before_the_interpreter_goes_down(tmp_path: Path) -> None:
+    """Its threads would end the process with an abort (134) where they let go of a thing of Python's after that."""
+    program = """
+import atexit, sys
+def last():
+    try:
+        bench._open._connection.execute("SELECT 1")
+    except Exception as error:
+        print(type(error).__name__)
+atexit.register(last)  # the first that is registered runs last
+from deepintuit_analysis import Workbench
+bench = Workbench(sys.argv[1])
+bench.refresh()
+bench.query("SELECT 1")
+"""
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "ConnectionException"), done.stderr
+
+
 def test_what_replaces_a_file_is_on_disk_before_and_its_name_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,9 @@ def test_no_value_breaks_a_handler(url):
 def test_no_call_of_what_is_not_there_breaks_the_server(url, capfd):
     numbers, sessions = (10**6, -1, 2**70, 1.5, True, "1", [0], 10**300), ("x", None, 5, ["x"])
     calls = [{"fn_index": number, "data": [], "session_hash": name} for number in numbers for name in sessions]
+    config = httpx.get(f"{url}/config", timeout=60).json()
+    of_browsers = [one["id"] for one in config["dependencies"] if not one["backend_fn"]]
+    calls += [{"fn_index": number, "data": [], "session_hash": "x"} for number in of_browsers]
     bodies = [*calls, DEEP, "", "[]", "{", "null", "\xff", '{"fn_index": 1e999}', {"data": []}, {"session_hash": None}]
     answers = sent(url, [(f"/gradio_api/{name}", body) for name in ("run/predict", "queue/join") for body in bodies])
     assert {status for status, _, _ in answers} <= {400, 404, 422}
