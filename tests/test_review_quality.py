@@ -242,7 +242,7 @@ def test_reviews_are_read_while_another_process_writes_them(reviews):
     beside = reading(reviews.log.folder)
     assert names(beside) == ["week"] and settled(beside, "week")["t0"].label == "dog"
     assert beside.progress("week") == reviews.progress("week")
-    with pytest.raises(StoreError, match="open for reading"):
+    with pytest.raises(StoreError, match="not saved: this process does not write them"):
         beside.judge("week", "ann", "t0", {"label": "cat", "verdict": None})
 
 

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from deepintuit.errors import DataError, StoreError
 from deepintuit_analysis.review.events import Event, State
 
 _Seen = TypeVar("_Seen")
+_Decision = Callable[[State], Event | None]
 
 FILE, _OLD_FILE = "events.sqlite", "events.jsonl"
 """Of a `reviews` folder: the events, and where earlier versions wrote them."""
@@ -52,26 +54,18 @@ def _saying(folder: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise _sentence(error, folder / FILE) from error
-
-
-def _sentence(error: sqlite3.Error, file: Path) -> StoreError:
-    name = getattr(error, "sqlite_errorname", None) or ""
-    if name.startswith("SQLITE_BUSY"):
-        return StoreError(f"{str(file)!r} is in use", "another process has not let go of it for 30 s", "Try again")
-    if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR"):
-        return StoreError(
-            f"{str(file)!r} is damaged",
-            str(error),
-            f"Put a copy back that you have, or see what `sqlite3 {FILE} .recover` finds in it",
-        )
-    try:  # SQLite does not tell why a disk refuses; a file beside it does
-        with tempfile.TemporaryFile(dir=file.parent) as probe:
-            probe.write(bytes(1 << 16))
-            probe.flush()
-    except OSError as refused:
-        return disk.refusal(refused, file) or StoreError(f"{str(file)!r} cannot be used", str(refused), "Mend that")
-    return StoreError(f"{str(file)!r} cannot be used", str(error), "Mend that, then try again")
+        file, name = folder / FILE, getattr(error, "sqlite_errorname", "")
+        what, why, todo = f"{str(file)!r} cannot be used", str(error), "Mend that, then try again"
+        if name.startswith("SQLITE_BUSY"):
+            why, todo = "another process has not let go of it for 30 s", "Try again, or stop that process"
+        elif name in ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR"):
+            what = f"{str(file)!r} is damaged"
+            todo = f"Put a copy back that you have, or see what `sqlite3 {FILE} .recover` finds in it"
+        else:  # SQLite does not tell why a disk refuses; a file beside it does
+            with disk.naming(file), tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(1 << 16))
+                probe.flush()
+        raise StoreError(what, why, todo) from error
 
 
 def _ask(folder: Path, sql: str, *values: Any) -> list[tuple[int, bytes]]:
@@ -153,15 +147,6 @@ def damage(numbers: Sequence[int]) -> str:
     )
 
 
-class _Ticket:
-    """An event on its way to the disk, or a function that decides on one; once `done`, with what came of it."""
-
-    def __init__(self, event: Event | Callable[[State], Event | None]):
-        self.event, self.done = event, False
-        self.saved: Event | None = None
-        self.error: Exception | None = None
-
-
 class EventLog:
     """The events of a `reviews` folder and the `state` after them. With `writing` False: as they are now, to read from.
     StoreError where the file is damaged, DiskError where it cannot be written."""
@@ -169,13 +154,14 @@ class EventLog:
     def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time, writing: bool = True):
         self.folder, self.clock, self.process = folder, clock, os.getpid()
         self._turn = threading.Lock()
-        self._waiting: deque[_Ticket] = deque()
+        self._waiting: deque[tuple[Event | _Decision, Future[Event | None]]] = deque()
         self._connection: sqlite3.Connection | None = None
         self._forget()
         if not writing:
             self._take(stored(folder))
             return
-        with disk.naming(folder), _alone(folder), _saying(folder):
+        # One process at a time opens the log; earlier versions held this lock for as long as they wrote.
+        with disk.naming(folder), disk.Lock(folder / "lock", wait=10), _saying(folder):
             self._connection = _connected(folder / FILE, "rwc")
             try:
                 self._connection.execute("PRAGMA journal_mode = WAL")
@@ -204,12 +190,8 @@ class EventLog:
         disk.fsync_folder(self.folder)
 
     def _insert(self, line: bytes) -> int:
-        """The number of the row. A damaged line that is no text stays the bytes that it is."""
-        try:
-            text: str | bytes = line.decode("utf-8")
-        except UnicodeDecodeError:
-            text = line
-        return self._connection.execute("INSERT INTO events (event) VALUES (?)", (text,)).lastrowid
+        """The number of the row. A damaged line stays the bytes that it is."""
+        return self._connection.execute("INSERT INTO events (event) VALUES (CAST(? AS TEXT))", (line,)).lastrowid
 
     def _forget(self) -> None:
         self.state, self.damaged, self._known, self._last = State(), [], {}, 0
@@ -234,72 +216,64 @@ class EventLog:
                 self._catch_up()
             return at(self.state)
 
-    def append(self, event: Event | Callable[[State], Event | None]) -> Event | None:
+    def append(self, event: Event | _Decision) -> Event | None:
         """Write an event, and return it as it stands in the file once it is synced to disk.
 
         A function is called with the state and decides what to write (None: nothing), with no event coming in between;
         it must be quick. StoreError: it was not saved, and may be sent again.
         """
-        if self._connection is None or self.process != os.getpid():
-            raise StoreError(
-                "these reviews are open for reading",
-                "this process does not write them, or not any more",
-                "Open them again with EventLog",
-            )
-        ticket = _Ticket(event)
-        self._waiting.append(ticket)
+        saved: Future[Event | None] = Future()
+        self._waiting.append((event, saved))
         with self._turn:
-            if not ticket.done:  # whoever had the turn before writes what waits, in one transaction
+            if not saved.done():  # whoever had the turn before writes what waits, in one transaction
                 self._write([self._waiting.popleft() for _ in range(len(self._waiting))])
-        if ticket.error is not None:
-            raise ticket.error
-        return ticket.saved
+        return saved.result()
 
-    def _write(self, batch: Sequence[_Ticket]) -> None:
+    def _write(self, batch: Sequence[tuple[Event | _Decision, Future[Event | None]]]) -> None:
         try:
             with _saying(self.folder):
+                if self._connection is None or self.process != os.getpid():
+                    raise StoreError(
+                        "these reviews are open for reading", "this process does not write them", "Open them anew"
+                    )
                 self._connection.execute("BEGIN IMMEDIATE")
                 self._catch_up()
-                for ticket in batch:
-                    self._decide(ticket)
+                decided = [self._decide(event) for event, _ in batch]
                 self._connection.execute("COMMIT")
         except BaseException as error:
             # Nobody was told that these are saved: they leave the state as well.
             self._roll_back()
-            for ticket in batch:
-                ticket.error = StoreError(
-                    "a review was not saved",
-                    error.why if isinstance(error, StoreError) else str(error) or type(error).__name__,
-                    "Mend that, then send it again",
-                )
+            why = error.why if isinstance(error, StoreError) else str(error) or type(error).__name__
+            for _, saved in batch:
+                saved.set_exception(StoreError("a review was not saved", why, "Mend that, then send it again"))
             if not isinstance(error, StoreError):
                 raise
-        finally:
-            for ticket in batch:
-                ticket.done = True
+        else:
+            for (_, saved), made in zip(batch, decided):
+                (saved.set_exception if isinstance(made, Exception) else saved.set_result)(made)
 
-    def _decide(self, ticket: _Ticket) -> None:
-        """Its effect on the state is there at once: what is decided next counts on it."""
+    def _decide(self, event: Event | _Decision) -> Event | Exception | None:
+        """The event as it is stored, or the error that is its own and of no other. Its effect on the state is there at
+        once: what is decided next counts on it."""
         try:
-            made = ticket.event(self.state) if callable(ticket.event) else ticket.event
-            ticket.saved = self._known_as(made) if made else None
-            if made is None or ticket.saved is not None:
-                return
+            made = event(self.state) if callable(event) else event
+            if made is None or (known := self._known_as(made)):
+                return made and known
             instant = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="milliseconds")
             line = replace(made, time=instant).line()
-            ticket.saved = Event.read(line)
-            if ticket.saved is None:
+            stored = Event.read(line)
+            if stored is None:
                 raise DataError(
                     f"a review event of {made.reviewer!r} cannot be read back",
                     "its fields must be text",
                     "give ids and names as text, and a mapping as the payload",
                 )
-        except Exception as error:  # noqa: BLE001 - its own, and of no other
-            ticket.error = error
-            return
+        except Exception as error:  # noqa: BLE001
+            return error
         self._last = self._insert(line)
-        self._known[ticket.saved.id] = ticket.saved
-        self.state.apply(ticket.saved)
+        self._known[stored.id] = stored
+        self.state.apply(stored)
+        return stored
 
     def _known_as(self, made: Event) -> Event | None:
         """The event that was written under this id before."""
@@ -313,7 +287,7 @@ class EventLog:
         return known
 
     def _roll_back(self) -> None:
-        if self._connection is None:
+        if self._connection is None or self.process != os.getpid():
             return
         try:
             self._connection.rollback()
@@ -334,18 +308,3 @@ class EventLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time opens the log. Earlier versions held this lock for as long as they wrote."""
-    try:
-        lock = disk.Lock(folder / "lock", wait=10)
-    except StoreError as error:
-        if error.__cause__ is not None:  # no locks on this file system
-            raise
-        raise StoreError(
-            error.what, "an earlier version of DeepIntuit writes the reviews", "Stop it, then try again"
-        ) from None
-    with lock:
-        yield
