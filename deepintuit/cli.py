@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,14 +25,7 @@ from deepintuit.schedule import fractions
 
 _NO_RUNS = ("baselines", "zero-shot")
 _SHIPPED = [("clips", "homecam"), ("report",), ("review",), ("demo",), ("app",)]
-"""The commands of this project's other packages, in the order of the help."""
-_POINTS = [
-    EntryPoint("clips homecam", "deepintuit_homecam.commands:add_clips", ""),
-    EntryPoint("report", "deepintuit_analysis.commands:add_report", ""),
-    EntryPoint("review", "deepintuit_analysis.commands:add_review", ""),
-    EntryPoint("demo", "deepintuit_homecam.commands:add_demo", ""),
-    EntryPoint("app", "deepintuit_app.commands:add_app", ""),
-]
+"""The commands of this project's other packages, in the order of the help; more may come by entry points."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +57,7 @@ def _parser(words: Sequence[str] | None = None) -> Parser:
     commands = parser.add_verbs("COMMAND")
     _add_clips(commands)
     _add_stages(commands)
-    points = {tuple(point.name.split()): point for point in _POINTS}
+    points = {tuple(point.name.split()): point for point in entry_points(group="deepintuit.commands")}
     for path in [*_SHIPPED, *sorted(set(points) - set(_SHIPPED))]:
         verbs = commands if len(path) == 1 else commands.choices[path[0]].verbs
         asked = ([*path[:-1], word] for word in (path[-1], "-h", "--help"))

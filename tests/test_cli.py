@@ -4,6 +4,7 @@ is wrong."""
 import csv
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -265,3 +266,43 @@ def test_the_whole_way_through_baselines_and_report(imported, capsys, tmp_path, 
     capsys.readouterr()
     assert cli.main(["report", *arguments]) == 0
     assert "majority" in capsys.readouterr().out
+
+
+@pytest.fixture
+def others(tmp_path):
+    """The command line beside another package with a command that works and one that cannot be loaded."""
+    (tmp_path / "other-1.dist-info").mkdir()
+    (tmp_path / "other-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
+    points = "[deepintuit.commands]\ngreet = greeting:add\nbroken = greeting:gone\nclips count = greeting:add_count\n"
+    (tmp_path / "other-1.dist-info" / "entry_points.txt").write_text(points)
+    (tmp_path / "greeting.py").write_text(
+        "def add(verbs, name='greet'):\n"
+        "    parser = verbs.add_parser(name, help='says hello', example='greet')\n"
+        "    parser.set_defaults(run=lambda options: print('hello'))\n\n\n"
+        "def add_count(verbs):\n    add(verbs, 'count')\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    def run(*words: str):
+        command = [sys.executable, "-m", "deepintuit.cli", *words]
+        environment = {**os.environ, "PYTHONPATH": path}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+    return run
+
+
+def test_a_package_brings_a_command_and_one_that_cannot_be_loaded_costs_itself_alone(others):
+    assert others("greet").stdout == others("clips", "count").stdout == "hello\n"
+    broken = others("broken", "--what", "ever")
+    assert broken.returncode == 2 and "`deepintuit broken` cannot be loaded" in broken.stderr
+    assert "Traceback" not in broken.stderr and "gone" in broken.stderr
+    said = others("--help").stdout
+    assert re.search(r"evaluate .*report .*review .*demo .*app .*broken .*greet .*says hello", said, re.DOTALL)
+    assert "Did you mean 'greet'?" in others("gret").stderr and others("clips", "--help").returncode == 0
+
+
+def test_a_command_whose_package_is_not_there_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "entry_points", lambda group: [])
+    assert "`deepintuit report` cannot be loaded" in refused(capsys, "report", "--dry-run", "x", "y")
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
