@@ -32,6 +32,7 @@ from deepintuit.reasoner import (
     CALIBRATION,
     HEAD,
     Clip,
+    Known,
     LinearHead,
     LocalReasoner,
     Scores,
@@ -54,7 +55,7 @@ from deepintuit.reasoner.controls import siblings
 from deepintuit.runs import Run, Workbench, unnamed
 from deepintuit.schedule import of_calibrate
 from deepintuit.trace import Malformed, Trace
-from deepintuit.vlm import VLM, EncodedClip, Example
+from deepintuit.vlm import VLM, Example
 from deepintuit.vlm.finetune import Recipe, finetune
 from deepintuit.vlm.training import StepLog
 
@@ -63,6 +64,8 @@ _MADE_BY = ("model", "video", "clips", "prompt", "sampling", "calibrate")
 """Sections that decide what this stage makes: a change in another one does not train again."""
 
 AnyTrace = Trace | Malformed
+Asked = tuple[Known, list[AnyTrace | None]]
+"""Rows of clips with their features, and the trace beside each."""
 
 
 def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None = None, progress: bool = True) -> Run:
@@ -106,7 +109,7 @@ def _calibrate(
     by_calibrator = config.gate.by == "calibrated"
     gate = gate_for(task, config.gate.replace(by="off") if by_calibrator else config.gate)
     local = LocalReasoner(vlm, task, config.seed, gate)
-    splits = {split: local.encode(task.clips(split)) for split in ("calibration", "validation")}
+    splits = {split: local.known(task.clips(split)) for split in ("calibration", "validation")}
     for split, known in splits.items():
         if not known:
             raise DataError(
@@ -114,69 +117,65 @@ def _calibrate(
                 "the stage would have nothing to work on",
                 "See whether the videos were moved, and import them again",
             )
-        refuse_one_class([clip for clip, _ in known], split, readable=True)
+        refuse_one_class(known.clips, split, readable=True)
     _borrow(workbench, run)
     for known in splits.values():
-        _sample(run, local, [clip for clip, _ in known], config, progress)
+        _sample(run, local, known.clips, config, progress)
     traces = _Traces(run, task, settings.traces)
-    rows = [
-        (pair, trace) for pair in splits["calibration"] for trace in traces.training(pair[0], settings.greedy_trace)
-    ]
+    learnt, held_out = (known.clips for known in splits.values())
+    given = [(at, trace) for at, clip in enumerate(learnt) for trace in traces.training(clip, settings.greedy_trace)]
     if by_calibrator:  # as many of every clip: where nothing was said at once, the whole trace counts twice
-        rows += [(pair, task.quick_form(trace) or trace) for pair, trace in rows]
-    validation = splits["validation"]
-    greedy = [traces.greedy(clip) for clip, _ in validation]
-    truth = np.array([task.labels.index(clip.label) for clip, _ in validation])
+        given += [(at, task.quick_form(trace) or trace) for at, trace in given]
+    greedy = [traces.greedy(clip) for clip in held_out]
+    truth = np.array([task.labels.index(clip.label) for clip in held_out])
     whole = settings.without == "none"
-    if not whole:
-        rows = [_without(settings.without, *row) for row in rows]
-        validation, greedy = map(list, zip(*map(partial(_without, settings.without), validation, greedy)))
+    rows, told = _shown(splits["calibration"], given, settings.without)
+    validation, greedy = _shown(splits["validation"], list(enumerate(greedy)), settings.without)
 
     scores: dict[str, Scores] = {}
     if whole:  # the frozen reasoner first: training turns its weights into the calibrator's
-        held_out = hidden_states(vlm, task, validation, greedy, batch)
+        states = hidden_states(vlm, task, validation, greedy, batch)
         if not (run.checkpoint / HEAD).exists():
-            hidden = hidden_states(vlm, task, [pair for pair, _ in rows], [trace for _, trace in rows], batch)
-            targets = np.array([task.labels.index(clip.label) for (clip, _), _ in rows])
-            fit_head(hidden, targets, held_out, truth, len(task.labels)).save(run.checkpoint / HEAD)
+            hidden = hidden_states(vlm, task, rows, told, batch)
+            targets = np.array([task.labels.index(clip.label) for clip in rows.clips])
+            fit_head(hidden, targets, states, truth, len(task.labels)).save(run.checkpoint / HEAD)
         head = LinearHead.load(run.checkpoint / HEAD)
-        scores["linear_head"] = Scores(head(held_out), np.full(len(truth), np.nan))
-        scores["vote"] = vote_scores(task, [traces.sampled(clip) for clip, _ in validation])
+        scores["linear_head"] = Scores(head(states), np.full(len(truth), np.nan))
+        scores["vote"] = vote_scores(task, [traces.sampled(clip) for clip in held_out])
 
     trained = run.checkpoint / _TRAINED  # written behind the weights: a kill while they are scored does not train again
     if trained.exists():
         result = json.loads(trained.read_text())
         vlm = VLM.load(config.model, config.video, checkpoint=run.checkpoint, cache=workbench.cache)
     else:
-        result = _train(run, vlm, task, rows, validation, greedy, truth, config, progress)
+        result = _train(run, vlm, task, (rows, told), (validation, greedy), truth, config, progress)
         vlm.save(run.checkpoint, card(run, config))
         disk.write_json(trained, result)
     scores["label_likelihood"] = likelihood_scores(vlm, task, validation, greedy, batch)
     if whole:
         parts = [
-            likelihood_scores(vlm, task, validation, [traces.sampled(c)[k] for c, _ in validation], batch)
+            likelihood_scores(vlm, task, validation, [traces.sampled(clip)[k] for clip in held_out], batch)
             for k in range(settings.traces)
         ]
         scores["mean_likelihood"] = mean_scores(parts)
     truths = dict.fromkeys(scores, truth)
     if by_calibrator and whole:  # the gate's own kind of input
         quick = [
-            (pair, form, label)
-            for pair, label in zip(validation, truth, strict=True)
-            for trace in traces.training(pair[0], True)
+            (at, form)
+            for at, clip in enumerate(held_out)
+            for trace in traces.training(clip, True)
             if (form := task.quick_form(trace))
         ]
         if quick:
-            pairs, forms, labels = zip(*quick, strict=True)
-            scores["quick"], truths["quick"] = likelihood_scores(vlm, task, pairs, forms, batch), np.array(labels)
+            scores["quick"] = likelihood_scores(vlm, task, *_shown(validation, quick), batch)
+            truths["quick"] = truth[[at for at, _ in quick]]
     fitted = {method: _fitted(score, truths[method]) for method, score in scores.items()}
     disk.write_json(run.checkpoint / CALIBRATION, fitted)
-    rejected = sum(isinstance(trace, Malformed) for _, trace in rows)
     run.finish(
         {
             "rows": len(rows),
-            "malformed_rows": rejected,
-            "clips": len(splits["calibration"]),
+            "malformed_rows": sum(isinstance(trace, Malformed) for trace in told),
+            "clips": len(learnt),
             "validation": fitted,
             "unreadable": {clip_id: str(u.error.reason) for clip_id, u in local.unreadable.items()},
             "tower_passes": vlm.encoder.passes,
@@ -200,12 +199,10 @@ def _fitted(score: Scores, truth: np.ndarray) -> dict:
     }
 
 
-def _without(
-    source: str, pair: tuple[Clip, EncodedClip], trace: AnyTrace
-) -> tuple[tuple[Clip, EncodedClip], AnyTrace | None]:
-    """What a calibrator that is trained without one of its sources is shown."""
-    clip, encoded = pair
-    return ((clip, encoded.blanked()), trace) if source == "video" else (pair, None)
+def _shown(known: Known, rows: Sequence[tuple[int, AnyTrace]], without: str = "none") -> Asked:
+    """What a calibrator is shown of these rows, places of clips with traces, when it is trained without a source."""
+    pairs = known.shown((at, None if without == "video" else at) for at, _ in rows)
+    return pairs, [None if without == "trace" else trace for _, trace in rows]
 
 
 def _borrow(workbench: Workbench, run: Run) -> None:
@@ -250,29 +247,19 @@ class _Traces:
         return self._by_clip[clip.clip_id][: self.count + with_greedy]
 
 
-Row = tuple[tuple[Clip, EncodedClip], AnyTrace | None]
-
-
 def _train(
-    run: Run,
-    vlm: VLM,
-    task: Task,
-    rows: list[Row],
-    validation,
-    greedy: list[AnyTrace],
-    truth: np.ndarray,
-    config: Config,
-    progress: bool,
+    run: Run, vlm: VLM, task: Task, learnt: Asked, held_out: Asked, truth: np.ndarray, config: Config, progress: bool
 ) -> dict[str, float]:
     settings = config.calibrate
+    rows, told = learnt
 
     def example(row: int, epoch: int) -> Example:
-        (clip, encoded), trace = rows[row]
+        clip, encoded = rows[row]
         order = _order(f"{config.seed}/{row}", len(task.labels)) if settings.shuffle_labels else None
-        return Example(encoded, task.calibrator_prompt(clip.clip_id, trace, order), clip.label)
+        return Example(encoded, task.calibrator_prompt(clip.clip_id, told[row], order), clip.label)
 
     def validate() -> float:
-        score = likelihood_scores(vlm, task, validation, greedy, config.sampling.clips_per_batch)
+        score = likelihood_scores(vlm, task, *held_out, config.sampling.clips_per_batch)
         return nll(apply_temperature(score.logits_C_K, 1.0), truth)
 
     planned = of_calibrate(settings, len(rows))
@@ -287,7 +274,7 @@ def _train(
     )
     return finetune(
         vlm,
-        [clip.clip_id for (clip, _), _ in rows],
+        [clip.clip_id for clip in rows.clips],
         example,
         recipe,
         run.path / "training",

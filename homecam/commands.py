@@ -23,6 +23,8 @@ def _demo(options) -> int:
     if options.config is None:
         options.config = str(Path(__file__).resolve().parents[1] / "configs" / "tiny.toml")
     workbench, settings = opened(options, Workbench)
+    for stage in ("teach", "coldstart", "grpo", "calibrate", "evaluate"):  # before minutes are spent on clips
+        settings.refuse_idle(stage)
     if options.dry_run:
         print_settings(settings, "demo")
         return 0

@@ -16,7 +16,16 @@ from deepintuit.data import Manifest
 from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import LabelSet
-from deepintuit.reasoner import LocalReasoner, Opinion, Task, answer_distribution, likelihood_scores, opinion_of, parsed
+from deepintuit.reasoner import (
+    LocalReasoner,
+    Opinion,
+    Task,
+    answer_distribution,
+    fitted_ways,
+    likelihood_scores,
+    opinion_of,
+    parsed,
+)
 from deepintuit.reasoner.controls import CONTROLS, Asked, Shown, derangement
 from deepintuit.vlm import VLM
 from deepintuit_analysis import Workbench
@@ -142,7 +151,7 @@ def test_a_calibrator_trained_without_an_input_stands_as_a_row(bench, cold, cali
     for source in ("video", "trace"):
         settings = own.settings("calibrate.epochs=2", f"calibrate.without={source}")
         blind[source] = calibrate.run(own.workbench, settings, reasoner=cold.id, progress=False)
-        assert set(calibrate.fitted_ways(blind[source])) == {"label_likelihood"}
+        assert set(fitted_ways(blind[source])) == {"label_likelihood"}
         texts = (run.read("traces").set_index(["clip_id", "sample"])["text"] for run in (calibrated, blind[source]))
         pd.testing.assert_series_equal(*texts)  # taken over, not sampled again
     run = evaluate.run(
@@ -158,7 +167,7 @@ def test_a_calibrator_trained_without_an_input_stands_as_a_row(bench, cold, cali
         if source == "video":
             known = [(clip, encoded.blanked()) for clip, encoded in known]
         said = traces if source == "video" else [None] * len(known)
-        temperature = calibrate.fitted_ways(judge)["label_likelihood"]["temperature"]
+        temperature = fitted_ways(judge)["label_likelihood"]["temperature"]
         probs = likelihood_scores(vlm, task, known, said, 8).probs(temperature)
         order = np.argsort([clip.clip_id for clip, _ in known])
         np.testing.assert_allclose(np.stack(found["probs"]), probs[order], atol=1e-4)
@@ -192,7 +201,7 @@ def test_text_alone_learns_from_the_calibrators_own_traces(bench, tmp_path):
 
 
 def test_thresholds_are_chosen_on_validation_and_stored(calibrated, scored):
-    fitted = calibrate.fitted_ways(calibrated)
+    fitted = fitted_ways(calibrated)
     chosen = scored.summary["thresholds"]
     assert set(chosen) == {"label_likelihood", "linear_head", "vote", "mean_likelihood"}
     for method, found in chosen.items():

@@ -44,7 +44,7 @@ from deepintuit_analysis.report import (
     training_figure,
 )
 from deepintuit_analysis.report.gather import departures
-from deepintuit_analysis.report.results import CONTROLS
+from deepintuit_analysis.report.results import CONTROLS, Comparison
 from deepintuit_analysis.report.thinking import gate_figure, quick_answers
 
 LABELS = ("cat", "dog")
@@ -163,6 +163,15 @@ def test_the_bins_before_the_temperature_are_surer() -> None:
     bins = row.untempered.evaluation.bins
     hot = bins.confidence[bins.counts > 0]
     assert hot.max() == pytest.approx((2 * 0.81 / 0.82 + 0.64 / 0.68) / 3) and row.temperature == 2.0
+
+
+def test_what_a_temperature_changed_has_an_interval_of_its_own() -> None:
+    raw, row = table_of(frame(tiny()), LABELS, QUICK)[:2]
+    compared = Comparison.of(row.untempered, row)
+    for change, name in ((compared.ece, "ece"), (compared.nll, "nll")):
+        before, after = (getattr(one.evaluation, name).value for one in (row.untempered, row))
+        assert change.value == pytest.approx(after - before) and change.low <= change.value <= change.high
+    assert Comparison.of(raw, row).nll is Comparison.of(raw, row).ece is None, "a bare label"
 
 
 def test_systems_stand_in_the_order_of_the_stages_and_new_ones_after_them() -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from embedded import TINY, short_trace
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trl import SFTConfig
 
 from deepintuit import calibrate, cli, coldstart, evaluate, grpo, schedule
@@ -258,17 +259,24 @@ def test_the_rates_told_before_are_the_rates_of_the_updates(bench, tmp_path, sha
     assert planned.sentence() in (run.path / "log").read_text()
 
 
-def test_grpo_and_calibration_say_before_what_they_will_do(bench, cold):
+@pytest.fixture(scope="module")
+def trained(bench, cold):
+    """Settings, and short runs of GRPO and calibration made with them."""
     settings = bench.settings("grpo.warmup_steps=9", "grpo.epochs=5", "calibrate.epochs=1", "grpo.max_tokens=8")
-    run = grpo.run(bench.workbench, settings, start=cold.id, progress=False)
+    refined = grpo.run(bench.workbench, settings, start=cold.id, progress=False)
+    return settings, refined, calibrate.run(bench.workbench, settings, reasoner=cold.id, progress=False)
+
+
+def test_grpo_and_calibration_say_before_what_they_will_do(trained):
+    settings, run, calibrator = trained
     planned = schedule.of_grpo(settings.grpo, run.summary["clips"])
     made = run.read("steps").query("name == 'learning_rate'").sort_values("step")["value"].tolist()
     assert made == pytest.approx([planned.rate(k) for k in range(planned.updates)]) and planned.warmup > 0
     log = (run.path / "log").read_text()
     assert planned.sentence() in log and "so few updates teach little" in log
-    run = calibrate.run(bench.workbench, settings, reasoner=cold.id, progress=False)
-    planned = schedule.of_calibrate(settings.calibrate, run.summary["rows"])
-    assert planned.sentence() in (run.path / "log").read_text() and run.summary["steps"] == planned.updates
+    planned = schedule.of_calibrate(settings.calibrate, calibrator.summary["rows"])
+    assert planned.sentence() in (calibrator.path / "log").read_text()
+    assert calibrator.summary["steps"] == planned.updates
 
 
 def test_a_warm_up_of_all_updates_is_refused_before_anything_is_loaded(bench, cold):
@@ -282,14 +290,33 @@ def test_a_warm_up_of_all_updates_is_refused_before_anything_is_loaded(bench, co
 # Who is told
 
 
-def test_a_tracker_that_is_not_there_is_refused_before_anything_is_loaded(bench, cold, monkeypatch, capsys):
-    absent = next(name for name in ("mlflow", "wandb", "trackio") if importlib.util.find_spec(name) is None)
-    for stage in ("coldstart", "grpo", "calibrate"):
-        options = {"coldstart": "--set=coldstart.target=label", "grpo": f"--start={cold.id}"}
-        place = [f"--workbench={bench.path}", options.get(stage, f"--reasoner={cold.id}"), f"--set=report_to={absent}"]
-        assert cli.main([stage, *place, "--set=clips.dataset=homecam"]) == 2
+def test_tensorboard_has_the_numbers_of_every_training(cold, trained):
+    for run in (cold, *trained[1:]):
+        board = EventAccumulator(str(run.path / "tensorboard")).Reload()
+        steps = run.read("steps")
+        for name in ("loss", "grad_norm", "learning_rate"):
+            known = steps[steps["name"] == name].sort_values("step")
+            told = board.Scalars(f"train/{name}")
+            assert [one.step for one in told] == known["step"].tolist() and len(told) > 1, run.id
+            assert [one.value for one in told] == pytest.approx(known["value"].tolist()), run.id
+
+
+@pytest.mark.parametrize("absent", ["mlflow", "wandb", "trackio"])
+def test_a_tracker_that_is_not_there_is_refused_before_anything_is_begun(bench, cold, monkeypatch, capsys, absent):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == absent else there(name, *more))
+    known, clips = len(bench.workbench.runs()), "--set=clips.dataset=homecam"
+    options = {
+        "coldstart": ["--set=coldstart.target=label", clips],
+        "grpo": [f"--start={cold.id}", clips],
+        "calibrate": [f"--reasoner={cold.id}", clips],
+        "demo": [],
+    }
+    for stage, more in options.items():
+        assert cli.main([stage, f"--workbench={bench.path}", *more, f"--set=report_to={absent}"]) == 2
         said = capsys.readouterr().err
-        assert f"report_to = '{absent}'" in said and "pip install" in said
+        assert f"report_to = '{absent}'" in said and f"pip install {absent}" in said
+    assert len(bench.workbench.runs()) == known
 
 
 @pytest.mark.parametrize("name", TRACKERS)
@@ -307,7 +334,7 @@ def test_the_trainers_are_told_whom_to_tell(bench, tmp_path, name):
 # Memory
 
 
-@pytest.mark.parametrize("stage", ["coldstart", "grpo", "labels"])
+@pytest.mark.parametrize("stage", ["coldstart", "grpo", "labels", "calibrate", "evaluate"])
 def test_what_is_held_of_a_split_does_not_grow_with_it(bench, cold, calibrated, tmp_path, monkeypatch, stage):
     """Every encoded clip that lives is counted, with no room for more than one in the encoder's memory."""
     alive, most = weakref.WeakSet(), [0]

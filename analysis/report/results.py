@@ -30,6 +30,7 @@ from deepintuit.metrics import (
     Evaluation,
     Flips,
     RiskCoverage,
+    Statistic,
     apply_temperature,
     bootstrap,
     bootstrap_each,
@@ -37,9 +38,11 @@ from deepintuit.metrics import (
     class_indices,
     class_rates_of,
     conformal_folds,
+    ece_of,
     evaluate_predictions,
     flips,
     mean_of,
+    nll_each,
     paired_difference,
     risk_coverage,
     share_of,
@@ -302,6 +305,26 @@ class Comparison:
         return tuple(
             bootstrap_each(lambda weights_B_C: after(weights_B_C) - before(weights_B_C), self.n, **self._options)
         )
+
+    @cached_property
+    def ece(self) -> Estimate | None:
+        """Of the calibration error; None where one of the two has no probabilities."""
+
+        def error(one: Result, truth_C: np.ndarray) -> Statistic:
+            return ece_of(one.probs_C_K.max(1), one.probs_C_K.argmax(1) == truth_C, one.settings.bins)
+
+        return self._of_probs(error)
+
+    @cached_property
+    def nll(self) -> Estimate | None:
+        return self._of_probs(lambda one, truth_C: mean_of(nll_each(one.probs_C_K, truth_C)))
+
+    def _of_probs(self, statistic: Callable[[Result, np.ndarray], Statistic]) -> Estimate | None:
+        if self.before.probs_C_K is None or self.after.probs_C_K is None:
+            return None
+        truth_C = class_indices(self.after.frame["true_label"], self.after.labels)
+        after, before = (statistic(one, truth_C) for one in (self.after, self.before))
+        return paired_difference(after, before, self.n, **self._options)
 
     @property
     def _options(self) -> dict[str, object]:

@@ -27,6 +27,7 @@ from deepintuit.reasoner import (
     HEAD,
     NEEDS_SAMPLES,
     Clip,
+    Known,
     LinearHead,
     LocalReasoner,
     Scores,
@@ -37,10 +38,10 @@ from deepintuit.reasoner import (
     hidden_states,
     identity,
     inherited,
+    label_scores,
     likelihood_scores,
     mean_scores,
     parsed,
-    prompt_likelihoods,
     reasoner_run,
     refuse_one_class,
     vote_scores,
@@ -48,7 +49,7 @@ from deepintuit.reasoner import (
 from deepintuit.reasoner.controls import CONTROLS, trained_controls, without
 from deepintuit.runs import Run, Workbench, unnamed
 from deepintuit.trace import mismatch
-from deepintuit.vlm import VLM, EncodedClip
+from deepintuit.vlm import VLM
 
 
 def run(
@@ -160,10 +161,11 @@ def _teacher(
             judge = Judge.load(workbench, config, calibrator)
             run.note(device=str(judge.vlm.device), settings=config.to_dict())
             local = LocalReasoner(judge.vlm, task, config.seed)
-            pairs, first_of = local.encode(known), dict(zip(by_clip, ids, strict=True))
-            firsts = [by_clip[clip.clip_id][0] for clip, _ in pairs]
-            if pairs:
-                write_calibrated(rows, judge, pairs, firsts, [first_of[c.clip_id] for c, _ in pairs], {}, own=False)
+            readable, first_of = local.known(known), dict(zip(by_clip, ids, strict=True))
+            firsts = [by_clip[clip.clip_id][0] for clip in readable.clips]
+            if firsts:
+                ids = [first_of[clip.clip_id] for clip in readable.clips]
+                write_calibrated(rows, judge, readable, firsts, ids, {}, own=False)
             unreadable = _unreadable(local)
         run.finish({**rows.summary(len(known)), "unreadable": unreadable, "unwritten": len(clips) - len(known)})
     return run
@@ -220,8 +222,8 @@ def _answers_without_trace(run: Run) -> bool:
     return run.stage == "coldstart" and run.config["coldstart"]["target"] == "label"
 
 
-def _readable(local: LocalReasoner, split: str) -> list[tuple[Clip, EncodedClip]]:
-    found = local.encode(local.task.clips(split))
+def _readable(local: LocalReasoner, split: str) -> Known:
+    found = local.known(local.task.clips(split))
     if not found:
         raise DataError(
             f"no clip of the split {split!r} can be read",
@@ -264,13 +266,11 @@ def _teacher_source(workbench: Workbench, run: Run) -> str | None:
         return None
 
 
-def _reasoned(
-    rows: Rows, local: LocalReasoner, known: list[tuple[Clip, EncodedClip]], judge: Judge | None, own: bool
-) -> None:
+def _reasoned(rows: Rows, local: LocalReasoner, known: Known, judge: Judge | None, own: bool) -> None:
     task, config, settings = rows.task, rows.config, rows.config.evaluate
     wanted = settings.traces if settings.traces > 1 else config.calibrate.traces
     count = wanted if _samples(config) else 0
-    clips = [clip for clip, _ in known]
+    clips = known.clips
     _sample(rows, local, clips, count)
     _note(rows)
     stored = rows.run.read("traces").sort_values(["clip_id", "sample"])
@@ -340,21 +340,16 @@ def _note(rows: Rows) -> None:
     run.append("scores", scores)
 
 
-def _labels_only(rows: Rows, local: LocalReasoner, known: list[tuple[Clip, EncodedClip]]) -> None:
+def _labels_only(rows: Rows, local: LocalReasoner, known: Known) -> None:
     """Direct-SFT and RB-FT answer without a trace: label likelihoods as they are, and at a temperature fitted on
     validation."""
     task, batch = local.task, rows.config.sampling.clips_per_batch
-
-    def scores(pairs: list[tuple[Clip, EncodedClip]]) -> Scores:
-        prompts = [task.label_prompt(clip.clip_id) for clip, _ in pairs]
-        return prompt_likelihoods(local.vlm, task, [encoded for _, encoded in pairs], prompts, batch)
-
-    score, clips, ways = scores(known), [clip for clip, _ in known], {"raw": 1.0}
+    score, clips, ways = label_scores(local.vlm, task, known, batch), known.clips, {"raw": 1.0}
     try:
         validation = _readable(local, "validation")
-        refuse_one_class([clip for clip, _ in validation], "validation", readable=True)
-        truth = np.array([task.labels.index(clip.label) for clip, _ in validation])
-        held_out = scores(validation)
+        refuse_one_class(validation.clips, "validation", readable=True)
+        truth = np.array([task.labels.index(clip.label) for clip in validation.clips])
+        held_out = label_scores(local.vlm, task, validation, batch)
         ways["label_likelihood"] = fit_temperature(held_out.logits_C_K, truth)
         probs = held_out.probs(ways["label_likelihood"])
         risks = thresholds_for(probs.max(1), probs.argmax(1) == truth)

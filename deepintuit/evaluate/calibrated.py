@@ -15,7 +15,7 @@ from deepintuit.evaluate.rows import Rows
 from deepintuit.metrics import fit_temperature
 from deepintuit.reasoner import (
     Calibrator,
-    Clip,
+    Known,
     Opinion,
     Scores,
     Task,
@@ -27,7 +27,7 @@ from deepintuit.reasoner import (
 from deepintuit.reasoner.controls import CONTROLS, Asked, Shown, trained_controls
 from deepintuit.runs import Run, Workbench
 from deepintuit.trace import Malformed, Trace
-from deepintuit.vlm import VLM, EncodedClip
+from deepintuit.vlm import VLM
 
 _MOST_TEXTS = 20_000
 """Traces that the classifier of text alone learns from, at most."""
@@ -57,7 +57,7 @@ class Judge(NamedTuple):
 def write_calibrated(
     rows: Rows,
     judge: Judge,
-    known: list[tuple[Clip, EncodedClip]],
+    known: Known,
     traces: Sequence[Trace | Malformed],
     ids: Sequence[str],
     more: dict[str, Callable[[], Scores]],
@@ -66,7 +66,7 @@ def write_calibrated(
     """Label likelihood, `more` ways, and the controls. `own`: the traces are of the reasoner that the calibrator was
     trained for, so what else was trained on such traces stands beside it."""
     task, config = rows.task, rows.config
-    clips, said = [clip for clip, _ in known], [opinion_of(trace) for trace in traces]
+    clips, said = known.clips, [opinion_of(trace) for trace in traces]
     # A trace that ended with its quick answer has a temperature of its own kind.
     quick = ["quick" in judge.ways and trace.ok and trace.quick_only for trace in traces]
     mine = np.array([judge.ways["quick" if ended else "label_likelihood"]["temperature"] for ended in quick])
@@ -77,9 +77,7 @@ def write_calibrated(
         if not asked:
             why = "no clip has another like it", "there is nothing to swap in", "Score more clips for this row"
             raise DataError(*why)
-        pairs = [
-            (clips[i], known[i][1].blanked() if one.video is None else known[one.video][1]) for i, one in asked.items()
-        ]
+        pairs = known.shown((i, one.video) for i, one in asked.items())
         opinions = [one.opinion for one in asked.values()]
         return [*asked], likelihood_scores(vlm, task, pairs, opinions, config.sampling.clips_per_batch), temperatures
 

@@ -18,7 +18,7 @@ from typing import Any
 _FROM = {
     "distribution": (
         "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "LinearHead", "Scores", "answer_distribution", "fitted_ways",
-        "hidden_states", "likelihood_scores", "mean_scores", "prompt_likelihoods", "vote_scores",
+        "hidden_states", "label_scores", "likelihood_scores", "mean_scores", "vote_scores",
     ),
     "gate": ("Calibrator", "gate_for"),
     "local": ("Known", "LocalReasoner", "Unreadable"),

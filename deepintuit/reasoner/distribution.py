@@ -13,9 +13,10 @@ mass outside the label set.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -54,6 +55,9 @@ def fitted_ways(run: Run) -> dict[str, dict]:
             "Run `deepintuit calibrate` again: it resumes",
         ) from error
 
+
+Pairs = Sequence[tuple[Clip, EncodedClip]]
+"""Clips with their features; of many (`Known`) a slice is read when its turn comes."""
 
 NEEDS_SAMPLES = frozenset({"vote", "mean_likelihood"})
 """Ways that read K sampled traces; the others read one."""
@@ -115,45 +119,39 @@ class LinearHead:
 
 
 def likelihood_scores(
-    vlm: VLM,
-    task: Task,
-    clips: Sequence[tuple[Clip, EncodedClip]],
-    traces: Sequence[Trace | Malformed | Opinion | None],
-    batch: int,
+    vlm: VLM, task: Task, clips: Pairs, traces: Sequence[Trace | Malformed | Opinion | None], batch: int
 ) -> Scores:
     """Option A for one trace a clip (None: blanked), or what is left of it."""
-    prompts = [task.calibrator_prompt(clip.clip_id, trace) for (clip, _), trace in zip(clips, traces, strict=True)]
-    return prompt_likelihoods(vlm, task, [e for _, e in clips], prompts, batch)
+    return _likelihoods(vlm, task, _batches(clips, traces, task.calibrator_prompt, batch))
 
 
-def prompt_likelihoods(
-    vlm: VLM, task: Task, clips: Sequence[EncodedClip], prompts: Sequence[str], batch: int
-) -> Scores:
-    """Label likelihoods for any prompt: the calibrator's meta-review, or Direct-SFT's question."""
-    sums = [
-        label_logprobs(vlm, clips[start : start + batch], prompts[start : start + batch], task.labels).numpy()
-        for start in range(0, len(clips), batch)
-    ]
-    logits = np.concatenate(sums).astype(np.float64)
-    return Scores(logits, np.clip(1 - np.exp(logits).sum(1), 0, 1))
+def label_scores(vlm: VLM, task: Task, clips: Pairs, batch: int) -> Scores:
+    """Label likelihoods behind Direct-SFT's question: no trace is read."""
+    asked = _batches(clips, [None] * len(clips), lambda clip_id, _: task.label_prompt(clip_id), batch)
+    return _likelihoods(vlm, task, asked)
 
 
 def hidden_states(
-    vlm: VLM,
-    task: Task,
-    clips: Sequence[tuple[Clip, EncodedClip]],
-    traces: Sequence[Trace | Malformed | None],
-    batch: int,
+    vlm: VLM, task: Task, clips: Pairs, traces: Sequence[Trace | Malformed | None], batch: int
 ) -> np.ndarray:
     """(C, D) features of option B."""
-    prompts = [task.calibrator_prompt(clip.clip_id, trace) for (clip, _), trace in zip(clips, traces, strict=True)]
-    encoded = [e for _, e in clips]
-    return np.concatenate(
-        [
-            last_hidden(vlm, encoded[s : s + batch], prompts[s : s + batch]).numpy()
-            for s in range(0, len(prompts), batch)
-        ]
-    ).astype(np.float64)
+    states = [last_hidden(vlm, *asked).numpy() for asked in _batches(clips, traces, task.calibrator_prompt, batch)]
+    return np.concatenate(states).astype(np.float64)
+
+
+def _likelihoods(vlm: VLM, task: Task, batches: Iterable[tuple[list[EncodedClip], list[str]]]) -> Scores:
+    logits = np.concatenate([label_logprobs(vlm, *asked, task.labels).numpy() for asked in batches]).astype(np.float64)
+    return Scores(logits, np.clip(1 - np.exp(logits).sum(1), 0, 1))
+
+
+def _batches(
+    clips: Pairs, traces: Sequence[Any], ask: Callable[[str, Any], str], batch: int
+) -> Iterator[tuple[list[EncodedClip], list[str]]]:
+    """Features and prompts of a batch of clips at a time, so that no more need be held."""
+    for start in range(0, len(clips), batch):
+        known, told = clips[start : start + batch], traces[start : start + batch]
+        prompts = [ask(clip.clip_id, trace) for (clip, _), trace in zip(known, told, strict=True)]
+        yield [encoded for _, encoded in known], prompts
 
 
 def vote_scores(task: Task, traces_C_K: Sequence[Sequence[Trace | Malformed]], smoothing: float = 1.0) -> Scores:

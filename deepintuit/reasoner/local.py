@@ -25,29 +25,38 @@ class Unreadable:
 
 
 class Known(Sequence[tuple[Clip, EncodedClip]]):
-    """Readable clips, each with its features when it is asked for: from the encoder's bounded memory, its cache or the
-    tower. Nothing here keeps them, so that memory does not grow with the split; take slices, which read ahead."""
+    """Rows about readable clips, each with the features of its video when it is asked for: from the encoder's bounded
+    memory, its cache or the tower. Nothing here keeps them, so that memory does not grow with the split; take slices,
+    which read ahead."""
 
-    def __init__(self, encoder, clips: Sequence[Clip], blank: bool = False):
-        self._encoder, self.clips, self._blank = encoder, list(clips), blank
+    def __init__(self, encoder, rows: Sequence[tuple[Clip, Clip, bool]]):
+        self._encoder, self._rows = encoder, rows  # what each is about, whose video it shows, and whether blanked
+
+    @property
+    def clips(self) -> list[Clip]:
+        return [clip for clip, _, _ in self._rows]
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self._rows)
 
     def __getitem__(self, index):
         if not isinstance(index, slice):
             return self[index : index + 1 or None][0]
-        chosen, found = self.clips[index], []
-        with closing(self._encoder.encode_all(_places(chosen))) as features:
-            for clip, encoded in zip(chosen, features, strict=True):
+        chosen, found = self._rows[index], []
+        with closing(self._encoder.encode_all(_places(video for _, video, _ in chosen))) as features:
+            for (clip, _, blank), encoded in zip(chosen, features, strict=True):
                 if isinstance(encoded, VideoError):
                     raise encoded  # it could be read a moment ago
-                found.append((clip, encoded.blanked() if self._blank else encoded))
+                found.append((clip, encoded.blanked() if blank else encoded))
         return found
 
-    def blanked(self) -> Known:
-        """The same clips, seen blank (the "video blanked" control)."""
-        return Known(self._encoder, self.clips, blank=True)
+    def shown(self, rows: Iterable[tuple[int, int | None]]) -> Known:
+        """For each row the clip at the first place, with the video of the second one (None: its own, blanked)."""
+        found = []
+        for place, other in rows:
+            _, video, blank = self._rows[place if other is None else other]
+            found.append((self._rows[place][0], video, blank or other is None))
+        return Known(self._encoder, found)
 
 
 def _places(clips: Iterable[Clip]):
@@ -70,7 +79,7 @@ class LocalReasoner:
 
     def known(self, clips: Sequence[Clip]) -> Known:
         """The readable ones of a split: each is encoded, so that the cache has it, and let go."""
-        return Known(self.vlm.encoder, [clip for clip, _ in self._encoded(clips)])
+        return Known(self.vlm.encoder, [(clip, clip, False) for clip, _ in self._encoded(clips)])
 
     def features(self, clip: Clip) -> EncodedClip:
         """Of one clip that is known to be readable."""

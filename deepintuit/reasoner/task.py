@@ -25,6 +25,8 @@ _TO_MATCH = frozenset({"prompt.style", "prompt.grammar", "clips.text_fields", "c
 """What a model is asked: it was taught no other question."""
 _TO_BE_TOLD = frozenset(f"video.{name}" for name in ("frames", "fps", "max_pixels", "min_pixels", "max_tokens"))
 """What it sees: more of a clip than in training is an experiment, whose rows say so."""
+_OF_THE_ADAPTER = frozenset({"model.lora_rank", "model.lora_alpha", "model.lora_dropout"})
+"""What an adapter was drawn with: who stands on it goes on with it as it is."""
 
 REASONERS = ("coldstart", "grpo")
 """The stages whose runs hold a reasoner."""
@@ -146,6 +148,12 @@ def inherited(workbench: Workbench, config: Config, *run_ids: str | None) -> tup
                         f"{key} = {_plain(mine)} on {run.id}",
                         f"that run was made with {_plain(theirs)}, and its model was taught no other question",
                         f"Leave {key} out, and it is taken from the run; or give a run made with it",
+                    )
+                elif key in _OF_THE_ADAPTER and before.get("lora_rank"):
+                    raise ConfigError(
+                        f"{key} = {_plain(mine)} on {run.id}",
+                        f"that run's adapter was made with {_plain(theirs)}, and it would be used as it is",
+                        f"Leave {key} out, and it is taken from the run; or train a new adapter on its base",
                     )
                 elif key in _TO_BE_TOLD:
                     told[f"{key} {theirs} → {mine}"] = None

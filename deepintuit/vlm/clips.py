@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -116,13 +117,14 @@ class ClipEncoder:
         self.tower = getattr(model.model, family.tower)
         self._tower_hash = _fingerprint(self.tower)
         self._held: OrderedDict[str, EncodedClip] = OrderedDict()
+        self._alive: WeakValueDictionary[str, EncodedClip] = WeakValueDictionary()  # rows about a clip share one
         self._room = self.memory_bytes
 
     def forgetful(self) -> ClipEncoder:
         """The same tower with no cache, neither on disk nor in memory: for clips that must leave no trace."""
         other = copy.copy(self)
         other.cache = None
-        other._held, other._room = OrderedDict(), 0
+        other._held, other._alive, other._room = OrderedDict(), WeakValueDictionary(), 0
         return other
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
@@ -191,7 +193,7 @@ class ClipEncoder:
             while True:
                 while len(window) <= AHEAD and (place := next(places, None)):
                     future = None
-                    if place[0] not in self._held and place[0] not in reading:
+                    if place[0] not in self._alive and place[0] not in reading:
                         future = pool.submit(self._read, *place)
                         reading.add(place[0])
                     window.append((place, future))
@@ -213,7 +215,7 @@ class ClipEncoder:
     def _recall(self, clip_id: str) -> EncodedClip | None:
         if clip_id in self._held:
             self._held.move_to_end(clip_id)
-        return self._held.get(clip_id)
+        return self._alive.get(clip_id)
 
     def _read(self, clip_id: str, path: str | Path, width: int, height: int) -> EncodedClip | Frames:
         """What can be had of a clip without the tower: its kept features, else frames. Threads may call it."""
@@ -221,15 +223,15 @@ class ClipEncoder:
         return _unpacked(clip_id, *kept) if kept else self.frames(clip_id, path, width, height)
 
     def _keep(self, clip_id: str, read: EncodedClip | Frames) -> EncodedClip:
-        if clip_id in self._held:
-            return self._held[clip_id]
+        if known := self._recall(clip_id):
+            return known
         clip = read
         if isinstance(read, Frames):
             clip = self._run_tower(clip_id, read)
             if self.cache:
                 arrays, facts = _packed(clip)
                 self.cache.put(*self._key(clip_id), arrays=arrays, facts=facts)
-        self._held[clip_id] = clip
+        self._held[clip_id] = self._alive[clip_id] = clip
         self._room -= clip.bytes
         while self._room < 0 and len(self._held) > 1:
             self._room += self._held.popitem(last=False)[1].bytes
