@@ -19,6 +19,7 @@ from routes import Start, route, start_of, started
 
 from deepintuit import calibrate
 from deepintuit.reasoner import Clip, LocalReasoner, Task
+from deepintuit.stage import Stage
 from deepintuit.vlm import VLM
 from deepintuit.vlm import finetune as training
 from deepintuit_analysis import Workbench
@@ -54,19 +55,15 @@ def epoch(name: str, start: Start, traces: list[tuple[Clip, list]], batch: int) 
         spent.append(now() - began)
 
     with tempfile.TemporaryDirectory() as scratch, route(name):
-        vlm = calibrate.VLM.load(
-            settings.model,
-            settings.video,
-            checkpoint=start.cold.checkpoint,
-            cache=start.workbench.cache,
-            trainable=True,
-        )
-        pairs = LocalReasoner(vlm, task).encode([clip for clip, _ in traces])
-        rows = [(pair, trace) for pair, (_, some) in zip(pairs, traces, strict=True) for trace in some]
+        load = {"checkpoint": start.cold.checkpoint, "cache": start.workbench.cache, "trainable": True}
+        reasoner = LocalReasoner(VLM.load(settings.model, settings.video, **load), task)
+        known = reasoner.known([clip for clip, _ in traces])
+        rows = calibrate.shown(known, [(at, trace) for at, (_, some) in enumerate(traces) for trace in some])
         training._Trainer.train_or_resume = clocked
         try:
             with Workbench(scratch).start_run("calibrate", {}) as run, counted:
-                calibrate._train(run, vlm, task, rows, [], [], np.empty(0), settings, False)
+                stage = Stage(start.workbench, settings, run, reasoner, progress=False)
+                calibrate.train(stage, rows, held_out=rows, truth=np.empty(0))  # patience 0: nothing is validated
                 run.finish()
         finally:
             training._Trainer.train_or_resume = train

@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from rich.progress import track
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from deepintuit import disk
 from deepintuit.config import Config
-from deepintuit.errors import ConfigError, DataError
+from deepintuit.errors import ConfigError
 from deepintuit.metrics import apply_temperature, fit_temperature, nll, thresholds_for
 from deepintuit.reasoner import (
     CALIBRATION,
@@ -34,38 +32,73 @@ from deepintuit.reasoner import (
     Clip,
     Known,
     LinearHead,
-    LocalReasoner,
     Scores,
     Task,
-    asked,
-    card,
     gate_for,
     hidden_states,
-    identity,
     inherited,
     likelihood_scores,
     mean_scores,
     parsed,
     reasoner_run,
     refuse_one_class,
-    tell,
     vote_scores,
 )
 from deepintuit.reasoner.controls import siblings
 from deepintuit.runs import Run, Workbench, unnamed
 from deepintuit.schedule import of_calibrate
+from deepintuit.stage import Stage, perform
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, Example
-from deepintuit.vlm.finetune import Recipe, finetune
-from deepintuit.vlm.training import StepLog
+from deepintuit.vlm.finetune import Recipe
 
 _TRAINED = "trained.json"
 _MADE_BY = ("model", "video", "clips", "prompt", "sampling", "calibrate")
 """Sections that decide what this stage makes: a change in another one does not train again."""
 
 AnyTrace = Trace | Malformed
-Asked = tuple[Known, list[AnyTrace | None]]
-"""Rows of clips with their features, and the trace beside each."""
+
+
+class Shown(NamedTuple):
+    """R rows as a calibrator is shown them: clips with features, and the trace beside each."""
+
+    pairs: Known
+    traces: list[AnyTrace | None]
+
+
+def learn_to_trust(stage: Stage) -> dict[str, Any]:
+    """Three steps, on two splits that the reasoner π was not trained on:
+
+    1. sample   π, frozen, writes K traces and a greedy one of each clip x; wrong and unreadable ones are kept
+    2. train    the calibrator q, from π's weights, by −log q(y | x, trace, provisional label) per row, y the true label
+    3. fit      on validation, for each way to a distribution with logits z (V, K), T = argmin NLL(softmax(z / T), y)
+    """
+    task, settings, gate = stage.task, stage.config.calibrate, stage.config.gate
+    # The calibrator cannot be its own gate while it is made: traces think to the end, and quick forms are rows too.
+    by_calibrator = gate.by == "calibrated"
+    stage.reasoner.gate = gate_for(task, gate.replace(by="off") if by_calibrator else gate)
+    known, validation = stage.readable("calibration"), stage.readable("validation")
+    traces = sample(stage, known.clips, validation.clips)
+
+    rows = [(at, t) for at, clip in enumerate(known.clips) for t in traces.training(clip, settings.greedy_trace)]
+    if by_calibrator:  # as many of every clip: where nothing was said at once, the whole trace counts twice
+        rows += [(at, task.quick_form(trace) or trace) for at, trace in rows]
+    learnt = shown(known, rows, settings.without)
+    greedy = [(at, traces.greedy(clip)) for at, clip in enumerate(validation.clips)]
+    held_out = shown(validation, greedy, settings.without)
+    truth = np.array([task.labels.index(clip.label) for clip in validation.clips])  # (V,)
+
+    whole = settings.without == "none"  # a control is scored by its own likelihood alone
+    ways = reasoner_ways(stage, learnt, held_out, traces, truth) if whole else {}  # before training changes its weights
+    result = train(stage, learnt, held_out, truth)
+    ways["label_likelihood"] = likelihoods(stage, held_out), truth
+    if whole:
+        ways |= calibrator_ways(stage, validation, traces, truth, by_calibrator)
+    fitted = {method: fit(scores, true) for method, (scores, true) in ways.items()}
+    disk.write_json(stage.run.checkpoint / CALIBRATION, fitted)
+    malformed = sum(isinstance(trace, Malformed) for trace in learnt.traces)
+    counts = {"rows": len(learnt.traces), "malformed_rows": malformed, "clips": len(known)}
+    return {**counts, "validation": fitted, **result}
 
 
 def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None = None, progress: bool = True) -> Run:
@@ -83,149 +116,101 @@ def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None
     task = Task(workbench.path, config)
     for split in ("calibration", "validation"):
         refuse_one_class(task.clips(split), split)
-    described = identity(workbench.path, config, (*_MADE_BY, *(("gate",) if config.gate.by != "off" else ())))
-    run = workbench.start_run(
-        "calibrate", described, parent=reasoner, name=name, seed=config.seed, dataset=config.clips.dataset
-    )
-    if not run.finished:
-        with run:
-            _calibrate(workbench, config, run, reasoner, departs, progress)
-    shutil.rmtree(run.path / "training", ignore_errors=True)  # once all is safe elsewhere
-    return run
+    sections = (*_MADE_BY, *(("gate",) if config.gate.by != "off" else ()))
+    begin = {"start": reasoner, "name": name, "departs": departs, "progress": progress}
+    return perform(workbench, config, "calibrate", learn_to_trust, sections=sections, **begin)
 
 
-def _calibrate(
-    workbench: Workbench, config: Config, run: Run, reasoner: str, departs: list[str], progress: bool
-) -> None:
-    settings, batch = config.calibrate, config.sampling.clips_per_batch
-    task = Task(workbench.path, config)
-    torch.manual_seed(config.seed)  # a new adapter is drawn here
-    vlm = VLM.load(
-        config.model, config.video, checkpoint=workbench.run(reasoner).checkpoint, cache=workbench.cache, trainable=True
-    )
-    run.note(device=str(vlm.device), settings=config.to_dict(), asked=asked(task), departs=departs)
-    # The calibrator cannot be its own gate while it is made: traces think to the end, and their quick forms are rows
-    # too.
-    by_calibrator = config.gate.by == "calibrated"
-    gate = gate_for(task, config.gate.replace(by="off") if by_calibrator else config.gate)
-    local = LocalReasoner(vlm, task, config.seed, gate)
-    splits = {split: local.known(task.clips(split)) for split in ("calibration", "validation")}
-    for split, known in splits.items():
-        if not known:
-            raise DataError(
-                f"no clip of the split {split!r} can be read",
-                "the stage would have nothing to work on",
-                "See whether the videos were moved, and import them again",
-            )
-        refuse_one_class(known.clips, split, readable=True)
-    _borrow(workbench, run)
-    for known in splits.values():
-        _sample(run, local, known.clips, config, progress)
-    traces = _Traces(run, task, settings.traces)
-    learnt, held_out = (known.clips for known in splits.values())
-    given = [(at, trace) for at, clip in enumerate(learnt) for trace in traces.training(clip, settings.greedy_trace)]
-    if by_calibrator:  # as many of every clip: where nothing was said at once, the whole trace counts twice
-        given += [(at, task.quick_form(trace) or trace) for at, trace in given]
-    greedy = [traces.greedy(clip) for clip in held_out]
-    truth = np.array([task.labels.index(clip.label) for clip in held_out])
-    whole = settings.without == "none"
-    rows, told = _shown(splits["calibration"], given, settings.without)
-    validation, greedy = _shown(splits["validation"], list(enumerate(greedy)), settings.without)
-
-    scores: dict[str, Scores] = {}
-    if whole:  # the frozen reasoner first: training turns its weights into the calibrator's
-        states = hidden_states(vlm, task, validation, greedy, batch)
-        if not (run.checkpoint / HEAD).exists():
-            hidden = hidden_states(vlm, task, rows, told, batch)
-            targets = np.array([task.labels.index(clip.label) for clip in rows.clips])
-            fit_head(hidden, targets, states, truth, len(task.labels)).save(run.checkpoint / HEAD)
-        head = LinearHead.load(run.checkpoint / HEAD)
-        scores["linear_head"] = Scores(head(states), np.full(len(truth), np.nan))
-        scores["vote"] = vote_scores(task, [traces.sampled(clip) for clip in held_out])
-
-    trained = run.checkpoint / _TRAINED  # written behind the weights: a kill while they are scored does not train again
-    if trained.exists():
-        result = json.loads(trained.read_text())
-        vlm = VLM.load(config.model, config.video, checkpoint=run.checkpoint, cache=workbench.cache)
-    else:
-        result = _train(run, vlm, task, (rows, told), (validation, greedy), truth, config, progress)
-        vlm.save(run.checkpoint, card(run, config))
-        disk.write_json(trained, result)
-    scores["label_likelihood"] = likelihood_scores(vlm, task, validation, greedy, batch)
-    if whole:
-        parts = [
-            likelihood_scores(vlm, task, validation, [traces.sampled(clip)[k] for clip in held_out], batch)
-            for k in range(settings.traces)
-        ]
-        scores["mean_likelihood"] = mean_scores(parts)
-    truths = dict.fromkeys(scores, truth)
-    if by_calibrator and whole:  # the gate's own kind of input
-        quick = [
-            (at, form)
-            for at, clip in enumerate(held_out)
-            for trace in traces.training(clip, True)
-            if (form := task.quick_form(trace))
-        ]
-        if quick:
-            scores["quick"] = likelihood_scores(vlm, task, *_shown(validation, quick), batch)
-            truths["quick"] = truth[[at for at, _ in quick]]
-    fitted = {method: _fitted(score, truths[method]) for method, score in scores.items()}
-    disk.write_json(run.checkpoint / CALIBRATION, fitted)
-    run.finish(
-        {
-            "rows": len(rows),
-            "malformed_rows": sum(isinstance(trace, Malformed) for trace in told),
-            "clips": len(learnt),
-            "validation": fitted,
-            "unreadable": {clip_id: str(u.error.reason) for clip_id, u in local.unreadable.items()},
-            "tower_passes": vlm.encoder.passes,
-            **result,
-        }
-    )
+Ways = dict[str, tuple[Scores, np.ndarray]]
+"""Way to a distribution → its scores on validation, and the true labels (V,) beside them."""
 
 
-def _fitted(score: Scores, truth: np.ndarray) -> dict:
-    """The temperature of these held-out scores, what they are worth at it, and the confidences from which on they err
-    no more than wanted."""
-    temperature = fit_temperature(score.logits_C_K, truth)
-    probs = score.probs(temperature)
-    right = probs.argmax(1) == truth
-    return {
-        "temperature": temperature,
-        "nll": nll(probs, truth),
-        "accuracy": float(right.mean()),
-        "n": len(truth),
-        "thresholds": thresholds_for(probs.max(1), right),
-    }
+def reasoner_ways(stage: Stage, learnt: Shown, held_out: Shown, traces: _Traces, truth: np.ndarray) -> Ways:
+    """Those that need the reasoner alone: a linear head on its hidden states (R, D), and its votes."""
+    task, batch, path = stage.task, stage.config.sampling.clips_per_batch, stage.run.checkpoint / HEAD
+    states = hidden_states(stage.vlm, task, *held_out, batch)
+    if not path.exists():
+        hidden = hidden_states(stage.vlm, task, *learnt, batch)
+        targets = np.array([task.labels.index(clip.label) for clip in learnt.pairs.clips])
+        fit_head(hidden, targets, states, truth, len(task.labels)).save(path)
+    head = Scores(LinearHead.load(path)(states), np.full(len(truth), np.nan))
+    votes = vote_scores(task, [traces.sampled(clip) for clip in held_out.pairs.clips])
+    return {"linear_head": (head, truth), "vote": (votes, truth)}
 
 
-def _shown(known: Known, rows: Sequence[tuple[int, AnyTrace]], without: str = "none") -> Asked:
-    """What a calibrator is shown of these rows, places of clips with traces, when it is trained without a source."""
+def calibrator_ways(stage: Stage, validation: Known, traces: _Traces, truth: np.ndarray, quick: bool) -> Ways:
+    """The mean over K sampled traces of a clip; for a calibrator that will be a gate, traces in their quick form."""
+    clips, task = validation.clips, stage.task
+    of_each = [[traces.sampled(clip)[k] for clip in clips] for k in range(stage.config.calibrate.traces)]
+    ways = {"mean_likelihood": (mean_scores([likelihoods(stage, Shown(validation, each)) for each in of_each]), truth)}
+    every = [(at, trace) for at, clip in enumerate(clips) for trace in traces.training(clip, True)] if quick else []
+    if forms := [(at, form) for at, trace in every if (form := task.quick_form(trace))]:
+        ways["quick"] = likelihoods(stage, shown(validation, forms)), truth[[at for at, _ in forms]]
+    return ways
+
+
+def train(stage: Stage, learnt: Shown, held_out: Shown, truth: np.ndarray) -> dict[str, float]:
+    """The stage's model becomes the calibrator; the best epoch by validation NLL where `patience` asks for it."""
+    config, settings, task = stage.config, stage.config.calibrate, stage.task
+    done = stage.run.checkpoint / _TRAINED  # written behind the weights: a kill while they are scored trains no more
+    if done.exists():
+        load = {"checkpoint": stage.run.checkpoint, "cache": stage.workbench.cache}
+        stage.reasoner.vlm = VLM.load(config.model, config.video, **load)
+        return json.loads(done.read_text())
+
+    def example(row: int, epoch: int) -> Example:
+        clip, encoded = learnt.pairs[row]
+        order = _order(f"{config.seed}/{row}", len(task.labels)) if settings.shuffle_labels else None
+        return Example(encoded, task.calibrator_prompt(clip.clip_id, learnt.traces[row], order), clip.label)
+
+    def validate() -> float:
+        return nll(apply_temperature(likelihoods(stage, held_out).logits_C_K, 1.0), truth)
+
+    stops = f" It may stop early: patience {settings.patience}." if settings.patience else ""
+    stage.announce(of_calibrate(settings, len(learnt.traces)), stops)
+    clips = [clip.clip_id for clip in learnt.pairs.clips]
+    best = validate if settings.patience else None
+    result = stage.finetune(clips, example, Recipe.of(settings), "Calibrator", best)
+    stage.keep_weights()
+    disk.write_json(done, result)
+    return result
+
+
+def likelihoods(stage: Stage, rows: Shown) -> Scores:
+    """(R, K) label log-likelihoods under the stage's model as it stands."""
+    return likelihood_scores(stage.vlm, stage.task, *rows, stage.config.sampling.clips_per_batch)
+
+
+def shown(known: Known, rows: Sequence[tuple[int, AnyTrace]], without: str = "none") -> Shown:
+    """Rows (place of a clip, trace), less what a control is trained without: the video, or the trace."""
     pairs = known.shown((at, None if without == "video" else at) for at, _ in rows)
-    return pairs, [None if without == "trace" else trace for _, trace in rows]
+    return Shown(pairs, [None if without == "trace" else trace for _, trace in rows])
 
 
-def _borrow(workbench: Workbench, run: Run) -> None:
-    """Traces that a calibrator of the same reasoner and settings has sampled are taken over: they would be the same."""
-    same = siblings(workbench, run)
+def sample(stage: Stage, *splits: Sequence[Clip]) -> _Traces:
+    """The traces of these clips: `traces` sampled ones (samples 0 …) and a greedy one (the sample after the last).
+
+    What is there is not sampled again, and what a calibrator of the same reasoner and settings has sampled is taken
+    over: it would be the same.
+    """
+    for clips in splits:
+        refuse_one_class(clips, clips[0].split, readable=True)
+    run, local, config = stage.run, stage.reasoner, stage.config
+    same = siblings(stage.workbench, run)
     if same and not run.done("traces", "clip_id"):
         run.append("traces", unnamed(same[0].table("traces").to_pylist()))
-
-
-def _sample(run: Run, local: LocalReasoner, clips: Sequence[Clip], config: Config, progress: bool) -> None:
-    """Traces still missing: `traces` sampled ones (samples 0 …) and a greedy one (the sample after the last) for
-    each clip."""
-    settings, batch = config.calibrate, config.sampling.clips_per_batch
-    done = run.done("traces", "clip_id")
-    missing = [clip for clip in clips if clip.clip_id not in done]
-    starts = range(0, len(missing), batch)
-    for start in track(starts, "Traces to learn from", disable=not progress or not missing):
-        chosen = missing[start : start + batch]
-        limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p, "batch": batch}
-        sampled = next(local.rows(chosen, range(settings.traces), temperature=settings.temperature, **limits), [])
-        greedy = next(local.rows(chosen, [0], temperature=0.0, **limits), [])
-        # One part: a clip has all its traces or none.
-        run.append("traces", [*sampled, *(replace(row, sample=settings.traces) for row in greedy)])
+    count, batch, done = config.calibrate.traces, config.sampling.clips_per_batch, run.done("traces", "clip_id")
+    limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p, "batch": batch}
+    for clips in splits:
+        missing = [clip for clip in clips if clip.clip_id not in done]
+        starts = range(0, len(missing), batch)
+        for start in track(starts, "Traces to learn from", disable=not stage.progress or not missing):
+            chosen = missing[start : start + batch]
+            sampled = next(local.rows(chosen, range(count), temperature=config.calibrate.temperature, **limits), [])
+            greedy = next(local.rows(chosen, [0], temperature=0.0, **limits), [])
+            # One part: a clip has all its traces or none.
+            run.append("traces", sampled + [replace(row, sample=count) for row in greedy])
+    return _Traces(run, stage.task, count)
 
 
 class _Traces:
@@ -247,44 +232,19 @@ class _Traces:
         return self._by_clip[clip.clip_id][: self.count + with_greedy]
 
 
-def _train(
-    run: Run, vlm: VLM, task: Task, learnt: Asked, held_out: Asked, truth: np.ndarray, config: Config, progress: bool
-) -> dict[str, float]:
-    settings = config.calibrate
-    rows, told = learnt
-
-    def example(row: int, epoch: int) -> Example:
-        clip, encoded = rows[row]
-        order = _order(f"{config.seed}/{row}", len(task.labels)) if settings.shuffle_labels else None
-        return Example(encoded, task.calibrator_prompt(clip.clip_id, told[row], order), clip.label)
-
-    def validate() -> float:
-        score = likelihood_scores(vlm, task, *held_out, config.sampling.clips_per_batch)
-        return nll(apply_temperature(score.logits_C_K, 1.0), truth)
-
-    planned = of_calibrate(settings, len(rows))
-    stops = f" It may stop early: patience {settings.patience}." if settings.patience else ""
-    tell(run, planned.sentence() + stops, progress)
-    recipe = Recipe(
-        settings.learning_rate,
-        settings.epochs,
-        settings.batch,
-        save_steps=settings.save_steps,
-        patience=settings.patience,
-    )
-    return finetune(
-        vlm,
-        [clip.clip_id for clip in rows.clips],
-        example,
-        recipe,
-        run.path / "training",
-        seed=config.seed,
-        title="Calibrator",
-        log=StepLog(partial(run.append, "steps")),
-        validate=validate if settings.patience else None,
-        progress=progress,
-        report_to=config.report_to,
-    )
+def fit(score: Scores, truth: np.ndarray) -> dict:
+    """The temperature of these held-out scores, what they are worth at it, and the confidences from which on they err
+    no more than wanted."""
+    temperature = fit_temperature(score.logits_C_K, truth)
+    probs = score.probs(temperature)
+    right = probs.argmax(1) == truth
+    return {
+        "temperature": temperature,
+        "nll": nll(probs, truth),
+        "accuracy": float(right.mean()),
+        "n": len(truth),
+        "thresholds": thresholds_for(probs.max(1), right),
+    }
 
 
 def _order(key: str, count: int) -> list[int]:
