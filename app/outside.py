@@ -171,15 +171,15 @@ class Outside:
 
     async def _bounded(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         path, headers = scope["path"].removeprefix(scope["root_path"]), Headers(scope=scope)
-        uploads = path == UPLOAD
+        uploads, kept = path == UPLOAD, path in (UPLOAD, "/review-api/import")
         most = next(most for beginning, most in LARGEST.items() if path.startswith(beginning) or beginning == "/")
         length = headers.get("content-length")
         expected = int(length) if length else most if "transfer-encoding" in headers else 0
         if expected > most:
             await _too_large(most)(scope, receive, send)
             return
-        if uploads and not self._room(expected):
-            said = "Too much was uploaded in the last hour, and waits to be looked at or deleted. Try again later."
+        if kept and not self._room(expected):
+            said = "Too much was sent in the last hour, and waits to be looked at or deleted. Try again later."
             await JSONResponse({"error": said}, 507)(scope, receive, send)
             return
         came, over, started, ended = 0, False, False, not expected
@@ -201,7 +201,7 @@ class Outside:
                 started = started or message["type"] == "http.response.start"
                 await send(message)
 
-        with self._counted(expected if uploads else 0):
+        with self._counted(expected if kept else 0):
             try:
                 await app(scope, bounded, answer)
             except MultiPartException:

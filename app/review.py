@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import gradio as gr
 from fastapi import APIRouter, Body, HTTPException, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from deepintuit.errors import DeepIntuitError
@@ -57,9 +56,11 @@ def routes(desk: Desk) -> APIRouter:
             async for piece in request.stream():
                 content.write(piece)
             content.seek(0)
-            whole = content.read()
-        take = _route(lambda given, who: {"told": room.bring_in(task, who, file, whole)})
-        return await run_in_threadpool(take, request, {})
+            return await take(request, task, file, content)
+
+    @apart(1, waiting=8)
+    def take(request: Request, task: str, file: str, content: IO[bytes]) -> JSONResponse:
+        return _route(lambda _, who: {"told": room.bring_in(task, who, file, content.read())})(request, {})
 
     return router
 

@@ -8,7 +8,7 @@ Left out on purpose: changing anything, and metrics (the Errors page has them).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 from urllib.parse import urlencode
@@ -21,7 +21,7 @@ from deepintuit.errors import DeepIntuitError
 from deepintuit_analysis.index import browse, clips, reviewed
 from deepintuit_analysis.index.browse import FLIPS, FORMATS, SORTS, TraceFilter
 from deepintuit_app import links, media, prose, slices, sql_view
-from deepintuit_app.desk import Desk
+from deepintuit_app.desk import Desk, apart
 from deepintuit_app.html import address, badge, empty, esc, facts, link, tag
 from deepintuit_app.tints import LEVELS, tints
 from deepintuit_app.verdicts import verdicts
@@ -357,7 +357,11 @@ def export_url(asked: TraceFilter, form: str) -> str:
 
 def routes(desk: Desk) -> APIRouter:
     """`/export/traces.csv?…`: all that a filter finds, written as it is read."""
-    router = APIRouter()
+    router, piece = APIRouter(), apart(2, waiting=10_000)(next)
+
+    async def written(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+        while (content := await piece(pieces, None)) is not None:
+            yield content
 
     @router.get("/export/traces.{form}")
     def export(form: str, request: Request) -> StreamingResponse:
@@ -369,7 +373,7 @@ def routes(desk: Desk) -> APIRouter:
         except DeepIntuitError as error:
             raise HTTPException(404, str(error)) from error
         named = f'attachment; filename="traces.{form}"'
-        return StreamingResponse(pieces, media_type=FORMATS[form], headers={"Content-Disposition": named})
+        return StreamingResponse(written(pieces), media_type=FORMATS[form], headers={"Content-Disposition": named})
 
     return router
 

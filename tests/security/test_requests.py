@@ -140,7 +140,8 @@ def test_uploads_in_all_take_bounded_room_and_what_is_broken_off_leaves_nothing(
     assert send(300_000).status_code == 413 and kept() < 101_000
     assert send(100_000, "b.mp4").status_code == 200
     refused = send(100_000, "c.mp4")
-    assert refused.status_code == 507 and refused.json()["error"].startswith("Too much was uploaded")
+    assert refused.status_code == 507 and refused.json()["error"].startswith("Too much was sent")
+    assert visitor.post("/review-api/import?task=a&file=b", content=b"x" * 60_000).status_code == 507, "that too"
     monkeypatch.setattr(outside, "KEPT_BYTES", 2_000_000)
     assert send(250_000, "d.mp4", chunked=True).status_code == 413 and kept() < 201_000, "its parts are deleted"
     monkeypatch.setattr(outside, "KEPT_FILES", 2)
