@@ -15,7 +15,6 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -48,7 +47,6 @@ INPUTS: dict[str, dict[str, tuple[str, ...]]] = {
 _WORDS = ("zero-shot", "baselines")
 _FREE_TEXT = ("clips.text_fields", "clips.notes_shown", "coldstart.splits", "teach.model")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
-_SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def bases(workbench: Workbench) -> list[tuple[str, str]]:
     runs = [(f"as run {run.id}", f"run:{run.id}") for run in reversed(workbench.runs())]
     files = [
         (f"configs/{path.name}", f"file:{path.stem}")
-        for path in sorted(_SHIPPED.glob("*.toml"), key=lambda path: path.stem != "tiny")
+        for path in sorted(config.CONFIGS.glob("*.toml"), key=lambda path: path.stem != "tiny")
     ]
     return [*runs, *files, ("the method's defaults", "defaults")]
 
@@ -205,7 +203,7 @@ def _text(workbench: Workbench, base: str) -> str:
         about = workbench.run(name).about
         stored = config.known(about.get("settings") or about["config"])
         return tomli_w.dumps(Config.model_validate(stored).told())
-    shipped = {path.stem: path for path in _SHIPPED.glob("*.toml")}
+    shipped = {path.stem: path for path in config.CONFIGS.glob("*.toml")}
     if kind == "file" and name in shipped:
         return shipped[name].read_text(encoding="utf-8")
     if base == "defaults":

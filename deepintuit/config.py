@@ -33,6 +33,12 @@ _LONGEST = 10_000
 """Characters of a text."""
 
 
+CONFIGS = next(
+    folder
+    for folder in (Path(__file__).parent / "configs", Path(__file__).resolve().parents[1] / "configs")
+    if folder.is_dir()
+)
+"""The files of settings that are shipped: inside an installed package, beside it in a checkout."""
 Texts = Annotated[tuple[str, ...], BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given)]
 _IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
@@ -425,17 +431,21 @@ _WITH_NEEDS = {
 def load(path: str | Path | None = None, sets: Sequence[str] = ()) -> Config:
     """The defaults, then the departures of a TOML file, then each `section.key=value`, in order.
 
-    A value of `sets` is TOML; a bare word is a text, and `a,b` a list where a list is wanted.
+    A value of `sets` is TOML; a bare word is a text, and `a,b` a list where a list is wanted. `configs/tiny.toml` is the
+    shipped file where no other one lies there.
     """
     text = ""
     if path is not None:
+        shipped = CONFIGS / Path(path).name
+        if Path(path) == Path("configs", shipped.name) and not Path(path).exists() and shipped.is_file():
+            path = shipped
         try:
             text = texts.read(path)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"config file {str(path)!r} could not be read",
                 str(error),
-                "Point --config to a TOML file, such as one in configs/",
+                "Point --config to a TOML file, such as configs/tiny.toml",
             ) from error
     return loads(text, sets, source=str(path))
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from deepintuit.command import common, console, opened, print_settings, settings_of
+from deepintuit.config import CONFIGS
 from deepintuit.schedule import fractions
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.commands import evaluated, show_report
@@ -21,7 +21,7 @@ def add_demo(commands) -> None:
 
 def _demo(options) -> int:
     if options.config is None:
-        options.config = str(Path(__file__).resolve().parents[1] / "configs" / "tiny.toml")
+        options.config = str(CONFIGS / "tiny.toml")
     workbench, settings = opened(options, Workbench)
     for stage in ("teach", "coldstart", "grpo", "calibrate", "evaluate"):  # before minutes are spent on clips
         settings.refuse_idle(stage)

@@ -215,9 +215,7 @@ def finished(path: str | os.PathLike[str], *, progress: bool = True) -> Finished
         found = _chain(Workbench(path), small=True)
     if found is None:
         console.print(f"No finished runs yet: a small workbench is made in {path.name}, once, in a few minutes.")
-        settings = config.load(
-            Path(__file__).resolve().parents[1] / "configs" / "tiny.toml", [f"workbench={path}", *SMALL]
-        )
+        settings = config.load(config.CONFIGS / "tiny.toml", [f"workbench={path}", *SMALL])
         bench = Workbench(path)
         counts = {"train": SMALL_TRAIN, "test": SMALL_TEST}
         quiet = console if progress else Console(quiet=True)

@@ -261,3 +261,13 @@ def test_settings_and_words_load_without_torch():
     heavy = "{'torch', 'transformers', 'trl', 'peft', 'pandas'}"
     code = f"import sys; from deepintuit import {modules}; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+
+
+def test_a_shipped_file_is_found_from_any_folder_and_one_of_ones_own_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config.load("configs/tiny.toml") == config.load(config.CONFIGS / "tiny.toml") != config.load()
+    with pytest.raises(ConfigError, match="configs/tinny.toml"):
+        config.load("configs/tinny.toml")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "tiny.toml").write_text("seed = 7\n")
+    assert config.load("configs/tiny.toml") == config.load(None, ["seed=7"])
