@@ -1,10 +1,13 @@
 """The lock, pyproject.toml, environment.yml, the Makefile and CI say the same, and nothing says where to download."""
 
 import importlib.metadata
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -123,6 +126,46 @@ def test_every_file_of_the_package_is_shipped():
     packages.add("deepintuit.configs")  # files alone
     assert packages == set(PROJECT["tool"]["setuptools"]["packages"])
     assert {module.rpartition(".")[0] for module in set(SOURCES) - packages} <= packages
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The folder of a wheel that was built of the tracked files and installed away from the repository."""
+    place = tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        if name.split("/")[0] in {*ROOMS.values(), "pyproject.toml", "README.md", "LICENSE"}:
+            (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, place / "source" / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    alone = ["--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "wheel", *alone, "-w", str(place), str(place / "source")], check=True, timeout=200)
+    (wheel,) = place.glob("*.whl")
+    subprocess.run([*pip, "install", *alone, "--target", str(place / "site"), str(wheel)], check=True, timeout=200)
+    shutil.rmtree(place / "source")
+    return place / "site"
+
+
+def test_a_wheel_puts_no_everyday_word_into_site_packages(installed):
+    found = {path.name for path in installed.iterdir() if path.name != "bin" and not path.name.endswith(".dist-info")}
+    assert found == {name for name in ROOMS if "." not in name}
+
+
+def test_a_wheel_away_from_the_repository_runs_demo_app_and_clips(installed, tmp_path):
+    def said(*words: str) -> str:
+        program = [sys.executable, "-c", "import sys; from deepintuit.cli import main; sys.exit(main())", *words]
+        environment = {**os.environ, "PYTHONPATH": str(installed)}
+        done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert 'path = "embedded:homecam"' in said("demo", "--dry-run")
+    assert "--trusted-host" in said("app", "--help")
+    made = said("clips", "homecam", "--train", "20", "--test", "4", "--workbench", "bench", "--quiet")
+    assert (
+        made.startswith("Usable clips by split and label")
+        and (tmp_path / "bench" / "clips" / "homecam.parquet").exists()
+    )
 
 
 def test_weights_ship_as_safetensors_and_stay_small():
