@@ -12,7 +12,7 @@ from embedded import Bench, short_trace
 from safetensors.torch import load_file, save_file
 from test_endpoint import KEY, Server, chat
 
-from deepintuit import calibrate, coldstart, evaluate, grpo, teach
+from deepintuit import calibrate, coldstart, evaluate, grpo, stage, teach
 from deepintuit.config import COST, Config, choices_of, load
 from deepintuit.errors import ConfigError, DeepIntuitError
 from deepintuit.reasoner import Task
@@ -139,7 +139,7 @@ def _calibrate(parts, config: Config, monkeypatch):
         told.append((dataclasses.replace(recipe, save_steps=1), rows, validate is None))
         return {"steps": 0}
 
-    monkeypatch.setattr(calibrate, "finetune", asked)
+    monkeypatch.setattr(stage, "finetune", asked)
     name = f"flip-{next(parts.numbers)}"  # one that is finished would be given back, and nothing asked
     run = calibrate.run(parts.own.workbench, config, reasoner=parts.cold.id, name=name, progress=False)
     assert len(told) == 1
@@ -223,11 +223,11 @@ def test_a_setting_changes_what_is_done(parts, plain, monkeypatch, section, key)
 def test_an_adapter_that_is_stood_on_keeps_its_shape(bench, cold, cold_lora, given):
     path = f"model.path={cold.checkpoint}"
     known = len(bench.workbench.runs())
-    for stage in (
+    for made in (
         lambda s: grpo.run(bench.workbench, s, start=cold_lora.id, progress=False),
         lambda s: calibrate.run(bench.workbench, s, reasoner=cold_lora.id, progress=False),
         lambda s: evaluate.run(bench.workbench, s, reasoner=cold_lora.id, progress=False),
     ):
         with pytest.raises(ConfigError, match=r"model\.lora_\w+ = .* on coldstart-.*adapter was made with"):
-            stage(bench.settings(path, given))
+            made(bench.settings(path, given))
     assert len(bench.workbench.runs()) == known, "nothing was begun"
