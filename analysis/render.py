@@ -17,6 +17,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from deepintuit_analysis.numbers import number, percent
+
 _INTERPRETED = {"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"}
 
 
@@ -51,9 +53,5 @@ def environment(folder: Path, kind: type[Environment] = Environment) -> Environm
     return made
 
 
-def fixed(value: float, digits: int = 2) -> str:
-    return f"{value:.{digits}f}"
-
-
-def percent(share: float | None, digits: int = 0) -> str:
-    return "–" if share is None or share != share else f"{100 * share:.{digits}f} %"
+def fixed(value: float | None, digits: int = 2) -> str:
+    return number(value, 1, digits)

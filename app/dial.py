@@ -12,8 +12,9 @@ from deepintuit.data import Manifest
 from deepintuit.metrics import GateCurve, cheapest_threshold, gate_curve
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import clips
+from deepintuit_analysis.numbers import percent
 from deepintuit_analysis.report.thinking import GATE_COLUMNS, QUICK_GRAMMARS, quick_answers
-from deepintuit_app.html import empty, esc, percent, table, tag
+from deepintuit_app.html import empty, esc, table, tag
 
 
 def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -> str:

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from deepintuit.labels import NONE_LABEL
+from deepintuit_analysis.numbers import percent
 from deepintuit_app import errors_view as view
 from deepintuit_app import prose
 from deepintuit_app.analysis import Analysis
-from deepintuit_app.html import address, badge, empty, esc, percent, table, tag
+from deepintuit_app.html import address, badge, empty, esc, table, tag
 from deepintuit_app.media import clip_url
 
 MOST_CLIPS = 2000

@@ -11,10 +11,11 @@ import textwrap
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from deepintuit_analysis.numbers import number, percent, within
 from deepintuit_analysis.report import class_f1_figure, reliability_figure, risk_coverage_figure
-from deepintuit_analysis.report.text import NO_THRESHOLDS, number, within
+from deepintuit_analysis.report.text import NO_THRESHOLDS
 from deepintuit_app.errors_view import counted, marked, opener
-from deepintuit_app.html import empty, esc, percent, table, tag
+from deepintuit_app.html import empty, esc, table, tag
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

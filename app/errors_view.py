@@ -15,11 +15,12 @@ import numpy as np
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Estimate
 from deepintuit_analysis.index import answers
+from deepintuit_analysis.numbers import interval, number, p_value, percent, within
 from deepintuit_analysis.report.figures import few_of, most_confused
 from deepintuit_analysis.report.results import CONTROLS, Result
-from deepintuit_analysis.report.text import interval, number, p_value, shown, within
+from deepintuit_analysis.report.text import shown
 from deepintuit_app.analysis import Analysis
-from deepintuit_app.html import address, badge, empty, esc, percent, table, tag
+from deepintuit_app.html import address, badge, empty, esc, table, tag
 
 _PROMISE = "Where a system fails, class by class. Every underlined count opens the clips behind it."
 HEAD = tag("h1", "Errors") + tag("p", _PROMISE, class_="soft")

@@ -102,8 +102,4 @@ def facts(pairs: Mapping[str, object]) -> str:
     return tag("dl", "".join(tag("dt", esc(name)) + tag("dd", esc(value)) for name, value in shown))
 
 
-def percent(share: float | None, digits: int = 0) -> str:
-    return "–" if share is None or share != share else f"{100 * share:.{digits}f} %"
-
-
 render = renderer(Path(__file__).parent / "templates", address=address)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from deepintuit_analysis.numbers import number
 from deepintuit_app.html import badge, empty, esc, link, tag
 
 
@@ -28,8 +29,8 @@ def groups(rows: pd.DataFrame, chosen: str, step: int) -> str:
         inner = tag("span", esc(label if isinstance(label, str) else clip_id), class_="label") + tag(
             "span", marks, class_="marks", aria_hidden="true"
         )
-        inner += tag("small", f"reward {_number(group['reward'].mean())}" + ("" if teaches else ", all alike"))
-        told = f"{_clip_name(group)}: {right} of {len(group)} right, mean reward {_number(group['reward'].mean())}"
+        inner += tag("small", f"reward {number(group['reward'].mean(), 1, 2)}" + ("" if teaches else ", all alike"))
+        told = f"{_clip_name(group)}: {right} of {len(group)} right, mean reward {number(group['reward'].mean(), 1, 2)}"
         current = {"aria_current": "true"} if clip_id == chosen else {}
         shown.append(
             tag(
@@ -119,8 +120,4 @@ def _bar(name: str, value: float, most: float, signed: bool = False) -> str:
     share = min(1.0, abs(value) / most)
     kind = "signed minus" if signed and value < 0 else "signed" if signed else "minus" if value < 0 else ""
     drawn = tag("span", tag("i", "", style=f"--share:{share:.3f}"), class_=f"track {kind}".strip(), aria_hidden="true")
-    return tag("span", f"{esc(name)} {drawn} {tag('b', _number(value, signed))}", class_="score")
-
-
-def _number(value: float, sign: bool = False) -> str:
-    return "–" if value is None or value != value else f"{value:+.2f}" if sign else f"{value:.2f}"
+    return tag("span", f"{esc(name)} {drawn} {tag('b', number(value, 1, 2, signed))}", class_="score")

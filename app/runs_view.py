@@ -17,9 +17,9 @@ import pandas as pd
 from deepintuit.config import Config
 from deepintuit.metrics import Estimate
 from deepintuit_analysis import Workbench
+from deepintuit_analysis.numbers import percent, within
 from deepintuit_analysis.report.health import Remark
-from deepintuit_analysis.report.text import within
-from deepintuit_app.html import badge, empty, esc, facts, link, percent, table, tag
+from deepintuit_app.html import badge, empty, esc, facts, link, table, tag
 from deepintuit_app.jobs import STATUSES, Job
 
 KINDS = {

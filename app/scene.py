@@ -10,8 +10,9 @@ import time
 from dataclasses import dataclass, field
 
 from deepintuit.reasoner.replay import Distribution, Event, Failed, Seen, Stage, TraceDone, Written
+from deepintuit_analysis.numbers import percent
 from deepintuit_app import media, prose
-from deepintuit_app.html import badge, empty, esc, percent, tag
+from deepintuit_app.html import badge, empty, esc, tag
 from deepintuit_app.verdicts import verdicts
 
 PARTS = ("status", "trace", "film", "verdict")

@@ -31,10 +31,11 @@ from deepintuit.metrics import Estimate, conformal_folds, conformal_quantile, co
 from deepintuit.runs import Run
 from deepintuit.runs.run import provenance
 from deepintuit_analysis import Workbench, report
+from deepintuit_analysis.numbers import interval, number
 from deepintuit_analysis.report import Measured
 from deepintuit_analysis.report.gather import tabulate
 from deepintuit_analysis.report.results import COVERAGES
-from deepintuit_analysis.report.text import interval, number, shown
+from deepintuit_analysis.report.text import shown
 from deepintuit_homecam import demo
 
 ROOT = Path(__file__).resolve().parents[1]

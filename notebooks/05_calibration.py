@@ -174,9 +174,10 @@ pd.DataFrame(read, index=list(task.labels)).round(3).T
 # One clip is an anecdote. All controls over all clips of the split, against the same answers uncontrolled:
 
 # %%
+from deepintuit_analysis.numbers import interval, number
 from deepintuit_analysis.report.gather import tabulate
 from deepintuit_analysis.report.results import CONTROLS
-from deepintuit_analysis.report.text import interval, number, shown
+from deepintuit_analysis.report.text import shown
 
 table = tabulate(wb, [scored.id])
 rows = {row.key[1:]: row for row in table.rows}

@@ -127,7 +127,7 @@ best = headline(table.rows, table.config.method)
 Markdown(sentence(best))
 
 # %%
-from deepintuit_analysis.report.text import interval, number, p_value
+from deepintuit_analysis.numbers import interval, number, p_value
 
 if best.flips:
     changed = best.flips

@@ -73,7 +73,7 @@ class_f1_figure(table.labels, f1, rows[asked["provisional label"]].evaluation.cl
 # %%
 import pandas as pd
 
-from deepintuit_analysis.report.text import number
+from deepintuit_analysis.numbers import number
 
 pd.set_option("display.max_colwidth", None)
 change = pd.DataFrame(f1, index=list(table.labels)).eval("calibrated - `provisional label`").dropna()

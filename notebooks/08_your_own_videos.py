@@ -266,7 +266,7 @@ best = report.headline(table.rows)
 show.words(report.sentence(best))
 
 # %%
-from deepintuit_analysis.report.text import number
+from deepintuit_analysis.numbers import number
 
 costless = [row for row in plain if row.system in ("majority", "metadata")]
 bar = max(costless, key=lambda row: row.evaluation.accuracy.value)

@@ -15,8 +15,8 @@ from deepintuit.data import Manifest
 from deepintuit.labels import LabelSet
 from deepintuit.metrics import wilson
 from deepintuit_analysis import Workbench
+from deepintuit_analysis.numbers import interval, number
 from deepintuit_analysis.report import Measured, table_of
-from deepintuit_analysis.report.text import interval, number
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import evidence

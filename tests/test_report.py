@@ -293,7 +293,7 @@ def test_no_rows_are_a_sentence() -> None:
 def test_an_interval_around_zero_is_called_no_clear_difference() -> None:
     row = headline(table_of(frame(tiny()), LABELS, QUICK))
     assert row.key == ("cold start", "label_likelihood", "none")
-    assert sentence(row).startswith("Cold start with label likelihood answers 75.0\u202f% of 4 test clips right")
+    assert sentence(row).startswith("Cold start with label likelihood answers 75.0 % of 4 test clips right")
     assert "no clear difference" in sentence(row)
 
 

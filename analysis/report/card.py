@@ -23,6 +23,7 @@ from deepintuit import disk
 from deepintuit.config import SPLITS, EvaluateConfig
 from deepintuit.metrics import Estimate, gate_curve
 from deepintuit_analysis import Workbench
+from deepintuit_analysis.numbers import NOTHING, interval, number, p_value, percent
 from deepintuit_analysis.report import page
 from deepintuit_analysis.report.curves import training_figure
 from deepintuit_analysis.report.figures import (
@@ -36,17 +37,7 @@ from deepintuit_analysis.report.figures import (
 from deepintuit_analysis.report.gains import gains_figure
 from deepintuit_analysis.report.gather import KINDS, Example, Story, departures, gather, tabulate
 from deepintuit_analysis.report.results import CONTROLS, Result, headline
-from deepintuit_analysis.report.text import (
-    NO_ROWS,
-    NO_THRESHOLDS,
-    NOTHING,
-    interval,
-    number,
-    p_value,
-    sentence,
-    shown,
-    terminal_table,
-)
+from deepintuit_analysis.report.text import NO_ROWS, NO_THRESHOLDS, sentence, shown, terminal_table
 from deepintuit_analysis.report.thinking import GATE_COLUMNS, gate_figure
 
 
@@ -409,7 +400,7 @@ def _shown_examples(examples: Sequence[Example]) -> str:
         return ""
     parts = []
     for example in examples:
-        probs = ", ".join(f"{label} {number(p)}\u202f%" for label, p in list(example.probs.items())[:4])
+        probs = ", ".join(f"{label} {percent(p, 1)}" for label, p in list(example.probs.items())[:4])
         told = [
             ("clip", example.clip),
             ("true", example.true_label),

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from deepintuit.metrics import Bins, Estimate, Flips, RiskCoverage
-from deepintuit_analysis.report.text import number
+from deepintuit_analysis.numbers import number, percent
 
 RAW, CALIBRATED, LOSS, GAIN, FOURTH = "#8a8f98", "#2f7fc1", "#d55e00", "#009e73", "#b0689b"
 COLOURS = (CALIBRATED, LOSS, GAIN, FOURTH, RAW)
@@ -125,10 +125,6 @@ def most_confused(counts_K_K1: np.ndarray) -> np.ndarray:
     return np.sort(np.argsort(-mistakes, kind="stable")[:MOST_CLASSES])
 
 
-def percent(value: float) -> str:
-    return f"{number(value)}\u202f%"
-
-
 def bars(estimates: Sequence[Estimate | None]) -> tuple[np.ndarray, dict[str, object]]:
     """Values and error bars in percent; where there is no interval the bar has none."""
     rows = [(math.nan,) * 3 if one is None else (one.value, one.low, one.high) for one in estimates]
@@ -222,8 +218,8 @@ def _stages_title(names: Sequence[str], raw: Sequence[Estimate | None], calibrat
         return "How many clips each system answers right"
     name, before, after = pairs[-1]
     if abs(after - before) < 5e-4:
-        return f"{name}: {percent(before)} provisional, and the same calibrated"
-    return f"{name}: from {percent(before)} provisional to {percent(after)} calibrated"
+        return f"{name}: {percent(before, 1)} provisional, and the same calibrated"
+    return f"{name}: from {percent(before, 1)} provisional to {percent(after, 1)} calibrated"
 
 
 def confusion_figure(counts_K_K1: ArrayLike, labels: Sequence[str]) -> go.Figure:
@@ -305,7 +301,7 @@ def reliability_figure(bins_by_name: Mapping[str, Bins]) -> go.Figure:
             y=100 * bins.accuracy[full],
             mode="lines+markers",
             customdata=counts,
-            name=f"{html.escape(name)} (ECE {percent(bins.ece)})",
+            name=f"{html.escape(name)} (ECE {percent(bins.ece, 1)})",
             legendgroup=str(k),
             line=dict(color=colour, width=1.5, dash=DASHES[k % 5]),
             # Area as the count, so that a bin of three clips does not look like one of three hundred.
@@ -361,7 +357,7 @@ def risk_coverage_figure(curves: Mapping[str, RiskCoverage]) -> go.Figure:
         )
     curve = list(known.values())[-1]
     half, whole = (float(curve.risk[np.searchsorted(curve.coverage, share - 1e-9)]) for share in (0.5, 1.0))
-    words = f"Answering only the surer half errs on {percent(half)}; answering all errs on {percent(whole)}"
+    words = f"Answering only the surer half errs on {percent(half, 1)}; answering all errs on {percent(whole, 1)}"
     return finished(
         figure,
         words,
@@ -418,8 +414,8 @@ def _f1_title(labels: Sequence[str], last: np.ndarray) -> str:
     if np.isnan(last).all():
         return "F1 by class"
     worst, best = int(np.nanargmin(last)), int(np.nanargmax(last))
-    words = f"F1 is lowest on {labels[worst]} ({percent(last[worst] / 100)})"
-    return words + (f" and highest on {labels[best]} ({percent(last[best] / 100)})" if best != worst else "")
+    words = f"F1 is lowest on {labels[worst]} ({percent(last[worst] / 100, 1)})"
+    return words + (f" and highest on {labels[best]} ({percent(last[best] / 100, 1)})" if best != worst else "")
 
 
 def flips_figure(names: Sequence[str], flips: Sequence[Flips]) -> go.Figure:

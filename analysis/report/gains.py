@@ -19,6 +19,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from deepintuit.metrics import Estimate
+from deepintuit_analysis.numbers import interval, number
 from deepintuit_analysis.report.figures import (
     CALIBRATED,
     FOURTH,
@@ -34,7 +35,7 @@ from deepintuit_analysis.report.figures import (
     safe,
 )
 from deepintuit_analysis.report.results import Comparison, Result
-from deepintuit_analysis.report.text import interval, number, shown
+from deepintuit_analysis.report.text import shown
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from deepintuit_analysis.numbers import percent
+
 FEWEST = 6
 """Below so many updates nothing is said about a trend."""
 
@@ -118,17 +120,16 @@ def _well_formed(courses: Courses) -> Iterator[Remark]:
     if share.moved and share.change < -0.03:
         rose = reward is not None and reward.moved and reward.change > 0
         beside = " while the reward rose" if rose else ""
-        went = f"from {_percent(share.first)} to {_percent(share.last)}{beside}"
+        went = f"from {percent(share.first)} to {percent(share.last)}{beside}"
         kind = "bad" if share.change < -0.1 else "warn"
         yield Remark(kind, f"The well-formed share fell {went}: the rate may be too high.")
     elif share.last < 0.5:
         yield Remark(
-            "bad",
-            f"Only {_percent(share.last)} of the traces are well-formed: train the cold start longer before GRPO.",
+            "bad", f"Only {percent(share.last)} of the traces are well-formed: train the cold start longer before GRPO."
         )
     else:
         yield Remark(
-            "good", f"{_percent(share.last)} of the traces are well-formed (at the beginning {_percent(share.first)})."
+            "good", f"{percent(share.last)} of the traces are well-formed (at the beginning {percent(share.first)})."
         )
 
 
@@ -137,7 +138,7 @@ def _groups(courses: Courses) -> Iterator[Remark]:
     if ties is None:
         return
     teaching = 1 - float(ties.values.mean())
-    now = f"{_percent(teaching)} of the groups teach (in the last {ties.width} updates {_percent(1 - ties.last)})"
+    now = f"{percent(teaching)} of the groups teach (in the last {ties.width} updates {percent(1 - ties.last)})"
     if teaching >= 0.5:
         yield Remark("good", f"{now}: their traces earn different rewards.")
     else:
@@ -163,7 +164,7 @@ def _lengths(courses: Courses) -> Iterator[Remark]:
         way = "shorter" if tokens.change < 0 else "longer"
         yield Remark("warn", f"The traces became {way}: {tokens.first:.0f} → {tokens.last:.0f} tokens.")
     if cut is not None and cut.last > 0.1:
-        yield Remark("warn", f"{_percent(cut.last)} of the traces are cut at the limit: raise grpo.max_tokens.")
+        yield Remark("warn", f"{percent(cut.last)} of the traces are cut at the limit: raise grpo.max_tokens.")
 
 
 def _loss(courses: Courses) -> Iterator[Remark]:
@@ -206,10 +207,6 @@ def _rate(courses: Courses) -> Iterator[Remark]:
 RULES: tuple[Callable[[Courses], Iterator[Remark]], ...] = (
     _reward, _well_formed, _groups, _entropy, _lengths, _loss, _validation, _rate,
 )  # fmt: skip
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _shown(name: str) -> str:

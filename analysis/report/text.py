@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deepintuit.metrics import Estimate
+from deepintuit_analysis.numbers import NOTHING, interval, number, p_value, percent, with_interval, within
 from deepintuit_analysis.report.results import CONTROLS, Measured, Result, SeedRow, over_seeds
 
 NAMES = {
@@ -32,34 +33,11 @@ NO_THRESHOLDS = (
     "No threshold of confidence is quoted: none was chosen on validation clips for this answer. "
     "Calibration does that at its end; a calibrator from before must be trained again under another name."
 )
-MINUS, NOTHING = "\u2212", "\u2013"
 
 
 def shown(word: str) -> str:
     """A system, method or control as people read it; an unknown one stays as it is."""
     return NAMES.get(word, word)
-
-
-def number(value: float | None, scale: float = 100.0, digits: int = 1, sign: bool = False) -> str:
-    """A number with a true minus; a dash for what could not be computed."""
-    if value is None or math.isnan(value):
-        return NOTHING
-    text = f"{value * scale:{'+' if sign else ''}.{digits}f}"
-    if not text.strip("+-0."):
-        text = text.lstrip("+-")
-    return text.replace("-", MINUS)
-
-
-def interval(estimate: Estimate | None, scale: float = 100.0, digits: int = 1, sign: bool = False) -> str:
-    """`low–high` (`low to high` for differences), or nothing where there is none."""
-    if estimate is None or math.isnan(estimate.low) or math.isnan(estimate.high):
-        return ""
-    low, high = (number(end, scale, digits, sign) for end in (estimate.low, estimate.high))
-    return f"{low} to {high}" if sign else f"{low}\u2013{high}"
-
-
-def p_value(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def sentence(row: Result | None) -> str:
@@ -68,7 +46,7 @@ def sentence(row: Result | None) -> str:
         return NO_ROWS
     found = row.evaluation
     system = shown(row.system) + (f" with {shown(row.method)}" if row.method != "raw" else "")
-    right = f"{number(found.accuracy.value)}\u202f% of {row.n} {row.split} clips right{within(found.accuracy)}"
+    right = f"{percent(found.accuracy.value, 1)} of {row.n} {row.split} clips right{within(found.accuracy)}"
     text = f"{system[:1].upper()}{system[1:]} answers {right}"
     if row.gain is not None:
         text += (
@@ -78,12 +56,6 @@ def sentence(row: Result | None) -> str:
     if found.ece is not None:
         text += f". Its confidence is off by {number(found.ece.value)} points on average{within(found.ece)}"
     return text + "."
-
-
-def within(estimate: Estimate, sign: bool = False) -> str:
-    """The interval in brackets behind a number in a sentence."""
-    span = interval(estimate, sign=sign)
-    return f" ({span})" if span else ""
 
 
 # Terminal
@@ -212,14 +184,14 @@ def markdown_table(rows: Sequence[Result]) -> str:
                 shown(row.system),
                 _answer(row.method, row.control),
                 str(row.n),
-                _marked(found.accuracy),
-                _marked(found.macro_f1),
-                _marked(found.no_answer),
-                _marked(row.mismatch),
-                _marked(found.nll, 1, 3),
-                _marked(found.brier, 1, 3),
-                _marked(found.ece),
-                _marked(row.gain, sign=True),
+                with_interval(found.accuracy),
+                with_interval(found.macro_f1),
+                with_interval(found.no_answer),
+                with_interval(row.mismatch),
+                with_interval(found.nll, 1, 3),
+                with_interval(found.brier, 1, 3),
+                with_interval(found.ece),
+                with_interval(row.gain, sign=True),
                 changed(row),
             ]
         )
@@ -274,14 +246,8 @@ def _answer(method: str, control: str) -> str:
     return shown(method) + (f", {shown(control)}" if control != "none" else "")
 
 
-def _marked(estimate: Estimate | None, scale: float = 100.0, digits: int = 1, sign: bool = False) -> str:
-    value = number(None if estimate is None else estimate.value, scale, digits, sign)
-    span = interval(estimate, scale, digits, sign)
-    return f"{value} ({span})" if span else value
-
-
 def _spread(row: SeedRow, name: str, scale: float = 100.0, digits: int = 1, sign: bool = False) -> str:
-    text = _marked(row.means.get(name), scale, digits, sign)
+    text = with_interval(row.means.get(name), scale, digits, sign)
     between = row.spread.get(name, math.nan)
     return text if math.isnan(between) else f"{text} \u00b1 {number(between, scale, digits)}"
 

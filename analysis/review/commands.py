@@ -17,6 +17,7 @@ from deepintuit.data import Manifest
 from deepintuit.errors import DataError
 from deepintuit.metrics import Estimate
 from deepintuit_analysis import Workbench
+from deepintuit_analysis.numbers import number, with_interval
 from deepintuit_analysis.review import feedback, import_export, quality
 from deepintuit_analysis.review.agreement import agreement, rating_matrix
 from deepintuit_analysis.review.log import EventLog, stored
@@ -181,7 +182,7 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
                 _span(one.share),
                 _span(one.early),
                 _span(one.late),
-                _number(one.p),
+                number(one.p, 1, 3),
                 ", ".join(f"{question} {share.value:.2f}" for question, share in one.by.items()),
             )
             for one in quality.gold_records(reviews, name)
@@ -227,7 +228,7 @@ def _weighed(console: Console, found: quality.Weighed | None) -> None:
         _say(console, "No two people gave one trace the same label: their quality cannot be told.")
         return
     people = sorted(found.quality.items(), key=lambda pair: (math.isnan(pair[1]), -pair[1]))
-    _list(console, ["reviewer", "quality by what others say"], ((who, _number(value)) for who, value in people))
+    _list(console, ["reviewer", "quality by what others say"], ((who, number(value, 1, 3)) for who, value in people))
     _say(console, f"{len(found.other)} of {found.traces} traces have another label by quality than by majority.")
     _list(
         console,
@@ -236,15 +237,9 @@ def _weighed(console: Console, found: quality.Weighed | None) -> None:
     )
 
 
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
-
-
 def _span(found: Estimate) -> str:
-    if math.isnan(found.value):
-        return "–"
     # Draws that are all the same say nothing about how sure a number is.
-    return f"{found.value:.2f} " + ("[–]" if found.low == found.high else f"[{found.low:.2f}, {found.high:.2f}]")
+    return number(found.value, 1, 2) if found.low == found.high else with_interval(found, 1, 2)
 
 
 def _plain(value: Any) -> Text:

@@ -14,9 +14,9 @@ from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Estimate
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import answers, progress
+from deepintuit_analysis.numbers import interval
 from deepintuit_analysis.report import run_card, sentence, terminal_table
 from deepintuit_analysis.report.gather import tabulate
-from deepintuit_analysis.report.text import interval
 from deepintuit_app import analysis, errors_clips, errors_honesty, errors_view, runs
 
 ROWS = "#errors-drawer .clips tbody tr"
