@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import re
 from pathlib import Path
 from urllib.parse import urlencode
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image
 
 from deepintuit.errors import DataError
 from deepintuit.trace import Malformed, Trace, outer_spans
-from deepintuit.video import Frames
+from deepintuit.video import Frames, jpeg
 
 APP = "http://127.0.0.1:7860"
 """Where `deepintuit app` listens by default."""
@@ -68,7 +66,7 @@ def clip(path: str | Path, caption: str = "", width: int = 320) -> Html:
             "Show its frames instead: show.frames(video.read(path, 8))",
         )
     kind = _KINDS.get(path.suffix.lower(), "video/mp4")
-    data = base64.b64encode(path.read_bytes()).decode()
+    data = _base64(path.read_bytes())
     player = f'<video controls loop muted playsinline width="{width}" src="data:{kind};base64,{data}"></video>'
     return _figure(player, caption)
 
@@ -77,7 +75,8 @@ def frames(seen: Frames, caption: str = "", height: int = 96) -> Html:
     """The frames in order, `height` pixels high, each above its number (from 1, as traces count) and its time."""
     shown = "".join(
         f'<figure style="margin:0;text-align:center"><img style="height:{height}px;max-width:none" '
-        f'alt="frame {number} at {time:.2f} s" src="data:image/jpeg;base64,{_jpeg(pixels, 2 * height)}">'
+        f'alt="frame {number} at {time:.2f} s" '
+        f'src="data:image/jpeg;base64,{_base64(jpeg(pixels, (10_000, 2 * height)))}">'
         f'<figcaption style="{_SMALL}">{number} · {time:.2f} s</figcaption></figure>'
         for number, (pixels, time) in enumerate(zip(seen.pixels_T_H_W_3, seen.times_T, strict=True), 1)
     )
@@ -163,12 +162,8 @@ def _figure(inside: str, caption: str) -> Html:
     return Html(f'<figure style="margin:.3em 0">{inside}{below}</figure>')
 
 
-def _jpeg(pixels_H_W_3: np.ndarray, most_high: int) -> str:
-    file, image = io.BytesIO(), Image.fromarray(pixels_H_W_3)
-    if image.height > most_high:
-        image = image.resize((max(1, round(image.width * most_high / image.height)), most_high))
-    image.save(file, "JPEG", quality=88)
-    return base64.b64encode(file.getvalue()).decode()
+def _base64(file: bytes) -> str:
+    return base64.b64encode(file).decode()
 
 
 def _marked(found: Trace | Malformed, start: int, stop: int) -> str:

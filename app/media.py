@@ -8,7 +8,6 @@ The frames of a stored trace are decoded again and shown only if they are, bit f
 from __future__ import annotations
 
 import contextlib
-import io
 import mimetypes
 import os
 import secrets
@@ -17,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, HTTPException
@@ -75,7 +73,7 @@ class Pictures:
 
     def keep(self, pixels_T_H_W_3: np.ndarray) -> str:
         key = secrets.token_urlsafe(18)
-        pictures = [_jpeg(pixels) for pixels in pixels_T_H_W_3]
+        pictures = [video.jpeg(pixels) for pixels in pixels_T_H_W_3]
         with self._lock:
             self._held[key] = pictures
             while len(self._held) > self._room:
@@ -185,20 +183,16 @@ def seen(desk: Desk, trace_id: str) -> list[bytes]:
     """
     trace = browse.trace(desk.look(), trace_id)
     path = browse.clip_file(desk.workbench, trace.clip_id, playable=False) if trace is not None else None
-    if path is None or not _readable(path) or _missing(trace.frame_indices) or _missing(trace.frames_size):
+    if path is None or not _readable(path) or browse.missing(trace.frame_indices) or browse.missing(trace.frames_size):
         return []
     facts, (width, height) = path.stat(), map(int, trace.frames_size)
-    expected = None if _missing(trace.frame_hash) else str(trace.frame_hash)
+    expected = None if browse.missing(trace.frame_hash) else str(trace.frame_hash)
     ways = ((len(trace.frame_indices), None), *_by_rate(desk, trace.run_id))
     try:
         with _decoding:
             return _jpegs(str(path), facts.st_mtime_ns, facts.st_size, ways, (width, height), expected)
     except DeepIntuitError:
         return []
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (not hasattr(value, "__len__") and value != value)
 
 
 def _by_rate(desk: Desk, run_id: str) -> tuple[tuple[int, float], ...]:
@@ -229,7 +223,7 @@ def _jpegs(
     for count, rate in ways:
         frames = video.read(path, count, size, fps=rate, isolate=True)
         if expected in (None, frames.hash):
-            return [_jpeg(pixels) for pixels in frames.pixels_T_H_W_3]
+            return [video.jpeg(pixels) for pixels in frames.pixels_T_H_W_3]
     return []
 
 
@@ -242,15 +236,4 @@ def _middle(path: str, _changed: int, _bytes: int) -> bytes | None:
         if error.reason in OF_THE_MOMENT:
             raise
         return None
-    width = _POSTER
-    return _jpeg(info.pixels_T_H_W_3[0], (width, max(1, round(width * info.height / info.width))))
-
-
-def _jpeg(pixels_H_W_3: np.ndarray, size: tuple[int, int] | None = None) -> bytes:
-    from PIL import Image
-
-    file, picture = io.BytesIO(), Image.fromarray(pixels_H_W_3)
-    if size:
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
-    picture.save(file, "JPEG", quality=88)
-    return file.getvalue()
+    return video.jpeg(info.pixels_T_H_W_3[0], (_POSTER, 4 * _POSTER))

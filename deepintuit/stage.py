@@ -121,7 +121,7 @@ def refuse_none(clips: Sequence[Any], *splits: str) -> Any:
     """These clips; DataError where there are none."""
     if not clips:
         raise DataError(
-            f"no clip of {', '.join(splits)} can be read",
+            f"no clip of the split{'s' * (len(splits) > 1)} {', '.join(map(repr, splits))} can be read",
             "the stage would have nothing to work on",
             "See whether the videos were moved, and import them again",
         )

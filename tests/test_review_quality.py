@@ -442,7 +442,7 @@ def test_the_report_of_the_command_line_has_the_same_counts(tmp_path):
     console = Console(width=200, file=StringIO())
     commands.report(blamed(tmp_path), console, None, ["week"], "test")
     said = console.file.getvalue()
-    assert "9 traces where both name one; agreement 0.78 (" in said and "kappa 0.55 [" in said
+    assert "9 traces where both name one; agreement 0.78 (" in said and "kappa 0.55 (" in said
     assert "1 fail for people only, 1 for the judge only" in said
     assert [line.split() for line in said.splitlines() if line.startswith(("seeing", "reasoning"))] == [
         ["seeing", "4", "1"],

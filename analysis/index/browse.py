@@ -347,12 +347,11 @@ def siblings(workbench: Workbench, trace_id: str, limit: int = 100) -> pd.DataFr
 
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as dicts in which what is missing is None."""
-    return [
-        {name: None if _missing(value) else value for name, value in row.items()} for row in rows.to_dict("records")
-    ]
+    return [{name: None if missing(value) else value for name, value in row.items()} for row in rows.to_dict("records")]
 
 
-def _missing(value: Any) -> bool:
+def missing(value: Any) -> bool:
+    """Whether a cell of a row holds nothing."""
     return value is None or (not hasattr(value, "__len__") and value != value)  # a list is compared item by item
 
 

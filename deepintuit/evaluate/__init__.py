@@ -48,6 +48,7 @@ from deepintuit.reasoner import (
 )
 from deepintuit.reasoner.controls import CONTROLS, trained_controls, without
 from deepintuit.runs import Run, Workbench, unnamed
+from deepintuit.stage import refuse_none
 from deepintuit.trace import mismatch
 from deepintuit.vlm import VLM
 
@@ -224,13 +225,7 @@ def _answers_without_trace(run: Run) -> bool:
 
 def _readable(local: LocalReasoner, split: str) -> Known:
     found = local.known(local.task.clips(split))
-    if not found:
-        raise DataError(
-            f"no clip of the split {split!r} can be read",
-            "there would be nothing to score",
-            "See whether the videos were moved, and import them again",
-        )
-    return found
+    return refuse_none(found, split)
 
 
 def name_of(workbench: Workbench, reasoner: str | None) -> str:

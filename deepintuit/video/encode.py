@@ -6,6 +6,7 @@ Left out on purpose: choice of codec and quality. Files are written under a temp
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 from .. import disk
 from ..errors import VideoReason
@@ -28,6 +30,15 @@ CLOCK = Fraction(1, 90_000)
 AUDIO_RATE = 48_000
 COPY_SECONDS = 10
 """A copy may take this many times `Limits.max_seconds`."""
+
+
+def jpeg(pixels_H_W_3: np.ndarray, most: tuple[int, int] | None = None) -> bytes:
+    """One picture as a JPEG file, made smaller where it is wider or higher than `most`."""
+    file, picture = io.BytesIO(), Image.fromarray(pixels_H_W_3)
+    if most:
+        picture.thumbnail(most)
+    picture.save(file, "JPEG", quality=88)
+    return file.getvalue()
 
 
 @contextlib.contextmanager
