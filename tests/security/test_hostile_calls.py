@@ -184,7 +184,7 @@ def test_no_query_breaks_an_export(url, query):
 
 def test_pages_answer_while_many_exports_wait_and_too_many_are_told_so(workbench, monkeypatch):
     """Sixty queries that end only when they are stopped: two run, eight wait, and no thread of the pages is theirs."""
-    monkeypatch.setattr("deepintuit_analysis.index.console.SECONDS", 20)
+    monkeypatch.setattr("deepintuit_analysis.index.console.SECONDS", 40)
     endless = {"sql": "SELECT count(*) FROM range(10000000000000) AS a, range(10000000)"}
 
     async def run(url: str) -> tuple[list[httpx.Response], list[httpx.Response], int]:
