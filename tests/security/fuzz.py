@@ -33,7 +33,9 @@ from deepintuit_analysis.index.reviewed import SCHEMA
 from deepintuit_analysis.review import fold, import_export, read_events
 
 SECONDS = 5.0
-"""What a single input may take at the most; thousands of them a second are the rule."""
+"""What a single input may take of this processor's time at the most; thousands of them a second are the rule."""
+LEAST = 60
+"""Inputs that are fed however slow the machine is."""
 HOME = LabelSet("home", ("fall", "walk", "café"), {"fall": "A person falls."}, {"tumble": "fall"})
 TOKENS = [
     b"\0",
@@ -361,9 +363,9 @@ def attack(
     refused, or takes too long."""
     began = time.monotonic()
     for number, content in enumerate(inputs(examples, f"{name} {seed}")):
-        if number >= count or time.monotonic() - began > seconds:
+        if number >= count or (number >= LEAST and time.monotonic() - began > seconds):
             return number
-        started = time.monotonic()
+        started = time.process_time()  # of this process: how busy the machine is does not count
         told = f"{name}, seed {seed}, input {number}: {content[:300]!r}"
         try:
             read(content)
@@ -371,7 +373,7 @@ def attack(
             assert all(beat.strip() for beat in (error.what, error.why, error.todo)) and len(str(error)) < 6000, told
         except Exception as error:
             raise AssertionError(f"{type(error).__name__}: {error} ({told})") from error
-        assert time.monotonic() - started < SECONDS, f"{time.monotonic() - started:.1f} s ({told})"
+        assert time.process_time() - started < SECONDS, f"{time.process_time() - started:.1f} s ({told})"
     return count
 
 
