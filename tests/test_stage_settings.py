@@ -104,18 +104,22 @@ def _prompt(parts, config: Config, _):
 
 
 def _teach(parts, config: Config, monkeypatch):
-    """Two clips, an empty cache: what a server is asked, and what is stored and kept of its answers."""
+    """Two clips, an empty cache: what a server is asked, and what is stored and kept of its answers, of which one is
+    right."""
     clean = parts.folder / f"teach-{next(parts.numbers)}"
     shutil.copytree(parts.own.path, clean, ignore=shutil.ignore_patterns("runs", "cache"))
     bench = Bench(clean, parts.own.model)
     manifest = bench.manifest
-    manifest.frame.loc[manifest.frame.index[manifest.frame["split"] == "coldstart"][2:], "split"] = None
+    two = manifest.usable("coldstart").drop_duplicates("label")[:2]
+    outside = (manifest.frame["split"] == "coldstart") & ~manifest.frame["clip_id"].isin(two["clip_id"])
+    manifest.frame.loc[outside, "split"] = None
     manifest.save()
     monkeypatch.setenv("TEACHER_KEY", KEY)
     monkeypatch.setenv("OTHER_KEY", "another")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     grammar = "<observation> Day. </observation>" * ("observation" in config.prompt.grammar)
-    with Server(lambda _: chat(f"{grammar}<think> So. </think><answer> theft </answer>")) as server:
+    said = f"{grammar}<think> So. </think><answer> {two['label'].iloc[0]} </answer>"
+    with Server(lambda _: chat(said)) as server:
         url = server.base_url.replace("/v1", "/other/v1" if config.teach.base_url else "/v1")
         run = teach.run(bench.workbench, config.replace(teach={"base_url": url}), progress=False)
         asked = [str({**body, "messages": None}) for body in server.seen]
