@@ -5,12 +5,13 @@
 
 The one place where HTML is made. Values are escaped by Jinja unless they are HTML that `render` gave. Gradio reads what
 it is given as a template of its own and runs it, so what Handlebars and JavaScript would interpret ({ } $ `) comes out
-as a character reference wherever it stands: templates have no use for these characters, and no style or script.
+as a character reference wherever it stands: templates have no use for these characters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,17 @@ from deepintuit_analysis.numbers import number, percent
 _INTERPRETED = {"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"}
 
 
-def renderer(folder: Path, **names: Any) -> Callable[..., Markup]:
+def renderer(folder: Path, *, interpreted: bool = True, **names: Any) -> Callable[..., Markup]:
     """A function of a template's path in `folder` and of the values it shows. `names` are known in all templates, as
     are the filters `comma` (1,234), `fixed(digits)` and `percent(digits)`. None shows as nothing; a name that nobody
-    gave raises `jinja2.UndefinedError`."""
+    gave raises `jinja2.UndefinedError`. `interpreted`: whether Gradio reads what comes out."""
     templates = environment(folder)
     templates.globals |= names
+    get = cache(templates.get_template)
 
     def render(template: str, **values: Any) -> Markup:
-        html = templates.get_template(template).render(values)
-        for character, reference in _INTERPRETED.items():
+        html = get(template).render(values)
+        for character, reference in _INTERPRETED.items() if interpreted else ():
             html = html.replace(character, reference)
         return Markup(html)
 
@@ -50,6 +52,7 @@ def environment(folder: Path, kind: type[Environment] = Environment) -> Environm
         finalize=lambda value: "" if value is None else value,
     )
     made.filters |= {"comma": "{:,}".format, "fixed": fixed, "percent": percent}
+    made.globals["zip"] = zip
     return made
 
 

@@ -14,7 +14,7 @@ from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import clips
 from deepintuit_analysis.numbers import percent
 from deepintuit_analysis.report.thinking import GATE_COLUMNS, QUICK_GRAMMARS, quick_answers
-from deepintuit_app.html import empty, esc, table, tag
+from deepintuit_app.html import empty, note, render
 
 
 def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -> str:
@@ -23,7 +23,7 @@ def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -
         return ""
     grammar = clips.grammar_of(workbench, reasoner)
     if grammar not in QUICK_GRAMMARS:
-        return tag("p", "This reasoner gives no quick answer, so it always thinks.", class_="quiet")
+        return note("This reasoner gives no quick answer, so it always thinks.")
     measured = clips.watched(workbench, reasoner)
     n, curve = _curve(workbench.path, *measured[:2]) if measured else (0, None)
     if not n:
@@ -36,7 +36,7 @@ def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -
     run, _, split = measured
     at = threshold if threshold < 1 else float("inf")
     rows = [
-        [esc(name), percent(rate), percent(right, 1), f"{tokens:.0f}"]
+        [name, percent(rate), percent(right, 1), f"{tokens:.0f}"]
         for name, (rate, right, tokens) in (
             ("Always thinks", curve.at(float("inf"))), (f"At {threshold:.2f}", curve.at(at)),
             ("Never, where it may", curve.at(0.0)),
@@ -46,10 +46,8 @@ def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -
     told = f"The lowest threshold that loses nothing there is {best:.3f}" if best <= 1 else "There thinking always pays"
     if split != "validation":
         told = "Choose a threshold on validation clips: evaluate them with gate.by=off and evaluate.split=validation"
-    words = tag(
-        "p", esc(f"Provisional labels, and tokens per clip, of {n} {split} clips in {run}. {told}."), class_="quiet"
-    )
-    return table(["", "thinks", "right", "tokens"], rows, class_="numbers") + words
+    about = f"Provisional labels, and tokens per clip, of {n} {split} clips in {run}. {told}."
+    return render("watch/thinking.html", rows=rows, about=about)
 
 
 @lru_cache(maxsize=32)

@@ -5,15 +5,16 @@ Pure functions of an `analysis.Analysis`; `behind` lists the kinds of cells. Lef
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from deepintuit.labels import NONE_LABEL
-from deepintuit_analysis.numbers import percent
 from deepintuit_app import errors_view as view
 from deepintuit_app import prose
 from deepintuit_app.analysis import Analysis
-from deepintuit_app.html import address, badge, empty, esc, table, tag
+from deepintuit_app.html import address, render
 from deepintuit_app.media import clip_url
 
 MOST_CLIPS = 2000
@@ -25,16 +26,7 @@ FOCUS = (
 
 
 def no_such_cell() -> str:
-    return _drawer(
-        "No such clips", empty("This address names clips that are not there.", "Choose a number on the page.")
-    )
-
-
-def _drawer(title: str, body: str) -> str:
-    close = tag(
-        "button", "Close", type="button", class_="close", data_set="errors-cell", data_value="", data_close=True
-    )
-    return tag("header", tag("h2", esc(title), tabindex="-1") + close) + body
+    return render("errors/drawer.html", title="No such clips", rows=None)
 
 
 def clip_list(found: Analysis, title: str, frame: pd.DataFrame, cell: str = "") -> str:
@@ -47,25 +39,34 @@ def clip_list(found: Analysis, title: str, frame: pd.DataFrame, cell: str = "") 
     rows = []
     for clip_id, row in frame.head(MOST_CLIPS).iterrows():
         name = files[clip_id] if isinstance(files[clip_id], str) else clip_id
-        open_it = tag("button", esc(name), type="button", class_="pick", data_set="errors-clip", data_value=clip_id)
-        mark = "good" if row["right"] else "bad"
-        cells = [open_it, esc(row["true_label"])]
-        cells += [esc(row["provisional"])] if raw else []
-        cells += [badge(row["predicted"], mark), "–" if np.isnan(row["confidence"]) else f"{row['confidence']:.3f}"]
-        cells += [esc(other[clip_id])] if other is not None else []
-        rows.append(cells)
+        rows.append(
+            {
+                "clip_id": clip_id,
+                "name": name,
+                **row[["true_label", "provisional", "predicted", "right"]],
+                "confidence": None if np.isnan(row["confidence"]) else row["confidence"],
+                "other": None if other is None else other[clip_id],
+            }
+        )
     n = len(frame)
     cut = f", of which the first {MOST_CLIPS} are listed" if n > MOST_CLIPS else ""
-    said = f"{n} {'clip' if n == 1 else 'clips'}{cut}, surest answers first. Choose one to watch it."
-    count = tag("p", said, class_="soft", role="status")
-    if cell.split(".")[0] in ("confusion", "true", "answered"):
-        count += _their_traces(found, frame)
-    return _drawer(title, count + tag("div", table(heads, rows, class_="clips"), class_="list"))
+    count = f"{n} {'clip' if n == 1 else 'clips'}{cut}, surest answers first. Choose one to watch it."
+    sums = cell.split(".")[0] in ("confusion", "true", "answered")
+    return render(
+        "errors/drawer.html",
+        title=title,
+        heads=heads,
+        rows=rows,
+        count=count,
+        url=_their_traces(found, frame) if sums else "",
+        raw=raw,
+        compared=other is not None,
+    )
 
 
 def _their_traces(found: Analysis, frame: pd.DataFrame) -> str:
-    """A link to the traces of a confusion cell, where they can be sorted, searched and exported; "" where the page of
-    traces has no filter for this way of answering, or no trace is behind it."""
+    """The address of the traces of a confusion cell, where they can be sorted, searched and exported; "" where the page
+    of traces has no filter for this way of answering, or no trace is behind it."""
     column = {"raw": "provisional", "label_likelihood": "calibrated"}.get(found.choice.method)
     if column is None or frame.empty or frame["trace_id"].isna().any():
         return ""
@@ -73,8 +74,7 @@ def _their_traces(found: Analysis, frame: pd.DataFrame) -> str:
     for name, labels in (("true", frame["true_label"]), (column, frame["predicted"])):
         if labels.nunique() == 1:  # a row or column of sums has several on one side
             query[name] = labels.iloc[0]
-    link = tag("a", "Their traces, to sort and export", href=address("traces", **query))
-    return tag("p", link)
+    return address("traces", **query)
 
 
 def clip_detail(found: Analysis, clip_id: str, trace: pd.Series | None) -> str:
@@ -82,40 +82,28 @@ def clip_detail(found: Analysis, clip_id: str, trace: pd.Series | None) -> str:
     row = found.mine.frame.loc[clip_id]
     known = found.facts.loc[clip_id] if clip_id in found.facts.index else pd.Series(dtype=object)
     name = known.get("file") if isinstance(known.get("file"), str) else clip_id
-    source = {"src": clip_url(clip_id), "preload": "metadata", "aria_label": f"Clip {name}"}
-    video = tag("video", "", controls=True, playsinline=True, **source)
     place = found.mine.frame.index.get_loc(clip_id)
-    said = [f"true {badge(row['true_label'])}"]
-    if found.raw is not None:
-        said.append(
-            f"provisional {badge(row['provisional'], 'good' if row['provisional'] == row['true_label'] else 'bad')}"
-        )
-    said.append(f"{esc(found.name)} {badge(row['predicted'], 'good' if row['right'] else 'bad')}")
-    bars = "" if found.mine.probs_C_K is None else _distribution(found, found.mine.probs_C_K[place], row)
-    written = tag("p", "No trace is stored for this answer.", class_="soft")
+    written: dict[str, Any] = {"trace": "", "trace_id": "", "malformed": "", "detail": ""}
     if trace is not None:
         times = None if trace["frame_times"] is None else [float(at) for at in trace["frame_times"]]
         seconds = float(known["seconds"]) if "seconds" in known and pd.notna(known["seconds"]) else None
-        written = ""
+        written["trace"] = prose.trace_html(trace["text"], found.grammar, times, seconds)
+        written["trace_id"] = trace["trace_id"]
         if isinstance(trace["reason"], str):
-            written = tag("p", badge(view.reason_words(trace["reason"]), "warn") + " " + esc(trace["detail"]))
-        written += prose.trace_html(trace["text"], found.grammar, times, seconds)
-    shown_elsewhere = [tag("a", "All traces of this clip", href=address("traces", clip=clip_id))]
-    if trace is not None:
-        shown_elsewhere.append(tag("a", "Replay it", href=address("watch", clip=clip_id, trace=trace["trace_id"])))
-    head = tag("h3", esc(name)) + tag("p", " · ".join(said))
-    return tag("div", video + head + bars + written + tag("p", " · ".join(shown_elsewhere)), class_="watching")
-
-
-def _distribution(found: Analysis, probs_K: np.ndarray, row: pd.Series) -> str:
-    """The class distribution as bars, highest first."""
-    rows = []
-    for k in np.argsort(-probs_K, kind="stable"):
-        label = found.labels[k]
-        name = tag("strong", esc(label)) if label == row["true_label"] else esc(label)
-        bar = tag("span", "", class_="bar", style=f"--share:{probs_K[k]:.3f}")
-        rows.append([name, f"{bar} {percent(float(probs_K[k]), 1)}"])
-    return table(["Class", "Probability"], rows, class_="numbers distribution")
+            written |= {"malformed": view.reason_words(trace["reason"]), "detail": trace["detail"]}
+    probs_K = None if found.mine.probs_C_K is None else found.mine.probs_C_K[place]
+    order = [] if probs_K is None else np.argsort(-probs_K, kind="stable")
+    return render(
+        "errors/clip.html",
+        url=clip_url(clip_id),
+        name=name,
+        clip_id=clip_id,
+        **row[["true_label", "predicted", "right"]],
+        provisional=None if found.raw is None else row["provisional"],
+        system=found.name,
+        shares=[(found.labels[k], float(probs_K[k])) for k in order],
+        **written,
+    )
 
 
 def behind(found: Analysis, cell: str, threshold: float, by: str) -> tuple[str, pd.DataFrame] | None:

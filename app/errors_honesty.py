@@ -11,11 +11,10 @@ import textwrap
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from deepintuit_analysis.numbers import number, percent, within
+from deepintuit_analysis.numbers import percent, within
 from deepintuit_analysis.report import class_f1_figure, reliability_figure, risk_coverage_figure
 from deepintuit_analysis.report.text import NO_THRESHOLDS
-from deepintuit_app.errors_view import counted, marked, opener
-from deepintuit_app.html import empty, esc, table, tag
+from deepintuit_app.html import empty, render
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -68,30 +67,25 @@ def reliability_plot(found: Analysis) -> go.Figure:
 def honesty(found: Analysis) -> str:
     """ECE, Brier score and NLL before and after, and the bins as a table."""
     named = _reliabilities(found)
-    if not named:
-        return empty("These answers have no probabilities.", "Choose the method label likelihood.")
-    rows = []
-    for name, one in named.items():
-        scores = one.evaluation
-        rows.append([esc(name), str(one.n), marked(scores.ece), marked(scores.brier, 1, 3), marked(scores.nll, 1, 3)])
     columns = [(name, one.evaluation.bins) for name, one in named.items()]
-    numbers = table(["Label", "n", "ECE %", "Brier", "NLL"], rows, class_="numbers")
-    mine = columns[-1][1]
-    body = []
-    for k in range(len(mine.counts)):
+    rows = []
+    for k in range(len(columns[-1][1].counts) if columns else 0):
         if not any(bins.counts[k] for _, bins in columns):
             continue
-        cells = [f"{mine.edges[k]:.2f} to {mine.edges[k + 1]:.2f}"]
-        for name, bins in columns:
-            count = int(bins.counts[k])
-            own = name == found.name
-            cells.append(counted(count, f"bin.{k}", f"confidence {cells[0]}") if own else str(count))
-            cells.append(percent(bins.accuracy[k]))
-        body.append(cells)
-    heads = ["Confidence", *(text for name, _ in columns for text in (f"{name}: clips", "right"))]
-    bins = tag("details", tag("summary", "The bins as a table") + table(heads, body, class_="numbers"))
-    words = "Brier from 0 to 2, NLL in nats. ECE is biased upwards on few clips."
-    return numbers + tag("p", esc(words), class_="soft") + bins
+        edges = columns[-1][1].edges
+        rows.append(
+            {
+                "range": f"{edges[k]:.2f} to {edges[k + 1]:.2f}",
+                "place": f"bin.{k}",
+                "cells": [(int(bins.counts[k]), bins.accuracy[k], name == found.name) for name, bins in columns],
+            }
+        )
+    return render(
+        "errors/honesty.html",
+        results=[(name, one.n, one.evaluation) for name, one in named.items()],
+        heads=["Confidence", *(text for name, _ in columns for text in (f"{name}: clips", "right"))],
+        bins=rows,
+    )
 
 
 def risk_plot(found: Analysis, threshold: float) -> go.Figure:
@@ -116,35 +110,19 @@ def abstain(found: Analysis, threshold: float) -> str:
     answered = (mine.frame["confidence"] >= threshold).to_numpy()
     n, given = mine.n, int(answered.sum())
     withheld = n - given
-    said = "Answers nothing: no clip is that sure."
+    words = "Answers nothing: no clip is that sure."
     if given:
         risk = mine.wrong_from(threshold)
-        said = f"Answers {given} of {n} clips (coverage {percent(given / n, 1)}), "
-        said += f"{percent(risk.value, 1)} of them wrong{within(risk)}."
-    opened = tag("p", "It abstains on no clip.")
-    if withheld:
-        spoken = f"{withheld} clips less sure than the threshold"
-        button = opener(f"Show the {withheld} clips it abstains on", "unsure", spoken, "wide")
-        opened = tag("p", button + esc(f"; {int((~mine.top_right_C[~answered]).sum())} of them would have been wrong."))
-    wishes = tag("p", NO_THRESHOLDS, class_="soft")
-    if mine.thresholds is not None:
-        rows = []
-        for wanted, lowest, coverage, wrong in mine.at_thresholds:
-            cells = ["none does" if lowest is None else f"{lowest:.3f}", percent(coverage, 1), marked(wrong)]
-            rows.append([f"at most {percent(float(wanted))} wrong", *cells])
-        where = "on these very clips" if found.choice.split == "validation" else "on validation clips"
-        heads = ["Wanted", f"threshold, chosen {where}", "coverage here", "wrong here %"]
-        wishes = table(heads, rows, class_="numbers")
-    mean = tag("p", f"Mean risk over all coverages (AURC): {number(mine.risk.area)} %", class_="soft")
-    return tag("p", esc(said), role="status") + opened + wishes + mean + _label_sets(found)
-
-
-def _label_sets(found: Analysis) -> str:
-    """Split-conformal sets of labels, as the run card has them."""
-    rows = [
-        [percent(one.target), str(one.n), marked(one.coverage), number(one.size, 1, 2), percent(one.single)]
-        for one in found.mine.sets
-    ]
-    words = "Or a set of labels for each clip, large enough to hold the truth as often as promised (split-conformal)."
-    heads = ["Promised", "n", "holds the truth %", "labels a set", "of one label"]
-    return tag("p", words, class_="soft") + table(heads, rows, class_="numbers")
+        words = f"Answers {given} of {n} clips (coverage {percent(given / n, 1)}), "
+        words += f"{percent(risk.value, 1)} of them wrong{within(risk)}."
+    return render(
+        "errors/abstain.html",
+        answered=words,
+        withheld=withheld,
+        wrong=int((~mine.top_right_C[~answered]).sum()),
+        thresholds=None if mine.thresholds is None else mine.at_thresholds,
+        no_thresholds=NO_THRESHOLDS,
+        where="on these very clips" if found.choice.split == "validation" else "on validation clips",
+        area=mine.risk.area,
+        sets=mine.sets,
+    )

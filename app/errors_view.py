@@ -7,23 +7,24 @@ confidence and its figures, `errors_clips` the drawer and the choice of clips be
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Estimate
 from deepintuit_analysis.index import answers
-from deepintuit_analysis.numbers import interval, number, p_value, percent, within
+from deepintuit_analysis.numbers import number, p_value, percent, within
 from deepintuit_analysis.report.figures import few_of, most_confused
 from deepintuit_analysis.report.results import CONTROLS, Result
 from deepintuit_analysis.report.text import shown
 from deepintuit_app.analysis import Analysis
-from deepintuit_app.html import address, badge, empty, esc, table, tag
+from deepintuit_app.html import address, empty, render
+from deepintuit_app.html import heading as page_heading
 
 _PROMISE = "Where a system fails, class by class. Every underlined count opens the clips behind it."
-HEAD = tag("h1", "Errors") + tag("p", _PROMISE, class_="soft")
+HEAD = page_heading("Errors", _PROMISE, "soft")
 NO_ANSWERS = empty(
     "No system was evaluated yet.",
     "Score one on the test clips, and this page shows where it fails:",
@@ -62,11 +63,7 @@ _NAMES = {
 
 def heading(name: str) -> str:
     title, words = _HEADINGS[name]
-    return titled(title, words)
-
-
-def titled(title: str, words: str = "") -> str:
-    return tag("h2", esc(title)) + (tag("p", esc(words), class_="soft") if words else "")
+    return render("errors/heading.html", title=title, words=words)
 
 
 def column_name(column: str) -> str:
@@ -79,25 +76,6 @@ def answer_words(label: str) -> str:
 
 def reason_words(reason: str) -> str:
     return "well-formed" if reason == "well-formed" else f"malformed: {reason.replace('_', ' ')}"
-
-
-def opener(text: object, cell: str, spoken: str, class_: str = "count", **attributes: object) -> str:
-    """A button that opens the clips of a cell."""
-    return tag(
-        "button", esc(text), type="button", class_=class_, data_set="errors-cell", data_value=cell, aria_label=spoken,
-        title=spoken, **attributes,
-    )  # fmt: skip
-
-
-def counted(n: int, cell: str, what: str) -> str:
-    return opener(n, cell, f"{n} clips: {what}. Show them") if n else tag("span", "0", class_="zero")
-
-
-def marked(estimate: Estimate | None, scale: float = 100.0, digits: int = 1, sign: bool = False) -> str:
-    """A number with its interval, small, beside it."""
-    value = number(None if estimate is None else estimate.value, scale, digits, sign)
-    span = interval(estimate, scale, digits, sign)
-    return esc(value) + (" " + tag("small", esc(span)) if span else "")
 
 
 def parts(found: Analysis, by: str) -> list[answers.Part]:
@@ -115,7 +93,7 @@ def summary(found: Analysis) -> str:
     right, f1 = mine.evaluation.accuracy, mine.evaluation.macro_f1.value
     missing = int((mine.frame["predicted"] == NONE_LABEL).sum())
     wrong = n - int(mine.right_C.sum())
-    said = (
+    result = (
         f"{percent(right.value, 1)} of {n} clips right{within(right)}, macro F1 {number(f1)}, "
         f"{wrong} wrong, {missing} without an answer."
     )
@@ -127,8 +105,7 @@ def summary(found: Analysis) -> str:
     if len(found.excluded):
         causes = ", ".join(f"{row.reason} {row.n}" for row in found.excluded.itertuples())
         left.append(f"{int(found.excluded['n'].sum())} clips of this split could not be used at all: {causes}.")
-    beside = tag("p", esc(" ".join(left)), class_="soft") if left else ""
-    return tag("p", tag("strong", esc(said)), class_="lede") + beside
+    return render("errors/summary.html", result=result, missing=" ".join(left))
 
 
 @lru_cache(maxsize=16)
@@ -136,22 +113,21 @@ def classes(found: Analysis) -> str:
     """A row a class; Δ is F1 minus the other's F1 on the clips both answered."""
     mine, compared = found.mine, found.against_other
     scores = mine.evaluation.classes
-    rows = []
-    for k, label in enumerate(mine.labels):
-        cells = [
-            esc(label),
-            counted(int(scores.support_K[k]), f"true.{k}", f"true {label}"),
-            counted(int(scores.predicted_K[k]), f"answered.{k}", f"answered {label}"),
-            *map(marked, mine.rates_K[k]),
-        ]
-        if compared is not None:
-            cells.append(marked(compared.f1_K[k], sign=True) + _verdict(compared.f1_K[k]))
-        rows.append(cells)
+    rows = [
+        {
+            "label": label,
+            "support": int(scores.support_K[k]),
+            "predicted": int(scores.predicted_K[k]),
+            "rates": mine.rates_K[k],
+            "change": None if compared is None else compared.f1_K[k],
+        }
+        for k, label in enumerate(mine.labels)
+    ]
     heads = ["Class", "True clips", "Answered", "Precision %", "Recall %", "F1 %"]
     heads += [f"Δ F1 to {found.other_name}"] if compared is not None else []
     words = f"Intervals are as on the run card: {how_sure(mine)}."
     words += f" Δ rests on the {compared.n} clips that both answered." if compared is not None else ""
-    return table(heads, rows, class_="numbers") + tag("p", esc(words), class_="soft")
+    return render("errors/classes.html", heads=heads, rows=rows, about=words)
 
 
 def how_sure(mine: Result) -> str:
@@ -159,12 +135,6 @@ def how_sure(mine: Result) -> str:
     drawn = "whole sources" if mine.evaluation.groups < mine.n else "clips"
     settings = mine.settings
     return f"{100 * settings.confidence:g} %, by {settings.bootstrap:,} resamples of {drawn}"
-
-
-def _verdict(change: Estimate) -> str:
-    if math.isnan(change.low) or change.low <= 0 <= change.high:
-        return ""
-    return " " + (badge("better", "good") if change.low > 0 else badge("worse", "bad"))
 
 
 def confusion_table(found: Analysis, norm: str) -> str:
@@ -177,91 +147,86 @@ def confusion_table(found: Analysis, norm: str) -> str:
     kept = most_confused(counts).tolist()
     columns_kept = [*kept, len(labels)] if counts[:, -1].any() else kept
     named = [*labels, NONE_LABEL]
-    head = tag("td", "") + "".join(
-        tag("th", esc("no answer" if named[j] == NONE_LABEL else named[j]), scope="col") for j in columns_kept
-    )
-    head += tag("th", "all", scope="col", class_="total")
-    body = ""
+    rows = []
     for i in kept:
-        true = labels[i]
-        cells = tag("th", esc(true), scope="row")
+        cells = []
         for j in columns_kept:
-            name = named[j]
             n, part = int(counts[i, j]), float(shares[i, j])
-            text = str(n) if norm == "counts" else percent(part)
-            kind = "right" if i == j else "wrong"
             of = "of all so answered" if norm == "columns" else "of this class"
-            spoken = f"True {true}, {answer_words(name)}: {n} clips, {percent(part)} {of}. Show them"
-            inner = opener(text, f"confusion.{i}.{j}", spoken, "heat") if n else tag("span", "0", class_="zero")
             shade = part**0.5  # by its root, so that a rare mistake shows
-            cells += tag("td", inner, class_=f"{kind}{' strong' if shade > 0.55 else ''}", style=f"--share:{shade:.3f}")
-        body += tag("tr", cells + tag("td", counted(int(counts[i].sum()), f"true.{i}", f"true {true}"), class_="total"))
-    columns = [counted(int(counts[:, j].sum()), f"answered.{j}", answer_words(named[j])) for j in columns_kept]
-    sums = "".join(tag("td", column) for column in columns)
-    body += tag("tr", tag("th", "all", scope="row") + sums + tag("td", str(int(counts.sum()))), class_="total")
+            cells.append(
+                {
+                    "n": n,
+                    "text": str(n) if norm == "counts" else percent(part),
+                    "place": f"confusion.{i}.{j}",
+                    "spoken": f"True {labels[i]}, {answer_words(named[j])}: {n} clips, {percent(part)} {of}. Show them",
+                    "kind": ("right" if i == j else "wrong") + " strong" * (shade > 0.55),
+                    "shade": shade,
+                }
+            )
+        rows.append({"label": labels[i], "place": i, "n": int(counts[i].sum()), "cells": cells})
+    columns = [
+        {
+            "name": "no answer" if named[j] == NONE_LABEL else named[j],
+            "place": j,
+            "n": int(counts[:, j].sum()),
+            "spoken": answer_words(named[j]),
+        }
+        for j in columns_kept
+    ]
     right = float(np.trace(counts[:, : len(labels)])) / max(1, counts.sum())
     words = f"{percent(right, 1)} on the diagonal, outlined. The stronger the shade, the larger the share."
     if few := few_of(len(labels)):
         words += f" The most confused classes{few}; sums are of all."
-    caption = tag("caption", esc(words))
-    made = tag("table", f"{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", class_="confusion")
-    return tag("div", made, class_="scroll")
+    return render("errors/confusion.html", caption=words, columns=columns, rows=rows, total=int(counts.sum()))
 
 
 def flip_tables(found: Analysis) -> str:
     """What calibration changed against the provisional label, and what stands between two systems."""
-    made = ""
+    flips = []
     if found.raw is not None:
-        made += _flip_table(found, "raw", "Provisional to calibrated", "the provisional label")
+        flips.append(_flip(found, "raw", "Provisional to calibrated", "the provisional label"))
     if found.other is not None:
-        made += _flip_table(found, "other", f"From {found.other_name}", found.other_name)
-    if not made:
-        todo = "Choose a calibrated label under “Method”, or another system under “Compare with”."
-        made = empty("Nothing to compare: this is a provisional label.", todo)
-    words = "Clips whose label changed. McNemar's exact p asks whether as many would change each way at random."
-    return titled("Fixed and broken", words) + tag("div", made, class_="side")
+        flips.append(_flip(found, "other", f"From {found.other_name}", found.other_name))
+    return render("errors/flips.html", flips=flips)
 
 
-def _flip_table(found: Analysis, which: str, title: str, name: str) -> str:
+def _flip(found: Analysis, which: str, title: str, name: str) -> dict[str, Any]:
     compared = found.against(which)
     was, before, after = compared.flips, compared.before.frame, compared.after.frame
-    cell = {"rr": was.both_right, "rw": was.right_to_wrong, "wr": was.wrong_to_right, "ww": was.both_wrong}
-
-    def opened(key: str) -> str:
-        words = {"r": "right", "w": "wrong"}
-        return counted(cell[key], f"turned.{which}.{key}", f"{words[key[0]]} by {name}, {words[key[1]]} now")
-
-    rows = [[f"{esc(name)} right", opened("rr"), opened("rw")], [f"{esc(name)} wrong", opened("wr"), opened("ww")]]
-    said = f"{was.wrong_to_right} fixed, {was.right_to_wrong} broken ({p_value(was.p_value)}): "
-    said += "more than chance would change one way." if was.p_value < 0.05 else "no clear difference."
+    words = f"{was.wrong_to_right} fixed, {was.right_to_wrong} broken ({p_value(was.p_value)}): "
+    words += "more than chance would change one way." if was.p_value < 0.05 else "no clear difference."
     if compared.n < found.mine.n:
-        said += f" On the {compared.n} clips that both answered."
+        words += f" On the {compared.n} clips that both answered."
     still = int((~before["right"] & ~after["right"] & (before["predicted"] != after["predicted"])).sum())
-    said += f" {still} went from one wrong label to another." if still else ""
-    shown_as = table(["", f"{found.name}: right", "wrong"], rows, title, class_="numbers flips")
-    return tag("section", shown_as + tag("p", esc(said)))
+    words += f" {still} went from one wrong label to another." if still else ""
+    counts = {"rr": was.both_right, "rw": was.right_to_wrong, "wr": was.wrong_to_right, "ww": was.both_wrong}
+    return {"which": which, "title": title, "name": name, "now": found.name, "counts": counts, "words": words}
 
 
 @lru_cache(maxsize=16)
 def controls(found: Analysis) -> str:
     """What the answer rests on: the same with an input altered, and what was trained without one."""
-    title = titled("Controls", "The same answer with a source altered or taken away, and what was trained without one.")
-    if not found.controls:
-        words = "No controls were scored for this method."
-        return title + empty(
-            words, "They stand beside label likelihood when evaluate.controls is on (it is by default)."
-        )
     scores = found.mine.evaluation
-    rows = [[esc(found.name), str(scores.n), marked(scores.accuracy), "–", number(scores.macro_f1.value)]]
-    changes: dict[str, tuple[float, Estimate]] = {}
-    for name, one in found.controls.items():
-        accuracy = one.evaluation.accuracy
-        changes[name] = (accuracy.value, one.change)
-        shown_as = [marked(accuracy), marked(one.change, sign=True), number(one.evaluation.macro_f1.value)]
-        rows.append([esc(shown(name)), str(one.n), *shown_as])
-    made = table(["", "n", "Accuracy %", "Change, points", "Macro F1 %"], rows, class_="numbers")
-    said = tag("p", esc(reading(scores.accuracy.value, changes) + _kept(found)))
-    return title + tag("div", made + said, class_="side")
+    if not found.controls:
+        return render("errors/controls.html", rows=[], words="")
+    results = [
+        (found.name, found.mine, None),
+        *((shown(name), one, one.change) for name, one in found.controls.items()),
+    ]
+    rows = [
+        {
+            "name": name,
+            "n": one.n,
+            "accuracy": one.evaluation.accuracy,
+            "change": change,
+            "f1": one.evaluation.macro_f1.value,
+        }
+        for name, one, change in results
+    ]
+    changes = {name: (one.evaluation.accuracy.value, one.change) for name, one in found.controls.items()}
+    words = reading(scores.accuracy.value, changes) + _kept(found)
+    return render("errors/controls.html", rows=rows, words=words)
 
 
 def _kept(found: Analysis) -> str:
@@ -291,7 +256,7 @@ def reading(accuracy: float, changes: dict[str, tuple[float, Estimate]]) -> str:
 def slice_table(found: Analysis, by: str | None) -> str:
     """Accuracy of each part of the clips, beside the provisional label's and the other's."""
     if not by or by not in found.facts:
-        return empty("Nothing is known of these clips that would divide them.", "The manifest's columns would.")
+        return render("errors/slices.html", heads=None)
     mine = found.mine
     overall = mine.evaluation.accuracy.value
     befores = {"provisional label": found.raw, found.other_name if found.other else "": found.other}
@@ -302,41 +267,41 @@ def slice_table(found: Analysis, by: str | None) -> str:
         n = int(inside.sum())
         if not n:
             continue
-        right = mine.share(mine.right_C, inside)
-        below, above = right.high < overall, right.low > overall
-        verdict = badge("below", "bad") if below else badge("above", "good") if above else ""
-        bar = tag("span", "", class_="bar", style=f"--share:{right.value:.3f}")
-        wrong = n - int(mine.right_C[inside].sum())
-        opened = counted(n, f"slice.{k}", f"{column_name(by)}: {part.name}")
-        row = [esc(part.name), opened, str(wrong), f"{bar} {marked(right)} {verdict}"]
-        for series in befores.values():
-            known = series[inside].dropna()
-            row.append(number(float(known.mean()) if len(known) else None))
-        rows.append(row)
+        known = [series[inside].dropna() for series in befores.values()]
+        rows.append(
+            {
+                "name": part.name,
+                "n": n,
+                "cell": f"slice.{k}",
+                "spoken": f"{column_name(by)}: {part.name}",
+                "wrong": n - int(mine.right_C[inside].sum()),
+                "right": mine.share(mine.right_C, inside),
+                "before": [float(values.mean()) if len(values) else None for values in known],
+            }
+        )
     heads = [column_name(by).capitalize(), "Clips", "Wrong", "Accuracy %", *(f"{name}, %" for name in befores)]
     caption = f"Overall {number(overall)} %. Intervals are {how_sure(mine)}."
-    return table(heads, rows, caption, class_="numbers slices")
+    return render("errors/slices.html", heads=heads, rows=rows, caption=caption, overall=overall)
 
 
 def reasons(found: Analysis) -> str:
     """Why traces have no readable answer, with links to them, and what became of their clips."""
-    words = "A trace without a readable answer is wrong, and counted. Why, and what became of its clip."
-    title = titled("Malformed traces", words)
-    listed = found.reasons
-    if listed.empty:
-        return title + empty("This system wrote no traces.", "It answers by label alone, or from metadata.")
-    mine = found.mine
+    listed, mine = found.reasons, found.mine
     form = found.facts["reason"].reindex(mine.frame.index)
     rows = []
     for row in listed.itertuples():
         here = (form == row.reason).to_numpy()
-        n = int(here.sum())
         query = {"run": found.run_id, "stage": row.stage, "reason": row.reason, "slice": found.choice.slice}
-        traces = tag("a", f"{row.n} traces", href=address("traces", **query))
-        now = marked(mine.share(mine.right_C, here))
-        opened = counted(n, f"reason.{row.reason}", reason_words(row.reason))
-        rows.append([esc(reason_words(row.reason)), traces, percent(float(row.share), 1), opened, now])
-    said = "" if (listed["reason"] != "well-formed").any() else tag("p", "Each of them is well-formed.")
-    of = "Traces of the slice" if found.choice.slice else "Traces of the run"
-    heads = ["Form", of, "Share", "Clips answered from one", "Right %"]
-    return title + said + table(heads, rows, class_="numbers")
+        rows.append(
+            {
+                "reason": row.reason,
+                "words": reason_words(row.reason),
+                "url": address("traces", **query),
+                "traces": row.n,
+                "share": float(row.share),
+                "n": int(here.sum()),
+                "right": mine.share(mine.right_C, here),
+            }
+        )
+    malformed = bool(len(listed)) and bool((listed["reason"] != "well-formed").any())
+    return render("errors/reasons.html", rows=rows, malformed=malformed, slice=found.choice.slice)

@@ -36,7 +36,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deepintuit import disk, texts
 from deepintuit.errors import ConfigError
-from deepintuit_app.html import esc
+from deepintuit_app.html import document
 
 COOKIE, DEVICE = "deepintuit-session", "deepintuit-device"
 FREE, LONGEST, LONGEST_OF_A_FRIEND = 3, 300.0, 15.0
@@ -316,7 +316,7 @@ class Gate:
     def _logout(self, scope: Scope, token: str) -> Response:
         """By POST alone: a link or picture of another site must not log anybody out."""
         if scope["method"] != "POST":
-            return HTMLResponse(_page(f"{_root(scope)}/logout", "<button autofocus>Log out</button>"))
+            return HTMLResponse(document("login.html", action=f"{_root(scope)}/logout", leaving=True))
         self._sessions.pop(token, None)
         response = RedirectResponse(f"{_root(scope)}/login", 303)
         response.delete_cookie(COOKIE, path=_root(scope) or "/")
@@ -420,22 +420,5 @@ _NOBODY = hashed(secrets.token_hex())
 
 
 def _login_page(root: str, wanted: str = "/", problem: str = "", status: int = 200) -> Response:
-    said = f'<p role="alert">{esc(problem)}</p>' if problem else ""
-    inside = f"""{said}<input type="hidden" name="next" value="{esc(wanted)}">
-<label>Name <input name="username" autocomplete="username" autofocus required></label>
-<label>Password <input name="password" type="password" autocomplete="current-password" required></label>
-<button>Log in</button>"""
-    return HTMLResponse(_page(f"{root}/login", inside), status)
-
-
-def _page(action: str, inside: str) -> str:
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>DeepIntuit: log in</title><link rel="icon" href="data:,"><style>
-:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; accent-color: #2563eb }}
-body {{ display: grid; place-items: center; min-height: 90vh; margin: 0 }}
-form {{ display: grid; gap: .8rem; width: min(20rem, 88vw) }} h1 {{ margin: 0; font-size: 1.5rem }}
-label {{ display: grid; gap: .2rem }} input, button {{ font: inherit; padding: .55rem .7rem; border-radius: .4rem }}
-input {{ border: 1px solid #8886 }} button {{ border: 0; background: #2563eb; color: #fff; font-weight: 600 }}
-:focus-visible {{ outline: 2px solid #2563eb; outline-offset: 2px }} p {{ margin: 0; color: #b42318 }}
-@media (prefers-color-scheme: dark) {{ p {{ color: #f7a199 }} }}</style>
-<form method="post" action="{esc(action)}"><h1>DeepIntuit</h1>{inside}</form></html>"""
+    values = {"action": f"{root}/login", "wanted": wanted, "problem": problem, "leaving": False}
+    return HTMLResponse(document("login.html", **values), status)

@@ -16,9 +16,15 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from deepintuit.trace import GRAMMARS, Grammar, Mention, mentions, pieces
-from deepintuit_app.html import esc, tag
+from deepintuit_app.html import render
 
-TITLES = {"think": "Thinking", "answer": "Answer", "observation": "Observation", "quick": "Quick answer"}
+TITLES = {
+    None: "Outside the form",
+    "think": "Thinking",
+    "answer": "Answer",
+    "observation": "Observation",
+    "quick": "Quick answer",
+}
 _SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?](?![\s\"')\]]|$)[^.!?\n]*)*(?:[.!?]+[\"')\]]*|\n|$)\s*")
 _FRAME_WORD = re.compile(r"frames?\s{0,3}#?\Z", re.I)
 _UNIT = re.compile(r"\s{0,3}(?:seconds?|secs?|s)\b", re.I)
@@ -46,10 +52,20 @@ def moment(mention: Mention, frame_times: Sequence[float] | None) -> float | Non
     return float(frame_times[number - 1]) if frame_times is not None and 1 <= number <= len(frame_times) else None
 
 
-def chip(words: object, seconds: float, title: str = "") -> str:
-    """A button that seeks the page's player."""
-    title = title or f"Show the clip at {seconds:.1f} s"
-    return tag("button", esc(words), type="button", class_="chip", data_seek=f"{seconds:.3f}", title=title)
+class Part(NamedTuple):
+    """A text of a sentence: a chip that seeks when it has `seconds`, else marked with a class and a title if any."""
+
+    text: str
+    kind: str = ""
+    title: str = ""
+    seconds: float | None = None
+
+
+class Sentence(NamedTuple):
+    """`at`: the moments it mentions, in seconds with commas between, for the script that lights it."""
+
+    at: str
+    parts: list[Part]
 
 
 def trace_html(
@@ -65,55 +81,42 @@ def trace_html(
     a moment past it is marked and does not seek; `writing`: more is to come; `tints`: in order, not overlapping."""
     grammar = GRAMMARS[grammar] if isinstance(grammar, str) else grammar
     shown = _without_half_mark(text, grammar) if writing else text
-    parts = []
+    segments = []
     for piece in pieces(shown, grammar):
         blank = len(shown[piece.start : piece.end]) - len(shown[piece.start : piece.end].lstrip())
-        body = prose_html(shown, piece.start + blank, piece.end, frame_times, seconds, tints)
-        if piece.name is None:
-            parts.append(tag("div", tag("h4", "Outside the form") + tag("p", body), class_="segment outside"))
-        else:
-            caret = tag("span", "", class_="caret", aria_hidden="true") if writing and piece.open else ""
-            title = tag("h4", esc(TITLES.get(piece.name, piece.name)))
-            parts.append(tag("div", title + tag("p", body + caret), class_=f"segment {piece.name}"))
-    return tag("div", "".join(parts), class_="trace")
+        body = list(_sentences(shown, piece.start + blank, piece.end, frame_times, seconds, tints))
+        segments.append((piece.name, TITLES.get(piece.name, piece.name), body, writing and piece.open))
+    return render("trace.html", segments=segments)
 
 
-def prose_html(
-    text: str,
-    start: int = 0,
-    end: int | None = None,
-    frame_times: Sequence[float] | None = None,
-    seconds: float | None = None,
-    tints: Sequence[Tint] = (),
-) -> str:
-    """Characters start … end as sentences with chips, without any segment round them."""
-    end = len(text) if end is None else end
+def _sentences(
+    text: str, start: int, end: int, frame_times: Sequence[float] | None, seconds: float | None, tints: Sequence[Tint]
+) -> Iterator[Sentence]:
+    """Characters start … end of a text."""
     inner = text[start:end]
     found = [_grown(inner, mention) for mention in mentions(inner)]
-    parts = []
     for first, last in sentences(inner):
         here = [mention for mention in found if first <= mention.start < last]
         moments = [at for mention in here if (at := moment(mention, frame_times)) is not None]
-        at = [at for at in moments if seconds is None or at <= seconds]
-        body, place = "", first
+        parts, place = [], first
         for mention in here:
             if mention.start < place:
                 continue
-            body += _plain(text, start + place, start + mention.start, tints)
-            body += _mention(inner, mention, frame_times, seconds)
+            parts += _plain(text, start + place, start + mention.start, tints)
+            parts.append(_chip(inner[mention.start : mention.end], moment(mention, frame_times), seconds))
             place = mention.end
-        body += _plain(text, start + place, start + last, tints)
-        parts.append(tag("span", body, class_="sentence", data_at=",".join(f"{a:.3f}" for a in at) or None))
-    return "".join(parts)
+        parts += _plain(text, start + place, start + last, tints)
+        at = ",".join(f"{at:.3f}" for at in moments if seconds is None or at <= seconds)
+        yield Sentence(at, [part for part in parts if part.text])
 
 
-def _mention(text: str, mention: Mention, frame_times: Sequence[float] | None, seconds: float | None) -> str:
-    words, at = text[mention.start : mention.end], moment(mention, frame_times)
+def _chip(words: str, at: float | None, seconds: float | None) -> Part:
     if at is None:
-        return tag("span", esc(words), class_="chip lost", title="The model was shown no such frame")
+        return Part(words, "chip lost", "The model was shown no such frame")
     if seconds is not None and at > seconds + 0.05:
-        return tag("span", esc(words), class_="chip lost", title=f"The clip ends at {seconds:.1f} s")
-    return chip(words, min(at, seconds) if seconds is not None else at)
+        return Part(words, "chip lost", f"The clip ends at {seconds:.1f} s")
+    at = min(at, seconds) if seconds is not None else at
+    return Part(words, title=f"Show the clip at {at:.1f} s", seconds=at)
 
 
 def _grown(text: str, mention: Mention) -> Mention:
@@ -125,18 +128,14 @@ def _grown(text: str, mention: Mention) -> Mention:
     return mention
 
 
-def _plain(text: str, start: int, end: int, tints: Sequence[Tint]) -> str:
-    return "".join(_tinted(text, start, end, tints)) if tints else esc(text[start:end])
-
-
-def _tinted(text: str, start: int, end: int, tints: Sequence[Tint]) -> Iterator[str]:
+def _plain(text: str, start: int, end: int, tints: Sequence[Tint]) -> Iterator[Part]:
     for tint in tints:
         first, last = max(start, tint.start), min(end, tint.end)
         if first < last:
-            shown = tag("span", esc(text[first:last]), class_=f"tint {tint.kind}", title=tint.title or None)
-            yield esc(text[start:first]) + shown
+            yield Part(text[start:first])
+            yield Part(text[first:last], f"tint {tint.kind}", tint.title)
             start = last
-    yield esc(text[start:end])
+    yield Part(text[start:end])
 
 
 def _without_half_mark(text: str, grammar: Grammar) -> str:

@@ -23,7 +23,7 @@ from deepintuit_analysis.review import import_export, quality
 from deepintuit_analysis.review.log import damage
 from deepintuit_app import review_view
 from deepintuit_app.desk import LOCAL, Desk, apart
-from deepintuit_app.html import tag
+from deepintuit_app.html import render
 from deepintuit_app.review_tasks import Room
 from deepintuit_app.slices import sentences
 
@@ -153,5 +153,4 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
 
 def page(desk: Desk) -> None:
     """One element; the script does the rest."""
-    box = tag("div", tag("p", "Opening the reviews …", class_="quiet"), id="review", class_="review")
-    gr.HTML(tag("h1", "Review") + box, elem_id="review-page", padding=False)
+    gr.HTML(render("review/page.html"), elem_id="review-page", padding=False)

@@ -13,8 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from deepintuit_analysis.review import ORDERS, Task, import_export
 from deepintuit_analysis.review.agreement import Agreement, agreement, rating_matrix
 from deepintuit_analysis.review.quality import PROCESSES, Blame, GoldRecord, Weighed
@@ -94,7 +92,7 @@ def item_html(
     if row is not None and row["text"].strip():
         times = row["frame_times"] if hasattr(row["frame_times"], "__len__") else None
         text = task.covered(row["text"]) if task.blind else row["text"]
-        trace = Markup(prose.trace_html(text, grammar, times, (clip or {}).get("seconds")))
+        trace = prose.trace_html(text, grammar, times, (clip or {}).get("seconds"))
     return render("review/item.html", task=task, fact=fact, row=row, trace=trace)
 
 

@@ -1,6 +1,6 @@
 """GRPO rollouts as HTML: the groups of an update, and the traces of one group with their rewards. No Gradio.
 
-Every word that a model or a file wrote goes through `esc`.
+`templates/runs` shows them.
 """
 
 from __future__ import annotations
@@ -11,44 +11,26 @@ from typing import Any
 import pandas as pd
 
 from deepintuit_analysis.numbers import number
-from deepintuit_app.html import badge, empty, esc, link, tag
+from deepintuit_app.html import empty, render
 
 
 def groups(rows: pd.DataFrame, chosen: str, step: int) -> str:
     """The groups of an update as one button each: clip, label, a mark a trace."""
-    if rows.empty:
-        return empty("No rollout is on file for this update.", "Choose a GRPO run above, or another update.")
-    shown, teaching, total = [], 0, 0
-    for clip_id, group in rows.groupby("clip_id", sort=True):
-        spread = group["reward"].max() - group["reward"].min()
-        teaches = bool(spread > 1e-9)
-        total, teaching = total + 1, teaching + teaches
-        right = (group["accuracy"] > 0).sum()
-        marks = "".join(_mark(row) for row in group.itertuples())
+    shown = []
+    for clip_id, group in rows.groupby("clip_id", sort=True) if len(rows) else ():
+        right, mean = (group["accuracy"] > 0).sum(), number(group["reward"].mean(), 1, 2)
         label = group["true_label"].iloc[0]
-        inner = tag("span", esc(label if isinstance(label, str) else clip_id), class_="label") + tag(
-            "span", marks, class_="marks", aria_hidden="true"
-        )
-        inner += tag("small", f"reward {number(group['reward'].mean(), 1, 2)}" + ("" if teaches else ", all alike"))
-        told = f"{_clip_name(group)}: {right} of {len(group)} right, mean reward {number(group['reward'].mean(), 1, 2)}"
-        current = {"aria_current": "true"} if clip_id == chosen else {}
         shown.append(
-            tag(
-                "button",
-                inner,
-                type="button",
-                class_="group" + ("" if teaches else " alike"),
-                title=told,
-                data_set="runs-clip",
-                data_value=clip_id,
-                **current,
-            )
+            {
+                "clip_id": clip_id,
+                "label": label if isinstance(label, str) else clip_id,
+                "reward": mean,
+                "teaches": bool(group["reward"].max() - group["reward"].min() > 1e-9),
+                "marks": [_mark(row) for row in group.itertuples()],
+                "title": f"{_clip_name(group)}: {right} of {len(group)} right, mean reward {mean}",
+            }
         )
-    said = f"Update {step}: {total} groups, {teaching} of them teach (their traces earn different rewards)."
-    legend = "✓ right and well-formed, ✗ wrong, ∅ malformed."
-    return tag(
-        "section", tag("p", esc(f"{said} {legend}")) + tag("div", "".join(shown), class_="groups"), class_="runs"
-    )
+    return render("runs/groups.html", groups=shown, chosen=chosen, step=step)
 
 
 def outside(name: str, step: int) -> str:
@@ -57,15 +39,10 @@ def outside(name: str, step: int) -> str:
     return empty(none, "Choose another update or run, or take the slice away.")
 
 
-def _mark(row: Any) -> str:
-    kind, sign = (
-        ("none", "∅")
-        if row.format == 0 or isinstance(row.reason, str)
-        else ("good", "✓")
-        if row.accuracy > 0
-        else ("bad", "✗")
-    )
-    return tag("i", sign, class_=kind)
+def _mark(row: Any) -> tuple[str, str]:
+    if row.format == 0 or isinstance(row.reason, str):
+        return "none", "∅"
+    return ("good", "✓") if row.accuracy > 0 else ("bad", "✗")
 
 
 def _clip_name(group: pd.DataFrame) -> str:
@@ -77,47 +54,42 @@ def group(rows: pd.DataFrame, texts: Mapping[str, str]) -> str:
     """The traces of one group, each with its rewards and its advantage as bars."""
     if rows.empty:
         return ""
-    clip_id, label = rows["clip_id"].iloc[0], rows["true_label"].iloc[0]
-    head = tag("h3", esc(_clip_name(rows))) + tag(
-        "p",
-        f"True label {badge(label if isinstance(label, str) else 'unknown')} · "
-        + link("Watch the clip", "watch", clip=clip_id),
-    )
+    label = rows["true_label"].iloc[0]
     most = max(1.0, float(rows["advantage"].abs().max()) if rows["advantage"].notna().any() else 1.0)
     top = max(1.0, float(rows["reward"].abs().max()) if rows["reward"].notna().any() else 1.0)
-    return tag(
-        "section",
-        head
-        + tag(
-            "div",
-            "".join(_rollout(row, texts.get(row.trace_id, ""), most, top) for row in rows.itertuples()),
-            class_="rollouts",
-        ),
-        class_="runs",
-        aria_label="Traces of this group",
+    return render(
+        "runs/group.html",
+        name=_clip_name(rows),
+        clip_id=rows["clip_id"].iloc[0],
+        label=label if isinstance(label, str) else "unknown",
+        rollouts=[_rollout(row, texts.get(row.trace_id, ""), most, top) for row in rows.itertuples()],
     )
 
 
-def _rollout(row: Any, text: str, most: float, top: float) -> str:
-    said = row.provisional if isinstance(row.provisional, str) else "no answer"
-    verdict = (
-        badge(row.reason, "bad") if isinstance(row.reason, str) else badge(said, "good" if row.accuracy > 0 else "warn")
-    )
-    bars = _bar("reward", row.reward, top) + _bar("accuracy", row.accuracy, 1) + _bar("format", row.format, 1)
-    bars += _bar("overlong", row.overlong, 1) if row.overlong == row.overlong and row.overlong else ""
-    bars += _bar("advantage", row.advantage, most, signed=True)
-    tokens = f"{row.tokens:.0f} tokens · " if row.tokens == row.tokens else ""
-    stored = link("in Traces", "traces", trace=row.trace_id)
-    replay = link("replay in Watch", "watch", clip=row.clip_id, trace=row.trace_id)
-    head = tag("h4", f"Trace {row.sample + 1} {verdict}") + tag("div", bars, class_="scores")
-    return tag("article", head + tag("pre", esc(text)) + tag("p", f"{tokens}{stored} · {replay}", class_="soft"))
+def _rollout(row: Any, text: str, most: float, top: float) -> dict[str, Any]:
+    malformed = isinstance(row.reason, str)
+    answer = row.provisional if isinstance(row.provisional, str) else "no answer"
+    bars = [
+        _bar("reward", row.reward, top),
+        _bar("accuracy", row.accuracy, 1),
+        _bar("format", row.format, 1),
+        _bar("overlong", row.overlong or None, 1),
+        _bar("advantage", row.advantage, most, signed=True),
+    ]
+    return {
+        "number": row.sample + 1,
+        "trace_id": row.trace_id,
+        "verdict": row.reason if malformed else answer,
+        "kind": "bad" if malformed else "good" if row.accuracy > 0 else "warn",
+        "bars": [bar for bar in bars if bar],
+        "text": text,
+        "tokens": row.tokens if row.tokens == row.tokens else None,
+    }
 
 
-def _bar(name: str, value: float, most: float, signed: bool = False) -> str:
-    """A number with a bar: from the left, or, signed, from the middle to either side."""
+def _bar(name: str, value: float | None, most: float, signed: bool = False) -> dict[str, Any] | None:
+    """A number with a bar of a share of `most`; None where there is no number."""
     if value is None or value != value:
-        return ""
-    share = min(1.0, abs(value) / most)
-    kind = "signed minus" if signed and value < 0 else "signed" if signed else "minus" if value < 0 else ""
-    drawn = tag("span", tag("i", "", style=f"--share:{share:.3f}"), class_=f"track {kind}".strip(), aria_hidden="true")
-    return tag("span", f"{esc(name)} {drawn} {tag('b', number(value, 1, 2, signed))}", class_="score")
+        return None
+    kind = " signed" * signed + " minus" * (value < 0)
+    return {"name": name, "share": min(1.0, abs(value) / most), "kind": kind, "number": number(value, 1, 2, signed)}

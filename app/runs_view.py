@@ -1,7 +1,6 @@
 """The Runs page as HTML: runs, one run, several side by side, rollouts, jobs. Data in, text out; no Gradio.
 
-A `data-set` button puts its `data-value` into the hidden field of that id (`app.js`), whose event the page answers.
-Every word that a person, a model or a process wrote goes through `esc`.
+`templates/runs` shows them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from deepintuit.metrics import Estimate
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.numbers import percent, within
 from deepintuit_analysis.report.health import Remark
-from deepintuit_app.html import badge, empty, esc, facts, link, table, tag
+from deepintuit_app.html import empty, note, render
 from deepintuit_app.jobs import STATUSES, Job
 
 KINDS = {
@@ -41,15 +40,6 @@ _SHOWN_NUMBERS = {
     "zero_variance_share": "groups that teach nothing", "entropy": "entropy", "loss": "loss",
     "tokens_mean": "tokens a trace", "validation_nll": "validation NLL",
 }  # fmt: skip
-
-
-def button(text: str, field: str, value: object, **more: object) -> str:
-    """A button that puts `value` into the hidden field `field`."""
-    return tag("button", esc(text), type="button", class_="pick", data_set=field, data_value=value, **more)
-
-
-def copy(text: str, what: str = "Copy the command") -> str:
-    return tag("button", "Copy", type="button", class_="copy", data_copy=text, aria_label=what, title=text)
 
 
 # Runs
@@ -121,31 +111,30 @@ def _scored(run: Mapping[str, Any], scores: pd.DataFrame, accuracy: Accuracy) ->
 
 def runs_table(runs: pd.DataFrame, statuses: Mapping[str, str], headlines: Mapping[str, str], chosen: str) -> str:
     """One line a run, the newest first; the id opens it."""
-    if runs.empty:
-        return empty("No run of this kind is here.", "Choose another stage or dataset, or start one under Jobs.")
     rows = []
     for run in runs.to_dict("records"):
-        name = run["name"] if isinstance(run["name"], str) else ""
         status = statuses[run["run_id"]]
         until = run["finished"] if status == "finished" else _now() if status == "running" else pd.NaT
-        current = {"aria_current": "true"} if run["run_id"] == chosen else {}
-        parent = run["parent"] if isinstance(run["parent"], str) else ""
         rows.append(
-            [
-                button(run["run_id"], "runs-pick", run["run_id"], **current)
-                + (tag("small", esc(name)) if name else ""),
-                esc(run["stage"]),
-                badge(status, KINDS.get(status, "plain"), MEANINGS.get(status)),
-                esc(headlines.get(run["run_id"], "")),
-                button(parent, "runs-pick", parent) if parent else "–",
-                esc(run["dataset"] if isinstance(run["dataset"], str) else "–"),
-                esc(when(run["created"])),
-                esc(took((until - run["created"]).total_seconds()) if not pd.isna(until) else "–"),
-                copy(command(run["command"]), "Copy the command that makes this run again"),
-            ]
+            {
+                "run_id": run["run_id"],
+                "name": run["name"] if isinstance(run["name"], str) else "",
+                "stage": run["stage"],
+                **_state(status),
+                "headline": headlines.get(run["run_id"], ""),
+                "parent": run["parent"] if isinstance(run["parent"], str) else "",
+                "dataset": run["dataset"] if isinstance(run["dataset"], str) else "–",
+                "begun": when(run["created"]),
+                "took": took((until - run["created"]).total_seconds()) if not pd.isna(until) else "–",
+                "command": command(run["command"]),
+            }
         )
-    heads = ["Run", "Stage", "Status", "Result", "Parent", "Dataset", "Begun", "Took", "Again"]
-    return table(heads, rows, class_="runs-table")
+    return render("runs/table.html", runs=rows, chosen=chosen)
+
+
+def _state(status: str) -> dict[str, str | None]:
+    """A status with the kind of its badge and what it means."""
+    return {"status": status, "kind": KINDS.get(status, "plain"), "meaning": MEANINGS.get(status)}
 
 
 def _now() -> pd.Timestamp:
@@ -170,14 +159,7 @@ def details(
     card: str | None,
 ) -> str:
     """Everything that run.json says of one run. `log` is the end of its log, `card` the address of its card."""
-    run_id, sessions = about["run_id"], about.get("sessions") or []
-    title = tag("h2", esc(run_id)) + tag(
-        "p", badge(status, KINDS.get(status, "plain"), MEANINGS.get(status)) + " " + esc(headline)
-    )
-    title += tag("p", esc(about["error"]), class_="problem") if about.get("error") else ""
-    where = [link("Its traces", "traces", run=run_id), button("Training", "runs-goto", "training")]
-    where += [button("Rollouts", "runs-goto", "rollouts")] if about["stage"] == "grpo" else []
-    where += [tag("a", "Run card", href=card, target="_blank", rel="noopener")] if card else []
+    sessions = about.get("sessions") or []
     known = {
         "Stage": about["stage"],
         "Name": about.get("name"),
@@ -189,63 +171,33 @@ def details(
         "Sessions": f"{len(sessions)} (it was stopped and went on)" if len(sessions) > 1 else None,
         "Commit": (about.get("commit") or "not from a git checkout") + (" with edits" if about.get("dirty") else ""),
     }
-    again = command(about.get("command"))
-    parts = [
-        tag("header", title + tag("p", " · ".join(where), class_="where")),
-        tag(
-            "div",
-            tag("section", tag("h3", "What it is") + facts(known))
-            + tag("section", tag("h3", "Lineage") + _tree(run_id, above, below)),
-            class_="side",
-        ),
-        tag("h3", "Run it again") + tag("pre", esc(again)) + copy(again) if again else "",
-        tag("h3", "Settings that depart from the method's defaults") + _departures(about),
-        tag("h3", "Summary") + facts(flat(about["summary"])) if about.get("summary") else "",
-        _fold(
-            "Log, its end",
-            tag("pre", esc(log), class_="log") if log else "<p>It wrote nothing.</p>",
-            bool(about.get("error")),
-        ),
-        _fold("Versions", facts(about.get("versions") or {})),
-    ]
-    return tag("article", "".join(parts), class_="runs", aria_label=f"Run {run_id}")
+    return render(
+        "runs/details.html",
+        run_id=about["run_id"],
+        **_state(status),
+        headline=headline,
+        error=about.get("error"),
+        stage=about["stage"],
+        url=card,
+        facts=known,
+        above=above,
+        below=below,
+        command=command(about.get("command")),
+        departures=_departures(about),
+        summary=flat(about["summary"]) if about.get("summary") else None,
+        log=log,
+        versions=about.get("versions") or {},
+    )
 
 
-def _fold(title: str, content: str, opened: bool = False) -> str:
-    return tag("details", tag("summary", esc(title)) + content, open=opened)
-
-
-def _tree(run_id: str, above: list[dict], below: list[dict]) -> str:
-    def line(one: dict) -> str:
-        said = f" {one['name']}" if one["name"] else ""
-        return tag(
-            "li",
-            esc(one["stage"])
-            + " "
-            + button(one["run_id"], "runs-pick", one["run_id"])
-            + esc(said)
-            + tag("small", f" {esc(one['role'])}"),
-        )
-
-    own = tag("li", tag("strong", esc(run_id)), aria_current="true")
-    groups = [("Stands on", above), ("", None), ("Was used by", below)]
-    shown = ""
-    for title, runs in groups:
-        if runs is None:
-            shown += tag("ul", own)
-        elif runs:
-            shown += tag("p", esc(title), class_="soft") + tag("ul", "".join(map(line, runs)))
-    return tag("div", shown, class_="lineage")
-
-
-def _departures(about: Mapping[str, Any]) -> str:
+def _departures(about: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Setting, value here, default."""
     defaults = flat(Config().to_dict())
-    rows = [
-        [esc(key), esc(_value(value)), esc(_value(defaults.get(key)))]
+    return [
+        (key, _value(value), _value(defaults.get(key)))
         for key, value in _given(about).items()
         if defaults.get(key) != value
     ]
-    return table(["Setting", "Here", "Default"], rows) if rows else "<p>None.</p>"
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -287,17 +239,14 @@ def comparison(
             numbers.setdefault(f"{shown}, first → last tenth", {})[row["run_id"]] = (
                 f"{row['first']:.3g} → {row['last']:.3g}"
             )
-    heads = ["", *ids]
-    lines = [[esc(name), *(esc(found.get(run_id, "–")) for run_id in ids)] for name, found in numbers.items()]
+    lines = [[name, *(found.get(run_id, "–") for run_id in ids)] for name, found in numbers.items()]
     settings = [_given(about) | {key: about.get(key) for key in ("seed", "commit", "parent")} for about in abouts]
     differing = [
-        [esc(key), *map(esc, values)]
+        [key, *values]
         for key in dict.fromkeys(key for one in settings for key in one)
         if len(set(values := [_value(one.get(key)) for one in settings])) > 1
     ]
-    shown = table(heads, lines, "Numbers side by side")
-    shown += table(heads, differing, "Settings that differ") if differing else "<p>They differ in no setting.</p>"
-    return tag("section", shown, class_="runs")
+    return render("runs/comparison.html", heads=["", *ids], numbers=lines, settings=differing)
 
 
 def _given(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,9 +260,7 @@ def _given(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def health(remarks: Iterable[Remark]) -> str:
-    words = {"good": "good", "warn": "look", "bad": "bad", "plain": "note"}
-    items = "".join(tag("li", badge(words[one.kind], one.kind) + " " + esc(one.text)) for one in remarks)
-    return tag("ul", items, class_="runs health", aria_label="Health remarks") if items else ""
+    return render("runs/health.html", remarks=list(remarks))
 
 
 def no_choice() -> str:
@@ -332,56 +279,44 @@ def no_curves(run_id: str) -> str:
 
 
 def jobs_table(jobs: Sequence[Job], chosen: str) -> str:
-    if not jobs:
-        return empty(
-            "No job was started from here yet.",
-            "Start a stage above. It goes on when this page, or the dashboard, is closed.",
-        )
-    rows = []
-    for job in jobs:
-        current = {"aria_current": "true"} if job.id == chosen else {}
-        until = job.ended or datetime.now(UTC)
-        rows.append(
-            [
-                button(job.title, "runs-job", job.id, **current),
-                badge(job.status, KINDS.get(job.status, "plain"), STATUSES[job.status]),
-                esc(job.progress[-160:]),
-                esc(job.user),
-                esc(when(job.created)),
-                esc(took((until - job.started).total_seconds()) if job.started else "–"),
-            ]
-        )
-    return table(["Job", "Status", "Last line", "By", "Begun", "Took"], rows, class_="runs-table jobs")
+    rows = [
+        {
+            "id": job.id,
+            "title": job.title,
+            "status": job.status,
+            "kind": KINDS.get(job.status, "plain"),
+            "meaning": STATUSES[job.status],
+            "progress": job.progress[-160:],
+            "user": job.user,
+            "begun": when(job.created),
+            "took": took(((job.ended or datetime.now(UTC)) - job.started).total_seconds()) if job.started else "–",
+        }
+        for job in jobs
+    ]
+    return render("runs/jobs.html", jobs=rows, chosen=chosen)
 
 
 def job(job: Job, log: str) -> str:
-    said = STATUSES[job.status] + (f" (exit code {job.exit_code})" if job.status == "failed" else "")
-    progress = tag("p", esc(job.progress), class_="progress", role="status") if job.active and job.progress else ""
-    shown = tag("h3", esc(job.title)) + tag(
-        "p", badge(job.status, KINDS.get(job.status, "plain")) + f" It {esc(said)}. Started by {esc(job.user)}."
-    )
-    shown += progress + tag(
-        "pre", esc(log) if log else "Nothing was written yet.", class_="log", tabindex=0, aria_label="Log of the job"
-    )
-    return tag("section", shown + tag("p", esc(shlex.join(job.command)), class_="soft"), class_="runs")
+    meaning = STATUSES[job.status] + (f" (exit code {job.exit_code})" if job.status == "failed" else "")
+    kind = KINDS.get(job.status, "plain")
+    return render("runs/job.html", job=job, kind=kind, meaning=meaning, log=log, command=shlex.join(job.command))
 
 
 def preview(words: Sequence[str], changed: Mapping[str, Any]) -> str:
     """What would be started, in words."""
-    settings = table(["Setting", "Value"], [[esc(key), esc(_value(value))] for key, value in changed.items()])
-    shown = tag("pre", esc(shlex.join(["deepintuit", *words]).replace("{job}", "…")))
-    return tag(
-        "div", shown + _fold(f"{len(changed)} settings depart from the method's defaults", settings), class_="runs"
+    command = shlex.join(["deepintuit", *words]).replace("{job}", "…")
+    return render(
+        "runs/preview.html", command=command, settings=[(key, _value(value)) for key, value in changed.items()]
     )
 
 
 def left_out(problems: Sequence[tuple[str, str]]) -> str:
     """What is in no table, since its file is damaged."""
-    return "".join(problem(f"{source} is left out: {what}") for source, what in problems)
+    return render("runs/problems.html", problems=[f"{source} is left out: {what}" for source, what in problems])
 
 
 def problem(error: Exception | str) -> str:
-    return tag("p", esc(error), class_="runs problem", role="alert")
+    return note(error, "runs problem", "alert")
 
 
 def settings_help(settable: Mapping[str, str], stage: str) -> str:
@@ -390,22 +325,17 @@ def settings_help(settable: Mapping[str, str], stage: str) -> str:
         stage, (stage,)
     )
     wanted = (*sections, "clips", "video", "prompt", "sampling", "model")
-    rows = [
-        [esc(key), esc(meaning)]
-        for section in wanted
-        for key, meaning in settable.items()
-        if key.split(".")[0] == section
-    ]
-    return tag("div", table(["Setting", "Meaning"], rows), class_="runs help")
+    rows = [(key, meaning) for section in wanted for key, meaning in settable.items() if key.split(".")[0] == section]
+    return render("runs/help.html", settings=rows)
 
 
 def queue_note() -> str:
-    said = (
+    text = (
         "One job runs at a time, since two on one machine are each many times slower; the next ones wait in this list. "
         "A job goes on when this page or the dashboard is closed. "
         "What is stopped goes on from where it stood when it is started again."
     )
-    return tag("p", said, class_="runs soft")
+    return note(text, "runs soft")
 
 
 def card_address(workbench: Workbench, run_id: str) -> str | None:

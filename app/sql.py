@@ -22,7 +22,7 @@ from deepintuit_analysis.index.guarded import AT_ONCE
 from deepintuit_app import links
 from deepintuit_app import sql_view as view
 from deepintuit_app.desk import Desk, apart
-from deepintuit_app.html import esc, tag
+from deepintuit_app.html import heading, note
 
 LONGEST = 8_000
 """Characters of a query here: it stands in the address."""
@@ -94,7 +94,7 @@ class Handlers:
         try:
             saved = self.desk.workbench.save_slice(str(name or ""), sql, by=self.desk.user(request))
         except DeepIntuitError as error:
-            return [tag("p", esc(error), role="status", class_="quiet"), gr.skip()]
+            return [note(error, role="status"), gr.skip()]
         return [view.saved_html(saved), self._slices()]
 
 
@@ -105,7 +105,7 @@ def page(desk: Desk) -> None:
         "Ask the index anything: one SELECT at a time, in DuckDB's SQL. Nothing can be changed here, a query ends "
         f"after {console.SECONDS:g} s, and what it may take is bounded."
     )
-    gr.HTML(tag("h1", "SQL") + tag("p", about, class_="quiet"), elem_id="sql-top")
+    gr.HTML(heading("SQL", about), elem_id="sql-top")
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
             box = gr.Textbox(

@@ -22,7 +22,7 @@ from deepintuit_analysis.index import browse, clips, reviewed
 from deepintuit_analysis.index.browse import FLIPS, FORMATS, SORTS, TraceFilter
 from deepintuit_app import links, media, prose, slices, sql_view
 from deepintuit_app.desk import Desk, apart
-from deepintuit_app.html import address, badge, empty, esc, facts, link, tag
+from deepintuit_app.html import address, empty, heading, note, render
 from deepintuit_app.tints import LEVELS, tints
 from deepintuit_app.verdicts import verdicts
 
@@ -67,137 +67,50 @@ def list_html(desk: Desk, asked: TraceFilter, sort: str, number: str, size: str,
     if found.rows.empty and found.total:  # past the end: the last page
         place = -(-found.total // rows)
         found = browse.page(workbench, asked, name, descending, rows, (place - 1) * rows)
+    if not found.total and asked == TraceFilter():
+        todo = "A teacher, a reasoner in training and an evaluation write them:"
+        return empty("No trace is in this workbench yet.", todo, "make demo")
     if not found.total:
-        return _nothing(workbench, asked)
-    body = "".join(row_html(row, asked.text, opened) for row in browse.records(found.rows))
-    head = "".join(_head(words, key, kind, name, descending) for words, key, kind in _HEADS)
-    grid = tag("table", f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", aria_label="Traces")
-    pages = -(-found.total // rows)
-    counted = tag("strong", f"{found.total:,} {'or more ' * found.more}trace{'s' * (found.total != 1)}")
-    if found.more:
-        counted += " · narrow the search to page through all that hold it"
-    exports = " ".join(tag("a", _FORM_NAMES[form], href=export_url(asked, form), download=True) for form in FORMATS)
-    review = link("Review these", "review", query=urlencode(asked.to_query()))
-    counted = tag("span", counted, role="status")
-    exports = tag("span", f"{review} · Export {exports}", class_="exports")
-    return tag("div", counted + exports, class_="bar") + tag("div", grid, class_="scroll") + _pager(place, pages, rows)
+        return empty("No trace fits these filters.", "Take one away, or clear them all.")
+    return render(
+        "traces/list.html",
+        total=found.total,
+        more=found.more,
+        query=urlencode(asked.to_query()),
+        exports=[(_FORM_NAMES[form], export_url(asked, form)) for form in FORMATS],
+        heads=[_head(*head, name, descending) for head in _HEADS],
+        rows=[(row, excerpt(row["text"] or "", asked.text)) for row in browse.records(found.rows)],
+        opened=opened,
+        place=place,
+        pages=-(-found.total // rows),
+        sizes=SIZES,
+        size_now=rows,
+    )
 
 
-def _nothing(workbench: Any, asked: TraceFilter) -> str:
-    if asked == TraceFilter():
-        what = "No trace is in this workbench yet."
-        return empty(what, "A teacher, a reasoner in training and an evaluation write them:", "make demo")
-    return empty("No trace fits these filters.", "Take one away, or clear them all.")
-
-
-def _head(words: str, key: str, kind: str, sorted_by: str, descending: bool | None) -> str:
+def _head(words: str, key: str, kind: str, sorted_by: str, descending: bool | None) -> dict[str, str]:
+    """A column's head: how the table is sorted by it now, and by what a click sorts."""
     now = key == sorted_by
     down = descending if descending is not None else key == "newest"
     follows = f"-{key}" if now and not down else key
     if key == "newest":
         follows = "newest" if now and down else ""
-    arrow = tag("span", (" ↓" if down else " ↑") if now else "", aria_hidden="true")
-    button = tag(
-        "button",
-        esc(words) + arrow,
-        type="button",
-        data_set="traces-sort",
-        data_value=follows,
-        title=_TITLES.get(key, f"Sort by {words.lower()}"),
-    )
-    return tag(
-        "th",
-        button,
-        scope="col",
-        class_=kind or None,
-        aria_sort=("descending" if down else "ascending") if now else None,
-    )
+    order = ("descending" if down else "ascending") if now else ""
+    title = _TITLES.get(key, f"Sort by {words.lower()}")
+    return {"words": words, "kind": kind, "sorted": order, "follows": follows, "title": title}
 
 
-def row_html(row: Mapping[str, Any], searched: str | None, opened: str) -> str:
-    """One trace: its words as a button that opens it, then what was said and how it was taken."""
-    now = "true" if row["trace_id"] == opened else None
-    open_ = tag(
-        "button",
-        excerpt(row["text"] or "", searched),
-        type="button",
-        class_="open",
-        data_set="traces-open",
-        data_value=row["trace_id"],
-        aria_current=now,
-    )
-    confidence = "–" if row["confidence"] is None else f"{100 * row['confidence']:.1f} %"
-    tokens = "–" if row["tokens"] is None else f"{row['tokens']:.0f}"
-    run = tag("span", esc(row["run_id"]), title=row["run_id"], class_="run") + tag("small", esc(place_of(row)))
-    cells = (open_, esc(row["true_label"] or "–"), answer_badge(row), calibrated_badge(row), confidence, tokens, run)
-    cells_html = "".join(
-        tag("td" if i else "th", cell, class_=kind or None, scope=None if i else "row")
-        for i, (cell, (_, _, kind)) in enumerate(zip(cells, _HEADS))
-    )
-    return tag("tr", cells_html)
-
-
-def excerpt(text: str, searched: str | None = None) -> str:
-    """The beginning of a text without its marks, or, when something was searched, its first place with that marked."""
+def excerpt(text: str, searched: str | None = None) -> tuple[str, str, str]:
+    """The beginning of a text without its marks, or, when something was searched, its first place, as what stands
+    before, what was found, and what stands behind."""
     plain = " ".join(text.removeprefix("<think>").removeprefix("<observation>").split())
     # What does not keep its length in lower case could not be found again by its place.
     at = plain.lower().find(" ".join(searched.lower().split())) if searched and len(plain.lower()) == len(plain) else -1
     if at < 0:
-        return esc(plain[:_EXCERPT]) + ("…" if len(plain) > _EXCERPT else "")
+        return plain[:_EXCERPT] + "…" * (len(plain) > _EXCERPT), "", ""
     start, end = max(0, at - 50), at + len(" ".join(searched.split()))
     after = plain[end : max(end + 30, start + _EXCERPT)]
-    shown = esc(plain[start:at]) + tag("mark", esc(plain[at:end])) + esc(after)
-    return ("…" if start else "") + shown + ("…" if end + len(after) < len(plain) else "")
-
-
-def place_of(row: Mapping[str, Any]) -> str:
-    """Where in its run a trace stands: stage, step, sample."""
-    step = None if row["step"] is None else f"step {row['step']:.0f}"
-    return " · ".join(filter(None, (row["stage"], step, f"sample {row['sample']}")))
-
-
-def answer_badge(row: Mapping[str, Any]) -> str:
-    """The provisional label, or why there is none."""
-    if row["reason"] is not None:
-        return badge(row["reason"].replace("_", " "), "warn", "Malformed: it counts as no answer")
-    known, right = row["true_label"] is not None, row["provisional"] == row["true_label"]
-    return badge(row["provisional"], ("good" if right else "bad") if known else "plain", _verdict(known, right))
-
-
-def calibrated_badge(row: Mapping[str, Any]) -> str:
-    """The calibrated label with its confidence, and an arrow where it differs from the provisional one."""
-    label, true = row["calibrated"], row["true_label"]
-    if label is None:
-        return "–"
-    changed, known = label != row["provisional"], true is not None
-    shown = badge(label, ("good" if label == true else "bad") if known else "plain", _verdict(known, label == true))
-    sure = "" if row["certainty"] is None else tag("small", f" {100 * row['certainty']:.0f} %", title="Confidence")
-    return (
-        (tag("span", "⇄ ", title="Calibration changed the provisional label", class_="flip") if changed else "")
-        + shown
-        + sure
-    )
-
-
-def _verdict(known: bool, right: bool) -> str | None:
-    return ("Right" if right else "Wrong") if known else None
-
-
-def _pager(place: int, pages: int, rows: int) -> str:
-    def step(words: str, to: int, ok: bool) -> str:
-        return tag("button", words, type="button", data_set="traces-page", data_value=str(to), disabled=not ok)
-
-    sizes = "".join(
-        tag("button", str(size), type="button", data_set="traces-size", data_value=str(size),
-            aria_current="true" if size == rows else None, aria_label=f"{size} rows a page")
-        for size in SIZES
-    )  # fmt: skip
-    moves = "".join((
-        step("First", 1, place > 1), step("Previous", place - 1, place > 1),
-        tag("span", f" Page {place:,} of {pages:,} "),
-        step("Next", place + 1, place < pages), step("Last", pages, place < pages),
-    ))  # fmt: skip
-    return tag("nav", tag("span", moves) + tag("span", f"Rows {sizes}"), class_="bar pager", aria_label="Pages")
+    return "…" * (start > 0) + plain[start:at], plain[at:end], after + "…" * (end + len(after) < len(plain))
 
 
 # One trace
@@ -210,24 +123,27 @@ def detail_html(desk: Desk, trace_id: str, compared: str, coloured: bool) -> tup
         return "", ""
     workbench = desk.look()
     fact, row = browse.fact(workbench, trace_id), browse.trace(workbench, trace_id)
-    close = tag("button", "Close", type="button", data_set="traces-open", data_value="", data_close=True)
     if fact is None or row is None:
-        gone = empty("There is no trace of this id here any more.", "Close this and pick another.")
-        return tag("header", tag("h2", "No such trace") + close) + gone, ""
+        return render("traces/detail.html", shown=None), ""
     clip = clips.clip(workbench, fact["clip_id"])
     others = browse.records(browse.siblings(workbench, trace_id))
     beside = next((other for other in others if other["trace_id"] == compared), None)
-    body = _one(desk, fact, row, clip, coloured)
-    if beside is not None and (its_row := browse.trace(workbench, compared)) is not None:
-        its = _one(desk, beside, its_row, clip, coloured)
-        body = tag("div", tag("section", body) + tag("section", its), class_="pair")
-    title = tag("h2", tag("span", "Trace of ") + esc(_clip_name(clip, fact)))
-    watch = tag("a", "Open in Watch", href=address("watch", clip=fact["clip_id"], trace=trace_id))
-    parts = (
-        tag("header", title + tag("span", watch + close, class_="links")), _player(clip, fact["clip_id"]),
-        _colour_switch(coloured), body, _siblings(others, compared), _facts(fact, row, clip),
-    )  # fmt: skip
-    return "".join(parts), compared if beside is not None else ""
+    its_row = browse.trace(workbench, compared) if beside is not None else None
+    playable = clip is not None and clip.get("path") and not clip.get("excluded")
+    sized = playable and clip.get("width") and clip.get("height")
+    html = render(
+        "traces/detail.html",
+        shown=_one(desk, fact, row, clip, coloured),
+        beside=_one(desk, beside, its_row, clip, coloured) if its_row is not None else None,
+        name=_clip_name(clip, fact),
+        url=media.clip_url(fact["clip_id"]) if playable else "",
+        ratio=f"{clip['width']:.0f} / {clip['height']:.0f}" if sized else "16 / 9",
+        levels=LEVELS if coloured else (),
+        others=others,
+        compared=compared,
+        facts=_facts(fact, row, clip),
+    )
+    return html, compared if beside is not None else ""
 
 
 def _clip_name(clip: Mapping[str, Any] | None, fact: Mapping[str, Any]) -> str:
@@ -235,96 +151,27 @@ def _clip_name(clip: Mapping[str, Any] | None, fact: Mapping[str, Any]) -> str:
     return str(path).replace("\\", "/").rsplit("/", 1)[-1] if path else f"clip {fact['clip_id']}"
 
 
-def _player(clip: Mapping[str, Any] | None, clip_id: str) -> str:
-    if clip is None or not clip.get("path") or clip.get("excluded"):
-        gone = "The manifest does not hold this clip any more, or excludes it: only what was written can be shown."
-        return tag("p", gone, class_="quiet")
-    size = f"{clip['width']:.0f} / {clip['height']:.0f}" if clip.get("width") and clip.get("height") else "16 / 9"
-    return tag(
-        "video",
-        "",
-        id="player",
-        src=media.clip_url(clip_id),
-        controls=True,
-        playsinline=True,
-        muted=True,
-        preload="metadata",
-        style=f"aspect-ratio: {size}",
-        aria_label="The clip of this trace",
-    )
-
-
-def _one(desk: Desk, fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] | None, coloured: bool) -> str:
-    calibrated = f" {calibrated_badge(fact)}" if fact["calibrated"] else ""
-    head = tag("h3", f"{esc(place_of(fact))} {answer_badge(fact)}{calibrated}")
-    run = tag("p", esc(fact["run_id"]), class_="quiet")
+def _one(
+    desk: Desk, fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] | None, coloured: bool
+) -> dict[str, Any]:
+    """A trace, what is known beside its answer, and why its tokens cannot be coloured when that was asked for."""
     marks, why_not = tints(desk.workbench, row) if coloured else ([], "")
-    said = tag("p", esc(why_not), class_="quiet", role="status") if why_not else ""
     times = row["frame_times"] if hasattr(row["frame_times"], "__len__") else None
-    grammar = clips.grammar_of(desk.workbench, fact["run_id"])
-    seconds = (clip or {}).get("seconds")
-    nothing = tag("p", "Nothing was written.", class_="quiet")
-    text = prose.trace_html(row["text"], grammar, times, seconds, tints=marks) if row["text"].strip() else nothing
+    grammar, seconds = clips.grammar_of(desk.workbench, fact["run_id"]), (clip or {}).get("seconds")
     scores = browse.scores_of(desk.workbench, fact["trace_id"])
     people = reviewed.fails_in(desk.workbench.index_path.parent, fact["trace_id"]) if "sufficient" in scores else ()
-    known = verdicts(scores, row, fact["true_label"], people, clips.gate_of(desk.workbench, fact["run_id"]))
-    return head + run + said + known + text
+    return {
+        "fact": fact,
+        "uncoloured": why_not,
+        "verdicts": verdicts(scores, row, fact["true_label"], people, clips.gate_of(desk.workbench, fact["run_id"])),
+        "text": row["text"].strip() and prose.trace_html(row["text"], grammar, times, seconds, tints=marks),
+    }
 
 
-def _colour_switch(coloured: bool) -> str:
-    legend = " ".join(tag("span", esc(words), class_=f"tint {kind}") for _, kind, words in LEVELS) if coloured else ""
-    button = tag(
-        "button",
-        "Colour by token confidence",
-        type="button",
-        class_="colour",
-        data_set="traces-colour",
-        data_value="" if coloured else "1",
-        aria_pressed="true" if coloured else "false",
-        title="How probable the model found each token that it wrote",
-    )
-    return tag("p", f"{button} {legend}", class_="legend")
-
-
-def _siblings(others: list[dict[str, Any]], compared: str) -> str:
-    title = tag("h3", "The same clip in other traces")
-    if not others:
-        return title + tag("p", "No other stage or run has written about this clip yet.", class_="quiet")
-    rows = []
-    for other in others:
-        now = other["trace_id"] == compared
-        words, named = "Put away" if now else "Side by side", f"{other['run_id']} {place_of(other)}"
-        pressed, to = ("true", "") if now else ("false", other["trace_id"])
-        button = tag(
-            "button",
-            words,
-            type="button",
-            data_set="traces-compare",
-            data_value=to,
-            aria_pressed=pressed,
-            aria_label=f"{words}: {named}",
-        )
-        run = tag("span", esc(other["run_id"]), class_="run", title=other["run_id"])
-        run += tag("small", esc(place_of(other)))
-        opened = tag(
-            "button",
-            "Open",
-            type="button",
-            data_set="traces-open",
-            data_value=other["trace_id"],
-            aria_label=f"Open: {named}",
-        )
-        cells = (answer_badge(other), calibrated_badge(other), button + opened)
-        rows.append(tag("tr", tag("th", run, scope="row") + "".join(tag("td", cell) for cell in cells)))
-    heads = "".join(tag("th", name, scope="col") for name in ("Run", "Provisional", "Calibrated", ""))
-    grid = tag("table", f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>")
-    return title + tag("div", grid, class_="scroll siblings")
-
-
-def _facts(fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] | None) -> str:
+def _facts(fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] | None) -> dict[str, Any]:
     frames = row["frame_indices"] if hasattr(row["frame_indices"], "__len__") else None
     size = "×".join(str(int(side)) for side in row["frames_size"]) if hasattr(row["frames_size"], "__len__") else "?"
-    shown = {
+    return {
         "True label": fact["true_label"] or "not known", "Answer as written": _text_of(row["answer"]),
         "Malformed": fact["reason"] and f"{fact['reason'].replace('_', ' ')}: {_text_of(row['detail'])}",
         "Calibrated": fact["calibrated"] and f"{fact['calibrated']} ({100 * (fact['certainty'] or 0):.1f} %)",
@@ -336,7 +183,6 @@ def _facts(fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] | None) ->
         "Split": fact["split"], "Dataset": fact["dataset"], "Group": (clip or {}).get("group"), "Clip": fact["clip_id"],
         "Run": fact["run_id"], "Trace": fact["trace_id"], "Checkpoint": _checkpoint(row["model"]),
     }  # fmt: skip
-    return tag("details", tag("summary", "Facts") + facts(shown), open=True)
 
 
 def _checkpoint(model: Any) -> str | None:
@@ -407,11 +253,11 @@ class Handlers:
         """A name and the filters → what came of it, and the slices that can be chosen."""
         asked = TraceFilter.from_query(dict(zip(FILTERS, given)))
         if asked == TraceFilter():
-            return [tag("p", "Nothing is filtered: a slice of all traces says nothing.", class_="quiet"), gr.skip()]
+            return [note("Nothing is filtered: a slice of all traces says nothing."), gr.skip()]
         try:
             saved = self.desk.workbench.save_slice(str(name or ""), asked, by=self.desk.user(request))
         except DeepIntuitError as error:
-            return [tag("p", esc(error), role="status", class_="quiet"), gr.skip()]
+            return [note(error, role="status"), gr.skip()]
         return [sql_view.saved_html(saved), gr.Dropdown(choices=slices.offered(self.desk.workbench, asked.slice))]
 
     def show(self, *values: Any) -> list[Any]:
@@ -514,7 +360,7 @@ def page(desk: Desk) -> None:
     do = Handlers(desk)
     with gr.Row(elem_id="traces-top", equal_height=False):
         about = "Every text that a model or a teacher wrote about a clip. Open one to read it beside its clip."
-        gr.HTML(tag("h1", "Traces") + tag("p", about, class_="quiet"))
+        gr.HTML(heading("Traces", about))
         clear = gr.Button("Clear filters", size="sm", scale=0, min_width=120, elem_id="traces-clear")
     made = _filters()
     chosen = {name: made[name] for name in FILTERS}
@@ -525,7 +371,7 @@ def page(desk: Desk) -> None:
     sort, size, number, opened, compared, coloured = hidden.values()
     with gr.Row(elem_id="traces-body", equal_height=False):
         with gr.Column(scale=5, min_width=320, elem_id="traces-list-column"):
-            listed = gr.HTML(tag("p", "Looking…", class_="quiet"), elem_id="traces-list", elem_classes="traces-part")
+            listed = gr.HTML(note("Looking…"), elem_id="traces-list", elem_classes="traces-part")
         with gr.Column(scale=4, min_width=320, elem_id="traces-detail-column"):
             detail = gr.HTML("", elem_id="traces-detail", elem_classes="traces-part")
 

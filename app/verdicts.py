@@ -8,13 +8,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from deepintuit_analysis.review.quality import failed
-from deepintuit_app.html import badge, esc, tag
+from deepintuit_app.html import render
 
 Scores = Mapping[str, tuple[float, str]]
 """Name → (value, what it rests on)."""
+
+
+class Line(NamedTuple):
+    """`badge`: words on a ground of `kind`, before the `words`; `quiet`: what they rest on."""
+
+    words: str = ""
+    badge: str = ""
+    kind: str = "plain"
+    quiet: str = ""
 
 
 def verdicts(
@@ -26,20 +35,19 @@ def verdicts(
 ) -> str:
     """A short list; empty where nothing is known. `people`: the process in which the trace fails, by each who named
     one. `gate`: the settings of its run, empty where it had none, None where they are not known."""
-    known = (
+    lines = (
         _seeing(scores, row, true_label),
         _people(scores, row, true_label, people),
         _arguing(scores, row),
         _thinking(row, gate),
     )
-    lines = [line for line in known if line]
-    return tag("ul", "".join(tag("li", line) for line in lines), class_="verdicts") if lines else ""
+    return render("verdicts.html", lines=[line for line in lines if line])
 
 
-def _seeing(scores: Scores, row: Mapping[str, Any], true_label: str | None) -> str:
+def _seeing(scores: Scores, row: Mapping[str, Any], true_label: str | None) -> Line | None:
     if "sufficient" not in scores:
-        return ""
-    enough, said = scores["sufficient"]
+        return None
+    enough, evidence = scores["sufficient"]
     right = true_label is not None and row["provisional"] == true_label
     words, kind = {
         (True, True): ("Seen enough, concluded rightly", "good"),
@@ -47,33 +55,34 @@ def _seeing(scores: Scores, row: Mapping[str, Any], true_label: str | None) -> s
         (False, True): ("Right without having seen enough", "warn"),
         (False, False): ("The seeing failed", "bad"),
     }[bool(enough), right]
-    return f"{badge(words, kind)} {tag('span', 'The judge of the observation: ' + esc(said), class_='quiet')}"
+    return Line(badge=words, kind=kind, quiet=f"The judge of the observation: {evidence}")
 
 
-def _people(scores: Scores, row: Mapping[str, Any], true_label: str | None, people: Sequence[str]) -> str:
+def _people(scores: Scores, row: Mapping[str, Any], true_label: str | None, people: Sequence[str]) -> Line | None:
     if "sufficient" not in scores or not people:
-        return ""
-    its = failed(scores["sufficient"][0], true_label is not None and row["provisional"] == true_label)
-    said = ", ".join(f"{process} ({n})" for process, n in Counter(people).most_common())
-    against = "the judge says the same" if set(people) == {its} else f"by the judge it fails in {its or 'neither'}"
-    return esc(f"By reviewers it fails in {said}; {against}.")
+        return None
+    process = failed(scores["sufficient"][0], true_label is not None and row["provisional"] == true_label)
+    counts = ", ".join(f"{process} ({n})" for process, n in Counter(people).most_common())
+    agrees = set(people) == {process}
+    against = "the judge says the same" if agrees else f"by the judge it fails in {process or 'neither'}"
+    return Line(f"By reviewers it fails in {counts}; {against}.")
 
 
-def _arguing(scores: Scores, row: Mapping[str, Any]) -> str:
+def _arguing(scores: Scores, row: Mapping[str, Any]) -> Line | None:
     if "mismatch" not in scores or not scores["mismatch"][0]:
-        return ""
+        return None
     argued = scores["mismatch"][1]
-    told = f"argues for {argued}" if argued != "none" else "argues for no label"
-    words = esc(f"The reasoning {told}, the provisional label is {row['provisional']}.")
-    return f"{badge('Label does not follow', 'warn')} {words}"
+    conclusion = f"argues for {argued}" if argued != "none" else "argues for no label"
+    words = f"The reasoning {conclusion}, the provisional label is {row['provisional']}."
+    return Line(words, "Label does not follow", "warn")
 
 
-def _thinking(row: Mapping[str, Any], gate: Mapping[str, Any] | None) -> str:
+def _thinking(row: Mapping[str, Any], gate: Mapping[str, Any] | None) -> Line | None:
     confidence, thought, judged = (row.get(name) for name in ("quick_confidence", "thought", "quick_probability"))
     if any(value is None or value != value for value in (confidence, thought)):
-        return ""
+        return None
     if confidence < 0:
-        return esc("Thought: the quick answer was put off, or missing.")
+        return Line("Thought: the quick answer was put off, or missing.")
     by_calibrator = judged is not None and judged == judged
     sure = f"the calibrator was {judged:.3f}" if by_calibrator else f"its tokens were {confidence:.3f}"
     why = ""
@@ -81,4 +90,4 @@ def _thinking(row: Mapping[str, Any], gate: Mapping[str, Any] | None) -> str:
         why = f", {'less than' if thought else 'at least'} the {gate['threshold']:g} that was asked for"
     elif gate is not None and thought:
         why = ", and no gate could end it there"
-    return esc(f"{'Thought' if thought else 'Answered at once'}: {sure} sure of the quick answer{why}.")
+    return Line(f"{'Thought' if thought else 'Answered at once'}: {sure} sure of the quick answer{why}.")

@@ -24,7 +24,7 @@ from deepintuit_analysis.index import browse, clips
 from deepintuit_app import links, media, scene, slices
 from deepintuit_app.desk import Desk
 from deepintuit_app.dial import consequences
-from deepintuit_app.html import empty, esc, tag
+from deepintuit_app.html import empty, esc, note, render
 from deepintuit_app.live import Running
 from deepintuit_app.scene import PARTS, Scene
 from deepintuit_app.uploads import PREFIX
@@ -70,42 +70,32 @@ def strip_html(
     try:
         found, count = clips.find(desk.look(), *asked, name=name)
     except DeepIntuitError as error:
-        return tag("div", tag("p", esc(" ".join(slices.sentences(error))), class_="quiet", role="status"))
+        return note(" ".join(slices.sentences(error)), role="status")
     if not found:
         if name and not any(asked):
-            none = f"The slice {name!r} has no trace of a clip that can be shown."
-            return tag("div", tag("p", esc(none), class_="quiet", role="status"))
+            return note(f"The slice {name!r} has no trace of a clip that can be shown.", role="status")
         if name or any(asked):
-            return tag("div", tag("p", "No clip fits. Take a filter away, or search for less.", class_="quiet"))
+            return note("No clip fits. Take a filter away, or search for less.")
         return empty(_NOTHING, _NOTHING_TODO, "make demo")
-    cards = []
-    for row in found:
-        name, seconds = Path(row["path"]).stem, f"{row['seconds'] or 0:.1f} s"
-        image = tag("img", src=media.poster_url(row["clip_id"]), alt="", loading="lazy", width=112, height=84)
-        words = tag("span", esc(name), class_="name") + tag("small", esc(seconds))
-        now = "true" if row["clip_id"] == picked else None
-        title = f"{row['dataset']} · {row['split'] or 'no split'} · {name}"
-        cards.append(
-            tag("button", image + words, type="button", class_="card", title=title, aria_current=now,
-                data_set="wanted", data_value=" ".join(filter(None, (row["clip_id"], row["trace_id"]))))
-        )  # fmt: skip
-    counted = f"{len(found)} of {count:,} clips" if count > len(found) else f"{count:,} clip{'s' * (count != 1)}"
-    return tag("div", "".join(cards), class_="strip") + tag("p", counted, class_="quiet count")
+    shown = [{**row, "name": Path(row["path"]).stem, "url": media.poster_url(row["clip_id"])} for row in found]
+    return render("watch/strip.html", clips=shown, count=count, picked=picked)
 
 
-def player_html(clip: dict[str, Any] | None) -> str:
+def player_html(clip: dict[str, Any] | None, words: str = "No clip is picked.") -> str:
     """The clip, its room kept before it is loaded."""
     if clip is None:
-        return tag("div", tag("p", "No clip is picked.", class_="quiet"), class_="player none")
+        return render("watch/player.html", clip=None, words=words)
     width, height = int(clip["width"] or 16), int(clip["height"] or 9)
-    video = tag(
-        "video", "", id="player", src=media.clip_url(clip["clip_id"]), controls=True, playsinline=True, muted=True,
-        preload="auto", style=f"aspect-ratio:{width}/{height}", aria_label=f"Clip {clip['name']}",
-    )  # fmt: skip
     facts = [clip.get("dataset") or "upload, deleted within an hour", clip.get("split"), clip.get("group")]
     facts += [f"{clip['seconds']:.1f} s" if clip["seconds"] else None, f"{width} × {height}"]
-    line = tag("strong", esc(clip["name"])) + " " + esc(" · ".join(str(fact) for fact in facts if fact))
-    return tag("div", video, class_="player") + tag("p", line, class_="quiet facts")
+    return render(
+        "watch/player.html",
+        clip=clip,
+        url=media.clip_url(clip["clip_id"]),
+        width=width,
+        height=height,
+        facts=" · ".join(str(fact) for fact in facts if fact),
+    )
 
 
 def trace_choices(desk: Desk, clip_id: str | None) -> list[tuple[str, str]]:
@@ -187,7 +177,7 @@ class Handlers:
             clip_id = row["clip_id"]
         if clip_of(self.desk, clip_id) is None:
             if clip_id:
-                gr.Info(f"There is no clip {esc(clip_id)[:40]} here any more; this is another one.")
+                gr.Info(f"There is no clip {esc(clip_id[:40])} here any more; this is another one.")
             first = self._first(name)
             clip_id, trace_id = (first["clip_id"], first["trace_id"]) if first else (None, None)
         runs = reasoner_choices(self.desk)
@@ -425,7 +415,7 @@ def page(desk: Desk) -> None:
     strip = gr.HTML(elem_id="found")
     with gr.Row(elem_id="stage", equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            player = gr.HTML(tag("div", "", class_="player none"), elem_id="screen")
+            player = gr.HTML(player_html(None, ""), elem_id="screen")
             film = gr.HTML(scene.film(None), elem_id="film")
         with gr.Column(scale=6, min_width=320):
             choice = gr.Dropdown([], label="Stored trace", elem_id="stored")
@@ -471,7 +461,7 @@ def page(desk: Desk) -> None:
                     "reasoning is left out. 1 always thinks; the run's card draws accuracy against thinking.",
                 )  # fmt: skip
                 costs = gr.HTML("", elem_id="think-costs", elem_classes="runs")
-                gr.HTML(tag("p", "How many frames the model sees is part of how it was trained.", class_="quiet"))
+                gr.HTML(note("How many frames the model sees is part of how it was trained."))
     shown, behind = gr.State(None), gr.State(None)
     timer = gr.Timer(1.0, active=False)
 
