@@ -55,7 +55,7 @@ def test_all_that_is_counted_is_of_the_slice(site):
     for part in (found.mine, found.raw, *found.controls.values()):
         assert part.frame.index.tolist() == mended
     assert found.facts.index.tolist() == mended and found.reasons["n"].sum() == 2 and found.whole == 6
-    assert "Only the slice &#x27;mended&#x27; counts: 2 of the 6 labelled clips." in errors_view.summary(found)
+    assert "Only the slice &#39;mended&#39; counts: 2 of the 6 labelled clips." in errors_view.summary(found)
     assert found.mine.right_C.all() and not found.raw.right_C.any()
 
 
