@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 
 import pandas as pd
 
-from deepintuit.errors import DeepIntuitError
+from deepintuit.errors import DeepIntuitError, StoreError
 from deepintuit.metrics import Estimate
 from deepintuit.runs import Run
 from deepintuit_analysis import Workbench
@@ -148,6 +148,12 @@ def analysis(workbench: Workbench, choice: Choice) -> Analysis:
 def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analysis:
     run_id, system = choice.system.split("/", 1)
     run = workbench.run(run_id)
+    if run.stage == "predict":
+        raise StoreError(
+            f"the clips of {run_id!r} have no label",
+            "an answer is right or wrong only against one",
+            "Have the clips reviewed, or choose a dataset with labels",
+        )
     rows = answers.answers(workbench, run_id, system, choice.split, ["raw", choice.method])
     known = answers.facts(workbench, run_id, system, choice.split)
     left_out = answers.excluded(workbench, choice.dataset, choice.split)

@@ -33,7 +33,7 @@ NO_ANSWERS = empty(
 )
 UNLABELLED = empty(
     "None of these clips has a true label.",
-    "Right and wrong need one. Import the dataset with labels, or choose another split.",
+    "Right and wrong need one. Have the clips reviewed, import the dataset with labels, or choose another one.",
 )
 
 _HEADINGS = {

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from deepintuit.trace import GRAMMARS, Grammar, Mention, mentions, pieces
+from deepintuit.trace import GRAMMARS, Grammar, Mention, mentions, moment, pieces
 from deepintuit_app.html import render
 
 TITLES = {
@@ -42,14 +42,6 @@ class Tint(NamedTuple):
 def sentences(text: str) -> list[tuple[int, int]]:
     """Where the sentences of a text begin and end, white space behind them included. "1.5 s" is not two."""
     return [match.span() for match in _SENTENCE.finditer(text) if match.end() > match.start()]
-
-
-def moment(mention: Mention, frame_times: Sequence[float] | None) -> float | None:
-    """Seconds of what a text mentions: frame n is the n-th that the model saw, from 1. None for one it never saw."""
-    if mention.kind == "time":
-        return float(mention.value)
-    number = int(mention.value)
-    return float(frame_times[number - 1]) if frame_times is not None and 1 <= number <= len(frame_times) else None
 
 
 class Part(NamedTuple):

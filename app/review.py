@@ -18,6 +18,7 @@ from fastapi import APIRouter, Body, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
 from deepintuit.errors import DeepIntuitError
+from deepintuit.tables import FORMATS
 from deepintuit_analysis.index import browse
 from deepintuit_analysis.review import import_export, quality
 from deepintuit_analysis.review.log import damage
@@ -30,7 +31,7 @@ from deepintuit_app.slices import sentences
 Asked = Annotated[dict[str, Any], Body()]
 _NOT_KEPT = {"Cache-Control": "private, no-store"}
 _ENDINGS = import_export.FORMS | {"interface": ".xml"}
-_MEDIA = browse.FORMATS | {"label-studio": "application/json", "interface": "application/xml"}
+_MEDIA = FORMATS | {"label-studio": "application/json", "interface": "application/xml"}
 _MOST_HELD = 200
 
 

@@ -16,8 +16,8 @@ from fastapi import APIRouter, Form, Response
 from fastapi.responses import PlainTextResponse
 
 from deepintuit.errors import DeepIntuitError, StoreError
+from deepintuit.tables import FORMATS
 from deepintuit_analysis.index import console
-from deepintuit_analysis.index.browse import FORMATS
 from deepintuit_analysis.index.guarded import AT_ONCE
 from deepintuit_app import links
 from deepintuit_app import sql_view as view

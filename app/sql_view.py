@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from deepintuit.errors import DeepIntuitError
+from deepintuit.tables import FORMATS
 from deepintuit_analysis import Slice
-from deepintuit_analysis.index.browse import FORMATS
 from deepintuit_analysis.index.console import EXAMPLES, SHOWN, TABLES, Answer
 from deepintuit_app.html import address, empty, note, render
 

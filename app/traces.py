@@ -18,8 +18,9 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import StreamingResponse
 
 from deepintuit.errors import DeepIntuitError
+from deepintuit.tables import FORMATS
 from deepintuit_analysis.index import browse, clips, reviewed
-from deepintuit_analysis.index.browse import FLIPS, FORMATS, SORTS, TraceFilter
+from deepintuit_analysis.index.browse import FLIPS, SORTS, TraceFilter
 from deepintuit_app import links, media, prose, slices, sql_view
 from deepintuit_app.desk import Desk, apart
 from deepintuit_app.html import address, empty, heading, note, render

@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from deepintuit import disk
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError
-from deepintuit.metrics import apply_temperature, fit_temperature, nll, thresholds_for
+from deepintuit.metrics import apply_temperature, conformal_quantile, fit_temperature, nll, thresholds_for
 from deepintuit.reasoner import (
     CALIBRATION,
     HEAD,
@@ -234,7 +234,7 @@ class _Traces:
 
 def fit(score: Scores, truth: np.ndarray) -> dict:
     """The temperature of these held-out scores, what they are worth at it, and the confidences from which on they err
-    no more than wanted."""
+    no more than wanted, and the quantile of conformal sets by their coverage."""
     temperature = fit_temperature(score.logits_C_K, truth)
     probs = score.probs(temperature)
     right = probs.argmax(1) == truth
@@ -244,6 +244,7 @@ def fit(score: Scores, truth: np.ndarray) -> dict:
         "accuracy": float(right.mean()),
         "n": len(truth),
         "thresholds": thresholds_for(probs.max(1), right),
+        "conformal": {"0.9": conformal_quantile(probs, truth, 0.1)},
     }
 
 

@@ -1,6 +1,6 @@
 """The command line: arguments → config → one stage.
 
-    deepintuit clips | teach | coldstart | grpo | calibrate | evaluate | report | review | demo | app
+    deepintuit clips | teach | coldstart | grpo | calibrate | evaluate | predict | report | review | demo | app
 
 Every stage takes `--config FILE`, `--set key=value`, `--seed`, `--workbench`, `--name` and `--dry-run`, and resumes where it was stopped.
 Bad input gives one sentence in three beats and exit code 2.
@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import NoReturn
 
-from deepintuit import __version__, config, disk, schedule
+from deepintuit import __version__, config, disk, predict_command, schedule
 from deepintuit.command import Parser, common, console, opened, print_settings, settings_of, with_dataset
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, DataError, quiet_libraries
@@ -57,6 +57,7 @@ def _parser(words: Sequence[str] | None = None) -> Parser:
     commands = parser.add_verbs("COMMAND")
     _add_clips(commands)
     _add_stages(commands)
+    predict_command.add(commands)
     points = {tuple(point.name.split()): point for point in entry_points(group="deepintuit.commands")}
     for path in [*_SHIPPED, *sorted(set(points) - set(_SHIPPED))]:
         verbs = commands if len(path) == 1 else commands.choices[path[0]].verbs
@@ -190,10 +191,12 @@ def _calibrate(options) -> int:
 
 
 def _evaluate(options) -> int:
+    from deepintuit.reasoner.controls import calibrator_of
+
     workbench, settings = opened(options)
     settings = with_dataset(settings)
     reasoner = options.reasoner or _newest(workbench, ["grpo", "coldstart"], settings, "a reasoner")
-    calibrator = options.calibrator or _calibrator_of(workbench, reasoner)
+    calibrator = options.calibrator or calibrator_of(workbench, reasoner)
     if _dry(options, workbench, settings, [settings.evaluate.split], {"reasoner": reasoner, "calibrator": calibrator}):
         return 0
     stage = importlib.import_module("deepintuit.evaluate")
@@ -238,15 +241,6 @@ def _newest(workbench, stages: Sequence[str], settings: Config, what: str, targe
         f"{what} is needed",
         f"Run `deepintuit {stages[-1]}` first, or name a run",
     )
-
-
-def _calibrator_of(workbench, reasoner: str) -> str | None:
-    found = [
-        run.id
-        for run in workbench.runs("calibrate", finished=True)
-        if run.parent == reasoner and run.config.get("calibrate", {}).get("without", "none") == "none"
-    ]
-    return found[-1] if found else None
 
 
 def _dry(

@@ -424,6 +424,7 @@ _WITH_NEEDS = {
     "grpo": ("model", "grpo"),
     "calibrate": ("model", "gate"),
     "evaluate": ("gate",),
+    "predict": ("gate",),
 }
 """Stage → the sections in which it refuses what would do nothing."""
 

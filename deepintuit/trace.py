@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
@@ -405,3 +405,11 @@ def mentions(text: str) -> list[Mention]:
         hours, minutes, seconds = match.groups()
         found.append(Mention(*match.span(), "time", int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds)))
     return sorted(found)
+
+
+def moment(mention: Mention, frame_times: Sequence[float] | None) -> float | None:
+    """Seconds of what a text mentions: frame n is the n-th that the model saw, from 1. None for one it never saw."""
+    if mention.kind == "time":
+        return float(mention.value)
+    number = int(mention.value)
+    return float(frame_times[number - 1]) if frame_times is not None and 1 <= number <= len(frame_times) else None

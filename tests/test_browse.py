@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepintuit.errors import StoreError
+from deepintuit.tables import FORMATS
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import browse, progress, search
-from deepintuit_analysis.index.browse import EXPORTED, FORMATS, TraceFilter
+from deepintuit_analysis.index.browse import EXPORTED, TraceFilter
 
 TEXTS = (
     "At 0.5 s a Dog 100% runs_by.", "Ein Hund, über dem Zaun", "it's \"quoted\"; DROP TABLE traces; --", "<b>a dog</b>",

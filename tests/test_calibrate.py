@@ -134,6 +134,8 @@ def test_a_killed_run_continues_to_the_same_calibrator(bench, cold, cold_lora, t
     mine, yours = (json.loads((r.checkpoint / calibrate.CALIBRATION).read_text()) for r in (whole, run))
     for way in mine:
         chosen = [[-1.0 if t is None else t for t in one[way].pop("thresholds").values()] for one in (mine, yours)]
+        sets = [one[way].pop("conformal")["0.9"] for one in (mine, yours)]
+        assert sets[0] == pytest.approx(sets[1], rel=1e-4)
         assert mine[way] == pytest.approx(yours[way], rel=1e-4) and chosen[0] == pytest.approx(chosen[1], rel=1e-4)
 
 

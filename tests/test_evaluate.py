@@ -11,7 +11,7 @@ from embedded import survivor, undisturbed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepintuit import calibrate, cli, coldstart, config, evaluate, teach
+from deepintuit import calibrate, coldstart, config, evaluate, teach
 from deepintuit.data import Manifest
 from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import DataError, StoreError
@@ -26,7 +26,7 @@ from deepintuit.reasoner import (
     opinion_of,
     parsed,
 )
-from deepintuit.reasoner.controls import CONTROLS, Asked, Shown, derangement
+from deepintuit.reasoner.controls import CONTROLS, Asked, Shown, calibrator_of, derangement
 from deepintuit.vlm import VLM
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import clips
@@ -173,7 +173,7 @@ def test_a_calibrator_trained_without_an_input_stands_as_a_row(bench, cold, cali
         np.testing.assert_allclose(np.stack(found["probs"]), probs[order], atol=1e-4)
         with pytest.raises(StoreError, match=f"trained without the {source}"):
             evaluate.run(own.workbench, own.settings(), reasoner=cold.id, calibrator=judge.id, progress=False)
-    assert cli._calibrator_of(own.workbench, cold.id) == calibrated.id
+    assert calibrator_of(own.workbench, cold.id) == calibrated.id
     own.workbench.refresh()
     assert [row["calibrator"] for row in clips.reasoners(own.workbench) if row["run_id"] == cold.id] == [calibrated.id]
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepintuit.errors import DataError
+from deepintuit.tables import as_written, spreadsheet_safe
 from deepintuit_analysis import Workbench
-from deepintuit_analysis.index.browse import as_written, spreadsheet_safe
 from deepintuit_analysis.index.reviewed import SCHEMA
 from deepintuit_analysis.review import EventLog, Kind, Reviews, Task, read_events
 from deepintuit_analysis.review.import_export import (

@@ -36,14 +36,16 @@ _FEW_NUMBERS = 6
 
 
 def sources(workbench: Workbench) -> pd.DataFrame:
-    """A row for each run, system and split that has answers, newest run first: dataset ("" when the run names none),
-    split, run_id, system, methods (sorted), clips (the most that one method answered), seed, created."""
+    """A row for each run, system and split that has answers, newest run first, but those to clips without labels last:
+    dataset ("" when the run names none), split, run_id, system, methods (sorted), clips (the most that one method
+    answered), seed, created."""
     found = workbench.query("""
         SELECT coalesce(runs.dataset, '') AS dataset, split, run_id, system, list(method ORDER BY method) AS methods,
                max(n) AS clips, any_value(runs.seed) AS seed, any_value(runs.created) AS created
-        FROM (SELECT run_id, system, split, method, count(*) AS n FROM predictions WHERE control = 'none' GROUP BY ALL)
+        FROM (SELECT run_id, system, split, method, count(*) AS n, count(true_label) AS labelled
+              FROM predictions WHERE control = 'none' GROUP BY ALL)
         JOIN runs USING (run_id)
-        GROUP BY ALL ORDER BY created DESC, run_id DESC, system""")
+        GROUP BY ALL ORDER BY max(labelled) = 0, created DESC, run_id DESC, system""")
     return found.assign(methods=[list(methods) for methods in found["methods"]])
 
 

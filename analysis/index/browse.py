@@ -13,8 +13,6 @@ Left out on purpose: anything that computes a metric (`metrics`, `report`) and a
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepintuit.errors import StoreError, nearest
 from deepintuit.runs.schema import storable
+from deepintuit.tables import FORMATS, written
 from deepintuit_analysis.index import search
 from deepintuit_analysis.index.build import AS_WRITTEN, COUNTED_BY, FOUND_BY_ID
 
@@ -73,7 +72,6 @@ _CHOICES = ("run", "stage", "dataset", "split", "true", "provisional", "calibrat
 # In two steps, since other columns are only looked at where the short id is found.
 _ONE = "rowid IN (SELECT rowid FROM stored_traces WHERE short_id = short_id_of($1)) AND trace_id = $1"
 EXPORTED = (*_FACTS.split(", "), "temperature", "detail", "model", "text")
-FORMATS = {"csv": "text/csv", "jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}
 
 
 @dataclass(frozen=True)
@@ -386,64 +384,6 @@ def _stretches(workbench: Workbench, condition: str, values: list[Any]) -> Itera
         if found.num_rows or not start:
             yield found
         start, size = start + size, _STRETCH
-
-
-def written(batches: Iterator[pa.RecordBatch | pa.Table], form: str) -> Iterator[bytes]:
-    """Rows as pieces of a file in one of `FORMATS`. What JSON has no form for is written as text."""
-    return {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[form](batches)
-
-
-def _jsonl(batches: Iterator[pa.RecordBatch | pa.Table]) -> Iterator[bytes]:
-    for batch in batches:
-        rows = ({name: None if value != value else value for name, value in row.items()} for row in batch.to_pylist())
-        yield "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode()
-
-
-def _csv(batches: Iterator[pa.RecordBatch | pa.Table]) -> Iterator[bytes]:
-    import csv
-
-    file, named = io.StringIO(newline=""), False
-    writer = csv.writer(file)
-    for batch in batches:
-        if not named:
-            writer.writerow(map(spreadsheet_safe, batch.schema.names))
-            named = True
-        writer.writerows(zip(*(map(spreadsheet_safe, column.to_pylist()) for column in batch.columns)))
-        yield _taken(file).encode()
-
-
-_FORMULA = tuple("=+-@\t\r\n＝＋－＠'")
-
-
-def spreadsheet_safe(value: Any) -> Any:
-    """A text as no spreadsheet takes it for a formula: with a ' in front when it begins with = + - @, a tab, a line's
-    end or a wide form of these; or with a ', so that `as_written` has the way back. Other values as they are."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-
-def as_written(cell: Any) -> Any:
-    """What a cell of `spreadsheet_safe` was."""
-    return cell[1:] if isinstance(cell, str) and cell.startswith("'") else cell
-
-
-def _parquet(batches: Iterator[pa.RecordBatch | pa.Table]) -> Iterator[bytes]:
-    import pyarrow.parquet as pq
-
-    file, writer = io.BytesIO(), None
-    for batch in batches:
-        writer = writer or pq.ParquetWriter(file, batch.schema, compression="zstd")
-        writer.write(batch)
-        yield _taken(file)
-    writer.close()
-    yield file.getvalue()
-
-
-def _taken(file: Any) -> Any:
-    """What was written since the last call."""
-    said = file.getvalue()
-    file.seek(0)
-    file.truncate()
-    return said
 
 
 def clip_file(workbench: Workbench, clip_id: str, *, playable: bool = True) -> Path | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from deepintuit.errors import StoreError, nearest
-from deepintuit_analysis.index import browse
+from deepintuit.tables import FORMATS, written
 
 if TYPE_CHECKING:
     from deepintuit_analysis import Workbench
@@ -69,16 +69,14 @@ def _cells(column: pa.ChunkedArray) -> list[Any]:
 
 
 def export(workbench: Workbench, sql: str, form: str) -> bytes:
-    """At most `EXPORTED` rows of a person's query as a file in one of `browse.FORMATS`."""
-    if form not in browse.FORMATS:
+    """At most `EXPORTED` rows of a person's query as a file in one of `tables.FORMATS`."""
+    if form not in FORMATS:
         raise StoreError(
-            f"an export as {form!r}",
-            f"there are {', '.join(browse.FORMATS)}",
-            f"nearest: {nearest(form, browse.FORMATS) or 'csv'!r}",
+            f"an export as {form!r}", f"there are {', '.join(FORMATS)}", f"nearest: {nearest(form, FORMATS) or 'csv'!r}"
         )
     found = workbench.ask(sql, EXPORTED, SECONDS).slice(0, EXPORTED)
     try:
-        return b"".join(browse.written(iter([found]), form))
+        return b"".join(written(iter([found]), form))
     except (ValueError, OverflowError, pa.ArrowException) as error:
         raise StoreError(
             f"the result cannot be written as {form}", str(error), "cast the column, such as `created::VARCHAR`"

@@ -88,6 +88,13 @@ def tabulate(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfi
     runs = [workbench.run(run_id) for run_id in dict.fromkeys(run_ids)]
     settings = config or settings_of(runs[0])
     predictions = _told_apart(pd.concat([run.read("predictions") for run in runs], ignore_index=True))
+    for run in runs:
+        if run.stage == "predict":
+            raise StoreError(
+                f"the run {run.id!r} answered clips without labels",
+                "nothing says which answers are right, so there is nothing to report",
+                "Name evaluate runs; its answers are in its table and on the Traces page",
+            )
     predictions = predictions[predictions["split"] == settings.split]
     workbench.refresh()
     dataset = next((run.about["dataset"] for run in runs if run.about["dataset"]), None)

@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 from deepintuit.data.sources import csv_rows
 from deepintuit.errors import DataError, nearest
 from deepintuit.runs.schema import storable
+from deepintuit.tables import as_written, spreadsheet_safe
 from deepintuit.texts import decoded, parse_json
-from deepintuit_analysis.index.browse import as_written, spreadsheet_safe
 from deepintuit_analysis.index.reviewed import SCHEMA, SHOWN, row_of
 from deepintuit_analysis.index.reviewed import rows as rows_of
 from deepintuit_analysis.review.events import Event, Kind, State

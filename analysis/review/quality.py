@@ -307,7 +307,7 @@ def suspects(workbench: "Workbench", dataset: str, split: str | None = None) -> 
     comes from, nor the calibrator was trained on these clips (validation clips only chose when to stop, and one
     temperature). DataError where there are none.
     """
-    found = calibrated(workbench, dataset, split)
+    found = calibrated(workbench, dataset, split).dropna(subset="given")
     where = f"the split {split!r} of {dataset!r}" if split else repr(dataset)
     if found.empty:
         raise DataError(

@@ -11,12 +11,13 @@ from deepintuit.data.benchmarks import import_multihateclip, import_smarthome
 from deepintuit.data.listing import SPLITS, Excluded, Finding, Kind, Listing, Report, Row
 from deepintuit.data.manifest import LeakWarning, Manifest, Summary, container_features, text_corpus
 from deepintuit.data.scan import scan
-from deepintuit.data.sources import import_csv, import_folder, import_jsonl
+from deepintuit.data.sources import VIDEO_SUFFIXES, files, import_csv, import_folder, import_jsonl, import_new
 from deepintuit.data.splits import FRACTIONS, assign_splits
 
 __all__ = [
     "FRACTIONS",
     "SPLITS",
+    "VIDEO_SUFFIXES",
     "Excluded",
     "Finding",
     "Kind",
@@ -28,10 +29,12 @@ __all__ = [
     "Summary",
     "assign_splits",
     "container_features",
+    "files",
     "import_csv",
     "import_folder",
     "import_jsonl",
     "import_multihateclip",
+    "import_new",
     "import_smarthome",
     "scan",
     "text_corpus",

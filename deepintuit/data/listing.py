@@ -155,8 +155,11 @@ def given_split(name: str | None, where: str) -> str | None:
     return _SPLIT_NAMES[word]
 
 
-def finish(rows: Iterable[Row], labels: LabelSet | None, name: str, findings: Sequence[Finding] = ()) -> Listing:
-    """Resolve labels, mark missing files, fold rows of the same file: the last step of every importer.
+def finish(
+    rows: Iterable[Row], labels: LabelSet | None, name: str, findings: Sequence[Finding] = (), *, labelled: bool = True
+) -> Listing:
+    """Resolve labels, mark missing files, fold rows of the same file: the last step of every importer. Unless the clips
+    are `labelled`, none is asked for a label.
 
     Without a label set, one is made of the labels found: spellings that are equal after normalising are one label,
     under its most frequent spelling. `name` is the dataset as the user knows it, for messages. No rows at all:
@@ -172,7 +175,7 @@ def finish(rows: Iterable[Row], labels: LabelSet | None, name: str, findings: Se
         )
     labels = labels or _labels_of(rows, name)
     listed = Counter(row.split or "no split" for row in rows)
-    rows, doubled = fold([_look(row, labels) for row in rows], lambda row: row.path or row.source)
+    rows, doubled = fold([_look(row, labels, labelled) for row in rows], lambda row: row.path or row.source)
     for row in rows:
         if row.excluded == Excluded.MISSING:
             findings.append(Finding(Kind.MISSING, row.source, row.detail))
@@ -271,7 +274,7 @@ def _given(word: str) -> str:
     return "" if folded in _MISSING else folded
 
 
-def _look(row: Row, labels: LabelSet) -> Row:
+def _look(row: Row, labels: LabelSet, labelled: bool) -> Row:
     label = labels.resolve(row.label_given)
     if label is None and (folded := _given(row.label_given)):
         label = next((known for known in labels if _given(known) == folded), None)
@@ -283,9 +286,9 @@ def _look(row: Row, labels: LabelSet) -> Row:
     if row.path is None or (why := absent(row.path)):
         where = f"no file at {str(row.path)!r} ({why})" if row.path else "no video file has this name"
         return replace(row, excluded=Excluded.MISSING, detail=f"{row.source!r}: {where}.")
-    if label is None and not row.label_given.strip():
+    if label is None and labelled and not row.label_given.strip():
         return replace(row, excluded=Excluded.NO_LABEL, detail=f"{row.source!r} has no label.")
-    if label is None:
+    if label is None and labelled:
         near = nearest(row.label_given, list(labels))
         return replace(
             row,

@@ -78,6 +78,7 @@ class Summary:
     groups: int
     without_group: int
     truncated: int
+    unlabelled: int = 0
 
     def __str__(self) -> str:
         lines = ["Usable clips by split and label", self.by_split.to_string()]
@@ -88,6 +89,8 @@ class Summary:
             lines.append(
                 f"{self.truncated} usable clips end before their file says: the label may belong to what is missing"
             )
+        if self.unlabelled:
+            lines.append(f"{self.unlabelled} usable clips have no label: no stage trains on them or scores them")
         if self.without_group:
             lines.append(
                 f"{self.without_group} clips name no group: each is a group of its own, so nothing holds clips of the "
@@ -206,8 +209,36 @@ class Manifest:
     def _labels_path(self) -> Path:
         return self.path.with_suffix(".labels.toml")
 
-    def save(self) -> Path:
-        """Write manifest and labels, each whole or not at all; a differing former version is kept as `@<n>`."""
+    def onto(self, former: Manifest) -> Manifest:
+        """These clips, all of them new or looked at again, beside those of `former`: what people said of a clip there
+        (label, split, notes) stays, and so does a clip that is not among these; but not a former "not found"."""
+        if former.labels.labels != self.labels.labels:
+            raise DataError(
+                f"{self.dataset!r} has the labels {', '.join(former.labels)}.",
+                f"The system answers with {', '.join(self.labels)}.",
+                "Give the clips another name with --name.",
+            )
+        frame, old = self.frame.copy(), former.frame.set_index("clip_id")
+        for column in ("label", "label_given", "group", "given_split", "split", "notes"):
+            told = zip(frame["clip_id"], frame[column])
+            frame[column] = pd.Series(
+                [old.at[c, column] if c in old.index else now for c, now in told], index=frame.index, dtype=object
+            )
+        sources = {*frame["source"]}
+        left = former.frame[~former.frame["clip_id"].isin(frame["clip_id"])]
+        left = left[left["excluded"].isna() | ~left["source"].isin(sources)]
+        whole = pd.concat([left, frame], ignore_index=True) if len(left) else frame
+        return Manifest(self.workbench, self.dataset, whole, former.labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether an annotation gave it labels; clips that were imported to be predicted have none but those that
+        people gave them later."""
+        return bool((self.frame["label_given"] != "").any())
+
+    def save(self, *, keep: bool = True) -> Path:
+        """Write manifest and labels, each whole or not at all; a differing former version is kept as `@<n>`, unless
+        `keep` says that all of it is in this one."""
         if self.version is not None:
             raise DataError(
                 f"Version {self.version} of {self.dataset!r} is a former one.",
@@ -220,7 +251,8 @@ class Manifest:
         if self.path.is_file():
             if self._is_saved(table, labels):
                 return self.path
-            self._keep_version()
+            if keep:
+                self._keep_version()
         with disk.replacing(self._labels_path) as temporary:
             temporary.write_bytes(labels)
         with disk.replacing(self.path) as temporary:
@@ -281,6 +313,7 @@ class Manifest:
             int(used["group"].nunique()),
             int((used["group"] == used["clip_id"]).sum()),
             int(used["truncated"].fillna(False).sum()),
+            int(used["label"].isna().sum()),
         )
 
     def remarks(self) -> list[str]:

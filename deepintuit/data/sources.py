@@ -18,11 +18,12 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from deepintuit import texts
+from deepintuit import parquet, texts
 from deepintuit.data.listing import Excluded, Finding, Kind, Listing, Row, finish, given_split, is_split
 from deepintuit.errors import DataError, VideoReason, nearest
 from deepintuit.labels import LabelSet
@@ -185,6 +186,96 @@ def import_jsonl(table: str | Path, videos_root: str | Path, **columns: Any) -> 
     return import_csv(table, videos_root, records=_json_records, **columns)
 
 
+def import_new(
+    inputs: Sequence[str | Path],
+    labels: LabelSet,
+    *,
+    path: str = "path",
+    text: Sequence[str] = (),
+    videos_root: str | Path | None = None,
+) -> tuple[list[tuple[str, str]], Listing]:
+    """Clips without labels: folders with all that lies below them, video files, and tables (CSV, TSV, JSONL, Parquet)
+    whose column `path` names files below `videos_root` (default: the table's folder) and whose columns `text` hold the
+    uploader's own words. Of a table, nothing else is kept.
+
+    Also returns, for each clip in the order given, its name as given and its `source` in the listing, which is its
+    absolute path. A file that is not there is listed; `DataError` for an input that is neither, and for no clip at all.
+    """
+    given, rows, findings, other = [], [], [], Counter()
+
+    def add(name: str, place: Path, **told: Any) -> None:
+        row = _utf8(Row(source=os.path.abspath(place), path=place, label_given="", **told))
+        given.append((_as_utf8(name), row.source))
+        rows.append(row)
+
+    for one in map(Path, inputs):
+        if one.is_dir():
+            refused: list[OSError] = []
+            for file in files(one, refused):
+                if file.suffix.lower() in VIDEO_SUFFIXES:
+                    add(str(file), file)
+                else:
+                    other[file.suffix.lower() or "none"] += 1
+            for error in refused:
+                row = _closed(error, one, 1)
+                rows.append(replace(row, source=_as_utf8(os.path.abspath(error.filename)), label_given=""))
+                given.append((_as_utf8(str(error.filename)), rows[-1].source))
+        elif one.suffix.lower() in _RECORDS:
+            root = folder(videos_root or one.parent)
+            told = list(_table_rows(one, path, text))
+            files_of = _Files(root, (inside(root, name, where) for where, name, _ in told if name))
+            for where, name, texts_of in told:
+                if name:
+                    add(name, files_of.find(name, where), text=texts_of)
+                else:
+                    findings.append(Finding(Kind.EMPTY_ROW, where, f"{where} names no file; passed over."))
+        elif one.suffix.lower() in VIDEO_SUFFIXES or _is_file(one):
+            add(str(one), one)
+        else:
+            raise DataError(
+                f"there is nothing at {_as_utf8(str(one))!r}",
+                "clips are read from folders, video files and tables (CSV, TSV, JSONL, Parquet)",
+                "Check the path",
+            )
+    findings += [
+        Finding(Kind.NOT_A_CLIP, suffix, f"{n} files not listed: suffix {suffix!r}.") for suffix, n in other.items()
+    ]
+    if not rows:
+        raise DataError(
+            f"there is no video in {', '.join(_as_utf8(str(one)) for one in inputs) or 'nothing'}",
+            "a video is told by its ending: " + " ".join(sorted(VIDEO_SUFFIXES)),
+            "Name a folder, files or a table with clips",
+        )
+    return given, finish(rows, labels, "the input", findings, labelled=False)
+
+
+def _table_rows(table: Path, path: str, text: Sequence[str]) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Where, the file's name, and the texts, of each row."""
+    numbered = list(_RECORDS[table.suffix.lower()](table))
+    columns = list(dict.fromkeys(name for _, record in numbered for name in record))
+    for asked in (path, *text) if numbered else ():
+        if _column(asked, columns) is None:
+            raise DataError(
+                f"{table.name} has no column {asked!r}",
+                f"its columns are {', '.join(map(repr, columns))}"
+                + (", and the system was taught with that text beside the clip" if asked != path else ""),
+                "Name the column of files with --path-column" if asked == path else "Bring that column",
+            )
+    for number, record in numbered:
+        where = f"{table.name}, line {number},"
+        told = {name: as_text(record.get(_column(name, columns))) for name in text}
+        name = _single(record.get(_column(path, columns)), "path", where).strip()
+        yield where, name, {key: value for key, value in told.items() if value}
+
+
+def _parquet_records(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        rows = parquet.read(table)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{table.name} cannot be read", str(error), "Save it as Parquet, CSV or JSONL again") from error
+    yield from enumerate(rows.to_pylist(), 1)
+
+
 def inside(root: Path, name: str, where: str) -> Path:
     """The file that `name` means below `root`; a name that leads out of it is refused with a `DataError`.
 
@@ -318,6 +409,15 @@ def _single(value: object, what: str, where: str) -> str:
     return as_text(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
+_RECORDS = {
+    ".csv": csv_records,
+    ".tsv": csv_records,
+    ".jsonl": _json_records,
+    ".ndjson": _json_records,
+    ".parquet": _parquet_records,
+}
+
+
 def _column(asked: str, columns: Sequence[str]) -> str | None:
     """The column that is meant: of this name, else the only one that differs from it in case alone."""
     alike = [name for name in columns if name.strip().casefold() == asked.casefold()]
@@ -396,8 +496,7 @@ def _utf8(row: Row) -> Row:
         (row.source + row.label_given).encode()
     except UnicodeEncodeError:
         # Parquet holds UTF-8 only; the name is shown with the odd bytes escaped, the file is not opened under a guess.
-        shown = row.source.encode("utf-8", "backslashreplace").decode()
-        label = row.label_given.encode("utf-8", "backslashreplace").decode()
+        shown, label = _as_utf8(row.source), _as_utf8(row.label_given)
         return Row(
             source=shown,
             path=None,
@@ -407,3 +506,7 @@ def _utf8(row: Row) -> Row:
             detail=f"The file name {shown!r} is not UTF-8; rename the file.",
         )
     return row
+
+
+def _as_utf8(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()

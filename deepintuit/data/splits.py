@@ -29,7 +29,7 @@ _STEPS = 40_000  # greedy steps over all rounds: few groups get many rounds, man
 
 
 def assign_splits(manifest: Manifest, fractions: Mapping[str, float] = FRACTIONS, seed: int = 0) -> Manifest:
-    """A manifest whose usable clips all have a split; the one passed in stays as it was.
+    """A manifest whose usable clips with a label all have a split; the one passed in stays as it was.
 
     A split that the annotation gives (`given_split`) is kept as given. Clips given as `train`, or without a split,
     are divided by group over the splits that were not given, in the proportions of `fractions`, with labels as even
@@ -39,7 +39,7 @@ def assign_splits(manifest: Manifest, fractions: Mapping[str, float] = FRACTIONS
     """
     _check(fractions)
     frame = manifest.frame
-    usable = frame["excluded"].isna()
+    usable = frame["excluded"].isna() & frame["label"].notna()
     given = frame["given_split"].where(frame["given_split"] != "train")
     _refuse_torn_groups(frame[usable])
     wanted = [s for s in SPLITS if fractions.get(s, 0) > 0 and s not in set(given.dropna())]

@@ -18,7 +18,7 @@ from rich.progress import track
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.evaluate.baselines import TRAINING, write_baselines
-from deepintuit.evaluate.calibrated import Judge, write_calibrated
+from deepintuit.evaluate.calibrated import write_calibrated
 from deepintuit.evaluate.rows import Rows
 from deepintuit.judges import Question, build_judge
 from deepintuit.labels import NONE_LABEL
@@ -27,6 +27,7 @@ from deepintuit.reasoner import (
     HEAD,
     NEEDS_SAMPLES,
     Clip,
+    Judge,
     Known,
     LinearHead,
     LocalReasoner,

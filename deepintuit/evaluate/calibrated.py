@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
-from deepintuit.config import Config
 from deepintuit.errors import DataError
 from deepintuit.evaluate.baselines import class_probabilities, classifier, text_features
 from deepintuit.evaluate.rows import Rows
 from deepintuit.metrics import fit_temperature
-from deepintuit.reasoner import (
-    Calibrator,
-    Known,
-    Opinion,
-    Scores,
-    Task,
-    fitted_ways,
-    likelihood_scores,
-    opinion_of,
-    parsed,
-)
+from deepintuit.reasoner import Judge, Known, Opinion, Scores, Task, likelihood_scores, opinion_of, parsed
 from deepintuit.reasoner.controls import CONTROLS, Asked, Shown, trained_controls
-from deepintuit.runs import Run, Workbench
+from deepintuit.runs import Run
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM
 
@@ -33,25 +21,6 @@ _MOST_TEXTS = 20_000
 """Traces that the classifier of text alone learns from, at most."""
 _Answers = tuple[list[int], Scores, np.ndarray]
 """The places of the clips that were asked about, their scores, and of every clip the temperature."""
-
-
-class Judge(NamedTuple):
-    """A calibrator that is asked: its run, its weights, and what it fitted on validation."""
-
-    run: Run
-    vlm: VLM
-    ways: dict[str, dict]
-
-    @classmethod
-    def load(cls, workbench: Workbench, config: Config, calibrator: str) -> Judge:
-        run = workbench.run(calibrator)
-        vlm = VLM.load(config.model, config.video, checkpoint=run.checkpoint, cache=workbench.cache)
-        return cls(run, vlm, fitted_ways(run))
-
-    @property
-    def gate(self) -> Calibrator | None:
-        """As a gate: with the temperature of quick answers; None where it never learnt from any."""
-        return Calibrator(self.vlm, self.ways["quick"]["temperature"]) if "quick" in self.ways else None
 
 
 def write_calibrated(
@@ -67,9 +36,7 @@ def write_calibrated(
     trained for, so what else was trained on such traces stands beside it."""
     task, config = rows.task, rows.config
     clips, said = known.clips, [opinion_of(trace) for trace in traces]
-    # A trace that ended with its quick answer has a temperature of its own kind.
-    quick = ["quick" in judge.ways and trace.ok and trace.quick_only for trace in traces]
-    mine = np.array([judge.ways["quick" if ended else "label_likelihood"]["temperature"] for ended in quick])
+    quick, mine = judge.quick(traces), judge.temperatures(traces)
     every = list(range(len(clips)))
 
     def likelihood(shown: Sequence[Shown | None], vlm: VLM = judge.vlm, temperatures: np.ndarray = mine) -> _Answers:

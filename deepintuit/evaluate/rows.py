@@ -11,8 +11,7 @@ from rich.console import Console
 
 from deepintuit.config import Config
 from deepintuit.errors import DataError
-from deepintuit.labels import NONE_LABEL
-from deepintuit.reasoner import Clip, Task
+from deepintuit.reasoner import Clip, Task, prediction_rows
 from deepintuit.runs import Run, Workbench, trace_id
 
 
@@ -47,26 +46,10 @@ class Rows:
         temperature: ArrayLike = np.nan,
     ) -> None:
         """One row a clip; `predicted` is what has the highest probability where nothing else is said."""
-        labels, split = list(self.task.labels), self.config.evaluate.split
-        predicted = predicted or [labels[k] for k in probs.argmax(1)]
-        outside = np.broadcast_to(np.nan if outside is None else outside, len(clips))
-        temperatures = np.broadcast_to(temperature, len(clips))
-        about = {"split": split, "system": self.system, "method": method, "control": control, "labels": labels}
-        rows = [
-            {
-                **about,
-                "clip_id": clip.clip_id,
-                "trace_id": traces[i] if traces else trace_id(self.run.id, clip.clip_id, 0),
-                "true_label": clip.label,
-                "provisional": provisional[i] if provisional else NONE_LABEL,
-                "predicted": predicted[i],
-                "probs": [float(p) for p in probs[i]],
-                "outside_mass": None if np.isnan(outside[i]) else float(outside[i]),
-                "temperature": None if np.isnan(temperatures[i]) else float(temperatures[i]),
-            }
-            for i, clip in enumerate(clips)
-        ]
-        self.run.append("predictions", rows)
+        traces = traces or [trace_id(self.run.id, clip.clip_id, 0) for clip in clips]
+        about = {"split": self.config.evaluate.split, "system": self.system, "method": method, "control": control}
+        told = {"predicted": predicted, "provisional": provisional, "outside": outside, "temperature": temperature}
+        self.run.append("predictions", prediction_rows(self.task.labels, clips, traces, probs, about, **told))
 
     def leave_out(self, name: str, why: DataError) -> None:
         """A row that cannot be: said in the summary, the log, and with `progress` on the terminal."""

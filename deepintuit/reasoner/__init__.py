@@ -3,6 +3,7 @@
 - `task`          a dataset with its labels, grammar and prompts
 - `local`         traces from a model on this machine, as rows for the store
 - `distribution`  the four ways to a class distribution
+- `calibrated`    a trained calibrator that is asked
 - `controls`      the same question with one of its inputs altered
 - `gate`          when a quick answer ends the work
 - `live`          one clip reasoned about while somebody watches, as a stream of events
@@ -18,8 +19,9 @@ from typing import Any
 _FROM = {
     "distribution": (
         "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "LinearHead", "Scores", "answer_distribution", "fitted_ways",
-        "hidden_states", "label_scores", "likelihood_scores", "mean_scores", "vote_scores",
+        "hidden_states", "label_scores", "likelihood_scores", "mean_scores", "prediction_rows", "vote_scores",
     ),
+    "calibrated": ("Judge",),
     "gate": ("Calibrator", "gate_for"),
     "local": ("Known", "LocalReasoner", "Unreadable"),
     "task": (

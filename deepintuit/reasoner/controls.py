@@ -110,6 +110,12 @@ def trained_controls(workbench: Workbench, calibrator: Run) -> dict[str, Run]:
     return {without(run): run for run in siblings(workbench, calibrator) if without(run) != "none"}
 
 
+def calibrator_of(workbench: Workbench, reasoner: str) -> str | None:
+    """The newest finished calibrator of a reasoner that was trained with all its inputs."""
+    runs = workbench.runs("calibrate", finished=True)
+    return next((run.id for run in reversed(runs) if run.parent == reasoner and without(run) == "none"), None)
+
+
 def siblings(workbench: Workbench, calibrator: Run) -> list[Run]:
     """Finished calibrate runs that differ from this one in `calibrate.without` alone, oldest first."""
 

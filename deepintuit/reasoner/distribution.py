@@ -13,7 +13,7 @@ mass outside the label set.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from deepintuit import disk
 from deepintuit.errors import ModelError, StoreError
+from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.metrics import apply_temperature
 from deepintuit.reasoner.task import Clip, Opinion, Task
 from deepintuit.runs import Run
@@ -189,3 +190,37 @@ def answer_distribution(
     probs = np.full(k, (1 - p) / (k - 1))
     probs[task.labels.index(trace.label)] = p
     return probs
+
+
+def prediction_rows(
+    labels: LabelSet,
+    clips: Sequence[Clip],
+    traces: Sequence[str],
+    probs_C_K: np.ndarray,
+    about: Mapping[str, str],
+    *,
+    predicted: Sequence[str] | None = None,
+    provisional: Sequence[str] | None = None,
+    outside: np.ndarray | None = None,
+    temperature: ArrayLike = np.nan,
+) -> list[dict[str, Any]]:
+    """Rows of the grain `predictions`, one a clip: `traces` are ids, `about` the columns that all rows share;
+    `predicted` is what has the highest probability where nothing else is said."""
+    predicted = predicted or [labels.labels[k] for k in probs_C_K.argmax(1)]
+    outside = np.broadcast_to(np.nan if outside is None else outside, len(clips))
+    temperatures = np.broadcast_to(temperature, len(clips))
+    return [
+        {
+            **about,
+            "labels": list(labels),
+            "clip_id": clip.clip_id,
+            "trace_id": traces[i],
+            "true_label": clip.label,
+            "provisional": provisional[i] if provisional else NONE_LABEL,
+            "predicted": predicted[i],
+            "probs": [float(p) for p in probs_C_K[i]],
+            "outside_mass": None if np.isnan(outside[i]) else float(outside[i]),
+            "temperature": None if np.isnan(temperatures[i]) else float(temperatures[i]),
+        }
+        for i, clip in enumerate(clips)
+    ]

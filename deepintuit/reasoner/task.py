@@ -34,14 +34,14 @@ REASONERS = ("coldstart", "grpo")
 
 @dataclass(frozen=True)
 class Clip:
-    """A usable clip of the manifest, without its annotations."""
+    """A usable clip of the manifest, without its annotations; `label` and `split` are None for one to be predicted."""
 
     clip_id: str
     path: str
-    label: str
+    label: str | None
     width: int
     height: int
-    split: str
+    split: str | None
 
 
 class Opinion(NamedTuple):
@@ -65,8 +65,9 @@ class Task:
         )
 
     def clips(self, split: str) -> list[Clip]:
-        """The usable clips of a split, in the manifest's order. Raises `DataError` when there are none."""
-        rows = self.manifest.usable(split)
+        """The usable clips of a split that have a label, in the manifest's order. Raises `DataError` when there are
+        none."""
+        rows = self.manifest.usable(split).dropna(subset="label")
         if rows.empty:
             raise DataError(
                 f"dataset {self.manifest.dataset!r} has no usable clip in the split {split!r}",
@@ -74,6 +75,11 @@ class Task:
                 "Look at `deepintuit clips show`, and divide the clips with `deepintuit clips split`",
             )
         return [self._clip(row) for row in rows.itertuples()]
+
+    def unlabelled(self, clip_ids: Iterable[str]) -> list[Clip]:
+        """These usable clips, in this order, as one has them who knows no label."""
+        rows = self.manifest.usable().set_index("clip_id", drop=False).loc[list(clip_ids)]
+        return [Clip(r.clip_id, str(r.path), None, int(r.width), int(r.height), None) for r in rows.itertuples()]
 
     def _clip(self, row: Any) -> Clip:
         # A labels.toml may keep the manifest's word as an alias.

@@ -1,0 +1,354 @@
+"""Predict: clips without labels, any number of them → trace, calibrated distribution, and whether to abstain.
+
+    predictor = deepintuit.load("calibrate-…", workbench="workbench")
+    frame = predictor.predict(["videos", "clip.mp4"], risk=0.05)        # a row a clip, in the order given
+
+The clips go into a dataset of their own, without labels and without a split, and their traces and predictions into a
+run of the stage `predict`: both are there for the dashboard and for reviews. A killed run goes on where it stopped,
+and clips that an earlier run of the same system has answered are taken over.
+
+Left out on purpose: the ways to a distribution that read several traces, and reasoners that answer by label alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from rich.progress import track
+
+from deepintuit import video
+from deepintuit.config import Config
+from deepintuit.data import Listing, Manifest, Report, import_new, scan
+from deepintuit.errors import ConfigError, DataError, StoreError
+from deepintuit.predict.table import Answers, threshold_of
+from deepintuit.reasoner import (
+    Judge,
+    LocalReasoner,
+    Task,
+    answer_distribution,
+    fitted_ways,
+    gate_for,
+    inherited,
+    likelihood_scores,
+    opinion_of,
+    parsed,
+    prediction_rows,
+    reasoner_run,
+)
+from deepintuit.reasoner.controls import calibrator_of, without
+from deepintuit.runs import Run, Workbench, trace_id, unnamed
+from deepintuit.runs.run import parts, read_part
+from deepintuit.vlm import VLM
+
+SPLIT = "unlabelled"
+"""The split that prediction rows name: the clips are in none of the dataset's."""
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips as they were found. `given`: for each in the order given its name and its source in the manifest;
+    `clip_of`: source → clip id; `refused`: clip id → reason and sentence, of clips that cannot be read."""
+
+    dataset: str
+    given: list[tuple[str, str]]
+    clip_of: dict[str, str]
+    refused: dict[str, tuple[str, str | None]]
+    report: Report
+
+    @property
+    def readable(self) -> list[str]:
+        """Clip ids, each once."""
+        ids = dict.fromkeys(self.clip_of[source] for _, source in self.given)
+        return [clip_id for clip_id in ids if clip_id not in self.refused]
+
+
+class Predictor:
+    """A system that answers: a calibrate run with the reasoner that it was trained on, or a coldstart or grpo run with
+    its newest calibrator, or without one where there is none. Models are loaded when a clip needs them, once.
+
+    `config` holds departures; everything else is as the runs were made.
+    """
+
+    def __init__(self, workbench: Workbench, system: str, config: Config | None = None):
+        self.workbench = workbench
+        self.reasoner, self.calibrator = _system(workbench, system)
+        config = (config or Config()).replace(clips={"dataset": self.reasoner.about["dataset"] or ""})
+        stands_on = [run.id for run in (self.reasoner, self.calibrator) if run]
+        self.config, self.departs = inherited(workbench, config, *stands_on)
+        self.config.refuse_idle("predict")
+        _refuse_other_ways(self.config)
+        clips = self.config.clips
+        self.labels = Manifest.load(workbench.path, clips.dataset).labels_or(clips.labels)
+        self.ways = fitted_ways(self.calibrator) if self.calibrator else {}
+
+    @property
+    def system(self) -> str:
+        """The id of the run that answers."""
+        return (self.calibrator or self.reasoner).id
+
+    @cached_property
+    def models(self) -> tuple[VLM, Judge | None]:
+        """The reasoner's model and the calibrator."""
+        config, checkpoint = self.config, self.reasoner.checkpoint
+        vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=self.workbench.cache)
+        return vlm, Judge.load(self.workbench, config, self.calibrator.id) if self.calibrator else None
+
+    def predict(
+        self,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        threshold: float | None = None,
+        risk: float | None = None,
+        name: str = "",
+        path_column: str = "path",
+        videos: str | Path | None = None,
+        progress: bool = False,
+    ) -> pd.DataFrame:
+        """Answers to clips: folders, video files and tables of them, as of the command `deepintuit predict`; a row a
+        clip in the columns of docs/predict.md, also for clips that cannot be read."""
+        least = threshold_of(self.ways, threshold, risk, self.config.gate.by)
+        inputs = [paths] if isinstance(paths, str | os.PathLike) else [*paths]
+        clips = self.find(inputs, name=name, path_column=path_column, videos=videos, progress=progress)
+        run = self.run(clips, progress=progress)
+        return pa.concat_tables(self.answers(run, clips, least).tables()).to_pandas()
+
+    def find(
+        self,
+        inputs: Sequence[str | Path],
+        *,
+        name: str = "",
+        path_column: str = "path",
+        videos: str | Path | None = None,
+        jobs: int = 1,
+        progress: bool = False,
+        watch: bool = False,
+    ) -> Clips:
+        """The clips of these inputs, each looked at, in a dataset called `name` (by default after inputs and labels);
+        with `watch` beside all that are in it already. DataError where there is none, or the dataset is one with labels
+        of its own."""
+        given, listing = self.listed(inputs, path_column, videos)
+        dataset, limits = name or self.dataset_of(inputs), video.Limits.of(self.config.video)
+        self._former(dataset)  # refused before files are looked at
+        manifest, report = scan(
+            listing,
+            self.workbench.path,
+            dataset,
+            probe=partial(video.probe, isolate=True),
+            playable_copy=partial(video.playable_copy, limits=limits, isolate=True),
+            limits=limits,
+            jobs=jobs,
+            progress=progress,
+        )
+        former = self._former(dataset)
+        whole = manifest.onto(former) if former else manifest
+        whole.save(keep=not watch)
+        rows = [*(whole if watch else manifest).frame.itertuples()]
+        if watch:
+            given = [(source, source) for row in rows for source in (row.source, *row.also_at)]
+        clip_of = {source: row.clip_id for row in rows for source in (row.source, *row.also_at)}
+        refused = {row.clip_id: (row.excluded, row.excluded_detail) for row in rows if pd.notna(row.excluded)}
+        return Clips(dataset, given, clip_of, refused, report)
+
+    def listed(
+        self, inputs: Sequence[str | Path], path_column: str = "path", videos: str | Path | None = None
+    ) -> tuple[list[tuple[str, str]], Listing]:
+        """What `data.import_new` finds, with the texts that this system reads."""
+        texts = self.config.clips.text_fields
+        return import_new(inputs, self.labels, path=path_column, text=texts, videos_root=videos)
+
+    def dataset_of(self, inputs: Sequence[str | Path]) -> str:
+        """The name of the dataset of these inputs: another set of labels has another one."""
+        places = sorted({os.path.abspath(one) for one in inputs})
+        told = "\n".join([*places, self.labels.dumps()])
+        digest = hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        word = re.sub(r"[^A-Za-z0-9]+", "-", Path(places[0]).stem).strip("-")[:40] if len(places) == 1 else ""
+        return f"predict-{word or 'clips'}-{digest}"
+
+    def run(self, clips: Clips, *, progress: bool = False) -> Run:
+        """The finished run that has answered these clips: new, continued, or from before."""
+        run = self.begin(clips)
+        if not run.finished:
+            with run:
+                self.answer(run, clips, {}, progress=progress)
+        return run
+
+    def begin(self, clips: Clips, *, watch: bool = False) -> Run:
+        """The run of these clips; with `watch` the one of their dataset, which is never finished."""
+        config = self._config(clips)
+        gate = ("gate",) if config.gate.by != "off" else ()
+        settings = config.decisive()
+        described = {name: settings[name] for name in ("model", "video", "clips", "prompt", "sampling", *gate)}
+        asked = "watch" if watch else _digest(self._prompts(Task(self.workbench.path, config), clips))
+        described |= {"temperature": config.evaluate.temperature, "asked": asked}
+        described |= {"calibrator": self.calibrator.id if self.calibrator else None}
+        about = {"name": clips.dataset.removeprefix("predict-"), "seed": config.seed, "dataset": clips.dataset}
+        return self.workbench.start_run("predict", described, parent=self.reasoner.id, **about)
+
+    def answer(self, run: Run, clips: Clips, unreadable: dict[str, str], *, progress: bool, last: bool = True) -> None:
+        """Ask about the clips that have no answer yet, a batch at a time, and finish the run if this is the `last`
+        time. Clips that turn out to be unreadable are added to `unreadable`, with the reason."""
+        config = self._config(clips)
+        task, batch = Task(self.workbench.path, config), config.sampling.clips_per_batch
+        self._borrow(run, self._prompts(task, clips))
+        done = run.done("predictions", "clip_id")
+        missing = task.unlabelled(c for c in clips.readable if c not in done and c not in unreadable)
+        if missing:
+            vlm, judge = self.models
+            run.note(device=str(vlm.device), settings=config.to_dict(), departs=self.departs)
+            local = LocalReasoner(vlm, task, config.seed, gate_for(task, config.gate, judge.gate if judge else None))
+            for start in track(range(0, len(missing), batch), "Predictions", disable=not progress):
+                self._batch(run, local, judge, missing[start : start + batch])
+                unreadable |= {clip_id: str(found.error.reason) for clip_id, found in local.unreadable.items()}
+        if last:
+            answered = len(run.done("predictions", "clip_id"))
+            told = {"system": self.system, "calibrated": self.calibrator is not None, "listed": len(clips.given)}
+            run.finish({**told, "clips": answered, "refused": len(clips.refused), "unreadable": unreadable})
+
+    def _batch(self, run: Run, local: LocalReasoner, judge: Judge | None, chosen: Sequence) -> None:
+        task, sampling, temperature = local.task, self.config.sampling, self.config.evaluate.temperature
+        limits = {"max_tokens": sampling.max_tokens, "top_p": sampling.top_p}
+        groups = local.groups(chosen, [0], temperature=temperature, **limits)
+        if not groups:
+            return
+        rows = [local.row(clip, encoded, sample, 0, temperature) for clip, encoded, [sample] in groups]
+        run.append("traces", rows)
+        traces, clips = parsed(task, map(vars, rows)), [clip for clip, *_ in groups]
+        ids, said = [trace_id(run.id, clip.clip_id, 0) for clip in clips], [trace.provisional for trace in traces]
+        raw = np.stack(
+            [
+                # As they are stored, so that an evaluation of the same traces gives the same digits.
+                answer_distribution(task, t, r.token_ids, np.float32(r.token_logprobs), local.vlm.tokenizer)
+                for t, r in zip(traces, rows)
+            ]
+        )
+        about = {"split": SPLIT, "system": self.system}
+        found = prediction_rows(
+            task.labels, clips, ids, raw, {**about, "method": "raw"}, predicted=said, provisional=said
+        )
+        if judge:
+            pairs, opinions = [(clip, encoded) for clip, encoded, _ in groups], [opinion_of(t) for t in traces]
+            scores = likelihood_scores(judge.vlm, task, pairs, opinions, len(pairs))
+            heat = judge.temperatures(traces)
+            told = {"provisional": said, "outside": scores.outside_C, "temperature": heat}
+            about["method"] = "label_likelihood"
+            found += prediction_rows(task.labels, clips, ids, scores.probs(heat), about, **told)
+        run.append("predictions", found)  # one part: what is in it is answered
+
+    def answers(self, run: Run, clips: Clips, least: float | None, unreadable: dict[str, str] | None = None) -> Answers:
+        """The table of a run's answers to these clips; `least`: the probability below which it abstains;
+        `unreadable` of a run that is not finished."""
+        said = run.summary.get("unreadable", {}) if unreadable is None else unreadable
+        refused = {**{clip_id: (reason, None) for clip_id, reason in said.items()}, **clips.refused}
+        return Answers(run, clips.given, clips.clip_of, refused, self.labels, self.ways, least)
+
+    def _former(self, dataset: str) -> Manifest | None:
+        """The dataset as it is; DataError for one that an annotation gave labels."""
+        if not (self.workbench.path / "clips" / f"{dataset}.parquet").is_file():
+            return None
+        former = Manifest.load(self.workbench.path, dataset)
+        if former.labelled:
+            raise DataError(
+                f"{dataset!r} is a dataset with labels",
+                "clips to be predicted have none, and its splits would not be what they were",
+                "Choose another --name",
+            )
+        return former
+
+    def _config(self, clips: Clips) -> Config:
+        return self.config.replace(clips={"dataset": clips.dataset})
+
+    def _prompts(self, task: Task, clips: Clips) -> dict[str, str]:
+        return {clip_id: task.prompt_hash(task.reasoner_prompt(clip_id)) for clip_id in clips.readable}
+
+    def _borrow(self, run: Run, prompts: dict[str, str]) -> None:
+        """Answers that runs of the same system and settings gave to clips of this dataset are taken over: they would
+        be the same."""
+
+        def made(one: Run) -> tuple:
+            return {**one.config, "asked": None}, one.parent, one.seed, one.about["dataset"]
+
+        open_ = {*prompts} - run.done("predictions", "clip_id")
+        for other in reversed(self.workbench.runs("predict")):
+            if other.id == run.id or made(other) != made(run) or not open_:
+                continue
+            for traces, predictions in _stored(other, open_, prompts):
+                ids = {row["clip_id"]: trace_id(run.id, row["clip_id"], 0) for row in traces}
+                run.append("traces", unnamed(traces))
+                fresh = ({k: v for k, v in row.items() if k != "run_id"} for row in predictions)
+                run.append("predictions", [{**row, "trace_id": ids[row["clip_id"]]} for row in fresh])
+                open_ -= {*ids}
+
+
+def load(run: str, workbench: str | Path | None = None, sets: Iterable[str] = ()) -> Predictor:
+    """The system of a run, ready to `predict`. `workbench`: default as everywhere; `sets`: departures, "key=value"."""
+    from deepintuit import config
+
+    settings = config.load(None, [*sets])
+    return Predictor(Workbench(workbench or settings.workbench), run, settings)
+
+
+def _stored(run: Run, wanted: set[str], prompts: dict[str, str]) -> Iterator[tuple[list[dict], list[dict]]]:
+    """The answers of a run to clips that are wanted, with the prompt that is asked now, a part of its
+    traces at a time."""
+    said: dict[str, list[dict]] = {}
+    for row in run.table("predictions").to_pylist():
+        said.setdefault(row["clip_id"], []).append(row)
+    taken: set[str] = set()
+    for _, path in parts(run.path, "traces"):
+        rows = read_part(path).to_pylist()
+        fits = [r for r in rows if r["clip_id"] in wanted & said.keys() and r["prompt_hash"] == prompts[r["clip_id"]]]
+        fits = [row for row in fits if row["clip_id"] not in taken]
+        taken |= {row["clip_id"] for row in fits}
+        if fits:
+            yield fits, [one for row in fits for one in said[row["clip_id"]]]
+
+
+def _digest(prompts: dict[str, str]) -> str:
+    lines = sorted(f"{clip_id} {prompt}" for clip_id, prompt in prompts.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _system(workbench: Workbench, system: str) -> tuple[Run, Run | None]:
+    """The reasoner and the calibrator of a run. StoreError for one that has none, or is not finished."""
+    run = workbench.run(system)
+    calibrator = run if run.stage == "calibrate" else None
+    reasoner = workbench.run(run.parent) if calibrator and run.parent else reasoner_run(workbench, system)
+    for one in filter(None, (reasoner, calibrator)):
+        if not one.finished:
+            why = "a model is used when it is whole"
+            raise StoreError(f"run {one.id!r} is not finished", why, f"Run `deepintuit {one.stage}` again: it resumes")
+    if calibrator and without(calibrator) != "none":
+        raise StoreError(
+            f"the calibrator {system!r} was trained without the {without(calibrator)}",
+            "it is a control, and answers nothing by itself",
+            f"Name the one that was trained with calibrate.without=none, or its reasoner {reasoner.id}",
+        )
+    if reasoner.config.get("coldstart", {}).get("target") == "label":
+        raise StoreError(
+            f"run {reasoner.id!r} answers by label alone",
+            "a prediction rests on a trace, and it writes none",
+            "Name a run that was taught traces; `deepintuit evaluate` scores this one",
+        )
+    newest = None if calibrator else calibrator_of(workbench, reasoner.id)
+    return reasoner, workbench.run(newest) if newest else calibrator
+
+
+def _refuse_other_ways(config: Config) -> None:
+    defaults = type(config.evaluate)()
+    for name in ("method", "traces"):
+        value = getattr(config.evaluate, name)
+        if value != getattr(defaults, name):
+            raise ConfigError(
+                f"evaluate.{name} = {value!r}",
+                "a prediction rests on one trace, read by label likelihood",
+                f"Leave evaluate.{name} out; `deepintuit evaluate` compares the other ways",
+            )

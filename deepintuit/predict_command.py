@@ -1,0 +1,207 @@
+"""`deepintuit predict`: answers to clips without labels, once or as they come into a folder.
+
+Left out on purpose: what an answer is (`predict`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from time import sleep, time
+from typing import Any
+
+from rich.table import Table
+
+from deepintuit.command import common, console, opened
+from deepintuit.errors import ConfigError, DataError
+
+_SHOWN = 20
+"""Rows that the terminal shows where no file is asked for."""
+
+
+def add(commands) -> None:
+    """The command's parser."""
+    help_text, example = "answer clips without labels: a folder, files or a table", "predict videos --system RUN"
+    parser = common(commands.add_parser("predict", help=help_text, example=example, settings="predict"))
+    parser.add_argument("inputs", nargs="+", metavar="CLIPS", help="folders, video files, tables with a path column")
+    parser.add_argument(
+        "--system", metavar="RUN", required=True, help="a calibrate run, or a coldstart or grpo run (its calibrator)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="where the answers go: .csv, .jsonl or .parquet")
+    parser.add_argument("--threshold", type=float, metavar="P", help="abstain where the probability is below P")
+    parser.add_argument(
+        "--risk", type=float, metavar="R", help="abstain as was chosen on validation clips to err on at most R"
+    )
+    parser.add_argument("--name", default="", help="what the clips are called in the workbench")
+    parser.add_argument("--path-column", metavar="NAME", default="path", help="a table's column of video files")
+    parser.add_argument("--videos", metavar="DIR", help="what a table's paths are relative to (default: its folder)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="files looked at side by side")
+    parser.add_argument("--watch", action="store_true", help="go on with what comes into the folder, until Ctrl-C")
+    parser.add_argument("--every", type=float, metavar="SECONDS", default=10.0, help="with --watch: between two looks")
+    parser.set_defaults(run=_predict)
+
+
+def _predict(options) -> int:
+    from deepintuit.predict import Predictor
+    from deepintuit.predict.table import form_of, threshold_of
+
+    out = Path(options.out) if options.out else None
+    if out is not None:
+        form_of(out)
+    if options.watch and (out is None or not all(map(os.path.isdir, options.inputs)) or options.every <= 0):
+        raise ConfigError(
+            f"--watch of {', '.join(options.inputs)}",
+            "it looks into folders every few seconds, and writes their answers to a file",
+            "Name folders, --out FILE, and --every above 0",
+        )
+    workbench, settings = opened(options)
+    predictor = Predictor(workbench, options.system, settings)
+    least = threshold_of(predictor.ways, options.threshold, options.risk, predictor.config.gate.by)
+    _say_of(predictor, options, least)
+    if options.dry_run:
+        return _dry(predictor, options)
+    if options.watch:
+        return _watch(predictor, options, out, least)
+    clips = predictor.find(options.inputs, **_how(options))
+    _tell_findings(clips)
+    run = predictor.run(clips, progress=not options.quiet)
+    answers = predictor.answers(run, clips, least)
+    if out is not None:
+        answers.write(out)
+    else:
+        _show(next(answers.tables()), len(clips.given))
+    console.print(f"[bold]{run.id}[/] is finished.")
+    _count(answers, out)
+    return 0
+
+
+def _how(options) -> dict[str, Any]:
+    return {
+        "name": options.name,
+        "path_column": options.path_column,
+        "videos": options.videos,
+        "jobs": options.jobs,
+        "progress": not options.quiet,
+    }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _say_of(predictor, options, least: float | None) -> None:
+    """What a reader of the answers must know of the system."""
+    if predictor.departs:
+        _say(f"Other than in training: {', '.join(predictor.departs)}")
+    if predictor.calibrator is None:
+        _say(
+            f"{predictor.reasoner.id} has no calibrator: probabilities are those of its own answers, and not "
+            "calibrated. `deepintuit calibrate` trains one."
+        )
+    if least == float("inf"):
+        n = predictor.ways["label_likelihood"]["n"]
+        _say(f"No threshold kept a risk of {options.risk:g} on the {n} validation clips: it abstains on every clip.")
+
+
+def _tell_findings(clips) -> None:
+    if clips.report.findings:
+        _say(str(clips.report))
+
+
+def _dry(predictor, options) -> int:
+    with_rows = predictor.listed(options.inputs, options.path_column, options.videos)[0]
+    console.print(f"deepintuit predict with {predictor.system} in {predictor.workbench.path}", markup=False)
+    console.print(f"  reasoner: {predictor.reasoner.id}", markup=False)
+    console.print(f"  calibrator: {predictor.calibrator.id if predictor.calibrator else '(none)'}", markup=False)
+    dataset = options.name or predictor.dataset_of(options.inputs)
+    console.print(f"  {len(with_rows)} clips, to be called {dataset!r}", markup=False)
+    console.print("Nothing was run (--dry-run).")
+    return 0
+
+
+def _show(rows, count: int) -> None:
+    table = Table("clip", "label", "probability", "abstain", "reason")
+    for row in rows.slice(0, _SHOWN).to_pylist():
+        most = max((p for name, p in row.items() if name.startswith("p_") and p is not None), default=None)
+        cells = (row["path"], row["label"] or "–", "" if most is None else f"{most:.3f}")
+        cells += ("" if row["abstain"] is None else "yes" if row["abstain"] else "no", row["reason"] or "")
+        table.add_row(*(_plain(cell) for cell in cells))
+    console.print(table)
+    if count > _SHOWN:
+        console.print(f"… and {count - _SHOWN} more: all of them, with their traces, with --out FILE")
+
+
+def _plain(text: str):
+    """A cell as it is: no markup, and what is no printable character escaped."""
+    from rich.text import Text
+
+    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+
+
+def _count(answers, out: Path | None) -> None:
+    counts = answers.counts()
+    told = [f"{counts['answered']} of {counts['given']} clips answered"]
+    if counts["abstained"]:
+        told.append(f"{counts['abstained']} of them abstained")
+    if counts["unanswered"]:
+        told.append(f"{counts['unanswered']} without an answer, each with its reason")
+    _say(", ".join(told) + (f": {out}" if out else "") + ".")
+
+
+class Settled:
+    """Which files of a folder are whole, as far as can be told: those that have not changed since the last look, and
+    at the first look those that were not written to for `every` seconds."""
+
+    def __init__(self, every: float):
+        self._every, self._seen, self._first = every, {}, True
+
+    def ready(self, paths: Sequence[str | Path], now: float | None = None) -> dict[str, tuple[int, int]]:
+        """Those of these files, with their sizes and times; another look will tell of the others."""
+        now, found, ready = time() if now is None else now, {}, {}
+        for path in map(os.fspath, paths):
+            with suppress(OSError):
+                stat = os.stat(path)
+                found[path] = stat.st_size, stat.st_mtime_ns
+                quiet = self._first and abs(now - stat.st_mtime) >= self._every
+                if quiet or self._seen.get(path) == found[path]:
+                    ready[path] = found[path]
+        self._seen, self._first = found, False
+        return ready
+
+
+def _watch(predictor, options, out: Path, least: float | None) -> int:
+    from deepintuit.data import VIDEO_SUFFIXES, files
+
+    settled, known, unreadable = Settled(options.every), {}, {}
+    run = None
+    name = options.name or predictor.dataset_of(options.inputs)
+    try:
+        while True:
+            found = [path for one in options.inputs for path in files(_folder(one))]
+            ready = settled.ready([path for path in found if path.suffix.lower() in VIDEO_SUFFIXES])
+            if ready.items() - known.items():
+                known |= ready
+                clips = predictor.find([*ready], **{**_how(options), "name": name}, watch=True)
+                run = run or predictor.begin(clips, watch=True)
+                predictor.answer(run, clips, unreadable, progress=not options.quiet, last=False)
+                answers = predictor.answers(run, clips, least, unreadable)
+                answers.write(out)
+                _count(answers, out)
+            sleep(options.every)
+    except KeyboardInterrupt:
+        _say("Stopped. What was answered is kept; the same command goes on from there.")
+        return 0
+    finally:
+        if run is not None:
+            run.close()
+
+
+def _folder(path: str) -> Path:
+    if not os.path.isdir(path):
+        raise DataError(
+            f"the folder {path!r} is gone", "it was being watched", "Repeat the command when it is there again"
+        )
+    return Path(path)

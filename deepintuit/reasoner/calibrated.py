@@ -1,0 +1,44 @@
+"""A trained calibrator that is asked: its run, its weights, and what it fitted on validation clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from deepintuit.config import Config
+from deepintuit.reasoner.distribution import fitted_ways
+from deepintuit.reasoner.gate import Calibrator
+from deepintuit.runs import Run, Workbench
+from deepintuit.trace import Malformed, Trace
+from deepintuit.vlm import VLM
+
+
+class Judge(NamedTuple):
+    """`ways`: way to a distribution → its temperature and what it is worth on validation (`fitted_ways`)."""
+
+    run: Run
+    vlm: VLM
+    ways: dict[str, dict]
+
+    @classmethod
+    def load(cls, workbench: Workbench, config: Config, calibrator: str) -> Judge:
+        run = workbench.run(calibrator)
+        vlm = VLM.load(config.model, config.video, checkpoint=run.checkpoint, cache=workbench.cache)
+        return cls(run, vlm, fitted_ways(run))
+
+    @property
+    def gate(self) -> Calibrator | None:
+        """As a gate: with the temperature of quick answers; None where it never learnt from any."""
+        return Calibrator(self.vlm, self.ways["quick"]["temperature"]) if "quick" in self.ways else None
+
+    def quick(self, traces_C: Sequence[Trace | Malformed]) -> list[bool]:
+        """Which traces ended with their quick answer: they have a temperature of their own kind, where one was
+        fitted."""
+        return ["quick" in self.ways and trace.ok and trace.quick_only for trace in traces_C]
+
+    def temperatures(self, traces_C: Sequence[Trace | Malformed]) -> np.ndarray:
+        """(C,) temperatures of label likelihoods."""
+        kinds = ["quick" if ended else "label_likelihood" for ended in self.quick(traces_C)]
+        return np.array([self.ways[kind]["temperature"] for kind in kinds])
