@@ -85,9 +85,17 @@ def until(true: Callable[[], object], seconds: float) -> float:
 
 @contextlib.contextmanager
 def endless() -> Iterator[None]:
-    """Models loaded meanwhile never end a trace by themselves: something to stop."""
-    from deepintuit.vlm import VLM
+    """Models loaded meanwhile never end a trace by themselves, and write no faster than a page can show it: something
+    to stop, on a busy machine too."""
+    from deepintuit.vlm import VLM, sampling
+
+    draw = sampling._Traces.draw
+
+    def slowly(*given):
+        time.sleep(0.01)
+        return draw(*given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VLM, "_stop_ids", lambda self: [2**30])
+        patch.setattr(sampling._Traces, "draw", slowly)
         yield

@@ -69,7 +69,7 @@ def test_a_clip_without_a_copy_for_browsers_is_sent_as_it_is_and_has_a_poster(wo
     answer = client.get(f"/media/clip/{number}")
     assert answer.status_code == 200 and answer.content == path.read_bytes()
     poster = client.get(f"/media/poster/{number}")
-    assert poster.status_code == 200 and Image.open(io.BytesIO(poster.content)).size == (160, 107)
+    assert poster.status_code == 200 and Image.open(io.BytesIO(poster.content)).size == (96, 64)
 
 
 def test_an_excluded_clip_is_not_given_out(workbench, client):

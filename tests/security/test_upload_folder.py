@@ -19,10 +19,18 @@ from porch import until, write_clip
 from deepintuit import video
 from deepintuit.errors import DiskError, VideoError
 from deepintuit.video import Limits
+from deepintuit_app import uploads
 from deepintuit_app.uploads import Uploads
 
 ROOT = Path(__file__).parents[2]
 _HOLDS = "import sys; from deepintuit_app.uploads import Uploads; print(Uploads().inbox, flush=True); sys.stdin.read()"
+
+
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch):
+    """Servers of other tests in this process may hold theirs, with files in it."""
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    monkeypatch.setattr("deepintuit_app.uploads._folder", uploads._Folder())
 
 
 def process(temporary: Path, *command: str) -> subprocess.Popen[str]:
