@@ -7,6 +7,8 @@ import pytest
 from conftest import HOSTILE_FILE, Site, serve
 from porch import endless, live_workbench, living, until, write_clip
 
+from deepintuit_app import watch
+
 SEEK = """(chip) => new Promise((done) => {
   const video = document.querySelector("video#player"), started = performance.now();
   video.addEventListener("seeked", () => done([video.currentTime, performance.now() - started]), {once: true});
@@ -70,13 +72,14 @@ def test_the_sentence_of_the_moment_is_lit_while_the_clip_plays(page, site):
     says(page, "From 1.0", ".sentence.current")
 
 
-def test_a_stored_trace_replays_as_it_was_and_can_be_stopped(page, site):
+def test_a_stored_trace_replays_as_it_was_and_can_be_stopped(page, site, monkeypatch):
+    monkeypatch.setitem(watch.PACES, "Reading pace", 4.0)  # there is something to stop, however slow the page is
     opened(page, site)
     whole = page.inner_text("#trace")
     page.click("#replay")
     says(page, "Replaying")
     grown = set()
-    until(lambda: grown.add(len(page.inner_text("#trace"))) or len(grown) > 3, 5)
+    until(lambda: grown.add(len(page.inner_text("#trace"))) or len(grown) > 3, 30)
     page.click("#stop")
     says(page, "Stopped")
     assert len(page.inner_text("#trace")) < len(whole)
