@@ -8,6 +8,7 @@ A world is a module with the members of `World`. A package announces one in its 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -34,10 +35,13 @@ class World(Protocol):
         """Facts that an observation gets wrong or leaves out, by name."""
 
 
+# Once a process: finding entry points reads the metadata of every installed package, and a judge asks per observation.
+@functools.cache
 def names() -> list[str]:
     return sorted(entry_points(group="deepintuit.worlds").names)
 
 
+@functools.cache
 def named(name: str) -> World:
     """The world of this name. ConfigError where none is installed."""
     found = entry_points(group="deepintuit.worlds", name=name)

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from collections import Counter, defaultdict
+from importlib.metadata import entry_points
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import deepintuit_homecam as homecam
-from deepintuit import cli, config, data, video
+from deepintuit import cli, config, data, video, worlds
 from deepintuit.prompts import calibrator_prompt, label_prompt, reasoner_prompt
 from deepintuit.trace import GRAMMARS, Trace, parse
 from deepintuit_homecam import demo, draw, teacher, world
@@ -151,6 +152,16 @@ def test_parts_share_no_home_and_no_palette(table):
     for (low, high), (other_low, other_high) in (hues, clothes):
         turns = [(a, b) for a in np.linspace(low, high, 50) % 1 for b in np.linspace(other_low, other_high, 50) % 1]
         assert min(min(abs(a - b), 1 - abs(a - b)) for a, b in turns) > 0.01, "hues go round"
+
+
+def test_a_judge_of_many_observations_looks_for_worlds_once(monkeypatch):
+    facts = json.dumps(world.sample_facts(random.Random(0)).__dict__)
+    looked = []
+    monkeypatch.setattr(worlds, "entry_points", lambda **asked: looked.append(asked) or entry_points(**asked))
+    for cached in (worlds.names, worlds.named):
+        cached.cache_clear()
+    assert {worlds.knowing(facts)[0] for _ in range(100)} == {homecam}
+    assert len(looked) == 2
 
 
 def test_looks_say_nothing_about_the_label():
