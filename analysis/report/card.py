@@ -37,7 +37,7 @@ from deepintuit_analysis.report.figures import (
 from deepintuit_analysis.report.gains import gains_figure
 from deepintuit_analysis.report.gather import KINDS, Example, Story, departures, gather, tabulate
 from deepintuit_analysis.report.results import CONTROLS, Result, headline
-from deepintuit_analysis.report.text import NO_ROWS, NO_THRESHOLDS, sentence, shown, terminal_table
+from deepintuit_analysis.report.text import COLUMNS, NO_ROWS, NO_THRESHOLDS, sentence, shown, terminal_table
 from deepintuit_analysis.report.thinking import GATE_COLUMNS, gate_figure
 
 
@@ -104,20 +104,7 @@ def _page(story: Story, title: str) -> str:
 def _result(story: Story) -> str:
     if not story.rows:
         return f"<p>{escape(NO_ROWS)}</p>"
-    heads = [
-        "System",
-        "n",
-        "Accuracy %",
-        "Macro F1 %",
-        "No answer %",
-        "Argues otherwise %",
-        "NLL",
-        "Brier",
-        "ECE %",
-        "Gain, points",
-        "Fixed / broken",
-        "T",
-    ]
+    heads = ["System", *COLUMNS, "T"]
     lines: list[tuple[str, list[str]]] = []
     previous = None
     for row in story.rows:

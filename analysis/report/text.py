@@ -158,24 +158,26 @@ def _caption(rows: Sequence[Result], narrow: bool) -> Text:
 # Markdown
 
 
+COLUMNS = (
+    "n",
+    "Accuracy %",
+    "Macro F1 %",
+    "No answer %",
+    "Argues otherwise %",
+    "NLL",
+    "Brier",
+    "ECE %",
+    "Gain, points",
+    "Fixed / broken",
+)
+"""Of the full table, behind the names of system and label."""
+
+
 def markdown_table(rows: Sequence[Result]) -> str:
     """The full table as GitHub Markdown, for docs; ends with a newline."""
     if not rows:
         return NO_ROWS + "\n"
-    heads = [
-        "System",
-        "Label",
-        "n",
-        "Accuracy %",
-        "Macro F1 %",
-        "No answer %",
-        "Argues otherwise %",
-        "NLL",
-        "Brier",
-        "ECE %",
-        "Gain, points",
-        "Fixed / broken",
-    ]
+    heads = ["System", "Label", *COLUMNS]
     body = []
     for row in rows:
         found = row.evaluation
