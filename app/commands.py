@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 from pathlib import Path
 
 from deepintuit.command import workbench_option
@@ -44,7 +43,7 @@ def _app(options) -> int:
             raise ConfigError("--add-user without --auth", "there is no file to write to", "Add --auth FILE")
         gate.add_user(options.auth, options.add_user, getpass.getpass(f"Password for {options.add_user}: "))
         return 0
-    place = options.workbench or os.environ.get("DEEPINTUIT_HOME") or Config().workbench
+    place = options.workbench or Config().workbench
     if not Path(place).is_dir():
         raise ConfigError(
             f"there is no workbench at {str(place)!r}",

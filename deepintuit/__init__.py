@@ -1,6 +1,6 @@
 """DeepIntuit: classify videos by reasoning, and know when to trust the reasoning.
 
-`ls deepintuit/` reads like the method: teach → coldstart → grpo → calibrate → evaluate, over data, store and video.
+`ls deepintuit/` reads like the method: teach → coldstart → grpo → calibrate → evaluate, over data, runs and video.
 Importing the package imports nothing heavy. `deepintuit.load(RUN)` gives a trained system, to predict with.
 """
 

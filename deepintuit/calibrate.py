@@ -59,7 +59,7 @@ _MADE_BY = ("model", "video", "clips", "prompt", "sampling", "calibrate")
 AnyTrace = Trace | Malformed
 
 
-class Shown(NamedTuple):
+class CalibratorRows(NamedTuple):
     """R rows as a calibrator is shown them: clips with features, and the trace beside each."""
 
     pairs: Known
@@ -83,9 +83,9 @@ def learn_to_trust(stage: Stage) -> dict[str, Any]:
     rows = [(at, t) for at, clip in enumerate(known.clips) for t in traces.training(clip, settings.greedy_trace)]
     if by_calibrator:  # as many of every clip: where nothing was said at once, the whole trace counts twice
         rows += [(at, task.quick_form(trace) or trace) for at, trace in rows]
-    learnt = shown(known, rows, settings.without)
+    learnt = calibrator_rows(known, rows, settings.without)
     greedy = [(at, traces.greedy(clip)) for at, clip in enumerate(validation.clips)]
-    held_out = shown(validation, greedy, settings.without)
+    held_out = calibrator_rows(validation, greedy, settings.without)
     truth = np.array([task.labels.index(clip.label) for clip in validation.clips])  # (V,)
 
     whole = settings.without == "none"  # a control is scored by its own likelihood alone
@@ -125,7 +125,9 @@ Ways = dict[str, tuple[Scores, np.ndarray]]
 """Way to a distribution → its scores on validation, and the true labels (V,) beside them."""
 
 
-def reasoner_ways(stage: Stage, learnt: Shown, held_out: Shown, traces: _Traces, truth: np.ndarray) -> Ways:
+def reasoner_ways(
+    stage: Stage, learnt: CalibratorRows, held_out: CalibratorRows, traces: _Traces, truth: np.ndarray
+) -> Ways:
     """Those that need the reasoner alone: a linear head on its hidden states (R, D), and its votes."""
     task, batch, path = stage.task, stage.config.sampling.clips_per_batch, stage.run.checkpoint / HEAD
     states = hidden_states(stage.vlm, task, *held_out, batch)
@@ -142,14 +144,19 @@ def calibrator_ways(stage: Stage, validation: Known, traces: _Traces, truth: np.
     """The mean over K sampled traces of a clip; for a calibrator that will be a gate, traces in their quick form."""
     clips, task = validation.clips, stage.task
     of_each = [[traces.sampled(clip)[k] for clip in clips] for k in range(stage.config.calibrate.traces)]
-    ways = {"mean_likelihood": (mean_scores([likelihoods(stage, Shown(validation, each)) for each in of_each]), truth)}
+    ways = {
+        "mean_likelihood": (
+            mean_scores([likelihoods(stage, CalibratorRows(validation, each)) for each in of_each]),
+            truth,
+        )
+    }
     every = [(at, trace) for at, clip in enumerate(clips) for trace in traces.training(clip, True)] if quick else []
     if forms := [(at, form) for at, trace in every if (form := task.quick_form(trace))]:
-        ways["quick"] = likelihoods(stage, shown(validation, forms)), truth[[at for at, _ in forms]]
+        ways["quick"] = likelihoods(stage, calibrator_rows(validation, forms)), truth[[at for at, _ in forms]]
     return ways
 
 
-def train(stage: Stage, learnt: Shown, held_out: Shown, truth: np.ndarray) -> dict[str, float]:
+def train(stage: Stage, learnt: CalibratorRows, held_out: CalibratorRows, truth: np.ndarray) -> dict[str, float]:
     """The stage's model becomes the calibrator; the best epoch by validation NLL where `patience` asks for it."""
     config, settings, task = stage.config, stage.config.calibrate, stage.task
     done = stage.run.checkpoint / _TRAINED  # written behind the weights: a kill while they are scored trains no more
@@ -176,15 +183,15 @@ def train(stage: Stage, learnt: Shown, held_out: Shown, truth: np.ndarray) -> di
     return result
 
 
-def likelihoods(stage: Stage, rows: Shown) -> Scores:
+def likelihoods(stage: Stage, rows: CalibratorRows) -> Scores:
     """(R, K) label log-likelihoods under the stage's model as it stands."""
     return likelihood_scores(stage.vlm, stage.task, *rows, stage.config.sampling.clips_per_batch)
 
 
-def shown(known: Known, rows: Sequence[tuple[int, AnyTrace]], without: str = "none") -> Shown:
+def calibrator_rows(known: Known, rows: Sequence[tuple[int, AnyTrace]], without: str = "none") -> CalibratorRows:
     """Rows (place of a clip, trace), less what a control is trained without: the video, or the trace."""
     pairs = known.shown((at, None if without == "video" else at) for at, _ in rows)
-    return Shown(pairs, [None if without == "trace" else trace for _, trace in rows])
+    return CalibratorRows(pairs, [None if without == "trace" else trace for _, trace in rows])
 
 
 def sample(stage: Stage, *splits: Sequence[Clip]) -> _Traces:

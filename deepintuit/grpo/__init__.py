@@ -38,7 +38,7 @@ _MADE_BY = ("model", "video", "clips", "prompt", "grpo")
 
 
 def refine(stage: Stage) -> dict[str, Any]:
-    """Rounds (`round.play`) until the schedule ends: choose clips, sample groups, score them, push the good ones up."""
+    """Choose clips, then rounds (`round.play_round`) until the schedule ends: sample, score, push the good ones up."""
     config, task, run = stage.config, stage.task, stage.run
     judge = build_judge(config, task.labels, task.manifest, stage.workbench.cache) if apart(config) else None
     clips = prefilter.chosen(stage.reasoner, stage.readable("grpo").clips, config.grpo, run, stage.progress)

@@ -1,4 +1,4 @@
-"""One round of GRPO: sample → score → advantage → loss, in `play`, with the formula of each step.
+"""One round of GRPO: sample → score → advantage → loss, in `play_round`, with the formula of each step.
 
 The grammar decides the rewards (`rewards`): of the whole trace, of seeing and reasoning apart, of a quick and a final
 answer. Left out on purpose: the forward passes and the update (`trainer`).
@@ -23,7 +23,7 @@ Sampled = Sequence[tuple[Clip, EncodedClip, list[Sample]]]
 """The groups of a call to `LocalReasoner.groups`."""
 
 
-def play(
+def play_round(
     clips: Sequence[Clip],
     sample: Callable[[Sequence[Clip], int], Sampled],
     scorer: Scorer,

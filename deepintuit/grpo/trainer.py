@@ -17,7 +17,7 @@ from trl.trainer.utils import RepeatSampler, use_adapter
 
 from deepintuit.advantage import zero_variance_share
 from deepintuit.config import Config
-from deepintuit.grpo.round import Group, Sampled, Scorer, play
+from deepintuit.grpo.round import Group, Sampled, Scorer, play_round
 from deepintuit.reasoner import Clip
 from deepintuit.runs import Run, trace_id
 from deepintuit.schedule import of_grpo
@@ -97,7 +97,7 @@ class Trainer(Resumable, GRPOTrainer):
         step = self.state.global_step
         sample, seed = partial(self._sample, step), [self.args.seed, step]
         clips = [self.clips[i] for i in chosen]
-        groups, advantages, dynamic = play(clips, sample, self.scorer, self.clips, seed)
+        groups, advantages, dynamic = play_round(clips, sample, self.scorer, self.clips, seed)
         self._store(groups, advantages, step, dynamic)
         self._encoded = [group.encoded for group in groups]
         size = self.config.group
