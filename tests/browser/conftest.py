@@ -29,7 +29,7 @@ from deepintuit_analysis import Workbench
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
+    "--disable-component-update --disable-sync --ignore-certificate-errors"
 ).split()
 LABELS = LabelSet.of("doorstep", ["delivery", "theft", "routine"])
 DATASET = "doorstep"
