@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from deepintuit_homecam.world import Facts, Part
+from deepintuit_homecam.scene import Part, Scene
 
 WIDTH, HEIGHT = 192, 144
 HORIZON = 84  # where wall meets floor
@@ -38,6 +38,7 @@ _FAMILIES = {
         (0.82, 1.45),
     ),
 }
+POOR_GRAIN, POOR_WIDTH, POOR_BRIEF = (18.0, 40.0), (10.0, 22.0), (0.06, 0.13)
 _HOMES = {"base": 4000, "train": 160, "test": 80}
 
 
@@ -57,23 +58,26 @@ def homes(part: Part) -> list[Home]:
     return [Home(part, number) for number in range(_HOMES[part])]
 
 
-def render(facts: Facts, home: Home, seed: int, seconds: float, fps: float) -> np.ndarray:
-    """Frames (T, 144, 192, 3) uint8 of one clip; T = round(seconds * fps). The same arguments give the same frames."""
-    return render_at(facts, home, seed, np.arange(max(8, round(seconds * fps))) / max(8, round(seconds * fps)))
+def render(facts: Scene, home: Home, seed: int, seconds: float, fps: float, poor: bool = False) -> np.ndarray:
+    """Frames (T, 144, 192, 3) uint8 of one clip; T = round(seconds * fps). The same arguments give the same frames.
+    `poor`: strong grain, something in the way, and a moment cut short."""
+    return render_at(facts, home, seed, np.arange(max(8, round(seconds * fps))) / max(8, round(seconds * fps)), poor)
 
 
-def render_at(facts: Facts, home: Home, seed: int, phases: np.ndarray) -> np.ndarray:
+def render_at(facts: Scene, home: Home, seed: int, phases: np.ndarray, poor: bool = False) -> np.ndarray:
     """The frames at these phases (0 = first moment, 1 = end) of the clip."""
     rng = random.Random(f"{home.name}/{facts}/{seed}")
     noise = np.random.default_rng(rng.getrandbits(63))
     stage = _Stage(facts, home, rng)
+    if poor:
+        stage.spoil()
     return np.stack([stage.frame(float(phase), noise) for phase in phases])
 
 
 class _Stage:
     """One clip being drawn. Everything random is decided at the start, so that a frame depends on its phase alone."""
 
-    def __init__(self, facts: Facts, home: Home, rng: random.Random):
+    def __init__(self, facts: Scene, home: Home, rng: random.Random):
         self.facts, self.rng = facts, rng
         room = random.Random(f"{home.name}/{facts.place}")
         self.mirror = room.random() < 0.5
@@ -99,6 +103,19 @@ class _Stage:
         self.distractor_color = _tone(rng, (0.0, 1.0), (0.2, 0.7), (0.4, 0.8))
         self.stamp = rng.random() < 0.35
         self.blur = rng.random() < 0.15
+        self.occluder: tuple[float, float, Color] | None = None  # its middle, width and colour
+
+    def spoil(self) -> None:
+        """Make the clip hard to see; a clip that is not spoilt draws the same chances as before this was possible."""
+        rng = self.rng
+        self.grain = rng.uniform(*POOR_GRAIN)
+        self.occluder = (
+            self.box_x + rng.uniform(-22, 22),
+            rng.uniform(*POOR_WIDTH),
+            _tone(rng, (0.0, 1.0), (0.0, 0.3), (0.1, 0.4)),
+        )
+        brief = rng.randrange(3)  # the border before or after one quarter comes almost a frame's time nearer
+        self.jitters[brief] += rng.choice((-1, 1)) * rng.uniform(*POOR_BRIEF)
 
     def quarter(self, phase: float) -> int:
         return sum(phase >= border + jitter for border, jitter in zip((0.25, 0.5, 0.75), self.jitters))
@@ -115,6 +132,9 @@ class _Stage:
             hand = self.actor.draw(draw, x, posture, self.side, step=math.sin(phase * 4 * self.gait))
             if box == "held":
                 _box(draw, hand[0], hand[1], self.box_size, self.box_color)
+        if self.occluder:
+            x, width, color = self.occluder
+            draw.rectangle([x - width / 2, 0, x + width / 2, HEIGHT], fill=color)
         return self._camera(image, phase, noise)
 
     def _actor_x(self, phase: float) -> float:

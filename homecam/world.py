@@ -1,7 +1,6 @@
 """The facts of the home-camera world, and the house rule that turns them into a label.
 
-A clip has four quarters. In each, one actor is absent, up or down, and a box is absent, on the floor or held. Who it
-is, where, in which light, and in which order these states come decide the label *together*:
+Who is seen (`scene`), where, in which light, and in which order things happen decide the label *together*:
 
 - the alarm is on outdoors at night and indoors by day (people are out by day and asleep by night);
 - residents and the dog belong where the alarm is on, since they keep watch; children, couriers and strangers where it
@@ -13,27 +12,17 @@ is, where, in which light, and in which order these states come decide the label
 
 No single fact decides, nor any three of light, place, actor and act (`tests/test_homecam.py` measures it). The
 appearance (rooms, clothes, camera) is drawn apart, in `draw`, and says nothing about the label.
-
-The world has three parts that share no home and no actor: `base` (captions for the embedded backbone), `train` and
-`test`.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal
 
 from deepintuit.labels import LabelSet
+from deepintuit_homecam.scene import ACTORS, ACTS, INDOORS, LIGHTS, PLACES, Scene, scripts
 
-Part = Literal["base", "train", "test"]
-
-LIGHTS = ("day", "night")
-PLACES = ("porch", "yard", "garage", "kitchen")
-INDOORS = frozenset({"garage", "kitchen"})
-ACTORS = ("resident", "courier", "stranger", "child", "dog")
 WATCH = frozenset({"resident", "dog"})
-ACTS = ("brings", "takes", "passes", "lingers", "falls", "trips")
 
 LABELS = LabelSet(
     name="homecam",
@@ -51,32 +40,10 @@ LABELS = LabelSet(
 
 LABEL_WEIGHTS = {"routine": 0.22, "delivery": 0.12, "theft": 0.12, "intrusion": 0.18, "stray": 0.20, "emergency": 0.16}
 
-# One letter for the actor (n absent, u up, d down), one for the box (- absent, f floor, h held); "x" copies a box that
-# does not change.
-_SCRIPTS = {
-    "brings": ("n- uh uf nf", "uh uh uf nf", "uh uf nf nf", "n- uh uh uf", "uh uf uf nf", "n- n- uh uf"),
-    "takes": ("nf uf uh n-", "uf uh uh n-", "uf uf uh n-", "nf uf uh uh", "uf uh n- n-", "nf nf uf uh"),
-    "passes": ("nx ux nx nx", "nx ux ux nx", "nx nx ux nx", "ux nx nx nx", "nx nx nx ux", "nx nx ux ux"),
-    "lingers": ("ux ux ux ux", "nx ux ux ux", "ux ux ux nx"),
-    "falls": ("nx ux dx dx", "ux dx dx dx", "ux ux dx dx", "ux ux ux dx", "nx ux ux dx"),
-    "trips": ("ux dx ux ux", "nx ux dx ux", "ux dx ux nx", "ux dx dx ux", "ux ux dx ux"),
-}
-_POSTURE = {"n": "nobody", "u": "up", "d": "down"}
-_BOX = {"-": "none", "f": "floor", "h": "held"}
-
-Quarter = tuple[str, str]
-"""(posture, box): posture is `nobody`, `up` or `down`; box is `none`, `floor` or `held`."""
-
 
 @dataclass(frozen=True)
-class Facts:
-    """What happens in a clip. `quarters` are the four (posture, box) states in order."""
-
-    light: str
-    place: str
-    who: str
-    act: str
-    quarters: tuple[Quarter, Quarter, Quarter, Quarter]
+class Facts(Scene):
+    """A scene of this world."""
 
     @property
     def label(self) -> str:
@@ -119,25 +86,6 @@ def label_of(facts: Facts) -> str:
     known = habit(facts)
     allowed = belongs(facts.who, alarm_on(facts.light, facts.place)) if known is None else known
     return OUTCOMES[facts.act][0 if allowed else 1]
-
-
-def scripts(act: str) -> list[tuple[Quarter, ...]]:
-    """Every order of states that shows this act (with and without a box standing by, where the act does not touch
-    one)."""
-    written = []
-    for script in _SCRIPTS[act]:
-        for standing_by in "-f" if "x" in script else " ":
-            states = script.replace("x", standing_by).split()
-            written.append(tuple((_POSTURE[s[0]], _BOX[s[1]]) for s in states))
-    return written
-
-
-def act_of(quarters: tuple[Quarter, ...]) -> str | None:
-    """The act that these states show, or None if no script of the world has them in this order."""
-    return _ACT_BY_STATES.get(tuple(quarters))
-
-
-_ACT_BY_STATES = {states: act for act in ACTS for states in scripts(act)}
 
 
 def sample_facts(rng: random.Random) -> Facts:

@@ -17,7 +17,7 @@ import deepintuit_homecam as homecam
 from deepintuit import cli, config, data, video, worlds
 from deepintuit.prompts import calibrator_prompt, label_prompt, reasoner_prompt
 from deepintuit.trace import GRAMMARS, Trace, parse
-from deepintuit_homecam import demo, draw, teacher, world
+from deepintuit_homecam import demo, draw, scene, teacher, world
 from deepintuit_homecam.workshop import captions, lessons
 from deepintuit_homecam.world import LABELS, Facts
 
@@ -102,7 +102,7 @@ def test_definitions_name_every_act_of_their_label():
 @given(act=st.sampled_from(world.ACTS))
 def test_states_show_exactly_the_act_they_were_written_for(act):
     for states in world.scripts(act):
-        assert world.act_of(states) == act and len(states) == 4
+        assert scene.act_of(states) == act and len(states) == 4
 
 
 def test_the_same_arguments_give_the_same_frames_and_table(table, tmp_path):

@@ -34,10 +34,12 @@ from transformers.video_utils import VideoMetadata
 from deepintuit.metrics import wilson
 from deepintuit.prompts import label_prompt, reasoner_prompt
 from deepintuit_homecam import MODEL
-from deepintuit_homecam.teacher import event, observation, read_observation, write_trace
+from deepintuit_homecam.scene import ACTORS, LIGHTS, PLACES
+from deepintuit_homecam.teacher import write_trace
+from deepintuit_homecam.witness import event, observation, read_observation
 from deepintuit_homecam.workshop.captions import SHARD, read_shard, write_shard
 from deepintuit_homecam.workshop.lessons import CAPTION_PROMPT, fact_task, logic_task
-from deepintuit_homecam.world import ACTORS, LABELS, LIGHTS, PLACES, Facts, any_facts
+from deepintuit_homecam.world import LABELS, Facts, any_facts
 
 VOCABULARY = 1024
 _SPECIAL = (

@@ -17,7 +17,8 @@ from PIL import Image
 
 from deepintuit import disk
 from deepintuit_homecam import draw
-from deepintuit_homecam.world import Facts, Part, any_facts, sample_facts
+from deepintuit_homecam.scene import Part
+from deepintuit_homecam.world import Facts, any_facts, sample_facts
 
 FRAMES = 8
 SIZE = (64, 48)

@@ -13,8 +13,9 @@ import re
 from deepintuit.labels import LabelSet
 from deepintuit.prompts import calibrator_prompt, label_prompt, reasoner_prompt
 from deepintuit.trace import GRAMMARS, render
-from deepintuit_homecam.teacher import ACT_PHRASES, BOX_PHRASES, event, observation
-from deepintuit_homecam.world import ACTORS, INDOORS, LIGHTS, PLACES, Facts
+from deepintuit_homecam.scene import ACTORS, INDOORS, LIGHTS, PLACES
+from deepintuit_homecam.witness import ACT_PHRASES, BOX_PHRASES, event, observation
+from deepintuit_homecam.world import Facts
 
 CAPTION_PROMPT = "Describe the clip."
 

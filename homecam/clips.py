@@ -1,0 +1,98 @@
+"""A world's clips as files: plans → MP4s and the table that any importer reads.
+
+table = write(folder, plans, jobs=2)
+listing = listed(table, LABELS)           # then data.scan, as for anybody's clips
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from deepintuit import disk, worker
+from deepintuit.data import Listing, import_csv
+from deepintuit.labels import LabelSet
+from deepintuit.video import write_mp4
+from deepintuit_homecam.draw import Home, render
+from deepintuit_homecam.scene import Part, Scene
+
+Plan = dict[str, Any]
+"""Everything about a clip but its pixels; `notes` are further columns of the table."""
+
+
+def planned(
+    rng: random.Random, part: Part, name: str, facts: Scene, label: str, home: Home, look: str = "clear", **notes: str
+) -> Plan:
+    """A clip's plan; what is left to chance is drawn here. Speeds differ between the parts, as everything seen does."""
+    return {
+        "part": part,
+        "path": f"videos/{name}.mp4",
+        "facts": facts,
+        "label": label,
+        "home": home,
+        "seconds": rng.uniform(2.4, 4.2) if part == "train" else rng.uniform(2.0, 5.5),
+        "fps": rng.choice((6, 8)) if part == "train" else rng.choice((5, 7, 10)),
+        "seed": rng.getrandbits(32),
+        "look": look,
+        "notes": notes,
+    }
+
+
+def write(folder: str | Path, plans: Sequence[Plan], *, jobs: int = 1, progress: bool = True) -> Path:
+    """Render MP4 files and their table `clips.csv` (path, label, group, split, facts, notes) into a folder; returns
+    the table's path.
+
+    Resumable: a clip that is there is not rendered again. The group of a clip is its home. The same plans give the
+    same clips.
+    """
+    folder = Path(folder)
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    todo = [plan for plan in plans if not (folder / plan["path"]).exists()]
+    columns = (TextColumn("Rendering clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not progress or not todo) as bar:
+        task = bar.add_task("clips", total=len(plans), completed=len(plans) - len(todo))
+        for _ in _each(partial(_render, folder), todo, jobs):
+            bar.advance(task)
+    table = folder / "clips.csv"
+    with disk.replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "group", "split", "facts", *plans[0]["notes"]])
+        for plan in plans:
+            facts = json.dumps(plan["facts"].__dict__)
+            row = [plan["path"], plan["label"], plan["home"].name, plan["part"], facts]
+            writer.writerow([*row, *plan["notes"].values()])
+    return table
+
+
+def listed(table: Path, labels: LabelSet) -> Listing:
+    """The rendered clips as any importer lists them. Facts are a note: no model reads them."""
+    return import_csv(table, table.parent, labels=labels, text=())
+
+
+def facts_from(note: str, kind: type[Scene]) -> Any:
+    """The facts of a clip from its `facts` note."""
+    row = json.loads(note)
+    return kind(**{**row, "quarters": tuple((posture, box) for posture, box in row["quarters"])})
+
+
+def _render(folder: Path, plan: Plan) -> None:
+    poor = plan["look"] == "poor"
+    frames = render(plan["facts"], plan["home"], plan["seed"], plan["seconds"], plan["fps"], poor)
+    write_mp4(folder / plan["path"], frames, plan["fps"])
+
+
+def _each(work, items: list, jobs: int):
+    if jobs == 1:
+        yield from map(work, items)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=worker.end_with_parent) as pool:
+        yield from pool.map(work, items, chunksize=8)
