@@ -4,6 +4,7 @@ A world is a module with the members of `World`. A package announces one in its 
 
     [project.entry-points."deepintuit.worlds"]
     homecam = "deepintuit_homecam"
+    household = "deepintuit_homecam.household"
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ from deepintuit.data import Manifest
 from deepintuit.errors import quiet_libraries
 from deepintuit.runs import Run
 from deepintuit_analysis import Workbench
+from deepintuit_homecam import household
 
+WORLDS = {"homecam": homecam, "household": household}
+"""The worlds that this package renders."""
 TRAIN, TEST = 1200, 400
 """Clips rendered for the four training and validation splits together, and for test."""
 
@@ -45,12 +48,19 @@ _SMALL_SHARES = {"coldstart": 0.4, "grpo": 0.1, "calibration": 0.35, "validation
 
 
 def clips(
-    settings: Config, train: int, test: int, *, jobs: int, progress: bool, fractions: Mapping[str, float]
+    settings: Config,
+    train: int,
+    test: int,
+    *,
+    jobs: int,
+    progress: bool,
+    fractions: Mapping[str, float],
+    world: str = "homecam",
 ) -> Manifest:
-    """Render (or find) the clips of the embedded world for this seed, import and divide them."""
+    """Render (or find) the clips of an embedded world for this seed, import and divide them."""
     workbench = Path(settings.workbench)
-    dataset = settings.clips.dataset or "homecam"
-    table = homecam.write_clips(
+    dataset, rendered = settings.clips.dataset or world, WORLDS[world]
+    table = rendered.write_clips(
         workbench / "sources" / f"{dataset}-{settings.seed}",
         train=train,
         test=test,
@@ -59,7 +69,7 @@ def clips(
         progress=progress,
     )
     manifest, _ = data.scan(
-        homecam.listing(table),
+        rendered.listing(table),
         workbench,
         dataset,
         probe=partial(video.probe, isolate=True),
@@ -82,14 +92,14 @@ def run(
     console: Console | None = None,
     train: int = TRAIN,
     test: int = TEST,
+    world: str = "homecam",
 ) -> list[Run]:
     """All stages and evaluations; returns the evaluate runs, in the order of the table."""
     console = console or Console()
     clock = _Clock(console)
     show = {"progress": progress}
-    clock(
-        "Clips", lambda: clips(settings, train, test, jobs=os.cpu_count() or 1, progress=progress, fractions=fractions)
-    )
+    made = {"jobs": os.cpu_count() or 1, "progress": progress, "fractions": fractions, "world": world}
+    clock("Clips", lambda: clips(settings, train, test, **made))
     from deepintuit import calibrate, coldstart, evaluate, grpo, teach
 
     def labels_only(*splits: str) -> Config:

@@ -269,8 +269,8 @@ def code_lines(path: Path) -> int:
 
 
 # Lines of code that a room may hold, and that all hold together.
-MOST_LINES = {"deepintuit": 11_500, "deepintuit_analysis": 6_400, "deepintuit_app": 5_600, "deepintuit_homecam": 1_450}
-MOST_IN_ALL = 24_800
+MOST_LINES = {"deepintuit": 11_500, "deepintuit_analysis": 6_400, "deepintuit_app": 5_600, "deepintuit_homecam": 1_750}
+MOST_IN_ALL = 25_050
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
 MOST_TO_READ = 2_000

@@ -34,8 +34,7 @@ def build_teacher(
 ) -> Teacher:
     """The teacher that `teach.source` names. What cannot work is refused here, before a run begins."""
     if config.teach.source == "homecam":
-        world = worlds.named("homecam")
-        return _scripted(world, {clip["clip_id"]: _facts(world, clip) for clip in clips}, config)
+        return _scripted({clip["clip_id"]: _known(clip) for clip in clips}, config)
     told = config.teach.source == "self"
     # A server reads instructions, however small the model that will imitate it; brief ones would not tell it the form.
     style = config.prompt.style if told else PromptStyle.FULL
@@ -52,14 +51,15 @@ def build_teacher(
 # A world's own
 
 
-def _scripted(world: worlds.World, facts: Mapping[str, Any], config: Config) -> Teacher:
+def _scripted(known: Mapping[str, tuple[worlds.World, Any]], config: Config) -> Teacher:
     def write(clips: Sequence[Clip], todo: Mapping[str, Sequence[int]], recorder: TraceRecorder) -> None:
         for clip in clips:
+            world, facts = known[clip["clip_id"]]
             for sample in todo[clip["clip_id"]]:
                 started = time.perf_counter()
                 # By clip too: two clips with the same facts are not misread in the same way.
                 draw = hashlib.sha256(f"{config.seed}/{clip['clip_id']}/{sample}".encode()).hexdigest()[:16]
-                text = _in_grammar(world.write_trace(facts[clip["clip_id"]], int(draw, 16)), config.prompt.grammar)
+                text = _in_grammar(world.write_trace(facts, int(draw, 16)), config.prompt.grammar)
                 spent = (time.perf_counter() - started) * 1000
                 recorder.take(clip, sample, text, model="homecam.teacher", milliseconds=spent)
 
@@ -78,14 +78,14 @@ def _in_grammar(written: Mapping[str, str], grammar_name: str) -> str:
     return render(grammar_name, **{name: parts[name] for name in names})
 
 
-def _facts(world: worlds.World, clip: Clip) -> Any:
+def _known(clip: Clip) -> tuple[worlds.World, Any]:
     try:
-        return world.facts_of(clip["notes"]["facts"])
+        return worlds.knowing(clip["notes"]["facts"])
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(
             f"Clip {clip['source']!r} has no facts that the scripted teacher can read ({error!r})",
-            "it writes from the note `facts` of homecam's own clips and sees no pixels",
-            "Set teach.source to endpoint or self for other clips, or build the homecam dataset anew",
+            "it writes from the note `facts` of an embedded world's own clips and sees no pixels",
+            "Set teach.source to endpoint or self for other clips, or render the clips anew",
         ) from error
 
 
