@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 def load(run, workbench=None, sets=()):
     """The trained system of a run: `load(RUN, workbench="workbench").predict(paths)` gives a DataFrame, a row a clip
     (docs/predict.md). `sets`: departures from its settings, "section.key=value"."""
-    from deepintuit.predict import load
+    from importlib.metadata import entry_points
 
-    return load(run, workbench, sets)
+    (found,) = entry_points(group="deepintuit.api", name="load")
+    return found.load()(run, workbench, sets)

@@ -1,7 +1,7 @@
 """A small rendered home-camera world with known facts, so that everything runs with nothing downloaded.
 
     table = homecam.write_clips("clips-of-homecam", train=1000, test=400, seed=0)
-    listing = homecam.listing(table)          # then data.scan, as for anybody's clips
+    listing = homecam.listing(table)          # then `deepintuit_clips.scan`, as for anybody's clips
 
 - `world`    facts, and the rule that makes a label of several of them
 - `draw`     facts → frames, in three parts of the world that share no room and no clothes
@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from deepintuit.data import Listing
+from deepintuit_clips import Listing
 from deepintuit_homecam import clips
 from deepintuit_homecam.draw import homes
 from deepintuit_homecam.teacher import label_of_observation, misread, write_trace

@@ -1,7 +1,7 @@
 """A world's clips as files: plans → MP4s and the table that any importer reads.
 
 table = write(folder, plans, jobs=2)
-listing = listed(table, LABELS)           # then data.scan, as for anybody's clips
+listing = listed(table, LABELS)           # then `deepintuit_clips.scan`, as for anybody's clips
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deepintuit import disk, worker
-from deepintuit.data import Listing, import_csv
 from deepintuit.labels import LabelSet
 from deepintuit.video import write_mp4
+from deepintuit_clips import Listing, import_csv
 from deepintuit_homecam.draw import Home, render
 from deepintuit_homecam.scene import Part, Scene
 

@@ -25,12 +25,13 @@ from rich import get_console, reconfigure
 from rich.console import Console
 
 import deepintuit_homecam as homecam
-from deepintuit import config, data, video
+from deepintuit import config, video
 from deepintuit.config import Config
-from deepintuit.data import Manifest
+from deepintuit.data import Manifest, assign_splits
 from deepintuit.errors import quiet_libraries
 from deepintuit.runs import Run
 from deepintuit_analysis import Workbench
+from deepintuit_clips import scan
 from deepintuit_homecam import household
 
 WORLDS = {"homecam": homecam, "household": household}
@@ -68,7 +69,7 @@ def clips(
         jobs=jobs,
         progress=progress,
     )
-    manifest, _ = data.scan(
+    manifest, _ = scan(
         rendered.listing(table),
         workbench,
         dataset,
@@ -77,7 +78,7 @@ def clips(
         jobs=jobs,
         progress=progress,
     )
-    manifest = data.assign_splits(manifest, fractions, settings.seed)
+    manifest = assign_splits(manifest, fractions, settings.seed)
     manifest.save()
     return manifest
 

@@ -18,7 +18,7 @@ from collections import defaultdict
 from itertools import product
 from pathlib import Path
 
-from deepintuit.data import Listing
+from deepintuit_clips import Listing
 from deepintuit_homecam import MODEL, clips
 from deepintuit_homecam.draw import Home
 from deepintuit_homecam.household_teacher import label_of_observation, misread, write_trace

@@ -42,14 +42,15 @@ TEACHER = ""  # the model's name there
 import tempfile
 from pathlib import Path
 
-from deepintuit import data
+from deepintuit.data import Manifest, assign_splits
+from deepintuit_clips import import_csv, import_folder, scan
 
 spare = tempfile.TemporaryDirectory(prefix="deepintuit-", ignore_cleanup_errors=True)
 mine = Path(MINE or spare.name).expanduser().absolute()
 stand_in = VIDEOS is None
 if stand_in:
     VIDEOS, TABLE = mine / "videos", mine / "videos" / "clips.csv"
-    clips = data.Manifest.load(bench.workbench.path, bench.settings.clips.dataset).usable()
+    clips = Manifest.load(bench.workbench.path, bench.settings.clips.dataset).usable()
     clips = clips[clips.label.isin(clips.label.value_counts().index[:2])]
     sizes = clips.groupby("group").clip_id.transform("size")
     clips = clips.assign(size=sizes, name=clips.clip_id + clips.path.map(lambda path: Path(path).suffix))
@@ -69,7 +70,7 @@ if stand_in:
 # The folders are enough to know the labels.
 
 # %%
-listing = data.import_folder(VIDEOS)
+listing = import_folder(VIDEOS)
 print(listing.report)
 
 # %%
@@ -84,7 +85,7 @@ show.row(*(show.clip(path, label, width=220) for label, path in list(some.items(
 
 # %%
 if TABLE:
-    listing = data.import_csv(TABLE, VIDEOS, group=GROUP)
+    listing = import_csv(TABLE, VIDEOS, group=GROUP)
     print(listing.report)
 
 # %% [markdown]
@@ -96,7 +97,7 @@ from functools import partial
 
 from deepintuit import video
 
-manifest, _ = data.scan(
+manifest, _ = scan(
     listing, mine, "mine", probe=partial(video.probe, isolate=True), playable_copy=video.playable_copy
 )
 manifest.frame[["seconds", "width", "height", "fps", "frames"]].astype(float).describe().round(1)
@@ -124,7 +125,7 @@ basic = [f"workbench={mine}", "clips.dataset=mine", "clips.validation_share=0.15
 settings = config.load(CONFIG, basic)
 shares = cli.fractions(settings)
 alone = manifest.frame.assign(group=manifest.frame.clip_id)
-by_clip = data.assign_splits(data.Manifest(mine, "mine", alone, manifest.labels), shares).usable()
+by_clip = assign_splits(Manifest(mine, "mine", alone, manifest.labels), shares).usable()
 
 # %%
 import pandas as pd
@@ -135,7 +136,7 @@ known = f"{torn} of {len(sides)} sources would be on both sides."
 print(known if TABLE else "No table names the sources, so nobody can say.")
 
 # %%
-manifest = data.assign_splits(manifest, shares)
+manifest = assign_splits(manifest, shares)
 manifest.save()
 print(manifest.summary())
 

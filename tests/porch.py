@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 import deepintuit_homecam as homecam
-from deepintuit import config, data, video
+from deepintuit import config, video
 from deepintuit.labels import LabelSet
 from deepintuit.reasoner.task import Clip
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import clips
 from deepintuit_app.live import THREAD
+from deepintuit_clips import import_csv, scan
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,8 +42,8 @@ def live_workbench(folder: Path) -> Workbench:
     rows = "path,label,group,split\nclip-0.mp4,theft,a,test\nclip-1.mp4,routine,b,test\n"
     (videos / "clips.csv").write_text(rows)
     labels = LabelSet.of("porch", ["theft", "routine"])
-    listing = data.import_csv(videos / "clips.csv", videos, labels=labels)
-    manifest, _ = data.scan(listing, folder, "porch", probe=video.probe, progress=False)
+    listing = import_csv(videos / "clips.csv", videos, labels=labels)
+    manifest, _ = scan(listing, folder, "porch", probe=video.probe, progress=False)
     manifest.save()
     workbench = Workbench(folder)
     settings = config.load(ROOT / "configs" / "tiny.toml", ["clips.dataset=porch"]).to_dict()

@@ -20,27 +20,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepintuit import cli, video
-from deepintuit.data import (
-    FRACTIONS,
-    SPLITS,
+from deepintuit.data import FRACTIONS, SPLITS, LeakWarning, Manifest, assign_splits, container_features, text_corpus
+from deepintuit.data.manifest import rows_to_table, to_frame
+from deepintuit.errors import DataError, LabelError
+from deepintuit.labels import LabelSet
+from deepintuit.video import isolation
+from deepintuit_clips import (
     Excluded,
     Kind,
-    LeakWarning,
-    Manifest,
-    assign_splits,
-    container_features,
     import_csv,
     import_folder,
     import_jsonl,
     import_multihateclip,
     import_smarthome,
     scan,
-    text_corpus,
 )
-from deepintuit.data.manifest import rows_to_table, to_frame
-from deepintuit.errors import DataError, LabelError
-from deepintuit.labels import LabelSet
-from deepintuit.video import isolation
 
 REAL = Path(os.environ.get("DEEPINTUIT_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 AB = LabelSet.of("ab", ("a", "b"))

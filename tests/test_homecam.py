@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import deepintuit_homecam as homecam
-from deepintuit import cli, config, data, video, worlds
+from deepintuit import config, video, worlds
+from deepintuit.data import Manifest
 from deepintuit.prompts import calibrator_prompt, label_prompt, reasoner_prompt
+from deepintuit.schedule import fractions
 from deepintuit.trace import GRAMMARS, Trace, parse
 from deepintuit_homecam import demo, draw, scene, teacher, world
 from deepintuit_homecam.workshop import captions, lessons
@@ -176,15 +178,12 @@ def test_looks_say_nothing_about_the_label():
 
 def test_facts_reach_no_prompt(tmp_path):
     settings = config.load(None, [f"workbench={tmp_path}", "clips.dataset=homecam"])
-    manifest = demo.clips(settings, 12, 3, jobs=1, progress=False, fractions=cli.fractions(settings))
+    manifest = demo.clips(settings, 12, 3, jobs=1, progress=False, fractions=fractions(settings))
     assert set(manifest.frame["split"]) == {"coldstart", "grpo", "calibration", "validation", "test"}
     assert all(text == {} for text in manifest.texts.values()) and all(
         "facts" in notes for notes in manifest.frame["notes"]
     )
-    assert data.Manifest.load(tmp_path, "homecam").text_fields(()) in (
-        {},
-        {clip: {} for clip in manifest.frame["clip_id"]},
-    )
+    assert Manifest.load(tmp_path, "homecam").text_fields(()) in ({}, {clip: {} for clip in manifest.frame["clip_id"]})
     from deepintuit.reasoner import Task
 
     task = Task(tmp_path, settings)

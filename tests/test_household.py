@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import deepintuit_homecam as homecam
-from deepintuit import cli, config, teach, worlds
+from deepintuit import config, schedule, teach, worlds
 from deepintuit.data import Manifest
 from deepintuit.trace import Trace, parse
 from deepintuit_analysis import Workbench
@@ -134,7 +134,7 @@ def test_a_clip_that_is_hard_to_see_is_the_same_again_and_differs_from_a_clear_o
 
 def test_a_clip_notes_its_slice_and_odds_and_its_own_worlds_teacher_writes_about_it(tmp_path, monkeypatch):
     settings = config.load(config.CONFIGS / "household.toml", [f"workbench={tmp_path}"])
-    demo.clips(settings, 24, 4, jobs=1, progress=False, fractions=cli.fractions(settings), world="household")
+    demo.clips(settings, 24, 4, jobs=1, progress=False, fractions=schedule.fractions(settings), world="household")
     frame = Manifest.load(tmp_path, "household").frame
     assert all({"facts", "slice", "odds"} == set(notes) for notes in frame["notes"])
     assert all(text == {} for text in frame["text"]), "notes are no texts"

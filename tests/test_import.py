@@ -19,9 +19,10 @@ import pytest
 
 from deepintuit import video
 from deepintuit.cli import main
-from deepintuit.data import Kind, Manifest, import_csv, import_folder, scan
+from deepintuit.data import Manifest
 from deepintuit.errors import DiskError
 from deepintuit.video import Limits, VideoError, VideoReason, isolation
+from deepintuit_clips import Kind, import_csv, import_folder, scan
 
 ROOT = Path(__file__).parents[1]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which processes there are")
@@ -266,8 +267,9 @@ def test_the_limit_on_time_includes_hashing(folder):
 IMPORT = """
 import sys
 from functools import partial
-from deepintuit import data, video
-data.scan(data.import_folder(sys.argv[1]), sys.argv[2], "d", probe=partial(video.probe, isolate=True),
+from deepintuit import video
+from deepintuit_clips import import_folder, scan
+scan(import_folder(sys.argv[1]), sys.argv[2], "d", probe=partial(video.probe, isolate=True),
           playable_copy=partial(video.playable_copy, isolate=True), jobs=2, progress=False)
 """
 

@@ -15,14 +15,14 @@ import deepintuit
 from deepintuit import cli, evaluate
 from deepintuit.data import Manifest, assign_splits
 from deepintuit.errors import DataError, StoreError
-from deepintuit.predict import Predictor
-from deepintuit.predict_command import Settled
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import answers, clips
 from deepintuit_analysis.report.gather import tabulate
 from deepintuit_analysis.review import EventLog, Reviews, feedback, quality
 from deepintuit_app import analysis, watch
 from deepintuit_app.desk import Desk
+from deepintuit_clips.predict import Predictor
+from deepintuit_clips.predict_command import Settled
 
 pytest_plugins = ["embedded"]
 
@@ -266,7 +266,7 @@ def test_a_watched_folder_is_answered_as_clips_come_and_keeps_what_was_taken_awa
         shutil.copy2(videos / f"0{len(looks)}.mp4", folder / f"{len(looks)}.mp4")
         os.utime(folder / f"{len(looks)}.mp4", (1000, 1000))
 
-    monkeypatch.setattr("deepintuit.predict_command.sleep", sleep)
+    monkeypatch.setattr("deepintuit_clips.predict_command.sleep", sleep)
     place = ["--workbench", str(predictor.workbench.path), "--system", predictor.system, "--quiet"]
     asked = ["predict", str(folder), *place, "--watch", "--out", str(out), "--every", "5"]
     assert cli.main(asked) == 0 and "goes on from there" in capsys.readouterr().err

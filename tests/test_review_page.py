@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from porch import write_clip
 
-from deepintuit import data, video
+from deepintuit import video
 from deepintuit.labels import LabelSet
 from deepintuit.trace import Trace, parse
 from deepintuit_analysis import Workbench
@@ -32,6 +32,7 @@ from deepintuit_app.app import create
 from deepintuit_app.desk import Desk
 from deepintuit_app.gate import Gate, hashed
 from deepintuit_app.outside import LARGEST, LOOPBACK, Outside
+from deepintuit_clips import import_csv, scan
 
 HOSTILE = "<img src=x onerror=alert(1)> ${1} {{7}} <script>alert(2)</script>"
 GOOD = {"label": "theft", "verdict": "right"}
@@ -49,8 +50,8 @@ def shelf(tmp_path_factory) -> Workbench:
     videos.mkdir(parents=True)
     write_clip(videos / "a-theft-at-night.mp4")
     (videos / "clips.csv").write_text("path,label,group,split\na-theft-at-night.mp4,theft,a,test\n")
-    listing = data.import_csv(videos / "clips.csv", videos, labels=LabelSet.of("porch", ["theft", "routine"]))
-    manifest, _ = data.scan(listing, folder, "porch", probe=video.probe, progress=False)
+    listing = import_csv(videos / "clips.csv", videos, labels=LabelSet.of("porch", ["theft", "routine"]))
+    manifest, _ = scan(listing, folder, "porch", probe=video.probe, progress=False)
     manifest.save()
     workbench = Workbench(folder)
     clip = manifest.frame["clip_id"].iloc[0]

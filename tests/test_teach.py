@@ -19,13 +19,14 @@ from PIL import Image
 from test_endpoint import KEY, Server, chat
 
 from deepintuit import config, teach, video
-from deepintuit.data import Manifest, import_csv, scan
+from deepintuit.data import Manifest
 from deepintuit.errors import DataError, LabelError, TeachError
 from deepintuit.judges import Question, build_judge
 from deepintuit.teach.recorder import INSUFFICIENT
 from deepintuit.teach.teachers import framed_reasoning
 from deepintuit.trace import GRAMMARS, parse
 from deepintuit_analysis import Workbench
+from deepintuit_clips import import_csv, scan
 from deepintuit_homecam.world import LABELS, Facts, scripts
 
 WORLD = [

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from deepintuit.data.sources import csv_rows
+from deepintuit.data.delimited import csv_rows
 from deepintuit.errors import DataError, nearest
 from deepintuit.runs.schema import storable
 from deepintuit.tables import as_written, spreadsheet_safe

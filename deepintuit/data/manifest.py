@@ -23,10 +23,10 @@ import pandas as pd
 import pyarrow as pa
 
 from deepintuit import disk, parquet
-from deepintuit.data.listing import SPLITS
 from deepintuit.errors import DataError, nearest
 from deepintuit.labels import LabelSet
 
+SPLITS = ("coldstart", "grpo", "calibration", "validation", "test")
 # A list of named texts, not an Arrow map, because Hugging Face datasets cannot read maps; in DuckDB:
 # map_from_entries(text).
 _NAMED = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from deepintuit.data.listing import SPLITS
-from deepintuit.data.manifest import Manifest
+from deepintuit.data.manifest import SPLITS, Manifest
 from deepintuit.errors import DataError, nearest
 
 # 70 % to train on, divided 30 : 30 : 40 over the stages [R]: the paper gives calibration the largest part too

@@ -22,10 +22,11 @@ import numpy as np
 import pytest
 
 import deepintuit_homecam as homecam
-from deepintuit import data, video
+from deepintuit import video
 from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.runs import trace_id
 from deepintuit_analysis import Workbench
+from deepintuit_clips import import_csv, scan
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -89,8 +90,8 @@ def write_workbench(folder: Path) -> tuple[Workbench, list[str], dict[str, str],
         label, split = (TRUE[number], "test") if number < 6 else (("delivery", "theft")[number - 6], "grpo")
         rows.append(f'"{name}",{label},camera-{number % 3},{split}')
     (videos / "clips.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    listing = data.import_csv(videos / "clips.csv", videos, labels=LABELS)
-    manifest, _ = data.scan(listing, folder, DATASET, probe=video.probe, progress=False)
+    listing = import_csv(videos / "clips.csv", videos, labels=LABELS)
+    manifest, _ = scan(listing, folder, DATASET, probe=video.probe, progress=False)
     manifest.save()
     by_file = {Path(path).name: clip for path, clip in zip(manifest.frame["path"], manifest.frame["clip_id"])}
     ids = [by_file[name] for name in names]

@@ -115,7 +115,12 @@ def visit(browser):
     page.set_default_timeout(45_000)
     page.wrong, page.asked = [], []
     page.on("pageerror", lambda error: page.wrong.append(str(error)) if _LEFT not in str(error) else None)
-    page.on("console", lambda said: page.wrong.append(f"{said.text} {said.location}") if said.type == "error" and not _left(said) else None)
+    page.on(
+        "console",
+        lambda said: (
+            page.wrong.append(f"{said.text} {said.location}") if said.type == "error" and not _left(said) else None
+        ),
+    )
     page.on(
         "response", lambda answer: page.wrong.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None
     )

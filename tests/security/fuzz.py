@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepintuit import config, trace
-from deepintuit.data import import_csv, import_jsonl
 from deepintuit.endpoint.wire import NotACompletion, completion, refused_field, retry_after, unpacked
 from deepintuit.errors import DeepIntuitError
 from deepintuit.labels import LabelSet, normalise
@@ -31,6 +30,7 @@ from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import console
 from deepintuit_analysis.index.reviewed import SCHEMA
 from deepintuit_analysis.review import fold, import_export, read_events
+from deepintuit_clips import import_csv, import_jsonl
 
 SECONDS = 5.0
 """What a single input may take of this processor's time at the most; thousands of them a second are the rule."""

@@ -24,13 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deepintuit import cli, data, disk, parquet, video
+from deepintuit import cli, disk, parquet, video
 from deepintuit.errors import DiskError, StoreError
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import reviewed
 from deepintuit_analysis.review import Event, EventLog, Kind, quality, read_events
 from deepintuit_app import jobs, runs
 from deepintuit_app.desk import Desk
+from deepintuit_clips import import_folder, scan
 
 ROWS = [{"clip_id": f"c{number}", "sample": 0, "text": f"text {number}"} for number in range(50)]
 
@@ -770,7 +771,7 @@ def test_a_damaged_line_of_the_journal_has_its_file_looked_at_again(tmp_path: Pa
         return video.probe(path)
 
     def scanned() -> list:
-        manifest, _ = data.scan(data.import_folder(videos), tmp_path, "x", probe=probe, progress=False)
+        manifest, _ = scan(import_folder(videos), tmp_path, "x", probe=probe, progress=False)
         return manifest.frame.astype(object).where(manifest.frame.notna(), None).to_dict("records")
 
     first = scanned()

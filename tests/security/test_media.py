@@ -15,12 +15,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from porch import write_clip
 
-from deepintuit import data, parquet, video, worker
+from deepintuit import parquet, video, worker
 from deepintuit.labels import LabelSet
 from deepintuit.video import isolation
 from deepintuit_analysis import Workbench
 from deepintuit_app import media
 from deepintuit_app.app import create
+from deepintuit_clips import import_csv, scan
 
 HOSTILE = [
     "..%2f..%2fetc%2fpasswd", "..%5c..%5cwindows", "%2fetc%2fpasswd", "%2e%2e", "....%2f%2f", "%00", "a%00.mp4",
@@ -45,8 +46,8 @@ def workbench(tmp_path_factory) -> Workbench:
             out.mux(stream.encode(av.VideoFrame(96, 64, "yuv420p")))
         out.mux(stream.encode())
     (videos / "clips.csv").write_text("path,label\nplays.mp4,theft\nold.avi,routine\nexcluded.mp4,nobody knows\n")
-    listing = data.import_csv(videos / "clips.csv", videos, labels=LabelSet.of("porch", ["theft", "routine"]))
-    manifest, _ = data.scan(listing, folder / "workbench", "porch", probe=video.probe, progress=False)
+    listing = import_csv(videos / "clips.csv", videos, labels=LabelSet.of("porch", ["theft", "routine"]))
+    manifest, _ = scan(listing, folder / "workbench", "porch", probe=video.probe, progress=False)
     manifest.save()
     workbench = Workbench(folder / "workbench")
     workbench.refresh()

@@ -27,9 +27,8 @@ from rich.progress import track
 
 from deepintuit import video
 from deepintuit.config import Config
-from deepintuit.data import Listing, Manifest, Report, import_new, scan
+from deepintuit.data import Manifest
 from deepintuit.errors import ConfigError, DataError, StoreError
-from deepintuit.predict.table import Answers, threshold_of
 from deepintuit.reasoner import (
     Judge,
     LocalReasoner,
@@ -48,6 +47,8 @@ from deepintuit.reasoner.controls import calibrator_of, without
 from deepintuit.runs import Run, Workbench, trace_id, unnamed
 from deepintuit.runs.run import parts, read_part
 from deepintuit.vlm import VLM
+from deepintuit_clips import Listing, Report, import_new, scan
+from deepintuit_clips.predict.table import Answers, threshold_of
 
 SPLIT = "unlabelled"
 """The split that prediction rows name: the clips are in none of the dataset's."""
@@ -161,7 +162,7 @@ class Predictor:
     def listed(
         self, inputs: Sequence[str | Path], path_column: str = "path", videos: str | Path | None = None
     ) -> tuple[list[tuple[str, str]], Listing]:
-        """What `data.import_new` finds, with the texts that this system reads."""
+        """What `import_new` finds, with the texts that this system reads."""
         texts = self.config.clips.text_fields
         return import_new(inputs, self.labels, path=path_column, text=texts, videos_root=videos)
 

@@ -45,8 +45,8 @@ def add(commands) -> None:
 
 
 def _predict(options) -> int:
-    from deepintuit.predict import Predictor
-    from deepintuit.predict.table import form_of, threshold_of
+    from deepintuit_clips.predict import Predictor
+    from deepintuit_clips.predict.table import form_of, threshold_of
 
     out = Path(options.out) if options.out else None
     if out is not None:
@@ -173,7 +173,7 @@ class Settled:
 
 
 def _watch(predictor, options, out: Path, least: float | None) -> int:
-    from deepintuit.data import VIDEO_SUFFIXES, files
+    from deepintuit_clips import VIDEO_SUFFIXES, files
 
     settled, known, unreadable = Settled(options.every), {}, {}
     run = None

@@ -27,9 +27,9 @@ import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deepintuit import disk
-from deepintuit.data.listing import Finding, Kind, Listing, Report, Row, absent, fold, untrimmed
 from deepintuit.data.manifest import Manifest, rows_to_table, to_frame
 from deepintuit.errors import OF_THE_MOMENT, DataError, VideoError, VideoReason
+from deepintuit_clips.listing import Finding, Kind, Listing, Report, Row, absent, fold, untrimmed
 
 _MEASURED = ("seconds", "width", "height", "fps", "frames", "codec", "bytes", "truncated")
 _JOURNAL = 3

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
+from deepintuit.data import SPLITS
 from deepintuit.errors import DataError, nearest
 from deepintuit.labels import LabelSet, normalise
 
-SPLITS = ("coldstart", "grpo", "calibration", "validation", "test")
 # The most protected first: a clip listed in two splits stays in the one that must not be trained on.
 _PROTECTED = ("test", "validation", "calibration", "grpo", "coldstart", "train")
 _SPLIT_NAMES = {

@@ -9,12 +9,10 @@ uploader's text without being asked.
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import json
 import math
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,9 +22,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from deepintuit import parquet, texts
-from deepintuit.data.listing import Excluded, Finding, Kind, Listing, Row, finish, given_split, is_split
+from deepintuit.data.delimited import csv_rows, lines
 from deepintuit.errors import DataError, VideoReason, nearest
 from deepintuit.labels import LabelSet
+from deepintuit_clips.listing import Excluded, Finding, Kind, Listing, Row, finish, given_split, is_split
 
 VIDEO_SUFFIXES = frozenset(
     ".mp4 .mov .m4v .mkv .webm .avi .3gp .3g2 .mpg .mpeg .mpe .vob .ts .mts .m2ts .flv .wmv .asf .ogv .mxf "
@@ -315,59 +314,8 @@ def csv_records(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     return csv_rows(read_text(table), table.name, "\t" if table.suffix.lower() == ".tsv" else "")
 
 
-def csv_rows(text: str, name: str, delimiter: str = "") -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV by the names in its header, with the line that each ends on. `DataError` for one that cannot be
-    told apart. Without a `delimiter` it is what a first line `sep=…` says, else the one that most parts the header.
-
-    A column without a name, as a trailing delimiter makes, is called by its number where it holds anything.
-    """
-    csv.field_size_limit(_LONGEST_CELL)  # the library's own limit is of 131,072 characters
-    text = text if "\n" in text else text.replace("\r", "\n")
-    said = _SEPARATOR.match(text)
-    text = text[said.end() :] if said else text
-    named = re.sub('"[^"]*+"', "", text.partition("\n")[0])
-    delimiter = delimiter or (said[1] if said else max(",;\t", key=named.count))
-    reader = csv.reader(_lines(text), strict=True, delimiter=delimiter)
-    try:
-        header = [word.strip() or f"column {n}" for n, word in enumerate(next(reader, []), 1)]
-        twice = [word for word, n in Counter(header).items() if n > 1]
-        if twice:
-            raise DataError(
-                f"{name} has the column {twice[0]!r} twice.",
-                "Which of the two is meant is unknown.",
-                "Rename or remove one.",
-            )
-        for cells in reader:
-            if any(cells[len(header) :]):
-                raise DataError(
-                    f"{name}, line {reader.line_num + bool(said)}, has {len(cells)} cells for {len(header)} columns.",
-                    "A comma inside a cell without quotes shifts every later cell.",
-                    'Put the cell in double quotes ("a, b").',
-                )
-            yield reader.line_num + bool(said), dict(zip(header, cells + [""] * (len(header) - len(cells))))
-    except csv.Error as error:
-        raise DataError(
-            f"{name}, line {reader.line_num + bool(said)}, is not valid CSV ({error}).",
-            "The cells after it cannot be told apart.",
-            "Repair the quoting of that line.",
-        ) from error
-
-
-_LONGEST_CELL = 1 << 30
-_SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.I)
-
-
-def _lines(text: str) -> Iterator[str]:
-    # Not splitlines(): it also cuts at U+2028, form feeds and the like, which are ordinary characters in a cell.
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start) + 1 or len(text)
-        yield text[start:end]
-        start = end
-
-
 def _json_records(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(_lines(read_text(table)), 1):
+    for number, line in enumerate(lines(read_text(table)), 1):
         if not line.strip():
             continue
         try:

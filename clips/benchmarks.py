@@ -16,10 +16,10 @@ from fractions import Fraction
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from deepintuit.data.listing import Excluded, Finding, Kind, Listing, Row, finish, given_split, untrimmed
-from deepintuit.data.sources import VIDEO_SUFFIXES, as_text, csv_records, files, folder, read_text
 from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
+from deepintuit_clips.listing import Excluded, Finding, Kind, Listing, Row, finish, given_split, untrimmed
+from deepintuit_clips.sources import VIDEO_SUFFIXES, as_text, csv_records, files, folder, read_text
 
 SMARTHOME_BINARY = LabelSet(
     "smarthome",
