@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -27,20 +27,35 @@ from deepintuit_homecam.scene import Part, Scene
 
 Plan = dict[str, Any]
 """Everything about a clip but its pixels; `notes` are further columns of the table."""
+Speeds = Mapping[str, tuple[tuple[float, float], tuple[int, ...]]]
+
+
+SPEEDS = {"train": ((2.4, 4.2), (6, 8)), "test": ((2.0, 5.5), (5, 7, 10))}
+"""Seconds from and to, and frames a second, by part: speeds differ between the parts, as everything seen does."""
 
 
 def planned(
-    rng: random.Random, part: Part, name: str, facts: Scene, label: str, home: Home, look: str = "clear", **notes: str
+    rng: random.Random,
+    part: Part,
+    name: str,
+    facts: Scene,
+    label: str,
+    home: Home,
+    *,
+    look: str = "clear",
+    speeds: Speeds = SPEEDS,
+    **notes: str,
 ) -> Plan:
-    """A clip's plan; what is left to chance is drawn here. Speeds differ between the parts, as everything seen does."""
+    """A clip's plan; what is left to chance is drawn here."""
+    seconds, fps = speeds[part]
     return {
         "part": part,
         "path": f"videos/{name}.mp4",
         "facts": facts,
         "label": label,
         "home": home,
-        "seconds": rng.uniform(2.4, 4.2) if part == "train" else rng.uniform(2.0, 5.5),
-        "fps": rng.choice((6, 8)) if part == "train" else rng.choice((5, 7, 10)),
+        "seconds": rng.uniform(*seconds),
+        "fps": rng.choice(fps),
         "seed": rng.getrandbits(32),
         "look": look,
         "notes": notes,

@@ -38,6 +38,8 @@ WORLDS = {"homecam": homecam, "household": household}
 """The worlds that this package renders."""
 TRAIN, TEST = 1200, 400
 """Clips rendered for the four training and validation splits together, and for test."""
+SIZES = {"homecam": (TRAIN, TEST), "household": (600, 320)}
+"""The same by world."""
 
 SMALL_TRAIN, SMALL_TEST = 280, 60
 SMALL = (
@@ -91,20 +93,23 @@ def run(
     fractions: Mapping[str, float],
     progress: bool = True,
     console: Console | None = None,
-    train: int = TRAIN,
-    test: int = TEST,
+    train: int | None = None,
+    test: int | None = None,
     world: str = "homecam",
 ) -> list[Run]:
-    """All stages and evaluations; returns the evaluate runs, in the order of the table."""
+    """All stages and evaluations; returns the evaluate runs, in the order of the table. `train` and `test`: clips, None
+    for the world's `SIZES`."""
     console = console or Console()
     clock = _Clock(console)
     show = {"progress": progress}
     made = {"jobs": os.cpu_count() or 1, "progress": progress, "fractions": fractions, "world": world}
-    clock("Clips", lambda: clips(settings, train, test, **made))
+    counts = [given or usual for given, usual in zip((train, test), SIZES[world])]
+    clock("Clips", lambda: clips(settings, *counts, **made))
     from deepintuit import calibrate, coldstart, evaluate, grpo, teach
 
     def labels_only(*splits: str) -> Config:
-        return settings.replace(coldstart={"target": "label", "splits": splits})
+        passes = settings.coldstart.epochs * settings.teach.traces  # as many updates as the traces get
+        return settings.replace(coldstart={"target": "label", "splits": splits, "epochs": passes})
 
     teacher = clock("Teacher traces", lambda: teach.run(workbench, settings, **show))
     labels = clock(

@@ -38,7 +38,7 @@ _FAMILIES = {
         (0.82, 1.45),
     ),
 }
-POOR_GRAIN, POOR_WIDTH, POOR_BRIEF = (18.0, 40.0), (5.0, 11.0), (0.03, 0.10)
+POOR_GRAIN, POOR_WIDTH, POOR_BRIEF = (18.0, 40.0), (4.0, 10.0), (0.02, 0.09)
 _HOMES = {"base": 4000, "train": 160, "test": 80}
 
 

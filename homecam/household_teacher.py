@@ -24,7 +24,7 @@ from deepintuit_homecam.witness import (
     scene_told,
 )
 
-KNOWS_EXCEPTIONS = 0.2
+KNOWS_EXCEPTIONS = 0.4
 """How often the teacher thinks of an exception where there is one."""
 POOR = Errors(who=0.25, quarter=0.2)
 """How it errs where a clip is hard to see."""

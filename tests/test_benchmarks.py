@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
-SHARED, HOURS = {"measure", "routes", "all"}, {"evidence", "systems", "review_loop", "fingerprint"}
+SHARED, HOURS = {"measure", "routes", "all"}, {"evidence", "household", "systems", "review_loop", "fingerprint"}
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 PAGE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 

@@ -29,8 +29,8 @@ _NOT_SLICED = {
     "dataset", "clip_id", "path", "playable_path", "sha256", "label", "label_given", "split", "given_split", "excluded",
     "excluded_detail", "also_at", "text", "notes", "width", "height", "trace_id",
 }  # fmt: skip
-FIRST = ("seconds", "group", "size", "tokens")
-"""What an analysis asks for first: length, source, size, trace length."""
+FIRST = ("seconds", "note: slice", "group", "size", "tokens")
+"""What an analysis asks for first: length, slices that the data names itself, source, size, trace length."""
 _MOST_VALUES = 20
 _FEW_NUMBERS = 6
 
