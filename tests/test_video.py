@@ -33,7 +33,7 @@ from deepintuit.video import (
     sample,
     write_mp4,
 )
-from deepintuit.video.frames import Frames
+from deepintuit.video.frames import Frames, upright
 
 ROOT = Path(__file__).parents[1]
 ODD = Path(os.environ.get("DEEPINTUIT_REAL_DATA", ROOT.parent / "shared" / "data")) / "odd-videos"
@@ -651,6 +651,20 @@ def test_a_playable_copy_keeps_times_bakes_rotation_and_carries_sound(tmp_path):
     info = probe(tmp_path / "copy.mp4")
     assert info.playable and info.has_audio and info.rotation == 0 and (info.width, info.height) == (96, 128)
     assert np.allclose(read(tmp_path / "copy.mp4", 9).times_T, read(source, 9).times_T, atol=1e-3)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="counts the threads of this process as Linux tells them"
+)
+def test_converting_pictures_leaves_no_threads_behind(tmp_path):
+    """Each had two a core until it was collected, and the copy of a long clip ran into the child's bound of memory."""
+    write_mp4(tmp_path / "clip.mp4", np.zeros((9, 64, 96, 3), np.uint8), 8)
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        pictures = list(container.decode(video=0))
+        before = len(os.listdir("/proc/self/task"))
+        shown = [upright("clip.mp4", picture) for picture in pictures]
+        assert len(os.listdir("/proc/self/task")) == before and len(shown) == 9
 
 
 def test_a_copy_of_odd_sides_is_made_even_and_a_failed_one_leaves_nothing(tmp_path):

@@ -101,6 +101,7 @@ class Predictor:
         """The reasoner's model and the calibrator."""
         config, checkpoint = self.config, self.reasoner.checkpoint
         vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=self.workbench.cache)
+        vlm.encoder.isolate = True
         return vlm, Judge.load(self.workbench, config, self.calibrator.id) if self.calibrator else None
 
     def predict(

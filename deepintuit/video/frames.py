@@ -443,7 +443,7 @@ def decode(name: str, container, stream, seen: Decoded, clock: Clock) -> Iterato
 
 def upright(name: str, frame: av.VideoFrame) -> np.ndarray:
     try:
-        stored = frame.to_ndarray(format="rgb24")
+        stored = frame.to_ndarray(format="rgb24", threads=1)  # more would live until the picture is collected
     except (av.FFmpegError, ValueError) as error:
         raise refuse(
             name, VideoReason.DECODE_FAILED, f"its {frame.format.name} pixels do not convert ({error})", "Re-encode it."
