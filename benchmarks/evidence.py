@@ -30,6 +30,7 @@ from deepintuit.config import Config
 from deepintuit.metrics import Estimate, conformal_folds, conformal_quantile, conformal_sets, set_coverage, wilson
 from deepintuit.runs import Run
 from deepintuit.runs.run import provenance
+from deepintuit.schedule import fractions
 from deepintuit_analysis import Workbench, report
 from deepintuit_analysis.numbers import interval, number
 from deepintuit_analysis.report import Measured
@@ -58,7 +59,7 @@ def measure(seed: int, options: argparse.Namespace) -> dict:
         workbench,
         settings,
         full=not options.brief,
-        fractions=cli.fractions(settings),
+        fractions=fractions(settings),
         progress=not options.quiet,
         console=Console(),
     )

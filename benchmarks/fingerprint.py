@@ -26,6 +26,7 @@ import numpy as np
 
 from deepintuit import calibrate, cli, coldstart, config, evaluate, grpo, teach
 from deepintuit.runs import Run, trace_id
+from deepintuit.schedule import fractions
 from deepintuit_analysis import Workbench
 from deepintuit_homecam import LABELS, demo
 
@@ -52,7 +53,7 @@ def fingerprint() -> Fingerprint:
     with tempfile.TemporaryDirectory(prefix="deepintuit-fingerprint-") as folder:
         settings = config.load(ROOT / "configs" / "tiny.toml", [f"workbench={folder}", *_SETTINGS])
         bench, quiet = Workbench(folder), {"progress": False}
-        demo.clips(settings, _TRAIN, _TEST, jobs=1, fractions=cli.fractions(settings), **quiet)
+        demo.clips(settings, _TRAIN, _TEST, jobs=1, fractions=fractions(settings), **quiet)
         teacher = teach.run(bench, settings, **quiet)
         cold = coldstart.run(bench, settings, teacher=_short_traces(bench, teacher).id, **quiet)
         refined = grpo.run(bench, settings, start=cold.id, **quiet)

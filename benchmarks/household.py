@@ -22,6 +22,7 @@ from deepintuit import cli, config
 from deepintuit.data import Manifest
 from deepintuit.metrics import wilson
 from deepintuit.runs.run import provenance
+from deepintuit.schedule import fractions
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.numbers import interval, number
 from deepintuit_homecam import demo, household
@@ -37,7 +38,7 @@ def measure(seed: int, options: argparse.Namespace) -> dict:
     """One seed, trained where it was not yet: what is right by stage and slice, and the NLL on noise."""
     path = Path(options.workbench) / f"seed-{seed}"
     settings = config.load(config.CONFIGS / "household.toml", [f"seed={seed}", f"workbench={path}", *options.set])
-    given = {"fractions": cli.fractions(settings), "progress": False, "console": Console(), "world": "household"}
+    given = {"fractions": fractions(settings), "progress": False, "console": Console(), "world": "household"}
     runs = demo.run(Workbench(path), settings, **given)
     notes = dict(zip(*(Manifest.load(path, "household").frame[name] for name in ("clip_id", "notes"))))
     rows: Rows = {}

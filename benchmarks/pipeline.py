@@ -21,8 +21,9 @@ from rich.console import Console
 from routes import route
 
 import deepintuit_homecam as homecam
-from deepintuit import cli, config
+from deepintuit import config
 from deepintuit.errors import quiet_libraries
+from deepintuit.schedule import fractions
 from deepintuit_analysis import Workbench
 from deepintuit_homecam import demo
 
@@ -52,7 +53,7 @@ def whole(name: str, rendered: Path, given) -> tuple[dict[str, float], Counted, 
         console = Stages()
         with Counted() as counted, route(name):
             runs = demo.run(
-                Workbench(scratch), settings, fractions=cli.fractions(settings), progress=False, console=console,
+                Workbench(scratch), settings, fractions=fractions(settings), progress=False, console=console,
                 train=given.train, test=given.test,
             )  # fmt: skip
         spent = console.seconds()

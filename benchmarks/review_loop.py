@@ -25,9 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
-from deepintuit import calibrate, cli, coldstart, config, evaluate, teach
+from deepintuit import calibrate, coldstart, config, evaluate, teach
 from deepintuit.data import Manifest
 from deepintuit.metrics import wilson
+from deepintuit.schedule import fractions
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.review import EventLog, Reviews, task_of
 from deepintuit_analysis.review.feedback import coldstart_set, corrections, relabel
@@ -103,7 +104,7 @@ def main() -> None:
 
     if not (workbench.clips / "homecam.parquet").exists():
         demo.clips(
-            settings, said.train, said.test, jobs=os.cpu_count() or 1, progress=True, fractions=cli.fractions(settings)
+            settings, said.train, said.test, jobs=os.cpu_count() or 1, progress=True, fractions=fractions(settings)
         )
     noisy = Manifest.load(workbench.path, "homecam")
     if not any("review" in notes for notes in noisy.frame["notes"]):

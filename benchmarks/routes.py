@@ -28,10 +28,11 @@ import torch
 from measure import FOLDER, ROOT, Counted, Row, beside, in_turns
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from deepintuit import cli, config
+from deepintuit import config
 from deepintuit.config import Config, ModelConfig
 from deepintuit.errors import quiet_libraries
 from deepintuit.runs import Run
+from deepintuit.schedule import fractions
 from deepintuit.vlm import VLM, EncodedClip, Sample, sample_groups
 from deepintuit.vlm.clips import ClipEncoder, VisualFeatures
 from deepintuit.vlm.sampling import stream
@@ -225,7 +226,7 @@ def started(workbench: Path | None = None, *, train: int = 240, epochs: int = 20
         f"workbench={FOLDER / 'start'}", f"coldstart.epochs={epochs}", "coldstart.batch=4",
         "clips.coldstart_share=0.7", "clips.grpo_share=0.15", "clips.calibration_share=0.15", "model.device=cpu",
     ])  # fmt: skip
-    demo.clips(settings, train, 8, jobs=1, progress=False, fractions=cli.fractions(settings))
+    demo.clips(settings, train, 8, jobs=1, progress=False, fractions=fractions(settings))
     bench = Workbench(settings.workbench)
     teacher = teach.run(bench, settings, progress=False)
     return Start(bench, settings, coldstart.run(bench, settings, teacher=teacher.id, progress=False))

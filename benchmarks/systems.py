@@ -32,6 +32,7 @@ from deepintuit.data import Manifest
 from deepintuit.metrics import cheapest_threshold, gate_curve, wilson
 from deepintuit.runs import Run, trace_id
 from deepintuit.runs.run import provenance
+from deepintuit.schedule import fractions
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.report.thinking import GATE_COLUMNS, quick_answers
 from deepintuit_homecam import demo, facts_of, teacher
@@ -58,7 +59,7 @@ class Seed:
             options.test,
             jobs=os.cpu_count() or 1,
             progress=self.progress,
-            fractions=cli.fractions(settings),
+            fractions=fractions(settings),
         )
         self.workbench = Workbench(self.path)
 

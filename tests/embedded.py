@@ -21,10 +21,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deepintuit import calibrate, cli, coldstart, config
+from deepintuit import calibrate, coldstart, config
 from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.runs import Run, trace_id
+from deepintuit.schedule import fractions
 from deepintuit_analysis import Workbench
 from deepintuit_homecam import demo
 from deepintuit_homecam.workshop.backbone import build_model, build_processor
@@ -112,7 +113,7 @@ def bench(tmp_path_factory, model_folder) -> Bench:
     changed."""
     bench = Bench(tmp_path_factory.mktemp("bench"), model_folder)
     settings = bench.settings()
-    demo.clips(settings, TRAIN, TEST, jobs=1, progress=False, fractions=cli.fractions(settings))
+    demo.clips(settings, TRAIN, TEST, jobs=1, progress=False, fractions=fractions(settings))
     return bench
 
 
