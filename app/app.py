@@ -34,7 +34,7 @@ from starlette.responses import JSONResponse, RedirectResponse  # noqa: E402
 from deepintuit.errors import ConfigError, DeepIntuitError  # noqa: E402
 from deepintuit_app import errors, media, review, runs, sql, traces, watch  # noqa: E402
 from deepintuit_app.connections import Patient  # noqa: E402
-from deepintuit_app.desk import Desk  # noqa: E402
+from deepintuit_app.context import AppContext  # noqa: E402
 from deepintuit_app.doors import Blocks, Doors  # noqa: E402
 from deepintuit_app.gate import Gate  # noqa: E402
 from deepintuit_app.outside import LOOPBACK, Outside, named_hosts, named_proxies, sub_path  # noqa: E402
@@ -61,18 +61,18 @@ _POLICY = (
 _ALWAYS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
 
 
-def blocks(desk: Desk) -> Blocks:
+def blocks(context: AppContext) -> Blocks:
     """All pages as one multi-page app."""
     (_, (first, module)), *others = PAGES.items()
     with Blocks(title="DeepIntuit", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
-        demo.uploads = desk.uploads
+        demo.uploads = context.uploads
         demo.has_launched = True  # or Gradio does not ask whether a file that is named was uploaded
         gr.Navbar(main_page_name=first)
-        module.page(desk)
+        module.page(context)
     for path, (name, module) in others:
         with demo.route(name, f"/{path}"):
             gr.Navbar(main_page_name=first)  # each page names the first one, or calls it "Home"
-            module.page(desk)
+            module.page(context)
     demo.queue(max_size=64, default_concurrency_limit=20)
     return demo
 
@@ -129,29 +129,29 @@ def create(
         why = "nobody could log in, and no login at all would let everybody in"
         raise ConfigError("an empty list of users", why, "Add a user, or give None to go without a login")
     hosts, proxies, root_path = named_hosts(hosts), named_proxies(proxies), sub_path(root_path, _OURS)
-    desk = Desk(workbench)
+    context = AppContext(workbench)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(desk.uploads.close)
+        await asyncio.to_thread(context.uploads.close)
 
     server = FastAPI(title="DeepIntuit", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    server.state.desk = desk
+    server.state.context = context
     server.add_exception_handler(RequestValidationError, _unread)
-    server.include_router(media.routes(desk))
-    server.include_router(traces.routes(desk))
-    server.include_router(sql.routes(desk))
-    server.include_router(review.routes(desk))
+    server.include_router(media.routes(context))
+    server.include_router(traces.routes(context))
+    server.include_router(sql.routes(context))
+    server.include_router(review.routes(context))
     for path in PAGES:
         server.add_api_route(f"/{path}/", _without_slash, methods=["GET"])
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="SSR mode is not supported")  # nor asked for
-        gr.routes.DEFAULT_TEMP_DIR = str(desk.uploads.inbox)  # before the pages are made: they ask where uploads lie
+        gr.routes.DEFAULT_TEMP_DIR = str(context.uploads.inbox)  # before the pages are made: they ask where uploads lie
         gr.mount_gradio_app(
             server,
-            pages := blocks(desk),
+            pages := blocks(context),
             path="",
             root_path=unquote(root_path),
             auth_dependency=(lambda request: request.scope.get("deepintuit_user")) if users is not None else None,
@@ -166,7 +166,7 @@ def create(
         )
     server.add_middleware(Doors, blocks=pages)
     server.add_middleware(Gate, users=users)  # the last that is added stands outermost
-    server.add_middleware(Outside, hosts=hosts, proxies=proxies, root=root_path, inbox=desk.uploads.inbox)
+    server.add_middleware(Outside, hosts=hosts, proxies=proxies, root=root_path, inbox=context.uploads.inbox)
     server.add_middleware(_Border)
     return server
 

@@ -21,7 +21,7 @@ from deepintuit_analysis.index.build import file_signature
 from deepintuit_app import errors_clips, errors_honesty, links, slices
 from deepintuit_app import errors_view as view
 from deepintuit_app.analysis import THRESHOLD, Analysis, Choice, Offers, analysis, choose, clamped, one_of
-from deepintuit_app.desk import Desk
+from deepintuit_app.context import AppContext
 from deepintuit_app.html import empty
 
 NORMS = {"counts": "counts", "rows": "share of the true class", "columns": "share of the label answered"}
@@ -31,7 +31,7 @@ EVERY = 5.0
 """Seconds between two looks for new answers."""
 
 
-def page(desk: Desk) -> None:
+def page(context: AppContext) -> None:
     """The page's components and what they do."""
     # What is offered changes as runs appear, and a page may outlive the server that offered it: `choose` decides.
     free = {"allow_custom_value": True}
@@ -100,7 +100,7 @@ def page(desk: Desk) -> None:
 
     def chosen_of(wish: Sequence[str | None]) -> tuple[Choice, Offers]:
         wished = Choice(*(text or "" for text in wish))
-        return choose(answers.sources(desk.look()), wished, slices.offered(desk.workbench, wished.slice))
+        return choose(answers.sources(context.look()), wished, slices.offered(context.workbench, wished.slice))
 
     def settle(*wish: str | None) -> list[object]:
         """The dropdowns above, valid whatever was wished for, and what each offers."""
@@ -123,7 +123,7 @@ def page(desk: Desk) -> None:
     def looked_up(wish: tuple[str | None, ...]) -> Analysis | None:
         """None when there is nothing to analyse; DeepIntuitError when what there is cannot be."""
         choice, _ = chosen_of(wish)
-        return analysis(desk.workbench, choice) if choice.system else None
+        return analysis(context.workbench, choice) if choice.system else None
 
     everything = [
         nothing, body, summary, classes, f1, confusion, flips, reliability, honesty, risk, abstain, controls, by,
@@ -157,7 +157,7 @@ def page(desk: Desk) -> None:
     def fresh(seen: tuple | None, *values) -> list[object]:
         """What appeared since `seen` (index, all answers, those on screen) → seen now, dropdowns, everything. What is
         chosen stays; it is drawn anew where it got more answers, or where nothing could be chosen before."""
-        workbench = desk.look()
+        workbench = context.look()
         index = file_signature(workbench.index_path)
         as_it_is = [gr.skip()] * (len(picks) + len(everything))
         if seen and seen[0] == index:
@@ -205,7 +205,7 @@ def page(desk: Desk) -> None:
         if not watched or watched not in found.mine.frame.index:
             return ""
         trace_id = found.mine.frame.loc[watched, "trace_id"]
-        trace = browse.trace(desk.look(), trace_id) if isinstance(trace_id, str) else None
+        trace = browse.trace(context.look(), trace_id) if isinstance(trace_id, str) else None
         return errors_clips.clip_detail(found, watched, trace)
 
     def part(make):

@@ -3,10 +3,10 @@
     job = jobs.launch(workbench, [sys.executable, "-m", "deepintuit.cli", "report"], stage="report", title="report")
     jobs.find(workbench, job.id).status, jobs.tail(workbench, job.id), jobs.stop(workbench, job.id)
 
-State lies in `workbench/jobs/<id>/`: `job.json`, `log`, `progress`, and files that the command was given. A `keeper`
-process writes it; here it is read, by whichever server asks. `orders` says which commands the page may start.
+State lies in `workbench/jobs/<id>/`: `job.json`, `log`, `progress`, and files that the command was given. A process of
+`supervisor` writes it; here it is read, by whichever server asks. `job_requests` says what the page may start.
 
-Left out on purpose: jobs side by side (see `keeper`), jobs on other machines, deleting the traces of old ones.
+Left out on purpose: jobs side by side (see `supervisor`), jobs on other machines, deleting the traces of old ones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 from deepintuit import disk
 from deepintuit.errors import DiskError, StoreError
-from deepintuit_app import keeper
+from deepintuit_app import supervisor
 
 _ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{4}")
 _TAIL = 64 * 1024
@@ -96,10 +96,10 @@ def _start(
     for name, text in files.items():
         disk.write_text(folder / name, text)
     about = {"id": folder.name, **facts, "created": moment.isoformat(timespec="seconds"), "created_at": time.time()}
-    keeper.note(folder, **about, command=[argument.replace("{job}", str(folder)) for argument in command])
+    supervisor.note(folder, **about, command=[argument.replace("{job}", str(folder)) for argument in command])
     with open(folder / "keeper.log", "w", encoding="utf-8") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "deepintuit_app.keeper", str(folder)],
+            [sys.executable, "-m", "deepintuit_app.supervisor", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=errors,
             stderr=errors,
@@ -114,28 +114,28 @@ def listed(workbench: Path) -> list[Job]:
     return [
         _job(path.parent, about)
         for path in folders
-        if _ID.fullmatch(path.parent.name) and (about := keeper.read(path.parent))
+        if _ID.fullmatch(path.parent.name) and (about := supervisor.read(path.parent))
     ]
 
 
 def find(workbench: Path, job_id: str) -> Job:
     """StoreError when there is no job of this id."""
     folder = _folder(workbench, job_id)
-    return _job(folder, keeper.read(folder) or {})
+    return _job(folder, supervisor.read(folder) or {})
 
 
 def stop(workbench: Path, job_id: str) -> Job:
     """Ask a job to stop: Ctrl-C for its processes, SIGTERM and SIGKILL for those that do not hear it. One that is over
     stays as it is."""
     folder = _folder(workbench, job_id)
-    about = keeper.read(folder) or {}
+    about = supervisor.read(folder) or {}
     try:
         if about.get("ended"):
             pass
-        elif keeper.alive(about.get("keeper")):
+        elif supervisor.alive(about.get("keeper")):
             os.kill(about["keeper"]["pid"], signal.SIGTERM)
-        elif keeper.alive(about.get("process")):
-            os.killpg(about["process"]["pid"], signal.SIGINT)  # its keeper was killed
+        elif supervisor.alive(about.get("process")):
+            os.killpg(about["process"]["pid"], signal.SIGINT)  # its supervisor was killed
     except ProcessLookupError:
         pass  # it ended in this very moment
     return find(workbench, job_id)
@@ -144,8 +144,8 @@ def stop(workbench: Path, job_id: str) -> Job:
 def again(workbench: Path, job_id: str, user: str) -> Job:
     """The same command as a new job: a stage that was stopped goes on, a finished one says so."""
     folder = _folder(workbench, job_id)
-    about = keeper.read(folder) or {}
-    if not keeper.ended(about):
+    about = supervisor.read(folder) or {}
+    if not supervisor.ended(about):
         raise StoreError(
             f"job {job_id!r} is not over", "the same stage cannot run twice at once", "Stop it first, or wait for it"
         )
@@ -160,7 +160,7 @@ def tail(workbench: Path, job_id: str) -> str:
 
 def _folder(workbench: Path, job_id: str) -> Path:
     folder = workbench / "jobs" / str(job_id)
-    if not _ID.fullmatch(str(job_id)) or keeper.read(folder) is None:
+    if not _ID.fullmatch(str(job_id)) or supervisor.read(folder) is None:
         raise StoreError(
             f"there is no job {job_id!r}", "none of this id was started from this workbench", "See the list of jobs"
         )
@@ -206,7 +206,7 @@ def _status(about: Mapping[str, Any]) -> str:
     if about.get("ended"):
         code = about.get("exit_code")
         return "finished" if code == 0 else "stopped" if about.get("stopped") or code == 130 else "failed"
-    if keeper.ended(dict(about)):
+    if supervisor.ended(dict(about)):
         return "broken off"
     if about.get("stopping"):
         return "stopping"

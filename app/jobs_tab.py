@@ -1,6 +1,7 @@
 """The Jobs tab of the Runs page: a form that says what would run, the list of jobs, and one of them with its log.
 
-What may be started is decided in `orders`, and run by `jobs`. `job` is the hidden field that holds the chosen job's id.
+What may be started is decided in `job_requests`, and run by `jobs`. `job` is the hidden field that holds the chosen
+job's id.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import gradio as gr
 
 from deepintuit.errors import DeepIntuitError
 from deepintuit_analysis.index import progress
-from deepintuit_app import jobs, orders
+from deepintuit_app import job_requests, jobs
 from deepintuit_app import runs_view as view
-from deepintuit_app.desk import Desk
+from deepintuit_app.context import AppContext
 from deepintuit_app.html import without_places, without_roots
 
 QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """How events that only read are wired."""
 
 
-def order(
-    desk: Desk,
+def requested(
+    context: AppContext,
     stage: str,
     dataset: str | None,
     base: str,
@@ -33,43 +34,43 @@ def order(
     changes: str,
     full: bool,
     dry: bool,
-) -> orders.Order:
+) -> job_requests.JobRequest:
     """What the form says, checked. DeepIntuitError for what cannot be started."""
-    options = list(orders.INPUTS.get(stage, {}))
+    options = list(job_requests.INPUTS.get(stage, {}))
     inputs = dict(zip(options, (first or "", second or ""), strict=False))
-    return orders.write(
-        desk.workbench, stage, base=base or "defaults", changes=changes or "", dataset=dataset or "", inputs=inputs,
+    return job_requests.checked(
+        context.workbench, stage, base=base or "defaults", changes=changes or "", dataset=dataset or "", inputs=inputs,
         seed=(seed or "").strip(), name=(name or "").strip(), full=bool(full), dry=bool(dry),
     )  # fmt: skip
 
 
-def preview(desk: Desk, *form: Any) -> str:
+def preview(context: AppContext, *form: Any) -> str:
     try:
-        found = order(desk, *form)
+        found = requested(context, *form)
     except DeepIntuitError as error:
         return view.problem(error)
-    return view.preview(found.command[3:], orders.changed(found.config))
+    return view.preview(found.command[3:], job_requests.changed(found.config))
 
 
-def job_shown(desk: Desk, job_id: str | None) -> tuple[str, jobs.Job | None]:
+def job_shown(context: AppContext, job_id: str | None) -> tuple[str, jobs.Job | None]:
     if not job_id:
         return "", None
     try:
-        job = jobs.find(desk.workbench.path, job_id)
+        job = jobs.find(context.workbench.path, job_id)
     except DeepIntuitError as error:
         return view.problem(error), None
-    root = desk.workbench.path.absolute()
+    root = context.workbench.path.absolute()
     shown = replace(job, command=tuple(without_places(job.command, root)))
-    return view.job(shown, without_roots(jobs.tail(desk.workbench.path, job_id), root)), job
+    return view.job(shown, without_roots(jobs.tail(context.workbench.path, job_id), root)), job
 
 
-def tab(desk: Desk, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, list[gr.components.Component]]:
+def tab(context: AppContext, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, list[gr.components.Component]]:
     """The form, the list and one job. Returns the function that shows them, and what it fills."""
-    place = desk.workbench.path
+    place = context.workbench.path
     with gr.Accordion("Start a stage", open=False):
         with gr.Row():
             stage = gr.Dropdown(
-                [(f"{name}: {what}", name) for name, what in orders.STAGES.items()],
+                [(f"{name}: {what}", name) for name, what in job_requests.STAGES.items()],
                 value="report",
                 label="Stage",
                 scale=2,
@@ -110,7 +111,7 @@ def tab(desk: Desk, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, list[gr.comp
     reading = {**QUICK, "concurrency_limit": None}
 
     def job_list(job_id: str | None) -> list[Any]:
-        text, found = job_shown(desk, job_id)
+        text, found = job_shown(context, job_id)
         active = found is not None and found.active
         return [
             view.jobs_table(jobs.listed(place), job_id or ""),
@@ -120,22 +121,24 @@ def tab(desk: Desk, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, list[gr.comp
         ]
 
     def fields(stage_: str, dataset_: str | None) -> list[Any]:
-        options = list(orders.INPUTS.get(stage_, {}))
+        options = list(job_requests.INPUTS.get(stage_, {}))
         rows = []
         for k in range(2):
             option = options[k] if k < len(options) else ""
-            runs = orders.candidates(desk.workbench, stage_, option, dataset_ or "") if option else []
-            kept = [("the newest finished one", orders.NEWEST), *((run, run) for run in runs)]
+            runs = job_requests.candidates(context.workbench, stage_, option, dataset_ or "") if option else []
+            kept = [("the newest finished one", job_requests.NEWEST), *((run, run) for run in runs)]
             rows.append(
-                gr.update(choices=kept, value=orders.NEWEST, label=option.capitalize() or "Input", visible=bool(option))
+                gr.update(
+                    choices=kept, value=job_requests.NEWEST, label=option.capitalize() or "Input", visible=bool(option)
+                )
             )
-        return [*rows, gr.update(visible=stage_ == "demo"), view.settings_help(orders.settable(), stage_)]
+        return [*rows, gr.update(visible=stage_ == "demo"), view.settings_help(job_requests.settable(), stage_)]
 
     def opened(stage_: str) -> list[Any]:
-        sets = progress.datasets(desk.look())
+        sets = progress.datasets(context.look())
         chosen = sets[0] if len(sets) == 1 else ""
         named = [("that of the settings", ""), *((one, one) for one in sets)]
-        kept = orders.bases(desk.workbench)
+        kept = job_requests.bases(context.workbench)
         return [
             gr.update(choices=named, value=chosen),
             gr.update(choices=kept, value=kept[0][1]),
@@ -144,9 +147,14 @@ def tab(desk: Desk, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, list[gr.comp
 
     def start(request: gr.Request, *given: Any) -> tuple[Any, Any, Any]:
         try:
-            found = order(desk, *given)
+            found = requested(context, *given)
             begun = jobs.launch(
-                place, found.command, stage=found.stage, title=found.title, user=desk.user(request), files=found.files
+                place,
+                found.command,
+                stage=found.stage,
+                title=found.title,
+                user=context.user(request),
+                files=found.files,
             )
         except DeepIntuitError as error:
             return gr.skip(), view.problem(error), gr.skip()
@@ -154,8 +162,8 @@ def tab(desk: Desk, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, list[gr.comp
 
     def begin_again(job_id: str, request: gr.Request) -> tuple[Any, Any]:
         try:
-            orders.refuse_unless_stage(jobs.find(place, job_id).command)
-            return jobs.again(place, job_id, desk.user(request)).id, gr.Timer(active=True)
+            job_requests.refuse_unless_stage(jobs.find(place, job_id).command)
+            return jobs.again(place, job_id, context.user(request)).id, gr.Timer(active=True)
         except DeepIntuitError as error:
             gr.Warning(str(error))
             return gr.skip(), gr.skip()
@@ -170,7 +178,7 @@ def tab(desk: Desk, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, list[gr.comp
     def asked(yes: bool) -> list[Any]:
         return [gr.Button(visible=yes), gr.Button(visible=yes)]
 
-    see = lambda *given: preview(desk, *given)  # noqa: E731 - one line, used for every field
+    see = lambda *given: preview(context, *given)  # noqa: E731 - one line, used for every field
     gr.context.Context.root_block.load(opened, stage, [dataset, base, first, second, full, meanings], **reading).then(
         see, form, words, **reading
     )

@@ -1,6 +1,6 @@
 """The address bar reproduces what is on screen: components of a page are tied to names in its query.
 
-    def page(desk):
+    def page(context):
         run = gr.Dropdown(...); label = gr.Dropdown(...)
         links.bind({"run": run, "label": label}, restore).then(show, [run, label], ...)
 

@@ -24,7 +24,7 @@ from fastapi.responses import FileResponse, Response
 from deepintuit import video
 from deepintuit.errors import OF_THE_MOMENT, DeepIntuitError, VideoError
 from deepintuit_analysis.index import browse
-from deepintuit_app.desk import Desk, apart
+from deepintuit_app.context import AppContext, apart
 from deepintuit_app.uploads import PREFIX
 
 STATIC = Path(__file__).with_name("static")
@@ -95,7 +95,7 @@ def _plotly() -> bytes:
     return get_plotlyjs().encode()
 
 
-def routes(desk: Desk) -> APIRouter:
+def routes(context: AppContext) -> APIRouter:
     router, decoding = APIRouter(), apart(2)
 
     @router.get("/static-app/{name}")
@@ -110,7 +110,7 @@ def routes(desk: Desk) -> APIRouter:
     @decoding
     def clip(clip_id: str) -> FileResponse:
         """The copy that a browser can play, where import made one; else the file itself."""
-        path, headers = _file(desk, clip_id)
+        path, headers = _file(context, clip_id)
         if path is None:
             raise HTTPException(404, _NONE)
         if not _readable(path):
@@ -126,7 +126,7 @@ def routes(desk: Desk) -> APIRouter:
     @decoding
     def poster(clip_id: str) -> Response:
         """A small picture of the middle of a clip."""
-        path, headers = _file(desk, clip_id)
+        path, headers = _file(context, clip_id)
         if path is None or not _readable(path):
             raise HTTPException(404, _NONE)
         facts = path.stat()
@@ -138,7 +138,7 @@ def routes(desk: Desk) -> APIRouter:
     @router.get("/media/frame/{trace_id}/{number}")
     @decoding
     def frame(trace_id: str, number: str) -> Response:
-        return _picture(seen(desk, trace_id), number, _A_DAY)
+        return _picture(seen(context, trace_id), number, _A_DAY)
 
     @router.get("/media/kept/{key}/{number}")
     def kept(key: str, number: str) -> Response:
@@ -147,8 +147,8 @@ def routes(desk: Desk) -> APIRouter:
     @router.get("/media/card/{run_id}")
     def card(run_id: str) -> FileResponse:
         """A run card, in a sandbox of its own: it may draw its figures and reach nothing, not even this server."""
-        known = {run.id for run in desk.workbench.runs()}
-        path = desk.workbench.path / "reports" / f"{run_id}.html"
+        known = {run.id for run in context.workbench.runs()}
+        path = context.workbench.path / "reports" / f"{run_id}.html"
         if run_id not in known or not path.is_file():
             raise HTTPException(404, "No card was written for a run of this id.")
         return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": _CARD, **_NOT_KEPT})
@@ -169,25 +169,25 @@ def _readable(path: Path) -> bool:
         return False
 
 
-def _file(desk: Desk, clip_id: str) -> tuple[Path | None, dict[str, str]]:
+def _file(context: AppContext, clip_id: str) -> tuple[Path | None, dict[str, str]]:
     if clip_id.startswith(PREFIX):
-        upload = desk.uploads.get(clip_id)
+        upload = context.uploads.get(clip_id)
         return (upload.playable if upload else None), _NOT_KEPT
-    return browse.clip_file(desk.look(), clip_id), _A_DAY
+    return browse.clip_file(context.look(), clip_id), _A_DAY
 
 
-def seen(desk: Desk, trace_id: str) -> list[bytes]:
+def seen(context: AppContext, trace_id: str) -> list[bytes]:
     """JPEGs of the frames that this trace was written from, in order.
 
     Empty when they cannot be had any more: the clip is gone, cannot be read, or gives other frames than those recorded.
     """
-    trace = browse.trace(desk.look(), trace_id)
-    path = browse.clip_file(desk.workbench, trace.clip_id, playable=False) if trace is not None else None
+    trace = browse.trace(context.look(), trace_id)
+    path = browse.clip_file(context.workbench, trace.clip_id, playable=False) if trace is not None else None
     if path is None or not _readable(path) or browse.missing(trace.frame_indices) or browse.missing(trace.frames_size):
         return []
     facts, (width, height) = path.stat(), map(int, trace.frames_size)
     expected = None if browse.missing(trace.frame_hash) else str(trace.frame_hash)
-    ways = ((len(trace.frame_indices), None), *_by_rate(desk, trace.run_id))
+    ways = ((len(trace.frame_indices), None), *_by_rate(context, trace.run_id))
     try:
         with _decoding:
             return _jpegs(str(path), facts.st_mtime_ns, facts.st_size, ways, (width, height), expected)
@@ -195,10 +195,10 @@ def seen(desk: Desk, trace_id: str) -> list[bytes]:
         return []
 
 
-def _by_rate(desk: Desk, run_id: str) -> tuple[tuple[int, float], ...]:
+def _by_rate(context: AppContext, run_id: str) -> tuple[tuple[int, float], ...]:
     """How many frames at which rate the run asked for, where it asked for a rate."""
     try:
-        about = desk.workbench.run(run_id).about
+        about = context.workbench.run(run_id).about
     except DeepIntuitError:
         return ()
     asked = (about.get("settings") or about.get("config") or {}).get("video") or {}

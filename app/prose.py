@@ -30,7 +30,7 @@ _FRAME_WORD = re.compile(r"frames?\s{0,3}#?\Z", re.I)
 _UNIT = re.compile(r"\s{0,3}(?:seconds?|secs?|s)\b", re.I)
 
 
-class Tint(NamedTuple):
+class TokenMark(NamedTuple):
     """Characters start … end that get a class (a token's confidence, say) and a title."""
 
     start: int
@@ -67,22 +67,27 @@ def trace_html(
     seconds: float | None = None,
     *,
     writing: bool = False,
-    tints: Sequence[Tint] = (),
+    token_marks: Sequence[TokenMark] = (),
 ) -> str:
     """The whole trace. `frame_times`: of the frames that the model saw, in seconds; `seconds`: the length of the clip,
-    a moment past it is marked and does not seek; `writing`: more is to come; `tints`: in order, not overlapping."""
+    a moment past it is marked and does not seek; `writing`: more is to come; `token_marks`: sorted, without overlap."""
     grammar = GRAMMARS[grammar] if isinstance(grammar, str) else grammar
     shown = _without_half_mark(text, grammar) if writing else text
     segments = []
     for piece in pieces(shown, grammar):
         blank = len(shown[piece.start : piece.end]) - len(shown[piece.start : piece.end].lstrip())
-        body = list(_sentences(shown, piece.start + blank, piece.end, frame_times, seconds, tints))
+        body = list(_sentences(shown, piece.start + blank, piece.end, frame_times, seconds, token_marks))
         segments.append((piece.name, TITLES.get(piece.name, piece.name), body, writing and piece.open))
     return render("trace.html", segments=segments)
 
 
 def _sentences(
-    text: str, start: int, end: int, frame_times: Sequence[float] | None, seconds: float | None, tints: Sequence[Tint]
+    text: str,
+    start: int,
+    end: int,
+    frame_times: Sequence[float] | None,
+    seconds: float | None,
+    token_marks: Sequence[TokenMark],
 ) -> Iterator[Sentence]:
     """Characters start … end of a text."""
     inner = text[start:end]
@@ -94,10 +99,10 @@ def _sentences(
         for mention in here:
             if mention.start < place:
                 continue
-            parts += _plain(text, start + place, start + mention.start, tints)
+            parts += _plain(text, start + place, start + mention.start, token_marks)
             parts.append(_chip(inner[mention.start : mention.end], moment(mention, frame_times), seconds))
             place = mention.end
-        parts += _plain(text, start + place, start + last, tints)
+        parts += _plain(text, start + place, start + last, token_marks)
         at = ",".join(f"{at:.3f}" for at in moments if seconds is None or at <= seconds)
         yield Sentence(at, [part for part in parts if part.text])
 
@@ -120,12 +125,12 @@ def _grown(text: str, mention: Mention) -> Mention:
     return mention
 
 
-def _plain(text: str, start: int, end: int, tints: Sequence[Tint]) -> Iterator[Part]:
-    for tint in tints:
-        first, last = max(start, tint.start), min(end, tint.end)
+def _plain(text: str, start: int, end: int, token_marks: Sequence[TokenMark]) -> Iterator[Part]:
+    for mark in token_marks:
+        first, last = max(start, mark.start), min(end, mark.end)
         if first < last:
             yield Part(text[start:first])
-            yield Part(text[first:last], f"tint {tint.kind}", tint.title)
+            yield Part(text[first:last], f"token {mark.kind}", mark.title)
             start = last
     yield Part(text[start:end])
 

@@ -23,7 +23,7 @@ from deepintuit_analysis.index import browse
 from deepintuit_analysis.review import import_export, quality
 from deepintuit_analysis.review.log import damage
 from deepintuit_app import review_view
-from deepintuit_app.desk import LOCAL, Desk, apart
+from deepintuit_app.context import LOCAL, AppContext, apart
 from deepintuit_app.html import render
 from deepintuit_app.review_tasks import Room
 from deepintuit_app.slices import sentences
@@ -35,9 +35,9 @@ _MEDIA = FORMATS | {"label-studio": "application/json", "interface": "applicatio
 _MOST_HELD = 200
 
 
-def routes(desk: Desk) -> APIRouter:
+def routes(context: AppContext) -> APIRouter:
     """`POST /review-api/<what>` with a JSON object. 400 with `error`, a sentence, for what cannot be."""
-    room, router = Room(desk), APIRouter()
+    room, router = Room(context), APIRouter()
     for name, answer in _answers(room).items():
         router.add_api_route(f"/review-api/{name}", _route(answer), methods=["POST"])
 
@@ -101,7 +101,7 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
         return str(given["id"])[:64] if given.get("id") else None
 
     def tasks(given: dict[str, Any], who: str) -> dict[str, Any]:
-        reviews, workbench = room.reviews, room.desk.look()
+        reviews, workbench = room.reviews, room.context.look()
         names = quality.names(reviews)
         closed = reviews.log.look(lambda state: set(state.closed))
         listed = [(reviews.task(name), reviews.progress(name)) for name in reversed(names)]
@@ -152,6 +152,6 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
     }  # fmt: skip
 
 
-def page(desk: Desk) -> None:
+def page(context: AppContext) -> None:
     """One element; the script does the rest."""
     gr.HTML(render("review/page.html"), elem_id="review-page", padding=False)

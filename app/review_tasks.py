@@ -1,6 +1,6 @@
 """Review tasks behind the page: the log of the workbench, a task from a form, an item with what it needs on screen.
 
-    room = Room(desk)
+    room = Room(context)
     room.open({"name": "broken ones", "query": "flip=broken&split=test", "gold": "10"}, by="ada")
     room.next("broken ones", "bob", seat="tab 1", holding=[])        # a dict for the page's script, as JSON
 
@@ -39,7 +39,7 @@ from deepintuit_analysis.review import (
     task_of,
 )
 from deepintuit_app import media, review_view
-from deepintuit_app.desk import Desk
+from deepintuit_app.context import AppContext
 
 MOST_GOLD, MOST_LISTED = 200, 5000
 _KEPT = 60.0
@@ -50,8 +50,8 @@ _opening = threading.Lock()
 class Room:
     """The reviews of a workbench as the server holds them; every method may be called from many threads at once."""
 
-    def __init__(self, desk: Desk):
-        self.desk = desk
+    def __init__(self, context: AppContext):
+        self.context = context
         self._reviews: Reviews | None = None
         self._drawn = lru_cache(maxsize=512)(self._draw)  # several reviewers get an item
         self._counted: dict[str, tuple[float, float, dict[str, Any]]] = {}
@@ -61,7 +61,7 @@ class Room:
         """Opened when a page first asks, so that a dashboard that nobody reviews in makes no file."""
         with _opening:
             if self._reviews is None:
-                self._reviews = Reviews(EventLog(self.desk.workbench.reviews))
+                self._reviews = Reviews(EventLog(self.context.workbench.reviews))
             return self._reviews
 
     # Opening
@@ -83,7 +83,7 @@ class Room:
     def listed(self, form: Mapping[str, Any]) -> list[str]:
         """The traces of a form that asks for a list instead of a filter, the first to judge first; with a saved slice
         only of clips that it has a trace of."""
-        workbench, dataset, most = self.desk.look(), str(form.get("dataset") or ""), int(_number(form, "most", 50))
+        workbench, dataset, most = self.context.look(), str(form.get("dataset") or ""), int(_number(form, "most", 50))
         if not 0 < most <= MOST_LISTED:
             raise DataError(f"{most} traces were asked for", f"a list has 1 to {MOST_LISTED:,}", "give another number")
         among = set(workbench.slice(str(form["slice"])).clips()["clip_id"]) if form.get("slice") else None
@@ -97,11 +97,11 @@ class Room:
     def count(self, form: Mapping[str, Any]) -> int:
         if form.get("source"):
             return len(self.listed(form))
-        return browse.count(self.desk.look(), self.filter_of(form))
+        return browse.count(self.context.look(), self.filter_of(form))
 
     def open(self, form: Mapping[str, Any], by: str) -> Task:
         """Open the task that a form describes. DataError in a sentence when it cannot be one."""
-        name, workbench = str(form.get("name") or "").strip(), self.desk.look()
+        name, workbench = str(form.get("name") or "").strip(), self.context.look()
         listed = self.listed(form) if form.get("source") else None
         asked = self.filter_of(form) if listed is None else TraceFilter(dataset=str(form.get("dataset") or ""))
         if not name or len(name) > 200:
@@ -126,7 +126,7 @@ class Room:
 
     def labels(self, asked: TraceFilter) -> list[str]:
         """The labels of all datasets that the filter finds traces of."""
-        workbench = self.desk.workbench
+        workbench = self.context.workbench
         datasets = [name for name, _ in browse.choices(workbench)["dataset"]]
         found = {}
         for dataset in datasets:
@@ -143,7 +143,7 @@ class Room:
         """Traces of the slice, drawn by chance, whose clips' labels are taken as known."""
         if wanted <= 0 or not labels:
             return {}
-        gold, workbench = {}, self.desk.workbench
+        gold, workbench = {}, self.context.workbench
         for trace_id in plan(workbench, asked, "random", seed=1):
             true = (browse.fact(workbench, trace_id) or {}).get("true_label")
             if true in labels:
@@ -162,7 +162,7 @@ class Room:
             cells = [cell.strip() for cell in line.split(",")]
             trace, label, verdict, sentence, where = [*cells, "", "", "", ""][:5]
             trace = parse_qs(urlsplit(trace).query).get("trace", [trace])[0]
-            fact = browse.fact(self.desk.workbench, trace)
+            fact = browse.fact(self.context.workbench, trace)
             whole = len(cells) <= 5 and (not sentence or (sentence.isdecimal() and int(sentence) > 0))
             if fact is None or not whole:
                 why = "its sentence is a number from 1 on, and seeing or reasoning comes last"
@@ -243,10 +243,10 @@ class Room:
 
     def _draw(self, name: str, item: str, _when: int) -> tuple[str, dict[str, Any] | None]:
         """The trace as it is shown to all reviewers alike, and what plays its clip."""
-        task, workbench = self.reviews.task(name), self.desk.workbench
+        task, workbench = self.reviews.task(name), self.context.workbench
         row = browse.trace(workbench, item)
         if row is None:  # perhaps written a moment ago
-            workbench = self.desk.look()
+            workbench = self.context.look()
             row = browse.trace(workbench, item)
         fact, clip = browse.fact(workbench, item), clips.clip(workbench, task.items[item])
         grammar = clips.grammar_of(workbench, row["run_id"]) if row is not None else "think-answer"
@@ -309,7 +309,7 @@ class Room:
         )
 
     def lead_html(self, name: str, who: str) -> str:
-        task, reviews, workbench = self.lead(name, who), self.reviews, self.desk.look()
+        task, reviews, workbench = self.lead(name, who), self.reviews, self.context.look()
         closed = reviews.log.look(lambda state: name in state.closed)
         model = {}
         if "label" in task.questions and any(one.label for one in quality.settled(reviews, name).values()):
@@ -334,7 +334,7 @@ class Room:
         if form == "interface":
             return import_export.label_config(task).encode()
         if form == "label-studio":
-            return import_export.label_studio(self.desk.look(), self.reviews, name)
+            return import_export.label_studio(self.context.look(), self.reviews, name)
         return import_export.dump(import_export.rows(self.reviews, name), form)
 
     def bring_in(self, name: str, who: str, file: str, content: bytes) -> str:

@@ -20,7 +20,7 @@ from deepintuit_analysis.index import progress
 from deepintuit_analysis.report.health import remarks
 from deepintuit_app import analysis, jobs, jobs_tab, links, rollouts_view, slices
 from deepintuit_app import runs_view as view
-from deepintuit_app.desk import Desk
+from deepintuit_app.context import AppContext
 from deepintuit_app.html import empty, without_places, without_roots
 
 TABS = ("runs", "details", "training", "rollouts", "jobs")
@@ -47,8 +47,8 @@ def headlines(workbench: Workbench, runs: pd.DataFrame) -> dict[str, str]:
     return {run["run_id"]: view.headline(run, accuracies, ends, accuracy) for run in runs.to_dict("records")}
 
 
-def table(desk: Desk, stage: str | None, dataset: str | None, chosen: str | None) -> str:
-    workbench = desk.look()
+def table(context: AppContext, stage: str | None, dataset: str | None, chosen: str | None) -> str:
+    workbench = context.look()
     runs = progress.runs(workbench, stage, dataset)
     problems = [(source, without_roots(text, *_roots(workbench))) for source, text in workbench.problems()]
     if runs.empty and not stage and not dataset:
@@ -72,9 +72,9 @@ def _about(workbench: Workbench, run_id: str) -> dict[str, Any]:
     return without_places(about, *_roots(workbench, about))
 
 
-def details(desk: Desk, run_id: str | None) -> str:
+def details(context: AppContext, run_id: str | None) -> str:
     """All of one run, or nothing while none is chosen."""
-    workbench = desk.look()
+    workbench = context.look()
     runs = progress.runs(workbench)
     mine = runs[runs["run_id"] == run_id]
     if mine.empty:
@@ -96,17 +96,17 @@ def _end(path) -> str:
     return "\n".join(jobs.end_of(path).splitlines()[-_LOG_LINES:])
 
 
-def comparison(desk: Desk, run_ids: Sequence[str] | None) -> str:
-    workbench = desk.look()
+def comparison(context: AppContext, run_ids: Sequence[str] | None) -> str:
+    workbench = context.look()
     runs = progress.runs(workbench)
     known = [run_id for run_id in run_ids or [] if run_id in set(runs["run_id"])]
     abouts = [_about(workbench, run_id) for run_id in known]
     return view.comparison(abouts, statuses(workbench, runs), progress.accuracies(workbench), progress.ends(workbench))
 
 
-def training(desk: Desk, run_id: str | None) -> tuple[str, Any]:
+def training(context: AppContext, run_id: str | None) -> tuple[str, Any]:
     """Health remarks and curves; an empty state instead of curves where none were logged."""
-    steps = progress.steps(desk.look(), run_id or "")
+    steps = progress.steps(context.look(), run_id or "")
     if steps.empty:
         return view.no_curves(run_id or ""), gr.Plot(visible=False)
     return view.health(remarks(steps)), gr.Plot(value=report.training_figure(steps), visible=True)
@@ -119,11 +119,11 @@ def nearest_step(steps: Sequence[int], wanted: str | None) -> int:
 
 
 def rollouts(
-    desk: Desk, run_id: str | None, wanted: str | None, clip_id: str | None, name: str | None = ""
+    context: AppContext, run_id: str | None, wanted: str | None, clip_id: str | None, name: str | None = ""
 ) -> tuple[str, str]:
     """The groups of an update (of which a saved slice has a trace), and the traces of one of them: the clip's, else the
     first that teaches."""
-    workbench = desk.look()
+    workbench = context.look()
     steps = progress.rollout_steps(workbench, run_id or "")
     step = nearest_step(steps, wanted)
     try:
@@ -147,16 +147,16 @@ def _telling(rows: pd.DataFrame) -> str:
     return str(found.index[0]) if len(found) else ""
 
 
-def busy(desk: Desk) -> bool:
+def busy(context: AppContext) -> bool:
     """Whether a job or a run of this workbench is at work, so that the page should look again."""
-    if any(job.active for job in jobs.listed(desk.workbench.path)):
+    if any(job.active for job in jobs.listed(context.workbench.path)):
         return True
-    runs = progress.runs(desk.look())
-    return "running" in statuses(desk.workbench, runs).values()
+    runs = progress.runs(context.look())
+    return "running" in statuses(context.workbench, runs).values()
 
 
-def run_choices(desk: Desk) -> list[tuple[str, str]]:
-    runs = progress.runs(desk.look())
+def run_choices(context: AppContext) -> list[tuple[str, str]]:
+    runs = progress.runs(context.look())
     named = zip(runs["run_id"], runs["name"], strict=True)
     return [(f"{run} · {name}" if isinstance(name, str) else run, run) for run, name in named]
 
@@ -166,7 +166,7 @@ def run_choices(desk: Desk) -> list[tuple[str, str]]:
 _QUICK = jobs_tab.QUICK
 
 
-def page(desk: Desk) -> None:
+def page(context: AppContext) -> None:
     """The Runs page."""
     hidden = {
         name: gr.Textbox(elem_id=f"runs-{name}", visible="hidden")
@@ -203,12 +203,12 @@ def page(desk: Desk) -> None:
             groups = gr.HTML(elem_id="runs-groups")
             group = gr.HTML(elem_id="runs-group")
         with gr.Tab("Jobs", id="jobs"):
-            job_list, job_of = jobs_tab.tab(desk, job, timer)
+            job_list, job_of = jobs_tab.tab(context, job, timer)
 
     def choices(_: object = None) -> list[Any]:
-        runs = run_choices(desk)
+        runs = run_choices(context)
         ids = tuple(value for _, value in runs)
-        found = progress.runs(desk.workbench)
+        found = progress.runs(context.workbench)
         kept = [("all", ""), *((one, one) for one in sorted(set(found["stage"])))]
         sets = [("all", ""), *((one, one) for one in sorted(set(found["dataset"].dropna())))]
         return [gr.update(choices=runs), gr.update(choices=kept), gr.update(choices=sets), gr.update(choices=runs), ids]
@@ -227,39 +227,41 @@ def page(desk: Desk) -> None:
             query.get("step", "")[:12],
             query.get("clip", "")[:64],
             query.get("job", "")[:64],
-            gr.Dropdown(choices=slices.offered(desk.workbench, query.get("slice")), value=query.get("slice", "")),
+            gr.Dropdown(choices=slices.offered(context.workbench, query.get("slice")), value=query.get("slice", "")),
         ]
 
     def show_details(run_id: str | None) -> tuple[str, Any]:
-        stages = dict(zip(*(progress.runs(desk.look())[column] for column in ("run_id", "stage")), strict=True))
-        missing = stages.get(run_id) == "evaluate" and view.card_address(desk.workbench, run_id) is None
-        return details(desk, run_id), gr.Button(visible=missing)
+        stages = dict(zip(*(progress.runs(context.look())[column] for column in ("run_id", "stage")), strict=True))
+        missing = stages.get(run_id) == "evaluate" and view.card_address(context.workbench, run_id) is None
+        return details(context, run_id), gr.Button(visible=missing)
 
     def show_training(run_id: str | None, where: str) -> tuple[Any, Any]:
         # Drawn only where it can be seen: a figure in a hidden tab gets the wrong width.
-        return training(desk, run_id) if where == "training" else (gr.skip(), gr.skip())
+        return training(context, run_id) if where == "training" else (gr.skip(), gr.skip())
 
     def show_rollouts(run_id: str | None, number: str, clip_id: str, where: str, name: str) -> tuple[Any, Any]:
-        return rollouts(desk, run_id, number, clip_id, name) if where == "rollouts" else (gr.skip(), gr.skip())
+        return rollouts(context, run_id, number, clip_id, name) if where == "rollouts" else (gr.skip(), gr.skip())
 
     def new_run(run_id: str | None, number: str) -> Any:
-        return _slider(progress.rollout_steps(desk.look(), run_id or ""), number)
+        return _slider(progress.rollout_steps(context.look(), run_id or ""), number)
 
     def write_card(run_id: str | None) -> tuple[str, Any]:
         try:
-            report.run_card(desk.workbench, desk.workbench.run(str(run_id)).id)
+            report.run_card(context.workbench, context.workbench.run(str(run_id)).id)
         except DeepIntuitError as error:
             gr.Warning(str(error))
         return show_details(run_id)
 
     def tick(before: tuple, *state: Any) -> list[Any]:
         stage_, dataset_, run_id, job_id, where = state
-        ids = tuple(value for _, value in run_choices(desk))
+        ids = tuple(value for _, value in run_choices(context))
         fresh = choices() if ids != tuple(before) else [gr.skip()] * 5
-        lists = [table(desk, stage_, dataset_, run_id) if where == "runs" else gr.skip()]
+        lists = [table(context, stage_, dataset_, run_id) if where == "runs" else gr.skip()]
         lists += job_list(job_id) if where == "jobs" else [gr.skip()] * len(job_of)
-        lists += [*show_training(run_id, where if run_id in ids and progress.at_work(desk.workbench, run_id) else "")]
-        return [*fresh, *lists, gr.Timer(active=busy(desk))]
+        lists += [
+            *show_training(run_id, where if run_id in ids and progress.at_work(context.workbench, run_id) else "")
+        ]
+        return [*fresh, *lists, gr.Timer(active=busy(context))]
 
     reading = {**_QUICK, "concurrency_limit": None}
     picks = [run, stage, dataset, compare, known]
@@ -280,13 +282,13 @@ def page(desk: Desk) -> None:
         defaults={"tab": TABS[0]},
     )
     show = [
-        (lambda *given: table(desk, *given), [stage, dataset, run], [listed]),
-        (lambda given: comparison(desk, given), [compare], [side_by_side]),
+        (lambda *given: table(context, *given), [stage, dataset, run], [listed]),
+        (lambda given: comparison(context, given), [compare], [side_by_side]),
         (show_details, [run], [shown, card]),
         (show_training, [run, tab], [health, curves]),
         (show_rollouts, [run, update, clip, tab, within], [groups, group]),
         (lambda given: job_list(given), [job], job_of),
-        (lambda: gr.Timer(active=busy(desk)), [], [timer]),
+        (lambda: gr.Timer(active=busy(context)), [], [timer]),
     ]
 
     def chain(event: Any, parts: Sequence[tuple]) -> None:

@@ -1,7 +1,7 @@
 """The choice of a saved slice: the same box, words and `?slice=NAME` on every page that chooses clips or traces.
 
     part = slices.box()                                                  # links.bind({"slice": part, …}, restore)
-    gr.Dropdown(choices=slices.offered(desk.workbench, name), value=name)
+    gr.Dropdown(choices=slices.offered(context.workbench, name), value=name)
 
     empty(*slices.sentences(error))                                      # a slice that cannot be asked, or has nothing
 

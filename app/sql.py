@@ -21,14 +21,14 @@ from deepintuit_analysis.index import console
 from deepintuit_analysis.index.guarded import AT_ONCE
 from deepintuit_app import links
 from deepintuit_app import sql_view as view
-from deepintuit_app.desk import Desk, apart
+from deepintuit_app.context import AppContext, apart
 from deepintuit_app.html import heading, note
 
 LONGEST = 8_000
 """Characters of a query here: it stands in the address."""
 
 
-def routes(desk: Desk) -> APIRouter:
+def routes(context: AppContext) -> APIRouter:
     """`POST /export/sql.csv`: the rows of a query as a file. Not by an address: nobody's link may run something."""
     router = APIRouter()
 
@@ -36,7 +36,7 @@ def routes(desk: Desk) -> APIRouter:
     @apart(2, waiting=8)
     def export(form: str, sql: Annotated[str, Form()]) -> Response:
         try:
-            content = console.export(desk.look(), _unix(sql), form)
+            content = console.export(context.look(), _unix(sql), form)
         except DeepIntuitError as error:
             return PlainTextResponse(str(error), 400)
         return Response(
@@ -54,26 +54,26 @@ def _unix(text: Any) -> str:
 class Handlers:
     """What the page's events call."""
 
-    def __init__(self, desk: Desk):
-        self.desk = desk
+    def __init__(self, context: AppContext):
+        self.context = context
 
     def restore(self, query: dict[str, str], request: gr.Request) -> str:
         return str(query.get("q", ""))[:LONGEST]
 
     def opened(self, sql: str, request: gr.Request) -> list[Any]:
         """The query of the address → what stands below it, history, tables, slices."""
-        workbench = self.desk.look()
+        workbench = self.context.look()
         schema = console.schema(workbench)
         below = view.waiting_html(bool(sql.strip()), bool(workbench.runs()))
-        return [below, view.history_html(self.desk.user(request)), view.schema_html(schema), self._slices()]
+        return [below, view.history_html(self.context.user(request)), view.schema_html(schema), self._slices()]
 
     def _slices(self) -> str:
-        return view.slices_html(self.desk.workbench.slices())
+        return view.slices_html(self.context.workbench.slices())
 
     def warm(self) -> None:
         """Have the process for queries come up while the first one is being written."""
         with contextlib.suppress(StoreError):  # it is up, and busy
-            console.warm(self.desk.workbench)
+            console.warm(self.context.workbench)
 
     def run(self, sql: str) -> list[Any]:
         """The query → what it gives, the query that was run where it can be saved as a slice, the form to save it, and
@@ -82,25 +82,25 @@ class Handlers:
         if not sql:
             return [view.waiting_html(False, True), "", gr.Row(visible=False), ""]
         try:
-            answer = console.ask(self.desk.look(), sql)
+            answer = console.ask(self.context.look(), sql)
         except DeepIntuitError as error:
             return [view.error_html(error), "", gr.Row(visible=False), ""]
         fits = "trace_id" in answer.names
-        html = view.answer_html(sql, answer, console.to_python(self.desk.workbench, sql))
+        html = view.answer_html(sql, answer, console.to_python(self.context.workbench, sql))
         return [html, sql if fits else "", gr.Row(visible=fits), ""]
 
     def save(self, name: str, sql: str, request: gr.Request) -> list[Any]:
         """A name and the query that was run → what came of it, the slices."""
         try:
-            saved = self.desk.workbench.save_slice(str(name or ""), sql, by=self.desk.user(request))
+            saved = self.context.workbench.save_slice(str(name or ""), sql, by=self.context.user(request))
         except DeepIntuitError as error:
             return [note(error, role="status"), gr.skip()]
         return [view.saved_html(saved), self._slices()]
 
 
-def page(desk: Desk) -> None:
+def page(context: AppContext) -> None:
     """The components and what ties them together."""
-    do = Handlers(desk)
+    do = Handlers(context)
     about = (
         "Ask the index anything: one SELECT at a time, in DuckDB's SQL. Nothing can be changed here, a query ends "
         f"after {console.SECONDS:g} s, and what it may take is bounded."

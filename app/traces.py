@@ -22,9 +22,9 @@ from deepintuit.tables import FORMATS
 from deepintuit_analysis.index import browse, clips, reviewed
 from deepintuit_analysis.index.browse import FLIPS, SORTS, TraceFilter
 from deepintuit_app import links, media, prose, slices, sql_view
-from deepintuit_app.desk import Desk, apart
+from deepintuit_app.context import AppContext, apart
 from deepintuit_app.html import address, empty, heading, note, render
-from deepintuit_app.tints import LEVELS, tints
+from deepintuit_app.token_confidence import LEVELS, marked_tokens
 from deepintuit_app.verdicts import verdicts
 
 FILTERS = tuple(field.name for field in fields(TraceFilter))
@@ -58,12 +58,12 @@ def _whole(text: Any, default: int, low: int, high: int) -> int:
 # The list
 
 
-def list_html(desk: Desk, asked: TraceFilter, sort: str, number: str, size: str, opened: str) -> str:
+def list_html(context: AppContext, asked: TraceFilter, sort: str, number: str, size: str, opened: str) -> str:
     """A page of what the filter finds: how many, the table, the way to other pages, exports."""
     name, descending = order_of(sort)
     rows = _whole(size, SIZES[0], SIZES[0], SIZES[-1])
     place = _whole(number, 1, 1, 10**7)
-    workbench = desk.look()
+    workbench = context.look()
     found = browse.page(workbench, asked, name, descending, rows, (place - 1) * rows)
     if found.rows.empty and found.total:  # past the end: the last page
         place = -(-found.total // rows)
@@ -117,12 +117,12 @@ def excerpt(text: str, searched: str | None = None) -> tuple[str, str, str]:
 # One trace
 
 
-def detail_html(desk: Desk, trace_id: str, compared: str, coloured: bool) -> tuple[str, str]:
+def detail_html(context: AppContext, trace_id: str, compared: str, coloured: bool) -> tuple[str, str]:
     """The player, the trace with chips, its facts, and the clip's other traces, one of them beside it when chosen; and
     the id of that one, "" where `compared` is no other trace of the clip."""
     if not trace_id:
         return "", ""
-    workbench = desk.look()
+    workbench = context.look()
     fact, row = browse.fact(workbench, trace_id), browse.trace(workbench, trace_id)
     if fact is None or row is None:
         return render("traces/detail.html", shown=None), ""
@@ -134,8 +134,8 @@ def detail_html(desk: Desk, trace_id: str, compared: str, coloured: bool) -> tup
     sized = playable and clip.get("width") and clip.get("height")
     html = render(
         "traces/detail.html",
-        shown=_one(desk, fact, row, clip, coloured),
-        beside=_one(desk, beside, its_row, clip, coloured) if its_row is not None else None,
+        shown=_one(context, fact, row, clip, coloured),
+        beside=_one(context, beside, its_row, clip, coloured) if its_row is not None else None,
         name=_clip_name(clip, fact),
         url=media.clip_url(fact["clip_id"]) if playable else "",
         ratio=f"{clip['width']:.0f} / {clip['height']:.0f}" if sized else "16 / 9",
@@ -153,19 +153,19 @@ def _clip_name(clip: Mapping[str, Any] | None, fact: Mapping[str, Any]) -> str:
 
 
 def _one(
-    desk: Desk, fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] | None, coloured: bool
+    context: AppContext, fact: Mapping[str, Any], row: Any, clip: Mapping[str, Any] | None, coloured: bool
 ) -> dict[str, Any]:
     """A trace, what is known beside its answer, and why its tokens cannot be coloured when that was asked for."""
-    marks, why_not = tints(desk.workbench, row) if coloured else ([], "")
+    marks, why_not = marked_tokens(context.workbench, row) if coloured else ([], "")
     times = row["frame_times"] if hasattr(row["frame_times"], "__len__") else None
-    grammar, seconds = clips.grammar_of(desk.workbench, fact["run_id"]), (clip or {}).get("seconds")
-    scores = browse.scores_of(desk.workbench, fact["trace_id"])
-    people = reviewed.fails_in(desk.workbench.index_path.parent, fact["trace_id"]) if "sufficient" in scores else ()
+    grammar, seconds = clips.grammar_of(context.workbench, fact["run_id"]), (clip or {}).get("seconds")
+    scores = browse.scores_of(context.workbench, fact["trace_id"])
+    people = reviewed.fails_in(context.workbench.index_path.parent, fact["trace_id"]) if "sufficient" in scores else ()
     return {
         "fact": fact,
         "uncoloured": why_not,
-        "verdicts": verdicts(scores, row, fact["true_label"], people, clips.gate_of(desk.workbench, fact["run_id"])),
-        "text": row["text"].strip() and prose.trace_html(row["text"], grammar, times, seconds, tints=marks),
+        "verdicts": verdicts(scores, row, fact["true_label"], people, clips.gate_of(context.workbench, fact["run_id"])),
+        "text": row["text"].strip() and prose.trace_html(row["text"], grammar, times, seconds, token_marks=marks),
     }
 
 
@@ -202,7 +202,7 @@ def export_url(asked: TraceFilter, form: str) -> str:
     return address(f"export/traces.{form}", **asked.to_query())
 
 
-def routes(desk: Desk) -> APIRouter:
+def routes(context: AppContext) -> APIRouter:
     """`/export/traces.csv?…`: all that a filter finds, written as it is read."""
     router, piece = APIRouter(), apart(2, waiting=10_000)(next)
 
@@ -216,7 +216,7 @@ def routes(desk: Desk) -> APIRouter:
             raise HTTPException(404, f"Traces are exported as {', '.join(FORMATS)}.")
         asked = TraceFilter.from_query(dict(request.query_params))
         try:
-            pieces = browse.export(desk.look(), asked, form)
+            pieces = browse.export(context.look(), asked, form)
         except DeepIntuitError as error:
             raise HTTPException(404, str(error)) from error
         named = f'attachment; filename="traces.{form}"'
@@ -231,18 +231,18 @@ def routes(desk: Desk) -> APIRouter:
 class Handlers:
     """What the page's events call. Everything from a browser is an id or a setting, and is checked here."""
 
-    def __init__(self, desk: Desk):
-        self.desk = desk
+    def __init__(self, context: AppContext):
+        self.context = context
 
     def restore(self, query: dict[str, str], request: gr.Request) -> list[Any]:
         """An update for each filter, then sort, size, page, opened, compared, coloured."""
         asked = TraceFilter.from_query(query).to_query()
-        known = browse.choices(self.desk.look())
+        known = browse.choices(self.context.look())
         updates = []
         for name in FILTERS:
             value = asked.get(name, "")
             if name == "slice":
-                updates.append(gr.Dropdown(choices=slices.offered(self.desk.workbench, value), value=value))
+                updates.append(gr.Dropdown(choices=slices.offered(self.context.workbench, value), value=value))
             elif name in known:
                 updates.append(gr.Dropdown(choices=_choices(known[name], value), value=value))
             else:
@@ -256,10 +256,10 @@ class Handlers:
         if asked == TraceFilter():
             return [note("Nothing is filtered: a slice of all traces says nothing."), gr.skip()]
         try:
-            saved = self.desk.workbench.save_slice(str(name or ""), asked, by=self.desk.user(request))
+            saved = self.context.workbench.save_slice(str(name or ""), asked, by=self.context.user(request))
         except DeepIntuitError as error:
             return [note(error, role="status"), gr.skip()]
-        return [sql_view.saved_html(saved), gr.Dropdown(choices=slices.offered(self.desk.workbench, asked.slice))]
+        return [sql_view.saved_html(saved), gr.Dropdown(choices=slices.offered(self.context.workbench, asked.slice))]
 
     def show(self, *values: Any) -> list[Any]:
         """Filters, sort, size, page, the opened trace and what was shown last → page, list, what is shown; and while
@@ -275,17 +275,17 @@ class Handlers:
             number = ""
         if shown == [*wanted, str(number)]:
             return [gr.skip()] * 5
-        self.desk.look()
-        behind = self.desk.behind()
+        self.context.look()
+        behind = self.context.behind()
         try:
-            html = list_html(self.desk, asked, sort, number, size, opened)
+            html = list_html(self.context, asked, sort, number, size, opened)
         except DeepIntuitError as error:
             html = empty(*slices.sentences(error))
         return [number, html, [*wanted, str(number)], behind, gr.Timer(active=behind is not None)]
 
     def once_more(self, behind: object, *values: Any) -> list[Any]:
         """The list as of the new index, when it is there; asked for once, and not at all where nothing is new."""
-        renewed = self.desk.renewed(behind)
+        renewed = self.context.renewed(behind)
         if renewed is None:
             return [gr.skip()] * 5
         return [*(self.show(*values[:-1], None)[:3] if renewed else [gr.skip()] * 3), None, gr.Timer(active=False)]
@@ -295,7 +295,7 @@ class Handlers:
         wanted = [str(trace_id or "")[:64], str(compared or "")[:64], "1" if coloured else ""]
         if shown == wanted:
             return [gr.skip()] * 3
-        html, wanted[1] = detail_html(self.desk, wanted[0], wanted[1], bool(coloured))
+        html, wanted[1] = detail_html(self.context, wanted[0], wanted[1], bool(coloured))
         return [wanted[1], html, wanted]
 
     @staticmethod
@@ -356,9 +356,9 @@ def _filters() -> dict[str, gr.components.Component]:
     return made
 
 
-def page(desk: Desk) -> None:
+def page(context: AppContext) -> None:
     """The components and what ties them together."""
-    do = Handlers(desk)
+    do = Handlers(context)
     with gr.Row(elem_id="traces-top", equal_height=False):
         about = "Every text that a model or a teacher wrote about a clip. Open one to read it beside its clip."
         gr.HTML(heading("Traces", about))

@@ -1,7 +1,8 @@
 """Watch: one clip, the model's reasoning about it as it is written, and what came of it.
 
 A stored trace is shown at once and can be replayed as it was written, without model or torch; a live one is written
-while the page listens. `scene` draws, `live` runs, `prose` makes chips; here is what a handler fetches, and the wiring.
+while the page listens. `trace_view` draws, `live` runs, `prose` makes chips; here is what a handler fetches, and the
+wiring.
 
 Left out on purpose: storing live traces (a stage does that), several clips at once.
 """
@@ -21,12 +22,12 @@ from deepintuit.errors import DeepIntuitError, VideoError, VideoReason
 from deepintuit.reasoner import replay as stored
 from deepintuit.reasoner.task import Clip
 from deepintuit_analysis.index import browse, clips
-from deepintuit_app import links, media, scene, slices
-from deepintuit_app.desk import Desk
-from deepintuit_app.dial import consequences
+from deepintuit_app import links, media, slices, trace_view
+from deepintuit_app.context import AppContext
 from deepintuit_app.html import empty, esc, note, render
 from deepintuit_app.live import Running
-from deepintuit_app.scene import PARTS, Scene
+from deepintuit_app.thinking_threshold import consequences
+from deepintuit_app.trace_view import PARTS, TraceView
 from deepintuit_app.uploads import PREFIX
 
 GENERATION = "generation"
@@ -43,32 +44,32 @@ _NOTHING = "No clip is in this workbench yet."
 _NOTHING_TODO = "Import clips, or have a small world made with everything from clips to evaluated traces:"
 
 
-def clip_of(desk: Desk, clip_id: str | None) -> dict[str, Any] | None:
+def clip_of(context: AppContext, clip_id: str | None) -> dict[str, Any] | None:
     """Facts of a clip or of an upload; `file` is where the model reads it."""
     if not isinstance(clip_id, str) or not clip_id:
         return None
     if clip_id.startswith(PREFIX):
-        upload = desk.uploads.get(clip_id)
+        upload = context.uploads.get(clip_id)
         if upload is None:
             return None
         info = upload.info
         sizes = {"width": info.width, "height": info.height, "seconds": info.seconds}
         return {"clip_id": clip_id, "name": upload.name, "file": upload.path, "label": None, **sizes}
-    row = clips.clip(desk.look(), clip_id)
-    file = browse.clip_file(desk.workbench, clip_id, playable=False)
+    row = clips.clip(context.look(), clip_id)
+    file = browse.clip_file(context.workbench, clip_id, playable=False)
     if row is None or file is None:
         return None
     return {**row, "name": file.stem, "file": file}
 
 
 def strip_html(
-    desk: Desk, text: str, label: str, split: str, flip: str, picked: str | None, name: str | None = ""
+    context: AppContext, text: str, label: str, split: str, flip: str, picked: str | None, name: str | None = ""
 ) -> str:
     """What was found, as pictures to choose from. `name`: a saved slice."""
     flip, name = flip if flip in clips.FLIPS else "", str(name or "")
     asked = (str(text or "")[:200], str(label or ""), str(split or ""), flip)
     try:
-        found, count = clips.find(desk.look(), *asked, name=name)
+        found, count = clips.find(context.look(), *asked, name=name)
     except DeepIntuitError as error:
         return note(" ".join(slices.sentences(error)), role="status")
     if not found:
@@ -98,11 +99,11 @@ def player_html(clip: dict[str, Any] | None, words: str = "No clip is picked.") 
     )
 
 
-def trace_choices(desk: Desk, clip_id: str | None) -> list[tuple[str, str]]:
+def trace_choices(context: AppContext, clip_id: str | None) -> list[tuple[str, str]]:
     """The stored traces of a clip, as (words, id), the most telling first."""
     if not clip_id or clip_id.startswith(PREFIX):
         return []
-    return [(_words(row), row["trace_id"]) for row in clips.traces_of(desk.look(), clip_id)]
+    return [(_words(row), row["trace_id"]) for row in clips.traces_of(context.look(), clip_id)]
 
 
 def _words(row: dict[str, Any]) -> str:
@@ -112,28 +113,30 @@ def _words(row: dict[str, Any]) -> str:
     return " · ".join(filter(None, (row["stage"], who if who != row["stage"] else None, step, how)))
 
 
-def reasoner_choices(desk: Desk) -> list[tuple[str, str]]:
+def reasoner_choices(context: AppContext) -> list[tuple[str, str]]:
     return [
         (f"{row['stage']} · {row['run_id']}" + (" · calibrated" if row["calibrator"] else ""), row["run_id"])
-        for row in clips.reasoners(desk.look())
+        for row in clips.reasoners(context.look())
     ]
 
 
-def stored_scene(desk: Desk, trace_id: str | None, clip: dict[str, Any] | None, mode: str) -> tuple[Scene, list] | None:
-    """A stored trace before anything has happened on stage, and the events that will; None when there is none."""
-    row = browse.trace(desk.look(), trace_id) if isinstance(trace_id, str) and trace_id else None
+def stored_view(
+    context: AppContext, trace_id: str | None, clip: dict[str, Any] | None, mode: str
+) -> tuple[TraceView, list] | None:
+    """A stored trace before anything has happened, and the events that will; None when there is none."""
+    row = browse.trace(context.look(), trace_id) if isinstance(trace_id, str) and trace_id else None
     if row is None or clip is None or row["clip_id"] != clip["clip_id"]:
         return None
-    choices = {number: words for words, number in trace_choices(desk, clip["clip_id"])}
-    grammar = clips.grammar_of(desk.workbench, row["run_id"])
-    shown = Scene(mode, choices.get(trace_id, row["run_id"]), grammar, clip["seconds"], trace_id)
-    shown.lost = not media.seen(desk, trace_id)
-    return shown, [row, clips.predictions_on(desk.workbench, trace_id)]
+    choices = {number: words for words, number in trace_choices(context, clip["clip_id"])}
+    grammar = clips.grammar_of(context.workbench, row["run_id"])
+    shown = TraceView(mode, choices.get(trace_id, row["run_id"]), grammar, clip["seconds"], trace_id)
+    shown.lost = not media.seen(context, trace_id)
+    return shown, [row, clips.predictions_on(context.workbench, trace_id)]
 
 
-def complete(desk: Desk, trace_id: str | None, clip: dict[str, Any] | None) -> Scene | None:
+def complete(context: AppContext, trace_id: str | None, clip: dict[str, Any] | None) -> TraceView | None:
     """A stored trace as it stands at the end."""
-    found = stored_scene(desk, trace_id, clip, "stored")
+    found = stored_view(context, trace_id, clip, "stored")
     if found is None:
         return None
     shown, (row, predictions) = found
@@ -147,51 +150,51 @@ def complete(desk: Desk, trace_id: str | None, clip: dict[str, Any] | None) -> S
 class Handlers:
     """What the page's events call. Everything from a browser is an id or a setting, and is checked here."""
 
-    def __init__(self, desk: Desk):
-        self.desk = desk
+    def __init__(self, context: AppContext):
+        self.context = context
 
     def find(self, text, label, split, flip, picked, name=""):
         """What the filters find, and, while the index is being rebuilt, which one was asked, and a timer by which it is
         asked again."""
-        self.desk.look()
-        behind = self.desk.behind()
-        html = strip_html(self.desk, text, label, split, flip, picked, name)
+        self.context.look()
+        behind = self.context.behind()
+        html = strip_html(self.context, text, label, split, flip, picked, name)
         return html, behind, gr.Timer(active=behind is not None)
 
     def once_more(self, behind, *asked):
         """The same as of the new index, when it is there; asked for once, and not at all where nothing is new."""
-        renewed = self.desk.renewed(behind)
+        renewed = self.context.renewed(behind)
         if renewed is None:
             return [gr.skip()] * 3
-        return strip_html(self.desk, *asked) if renewed else gr.skip(), None, gr.Timer(active=False)
+        return strip_html(self.context, *asked) if renewed else gr.skip(), None, gr.Timer(active=False)
 
     def filters(self):
         """What the filters offer, as the workbench is now."""
-        known = clips.choices(self.desk.look())
+        known = clips.choices(self.context.look())
         return gr.Dropdown(choices=_choices(known["label"])), gr.Dropdown(choices=_choices(known["split"]))
 
     def restore(self, query: dict[str, str], request: gr.Request) -> list[Any]:
         clip_id, trace_id, run = query.get("clip"), query.get("trace"), query.get("run")
         name = query.get("slice", "")[:300]
-        if trace_id and (row := browse.trace(self.desk.look(), trace_id)) is not None:
+        if trace_id and (row := browse.trace(self.context.look(), trace_id)) is not None:
             clip_id = row["clip_id"]
-        if clip_of(self.desk, clip_id) is None:
+        if clip_of(self.context, clip_id) is None:
             if clip_id:
                 gr.Info(f"There is no clip {esc(clip_id[:40])} here any more; this is another one.")
             first = self._first(name)
             clip_id, trace_id = (first["clip_id"], first["trace_id"]) if first else (None, None)
-        runs = reasoner_choices(self.desk)
+        runs = reasoner_choices(self.context)
         known = [number for _, number in runs]
         chosen = run if run in known else next(iter(known), None)
         update, _ = self._traces(clip_id, trace_id)
-        offered = slices.offered(self.desk.workbench, name)
+        offered = slices.offered(self.context.workbench, name)
         return [clip_id, update, gr.Dropdown(choices=runs, value=chosen), gr.Dropdown(choices=offered, value=name)]
 
     def _first(self, name: str) -> dict[str, Any] | None:
         """The clip that stands first, of a slice where that has one: the strip says it where not."""
         for one in dict.fromkeys((name, "")):
             try:
-                found, _ = clips.find(self.desk.look(), limit=1, name=one)
+                found, _ = clips.find(self.context.look(), limit=1, name=one)
             except DeepIntuitError:
                 continue
             if found:
@@ -200,16 +203,16 @@ class Handlers:
 
     def _traces(self, clip_id: str | None, wanted: str | None = None) -> tuple[Any, str | None]:
         """The choice of stored traces, and the one that is chosen: the one that is wanted, where it is there."""
-        choices = trace_choices(self.desk, clip_id)
+        choices = trace_choices(self.context, clip_id)
         known = [number for _, number in choices]
         value = wanted if wanted in known else next(iter(known), None)
         return gr.Dropdown(choices=choices, value=value, interactive=bool(known)), value
 
     def opened(self, clip_id, trace_id, truth, threshold, request: gr.Request):
         """Player and stage for what is chosen: → player, then what `_stage` gives."""
-        self.desk.pages.replace(request.session_hash)
-        clip = clip_of(self.desk, clip_id)
-        shown = complete(self.desk, trace_id, clip)
+        self.context.pages.replace(request.session_hash)
+        clip = clip_of(self.context, clip_id)
+        shown = complete(self.context, trace_id, clip)
         return [player_html(clip), *self._stage(shown, clip, truth, threshold)]
 
     def pick(self, wanted, truth, threshold, request: gr.Request):
@@ -229,24 +232,24 @@ class Handlers:
         if not given:
             return [gr.skip()] * 11
         try:
-            upload = self.desk.uploads.accept(given, Path(given).name)
+            upload = self.context.uploads.accept(given, Path(given).name)
         except VideoError as error:
             gr.Warning(esc(_refusal(error)), duration=12)
             return [gr.skip()] * 11
         return [upload.id, *self._other(upload.id, truth, threshold, request)]
 
-    def _stage(self, shown: Scene | None, clip: dict[str, Any] | None, truth, threshold) -> list[Any]:
+    def _stage(self, shown: TraceView | None, clip: dict[str, Any] | None, truth, threshold) -> list[Any]:
         drawn = [self._draw(part, shown, clip, truth, threshold) for part in PARTS]
         return [*drawn, shown, *self._buttons(clip, shown is not None, running=False)]
 
     @staticmethod
-    def _draw(part: str, shown: Scene | None, clip: dict[str, Any] | None, truth: Any, threshold: Any) -> str:
+    def _draw(part: str, shown: TraceView | None, clip: dict[str, Any] | None, truth: Any, threshold: Any) -> str:
         if part == "status" and shown is None and clip is not None:
-            return scene.status(Scene("stored", "No trace of this clip is stored.", over=True))
+            return trace_view.status(TraceView("stored", "No trace of this clip is stored.", over=True))
         if part != "verdict":
-            return getattr(scene, part)(shown)
+            return getattr(trace_view, part)(shown)
         label = (clip or {}).get("label") if truth else None
-        return scene.verdict(shown, label, _number(threshold, 0.0, 1.0, 0.5))
+        return trace_view.verdict(shown, label, _number(threshold, 0.0, 1.0, 0.5))
 
     @staticmethod
     def _buttons(clip: dict[str, Any] | None, stored: bool, running: bool) -> list[Any]:
@@ -259,21 +262,21 @@ class Handlers:
 
     def judged(self, shown, clip_id, truth, threshold):
         """The verdict again, with or without the truth."""
-        return self._draw("verdict", shown, clip_of(self.desk, clip_id), truth, threshold)
+        return self._draw("verdict", shown, clip_of(self.context, clip_id), truth, threshold)
 
     def stop(self, request: gr.Request) -> None:
-        self.desk.pages.stop(request.session_hash)
+        self.context.pages.stop(request.session_hash)
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed or reloaded."""
-        self.desk.pages.replace(request.session_hash, patience=0)
+        self.context.pages.replace(request.session_hash, patience=0)
 
     async def replay(self, clip_id, trace_id, pace, truth, threshold, request: gr.Request) -> AsyncIterator[list[Any]]:
         """A stored trace as it was written."""
-        running = await asyncio.to_thread(self.desk.pages.begin, request.session_hash)
+        running = await asyncio.to_thread(self.context.pages.begin, request.session_hash)
         try:
-            clip = await asyncio.to_thread(clip_of, self.desk, clip_id)
-            found = await asyncio.to_thread(stored_scene, self.desk, trace_id, clip, "replay")
+            clip = await asyncio.to_thread(clip_of, self.context, clip_id)
+            found = await asyncio.to_thread(stored_view, self.context, trace_id, clip, "replay")
             if found is None:
                 gr.Info("Choose a stored trace first.")
                 return
@@ -290,7 +293,7 @@ class Handlers:
             async for update in self._show(running, shown, clip, truth, threshold, due, lambda: not events, True):
                 yield update
         finally:
-            self.desk.pages.end(request.session_hash, running)
+            self.context.pages.end(request.session_hash, running)
 
     async def reason(
         self,
@@ -307,10 +310,10 @@ class Handlers:
         request: gr.Request,
     ) -> AsyncIterator[list[Any]]:
         """A live trace. Ends with its page, whatever happens."""
-        running = await asyncio.to_thread(self.desk.pages.begin, request.session_hash)
+        running = await asyncio.to_thread(self.context.pages.begin, request.session_hash)
         try:
-            clip = await asyncio.to_thread(clip_of, self.desk, clip_id)
-            rows = await asyncio.to_thread(lambda: clips.reasoners(self.desk.look()))
+            clip = await asyncio.to_thread(clip_of, self.context, clip_id)
+            rows = await asyncio.to_thread(lambda: clips.reasoners(self.context.look()))
             reasoners = {row["run_id"]: row for row in rows}
             if clip is None:
                 gr.Warning("This clip is not here any more. Pick another one.")
@@ -319,7 +322,7 @@ class Handlers:
                 gr.Warning("No reasoner is trained in this workbench yet. Run: deepintuit coldstart", duration=12)
                 return
             sizes = (int(clip["width"] or 0), int(clip["height"] or 0))
-            job = self.desk.engine.start(
+            job = self.context.engine.start(
                 running.stop,
                 clip=Clip(clip["clip_id"], str(clip["file"]), clip["label"] or "", *sizes, clip.get("split") or ""),
                 reasoner=run,
@@ -331,22 +334,22 @@ class Handlers:
                 seed=int(_number(seed, 0, 2**31, 0)),
                 private=clip["clip_id"].startswith(PREFIX),
             )
-            grammar = await asyncio.to_thread(clips.grammar_of, self.desk.workbench, run)
-            shown = Scene("live", f"written live by {run}", grammar, clip["seconds"])
+            grammar = await asyncio.to_thread(clips.grammar_of, self.context.workbench, run)
+            shown = TraceView("live", f"written live by {run}", grammar, clip["seconds"])
 
             def happened() -> list[stored.Event]:
                 shown.ahead = job.ahead
                 return job.take()
 
             over = lambda: job.over  # noqa: E731
-            with self.desk.uploads.held(clip["clip_id"]):
+            with self.context.uploads.held(clip["clip_id"]):
                 async for update in self._show(running, shown, clip, truth, threshold, happened, over, bool(trace_id)):
                     yield update
         finally:
-            self.desk.pages.end(request.session_hash, running)
+            self.context.pages.end(request.session_hash, running)
 
     async def _show(
-        self, running: Running, shown: Scene, clip, truth, threshold, happened, over, stored_too: bool
+        self, running: Running, shown: TraceView, clip, truth, threshold, happened, over, stored_too: bool
     ) -> AsyncIterator[list[Any]]:
         """Updates of the stage until all is over or stopped, at most fifteen a second."""
         drawn: dict[str, str] = {}
@@ -398,9 +401,9 @@ def _number(given: Any, low: float, high: float, default: float) -> float:
     return float(min(high, max(low, given)))
 
 
-def page(desk: Desk) -> None:
+def page(context: AppContext) -> None:
     """The components and what ties them together."""
-    do = Handlers(desk)
+    do = Handlers(context)
     wanted = gr.Textbox(elem_id="wanted", visible="hidden", label="Clip that was clicked")
     picked = gr.Textbox(elem_id="picked", visible="hidden", label="Clip")
     with gr.Row(elem_id="finder", equal_height=True):
@@ -416,16 +419,16 @@ def page(desk: Desk) -> None:
     with gr.Row(elem_id="stage", equal_height=False):
         with gr.Column(scale=5, min_width=320):
             player = gr.HTML(player_html(None, ""), elem_id="screen")
-            film = gr.HTML(scene.film(None), elem_id="film")
+            film = gr.HTML(trace_view.film(None), elem_id="film")
         with gr.Column(scale=6, min_width=320):
             choice = gr.Dropdown([], label="Stored trace", elem_id="stored")
             with gr.Row(elem_id="controls"):
                 again = gr.Button("Replay", variant="primary", elem_id="replay", min_width=90, interactive=False)
                 live = gr.Button("Reason now", elem_id="reason", min_width=110, interactive=False)
                 halt = gr.Button("Stop", variant="stop", elem_id="stop", min_width=70, interactive=False)
-            status = gr.HTML(scene.status(Scene("stored", over=True)), elem_id="status")
+            status = gr.HTML(trace_view.status(TraceView("stored", over=True)), elem_id="status")
             trace = gr.HTML("", elem_id="trace")
-            verdict = gr.HTML(scene.verdict(None), elem_id="verdict")
+            verdict = gr.HTML(trace_view.verdict(None), elem_id="verdict")
             with gr.Row(elem_id="ask", equal_height=True):
                 truth = gr.Checkbox(False, label="Show the true label", min_width=160, container=False)
                 threshold = gr.Slider(
@@ -484,7 +487,7 @@ def page(desk: Desk) -> None:
     upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **takes).then(**find, **reads)
     asked = [shown, picked, *view]
     weighed = {
-        "fn": lambda reasoner, below: consequences(desk.look(), reasoner, _number(below, 0.0, 1.0, 1.0)),
+        "fn": lambda reasoner, below: consequences(context.look(), reasoner, _number(below, 0.0, 1.0, 1.0)),
         "inputs": [run, think_below], "outputs": costs,
     }  # fmt: skip
     begun.then(**weighed, **reads)

@@ -17,7 +17,7 @@ from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import clips
 from deepintuit_app import gate, media, prose, runs
 from deepintuit_app.app import LOOPBACK, create, serve
-from deepintuit_app.desk import Desk
+from deepintuit_app.context import AppContext
 from deepintuit_app.gate import Throttle, add_user, hashed, read_users
 from deepintuit_app.html import address, without_places, without_roots
 from deepintuit_app.uploads import MAX_BYTES, Uploads
@@ -323,15 +323,15 @@ def test_new_parts_appear_without_a_restart_and_a_slow_index_holds_nobody_up(wor
     import shutil
 
     shutil.copytree(workbench.path, tmp_path / "copy")
-    desk = Desk(tmp_path / "copy")
-    monkeypatch.setattr("deepintuit_app.desk._FRESH", 0.0)
-    before = len(desk.look().query("SELECT * FROM runs"))
+    context = AppContext(tmp_path / "copy")
+    monkeypatch.setattr("deepintuit_app.context._FRESH", 0.0)
+    before = len(context.look().query("SELECT * FROM runs"))
     with Workbench(tmp_path / "copy").start_run("teach", {}, dataset="porch") as run:
         run.finish({})
-    until(lambda: len(desk.look().query("SELECT * FROM runs")) == before + 1, 10)
-    monkeypatch.setattr(desk.workbench, "refresh", lambda: time.sleep(3))
+    until(lambda: len(context.look().query("SELECT * FROM runs")) == before + 1, 10)
+    monkeypatch.setattr(context.workbench, "refresh", lambda: time.sleep(3))
     started = time.monotonic()
-    desk.look()
+    context.look()
     assert time.monotonic() - started < 1
 
 
@@ -370,9 +370,9 @@ def test_hostile_lengths_cost_little():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - started < 5
 
 
-def test_only_the_parts_of_a_token_that_are_tinted_get_a_tint():
-    shown = prose.trace_html("<think>He runs.</think>", tints=[prose.Tint(10, 14, "low", "12 %")])
-    assert '<p><span class="sentence">He <span class="tint low" title="12 %">runs</span>.</span></p>' in shown
+def test_only_the_parts_of_a_token_that_are_marked_get_a_mark():
+    shown = prose.trace_html("<think>He runs.</think>", token_marks=[prose.TokenMark(10, 14, "low", "12 %")])
+    assert '<p><span class="sentence">He <span class="token low" title="12 %">runs</span>.</span></p>' in shown
 
 
 @pytest.mark.parametrize(("stored", "shown"), [
@@ -392,8 +392,10 @@ def test_run_details_and_their_log_name_no_folder_of_the_machine(tmp_path):
     with workbench.start_run("teach", {"workbench": str(workbench.path), "teach": {"film": "/elsewhere/x.mp4"}}) as run:
         run.log(f"reads {workbench.path}/clips")
         run.finish({"model": str(run.checkpoint)})
-    desk = Desk(workbench.path)
-    shown = runs.details(desk, run.id) + runs.table(desk, None, None, None) + runs.comparison(desk, [run.id] * 2)
+    context = AppContext(workbench.path)
+    shown = (
+        runs.details(context, run.id) + runs.table(context, None, None, None) + runs.comparison(context, [run.id] * 2)
+    )
     assert str(tmp_path) not in shown and "/elsewhere" not in shown
     assert "reads clips" in shown and f"runs/{run.id}/checkpoint" in shown and "x.mp4" in shown
     assert without_roots("/ is no root", "/") == "/ is no root"

@@ -8,7 +8,7 @@ from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import clips
 from deepintuit_analysis.index.browse import TraceFilter
 from deepintuit_app import slices, watch
-from deepintuit_app.desk import Desk
+from deepintuit_app.context import AppContext
 
 
 @pytest.fixture
@@ -82,19 +82,19 @@ def test_the_clips_of_a_slice_are_found_each_with_its_newest_trace_of_it(workben
 
 
 def test_what_a_slice_cannot_give_is_said_on_watch(workbench):
-    desk, sql = Desk(workbench.path), "SELECT trace_id FROM trace_facts WHERE step >= 0"
-    assert "There is no slice" in watch.strip_html(desk, "", "", "", "", None, "<b>gone")
-    assert "<b>" not in watch.strip_html(desk, "", "", "", "", None, "<b>gone")
+    context, sql = AppContext(workbench.path), "SELECT trace_id FROM trace_facts WHERE step >= 0"
+    assert "There is no slice" in watch.strip_html(context, "", "", "", "", None, "<b>gone")
+    assert "<b>" not in watch.strip_html(context, "", "", "", "", None, "<b>gone")
     workbench.save_slice("nothing", sql)
-    assert "has no trace of a clip" in watch.strip_html(desk, "", "", "", "", None, "nothing")
-    assert "Take a filter away" in watch.strip_html(desk, "", "fall", "", "", None, "nothing")
+    assert "has no trace of a clip" in watch.strip_html(context, "", "", "", "", None, "nothing")
+    assert "Take a filter away" in watch.strip_html(context, "", "fall", "", "", None, "nothing")
     assert [words for words, _ in slices.offered(workbench, "gone")] == ["Any", "nothing", "gone"]
     assert slices.offered(Workbench(workbench.path / "new")) == [(slices.NONE_SAVED, "")]
 
 
 def test_an_address_with_a_slice_opens_its_first_clip_and_trace(workbench):
     workbench.save_slice("older ones", TraceFilter(provisional="sit"))
-    do = watch.Handlers(Desk(workbench.path))
+    do = watch.Handlers(AppContext(workbench.path))
     clip, choice, _, box = do.restore({"slice": "older ones"}, None)
     assert (clip, choice.value, box.value) == ("c0", trace_of(workbench, "older", "c0"), "older ones")
     clip, _, _, box = do.restore({"slice": "gone"}, None)
@@ -102,8 +102,8 @@ def test_an_address_with_a_slice_opens_its_first_clip_and_trace(workbench):
 
 
 def test_a_card_of_a_flip_filter_opens_that_trace_and_no_other(workbench):
-    desk, older = Desk(workbench.path), trace_of(workbench, "older", "c0")
-    assert watch.trace_choices(desk, "c0")[0][1] != older, "by itself a clip opens its newest trace"
-    assert f'data-value="c0 {older}"' in watch.strip_html(desk, "", "", "", "fixed", None)
-    assert 'data-value="c0"' in watch.strip_html(desk, "", "", "", "", None)
-    assert watch.Handlers(desk)._traces("c0", older)[1] == older
+    context, older = AppContext(workbench.path), trace_of(workbench, "older", "c0")
+    assert watch.trace_choices(context, "c0")[0][1] != older, "by itself a clip opens its newest trace"
+    assert f'data-value="c0 {older}"' in watch.strip_html(context, "", "", "", "fixed", None)
+    assert 'data-value="c0"' in watch.strip_html(context, "", "", "", "", None)
+    assert watch.Handlers(context)._traces("c0", older)[1] == older

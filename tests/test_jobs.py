@@ -12,7 +12,7 @@ import pytest
 
 from deepintuit.errors import ConfigError, StoreError
 from deepintuit_analysis import Workbench
-from deepintuit_app import jobs, keeper, orders
+from deepintuit_app import job_requests, jobs, supervisor
 
 SAY = "print('hello <b>&', flush=True)"
 SLEEP = "import time\nprint('working', flush=True)\ntime.sleep(60)"
@@ -23,9 +23,9 @@ def place(tmp_path: Path):
     """A workbench folder; whatever job is still alive at the end is killed."""
     yield tmp_path
     for job in jobs.listed(tmp_path):
-        about = keeper.read(tmp_path / "jobs" / job.id)
+        about = supervisor.read(tmp_path / "jobs" / job.id)
         for process in (about.get("process"), about.get("keeper")):
-            if keeper.alive(process):
+            if supervisor.alive(process):
                 os.kill(process["pid"], signal.SIGKILL)
 
 
@@ -67,7 +67,7 @@ os.kill(os.getpid(), {signal.SIGKILL})
     server = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert server.returncode == -signal.SIGKILL
     job = until(place, jobs.find(place, server.stdout.strip()), "running")
-    assert os.getsid(keeper.read(place / "jobs" / job.id)["keeper"]["pid"]) != os.getsid(0)
+    assert os.getsid(supervisor.read(place / "jobs" / job.id)["keeper"]["pid"]) != os.getsid(0)
     jobs.stop(place, job.id)
     assert until(place, job, "stopped").ended
 
@@ -107,7 +107,7 @@ def test_what_does_not_hear_ctrl_c_is_terminated_after_a_while(place):
     )
     folder = place / "jobs" / "20260101-000000-000000-abcd"
     folder.mkdir(parents=True)
-    keeper.note(
+    supervisor.note(
         folder,
         id=folder.name,
         stage="report",
@@ -119,9 +119,9 @@ def test_what_does_not_hear_ctrl_c_is_terminated_after_a_while(place):
     )
     quick = f"""
 from pathlib import Path
-from deepintuit_app import keeper
-keeper.PATIENCE = 0.3
-keeper.Keeper(Path({str(folder)!r})).run()
+from deepintuit_app import supervisor
+supervisor.PATIENCE = 0.3
+supervisor.Supervisor(Path({str(folder)!r})).run()
 """
     process = subprocess.Popen([sys.executable, "-c", quick], start_new_session=True)
     job = until(place, jobs.find(place, folder.name), "running")
@@ -149,9 +149,9 @@ def test_the_second_job_waits_for_the_first_and_can_be_stopped_while_it_waits(pl
 def test_a_recycled_pid_is_not_taken_for_the_job(place):
     job = until(place, start(place, SAY), "finished")
     folder = place / "jobs" / job.id
-    about = keeper.read(folder)
-    mine = keeper.identity(os.getpid())
-    assert keeper.alive(mine) and not keeper.alive({**mine, "born": mine["born"] - 100})
+    about = supervisor.read(folder)
+    mine = supervisor.identity(os.getpid())
+    assert supervisor.alive(mine) and not supervisor.alive({**mine, "born": mine["born"] - 100})
     stale = {**mine, "born": mine["born"] - 100}
     (folder / "job.json").write_text(
         json.dumps({**about, "ended": None, "exit_code": None, "keeper": stale, "process": stale})
@@ -160,11 +160,11 @@ def test_a_recycled_pid_is_not_taken_for_the_job(place):
     assert jobs.stop(place, job.id).status == "broken off", "and nobody's process was signalled"
 
 
-def test_a_job_whose_keeper_was_killed_still_runs_and_stops(place):
+def test_a_job_whose_supervisor_was_killed_still_runs_and_stops(place):
     job = until(place, start(place, "import time\ntime.sleep(60)"), "running")
-    about = keeper.read(place / "jobs" / job.id)
+    about = supervisor.read(place / "jobs" / job.id)
     os.kill(about["keeper"]["pid"], signal.SIGKILL)
-    while keeper.alive(about["keeper"]):
+    while supervisor.alive(about["keeper"]):
         time.sleep(0.05)
     assert jobs.find(place, job.id).status == "running"
     jobs.stop(place, job.id)
@@ -181,12 +181,12 @@ def test_a_damaged_job_costs_itself_and_no_page_runs_what_its_file_names(place, 
     for job in (sound, broken):
         until(place, job, "finished")
     folder = place / "jobs" / broken.id
-    (folder / "job.json").write_text(json.dumps({**keeper.read(folder), **damage}))
+    (folder / "job.json").write_text(json.dumps({**supervisor.read(folder), **damage}))
     assert [job.id for job in jobs.listed(place)] == [sound.id]
     with pytest.raises(StoreError, match="no job"):
         jobs.find(place, broken.id)
     with pytest.raises(StoreError, match="no other command"):
-        orders.refuse_unless_stage(jobs.find(place, sound.id).command)
+        job_requests.refuse_unless_stage(jobs.find(place, sound.id).command)
 
 
 def test_a_progress_line_is_shown_and_does_not_fill_the_log(place):
@@ -227,15 +227,15 @@ def workbench(tmp_path: Path) -> Workbench:
 
 def test_an_order_is_a_list_of_words_and_a_checked_config(workbench):
     [start, _] = [run.id for run in workbench.runs("coldstart")]
-    order = orders.write(
+    request = job_requests.checked(
         workbench, "grpo", base=f"run:{start}", changes="grpo.epochs = 2\n# a remark", dataset="home", seed="3",
         inputs={"start": start}, name="second-try", dry=True,
     )  # fmt: skip
-    assert order.command[1:4] == ["-m", "deepintuit.cli", "grpo"]
-    assert {f"--start={start}", "--name=second-try", "--dry-run"} < set(order.command)
-    changed = orders.changed(order.config)
+    assert request.command[1:4] == ["-m", "deepintuit.cli", "grpo"]
+    assert {f"--start={start}", "--name=second-try", "--dry-run"} < set(request.command)
+    changed = job_requests.changed(request.config)
     assert changed == {"grpo.group": 4, "grpo.epochs": 2.0, "model.path": "mine", "clips.dataset": "home", "seed": 3}
-    assert "group = 4" in order.files["config.toml"]
+    assert "group = 4" in request.files["config.toml"]
 
 
 @pytest.mark.parametrize(
@@ -259,29 +259,29 @@ def test_an_order_is_a_list_of_words_and_a_checked_config(workbench):
 )
 def test_what_cannot_be_started_gets_a_sentence_before_anything_runs(workbench, stage, given, sentence):
     with pytest.raises((ConfigError, StoreError), match=sentence):
-        orders.write(workbench, stage, **given)
+        job_requests.checked(workbench, stage, **given)
     assert not (workbench.path / "jobs").exists()
 
 
 def test_a_run_of_another_dataset_is_not_offered(workbench):
     home, other = workbench.runs("coldstart")
-    assert orders.candidates(workbench, "grpo", "start", "home") == [home.id]
+    assert job_requests.candidates(workbench, "grpo", "start", "home") == [home.id]
     with pytest.raises(ConfigError, match="no finished run of this dataset"):
-        orders.write(workbench, "grpo", dataset="home", inputs={"start": other.id})
+        job_requests.checked(workbench, "grpo", dataset="home", inputs={"start": other.id})
 
 
 def test_every_stage_that_can_be_ordered_is_a_command(workbench):
     from deepintuit import cli
 
-    for stage in orders.STAGES:
-        inputs = dict.fromkeys(orders.INPUTS.get(stage, {}), orders.NEWEST)
-        order = orders.write(workbench, stage, dataset="home", inputs=inputs, full=True, dry=True)
-        assert cli._parser().parse_args(order.command[3:]).dry_run
-        orders.refuse_unless_stage(order.command)
+    for stage in job_requests.STAGES:
+        inputs = dict.fromkeys(job_requests.INPUTS.get(stage, {}), job_requests.NEWEST)
+        request = job_requests.checked(workbench, stage, dataset="home", inputs=inputs, full=True, dry=True)
+        assert cli._parser().parse_args(request.command[3:]).dry_run
+        job_requests.refuse_unless_stage(request.command)
 
 
 def test_a_real_command_runs_as_a_job(workbench):
-    order = orders.write(workbench, "report", dataset="home", base="file:tiny")
-    job = jobs.launch(workbench.path, order.command, stage=order.stage, title=order.title, files=order.files)
+    request = job_requests.checked(workbench, "report", dataset="home", base="file:tiny")
+    job = jobs.launch(workbench.path, request.command, stage=request.stage, title=request.title, files=request.files)
     job = until(workbench.path, job, "finished", "failed", seconds=60)
     assert job.exit_code == 2 and "home" in job.progress, "no clip was imported, and the last line says so"

@@ -12,9 +12,9 @@ from porch import endless, live_workbench, living, until, wish
 
 from deepintuit.reasoner.replay import Distribution, Failed, Seen, Stage, TraceDone, Written, replay
 from deepintuit_analysis import Workbench
-from deepintuit_app import scene
+from deepintuit_app import trace_view
 from deepintuit_app.live import Engine, Pages
-from deepintuit_app.scene import Scene
+from deepintuit_app.trace_view import TraceView
 
 ROOT = Path(__file__).parents[1]
 TEXT = "<think> At 0.5 s a courier comes. Frame 2 shows a box. </think><answer> theft </answer>"
@@ -59,7 +59,7 @@ def test_a_trace_without_counts_times_or_probabilities_is_replayed_all_the_same(
 
 
 def test_a_replay_needs_no_torch():
-    program = "import sys, app.scene, deepintuit.reasoner.replay; sys.exit('torch' in sys.modules)"
+    program = "import sys, app.trace_view, deepintuit.reasoner.replay; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
 
 
@@ -198,8 +198,8 @@ def test_a_page_runs_one_thing_at_a_time():
 # What is shown
 
 
-def grown(*events, mode="live", **more) -> Scene:
-    shown = Scene(mode, "by somebody", seconds=2.0, **more)
+def grown(*events, mode="live", **more) -> TraceView:
+    shown = TraceView(mode, "by somebody", seconds=2.0, **more)
     for event in events:
         shown.take(event)
     return shown
@@ -207,38 +207,38 @@ def grown(*events, mode="live", **more) -> Scene:
 
 def test_a_flip_is_badged_and_the_truth_is_shown_only_when_asked_for():
     shown = grown(TraceDone(TEXT, "theft"), Distribution(("theft", "routine"), (0.3, 0.7), "label_likelihood"))
-    plain = scene.verdict(shown)
+    plain = trace_view.verdict(shown)
     assert "changed: theft → routine" in plain and "True label" not in plain and "right" not in plain
-    asked = scene.verdict(shown, "theft")
+    asked = trace_view.verdict(shown, "theft")
     assert "True label" in asked and "wrong" in asked
 
 
 @pytest.mark.parametrize(("threshold", "abstains"), [(0.5, False), (0.75, True)])
 def test_a_top_probability_below_the_threshold_abstains(threshold, abstains):
     shown = grown(TraceDone(TEXT, "routine"), Distribution(("theft", "routine"), (0.3, 0.7), "label_likelihood"))
-    drawn = scene.verdict(shown, None, threshold)
+    drawn = trace_view.verdict(shown, None, threshold)
     assert ("abstains: below" in drawn) is abstains and f"width:{100 * threshold:.1f}%" in drawn
 
 
 def test_without_a_calibrator_the_verdict_says_what_to_run():
     shown = grown(TraceDone(TEXT, "theft"))
     shown.finish()
-    assert "deepintuit calibrate" in scene.verdict(shown)
+    assert "deepintuit calibrate" in trace_view.verdict(shown)
 
 
 def test_every_state_has_words():
-    assert "Pick a clip" in scene.status(None) and "No trace yet" in scene.trace(None)
+    assert "Pick a clip" in trace_view.status(None) and "No trace yet" in trace_view.trace(None)
     waiting = grown()
     waiting.ahead = 2
-    assert "number 3 in the queue" in scene.status(waiting)
-    doing = scene.status(grown(Stage("reason")))
+    assert "number 3 in the queue" in trace_view.status(waiting)
+    doing = trace_view.status(grown(Stage("reason")))
     assert "Reasoning" in doing and 'aria-current="step"' in doing
     stopped = grown(Stage("reason"), Written("<think> At", 3))
     stopped.finish(stopped=True)
-    assert "Stopped" in scene.status(stopped) and "caret" not in scene.trace(stopped)
-    assert "no longer gives the frames" in scene.film(grown(Seen((1,), (0.1,)), lost=True))
+    assert "Stopped" in trace_view.status(stopped) and "caret" not in trace_view.trace(stopped)
+    assert "no longer gives the frames" in trace_view.film(grown(Seen((1,), (0.1,)), lost=True))
     malformed = grown(TraceDone("<think> x", "none", "truncated", "cut"))
-    assert "cut at the token limit" in scene.trace(malformed)
+    assert "cut at the token limit" in trace_view.trace(malformed)
 
 
 def test_hostile_words_are_text_in_every_part():
@@ -248,5 +248,7 @@ def test_hostile_words_are_text_in_every_part():
         Distribution((evil, "b"), (0.6, 0.4), evil), Failed(evil), mode="stored",
     )  # fmt: skip
     shown.source = evil
-    drawn = scene.status(shown) + scene.trace(shown) + scene.film(shown) + scene.verdict(shown, evil)
+    drawn = (
+        trace_view.status(shown) + trace_view.trace(shown) + trace_view.film(shown) + trace_view.verdict(shown, evil)
+    )
     assert "<img src=x" not in drawn and "${" not in drawn and "{{" not in drawn

@@ -20,7 +20,7 @@ from deepintuit_analysis.index import answers, clips
 from deepintuit_analysis.report.gather import tabulate
 from deepintuit_analysis.review import EventLog, Reviews, feedback, quality
 from deepintuit_app import analysis, watch
-from deepintuit_app.desk import Desk
+from deepintuit_app.context import AppContext
 from deepintuit_clips.predict import Predictor
 from deepintuit_clips.predict_command import Settled
 
@@ -298,8 +298,8 @@ def test_pages_index_review_and_splits_know_clips_without_labels(bench, predicto
     assert clips.find(workbench, dataset)[1] == 12
     assert [row["method"] for row in clips.predictions_on(workbench, trace_id)] == ["label_likelihood", "raw"]
     assert trace_id in {row["trace_id"] for row in clips.traces_of(workbench, clip_id)}
-    desk = Desk(bench.path)
-    assert "no split" in watch.strip_html(desk, dataset, "", "", "", None)
+    context = AppContext(bench.path)
+    assert "no split" in watch.strip_html(context, dataset, "", "", "", None)
     with EventLog(tmp_path / "reviews") as log:
         batch = feedback.next_batch(workbench, Reviews(log), dataset, 5)
         assert len(batch) == 5 and set(batch["trace_id"]) <= set(facts["trace_id"])

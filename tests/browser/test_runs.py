@@ -10,7 +10,7 @@ import pytest
 from conftest import HOSTILE, serve
 
 from deepintuit_analysis import Workbench, report
-from deepintuit_app import jobs, keeper
+from deepintuit_app import jobs, supervisor
 
 SLEEP = "import time\nprint('at work', flush=True)\ntime.sleep(60)"
 
@@ -24,9 +24,9 @@ def own(site, tmp_path):
         yield url, workbench
     for job in jobs.listed(workbench.path):
         jobs.stop(workbench.path, job.id)
-        about = keeper.read(workbench.path / "jobs" / job.id)
+        about = supervisor.read(workbench.path / "jobs" / job.id)
         began = time.monotonic()
-        while keeper.alive(about.get("keeper")) and time.monotonic() - began < 10:
+        while supervisor.alive(about.get("keeper")) and time.monotonic() - began < 10:
             time.sleep(0.05)
 
 

@@ -129,11 +129,11 @@ def test_confidence_colours_come_on_request_and_say_why_when_they_cannot(page, s
     opened(page, site, f"?trace={site.traces['cold-0']}")
     page.wait_for_selector("#traces-detail .trace")
     before = page.inner_text("#traces-detail .trace")
-    assert page.locator("#traces-detail .trace .tint").count() == 0
+    assert page.locator("#traces-detail .trace .token").count() == 0
     page.get_by_role("button", name="Colour by token confidence").click()
-    page.wait_for_selector("#traces-detail .trace .tint")
+    page.wait_for_selector("#traces-detail .trace .token")
     assert page.inner_text("#traces-detail .trace") == before
-    assert page.locator("#traces-detail .trace .tint").first.get_attribute("title").endswith("% sure")
+    assert page.locator("#traces-detail .trace .token").first.get_attribute("title").endswith("% sure")
     opened(page, site, f"?trace={site.traces['malformed']}&colour=1")
     why = "document.querySelector('#traces-detail')?.innerText.includes('without token probabilities')"
     page.wait_for_function(why)

@@ -215,8 +215,8 @@ class _Files:
     def sql(self, content: bytes) -> None:
         console.ask(self.workbench, text_of(content), seconds=2)
 
-    def order(self, content: bytes) -> None:
-        from deepintuit_app import orders
+    def request(self, content: bytes) -> None:
+        from deepintuit_app import job_requests
 
         text = text_of(content)
         for given in (
@@ -228,7 +228,7 @@ class _Files:
             {"stage": text},
         ):
             try:
-                orders.write(self.workbench, **{"stage": "grpo", **given})
+                job_requests.checked(self.workbench, **{"stage": "grpo", **given})
             except DeepIntuitError:
                 continue
 
@@ -347,7 +347,7 @@ def targets(folder: Path) -> dict[str, tuple[Callable[[bytes], None], list[bytes
         "traces": (_trace, TRACES),
         "answers": (_wire, ANSWERS),
         "events": (files.events, EVENTS),
-        "orders": (files.order, [*SETTINGS, *SETS, b"grpo", b"file:tiny"]),
+        "job_requests": (files.request, [*SETTINGS, *SETS, b"grpo", b"file:tiny"]),
         "reviews-jsonl": (_review("jsonl"), [json.dumps(ROW).encode()]),
         "reviews-csv": (_review("csv"), [table.encode()]),
         "reviews-label-studio": (_review("label-studio"), [json.dumps(STUDIO).encode()]),

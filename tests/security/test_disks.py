@@ -30,7 +30,7 @@ from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import reviewed
 from deepintuit_analysis.review import Event, EventLog, Kind, quality, read_events
 from deepintuit_app import jobs, runs
-from deepintuit_app.desk import Desk
+from deepintuit_app.context import AppContext
 from deepintuit_clips import import_folder, scan
 
 ROWS = [{"clip_id": f"c{number}", "sample": 0, "text": f"text {number}"} for number in range(50)]
@@ -672,8 +672,8 @@ def test_a_damaged_run_json_costs_its_run_and_is_named(
     assert bench.query("SELECT run_id FROM runs").run_id.tolist() == [whole.id]
     assert [source for source, _ in bench.problems()] == [f"runs/{run.path.name}"]
     assert any(run.path.name in str(one.message) for one in warned)
-    desk = Desk(bench.path)
-    assert f"runs/{run.path.name} is left out" in runs.table(desk, None, None, None)
+    context = AppContext(bench.path)
+    assert f"runs/{run.path.name} is left out" in runs.table(context, None, None, None)
     assert sentence(capsys, "report", "--workbench", str(bench.path))
 
 

@@ -14,7 +14,7 @@ from porch import live_workbench, until
 
 from deepintuit_analysis import Workbench
 from deepintuit_app.app import blocks, served
-from deepintuit_app.desk import Desk
+from deepintuit_app.context import AppContext
 from deepintuit_app.doors import SESSIONS
 
 DEEP = '{"data":' + "[" * 5000 + "]" * 5000 + ', "fn_index": 4, "session_hash": "deep"}'
@@ -98,7 +98,7 @@ def test_no_call_of_what_is_not_there_breaks_the_server(url, capfd):
 
 def test_what_visitors_leave_behind_is_bounded(workbench):
     """A session's name of megabytes is refused, and sessions that nobody comes back to are forgotten."""
-    pages = blocks(Desk(workbench.path))
+    pages = blocks(AppContext(workbench.path))
     assert pages.state_session_capacity == pages._queue.pending_messages_per_session.max_size == SESSIONS
     with served(workbench.path) as url:
         for name in ("run/predict", "queue/join"):
@@ -111,7 +111,7 @@ def test_sessions_that_read_no_answer_are_forgotten_and_bounded(workbench, monke
     monkeypatch.setattr("deepintuit_app.doors.SESSIONS", 10)
     monkeypatch.setattr("deepintuit_app.doors.UNREAD", 20)
     made = []
-    monkeypatch.setattr("deepintuit_app.app.blocks", lambda desk: made.append(blocks(desk)) or made[0])
+    monkeypatch.setattr("deepintuit_app.app.blocks", lambda context: made.append(blocks(context)) or made[0])
     with served(workbench.path) as url:
         number = next(number for number, one in made[0].fns.items() if not one.inputs and one.queue)
         joins = [{"fn_index": number, "data": [], "session_hash": f"s{n}"} for n in range(40)]

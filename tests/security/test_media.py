@@ -155,14 +155,14 @@ def test_videos_are_opened_in_child_processes_only(workbench, no_decoder_here):
     visitor = TestClient(server, base_url="http://127.0.0.1:7860")
     known = [clip_id(workbench, name)[0] for name in ("plays.mp4", "old.avi")]
     for name in ("plays.mp4", "old.avi"):
-        given = server.state.desk.uploads.inbox / name
+        given = server.state.context.uploads.inbox / name
         shutil.copy(workbench.path.parent / "videos" / name, given)
-        known.append(server.state.desk.uploads.accept(given, name).id)
+        known.append(server.state.context.uploads.accept(given, name).id)
     for number in known:
         for kind, begins in (("poster", b"\xff\xd8"), ("clip", b"")):
             answer = visitor.get(f"/media/{kind}/{number}")
             assert answer.status_code == 200 and answer.content.startswith(begins), (kind, number)
-    server.state.desk.uploads.close()
+    server.state.context.uploads.close()
 
 
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGSEGV])

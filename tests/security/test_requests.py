@@ -123,7 +123,7 @@ def test_uploads_in_all_take_bounded_room_and_what_is_broken_off_leaves_nothing(
     monkeypatch.setattr(outside, "KEPT_BYTES", 250_000)
     app = create(tmp_path)
     visitor = TestClient(app, base_url="http://127.0.0.1:7860")
-    inbox = app.state.desk.uploads.inbox
+    inbox = app.state.context.uploads.inbox
 
     def kept() -> int:
         return sum(path.stat().st_size for path in inbox.rglob("*") if path.is_file())

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from deepintuit_analysis import Workbench
-from deepintuit_app.prose import Tint
+from deepintuit_app.prose import TokenMark
 
 LEVELS = (
     (0.3, "sure0", "under 30 %"), (0.6, "sure1", "under 60 %"), (0.9, "sure2", "under 90 %"),
@@ -23,7 +23,7 @@ LEVELS = (
 _LONGEST_CHARACTER = 8  # tokens that one character may be spread over
 
 
-def tints(workbench: Workbench, row: Any) -> tuple[list[Tint], str]:
+def marked_tokens(workbench: Workbench, row: Any) -> tuple[list[TokenMark], str]:
     """Marks over the text of a trace (a row of `traces`), and "", or none and a sentence that says why not."""
     ids, logprobs = row["token_ids"], row["token_logprobs"]
     if ids is None or logprobs is None or isinstance(ids, float) or isinstance(logprobs, float) or not len(ids):
@@ -63,7 +63,7 @@ def _tokenizer(path: str, changed: int) -> Any:
 
 def lay(
     text: str, ids: Sequence[int], logprobs: Sequence[float], decode: Callable[[list[int]], str]
-) -> list[Tint] | None:
+) -> list[TokenMark] | None:
     """Tokens as marks on the characters they stand for, in order. None when they do not spell the text.
 
     A character may be spread over several tokens: they are taken together, with the least sure one's probability. What
@@ -89,5 +89,5 @@ def lay(
         start, at = at, at + len(piece)
         kind = next((kind for bound, kind, _ in LEVELS if p < bound), None)
         if kind and at > 0 and start < len(text):
-            found.append(Tint(max(0, start), min(at, len(text)), kind, f"{100 * p:.0f} % sure"))
+            found.append(TokenMark(max(0, start), min(at, len(text)), kind, f"{100 * p:.0f} % sure"))
     return found

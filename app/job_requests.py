@@ -1,7 +1,7 @@
 """What the page may start: a stage with run ids and typed settings, checked before anything runs.
 
-    order = write(workbench, "grpo", base="run:coldstart-…", changes="grpo.group = 4", inputs={"start": "coldstart-…"})
-    jobs.launch(workbench.path, order.command, files=order.files, stage=order.stage, title=order.title)
+    request = checked(workbench, "grpo", base="run:coldstart-…", changes="grpo.group = 4")
+    jobs.launch(workbench.path, request.command, files=request.files, stage=request.stage, title=request.title)
 
 A command is a list of words built here, never a text for a shell. Settings begin with those of a stored run or of a
 shipped file; a user may change numbers, switches, choices, and a few names. What names a file, an address or an
@@ -50,7 +50,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
 
 @dataclass(frozen=True)
-class Order:
+class JobRequest:
     """A job that may be started. `{job}` in the command is the folder that `files` are written to."""
 
     stage: str
@@ -81,7 +81,7 @@ def candidates(workbench: Workbench, stage: str, option: str, dataset: str) -> l
     return runs + [word for word in wanted if word in _WORDS]
 
 
-def write(
+def checked(
     workbench: Workbench,
     stage: str,
     *,
@@ -93,8 +93,8 @@ def write(
     name: str = "",
     full: bool = False,
     dry: bool = False,
-) -> Order:
-    """Check everything and give the order. ConfigError or StoreError for what the stage could not run with.
+) -> JobRequest:
+    """Check everything and give the request. ConfigError or StoreError for what the stage could not run with.
 
     `changes`: one `section.key = value` a line. `inputs`: option → run id, one of its words, or `NEWEST`.
     """
@@ -137,16 +137,16 @@ def write(
     if dry:
         command.append("--dry-run")
         title.append("dry run")
-    return Order(stage, ", ".join(title), command, {"config.toml": tomli_w.dumps(settings.told())}, settings)
+    return JobRequest(stage, ", ".join(title), command, {"config.toml": tomli_w.dumps(settings.told())}, settings)
 
 
 def refuse_unless_stage(command: Sequence[str]) -> None:
-    """StoreError for what `write` never gives: the file of a job may come from somebody else."""
+    """StoreError for what `checked` never gives: the file of a job may come from somebody else."""
     if [*command[:3]] != [sys.executable, "-m", "deepintuit.cli"] or not {*command[3:4]} & {*STAGES}:
         raise StoreError(
             f"this job ran {' '.join(map(str, command[:4]))!r:.80}",
             "a page starts stages with the Python that it runs in, and no other command that a file names",
-            "Start it from the command line, or order the stage anew",
+            "Start it from the command line, or ask for the stage anew",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a threshold of thinking would cost and bring: the words under Watch's dial (VideoAuto-R1).
+"""What a threshold of thinking would cost and bring: the words under Watch's slider (VideoAuto-R1).
 
 Measured on the stored evaluations in which every trace of the reasoner gave a quick answer and thought on all the same.
 Left out on purpose: the curve (the run card draws it), and choosing for anybody.
@@ -29,7 +29,7 @@ def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -
     if not n:
         command = f"deepintuit evaluate --reasoner {reasoner} --set prompt.grammar={grammar}"
         return empty(
-            "What this dial costs was not measured yet.",
+            "What this threshold costs was not measured yet.",
             "Let every trace think, on validation:",
             f"{command} --set gate.by=off --set evaluate.split=validation",
         )

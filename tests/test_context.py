@@ -1,4 +1,4 @@
-"""The desk of all pages: who asks during a rebuild of the index is answered at once, and once more afterwards."""
+"""What all pages share: who asks during a rebuild of the index is answered at once, and once more afterwards."""
 
 import pytest
 from porch import until
@@ -6,7 +6,7 @@ from porch import until
 from deepintuit import disk
 from deepintuit_analysis import Workbench
 from deepintuit_app import traces, watch
-from deepintuit_app.desk import Desk
+from deepintuit_app.context import AppContext
 
 
 @pytest.fixture
@@ -35,30 +35,30 @@ def held(workbench: Workbench) -> disk.Lock:
 
 def test_a_list_asked_for_during_a_rebuild_is_asked_for_once_more(workbench):
     write(workbench, "second")
-    desk, lock = Desk(workbench.path), held(workbench)
-    do = traces.Handlers(desk)
+    context, lock = AppContext(workbench.path), held(workbench)
+    do = traces.Handlers(context)
     _, html, _, behind, timer = do.show(*asked())
     assert "second" not in html and behind is not None and timer.active
     assert not any("Timer" in type(part).__name__ for part in do.once_more(behind, *asked())), "it goes on waiting"
     lock.release()
-    until(lambda: desk.behind() is None, 20)
+    until(lambda: context.behind() is None, 20)
     number, html, _, behind, timer = do.once_more(behind, *asked())
     assert "second" in html and number == "1" and behind is None and not timer.active
 
 
 def test_where_nothing_was_new_nothing_is_asked_again(workbench):
-    desk, lock = Desk(workbench.path), held(workbench)
-    do = watch.Handlers(desk)
+    context, lock = AppContext(workbench.path), held(workbench)
+    do = watch.Handlers(context)
     _, behind, timer = do.find("", "", "", "", None)
     assert behind is not None and timer.active
     lock.release()
-    until(lambda: desk.behind() is None, 20)
+    until(lambda: context.behind() is None, 20)
     strip, behind, timer = do.once_more(behind, "", "", "", "", None)
     assert not isinstance(strip, str) and behind is None and not timer.active
 
 
 def test_an_index_that_is_up_to_date_is_asked_once(workbench):
-    desk = Desk(workbench.path)
-    desk.look()
-    until(lambda: desk.behind() is None, 20)
-    assert traces.Handlers(desk).show(*asked())[3] is None
+    context = AppContext(workbench.path)
+    context.look()
+    until(lambda: context.behind() is None, 20)
+    assert traces.Handlers(context).show(*asked())[3] is None

@@ -1,7 +1,7 @@
 """What a watcher sees of one trace, as it grows: events in, HTML out. Live, replayed and stored traces look the same.
 
-A `Scene` takes events one by one and says what changed; `status`, `trace`, `film` and `verdict` draw its parts. Pure:
-nothing here waits, reads a file or knows Gradio.
+A `TraceView` takes events one by one and says what changed; `status`, `trace`, `film` and `verdict` draw its parts.
+Nothing here waits, reads a file or knows Gradio.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _REASONS = {
 
 
 @dataclass
-class Scene:
-    """One trace on the stage. `mode`: live, replay or stored; `source`: where it comes from, in words.
+class TraceView:
+    """One trace on screen. `mode`: live, replay or stored; `source`: where it comes from, in words.
 
     `seconds`: length of the clip; `trace_id`: of a stored trace, whose frames can be asked for by it; `lost`: those
     frames cannot be had any more.
@@ -128,22 +128,22 @@ class Scene:
         return [media.frame_url(self.trace_id, n) for n in range(len(self.times))] if self.trace_id else []
 
 
-def status(scene: Scene | None) -> str:
+def status(view: TraceView | None) -> str:
     """The four named steps and a line that says what is going on."""
-    steps = [(name, *_step(scene, key)) for key, name in _SHOWN]
-    return render("watch/status.html", steps=steps, line=_line(scene), failed=scene and scene.failed)
+    steps = [(name, *_step(view, key)) for key, name in _SHOWN]
+    return render("watch/status.html", steps=steps, line=_line(view), failed=view and view.failed)
 
 
-def _step(scene: Scene | None, key: str) -> tuple[str, str]:
+def _step(view: TraceView | None, key: str) -> tuple[str, str]:
     """How far a step is, and a note."""
-    if scene is None:
+    if view is None:
         return "idle", ""
-    if scene.stage == key:
+    if view.stage == key:
         return "doing", ""
-    if key in scene.stages:
-        return "done", _spent(scene.stages[key]) if scene.mode == "live" else "stored"
-    frames_stored = scene.mode != "live" and key in ("decode", "encode") and scene.times
-    if frames_stored or (scene.mode == "stored" and (scene.done if key == "reason" else scene.calibrated)):
+    if key in view.stages:
+        return "done", _spent(view.stages[key]) if view.mode == "live" else "stored"
+    frames_stored = view.mode != "live" and key in ("decode", "encode") and view.times
+    if frames_stored or (view.mode == "stored" and (view.done if key == "reason" else view.calibrated)):
         return "done", "stored"
     return "idle", ""
 
@@ -152,78 +152,78 @@ def _spent(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-def _line(scene: Scene | None) -> str:
-    if scene is None:
+def _line(view: TraceView | None) -> str:
+    if view is None:
         return "Pick a clip to begin."
-    counted = f"{scene.tokens} tokens" if scene.tokens else ""
-    if scene.ahead and not scene.over:
-        others = "one trace is" if scene.ahead == 1 else f"{scene.ahead} traces are"
-        return f"You are number {scene.ahead + 1} in the queue: {others} being written before yours."
-    if not scene.over:
-        doing = "Replaying" if scene.mode == "replay" else _DOING.get(scene.stage or "load", "Starting")
-        return " · ".join(filter(None, (f"{doing} …", counted, scene.source)))
-    if scene.stopped:
-        return " · ".join(filter(None, ("Stopped", counted, scene.source)))
+    counted = f"{view.tokens} tokens" if view.tokens else ""
+    if view.ahead and not view.over:
+        others = "one trace is" if view.ahead == 1 else f"{view.ahead} traces are"
+        return f"You are number {view.ahead + 1} in the queue: {others} being written before yours."
+    if not view.over:
+        doing = "Replaying" if view.mode == "replay" else _DOING.get(view.stage or "load", "Starting")
+        return " · ".join(filter(None, (f"{doing} …", counted, view.source)))
+    if view.stopped:
+        return " · ".join(filter(None, ("Stopped", counted, view.source)))
     facts = [counted]
-    if scene.done is not None:
-        if scene.done.confidence is not None:
-            facts.append(f"token confidence {percent(scene.done.confidence)}")
-        if scene.mode == "live" and scene.done.milliseconds:
-            facts.append(_spent(scene.done.milliseconds / 1000))
-    return " · ".join(filter(None, (scene.source, *facts)))
+    if view.done is not None:
+        if view.done.confidence is not None:
+            facts.append(f"token confidence {percent(view.done.confidence)}")
+        if view.mode == "live" and view.done.milliseconds:
+            facts.append(_spent(view.done.milliseconds / 1000))
+    return " · ".join(filter(None, (view.source, *facts)))
 
 
-def trace(scene: Scene | None) -> str:
+def trace(view: TraceView | None) -> str:
     """The text with its segments, its chips, and what keeps it from being a trace."""
     body, waiting, malformed, detail = None, "", "", ""
-    if scene is not None and not scene.text:
-        waiting = "Nothing was written." if scene.over else "The trace appears here as it is written."
-    elif scene is not None:
-        writing = scene.done is None and not scene.over
-        body = prose.trace_html(scene.text, scene.grammar, scene.times or None, scene.seconds, writing=writing)
-        if scene.done is not None and scene.done.reason and not scene.stopped:
-            malformed, detail = _REASONS.get(scene.done.reason, scene.done.reason), scene.done.detail
+    if view is not None and not view.text:
+        waiting = "Nothing was written." if view.over else "The trace appears here as it is written."
+    elif view is not None:
+        writing = view.done is None and not view.over
+        body = prose.trace_html(view.text, view.grammar, view.times or None, view.seconds, writing=writing)
+        if view.done is not None and view.done.reason and not view.stopped:
+            malformed, detail = _REASONS.get(view.done.reason, view.done.reason), view.done.detail
     return render("watch/trace.html", trace=body, waiting=waiting, malformed=malformed, detail=detail)
 
 
-def film(scene: Scene | None) -> str:
+def film(view: TraceView | None) -> str:
     """The exact frames that the model saw, with their times; a click seeks."""
     missing = ""
-    if scene is not None and scene.lost:
+    if view is not None and view.lost:
         missing = "The file of this clip no longer gives the frames that this trace was written from."
-    elif scene is not None and not scene.times and (scene.over or scene.mode != "live"):
+    elif view is not None and not view.times and (view.over or view.mode != "live"):
         missing = "This trace does not say which frames it was written from."
-    elif scene is None or not scene.times:
+    elif view is None or not view.times:
         missing = "The sampled frames appear here."
-    frames = [] if missing else list(zip(scene.times, scene.frame_urls))
+    frames = [] if missing else list(zip(view.times, view.frame_urls))
     return render("watch/film.html", frames=frames, missing=missing)
 
 
-def verdict(scene: Scene | None, truth: str | None = None, threshold: float = 0.5) -> str:
+def verdict(view: TraceView | None, truth: str | None = None, threshold: float = 0.5) -> str:
     """The provisional label against the calibrated distribution. `truth`: only when it is known and was asked for.
 
     Below `threshold` the top probability is too small to answer: it abstains.
     """
-    known = scene is not None and (scene.done is not None or bool(scene.distributions))
+    known = view is not None and (view.done is not None or bool(view.distributions))
     return render(
         "watch/verdict.html",
-        scene=scene,
-        provisional=(scene.done.provisional if scene.done else "none") if known else None,
-        verdicts=verdicts({}, vars(scene.done), truth) if known and scene.done else "",
+        view=view,
+        provisional=(view.done.provisional if view.done else "none") if known else None,
+        verdicts=verdicts({}, vars(view.done), truth) if known and view.done else "",
         true_label=truth,
         threshold=threshold,
-        facts=_facts(scene, scene.calibrated) if known and scene.calibrated else "",
+        facts=_facts(view, view.calibrated) if known and view.calibrated else "",
     )
 
 
-def _facts(scene: Scene, shown: Distribution) -> str:
+def _facts(view: TraceView, shown: Distribution) -> str:
     """How the distribution was made, and what other ways give."""
     facts = [f"By {WAYS.get(shown.method, shown.method)}"]
     if shown.temperature is not None:
         facts.append(f"temperature {shown.temperature:.2f}")
     if shown.outside is not None:
         facts.append(f"{percent(shown.outside, 1)} outside the labels")
-    others = [d for d in scene.distributions if d is not shown and d.method != "raw"]
+    others = [d for d in view.distributions if d is not shown and d.method != "raw"]
     facts += (
         f"{WAYS.get(other.method, other.method)}: {other.predicted} {percent(max(other.probs))}" for other in others
     )

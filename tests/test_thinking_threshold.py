@@ -1,17 +1,17 @@
-"""What Watch says under the dial of thinking: by hand, from the evaluation in which every trace thought on."""
+"""What Watch says under the threshold of thinking: by hand, from the evaluation in which every trace thought on."""
 
 import pytest
 from porch import live_workbench
 
 from deepintuit_analysis.index import clips
-from deepintuit_app.dial import consequences
+from deepintuit_app.thinking_threshold import consequences
 
 GRAMMAR = {"prompt": {"grammar": "answer-think-answer"}}
 
 
 @pytest.fixture(scope="module")
 def workbench(tmp_path_factory):
-    return live_workbench(tmp_path_factory.mktemp("dial") / "workbench")
+    return live_workbench(tmp_path_factory.mktemp("thinking") / "workbench")
 
 
 def reasoner_of(workbench, name):
@@ -35,7 +35,7 @@ def evaluated(workbench, reasoner, split, confidences, gate=None):
     return run.id
 
 
-def test_the_dial_tells_what_its_threshold_costs_and_brings(workbench):
+def test_the_slider_tells_what_its_threshold_costs_and_brings(workbench):
     reasoner = reasoner_of(workbench, "quick")
     evaluated(workbench, reasoner, "test", (0.2, 0.2))
     said = consequences(workbench, reasoner, 0.8)
@@ -54,10 +54,10 @@ def test_the_dial_tells_what_its_threshold_costs_and_brings(workbench):
     ):
         assert f">{name}</th>" + "".join(f"<td>{text}</td>" for text in numbers) in said
     assert f"of 2 validation clips in {measured}. The lowest threshold that" in said and "is 0.900" in said
-    assert consequences(workbench, reasoner, 1.0).count("<td>11</td>") == 2  # the dial's end always thinks
+    assert consequences(workbench, reasoner, 1.0).count("<td>11</td>") == 2  # the slider's end always thinks
 
 
-def test_without_a_measurement_the_dial_says_what_to_run(workbench):
+def test_without_a_measurement_the_slider_says_what_to_run(workbench):
     reasoner = reasoner_of(workbench, "unmeasured")
     workbench.refresh()
     said = consequences(workbench, reasoner, 0.5)

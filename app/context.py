@@ -31,7 +31,7 @@ _FRESH, _PATIENCE = 2.0, 0.25
 shown as it is, a large one as it was a moment ago."""
 
 
-class Desk:
+class AppContext:
     """One for the whole server; every method may be called from many threads at once."""
 
     def __init__(self, workbench: str | Path):

@@ -1,13 +1,13 @@
 """The process that keeps one job: waits for its turn, runs the command, writes what it says and how it ended.
 
-    python -m deepintuit_app.keeper WORKBENCH/jobs/ID
+    python -m deepintuit_app.supervisor WORKBENCH/jobs/ID
 
 `jobs` starts it in a session of its own, so that a job outlives the browser and the server, and asks it to stop with
 SIGTERM. It alone writes `job.json` once it runs. Jobs of a workbench go one after the other, oldest first: two that
 train on one small machine are each many times slower, so the second waits.
 
 A stage draws its progress as a terminal would see it: the line that is drawn over and over lands in `progress`, every
-finished line in `log`. Light on purpose (no Gradio, no DuckDB), since a keeper may wait for hours.
+finished line in `log`. Light on purpose (no Gradio, no DuckDB), since a supervisor may wait for hours.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from deepintuit.errors import DiskError
 PATIENCE = 30.0
 """Seconds from Ctrl-C (SIGINT) to SIGTERM, and from there to SIGKILL. Every stage goes on after any of them."""
 NEW = 30.0
-"""Seconds that a keeper may take to start: a job younger than that without one is not lost yet."""
+"""Seconds that a supervisor may take to start: a job younger than that without one is not lost yet."""
 
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*+(?:\x07|\x1b\\)|\x1b.|[\x00-\x08\x0b-\x1f\x7f]")
 _LONGEST = 4096
@@ -98,7 +98,7 @@ def ended(about: dict[str, Any]) -> bool:
     return bool(about.get("keeper")) or time.time() - about["created_at"] > NEW
 
 
-class Keeper:
+class Supervisor:
     """One job from its turn to its end."""
 
     def __init__(self, folder: Path):
@@ -196,4 +196,4 @@ def clean(line: str) -> str:
 
 if __name__ == "__main__":
     os.nice(5)  # the dashboard on the same machine keeps answering
-    Keeper(Path(sys.argv[1])).run()
+    Supervisor(Path(sys.argv[1])).run()
