@@ -134,9 +134,10 @@ class ModelConfig(Section):
     lora_alpha: Annotated[int, ADAPTER] = Field(32, ge=1, description="scale of the adapters: alpha / rank [R]")
     lora_dropout: Annotated[float, ADAPTER] = Field(0.0, ge=0, le=0.99, description="dropout inside the adapters [R]")
     quantize: Literal["none", "4bit"] = Field("none", description="4bit is QLoRA and needs lora_rank > 0 to train")
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="attention kernel")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="attention kernel of the language model; rows share prefixes with sdpa alone")
+    tower_attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], ADDED] = Field("sdpa", description="attention kernel of the visual tower")
     share_prefix: bool = Field(True, description="compute once what rows about a clip have in common, in losses and scores, exactly; false: every row by itself")
-    tokens_per_pass: Annotated[int, COST] = Field(8192, ge=1, description="max tokens of a forward pass in training, what rows share counted once; a longer row goes alone")
+    tokens_per_pass: Annotated[int, COST] = Field(16384, ge=1, description="max tokens of a forward pass in losses and scores, what rows share counted once; of one clip, those behind its prompt")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TALL, WIDE
 
+from deepintuit.config import ModelConfig
 from deepintuit.vlm import Example
 from deepintuit.vlm.finetune import Recipe, finetune
 from deepintuit.vlm.prefix import grow, in_parts, pack
@@ -57,29 +58,71 @@ def test_a_common_begin_is_computed_once(prompt, ends):
     assert len(tokens) <= len(prompt) + sum(1 + len(row) - len(prompt) - 1 for row in distinct)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), words), min_size=1, max_size=12), st.integers(1, 30), st.booleans())
-def test_parts_hold_each_row_once_within_their_tokens_and_clips_apart_only_where_they_must(drawn, most, share):
-    class Budget:
-        shares_prefix, tokens_per_pass = share, most
+class Budget:
+    """Of a model, what `in_parts` asks."""
 
+    def __init__(self, most: int = ModelConfig().tokens_per_pass, share: bool = True):
+        self.shares_prefix, self.tokens_per_pass = share, most
+
+
+def begin(rows):
+    """How many tokens all of these rows begin with."""
+    return next((at for at, told in enumerate(zip(*rows)) if len(set(told)) > 1), min(map(len, rows)))
+
+
+def computed(rows):
+    return len(grow(rows)[0])
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), words), min_size=1, max_size=12), st.integers(1, 30), st.booleans())
+def test_parts_hold_each_row_once_and_a_clip_is_parted_only_for_what_lies_behind_its_prompt(drawn, most, share):
     names = [object() for _ in range(3)]
     clips, rows = [names[clip] for clip, _ in drawn], [[9, 9, 9, *row] for _, row in drawn]
-    parts = in_parts(Budget, clips, rows)
+    parts = in_parts(Budget(most, share), clips, rows)
     assert sorted(row for part in parts for row in part) == list(range(len(rows)))
 
-    def size(part):
-        whole = [row for row in part for _ in rows[row]]
-        if not share:
-            return len(whole)
-        of = {id(clips[row]): [rows[other] for other in part if clips[other] is clips[row]] for row in part}
-        return sum(len(grow(members)[0]) for members in of.values())
+    def of(name, part):
+        return [rows[row] for row in part if clips[row] is name]
 
     for part in parts:
-        assert part and (len(part) == 1 or size(part) <= most)
+        shown = {clips[row] for row in part}
+        if not share:
+            assert len(part) == 1 or sum(len(rows[row]) for row in part) <= most
+        elif len(shown) > 1:
+            assert sum(computed(of(name, part)) for name in shown) <= most
+        else:
+            [name] = shown
+            assert len(part) == 1 or computed(of(name, part)) - begin(of(name, range(len(rows)))) <= most
     for name in names:
-        members = [row for row in range(len(rows)) if clips[row] is name]
-        if members and sum(len(rows[row]) for row in members) <= most:
-            assert len([part for part in parts if set(part) & set(members)]) == 1
+        members, holding = of(name, range(len(rows))), [part for part in parts if of(name, part)]
+        if share and members and sum(len(row) - begin(members) for row in members) <= most:
+            assert len(holding) == 1
+        if len(holding) > 1:  # as few as can be, and no two neighbours would go together
+            loads = [sum(map(len, of(name, part))) if not share else computed(of(name, part)) for part in holding]
+            assert all(one + two > most for one, two in zip(loads, loads[1:]))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "traces", "length", "tokens"),
+    [(4_300, 8, 600, 9_100), (4_300, 8, 2_048, 20_684), (8_500, 16, 1_024, 24_884), (16_000, 8, 1_024, 24_192)],
+)
+def test_at_real_size_a_prompt_is_paid_for_once_a_group(prompt, traces, length, tokens):
+    """The shapes of a 7B's loss: 32 frames and the paper's traces, VideoAuto-R1's 16, and a clip of many frames."""
+    rows = [[*range(prompt), *[prompt + number] * length] for number in range(traces)]
+    parts = in_parts(Budget(), [None] * traces, rows)
+    assert sum(computed([rows[row] for row in part]) for part in parts) == tokens - 1  # the last one predicts nothing
+
+
+def test_a_group_that_must_be_parted_is_parted_evenly():
+    rows = [[*range(100), *[100 + number] * 50] for number in range(9)]
+    parts = in_parts(Budget(200), [None] * 9, rows)
+    assert [len(part) for part in parts] == [3, 3, 3], "and not 4, 4, 1"
+
+
+def test_rows_that_are_alike_stand_in_one_part_whatever_their_order():
+    rows = [[*range(100), *[100 + number % 2] * 40, number] for number in range(8)]
+    parts = in_parts(Budget(60), [None] * 8, rows)
+    assert sorted(sorted(part) for part in parts) == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 
 @pytest.fixture(scope="module")

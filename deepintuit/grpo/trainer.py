@@ -24,7 +24,7 @@ from deepintuit.schedule import of_grpo
 from deepintuit.trace import mismatch
 from deepintuit.vlm import EncodedClip
 from deepintuit.vlm.attention import see_trees
-from deepintuit.vlm.prefix import in_parts, pack
+from deepintuit.vlm.prefix import in_parts, packed_in_parts
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, trackers
 
 _LOGGED = frozenset({"loss", "grad_norm", "learning_rate", "entropy", "kl"})
@@ -158,8 +158,8 @@ class Trainer(Resumable, GRPOTrainer):
         clips, rows = self._known(self._rows, input_ids, attention_mask)
         prompts = attention_mask[:, :-logits_to_keep].sum(1).tolist()
         logps, entropies = {}, {}
-        for part in in_parts(self.vlm, clips, rows):
-            packed = pack(self.vlm, *([of[row] for row in part] for of in (clips, rows, prompts)))
+        for part, pack in packed_in_parts(self.vlm, clips, rows, prompts):
+            packed = pack()
             out = model(**packed.inputs, fused_lm_head=True)
             logps |= zip(part, _by_row(out.log_probs, packed.places, logits_to_keep))
             if compute_entropy:

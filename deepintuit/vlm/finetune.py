@@ -28,7 +28,7 @@ from trl import SFTConfig, SFTTrainer
 from deepintuit import disk
 from deepintuit.schedule import of_rows
 from deepintuit.vlm.model import VLM, Example
-from deepintuit.vlm.prefix import in_parts, pack
+from deepintuit.vlm.prefix import Packed, packed_in_parts
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, trackers
 from deepintuit.vlm.weights import hold_to_fit
 
@@ -139,8 +139,12 @@ class _Trainer(Resumable, SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         whole = partial(super().compute_loss, num_items_in_batch=num_items_in_batch)
-        parts = [{**part, "labels": part["shift_labels"]} for part in inputs["parts"]]
-        return self.loss_in_parts([partial(whole, model, part) for part in parts])
+
+        def loss(pack: Callable[[], Packed]) -> torch.Tensor:
+            part = pack().inputs
+            return whole(model, {**part, "labels": part["shift_labels"]})
+
+        return self.loss_in_parts([partial(loss, pack) for pack in inputs["parts"]])
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         return _Sampler(self.order, len(self.train_dataset))
@@ -169,7 +173,8 @@ def _by_clip(clips: Sequence[str], seed: Sequence[int]) -> list[int]:
 
 
 class _Collator:
-    """Rows → model inputs and labels. Holds the epoch: an example may differ from epoch to epoch."""
+    """Rows → what packs each part of the batch when its turn comes, and all labels. Holds the epoch: an example may
+    differ from epoch to epoch."""
 
     def __init__(self, vlm: VLM, example: Callable[[int, int], Example]):
         self.vlm, self.example, self.epoch = vlm, example, 0
@@ -180,11 +185,8 @@ class _Collator:
         targets = [self.vlm.target_ids(e.target) for e in examples]
         rows, firsts = [prompt + target for prompt, target in zip(prompts, targets)], list(map(len, prompts))
         clips = [e.clip for e in examples]
-        parts = [
-            pack(self.vlm, *([of[row] for row in part] for of in (clips, rows, firsts)), apart=True).inputs
-            for part in in_parts(self.vlm, clips, rows)
-        ]
-        labels = torch.cat([part["shift_labels"].flatten() for part in parts])[None]
+        parts = [pack for _, pack in packed_in_parts(self.vlm, clips, rows, firsts, apart=True)]
+        labels = torch.tensor([[token for target in targets for token in target]])
         return {"parts": parts, "labels": labels, "shift_labels": labels}  # what the trainer counts
 
 

@@ -98,16 +98,21 @@ class VLM:
         extra = {}
         if settings.quantize == "4bit":
             extra["quantization_config"] = transformers.BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_compute_dtype=torch.bfloat16,
+                llm_int8_skip_modules=[rf"model\.{family.tower}", "lm_head"],  # features stay those of other runs
             )
         dtype = "float32" if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
         try:
-            model = read_model(base, dtype=dtype, attn_implementation=settings.attention, **extra)
+            attention = {"": settings.attention, "vision_config": settings.tower_attention}
+            model = read_model(base, dtype=dtype, attn_implementation=attention, **extra)
         except ImportError as error:
             raise ModelError(
-                f"model.quantize = {settings.quantize!r} and model.attention = {settings.attention!r}",
+                f"model.quantize = {settings.quantize!r}, model.attention = {settings.attention!r} and "
+                f"model.tower_attention = {settings.tower_attention!r}",
                 str(error).strip().splitlines()[0],
-                "Install that package, or set model.quantize=none and model.attention=sdpa",
+                "Install that package, or set model.quantize=none, model.attention=sdpa and model.tower_attention=sdpa",
             ) from error
         if settings.quantize == "none":
             model.to(device)

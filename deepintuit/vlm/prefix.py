@@ -11,8 +11,10 @@ every row behind it. It is one ordinary forward pass, so adapters, mixed precisi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -85,27 +87,64 @@ def pack(
     return Packed(inputs, places)
 
 
+def packed_in_parts(
+    vlm: VLM,
+    clips: Sequence[EncodedClip | None],
+    rows: Sequence[Sequence[int]],
+    firsts: Sequence[int],
+    *,
+    apart: bool = False,
+) -> list[tuple[list[int], Callable[[], Packed]]]:
+    """The parts of `in_parts`, and of each what packs it: until that is called nothing of it is on the device."""
+    return [
+        (part, partial(pack, vlm, *([of[row] for row in part] for of in (clips, rows, firsts)), apart=apart))
+        for part in in_parts(vlm, clips, rows)
+    ]
+
+
 def in_parts(vlm: VLM, clips: Sequence[EncodedClip | None], rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Numbers of the rows, clip by clip, in parts for a forward pass each: of at most `vlm.tokens_per_pass` tokens, or
-    of one row. What a row shares with the one before it about its clip counts once; the rows of a clip stay together
-    where they fit."""
+    """Numbers of the rows, clip by clip, in parts for a forward pass each, of at most `vlm.tokens_per_pass` tokens;
+    what rows share counts once.
+
+    The rows of one clip are parted only where the tokens behind their common prompt are more than that, and then as
+    evenly as they can be: every part computes the prompt again. A part of one clip may hold its prompt beside those
+    tokens, or one longer row.
+    """
     parts: list[list[int]] = [[]]
     size = 0
     for group in _by_clip(clips):
-        shared = [0] * len(group)
-        if vlm.shares_prefix:
-            shared = [0, *(_alike(rows[row], rows[last], None) for last, row in pairwise(group))]
-        costs = [len(rows[row]) - less for row, less in zip(group, shared)]
-        if parts[-1] and size + sum(costs) > vlm.tokens_per_pass:
-            parts.append([])
-            size = 0
-        for row, cost in zip(group, costs):
-            if parts[-1] and size + cost > vlm.tokens_per_pass:
+        for piece, tokens in _pieces(group, rows, vlm.tokens_per_pass, vlm.shares_prefix):
+            if parts[-1] and size + tokens > vlm.tokens_per_pass:
                 parts.append([])
-                size, cost = 0, len(rows[row])
-            parts[-1].append(row)
-            size += cost
+                size = 0
+            parts[-1] += piece
+            size += tokens
     return parts
+
+
+def _pieces(
+    group: Sequence[int], rows: Sequence[Sequence[int]], most: int, shares: bool
+) -> list[tuple[list[int], int]]:
+    """The rows of a clip in runs of at most `most` tokens behind their prompt, or of one row, each with all its
+    tokens; as few runs as that takes, the longest as short as it can be."""
+    if shares:
+        group = sorted(group, key=lambda row: rows[row])  # those that are alike stand together
+    alike = [0] * len(group)
+    if shares:
+        alike[1:] = (_alike(rows[row], rows[last], None) for last, row in pairwise(group))
+    prompt = min(alike[1:], default=0)
+
+    def runs(limit: int) -> list[tuple[list[int], int]]:
+        found: list[tuple[list[int], int]] = []
+        for row, less in zip(group, alike):
+            if found and found[-1][1] - prompt + len(rows[row]) - less <= limit:
+                found[-1] = [*found[-1][0], row], found[-1][1] + len(rows[row]) - less
+            else:
+                found.append(([row], len(rows[row])))
+        return found
+
+    fewest = len(runs(most))
+    return runs(bisect_left(range(most), True, key=lambda limit: len(runs(limit)) <= fewest))
 
 
 def _by_clip(clips: Sequence[EncodedClip | None]) -> list[list[int]]:

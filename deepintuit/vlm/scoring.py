@@ -10,7 +10,7 @@ from deepintuit.labels import LabelSet
 from deepintuit.vlm.clips import EncodedClip
 from deepintuit.vlm.model import VLM
 from deepintuit.vlm.precision import evaluating
-from deepintuit.vlm.prefix import pack
+from deepintuit.vlm.prefix import packed_in_parts
 
 
 def label_logprobs(
@@ -18,7 +18,8 @@ def label_logprobs(
 ) -> torch.Tensor:
     """(C, K) float32: Σ log p(tokens of label k, and the end token | clip, prompt). METHOD: the paper's option A.
 
-    Clips of None, all of them, are prompts of text alone. All prompts about a clip are computed as one tree.
+    Clips of None, all of them, are prompts of text alone. All prompts about a clip are computed as one tree, in parts
+    of at most `vlm.tokens_per_pass` tokens.
 
     The end token is part of the sum, so labels of several tokens, and labels that begin alike, compete fairly. The K
     sums of a clip are log-probabilities of disjoint events: 1 − Σ exp is the probability mass outside the label set.
@@ -28,18 +29,27 @@ def label_logprobs(
         targets = [vlm.target_ids(label) for label in labels]
         rows = [[*prompt, *target] for prompt in asked for target in targets]
         behind = [len(prompt) for prompt in asked for _ in targets]
-        packed = pack(vlm, [clip for clip in clips for _ in targets], rows, behind)
-        logprobs = vlm.model(**packed.inputs, fused_lm_head=True).log_probs.flatten()
-        sums = torch.stack([logprobs[places].sum() for places in packed.places])
-        return sums.view(len(asked), len(targets)).float().cpu()
+        sums = torch.empty(len(rows))
+        for part, pack in packed_in_parts(vlm, [clip for clip in clips for _ in targets], rows, behind):
+            packed = pack()
+            logprobs = vlm.model(**packed.inputs, fused_lm_head=True).log_probs.flatten()
+            sums[part] = torch.stack([logprobs[places].sum() for places in packed.places]).float().cpu()
+        return sums.view(len(asked), len(targets))
 
 
 def last_hidden(vlm: VLM, clips: Sequence[EncodedClip], prompts: Sequence[str]) -> torch.Tensor:
-    """(C, hidden) float32: the last layer at the last token of the prompt, the input of the linear head (option B)."""
+    """(C, hidden) float32: the last layer at the last token of the prompt, the input of the linear head (option B). In
+    parts as `label_logprobs`."""
     with evaluating(vlm.model):
-        rows = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
-        hidden = vlm.core.model(**vlm.inputs(clips, rows, side="left")).last_hidden_state
-        return hidden[:, -1].float().cpu()
+        asked = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
+        rows = [[*prompt, vlm.tokenizer.pad_token_id] for prompt in asked]  # of a row all but its last is computed
+        found: dict[int, torch.Tensor] = {}
+        for part, pack in packed_in_parts(vlm, clips, rows, [len(prompt) for prompt in asked]):
+            packed = pack()
+            inputs = {name: value for name, value in packed.inputs.items() if name != "shift_labels"}
+            hidden = vlm.core.model(**inputs).last_hidden_state.flatten(0, 1)
+            found |= zip(part, hidden[torch.cat(packed.places)].float().cpu())
+        return torch.stack([found[row] for row in range(len(rows))])
 
 
 def token_logprobs(

@@ -1,0 +1,144 @@
+"""What real backbones need: memory that is bounded by a setting and not by the size of a batch, at tiny size."""
+
+import pytest
+import tiny
+import torch
+from tiny import CLIPS, TALL, WIDE
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from deepintuit.errors import ModelError
+from deepintuit.labels import LabelSet
+from deepintuit.vlm import Example, label_logprobs, last_hidden
+from deepintuit.vlm import model as vlm_model
+from deepintuit.vlm.finetune import _Collator
+
+PROMPTS = {WIDE: "Who is there, and why?", TALL: "Say."}
+LABELS = LabelSet.of("events", ["theft", "the", "the end of it", "delivery", "t"])
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("families")
+    return {name: tiny.write_family(name, folder / name) for name in tiny.FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    return tiny.write_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
+def vlm(request, families):
+    return families[request.param].load()
+
+
+@pytest.fixture
+def clips(vlm, paths):
+    return [encoded(vlm, paths, name) for name in PROMPTS]
+
+
+def encoded(vlm, paths, name):
+    return vlm.encoder.encode(name, paths[name], CLIPS[name][2], CLIPS[name][1])
+
+
+class Passes:
+    """Of each forward pass of the language model while it is watched: its tokens, and whether it kept a cache."""
+
+    def __init__(self, vlm):
+        self.vlm, self.tokens, self.cached = vlm, [], []
+
+    def __enter__(self):
+        self.handle = self.vlm.core.model.language_model.register_forward_hook(self.note, with_kwargs=True)
+        return self
+
+    def note(self, module, args, kwargs, output):
+        self.tokens.append(kwargs["inputs_embeds"].shape[0] * kwargs["inputs_embeds"].shape[1])
+        self.cached.append(output.past_key_values is not None)
+
+    def __exit__(self, *error):
+        self.handle.remove()
+
+
+@pytest.fixture
+def narrow(vlm):
+    """A budget that no clip's prompt with all its labels fits in beside another's."""
+    before, vlm.tokens_per_pass = vlm.tokens_per_pass, 40
+    yield vlm
+    vlm.tokens_per_pass = before
+
+
+def test_scores_and_hidden_states_keep_to_the_tokens_of_a_pass_and_fill_no_cache(vlm, clips, request):
+    prompts = [*PROMPTS.values()]
+    with Passes(vlm) as whole:
+        sums, hidden = label_logprobs(vlm, clips, prompts, LABELS), last_hidden(vlm, clips, prompts)
+    assert len(whole.tokens) == 2, "a pass each where the budget has room"
+    request.getfixturevalue("narrow")
+    with Passes(vlm) as parted:
+        again, states = label_logprobs(vlm, clips, prompts, LABELS), last_hidden(vlm, clips, prompts)
+    longest = max(len(vlm.prompt_ids(clip, prompt)) for clip, prompt in zip(clips, prompts))
+    assert max(parted.tokens) <= longest + 40 < max(whole.tokens)
+    assert not any(whole.cached + parted.cached)
+    torch.testing.assert_close(again, sums, rtol=0, atol=1e-4)
+    torch.testing.assert_close(states, hidden, rtol=1e-4, atol=1e-4)
+
+
+def test_hidden_states_are_those_behind_the_last_token_of_the_prompt(vlm, clips):
+    for clip, prompt in zip(clips, PROMPTS.values()):
+        with torch.no_grad():
+            plain = vlm.core.model(**vlm.inputs([clip], [vlm.prompt_ids(clip, prompt)], side="right"))
+        torch.testing.assert_close(
+            last_hidden(vlm, [clip], [prompt])[0], plain.last_hidden_state[0, -1], rtol=1e-4, atol=1e-4
+        )
+
+
+def test_a_batch_on_its_way_to_the_loss_holds_token_numbers_and_no_features(vlm, clips, narrow):
+    """accelerate's loader is a batch ahead: what it holds lies beside the model."""
+    batch = _Collator(vlm, lambda row, epoch: Example(clips[row % 2], "What happens?", "theft"))(
+        [{"row": row} for row in range(4)]
+    )
+    parts = batch.pop("parts")
+    assert sum(tensor.numel() for tensor in batch.values()) == 2 * 4 * len(vlm.target_ids("theft"))
+    assert len(parts) > 1 and not any(isinstance(part, torch.Tensor | dict) for part in parts)
+    packed = [part() for part in parts]
+    labels = torch.cat([part.inputs["shift_labels"].flatten() for part in packed])
+    assert sorted(labels[labels != -100].tolist()) == sorted(batch["labels"].flatten().tolist())
+
+
+# ------------------------------------------------------------------------------------------------------ tower and head
+
+
+def test_four_bits_leave_the_tower_and_the_head_as_they_were_published(vlm, families, monkeypatch):
+    """The configuration that transformers is given, read by its own rule."""
+    given = {}
+
+    def read(folder, **settings):
+        given.update(settings)
+        raise ImportError("stop")
+
+    monkeypatch.setattr(vlm_model, "read_model", read)
+    with pytest.raises(ModelError, match="Install that package"):
+        next(family for family in families.values() if str(family.folder) == vlm.name).load(quantize="4bit")
+    skipped = given["quantization_config"].llm_int8_skip_modules
+    linear = [name for name, module in vlm.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    kept = {name for name in linear if not should_convert_module(name, skipped)}
+    assert kept == {name for name in linear if name.startswith("model.visual.") or name == "lm_head"} != set(linear)
+
+
+def test_four_bits_leave_the_features_as_they_are(vlm, families):
+    pytest.importorskip("bitsandbytes")
+    family = next(family for family in families.values() if str(family.folder) == vlm.name)
+    quantised = family.load(quantize="4bit", dtype="float32")
+    assert quantised.encoder._tower_hash == vlm.encoder._tower_hash
+    kinds = {type(module).__name__ for module in quantised.core.model.language_model.modules()}
+    assert "Linear4bit" in kinds
+
+
+def test_tower_and_language_model_have_attention_of_their_own(vlm, families, paths):
+    family = next(family for family in families.values() if str(family.folder) == vlm.name)
+    other = family.load(tower_attention="eager")
+    assert other.encoder.tower.config._attn_implementation == "eager"
+    assert other.shares_prefix == vlm.shares_prefix, "rows share their prefix whatever the tower computes with"
+    assert other.encoder._tower_hash == vlm.encoder._tower_hash
+    torch.testing.assert_close(encoded(other, paths, TALL).embeds, encoded(vlm, paths, TALL).embeds, rtol=0, atol=1e-4)
+    plain = family.load(attention="eager")
+    assert not plain.shares_prefix and plain.encoder.tower.config._attn_implementation == "sdpa"
