@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -208,15 +207,14 @@ def sample(stage: Stage, *splits: Sequence[Clip]) -> _Traces:
         run.append("traces", unnamed(same[0].table("traces").to_pylist()))
     count, batch, done = config.calibrate.traces, config.sampling.clips_per_batch, run.done("traces", "clip_id")
     limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p, "batch": batch}
+    temperatures = [config.calibrate.temperature] * count + [0.0]
     for clips in splits:
         missing = [clip for clip in clips if clip.clip_id not in done]
         starts = range(0, len(missing), batch)
         for start in track(starts, "Traces to learn from", disable=not stage.progress or not missing):
             chosen = missing[start : start + batch]
-            sampled = next(local.rows(chosen, range(count), temperature=config.calibrate.temperature, **limits), [])
-            greedy = next(local.rows(chosen, [0], temperature=0.0, **limits), [])
             # One part: a clip has all its traces or none.
-            run.append("traces", sampled + [replace(row, sample=count) for row in greedy])
+            run.append("traces", next(local.rows(chosen, temperatures, **limits), []))
     return _Traces(run, stage.task, count)
 
 

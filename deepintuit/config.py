@@ -138,6 +138,7 @@ class ModelConfig(Section):
     tower_attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], ADDED] = Field("sdpa", description="attention kernel of the visual tower")
     share_prefix: bool = Field(True, description="compute once what rows about a clip have in common, in losses and scores, exactly; false: every row by itself")
     tokens_per_pass: Annotated[int, COST] = Field(16384, ge=1, description="max tokens of a forward pass in losses and scores, what rows share counted once; of one clip, those behind its prompt")
+    tokens_in_cache: Annotated[int, COST] = Field(262144, ge=1, description="max tokens whose keys and values are held while sampling, were all traces of max_tokens; a round of clips is as large as that allows")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
 
 

@@ -4,11 +4,13 @@ import pytest
 import tiny
 import torch
 from tiny import CLIPS, TALL, WIDE
+from transformers.cache_utils import DynamicLayer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from deepintuit.errors import ModelError
 from deepintuit.labels import LabelSet
-from deepintuit.vlm import Example, label_logprobs, last_hidden
+from deepintuit.trace import GRAMMARS
+from deepintuit.vlm import Example, Gate, label_logprobs, last_hidden, sample_groups
 from deepintuit.vlm import model as vlm_model
 from deepintuit.vlm.finetune import _Collator
 
@@ -142,3 +144,102 @@ def test_tower_and_language_model_have_attention_of_their_own(vlm, families, pat
     torch.testing.assert_close(encoded(other, paths, TALL).embeds, encoded(vlm, paths, TALL).embeds, rtol=0, atol=1e-4)
     plain = family.load(attention="eager")
     assert not plain.shares_prefix and plain.encoder.tower.config._attn_implementation == "sdpa"
+
+
+# ------------------------------------------------------------------------------------------------------------- sampling
+
+
+class Caches:
+    """Of each forward pass of the language model while it is watched: how many tokens lie in the cache of a layer, and
+    how many there is room for."""
+
+    def __init__(self, vlm):
+        self.vlm, self.held, self.room = vlm, [], []
+
+    def __enter__(self):
+        self.handle = self.vlm.core.model.language_model.register_forward_hook(self.note, with_kwargs=True)
+        return self
+
+    def note(self, module, args, kwargs, output):
+        layers = [layer for layer in kwargs["past_key_values"].layers if isinstance(layer, DynamicLayer)]
+        keys = layers[-1].keys
+        self.held.append(keys.shape[0] * keys.shape[2])
+        self.room.append(keys.untyped_storage().nbytes() / (keys.element_size() * keys.shape[1] * keys.shape[3]))
+
+    def __exit__(self, *error):
+        self.handle.remove()
+
+
+KEYS = [[f"{name}/{number}" for number in range(4)] for name in PROMPTS]
+
+
+def sampled(vlm, clips, **settings):
+    told = {"temperature": 1.0, "max_tokens": 12, **settings}
+    return sample_groups(vlm, clips, [*PROMPTS.values()], KEYS, **told)
+
+
+def tokens_of(groups):
+    return [[sample.token_ids for sample in group] for group in groups]
+
+
+@pytest.mark.parametrize("part", ["a clip", "half a group", "one trace"])
+def test_sampling_goes_in_rounds_of_bounded_cache_to_the_same_traces(part, vlm, clips, monkeypatch):
+    whole = sampled(vlm, clips)
+    longest = max(len(vlm.prompt_ids(clip, prompt)) for clip, prompt in zip(clips, PROMPTS.values()))
+    traces = {"a clip": 4, "half a group": 2, "one trace": 1}[part]
+    most = longest + traces * 12 if vlm.shares_prefix else traces * (longest + 12)
+    monkeypatch.setattr(vlm, "tokens_in_cache", most)
+    told = []
+    with Caches(vlm) as caches:
+        again = sampled(vlm, clips, on_token=lambda *place: told.append(place))
+    assert max(caches.held) <= most
+    assert tokens_of(again) == tokens_of(whole)
+    for clip, group in enumerate(again):
+        for number, sample in enumerate(group):
+            assert [token for *place, token in told if place == [clip, number]] == sample.token_ids
+
+
+def test_a_gate_is_asked_about_clips_and_samples_of_the_whole_call(vlm, clips, monkeypatch):
+    asked = []
+    monkeypatch.setattr(vlm, "tokens_in_cache", 1)
+    gate = Gate(
+        GRAMMARS["answer-think-answer"].quick,
+        0.5,
+        lambda quick: [asked.append((one.clip, one.sample)) or 0.0 for one in quick],
+    )
+    monkeypatch.setattr(Gate, "read", lambda *_: ("yes", 1.0))
+    sampled(vlm, clips, gate=gate)
+    assert asked == [(clip, number) for clip in range(2) for number in range(4)]
+
+
+def test_prompts_are_read_in_passes_of_bounded_tokens_to_the_same_traces(vlm, clips, monkeypatch):
+    if not vlm.shares_prefix:
+        pytest.skip("a recurrent state is not laid beside another one")
+    whole = sampled(vlm, clips)
+    longest = max(len(vlm.prompt_ids(clip, prompt)) for clip, prompt in zip(clips, PROMPTS.values()))
+    monkeypatch.setattr(vlm, "tokens_per_pass", longest)
+    with Passes(vlm) as passes:
+        again = sampled(vlm, clips)
+    assert passes.tokens[:2] == [longest, longest] and tokens_of(again) == tokens_of(whole)
+
+
+def test_a_cache_has_room_for_an_eighth_more_and_gives_back_what_finished_clips_took(vlm, clips, monkeypatch):
+    monkeypatch.setattr(vlm, "stop_ids", [*range(0, 40)])  # traces end one by one
+    with Caches(vlm) as caches:
+        groups = sampled(vlm, clips, max_tokens=64)
+    lengths = [max(len(sample.token_ids) for sample in group) for group in groups]
+    assert min(lengths) < max(lengths) - 3, "a clip ends before the other"
+    assert min(caches.held) < max(caches.held) / 1.5
+    assert all(room <= held * 1.125 + 16 * 8 for held, room in zip(caches.held, caches.room))
+
+
+def test_greedy_and_sampled_traces_of_a_clip_are_written_together(vlm, clips):
+    temperatures = [1.0, 0.0, 0.7, 0.0]
+    with Passes(vlm) as passes:
+        together = sampled(vlm, clips, temperature=temperatures, top_p=0.9)
+    assert len(passes.tokens) <= 12
+    for number, temperature in enumerate(temperatures):
+        apart = sampled(vlm, clips, temperature=temperature, top_p=0.9)
+        for mixed, own in zip(together, apart):
+            assert mixed[number].token_ids == own[number].token_ids
+            assert mixed[number].logprobs_T == pytest.approx(own[number].logprobs_T, abs=1e-4)

@@ -304,15 +304,12 @@ def _sample(rows: Rows, local: LocalReasoner, clips: Sequence[Clip], count: int)
     that need several."""
     config, batch = rows.config, rows.config.sampling.clips_per_batch
     limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p, "batch": batch}
+    temperatures = [config.evaluate.temperature] + [config.calibrate.temperature] * count
     done = rows.run.done("traces", "clip_id")
     missing = [clip for clip in clips if clip.clip_id not in done]
     for start in track(range(0, len(missing), batch), "Traces", disable=not rows.progress or not missing):
         chosen = missing[start : start + batch]
-        made = next(local.rows(chosen, [0], temperature=config.evaluate.temperature, **limits), [])
-        if count:
-            more = local.rows(chosen, range(1, count + 1), temperature=config.calibrate.temperature, **limits)
-            made += next(more, [])
-        rows.run.append("traces", made)
+        rows.run.append("traces", next(local.rows(chosen, temperatures, **limits), []))
 
 
 def _note(rows: Rows) -> None:

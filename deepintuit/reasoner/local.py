@@ -103,12 +103,13 @@ class LocalReasoner:
         clips: Sequence[Clip],
         samples: Sequence[int],
         *,
-        temperature: float,
+        temperature: float | Sequence[float],
         max_tokens: int,
         top_p: float = 1.0,
         step: int | None = None,
     ) -> list[tuple[Clip, EncodedClip, list[Sample]]]:
-        """One group of traces for each readable clip; `samples`: their numbers, which name the random streams."""
+        """One group of traces for each readable clip; `samples`: their numbers, which name the random streams;
+        `temperature` of all, or of each."""
         known = self.encode(clips)
         if not known:
             return []
@@ -120,25 +121,16 @@ class LocalReasoner:
         return [(clip, encoded, group) for (clip, encoded), group in zip(known, groups)]
 
     def rows(
-        self,
-        clips: Sequence[Clip],
-        samples: Sequence[int],
-        *,
-        temperature: float,
-        max_tokens: int,
-        batch: int,
-        top_p: float = 1.0,
+        self, clips: Sequence[Clip], temperatures: Sequence[float], *, max_tokens: int, batch: int, top_p: float = 1.0
     ) -> Iterator[list[TraceRow]]:
-        """Trace rows for the store, one list a batch of clips. Greedy (temperature 0) is sampled once."""
-        if temperature == 0:
-            samples = [0]
+        """Trace rows for the store, one list a batch of clips: samples 0 … of each, one for each of `temperatures`."""
         for start in range(0, len(clips), batch):
-            chosen = clips[start : start + batch]
-            groups = self.groups(chosen, samples, temperature=temperature, max_tokens=max_tokens, top_p=top_p)
+            chosen, samples = clips[start : start + batch], range(len(temperatures))
+            groups = self.groups(chosen, samples, temperature=temperatures, max_tokens=max_tokens, top_p=top_p)
             yield [
-                self.row(clip, encoded, sample, number, temperature)
+                self.row(clip, encoded, *numbered)
                 for clip, encoded, group in groups
-                for number, sample in zip(samples, group)
+                for numbered in zip(group, samples, temperatures, strict=True)
             ]
 
     def row(

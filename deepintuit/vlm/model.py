@@ -57,7 +57,8 @@ class VLM:
         self.model, self.processor, self.tokenizer, self.name = model, processor, processor.tokenizer, name
         self.family = FAMILIES[self.core.config.model_type]
         self.encoder = ClipEncoder(processor, self.core, self.family, video, cache)
-        self.shares_prefix, self.tokens_per_pass = False, ModelConfig().tokens_per_pass
+        self.shares_prefix = False
+        self.tokens_per_pass, self.tokens_in_cache = ModelConfig().tokens_per_pass, ModelConfig().tokens_in_cache
         self.stop_ids = self._stop_ids()
         self.silenced = sorted(
             {i for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -120,7 +121,8 @@ class VLM:
         hold_to_numbers(model, str(checkpoint or settings.path))
         round_in_forward(model)
         vlm = cls(model, processor, video, cache, str(checkpoint or settings.path))
-        vlm.base, vlm.tokens_per_pass = (settings.path, base), settings.tokens_per_pass
+        vlm.base = settings.path, base
+        vlm.tokens_per_pass, vlm.tokens_in_cache = settings.tokens_per_pass, settings.tokens_in_cache
         if settings.share_prefix and settings.attention == "sdpa" and can_share(config):
             see_trees(vlm.core)
             vlm.shares_prefix = True

@@ -2,8 +2,9 @@
 
 The traces of a group begin as one and part where they draw different tokens. A clip is one row of the batch, its cache
 holds the tokens of all its traces behind one prompt, and a mask says which are whose: nothing is copied for a trace,
-nor for a step. Every trace draws from a random stream of its own, keyed by (seed, clip, sample): what a trace says does
-not depend on which others are sampled beside it, nor on where a killed run resumed.
+nor for a step. Many clips go in rounds of bounded cache. Every trace draws from a random stream of its own, keyed by
+(seed, clip, sample): what a trace says does not depend on which others are sampled beside it, nor on where a killed
+run resumed.
 
 Left out on purpose: beam search, repetition penalties.
 """
@@ -11,8 +12,9 @@ Left out on purpose: beam search, repetition penalties.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,107 +125,186 @@ def sample_groups(
     prompts: Sequence[str],
     keys_C_G: Sequence[Sequence[str]],
     *,
-    temperature: float,
+    temperature: float | Sequence[float],
     max_tokens: int,
     top_p: float = 1.0,
     on_token: Callable[[int, int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
     gate: Gate | None = None,
 ) -> list[list[Sample]]:
-    """G traces for each of C clips; `keys_C_G` names each trace's random stream. Temperature 0 is greedy.
+    """G traces for each of C clips; `keys_C_G` names each trace's random stream. `temperature`: of all, or of each of
+    the G; 0 is greedy. In rounds whose cache, were all traces as long as they may be, is of `vlm.tokens_in_cache`
+    tokens at most.
 
     `on_token(clip, sample, token_id)` is called as tokens come; `stop()` true ends the work after the current token,
     leaving traces truncated. `gate` may end a trace after its quick answer.
     """
-    started, group = time.perf_counter(), len(keys_C_G[0])
+    group, found = len(keys_C_G[0]), [[] for _ in clips]
+    temperatures = [temperature] * group if isinstance(temperature, int | float) else temperature
+    rows = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
     with evaluating(vlm.model):
-        # 1. Prefill: one row per clip, padded on the left so that all rows end at the same column.
-        prompt_ids = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
-        inputs = vlm.inputs(clips, prompt_ids, side="left")
-        cache = _cache(vlm)
-        logits = vlm.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
-            :, -1:
-        ]  # (C, 1, V)
-        traces = _Traces(vlm, inputs, group, [key for keys in keys_C_G for key in keys], max_tokens)
-        if not vlm.shares_prefix:  # the plain path: a row per trace
-            cache.reorder_cache(torch.arange(len(clips), device=vlm.device).repeat_interleave(group))
-            logits = logits.repeat_interleave(group, 0)
-        for step in range(max_tokens):
-            # 2. A token for each trace that is still being written; those that end leave.
-            tokens = traces.draw(logits, step, temperature, top_p, vlm)
-            if on_token:
-                for trace, token in zip(traces.active.tolist(), tokens.tolist()):
-                    on_token(trace // group, trace % group, token)
-            tokens = tokens[traces.extend(tokens)]
-            if gate:
-                tokens = tokens[traces.stop_by(gate, group, vlm)]
-            if not len(traces.active) or step + 1 == max_tokens or (stop and stop()):
-                break
-            # 3. Rows whose traces have all ended give their cache back.
-            kept_rows = traces.drop_finished_rows()
-            if kept_rows is not None:
-                cache.reorder_cache(kept_rows)
-            # 4. Traces that drew different tokens branch into slots of their row; one pass serves all slots.
-            logits = vlm.model(
-                input_ids=traces.branch(tokens),
-                attention_mask=traces.attention_mask(),
-                position_ids=traces.position_ids(step),
-                past_key_values=cache,
-                use_cache=True,
-            ).logits  # (rows, slots, V)
+        for who, which in _rounds(list(map(len, rows)), group, max_tokens, vlm):
+            keys = [keys_C_G[clip][which] for clip in range(len(clips))[who]]
+            traces = _Traces(vlm, keys, (who.start, which.start), temperatures[which], max_tokens)
+            samples = _sample(vlm, clips[who], rows[who], traces, top_p, on_token, stop, gate)
+            for clip, own in zip(found[who], samples):
+                clip += own
+    return found
+
+
+def _rounds(lengths: Sequence[int], group: int, written: int, vlm: VLM) -> Iterator[tuple[slice, slice]]:
+    """Clips, and samples of each, that go together; a group is parted, and its prompt computed again, only where one
+    clip alone is more than the cache may hold."""
+
+    def held(clips: slice, samples: int) -> int:
+        prompts = max(lengths[clips]) * (1 if vlm.shares_prefix else samples)
+        return (clips.stop - clips.start) * (prompts + samples * written)
+
+    start = 0
+    while start < len(lengths):
+        who, most = slice(start, start + 1), vlm.tokens_in_cache
+        while who.stop < len(lengths) and held(slice(start, who.stop + 1), group) <= most:
+            who = slice(start, who.stop + 1)
+        fitting = next((n for n in range(group, 1, -1) if held(who, n) <= most), 1)
+        share = math.ceil(group / math.ceil(group / fitting))
+        for first in range(0, group, share):
+            yield who, slice(first, min(first + share, group))
+        start = who.stop
+
+
+def _sample(
+    vlm: VLM,
+    clips: Sequence[EncodedClip],
+    rows: Sequence[list[int]],
+    traces: _Traces,
+    top_p: float,
+    on_token: Callable[[int, int, int], None] | None,
+    stop: Callable[[], bool] | None,
+    gate: Gate | None,
+) -> list[list[Sample]]:
+    """One round: all traces of these clips, whose prompts are `rows`."""
+    started = time.perf_counter()
+    # 1. Prefill: one row per clip, padded on the left so that all rows end at the same column.
+    cache, logits = _prefill(vlm, clips, rows, traces)  # logits (C, 1, V)
+    if not vlm.shares_prefix:  # the plain path: a row per trace
+        cache.reorder_cache(torch.arange(len(clips), device=vlm.device).repeat_interleave(traces.group))
+        logits = logits.repeat_interleave(traces.group, 0)
+    for step in range(traces.max_tokens):
+        # 2. A token for each trace that is still being written; those that end leave.
+        tokens = traces.draw(logits, step, top_p, vlm)
+        if on_token:
+            for trace, token in zip(traces.active.tolist(), tokens.tolist()):
+                on_token(*traces.place(trace), token)
+        tokens = tokens[traces.extend(tokens)]
+        if gate:
+            tokens = tokens[traces.stop_by(gate, vlm)]
+        if not len(traces.active) or step + 1 == traces.max_tokens or (stop and stop()):
+            break
+        # 3. Rows whose traces have all ended give their cache back.
+        kept_rows = traces.drop_finished_rows()
+        if kept_rows is not None:
+            cache.reorder_cache(kept_rows)
+        # 4. Traces that drew different tokens branch into slots of their row; one pass serves all slots.
+        logits = vlm.model(
+            input_ids=traces.branch(tokens),
+            attention_mask=traces.attention_mask(),
+            position_ids=traces.position_ids(step),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits  # (rows, slots, V)
     milliseconds = (time.perf_counter() - started) * 1000 / len(traces.ids)
     samples = [traces.sample(trace, vlm, milliseconds) for trace in range(len(traces.ids))]
-    return [samples[start : start + group] for start in range(0, len(samples), group)]
+    return [samples[start : start + traces.group] for start in range(0, len(samples), traces.group)]
 
 
-def _cache(vlm: VLM) -> Cache:
-    """A cache whose layers are what the model's own are: keys and values, those of a window, or a state."""
-    cache = DynamicCache(config=vlm.core.config)
-    cache.layers = [_PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
+def _prefill(
+    vlm: VLM, clips: Sequence[EncodedClip], rows: Sequence[list[int]], traces: _Traces
+) -> tuple[Cache, torch.Tensor]:
+    """The cache of these prompts and the logits (C, 1, V) behind them; `traces` begin there. In passes of at most
+    `vlm.tokens_per_pass` tokens, where all layers keep keys and values, which can be laid together."""
+    width = max(map(len, rows))
+    keeps = all(type(layer) is DynamicLayer for layer in DynamicCache(config=vlm.core.config).layers)
+    each = max(1, vlm.tokens_per_pass // width) if keeps else len(rows)
+    caches, logits, seen, last = [], [], [], []
+    for start in range(0, len(rows), each):
+        part = slice(start, start + each)
+        inputs = vlm.inputs(clips[part], rows[part], side="left", pad_to=width)
+        caches.append(DynamicCache(config=vlm.core.config))
+        out = vlm.model(**inputs, past_key_values=caches[-1], use_cache=True, logits_to_keep=1)
+        logits.append(out.logits[:, -1:])
+        seen.append(inputs["attention_mask"].bool())
+        last.append(inputs["position_ids"][:, :, -1].max(0).values)
+    traces.begin(torch.cat(seen), torch.cat(last))
+    whole = caches[0]
+    for number, layers in enumerate(zip(*(cache.layers for cache in caches))):
+        if type(layers[0]) is DynamicLayer:
+            whole.layers[number] = _Buffered(layers)
+    return whole, torch.cat(logits)
 
 
-class _PreallocatedLayer(DynamicLayer):
-    """Keys and values, (rows, heads, tokens, width), in buffers that double when they are full: a step writes its own
-    tokens and copies no others, where `DynamicLayer` concatenates all of them anew."""
+class _Buffered(DynamicLayer):
+    """Keys and values, (rows, heads, tokens, width), in buffers that grow by an eighth when they are full: a step
+    writes its own tokens and copies no others, where `DynamicLayer` concatenates all of them anew. Rows that leave give
+    their memory back at once."""
 
-    buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+    def __init__(self, layers: Sequence[DynamicLayer]):
+        """Those of `layers`, rows below rows, which are emptied."""
+        super().__init__()
+        self.lazy_initialization(layers[0].keys, layers[0].values)
+        self.buffers: dict[str, torch.Tensor] = {}
+        filled = layers[0].get_seq_length()
+        for name in ("keys", "values"):
+            self._hold(name, torch.cat([getattr(layer, name) for layer in layers]), filled)
+            for layer in layers:
+                setattr(layer, name, None)
+
+    def _hold(self, name: str, buffer: torch.Tensor, filled: int) -> None:
+        self.buffers[name] = buffer
+        setattr(self, name, buffer[:, :, :filled])
 
     def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
-            return super().update(key_states, value_states)
         held, filled = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
-        if self.buffers is None or self.buffers[0].shape[2] < filled:
-            held_states = self.keys, self.values
-            self.buffers = tuple(part.new_empty(*part.shape[:2], 2 * filled, part.shape[3]) for part in held_states)
-            for buffer, part in zip(self.buffers, held_states):
-                buffer[:, :, :held] = part
-        for buffer, new in zip(self.buffers, (key_states, value_states)):
+        for name, new in (("keys", key_states), ("values", value_states)):
+            buffer = self.buffers[name]
+            if buffer.shape[2] < filled:
+                buffer = buffer.new_empty(*buffer.shape[:2], filled + max(filled // 8, 16), buffer.shape[3])
+                buffer[:, :, :held] = self.buffers[name][:, :, :held]
             buffer[:, :, held:filled] = new
-        self.keys, self.values = (buffer[:, :, :filled] for buffer in self.buffers)
+            self._hold(name, buffer, filled)
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        super().reorder_cache(beam_idx)
-        self.buffers = None  # of the rows that were
+        filled = self.get_seq_length()
+        for name in ("keys", "values"):
+            self._hold(name, self.buffers[name].index_select(0, beam_idx), filled)
 
 
 class _Traces:
-    """All traces of a call: their tokens so far, where those being written stand in the batch, their random numbers.
+    """All traces of a round: their tokens so far, where those being written stand in the batch, their random numbers.
 
     A row of the batch is a clip (a trace, on the plain path). Its traces that are alike so far share a slot, the query
     of one step; `seen` says which of the row's cached tokens a slot attends to. Of the A traces that are `active`:
     `row` (A,) and `slot` (A,).
     """
 
-    def __init__(self, vlm: VLM, inputs: dict, group: int, keys: Sequence[str], max_tokens: int):
+    seen: torch.Tensor  # (rows, slots, tokens)
+    last: torch.Tensor  # (rows,) the last position of each prompt
+
+    def __init__(
+        self,
+        vlm: VLM,
+        keys_C_G: Sequence[Sequence[str]],
+        first: tuple[int, int],
+        temperature_G: Sequence[float],
+        max_tokens: int,
+    ):
+        keys, self.group, self.first = [key for keys in keys_C_G for key in keys], len(keys_C_G[0]), first
         self.stops = torch.tensor(vlm.stop_ids, device=vlm.device)
         self.active = torch.arange(len(keys), device=vlm.device)
-        each = 1 if vlm.shares_prefix else group
-        self.row = self.active * each // group
+        self.each = 1 if vlm.shares_prefix else self.group  # rows of a clip
+        self.row = self.active * self.each // self.group
         self.slot = torch.zeros_like(self.active)
-        self.seen = inputs["attention_mask"].bool().repeat_interleave(each, 0)[:, None]  # (rows, slots, tokens)
-        self.last = inputs["position_ids"][:, :, -1].max(0).values.repeat_interleave(each)  # (rows,)
+        self.temperature = torch.tensor([*temperature_G], dtype=torch.float64, device=vlm.device).repeat(len(keys_C_G))
         self.pad = vlm.tokenizer.pad_token_id
         self.ids: list[list[int]] = [[] for _ in keys]
         self.logprobs: list[list[float]] = [[] for _ in keys]
@@ -236,10 +317,31 @@ class _Traces:
         self.probability: list[float | None] = [None] * len(keys)
         self.ended_with: dict[int, str] = {}
 
-    def draw(self, logits: torch.Tensor, step: int, temperature: float, top_p: float, vlm: VLM) -> torch.Tensor:
+    def begin(self, seen: torch.Tensor, last: torch.Tensor) -> None:
+        """Prompts: (C, tokens) which of the cached tokens are theirs, and (C,) their last positions."""
+        self.seen, self.last = seen.repeat_interleave(self.each, 0)[:, None], last.repeat_interleave(self.each)
+
+    def place(self, trace: int) -> tuple[int, int]:
+        """Clip and sample, as the caller numbers them."""
+        return self.first[0] + trace // self.group, self.first[1] + trace % self.group
+
+    def draw(self, logits: torch.Tensor, step: int, top_p: float, vlm: VLM) -> torch.Tensor:
         """(A,) the next token of each active trace, by the inverse of the cumulative distribution of its slot."""
-        place = self.row * logits.shape[1] + self.slot
-        logprobs = torch.log_softmax(logits.flatten(0, 1).float() / (temperature or 1.0), -1)
+        tokens, chosen = torch.empty_like(self.active), logits.new_empty(len(self.active), dtype=torch.float32)
+        for temperature in sorted(set(self.temperature.tolist())):
+            mine = (self.temperature[self.active] == temperature).nonzero()[:, 0]
+            if len(mine):
+                tokens[mine], chosen[mine] = self._drawn(logits, mine, step, temperature, top_p, vlm)
+        for trace, value in zip(self.active.tolist(), chosen.tolist()):
+            self.logprobs[trace].append(value)
+        return tokens
+
+    def _drawn(
+        self, logits: torch.Tensor, mine: torch.Tensor, step: int, temperature: float, top_p: float, vlm: VLM
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of these active traces the next tokens, and their log-probabilities."""
+        slots, place = (self.row[mine] * logits.shape[1] + self.slot[mine]).unique(return_inverse=True)
+        logprobs = torch.log_softmax(logits.flatten(0, 1)[slots].float() / (temperature or 1.0), -1)
         allowed = logprobs.clone()
         allowed[:, vlm.silenced] = -torch.inf  # a sampled vision mark would be taken for a second clip in the loss
         if temperature == 0:
@@ -255,13 +357,10 @@ class _Traces:
                 probs = probs.scatter(-1, order, torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0))
             heights = probs.cumsum(-1)[place]
             tokens = torch.searchsorted(
-                heights, (self._uniform[self.active, step] * heights[:, -1])[:, None], right=True
+                heights, (self._uniform[self.active[mine], step] * heights[:, -1])[:, None], right=True
             )[:, 0]
             tokens = tokens.clamp(max=probs.shape[-1] - 1)
-        chosen = logprobs[place, tokens].tolist()
-        for trace, value in zip(self.active.tolist(), chosen):
-            self.logprobs[trace].append(value)
-        return tokens
+        return tokens, logprobs[place, tokens]
 
     def extend(self, tokens: torch.Tensor) -> torch.Tensor:
         """Takes the tokens in; (A,) which of the traces that were active go on."""
@@ -272,14 +371,14 @@ class _Traces:
         self._keep(~ends)
         return ~ends
 
-    def stop_by(self, gate: Gate, group: int, vlm: VLM) -> torch.Tensor:
+    def stop_by(self, gate: Gate, vlm: VLM) -> torch.Tensor:
         """Asks the gate about quick answers that were just closed; (A,) which of the active traces go on."""
         active, closed = self.active.tolist(), {}
         for trace in active:
             if self.thought[trace] is not None:
                 continue
             if read := gate.read(self.ids[trace], self.logprobs[trace], vlm.tokenizer):
-                closed[trace] = Quick(trace // group, trace % group, *read)
+                closed[trace] = Quick(*self.place(trace), *read)
         for trace, quick in closed.items():
             self.confidence[trace], self.quick_tokens[trace] = quick.confidence, len(self.ids[trace])
             self.thought[trace] = True
