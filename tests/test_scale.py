@@ -12,7 +12,7 @@ from deepintuit.labels import LabelSet
 from deepintuit.trace import GRAMMARS
 from deepintuit.vlm import Example, Gate, label_logprobs, last_hidden, sample_groups
 from deepintuit.vlm import model as vlm_model
-from deepintuit.vlm.finetune import _Collator
+from deepintuit.vlm.finetune import Recipe, _Collator, finetune
 
 PROMPTS = {WIDE: "Who is there, and why?", TALL: "Say."}
 LABELS = LabelSet.of("events", ["theft", "the", "the end of it", "delivery", "t"])
@@ -32,6 +32,11 @@ def paths(tmp_path_factory):
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
 def vlm(request, families):
     return families[request.param].load()
+
+
+@pytest.fixture(scope="module")
+def small(families):
+    return families["embedded"].load()
 
 
 @pytest.fixture
@@ -243,3 +248,76 @@ def test_greedy_and_sampled_traces_of_a_clip_are_written_together(vlm, clips):
         for mixed, own in zip(together, apart):
             assert mixed[number].token_ids == own[number].token_ids
             assert mixed[number].logprobs_T == pytest.approx(own[number].logprobs_T, abs=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------- memory that runs out
+
+
+def swallow(*_):
+    torch.empty(2**50, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("call", "setting"),
+    [
+        (lambda vlm, clips: sampled(vlm, clips), "model.tokens_in_cache (now 262144)"),
+        (
+            lambda vlm, clips: label_logprobs(vlm, clips, [*PROMPTS.values()], LABELS),
+            "model.tokens_per_pass (now 16384)",
+        ),
+        (lambda vlm, clips: last_hidden(vlm, clips, [*PROMPTS.values()]), "model.tokens_per_pass (now 16384)"),
+    ],
+)
+def test_memory_that_runs_out_is_a_sentence_that_names_the_setting_to_lower(call, setting, small, paths):
+    clips = [encoded(small, paths, name) for name in PROMPTS]
+    hook = small.core.model.language_model.register_forward_pre_hook(swallow)
+    try:
+        with pytest.raises(ModelError) as caught:
+            call(small, clips)
+    finally:
+        hook.remove()
+    assert setting in caught.value.todo and "repeat the command" in caught.value.todo
+    assert "allocate" in caught.value.why and "\n" not in str(caught.value)
+    assert not small.model.training
+
+
+def test_the_tower_names_the_frames_when_memory_runs_out(small, paths):
+    hook = small.encoder.tower.register_forward_pre_hook(swallow)
+    try:
+        with pytest.raises(ModelError, match=r"encoding 'other'.*video\.frames"):
+            small.encoder.encode("other", paths[TALL], CLIPS[TALL][2], CLIPS[TALL][1])
+    finally:
+        hook.remove()
+
+
+def test_another_fault_of_the_model_stays_what_it_is(small, paths):
+    hook = small.core.model.language_model.register_forward_pre_hook(lambda *_: torch.zeros(2) @ torch.zeros(3))
+    try:
+        with pytest.raises(RuntimeError, match="size"):
+            sampled(small, [encoded(small, paths, name) for name in PROMPTS])
+    finally:
+        hook.remove()
+
+
+def test_a_training_that_ran_out_of_memory_goes_on_with_the_setting_lowered(families, small, paths, tmp_path):
+    clips = [encoded(small, paths, name) for name in PROMPTS]
+
+    def train(most, *, memory=True):
+        torch.manual_seed(0)
+        vlm, seen = families["embedded"].load(trainable=True, lora_rank=2, tokens_per_pass=most), []
+        if not memory:  # it lasts for two updates
+            count = iter(range(100))
+            vlm.core.model.language_model.register_forward_pre_hook(lambda *_: next(count) > 1 and swallow())
+
+        def example(row, epoch):
+            seen.append(row)
+            return Example(clips[row % 2], "What happens?", "theft")
+
+        recipe = Recipe(1e-3, 1, 2, save_steps=1)
+        result = finetune(vlm, list("abababab"), example, recipe, tmp_path / "t", seed=0, title="t", progress=False)
+        return result, seen
+
+    with pytest.raises(ModelError, match=r"computing a loss.*Lower model\.tokens_per_pass, and repeat the command"):
+        train(10_000, memory=False)
+    result, seen = train(1)
+    assert result["steps"] == 4 and len(seen) == 4, "two updates of two rows were left"

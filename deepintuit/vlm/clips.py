@@ -28,6 +28,7 @@ from deepintuit.errors import ConfigError, VideoError, VideoReason
 from deepintuit.video import DiskCache, FrameRecord, Frames, Limits, cached_read, frame_size
 from deepintuit.video.cache import RECIPE
 from deepintuit.vlm.families import Family
+from deepintuit.vlm.memory import within_memory
 from deepintuit.vlm.weights import raw
 
 _RECIPE = 3
@@ -254,9 +255,10 @@ class ClipEncoder:
             return_tensors="pt",
         )
         device = next(self.tower.parameters()).device
-        features = self.model.model.get_video_features(
-            inputs["pixel_values_videos"].to(device), inputs["video_grid_thw"].to(device), return_dict=True
-        )
+        with within_memory(f"encoding {clip_id!r}", "Lower video.frames or video.max_pixels"):
+            features = self.model.model.get_video_features(
+                inputs["pixel_values_videos"].to(device), inputs["video_grid_thw"].to(device), return_dict=True
+            )
         seconds = inputs.get("second_per_grid_ts")
         return EncodedClip(
             clip_id=clip_id,

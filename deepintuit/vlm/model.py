@@ -20,6 +20,7 @@ from deepintuit.errors import ModelError
 from deepintuit.vlm.attention import see_trees
 from deepintuit.vlm.clips import ClipEncoder, EncodedClip, stack_features
 from deepintuit.vlm.families import FAMILIES, Family, can_share, family_of
+from deepintuit.vlm.memory import within_memory
 from deepintuit.vlm.precision import round_in_forward
 from deepintuit.vlm.weights import (
     ADAPTER_CONFIG,
@@ -107,7 +108,11 @@ class VLM:
         dtype = "float32" if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
         try:
             attention = {"": settings.attention, "vision_config": settings.tower_attention}
-            model = read_model(base, dtype=dtype, attn_implementation=attention, **extra)
+            smaller = "Set model.quantize=4bit and model.lora_rank, or give a smaller checkpoint"
+            with within_memory(f"loading {str(base)!r}", smaller):
+                model = read_model(base, dtype=dtype, attn_implementation=attention, **extra)
+                if settings.quantize == "none":
+                    model.to(device)
         except ImportError as error:
             raise ModelError(
                 f"model.quantize = {settings.quantize!r}, model.attention = {settings.attention!r} and "
@@ -115,8 +120,6 @@ class VLM:
                 str(error).strip().splitlines()[0],
                 "Install that package, or set model.quantize=none, model.attention=sdpa and model.tower_attention=sdpa",
             ) from error
-        if settings.quantize == "none":
-            model.to(device)
         model = _adapted(model, family, settings, checkpoint if adapter else None, trainable)
         hold_to_numbers(model, str(checkpoint or settings.path))
         round_in_forward(model)

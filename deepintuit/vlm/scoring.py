@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from deepintuit.labels import LabelSet
 from deepintuit.vlm.clips import EncodedClip
+from deepintuit.vlm.memory import AGAIN, within_memory
 from deepintuit.vlm.model import VLM
 from deepintuit.vlm.precision import evaluating
 from deepintuit.vlm.prefix import packed_in_parts
@@ -24,7 +26,7 @@ def label_logprobs(
     The end token is part of the sum, so labels of several tokens, and labels that begin alike, compete fairly. The K
     sums of a clip are log-probabilities of disjoint events: 1 − Σ exp is the probability mass outside the label set.
     """
-    with evaluating(vlm.model):
+    with _scoring(vlm):
         asked = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
         targets = [vlm.target_ids(label) for label in labels]
         rows = [[*prompt, *target] for prompt in asked for target in targets]
@@ -40,7 +42,7 @@ def label_logprobs(
 def last_hidden(vlm: VLM, clips: Sequence[EncodedClip], prompts: Sequence[str]) -> torch.Tensor:
     """(C, hidden) float32: the last layer at the last token of the prompt, the input of the linear head (option B). In
     parts as `label_logprobs`."""
-    with evaluating(vlm.model):
+    with _scoring(vlm):
         asked = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
         rows = [[*prompt, vlm.tokenizer.pad_token_id] for prompt in asked]  # of a row all but its last is computed
         found: dict[int, torch.Tensor] = {}
@@ -50,6 +52,13 @@ def last_hidden(vlm: VLM, clips: Sequence[EncodedClip], prompts: Sequence[str]) 
             hidden = vlm.core.model(**inputs).last_hidden_state.flatten(0, 1)
             found |= zip(part, hidden[torch.cat(packed.places)].float().cpu())
         return torch.stack([found[row] for row in range(len(rows))])
+
+
+@contextmanager
+def _scoring(vlm: VLM) -> Iterator[None]:
+    lower = f"Lower model.tokens_per_pass (now {vlm.tokens_per_pass}), {AGAIN}"
+    with evaluating(vlm.model), within_memory("scoring", lower):
+        yield
 
 
 def token_logprobs(

@@ -25,6 +25,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from deepintuit import disk
+from deepintuit.vlm.memory import AGAIN, within_memory
 from deepintuit.vlm.model import VLM
 from deepintuit.vlm.precision import round_in_forward
 from deepintuit.vlm.weights import fill_adapter, read_model
@@ -102,18 +103,21 @@ class Resumable(Trainer):
             self._load_from_checkpoint(resumed)
             self.state = TrainerState.load_from_json(str(Path(resumed) / TRAINER_STATE_NAME))
         else:
-            self.train(resume_from_checkpoint=resumed)
+            fewer = "Give adapters (model.lora_rank=64): an optimizer holds three numbers for each that is trained"
+            with within_memory("updating the weights", fewer):
+                self.train(resume_from_checkpoint=resumed)
 
     def loss_in_parts(self, losses: Sequence[Callable[[], torch.Tensor]]) -> torch.Tensor:
         """The sum of a batch's losses, part by part: behind all but the last one lies their backward pass already, so
         that the activations of one part are held at a time."""
         *parts, last = losses
         behind = torch.zeros((), device=self.args.device)
-        for part in parts:
-            loss = part()
-            self.accelerator.backward(loss)
-            behind += loss.detach()
-        return last() + behind
+        with within_memory("computing a loss", f"Lower model.tokens_per_pass, {AGAIN}"):
+            for part in parts:
+                loss = part()
+                self.accelerator.backward(loss)
+                behind += loss.detach()
+            return last() + behind
 
     def _save_checkpoint(self, model, trial) -> None:
         """One that the disk does not take whole is removed: it would fill the room that is missing."""

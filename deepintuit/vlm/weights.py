@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConf
 from deepintuit import disk, worlds
 from deepintuit.errors import ModelError
 from deepintuit.vlm.families import KNOWN
+from deepintuit.vlm.memory import ran_out
 
 WHOLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 ADAPTER_CONFIG, BASE = "adapter_config.json", "base.json"
@@ -55,9 +56,11 @@ def reading(source: str, kind: str = "vision-language model", todo: str = _ANOTH
     """What a library raises over the files of `source`, of whatever type, becomes a `ModelError`."""
     try:
         yield
-    except (ModelError, ImportError, MemoryError, torch.OutOfMemoryError):
+    except (ModelError, ImportError):
         raise
     except Exception as error:
+        if ran_out(error):
+            raise
         raise ModelError(
             f"{source!r} cannot be loaded as a {kind}",
             next(iter(str(error).strip().splitlines()), type(error).__name__),
