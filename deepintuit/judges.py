@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deepintuit import disk, worlds
 from deepintuit.config import Config
@@ -26,6 +26,9 @@ from deepintuit.errors import DataError, TeachError
 from deepintuit.labels import LabelSet
 from deepintuit.prompts import observed_prompt, sufficient_prompt
 from deepintuit.trace import THINK
+
+if TYPE_CHECKING:
+    from deepintuit.vlm import VLM
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,14 @@ RECIPE = 1
 """Raise when an answerer is asked in another way, so that old verdicts are not met again."""
 
 
-def build_judge(config: Config, labels: LabelSet, manifest: Manifest, cache: Path) -> Judge:
-    """The judge that `judge.source` names. What cannot work is refused here, before a stage begins."""
+def build_judge(config: Config, labels: LabelSet, manifest: Manifest, cache: Path, beside: VLM | None = None) -> Judge:
+    """The judge that `judge.source` names. What cannot work is refused here, before a stage begins. `beside`: a model
+    in memory, whose weights an answerer takes where they are the same."""
     if config.judge.source == "facts":
         return _knowing(manifest)
     if config.judge.source == "endpoint":
         return _asking(Endpoint.of(config.judge, cache), labels, config.judge.max_tokens)
-    return _answering(config, labels, cache)
+    return _answering(config, labels, cache, beside)
 
 
 def _knowing(manifest: Manifest) -> Judge:
@@ -119,7 +123,7 @@ def _strictly(text: str) -> Verdict:
     return Verdict(text.strip().rstrip(".").casefold() == "yes", text.strip())
 
 
-def _answering(config: Config, labels: LabelSet, cache: Path) -> Judge:
+def _answering(config: Config, labels: LabelSet, cache: Path, beside: VLM | None) -> Judge:
     from deepintuit.vlm import VLM, label_logprobs, located  # here, so that the other judges start without torch
 
     path = config.judge.model or config.model.path
@@ -132,7 +136,7 @@ def _answering(config: Config, labels: LabelSet, cache: Path) -> Judge:
     def answers(prompts: Sequence[str]) -> list[str]:
         if not held:
             model = config.model.replace(path=path, lora_rank=0)
-            held.append(VLM.load(model, config.video, checkpoint=None, cache=cache))
+            held.append(VLM.load(model, config.video, checkpoint=None, cache=cache, beside=beside))
         scores_C_K = label_logprobs(held[0], [None] * len(prompts), prompts, labels)
         return [labels.labels[i] for i in scores_C_K.argmax(1).tolist()]
 

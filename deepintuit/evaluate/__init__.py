@@ -87,7 +87,7 @@ def run(
         checkpoint = workbench.run(reasoner).checkpoint if reasoner else None
         vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache)
         run.note(device=str(vlm.device), settings=config.to_dict(), departs=departs)
-        judge = Judge.load(workbench, config, calibrator) if calibrator else None
+        judge = Judge.load(workbench, config, calibrator, vlm) if calibrator else None
         local = LocalReasoner(vlm, task, config.seed, gate_for(task, config.gate, judge.gate if judge else None))
         known = _readable(local, config.evaluate.split)
         rows = Rows(workbench, config, run, task, system, progress)
@@ -268,7 +268,7 @@ def _reasoned(rows: Rows, local: LocalReasoner, known: Known, judge: Judge | Non
     count = wanted if _samples(config) else 0
     clips = known.clips
     _sample(rows, local, clips, count)
-    _note(rows)
+    _note(rows, local.vlm)
     stored = rows.run.read("traces").sort_values(["clip_id", "sample"])
     by_clip = dict(iter(stored.groupby("clip_id")))
     first = [by_clip[clip.clip_id].iloc[0] for clip in clips]
@@ -312,7 +312,7 @@ def _sample(rows: Rows, local: LocalReasoner, clips: Sequence[Clip], count: int)
         rows.run.append("traces", next(local.rows(chosen, temperatures, **limits), []))
 
 
-def _note(rows: Rows) -> None:
+def _note(rows: Rows, beside: VLM | None = None) -> None:
     """Whether each trace concludes what it argued, and, where a judge can be asked, whether it had seen enough."""
     run, task, config = rows.run, rows.task, rows.config
     stored = run.read("traces", ["trace_id", "clip_id", "true_label", "text", "truncated", "thought"])
@@ -325,7 +325,7 @@ def _note(rows: Rows) -> None:
             scores.append({"trace_id": row["trace_id"], "name": "mismatch", "value": value, "evidence": argued})
     seen = [(row, trace) for row, trace in noted if "observation" in trace.spans]
     if seen and (config.judge.source != "endpoint" or config.judge.base_url):
-        judge = build_judge(config, task.labels, task.manifest, rows.workbench.cache)
+        judge = build_judge(config, task.labels, task.manifest, rows.workbench.cache, beside)
         asked = [Question(row["clip_id"], row["true_label"], trace.segment("observation")) for row, trace in seen]
         for (row, _), verdict in zip(seen, judge(asked), strict=True):
             about = {"name": "sufficient", "value": float(verdict.sufficient), "evidence": verdict.said}

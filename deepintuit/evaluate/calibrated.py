@@ -50,7 +50,7 @@ def write_calibrated(
 
     def trained(source: str, run: Run) -> _Answers:
         shown = [Shown(None, one) if source == "video" else Shown(i, opinion_of(None)) for i, one in enumerate(said)]
-        other = Judge.load(rows.workbench, config, run.id)
+        other = Judge.load(rows.workbench, config, run.id, judge.vlm)
         return likelihood(shown, other.vlm, np.full(len(clips), other.ways["label_likelihood"]["temperature"]))
 
     def fitted(method: str) -> _Answers:

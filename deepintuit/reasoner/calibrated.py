@@ -23,9 +23,10 @@ class Judge(NamedTuple):
     ways: dict[str, dict]
 
     @classmethod
-    def load(cls, workbench: Workbench, config: Config, calibrator: str) -> Judge:
+    def load(cls, workbench: Workbench, config: Config, calibrator: str, beside: VLM | None = None) -> Judge:
+        """`beside`: a model in memory, whose weights are taken where only the adapter is another one."""
         run = workbench.run(calibrator)
-        vlm = VLM.load(config.model, config.video, checkpoint=run.checkpoint, cache=workbench.cache)
+        vlm = VLM.load(config.model, config.video, checkpoint=run.checkpoint, cache=workbench.cache, beside=beside)
         return cls(run, vlm, fitted_ways(run))
 
     @property

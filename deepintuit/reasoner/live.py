@@ -79,7 +79,8 @@ class Models:
         while len(self._held) >= self.room:
             self._held.popitem(last=False)
         settings, run = self.settings(run_id), self.workbench.run(run_id)
-        vlm = VLM.load(settings.model, settings.video, checkpoint=run.checkpoint, cache=self.workbench.cache)
+        load = {"checkpoint": run.checkpoint, "cache": self.workbench.cache}
+        vlm = VLM.load(settings.model, settings.video, **load, beside=next(reversed(self._held.values()), None))
         vlm.encoder.isolate = True
         self._held[run_id] = vlm
         return vlm

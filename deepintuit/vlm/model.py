@@ -6,9 +6,13 @@ what differs between families stands in `families`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import torch
 import transformers
@@ -21,7 +25,7 @@ from deepintuit.vlm.attention import see_trees
 from deepintuit.vlm.clips import ClipEncoder, EncodedClip, stack_features
 from deepintuit.vlm.families import FAMILIES, Family, can_share, family_of
 from deepintuit.vlm.memory import within_memory
-from deepintuit.vlm.precision import round_in_forward
+from deepintuit.vlm.precision import evaluating, round_in_forward
 from deepintuit.vlm.weights import (
     ADAPTER_CONFIG,
     WHOLE_AGAIN,
@@ -45,6 +49,52 @@ class Example:
     target: str = ""
 
 
+class Bases:
+    """Frozen weights in memory, and the adapters over them, of which one is active at a time.
+
+    `alike`: what two models must have in common to share them. `users`: who is there still, by the adapter's name; the
+    adapter of one that is gone is removed when the next one comes.
+    """
+
+    def __init__(self, alike: tuple, core: torch.nn.Module, peft: torch.nn.Module | None, active: str | None):
+        self.alike, self.core, self.peft, self.active = alike, core, peft, active
+        self.users: WeakValueDictionary[str, VLM] = WeakValueDictionary()
+        self.numbers = itertools.count(1)
+
+    def add(self, name: str, family: Family, adapter: Path) -> None:
+        from peft import get_peft_model
+
+        shape = _shape(adapter, trainable=False)
+        if self.peft is None:
+            self.peft = get_peft_model(self.core, shape, name)
+        else:
+            for gone in set(self.peft.peft_config) - set(self.users):
+                self.peft.delete_adapter(gone)
+            self.peft.add_adapter(name, shape)
+        _hold_to_language(self.peft, family, str(adapter))
+        fill_adapter(self.peft, adapter, name)
+        hold_to_numbers(self.peft, str(adapter))
+        round_in_forward(self.peft)
+        self._activate(self.active)
+
+    @contextmanager
+    def under(self, adapter: str | None) -> Iterator[None]:
+        before = self.active
+        try:
+            self._activate(adapter)
+            yield
+        finally:
+            self._activate(before)
+
+    def _activate(self, adapter: str | None) -> None:
+        if self.peft is not None and adapter is None:
+            self.peft.base_model.disable_adapter_layers()
+        elif self.peft is not None and adapter in self.peft.peft_config:
+            self.peft.base_model.enable_adapter_layers()
+            self.peft.set_adapter(adapter)
+        self.active = adapter
+
+
 _PROBE = "What happens here?"
 
 
@@ -53,6 +103,9 @@ class VLM:
 
     base: tuple[str, Path] | None = None
     """The `model.path` under an adapter, and where that lies."""
+    bases: Bases | None = None
+    """Where its weights are frozen: who else has them in memory, each with an adapter of its own."""
+    adapter: str | None = None
 
     def __init__(self, model, processor, video: VideoConfig, cache: Path | None, name: str):
         self.model, self.processor, self.tokenizer, self.name = model, processor, processor.tokenizer, name
@@ -75,12 +128,14 @@ class VLM:
         checkpoint: Path | None = None,
         cache: Path | None = None,
         trainable: bool = False,
+        beside: VLM | None = None,
     ) -> VLM:
         """The model at `settings.path`, or with the weights of a run's `checkpoint` (full weights or an adapter).
 
         `trainable` makes the adapter (LoRA) or the language model (full) require gradients; the visual tower, merger
-        included, never does. A new adapter is drawn from torch's random state. Raises `ModelError` when the folder is
-        no such checkpoint.
+        included, never does. A new adapter is drawn from torch's random state. A frozen model that differs from the
+        one `beside` in its adapter alone takes its weights and encoder. Raises `ModelError` when the folder is no such
+        checkpoint.
         """
         adapter = checkpoint is not None and (checkpoint / ADAPTER_CONFIG).exists()
         whole = checkpoint if checkpoint is not None and not adapter else None
@@ -97,6 +152,9 @@ class VLM:
         processor = read_processor(base, config, family)
         if adapter:
             hold_to_base(checkpoint, settings.path, base)
+        alike = base, {name: value for name, value in settings.decisive().items() if "lora" not in name}, video
+        if beside is not None and not trainable and beside.bases and beside.bases.alike == alike:
+            return beside._with(checkpoint if adapter else None)
         extra = {}
         if settings.quantize == "4bit":
             extra["quantization_config"] = transformers.BitsAndBytesConfig(
@@ -125,6 +183,10 @@ class VLM:
         round_in_forward(model)
         vlm = cls(model, processor, video, cache, str(checkpoint or settings.path))
         vlm.base = settings.path, base
+        if not trainable:
+            vlm.adapter = "default" if adapter else None
+            vlm.bases = Bases(alike, vlm.core, model if adapter else None, vlm.adapter)
+            vlm.bases.users[vlm.adapter or ""] = vlm
         vlm.tokens_per_pass, vlm.tokens_in_cache = settings.tokens_per_pass, settings.tokens_in_cache
         if settings.share_prefix and settings.attention == "sdpa" and can_share(config):
             see_trees(vlm.core)
@@ -132,6 +194,22 @@ class VLM:
         # Beside its own forward: log-probabilities of chosen tokens without the logits of a whole vocabulary.
         add_fused_lm_head(vlm.core)
         return vlm
+
+    def _with(self, adapter: Path | None) -> VLM:
+        """The same weights in memory under another adapter, or none."""
+        other, bases = copy.copy(self), self.bases
+        other.name, other.adapter = str(adapter or self.base[0]), None
+        if adapter is not None:
+            other.adapter = f"over-{next(bases.numbers)}"
+            bases.add(other.adapter, self.family, adapter)
+        bases.users[other.adapter or ""] = other
+        return other
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode without gradients, under this model's own adapter (`precision.evaluating`)."""
+        with self.bases.under(self.adapter) if self.bases else nullcontext(), evaluating(self.model):
+            yield
 
     @property
     def core(self):
@@ -303,6 +381,16 @@ def _hold_to_language(model, family: Family, source: str) -> None:
         )
 
 
+def _shape(adapter: Path, trainable: bool):
+    """The shape of an adapter's LoRA; which base it is for was held before."""
+    from peft import LoraConfig
+
+    with reading(str(adapter), "LoRA adapter", WHOLE_AGAIN):
+        shape = LoraConfig.from_pretrained(str(adapter))
+    shape.inference_mode, shape.base_model_name_or_path = not trainable, None
+    return shape
+
+
 def _adapted(model, family: Family, settings: ModelConfig, adapter: Path | None, trainable: bool):
     model.requires_grad_(False)
     if adapter is not None or (trainable and settings.lora_rank):
@@ -310,9 +398,7 @@ def _adapted(model, family: Family, settings: ModelConfig, adapter: Path | None,
 
         if adapter is not None:
             with reading(str(adapter), "LoRA adapter", WHOLE_AGAIN):
-                shape = LoraConfig.from_pretrained(str(adapter))
-                shape.inference_mode, shape.base_model_name_or_path = not trainable, None  # which base: held above
-                model = get_peft_model(model, shape)
+                model = get_peft_model(model, _shape(adapter, trainable))
             _hold_to_language(model, family, str(adapter))
             fill_adapter(model, adapter)
         else:

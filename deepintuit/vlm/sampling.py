@@ -25,7 +25,6 @@ from deepintuit.trace import Segment
 from deepintuit.vlm.clips import EncodedClip
 from deepintuit.vlm.memory import AGAIN, within_memory
 from deepintuit.vlm.model import VLM
-from deepintuit.vlm.precision import evaluating
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def sample_groups(
     temperatures = [temperature] * group if isinstance(temperature, int | float) else temperature
     rows = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
     lower = f"Lower model.tokens_in_cache (now {vlm.tokens_in_cache}), {AGAIN}"
-    with evaluating(vlm.model), within_memory("sampling", lower):
+    with vlm.evaluating(), within_memory("sampling", lower):
         for who, which in _rounds(list(map(len, rows)), group, max_tokens, vlm):
             keys = [keys_C_G[clip][which] for clip in range(len(clips))[who]]
             traces = _Traces(vlm, keys, (who.start, which.start), temperatures[which], max_tokens)

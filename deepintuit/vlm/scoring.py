@@ -11,7 +11,6 @@ from deepintuit.labels import LabelSet
 from deepintuit.vlm.clips import EncodedClip
 from deepintuit.vlm.memory import AGAIN, within_memory
 from deepintuit.vlm.model import VLM
-from deepintuit.vlm.precision import evaluating
 from deepintuit.vlm.prefix import packed_in_parts
 
 
@@ -57,7 +56,7 @@ def last_hidden(vlm: VLM, clips: Sequence[EncodedClip], prompts: Sequence[str]) 
 @contextmanager
 def _scoring(vlm: VLM) -> Iterator[None]:
     lower = f"Lower model.tokens_per_pass (now {vlm.tokens_per_pass}), {AGAIN}"
-    with evaluating(vlm.model), within_memory("scoring", lower):
+    with vlm.evaluating(), within_memory("scoring", lower):
         yield
 
 

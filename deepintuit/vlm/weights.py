@@ -188,21 +188,21 @@ def some(names: Collection[str], most: int = 3) -> str:
 # --------------------------------------------------------------------------------------------------------- adapters
 
 
-def fill_adapter(model: torch.nn.Module, folder: Path) -> None:
+def fill_adapter(model: torch.nn.Module, folder: Path, name: str = "default") -> None:
     """Lay an adapter's weights into a PEFT model that has its shape. Raises `ModelError` unless all of them fit."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     with reading(str(folder), "LoRA adapter", WHOLE_AGAIN):
         given = load_file(folder / ADAPTER)
-    held = get_peft_model_state_dict(model, save_embedding_layers=False)
+    held = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     shapes = [
         f"{n} is {tuple(given[n].shape)} and not {tuple(held[n].shape)}"
         for n in given.keys() & held.keys()
         if given[n].shape != held[n].shape
     ]
     hold_to_fit(str(folder), held.keys() - given.keys(), given.keys() - held.keys(), shapes)
-    set_peft_model_state_dict(model, given)
+    set_peft_model_state_dict(model, given, adapter_name=name)
 
 
 def record_base(folder: Path, path: str, base: Path) -> None:
