@@ -135,7 +135,7 @@ class ModelConfig(Section):
     lora_dropout: Annotated[float, ADAPTER] = Field(0.0, ge=0, le=0.99, description="dropout inside the adapters [R]")
     quantize: Literal["none", "4bit"] = Field("none", description="4bit is QLoRA and needs lora_rank > 0 to train")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="attention kernel of the language model; rows share prefixes with sdpa alone")
-    tower_attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], ADDED] = Field("sdpa", description="attention kernel of the visual tower")
+    tower_attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], COST] = Field("sdpa", description="attention kernel of the visual tower")
     share_prefix: bool = Field(True, description="compute once what rows about a clip have in common, in losses and scores, exactly; false: every row by itself")
     tokens_per_pass: Annotated[int, COST] = Field(16384, ge=1, description="max tokens of a forward pass in losses and scores, what rows share counted once; of one clip, those behind its prompt")
     tokens_in_cache: Annotated[int, COST] = Field(262144, ge=1, description="max tokens whose keys and values are held while sampling, were all traces of max_tokens; a round of clips is as large as that allows")
