@@ -8,35 +8,62 @@ ARGS    ?=
 BIN    := $(VENV)/bin
 LOCKED := $(VENV)/.locked
 READY  := $(VENV)/.ready
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
+LIGHT  := $(VENV)-light
+# What training needs, and the rest does without.
+TRAINING := accelerate|datasets|peft|tensorboard|torch|torchvision|transformers|trl
 CUDA   := ; platform_system == "Linux" and platform_machine == "x86_64"
 SHELL  := /bin/sh
 
+comma  := ,
+
 .DEFAULT_GOAL := help
-.PHONY: help demo app notebooks test docs check screens bench lint audit lock clean
+.PHONY: help demo app app-light notebooks test docs check screens bench lint audit lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# One line while pip works: how many packages are there, the newest with its size. Errors go past it.
+define installed
+{ $(1); echo $$? > build/installed; } | awk '\
+  /^ *(Downloading|Using cached|Processing) / { printf "\r\033[K  %3d  %s %s %s", ++k, $$2, $$3, $$4; fflush() } \
+  /^Installing/ { printf "\r\033[K  %3d packages are fetched and are being unpacked", k; fflush() } END { print "" }'; \
+  exit $$(cat build/installed)
+endef
+define venv
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+  echo "PYTHON = '$(PYTHON)' is no Python 3.11: the lock needs it. Install it, or name it: make PYTHON=path" >&2; exit 2; }
+@echo "Into $(1), once: $(2)."
+@mkdir -p build && $(PYTHON) -m venv --clear $(1)
+endef
 
 # Each stamp is written last, so that an install that broke off is done again from the start.
 $(LOCKED): requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "PYTHON = '$(PYTHON)' is no Python 3.11: the lock needs it. Install it, or name it: make PYTHON=path" >&2; exit 2; }
-	@echo "Installing the packages of requirements.lock into $(VENV): once, a few minutes, 6 GB with the CUDA libraries."
-	@$(PYTHON) -m venv --clear $(VENV)
-	@$(PIP) install -r requirements.lock
+	$(call venv,$(VENV),all packages of requirements.lock; 3 GB are fetched and 6 GB unpacked on Linux with its CUDA libraries; minutes)
+	@$(call installed,$(PIP) install -r requirements.lock)
 	@touch $@
 
 $(READY): $(LOCKED) pyproject.toml
-	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(PIP) install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(READY)  ## all stages on the embedded world, ending with the table, the report, and (in a terminal) the dashboard
-	@$(BIN)/deepintuit demo $(ARGS)
-	@if [ -t 1 ]; then $(BIN)/deepintuit app; else echo "make app opens the dashboard on it."; fi
+$(LIGHT)/.ready: requirements.lock pyproject.toml
+	$(call venv,$(LIGHT),the dashboard$(comma) notebooks and reports without what training needs; 0.3 GB are fetched and 1 GB unpacked)
+	@$(PYTHON) -c 'import re, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; more = p["optional-dependencies"]; \
+	  wanted = [d for d in p["dependencies"] if not re.match(r"($(TRAINING))\b", d)] + more["app"]; \
+	  print(*wanted, *(d for d in more["notebooks"] if d.startswith("jupyterlab")), "setuptools", sep="\n")' > $(LIGHT)/wanted
+	@$(call installed,$(LIGHT)/bin/python -m pip --disable-pip-version-check --no-input install -r $(LIGHT)/wanted -c requirements.lock)
+	@$(LIGHT)/bin/python -m pip --disable-pip-version-check -qq install --no-deps --no-build-isolation -e .
+	@touch $@
 
-app: $(READY)  ## the dashboard on ./workbench, or ARGS="--workbench DIR"
+demo: $(READY)  ## all stages on the embedded world; in a terminal as a job beside the dashboard, which opens at once
+	@$(BIN)/deepintuit demo --dashboard $(ARGS)
+
+app: $(READY)  ## the dashboard on ./workbench (without one, on the example), or ARGS="--workbench DIR"
 	@$(BIN)/deepintuit app $(ARGS)
+
+app-light: $(LIGHT)/.ready  ## the same in an environment of its own without torch: a minute to install; live reasoning is left out
+	@$(LIGHT)/bin/deepintuit app $(ARGS)
 
 notebooks: $(READY)  ## the numbered notebooks in JupyterLab, on ./workbench or DEEPINTUIT_HOME
 	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
@@ -77,4 +104,4 @@ lock: $(READY)  ## resolve pyproject.toml anew and write requirements.lock
 	@mv build/requirements.lock requirements.lock && rm -rf build/lock
 
 clean:  ## remove the environment and caches; workbench/ stays
-	@rm -rf $(VENV) build dist deepintuit.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(LIGHT) build dist deepintuit.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 import webbrowser
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -37,6 +37,7 @@ from deepintuit_app.connections import Patient  # noqa: E402
 from deepintuit_app.context import AppContext  # noqa: E402
 from deepintuit_app.doors import Blocks, Doors  # noqa: E402
 from deepintuit_app.gate import Gate  # noqa: E402
+from deepintuit_app.html import note  # noqa: E402
 from deepintuit_app.outside import LOOPBACK, Outside, named_hosts, named_proxies, sub_path  # noqa: E402
 from deepintuit_app.uploads import MAX_BYTES  # noqa: E402
 
@@ -46,6 +47,10 @@ PAGES = {
 }  # fmt: skip
 """Address → name in the navigation bar and module. The first is what `/` shows."""
 
+_EXAMPLE = (
+    "This is the example that ships with the package: finished runs on rendered clips. It takes reviews and slices; "
+    "stages run in a workbench of your own, such as `make demo` makes."
+)
 _OURS = {f"/{name}" for name in (*PAGES, *INTERNAL_ROUTES, "media", "export", "review-api", "static-app")}
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
@@ -64,14 +69,17 @@ _ALWAYS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosnif
 def blocks(context: AppContext) -> Blocks:
     """All pages as one multi-page app."""
     (_, (first, module)), *others = PAGES.items()
+    said = note(_EXAMPLE, role="status") if context.workbench.is_example else ""
     with Blocks(title="DeepIntuit", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         demo.uploads = context.uploads
         demo.has_launched = True  # or Gradio does not ask whether a file that is named was uploaded
         gr.Navbar(main_page_name=first)
+        gr.HTML(said, visible=bool(said), elem_classes="example")
         module.page(context)
     for path, (name, module) in others:
         with demo.route(name, f"/{path}"):
             gr.Navbar(main_page_name=first)  # each page names the first one, or calls it "Home"
+            gr.HTML(said, visible=bool(said), elem_classes="example")
             module.page(context)
     demo.queue(max_size=64, default_concurrency_limit=20)
     return demo
@@ -212,10 +220,12 @@ def serve(
     proxies: Sequence[str] = (),
     root_path: str = "",
     open_browser: bool = True,
+    begin: Callable[[], None] | None = None,
 ) -> None:
     """Serve until stopped. Without users it listens on this machine only: ConfigError for another host.
 
-    `trusted_hosts`: further names that requests may come under, of a proxy before it; the rest is as of `create`."""
+    `trusted_hosts`: further names that requests may come under, of a proxy before it; `begin` is called once pages can
+    be opened; the rest is as of `create`."""
     if host not in LOOPBACK and users is None:
         raise ConfigError(
             f"host {host!r} without a login",
@@ -238,6 +248,8 @@ def serve(
         print("It asks for no login: whoever the proxy lets through may do all. --auth FILE asks.", flush=True)
     if open_browser:
         threading.Timer(1.0, webbrowser.open, [address]).start()
+    if begin:
+        begin()
     listening = _listening(server, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)
     with contextlib.suppress(KeyboardInterrupt):
         listening.run()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import getpass
+import sys
+import threading
+import time
 from pathlib import Path
 
-from deepintuit.command import workbench_option
+from deepintuit import worlds
+from deepintuit.command import named_workbench, workbench_option
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError
 
@@ -25,6 +30,8 @@ def add_app(commands) -> None:
     about = "whose X-Forwarded-For, -Proto and -Host are believed (repeatable; default: nobody's)"
     option("--proxy", metavar="ADDRESS", action="append", default=[], help=about)
     option("--no-browser", action="store_true", help="do not open a browser")
+    about = "a stage with its options, started as a job once the dashboard is there (last on the line)"
+    option("--start", metavar="STAGE", nargs=argparse.REMAINDER, default=[], help=about)
     parser.set_defaults(run=_app)
 
 
@@ -43,8 +50,10 @@ def _app(options) -> int:
             raise ConfigError("--add-user without --auth", "there is no file to write to", "Add --auth FILE")
         gate.add_user(options.auth, options.add_user, getpass.getpass(f"Password for {options.add_user}: "))
         return 0
-    place = options.workbench or Config().workbench
-    if not Path(place).is_dir():
+    place = Path(named_workbench(options) or Config().workbench).expanduser().absolute()
+    if not place.is_dir() and options.workbench is None and (example := worlds.example(place)):
+        place = example
+    if not place.is_dir():
         raise ConfigError(
             f"there is no workbench at {str(place)!r}",
             "the dashboard shows what is in one",
@@ -60,5 +69,22 @@ def _app(options) -> int:
         proxies=options.proxy,
         root_path=options.root_path,
         open_browser=not options.no_browser,
+        begin=(lambda: _start(place, options.start)) if options.start else None,
     )
     return 0
+
+
+def _start(place: Path, words: list[str]) -> None:
+    """Start a stage as a job, and say here what it ended with."""
+    from deepintuit_app import jobs
+
+    command = [sys.executable, "-m", "deepintuit.cli", *words, f"--workbench={place}"]
+    job = jobs.launch(place, command, stage=words[0], title=" ".join(words))
+    print(f"`deepintuit {' '.join(words)}` runs as a job: see Runs, where it can be stopped.", flush=True)
+
+    def follow() -> None:
+        while jobs.find(place, job.id).active:
+            time.sleep(1)
+        print(f"\n{jobs.tail(place, job.id)}\nThe job {jobs.STATUSES[jobs.find(place, job.id).status]}.", flush=True)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -28,6 +28,7 @@ from typing import Any
 
 from deepintuit import disk
 from deepintuit.errors import DiskError, StoreError
+from deepintuit.runs import Workbench
 from deepintuit_app import supervisor
 
 _ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{4}")
@@ -77,7 +78,8 @@ def launch(
     files: Mapping[str, str] | None = None,
 ) -> Job:
     """Start a command as a job, behind those that wait. `{job}` in an argument is the job's folder, which `files` are
-    written to first."""
+    written to first. StoreError in the example."""
+    Workbench(workbench).refuse_example()
     moment = datetime.now(UTC)
     folder = workbench / "jobs" / f"{moment:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
     try:

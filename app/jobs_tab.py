@@ -93,7 +93,7 @@ def tab(context: AppContext, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, lis
             meanings = gr.HTML()
         with gr.Row():
             dry = gr.Checkbox(label="Only say what would be done", value=False)
-            full = gr.Checkbox(label="All systems (about three times as long)", value=False, visible=False)
+            full = gr.Checkbox(label="As many clips as README's table", value=False, visible=False)
         words = gr.HTML(elem_id="runs-preview")
         go = gr.Button("Start", variant="primary", elem_id="runs-start")
     gr.HTML(view.queue_note())

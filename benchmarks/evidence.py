@@ -2,7 +2,7 @@
 gain of each class. Writes docs/evidence.md.
 
 Each seed renders clips of its own, draws its own splits, and trains every system anew in a workbench of its own (`demo
---full`, or with `--brief` what `demo` trains); all choices were made on validation. Resumable: a seed that is finished
+--rivals`, or with `--brief` what `demo --full` trains); all choices were made on validation. Resumable: a finished seed
 lies as `docs/evidence/homecam-<seed>.json` and is not run again. `--again` reads the finished workbenches of such seeds
 once more, for what their files do not hold yet: it trains nothing, and stops where the scores are other ones.
 
@@ -58,7 +58,8 @@ def measure(seed: int, options: argparse.Namespace) -> dict:
     runs = demo.run(
         workbench,
         settings,
-        full=not options.brief,
+        labels=True,
+        rivals=not options.brief,
         fractions=fractions(settings),
         progress=not options.quiet,
         console=Console(),
@@ -269,7 +270,7 @@ if __name__ == "__main__":
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "evidence.md")
     parser.add_argument("--again", action="store_true", help="read finished seeds once more, train nothing")
-    parser.add_argument("--brief", action="store_true", help="the systems of `make demo`: a third of the time")
+    parser.add_argument("--brief", action="store_true", help="the systems of `demo --full`: a third of the time")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args()
     cli.quiet_libraries()

@@ -54,7 +54,7 @@ def whole(name: str, rendered: Path, given) -> tuple[dict[str, float], Counted, 
         with Counted() as counted, route(name):
             runs = demo.run(
                 Workbench(scratch), settings, fractions=fractions(settings), progress=False, console=console,
-                train=given.train, test=given.test,
+                train=given.train, test=given.test, labels=True, jobs=1,
             )  # fmt: skip
         spent = console.seconds()
         answers = [

@@ -122,8 +122,12 @@ def settings_of(options: argparse.Namespace) -> Config:
     """The settings of a command line: file, assignments, seed, and the workbench's place."""
     seed = [] if options.seed is None else [f"seed={options.seed}"]
     settings = config.load(options.config, [*options.set, *seed])
-    place = options.workbench or os.environ.get("DEEPINTUIT_HOME") or settings.workbench
-    return settings.replace(workbench=str(place))
+    return settings.replace(workbench=named_workbench(options) or settings.workbench)
+
+
+def named_workbench(options: argparse.Namespace) -> str | None:
+    """The workbench that the command line or the environment names."""
+    return options.workbench or os.environ.get("DEEPINTUIT_HOME")
 
 
 def opened(options: argparse.Namespace, kind: type | None = None):

@@ -10,12 +10,18 @@ A world is a module with the members of `World`. A package announces one in its 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
+import os
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
-from deepintuit.errors import ConfigError, nearest
+from deepintuit.errors import ConfigError, VideoError, VideoReason, nearest
+
+RENDERED = "rendered.json"
+"""Beside clips that a world renders when they are first looked at: its name, and SHA-256 by file name."""
 
 
 class World(Protocol):
@@ -34,6 +40,9 @@ class World(Protocol):
 
     def misread(self, text: str, facts: Any) -> list[str]:
         """Facts that an observation gets wrong or leaves out, by name."""
+
+    def render_clip(self, path: Path) -> None:
+        """Write the clip that a file of this name holds, the same bytes each time."""
 
 
 # Once a process: finding entry points reads the metadata of every installed package, and a judge asks per observation.
@@ -65,3 +74,38 @@ def knowing(note: str) -> tuple[World, Any]:
         except (KeyError, ValueError, TypeError):
             continue
     raise ValueError("no installed world can read this note")
+
+
+def example(place: Path) -> Path | None:
+    """A finished workbench to look at, in a copy beside `place`, by the first world that brings one as
+    `unpack_example(place)`; None where none does."""
+    found = next((world for world in map(named, names()) if hasattr(world, "unpack_example")), None)
+    return found and found.unpack_example(place.with_name(f"{place.name}-example"))
+
+
+def at_hand(path: str | os.PathLike[str]) -> Path:
+    """The path of a clip; one that a world renders on demand is there when this returns. VideoError where this machine
+    renders other bytes than those that traces and labels are about."""
+    path = Path(os.fsdecode(path))
+    told = path.parent / RENDERED
+    if os.path.exists(path) or not os.path.exists(told):
+        return path
+    world, hashes = _to_render(told, told.stat().st_mtime_ns)
+    if path.name not in hashes:
+        return path
+    named(world).render_clip(path)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != hashes[path.name]:
+        path.unlink(missing_ok=True)
+        raise VideoError(
+            f"clip {path.name!r} of the example",
+            "this machine renders it with other bytes than those that its traces were written about",
+            "Install the versions of requirements.lock, or make the workbench anew: `deepintuit demo`",
+            VideoReason.CHANGED,
+        )
+    return path
+
+
+@functools.lru_cache(maxsize=8)
+def _to_render(file: Path, _changed: int) -> tuple[str, dict[str, str]]:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return found["world"], found["sha256"]

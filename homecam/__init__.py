@@ -6,7 +6,7 @@
 - `world`    facts, and the rule that makes a label of several of them
 - `draw`     facts → frames, in three parts of the world that share no room and no clothes
 - `teacher`  facts → a trace, with realistic errors
-- `model/`   the embedded backbone (card inside); `workshop/` builds it anew
+- `model/`   the embedded backbone (card inside), `example/` a finished workbench; `workshop/` makes both anew
 
 Left out on purpose: sound, and anything that would let a look stand for a label.
 """
@@ -33,6 +33,8 @@ __all__ = [
     "label_of_observation",
     "listing",
     "misread",
+    "render_clip",
+    "unpack_example",
     "write_clips",
     "write_trace",
 ]
@@ -54,6 +56,18 @@ def listing(table: Path) -> Listing:
 def facts_of(note: str) -> Facts:
     """The facts of a clip from its `facts` note."""
     return clips.facts_from(note, Facts)
+
+
+def render_clip(path: Path) -> None:
+    """Write the clip that `write_clips` writes under this file name, the same bytes."""
+    clips.render_named(path, _plan)
+
+
+def unpack_example(place: Path) -> Path:
+    """The finished workbench that ships with this package, at `place`, where it is written if it is not there."""
+    from deepintuit_homecam.example import unpack
+
+    return unpack(place)
 
 
 def _plan(part: str, number: int, seed: int) -> clips.Plan:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -86,6 +86,12 @@ def write(folder: str | Path, plans: Sequence[Plan], *, jobs: int = 1, progress:
             row = [plan["path"], plan["label"], plan["home"].name, plan["part"], facts]
             writer.writerow([*row, *plan["notes"].values()])
     return table
+
+
+def render_named(path: Path, plan_of: Callable[[Part, int, int], Plan]) -> None:
+    """Write the one clip that a world writes under this file name (part, seed and number), the same bytes."""
+    part, seed, number = path.stem.split("-")
+    _render(path.parent.parent, plan_of(part, int(number), int(seed)))
 
 
 def listed(table: Path, labels: LabelSet) -> Listing:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 
+from deepintuit import cli
 from deepintuit.command import common, console, opened, print_settings, settings_of
-from deepintuit.config import CONFIGS
+from deepintuit.config import CONFIGS, Config
 from deepintuit.schedule import fractions
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.commands import evaluated, show_report
@@ -17,27 +19,55 @@ _WORLD = "homecam: a rule of several facts; household: policies in plain words, 
 def add_demo(commands) -> None:
     about = "everything, from rendered clips to the table, with the embedded world and model"
     parser = common(commands.add_parser("demo", help=about, example="demo --workbench demo --seed 1", settings="demo"))
-    about = "with RB-FT and zero-shot, and every system calibrated (about three times as long)"
-    parser.add_argument("--full", action="store_true", help=about)
-    parser.add_argument("--world", choices=_WORLDS, default="homecam", help=_WORLD)
+    option = parser.add_argument
+    option("--full", action="store_true", help="on as many clips as README's table, beside labels alone")
+    about = "as --full, with RB-FT and zero-shot, and every system calibrated (three times as long)"
+    option("--rivals", action="store_true", help=about)
+    option("--train", type=int, metavar="N", help="clips to train and validate on, in place of those of the size")
+    option("--test", type=int, metavar="N", help="clips to test on")
+    option("--world", choices=_WORLDS, default="homecam", help=_WORLD)
+    about = "in a terminal, open the dashboard on the example at once, and run the stages as a job beside it"
+    option("--dashboard", action="store_true", help=about)
     parser.set_defaults(run=_demo)
 
 
 def _demo(options) -> int:
+    from deepintuit_homecam import demo, example
+
+    full = options.full or options.rivals
     if options.config is None:
         options.config = str(CONFIGS / _WORLDS[options.world])
+        options.set = [*(() if full else demo.QUICK_SETTINGS[options.world]), *options.set]
     workbench, settings = opened(options, Workbench)
     for stage in ("teach", "coldstart", "grpo", "calibrate", "evaluate"):  # before minutes are spent on clips
         settings.refuse_idle(stage)
     if options.dry_run:
         print_settings(settings, "demo")
         return 0
-    from deepintuit_homecam import demo
-
-    progress, shares = not options.quiet, fractions(settings)
-    given = {"progress": progress, "console": console, "world": options.world}
-    demo.run(workbench, settings, full=options.full, fractions=shares, **given)
+    workbench.refuse_example()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # small steps gain nothing from a second thread; another stage does
+    if options.dashboard:
+        if not workbench.path.exists():
+            example.unpack(workbench.path, open=True)
+        if sys.stdout.isatty():
+            return _with_dashboard(options, settings)
+        console.print(
+            f"Finished runs to look at meanwhile: deepintuit app --workbench {workbench.path}", soft_wrap=True
+        )
+    train, test = (demo.SIZES if full else demo.QUICK)[options.world]
+    counts = {"train": options.train or train, "test": options.test or test}
+    given = {"progress": not options.quiet, "console": console, "world": options.world, "labels": full}
+    demo.run(workbench, settings, rivals=options.rivals, fractions=fractions(settings), **counts, **given)
     return show_report(workbench, settings, evaluated(workbench, settings))
+
+
+def _with_dashboard(options, settings: Config) -> int:
+    """The dashboard, with the stages as a job beside it."""
+    words = [f"--{name}" for name in ("full", "rivals") if getattr(options, name)]
+    given = {name: getattr(options, name) for name in ("config", "seed", "train", "test", "world")}
+    words += [f"--{name}={value}" for name, value in given.items() if value is not None]
+    words += [f"--set={change}" for change in options.set]
+    return cli.main(["app", f"--workbench={settings.workbench}", "--start", "demo", *words])
 
 
 def add_clips(verbs) -> None:

@@ -1,12 +1,13 @@
 """Everything once, from rendered clips to the table of systems, with the embedded world and model.
 
-    deepintuit demo            the three stages beside labels alone and the baselines without a model
-    deepintuit demo --full     also zero-shot, labels alone on all training clips, RB-FT, and calibration on cold start
+    deepintuit demo             the three stages beside baselines without a model, on as few clips as show their gains
+    deepintuit demo --full      on as many clips as README's table, beside labels alone
+    deepintuit demo --rivals    also zero-shot, labels alone on all training clips, RB-FT, and calibration on cold start
     alone
 
 A door like `cli`: it only puts stages one behind the other. Stopped anywhere, the same command goes on from there.
 
-    bench = demo.finished("workbench")      what notebooks open: the finished runs there, or small ones made beside it
+    bench = demo.finished("workbench")      what notebooks open: the finished runs there, or the example that ships
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from rich import get_console, reconfigure
 from rich.console import Console
 
 import deepintuit_homecam as homecam
-from deepintuit import config, video
+from deepintuit import config, video, worker, worlds
 from deepintuit.config import Config
 from deepintuit.data import Manifest, assign_splits
 from deepintuit.errors import quiet_libraries
@@ -40,14 +44,10 @@ TRAIN, TEST = 1200, 400
 """Clips rendered for the four training and validation splits together, and for test."""
 SIZES = {"homecam": (TRAIN, TEST), "household": (600, 320)}
 """The same by world."""
-
-SMALL_TRAIN, SMALL_TEST = 280, 60
-SMALL = (
-    "coldstart.epochs=10", "coldstart.batch=4", "grpo.clips_per_step=6", "grpo.max_steps=3",
-    "grpo.check_clips=6", "calibrate.traces=2", "calibrate.epochs=2", "evaluate.bootstrap=200",
-)  # fmt: skip
-"""The notebooks' own workbench, all stages in minutes: its numbers show the form of a result, not the method."""
-_SMALL_SHARES = {"coldstart": 0.4, "grpo": 0.1, "calibration": 0.35, "validation": 0.15}
+QUICK = {"homecam": (480, 160), "household": SIZES["household"]}
+"""What `deepintuit demo` renders unless --full asks for `SIZES`."""
+QUICK_SETTINGS = {"homecam": ("calibrate.epochs=2",), "household": ()}
+"""In what it departs from the world's settings then."""
 
 
 def clips(
@@ -75,7 +75,7 @@ def clips(
         rendered.listing(table),
         workbench,
         dataset,
-        probe=partial(video.probe, isolate=True),
+        probe=video.probe,  # in this process: these files are our own
         playable_copy=video.playable_copy,
         jobs=jobs,
         progress=progress,
@@ -89,80 +89,137 @@ def run(
     workbench: Workbench,
     settings: Config,
     *,
-    full: bool = False,
+    labels: bool = False,
+    rivals: bool = False,
     fractions: Mapping[str, float],
     progress: bool = True,
     console: Console | None = None,
     train: int | None = None,
     test: int | None = None,
     world: str = "homecam",
+    jobs: int = min(2, os.cpu_count() or 1),
 ) -> list[Run]:
-    """All stages and evaluations; returns the evaluate runs, in the order of the table. `train` and `test`: clips, None
-    for the world's `SIZES`."""
+    """All stages and evaluations; returns the evaluate runs, in the order of the table. `labels`: beside the model of
+    labels alone; `rivals`: beside all of them. `train` and `test`: clips, None for the world's `SIZES`. With 2 `jobs`,
+    what no stage begins with is made in a second process."""
     console = console or Console()
     clock = _Clock(console)
     show = {"progress": progress}
-    made = {"jobs": os.cpu_count() or 1, "progress": progress, "fractions": fractions, "world": world}
+    cores = (os.cpu_count() or 1) if jobs > 1 else 1
+    made = {"jobs": cores, "progress": progress, "fractions": fractions, "world": world}
     counts = [given or usual for given, usual in zip((train, test), SIZES[world])]
     clock("Clips", lambda: clips(settings, *counts, **made))
     from deepintuit import calibrate, coldstart, evaluate, grpo, teach
 
-    def labels_only(*splits: str) -> Config:
-        passes = settings.coldstart.epochs * settings.teach.traces  # as many updates as the traces get
-        return settings.replace(coldstart={"target": "label", "splits": splits, "epochs": passes})
-
-    teacher = clock("Teacher traces", lambda: teach.run(workbench, settings, **show))
-    labels = clock(
-        "Labels only, cold-start clips",
-        lambda: coldstart.run(workbench, labels_only("coldstart"), teacher=None, name="labels", **show),
-    )
-    cold = clock("Cold start", lambda: coldstart.run(workbench, settings, teacher=teacher.id, **show))
-    refined = clock("GRPO", lambda: grpo.run(workbench, settings, start=cold.id, **show))
-    calibrated = {
-        refined.id: clock("Calibrate", lambda: calibrate.run(workbench, settings, reasoner=refined.id, **show))
-    }
-    systems: list[tuple[str, Run | None]] = [
-        ("labels only", labels),
-        ("cold start", cold),
-        ("cold start + GRPO", refined),
-    ]
-    if full:
-        everything = labels_only("coldstart", "grpo", "calibration")
-        # Four times the clips: a third of the passes are more updates than labels alone get on the cold-start clips.
-        everything = everything.replace(coldstart={"epochs": settings.coldstart.epochs / 3})
-        labels_all = clock(
-            "Labels only, all training clips",
-            lambda: coldstart.run(workbench, everything, teacher=None, name="labels-all", **show),
-        )
-        calibrated[cold.id] = clock(
-            "Calibrate cold start alone", lambda: calibrate.run(workbench, settings, reasoner=cold.id, **show)
-        )
-        for source in ("video", "trace"):
-            control = settings.replace(calibrate={"without": source})
-            clock(
-                f"Calibrate without the {source}",
-                lambda c=control: calibrate.run(workbench, c, reasoner=refined.id, **show),
-            )
-        own = _rationales(workbench, settings, clock, show)
-        systems = [
-            ("zero-shot", None),
-            ("labels only, all clips", labels_all),
-            *([("RB-FT", own)] if own else []),
-            *systems,
-        ]
-    runs = [clock("Baselines", lambda: evaluate.baselines(workbench, settings, **show))]
-    for name, system in systems:
-        judge = calibrated.get(system.id) if system else None
-        runs.append(
-            clock(
-                f"Evaluate {name}",
-                lambda s=system, j=judge: evaluate.run(
-                    workbench, settings, reasoner=s.id if s else None, calibrator=j.id if j else None, **show
-                ),
-            )
-        )
+    passes = settings.coldstart.epochs * settings.teach.traces  # as many updates as the traces get
+    alone = settings.replace(coldstart={"target": "label", "splits": ("coldstart",), "epochs": passes})
+    with _Beside(workbench, settings, clock, jobs) as beside:
+        teacher = clock("Teacher traces", lambda: teach.run(workbench, settings, **show))
+        scored, labels = [beside("Baselines", evaluate.baselines)], labels or rivals
+        if labels:
+            rival = beside("Labels only", coldstart.run, alone, teacher=None, name="labels")
+        if jobs > 1:
+            beside("Features of all clips", _encode)
+        cold = clock("Cold start", lambda: coldstart.run(workbench, settings, teacher=teacher.id, **show))
+        if labels:
+            scored.append(beside("Evaluate labels only", evaluate.run, reasoner=rival.result()))
+        if not rivals:  # which calibrate it, too
+            scored.append(beside("Evaluate cold start", evaluate.run, reasoner=cold.id))
+        refined = clock("GRPO", lambda: grpo.run(workbench, settings, start=cold.id, **show))
+        judge = clock("Calibrate", lambda: calibrate.run(workbench, settings, reasoner=refined.id, **show))
+        runs = clock("What ran beside them", lambda: [workbench.run(one.result()) for one in scored])
+    systems: list[tuple[str, str | None, str | None]] = [("cold start + GRPO", refined.id, judge.id)]
+    if rivals:
+        others = _rivals(workbench, settings, clock, cold, refined, show)
+        baselines, labels_only = runs
+        runs = [baselines, *(_score(workbench, settings, clock, *one, **show) for one in others[:-1]), labels_only]
+        systems.insert(0, others[-1])
+    runs += [_score(workbench, settings, clock, *one, **show) for one in systems]
     console.print(f"All stages took {clock.total / 60:.1f} minutes.")
     return runs
+
+
+def _score(
+    workbench: Workbench, settings: Config, clock: _Clock, name: str, reasoner: str | None, judge: str | None, **show
+) -> Run:
+    from deepintuit import evaluate
+
+    given = {"reasoner": reasoner, "calibrator": judge, **show}
+    return clock(f"Evaluate {name}", lambda: evaluate.run(workbench, settings, **given))
+
+
+def _rivals(
+    workbench: Workbench, settings: Config, clock: _Clock, cold: Run, refined: Run, show: dict
+) -> list[tuple[str, str | None, str | None]]:
+    """Train what the three stages are compared with; what there is to score, as (name, reasoner, calibrator)."""
+    from deepintuit import calibrate, coldstart
+
+    # Four times the clips: a third of the passes are more updates than labels alone get on the cold-start clips.
+    epochs, splits = settings.coldstart.epochs / 3, ("coldstart", "grpo", "calibration")
+    everything = settings.replace(coldstart={"target": "label", "splits": splits, "epochs": epochs})
+    labels_all = clock(
+        "Labels only, all training clips",
+        lambda: coldstart.run(workbench, everything, teacher=None, name="labels-all", **show),
+    )
+    judge = clock("Calibrate cold start alone", lambda: calibrate.run(workbench, settings, reasoner=cold.id, **show))
+    for source in ("video", "trace"):
+        control = settings.replace(calibrate={"without": source})
+        clock(
+            f"Calibrate without the {source}",
+            lambda c=control: calibrate.run(workbench, c, reasoner=refined.id, **show),
+        )
+    own = _rationales(workbench, settings, clock, show)
+    return [
+        ("zero-shot", None, None),
+        ("labels only, all clips", labels_all.id, None),
+        *([("RB-FT", own.id, None)] if own else []),
+        ("cold start", cold.id, judge.id),
+    ]
+
+
+class _Beside:
+    """Stages that no other begins with, in a second process, one after the other: training is many small steps, which
+    a second thread does not make faster. Called, it gives the id of the stage's run as a future. One job: in this
+    process, when it is called."""
+
+    def __init__(self, workbench: Workbench, settings: Config, clock: _Clock, jobs: int):
+        self.workbench, self.settings, self.clock = workbench, settings, clock
+        apart = {"mp_context": get_context("spawn"), "initializer": worker.end_with_parent}
+        self.pool = ProcessPoolExecutor(1, **apart) if jobs > 1 else None
+
+    def __enter__(self) -> _Beside:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=error is not None)
+
+    def __call__(self, title: str, stage: Callable, settings: Config | None = None, **inputs: Any) -> Future[str]:
+        work = partial(_run_beside, stage, self.workbench.path, settings or self.settings, inputs)
+        if self.pool:
+            self.clock.console.print(f"{title}: in a second process")
+            return self.pool.submit(work)
+        done: Future[str] = Future()
+        done.set_result(self.clock(title, work))
+        return done
+
+
+def _run_beside(stage: Callable, place: Path, settings: Config, inputs: dict[str, Any]) -> str | None:
+    quiet_libraries()
+    made = stage(Workbench(place), settings, progress=False, **inputs)
+    return made and made.id
+
+
+def _encode(workbench: Workbench, settings: Config, *, progress: bool) -> None:
+    """Have features of the clips in the cache before a stage asks for them."""
+    from deepintuit.reasoner import LocalReasoner, Task
+    from deepintuit.vlm import VLM
+
+    if settings.video.cache_gib:
+        task = Task(workbench.path, settings)
+        reasoner = LocalReasoner(VLM.load(settings.model, settings.video, cache=workbench.cache), task)
+        for split in ("grpo", "calibration", "validation", "test"):
+            reasoner.known(task.clips(split))
 
 
 @dataclass(frozen=True)
@@ -182,7 +239,11 @@ class Finished:
     labels: Run | None
     evaluation: Run
     evaluations: list[Run]
-    small: bool
+
+    @property
+    def small(self) -> bool:
+        """Whether its numbers show the form of a result and not its size."""
+        return len(self.manifest.frame) < TRAIN
 
     @property
     def manifest(self) -> Manifest:
@@ -191,7 +252,7 @@ class Finished:
     def file(self, clip_id: str) -> Path:
         """The file of a clip that a browser plays."""
         row = self.manifest.frame.set_index("clip_id").loc[clip_id]
-        return Path(row["playable_path"] if isinstance(row["playable_path"], str) else row["path"])
+        return worlds.at_hand(row["playable_path"] if isinstance(row["playable_path"], str) else row["path"])
 
     def scratch(self) -> Workbench:
         """A throw-away workbench with the same clips, features and runs to start from; gone when this process ends.
@@ -210,12 +271,9 @@ class Finished:
         return Workbench(folder)
 
 
-def finished(path: str | os.PathLike[str], *, progress: bool = True) -> Finished:
-    """The newest chain of finished runs in the workbench at `path`; where there is none, a small one made beside it.
-
-    The small workbench is `<path>-small`: the embedded world with few clips and short training, about three minutes on
-    two cores, once. Stopped anywhere, the same call goes on from there. Nothing but its index is written into `path`.
-    """
+def finished(path: str | os.PathLike[str]) -> Finished:
+    """The newest chain of finished runs in the workbench at `path`; where there is none, that of the example that
+    ships, in a copy beside it. Nothing but its index is written into `path`."""
     quiet_libraries()
     # Threads of torch that wait shall sleep: spinning, on two cores that others use too, they take six times the work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -225,27 +283,19 @@ def finished(path: str | os.PathLike[str], *, progress: bool = True) -> Finished
         reconfigure(force_jupyter=False, force_terminal=True, color_system=None)
     console = get_console()
     path = Path(path).expanduser().absolute()
-    found = _chain(Workbench(path), small=False) if path.is_dir() else None
+    found = chain_of(Workbench(path)) if path.is_dir() else None
     if found is None:
-        path = path.with_name(path.name + "-small")
-        found = _chain(Workbench(path), small=True)
-    if found is None:
-        console.print(f"No finished runs yet: a small workbench is made in {path.name}, once, in a few minutes.")
-        settings = config.load(config.CONFIGS / "tiny.toml", [f"workbench={path}", *SMALL])
-        bench = Workbench(path)
-        counts = {"train": SMALL_TRAIN, "test": SMALL_TEST}
-        quiet = console if progress else Console(quiet=True)
-        run(bench, settings, fractions=_SMALL_SHARES, progress=progress, console=quiet, **counts)
-        found = _chain(bench, small=True)
+        path = worlds.example(path)
+        found = chain_of(Workbench(path))
     found.workbench.refresh()
-    whose = "small runs, which show the form of a result and not its size" if found.small else "finished runs"
+    whose = "the example that ships" if found.workbench.is_example else "finished runs"
     console.print(f"{path.name}: {whose}; {found.settings.clips.dataset}, {found.grpo.id}.", highlight=False)
     shown = os.path.normpath(path)
     console.print(f'On the dashboard: make app ARGS="--workbench {shown}"', highlight=False, soft_wrap=True)
     return found
 
 
-def _chain(workbench: Workbench, small: bool) -> Finished | None:
+def chain_of(workbench: Workbench) -> Finished | None:
     """The newest calibrated GRPO run with what it stands on."""
     if not (workbench.path / "runs").is_dir():
         return None
@@ -266,7 +316,7 @@ def _chain(workbench: Workbench, small: bool) -> Finished | None:
         settings = config.of(refined.about["settings"]).replace(workbench=str(workbench.path))
         same = cold.config["coldstart"]["splits"]
         rival = next((run for run in rivals if run.config["coldstart"]["splits"] == same), None)
-        return Finished(workbench, settings, teacher, cold, refined, judge, rival, own[-1], scored, small)
+        return Finished(workbench, settings, teacher, cold, refined, judge, rival, own[-1], scored)
     return None
 
 

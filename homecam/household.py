@@ -33,6 +33,7 @@ __all__ = [
     "label_of_observation",
     "listing",
     "misread",
+    "render_clip",
     "write_clips",
     "write_trace",
 ]
@@ -137,6 +138,11 @@ def listing(table: Path) -> Listing:
 def facts_of(note: str) -> Facts:
     """The facts of a clip from its `facts` note."""
     return clips.facts_from(note, Facts)
+
+
+def render_clip(path: Path) -> None:
+    """Write the clip that `write_clips` writes under this file name, the same bytes."""
+    clips.render_named(path, _plan)
 
 
 def _plan(part: Part, number: int, seed: int) -> clips.Plan:

@@ -12,7 +12,7 @@
 # A *reasoner* watches a clip and writes a *trace*: what it sees, what follows from that, and an answer. Rewards, calibration and error analysis all read
 # traces. Here you read one, break it in every way it can be broken, parse it and score it.
 #
-# The first cell opens a workbench: yours, if all stages have ended in it, else a small one that is made once, in about three minutes.
+# The first cell opens a workbench: yours, if all stages have ended in it, else the example that ships with the package, in a copy of its own.
 
 # %%
 import os

@@ -1,6 +1,6 @@
-"""The notebooks run from beginning to end on a small workbench, hold to house rules, and are stored without outputs.
+"""The notebooks run from beginning to end on the example that ships, hold to house rules, and store no outputs.
 
-One small workbench is made for all of them (`demo.finished`), once a session. The rules are in notebooks/README.md.
+The rules are in notebooks/README.md.
 """
 
 import ast
@@ -19,7 +19,9 @@ import pytest
 from nbclient import NotebookClient
 from traitlets.config import Config
 
+from deepintuit import config
 from deepintuit.data import Manifest
+from deepintuit_analysis import Workbench
 from deepintuit_analysis.index.browse import TraceFilter
 from deepintuit_analysis.report.gather import tabulate
 from deepintuit_homecam import demo
@@ -56,12 +58,9 @@ def code_lines(cell: str) -> int:
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory) -> Path:
-    """The path that notebooks are given; the small workbench stands beside it."""
-    place = tmp_path_factory.mktemp("notebooks") / "workbench"
-    bench = demo.finished(place, progress=False)
-    assert bench.small and not place.exists()
-    return place
+def place(tmp_path_factory) -> Path:
+    """The path that notebooks are given; the example stands beside it."""
+    return tmp_path_factory.mktemp("notebooks") / "workbench"
 
 
 def test_notebooks_are_numbered_without_gaps():
@@ -121,24 +120,21 @@ def test_links_to_traces_name_what_that_page_reads(name):
             assert {given.arg for given in node.keywords} <= known
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_workbench_with_finished_runs_is_opened_and_none_is_made_beside_it(small):
-    made = demo.finished(small)
-    own = demo.finished(made.workbench.path)
-    assert made.small and not own.small
-    assert [run.id for run in own.evaluations] == [run.id for run in made.evaluations]
+def test_workbench_with_finished_runs_is_opened_and_none_is_made_beside_it(place, tmp_path):
+    example = demo.finished(place)
+    assert example.workbench.is_example and not place.exists() and not example.small
+    (tmp_path / "mine").symlink_to(example.workbench.path)
+    own = demo.finished(tmp_path / "mine")
+    assert [run.id for run in own.evaluations] == [run.id for run in example.evaluations]
     assert own.evaluation.parent == own.calibrate.parent == own.grpo.id and own.grpo.parent == own.cold.id
-    assert sorted(path.name for path in small.parent.iterdir()) == [made.workbench.path.name]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_scratch_has_the_same_clips_and_runs_and_what_is_made_there_stays_there(small):
-    bench = demo.finished(small)
+def test_scratch_has_the_same_clips_and_runs_and_what_is_made_there_stays_there(place):
+    bench = demo.finished(place)
     before = [run.id for run in bench.workbench.runs()]
     scratch = bench.scratch()
-    assert Manifest.load(scratch.path, "homecam").fingerprint == bench.manifest.fingerprint
+    assert Manifest.load(scratch.path, bench.manifest.dataset).fingerprint == bench.manifest.fingerprint
     chain = (bench.teach, bench.cold, bench.grpo, bench.calibrate)
     assert {run.id for run in scratch.runs()} == {run.id for run in chain}
     with scratch.start_run("coldstart", {"made": "here"}, parent=None) as run:
@@ -147,13 +143,21 @@ def test_scratch_has_the_same_clips_and_runs_and_what_is_made_there_stays_there(
     assert bench.file(bench.manifest.usable("test")["clip_id"].iloc[0]).exists()
 
 
+SMALL = (
+    "coldstart.epochs=10", "coldstart.batch=4", "grpo.clips_per_step=6", "grpo.max_steps=3",
+    "grpo.check_clips=6", "calibrate.traces=2", "calibrate.epochs=2", "evaluate.bootstrap=200",
+)  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_small_run_of_seed_0_holds_what_so_few_clips_can_show(small):
+def test_a_small_demo_of_seed_0_holds_what_so_few_clips_can_show(tmp_path):
     """What a machine that rounds otherwise may not turn: each margin is at most half of what was measured (LOG.md).
-    That traces beat labels, GRPO the cold start, and calibrated labels raw ones, takes the clips of `make demo`."""
-    bench = demo.finished(small)
-    by = {row.key: row for row in tabulate(bench.workbench, [run.id for run in bench.evaluations]).rows}
+    That traces beat labels, GRPO the cold start, and calibrated labels raw ones, takes the clips of `demo --full`."""
+    settings = config.load(config.CONFIGS / "tiny.toml", [f"workbench={tmp_path}", *SMALL])
+    shares = {"coldstart": 0.4, "grpo": 0.1, "calibration": 0.35, "validation": 0.15}
+    runs = demo.run(Workbench(tmp_path), settings, fractions=shares, train=280, test=60, progress=False, labels=True)
+    by = {row.key: row for row in tabulate(Workbench(tmp_path), [run.id for run in runs]).rows}
     majority, labels, cold, refined = (
         by[name, "raw", "none"].evaluation.accuracy.value
         for name in ("majority", "labels only", "cold start", "cold start + GRPO")
@@ -170,8 +174,8 @@ def test_the_small_run_of_seed_0_holds_what_so_few_clips_can_show(small):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_runs_in_time_and_leaves_nothing_behind(name, small, tmp_path, monkeypatch, record_property):
-    monkeypatch.setenv("DEEPINTUIT_HOME", str(small))
+def test_notebook_runs_in_time_and_leaves_nothing_behind(name, place, tmp_path, monkeypatch, record_property):
+    monkeypatch.setenv("DEEPINTUIT_HOME", str(place))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     run = source(name)

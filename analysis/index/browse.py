@@ -19,6 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepintuit import worlds
 from deepintuit.errors import StoreError, nearest
 from deepintuit.runs.schema import storable
 from deepintuit.tables import FORMATS, written
@@ -388,7 +389,7 @@ def _stretches(workbench: Workbench, condition: str, values: list[Any]) -> Itera
 
 def clip_file(workbench: Workbench, clip_id: str, *, playable: bool = True) -> Path | None:
     """Where the video of a clip lies: with `playable` the copy that a browser can show, where import made one. None for
-    a clip that is excluded."""
+    a clip that is excluded. VideoError for one of the example that this machine renders otherwise."""
     column = "coalesce(playable_path, path)" if playable else "path"
     found = workbench.query(
         f"SELECT {column} AS path FROM clips WHERE clip_id = ? AND path IS NOT NULL AND excluded IS NULL LIMIT 1",  # noqa: S608
@@ -396,8 +397,7 @@ def clip_file(workbench: Workbench, clip_id: str, *, playable: bool = True) -> P
     )
     if found.empty:
         return None
-    path = Path(found.path[0])
-    return path if path.is_absolute() else workbench.path / path
+    return worlds.at_hand(workbench.path / found.path[0])
 
 
 def trace(workbench: Workbench, trace_id: str) -> pd.Series | None:

@@ -28,7 +28,10 @@ from deepintuit.errors import StoreError, nearest
 from deepintuit.runs.run import Run, plain, provenance, read_description, versions, without_secrets
 from deepintuit.runs.schema import GRAINS, Grain, TraceRow, trace_id, unnamed
 
-__all__ = ["GRAINS", "Grain", "Run", "TraceRow", "Workbench", "trace_id", "unnamed", "without_secrets"]
+__all__ = ["EXAMPLE", "GRAINS", "Grain", "Run", "TraceRow", "Workbench", "trace_id", "unnamed", "without_secrets"]
+
+EXAMPLE = "example.json"
+"""In the root of a workbench that shows finished runs and takes no others: what they are of."""
 
 _STAGE = re.compile(r"[a-z][a-z0-9_]*")
 _live: "weakref.WeakValueDictionary[str, Run]" = weakref.WeakValueDictionary()
@@ -42,6 +45,19 @@ class Workbench:
         self.path = Path(path).expanduser().absolute()
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"{self.path} is a file", "a workbench is a folder", "name another path")
+
+    @property
+    def is_example(self) -> bool:
+        return (self.path / EXAMPLE).exists()
+
+    def refuse_example(self) -> None:
+        """StoreError in a workbench that shows how finished runs look."""
+        if self.is_example:
+            raise StoreError(
+                f"{self.path} is the example",
+                "its runs stay as they were made; reviews and slices are all that is added to it",
+                "Start stages in a workbench of your own: --workbench DIR, or DEEPINTUIT_HOME",
+            )
 
     def _folder(self, name: str) -> Path:
         folder = self.path / name
@@ -84,6 +100,7 @@ class Workbench:
         """
         if not _STAGE.fullmatch(stage):
             raise StoreError(f"the stage is called {stage!r}", "it names folders", "use one lower-case word")
+        self.refuse_example()
         if parent is not None:
             self.run(parent)
         settings = plain(config)

@@ -17,6 +17,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from .. import worlds
 from ..errors import VideoError, VideoReason
 from .clip import (
     DECODER_BYTES_PER_PIXEL,
@@ -169,6 +170,7 @@ def read(
     """
     if count < 1 or size is not None and min(size) < 1 or fps is not None and not 0 <= fps < float("inf"):
         raise ValueError(f"count {count}, size {size} and fps {fps} must be positive")
+    worlds.at_hand(path)
     if isolate:
         from .isolation import remote_read
 

@@ -1,0 +1,156 @@
+"""The finished workbench that ships: small, opened without torch and without a workbench, and left as it was made."""
+
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import urllib.request
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import pytest
+from porch import until
+
+from deepintuit import runs, video, worlds
+from deepintuit.data import Manifest
+from deepintuit.errors import StoreError, VideoError
+from deepintuit.reasoner import live
+from deepintuit.reasoner.replay import Distribution, TraceDone
+from deepintuit.reasoner.task import Task
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import browse, clips
+from deepintuit_analysis.review import EventLog, Reviews
+from deepintuit_app import jobs
+from deepintuit_homecam import example
+
+TRAINING = ("accelerate", "datasets", "peft", "tensorboard", "torch", "torchvision", "transformers", "trl")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory) -> Workbench:
+    bench = Workbench(worlds.example(tmp_path_factory.mktemp("example") / "workbench"))
+    bench.refresh()
+    return bench
+
+
+def clip_of(bench: Workbench, split: str = "test", number: int = 0):
+    return Manifest.load(bench.path, example.DATASET).usable(split).iloc[number]
+
+
+def test_the_example_is_small_and_says_from_which_commit_its_runs_are():
+    files = [file for file in example.FILES.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 12_000_000
+    about = json.loads((example.FILES / runs.EXAMPLE).read_text())
+    made_by = {json.loads(file.read_text())["commit"] for file in files if file.name == "run.json"}
+    assert made_by == {about["runs_of_commit"]} and re.fullmatch("[0-9a-f]{40}", about["runs_of_commit"])
+    assert not [file for file in files if re.search(rb"/(home|root|tmp|work|Users)/", file.read_bytes())]
+
+
+def test_every_stage_of_the_example_is_there_with_its_rows_and_no_problem(opened):
+    assert opened.problems() == [] and opened.path.name == "workbench-example"
+    counted = opened.query("SELECT stage, count(*) AS n FROM runs WHERE status = 'finished' GROUP BY stage")
+    assert {*counted["stage"]} == {"teach", "coldstart", "grpo", "calibrate", "evaluate"}
+    for table in ("traces", "scores", "predictions", "steps", "reviews"):
+        assert opened.query(f"SELECT count(*) AS n FROM {table}")["n"][0] > 20, table
+
+
+def test_a_clip_of_the_example_is_rendered_when_it_is_first_looked_at_bit_for_bit(opened):
+    for split in ("test", "coldstart"):
+        row = clip_of(opened, split)
+        assert not Path(row["path"]).exists()
+        file = browse.clip_file(opened, row["clip_id"])
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == row["sha256"] and str(file) == row["path"]
+    unseen = clip_of(opened, number=1)
+    assert len(video.read(unseen["path"], 4)) == 4, "whoever reads frames need not have asked for the file"
+    with pytest.raises(VideoError, match="not_found|the system says"):
+        video.read(Path(unseen["path"]).with_name("test-0-99999.mp4"), 4)
+
+
+def test_another_rendering_than_the_one_that_traces_are_about_is_refused(opened):
+    row = clip_of(opened, number=2)
+    listed = Path(row["path"]).parent / worlds.RENDERED
+    told = listed.read_text()
+    listed.write_text(told.replace(row["sha256"], row["sha256"][::-1]))
+    try:
+        with pytest.raises(VideoError, match="renders it with other bytes"):
+            worlds.at_hand(row["path"])
+        assert not Path(row["path"]).exists()
+    finally:
+        listed.write_text(told)
+
+
+def test_the_example_takes_reviews_and_neither_runs_nor_jobs(opened):
+    with pytest.raises(StoreError, match="is the example"):
+        opened.start_run("coldstart", {})
+    with pytest.raises(StoreError, match="is the example"):
+        jobs.launch(opened.path, [sys.executable, "-c", ""], stage="report", title="report")
+    assert not (opened.path / "jobs").exists()
+    with EventLog(opened.reviews) as log:
+        reviews = Reviews(log)
+        item = reviews.next_item("first look", "somebody")
+        reviews.judge("first look", "somebody", item.trace_id, {"label": None, "verdict": None})
+        assert reviews.progress("first look")["by"]["somebody"] == 1
+
+
+def test_live_reasoning_on_the_example_writes_about_the_stored_trace_and_calibrates_it(opened):
+    found = clips.reasoners(opened)[0]
+    row, events = clip_of(opened, number=3), []
+    models = live.Models(opened)
+    clip = next(
+        c for c in Task(opened.path, models.settings(found["run_id"])).clips("test") if c.clip_id == row["clip_id"]
+    )
+    ask = live.Ask(clip, reasoner=found["run_id"], calibrator=found["calibrator"])
+    live.reason(models, ask, events.append, lambda: False)
+    [done] = [event for event in events if isinstance(event, TraceDone)]
+    stored = opened.query(
+        "SELECT text FROM traces WHERE clip_id = ? AND run_id LIKE 'evaluate-cold-start-grpo%' AND temperature = 0",
+        [row["clip_id"]],
+    )
+    # Weights are rounded, and machines round: a word may differ.
+    assert done.reason is None and SequenceMatcher(None, done.text, stored["text"][0]).ratio() > 0.8
+    assert {event.method for event in events if isinstance(event, Distribution)} >= {"label_likelihood"}
+
+
+def test_another_version_of_the_example_is_kept_under_a_number_with_its_reviews(opened, tmp_path):
+    place = tmp_path / "there"
+    (place / "reviews").mkdir(parents=True)
+    (place / "reviews" / "events.sqlite").write_bytes(b"mine")
+    (place / runs.EXAMPLE).write_text("{}")
+    assert example.unpack(place) == place == example.unpack(place)
+    assert (tmp_path / "there@1" / "reviews" / "events.sqlite").read_bytes() == b"mine"
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["there", "there@1"]
+    own = example.unpack(tmp_path / "own", open=True)
+    with Workbench(own).start_run("coldstart", {}) as run:
+        run.finish({})
+
+
+def test_the_dashboard_opens_the_example_where_there_is_no_workbench_and_without_torch(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # What `make app-light` leaves out cannot be imported.
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({TRAINING!r})); from deepintuit.cli import main; "
+        f"sys.exit(main(['app', '--no-browser', '--port', '{port}']))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "DEEPINTUIT_HOME"}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment, text=True) as server:
+        try:
+            ask = lambda path: urllib.request.urlopen(f"http://localhost:{port}{path}", timeout=60)  # noqa: E731, S310
+
+            def up() -> bool:
+                assert server.poll() is None
+                try:
+                    return ask("/").status == 200
+                except OSError:
+                    return False
+
+            until(up, 120)
+            assert "This is the example that ships" in ask("/").read().decode()
+            row = clip_of(Workbench(tmp_path / "workbench-example"), number=4)
+            assert hashlib.sha256(ask(f"/media/clip/{row['clip_id']}").read()).hexdigest() == row["sha256"]
+        finally:
+            server.terminate()
