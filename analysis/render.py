@@ -25,8 +25,8 @@ _INTERPRETED = {"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"}
 
 def renderer(folder: Path, *, interpreted: bool = True, **names: Any) -> Callable[..., Markup]:
     """A function of a template's path in `folder` and of the values it shows. `names` are known in all templates, as
-    are the filters `comma` (1,234), `fixed(digits)` and `percent(digits)`. None shows as nothing; a name that nobody
-    gave raises `jinja2.UndefinedError`. `interpreted`: whether Gradio reads what comes out."""
+    are the filters `comma` (1,234), `fixed(digits)` and `percent(digits)`, and `zip`. None shows as nothing; a name
+    that nobody gave raises `jinja2.UndefinedError`. `interpreted`: whether Gradio reads what comes out."""
     templates = environment(folder)
     templates.globals |= names
     get = cache(templates.get_template)
@@ -53,6 +53,7 @@ def environment(folder: Path, kind: type[Environment] = Environment) -> Environm
     )
     made.filters |= {"comma": "{:,}".format, "fixed": fixed, "percent": percent}
     made.globals["zip"] = zip
+    made.policies["json.dumps_kwargs"] = {"allow_nan": False}
     return made
 
 

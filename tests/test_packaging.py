@@ -151,6 +151,14 @@ def test_a_wheel_puts_no_everyday_word_into_site_packages(installed):
     assert found == {name for name in ROOMS if "." not in name}
 
 
+def test_a_wheel_holds_every_file_of_the_rooms(installed):
+    for room, folder in ROOMS.items():
+        files = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*") if path.is_file()}
+        kept = {path for path in files if path.suffix not in {".pyc", ".tmp"}}
+        missing = {path for path in kept if not installed.joinpath(*room.split("."), path).is_file()}
+        assert kept and not missing
+
+
 def test_a_wheel_away_from_the_repository_runs_demo_app_and_clips(installed, tmp_path):
     def said(*words: str) -> str:
         program = [sys.executable, "-c", "import sys; from deepintuit.cli import main; sys.exit(main())", *words]

@@ -43,6 +43,7 @@ from deepintuit_analysis.report import (
     terminal_table,
     training_figure,
 )
+from deepintuit_analysis.report.card import document
 from deepintuit_analysis.report.gather import departures
 from deepintuit_analysis.report.results import CONTROLS, Comparison
 from deepintuit_analysis.report.thinking import gate_figure, quick_answers
@@ -598,9 +599,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_in_a_figure_is_safe_json_in_the_page(name: str) -> None:
-    from deepintuit_analysis.report import page
-
-    text = page.document("t", "", {"a": flips_figure([name], [Flips(1, 2, 0, 0, 1.0)])})
+    text = document("t", "", [], {"a": flips_figure([name], [Flips(1, 2, 0, 0, 1.0)])})
     data = re.search(r'<script type="application/json" id="figure-data">(.*?)</script>', text, re.DOTALL)[1]
     assert "<" not in data and json.loads(data)["figures"]["figure-a"]
 

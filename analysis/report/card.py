@@ -2,20 +2,24 @@
 
     run_card(Workbench("workbench"), ["evaluate-20260101-0a1b2c3d"])
 
+`templates/card` has a file for each section; here are the plain values that they show.
+
 Left out on purpose: pixels of clips (a card is passed on, footage is not), anything that needs a server or a network.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import shlex
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 from rich.console import Console
 from rich.text import Text
 
@@ -23,10 +27,12 @@ from deepintuit import disk
 from deepintuit.config import SPLITS, EvaluateConfig
 from deepintuit.metrics import Estimate, gate_curve
 from deepintuit_analysis import Workbench
-from deepintuit_analysis.numbers import NOTHING, interval, number, p_value, percent
-from deepintuit_analysis.report import page
+from deepintuit_analysis.numbers import interval, number, p_value
+from deepintuit_analysis.render import renderer
 from deepintuit_analysis.report.curves import training_figure
 from deepintuit_analysis.report.figures import (
+    DARK,
+    LIGHT,
     class_f1_figure,
     confusion_figure,
     flips_figure,
@@ -35,10 +41,29 @@ from deepintuit_analysis.report.figures import (
     stages_figure,
 )
 from deepintuit_analysis.report.gains import gains_figure
-from deepintuit_analysis.report.gather import KINDS, Example, Story, departures, gather, tabulate
+from deepintuit_analysis.report.gather import KINDS, Story, departures, gather, tabulate
 from deepintuit_analysis.report.results import CONTROLS, Result, headline
 from deepintuit_analysis.report.text import COLUMNS, NO_ROWS, NO_THRESHOLDS, sentence, shown, terminal_table
 from deepintuit_analysis.report.thinking import GATE_COLUMNS, gate_figure
+
+_SECTIONS = {
+    "result": "Result",
+    "figures": "Figures",
+    "controls": "Controls",
+    "classes": "By class",
+    "unsure": "When unsure",
+    "traces": "Traces",
+    "run": "What was run",
+    "again": "Run it again",
+}
+_render = renderer(
+    Path(__file__).parents[1] / "templates",
+    interpreted=False,
+    number=number,
+    interval=interval,
+    p_value=p_value,
+    shown=shown,
+)
 
 
 def run_card(workbench: Workbench, run_ids: str | Sequence[str], config: EvaluateConfig | None = None) -> Path:
@@ -52,7 +77,7 @@ def run_card(workbench: Workbench, run_ids: str | Sequence[str], config: Evaluat
     story = gather(workbench, ids, config)
     path = workbench.path / "reports" / f"{ids[0]}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    disk.write_text(path, _page(story, _title(story)))
+    disk.write_text(path, _page(story))
     return path
 
 
@@ -71,211 +96,71 @@ def show(
         console.print(Text(sentence(headline(table.rows, table.config.method))))
 
 
-def _title(story: Story) -> str:
+def _page(story: Story) -> str:
+    row, reasons, figures = story.headline, story.reasons, _figures(story)
+    values = {
+        "rows": story.rows,
+        "no_rows": NO_ROWS,
+        "columns": COLUMNS,
+        "level": f"{100 * story.level:g}",
+        "drawn": "clips" if all(row.evaluation.groups == row.n for row in story.rows) else "whole sources of clips",
+        "unlabelled": max((row.unlabelled for row in story.rows), default=0),
+        "figures": figures,
+        "controls": CONTROLS,
+        "headline": row,
+        "name": _name(row) if row else "",
+        "no_thresholds": NO_THRESHOLDS,
+        "gains": story.gains,
+        "stages": tuple(f"{name} %" for name in story.gains.stages) if story.gains else (),
+        "reasons": reasons.to_dict("records"),
+        "traces": reasons["n"].sum(),
+        "malformed": reasons.loc[reasons["reason"] != "well-formed", "n"].sum(),
+        "examples": story.examples,
+        "kinds": KINDS,
+        "runs": _runs(story),
+        "clips": _clips(story),
+        "excluded": story.excluded.to_dict("records"),
+    }
+    rendered = ((name, head, _render(f"card/{name}.html", **values).strip()) for name, head in _SECTIONS.items())
     about = story.runs[0]
-    return f"Run card: {about['dataset'] or about['name'] or about['run_id']}"
+    title = f"Run card: {about['dataset'] or about['name'] or about['run_id']}"
+    sections = [section for section in rendered if section[-1]]
+    return document(title, sentence(row), sections, {name: figure for name, (figure, *_) in figures.items()})
 
 
-def _page(story: Story, title: str) -> str:
-    drawn = _figures(story)
-    sections = [
-        ("result", "Result", _result(story)),
-        ("figures", "Figures", _shown_figures(drawn)),
-        ("controls", "Controls", _controls(story)),
-        ("classes", "By class", _classes(story)),
-        ("unsure", "When unsure", _unsure(story)),
-        ("traces", "Traces", _reasons(story) + _shown_examples(story.examples)),
-        ("run", "What was run", _runs(story) + _clips(story)),
-        ("again", "Run it again", _commands(story)),
-    ]
-    filled = [(name, head, text) for name, head, text in sections if text]
-    links = "".join(f'<a href="#{name}">{escape(head)}</a>' for name, head, _ in filled)
-    body = "\n".join(f'<section id="{name}"><h2>{escape(head)}</h2>\n{text}</section>' for name, head, text in filled)
-    header = (
-        f'<header><h1>{escape(title)}</h1><p class="lede">{escape(sentence(story.headline))}</p>'
-        f"<nav>{links}</nav></header>\n"
-    )
-    return page.document(title, header + body, {name: figure for name, (figure, _, _) in drawn.items()})
-
-
-# The table
-
-
-def _result(story: Story) -> str:
-    if not story.rows:
-        return f"<p>{escape(NO_ROWS)}</p>"
-    heads = ["System", *COLUMNS, "T"]
-    lines: list[tuple[str, list[str]]] = []
-    previous = None
-    for row in story.rows:
-        bare = (row.method, row.control) == ("raw", "none")
-        if row.system != previous and not bare:
-            blank = f'<td colspan="{len(heads) - 1}"></td>'
-            lines.append(("system", [page.row_head(shown(row.system), "system"), blank]))
-        name, kind = (
-            (shown(row.system), "system")
-            if bare
-            else (shown(row.method), "method")
-            if row.control == "none"
-            else (shown(row.control), "control")
-        )
-        lines.append(("system" if bare else "", [page.row_head(name, kind), *_numbers(row)]))
-        previous = row.system
-    drawn = "clips" if all(row.evaluation.groups == row.n for row in story.rows) else "whole sources of clips"
-    missing = max(row.unlabelled for row in story.rows)
-    note = (
-        f"Under each number its {100 * story.level:g} % bootstrap interval, drawing {drawn}. A system's own "
-        "line is its provisional label; the ways to calibrate it lie below, with their controls. “Gain” is the "
-        "difference in accuracy to that label on the same clips; fixed / broken are clips that went from wrong to "
-        "right and back, with McNemar's p. “Argues otherwise”: of the well-formed traces, those whose reasoning "
-        "names another label last than they answer. T is the temperature fitted on validation clips. NLL, Brier "
-        "(0 to 2) and ECE need probabilities, which a bare label has not."
-    )
-    note += f" {missing} clips without a true label are left out." if missing else ""
-    scores = page.table(f"Scores on the {story.rows[0].split} split", heads, lines)
-    return f'{scores}<p class="soft">{escape(note)}</p>'
-
-
-def _estimate(estimate: Estimate | None, scale: float = 100.0, digits: int = 1, sign: bool = False) -> str:
-    return page.cell(
-        number(None if estimate is None else estimate.value, scale, digits, sign),
-        interval(estimate, scale, digits, sign),
+def document(
+    title: str, lede: str, sections: Sequence[tuple[str, str, Markup]], figures: Mapping[str, go.Figure]
+) -> str:
+    """The whole page, with Plotly's script in it. `sections` are (id, heading, what a template gave)."""
+    plotly = Markup(get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script"))
+    scripts = (plotly, _render("card/card.js")) if figures else ()
+    return _render(
+        "card/page.html",
+        title=title,
+        lede=lede,
+        sections=sections,
+        hashes=[base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
+        drawing={
+            "figures": {f"figure-{name}": _untitled(figure) for name, figure in figures.items()},
+            "light": LIGHT.to_plotly_json(),
+            "dark": DARK.to_plotly_json(),
+        },
+        plotly=plotly,
     )
 
 
-def _numbers(row: Result) -> list[str]:
-    found = row.evaluation
-    changed = (
-        page.cell(f"{row.flips.wrong_to_right} / {row.flips.right_to_wrong}", p_value(row.flips.p_value))
-        if row.flips
-        else page.cell(NOTHING)
-    )
-    return [
-        page.cell(str(row.n)),
-        _estimate(found.accuracy),
-        _estimate(found.macro_f1),
-        _estimate(found.no_answer),
-        _estimate(row.mismatch),
-        _estimate(found.nll, 1, 3),
-        _estimate(found.brier, 1, 3),
-        _estimate(found.ece),
-        _estimate(row.gain, sign=True),
-        changed,
-        page.cell(number(row.temperature, 1, 2)),
-    ]
+def _untitled(figure: go.Figure) -> dict[str, Any]:
+    """The figure without the title, which the page sets as a caption: there it wraps at any width."""
+    plain = json.loads(figure.to_json())
+    layout = plain["layout"]
+    spare = layout["margin"]["t"] - 44
+    layout |= {"title": {"text": ""}, "height": layout["height"] - spare, "margin": {**layout["margin"], "t": 44}}
+    layout.pop("template", None)
+    return plain
 
 
-def _controls(story: Story) -> str:
-    found = [row for row in story.rows if row.control in CONTROLS]
-    if not found:
-        return ""
-    said = "".join(
-        f"<li><strong>{escape(shown(name).capitalize())}.</strong> {escape(control.asks)}</li>"
-        for name, control in CONTROLS.items()
-        if any(row.control == name for row in found)
-    )
-    lines = [
-        (
-            "",
-            [
-                page.row_head(f"{shown(row.system)}, {shown(row.control)}"),
-                page.cell(str(row.n)),
-                _estimate(row.evaluation.accuracy),
-                _estimate(row.change, sign=True),
-            ],
-        )
-        for row in found
-    ]
-    return f"<p>They ask what the calibrated label rests on.</p><ul>{said}</ul>" + page.table(
-        "Accuracy under each control, against the same answer uncontrolled",
-        ["Control", "n", "Accuracy %", "Against uncontrolled, points"],
-        lines,
-    )
-
-
-def _classes(story: Story) -> str:
-    row = story.headline
-    if row is None:
-        return ""
-    scores = row.evaluation.classes
-    columns = zip(row.labels, row.rates_K, scores.support_K, scores.predicted_K, strict=True)
-    lines = [
-        ("", [page.row_head(label), *map(_estimate, rates), *(page.cell(str(n)) for n in counts)])
-        for label, rates, *counts in columns
-    ]
-    plain = page.table(
-        f"{shown(row.system)}, {shown(row.method)}: {row.n} clips",
-        ["Class", "Precision %", "Recall %", "F1 %", "Support (clips)", "Answered (clips)"],
-        lines,
-    )
-    if story.gains is None:
-        return plain
-    by_class = zip(story.gains.labels, story.gains.support_K, zip(*story.gains.stages.values()), story.gains.gains_K)
-    lines = [
-        ("", [page.row_head(label), page.cell(str(n)), *map(_estimate, f1), _estimate(gain, sign=True)])
-        for label, n, f1, gain in by_class
-    ]
-    return plain + page.table(
-        "F1 of each class, stage by stage",
-        ["Class", "n", *(f"{name} %" for name in story.gains.stages), "Gain, points"],
-        lines,
-    )
-
-
-def _unsure(story: Story) -> str:
-    row = story.headline
-    if row is None or not row.sets:
-        return ""
-    lines = [
-        (
-            "",
-            [
-                page.row_head(f"{number(one.target, digits=0)} %"),
-                page.cell(str(one.n)),
-                _estimate(one.coverage),
-                page.cell(number(one.size, 1, 2)),
-                page.cell(number(one.single)),
-            ],
-        )
-        for one in row.sets
-    ]
-    return (
-        "<p>Answer only from some confidence on, and err less often.</p>"
-        + _thresholds(row)
-        + "<p>A set of labels for each clip instead of one, large enough to hold the truth as often as was promised: "
-        "split-conformal, each half of the clips measured with the other half's quantile.</p>"
-        + page.table(
-            f"{shown(row.system)}, {shown(row.method)}: label sets",
-            ["Promised", "n", "Holds the truth %", "Labels a set", "Sets of one label %"],
-            lines,
-        )
-    )
-
-
-def _thresholds(row: Result) -> str:
-    """What the thresholds that were chosen on validation clips give on these."""
-    if row.thresholds is None:
-        return f"<p>{escape(NO_THRESHOLDS)}</p>"
-    lines = []
-    for wanted, threshold, coverage, wrong in row.at_thresholds:
-        lines.append(
-            (
-                "",
-                [
-                    page.row_head(f"at most {number(float(wanted), digits=0)} %"),
-                    page.cell("none does" if threshold is None else number(threshold, 1, 3)),
-                    page.cell(number(coverage)),
-                    _estimate(wrong),
-                ],
-            )
-        )
-    note = (
-        ""
-        if row.split != "validation"
-        else "<p>These are the very clips that the thresholds were chosen on: on others they give less.</p>"
-    )
-    head = f"{shown(row.system)}, {shown(row.method)}: chosen on validation clips, and what it gives on these {row.n}"
-    return note + page.table(head, ["Wanted wrong", "Lowest confidence", "Answers %", "Wrong among them %"], lines)
+def _name(row: Result) -> str:
+    return f"{shown(row.system)}, {shown(row.method)}"
 
 
 # Figures
@@ -305,7 +190,7 @@ def _result_figures(story: Story, row: Result) -> dict[str, tuple[go.Figure, str
     counts = sorted({one.n for one in plain})
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if counts[0] != counts[-1] else "")
     compared = [one for one in calibrated.values() if one.flips is not None]
-    rest = f"{shown(row.system)}, {shown(row.method)}, n = {row.n}"
+    rest = f"{_name(row)}, n = {row.n}"
     found = {
         "stages": (
             stages_figure([shown(name) for name in systems], accuracies(raw), accuracies(calibrated)),
@@ -345,116 +230,47 @@ def _result_figures(story: Story, row: Result) -> dict[str, tuple[go.Figure, str
     return found
 
 
-def _shown_figures(drawn: dict[str, tuple[go.Figure, str, bool]]) -> str:
-    if not drawn:
-        return ""
-    shown_all = "\n".join(page.figure(name, figure, note, wide) for name, (figure, note, wide) in drawn.items())
-    return (
-        f'<div class="figures">\n{shown_all}\n</div>'
-        "<noscript><p>The figures need JavaScript; the tables do not.</p></noscript>"
-    )
-
-
-# Traces
-
-
-def _reasons(story: Story) -> str:
-    if story.reasons.empty:
-        return ""
-    lines = [
-        (
-            "",
-            [
-                page.row_head(str(one.run_id)),
-                page.cell(str(one.stage), kind="text"),
-                page.cell(str(one.reason).replace("_", " "), kind="text"),
-                page.cell(str(one.n)),
-                page.cell(number(one.share)),
-            ],
-        )
-        for one in story.reasons.itertuples()
-    ]
-    total = int(story.reasons["n"].sum())
-    bad = int(story.reasons.loc[story.reasons["reason"] != "well-formed", "n"].sum())
-    return (
-        f"<p>{bad} of {total} traces are malformed; each is counted with its reason, none is dropped.</p>"
-        + page.table("Traces by what the parser said", ["Run", "Stage", "Reason", "Traces", "% of its stage"], lines)
-    )
-
-
-def _shown_examples(examples: Sequence[Example]) -> str:
-    if not examples:
-        return ""
-    parts = []
-    for example in examples:
-        probs = ", ".join(f"{label} {percent(p, 1)}" for label, p in list(example.probs.items())[:4])
-        told = [
-            ("clip", example.clip),
-            ("true", example.true_label),
-            ("provisional label", example.provisional),
-            ("calibrated", example.predicted + (f" ({probs})" if probs else "")),
-        ]
-        told += [("malformed", example.reason.replace("_", " "))] if example.reason else []
-        text = (
-            f'<pre class="trace" tabindex="0">{escape(example.text)}</pre>'
-            if example.text is not None
-            else "<p>Its trace is not in this workbench.</p>"
-        )
-        parts.append(f"<article><h3>{escape(KINDS[example.kind])}</h3>{page.facts(told)}{text}</article>")
-    return (
-        "<h3>Examples</h3><p>The first clips of each kind in the order of their ids, not picked by eye.</p>"
-        f'<div class="examples">{"".join(parts)}</div>'
-    )
-
-
 # What was run
 
 
-def _runs(story: Story) -> str:
-    parts, known = [], None
+def _runs(story: Story) -> list[dict[str, Any]]:
+    runs, versions = [], None
     for about in story.runs:
-        departed = departures(about["config"])
-        settings = (
-            "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in departed.items())
-            or "none: these are the method's own settings\n"
+        sessions, prefilter = about["sessions"], about.get("filter")
+        facts = {
+            "stage": about["stage"],
+            "dataset": about["dataset"] or "not named",
+            "seed": about["seed"],
+            "commit": "; ".join(dict.fromkeys(map(_commit, sessions or [about]))),
+            "device": about["device"] or "not noted",
+            "started": about["created"],
+            "status": _status(about),
+            "stands on": about["parent"] or "no other run",
+            "sees otherwise than it": ", ".join(about.get("departs") or ()) or None,
+            "versions": "as above"
+            if versions == about["versions"]
+            else ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
+            "sessions": f"{len(sessions)}, continued after a stop" if len(sessions) > 1 else None,
+            "data filter": prefilter
+            and f"{prefilter['rollouts']} traces a clip: {prefilter['kept']} of "
+            f"{prefilter['kept'] + prefilter['all_right'] + prefilter['all_wrong']} clips kept, "
+            f"{prefilter['all_right']} all right and {prefilter['all_wrong']} all wrong left out",
+        }
+        versions = about["versions"]
+        runs.append(
+            {
+                "run_id": about["run_id"],
+                "seed": about["seed"],
+                "commit": f" at commit {about['commit'][:12]}" if about["commit"] else "",
+                "command": shlex.join(map(str, about["command"])),
+                "facts": facts,
+                "departures": [
+                    f"{key} = {json.dumps(value, ensure_ascii=False)}"
+                    for key, value in departures(about["config"]).items()
+                ],
+            }
         )
-        commits = list(dict.fromkeys(_commit(session) for session in about["sessions"])) or [_commit(about)]
-        told = [
-            ("stage", about["stage"]),
-            ("dataset", about["dataset"] or "not named"),
-            ("seed", str(about["seed"])),
-            ("commit", "; ".join(commits)),
-            ("device", str(about["device"] or "not noted")),
-            ("started", str(about["created"])),
-            ("status", _status(about)),
-            ("stands on", about["parent"] or "no other run"),
-            *([("sees otherwise than it", ", ".join(about["departs"]))] if about.get("departs") else []),
-            (
-                "versions",
-                "as above"
-                if known == about["versions"]
-                else ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
-            ),
-        ]
-        known = about["versions"]
-        if len(about["sessions"]) > 1:
-            told.append(("sessions", f"{len(about['sessions'])}, continued after a stop"))
-        if sifted := about.get("filter"):
-            dropped = sifted["all_right"] + sifted["all_wrong"]
-            told.append(
-                (
-                    "data filter",
-                    f"{sifted['rollouts']} traces a clip: {sifted['kept']} of "
-                    f"{sifted['kept'] + dropped} clips kept, {sifted['all_right']} all right and "
-                    f"{sifted['all_wrong']} all wrong left out",
-                )
-            )
-        parts.append(
-            f"<details{' open' if not parts else ''}><summary><strong>{escape(about['run_id'])}</strong>, "
-            f"{len(departed)} settings differ from the defaults</summary>{page.facts(told)}"
-            f'<pre tabindex="0">{escape(settings)}</pre></details>'
-        )
-    return "".join(parts)
+    return runs
 
 
 def _commit(session: dict[str, Any]) -> str:
@@ -469,43 +285,14 @@ def _status(about: dict[str, Any]) -> str:
     return about["status"] + (f": {about['error']}" if about["error"] else ", these numbers are not final")
 
 
-def _clips(story: Story) -> str:
-    if story.clips.empty and story.excluded.empty:
-        return "<p>No manifest of its dataset lies in this workbench, so clips are not counted here.</p>"
-    counted = story.clips.pivot_table(index="split", columns="label", values="n", aggfunc="sum", fill_value=0)
-    counted = counted.reindex(
-        index=[
-            *(split for split in SPLITS if split in counted.index),
-            *(split for split in counted.index if split not in SPLITS),
-        ]
-    )
-    counted = counted.reindex(
-        columns=[
-            *(label for label in story.labels if label in counted),
-            *(label for label in counted if label not in story.labels),
-        ]
-    )
-    lines = [
-        ("", [page.row_head(str(split)), *(page.cell(str(n)) for n in (*row, sum(row)))])
-        for split, row in zip(counted.index, counted.to_numpy().tolist(), strict=True)
-    ]
-    out = _excluded(story.excluded)
-    return page.table("Usable clips by split and label", ["Split", *map(str, counted.columns), "all"], lines) + out
+def _clips(story: Story) -> dict[str, Any]:
+    counts = story.clips.pivot_table(index="split", columns="label", values="n", aggfunc="sum", fill_value=0)
+    counts = counts.reindex(index=_in_order(counts.index, SPLITS), columns=_in_order(counts.columns, story.labels))
+    rows = [(split, [*row, sum(row)]) for split, row in zip(counts.index, counts.to_numpy().tolist(), strict=True)]
+    return {"heads": ("Split", *counts.columns, "all"), "rows": rows}
 
 
-def _excluded(excluded: pd.DataFrame) -> str:
-    if excluded.empty:
-        return "<p>No clip is excluded.</p>"
-    lines = [
-        ("", [page.row_head(str(one.reason)), page.cell(str(one.split), kind="text"), page.cell(str(one.n))])
-        for one in excluded.itertuples()
-    ]
-    return page.table(f"{int(excluded['n'].sum())} clips excluded, by reason", ["Reason", "Split", "Clips"], lines)
-
-
-def _commands(story: Story) -> str:
-    lines = []
-    for about in reversed(story.runs):
-        commit = f" at commit {about['commit'][:12]}" if about["commit"] else ""
-        lines.append(f"# {about['run_id']}{commit}, seed {about['seed']}\n{shlex.join(map(str, about['command']))}\n")
-    return f'<pre tabindex="0">{escape(chr(10).join(lines))}</pre>'
+def _in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Known names as they are listed, others behind them."""
+    places = {name: place for place, name in enumerate(known)}
+    return sorted(names, key=lambda name: places.get(name, len(places)))
