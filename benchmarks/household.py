@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 from pathlib import Path
 
 import numpy as np
@@ -39,26 +38,27 @@ def measure(seed: int, options: argparse.Namespace) -> dict:
     path = Path(options.workbench) / f"seed-{seed}"
     settings = config.load(config.CONFIGS / "household.toml", [f"seed={seed}", f"workbench={path}", *options.set])
     given = {"fractions": fractions(settings), "progress": False, "console": Console(), "world": "household"}
-    runs = demo.run(Workbench(path), settings, **given)
+    runs = demo.run(Workbench(path), settings, labels=True, **given)
     notes = dict(zip(*(Manifest.load(path, "household").frame[name] for name in ("clip_id", "notes"))))
     rows: Rows = {}
-    for run in runs[1:]:
+    for run in runs:
         found = run.read("predictions").query("control == 'none' and method in ('raw', 'label_likelihood')")
-        for method, answers in found.groupby("method"):
-            stage = "calibrated" if run.config["calibrator"] and method != "raw" else run.config["system"]
+        for (system, method), answers in found.groupby(["system", "method"]):
+            stage = system if method == "raw" else "calibrated"
+            if stage not in STAGES or (method != "raw" and not run.config["calibrator"]):
+                continue
             slices = np.array([notes[clip]["slice"] for clip in answers["clip_id"]])
             right = (answers["predicted"] == answers["true_label"]).to_numpy()
             inside = {name: right[slices == name] for name in household.SLICES} | {"all": right}
             rows[stage] = {name: [int(hits.sum()), len(hits)] for name, hits in inside.items()}
             if stage == "calibrated":
                 loss = _nll(answers[slices == "noise"], notes)
-    made, spent = provenance(), [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    made = provenance()
     return {
         "seed": seed,
         "commit": made["commit"] + (" with changes" if made["dirty"] else ""),
         "settings": options.set,
         "fingerprint": fingerprint(),
-        "processor_minutes": round(sum(one.ru_utime + one.ru_stime for one in spent) / 60, 1),
         "rows": rows,
         "nll_of_noise": loss,
     }
@@ -91,18 +91,12 @@ def page(seeds: list[dict]) -> str:
             shares.append(f"{number(share.value)} ({interval(share)})")
         lines.append(f"| {name} | {n} | " + " | ".join(shares) + " |")
     heads = [f"all, {stage}" for stage in STAGES] + [f"{name}: {b} → {a}" for name, (b, a) in EARNED.items()]
-    lines += [
-        "",
-        "By seed:",
-        "",
-        f"| seed | processor minutes | {' | '.join(heads)} |",
-        "|---:|---:|" + "---:|" * len(heads),
-    ]
+    lines += ["", "By seed:", "", f"| seed | {' | '.join(heads)} |", "|---:|" + "---:|" * len(heads)]
     for one in seeds:
         share = {s: {k: 100 * a / n for k, (a, n) in by.items()} for s, by in one["rows"].items()}
         overall = " | ".join(f"{share[stage]['all']:.1f}" for stage in STAGES)
         earned = " | ".join(f"{share[b][name]:.0f} → {share[a][name]:.0f}" for name, (b, a) in EARNED.items())
-        lines.append(f"| {one['seed']} | {one['processor_minutes']} | {overall} | {earned} |")
+        lines.append(f"| {one['seed']} | {overall} | {earned} |")
     noise = [one["nll_of_noise"] for one in seeds]
     told = ", ".join(f"{one['calibrated']:.2f} against {one['odds']:.2f} (n = {one['n']})" for one in noise)
     return "\n".join([*lines, "", f"NLL on noise, calibrated against one who knows the odds, by seed: {told}."])
