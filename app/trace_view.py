@@ -223,6 +223,12 @@ def _facts(view: TraceView, shown: Distribution) -> str:
         facts.append(f"temperature {shown.temperature:.2f}")
     if shown.outside is not None:
         facts.append(f"{percent(shown.outside, 1)} outside the labels")
+    if shown.farther_than is None:
+        facts.append("distance to the clips that were learnt from: not measured")
+    else:
+        facts.append(
+            f"farther from the clips that were learnt from than {percent(shown.farther_than)} of validation clips"
+        )
     others = [d for d in view.distributions if d is not shown and d.method != "raw"]
     facts += (
         f"{WAYS.get(other.method, other.method)}: {other.predicted} {percent(max(other.probs))}" for other in others

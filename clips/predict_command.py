@@ -35,6 +35,14 @@ def add(commands) -> None:
     parser.add_argument(
         "--risk", type=float, metavar="R", help="abstain as was chosen on validation clips to err on at most R"
     )
+    parser.add_argument(
+        "--false-alarms",
+        type=float,
+        metavar="R",
+        default=0.05,
+        help="abstain on clips unlike those that were learnt from, taking at most R of usual clips for such; 0: never "
+        "(default 0.05)",
+    )
     parser.add_argument("--name", default="", help="what the clips are called in the workbench")
     parser.add_argument("--path-column", metavar="NAME", default="path", help="a table's column of video files")
     parser.add_argument("--videos", metavar="DIR", help="what a table's paths are relative to (default: its folder)")
@@ -60,15 +68,16 @@ def _predict(options) -> int:
     workbench, settings = opened(options)
     predictor = Predictor(workbench, options.system, settings)
     least = threshold_of(predictor.ways, options.threshold, options.risk, predictor.config.gate.by)
+    farthest = predictor.farthest(options.false_alarms)
     _say_of(predictor, options, least)
     if options.dry_run:
         return _dry(predictor, options)
     if options.watch:
-        return _watch(predictor, options, out, least)
+        return _watch(predictor, options, out, least, farthest)
     clips = predictor.find(options.inputs, **_how(options))
     _tell_findings(clips)
     run = predictor.run(clips, progress=not options.quiet)
-    answers = predictor.answers(run, clips, least)
+    answers = predictor.answers(run, clips, least, farthest)
     if out is not None:
         answers.write(out)
     else:
@@ -101,6 +110,17 @@ def _say_of(predictor, options, least: float | None) -> None:
             f"{predictor.reasoner.id} has no calibrator: probabilities are those of its own answers, and not "
             "calibrated. `deepintuit calibrate` trains one."
         )
+    elif predictor.distance is None:
+        _say(
+            f"How far clips are from those that {predictor.calibrator.id} learnt from is not measured: it is older. "
+            "Repeat its `deepintuit calibrate`, which adds that and trains nothing."
+        )
+    elif 0 < options.false_alarms < predictor.distance.least:
+        n = len(predictor.distance.held_out_V)
+        _say(
+            f"{n} validation clips promise no fewer false alarms than {predictor.distance.least:.1%}, so no clip is "
+            f"taken for unlike those that were learnt from. Give --false-alarms {predictor.distance.least:.3f} or more."
+        )
     if least == float("inf"):
         n = predictor.ways["label_likelihood"]["n"]
         _say(f"No threshold kept a risk of {options.risk:g} on the {n} validation clips: it abstains on every clip.")
@@ -127,7 +147,8 @@ def _show(rows, count: int) -> None:
     for row in rows.slice(0, _SHOWN).to_pylist():
         most = max((p for name, p in row.items() if name.startswith("p_") and p is not None), default=None)
         cells = (row["path"], row["label"] or "–", "" if most is None else f"{most:.3f}")
-        cells += ("" if row["abstain"] is None else "yes" if row["abstain"] else "no", row["reason"] or "")
+        cells += ("" if row["abstain"] is None else "yes" if row["abstain"] else "no",)
+        cells += (row["reason"] or ("unlike the clips that were learnt from" if row["unlike"] else ""),)
         table.add_row(*(_plain(cell) for cell in cells))
     console.print(table)
     if count > _SHOWN:
@@ -145,7 +166,8 @@ def _count(answers, out: Path | None) -> None:
     counts = answers.counts()
     told = [f"{counts['answered']} of {counts['given']} clips answered"]
     if counts["abstained"]:
-        told.append(f"{counts['abstained']} of them abstained")
+        unlike = f" ({counts['unlike']} unlike the clips that were learnt from)" if counts["unlike"] else ""
+        told.append(f"{counts['abstained']} of them abstained{unlike}")
     if counts["unanswered"]:
         told.append(f"{counts['unanswered']} without an answer, each with its reason")
     _say(", ".join(told) + (f": {out}" if out else "") + ".")
@@ -172,7 +194,7 @@ class Settled:
         return ready
 
 
-def _watch(predictor, options, out: Path, least: float | None) -> int:
+def _watch(predictor, options, out: Path, least: float | None, farthest: float) -> int:
     from deepintuit_clips import VIDEO_SUFFIXES, files
 
     settled, known, unreadable = Settled(options.every), {}, {}
@@ -187,7 +209,7 @@ def _watch(predictor, options, out: Path, least: float | None) -> int:
                 clips = predictor.find([*ready], **{**_how(options), "name": name}, watch=True)
                 run = run or predictor.begin(clips, watch=True)
                 predictor.answer(run, clips, unreadable, progress=not options.quiet, last=False)
-                answers = predictor.answers(run, clips, least, unreadable)
+                answers = predictor.answers(run, clips, least, farthest, unreadable)
                 answers.write(out)
                 _count(answers, out)
             sleep(options.every)

@@ -29,10 +29,12 @@ from deepintuit.reasoner import (
     CALIBRATION,
     HEAD,
     Clip,
+    Distance,
     Known,
     LinearHead,
     Scores,
     Task,
+    add_distances,
     gate_for,
     hidden_states,
     inherited,
@@ -88,6 +90,8 @@ def learn_to_trust(stage: Stage) -> dict[str, Any]:
     truth = np.array([task.labels.index(clip.label) for clip in validation.clips])  # (V,)
 
     whole = settings.without == "none"  # a control is scored by its own likelihood alone
+    if whole:
+        Distance.fit(known, validation).save(stage.run.checkpoint)
     ways = reasoner_ways(stage, learnt, held_out, traces, truth) if whole else {}  # before training changes its weights
     result = train(stage, learnt, held_out, truth)
     ways["label_likelihood"] = likelihoods(stage, held_out), truth
@@ -101,8 +105,8 @@ def learn_to_trust(stage: Stage) -> dict[str, Any]:
 
 
 def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None = None, progress: bool = True) -> Run:
-    """Sample traces of the run `reasoner`, train a calibrator on them, fit its temperatures. Weights and
-    `calibration.json` in `checkpoint`."""
+    """Sample traces of the run `reasoner`, train a calibrator on them, fit its temperatures and distances. Weights,
+    `calibration.json` and `distance.safetensors` in `checkpoint`; a finished run without the last gets it."""
     config, departs = inherited(workbench, config, reasoner)
     config.refuse_idle("calibrate")
     if config.calibrate.temperature == 0 and config.calibrate.traces > 1:
@@ -117,7 +121,10 @@ def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None
         refuse_one_class(task.clips(split), split)
     sections = (*_MADE_BY, *(("gate",) if config.gate.by != "off" else ()))
     begin = {"start": reasoner, "name": name, "departs": departs, "progress": progress}
-    return perform(workbench, config, "calibrate", learn_to_trust, sections=sections, **begin)
+    run = perform(workbench, config, "calibrate", learn_to_trust, sections=sections, **begin)
+    if config.calibrate.without == "none":
+        add_distances(workbench, config, run)
+    return run
 
 
 Ways = dict[str, tuple[Scores, np.ndarray]]

@@ -270,7 +270,7 @@ def code_lines(path: Path) -> int:
 
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
-    "deepintuit": 9_930,
+    "deepintuit": 10_065,
     "deepintuit_analysis": 6_400,
     "deepintuit_app": 5_600,
     "deepintuit_clips": 1_850,

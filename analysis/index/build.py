@@ -37,7 +37,7 @@ from deepintuit.runs.run import parts, read_description, read_part
 from deepintuit.runs.schema import GRAINS, Grain
 from deepintuit_analysis.index import reviewed, search
 
-LAYOUT = 7  # raise when tables or views change, so that old index files are rebuilt
+LAYOUT = 8  # raise when tables or views change, so that old index files are rebuilt
 _BATCH_BYTES, _BATCH_PARTS = 64 << 20, 500  # what is inserted at once
 _KEPT_BYTES = 4 * _BATCH_BYTES  # what may wait in memory for the next checkpoint
 _LIMITS = {
@@ -118,9 +118,10 @@ _VIEWS = f"""
 _STORED = f"""dataset VARCHAR, split VARCHAR, calibrated VARCHAR, certainty DOUBLE, created TIMESTAMP, stage VARCHAR,
     true_label VARCHAR, provisional VARCHAR, short_clip UINTEGER, lowered VARCHAR USING COMPRESSION uncompressed,
     marks {search.KIND}"""
-# What the newest calibrator says of the traces in `incoming`.
+# What the newest calibrator says of the traces in `incoming`; of a clip unlike what it learnt from it is not certain.
 _SAID = """
-    SELECT trace_id, predicted, list_max(probs) AS certainty FROM predictions JOIN runs USING (run_id)
+    SELECT trace_id, predicted, CASE WHEN unlike IS NOT TRUE THEN list_max(probs) END AS certainty
+    FROM predictions JOIN runs USING (run_id)
     WHERE method = 'label_likelihood' AND control = 'none'
         AND short_id IN (SELECT short_id_of(trace_id) FROM incoming) AND trace_id IN (SELECT trace_id FROM incoming)
     QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY created DESC, run_id DESC, split, system) = 1"""

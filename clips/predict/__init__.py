@@ -30,6 +30,8 @@ from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.reasoner import (
+    FALSE_ALARMS,
+    Distance,
     Judge,
     LocalReasoner,
     Task,
@@ -90,6 +92,7 @@ class Predictor:
         clips = self.config.clips
         self.labels = Manifest.load(workbench.path, clips.dataset).labels_or(clips.labels)
         self.ways = fitted_ways(self.calibrator) if self.calibrator else {}
+        self.distance = Distance.load(self.calibrator) if self.calibrator else None
 
     @property
     def system(self) -> str:
@@ -110,6 +113,7 @@ class Predictor:
         *,
         threshold: float | None = None,
         risk: float | None = None,
+        false_alarms: float = FALSE_ALARMS,
         name: str = "",
         path_column: str = "path",
         videos: str | Path | None = None,
@@ -118,10 +122,19 @@ class Predictor:
         """Answers to clips: folders, video files and tables of them, as of the command `deepintuit predict`; a row a
         clip in the columns of docs/predict.md, also for clips that cannot be read."""
         least = threshold_of(self.ways, threshold, risk, self.config.gate.by)
+        farthest = self.farthest(false_alarms)
         inputs = [paths] if isinstance(paths, str | os.PathLike) else [*paths]
         clips = self.find(inputs, name=name, path_column=path_column, videos=videos, progress=progress)
         run = self.run(clips, progress=progress)
-        return pa.concat_tables(self.answers(run, clips, least).tables()).to_pandas()
+        return pa.concat_tables(self.answers(run, clips, least, farthest).tables()).to_pandas()
+
+    def farthest(self, false_alarms: float) -> float:
+        """The distance past which a clip is too unlike those that were learnt from to be answered, so that it befalls
+        at most this share of clips like those of validation; 0: none is. ConfigError for no such share."""
+        if not 0 <= false_alarms < 1:
+            why = "a share of clips lies between 0 and 1"
+            raise ConfigError(f"--false-alarms {false_alarms:g}", why, "Give such a number, 0 to answer every clip")
+        return self.distance.limit(false_alarms) if self.distance and false_alarms else float("inf")
 
     def find(
         self,
@@ -192,6 +205,8 @@ class Predictor:
         asked = "watch" if watch else _digest(self._prompts(Task(self.workbench.path, config), clips))
         described |= {"temperature": config.evaluate.temperature, "asked": asked}
         described |= {"calibrator": self.calibrator.id if self.calibrator else None}
+        if self.distance:
+            described["distance"] = True  # answers from before it was measured are not taken over
         about = {"name": clips.dataset.removeprefix("predict-"), "seed": config.seed, "dataset": clips.dataset}
         return self.workbench.start_run("predict", described, parent=self.reasoner.id, **about)
 
@@ -233,24 +248,32 @@ class Predictor:
             ]
         )
         about = {"split": SPLIT, "system": self.system}
-        found = prediction_rows(
-            task.labels, clips, ids, raw, {**about, "method": "raw"}, predicted=said, provisional=said
-        )
+        pairs = [(clip, encoded) for clip, encoded, _ in groups]
+        far = judge.far(pairs) if judge else {}
+        told = {"predicted": said, "provisional": said, "far": far}
+        found = prediction_rows(task.labels, clips, ids, raw, {**about, "method": "raw"}, **told)
         if judge:
-            pairs, opinions = [(clip, encoded) for clip, encoded, _ in groups], [opinion_of(t) for t in traces]
+            opinions = [opinion_of(t) for t in traces]
             scores = likelihood_scores(judge.vlm, task, pairs, opinions, len(pairs))
             heat = judge.temperatures(traces)
-            told = {"provisional": said, "outside": scores.outside_C, "temperature": heat}
+            told = {"provisional": said, "outside": scores.outside_C, "temperature": heat, "far": far}
             about["method"] = "label_likelihood"
             found += prediction_rows(task.labels, clips, ids, scores.probs(heat), about, **told)
         run.append("predictions", found)  # one part: what is in it is answered
 
-    def answers(self, run: Run, clips: Clips, least: float | None, unreadable: dict[str, str] | None = None) -> Answers:
-        """The table of a run's answers to these clips; `least`: the probability below which it abstains;
-        `unreadable` of a run that is not finished."""
+    def answers(
+        self,
+        run: Run,
+        clips: Clips,
+        least: float | None,
+        farthest: float = float("inf"),
+        unreadable: dict[str, str] | None = None,
+    ) -> Answers:
+        """The table of a run's answers to these clips; `least`: the probability below which it abstains, `farthest`:
+        the distance past which it does; `unreadable` of a run that is not finished."""
         said = run.summary.get("unreadable", {}) if unreadable is None else unreadable
         refused = {**{clip_id: (reason, None) for clip_id, reason in said.items()}, **clips.refused}
-        return Answers(run, clips.given, clips.clip_of, refused, self.labels, self.ways, least)
+        return Answers(run, clips.given, clips.clip_of, refused, self.labels, self.ways, least, farthest)
 
     def _former(self, dataset: str) -> Manifest | None:
         """The dataset as it is; DataError for one that an annotation gave labels."""

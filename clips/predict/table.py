@@ -83,15 +83,18 @@ class Answers:
         labels: LabelSet,
         ways: Mapping[str, dict],
         least: float | None,
+        farthest: float = float("inf"),
     ):
         self._given, self._clip_of, self._labels, self._least = given, clip_of, labels, least
+        self._farthest = farthest
         self._refused = refused
         self._calibrated = _WAY in ways
         self._quantile = ways.get(_WAY, {}).get("conformal", {}).get("0.9")
         self._temperature = ways.get(_WAY, {}).get("temperature")
         seen = ["clip_id", "text", "reason", "frame_times", "frame_hash", "tokens", "milliseconds"]
         self._traces = _Stored(run, "traces", seen)
-        self._predictions = _Stored(run, "predictions", ["clip_id", "method", "provisional", "probs", "temperature"])
+        said = ["clip_id", "method", "provisional", "probs", "temperature", "distance", "farther_than"]
+        self._predictions = _Stored(run, "predictions", said)
 
     @property
     def schema(self) -> pa.Schema:
@@ -102,7 +105,8 @@ class Answers:
         return pa.schema(
             [
                 *(("path", text), ("clip_id", text), ("label", text), ("calibrated", pa.bool_())),
-                *(*probs, ("abstain", pa.bool_()), *sets, ("provisional", text), ("malformed", text), ("trace", text)),
+                *(*probs, ("abstain", pa.bool_()), *sets, ("distance", real), ("farther_than", real)),
+                *(("unlike", pa.bool_()), ("provisional", text), ("malformed", text), ("trace", text)),
                 *(("moments", pa.list_(real)), ("frame_hash", text), ("tokens", pa.int64()), ("seconds", real)),
                 *(("reason", text), ("detail", text)),
             ]
@@ -115,10 +119,12 @@ class Answers:
             yield pa.Table.from_pylist(rows, schema=self.schema)
 
     def counts(self) -> dict[str, int]:
-        """Of the clips given, how many have an answer, how many of these it abstained on, and how many have none."""
-        counts = dict.fromkeys(("given", "answered", "abstained", "unanswered"), 0)
+        """Of the clips given, how many have an answer, how many of these it abstained on, how many of them for being
+        unlike what was learnt from, and how many have none."""
+        counts = dict.fromkeys(("given", "answered", "abstained", "unlike", "unanswered"), 0)
         for table in self.tables():
             reasons, abstained = table["reason"].to_pylist(), table["abstain"].to_pylist()
+            counts["unlike"] += sum(map(bool, table["unlike"].to_pylist()))
             answered = sum(reason is None for reason in reasons)
             counts["given"] += len(reasons)
             counts["answered"] += answered
@@ -147,15 +153,23 @@ class Answers:
         if not self._calibrated and mine["provisional"] == NONE_LABEL:
             label = None
         times = (moment(one, trace["frame_times"]) for one in mentions(trace["text"]))
-        if self._quantile is not None and mine["temperature"] == self._temperature:
-            kept = conformal_sets(probs[None], self._quantile)[0]
-            row["set"] = [one for one, inside in zip(self._labels, kept) if inside]
+        unlike = None if mine["distance"] is None else not mine["distance"] <= self._farthest
+        answer: dict[str, Any] = {
+            "abstain": True
+        }  # of what is unlike all that was learnt from, a probability says nothing
+        if not unlike:
+            answer = {"label": label, **{f"p_{one}": float(p) for one, p in zip(self._labels, probs)}}
+            answer["abstain"] = None if self._least is None else bool(probs.max() < self._least)
+            if self._quantile is not None and mine["temperature"] == self._temperature:
+                kept = conformal_sets(probs[None], self._quantile)[0]
+                answer["set"] = [one for one, inside in zip(self._labels, kept) if inside]
         return {
             **row,
-            "label": label,
+            **answer,
             "calibrated": self._calibrated,
-            **{f"p_{one}": float(p) for one, p in zip(self._labels, probs)},
-            "abstain": None if self._least is None else bool(probs.max() < self._least),
+            "distance": mine["distance"],
+            "farther_than": mine["farther_than"],
+            "unlike": unlike,
             "provisional": mine["provisional"],
             "malformed": trace["reason"],
             "trace": trace["text"],

@@ -24,6 +24,7 @@ from deepintuit.judges import Question, build_judge
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import fit_temperature, thresholds_for
 from deepintuit.reasoner import (
+    DISTANCE,
     HEAD,
     NEEDS_SAMPLES,
     Clip,
@@ -165,6 +166,7 @@ def _teacher(
             local = LocalReasoner(judge.vlm, task, config.seed)
             readable, first_of = local.known(known), dict(zip(by_clip, ids, strict=True))
             firsts = [by_clip[clip.clip_id][0] for clip in readable.clips]
+            rows.far = judge.far(readable)
             if firsts:
                 ids = [first_of[clip.clip_id] for clip in readable.clips]
                 write_calibrated(rows, judge, readable, firsts, ids, {}, own=False)
@@ -198,7 +200,8 @@ def _identity(workbench: Workbench, config: Config, calibrator: str | None) -> d
     sampled = {name: settings["calibrate"][name] for name in ("traces", "temperature")}
     gate = ("gate",) if config.gate.by != "off" else ()
     sections = identity(workbench.path, config, ("model", "video", "clips", "prompt", "sampling", *gate))
-    rows = {}
+    measured = calibrator and (workbench.run(calibrator).checkpoint / DISTANCE).exists()
+    rows = {"distance": True} if measured else {}
     if calibrator and config.evaluate.controls:
         rows["rows"] = [*CONTROLS, *(run.id for run in trained_controls(workbench, workbench.run(calibrator)).values())]
     return {**sections, "evaluate": evaluate, "calibrate": sampled, **rows}
@@ -274,6 +277,7 @@ def _reasoned(rows: Rows, local: LocalReasoner, known: Known, judge: Judge | Non
     first = [by_clip[clip.clip_id].iloc[0] for clip in clips]
     traces, ids = parsed(task, first), [row.trace_id for row in first]
     about = {"provisional": [trace.provisional for trace in traces], "traces": ids}
+    rows.far = judge.far(known) if judge else {}
     if ("raw", "none") not in rows.done():
         pairs, read = zip(traces, first), local.vlm.tokenizer
         raw = np.stack([answer_distribution(task, t, r.token_ids, r.token_logprobs, read) for t, r in pairs])

@@ -12,6 +12,7 @@ from rich.console import Console
 from deepintuit.config import Config
 from deepintuit.errors import DataError
 from deepintuit.reasoner import Clip, Task, prediction_rows
+from deepintuit.reasoner.distance import Far
 from deepintuit.runs import Run, Workbench, trace_id
 
 
@@ -27,6 +28,7 @@ class Rows:
     progress: bool
     left_out: dict[str, str] = field(default_factory=dict)
     thresholds: dict[str, dict] = field(default_factory=dict)
+    far: dict[str, Far] = field(default_factory=dict)
 
     def done(self) -> set:
         """The (method, control) that are written."""
@@ -49,7 +51,8 @@ class Rows:
         traces = traces or [trace_id(self.run.id, clip.clip_id, 0) for clip in clips]
         about = {"split": self.config.evaluate.split, "system": self.system, "method": method, "control": control}
         told = {"predicted": predicted, "provisional": provisional, "outside": outside, "temperature": temperature}
-        self.run.append("predictions", prediction_rows(self.task.labels, clips, traces, probs, about, **told))
+        far = self.far if control == "none" else {}
+        self.run.append("predictions", prediction_rows(self.task.labels, clips, traces, probs, about, **told, far=far))
 
     def leave_out(self, name: str, why: DataError) -> None:
         """A row that cannot be: said in the summary, the log, and with `progress` on the terminal."""
@@ -61,4 +64,5 @@ class Rows:
     def summary(self, clips: int) -> dict:
         """`thresholds` of confidence are those that were chosen on validation clips."""
         told = {"system": self.system, "clips": clips}
+        told["unlike"] = sum(far.unlike for far in self.far.values()) if self.far else None
         return {**told, "left_out": self.left_out, "thresholds": self.thresholds}

@@ -4,6 +4,7 @@
 - `local`         traces from a model on this machine, as rows for the store
 - `distribution`  the four ways to a class distribution
 - `calibrated`    a trained calibrator that is asked
+- `distance`      how far a clip is from those that the calibrator learnt from
 - `controls`      the same question with one of its inputs altered
 - `gate`          when a quick answer ends the work
 - `live`          one clip reasoned about while somebody watches, as a stream of events
@@ -22,6 +23,7 @@ _FROM = {
         "hidden_states", "label_scores", "likelihood_scores", "mean_scores", "prediction_rows", "vote_scores",
     ),
     "calibrated": ("Judge",),
+    "distance": ("DISTANCE", "FALSE_ALARMS", "Distance", "add_distances"),
     "gate": ("Calibrator", "gate_for"),
     "local": ("Known", "LocalReasoner", "Unreadable"),
     "task": (

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from deepintuit.config import Config
-from deepintuit.reasoner.distribution import fitted_ways
+from deepintuit.reasoner.distance import Distance, Far
+from deepintuit.reasoner.distribution import Pairs, fitted_ways
 from deepintuit.reasoner.gate import Calibrator
 from deepintuit.runs import Run, Workbench
 from deepintuit.trace import Malformed, Trace
@@ -16,23 +17,29 @@ from deepintuit.vlm import VLM
 
 
 class Judge(NamedTuple):
-    """`ways`: way to a distribution → its temperature and what it is worth on validation (`fitted_ways`)."""
+    """`ways`: way to a distribution → its temperature and what it is worth on validation (`fitted_ways`). `distance`:
+    None for a run from before distances were fitted."""
 
     run: Run
     vlm: VLM
     ways: dict[str, dict]
+    distance: Distance | None
 
     @classmethod
     def load(cls, workbench: Workbench, config: Config, calibrator: str, beside: VLM | None = None) -> Judge:
         """`beside`: a model in memory, whose weights are taken where only the adapter is another one."""
         run = workbench.run(calibrator)
         vlm = VLM.load(config.model, config.video, checkpoint=run.checkpoint, cache=workbench.cache, beside=beside)
-        return cls(run, vlm, fitted_ways(run))
+        return cls(run, vlm, fitted_ways(run), Distance.load(run))
 
     @property
     def gate(self) -> Calibrator | None:
         """As a gate: with the temperature of quick answers; None where it never learnt from any."""
         return Calibrator(self.vlm, self.ways["quick"]["temperature"]) if "quick" in self.ways else None
+
+    def far(self, clips: Pairs) -> dict[str, Far]:
+        """How far each clip is from those that were learnt from, by its id; nothing where that was not measured."""
+        return {clip.clip_id: self.distance.of(encoded) for clip, encoded in clips} if self.distance else {}
 
     def quick(self, traces_C: Sequence[Trace | Malformed]) -> list[bool]:
         """Which traces ended with their quick answer: they have a temperature of their own kind, where one was

@@ -203,9 +203,11 @@ def prediction_rows(
     provisional: Sequence[str] | None = None,
     outside: np.ndarray | None = None,
     temperature: ArrayLike = np.nan,
+    far: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the grain `predictions`, one a clip: `traces` are ids, `about` the columns that all rows share;
-    `predicted` is what has the highest probability where nothing else is said."""
+    `predicted` is what has the highest probability where nothing else is said; `far`: `distance.Far` by clip id."""
+    far = far or {}
     predicted = predicted or [labels.labels[k] for k in probs_C_K.argmax(1)]
     outside = np.broadcast_to(np.nan if outside is None else outside, len(clips))
     temperatures = np.broadcast_to(temperature, len(clips))
@@ -221,6 +223,7 @@ def prediction_rows(
             "probs": [float(p) for p in probs_C_K[i]],
             "outside_mass": None if np.isnan(outside[i]) else float(outside[i]),
             "temperature": None if np.isnan(temperatures[i]) else float(temperatures[i]),
+            **(far[clip.clip_id]._asdict() if clip.clip_id in far else {}),
         }
         for i, clip in enumerate(clips)
     ]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from deepintuit import config
 from deepintuit.config import Config, GateConfig
 from deepintuit.errors import DeepIntuitError, StoreError
+from deepintuit.reasoner.distance import Distance
 from deepintuit.reasoner.distribution import answer_distribution, fitted_ways, likelihood_scores
 from deepintuit.reasoner.gate import gate_for
 from deepintuit.reasoner.local import LocalReasoner
@@ -161,9 +162,12 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
         return
     emit(Stage("calibrate"))
     score = likelihood_scores(judge, task, known, [trace], 1)
-    temperature = float(fitted_ways(models.workbench.run(ask.calibrator))["label_likelihood"]["temperature"])
+    run = models.workbench.run(ask.calibrator)
+    temperature = float(fitted_ways(run)["label_likelihood"]["temperature"])
+    distance = Distance.load(run)
+    far = distance.of(encoded) if distance else ()
     probs, outside = score.probs(temperature)[0], float(score.outside_C[0])
-    emit(Distribution(tuple(task.labels), tuple(map(float, probs)), "label_likelihood", temperature, outside))
+    emit(Distribution(tuple(task.labels), tuple(map(float, probs)), "label_likelihood", temperature, outside, *far))
 
 
 def _first_answer(task: Task, trace: Trace, sample: Sample, vlm: VLM) -> Distribution:

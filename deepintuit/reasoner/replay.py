@@ -69,13 +69,16 @@ class TraceDone:
 @dataclass(frozen=True)
 class Distribution:
     """Probabilities of the labels by one way (`method`; "raw": the provisional label's own). `outside`: mass on no
-    label."""
+    label. The others are those of `distance.Far`, None where it was not measured."""
 
     labels: tuple[str, ...]
     probs: tuple[float, ...]
     method: str
     temperature: float | None = None
     outside: float | None = None
+    distance: float | None = None
+    farther_than: float | None = None
+    unlike: bool | None = None
 
     @property
     def predicted(self) -> str:
@@ -142,7 +145,9 @@ def distribution(row: Mapping[str, Any]) -> Distribution | None:
     if row.get("probs") is None or row.get("labels") is None or not len(row["probs"]):
         return None
     labels, probs = tuple(map(str, row["labels"])), tuple(float(p) for p in row["probs"])
-    return Distribution(labels, probs, row["method"], _number(row.get("temperature")), _number(row.get("outside_mass")))
+    numbers = (_number(row.get(name)) for name in ("temperature", "outside_mass", "distance", "farther_than"))
+    unlike = None if _number(row.get("unlike")) is None else bool(row["unlike"])
+    return Distribution(labels, probs, row["method"], *numbers, unlike)
 
 
 def _text(value: Any) -> str | None:

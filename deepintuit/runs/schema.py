@@ -110,12 +110,14 @@ GRAINS: dict[str, Grain] = {grain.name: grain for grain in (
         ("evidence", _text),
     ])),
     # One class distribution for one clip by one system. `control`: none, or a key of `report.results.CONTROLS`;
-    # `probs` follows `labels`; `outside_mass` is the probability outside the label set.
+    # `probs` follows `labels`; `outside_mass` is the probability outside the label set. The last three are those of
+    # `reasoner.distance.Far`, missing where it was not measured.
     Grain("predictions", ("clip_id", "split", "system", "method", "control", "trace_id"), pa.schema([
         _required("run_id", _text), _required("clip_id", _text), _required("split", _text), _required("system", _text),
         _required("method", _text), _required("control", _text), ("trace_id", _text), ("true_label", _text),
         ("provisional", _text), _required("predicted", _text), ("labels", pa.list_(_text)),
         ("probs", pa.list_(pa.float64())), ("outside_mass", _real), ("temperature", _real),
+        ("distance", _real), ("farther_than", _real), ("unlike", _flag),
     ])),
     # One logged number of a training run; `time` is the wall clock in UTC.
     Grain("steps", ("step", "name"), pa.schema([
