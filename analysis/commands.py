@@ -1,9 +1,11 @@
-"""`deepintuit report` and `deepintuit review`: words of a command line into calls of `report` and `review`."""
+"""`deepintuit report`, `share` and `review`: words of a command line into calls of the packages of these names."""
 
 from __future__ import annotations
 
 import getpass
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 from deepintuit.command import Parser, common, console, opened, print_settings, with_dataset
 from deepintuit.config import Config
@@ -54,6 +56,44 @@ def show_report(workbench: Workbench, settings: Config, chosen: Sequence[str]) -
     card = report.run_card(workbench, chosen, settings.evaluate)
     workbench.refresh()
     console.print(f"The whole report, with figures: {card}", markup=False, soft_wrap=True)
+    return 0
+
+
+def add_share(commands) -> None:
+    about = "traces, errors, clips and run card as a folder that opens without a server"
+    parser = common(commands.add_parser("share", help=about, example="share for-the-team --clips small"))
+    parser.add_argument("out", metavar="OUT", help="a folder that is not there yet")
+    about = "whose traces (default: all finished evaluate runs of the dataset, or with --slice all of the slice)"
+    parser.add_argument("--runs", nargs="+", metavar="RUN", default=[], help=about)
+    parser.add_argument("--slice", metavar="NAME", default="", help="only the traces of this saved slice")
+    about = "the videos as they are (default), small and without sound, or none"
+    parser.add_argument("--clips", choices=("whole", "small", "none"), default="whole", help=about)
+    parser.set_defaults(run=_share)
+
+
+def _share(options) -> int:
+    from deepintuit_analysis import report, share
+
+    workbench, settings = opened(options, Workbench)
+    target = Path(options.out)
+    share.refuse(target)
+    workbench.refresh()
+    runs = [workbench.run(run).id for run in options.runs]
+    if not runs and not options.slice:
+        runs = evaluated(workbench, with_dataset(settings))
+    scored = [run for run in runs if workbench.run(run).stage == "evaluate"]
+    card = partial(report.run_card, workbench, scored) if scored else None
+    shared = share.gather(workbench, runs, options.slice, options.clips, card)
+    traces, clips, videos = (len(shared.data["traces"]), len(shared.data["clips"]), len(shared.videos))
+    size = f"about {shared.bytes / 1e6:,.1f} MB" + (" and a run card of about 5 MB" if card else "")
+    told = f"{traces:,} traces of {clips:,} clips, {videos:,} videos ({options.clips}), {size}"
+    console.print(told, markup=False, soft_wrap=True)
+    if options.dry_run:
+        console.print("Nothing was written (--dry-run).")
+        return 0
+    for name in shared.write(target):
+        console.print(f"The video of {name} cannot be read, and is left out.", markup=False, soft_wrap=True)
+    console.print(f"Open it, or put it on any web server: {target / 'index.html'}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -1,6 +1,8 @@
 """How far a clip is from those that the calibrator learnt from: measured at calibration, told with every answer, and a
 reason to give none."""
 
+import hashlib
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -12,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 from deepintuit import calibrate, cli, evaluate
 from deepintuit.errors import ConfigError, ModelError
+from deepintuit.reasoner import Clip, live
 from deepintuit.reasoner.distance import DISTANCE, Distance
 from deepintuit.reasoner.replay import Distribution, TraceDone, distribution
 from deepintuit.video import write_mp4
-from deepintuit_analysis import Workbench
+from deepintuit_analysis import Workbench, share
 from deepintuit_app import trace_view
 from deepintuit_clips.predict import Predictor
 
@@ -109,6 +112,22 @@ def test_a_clip_unlike_all_gets_no_label_and_no_percentage_and_its_answer_stays_
     assert "(1 unlike the clips that were learnt from)" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="between 0 and 1"):
         predictor.predict(odd, false_alarms=5)
+
+
+def test_a_live_trace_and_a_shared_folder_tell_the_distance_that_predict_tells(bench, cold, calibrated, odd):
+    predictor = Predictor(bench.workbench, calibrated.id, bench.settings())
+    run = predictor.run(predictor.find([odd]))
+    told = run.read("predictions").set_index(["clip_id", "method"])["distance"]
+    file = odd / "home.mp4"
+    clip = Clip(hashlib.sha256(file.read_bytes()).hexdigest()[:16], str(file), None, 192, 144, None)
+    events = []
+    ask = live.Ask(clip, cold.id, calibrated.id, private=True)
+    live.reason(live.Models(bench.workbench), ask, events.append, lambda: False)
+    assert events[-1].distance == pytest.approx(told[clip.clip_id, "label_likelihood"], rel=1e-4)
+    workbench = Workbench(bench.path)
+    workbench.refresh()
+    shared = json.loads(share.gather(workbench, [run.id], clips="none").script.removeprefix(b"const SHARED = ")[:-2])
+    assert {one["distance"] for one in shared["traces"]} == set(told) and not shared["systems"]
 
 
 def test_an_evaluation_keeps_distances_with_its_rows_and_controls_have_none(bench, cold, calibrated):
