@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
 from deepintuit import __version__, config, disk, schedule
-from deepintuit.command import Parser, common, console, opened, print_settings, with_dataset
+from deepintuit.command import Parser, common, console, opened, print_settings, settings_of, with_dataset
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, quiet_libraries
 
@@ -134,6 +134,13 @@ def _add_stages(commands) -> None:
     evaluate.add_argument(
         "--calibrator", metavar="RUN", help="its calibrate run (default: the newest finished one of that reasoner)"
     )
+    about = "say what a config takes before its first hour: memory by part, updates, tokens, disk, time"
+    plan = common(commands.add_parser("plan", help=about, example="plan --config configs/qwen2.5-vl-7b-lora.toml"))
+    plan.add_argument("--clips", type=int, default=10_000, help="clips of all splits (default: %(default)s)")
+    plan.add_argument("--memory", type=float, metavar="GIB", help="of the GPU: says which part of the work fits")
+    about = "tokens a second that a loss takes, and that sampling writes: gives hours"
+    plan.add_argument("--rates", type=float, nargs=2, metavar=("LOSS", "SAMPLING"), help=about)
+    plan.set_defaults(run=_plan)
 
 
 def _stage(commands, name: str, help_text: str, run: Callable, example: str) -> Parser:
@@ -152,6 +159,26 @@ def _teach(options) -> int:
     from deepintuit import teach
 
     return _ended(teach.run(workbench, settings, split=options.split, progress=not options.quiet))
+
+
+def _plan(options) -> int:
+    amiss = [
+        value for value in (options.clips, options.memory, *(options.rates or ())) if not (value is None or value > 0)
+    ]
+    if amiss:
+        raise ConfigError(
+            f"`deepintuit plan` was given {amiss[0]:g}", "clips, memory and rates are above 0", "Give another number"
+        )
+    from deepintuit.plan import plan_of
+
+    settings = settings_of(options)
+    planned = plan_of(settings, options.clips)
+    console.print(
+        f"{settings.model.path}, {options.clips:,} clips, one GPU. Tokens and memory are at most:", markup=False
+    )
+    for name, value in planned.rows(options.memory, options.rates):
+        console.print(f"  {name:<38}{value}", markup=False, soft_wrap=True, highlight=False)
+    return 0
 
 
 def _coldstart(options) -> int:

@@ -178,7 +178,7 @@ class VLM:
                 str(error).strip().splitlines()[0],
                 "Install that package, or set model.quantize=none, model.attention=sdpa and model.tower_attention=sdpa",
             ) from error
-        model = _adapted(model, family, settings, checkpoint if adapter else None, trainable)
+        model = adapted(model, family, settings, checkpoint if adapter else None, trainable)
         hold_to_numbers(model, str(checkpoint or settings.path))
         round_in_forward(model)
         vlm = cls(model, processor, video, cache, str(checkpoint or settings.path))
@@ -391,7 +391,7 @@ def _shape(adapter: Path, trainable: bool):
     return shape
 
 
-def _adapted(model, family: Family, settings: ModelConfig, adapter: Path | None, trainable: bool):
+def adapted(model, family: Family, settings: ModelConfig, adapter: Path | None, trainable: bool):
     model.requires_grad_(False)
     if adapter is not None or (trainable and settings.lora_rank):
         from peft import LoraConfig, get_peft_model
