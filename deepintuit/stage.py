@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from deepintuit.config import Config
-from deepintuit.errors import DataError
+from deepintuit.errors import DataError, ModelError
 from deepintuit.reasoner import LocalReasoner, Task, asked, card, identity, tell
 from deepintuit.reasoner.local import Known
 from deepintuit.runs import Run, Workbench
@@ -100,6 +100,12 @@ def perform(
     `sections` of the settings decide what it makes, and with `inputs` which run it is; `departs` says what differs from
     the run it stands on.
     """
+    if config.model.device != "cpu" and torch.cuda.device_count() > 1:
+        raise ModelError(
+            f"{torch.cuda.device_count()} GPUs are visible",
+            "a stage trains on one, and transformers would divide its batches among all",
+            "Set CUDA_VISIBLE_DEVICES=0, or the number of the one to use",
+        )
     described = {**identity(workbench.path, config, sections), **inputs}
     run = workbench.start_run(stage, described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset)
     if not run.finished:

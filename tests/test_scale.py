@@ -9,9 +9,10 @@ from tiny import CLIPS, TALL, WIDE
 from transformers.cache_utils import DynamicLayer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from deepintuit.config import ModelConfig
+from deepintuit.config import Config, ModelConfig
 from deepintuit.errors import ModelError
 from deepintuit.labels import LabelSet
+from deepintuit.stage import perform
 from deepintuit.trace import GRAMMARS
 from deepintuit.vlm import VLM, Example, Gate, label_logprobs, last_hidden, sample_groups
 from deepintuit.vlm import model as vlm_model
@@ -394,3 +395,11 @@ def test_a_model_that_differs_in_more_than_its_adapter_has_weights_of_its_own(ot
     second = VLM.load(ModelConfig(**told, **more), family.video, trainable=trainable, beside=first)
     third = VLM.load(ModelConfig(**told), family.video.replace(frames=3), checkpoint=adapters[0], beside=first)
     assert first.core is not second.core is not third.core is not first.core
+
+
+def test_a_stage_says_that_several_gpus_are_visible_before_a_run_begins(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ModelError, match="2 GPUs are visible.*Set CUDA_VISIBLE_DEVICES=0"):
+        perform(None, Config(), "coldstart", None, sections=(), start=None)
+    with pytest.raises(AttributeError):  # on a CPU it goes on to the workbench, which is none
+        perform(None, Config().replace(model={"device": "cpu"}), "coldstart", None, sections=(), start=None)

@@ -706,3 +706,14 @@ def test_parameters_are_values_never_sql(workbench: Workbench) -> None:
 def test_the_store_never_imports_torch() -> None:
     code = "import sys, deepintuit_analysis as _; sys.exit(bool({'torch', 'transformers', 'trl'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+@pytest.mark.parametrize("ranks", ["2", "16"])
+def test_a_run_is_not_begun_by_several_processes(workbench, monkeypatch, ranks):
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    with pytest.raises(StoreError, match=rf"{ranks} processes.*CUDA_VISIBLE_DEVICES"):
+        workbench.start_run("grpo", {})
+    assert not workbench.runs()
+    for alone in ("1", "", "many"):
+        monkeypatch.setenv("WORLD_SIZE", alone)
+        workbench.start_run("grpo", {"world": alone}).finish({})

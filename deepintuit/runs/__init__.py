@@ -98,6 +98,14 @@ class Workbench:
         each session's command, commit and versions are kept in run.json. One process at a time may hold it: StoreError
         otherwise. Within a process the same object comes back, so a notebook cell can be run again.
         """
+        ranks = os.environ.get("WORLD_SIZE", "")
+        if ranks.isdigit() and int(ranks) > 1:
+            raise StoreError(
+                f"a run begun by {ranks} processes (WORLD_SIZE)",
+                "it belongs to one: each of several would do all of its clips, and a loss count the batch of one alone",
+                "Start it without torchrun and accelerate launch, and use more GPUs side by side: a run each, with its "
+                "own CUDA_VISIBLE_DEVICES",
+            )
         if not _STAGE.fullmatch(stage):
             raise StoreError(f"the stage is called {stage!r}", "it names folders", "use one lower-case word")
         self.refuse_example()
