@@ -52,7 +52,7 @@ $(LIGHT)/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import re, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; more = p["optional-dependencies"]; \
 	  wanted = [d for d in p["dependencies"] if not re.match(r"($(TRAINING))\b", d)] + more["app"]; \
 	  print(*wanted, *(d for d in more["notebooks"] if d.startswith("jupyterlab")), "setuptools", sep="\n")' > $(LIGHT)/wanted
-	@$(call installed,$(LIGHT)/bin/python -m pip --disable-pip-version-check --no-input install -r $(LIGHT)/wanted -c requirements.lock)
+	@$(call installed,$(LIGHT)/bin/python -m pip --disable-pip-version-check --no-input install --no-compile -r $(LIGHT)/wanted -c requirements.lock)
 	@$(LIGHT)/bin/python -m pip --disable-pip-version-check -qq install --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -151,8 +151,14 @@ class Engine:
             from deepintuit.errors import quiet_libraries
 
             quiet_libraries()
-        from deepintuit.reasoner import live
-
+        try:
+            from deepintuit.reasoner import live
+        except ImportError as error:
+            said = (
+                f"Live reasoning needs {error.name}, which `make app-light` leaves out. `make app` installs all of it."
+            )
+            emit(Failed(said))
+            return
         if self._models is None:
             self._models = live.Models(self._workbench)
         if not stop():

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from porch import until
 
-from deepintuit import runs, video, worlds
+from deepintuit import cli, runs, video, worlds
+from deepintuit.command import settings_of
 from deepintuit.data import Manifest
 from deepintuit.errors import StoreError, VideoError
 from deepintuit.reasoner import live
@@ -23,10 +24,12 @@ from deepintuit.reasoner.task import Task
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import browse, clips
 from deepintuit_analysis.review import EventLog, Reviews
-from deepintuit_app import jobs
-from deepintuit_homecam import example
+from deepintuit_app import commands, jobs
+from deepintuit_homecam import demo, example
 
-TRAINING = ("accelerate", "datasets", "peft", "tensorboard", "torch", "torchvision", "transformers", "trl")
+MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
+TRAINING = tuple(re.search("^TRAINING := (.*)$", MAKEFILE, re.MULTILINE)[1].split("|"))
+"""Packages that the light install leaves out."""
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +135,16 @@ def test_the_dashboard_opens_the_example_where_there_is_no_workbench_and_without
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # What `make app-light` leaves out cannot be imported.
-    program = (
-        f"import sys; sys.modules.update(dict.fromkeys({TRAINING!r})); from deepintuit.cli import main; "
-        f"sys.exit(main(['app', '--no-browser', '--port', '{port}']))"
-    )
+    program = f"""
+import sys
+class Without:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in {TRAINING!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Without())
+from deepintuit.cli import main
+sys.exit(main(["app", "--no-browser", "--port", "{port}"]))
+"""
     environment = {name: value for name, value in os.environ.items() if name != "DEEPINTUIT_HOME"}
     with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment, text=True) as server:
         try:
@@ -154,3 +163,30 @@ def test_the_dashboard_opens_the_example_where_there_is_no_workbench_and_without
             assert hashlib.sha256(ask(f"/media/clip/{row['clip_id']}").read()).hexdigest() == row["sha256"]
         finally:
             server.terminate()
+
+
+def test_a_stage_that_starts_with_the_dashboard_says_in_its_terminal_how_it_ended(tmp_path, capsys):
+    said = []
+    commands._start(tmp_path, ["report", "--quiet"])
+
+    def over() -> bool:
+        said.append(capsys.readouterr().out)
+        return "The job failed" in said[-1]
+
+    until(over, 60)
+    assert "`deepintuit report --quiet` runs as a job" in "".join(said) and "no dataset is named" in "".join(said)
+
+
+def test_a_demo_with_its_dashboard_begins_as_the_example_and_orders_the_stages_as_they_were_asked(
+    tmp_path, monkeypatch
+):
+    main, asked, place = cli.main, [], tmp_path / "bench"
+    monkeypatch.setattr(cli, "main", asked.append)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    main(["demo", "--dashboard", "--seed", "3", "--set", "grpo.group=4", "--workbench", str(place)])
+    bench = Workbench(place)
+    assert not bench.is_example and demo.chain_of(bench).settings.clips.dataset == example.DATASET
+    [[app, where, start, *words]] = asked
+    assert (app, where, start) == ("app", f"--workbench={place}", "--start")
+    options = cli._parser(words).parse_args(words)
+    assert settings_of(options).grpo.group == 4 and (options.seed, options.full, options.dashboard) == (3, False, False)

@@ -66,11 +66,10 @@ def pack(source: Path, target: Path, world: str) -> Path:
         kept = [chain.teach, chain.labels, chain.cold, chain.grpo, chain.calibrate, *chain.evaluations]
         clips = chain.manifest
         copy = Manifest(target, DATASET, clips.frame, clips.labels)
-        # Paths inside a workbench are kept relative to it.
+        # In a folder of their own: clips that another version of the world renders beside them may have their names.
         for column in ("path", "playable_path"):
-            copy.frame[column] = [
-                str(target / Path(path).relative_to(source.absolute())) for path in clips.frame[column]
-            ]
+            names = (Path(path).name for path in clips.frame[column])
+            copy.frame[column] = [str(target / "sources" / DATASET / "videos" / name) for name in names]
         copy.save()
         for run in filter(None, kept):
             _pack_run(run, target / "runs" / run.id, chain.grpo)
