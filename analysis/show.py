@@ -149,8 +149,7 @@ def row(*parts: Html) -> Html:
 def app(page: str, words: str, **query: object) -> Html:
     """A link to a page of the dashboard in a state: `show.app("traces", "the same traces", run=run.id)`."""
     known = {name: value for name, value in query.items() if value not in (None, "")}
-    place = "" if page == "watch" else page
-    address = f"{APP}/{place}" + (f"?{urlencode(known)}" if known else "")
+    address = f"{APP}/{page}" + (f"?{urlencode(known)}" if known else "")
     return Html(
         f'<p><a href="{html.escape(address)}" target="_blank" rel="noopener">{html.escape(words)}</a> '
         f'<span style="{_SMALL}">(while <code>make app</code> runs on this workbench)</span></p>'

@@ -63,19 +63,22 @@ def choose(found: pd.DataFrame, wish: Choice, slices: Sequence[tuple[str, str]] 
     here = here[here["split"] == split]
     keys = [f"{row.run_id}/{row.system}" for row in here.itertuples()]
     calibrated = [key for key, methods in zip(keys, here["methods"]) if len(methods) > 1]
-    system = one_of(wish.system, keys, (calibrated or keys or [""])[0])
+    system = one_of(_key_of(wish.system, keys), keys, (calibrated or keys or [""])[0])
     several = here["system"].duplicated(keep=False)
     names = [f"{row.system} ({row.run_id})" if twice else row.system for row, twice in zip(here.itertuples(), several)]
     methods = next((methods for key, methods in zip(keys, here["methods"]) if key == system), [])
     by_preference = sorted(methods, key=lambda name: (name == "raw", name != "label_likelihood", name))
-    method = one_of(wish.method, by_preference)
+    method = one_of(wish.method.replace(" ", "_"), by_preference)
     others = [
         (f"{name}: {shown(other)}", f"{key}/{other}")
         for key, name, offered in zip(keys, names, here["methods"])
         for other in sorted(offered, key=lambda one: (one != "raw", one))
         if (key, other) != (system, method)
     ]
-    compare = one_of(wish.compare, [value for _, value in others], "")
+    against, _, its_method = wish.compare.rpartition("/")
+    wanted = f"{_key_of(against, keys)}/{its_method}" if against else _key_of(wish.compare, keys)
+    compares = [value for _, value in others]
+    compare = one_of(wanted, compares, next((one for one in compares if one.rpartition("/")[0] == wanted), ""))
     offers = Offers(
         [(name or "no dataset", name) for name in datasets],
         splits,
@@ -85,6 +88,11 @@ def choose(found: pd.DataFrame, wish: Choice, slices: Sequence[tuple[str, str]] 
         list(slices),
     )
     return Choice(dataset, split, system, method, compare, wish.slice), offers
+
+
+def _key_of(wish: str, keys: Sequence[str]) -> str:
+    """`run/system` of what an address calls so, or by the system's name or its run alone: the newest of that name."""
+    return wish if wish in keys else next((key for key in keys if wish and wish in key.split("/", 1)), wish)
 
 
 def one_of(wish: str | None, known: list[str], otherwise: str | None = None) -> str:

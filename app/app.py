@@ -32,10 +32,11 @@ from starlette.datastructures import MutableHeaders  # noqa: E402
 from starlette.responses import JSONResponse, RedirectResponse  # noqa: E402
 
 from deepintuit.errors import ConfigError, DeepIntuitError  # noqa: E402
-from deepintuit_app import errors, media, review, runs, sql, traces, watch  # noqa: E402
+from deepintuit_app import errors, media, review, runs, sql, start, traces, watch  # noqa: E402
 from deepintuit_app.connections import Patient  # noqa: E402
 from deepintuit_app.context import AppContext  # noqa: E402
 from deepintuit_app.doors import Blocks, Doors  # noqa: E402
+from deepintuit_app.frame import EXAMPLE, NAME, Frame, theme  # noqa: E402
 from deepintuit_app.gate import Gate  # noqa: E402
 from deepintuit_app.html import note  # noqa: E402
 from deepintuit_app.outside import LOOPBACK, Outside, named_hosts, named_proxies, sub_path  # noqa: E402
@@ -45,18 +46,13 @@ PAGES = {
     "watch": ("Watch", watch), "traces": ("Traces", traces), "review": ("Review", review), "errors": ("Errors", errors),
     "runs": ("Runs", runs), "sql": ("SQL", sql),
 }  # fmt: skip
-"""Address → name in the navigation bar and module. The first is what `/` shows."""
+"""Address → name in the navigation and module."""
+NAVIGATION = {"": "Start", **{path: name for path, (name, _) in PAGES.items()}}
 
-_EXAMPLE = (
-    "This is the example that ships with the package: finished runs on rendered clips. It takes reviews and slices; "
-    "stages run in a workbench of your own, such as `make demo` makes."
-)
 _OURS = {f"/{name}" for name in (*PAGES, *INTERNAL_ROUTES, "media", "export", "review-api", "static-app")}
-_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 _HEAD = (
     '<script src="static-app/app.js" defer></script><script src="static-app/review.js" defer></script>'
-    '<link rel="stylesheet" href="static-app/review.css"><link rel="icon" href="data:,">'
+    '<link rel="stylesheet" href="static-app/review.css">'
 )
 # Gradio needs inline and evaluated scripts of its own; what the policy keeps out is every other host.
 _POLICY = (
@@ -68,17 +64,13 @@ _ALWAYS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosnif
 
 def blocks(context: AppContext) -> Blocks:
     """All pages as one multi-page app."""
-    (_, (first, module)), *others = PAGES.items()
-    said = note(_EXAMPLE, role="status") if context.workbench.is_example else ""
-    with Blocks(title="DeepIntuit", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+    said = note(EXAMPLE, role="status") if context.workbench.is_example else ""
+    with Blocks(title=NAME, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         demo.uploads = context.uploads
         demo.has_launched = True  # or Gradio does not ask whether a file that is named was uploaded
-        gr.Navbar(main_page_name=first)
-        gr.HTML(said, visible=bool(said), elem_classes="example")
-        module.page(context)
-    for path, (name, module) in others:
+    for path, (name, module) in PAGES.items():
         with demo.route(name, f"/{path}"):
-            gr.Navbar(main_page_name=first)  # each page names the first one, or calls it "Home"
+            gr.Navbar(visible=False)
             gr.HTML(said, visible=bool(said), elem_classes="example")
             module.page(context)
     demo.queue(max_size=64, default_concurrency_limit=20)
@@ -147,9 +139,11 @@ def create(
     server = FastAPI(title="DeepIntuit", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     server.state.context = context
     server.add_exception_handler(RequestValidationError, _unread)
+    server.include_router(start.routes(context, NAVIGATION))  # before Gradio, which has a page at the same address
     server.include_router(media.routes(context))
     server.include_router(traces.routes(context))
     server.include_router(sql.routes(context))
+    server.include_router(errors.routes(context))
     server.include_router(review.routes(context))
     for path in PAGES:
         server.add_api_route(f"/{path}/", _without_slash, methods=["GET"])
@@ -163,7 +157,7 @@ def create(
             path="",
             root_path=unquote(root_path),
             auth_dependency=(lambda request: request.scope.get("deepintuit_user")) if users is not None else None,
-            theme=gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO),
+            theme=theme(),
             css_paths=[media.STATIC / "style.css"],
             head=_HEAD,
             footer_links=[],
@@ -173,6 +167,7 @@ def create(
             ssr_mode=False,
         )
     server.add_middleware(Doors, blocks=pages)
+    server.add_middleware(Frame, context=context, pages=NAVIGATION)
     server.add_middleware(Gate, users=users)  # the last that is added stands outermost
     server.add_middleware(Outside, hosts=hosts, proxies=proxies, root=root_path, inbox=context.uploads.inbox)
     server.add_middleware(_Border)

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import gradio as gr
 from fastapi import HTTPException
 
 from deepintuit.errors import DeepIntuitError
+from deepintuit.labels import LabelSet
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index.build import file_signature
 from deepintuit_app.live import Engine, Pages
@@ -76,9 +77,23 @@ class AppContext:
             with self._lock:
                 self._looking, self._looked = None, time.monotonic()
 
+    def labels(self, dataset: str | None) -> LabelSet | None:
+        """The label set of a dataset as it stands; None where there is none that can be read."""
+        path = self.workbench.clips / f"{dataset}.labels.toml"
+        changed = file_signature(path) if dataset else None
+        return None if changed is None else _labels(path, changed)
+
     @staticmethod
     def user(request: gr.Request | None) -> str:
         return (request.username if request else None) or LOCAL
+
+
+@lru_cache(maxsize=32)
+def _labels(path: Path, _changed: object) -> LabelSet | None:
+    try:
+        return LabelSet.load(path)
+    except (DeepIntuitError, OSError):
+        return None
 
 
 def apart(at_once: int, waiting: int = 200) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -108,6 +108,7 @@ class Doors:
 
     def __init__(self, app: ASGIApp, blocks: Blocks):
         self.app, self.blocks = app, blocks
+        self._pages = {page[0] for page in blocks.pages} - {""}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         _, below, asked = scope.get("path", "").partition("/gradio_api/")
@@ -122,7 +123,7 @@ class Doors:
             if (answer := self._refusal(body, asked)) is not None:
                 await answer(scope, receive, send)
                 return
-        elif scope.get("path") in ("/", f"{scope.get('root_path', '')}/"):
+        elif scope.get("path", "").removeprefix(scope.get("root_path", "")).strip("/") in self._pages:
             scope = dict(scope, query_string=b"")  # the page's script reads it; Gradio has names of its own in it
         refused: list[str] = []
         _refusals.set(refused)

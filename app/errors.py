@@ -14,21 +14,53 @@ from collections.abc import Sequence
 from dataclasses import astuple
 
 import gradio as gr
+import pyarrow as pa
+from fastapi import APIRouter, HTTPException, Request, Response
 
 from deepintuit.errors import DeepIntuitError
+from deepintuit.tables import FORMATS, written
 from deepintuit_analysis.index import answers, browse
 from deepintuit_analysis.index.build import file_signature
 from deepintuit_app import errors_clips, errors_honesty, links, slices
 from deepintuit_app import errors_view as view
 from deepintuit_app.analysis import THRESHOLD, Analysis, Choice, Offers, analysis, choose, clamped, one_of
-from deepintuit_app.context import AppContext
-from deepintuit_app.html import empty
+from deepintuit_app.context import AppContext, apart
+from deepintuit_app.html import empty, esc
 
+TABLES = ("classes", "confusion")
+"""What can be taken along."""
 NORMS = {"counts": "counts", "rows": "share of the true class", "columns": "share of the label answered"}
 PICKS = ("dataset", "split", "system", "method", "compare", "slice")
 """What is looked at, by its names in the address (the fields of a `Choice`)."""
 EVERY = 5.0
 """Seconds between two looks for new answers."""
+
+
+def routes(context: AppContext) -> APIRouter:
+    """`/export/errors/classes.csv?…`: a table of the page, of what its address chooses."""
+    router = APIRouter()
+
+    @router.get("/export/errors/{what}.{form}")
+    async def export(what: str, form: str, request: Request) -> Response:
+        return await made(what, form, dict(request.query_params))
+
+    @apart(2)
+    def made(what: str, form: str, query: dict[str, str]) -> Response:
+        if what not in TABLES or form not in FORMATS:
+            raise HTTPException(404, f"{' and '.join(TABLES)} are exported as {', '.join(FORMATS)}.")
+        wish = Choice(*(query.get(name, "")[:300] for name in PICKS))
+        choice, _ = choose(answers.sources(context.look()), wish, slices.offered(context.workbench, wish.slice))
+        try:
+            rows = view.exported(analysis(context.workbench, choice), what) if choice.system else []
+        except DeepIntuitError as error:
+            raise HTTPException(404, str(error)) from error
+        if not rows:
+            raise HTTPException(404, "No system was evaluated yet.")
+        named = f'attachment; filename="{what}.{form}"'
+        content = b"".join(written(iter([pa.Table.from_pylist(rows)]), form))
+        return Response(content, media_type=FORMATS[form], headers={"Content-Disposition": named})
+
+    return router
 
 
 def page(context: AppContext) -> None:
@@ -75,12 +107,7 @@ def page(context: AppContext) -> None:
                 risk = gr.Plot(show_label=False, container=False)
             with gr.Column(min_width=340):
                 threshold = gr.Slider(
-                    0,
-                    1,
-                    value=THRESHOLD,
-                    step=0.005,
-                    label="Answer only from this confidence on",
-                    elem_id="errors-threshold",
+                    0, 1, value=THRESHOLD, step=0.005, label="Minimum confidence", elem_id="errors-threshold"
                 )
                 abstain = gr.HTML(padding=False)
         controls = gr.HTML(padding=False)
@@ -111,6 +138,9 @@ def page(context: AppContext) -> None:
         wished = [query.get(name, "")[:300] for name in PICKS]
         shown_as = query.get("cells") if query.get("cells") in NORMS else "counts"
         column = query.get("by") or answers.FIRST[0]
+        chosen, _ = chosen_of(wished)
+        if wished[2] and wished[2] not in (chosen.system, *chosen.system.split("/", 1)):
+            gr.Info(f"No system {esc(wished[2][:80])} was evaluated here; this is another one.")
         return [
             *settle(*wished),
             shown_as,

@@ -112,6 +112,7 @@ def behind(found: Analysis, cell: str, threshold: float, by: str) -> tuple[str, 
     confusion.i.j (true label i answered as j, K is "no answer") · true.i · answered.j · turned.raw.rw (right by the
     provisional label, wrong now; also `other`, and any of r and w) · bin.k (confidence) · unsure (below the threshold)
     · slice.k (of the column `by`) · reason.<reason>
+    · follows.yes, follows.no
     """
     kind, *places = cell.split(".")
     frame, labels = found.mine.frame, (*found.labels, NONE_LABEL)
@@ -150,6 +151,9 @@ def behind(found: Analysis, cell: str, threshold: float, by: str) -> tuple[str, 
             reason = cell.removeprefix("reason.")
             chosen = found.facts["reason"].reindex(frame.index) == reason
             title = f"Traces that are {view.reason_words(reason)}"
+        elif kind == "follows" and len(places) == 1:
+            chosen = found.facts["follows"].reindex(frame.index) == places[0]
+            title = f"The reasoning {view.FOLLOWS[places[0]]}"
     except (ValueError, IndexError, KeyError):  # an address written by hand
         return None
     return (

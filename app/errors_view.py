@@ -7,13 +7,16 @@ confidence and its figures, `errors_clips` the drawer and the choice of clips be
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Estimate
+from deepintuit.tables import FORMATS
 from deepintuit_analysis.index import answers
 from deepintuit_analysis.numbers import number, p_value, percent, within
 from deepintuit_analysis.report.figures import few_of, most_confused
@@ -57,8 +60,17 @@ _HEADINGS = {
 _NAMES = {
     "seconds": "length (s)", "group": "source (group)", "size": "size (pixels)", "tokens": "trace length (tokens)",
     "fps": "frame rate", "bytes": "size of the file (bytes)", "trace_confidence": "token confidence",
-    "reason": "form of the trace", "source": "source file",
+    "reason": "form of the trace", "follows": "label follows from the trace", "source": "source file",
 }  # fmt: skip
+
+
+_STRONG = 0.55
+SECTIONS = (
+    "Classes", "Confusion", "Fixed and broken", "Reliability", "Risk and coverage", "Controls",
+    "Slices by a column", "Malformed traces",
+)  # fmt: skip
+"""Titles on the page, for the links to them."""
+FOLLOWS = {"yes": "argues for its label", "no": "argues for another label"}
 
 
 def heading(name: str) -> str:
@@ -98,6 +110,9 @@ def summary(found: Analysis) -> str:
         f"{wrong} wrong, {missing} without an answer."
     )
     left = []
+    if (compared := found.against_other) is not None:
+        points = f"{number(compared.accuracy.value, sign=True)} points{within(compared.accuracy, sign=True)}"
+        left.append(f"{points} against {found.other_name}, on {compared.n} clips ({p_value(compared.flips.p_value)}).")
     if found.choice.slice:
         left.append(f"Only the slice {found.choice.slice!r} counts: {n} of the {found.whole} labelled clips.")
     if mine.unlabelled:
@@ -105,7 +120,35 @@ def summary(found: Analysis) -> str:
     if len(found.excluded):
         causes = ", ".join(f"{row.reason} {row.n}" for row in found.excluded.itertuples())
         left.append(f"{int(found.excluded['n'].sum())} clips of this split could not be used at all: {causes}.")
-    return render("errors/summary.html", result=result, missing=" ".join(left))
+    return render("errors/summary.html", result=result, missing=" ".join(left), sections=SECTIONS)
+
+
+def exported(found: Analysis, what: str) -> list[dict[str, Any]]:
+    """The rows of `classes` or of `confusion` as they are taken along: shares of 1, with their intervals."""
+    labels, counts = found.labels, found.mine.evaluation.confusion
+    if what == "confusion":
+        named = [*labels, NONE_LABEL]
+        return [
+            {"true": true, "answered": named[j], "clips": int(counts[i, j])}
+            for i, true in enumerate(labels)
+            for j in range(counts.shape[1])
+        ]
+    rows, scores = [], found.mine.evaluation.classes
+    for k, label in enumerate(labels):
+        row = {"class": label, "true_clips": int(scores.support_K[k]), "answered": int(scores.predicted_K[k])}
+        for name, rate in zip(("precision", "recall", "f1"), found.mine.rates_K[k]):
+            ends = (None, None, None) if rate is None else (rate.value, rate.low, rate.high)
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends))
+        rows.append(row)
+    return rows
+
+
+def _exports(found: Analysis, what: str) -> list[tuple[str, str]]:
+    named = {"parquet": "Parquet"}
+    return [
+        (named.get(form, form.upper()), address(f"export/errors/{what}.{form}", **asdict(found.choice)))
+        for form in FORMATS
+    ]
 
 
 @lru_cache(maxsize=16)
@@ -127,7 +170,7 @@ def classes(found: Analysis) -> str:
     heads += [f"Δ F1 to {found.other_name}"] if compared is not None else []
     words = f"Intervals are as on the run card: {how_sure(mine)}."
     words += f" Δ rests on the {compared.n} clips that both answered." if compared is not None else ""
-    return render("errors/classes.html", heads=heads, rows=rows, about=words)
+    return render("errors/classes.html", heads=heads, rows=rows, about=words, exports=_exports(found, "classes"))
 
 
 def how_sure(mine: Result) -> str:
@@ -154,14 +197,15 @@ def confusion_table(found: Analysis, norm: str) -> str:
             n, part = int(counts[i, j]), float(shares[i, j])
             of = "of all so answered" if norm == "columns" else "of this class"
             shade = part**0.5  # by its root, so that a rare mistake shows
+            strong = shade > _STRONG  # in white, on a ground that is dark enough for it
             cells.append(
                 {
                     "n": n,
                     "text": str(n) if norm == "counts" else percent(part),
                     "place": f"confusion.{i}.{j}",
                     "spoken": f"True {labels[i]}, {answer_words(named[j])}: {n} clips, {percent(part)} {of}. Show them",
-                    "kind": ("right" if i == j else "wrong") + " strong" * (shade > 0.55),
-                    "shade": shade,
+                    "kind": ("right" if i == j else "wrong") + " strong" * strong,
+                    "shade": 0.9 + 0.1 * (shade - _STRONG) / (1 - _STRONG) if strong else shade,
                 }
             )
         rows.append({"label": labels[i], "place": i, "n": int(counts[i].sum()), "cells": cells})
@@ -178,7 +222,8 @@ def confusion_table(found: Analysis, norm: str) -> str:
     words = f"{percent(right, 1)} on the diagonal, outlined. The stronger the shade, the larger the share."
     if few := few_of(len(labels)):
         words += f" The most confused classes{few}; sums are of all."
-    return render("errors/confusion.html", caption=words, columns=columns, rows=rows, total=int(counts.sum()))
+    sums = {"total": int(counts.sum()), "exports": _exports(found, "confusion")}
+    return render("errors/confusion.html", caption=words, columns=columns, rows=rows, **sums)
 
 
 def flip_tables(found: Analysis) -> str:
@@ -303,5 +348,25 @@ def reasons(found: Analysis) -> str:
                 "right": mine.share(mine.right_C, here),
             }
         )
+    argued = found.facts["follows"].reindex(mine.frame.index)
+    follows = [
+        {
+            "follows": value,
+            "words": words,
+            "n": int((argued == value).sum()),
+            "url": address("traces", run=found.run_id, follows=value, slice=found.choice.slice),
+            "before": None if found.raw is None else _share_on(found.raw, argued == value),
+            "right": mine.share(mine.right_C, (argued == value).to_numpy()),
+        }
+        for value, words in FOLLOWS.items()
+        if argued.notna().any()
+    ]
     malformed = bool(len(listed)) and bool((listed["reason"] != "well-formed").any())
-    return render("errors/reasons.html", rows=rows, malformed=malformed, slice=found.choice.slice)
+    shown_as = {"rows": rows, "malformed": malformed, "slice": found.choice.slice}
+    return render("errors/reasons.html", **shown_as, follows=follows, before=found.raw is not None, name=found.name)
+
+
+def _share_on(result: Result, inside_C: pd.Series) -> Estimate:
+    """Accuracy of a result on some of the clips that another one answered."""
+    inside_C = inside_C.reindex(result.frame.index, fill_value=False).to_numpy()
+    return result.share(result.right_C, inside_C)

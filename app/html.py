@@ -47,14 +47,15 @@ def without_roots(text: str, *roots: str | Path) -> str:
 
 
 def address(page: str, **query: object) -> str:
-    """The address of a page in a state, as seen from any page; the first, `watch`, lives at the root."""
+    """The address of a page in a state, as seen from any page."""
     known = {key: value for key, value in query.items() if value not in (None, "", [])}
-    return ("./" if page == "watch" else page) + (f"?{urlencode(known, doseq=True)}" if known else "")
+    return page + (f"?{urlencode(known, doseq=True)}" if known else "")
 
 
 _TEMPLATES = Path(__file__).parent / "templates"
-render = renderer(_TEMPLATES, address=address, number=number, interval=interval)
-document = renderer(_TEMPLATES, interpreted=False)
+_KNOWN = {"address": address, "number": number, "interval": interval}
+render = renderer(_TEMPLATES, **_KNOWN)
+document = renderer(_TEMPLATES, interpreted=False, **_KNOWN)
 """For whole pages of our own, which Gradio never reads."""
 
 
@@ -73,6 +74,6 @@ def esc(text: object) -> str:
     return render("text.html", text=text)
 
 
-def heading(title: str, about: str = "", kind: str = "quiet") -> str:
-    """The top of a page."""
-    return render("heading.html", title=title, about=about, kind=kind)
+def heading(title: str, about: str = "", kind: str = "quiet", level: int = 1) -> str:
+    """The top of a page, or of a part of it."""
+    return render("heading.html", title=title, about=about, kind=kind, level=level)

@@ -92,7 +92,7 @@ def tab(context: AppContext, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, lis
         with gr.Accordion("Which settings there are", open=False):
             meanings = gr.HTML()
         with gr.Row():
-            dry = gr.Checkbox(label="Only say what would be done", value=False)
+            dry = gr.Checkbox(label="Dry run", value=False)
             full = gr.Checkbox(label="As many clips as README's table", value=False, visible=False)
         words = gr.HTML(elem_id="runs-preview")
         go = gr.Button("Start", variant="primary", elem_id="runs-start")

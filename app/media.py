@@ -29,7 +29,8 @@ from deepintuit_app.uploads import PREFIX
 
 STATIC = Path(__file__).with_name("static")
 _SERVED = {
-    "style.css": "text/css", "review.css": "text/css", "app.js": "text/javascript", "review.js": "text/javascript",
+    "frame.css": "text/css", "style.css": "text/css", "review.css": "text/css", "icon.svg": "image/svg+xml",
+    "app.js": "text/javascript", "review.js": "text/javascript",
 }  # fmt: skip
 _A_DAY = {"Cache-Control": "private, max-age=86400"}
 # The card's own policy names the hashes of its scripts, and holds beside this one.
@@ -39,7 +40,7 @@ _CARD = (
 )
 _NOT_KEPT = {"Cache-Control": "private, no-store"}
 _NONE = "No clip of this id is in the workbench, or it is excluded."
-_POSTER = 160
+_POSTER = 320
 _LIMITS = video.Limits(max_seconds=20)
 """For a poster."""
 _decoding = threading.Lock()

@@ -26,6 +26,7 @@ TITLES = {
     "quick": "Quick answer",
 }
 _SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?](?![\s\"')\]]|$)[^.!?\n]*)*(?:[.!?]+[\"')\]]*|\n|$)\s*")
+_A_SENTENCE = 4  # words
 _FRAME_WORD = re.compile(r"frames?\s{0,3}#?\Z", re.I)
 _UNIT = re.compile(r"\s{0,3}(?:seconds?|secs?|s)\b", re.I)
 
@@ -42,6 +43,18 @@ class TokenMark(NamedTuple):
 def sentences(text: str) -> list[tuple[int, int]]:
     """Where the sentences of a text begin and end, white space behind them included. "1.5 s" is not two."""
     return [match.span() for match in _SENTENCE.finditer(text) if match.end() > match.start()]
+
+
+def deciding(text: str, grammar: Grammar | str) -> str:
+    """The sentence by which the reasoning of a trace ends, with what stands before it where it is a word or two."""
+    grammar = GRAMMARS[grammar] if isinstance(grammar, str) else grammar
+    argued = {segment.name for segment in grammar.text_segments}
+    parts = [text[piece.start : piece.end] for piece in pieces(text, grammar) if piece.name in argued]
+    body = parts[-1] if parts else text
+    for start, _ in reversed(sentences(body)):
+        if len(body[start:].split()) >= _A_SENTENCE:
+            return " ".join(body[start:].split())
+    return " ".join(body.split())
 
 
 class Part(NamedTuple):

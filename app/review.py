@@ -22,6 +22,7 @@ from deepintuit.tables import FORMATS
 from deepintuit_analysis.index import browse
 from deepintuit_analysis.review import import_export, quality
 from deepintuit_analysis.review.log import damage
+from deepintuit_analysis.review.tasks import LONGEST_NOTE
 from deepintuit_app import review_view
 from deepintuit_app.context import LOCAL, AppContext, apart
 from deepintuit_app.html import render
@@ -116,7 +117,8 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
     def start(given: dict[str, Any], who: str) -> dict[str, Any]:
         decide = given.get("view") == "decide"
         found = room.lead(task(given), who) if decide else room.reviews.task(task(given))
-        return {"html": review_view.desk_html(found, decide), "questions": list(found.questions), "who": who}
+        html = review_view.desk_html(found, decide, room.label_set(found).definitions)
+        return {"html": html, "questions": list(found.questions), "who": who}
 
     def take(given: dict[str, Any], who: str) -> dict[str, Any]:
         if given.get("decide"):
@@ -134,6 +136,7 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
 
     return {
         "tasks": tasks, "start": start, "next": take,
+        "check": lambda given, _: room.check(*item(given), str(given.get("text") or "")[:LONGEST_NOTE]),
         "lead": lambda given, who: {"html": room.lead_html(task(given), who)},
         "count": lambda given, who: {"count": room.count(given)},
         "open": lambda given, who: {"task": room.open(given, who).name},

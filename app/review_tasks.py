@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
+from deepintuit.trace import parse
 from deepintuit_analysis.index import browse, clips
 from deepintuit_analysis.index.browse import TraceFilter
 from deepintuit_analysis.index.reviewed import row_of
@@ -254,6 +255,20 @@ class Room:
         if clip is not None and clip.get("path") and not clip.get("excluded"):
             film = {"src": media.clip_url(clip["clip_id"]), "step": 1 / clip["fps"] if clip.get("fps") else 0.04}
         return review_view.item_html(task, fact, row, clip, grammar), film
+
+    def label_set(self, task: Task) -> LabelSet:
+        """The labels that a task asks for, with the definitions and aliases of its clips' dataset."""
+        clip = clips.clip(self.context.workbench, next(iter(task.items.values()), ""))
+        known = self.context.labels((clip or {}).get("dataset"))
+        return known if known is not None else LabelSet.of(task.name, task.labels)
+
+    def check(self, name: str, item: str, text: str) -> dict[str, Any]:
+        """What a trace that somebody edits would count as: `label` where it is well-formed, and words for the page."""
+        task, row = self.reviews.task(name), browse.trace(self.context.workbench, item)
+        grammar = clips.grammar_of(self.context.workbench, row["run_id"]) if row is not None else "think-answer"
+        found = parse(text, grammar, self.label_set(task))
+        told = f"Well-formed; it ends in {found.label}." if found.ok else f"Not well-formed: {found.detail}."
+        return {"label": found.label if found.ok else None, "told": told}
 
     def progress(self, name: str, who: str) -> dict[str, int]:
         """How far a task is; all but `mine` a little behind where there is much to count: that takes 5 % of the time

@@ -23,8 +23,9 @@ from deepintuit_app.slices import NONE_SAVED
 ORDER_WORDS = {
     "entropy": "uncertain first (entropy)", "margin": "uncertain first (margin)",
     "changed": "changed by calibration first", "traces": "clips whose traces disagree first",
+    "mismatch": "labels that do not follow from the trace first",
     "reviewers": "where reviewers differ so far", "doubted": "labels that are probably wrong first",
-    "random": "by chance", "given": "as listed",
+    "random": "at random", "given": "as listed",
 }  # fmt: skip
 GOLD_LINE = "3f0c9a…, theft, wrong, 2, seeing"
 STANDING = {
@@ -79,9 +80,11 @@ def form_html(
     )
 
 
-def desk_html(task: Task, decide: bool = False) -> str:
-    """The desk without an item: player, trace and questions, to be filled by the script again and again."""
-    return render("review/desk.html", task=task, decide=decide)
+def desk_html(task: Task, decide: bool = False, definitions: Mapping[str, str] | None = None) -> str:
+    """The desk without an item: player, trace and questions, to be filled by the script again and again.
+    `definitions`: of the labels, where they have some."""
+    known = {label: (definitions or {})[label] for label in task.labels if label in (definitions or {})}
+    return render("review/desk.html", task=task, decide=decide, definitions=known)
 
 
 def item_html(

@@ -178,7 +178,7 @@ def page(context: AppContext) -> None:
     timer = gr.Timer(EVERY, active=False)
     with gr.Row(elem_classes="runs-bar"):
         run = gr.Dropdown([], label="Run", info="for all tabs of this page; or click an id in the table", scale=4)
-        again = gr.Button("Look again", scale=0, min_width=120, size="sm")
+        again = gr.Button("Refresh", scale=0, min_width=120, size="sm")
     with gr.Tabs() as tabs:
         with gr.Tab("Runs", id="runs"):
             with gr.Row():

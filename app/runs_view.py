@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -166,7 +167,7 @@ def details(
         "Dataset": about.get("dataset"),
         "Seed": about.get("seed"),
         "Device": about.get("device"),
-        "Begun": (about.get("created") or "")[:16].replace("T", " ") + " UTC",
+        "Started": (about.get("created") or "")[:16].replace("T", " ") + " UTC",
         "Finished": about["finished"][:16].replace("T", " ") + " UTC" if about.get("finished") else None,
         "Sessions": f"{len(sessions)} (it was stopped and went on)" if len(sessions) > 1 else None,
         "Commit": (about.get("commit") or "not from a git checkout") + (" with edits" if about.get("dirty") else ""),
@@ -278,6 +279,19 @@ def no_curves(run_id: str) -> str:
 # Jobs
 
 
+_OF = re.compile(r"(\d+)\s*/\s*(\d+)(?:\s+(\d+:\d\d(?::\d\d)?))?")
+
+
+def done_of(told: str) -> tuple[float, str] | None:
+    """How far the last line of a job says that it is: the share, and that in words with the time left; None where it
+    says no such thing."""
+    found = _OF.search(told)
+    if found is None or not 0 <= int(found[1]) <= int(found[2]) or found[2] == "0":
+        return None
+    left = f", {found[3]} left" if found[3] and found[1] != found[2] else ""
+    return int(found[1]) / int(found[2]), f"{int(found[1]):,} of {int(found[2]):,}{left}"
+
+
 def jobs_table(jobs: Sequence[Job], chosen: str) -> str:
     rows = [
         {
@@ -287,6 +301,7 @@ def jobs_table(jobs: Sequence[Job], chosen: str) -> str:
             "kind": KINDS.get(job.status, "plain"),
             "meaning": STATUSES[job.status],
             "progress": job.progress[-160:],
+            "done": done_of(job.progress) if job.active else None,
             "user": job.user,
             "begun": when(job.created),
             "took": took(((job.ended or datetime.now(UTC)) - job.started).total_seconds()) if job.started else "–",

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
+from deepintuit.labels import LabelSet
 from deepintuit.reasoner.replay import Distribution, Event, Failed, Seen, Stage, TraceDone, Written
 from deepintuit_analysis.numbers import percent
 from deepintuit_app import media, prose
 from deepintuit_app.html import render
-from deepintuit_app.verdicts import verdicts
+from deepintuit_app.verdicts import Scores, verdicts, with_mismatch
 
 PARTS = ("status", "trace", "film", "verdict")
 WAYS = {
@@ -31,6 +33,7 @@ _DOING = {
     "reason": "Reasoning",
     "calibrate": "Calibrating",
 }
+_MOST_BARS = 8
 _REASONS = {
     "empty": "nothing was written",
     "truncated": "it was cut at the token limit",
@@ -51,7 +54,7 @@ class TraceView:
     """One trace on screen. `mode`: live, replay or stored; `source`: where it comes from, in words.
 
     `seconds`: length of the clip; `trace_id`: of a stored trace, whose frames can be asked for by it; `lost`: those
-    frames cannot be had any more.
+    frames cannot be had any more; `scores`: what is stored of the trace; `labels`: of its dataset, where it has one.
     """
 
     mode: str
@@ -60,6 +63,8 @@ class TraceView:
     seconds: float | None = None
     trace_id: str | None = None
     lost: bool = False
+    scores: Scores = field(default_factory=dict)
+    labels: LabelSet | None = None
     stage: str | None = None
     stages: dict[str, float] = field(default_factory=dict)
     text: str = ""
@@ -205,15 +210,43 @@ def verdict(view: TraceView | None, truth: str | None = None, threshold: float =
     Below `threshold` the top probability is too small to answer: it abstains.
     """
     known = view is not None and (view.done is not None or bool(view.distributions))
+    shown = view.calibrated or view.raw if known else None
+    provisional = (view.done.provisional if view.done else "none") if known else None
     return render(
         "watch/verdict.html",
         view=view,
-        provisional=(view.done.provisional if view.done else "none") if known else None,
-        verdicts=verdicts({}, vars(view.done), truth) if known and view.done else "",
+        provisional=provisional,
+        verdicts=_known_of(view, truth) if known and view.done else "",
         true_label=truth,
         threshold=threshold,
+        bars=_bars(shown, provisional, truth, view.raw) if shown else None,
         facts=_facts(view, view.calibrated) if known and view.calibrated else "",
+        definitions=view.labels.definitions if view is not None and view.labels is not None else {},
     )
+
+
+def _known_of(view: TraceView, truth: str | None) -> str:
+    scores = with_mismatch(view.scores, view.done.text, view.grammar, view.labels)
+    if truth is None:  # whether the seeing sufficed tells whether the answer is right
+        scores = {name: score for name, score in scores.items() if name == "mismatch"}
+    return verdicts(scores, vars(view.done), truth)
+
+
+def _bars(shown: Distribution, provisional: str, truth: str | None, raw: Distribution | None) -> dict[str, Any]:
+    """The labels with their probabilities, as they are listed; of many, the most probable, the provisional and the true
+    one, and how much the others have together."""
+    likeliest = sorted(range(len(shown.labels)), key=lambda k: -shown.probs[k])[:_MOST_BARS]
+    many = len(shown.labels) > _MOST_BARS
+    kept = [k for k, label in enumerate(shown.labels) if not many or k in likeliest or label in (provisional, truth)]
+    first = raw.probs[raw.labels.index(provisional)] if raw is not None and provisional in raw.labels else None
+    if many:
+        kept.sort(key=lambda k: -shown.probs[k])
+    return {
+        "rows": [(shown.labels[k], shown.probs[k], first if shown.labels[k] == provisional else None) for k in kept],
+        "predicted": shown.predicted,
+        "others": len(shown.labels) - len(kept),
+        "rest": 1.0 - sum(shown.probs[k] for k in kept),
+    }
 
 
 def _facts(view: TraceView, shown: Distribution) -> str:

@@ -25,17 +25,24 @@ from deepintuit_app import links, media, prose, slices, sql_view
 from deepintuit_app.context import AppContext, apart
 from deepintuit_app.html import address, empty, heading, note, render
 from deepintuit_app.token_confidence import LEVELS, marked_tokens
-from deepintuit_app.verdicts import verdicts
+from deepintuit_app.verdicts import verdicts, with_mismatch
 
 FILTERS = tuple(field.name for field in fields(TraceFilter))
 SIZES = (50, 100, 200)
 _EXCERPT = 150
 _FORM_NAMES = {"csv": "CSV", "jsonl": "JSONL", "parquet": "Parquet"}
-_FLIP_WORDS = {"broken": "broken", "fixed": "fixed", "changed": "changed", "kept": "kept"}
 _HEADS = (
     ("Trace", "newest", ""), ("True", "true", ""), ("Provisional", "provisional", ""), ("Calibrated", "calibrated", ""),
     ("Token confidence", "confidence", "number"), ("Tokens", "tokens", "number wide"), ("Run", "run", "wide"),
 )  # fmt: skip
+NAMES = {
+    "true": "True label", "provisional": "Provisional label", "calibrated": "Calibrated label",
+    "right": "Provisional is", "final": "Calibrated is", "flip": "Calibration", "follows": "Label follows",
+    "reason": "Form", "dataset": "Dataset", "split": "Split", "min_confidence": "Token confidence from",
+    "max_confidence": "Token confidence to", "min_tokens": "Tokens from", "max_tokens": "Tokens to", "step": "Step",
+    "sample": "Sample", "clip": "Clip id", "slice": "Slice",
+}  # fmt: skip
+"""The filters that stand among the further ones, as the page calls them."""
 _TITLES = {
     "newest": "Sort by the time of the run", "confidence": "Sort by the mean confidence in the tokens of the trace",
     "provisional": "Sort by the provisional label, the trace's own", "calibrated": "Sort by the calibrated label",
@@ -72,15 +79,27 @@ def list_html(context: AppContext, asked: TraceFilter, sort: str, number: str, s
         todo = "A teacher, a reasoner in training and an evaluation write them:"
         return empty("No trace is in this workbench yet.", todo, "make demo")
     if not found.total:
-        return empty("No trace fits these filters.", "Take one away, or clear them all.")
+        return empty("No trace fits these filters.", "Remove one, or clear them all.")
+    shown = browse.records(found.rows)
+    grammars = {run: clips.grammar_of(workbench, run) for run in {row["run_id"] for row in shown}}
+    argued = browse.argued(workbench, [row["trace_id"] for row in shown])
+    rows_shown = [
+        (
+            {**row, "argued": argued.get(row["trace_id"]), "url": media.poster_url(row["clip_id"])},
+            excerpt(row["text"] or "", asked.text, grammars[row["run_id"]]),
+        )
+        for row in shown
+    ]
+    query = asked.to_query()
     return render(
         "traces/list.html",
         total=found.total,
         more=found.more,
-        query=urlencode(asked.to_query()),
+        query=urlencode(query),
+        filters=[(name, NAMES[name], value) for name, value in query.items() if name in NAMES],
         exports=[(_FORM_NAMES[form], export_url(asked, form)) for form in FORMATS],
         heads=[_head(*head, name, descending) for head in _HEADS],
-        rows=[(row, excerpt(row["text"] or "", asked.text)) for row in browse.records(found.rows)],
+        rows=rows_shown,
         opened=opened,
         place=place,
         pages=-(-found.total // rows),
@@ -101,14 +120,15 @@ def _head(words: str, key: str, kind: str, sorted_by: str, descending: bool | No
     return {"words": words, "kind": kind, "sorted": order, "follows": follows, "title": title}
 
 
-def excerpt(text: str, searched: str | None = None) -> tuple[str, str, str]:
-    """The beginning of a text without its marks, or, when something was searched, its first place, as what stands
-    before, what was found, and what stands behind."""
+def excerpt(text: str, searched: str | None = None, grammar: str = "think-answer") -> tuple[str, str, str]:
+    """The sentence that decides, or, when something was searched, its first place, as what stands before, what was
+    found, and what stands behind."""
     plain = " ".join(text.removeprefix("<think>").removeprefix("<observation>").split())
     # What does not keep its length in lower case could not be found again by its place.
     at = plain.lower().find(" ".join(searched.lower().split())) if searched and len(plain.lower()) == len(plain) else -1
     if at < 0:
-        return plain[:_EXCERPT] + "…" * (len(plain) > _EXCERPT), "", ""
+        said = prose.deciding(text, grammar)
+        return "…" * (len(said) > _EXCERPT) + said[-_EXCERPT:], "", ""
     start, end = max(0, at - 50), at + len(" ".join(searched.split()))
     after = plain[end : max(end + 30, start + _EXCERPT)]
     return "…" * (start > 0) + plain[start:at], plain[at:end], after + "…" * (end + len(after) < len(plain))
@@ -164,7 +184,13 @@ def _one(
     return {
         "fact": fact,
         "uncoloured": why_not,
-        "verdicts": verdicts(scores, row, fact["true_label"], people, clips.gate_of(context.workbench, fact["run_id"])),
+        "verdicts": verdicts(
+            with_mismatch(scores, row["text"], grammar, context.labels(fact["dataset"])),
+            row,
+            fact["true_label"],
+            people,
+            clips.gate_of(context.workbench, fact["run_id"]),
+        ),
         "text": row["text"].strip() and prose.trace_html(row["text"], grammar, times, seconds, token_marks=marks),
     }
 
@@ -303,6 +329,12 @@ class Handlers:
         """→ empty filters."""
         return [None if name in _NUMBERS else "" for name in FILTERS]
 
+    @staticmethod
+    def removed(name: str) -> list[Any]:
+        """→ the wish granted, and the filters without the one of this name."""
+        empty_one = gr.update(value=None if name in _NUMBERS else "")
+        return ["", *(empty_one if name == one else gr.skip() for one in FILTERS)]
+
 
 _NUMBERS = ("min_confidence", "max_confidence", "min_tokens", "max_tokens", "step", "sample")
 
@@ -320,29 +352,23 @@ def _filters() -> dict[str, gr.components.Component]:
         made["text"] = gr.Textbox(label="Text contains", placeholder="a word or a phrase", scale=3, min_width=220)
         made["run"] = gr.Dropdown([("Any", "")], value="", label="Run", scale=3, min_width=220)
         made["stage"] = gr.Dropdown([("Any", "")], value="", label="Stage", **narrow)
-    with gr.Accordion("More filters", open=True, elem_id="traces-filters"):
+    with gr.Accordion("More filters", open=False, elem_id="traces-filters"):
         with gr.Row():
-            for name, label in (
-                ("true", "True label"),
-                ("provisional", "Provisional label"),
-                ("calibrated", "Calibrated label"),
-            ):
-                made[name] = gr.Dropdown([("Any", "")], value="", label=label, **narrow)
-            verdicts = [("Any", ""), ("Right", "right"), ("Wrong", "wrong")]
-            made["right"] = gr.Dropdown(verdicts, value="", label="Provisional is", **narrow)
-            made["final"] = gr.Dropdown(verdicts, value="", label="Calibrated is", **narrow)
-            flips = [("Any", ""), *((_FLIP_WORDS[key], key) for key in FLIPS)]
-            made["flip"] = gr.Dropdown(flips, value="", label="Calibration", **narrow)
-            made["reason"] = gr.Dropdown([("Any", "")], value="", label="Form", **narrow)
+            verdicts = [("Right", "right"), ("Wrong", "wrong")]
+            few = {
+                "right": verdicts, "final": verdicts, "flip": [(key, key) for key in FLIPS],
+                "follows": [("Yes", "yes"), ("No", "no")],
+            }  # fmt: skip
+            for name in ("true", "provisional", "calibrated", "right", "final", "flip", "follows", "reason"):
+                made[name] = gr.Dropdown([("Any", ""), *few.get(name, ())], value="", label=NAMES[name], **narrow)
         with gr.Row():
-            for name, label in (("dataset", "Dataset"), ("split", "Split")):
-                made[name] = gr.Dropdown([("Any", "")], value="", label=label, **narrow)
-            for name, label in zip(_NUMBERS[:2], ("Token confidence from", "Token confidence to")):
-                made[name] = gr.Number(None, label=label, step=0.01, min_width=110, placeholder="0 to 1")
-            for name, label in zip(_NUMBERS[2:], ("Tokens from", "Tokens to", "Step", "Sample")):
-                made[name] = gr.Number(None, label=label, min_width=110)
+            for name in ("dataset", "split"):
+                made[name] = gr.Dropdown([("Any", "")], value="", label=NAMES[name], **narrow)
+            for name in _NUMBERS:
+                share = {"step": 0.01, "placeholder": "0 to 1"} if name.endswith("confidence") else {}
+                made[name] = gr.Number(None, label=NAMES[name], min_width=110, **share)
         with gr.Row(elem_id="traces-slice", equal_height=False):
-            made["clip"] = gr.Textbox(label="Clip id", min_width=150)
+            made["clip"] = gr.Textbox(label=NAMES["clip"], min_width=150)
             made["slice"] = slices.box(220)
             made["name"] = gr.Textbox(
                 label="Save these filters as a slice called",
@@ -370,6 +396,7 @@ def page(context: AppContext) -> None:
         for name in ("sort", "size", "page", "open", "compare", "colour")
     }
     sort, size, number, opened, compared, coloured = hidden.values()
+    remove = gr.Textbox("", elem_id="traces-remove", visible="hidden", label="Filter to remove")
     with gr.Row(elem_id="traces-body", equal_height=False):
         with gr.Column(scale=5, min_width=320, elem_id="traces-list-column"):
             listed = gr.HTML(note("Looking…"), elem_id="traces-list", elem_classes="traces-part")
@@ -396,4 +423,5 @@ def page(context: AppContext) -> None:
     gr.on([opened.change, compared.change, coloured.change], **read, trigger_mode="always_last", **quiet)
     keep = {"fn": do.save, "inputs": [made["name"], *chosen.values()], "outputs": [made["saved"], chosen["slice"]]}
     gr.on([made["save"].click, made["name"].submit], **keep, **quiet)
+    remove.change(do.removed, remove, [remove, *chosen.values()], **quiet).then(**look, **quiet)
     clear.click(do.cleared, None, [*chosen.values()], queue=False, api_visibility="private").then(**look, **quiet)

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from deepintuit.labels import LabelSet
+from deepintuit.trace import mismatch, parse
 from deepintuit_analysis.review.quality import failed
 from deepintuit_app.html import render
 
@@ -24,6 +26,13 @@ class Line(NamedTuple):
     badge: str = ""
     kind: str = "plain"
     quiet: str = ""
+
+
+def with_mismatch(scores: Scores, text: str, grammar: str, labels: LabelSet | None) -> Scores:
+    """The scores, with whether the reasoning argues for another label than it answers: as it was stored, else of the
+    text itself where the labels are known."""
+    parsed = None if labels is None or "mismatch" in scores else parse(text, grammar, labels)
+    return {**scores, "mismatch": mismatch(parsed, labels)} if parsed is not None and parsed.ok else scores
 
 
 def verdicts(

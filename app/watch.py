@@ -24,7 +24,7 @@ from deepintuit.reasoner.task import Clip
 from deepintuit_analysis.index import browse, clips
 from deepintuit_app import links, media, slices, trace_view
 from deepintuit_app.context import AppContext
-from deepintuit_app.html import empty, esc, note, render
+from deepintuit_app.html import empty, esc, heading, note, render
 from deepintuit_app.live import Running
 from deepintuit_app.thinking_threshold import consequences
 from deepintuit_app.trace_view import PARTS, TraceView
@@ -35,10 +35,29 @@ GENERATION = "generation"
 
 _TICK = 1 / 15  # seconds between two updates: a browser shows no more, and more of them cost three times as long
 _HEARTBEAT = 0.5  # seconds after which an update goes out even without news: a closed page is noticed then
-PACES = {"Reading pace": 40.0, "Fast": 160.0, "As it was measured": None, "At once": float("inf")}
-"""Tokens a second of a replay."""
+PACES = {"Reading pace": 5.0, "Fast": 25.0, "As it was measured": None, "At once": float("inf")}
+"""Words a second of a replay."""
+SHOWN = 24
+"""Clips a page of what was found."""
 
+FILTERS = {
+    "find": "Text", "label": "True label", "split": "Split", "flip": "Calibration", "slice": "Slice",
+}  # fmt: skip
+"""The filters by their names in the address, and as the page calls them."""
 _ANY = [("Any", "")]
+_PLAY = """(...given) => {
+  const video = document.querySelector("video#player");
+  if (video && !window.matchMedia("(prefers-reduced-motion: reduce)").matches) {
+    Object.assign(video, { currentTime: 0, loop: true });
+    video.play().catch(() => {});
+  }
+  return given;
+}"""
+_PLAYED = """() => {
+  const video = document.querySelector("video#player");
+  if (video) video.loop = false;
+}"""
+"""The clip plays on while its trace is replayed, and then to its end."""
 _CODE = re.compile(r" \(\[Errno .*\)$", re.DOTALL)
 _NOTHING = "No clip is in this workbench yet."
 _NOTHING_TODO = "Import clips, or have a small world made with everything from clips to evaluated traces:"
@@ -63,23 +82,37 @@ def clip_of(context: AppContext, clip_id: str | None) -> dict[str, Any] | None:
 
 
 def strip_html(
-    context: AppContext, text: str, label: str, split: str, flip: str, picked: str | None, name: str | None = ""
+    context: AppContext,
+    text: str,
+    label: str,
+    split: str,
+    flip: str,
+    picked: str | None,
+    name: str | None = "",
+    number: str | None = "",
 ) -> str:
-    """What was found, as pictures to choose from. `name`: a saved slice."""
+    """A page of what was found, as pictures, and the filters. `name`: a saved slice; `number` of the page, from 1."""
     flip, name = flip if flip in clips.FLIPS else "", str(name or "")
     asked = (str(text or "")[:200], str(label or ""), str(split or ""), flip)
+    place = int(number) if str(number or "").isdecimal() and len(str(number)) < 8 and int(number) else 1
+    given = {name: value for name, value in zip(FILTERS, (*asked, name)) if value}
+    shown = {"filters": [(name, FILTERS[name], value) for name, value in given.items()], "instead": None}
     try:
-        found, count = clips.find(context.look(), *asked, name=name)
+        found, count = clips.find(context.look(), *asked, name=name, limit=SHOWN, offset=(place - 1) * SHOWN)
+        if count and not found:  # past the end: the last page
+            place = -(-count // SHOWN)
+            found, _ = clips.find(context.workbench, *asked, name=name, limit=SHOWN, offset=(place - 1) * SHOWN)
     except DeepIntuitError as error:
-        return note(" ".join(slices.sentences(error)), role="status")
-    if not found:
-        if name and not any(asked):
-            return note(f"The slice {name!r} has no trace of a clip that can be shown.", role="status")
-        if name or any(asked):
-            return note("No clip fits. Take a filter away, or search for less.")
+        return render("watch/strip.html", **shown | {"instead": note(" ".join(slices.sentences(error)), role="status")})
+    if not found and not given:
         return empty(_NOTHING, _NOTHING_TODO, "make demo")
-    shown = [{**row, "name": Path(row["path"]).stem, "url": media.poster_url(row["clip_id"])} for row in found]
-    return render("watch/strip.html", clips=shown, count=count, picked=picked)
+    if not found:
+        alone = f"The slice {name!r} has no trace of a clip that can be shown."
+        words = alone if name and not any(asked) else "No clip fits. Remove a filter, or search for less."
+        return render("watch/strip.html", **shown | {"instead": note(words, role="status")})
+    cards = [{**row, "name": Path(row["path"]).stem, "url": media.poster_url(row["clip_id"])} for row in found]
+    pages = {"first": (place - 1) * SHOWN, "place": place, "pages": -(-count // SHOWN)}
+    return render("watch/strip.html", **shown, clips=cards, count=count, picked=picked, **pages)
 
 
 def player_html(clip: dict[str, Any] | None, words: str = "No clip is picked.") -> str:
@@ -93,6 +126,7 @@ def player_html(clip: dict[str, Any] | None, words: str = "No clip is picked.") 
         "watch/player.html",
         clip=clip,
         url=media.clip_url(clip["clip_id"]),
+        poster=media.poster_url(clip["clip_id"]),
         width=width,
         height=height,
         facts=" · ".join(str(fact) for fact in facts if fact),
@@ -131,6 +165,7 @@ def stored_view(
     grammar = clips.grammar_of(context.workbench, row["run_id"])
     shown = TraceView(mode, choices.get(trace_id, row["run_id"]), grammar, clip["seconds"], trace_id)
     shown.lost = not media.seen(context, trace_id)
+    shown.scores, shown.labels = browse.scores_of(context.workbench, trace_id), context.labels(clip.get("dataset"))
     return shown, [row, clips.predictions_on(context.workbench, trace_id)]
 
 
@@ -153,12 +188,12 @@ class Handlers:
     def __init__(self, context: AppContext):
         self.context = context
 
-    def find(self, text, label, split, flip, picked, name=""):
+    def find(self, text, label, split, flip, picked, name="", number=""):
         """What the filters find, and, while the index is being rebuilt, which one was asked, and a timer by which it is
         asked again."""
         self.context.look()
         behind = self.context.behind()
-        html = strip_html(self.context, text, label, split, flip, picked, name)
+        html = strip_html(self.context, text, label, split, flip, picked, name, number)
         return html, behind, gr.Timer(active=behind is not None)
 
     def once_more(self, behind, *asked):
@@ -168,38 +203,71 @@ class Handlers:
             return [gr.skip()] * 3
         return strip_html(self.context, *asked) if renewed else gr.skip(), None, gr.Timer(active=False)
 
-    def filters(self):
-        """What the filters offer, as the workbench is now."""
-        known = clips.choices(self.context.look())
-        return gr.Dropdown(choices=_choices(known["label"])), gr.Dropdown(choices=_choices(known["split"]))
+    def anew(self, last, *asked):
+        """Another filter begins at the first page: what was asked last → what is asked now, the page's number, and what
+        is found. A restored address changes the fields too, and is left alone."""
+        given = self.asked(*asked)
+        if last is None or last == given:
+            return [given, *[gr.skip()] * 4]
+        return [given, "", *self.find(*asked)]
+
+    @staticmethod
+    def asked(text, label, split, flip, picked, name):
+        return [str(value or "") for value in (text, label, split, flip, name)]
+
+    def paged(self, *asked):
+        """Another page of the same; none is asked for where its number is taken back."""
+        return self.find(*asked) if asked[-1] else [gr.skip()] * 3
+
+    @staticmethod
+    def removed(name: str):
+        """→ the wish granted, and the filters without the one of this name."""
+        return ["", *(gr.update(value="") if name == one else gr.skip() for one in FILTERS)]
 
     def restore(self, query: dict[str, str], request: gr.Request) -> list[Any]:
         clip_id, trace_id, run = query.get("clip"), query.get("trace"), query.get("run")
-        name = query.get("slice", "")[:300]
+        asked = {one: query.get(one, "")[:300] for one in FILTERS}
         if trace_id and (row := browse.trace(self.context.look(), trace_id)) is not None:
             clip_id = row["clip_id"]
         if clip_of(self.context, clip_id) is None:
             if clip_id:
-                gr.Info(f"There is no clip {esc(clip_id[:40])} here any more; this is another one.")
-            first = self._first(name)
+                gone = (
+                    "An upload has no link"
+                    if clip_id.startswith(PREFIX)
+                    else f"There is no clip {clip_id[:40]} here any more"
+                )
+                gr.Info(f"{esc(gone)}; this is another one.")
+            first = self._first(asked)
             clip_id, trace_id = (first["clip_id"], first["trace_id"]) if first else (None, None)
         runs = reasoner_choices(self.context)
-        known = [number for _, number in runs]
-        chosen = run if run in known else next(iter(known), None)
+        reasoners = [number for _, number in runs]
+        chosen = run if run in reasoners else next(iter(reasoners), None)
         update, _ = self._traces(clip_id, trace_id)
-        offered = slices.offered(self.context.workbench, name)
-        return [clip_id, update, gr.Dropdown(choices=runs, value=chosen), gr.Dropdown(choices=offered, value=name)]
+        known = clips.choices(self.context.look())
+        return [
+            clip_id,
+            update,
+            gr.Dropdown(choices=runs, value=chosen),
+            asked["find"],
+            *(gr.Dropdown(choices=_choices(known[one], asked[one]), value=asked[one]) for one in ("label", "split")),
+            asked["flip"] if asked["flip"] in clips.FLIPS else "",
+            gr.Dropdown(choices=slices.offered(self.context.workbench, asked["slice"]), value=asked["slice"]),
+            query.get("page", "")[:8],
+        ]
 
-    def _first(self, name: str) -> dict[str, Any] | None:
-        """The clip that stands first, of a slice where that has one: the strip says it where not."""
-        for one in dict.fromkeys((name, "")):
+    def _first(self, asked: dict[str, str]) -> dict[str, Any] | None:
+        """The clip to begin with: the first that the filters find, where they find one; else one that shows it well."""
+        text, label, split, flip, name = asked.values()
+        if any(asked.values()):
             try:
-                found, _ = clips.find(self.context.look(), limit=1, name=one)
-            except DeepIntuitError:
-                continue
+                flip = flip if flip in clips.FLIPS else ""
+                found, _ = clips.find(self.context.look(), text, label, split, flip, limit=1, name=name)
+            except DeepIntuitError:  # the page says it below
+                found = []
             if found:
                 return found[0]
-        return None
+        found, _ = clips.find(self.context.look(), limit=1)
+        return clips.clean(self.context.workbench) or next(iter(found), None)
 
     def _traces(self, clip_id: str | None, wanted: str | None = None) -> tuple[Any, str | None]:
         """The choice of stored traces, and the one that is chosen: the one that is wanted, where it is there."""
@@ -281,7 +349,7 @@ class Handlers:
                 gr.Info("Choose a stored trace first.")
                 return
             shown, (row, predictions) = found
-            events = list(stored.replay(row, predictions, tokens_per_second=PACES.get(pace, 40.0)))
+            events = list(stored.replay(row, predictions, tokens_per_second=_tokens_a_second(row, pace)))
             started = time.monotonic()
 
             def due() -> list[stored.Event]:
@@ -336,6 +404,7 @@ class Handlers:
             )
             grammar = await asyncio.to_thread(clips.grammar_of, self.context.workbench, run)
             shown = TraceView("live", f"written live by {run}", grammar, clip["seconds"])
+            shown.labels = self.context.labels(clip.get("dataset"))
 
             def happened() -> list[stored.Event]:
                 shown.ahead = job.ahead
@@ -390,8 +459,18 @@ def _refusal(error: VideoError) -> str:
     return str(VideoError(error.what, why, todo, error.reason))
 
 
-def _choices(names: Sequence[str]) -> list[tuple[str, str]]:
-    return _ANY + [(name, name) for name in names]
+def _tokens_a_second(row: Any, pace: str) -> float | None:
+    """What `stored.replay` takes for a pace in words."""
+    words = PACES.get(pace, PACES["Reading pace"])
+    if words is None or words == float("inf"):
+        return words
+    tokens = row["tokens"] if row["tokens"] and row["tokens"] == row["tokens"] else len(row["text"]) / 4
+    return words * max(1.0, tokens) / max(1, len(row["text"].split()))
+
+
+def _choices(names: Sequence[str], chosen: str = "") -> list[tuple[str, str]]:
+    """`chosen` is among them even where no clip has it."""
+    return _ANY + [(name, name) for name in dict.fromkeys([*names, chosen]) if name]
 
 
 def _number(given: Any, low: float, high: float, default: float) -> float:
@@ -406,34 +485,26 @@ def page(context: AppContext) -> None:
     do = Handlers(context)
     wanted = gr.Textbox(elem_id="wanted", visible="hidden", label="Clip that was clicked")
     picked = gr.Textbox(elem_id="picked", visible="hidden", label="Clip")
-    with gr.Row(elem_id="finder", equal_height=True):
-        text = gr.Textbox(label="Find a clip", placeholder="id, file, group or label", scale=4, min_width=220)
-        label = gr.Dropdown(_ANY, value="", label="True label", min_width=110, filterable=False)
-        split = gr.Dropdown(_ANY, value="", label="Split", min_width=110, filterable=False)
-        flip = gr.Dropdown(_choices(clips.FLIPS), value="", label="Calibration", min_width=110, filterable=False)
-        within = slices.box(elem_id="watch-slice")
-        upload = gr.UploadButton(
-            "Upload a clip", file_types=["video"], size="lg", min_width=120, elem_id="upload", variant="secondary"
-        )
-    strip = gr.HTML(elem_id="found")
+    number = gr.Textbox(elem_id="watch-page", visible="hidden", label="Page")
+    remove = gr.Textbox(elem_id="watch-remove", visible="hidden", label="Filter to remove")
+    with gr.Row(elem_id="controls", equal_height=True):
+        choice = gr.Dropdown([], label="Stored trace", elem_id="stored", scale=4, min_width=260)
+        again = gr.Button("Replay", variant="primary", elem_id="replay", min_width=90, interactive=False, size="md")
+        live = gr.Button("Reason now", elem_id="reason", min_width=110, interactive=False, size="md")
+        halt = gr.Button("Stop", variant="stop", elem_id="stop", min_width=70, interactive=False, size="md")
     with gr.Row(elem_id="stage", equal_height=False):
         with gr.Column(scale=5, min_width=320):
             player = gr.HTML(player_html(None, ""), elem_id="screen")
-            film = gr.HTML(trace_view.film(None), elem_id="film")
-        with gr.Column(scale=6, min_width=320):
-            choice = gr.Dropdown([], label="Stored trace", elem_id="stored")
-            with gr.Row(elem_id="controls"):
-                again = gr.Button("Replay", variant="primary", elem_id="replay", min_width=90, interactive=False)
-                live = gr.Button("Reason now", elem_id="reason", min_width=110, interactive=False)
-                halt = gr.Button("Stop", variant="stop", elem_id="stop", min_width=70, interactive=False)
-            status = gr.HTML(trace_view.status(TraceView("stored", over=True)), elem_id="status")
-            trace = gr.HTML("", elem_id="trace")
             verdict = gr.HTML(trace_view.verdict(None), elem_id="verdict")
             with gr.Row(elem_id="ask", equal_height=True):
                 truth = gr.Checkbox(False, label="Show the true label", min_width=160, container=False)
                 threshold = gr.Slider(
-                    0, 1, 0.5, step=0.05, label="Abstain below", min_width=200, elem_id="threshold", buttons=[]
+                    0, 1, 0.5, step=0.05, label="Minimum confidence", min_width=200, elem_id="threshold", buttons=[]
                 )
+        with gr.Column(scale=6, min_width=320):
+            status = gr.HTML(trace_view.status(TraceView("stored", over=True)), elem_id="status")
+            trace = gr.HTML("", elem_id="trace")
+            film = gr.HTML(trace_view.film(None), elem_id="film")
             with gr.Accordion("Settings of replay and live reasoning", open=False, elem_id="settings"):
                 pace = gr.Radio(list(PACES), value="Reading pace", label="Replay speed")
                 run = gr.Dropdown(
@@ -451,7 +522,7 @@ def page(context: AppContext) -> None:
                     )  # fmt: skip
                 with gr.Row():
                     tokens = gr.Slider(
-                        32, 8192, 2048, step=32, label="Most tokens", min_width=200, elem_id="tokens",
+                        32, 8192, 2048, step=32, label="Max tokens", min_width=200, elem_id="tokens",
                         info="A trace that is longer is cut, and counts as no answer.",
                     )  # fmt: skip
                     seed = gr.Number(
@@ -465,35 +536,55 @@ def page(context: AppContext) -> None:
                 )  # fmt: skip
                 costs = gr.HTML("", elem_id="think-costs", elem_classes="runs")
                 gr.HTML(note("How many frames the model sees is part of how it was trained."))
-    shown, behind = gr.State(None), gr.State(None)
+    gr.HTML(heading("Clips", level=2), elem_id="clips-heading")
+    with gr.Row(elem_id="finder", equal_height=True):
+        text = gr.Textbox(label="Find a clip", placeholder="id, file, group or label", scale=4, min_width=220)
+        small = {"min_width": 110, "filterable": False}
+        label = gr.Dropdown(_ANY, value="", label=FILTERS["label"], **small)
+        split = gr.Dropdown(_ANY, value="", label=FILTERS["split"], **small)
+        flip = gr.Dropdown(_choices(clips.FLIPS), value="", label=FILTERS["flip"], **small)
+        within = slices.box(elem_id="watch-slice")
+        upload = gr.UploadButton(
+            "Upload a clip", file_types=["video"], size="md", min_width=120, elem_id="upload", variant="secondary"
+        )
+    strip = gr.HTML(elem_id="found")
+    shown, behind, last = gr.State(None), gr.State(None), gr.State(None)
     timer = gr.Timer(1.0, active=False)
 
     stage = [status, trace, film, verdict, shown, again, live, halt]
     view = [truth, threshold]
     plain = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     reads = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-    find = {"fn": do.find, "inputs": [text, label, split, flip, picked, within], "outputs": [strip, behind, timer]}
-    parts = {"clip": picked, "trace": choice, "run": run, "slice": within}
-    begun = links.bind(parts, do.restore, choices=("clip", "trace", "slice"))
+    asked = [text, label, split, flip, within]
+    find = {
+        "fn": do.find, "inputs": [text, label, split, flip, picked, within, number], "outputs": [strip, behind, timer],
+    }  # fmt: skip
+    parts = {"clip": picked, "trace": choice, "run": run, **dict(zip(FILTERS, asked)), "page": number}
+    begun = links.bind(parts, do.restore, choices=("clip", "trace", "page", "slice"))
     begun.then(do.opened, [picked, choice, *view], [player, *stage], **reads)
     begun.then(**find, **reads)
-    begun.then(do.filters, None, [label, split], **reads)
-    filtered = [text.change, label.change, split.change, flip.change, within.input]
-    gr.on(filtered, **find, trigger_mode="always_last", **reads)
+    wish = find["inputs"][:-1]
+    begun.then(do.asked, wish, last, **reads)
+    narrow = {"fn": do.anew, "inputs": [last, *wish], "outputs": [last, number, *find["outputs"]]}
+    filtered = [text.change, label.input, split.input, flip.input, within.input]
+    gr.on(filtered, **narrow, trigger_mode="always_last", **reads)
+    remove.change(do.removed, remove, [remove, *asked], **reads).then(**narrow, **reads)
+    number.change(do.paged, find["inputs"], find["outputs"], trigger_mode="always_last", **reads)
     timer.tick(do.once_more, [behind, *find["inputs"]], find["outputs"], **reads)
     wanted.change(do.pick, [wanted, *view], [wanted, picked, choice, player, *stage], **reads)
     choice.input(do.opened, [picked, choice, *view], [player, *stage], **reads)
     takes = {**reads, "concurrency_limit": 4}  # the rest waits without a thread: decoding a hostile file may take long
     upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **takes).then(**find, **reads)
-    asked = [shown, picked, *view]
     weighed = {
         "fn": lambda reasoner, below: consequences(context.look(), reasoner, _number(below, 0.0, 1.0, 1.0)),
         "inputs": [run, think_below], "outputs": costs,
     }  # fmt: skip
     begun.then(**weighed, **reads)
     gr.on([run.input, think_below.input], **weighed, trigger_mode="always_last", **plain)
-    gr.on([truth.input, threshold.input], do.judged, asked, verdict, trigger_mode="always_last", **plain)
-    again.click(do.replay, [picked, choice, pace, *view], stage, **reads)
+    gr.on(
+        [truth.input, threshold.input], do.judged, [shown, picked, *view], verdict, trigger_mode="always_last", **plain
+    )
+    again.click(do.replay, [picked, choice, pace, *view], stage, js=_PLAY, **reads).then(None, js=_PLAYED)
     live.click(
         do.reason, [picked, choice, run, temperature, top_p, tokens, seed, think_below, *view], stage,
         concurrency_id=GENERATION, concurrency_limit=16, show_progress="hidden", api_visibility="private",

@@ -53,6 +53,7 @@ def pages(workbench: Workbench, task: str | None = None) -> dict[str, str]:
         raise SystemExit("Nothing calibrated was evaluated in this workbench: run `deepintuit demo` first.")
     shown = evaluated.iloc[0]
     found = {
+        "start": "",
         "watch": address("watch", clip=shown.clip_id, trace=shown.trace_id),
         "traces": address("traces", run=shown.run_id),
         "review": address("review", task=task) if task else address("review"),
@@ -85,7 +86,7 @@ if __name__ == "__main__":
                 continue
             for kind, size, scheme in (("light", WIDE, "light"), ("dark", WIDE, "dark"), ("phone", PHONE, "light")):
                 page = browser.new_page(viewport=size, color_scheme=scheme)
-                page.goto(root + where)
+                page.goto(f"{root}/{where}")
                 page.wait_for_timeout(options.seconds * 1000)  # a page keeps a stream open, so it is never idle
                 if name in PRESSED:
                     page.click(PRESSED[name])

@@ -336,7 +336,7 @@ def test_new_parts_appear_without_a_restart_and_a_slow_index_holds_nobody_up(wor
 
 
 def test_an_address_holds_the_state_of_a_page():
-    assert address("watch", clip="a&b", trace=None) == "./?clip=a%26b" and address("runs") == "runs"
+    assert address("watch", clip="a&b", trace=None) == "watch?clip=a%26b" and address("runs") == "runs"
 
 
 def test_sentences_and_moments_of_a_trace():

@@ -252,3 +252,12 @@ def test_hostile_words_are_text_in_every_part():
         trace_view.status(shown) + trace_view.trace(shown) + trace_view.film(shown) + trace_view.verdict(shown, evil)
     )
     assert "<img src=x" not in drawn and "${" not in drawn and "{{" not in drawn
+
+
+def test_of_many_labels_the_likeliest_the_provisional_and_the_true_one_are_shown():
+    labels = tuple(f"label {number}" for number in range(30))
+    probs = tuple(2.0 ** -(number + 1) for number in range(29)) + (2.0**-29,)
+    shown = grown(TraceDone(TEXT, "label 20"), Distribution(labels, probs, "label_likelihood"))
+    drawn = trace_view.verdict(shown, "label 25")
+    assert drawn.count('class="track"') == 10 and "20 other labels" in drawn
+    assert "label 20" in drawn and "label 25" in drawn and "label 15" not in drawn

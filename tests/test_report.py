@@ -551,7 +551,7 @@ def test_the_card_tells_the_result_and_how_to_get_it_again(tmp_path: Path) -> No
         "Broken by calibration",
         "Right before and after",
         "bootstrap = 50",
-        "Run it again",
+        "Rerun",
         "Usable clips by split and label",
         "transformers",
         "8 traces a clip: 5 of 9 clips kept, 3 all right and 1 all wrong left out",

@@ -274,7 +274,7 @@ def test_what_a_reviewer_sees_tells_no_true_label_and_in_a_blind_task_no_model_l
 
 def test_the_desk_says_how_a_trace_is_corrected_in_a_form_that_is_read(crew):
     shown = crew["bob"].ask("start", task="week")["html"]
-    assert "write the whole trace" in shown
+    assert "edit it into what it should be" in shown
     example = html.unescape(re.search("<code>(.*?)</code>", shown[shown.index('id="review-correct"') :])[1])
     labels = LabelSet.of("porch", ["theft", "routine"])
     assert isinstance(parse(example.replace(" label ", " theft "), "think-answer", labels), Trace)

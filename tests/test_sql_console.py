@@ -238,7 +238,7 @@ def test_ids_are_links_and_hostile_cells_are_text(workbench: Workbench) -> None:
     hostile = "'a&b=c\"<' AS trace_id, '<script>${x}{{y}}' AS t, repeat('z', 900) AS long"
     html = sql_view.answer_html("", console.ask(workbench, f"SELECT clip_id, run_id, {hostile} FROM traces"), "p")
     assert 'href="traces?trace=a%26b%3Dc%22%3C"' in html
-    assert 'href="./?clip=c0"' in html and 'href="runs?run=eval' in html
+    assert 'href="watch?clip=c0"' in html and 'href="runs?run=eval' in html
     assert "<script" not in html and "${" not in html and "{{" not in html and "z" * 200 + "…" in html
     failed = sql_view.error_html(StoreError("the <b> fails", "at <i>", "mend {{it}}"))
     assert "<b>" not in failed and "<i>" not in failed and "{{" not in failed

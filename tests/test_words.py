@@ -1,4 +1,5 @@
-"""One word a quantity, wherever it is read: provisional and calibrated label, fixed and broken, (token) confidence."""
+"""One word a quantity, wherever it is read: provisional and calibrated label, fixed and broken, (token) confidence; and
+the words of the field for what is pressed and listed."""
 
 import ast
 import functools
@@ -10,7 +11,8 @@ from rooms import ROOT, SOURCES
 OTHER_WORDS = re.compile(
     r"first answers?\b|raw (label|answer|distribution)s?\b|calibrated answers?\b|against raw\b|\bmended\b(?! and)"
     r"|(answer|label|clip)s? (whose answer )?(is |was |were )?(turned|flipped)\b|turned (from|by calibration)"
-    r"|\bflipped:|confidence of the (trace|token)|sure of its tokens",
+    r"|\bflipped:|confidence of the (trace|token)|sure of its tokens"
+    r"|(?-i:Look again|Begun|Run it again|Most tokens|Only say what|Put away|Drawn by chance)",
     re.IGNORECASE,
 )
 PROSE = [

@@ -86,7 +86,8 @@ def within(workbench: Workbench, run_id: str, system: str, split: str, method: s
 def facts(workbench: Workbench, run_id: str, system: str, split: str) -> pd.DataFrame:
     """What is known of each clip that this system answered, by clip_id: `file`, every manifest column with one value a
     clip, `size`, its texts and notes (`text: name`, `note: name`; a note that is a JSON object gives a column a key),
-    and of its trace in this run `tokens`, `trace_confidence` and `reason` ("well-formed" where there is none)."""
+    and of its trace in this run `tokens`, `trace_confidence`, `reason` ("well-formed" where there is none), and
+    `follows` ("no" where the reasoning argues for another label than the answer)."""
     clips = workbench.query(
         """SELECT clips.* FROM clips SEMI JOIN
                   (SELECT clip_id FROM predictions WHERE run_id = $run AND system = $system AND split = $split)
@@ -97,10 +98,13 @@ def facts(workbench: Workbench, run_id: str, system: str, split: str) -> pd.Data
     ).set_index("clip_id")
     traces = workbench.query(
         """SELECT answered.clip_id, any_value(tokens) AS tokens, any_value(confidence) AS trace_confidence,
-                  any_value(coalesce(reason, 'well-formed')) AS reason
+                  any_value(coalesce(reason, 'well-formed')) AS reason,
+                  any_value(CASE WHEN mismatch > 0 THEN 'no' WHEN mismatch = 0 THEN 'yes' END) AS follows
            FROM (SELECT DISTINCT clip_id, trace_id FROM predictions
                  WHERE run_id = $run AND system = $system AND split = $split) AS answered
-           JOIN traces ON traces.run_id = $run AND traces.trace_id = answered.trace_id GROUP BY answered.clip_id""",
+           JOIN traces ON traces.run_id = $run AND traces.trace_id = answered.trace_id
+           LEFT JOIN (SELECT trace_id, max(value) AS mismatch FROM scores WHERE run_id = $run AND name = 'mismatch'
+                      GROUP BY trace_id) AS scored ON scored.trace_id = answered.trace_id GROUP BY answered.clip_id""",
         {"run": run_id, "system": system, "split": split},
     ).set_index("clip_id")
     found = clips.drop(columns=[name for name in clips if name in _NOT_SLICED])

@@ -13,7 +13,7 @@ Left out on purpose: anything that computes a metric (`metrics`, `report`) and a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from pathlib import Path
@@ -46,9 +46,13 @@ FLIPS = {
     "kept": "provisional = calibrated",
 }
 """What calibration did to a trace's answer: right → wrong, wrong → right, another label, the same label."""
+_MISMATCHED = "trace_id IN (SELECT trace_id FROM scores WHERE name = 'mismatch' AND value {} 0)"
+FOLLOWS = {"no": _MISMATCHED.format(">"), "yes": _MISMATCHED.format("=")}
+"""Whether the label of a trace is the one that its reasoning argues for, where that was scored."""
 WELL_FORMED, MALFORMED = "well-formed", "malformed"
 """Two values of `reason` beside the reasons themselves."""
 
+_KEYS = {"flip": FLIPS, "follows": FOLLOWS}
 _SAME = {
     "run": "run_id", "stage": "stage", "dataset": "dataset", "split": "split", "true": "true_label",
     "provisional": "provisional", "calibrated": "calibrated", "step": "step", "sample": "sample",
@@ -82,7 +86,8 @@ class TraceFilter:
     `true` is the label of the clip, `provisional` the trace's own answer ("none" without one), `calibrated` what the
     newest calibrator says after reading clip and trace. `right`: "right" or "wrong", about the trace's answer; `final`:
     the same about the calibrated label. `reason`: a malformed trace's reason, "malformed" for any, "well-formed".
-    `flip`: a key of `FLIPS`. `text`: a phrase that the trace holds, capitals or not. `slice`: a saved slice's name.
+    `flip`: a key of `FLIPS`, `follows` one of `FOLLOWS`. `text`: a phrase that the trace holds, capitals or not.
+    `slice`: a saved slice's name.
     Confidences are 0 … 1, both ends included.
     """
 
@@ -96,6 +101,7 @@ class TraceFilter:
     right: str | None = None
     final: str | None = None
     flip: str | None = None
+    follows: str | None = None
     reason: str | None = None
     min_confidence: float | None = None
     max_confidence: float | None = None
@@ -135,8 +141,8 @@ class TraceFilter:
             elif name in ("right", "final"):
                 column = "provisional" if name == "right" else "calibrated"
                 conditions.append(_one_of(RIGHT, name, text).format(column))
-            elif name == "flip":
-                conditions.append(_one_of(FLIPS, name, text))
+            elif name in _KEYS:
+                conditions.append(_one_of(_KEYS[name], name, text))
             elif name == "reason" and text in (WELL_FORMED, MALFORMED):
                 conditions.append(f"reason IS {'' if text == WELL_FORMED else 'NOT '}NULL")
             elif name == "reason":
@@ -155,7 +161,7 @@ class TraceFilter:
     @property
     def counted(self) -> bool:
         """Whether `trace_counts` knows all that it names."""
-        return self.to_query().keys().isdisjoint((*_RANGE, "step", "sample", "clip", "text", "slice"))
+        return self.to_query().keys().isdisjoint((*_RANGE, "follows", "step", "sample", "clip", "text", "slice"))
 
     @property
     def counts(self) -> str:
@@ -167,8 +173,8 @@ def _read(name: str, value: Any) -> Any:
     if value is None or isinstance(value, (list, tuple, dict, bool)) or not str(value).strip():
         return None
     text = str(value).strip()[:_LONGEST]
-    if name in ("right", "final", "flip"):
-        return text if text in (FLIPS if name == "flip" else RIGHT) else None
+    if name in ("right", "final", *_KEYS):
+        return text if text in _KEYS.get(name, RIGHT) else None
     if name in _RANGE or name in ("step", "sample"):
         try:
             number = float(text)
@@ -404,6 +410,17 @@ def trace(workbench: Workbench, trace_id: str) -> pd.Series | None:
     """One trace with all its columns."""
     found = workbench.query(f"SELECT {AS_WRITTEN}, part FROM stored_traces WHERE {_ONE} LIMIT 1", [trace_id])  # noqa: S608
     return None if found.empty else found.iloc[0]
+
+
+def argued(workbench: Workbench, trace_ids: Sequence[str]) -> dict[str, str]:
+    """Of some traces, those whose reasoning argues for another label than they answer: trace id → that label."""
+    found = workbench.query(
+        """SELECT trace_id, any_value(evidence) AS label FROM scores
+           WHERE name = 'mismatch' AND value > 0 AND short_id IN (SELECT short_id_of(unnest($1::VARCHAR[])))
+             AND trace_id IN (SELECT unnest($1::VARCHAR[])) GROUP BY trace_id""",
+        [list(trace_ids)],
+    )
+    return dict(zip(found["trace_id"], found["label"], strict=True))
 
 
 def scores_of(workbench: Workbench, trace_id: str) -> dict[str, tuple[float, str]]:

@@ -50,6 +50,7 @@ def find(
     flip: str = "",
     limit: int = 24,
     name: str = "",
+    offset: int = 0,
 ) -> tuple[list[dict[str, Any]], int]:
     """Usable clips whose id, path, group, dataset and label hold every word of `text`, and how many there are in all.
 
@@ -78,11 +79,29 @@ def find(
             FROM clips {f"JOIN {chosen}" if flip or name else "CROSS JOIN (SELECT NULL::VARCHAR AS trace_id)"}
             WHERE {" AND ".join(wanted)}
             ORDER BY (split = 'test')::INT DESC, (split = 'validation')::INT DESC, dataset, path, clip_id
-            LIMIT {int(limit)}""",  # noqa: S608 - parts from above, values as parameters
+            LIMIT {int(limit)} OFFSET {int(offset)}""",  # noqa: S608 - parts from above, values as parameters
             values,
         )
     )
+    if offset and not rows:  # past the end
+        return [], find(workbench, text, label, split, flip, 1, name)[1]
     return rows, int(rows[0]["found"]) if rows else 0
+
+
+def clean(workbench: Workbench) -> dict[str, Any] | None:
+    """A clip to begin with, and its trace: well-formed, right before and after calibration, with reasoning that argues
+    for its label; of test clips first, then the newest, then the surest."""
+    found = records(
+        workbench.query(
+            """SELECT facts.clip_id, trace_id FROM trace_facts AS facts JOIN clips USING (clip_id)
+               WHERE excluded IS NULL AND path IS NOT NULL AND reason IS NULL
+                 AND provisional = true_label AND calibrated = true_label
+                 AND NOT EXISTS (SELECT 1 FROM scores WHERE scores.trace_id = facts.trace_id
+                                 AND scores.run_id = facts.run_id AND scores.name = 'mismatch' AND scores.value > 0)
+               ORDER BY (facts.split = 'test')::INT DESC, created DESC, certainty DESC, trace_id LIMIT 1"""
+        )
+    )
+    return found[0] if found else None
 
 
 def clip(workbench: Workbench, clip_id: str) -> dict[str, Any] | None:

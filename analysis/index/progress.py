@@ -40,6 +40,18 @@ def datasets(workbench: Workbench) -> list[str]:
     return list(workbench.query("SELECT DISTINCT dataset FROM clips WHERE dataset IS NOT NULL ORDER BY 1")["dataset"])
 
 
+def counts(workbench: Workbench) -> dict[str, int]:
+    """How many there are: `clips` (usable ones), `traces`, `runs`, `reviews` (answers), and finished runs by stage."""
+    found = workbench.query(
+        """SELECT 'clips' AS name, count(*) AS n FROM clips WHERE excluded IS NULL
+           UNION ALL SELECT 'traces', sum(n) FROM trace_counts UNION ALL SELECT 'runs', count(*) FROM runs
+           UNION ALL SELECT 'reviews', count(*) FROM reviews
+           UNION ALL SELECT stage, count(*) FROM runs WHERE status = 'finished' GROUP BY stage"""
+    )
+    known = dict(zip(found["name"], found["n"].fillna(0).astype(int), strict=True))
+    return {**dict.fromkeys(("clips", "traces", "runs", "reviews", "evaluate"), 0), **known}
+
+
 def accuracies(workbench: Workbench) -> pd.DataFrame:
     """Without controls: run_id, split, system, method, n, right, no_answer. One row a way of predicting."""
     return workbench.query(

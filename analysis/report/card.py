@@ -54,7 +54,7 @@ _SECTIONS = {
     "unsure": "When unsure",
     "traces": "Traces",
     "run": "What was run",
-    "again": "Run it again",
+    "again": "Rerun",
 }
 _render = renderer(
     Path(__file__).parents[1] / "templates",

@@ -295,10 +295,10 @@ def reliability_figure(bins_by_name: Mapping[str, Bins]) -> go.Figure:
     colours = (RAW, CALIBRATED) if len(known) == 2 else COLOURS
     for k, (name, bins) in enumerate(known.items()):
         full = bins.counts > 0
-        colour, counts = colours[k % len(colours)], bins.counts[full]
-        figure.add_scatter(
-            x=100 * bins.confidence[full],
-            y=100 * bins.accuracy[full],
+        colour, counts = colours[k % len(colours)], bins.counts
+        figure.add_scatter(  # no line runs through an empty bin
+            x=np.where(full, 100 * bins.confidence, np.nan),
+            y=np.where(full, 100 * bins.accuracy, np.nan),
             mode="lines+markers",
             customdata=counts,
             name=f"{html.escape(name)} (ECE {percent(bins.ece, 1)})",

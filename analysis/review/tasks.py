@@ -28,10 +28,10 @@ QUESTIONS = ("label", "verdict", "failing", "note")
 VERDICTS = ("right", "wrong reasons", "wrong")
 """Of a trace: right; right label for wrong reasons; wrong. None as a label or verdict means "unsure"."""
 FAILING_IN = ("seeing", "reasoning")
-ORDERS = ("entropy", "margin", "changed", "traces", "reviewers", "doubted", "random", "given")
+ORDERS = ("entropy", "margin", "changed", "mismatch", "traces", "reviewers", "doubted", "random", "given")
 """Uncertain calibrated distributions first, by entropy or by the margin of the first two classes; provisional ≠
-calibrated; traces of the clip that disagree; people who disagree so far; clips whose label is probably wrong
-(`quality.doubted`); by chance; as listed. Ties fall by chance."""
+calibrated; reasoning that argues for another label than the answer; traces of the clip that disagree; people who
+disagree so far; clips whose label is probably wrong (`quality.doubted`); by chance; as listed. Ties fall by chance."""
 LONGEST_NOTE = 10_000  # characters
 
 
@@ -187,7 +187,9 @@ def plan(
                                 AND trace_id IN (SELECT trace_id FROM chosen)
                           QUALIFY row_number() OVER
                               (PARTITION BY trace_id ORDER BY created DESC, run_id DESC, split, system) = 1)
-            SELECT chosen.trace_id, chosen.clip_id, provisional, calibrated, spread, probs
+            SELECT chosen.trace_id, chosen.clip_id, provisional, calibrated, spread, probs,
+                   (SELECT max(value) FROM scores
+                    WHERE name = 'mismatch' AND scores.trace_id = chosen.trace_id) AS mismatch
             FROM chosen LEFT JOIN said USING (trace_id) LEFT JOIN votes ON votes.run_id = chosen.run_id
                  AND votes.clip_id = chosen.clip_id AND votes.step IS NOT DISTINCT FROM chosen.step
             ORDER BY chosen.run_id, chosen.step, chosen.clip_id, sample""",  # noqa: S608 - a filter's own conditions
@@ -208,6 +210,7 @@ def plan(
         "entropy": [np.nan if p is None else -float((p[p > 0] * np.log(p[p > 0])).sum()) for p in probs],
         "margin": [np.nan if p is None else float(p[1:2].sum() - p[0]) for p in probs],
         "changed": np.where(rows["calibrated"].isna(), np.nan, rows["provisional"] != rows["calibrated"]),
+        "mismatch": rows["mismatch"].astype(float),
         "traces": rows["spread"].astype(float),
         "given": -np.arange(len(rows)),
     }

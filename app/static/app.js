@@ -100,19 +100,50 @@ document.addEventListener("keydown", (event) => {
   });
 })();
 
-// Runs page: a button that copies the text it carries.
+// A button that copies the text it carries, or (data-share) the address of what is on screen.
 document.addEventListener("click", async (event) => {
-  const button = event.target.closest("button[data-copy]");
+  const button = event.target.closest("button:is([data-copy], [data-share])");
   if (!button) return;
+  const ours = "share" in button.dataset, words = button.textContent, text = ours ? window.location.href : button.dataset.copy;
+  const say = (said) => {
+    button.textContent = said;
+    if (ours) window.setTimeout(() => { button.textContent = words; }, 4000);
+  };
+  if (ours && /[?&]clip=upload-/.test(text)) return say("An upload has no link");
+  if (ours && document.querySelector("#status")?.innerText.includes("written live")) return say("A live trace has no link");
   try {
-    await navigator.clipboard.writeText(button.dataset.copy);
-    button.textContent = "Copied";
+    await navigator.clipboard.writeText(text);
+    say("Copied");
   } catch {
-    button.textContent = button.dataset.copy; // no clipboard here (plain http): the text itself can be marked
+    if (ours) window.prompt("The address of what is on screen", text); // no clipboard here (plain http)
+    else say(text); // the text itself can be marked
   }
 });
 
-// ── Traces: arrows walk the rows, Escape closes the opened one and goes back to its row, a phone begins with filters folded. ──
+// A link to a part of the page goes there; the address stays that of what is on screen.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest('a[href^="#"]');
+  const part = link && document.querySelector(`[id="${CSS.escape(link.getAttribute("href").slice(1))}"]`);
+  if (!part) return;
+  event.preventDefault();
+  part.scrollIntoView({ block: "start" });
+});
+
+// What was chosen below the clip is shown where the clip is.
+document.addEventListener("click", (event) => {
+  if (event.target.closest('[data-set="wanted"]')) document.querySelector("#controls")?.scrollIntoView({ block: "start" });
+});
+
+// The start page looks again while something runs.
+if (document.querySelector("main[data-refresh]")) {
+  window.setInterval(async () => {
+    if (document.hidden) return;
+    const fresh = new DOMParser().parseFromString(await (await fetch(window.location.href)).text(), "text/html").querySelector("main");
+    if (fresh) document.querySelector("main").replaceWith(fresh);
+  }, 4000);
+}
+
+// ── Traces: arrows walk the rows, Escape closes the opened one and goes back to its row. ──
 (() => {
   document.addEventListener("keydown", (event) => {
     const row = event.target.closest?.("#traces-list button.open");
@@ -133,19 +164,12 @@ document.addEventListener("click", async (event) => {
     const line = event.target.closest("#traces-list tbody tr");
     if (line && !event.target.closest("a, button") && !String(window.getSelection())) line.querySelector("button.open").click();
   });
-  const fold = new MutationObserver(() => {
-    const bar = document.querySelector("#traces-filters button.label-wrap.open");
-    if (!bar) return;
-    fold.disconnect();
-    if (window.matchMedia("(max-width: 640px)").matches) requestAnimationFrame(() => bar.click());
-  });
-  if (/\/traces\/?$/.test(window.location.pathname)) fold.observe(document.documentElement, { childList: true, subtree: true });
 })();
 
 // A clip that cannot be played says so where it would be: its file may have been moved or deleted since.
 document.addEventListener("error", (event) => {
   const video = event.target;
-  if (video.matches?.(".card img")) video.style.visibility = "hidden"; // no broken-image mark; the name stays
+  if (video.matches?.(".card img, .thumb")) video.style.visibility = "hidden"; // no broken-image mark; the name stays
   if (video.tagName !== "VIDEO" || video.nextElementSibling?.matches(".unplayable")) return;
   const said = document.createElement("p");
   said.className = "unplayable";

@@ -159,6 +159,11 @@
     paint();
     say(open(entry) ? "" : "You have answered this one; another answer replaces it.");
     $("#review-item").scrollTop = 0;
+    const note = $("#review-note");
+    if (note) {
+      note.rows = 2;
+      check(note.value);
+    }
     ahead();
     // Old clips let go of their memory.
     desk.list.forEach((one, i) => {
@@ -242,11 +247,50 @@
     entry.until = performance.now() + 1000 * entry.seconds;
   }
 
+  // What an answer says against itself, in a sentence; "" where nothing.
+  function contradiction({ answers: { label, verdict, failing }, node }) {
+    const written = node.querySelector("template.written")?.dataset.ends;
+    if (verdict !== "right") return "";
+    if (failing) return "The trace is accepted, and a sentence of it fails.";
+    return label && written && label !== written ? `The trace is accepted, but it ends in ${written} and not in ${label}.` : "";
+  }
+
+  // A trace is edited in the note, and looked at by the server while it is typed.
+  function edit() {
+    const note = $("#review-note"), text = now()?.node.querySelector("template.written")?.content.textContent;
+    if (!note || !text) return say("This trace cannot be edited: the task asks for no note, or hides the labels.", "bad");
+    if (!note.value.trim()) {
+      note.value = text;
+      note.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+    note.rows = 8;
+    note.focus();
+  }
+
+  let checking = 0;
+  function check(text) {
+    clearTimeout(checking);
+    const place = $("#review-check"), entry = now(), task = desk.task;
+    if (!place) return;
+    if (!entry || !/^\s*</.test(text)) return place.replaceChildren();
+    checking = setTimeout(async () => {
+      const found = await ask("check", { task, item: entry.item, text }).catch(() => null);
+      if (!found || entry !== now() || $("#review-note")?.value !== text) return;
+      const other = found.label && entry.answers.label && found.label !== entry.answers.label;
+      place.textContent = found.told + (other ? ` Your label is ${entry.answers.label}.` : "");
+    }, 300);
+  }
+
   async function submit() {
     const entry = now();
     if (!entry || desk.busy) return;
     const missing = ["label", "verdict"].find((name) => desk.questions.includes(name) && !(name in entry.answers));
     if (missing) return say(missing === "label" ? "Which label? 1 … 9, or 0 for unsure." : "And the trace? A, W, R, or U for unsure.", "bad");
+    const odd = contradiction(entry);
+    if (odd && entry.asked !== odd) {
+      entry.asked = odd; // asked once: who submits again means it
+      return say(`${odd} Submit again (Enter) if that is meant.`, "bad");
+    }
     await settle(entry, desk.decide ? "decide" : "judge", { answers: entry.answers });
   }
 
@@ -383,7 +427,7 @@
   }
 
   const DO = {
-    submit, undo,
+    submit, undo, edit,
     next: () => step(1),
     previous: () => step(-1),
     sheet: () => $("#review-sheet").showModal(),
@@ -413,7 +457,7 @@
   });
 
   const ONCE = {
-    Enter: "submit", k: "skip", z: "undo", "?": "sheet", n: () => $("#review-note")?.focus(),
+    Enter: "submit", k: "skip", z: "undo", "?": "sheet", e: "edit", n: () => $("#review-note")?.focus(),
     " ": () => { const { video } = now() || {}; if (video) video.paused ? video.play().catch(() => {}) : video.pause(); },
   };
   const HELD = { // these repeat while the key is down
@@ -483,7 +527,10 @@
   });
 
   document.addEventListener("input", (event) => {
-    if (event.target.id === "review-note") answer("note", event.target.value || undefined);
+    if (event.target.id === "review-note") {
+      answer("note", event.target.value || undefined);
+      check(event.target.value);
+    }
     if (event.target.matches?.("#review-open [name=order]")) $("#review-open .shares").hidden = event.target.value !== "mixture";
     if (event.target.matches?.("#review-open [name=source]")) all("[data-source]").forEach((part) => { part.hidden = (part.dataset.source === "list") !== Boolean(event.target.value); });
     if (event.target.matches?.("#review-open fieldset:first-of-type *")) {

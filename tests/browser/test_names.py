@@ -33,11 +33,11 @@ def test_tables_and_run_card_have_one_name_for_a_quantity(site):
         ("errors", ".confusion", ["provisional label", "fixed", "broken", "confidence"]),
         ("traces", "#traces-list [role=status]", ["provisional", "calibrated", "token confidence"]),
         ("runs", "#runs-list table", ["provisional"]),
-        ("", "#verdict .bars", ["provisional label", "calibrated label"]),
+        ("watch", "#verdict .bars", ["provisional label", "calibrated label"]),
     ],
 )
 def test_pages_have_one_name_for_a_quantity(page, site, path, there, names):
-    query = {"clip": site.clips[1], "trace": site.traces["refined-1"]} if not path else {}
+    query = {"clip": site.clips[1], "trace": site.traces["refined-1"]} if path == "watch" else {}
     page.goto(f"{site.url}/{path}?{urlencode(query)}")
     page.wait_for_selector(there)
     shown = page.locator("body").inner_text()

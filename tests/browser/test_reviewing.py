@@ -71,9 +71,15 @@ def login(page, reviewing: Reviewing, name: str) -> None:
     page.wait_for_url(f"{reviewing.url}/")
 
 
+STATUS = "document.querySelector('#review-status')?.textContent || ''"
+
+
 def keys(page, *names: str) -> None:
+    """Presses them; what contradicts itself is asked about once, and meant."""
     for name in names:
         page.keyboard.press(name)
+        if name == "Enter" and "Submit again" in page.evaluate(STATUS):
+            page.keyboard.press(name)
 
 
 def says(page, words: str) -> None:
@@ -118,6 +124,23 @@ def test_twenty_items_by_keyboard_alone_are_twenty_events_and_each_next_is_there
     print(f"submit to next on screen, ms: median {took[10]:.0f}, longest {took[-1]:.0f}, n=20")
     assert took[0] < 300, "a loaded machine makes all wait for it: the quickest says what the page takes"
     page.locator("#review-progress", has_text="20 by you · 20 of 28 items complete").wait_for()
+
+
+def test_a_contradiction_is_asked_about_and_an_edited_trace_is_checked_as_it_is_typed(own, page):
+    own.task(page, "odd", query="provisional=theft")
+    for key in "1a":
+        page.keyboard.press(key)
+    page.keyboard.press("Enter")
+    assert "it ends in theft and not in delivery. Submit again" in page.evaluate(STATUS)
+    assert own.events("odd", Kind.JUDGED) == []
+    keys(page, "w", "Enter")
+    says(page, "Saved.")
+    ready(page)
+    page.keyboard.press("e")
+    assert page.input_value("#review-note").startswith("<think>")
+    page.get_by_text("Well-formed; it ends in theft.").wait_for()
+    page.locator("#review-note").fill("<think> He takes it. </think><answer> sledge </answer>")
+    page.get_by_text("Not well-formed").wait_for()
 
 
 def test_no_key_fires_while_typing_and_what_is_missing_is_said(own, page):

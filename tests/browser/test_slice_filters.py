@@ -137,7 +137,7 @@ def test_rollouts_show_the_groups_that_the_slice_has_a_trace_of(page, site):
 
 def test_a_phone_has_the_box_too(open_page, site):
     page = open_page(width=390, dark=True)
-    for path, there in (("/errors?slice=mended", ".confusion"), ("/?slice=mended", ".card")):
+    for path, there in (("/errors?slice=mended", ".confusion"), ("/watch?slice=mended", ".card")):
         page.goto(site.url + path)
         page.wait_for_selector(there)
         assert page.get_by_label("Slice", exact=True).input_value() == "mended"

@@ -70,6 +70,7 @@ def test_traces_of_a_query_become_a_slice_that_the_traces_page_filters_by(page, 
 def test_filters_of_the_traces_page_become_a_slice_and_stand_on_the_sql_page(page, site):
     page.goto(f"{site.url}/traces?flip=fixed")
     says(page, "#traces-list [role=status]", "2 traces")
+    page.get_by_role("button", name="More filters").click()
     page.get_by_label("Save these filters as a slice called").fill("mended <b>ones</b>")
     page.get_by_role("button", name="Save slice").click()
     page.get_by_text("Saved as mended <b>ones</b>, version 1.").wait_for()

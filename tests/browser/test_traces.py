@@ -6,10 +6,12 @@ import pytest
 from conftest import HOSTILE_FILE, REFINED, TRUE, Site
 
 
-def opened(page, site: Site, query: str = "", rows: int | None = None):
-    """The page, when its list is there."""
+def opened(page, site: Site, query: str = "", rows: int | None = None, unfold: bool = True):
+    """The page, when its list is there, and all filters with `unfold`."""
     page.goto(f"{site.url}/traces{query}")
     page.wait_for_selector("#traces-list [role=status]")
+    if unfold:
+        page.get_by_role("button", name="More filters").click()
     if rows is not None:
         found(page, rows)
     return page
@@ -91,7 +93,7 @@ def test_a_row_opens_its_clip_and_a_chip_seeks_it(page, site):
     page.locator("#traces-detail .chip", has_text="0.5 s").click()
     page.wait_for_function("Math.abs(document.querySelector('#traces-detail video').currentTime - 0.5) < 0.01")
     page.get_by_role("link", name="Open in Watch").click()
-    page.wait_for_url(f"**/?clip={site.clips[3]}&trace={site.traces['refined-3']}*")
+    page.wait_for_url(f"**/watch?clip={site.clips[3]}&trace={site.traces['refined-3']}*")
 
 
 def test_the_keyboard_alone_opens_walks_and_closes(page, site):
@@ -120,7 +122,7 @@ def test_two_stages_stand_side_by_side_and_the_link_keeps_it(page, site, open_pa
     other = open_page()
     other.goto(page.url)
     other.wait_for_selector("#traces-detail .pair")
-    page.get_by_role("button", name="Put away").click()
+    page.get_by_role("button", name="Remove").click()
     page.wait_for_selector("#traces-detail .pair", state="detached")
     in_address(page, "compare", None)
 
@@ -154,7 +156,7 @@ def test_hostile_texts_and_names_stay_text(page, site):
     ):
         assert text in said
     assert HOSTILE_FILE in page.inner_text("#traces-detail h2")
-    assert page.locator("#traces-detail .trace img, #traces-list img, #traces-detail b").count() == 0
+    assert page.locator("#traces-detail .trace img, #traces-list img:not(.thumb), #traces-detail b").count() == 0
     page.locator("#traces-list th button").first.click()
     found(page, 1)
     assert page.evaluate("window.hacked") is None
@@ -185,7 +187,7 @@ def test_pages_and_sorting_hold_together(page, site):
 
 
 def test_a_phone_begins_with_filters_folded_and_an_opened_trace_fills_it(open_page, site):
-    page = opened(open_page(width=390), site, f"?run={site.runs['evaluate-refined']}", rows=6)
+    page = opened(open_page(width=390), site, f"?run={site.runs['evaluate-refined']}", rows=6, unfold=False)
     page.get_by_label("True label", exact=True).wait_for(state="hidden")
     page.locator("#traces-list button.open").first.click()
     page.wait_for_selector("#traces-detail header")
@@ -200,6 +202,6 @@ def test_the_answers_shown_are_those_of_the_store(page, site):
     opened(page, site, f"?run={site.runs['evaluate-refined']}&flip=fixed", rows=2)
     wanted = {(TRUE[i], REFINED[i]) for i in (3, 5)}
     cells = page.locator("#traces-list tbody tr").evaluate_all(
-        "rows => rows.map(row => [row.cells[1].innerText, row.cells[2].innerText])"
+        'rows => rows.map(row => [row.cells[1].innerText, row.cells[2].innerText.replace(/^[✓✗] /, "")])'
     )
     assert {tuple(cell) for cell in cells} == wanted

@@ -18,7 +18,7 @@ SEEK = """(chip) => new Promise((done) => {
 
 def opened(page, site: Site, query: str = ""):
     """The page, when its clip can be played and its trace is there."""
-    page.goto(f"{site.url}/{query}")
+    page.goto(f"{site.url}/watch{query}")
     page.wait_for_selector(".shot img")
     page.wait_for_function("document.querySelector('video#player')?.readyState >= 2")
     return page
@@ -110,7 +110,7 @@ def test_finding_and_picking_a_clip_changes_the_address_which_restores_the_scree
     page.click(".card")
     says(page, "test-2", "#screen")
     page.wait_for_url(f"**clip={site.clips[2]}*")
-    other = opened(open_page(), site, page.url.partition("/?")[2] and f"?{page.url.partition('/?')[2]}")
+    other = opened(open_page(), site, f"?{page.url.partition('?')[2]}")
     assert "test-2" in other.inner_text("#screen")
     assert other.inner_text("#trace") == page.inner_text("#trace")
 
@@ -175,13 +175,13 @@ def test_an_address_of_a_clip_that_is_gone_says_so_and_shows_another(page, site)
 
 def test_a_clip_whose_file_is_gone_says_so_at_the_player(page, site):
     page.route("**/media/clip/**", lambda route: route.fulfill(status=410))
-    page.goto(site.url)
+    page.goto(f"{site.url}/watch")
     page.get_by_text("This clip cannot be played").wait_for()
 
 
 def test_an_empty_workbench_says_what_to_run(page, tmp_path):
     with serve(tmp_path / "empty") as url:
-        page.goto(url)
+        page.goto(f"{url}/watch")
         says(page, "make demo", "#found")
         assert page.locator("#reason").is_disabled() and page.locator("#replay").is_disabled()
 
@@ -198,7 +198,7 @@ def live_site(tmp_path_factory):
 
 def begin(page, url: str) -> None:
     """A live trace that would go on for many seconds, seen growing."""
-    page.goto(url)
+    page.goto(f"{url}/watch")
     ready(page, "#reason")
     page.click("#settings button")
     page.locator("#tokens input[type=number]").fill("8000")
@@ -234,7 +234,7 @@ def test_a_closed_page_ends_the_thread_within_a_second(page, live_site):
 
 
 def test_a_live_trace_ends_with_a_calibrated_distribution(page, live_site):
-    page.goto(live_site)
+    page.goto(f"{live_site}/watch")
     ready(page, "#reason")
     page.click("#settings button")
     page.locator("#tokens input[type=number]").fill("64")
@@ -246,7 +246,7 @@ def test_a_live_trace_ends_with_a_calibrated_distribution(page, live_site):
 
 
 def test_an_uploaded_clip_is_reasoned_about_and_its_frames_are_shown(page, live_site, tmp_path):
-    page.goto(live_site)
+    page.goto(f"{live_site}/watch")
     ready(page, "#reason")
     write_clip(tmp_path / "mine.mp4", 30)
     page.locator("input[type=file]").set_input_files(tmp_path / "mine.mp4")
@@ -263,13 +263,13 @@ def test_an_uploaded_clip_is_reasoned_about_and_its_frames_are_shown(page, live_
 def test_two_sessions_at_once_one_reasons_one_waits_and_both_can_read(open_page, live_site):
     first, second = open_page(), open_page()
     begin(first, live_site)
-    second.goto(live_site)
+    second.goto(f"{live_site}/watch")
     ready(second, "#reason")
     second.click("#reason")
     says(second, "You are number 2 in the queue")
     third = open_page()
     started = time.monotonic()
-    third.goto(live_site)
+    third.goto(f"{live_site}/watch")
     third.wait_for_function("document.querySelectorAll('.card').length === 2")
     assert time.monotonic() - started < 30, "reading does not wait for the two that ask the model"
     first.click("#stop")

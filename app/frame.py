@@ -1,0 +1,176 @@
+"""What stands around every page: its title, its icon, the header with the names of the workbench and its datasets, and
+a page for what is not there.
+
+ASGI middleware between the login and Gradio: the header is HTML of the answer, so that it is there before any script
+has run. `theme` is Gradio's, in this product's colours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import gradio as gr
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import progress
+from deepintuit_analysis.index.build import file_signature
+from deepintuit_app.context import AppContext
+from deepintuit_app.html import document
+
+NAME = "DeepIntuit"
+EXAMPLE = (
+    "This is the example that ships with the package: finished runs on rendered clips. It takes reviews and slices; "
+    "stages run in a workbench of your own, such as `make demo` makes."
+)
+_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+
+
+def theme() -> gr.themes.Base:
+    """Text is at least 4.5 : 1 against what it stands on, in light and dark (tests/browser/test_contrast.py)."""
+    sizes = {"spacing_size": "sm", "radius_size": "md", "text_size": "md"}
+    made = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO, **sizes)
+    return made.set(
+        color_accent="*primary_600",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        body_background_fill_dark="*neutral_950",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        block_title_text_size="*text_sm",
+        block_title_text_weight="500",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_border_width="0px",
+        block_shadow="none",
+        block_padding="*spacing_sm 0",
+        block_background_fill="transparent",
+        block_background_fill_dark="transparent",
+        input_background_fill="white",
+        input_background_fill_dark="*neutral_900",
+        input_border_width="1px",
+        input_border_color="*neutral_300",
+        input_border_color_dark="*neutral_600",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        input_padding="*spacing_md *spacing_lg",
+        link_text_color="*primary_700",
+        link_text_color_hover="*primary_800",
+        link_text_color_visited="*primary_700",
+        link_text_color_dark="*primary_300",
+        link_text_color_hover_dark="*primary_200",
+        link_text_color_visited_dark="*primary_300",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_700",
+        button_primary_text_color="white",
+        button_secondary_background_fill="*neutral_200",
+        button_secondary_background_fill_hover="*neutral_300",
+        button_secondary_text_color="*neutral_800",
+        button_secondary_background_fill_dark="*neutral_700",
+        button_secondary_background_fill_hover_dark="*neutral_600",
+        button_secondary_text_color_dark="white",
+        button_cancel_background_fill="*neutral_200",
+        button_cancel_background_fill_dark="*neutral_700",
+        button_cancel_text_color="#991b1b",
+        button_cancel_text_color_dark="#fecaca",
+        button_medium_padding="*spacing_md *spacing_xl",
+        button_medium_text_weight="600",
+        button_large_padding="*spacing_md *spacing_xl",
+        button_large_text_size="*text_md",
+    )
+
+
+def header(context: AppContext, page: str, pages: Mapping[str, str], user: str | None, root: str = "") -> str:
+    """The header as HTML. `page`: the address of the one that is shown, `pages`: address → name, `root`: what comes
+    before an address, where that is not the folder that the page stands in."""
+    workbench = context.workbench
+    return document(
+        "header.html",
+        name=NAME,
+        page=page,
+        pages=pages,
+        url=root,
+        user=user,
+        workbench=workbench.path.absolute().name,
+        datasets=_datasets(workbench, file_signature(workbench.index_path)),
+    )
+
+
+@lru_cache(maxsize=8)
+def _datasets(workbench: Workbench, _index: object) -> list[str]:
+    """Those of the index as it stands: a page does not wait for the next one."""
+    return progress.datasets(workbench) if workbench.index_path.exists() else []
+
+
+def title(page: str, workbench: Workbench, root: str = "") -> str:
+    """What the head of a page begins with, as HTML: its title, icon and style."""
+    named = " · ".join(filter(None, (page, workbench.path.absolute().name, NAME)))
+    return document("title.html", title=named, url=root)
+
+
+class Frame:
+    """ASGI middleware. `pages`: address → name of those that the navigation shows."""
+
+    def __init__(self, app: ASGIApp, context: AppContext, pages: Mapping[str, str]):
+        self.app, self.context, self.pages = app, context, pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
+        reads = "text/html" in Headers(scope=scope).get("accept", "") if path else False
+        page = path.strip("/") if path.strip("/") and path.strip("/") in self.pages else None
+        if not path or scope["method"] != "GET" or not (reads or page is not None):
+            await self.app(scope, receive, send)
+            return
+        begun: Message | None = None
+        parts: list[bytes] = []
+
+        async def framed(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                html = Headers(raw=message["headers"]).get("content-type", "").startswith("text/html")
+                if (message["status"] == 200 and page is not None and html) or (message["status"] == 404 and reads):
+                    begun = message
+                    return
+            if begun is None:
+                await send(message)
+                return
+            parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                answer = await asyncio.to_thread(self._answer, begun["status"], b"".join(parts), page, scope)
+                await GZipMiddleware(answer, compresslevel=5)(scope, receive, send)
+
+        plain = MutableHeaders(raw=[pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]).raw
+        await self.app({**scope, "headers": plain if page is not None else scope["headers"]}, receive, framed)
+
+    def _answer(self, status: int, body: bytes, page: str | None, scope: Scope) -> HTMLResponse:
+        workbench, user = self.context.workbench, scope.get("deepintuit_user")
+        if status == 404:
+            root = f"{scope.get('deepintuit_root', '')}/"
+            top = header(self.context, "", self.pages, user, root)
+            name, said = title("Not found", workbench, root), _said(body)
+            return HTMLResponse(document("not_found.html", title=name, header=top, said=said, url=root), status)
+        named = title(self.pages[page], workbench).encode()
+        top = header(self.context, page, self.pages, user).encode()
+        body = body.replace(b"<head>", b"<head>" + named, 1).replace(b"<gradio-app", top + b"<gradio-app", 1)
+        return HTMLResponse(body.replace(b'control_page_title="true"', b'control_page_title="false"', 1), status)
+
+
+def _said(body: bytes) -> str:
+    """Why there is nothing, where a route said more than that."""
+    try:
+        told: Any = json.loads(body).get("detail")
+    except (ValueError, AttributeError):
+        told = None
+    return told if isinstance(told, str) and told != "Not Found" else ""

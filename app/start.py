@@ -1,0 +1,150 @@
+"""The start page: what this is, what is in the workbench, what runs now, and what to do next.
+
+A document of its own, without Gradio: one answer, read as soon as it is there. Left out on purpose: changing anything
+(stages are started on Runs, under Jobs).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs
+
+import pandas as pd
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+
+from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import clips, progress
+from deepintuit_app import analysis, frame, jobs
+from deepintuit_app.context import AppContext
+from deepintuit_app.html import address, document
+from deepintuit_app.runs_view import KINDS, card_address, done_of, when
+
+STEPS = (
+    ("clips", "Import clips", "deepintuit clips import FOLDER --dataset NAME", "A folder of videos, or a list."),
+    ("teach", "Teach", "deepintuit teach", "A teacher writes traces that say what is seen and why the label follows."),
+    ("coldstart", "Cold start", "deepintuit coldstart", "The reasoner imitates the traces that were kept."),
+    ("grpo", "GRPO", "deepintuit grpo", "It samples traces, and those that earn more reward become likelier."),
+    ("calibrate", "Calibrate", "deepintuit calibrate", "The calibrator learns from right and wrong traces."),
+    ("evaluate", "Evaluate", "deepintuit evaluate", "Provisional and calibrated labels on test clips, with controls."),
+)  # fmt: skip
+"""Stage, its name, its command, and what it does, in the order of the work."""
+_WATCHED = ("clip", "trace", "run", "slice")
+"""What an address of Watch held when that was the first page."""
+_MOST = 8
+_SCRIPT = '<script src="static-app/app.js" defer></script></body></html>'
+
+
+def routes(context: AppContext, pages: dict[str, str]) -> APIRouter:
+    router = APIRouter()
+
+    @router.api_route("/", methods=["GET", "HEAD"])
+    def start(request: Request) -> Response:
+        query = request.url.query
+        if set(parse_qs(query)) & set(_WATCHED):
+            return RedirectResponse(f"./watch?{query}", 307)
+        return HTMLResponse(page(context, pages, request.scope.get("deepintuit_user")))
+
+    return router
+
+
+def page(context: AppContext, pages: dict[str, str], user: str | None = None) -> str:
+    """The whole document."""
+    workbench = context.look()
+    counts, at_work = progress.counts(workbench), active(workbench)
+    html = document(
+        "start.html",
+        title=frame.title("Start", workbench),
+        header=frame.header(context, "", pages, user),
+        example=frame.EXAMPLE if workbench.is_example else "",
+        counts=counts,
+        systems=systems(workbench),
+        active=at_work,
+        steps=steps(counts, at_work),
+        uses=uses(workbench, counts),
+    )
+    return f"{html}{_SCRIPT}"
+
+
+def steps(counts: dict[str, int], at_work: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The stages in order, each done, running, next (the first that is not done) or later."""
+    running, found = {one["stage"] for one in at_work}, []
+    for stage, name, command, words in STEPS:
+        n = counts.get(stage, 0)
+        state = "running" if stage in running else "done" if n else "later"
+        if state == "later" and all(one["state"] == "done" for one in found):
+            state = "next"
+        found.append({"stage": stage, "name": name, "command": command, "words": words, "n": n, "state": state})
+    return found
+
+
+def active(workbench: Workbench) -> list[dict[str, Any]]:
+    """Jobs that wait or run, and runs that a process of this machine holds without a job."""
+    listed = [job for job in jobs.listed(workbench.path) if job.active]
+    found = [
+        {"what": job.title, "stage": job.stage, "status": job.status, "kind": KINDS.get(job.status, "plain"),
+         "told": job.progress[-160:], "done": done_of(job.progress), "url": address("runs", tab="jobs", job=job.id)}
+        for job in listed
+    ]  # fmt: skip
+    stages = {job.stage for job in listed}
+    for run in progress.runs(workbench).to_dict("records"):
+        if run["status"] == "running" and not stages & {run["stage"], "demo"}:
+            if progress.at_work(workbench, run["run_id"]):
+                told = {"status": "running", "kind": "warn", "told": f"since {when(run['created'])}", "done": None}
+                where = address("runs", run=run["run_id"], tab="details")
+                found.append({"what": run["run_id"], "stage": run["stage"], **told, "url": where})
+    return found
+
+
+def systems(workbench: Workbench) -> list[dict[str, Any]]:
+    """The evaluated systems, the best first: accuracy of the provisional and of the calibrated label on the split that
+    was evaluated, with the interval of the run card, and where Errors shows it."""
+    scored = progress.accuracies(workbench)
+    newest = progress.runs(workbench, stage="evaluate")
+    found = []
+    for run in newest.to_dict("records"):
+        mine = scored[scored["run_id"] == run["run_id"]]
+        settings = (run["config"] or {}).get("evaluate") or {}
+        for (system, split), rows in mine.groupby(["system", "split"]):
+            found.append(_system(workbench, run, system, split, rows, settings.get("method", "label_likelihood")))
+    kept = {(one["dataset"], one["split"], one["system"]): one for one in reversed(found)}  # of a name, the newest
+    return sorted(kept.values(), key=lambda one: -one["best"])[:_MOST]
+
+
+def _system(
+    workbench: Workbench, run: dict[str, Any], system: str, split: str, rows: pd.DataFrame, wanted: str
+) -> dict[str, Any]:
+    by_method = {row.method: row for row in rows.itertuples()}
+    raw = by_method.get("raw")
+    row = by_method.get(wanted) or raw or next(iter(by_method.values()))
+
+    def estimate(one: Any) -> Any:
+        return analysis.accuracy(workbench, one.run_id, one.system, one.split, one.method, one.n)
+
+    return {
+        "system": system,
+        "dataset": run["dataset"],
+        "split": split,
+        "n": row.n,
+        "best": row.right / row.n if row.n else 0.0,
+        "provisional": None if raw is None else estimate(raw),
+        "calibrated": None if row is raw else estimate(row),
+        "url": address("errors", dataset=run["dataset"], split=split, system=f"{run['run_id']}/{system}"),
+        "card": card_address(workbench, run["run_id"]),
+    }  # fmt: skip
+
+
+def uses(workbench: Workbench, counts: dict[str, int]) -> list[dict[str, str]]:
+    """What four kinds of people come for, each with the page that shows it now."""
+    first, _ = clips.find(workbench, flip="fixed", limit=1) if counts["evaluate"] else ([], 0)
+    watched = {"clip": first[0]["clip_id"], "trace": first[0]["trace_id"]} if first else {}
+    return [
+        {"title": "See it reason", "words": "A clip, the trace as it is written, and how the label comes about.",
+         "link": f"Watch a clip{' that calibration fixed' * bool(first)}", "url": address("watch", **watched)},
+        {"title": "Find where it fails", "words": "Class by class, with the clips behind every number.",
+         "link": "Open the errors", "url": address("errors")},
+        {"title": "Judge traces", "words": "One after the other, by keyboard; answers become training sets.",
+         "link": "Open the reviews", "url": address("review")},
+        {"title": "Train and compare", "words": "Stages as jobs, their curves, and runs side by side.",
+         "link": "Start a stage", "url": address("runs", tab="jobs")},
+    ]  # fmt: skip

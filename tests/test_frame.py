@@ -1,0 +1,93 @@
+"""What stands around every page, the page for what is not there, and the start page."""
+
+import re
+
+import pytest
+from fastapi.testclient import TestClient
+from porch import live_workbench
+
+from deepintuit_analysis import Workbench
+from deepintuit_app import start
+from deepintuit_app.app import NAVIGATION, PAGES, create
+from deepintuit_app.context import AppContext
+from deepintuit_app.gate import hashed
+
+HTML = {"accept": "text/html"}
+
+
+@pytest.fixture(scope="module")
+def workbench(tmp_path_factory) -> Workbench:
+    workbench = live_workbench(tmp_path_factory.mktemp("frame") / "a <b> bench")
+    workbench.refresh()
+    return workbench
+
+
+def client(workbench: Workbench, **more) -> TestClient:
+    return TestClient(create(workbench.path, **more), base_url="http://127.0.0.1:7860", follow_redirects=False)
+
+
+@pytest.fixture(scope="module")
+def plain(workbench) -> TestClient:
+    return client(workbench)
+
+
+@pytest.mark.parametrize("path", ["", *PAGES])
+def test_every_page_has_its_title_its_header_and_its_place_in_the_navigation(plain, path):
+    answer = plain.get(f"/{path}", headers=HTML)
+    html = answer.text
+    assert answer.status_code == 200 and answer.headers.get("content-encoding") == ("gzip" if path else None)
+    named = NAVIGATION[path] if path else "Start"
+    assert re.findall("<title>(.*)</title>", html) == [f"{named} · a &lt;b&gt; bench · DeepIntuit"]
+    assert html.count("<header") == 1 and "<strong>a &lt;b&gt; bench</strong> · porch" in " ".join(html.split())
+    assert re.findall(r'href="([^"]*)" aria-current="page"', html) == ([path] if path else [])
+    assert 'rel="icon" href="static-app/icon.svg"' in html and "static-app/frame.css" in html
+    if path:
+        assert 'control_page_title="true"' not in html, "Gradio would set its own title"
+
+
+def test_what_is_not_there_has_a_page_that_says_why(plain):
+    nothing = plain.get("/no/such <page>", headers=HTML)
+    assert nothing.status_code == 404 and "There is nothing at this address" in nothing.text
+    assert "such <page>" not in nothing.text and 'href="/watch"' in nothing.text
+    clip = plain.get("/media/clip/nothing", headers=HTML)
+    assert clip.status_code == 404 and "No clip of this id is in the workbench" in clip.text
+    assert plain.get("/media/clip/nothing").json()["detail"].startswith("No clip"), "scripts get what they got"
+
+
+def test_an_old_address_of_watch_leads_to_it(plain):
+    moved = plain.get("/?clip=a%26b&trace=t")
+    assert moved.status_code == 307 and moved.headers["location"] == "./watch?clip=a%26b&trace=t"
+    assert plain.get("/?page=traces").status_code == 200
+
+
+def test_the_start_page_says_what_there_is_and_what_to_do(workbench, plain):
+    html = plain.get("/").text
+    clips = len(workbench.query("SELECT * FROM clips WHERE excluded IS NULL"))
+    assert f'<a href="watch">{clips}</a>' in html
+    for where in ('href="errors"', 'href="review"', 'href="runs?tab=jobs"'):
+        assert where in html
+    assert "deepintuit evaluate" in html and "<script>" not in html and html.count("<script") == 1
+
+
+def test_an_empty_workbench_is_led_from_import_to_evaluation(tmp_path):
+    shown = start.page(AppContext(tmp_path / "empty"), NAVIGATION)
+    assert "It is empty" in shown and 'class="uses"' not in shown
+    assert re.findall(r'<li class="(\w+)"><strong>([\w ]+)', shown)[:2] == [
+        ("next", "Import clips"),
+        ("later", "Teach"),
+    ]
+
+
+def test_stages_are_done_next_or_later_in_the_order_of_the_work():
+    counts = {"clips": 5, "teach": 1, "coldstart": 0}
+    states = [one["state"] for one in start.steps(counts, [])]
+    assert states == ["done", "done", "next", "later", "later", "later"]
+    running = start.steps(counts, [{"stage": "coldstart"}])
+    assert [one["state"] for one in running][2:4] == ["running", "later"]
+
+
+def test_who_is_logged_in_is_named_and_can_leave(workbench):
+    user = client(workbench, users={"ann": hashed("correct horse")})
+    user.post("/login", data={"username": "ann", "password": "correct horse"})
+    html = user.get("/runs", headers=HTML).text
+    assert 'ann · <a href="logout">Log out</a>' in html
