@@ -32,12 +32,13 @@ import duckdb
 import pyarrow as pa
 
 from deepintuit import disk, parquet
+from deepintuit.data.schema import SCHEMA
 from deepintuit.errors import DeepIntuitError, StoreError
 from deepintuit.runs.run import parts, read_description, read_part
 from deepintuit.runs.schema import GRAINS, Grain
 from deepintuit_analysis.index import reviewed, search
 
-LAYOUT = 8  # raise when tables or views change, so that old index files are rebuilt
+LAYOUT = 9  # raise when tables or views change, so that old index files are rebuilt
 _BATCH_BYTES, _BATCH_PARTS = 64 << 20, 500  # what is inserted at once
 _KEPT_BYTES = 4 * _BATCH_BYTES  # what may wait in memory for the next checkpoint
 _LIMITS = {
@@ -50,27 +51,8 @@ _LIMITS = {
 _READING = "2GB"
 """Of memory for a process that asks the index; a query that needs more spills to a folder beside it."""
 
-# What a manifest holds at least; `data` owns it and may add columns.
-_CLIPS = pa.schema(
-    [
-        ("dataset", pa.string()),
-        ("clip_id", pa.string()),
-        ("path", pa.string()),
-        ("label", pa.string()),
-        ("group", pa.string()),
-        ("split", pa.string()),
-        ("seconds", pa.float64()),
-        ("width", pa.int64()),
-        ("height", pa.int64()),
-        ("fps", pa.float64()),
-        ("frames", pa.int64()),
-        ("codec", pa.string()),
-        ("audio", pa.bool_()),
-        ("bytes", pa.int64()),
-        ("excluded", pa.string()),
-        ("playable_path", pa.string()),
-    ]
-)
+_CLIPS = pa.schema([("dataset", pa.string()), *(column for column in SCHEMA if not pa.types.is_nested(column.type))])
+"""Of all manifests: what one of another version lacks is null, what it has beside, or nested, is a column more."""
 _RUN_TEXT = ("run_id", "stage", "name", "parent", "dataset", "status", "device", "commit", "error")
 _RUN_JSON = ("command", "config", "versions", "summary")
 _RUNS = """CREATE TABLE runs (run_id VARCHAR, stage VARCHAR, name VARCHAR, parent VARCHAR, dataset VARCHAR,
