@@ -96,4 +96,4 @@ def test_tokens_without_any_value_are_plain():
 
 def test_link_leads_to_the_page_in_its_state():
     assert 'href="http://127.0.0.1:7860/traces?run=a&amp;clip=b%26c"' in show.app("traces", "x", run="a", clip="b&c")
-    assert 'href="http://127.0.0.1:7860/"' in show.app("watch", "x", clip=None)
+    assert 'href="http://127.0.0.1:7860/watch"' in show.app("watch", "x", clip=None)

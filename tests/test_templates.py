@@ -114,9 +114,11 @@ def test_hostile_text_in_any_variable_of_a_template_is_text(folder, name):
     tree = made.parse(source)
     wanted = meta.find_undeclared_variables(tree)
     if macros := [node for node in tree.body if isinstance(node, nodes.Macro)]:  # each called with hostile arguments
-        calls = (f"{{{{ {it.name}({', '.join(['hostile'] * len(it.args))}) }}}}" for it in macros)
+        calls = [f"{it.name}({', '.join(['hostile'] * len(it.args))})" for it in macros]
+        called = [any(n.name == "caller" for n in it.find_all(nodes.Name)) for it in macros]
         calls = [
-            call for call, it in zip(calls, macros) if not any(n.name == "caller" for n in it.find_all(nodes.Name))
+            f"{{% call {call} %}}{{{{ hostile }}}}{{% endcall %}}" if around else f"{{{{ {call} }}}}"
+            for call, around in zip(calls, called)
         ]
         source, wanted = source + "".join(calls), wanted | {"hostile"}
     template = made.from_string(source)
