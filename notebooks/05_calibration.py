@@ -123,8 +123,8 @@ from deepintuit.reasoner import LocalReasoner
 from deepintuit.reasoner.live import Models
 
 models = Models(wb)
-judge = models.get(run.id)
-local = LocalReasoner(judge, task)
+calibrator = models.get(run.id)
+local = LocalReasoner(calibrator, task)
 clip = next(it for it in task.clips(found.split) if it.clip_id == found.clip_id)
 pair = local.encode([clip])[0]
 
@@ -133,7 +133,7 @@ from deepintuit.reasoner import fitted_ways, likelihood_scores
 
 fitted = fitted_ways(run)
 T = fitted["label_likelihood"]["temperature"]
-read = {"as it is": likelihood_scores(judge, task, [pair], [trace], 1).probs(T)[0]}
+read = {"as it is": likelihood_scores(calibrator, task, [pair], [trace], 1).probs(T)[0]}
 pd.DataFrame(read, index=list(task.labels)).round(3).T
 
 # %% [markdown]
@@ -142,14 +142,14 @@ pd.DataFrame(read, index=list(task.labels)).round(3).T
 # hand, on this clip. First the trace is blanked: no rationale, no conclusion.
 
 # %%
-read["trace blanked"] = likelihood_scores(judge, task, [pair], [None], 1).probs(T)[0]
+read["trace blanked"] = likelihood_scores(calibrator, task, [pair], [None], 1).probs(T)[0]
 
 # %% [markdown]
 # Then the video: every patch becomes the clip's mean patch.
 
 # %%
 blank = (clip, pair[1].blanked())
-read["video blanked"] = likelihood_scores(judge, task, [blank], [trace], 1).probs(T)[0]
+read["video blanked"] = likelihood_scores(calibrator, task, [blank], [trace], 1).probs(T)[0]
 
 # %% [markdown]
 # Then another clip's trace is put in its place.
@@ -161,7 +161,7 @@ other = wb.query(
 ).iloc[0]
 swapped = task.parse(other.text, bool(other.truncated))
 name = f"swapped for one that says {swapped.provisional}"
-read[name] = likelihood_scores(judge, task, [pair], [swapped], 1).probs(T)[0]
+read[name] = likelihood_scores(calibrator, task, [pair], [swapped], 1).probs(T)[0]
 
 # %%
 pd.DataFrame(read, index=list(task.labels)).round(3).T
@@ -231,7 +231,7 @@ ways = {"vote": vote_scores(task, [several[:-1] for several in traces])}
 
 # %%
 greedy = [several[-1] for several in traces]
-ways["label_likelihood"] = likelihood_scores(judge, task, pairs, greedy, 8)
+ways["label_likelihood"] = likelihood_scores(calibrator, task, pairs, greedy, 8)
 
 # %% [markdown]
 # Its mean over the sampled traces costs as many readings as there are traces.
@@ -242,7 +242,7 @@ from rich.progress import track
 from deepintuit.reasoner import mean_scores
 
 each = [
-    likelihood_scores(judge, task, pairs, list(column), 8)
+    likelihood_scores(calibrator, task, pairs, list(column), 8)
     for column in track(list(zip(*traces))[:-1], "Reading each trace")
 ]
 ways["mean_likelihood"] = mean_scores(each)

@@ -31,8 +31,8 @@ from deepintuit.data import Manifest
 from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.reasoner import (
     FALSE_ALARMS,
+    Calibrator,
     Distance,
-    Judge,
     LocalReasoner,
     Task,
     answer_distribution,
@@ -100,12 +100,12 @@ class Predictor:
         return (self.calibrator or self.reasoner).id
 
     @cached_property
-    def models(self) -> tuple[VLM, Judge | None]:
+    def models(self) -> tuple[VLM, Calibrator | None]:
         """The reasoner's model and the calibrator."""
         config, checkpoint = self.config, self.reasoner.checkpoint
         vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=self.workbench.cache)
         vlm.encoder.isolate = True
-        return vlm, Judge.load(self.workbench, config, self.calibrator.id, vlm) if self.calibrator else None
+        return vlm, Calibrator.load(self.workbench, config, self.calibrator.id, vlm) if self.calibrator else None
 
     def predict(
         self,
@@ -219,18 +219,18 @@ class Predictor:
         done = run.done("predictions", "clip_id")
         missing = task.unlabelled(c for c in clips.readable if c not in done and c not in unreadable)
         if missing:
-            vlm, judge = self.models
+            vlm, calibrator = self.models
             run.note(device=str(vlm.device), settings=config.to_dict(), departs=self.departs)
-            local = LocalReasoner(vlm, task, config.seed, gate_for(task, config.gate, judge.gate if judge else None))
+            local = LocalReasoner(vlm, task, config.seed, gate_for(task, config.gate, calibrator))
             for start in track(range(0, len(missing), batch), "Predictions", disable=not progress):
-                self._batch(run, local, judge, missing[start : start + batch])
+                self._batch(run, local, calibrator, missing[start : start + batch])
                 unreadable |= {clip_id: str(found.error.reason) for clip_id, found in local.unreadable.items()}
         if last:
             answered = len(run.done("predictions", "clip_id"))
             told = {"system": self.system, "calibrated": self.calibrator is not None, "listed": len(clips.given)}
             run.finish({**told, "clips": answered, "refused": len(clips.refused), "unreadable": unreadable})
 
-    def _batch(self, run: Run, local: LocalReasoner, judge: Judge | None, chosen: Sequence) -> None:
+    def _batch(self, run: Run, local: LocalReasoner, calibrator: Calibrator | None, chosen: Sequence) -> None:
         task, sampling, temperature = local.task, self.config.sampling, self.config.evaluate.temperature
         limits = {"max_tokens": sampling.max_tokens, "top_p": sampling.top_p}
         groups = local.groups(chosen, [0], temperature=temperature, **limits)
@@ -249,13 +249,13 @@ class Predictor:
         )
         about = {"split": SPLIT, "system": self.system}
         pairs = [(clip, encoded) for clip, encoded, _ in groups]
-        far = judge.far(pairs) if judge else {}
+        far = calibrator.far(pairs) if calibrator else {}
         told = {"predicted": said, "provisional": said, "far": far}
         found = prediction_rows(task.labels, clips, ids, raw, {**about, "method": "raw"}, **told)
-        if judge:
+        if calibrator:
             opinions = [opinion_of(t) for t in traces]
-            scores = likelihood_scores(judge.vlm, task, pairs, opinions, len(pairs))
-            heat = judge.temperatures(traces)
+            scores = likelihood_scores(calibrator.vlm, task, pairs, opinions, len(pairs))
+            heat = calibrator.temperatures(traces)
             told = {"provisional": said, "outside": scores.outside_C, "temperature": heat, "far": far}
             about["method"] = "label_likelihood"
             found += prediction_rows(task.labels, clips, ids, scores.probs(heat), about, **told)

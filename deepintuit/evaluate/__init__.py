@@ -13,36 +13,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from rich.progress import track
 
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.evaluate.baselines import TRAINING, write_baselines
-from deepintuit.evaluate.calibrated import write_calibrated
-from deepintuit.evaluate.rows import Rows
+from deepintuit.evaluate.others import other_ways, write_others
+from deepintuit.evaluate.rows import Rows, Traced
 from deepintuit.judges import Question, build_judge
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import fit_temperature, thresholds_for
 from deepintuit.reasoner import (
     DISTANCE,
-    HEAD,
     NEEDS_SAMPLES,
+    Calibrator,
     Clip,
-    Judge,
     Known,
-    LinearHead,
     LocalReasoner,
-    Scores,
     Task,
     answer_distribution,
     fitted_ways,
     gate_for,
-    hidden_states,
     identity,
     inherited,
     label_scores,
     likelihood_scores,
-    mean_scores,
     parsed,
     reasoner_run,
     refuse_one_class,
@@ -53,6 +49,46 @@ from deepintuit.runs import Run, Workbench, unnamed
 from deepintuit.stage import refuse_none
 from deepintuit.trace import mismatch
 from deepintuit.vlm import VLM
+
+
+def score(rows: Rows, reasoner: LocalReasoner, known: Known, calibrator: Calibrator | None, own: bool) -> None:
+    """The rows of one system on C clips of K classes. Reasoner π and calibrator q are frozen:
+
+    1. trace        π writes one of each clip x, greedy by default, and n more where a way reads several
+    2. provisional  the label y₀ that the trace concludes with, and its probability from the tokens of the answer
+    3. calibrated   softmax(z / T), z = log q(y | x, trace, y₀) for each label y; T was fitted on validation
+    4. beside it    other ways to a distribution, and the same question with one of its inputs altered (controls)
+    """
+    task, clips = rows.task, known.clips
+    stored = write_traces(rows, reasoner, clips)  # clip id → its 1 + n rows
+    first = [stored[clip.clip_id].iloc[0] for clip in clips]  # (C,)
+    traced = Traced(known, parsed(task, first), [row.trace_id for row in first])
+    sampled = [parsed(task, stored[clip.clip_id].iloc[1:]) for clip in clips]  # (C, n)
+    provisional = [trace.provisional for trace in traced.traces]  # (C,)
+    about, done = {"provisional": provisional, "traces": traced.ids}, rows.done()
+    rows.far = calibrator.far(known) if calibrator else {}
+    if ("raw", "none") not in done:
+        answers, tokenizer = zip(traced.traces, first), reasoner.vlm.tokenizer
+        probs = [answer_distribution(task, t, row.token_ids, row.token_logprobs, tokenizer) for t, row in answers]
+        rows.add("raw", clips, np.stack(probs), provisional, **about)  # (C, K)
+    if calibrator is None:
+        if any(sampled) and ("vote", "none") not in done:
+            votes = vote_scores(task, sampled)
+            rows.add("vote", clips, votes.probs(1.0), outside=votes.outside_C, **about)
+        return
+    write_calibrated(rows, calibrator, traced)
+    write_others(rows, calibrator, traced, other_ways(rows, reasoner, calibrator, traced, sampled), own)
+
+
+def write_calibrated(rows: Rows, calibrator: Calibrator, traced: Traced) -> None:
+    """Step 3: the label likelihoods of the calibrator after each clip's trace, at the temperature of its kind."""
+    if ("label_likelihood", "none") in rows.done():
+        return
+    (known, traces, ids), batch = traced, rows.config.sampling.clips_per_batch
+    scores = likelihood_scores(calibrator.vlm, rows.task, known, traces, batch)  # z (C, K)
+    T_C = calibrator.temperatures(traces)
+    about = {"provisional": [trace.provisional for trace in traces], "traces": ids, "outside": scores.outside_C}
+    rows.add("label_likelihood", known.clips, scores.probs(T_C), temperature=T_C, **about)  # (C, K)
 
 
 def run(
@@ -88,14 +124,14 @@ def run(
         checkpoint = workbench.run(reasoner).checkpoint if reasoner else None
         vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache)
         run.note(device=str(vlm.device), settings=config.to_dict(), departs=departs)
-        judge = Judge.load(workbench, config, calibrator, vlm) if calibrator else None
-        local = LocalReasoner(vlm, task, config.seed, gate_for(task, config.gate, judge.gate if judge else None))
+        loaded = Calibrator.load(workbench, config, calibrator, vlm) if calibrator else None
+        local = LocalReasoner(vlm, task, config.seed, gate_for(task, config.gate, loaded))
         known = _readable(local, config.evaluate.split)
         rows = Rows(workbench, config, run, task, system, progress)
         if reasoner and _answers_without_trace(workbench.run(reasoner)):
             _labels_only(rows, local, known)
         else:
-            _reasoned(rows, local, known, judge, own=judge is not None and judge.run.parent == reasoner)
+            score(rows, local, known, loaded, own=loaded is not None and loaded.run.parent == reasoner)
         run.finish({**rows.summary(len(known)), "tower_passes": vlm.encoder.passes, "unreadable": _unreadable(local)})
     return run
 
@@ -161,15 +197,16 @@ def _teacher(
             firsts = [traces[0].provisional for traces in by_clip.values()]
             rows.add("raw", known, votes.probs(1.0), said, provisional=firsts, traces=ids, outside=votes.outside_C)
         if calibrator:
-            judge = Judge.load(workbench, config, calibrator)
-            run.note(device=str(judge.vlm.device), settings=config.to_dict())
-            local = LocalReasoner(judge.vlm, task, config.seed)
+            loaded = Calibrator.load(workbench, config, calibrator)
+            run.note(device=str(loaded.vlm.device), settings=config.to_dict())
+            local = LocalReasoner(loaded.vlm, task, config.seed)
             readable, first_of = local.known(known), dict(zip(by_clip, ids, strict=True))
             firsts = [by_clip[clip.clip_id][0] for clip in readable.clips]
-            rows.far = judge.far(readable)
+            rows.far = loaded.far(readable)
             if firsts:
-                ids = [first_of[clip.clip_id] for clip in readable.clips]
-                write_calibrated(rows, judge, readable, firsts, ids, {}, own=False)
+                traced = Traced(readable, firsts, [first_of[clip.clip_id] for clip in readable.clips])
+                write_calibrated(rows, loaded, traced)
+                write_others(rows, loaded, traced, {}, own=False)
             unreadable = _unreadable(local)
         run.finish({**rows.summary(len(known)), "unreadable": unreadable, "unwritten": len(clips) - len(known)})
     return run
@@ -207,15 +244,17 @@ def _identity(workbench: Workbench, config: Config, calibrator: str | None) -> d
     return {**sections, "evaluate": evaluate, "calibrate": sampled, **rows}
 
 
-def _samples(config: Config) -> bool:
-    """Whether a way to a distribution reads several traces."""
-    return config.evaluate.traces > 1 or config.evaluate.method in NEEDS_SAMPLES
+def _further(config: Config) -> int:
+    """How many traces of each clip are sampled beside the first: some where a way to a distribution reads several."""
+    if config.evaluate.traces > 1:
+        return config.evaluate.traces
+    return config.calibrate.traces if config.evaluate.method in NEEDS_SAMPLES else 0
 
 
 def _refuse_one_trace_for_many(config: Config) -> None:
     """Traces that are to be compared must be able to differ."""
     settings = config.evaluate
-    if _samples(config) and config.calibrate.temperature == 0:
+    if _further(config) and config.calibrate.temperature == 0:
         raise ConfigError(
             f"calibrate.temperature = 0 with evaluate.traces = {settings.traces} by {settings.method}",
             "the further traces are sampled at that temperature, and at 0 they are all the first one",
@@ -228,8 +267,7 @@ def _answers_without_trace(run: Run) -> bool:
 
 
 def _readable(local: LocalReasoner, split: str) -> Known:
-    found = local.known(local.task.clips(split))
-    return refuse_none(found, split)
+    return refuse_none(local.known(local.task.clips(split)), split)
 
 
 def name_of(workbench: Workbench, reasoner: str | None) -> str:
@@ -265,55 +303,18 @@ def _teacher_source(workbench: Workbench, run: Run) -> str | None:
         return None
 
 
-def _reasoned(rows: Rows, local: LocalReasoner, known: Known, judge: Judge | None, own: bool) -> None:
-    task, config, settings = rows.task, rows.config, rows.config.evaluate
-    wanted = settings.traces if settings.traces > 1 else config.calibrate.traces
-    count = wanted if _samples(config) else 0
-    clips = known.clips
-    _sample(rows, local, clips, count)
-    _note(rows, local.vlm)
-    stored = rows.run.read("traces").sort_values(["clip_id", "sample"])
-    by_clip = dict(iter(stored.groupby("clip_id")))
-    first = [by_clip[clip.clip_id].iloc[0] for clip in clips]
-    traces, ids = parsed(task, first), [row.trace_id for row in first]
-    about = {"provisional": [trace.provisional for trace in traces], "traces": ids}
-    rows.far = judge.far(known) if judge else {}
-    if ("raw", "none") not in rows.done():
-        pairs, read = zip(traces, first), local.vlm.tokenizer
-        raw = np.stack([answer_distribution(task, t, r.token_ids, r.token_logprobs, read) for t, r in pairs])
-        rows.add("raw", clips, raw, about["provisional"], **about)
-    sampled = [parsed(task, by_clip[clip.clip_id].iloc[1 : 1 + count]) for clip in clips]
-    if judge is None:
-        if count and ("vote", "none") not in rows.done():
-            votes = vote_scores(task, sampled)
-            rows.add("vote", clips, votes.probs(1.0), outside=votes.outside_C, **about)
-        return
-    batch = config.sampling.clips_per_batch
-
-    def linear_head() -> Scores:
-        head = LinearHead.load(judge.run.checkpoint / HEAD)
-        return Scores(head(hidden_states(local.vlm, task, known, traces, batch)), np.full(len(known), np.nan))
-
-    ways = {"linear_head": linear_head}
-    if count:
-        ways["vote"] = lambda: vote_scores(task, sampled)
-        ways["mean_likelihood"] = lambda: mean_scores(
-            [likelihood_scores(judge.vlm, task, known, [s[k] for s in sampled], batch) for k in range(count)]
-        )
-    write_calibrated(rows, judge, known, traces, ids, ways, own)
-
-
-def _sample(rows: Rows, local: LocalReasoner, clips: Sequence[Clip], count: int) -> None:
-    """Sample 0 at the evaluation temperature (greedy by default), samples 1 … count at temperature 1 for the ways
-    that need several."""
+def write_traces(rows: Rows, local: LocalReasoner, clips: Sequence[Clip]) -> dict[str, pd.DataFrame]:
+    """Sample 0 at the evaluation temperature, samples 1 … n at that of calibration for the ways that need several: by
+    clip. What is there is not sampled again."""
     config, batch = rows.config, rows.config.sampling.clips_per_batch
+    temperatures = [config.evaluate.temperature] + [config.calibrate.temperature] * _further(config)
     limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p, "batch": batch}
-    temperatures = [config.evaluate.temperature] + [config.calibrate.temperature] * count
     done = rows.run.done("traces", "clip_id")
     missing = [clip for clip in clips if clip.clip_id not in done]
     for start in track(range(0, len(missing), batch), "Traces", disable=not rows.progress or not missing):
-        chosen = missing[start : start + batch]
-        rows.run.append("traces", next(local.rows(chosen, temperatures, **limits), []))
+        rows.run.append("traces", next(local.rows(missing[start : start + batch], temperatures, **limits), []))
+    _note(rows, local.vlm)
+    return dict(iter(rows.run.read("traces").sort_values(["clip_id", "sample"]).groupby("clip_id")))
 
 
 def _note(rows: Rows, beside: VLM | None = None) -> None:

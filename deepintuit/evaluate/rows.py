@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,9 +12,18 @@ from rich.console import Console
 
 from deepintuit.config import Config
 from deepintuit.errors import DataError
-from deepintuit.reasoner import Clip, Task, prediction_rows
+from deepintuit.reasoner import Clip, Known, Task, prediction_rows
 from deepintuit.reasoner.distance import Far
 from deepintuit.runs import Run, Workbench, trace_id
+from deepintuit.trace import Malformed, Trace
+
+
+class Traced(NamedTuple):
+    """C readable clips, beside each its first trace and that one's id."""
+
+    known: Known
+    traces: list[Trace | Malformed]
+    ids: list[str]
 
 
 @dataclass

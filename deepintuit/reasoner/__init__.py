@@ -3,7 +3,7 @@
 - `task`          a dataset with its labels, grammar and prompts
 - `local`         traces from a model on this machine, as rows for the store
 - `distribution`  the four ways to a class distribution
-- `calibrated`    a trained calibrator that is asked
+- `calibrator`    a trained calibrator, loaded
 - `distance`      how far a clip is from those that the calibrator learnt from
 - `controls`      the same question with one of its inputs altered
 - `gate`          when a quick answer ends the work
@@ -22,9 +22,9 @@ _FROM = {
         "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "LinearHead", "Scores", "answer_distribution", "fitted_ways",
         "hidden_states", "label_scores", "likelihood_scores", "mean_scores", "prediction_rows", "vote_scores",
     ),
-    "calibrated": ("Judge",),
+    "calibrator": ("Calibrator",),
     "distance": ("DISTANCE", "FALSE_ALARMS", "Distance", "add_distances"),
-    "gate": ("Calibrator", "gate_for"),
+    "gate": ("gate_for",),
     "local": ("Known", "LocalReasoner", "Unreadable"),
     "task": (
         "Clip", "Opinion", "Task", "asked", "card", "identity", "inherited", "opinion_of", "parsed", "rationale_of",

@@ -11,30 +11,26 @@ config decides.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from deepintuit.config import GateConfig
 from deepintuit.errors import ConfigError
 from deepintuit.reasoner.distribution import likelihood_scores
 from deepintuit.reasoner.task import Clip, Task
-from deepintuit.vlm import VLM, EncodedClip, Gate, Quick
+from deepintuit.vlm import EncodedClip, Gate, Quick
+
+if TYPE_CHECKING:
+    from deepintuit.reasoner.calibrator import Calibrator
 
 GateOf = Callable[[Sequence[tuple[Clip, EncodedClip]]], Gate]
 """The gate over a batch of clips, whose places the quick answers name."""
-
-
-class Calibrator(NamedTuple):
-    """A trained calibrator, as a gate asks it: `temperature` is that of quick answers."""
-
-    vlm: VLM
-    temperature: float
 
 
 def gate_for(task: Task, settings: GateConfig, calibrator: Calibrator | None = None) -> GateOf | None:
     """The gate that the section `gate` describes; None for a grammar without a quick answer.
 
     With `by` "off" it only measures: every trace thinks, and keeps the confidence of its quick answer. Raises
-    `ConfigError` when there is nothing to gate, or `by` is "calibrated" without a calibrator.
+    `ConfigError` when there is nothing to gate, or `by` is "calibrated" without a calibrator of quick answers.
     """
     quick = task.grammar.quick
     if quick is None and settings.by != "off":
@@ -43,7 +39,7 @@ def gate_for(task: Task, settings: GateConfig, calibrator: Calibrator | None = N
             "that grammar has no quick answer that could end the work",
             "Set prompt.grammar=answer-think-answer, or gate.by=off",
         )
-    if settings.by == "calibrated" and calibrator is None:
+    if settings.by == "calibrated" and (calibrator is None or "quick" not in calibrator.ways):
         raise ConfigError(
             "gate.by = 'calibrated' without a calibrator that knows quick answers",
             "its distribution after the quick answer is what decides, at a temperature fitted on such answers",
@@ -53,13 +49,13 @@ def gate_for(task: Task, settings: GateConfig, calibrator: Calibrator | None = N
         return None
 
     def gate_over(known: Sequence[tuple[Clip, EncodedClip]]) -> Gate:
-        def judged(answers: Sequence[Quick]) -> list[float]:
+        def calibrated(answers: Sequence[Quick]) -> list[float]:
             traces = [task.parse(answer.text, False, thought=False) for answer in answers]
             scores = likelihood_scores(calibrator.vlm, task, [known[a.clip] for a in answers], traces, len(answers))
-            return scores.probs(calibrator.temperature).max(1).tolist()
+            return scores.probs(calibrator.ways["quick"]["temperature"]).max(1).tolist()
 
         if settings.by == "off":
             return Gate(quick)
-        return Gate(quick, settings.threshold, judged if settings.by == "calibrated" else None)
+        return Gate(quick, settings.threshold, calibrated if settings.by == "calibrated" else None)
 
     return gate_over

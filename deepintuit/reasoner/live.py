@@ -157,11 +157,11 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
         return
     if ask.calibrator not in models:
         emit(Stage("load"))
-    judge = models.get(ask.calibrator)
+    calibrator = models.get(ask.calibrator)
     if stop():
         return
     emit(Stage("calibrate"))
-    score = likelihood_scores(judge, task, known, [trace], 1)
+    score = likelihood_scores(calibrator, task, known, [trace], 1)
     run = models.workbench.run(ask.calibrator)
     temperature = float(fitted_ways(run)["label_likelihood"]["temperature"])
     distance = Distance.load(run)

@@ -1,4 +1,4 @@
-"""A trained calibrator that is asked: its run, its weights, and what it fitted on validation clips."""
+"""A trained calibrator, loaded: its run, its weights, and what it fitted on validation clips."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import numpy as np
 from deepintuit.config import Config
 from deepintuit.reasoner.distance import Distance, Far
 from deepintuit.reasoner.distribution import Pairs, fitted_ways
-from deepintuit.reasoner.gate import Calibrator
 from deepintuit.runs import Run, Workbench
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM
 
 
-class Judge(NamedTuple):
-    """`ways`: way to a distribution → its temperature and what it is worth on validation (`fitted_ways`). `distance`:
-    None for a run from before distances were fitted."""
+class Calibrator(NamedTuple):
+    """`ways`: way to a distribution → its temperature and what it is worth on validation (`fitted_ways`); "quick" is
+    among them where it learnt from quick answers. `distance`: None for a run from before distances were fitted."""
 
     run: Run
     vlm: VLM
@@ -26,16 +25,11 @@ class Judge(NamedTuple):
     distance: Distance | None
 
     @classmethod
-    def load(cls, workbench: Workbench, config: Config, calibrator: str, beside: VLM | None = None) -> Judge:
+    def load(cls, workbench: Workbench, config: Config, run_id: str, beside: VLM | None = None) -> Calibrator:
         """`beside`: a model in memory, whose weights are taken where only the adapter is another one."""
-        run = workbench.run(calibrator)
+        run = workbench.run(run_id)
         vlm = VLM.load(config.model, config.video, checkpoint=run.checkpoint, cache=workbench.cache, beside=beside)
         return cls(run, vlm, fitted_ways(run), Distance.load(run))
-
-    @property
-    def gate(self) -> Calibrator | None:
-        """As a gate: with the temperature of quick answers; None where it never learnt from any."""
-        return Calibrator(self.vlm, self.ways["quick"]["temperature"]) if "quick" in self.ways else None
 
     def far(self, clips: Pairs) -> dict[str, Far]:
         """How far each clip is from those that were learnt from, by its id; nothing where that was not measured."""

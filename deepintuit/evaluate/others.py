@@ -1,4 +1,4 @@
-"""Rows of a calibrator: its distribution, and what that rests on (controls)."""
+"""What stands beside a calibrated distribution: other ways to one, and what it rests on (controls)."""
 
 from __future__ import annotations
 
@@ -9,64 +9,73 @@ import numpy as np
 
 from deepintuit.errors import DataError
 from deepintuit.evaluate.baselines import class_probabilities, classifier, text_features
-from deepintuit.evaluate.rows import Rows
+from deepintuit.evaluate.rows import Rows, Traced
 from deepintuit.metrics import fit_temperature
-from deepintuit.reasoner import Judge, Known, Opinion, Scores, Task, likelihood_scores, opinion_of, parsed
+from deepintuit.reasoner import Calibrator, LocalReasoner, Opinion, Task, opinion_of, parsed, vote_scores
 from deepintuit.reasoner.controls import CONTROLS, Asked, Shown, trained_controls
+from deepintuit.reasoner.distribution import HEAD, LinearHead, Scores, hidden_states, likelihood_scores, mean_scores
 from deepintuit.runs import Run
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM
 
 _MOST_TEXTS = 20_000
 """Traces that the classifier of text alone learns from, at most."""
+Sampled = Sequence[Sequence[Trace | Malformed]]
+Ways = dict[str, Callable[[], Scores]]
 _Answers = tuple[list[int], Scores, np.ndarray]
 """The places of the clips that were asked about, their scores, and of every clip the temperature."""
 
 
-def write_calibrated(
-    rows: Rows,
-    judge: Judge,
-    known: Known,
-    traces: Sequence[Trace | Malformed],
-    ids: Sequence[str],
-    more: dict[str, Callable[[], Scores]],
-    own: bool,
-) -> None:
-    """Label likelihood, `more` ways, and the controls. `own`: the traces are of the reasoner that the calibrator was
-    trained for, so what else was trained on such traces stands beside it."""
-    task, config = rows.task, rows.config
-    clips, said = known.clips, [opinion_of(trace) for trace in traces]
-    quick, mine = judge.quick(traces), judge.temperatures(traces)
-    every = list(range(len(clips)))
+def other_ways(rows: Rows, reasoner: LocalReasoner, calibrator: Calibrator, traced: Traced, sampled: Sampled) -> Ways:
+    """Beside the likelihood after the first trace: a head on the reasoner's hidden states, and what reads the n
+    further traces (C, n) of each clip, where there are any."""
+    (known, traces, _), task, batch = traced, rows.task, rows.config.sampling.clips_per_batch
 
-    def likelihood(shown: Sequence[Shown | None], vlm: VLM = judge.vlm, temperatures: np.ndarray = mine) -> _Answers:
+    def linear_head() -> Scores:
+        head = LinearHead.load(calibrator.run.checkpoint / HEAD)
+        return Scores(head(hidden_states(reasoner.vlm, task, known, traces, batch)), np.full(len(known), np.nan))
+
+    def mean_likelihood() -> Scores:
+        return mean_scores(
+            [likelihood_scores(calibrator.vlm, task, known, each, batch) for each in zip(*sampled, strict=True)]
+        )
+
+    if not any(sampled):
+        return {"linear_head": linear_head}
+    return {"linear_head": linear_head, "vote": lambda: vote_scores(task, sampled), "mean_likelihood": mean_likelihood}
+
+
+def write_others(rows: Rows, calibrator: Calibrator, traced: Traced, more: Ways, own: bool) -> None:
+    """`more` ways to a distribution, and the controls. `own`: the traces are of the reasoner that the calibrator was
+    trained for, so what else was trained on such traces stands beside it."""
+    (known, traces, ids), task, config = traced, rows.task, rows.config
+    clips, said = known.clips, [opinion_of(trace) for trace in traces]
+    every, T_C = list(range(len(clips))), calibrator.temperatures(traces)
+
+    def likelihood(shown: Sequence[Shown | None], vlm: VLM = calibrator.vlm, T_C: np.ndarray = T_C) -> _Answers:
         asked = {i: one for i, one in enumerate(shown) if one is not None}
         if not asked:
-            why = "no clip has another like it", "there is nothing to swap in", "Score more clips for this row"
-            raise DataError(*why)
+            raise DataError("no clip has another like it", "nothing can be swapped in", "Score more clips for this row")
         pairs = known.shown((i, one.video) for i, one in asked.items())
         opinions = [one.opinion for one in asked.values()]
-        return [*asked], likelihood_scores(vlm, task, pairs, opinions, config.sampling.clips_per_batch), temperatures
+        return [*asked], likelihood_scores(vlm, task, pairs, opinions, config.sampling.clips_per_batch), T_C
 
     def trained(source: str, run: Run) -> _Answers:
         shown = [Shown(None, one) if source == "video" else Shown(i, opinion_of(None)) for i, one in enumerate(said)]
-        other = Judge.load(rows.workbench, config, run.id, judge.vlm)
+        other = Calibrator.load(rows.workbench, config, run.id, calibrator.vlm)
         return likelihood(shown, other.vlm, np.full(len(clips), other.ways["label_likelihood"]["temperature"]))
 
     def fitted(method: str) -> _Answers:
-        return every, more[method](), np.full(len(clips), judge.ways[method]["temperature"])
+        return every, more[method](), np.full(len(clips), calibrator.ways[method]["temperature"])
 
-    ways: dict[tuple[str, str], Callable[[], _Answers]] = {
-        ("label_likelihood", "none"): lambda: likelihood([Shown(i, one) for i, one in enumerate(said)]),
-        **{(method, "none"): partial(fitted, method) for method in more},
-    }
+    ways: dict[tuple[str, str], Callable[[], _Answers]] = {(method, "none"): partial(fitted, method) for method in more}
     if config.evaluate.controls:
         asked = Asked(said, [clip.label for clip in clips], task.labels, config.seed)
         for name, alter in CONTROLS.items():
             ways["label_likelihood", name] = lambda alter=alter: likelihood(alter(asked))
     if config.evaluate.controls and own:
-        ways["label_likelihood", "text_only"] = lambda: (every, *text_alone(judge.run, task, said, config.seed))
-        for source, run in trained_controls(rows.workbench, judge.run).items():
+        ways["label_likelihood", "text_only"] = lambda: (every, *text_alone(calibrator.run, task, said, config.seed))
+        for source, run in trained_controls(rows.workbench, calibrator.run).items():
             ways["label_likelihood", f"trained_without_{source}"] = partial(trained, source, run)
 
     done = rows.done()
@@ -84,9 +93,12 @@ def write_calibrated(
         about |= {"control": control, "outside": score.outside_C, "temperature": temperatures[kept]}
         rows.add(method, [clips[i] for i in kept], score.probs(temperatures[kept]), **about)
     # Calibrators from before chose none, and those of whole traces say nothing of quick answers.
-    for method in ("label_likelihood", *more) if not any(quick) else ():
-        if "thresholds" in judge.ways[method]:
-            rows.thresholds[method] = {"n": judge.ways[method]["n"], "risks": judge.ways[method]["thresholds"]}
+    for method in ("label_likelihood", *more) if not any(calibrator.quick(traces)) else ():
+        if "thresholds" in calibrator.ways[method]:
+            rows.thresholds[method] = {
+                "n": calibrator.ways[method]["n"],
+                "risks": calibrator.ways[method]["thresholds"],
+            }
 
 
 def text_alone(calibration: Run, task: Task, said: Sequence[Opinion], seed: int) -> tuple[Scores, np.ndarray]:
