@@ -26,6 +26,7 @@ Grammar = Literal["think-answer", "observation-think-answer", "answer-think-answ
 Split = Literal["coldstart", "grpo", "calibration", "validation", "test"]
 Tracker = Literal["none", "tensorboard", "trackio", "wandb", "mlflow"]
 GRAMMAR_NAMES, SPLITS, TRACKERS = get_args(Grammar), get_args(Split), get_args(Tracker)
+TRAINING = SPLITS[:3]
 
 _LARGEST = 2**53
 """Of a number: up to here floats hold every whole one, and so does everybody who reads JSON."""
@@ -253,8 +254,8 @@ class ColdstartConfig(Section):
         if not self.splits:
             raise ConfigError("coldstart.splits = []", "nothing would be trained on", "Name at least coldstart")
         for split in self.splits:
-            if split not in SPLITS[:3]:
-                raise ConfigError(f"coldstart.splits names {split!r}", "only coldstart, grpo and calibration clips are trained on", f"Nearest: {nearest(split, SPLITS[:3]) or 'coldstart'!r}")
+            if split not in TRAINING:
+                raise ConfigError(f"coldstart.splits names {split!r}", "only coldstart, grpo and calibration clips are trained on", f"Nearest: {nearest(split, TRAINING) or 'coldstart'!r}")
         if self.target == "trace" and self.splits != ("coldstart",):
             raise ConfigError(f'coldstart.splits = {list(self.splits)} with target = "trace"', "teacher traces belong to the cold-start split, and later stages need clips that it never saw", 'Set coldstart.target = "label", or leave splits out')
         return self

@@ -34,7 +34,7 @@ from deepintuit_analysis.index.reviewed import SCHEMA, SHOWN, row_of
 from deepintuit_analysis.index.reviewed import rows as rows_of
 from deepintuit_analysis.review.events import Event, Kind, State
 from deepintuit_analysis.review.reviews import Reviews, person
-from deepintuit_analysis.review.tasks import FAILING_IN, LONGEST_NOTE, VERDICTS, Task
+from deepintuit_analysis.review.tasks import LONGEST_NOTE, PROCESSES, VERDICTS, Task
 
 if TYPE_CHECKING:
     from deepintuit_analysis import Workbench
@@ -388,7 +388,7 @@ def label_config(task: Task) -> str:
     asked = {
         "label": choices("label", task.labels),
         "verdict": choices("verdict", VERDICTS),
-        "failing": number + choices("failing_in", FAILING_IN),
+        "failing": number + choices("failing_in", PROCESSES),
         "note": text("note"),
     }
     body = "".join(part for question, part in asked.items() if question in task.questions)

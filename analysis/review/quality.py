@@ -28,7 +28,7 @@ from deepintuit_analysis.review.events import Event, State
 from deepintuit_analysis.review.label_errors import label_errors
 from deepintuit_analysis.review.log import EventLog, damage
 from deepintuit_analysis.review.reviews import Reviews, dispute
-from deepintuit_analysis.review.tasks import QUESTIONS
+from deepintuit_analysis.review.tasks import PROCESSES, QUESTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,8 +219,6 @@ def model_against_people(
 
 
 # Seeing or reasoning
-
-PROCESSES = ("seeing", "reasoning")
 
 
 def failed(sufficient: float, right: bool) -> str | None:

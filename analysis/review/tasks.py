@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 QUESTIONS = ("label", "verdict", "failing", "note")
 VERDICTS = ("right", "wrong reasons", "wrong")
 """Of a trace: right; right label for wrong reasons; wrong. None as a label or verdict means "unsure"."""
-FAILING_IN = ("seeing", "reasoning")
+PROCESSES = ("seeing", "reasoning")
 ORDERS = ("entropy", "margin", "changed", "mismatch", "traces", "reviewers", "doubted", "random", "given")
 """Uncertain calibrated distributions first, by entropy or by the margin of the first two classes; provisional ≠
 calibrated; reasoning that argues for another label than the answer; traces of the clip that disagree; people who
@@ -80,7 +80,7 @@ class Task:
         for answers in self.gold.values():
             place = answers.get("failing")
             if isinstance(place, Mapping):  # sentence or kind may be all that is known
-                answers = {**answers, "failing": {"sentence": 0, "in": FAILING_IN[0], **place}}
+                answers = {**answers, "failing": {"sentence": 0, "in": PROCESSES[0], **place}}
             self.checked(answers, whole=False)
 
     def _sound(self) -> bool:
@@ -121,7 +121,7 @@ class Task:
         rules = {
             "label": (lambda given: given in (*self.labels, None), f"one of {', '.join(self.labels)}, or None"),
             "verdict": (lambda given: given in (*VERDICTS, None), f"one of {', '.join(VERDICTS)}, or None"),
-            "failing": (_fails, 'None or {"sentence": 0 or above, "in": "' + '" or "'.join(FAILING_IN) + '"}'),
+            "failing": (_fails, 'None or {"sentence": 0 or above, "in": "' + '" or "'.join(PROCESSES) + '"}'),
             "note": (
                 lambda given: isinstance(given, str) and len(given) <= LONGEST_NOTE,
                 f"text up to {LONGEST_NOTE:,} characters",
@@ -148,7 +148,7 @@ def _fails(answer: Any) -> bool:
     return answer is None or (
         isinstance(answer, Mapping)
         and set(answer) == {"sentence", "in"}
-        and answer["in"] in FAILING_IN
+        and answer["in"] in PROCESSES
         and type(answer["sentence"]) is int
         and answer["sentence"] >= 0
     )

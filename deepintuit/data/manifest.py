@@ -23,11 +23,11 @@ import pandas as pd
 import pyarrow as pa
 
 from deepintuit import disk, parquet
+from deepintuit.config import SPLITS
 from deepintuit.data.schema import SCHEMA
 from deepintuit.errors import DataError, nearest
 from deepintuit.labels import LabelSet
 
-SPLITS = ("coldstart", "grpo", "calibration", "validation", "test")
 _ADDED = ("truncated",)
 """Columns that manifests of earlier versions lack: not known there."""
 _PATHS = ("path", "playable_path")

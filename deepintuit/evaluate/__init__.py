@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from deepintuit.config import Config
+from deepintuit.config import TRAINING, Config
 from deepintuit.errors import ConfigError, DataError, StoreError
-from deepintuit.evaluate.baselines import TRAINING, write_baselines
+from deepintuit.evaluate.baselines import write_baselines
 from deepintuit.evaluate.others import other_ways, write_others
 from deepintuit.evaluate.rows import Rows, Traced
 from deepintuit.judges import Question, build_judge

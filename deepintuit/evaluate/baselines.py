@@ -13,12 +13,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from deepintuit.config import TRAINING
 from deepintuit.data import container_features, text_corpus
 from deepintuit.errors import DataError
 from deepintuit.evaluate.rows import Rows
 from deepintuit.labels import LabelSet
-
-TRAINING = ("coldstart", "grpo", "calibration")
 
 
 def write_baselines(rows: Rows) -> None:

@@ -35,14 +35,11 @@ def other_ways(rows: Rows, reasoner: LocalReasoner, calibrator: Calibrator, trac
         head = LinearHead.load(calibrator.run.checkpoint / HEAD)
         return Scores(head(hidden_states(reasoner.vlm, task, known, traces, batch)), np.full(len(known), np.nan))
 
-    def mean_likelihood() -> Scores:
-        return mean_scores(
-            [likelihood_scores(calibrator.vlm, task, known, each, batch) for each in zip(*sampled, strict=True)]
-        )
+    def mean_likelihood(vlm: VLM = calibrator.vlm) -> Scores:
+        return mean_scores([likelihood_scores(vlm, task, known, each, batch) for each in zip(*sampled, strict=True)])
 
-    if not any(sampled):
-        return {"linear_head": linear_head}
-    return {"linear_head": linear_head, "vote": lambda: vote_scores(task, sampled), "mean_likelihood": mean_likelihood}
+    further = {"vote": lambda: vote_scores(task, sampled), "mean_likelihood": mean_likelihood}
+    return {"linear_head": linear_head, **(further if any(sampled) else {})}
 
 
 def write_others(rows: Rows, calibrator: Calibrator, traced: Traced, more: Ways, own: bool) -> None:

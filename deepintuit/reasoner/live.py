@@ -152,7 +152,7 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
     gated = sample.quick_confidence, sample.thought
     emit(TraceDone(sample.text, trace.provisional, reason, detail, sample.confidence, len(ids), spent, stopped, *gated))
     if trace.ok and not stop():
-        emit(_first_answer(task, trace, sample, vlm))
+        emit(_provisional(task, trace, sample, vlm))
     if ask.calibrator is None or stop():
         return
     if ask.calibrator not in models:
@@ -170,7 +170,7 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
     emit(Distribution(tuple(task.labels), tuple(map(float, probs)), "label_likelihood", temperature, outside, *far))
 
 
-def _first_answer(task: Task, trace: Trace, sample: Sample, vlm: VLM) -> Distribution:
+def _provisional(task: Task, trace: Trace, sample: Sample, vlm: VLM) -> Distribution:
     probs_K = answer_distribution(task, trace, sample.token_ids, sample.logprobs_T, vlm.tokenizer)
     return Distribution(tuple(task.labels), tuple(map(float, probs_K)), "raw")
 
