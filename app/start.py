@@ -21,7 +21,7 @@ from deepintuit_app.html import address, document
 from deepintuit_app.runs_view import KINDS, card_address, done_of, when
 
 STEPS = (
-    ("clips", "Import clips", "deepintuit clips import FOLDER --dataset NAME", "A folder of videos, or a list."),
+    ("clips", "Import clips", "deepintuit clips folder FOLDER --name NAME", "A folder of videos, or a list."),
     ("teach", "Teach", "deepintuit teach", "A teacher writes traces that say what is seen and why the label follows."),
     ("coldstart", "Cold start", "deepintuit coldstart", "The reasoner imitates the traces that were kept."),
     ("grpo", "GRPO", "deepintuit grpo", "It samples traces, and those that earn more reward become likelier."),
