@@ -27,8 +27,8 @@ from deepintuit_app.html import document
 
 NAME = "DeepIntuit"
 EXAMPLE = (
-    "This is the example that ships with the package: finished runs on rendered clips. It takes reviews and slices; "
-    "stages run in a workbench of your own, such as `make demo` makes."
+    "This is the example that ships: finished runs on rendered clips. It takes reviews and slices; stages run in a "
+    "workbench of your own."
 )
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")

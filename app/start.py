@@ -138,6 +138,9 @@ def uses(workbench: Workbench, counts: dict[str, int]) -> list[dict[str, str]]:
     """What four kinds of people come for, each with the page that shows it now."""
     first, _ = clips.find(workbench, flip="fixed", limit=1) if counts["evaluate"] else ([], 0)
     watched = {"clip": first[0]["clip_id"], "trace": first[0]["trace_id"]} if first else {}
+    last = {"link": "Start a stage", "url": address("runs", tab="jobs")}
+    if workbench.is_example:  # where no stage is started
+        last = {"link": "See the runs", "url": address("runs")}
     return [
         {"title": "See it reason", "words": "A clip, the trace as it is written, and how the label comes about.",
          "link": f"Watch a clip{' that calibration fixed' * bool(first)}", "url": address("watch", **watched)},
@@ -145,6 +148,5 @@ def uses(workbench: Workbench, counts: dict[str, int]) -> list[dict[str, str]]:
          "link": "Open the errors", "url": address("errors")},
         {"title": "Judge traces", "words": "One after the other, by keyboard; answers become training sets.",
          "link": "Open the reviews", "url": address("review")},
-        {"title": "Train and compare", "words": "Stages as jobs, their curves, and runs side by side.",
-         "link": "Start a stage", "url": address("runs", tab="jobs")},
+        {"title": "Train and compare", "words": "Stages as jobs, their curves, and runs side by side.", **last},
     ]  # fmt: skip

@@ -6,6 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 from porch import live_workbench
 
+from deepintuit import cli
 from deepintuit_analysis import Workbench
 from deepintuit_app import start
 from deepintuit_app.app import NAVIGATION, PAGES, create
@@ -76,6 +77,17 @@ def test_an_empty_workbench_is_led_from_import_to_evaluation(tmp_path):
         ("next", "Import clips"),
         ("later", "Teach"),
     ]
+
+
+@pytest.mark.parametrize("command", [command for _, _, command, _ in start.STEPS])
+def test_the_start_page_offers_commands_that_are_understood(command):
+    assert cli._parser().parse_args(command.split()[1:]).run
+
+
+def test_where_no_stage_can_be_started_none_is_offered(workbench, monkeypatch):
+    monkeypatch.setattr(Workbench, "is_example", True)
+    shown = start.page(AppContext(workbench.path), NAVIGATION)
+    assert "See the runs" in shown and "tab=jobs" not in shown and "This is the example" in shown
 
 
 def test_stages_are_done_next_or_later_in_the_order_of_the_work():
