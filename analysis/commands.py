@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -88,13 +88,19 @@ def _share(options) -> int:
     size = f"about {shared.bytes / 1e6:,.1f} MB" + (" and a run card of about 5 MB" if card else "")
     told = f"{traces:,} traces of {clips:,} clips, {videos:,} videos ({options.clips}), {size}"
     console.print(told, markup=False, soft_wrap=True)
+    _say_left_out(shared.left_out)
     if options.dry_run:
         console.print("Nothing was written (--dry-run).")
         return 0
-    for name in shared.write(target):
-        console.print(f"The video of {name} cannot be read, and is left out.", markup=False, soft_wrap=True)
+    _say_left_out(shared.write(target))
     console.print(f"Open it, or put it on any web server: {target / 'index.html'}", markup=False, soft_wrap=True)
     return 0
+
+
+def _say_left_out(names_by_why: Mapping[str, Sequence[str]]) -> None:
+    for why, names in names_by_why.items():
+        told = f"Videos left out, since {why}: {len(names):,} ({', '.join(names)})"
+        console.print(told, markup=False, soft_wrap=True)
 
 
 def add_review(commands) -> None:

@@ -14,12 +14,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from deepintuit import disk, video
+from deepintuit import disk, video, worlds
 from deepintuit.errors import ConfigError, StoreError, VideoError
 from deepintuit.trace import mentions, moment, pieces
 from deepintuit_analysis import Workbench
@@ -33,17 +33,21 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _SMALL, _RATE, _LONGEST = 320, 8, 240  # of a small clip: its longer side in pixels, frames a second, frames
 _SMALL_BYTES = 40_000  # a second of a small clip takes about this
 _PLAYABLE = (".mp4", ".m4v", ".mov", ".webm")
+_GONE = "the file is not there any more"
+_UNPLAYABLE = "browsers cannot play such a file as it is, which --clips small mends"
 _render = renderer(_TEMPLATES, interpreted=False)
 
 
 @dataclass(frozen=True)
 class Shared:
     """What a folder will hold. `data`: what the page shows; `videos`: name in the folder → row of the clip and its
-    file; `card`: makes the run card, or None."""
+    file, which a world may have yet to render; `left_out`: why → names of the clips without a video; `card`: makes the
+    run card, or None."""
 
     title: str
     data: dict[str, Any]
     videos: dict[str, tuple[dict[str, Any], Path]]
+    left_out: dict[str, list[str]]
     small: bool
     card: Callable[[], Path] | None
 
@@ -53,16 +57,17 @@ class Shared:
 
     @property
     def bytes(self) -> int:
-        """About what the folder takes; small clips are not made yet."""
-        most = [_SMALL_BYTES * (row["seconds"] or 1) if self.small else 1e18 for row, _ in self.videos.values()]
-        sizes = [path.stat().st_size for _, path in self.videos.values()]
-        return len(self.script) + int(sum(map(min, sizes, most)))
+        """About what the folder takes; small clips, and those that a world renders, are not made yet."""
+        guess = [_SMALL_BYTES * (row["seconds"] or 1) for row, _ in self.videos.values()]
+        sizes = [path.stat().st_size if path.exists() else None for _, path in self.videos.values()]
+        size = sum(most if here is None or self.small and here > most else here for here, most in zip(sizes, guess))
+        return len(self.script) + int(size)
 
-    def write(self, target: Path) -> list[str]:
-        """The folder, whole or not at all; names of the clips that could not be read. ConfigError where something is in
-        its place, DiskError where the disk refuses."""
+    def write(self, target: Path) -> dict[str, list[str]]:
+        """The folder, whole or not at all; what was left out beside `left_out`. Clips that a world renders are rendered
+        first. ConfigError where something is in its place, DiskError where the disk refuses."""
         refuse(target)
-        lost = []
+        lost: dict[str, str] = {}
         with disk.naming(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -71,9 +76,12 @@ class Shared:
                 (made / "clips").mkdir()
                 for name, (row, path) in self.videos.items():
                     try:
+                        worlds.at_hand(path)
                         _small(row, path, made / name) if self.small else shutil.copyfile(path, made / name)
-                    except VideoError:
-                        lost.append(name)
+                    except VideoError as error:
+                        lost[name] = error.why
+                    except FileNotFoundError:
+                        lost[name] = _GONE
                 for clip in self.data["clips"]:
                     clip["file"] = None if clip["file"] in lost else clip["file"]
                 (made / "data.js").write_bytes(self.script)
@@ -87,7 +95,7 @@ class Shared:
             except BaseException:
                 shutil.rmtree(made, ignore_errors=True)
                 raise
-        return [clip["name"] for clip in self.data["clips"] if clip["file"] is None] if lost else []
+        return _grouped((why, self.videos[name][0]) for name, why in lost.items())
 
 
 def refuse(target: Path) -> None:
@@ -119,7 +127,7 @@ def gather(
     kept = {row["trace_id"] for row in traces}
     answers = _answers(workbench, runs or sorted({row["run_id"] for row in traces}))
     answers = [row for row in answers if row["trace_id"] in kept]
-    videos = {} if clips == "none" else dict(_videos(workbench, rows, clips == "small"))
+    videos, left_out = ({}, {}) if clips == "none" else _videos(workbench, rows, clips == "small")
     file_of = {row["clip_id"]: file for file, (row, _) in videos.items()}
     said: dict[str, list[dict[str, Any]]] = {}
     for row in answers:
@@ -133,7 +141,7 @@ def gather(
         ],
         "systems": _systems(answers, place_of),
     }
-    return Shared(name or workbench.path.name, data, videos, clips == "small", card)
+    return Shared(name or workbench.path.name, data, videos, left_out, clips == "small", card)
 
 
 def _traces(workbench: Workbench, runs: Sequence[str], name: str) -> list[dict[str, Any]]:
@@ -175,17 +183,34 @@ def _clips(workbench: Workbench, traces: Sequence[dict[str, Any]]) -> list[dict[
 
 def _videos(
     workbench: Workbench, rows: Sequence[dict[str, Any]], small: bool
-) -> Iterator[tuple[str, tuple[dict[str, Any], Path]]]:
-    """Of clips whose file is there; numbered, since names of files are a stranger's."""
+) -> tuple[dict[str, tuple[dict[str, Any], Path]], dict[str, list[str]]]:
+    """Those whose file is there or can be rendered, numbered, since names of files are a stranger's; and the others."""
+    found, left_out = {}, []
     for number, row in enumerate(rows):
         path = workbench.path / row["file"]
-        if path.is_file() and (small or path.suffix.lower() in _PLAYABLE):
-            yield f"clips/{number:05}{'.mp4' if small else path.suffix.lower()}", (row, path)
+        if not path.is_file() and worlds.to_render(path) is None:
+            left_out.append((_GONE, row))
+        elif not small and path.suffix.lower() not in _PLAYABLE:
+            left_out.append((_UNPLAYABLE, row))
+        else:
+            found[f"clips/{number:05}{'.mp4' if small else path.suffix.lower()}"] = row, path
+    return found, _grouped(left_out)
+
+
+def _grouped(left_out: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for why, row in left_out:
+        found.setdefault(why, []).append(_name(row))
+    return found
+
+
+def _name(row: dict[str, Any]) -> str:
+    return Path(row["path"]).stem
 
 
 def _clip(row: dict[str, Any], file: str | None) -> dict[str, Any]:
     shown = {name: row[name] for name in ("label", "group", "split", "seconds", "width", "height")}
-    return {"name": Path(row["path"]).stem, "file": file, **shown}
+    return {"name": _name(row), "file": file, **shown}
 
 
 def _trace(row: dict[str, Any], grammar: str, clip: int, said: Sequence[dict[str, Any]]) -> dict[str, Any]:

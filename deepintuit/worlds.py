@@ -87,14 +87,11 @@ def at_hand(path: str | os.PathLike[str]) -> Path:
     """The path of a clip; one that a world renders on demand is there when this returns. VideoError where this machine
     renders other bytes than those that traces and labels are about."""
     path = Path(os.fsdecode(path))
-    told = path.parent / RENDERED
-    if os.path.exists(path) or not os.path.exists(told):
+    if (found := to_render(path)) is None:
         return path
-    world, hashes = _to_render(told, told.stat().st_mtime_ns)
-    if path.name not in hashes:
-        return path
+    world, digest = found
     named(world).render_clip(path)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != hashes[path.name]:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
         path.unlink(missing_ok=True)
         raise VideoError(
             f"clip {path.name!r} of the example",
@@ -105,7 +102,16 @@ def at_hand(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def to_render(path: Path) -> tuple[str, str] | None:
+    """Name of the world and SHA-256 of a clip that is rendered when first looked at and is not there yet; else None."""
+    told = path.parent / RENDERED
+    if os.path.exists(path) or not os.path.exists(told):
+        return None
+    world, hashes = _listed(told, told.stat().st_mtime_ns)
+    return (world, hashes[path.name]) if path.name in hashes else None
+
+
 @functools.lru_cache(maxsize=8)
-def _to_render(file: Path, _changed: int) -> tuple[str, dict[str, str]]:
+def _listed(file: Path, _changed: int) -> tuple[str, dict[str, str]]:
     found = json.loads(file.read_text(encoding="utf-8"))
     return found["world"], found["sha256"]

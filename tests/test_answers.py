@@ -117,14 +117,24 @@ def test_numbers_divide_into_quarters_and_few_values_into_themselves():
     assert [(part.name, int(part.inside_C.sum())) for part in rates] == [("5", 2), ("10", 1), ("not known", 1)]
 
 
-@pytest.mark.parametrize(("low", "high", "name"), [
-    (3.0, 7.25, "3.00 to 7.25"), (0.1, 12.25, "0.10 to 12.25"), (0.0312, 0.5, "0.0312 to 0.5000"),
-    (999.5, 12_345.0, "1,000 to 12,345"), (-2.5, 3.0, "-2.5 to 3.0"), (4.0, 31.0, "4 to 31"),
+@pytest.mark.parametrize(("values", "names"), [
+    ([2, 2.4, 2.8, 2.857, 3, 3.6, 3.7, 4, 4.6, 4.7, 5, 5.5], ["2.0 to 2.8", "2.9 to 3.6", "3.7 to 4.6", "4.7 to 5.5"]),
+    ([0.9512, 0.9634, 0.964, 0.97, 0.9711, 0.98, 0.981, 1], ["0.951 to 0.963", "0.964 to 0.970", "0.971 to 0.980",
+     "0.981 to 1.000"]),
+    ([1, 1.0004, 1.0005, 500, 700, 900, 5000, 12_345], ["1.0000 to 1.0004", "1.0005 to 500.0000",
+     "700.0000 to 900.0000", "5,000.0000 to 12,345.0000"]),
+    ([-30, -20, -0.3, 0.4, 24, 31, 47, 60], ["-30.0 to -20.0", "-0.3 to 0.4", "24.0 to 31.0", "47.0 to 60.0"]),
+    ([1, 2, 3, 9, 9, 9, 9, 9, 9, 10, 11, 1200], ["1 to 3", "9", "10 to 1,200"]),
 ])  # fmt: skip
-def test_both_ends_of_a_bin_have_the_same_number_of_digits(low, high, name):
-    far = [high + 1e5 + i for i in range(7)]
-    parts = answers.parts_of(pd.Series([low, high, *far] + [low, high] * 4), bins=2)
-    assert parts[0].name == name
+def test_the_bins_of_a_column_are_told_apart_with_one_number_of_decimals(values, names):
+    assert [part.name for part in answers.parts_of(pd.Series(values, dtype=float))] == names
+
+
+@given(st.lists(st.integers(-(10**9), 10**9), min_size=7, unique=True))
+def test_no_two_bins_of_numbers_share_a_border(values):
+    ends = [end for part in answers.parts_of(pd.Series(values) / 10_000) for end in part.name.split(" to ")]
+    assert len(ends) == len({*ends})
+    assert len({len(end.partition(".")[2]) for end in ends}) == 1
 
 
 def test_past_twenty_values_the_rarest_stand_together():

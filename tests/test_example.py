@@ -85,6 +85,31 @@ def test_another_rendering_than_the_one_that_traces_are_about_is_refused(opened)
         listed.write_text(told)
 
 
+def test_sharing_renders_the_clips_first_and_names_those_that_cannot_be_had(opened, tmp_path, capsys):
+    rendered, changed, gone = (clip_of(opened, number=-n) for n in (1, 2, 3))
+    ids = ", ".join(f"'{row['clip_id']}'" for row in (rendered, changed, gone))
+    opened.save_slice("three", f"SELECT trace_id FROM traces WHERE clip_id IN ({ids})")  # noqa: S608
+    listed = Path(rendered["path"]).parent / worlds.RENDERED
+    told = listed.read_text()
+    hashes = json.loads(told)["sha256"]
+    hashes[Path(changed["path"]).name] = "0" * 64
+    del hashes[Path(gone["path"]).name]
+    listed.write_text(json.dumps({**json.loads(told), "sha256": hashes}))
+    try:
+        words = ["share", str(tmp_path / "out"), "--slice", "three", "--workbench", str(opened.path)]
+        assert cli.main([*words, "--dry-run"]) == 0 and not Path(rendered["path"]).exists()
+        assert cli.main(words) == 0
+    finally:
+        listed.write_text(told)
+    said = capsys.readouterr().out
+    name = {row["clip_id"]: Path(row["path"]).stem for row in (changed, gone)}
+    assert said.count(f"is not there any more: 1 ({name[gone['clip_id']]})") == 2, "a dry run says it too"
+    assert f"other bytes than those that its traces were written about: 1 ({name[changed['clip_id']]})" in said
+    data = json.loads((tmp_path / "out" / "data.js").read_text().removeprefix("const SHARED = ").rstrip(";\n"))
+    [file] = [clip["file"] for clip in data["clips"] if clip["file"]]
+    assert hashlib.sha256((tmp_path / "out" / file).read_bytes()).hexdigest() == rendered["sha256"]
+
+
 def test_the_example_takes_reviews_and_neither_runs_nor_jobs(opened):
     with pytest.raises(StoreError, match="is the example"):
         opened.start_run("coldstart", {})

@@ -202,24 +202,24 @@ def parts_of(values_C: pd.Series, bins: int = 4) -> list[Part]:
 def _quantile_parts(values_C: np.ndarray, known_C: np.ndarray, bins: int) -> list[Part]:
     edges = np.unique(np.quantile(values_C[known_C], np.linspace(0, 1, bins + 1)))
     place_C = np.where(known_C, np.searchsorted(edges[1:-1], values_C, side="left"), -1)
-    found = []
-    for k in range(len(edges) - 1):
-        inside_C = place_C == k
-        if inside_C.any():
-            low, high = values_C[inside_C].min(), values_C[inside_C].max()
-            found.append(Part(_shown(low) if low == high else _between(low, high), inside_C))
-    return found
+    insides = [inside_C for k in range(len(edges) - 1) if (inside_C := place_C == k).any()]
+    ends = [(float(values_C[inside_C].min()), float(values_C[inside_C].max())) for inside_C in insides]
+    digits = _digits(ends)
+    told = [[f"{round(end, digits) + 0.0:,.{digits}f}" for end in dict.fromkeys(pair)] for pair in ends]
+    return [Part(" to ".join(pair), inside_C) for pair, inside_C in zip(told, insides)]
 
 
-def _between(low: float, high: float) -> str:
-    """Both ends with as many decimals as four digits of the larger one leave room for, and they need."""
-    largest = max(abs(low), abs(high))
-    room = int(np.clip(3 - np.floor(np.log10(largest)), 0, 4)) if np.isfinite(largest) else 0
-    ends = [f"{end:.{room}f}" for end in (low, high)]
-    while room and all(end.endswith("0") for end in ends):
-        room, ends = room - 1, [end[:-1].removesuffix(".") for end in ends]
-    # What rounds to the same is told apart by all its digits.
-    return " to ".join(f"{float(end):,.{room}f}" for end in ends) if ends[0] != ends[1] else f"{low:g} to {high:g}"
+def _digits(ends: Sequence[tuple[float, float]]) -> int:
+    """Decimals for the ends of all bins: the fewest, four at most, that keep them apart and move none by more than a
+    tenth of the narrowest bin."""
+    every = {end for pair in ends for end in pair}
+    most = min(high - low for low, high in ends if low < high) / 10
+
+    def enough(digits: int) -> bool:
+        told = {end: round(end, digits) for end in every}
+        return len({*told.values()}) == len(every) and all(abs(told[end] - end) <= most for end in every)
+
+    return next((digits for digits in range(4) if enough(digits)), 4)
 
 
 def _numeric(values: pd.Series) -> bool:

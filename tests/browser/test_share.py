@@ -14,7 +14,10 @@ from deepintuit import video
 from deepintuit.command import Parser
 from deepintuit.errors import ConfigError, StoreError
 from deepintuit_analysis.commands import add_share
+from deepintuit_analysis.index import browse
 from deepintuit_analysis.index.browse import TraceFilter
+
+FIRST = """SELECT clip_id FROM traces WHERE stage = 'evaluate' ORDER BY run_id, clip_id, step, sample LIMIT 1"""
 
 
 def share(bench, *words: str) -> int:
@@ -145,6 +148,21 @@ def test_a_slice_shares_its_traces_alone_and_clips_are_made_small_or_left_out(sh
         share(shared.workbench, str(tmp_path / "none"), "--clips", "none", "--runs", shared.runs["evaluate-cold"]) == 0
     )
     assert not [*(tmp_path / "none" / "clips").iterdir()] and (tmp_path / "none" / "card.html").is_file()
+
+
+def test_it_opens_on_a_clip_that_has_its_video(page, shared, tmp_path, capsys):
+    assert share(shared.workbench, str(tmp_path / "whole"), "--dry-run") == 0
+    assert "left out" not in capsys.readouterr().out
+    first = browse.clip_file(shared.workbench, shared.workbench.query(FIRST)["clip_id"][0])
+    away = first.rename(tmp_path / "away.mp4")
+    try:
+        assert share(shared.workbench, str(tmp_path / "out")) == 0
+    finally:
+        away.rename(first)
+    assert "Videos left out, since the file is not there any more: 1 (" in capsys.readouterr().out
+    page.goto((tmp_path / "out" / "index.html").as_uri())
+    until(page, "document.querySelector('video')?.readyState >= 1")
+    assert len([*(tmp_path / "out" / "clips").iterdir()]) == 5
 
 
 def test_nothing_that_is_there_is_lost_and_a_dry_run_writes_nothing(shared, tmp_path, capsys):

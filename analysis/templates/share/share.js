@@ -23,7 +23,7 @@ const watch = (trace, words) => el("a", { href: `#watch/${trace.id}` }, words);
 // Watch
 
 function showWatch(id) {
-  const at = placeOf.get(id) ?? 0;
+  const at = placeOf.get(id) ?? Math.max(0, traces.findIndex((one) => clips[one.clip].file));
   const trace = traces[at], clip = clips[trace.clip];
   const facts = [clip.label, clip.split, clip.group, clip.seconds && `${clip.seconds.toFixed(1)} s`].filter(Boolean);
   const player = clip.file
