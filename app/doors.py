@@ -123,7 +123,7 @@ class Doors:
             if (answer := self._refusal(body, asked)) is not None:
                 await answer(scope, receive, send)
                 return
-        elif scope.get("path", "").removeprefix(scope.get("root_path", "")).strip("/") in self._pages:
+        elif scope.get("path", "").removeprefix(scope.get("root_path", "")).lstrip("/") in self._pages:
             scope = dict(scope, query_string=b"")  # the page's script reads it; Gradio has names of its own in it
         refused: list[str] = []
         _refusals.set(refused)

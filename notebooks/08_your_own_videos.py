@@ -43,6 +43,7 @@ import tempfile
 from pathlib import Path
 
 from deepintuit.data import Manifest, assign_splits
+from deepintuit.worlds import at_hand
 from deepintuit_clips import import_csv, import_folder, scan
 
 spare = tempfile.TemporaryDirectory(prefix="deepintuit-", ignore_cleanup_errors=True)
@@ -62,7 +63,7 @@ import shutil
 if stand_in:
     for clip in clips.itertuples():
         (VIDEOS / clip.label).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(clip.path, VIDEOS / clip.label / clip.name)
+        shutil.copyfile(at_hand(clip.path), VIDEOS / clip.label / clip.name)
     clips.assign(path=clips.label + "/" + clips.name)[["path", "label", "group"]].to_csv(TABLE, index=False)
 
 # %% [markdown]
@@ -119,11 +120,11 @@ show.frames(video.read(clip.path, 8), clip.label)
 # Divided by clip, **how many sources would be on both sides**, known from training and asked about in the test?
 
 # %%
-from deepintuit import cli, config
+from deepintuit import config, schedule
 
 basic = [f"workbench={mine}", "clips.dataset=mine", "clips.validation_share=0.15", "clips.test_share=0.25"]
 settings = config.load(CONFIG, basic)
-shares = cli.fractions(settings)
+shares = schedule.fractions(settings)
 alone = manifest.frame.assign(group=manifest.frame.clip_id)
 by_clip = assign_splits(Manifest(mine, "mine", alone, manifest.labels), shares).usable()
 

@@ -60,6 +60,7 @@ def test_traces_of_a_query_become_a_slice_that_the_traces_page_filters_by(page, 
     assert site.workbench.slice("wrong after all").trace_ids() == [site.traces["refined-1"]]
     page.get_by_role("link", name="Show its traces").click()
     says(page, "#traces-list [role=status]", "1 trace")
+    page.get_by_role("button", name="More filters").click()
     assert page.get_by_label("Slice", exact=True).input_value() == "wrong after all"
     with page.expect_download() as download:
         page.get_by_role("link", name="JSONL").click()

@@ -9,8 +9,8 @@ from fuzz import LEAST, attack, targets
 
 INPUTS = int(os.environ.get("DEEPINTUIT_FUZZ", "0"))
 NAMES = (
-    "settings assignments settings-file kept-settings labels csv jsonl traces answers events orders reviews-jsonl "
-    "reviews-csv reviews-label-studio reviews-parquet sql"
+    "settings assignments settings-file kept-settings labels csv jsonl traces answers events job_requests "
+    "reviews-jsonl reviews-csv reviews-label-studio reviews-parquet sql"
 ).split()
 
 
