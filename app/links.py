@@ -47,10 +47,11 @@ def bind(
     *,
     choices: Sequence[str] = (),
     defaults: Mapping[str, str] | None = None,
+    also: Sequence[gr.components.Component] = (),
 ) -> gr.events.Dependency:
     """Tie components to query names. Returns the load event, which comes again with Back: chain `.then(show, …)` behind
     it to fill the page. `choices`: names that make entries of the history. `defaults`: values, as text, that the
-    address leaves out."""
+    address leaves out. `also`: what `restore` fills behind them, and no address holds."""
     names, parts = list(components), list(components.values())
     search = gr.Textbox(visible="hidden", label="Address")
     # Clicked by app.js: on Back and Forward, and once where the page was drawn but its load event never came.
@@ -66,8 +67,8 @@ def bind(
         part.change(None, inputs=parts, outputs=None, js=write, queue=False, show_progress="hidden")
     # Queued, for what `restore` has to say (an id that is gone): without the queue it goes to the server's log alone.
     loaded = gr.on(
-        [gr.context.Context.root_block.load, again.click], load, search, parts, js=_SEARCH, concurrency_limit=None,
-        show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+        [gr.context.Context.root_block.load, again.click], load, search, [*parts, *also], js=_SEARCH,
+        concurrency_limit=None, show_progress="hidden", trigger_mode="always_last", api_visibility="private",
     )  # fmt: skip
     loaded.then(None, None, None, js=_READ, queue=False, show_progress="hidden")
     return loaded

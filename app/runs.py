@@ -106,10 +106,12 @@ def comparison(context: AppContext, run_ids: Sequence[str] | None) -> str:
 
 def training(context: AppContext, run_id: str | None) -> tuple[str, Any]:
     """Health remarks and curves; an empty state instead of curves where none were logged."""
-    steps = progress.steps(context.look(), run_id or "")
+    workbench = context.look()
+    steps = progress.steps(workbench, run_id or "")
     if steps.empty:
         return view.no_curves(run_id or ""), gr.Plot(visible=False)
-    return view.health(remarks(steps)), gr.Plot(value=report.training_figure(steps), visible=True)
+    config = _about(workbench, run_id)["config"]
+    return view.health(remarks(steps)), gr.Plot(value=report.training_figure(steps, config), visible=True)
 
 
 def nearest_step(steps: Sequence[int], wanted: str | None) -> int:

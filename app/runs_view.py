@@ -18,6 +18,7 @@ from deepintuit.config import Config
 from deepintuit.metrics import Estimate
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.numbers import percent, within
+from deepintuit_analysis.report.curves import sampled
 from deepintuit_analysis.report.health import Remark
 from deepintuit_app.html import empty, note, render
 from deepintuit_app.jobs import STATUSES, Job
@@ -83,9 +84,10 @@ def headline(run: Mapping[str, Any], accuracies: pd.DataFrame, ends: pd.DataFram
         return f"{summary.get('kept', 0)} of {summary['written']} traces kept"
     if "accuracy" in mine.index:
         row = mine.loc["accuracy"]
-        return f"right while sampling {percent(row['first'])} → {percent(row['last'])}, {row['n']:.0f} updates"
+        went = f"{percent(row['first'])} → {percent(row['last'])} right"
+        return f"{went} in the first → last {row['width']:.0f} of {row['n']:.0f} updates, {sampled(run['config'])}"
     if "validation_nll" in mine.index:
-        best = summary.get("validation_nll", mine.loc["validation_nll", "last"])
+        best = summary.get("validation_nll", mine.loc["validation_nll", "newest"])
         return f"validation NLL {best:.3f}" + (
             f" at epoch {summary['best_epoch']:g}" if "best_epoch" in summary else ""
         )
@@ -237,7 +239,7 @@ def comparison(
     mine = ends[ends["run_id"].isin(ids)]
     for key, shown in _SHOWN_NUMBERS.items():
         for row in mine[mine["name"] == key].to_dict("records"):
-            numbers.setdefault(f"{shown}, first → last tenth", {})[row["run_id"]] = (
+            numbers.setdefault(f"{shown}, first → last quarter", {})[row["run_id"]] = (
                 f"{row['first']:.3g} → {row['last']:.3g}"
             )
     lines = [[name, *(found.get(run_id, "–") for run_id in ids)] for name, found in numbers.items()]

@@ -244,15 +244,17 @@ class Handlers:
         chosen = run if run in reasoners else next(iter(reasoners), None)
         update, _ = self._traces(clip_id, trace_id)
         known = clips.choices(self.context.look())
+        flip = asked["flip"] if asked["flip"] in clips.FLIPS else ""
         return [
             clip_id,
             update,
             gr.Dropdown(choices=runs, value=chosen),
             asked["find"],
             *(gr.Dropdown(choices=_choices(known[one], asked[one]), value=asked[one]) for one in ("label", "split")),
-            asked["flip"] if asked["flip"] in clips.FLIPS else "",
+            flip,
             gr.Dropdown(choices=slices.offered(self.context.workbench, asked["slice"]), value=asked["slice"]),
             query.get("page", "")[:8],
+            list((asked | {"flip": flip}).values()),
         ]
 
     def _first(self, asked: dict[str, str]) -> dict[str, Any] | None:
@@ -560,11 +562,10 @@ def page(context: AppContext) -> None:
         "fn": do.find, "inputs": [text, label, split, flip, picked, within, number], "outputs": [strip, behind, timer],
     }  # fmt: skip
     parts = {"clip": picked, "trace": choice, "run": run, **dict(zip(FILTERS, asked)), "page": number}
-    begun = links.bind(parts, do.restore, choices=("clip", "trace", "page", "slice"))
+    begun = links.bind(parts, do.restore, choices=("clip", "trace", "page", "slice"), also=[last])
     begun.then(do.opened, [picked, choice, *view], [player, *stage], **reads)
     begun.then(**find, **reads)
     wish = find["inputs"][:-1]
-    begun.then(do.asked, wish, last, **reads)
     narrow = {"fn": do.anew, "inputs": [last, *wish], "outputs": [last, number, *find["outputs"]]}
     filtered = [text.change, label.input, split.input, flip.input, within.input]
     gr.on(filtered, **narrow, trigger_mode="always_last", **reads)

@@ -95,9 +95,9 @@ def test_what_a_slice_cannot_give_is_said_on_watch(workbench):
 def test_an_address_with_a_slice_opens_its_first_clip_and_trace(workbench):
     workbench.save_slice("older ones", TraceFilter(provisional="sit"))
     do = watch.Handlers(AppContext(workbench.path))
-    clip, choice, *_, box, _ = do.restore({"slice": "older ones"}, None)
+    clip, choice, *_, box, _, _ = do.restore({"slice": "older ones"}, None)
     assert (clip, choice.value, box.value) == ("c0", trace_of(workbench, "older", "c0"), "older ones")
-    clip, *_, box, _ = do.restore({"slice": "gone"}, None)
+    clip, *_, box, _, _ = do.restore({"slice": "gone"}, None)
     assert (clip, box.value) == ("c0", "gone"), "another clip, and the strip says why"
 
 

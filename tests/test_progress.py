@@ -11,6 +11,7 @@ import pytest
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import progress
 from deepintuit_analysis.index.browse import TraceFilter
+from deepintuit_analysis.report.curves import training_figure
 from deepintuit_analysis.report.health import Remark, remarks
 
 
@@ -74,9 +75,15 @@ def test_accuracies_leave_controls_out_and_count_no_answer(workbench):
     assert (row["n"], row["right"], row["no_answer"], row["method"]) == (3, 1, 1, "raw")
 
 
-def test_ends_are_means_of_the_first_and_the_last_tenth(workbench):
+def test_ends_are_of_the_updates_that_remarks_and_the_title_of_the_curves_speak_of(workbench):
     [row] = progress.ends(workbench).to_dict("records")
-    assert (row["n"], row["first"], row["last"]) == (20, 0.5, 18.5)
+    assert (row["n"], row["first"], row["last"], row["newest"], row["width"]) == (20, 2, 17, 19, 5)
+    steps = progress.steps(workbench, row["run_id"])
+    assert remarks(steps)[0].text.startswith("The reward rose from 2.00 to 17.00")
+    steps["name"] = "accuracy"
+    title = training_figure(steps.assign(value=steps["value"] / 20), {"grpo": {"temperature": 0.7}}).layout.title.text
+    assert "10 in the first 5 updates, 85 in the last 5" in title
+    assert "sampled at temperature 0.7 on training clips" in title
 
 
 def test_a_run_stands_on_parent_teacher_and_calibrator(workbench):
@@ -157,10 +164,10 @@ def test_a_reward_that_rises_is_said_with_its_noise():
     assert text.startswith("The reward rose from 1.09 to 1.71 in 40 updates; noise alone makes ±0.0")
 
 
-def test_a_reward_that_moves_less_than_its_noise_taught_nothing():
+def test_a_reward_that_moves_less_than_its_noise_did_not_rise():
     rng = np.random.default_rng(1)
     text = only("warn", reward=list(1.5 + rng.normal(0, 0.2, 40)))
-    assert text.startswith("Nothing learned: reward moved less than its own noise; it went from 1.5")
+    assert text.startswith("The reward did not rise: it moved less than its own noise; it went from 1.5")
     assert "noise alone makes ±0." in text
 
 
@@ -215,7 +222,7 @@ def test_lengths_that_run_away_and_traces_that_are_cut_are_said():
 def test_a_training_loss_is_judged_only_where_no_reward_is():
     assert only("good", loss=(2.0, 0.5)).startswith("The training loss fell from 1.8")
     assert only("bad", loss=(0.5, 2.0)).startswith("The loss rose from 0.6")
-    assert only("warn", loss=[1.0, 1.2] * 20).startswith("Nothing learned: the loss moved less than its own noise")
+    assert only("warn", loss=[1.0, 1.2] * 20).startswith("The loss did not fall: it moved less than its own noise")
     assert all("loss" not in remark.text for remark in said(loss=(0.5, 2.0), reward=(1, 2)))
 
 

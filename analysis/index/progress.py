@@ -61,13 +61,15 @@ def accuracies(workbench: Workbench) -> pd.DataFrame:
 
 
 def ends(workbench: Workbench) -> pd.DataFrame:
-    """First and last tenth (at least one value) of every logged number: run_id, name, n, first, last."""
+    """Means of the first and the last quarter (at least three values, as in `report.health`) of every logged number,
+    and the newest value: run_id, name, n, width (of a quarter), first, last, newest."""
     return workbench.query(
-        """SELECT run_id, name, max(n) AS n, avg(value) FILTER (place <= greatest(1, n // 10)) AS "first",
-                  avg(value) FILTER (place > n - greatest(1, n // 10)) AS "last"
+        """SELECT run_id, name, max(n) AS n, least(max(n), greatest(3, max(n) // 4)) AS width,
+                  avg(value) FILTER (place <= greatest(3, n // 4)) AS "first",
+                  avg(value) FILTER (place > n - greatest(3, n // 4)) AS "last", arg_max(value, place) AS newest
            FROM (SELECT run_id, name, value, row_number() OVER (PARTITION BY run_id, name ORDER BY step) AS place,
                         count(*) OVER (PARTITION BY run_id, name) AS n
-                 FROM steps WHERE value IS NOT NULL AND NOT isnan(value))
+                 FROM steps WHERE value IS NOT NULL AND isfinite(value))
            GROUP BY run_id, name ORDER BY run_id, name"""
     )
 

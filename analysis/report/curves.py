@@ -5,13 +5,16 @@ Left out on purpose: smoothing (a mean hides the collapse one looks for) and qua
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from deepintuit_analysis.report.figures import COLOURS, DASHES, empty, finished
+from deepintuit_analysis.report.health import Course
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,15 @@ PANELS = (
 )
 
 
-def training_figure(steps: pd.DataFrame) -> go.Figure:
-    """Panels of whatever known quantities `steps` (columns step, name, value) holds; other names are passed over."""
+def sampled(config: Mapping[str, Any] | None) -> str:
+    """Of which traces GRPO counts right answers, in words, by a run's config."""
+    at = ((config or {}).get("grpo") or {}).get("temperature")
+    return f"sampled {'' if at is None else f'at temperature {at:g} '}on training clips"
+
+
+def training_figure(steps: pd.DataFrame, config: Mapping[str, Any] | None = None) -> go.Figure:
+    """Panels of whatever known quantities `steps` (columns step, name, value) holds; other names are passed over.
+    `config` of the run: for the title."""
     by_name = {str(name): rows.sort_values("step") for name, rows in steps.dropna(subset=["value"]).groupby("name")}
     panels = []
     for panel in PANELS:
@@ -94,17 +104,19 @@ def training_figure(steps: pd.DataFrame) -> go.Figure:
         figure.update_yaxes(title_text=panel.unit, title_font_size=11, exponentformat="e", **place, **bounds)
         figure.update_xaxes(title_text="update", title_font_size=11, row=row, col=column)
     figure.update_annotations(font_size=13)
-    figure = finished(figure, _title(panels), 210 * lines)
+    figure = finished(figure, _title(panels, config), 210 * lines)
     figure.update_layout(legend_y=1 + 30 / (210 * lines))
     return figure
 
 
-def _title(panels: list[tuple[Panel, dict[str, pd.DataFrame]]]) -> str:
-    """The first and the last value of the quantity that the run is after."""
+def _title(panels: list[tuple[Panel, dict[str, pd.DataFrame]]], config: Mapping[str, Any] | None) -> str:
+    """Where the quantity that the run is after began and ended, over the same updates as its summary and remarks."""
     wanted = ("Right answers", "Reward, mean", "Loss")
     panel, found = min(panels, key=lambda one: wanted.index(one[0].title) if one[0].title in wanted else len(wanted))
-    values = panel.scale * next(iter(found.values()))["value"]
-    return (
-        f"{panel.title}: {values.iloc[0]:.3g} at the first update, {values.iloc[-1]:.3g} at the last "
-        f"({panel.unit.split(',')[0]})"
-    )
+    rows = next(iter(found.values()))
+    course = Course(rows["value"].to_numpy(float), rows["step"].to_numpy()).finite
+    if not len(course.values):
+        return panel.title
+    first, last = (f"{panel.scale * value:.3g}" for value in (course.first, course.last))
+    unit = panel.unit.split(",")[0] + (f", {sampled(config)}" if panel.title == wanted[0] else "")
+    return f"{panel.title}: {first} in the first {course.width} updates, {last} in the last {course.width} ({unit})"

@@ -64,6 +64,11 @@ class Course:
     def moved(self) -> bool:
         return abs(self.change) > 2 * self.noise and abs(self.change) > 1e-9
 
+    @property
+    def finite(self) -> Course:
+        kept = np.isfinite(self.values)
+        return Course(self.values[kept], self.steps[kept])
+
 
 Courses = dict[str, Course]
 
@@ -75,18 +80,13 @@ def remarks(steps: pd.DataFrame) -> list[Remark]:
         for name, rows in steps.sort_values("step").groupby("name")
     }
     broken = list(_not_numbers(by_name))
-    sound = {name: _finite(course) for name, course in by_name.items()}
+    sound = {name: course.finite for name, course in by_name.items()}
     sound = {name: course for name, course in sound.items() if len(course.values)}
     longest = max((len(course.values) for name, course in sound.items() if name in ("reward", "loss")), default=0)
     if 0 < longest < FEWEST:
         return [*broken, Remark("plain", f"{longest} updates so far: too few to tell a trend from noise.")]
     said = broken + [remark for rule in RULES for remark in rule(sound)]
     return sorted(said, key=lambda remark: ("bad", "warn", "good", "plain").index(remark.kind))
-
-
-def _finite(course: Course) -> Course:
-    kept = np.isfinite(course.values)
-    return Course(course.values[kept], course.steps[kept])
 
 
 def _not_numbers(courses: Courses) -> Iterator[Remark]:
@@ -105,7 +105,7 @@ def _reward(courses: Courses) -> Iterator[Remark]:
     updates = f"{len(reward.values)} updates"
     if not reward.moved:
         change = f"it went {went} in {updates} ({reward.change:+.2f}), and noise alone makes ±{2 * reward.noise:.2f}"
-        yield Remark("warn", f"Nothing learned: reward moved less than its own noise; {change}.")
+        yield Remark("warn", f"The reward did not rise: it moved less than its own noise; {change}.")
     elif reward.change > 0:
         yield Remark("good", f"The reward rose {went} in {updates}; noise alone makes ±{2 * reward.noise:.2f}.")
     else:
@@ -173,7 +173,7 @@ def _loss(courses: Courses) -> Iterator[Remark]:
         return  # GRPO's loss hovers round zero and says little
     went = f"from {loss.first:.3g} to {loss.last:.3g} nats a token in {len(loss.values)} updates"
     if not loss.moved:
-        yield Remark("warn", f"Nothing learned: the loss moved less than its own noise, {went}.")
+        yield Remark("warn", f"The loss did not fall: it moved less than its own noise, {went}.")
     elif loss.change > 0:
         yield Remark("bad", f"The loss rose {went}: the rate may be too high.")
     else:

@@ -6,6 +6,7 @@
   const RATES = [0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4];
   const MOST_OPEN = 6; // items that a tab holds at once
   const VERDICTS = { a: "right", w: "wrong reasons", r: "wrong", u: null };
+  const EDITED = /^\s*</; // a note that begins like this is a corrected trace
   const FAILS = { s: "seeing", d: "reasoning" };
   let root = null, desk = null, seat = "", active = performance.now(), counting = 0;
 
@@ -247,12 +248,17 @@
     entry.until = performance.now() + 1000 * entry.seconds;
   }
 
-  // What an answer says against itself, in a sentence; "" where nothing.
-  function contradiction({ answers: { label, verdict, failing }, node }) {
-    const written = node.querySelector("template.written")?.dataset.ends;
-    if (verdict !== "right") return "";
-    if (failing) return "The trace is accepted, and a sentence of it fails.";
-    return label && written && label !== written ? `The trace is accepted, but it ends in ${written} and not in ${label}.` : "";
+  // What an answer says against itself, in sentences; "" where nothing.
+  async function contradiction({ item, answers: { label, verdict, failing, note }, node }) {
+    const written = node.querySelector("template.written")?.dataset.ends, against = [];
+    if (verdict === "right" && failing) against.push("The trace is accepted, and a sentence of it fails.");
+    else if (verdict === "right" && label && written && label !== written) against.push(`The trace is accepted, but it ends in ${written} and not in ${label}.`);
+    if (EDITED.test(note || "")) {
+      const found = await ask("check", { task: desk.task, item, text: note });
+      if (!found.label) against.push(`The corrected trace cannot be learned from. ${found.told}`);
+      else if (label && found.label !== label) against.push(`The corrected trace ends in ${found.label} and not in ${label}.`);
+    }
+    return against.join(" ");
   }
 
   // A trace is edited in the note, and looked at by the server while it is typed.
@@ -272,7 +278,7 @@
     clearTimeout(checking);
     const place = $("#review-check"), entry = now(), task = desk.task;
     if (!place) return;
-    if (!entry || !/^\s*</.test(text)) return place.replaceChildren();
+    if (!entry || !EDITED.test(text)) return place.replaceChildren();
     checking = setTimeout(async () => {
       const found = await ask("check", { task, item: entry.item, text }).catch(() => null);
       if (!found || entry !== now() || $("#review-note")?.value !== text) return;
@@ -282,11 +288,21 @@
   }
 
   async function submit() {
-    const entry = now();
-    if (!entry || desk.busy) return;
+    const entry = now(), here = desk;
+    if (!entry || here.busy || here.weighing) return;
     const missing = ["label", "verdict"].find((name) => desk.questions.includes(name) && !(name in entry.answers));
     if (missing) return say(missing === "label" ? "Which label? 1 … 9, or 0 for unsure." : "And the trace? A, W, R, or U for unsure.", "bad");
-    const odd = contradiction(entry);
+    const given = JSON.stringify(entry.answers);
+    let odd;
+    here.weighing = true;
+    try {
+      odd = await contradiction(entry);
+    } catch (error) {
+      return here === desk && say(`Not saved. ${error.message}`, "bad");
+    } finally {
+      here.weighing = false;
+    }
+    if (here !== desk || entry !== now() || here.busy || given !== JSON.stringify(entry.answers)) return; // moved on meanwhile
     if (odd && entry.asked !== odd) {
       entry.asked = odd; // asked once: who submits again means it
       return say(`${odd} Submit again (Enter) if that is meant.`, "bad");

@@ -141,6 +141,26 @@ def test_a_contradiction_is_asked_about_and_an_edited_trace_is_checked_as_it_is_
     page.get_by_text("Well-formed; it ends in theft.").wait_for()
     page.locator("#review-note").fill("<think> He takes it. </think><answer> sledge </answer>")
     page.get_by_text("Not well-formed").wait_for()
+    keys(page, "Escape", "2", "w")
+    page.keyboard.press("Enter")
+    says(page, "Submit again")
+    assert "cannot be learned from. Not well-formed" in page.evaluate(STATUS)
+    assert len(own.events("odd", Kind.JUDGED)) == 1
+    page.keyboard.press("Enter")
+    says(page, "Saved.")
+    assert len(own.events("odd", Kind.JUDGED)) == 2
+
+
+@pytest.mark.parametrize("size", [(1280, 860), (390, 844)])
+def test_submit_and_what_is_said_stay_on_screen(own, page, size):
+    page.set_viewport_size(dict(zip(("width", "height"), size)))
+    own.task(page, f"fold-{size[0]}")
+    page.evaluate("window.scrollTo(0, 0)")
+    keys(page, "Enter")
+    says(page, "Which label?")
+    for part in ("#review-status", "#review [data-do=submit]"):
+        box = page.locator(part).bounding_box()
+        assert 0 <= box["y"] and box["y"] + box["height"] <= size[1] and box["x"] + box["width"] <= size[0]
 
 
 def test_no_key_fires_while_typing_and_what_is_missing_is_said(own, page):
@@ -323,7 +343,10 @@ def test_others_get_other_items_their_notes_are_text_and_a_lead_decides(crew, op
     for page, label in ((ada, "1"), (bob, "2")):
         page.fill("#review-note", HOSTILE)
         page.evaluate("document.activeElement.blur()")
-        keys(page, label, "a", "Enter")
+        keys(page, label, "a")
+        page.keyboard.press("Enter")
+        says(page, "Submit again")  # it begins like a trace, and is none
+        page.keyboard.press("Enter")
         submitted(page, 1)
     assert {event.reviewer for event in crew.events("two", Kind.JUDGED)} == {"ada", "bob"}
     ada.goto(f"{crew.url}/review?task=two&view=lead")

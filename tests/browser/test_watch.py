@@ -115,6 +115,22 @@ def test_finding_and_picking_a_clip_changes_the_address_which_restores_the_scree
     assert other.inner_text("#trace") == page.inner_text("#trace")
 
 
+def test_a_search_begins_on_its_first_page_however_soon_it_is_given(page, site, monkeypatch):
+    monkeypatch.setattr(watch, "SHOWN", 3)
+    late = watch.Handlers.opened
+
+    def opened_late(*given):
+        time.sleep(1)
+        return late(*given)
+
+    monkeypatch.setattr(watch.Handlers, "opened", opened_late)
+    page.goto(f"{site.url}/watch?page=2")
+    says(page, "4–6 of", "#found")
+    page.get_by_label("Find a clip").fill("test-")
+    says(page, "1–3 of", "#found")
+    page.wait_for_function("location.search.includes('find=test-') && !location.search.includes('page=')")
+
+
 def test_flips_can_be_found(page, site):
     opened(page, site)
     page.get_by_label("Calibration", exact=True).click()
