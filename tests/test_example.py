@@ -18,7 +18,7 @@ from deepintuit import cli, runs, video, worlds
 from deepintuit.command import settings_of
 from deepintuit.data import Manifest
 from deepintuit.errors import StoreError, VideoError
-from deepintuit.reasoner import live
+from deepintuit.reasoner import FALSE_ALARMS, Distance, live
 from deepintuit.reasoner.replay import Distribution, TraceDone
 from deepintuit.reasoner.task import Task
 from deepintuit_analysis import Workbench
@@ -50,6 +50,11 @@ def test_the_example_is_small_and_says_from_which_commit_its_runs_are():
     made_by = {json.loads(file.read_text())["commit"] for file in files if file.name == "run.json"}
     assert made_by == {about["runs_of_commit"]} and re.fullmatch("[0-9a-f]{40}", about["runs_of_commit"])
     assert not [file for file in files if re.search(rb"/(home|root|tmp|work|Users)/", file.read_bytes())]
+
+
+def test_its_calibrator_knows_how_far_a_clip_is_from_those_that_it_learnt_from(opened):
+    (calibrated,) = opened.runs("calibrate", finished=True)
+    assert Distance.load(calibrated).limit(FALSE_ALARMS) < float("inf")
 
 
 def test_every_stage_of_the_example_is_there_with_its_rows_and_no_problem(opened):
