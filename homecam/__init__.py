@@ -16,7 +16,6 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from deepintuit_clips import Listing
 from deepintuit_homecam import clips
 from deepintuit_homecam.draw import homes
 from deepintuit_homecam.teacher import label_of_observation, misread, write_trace
@@ -40,29 +39,6 @@ __all__ = [
 ]
 
 
-def write_clips(
-    folder: str | Path, *, train: int, test: int, seed: int = 0, jobs: int = 1, progress: bool = True
-) -> Path:
-    """Render clips into a folder and return their table (`clips.write`)."""
-    plans = [_plan(part, number, seed) for part, count in (("train", train), ("test", test)) for number in range(count)]
-    return clips.write(folder, plans, jobs=jobs, progress=progress)
-
-
-def listing(table: Path) -> Listing:
-    """The rendered clips as any importer lists them. Facts are a note: no model reads them."""
-    return clips.listed(table, LABELS)
-
-
-def facts_of(note: str) -> Facts:
-    """The facts of a clip from its `facts` note."""
-    return clips.facts_from(note, Facts)
-
-
-def render_clip(path: Path) -> None:
-    """Write the clip that `write_clips` writes under this file name, the same bytes."""
-    clips.render_named(path, _plan)
-
-
 def unpack_example(place: Path) -> Path:
     """The finished workbench that ships with this package, at `place`, where it is written if it is not there."""
     from deepintuit_homecam.example import unpack
@@ -74,3 +50,8 @@ def _plan(part: str, number: int, seed: int) -> clips.Plan:
     rng = random.Random(f"homecam/{part}/{seed}/{number}")
     facts = sample_facts(rng)
     return clips.planned(rng, part, f"{part}-{seed}-{number:05d}", facts, facts.label, rng.choice(homes(part)))
+
+
+_files = clips.ClipFiles(LABELS, Facts, _plan)
+write_clips, render_clip = _files.write_clips, _files.render_clip
+listing, facts_of = _files.listing, _files.facts_of

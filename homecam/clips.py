@@ -1,7 +1,8 @@
 """A world's clips as files: plans → MP4s and the table that any importer reads.
 
-table = write(folder, plans, jobs=2)
-listing = listed(table, LABELS)           # then `deepintuit_clips.scan`, as for anybody's clips
+files = ClipFiles(LABELS, Facts, plan)
+table = files.write_clips(folder, train=1000, test=400)
+listing = files.listing(table)            # then `deepintuit_clips.scan`, as for anybody's clips
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -88,21 +90,35 @@ def write(folder: str | Path, plans: Sequence[Plan], *, jobs: int = 1, progress:
     return table
 
 
-def render_named(path: Path, plan_of: Callable[[Part, int, int], Plan]) -> None:
-    """Write the one clip that a world writes under this file name (part, seed and number), the same bytes."""
-    part, seed, number = path.stem.split("-")
-    _render(path.parent.parent, plan_of(part, int(number), int(seed)))
+@dataclass(frozen=True)
+class ClipFiles:
+    """The clips of one world as files. `plan`: part, number and seed → the plan of a clip."""
 
+    labels: LabelSet
+    facts: type[Scene]
+    plan: Callable[[Part, int, int], Plan]
 
-def listed(table: Path, labels: LabelSet) -> Listing:
-    """The rendered clips as any importer lists them. Facts are a note: no model reads them."""
-    return import_csv(table, table.parent, labels=labels, text=())
+    def write_clips(
+        self, folder: str | Path, *, train: int, test: int, seed: int = 0, jobs: int = 1, progress: bool = True
+    ) -> Path:
+        """Render clips into a folder and return their table (`write`)."""
+        counts: dict[Part, int] = {"train": train, "test": test}
+        plans = [self.plan(part, number, seed) for part, count in counts.items() for number in range(count)]
+        return write(folder, plans, jobs=jobs, progress=progress)
 
+    def render_clip(self, path: Path) -> None:
+        """Write the one clip that `write_clips` writes under this file name (part, seed and number), the same bytes."""
+        part, seed, number = path.stem.split("-")
+        _render(path.parent.parent, self.plan(part, int(number), int(seed)))
 
-def facts_from(note: str, kind: type[Scene]) -> Any:
-    """The facts of a clip from its `facts` note."""
-    row = json.loads(note)
-    return kind(**{**row, "quarters": tuple((posture, box) for posture, box in row["quarters"])})
+    def listing(self, table: Path) -> Listing:
+        """The rendered clips as any importer lists them. Facts and other notes: no model reads them."""
+        return import_csv(table, table.parent, labels=self.labels, text=())
+
+    def facts_of(self, note: str) -> Any:
+        """The facts of a clip from its `facts` note."""
+        row = json.loads(note)
+        return self.facts(**{**row, "quarters": tuple((posture, box) for posture, box in row["quarters"])})
 
 
 def _render(folder: Path, plan: Plan) -> None:

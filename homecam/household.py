@@ -16,9 +16,7 @@ import json
 import random
 from collections import defaultdict
 from itertools import product
-from pathlib import Path
 
-from deepintuit_clips import Listing
 from deepintuit_homecam import MODEL, clips
 from deepintuit_homecam.draw import Home
 from deepintuit_homecam.household_teacher import label_of_observation, misread, write_trace
@@ -122,29 +120,6 @@ def sample_facts(rng: random.Random, wanted: str, held: frozenset[Cell]) -> Fact
             return facts
 
 
-def write_clips(
-    folder: str | Path, *, train: int, test: int, seed: int = 0, jobs: int = 1, progress: bool = True
-) -> Path:
-    """Render clips into a folder and return their table (`clips.write`), with the notes `slice` and `odds`."""
-    plans = [_plan(part, number, seed) for part, count in (("train", train), ("test", test)) for number in range(count)]
-    return clips.write(folder, plans, jobs=jobs, progress=progress)
-
-
-def listing(table: Path) -> Listing:
-    """The rendered clips as any importer lists them. Facts, slice and odds are notes: no model reads them."""
-    return clips.listed(table, LABELS)
-
-
-def facts_of(note: str) -> Facts:
-    """The facts of a clip from its `facts` note."""
-    return clips.facts_from(note, Facts)
-
-
-def render_clip(path: Path) -> None:
-    """Write the clip that `write_clips` writes under this file name, the same bytes."""
-    clips.render_named(path, _plan)
-
-
 def _plan(part: Part, number: int, seed: int) -> clips.Plan:
     rng = random.Random(f"household/{part}/{seed}/{number}")
     wanted = _forty(part, seed, number // 40)[number % 40]
@@ -155,3 +130,8 @@ def _plan(part: Part, number: int, seed: int) -> clips.Plan:
     notes = {"slice": wanted, "odds": json.dumps(known)}
     name = f"{part}-{seed}-{number:05d}"
     return clips.planned(rng, part, name, facts, label, home, look=facts.view, speeds=_SPEEDS, **notes)
+
+
+_files = clips.ClipFiles(LABELS, Facts, _plan)
+write_clips, render_clip = _files.write_clips, _files.render_clip
+listing, facts_of = _files.listing, _files.facts_of
