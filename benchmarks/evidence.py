@@ -68,15 +68,18 @@ def measure(seed: int, options: argparse.Namespace) -> dict:
     held_out = settings.replace(evaluate={"split": "validation", "controls": False})
     last = {"reasoner": runs[-1].parent, "calibrator": runs[-1].config["calibrator"]}
     runs.append(evaluate.run(workbench, held_out, **last, progress=not options.quiet))
-    made = provenance()
     return {
-        "seed": seed,
-        "commit": made["commit"] + (" with changes" if made["dirty"] else ""),
-        "settings": options.set,
-        "fingerprint": fingerprint(),
+        **origin(seed, options),
         "minutes": round((time.perf_counter() - started) / 60, 1),
         **scores(settings, runs),
     }
+
+
+def origin(seed: int, options: argparse.Namespace) -> dict:
+    """What a seed's result was made by: commit, settings, and how the code behaves."""
+    made = provenance()
+    commit = made["commit"] + (" with changes" if made["dirty"] else "")
+    return {"seed": seed, "commit": commit, "settings": options.set, "fingerprint": fingerprint()}
 
 
 def again(before: dict, options: argparse.Namespace) -> dict:

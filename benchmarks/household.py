@@ -13,14 +13,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from evidence import ROOT, replace_text, write_between
-from fingerprint import fingerprint
+from evidence import ROOT, origin, replace_text, write_between
 from rich.console import Console
 
 from deepintuit import cli, config
 from deepintuit.data import Manifest
 from deepintuit.metrics import wilson
-from deepintuit.runs.run import provenance
 from deepintuit.schedule import fractions
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.numbers import interval, number
@@ -53,15 +51,7 @@ def measure(seed: int, options: argparse.Namespace) -> dict:
             rows[stage] = {name: [int(hits.sum()), len(hits)] for name, hits in inside.items()}
             if stage == "calibrated":
                 loss = _nll(answers[slices == "noise"], notes)
-    made = provenance()
-    return {
-        "seed": seed,
-        "commit": made["commit"] + (" with changes" if made["dirty"] else ""),
-        "settings": options.set,
-        "fingerprint": fingerprint(),
-        "rows": rows,
-        "nll_of_noise": loss,
-    }
+    return {**origin(seed, options), "rows": rows, "nll_of_noise": loss}
 
 
 def _nll(answers, notes: dict) -> dict[str, float]:
