@@ -169,13 +169,12 @@ def _plan(options) -> int:
         raise ConfigError(
             f"`deepintuit plan` was given {amiss[0]:g}", "clips, memory and rates are above 0", "Give another number"
         )
-    from deepintuit.plan import plan_of
+    from deepintuit.plan import TEXT, plan_of
 
     settings = settings_of(options)
     planned = plan_of(settings, options.clips)
-    console.print(
-        f"{settings.model.path}, {options.clips:,} clips, one GPU. Tokens and memory are at most:", markup=False
-    )
+    about = f"{settings.model.path}, {options.clips:,} clips, one GPU, a question of {TEXT} tokens"
+    console.print(f"{about}. Tokens and memory are at most:", markup=False, soft_wrap=True)
     for name, value in planned.rows(options.memory, options.rates):
         console.print(f"  {name:<38}{value}", markup=False, soft_wrap=True, highlight=False)
     return 0

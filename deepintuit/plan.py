@@ -1,7 +1,7 @@
 """What a config takes, known before its first hour: numbers trained, memory by part, updates, tokens, disk, time.
 
 Nothing is loaded: shapes come from the checkpoint's config.json, or from those that are known here. Tokens are at
-most: clips as large as `video` allows, and traces as long as they may be.
+most, but for the question, of which `TEXT` are taken: clips as large as `video` allows, traces as long as they may be.
 Run it:  deepintuit plan --config configs/qwen2.5-vl-7b-lora.toml --clips 10000 --memory 80
 """
 
