@@ -5,7 +5,7 @@
     shared.write(Path("for-the-team"))
 
 A page that was opened from a file may fetch nothing, so the data is a script. `share.js` puts every text into the page
-as text. Left out on purpose: what needs a model, a server or an account (live traces, reviews, SQL).
+as text.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@
     show.row(show.trace(before), show.trace(after))    # parsed traces side by side
 
 Each gives a piece of HTML that a notebook displays as its cell's value, by the templates of `templates/show`.
-
-Left out on purpose: charts (`report` draws them), anything that needs a server, and seeking (the dashboard has it).
 """
 
 from __future__ import annotations

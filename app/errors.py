@@ -4,8 +4,7 @@
 
 A *cell* names some clips of what is on screen (`behind` lists the kinds): every count of the page is a button that puts
 its cell into the address and the clips into the drawer. `errors_view`, `errors_honesty` and `errors_clips` write the
-HTML, `deepintuit_analysis.index.answers` reads the rows, `deepintuit.metrics` computes. Left out on purpose: editing,
-and comparing more than two systems (Runs does).
+HTML, `deepintuit_analysis.index.answers` reads the rows, `deepintuit.metrics` computes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The drawer of the Errors page: the clips behind a cell, and one of them with its player, distribution and trace.
 
-Pure functions of an `analysis.Analysis`; `behind` lists the kinds of cells. Left out on purpose: editing.
+Pure functions of an `analysis.Analysis`; `behind` lists the kinds of cells.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """How honest an answer's confidence is, and when not to answer: numbers in HTML and the page's figures.
 
-Pure functions of an `analysis.Analysis`; the figures are the report's, cut for half a page. Left out on purpose:
-choosing a threshold (that is done on validation clips, by a person).
+Pure functions of an `analysis.Analysis`; the figures are the report's, cut for half a page.
 """
 
 from __future__ import annotations

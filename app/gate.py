@@ -6,7 +6,7 @@ everything that the server answers. Users come from a file (`--auth FILE`), one 
 so does a change of the password. A second cookie says that a browser was logged in before; it opens nothing, but what
 strangers try at the same name does not keep such a browser waiting.
 
-Left out on purpose: roles (who is in may do all), and a way to change one's password in the browser.
+There are no roles (who is in may do all), and passwords are not changed in the browser.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@
 
 State lies in `workbench/jobs/<id>/`: `job.json`, `log`, `progress`, and files that the command was given. A process of
 `supervisor` writes it; here it is read, by whichever server asks. `job_requests` says what the page may start.
-
-Left out on purpose: jobs side by side (see `supervisor`), jobs on other machines, deleting the traces of old ones.
 """
 
 from __future__ import annotations

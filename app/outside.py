@@ -4,7 +4,7 @@ Proxies are believed only where they are named. The sub-path that a proxy serves
 off; behind here it is always on it, as ASGI wants it (`path` begins with `root_path`), and `scope["deepintuit_root"]`
 is the text of it that goes into links. A body that is too large is refused before anything keeps it.
 
-Left out on purpose: TLS, which a proxy does better.
+TLS is left to a proxy.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 The page is one element that `static/review.js` fills from the routes below: between two items nothing of Gradio is
 asked, so the next one, fetched ahead, is there at once. Every route takes ids and answers with JSON; what it writes is
 on disk before it answers. Who asks is what the login says, never what the request says.
-
-Left out on purpose: what an answer means (`deepintuit_analysis.review`), how things look (`review_view`).
 """
 
 from __future__ import annotations

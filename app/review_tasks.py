@@ -6,8 +6,6 @@
 
 Plain functions of ids and texts: `review` has the routes, `review_view` draws. What belongs to a reviewer is checked by
 `Reviews`; an item is shown only to somebody whom it was handed to.
-
-Left out on purpose: agreement and label errors (`deepintuit_analysis.review`), anything of Gradio.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """The choice of a saved slice: the same box, words and `?slice=NAME` on every page that chooses clips or traces.
 
-    part = slices.box()                                                  # links.bind({"slice": part, …}, restore)
-    gr.Dropdown(choices=slices.offered(context.workbench, name), value=name)
+part = slices.box()                                                  # links.bind({"slice": part, …}, restore)
+gr.Dropdown(choices=slices.offered(context.workbench, name), value=name)
 
-    empty(*slices.sentences(error))                                      # a slice that cannot be asked, or has nothing
-
-Left out on purpose: saving one (`traces` and `sql` do), and what it finds (`deepintuit_analysis.index.slices`).
+empty(*slices.sentences(error))                                      # a slice that cannot be asked, or has nothing
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A query runs guarded (`deepintuit_analysis.index.guarded`): one SELECT, no files, bounded in time, memory and size.
 One that came with the address is put into the box and waits for its reader.
 
-Left out on purpose: writing anything but slices; queries of other people than the one who asks.
+Nothing is written but slices, and queries of other people are not shown.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The start page: what this is, what is in the workbench, what runs now, and what to do next.
 
-A document of its own, without Gradio: one answer, read as soon as it is there. Left out on purpose: changing anything
-(stages are started on Runs, under Jobs).
+A document of its own, without Gradio: one answer, read as soon as it is there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What a threshold of thinking would cost and bring: the words under Watch's slider (VideoAuto-R1).
 
 Measured on the stored evaluations in which every trace of the reasoner gave a quick answer and thought on all the same.
-Left out on purpose: the curve (the run card draws it), and choosing for anybody.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 `browse` finds; here is how rows and one opened trace look, what the events call, and the route that exports. What is on
 screen (filters, order, page, opened trace, compared trace) is in the address.
-
-Left out on purpose: changing anything, and metrics (the Errors page has them).
 """
 
 from __future__ import annotations

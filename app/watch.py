@@ -3,8 +3,6 @@
 A stored trace is shown at once and can be replayed as it was written, without model or torch; a live one is written
 while the page listens. `trace_view` draws, `live` runs, `prose` makes chips; here is what a handler fetches, and the
 wiring.
-
-Left out on purpose: storing live traces (a stage does that), several clips at once.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 A ratio is the median of the plain route's seconds over the median of ours, in one run, the two taking turns; its range
 is that of the ratios of each turn. Beside it stands what was counted, which no machine and no load changes.
-
-Left out on purpose: anything about the model (`routes`), and the page (`all`).
 """
 
 from __future__ import annotations

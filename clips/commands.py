@@ -1,7 +1,4 @@
-"""`deepintuit clips`: import a dataset, divide it, show what it holds.
-
-Left out on purpose: what an importer accepts (`sources`, `benchmarks`) and what is looked at in a file (`scan`).
-"""
+"""`deepintuit clips`: import a dataset, divide it, show what it holds."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A listing: what an annotation file says exists, before any video file was opened.
 
 An importer turns one source into a `Listing` of `Row`s and a `Report` of what was missing, doubled or contradictory.
-Nothing here opens a video: `scan` does that next. Left out on purpose: repairing annotations. A contradiction is
-reported, and the clip excluded or kept by one stated rule, never guessed.
+Nothing here opens a video: `scan` does that next. Annotations are not repaired. A contradiction is reported, and the
+clip excluded or kept by one stated rule, never guessed.
 """
 
 from __future__ import annotations

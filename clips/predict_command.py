@@ -1,7 +1,4 @@
-"""`deepintuit predict`: answers to clips without labels, once or as they come into a folder.
-
-Left out on purpose: what an answer is (`predict`).
-"""
+"""`deepintuit predict`: answers to clips without labels, once or as they come into a folder."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Look at the files of a listing: hash, probe, playable copy; what comes out is a `Manifest`.
 
-The reader is handed in (`video.probe`, `video.playable_copy`), since this shelf stands below `video`. Resumable:
-every probed file is a line in `clips/<dataset>.journal.jsonl`; a second scan opens only files whose path, size, time
-stamp or limits changed, and those that the system did not give. Left out on purpose: surviving a decoder that hangs or
-crashes, which is `video.probe(isolate=True)`'s duty, and dropping anything: a file that fails stays as a row.
+The reader is handed in (`video.probe`, `video.playable_copy`), since this shelf stands below `video`. Resumable: every
+probed file is a line in `clips/<dataset>.journal.jsonl`; a second scan opens only files whose path, size, time stamp or
+limits changed, and those that the system did not give. A file that fails stays as a row.
 """
 
 from __future__ import annotations

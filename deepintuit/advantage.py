@@ -1,7 +1,7 @@
 """From rewards to what pushes a trace up or down, on numbers alone (paper, GRPO; VideoP2R for segments).
 
 Axes: N clips of a batch, G traces of a group, T tokens, S segments. Functions of `rewards_G` also take `rewards_N_G`:
-the group is the last axis. Left out on purpose: no baseline beyond the group's own mean, no running statistics.
+the group is the last axis.
 Run it:  python -c "from deepintuit.advantage import group_advantages; print(group_advantages([1, 0, 0, 0]))"
 """
 

@@ -1,7 +1,7 @@
 """What every command of `deepintuit` is made of: a parser that suggests and explains, the common options, the settings.
 
 Commands of other packages come by entry points of the group `deepintuit.commands`: each is a function `add(commands)`
-that adds its parsers. Left out on purpose: what a command does (`cli`, and whoever registers one).
+that adds its parsers.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     with disk.replacing(path) as temporary:     # path holds the old content or the new one, never half of one
         save_file(weights, temporary)
 
-Left out on purpose: file systems without flock (some network mounts). They get a sentence, not a guess.
+File systems without flock (some network mounts) are refused. They get a sentence, not a guess.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """What bad input gets: one sentence in three beats (what came, why it cannot be, what to do).
 
-Left out on purpose: no error codes and no translation. The command line prints `str(error)` and exits with code 2.
+The command line prints `str(error)` and exits with code 2.
 Run it:  python -c "from deepintuit.errors import nearest; print(nearest('gropu', ['group', 'tau']))"
 """
 

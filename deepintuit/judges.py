@@ -7,8 +7,6 @@ PA-GRPO).
 Three judges behind one call: a server that is asked yes or no, a frozen model that must reach the true label from the
 text alone, and the known facts of homecam. Strict: whatever is not a plain yes is no. Asked twice, a judge answers
 once: servers' answers lie in the endpoint's cache, an answerer's beside it, by content.
-
-Left out on purpose: what a verdict earns (`rewards`), partial credit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The label set: which classes there are, what they mean, and which other words mean the same.
 
-Left out on purpose: no fuzzy matching. An answer that is nearly a label is not that label; a wording that should
-count goes under [aliases], where everybody can see it.
+There is no fuzzy matching. An answer that is nearly a label is not that label; a wording that should count goes under
+[aliases], where everybody can see it.
 Run it:  python -c "from deepintuit.labels import LabelSet; print(LabelSet.of('home', ['normal', 'abnormal']).dumps())"
 """
 

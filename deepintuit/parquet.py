@@ -5,7 +5,7 @@
 
 Each page has its checksum, as the format provides for any reader to verify. Headers and the footer (names, sizes,
 statistics) have none there, so the footer also holds the SHA-256 of the whole file, in which its own 64 digits count as
-zeros. Left out on purpose: refusing files without it, which earlier versions wrote and other programs write.
+zeros. Files without it are read: earlier versions and other programs write them.
 """
 
 import hashlib

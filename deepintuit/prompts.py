@@ -1,8 +1,8 @@
 """What the models are asked, as plain text for the user turn; `vlm` puts the clip before it.
 
-Two styles: "full" for models that read instructions, "brief" for small ones whose every token counts.
-Left out on purpose: no few-shot examples and no system turn. Annotation columns never get here by themselves: a text
-field is shown because the caller passed it.
+Two styles: "full" for models that read instructions, "brief" for small ones whose every token counts. No few-shot
+examples, no system turn. Annotation columns never get here by themselves: a text field is shown because the caller
+passed it.
 Run it:  python -c "from deepintuit import labels, prompts as p; print(p.label_prompt(labels.LabelSet.of('x', 'ab')))"
 """
 

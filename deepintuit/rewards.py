@@ -4,7 +4,7 @@
 a final one (VideoAuto-R1), and given the latter the former does both.
 
 Pure functions, and no `except`: a malformed trace scores 0 because the rule says so, anything else that is wrong stops
-the run. Left out on purpose: no partial credit and no reward model; who judges an observation is told (`judges`).
+the run. There is no partial credit and no reward model; who judges an observation is told (`judges`).
 Run it:  python -m pytest tests/test_rewards.py
 """
 

@@ -3,8 +3,6 @@ given.
 
     of_grpo(config.grpo, clips=217).sentence()
     "GRPO: 3 updates of 64 clips, at a rate of 1e-06 …"
-
-Left out on purpose: training (`vlm.finetune`, `grpo.trainer`), other shapes than transformers' own.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Rows as a file that people take along: CSV that no spreadsheet takes for formulas, JSONL, Parquet.
 
-    with disk.replacing(path) as temporary:
-        temporary.write_bytes(b"".join(written(batches, "csv")))
-
-Left out on purpose: the project's own Parquet, whose damage is noticed (`parquet`).
+with disk.replacing(path) as temporary:
+    temporary.write_bytes(b"".join(written(batches, "csv")))
 """
 
 from __future__ import annotations

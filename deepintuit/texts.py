@@ -1,7 +1,7 @@
 """Texts of others into values, within bounds: an encoding told by its mark, JSON and TOML of bounded depth.
 
 Every function raises `ValueError` with the reason in words and nothing else (`read` also `OSError`); who calls knows
-what came and what to do about it. Left out on purpose: guessing. What has no byte-order mark is UTF-8, or refused.
+what came and what to do about it. Nothing is guessed. What has no byte-order mark is UTF-8, or refused.
 Run it:  python -c "from deepintuit.texts import parse_toml; print(parse_toml('a = 1'))"
 """
 

@@ -5,7 +5,7 @@ and VideoAuto-R1, and the last two in one. A text is well formed when every segm
 another, none empty, with only white space around them, and every answer names a label. Rewards, metrics and the app all
 count the same `Reason`s.
 
-Left out on purpose: no repair. A malformed text stays malformed; what can still be read of its answer is kept apart.
+Nothing is repaired. A malformed text stays malformed; what can still be read of its answer is kept apart.
 Run it:  python -c "from deepintuit.trace import render; print(render('think-answer', think='A cat.', answer='normal'))"
 """
 

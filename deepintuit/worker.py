@@ -5,7 +5,7 @@ them: nothing is unpickled. Of the parent's environment a child gets what its lo
 It ends as soon as the parent's end of its standard input is closed, however the parent ended. PR_SET_PDEATHSIG would
 not do: it strikes when the *thread* that started the child ends.
 
-Left out on purpose: a memory limit where the kernel has none (macOS), and another user or file system for the child.
+There is no memory limit where the kernel has none (macOS), and no other user or file system for the child.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@
 - `draw`     facts → frames, in three parts of the world that share no room and no clothes
 - `teacher`  facts → a trace, with realistic errors
 - `model/`   the embedded backbone (card inside), `example/` a finished workbench; `workshop/` makes both anew
-
-Left out on purpose: sound, and anything that would let a look stand for a label.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@
     known = facts(workbench, run_id, system, split)              # a row a clip: the manifest, and its trace
     for part in parts_of(known["seconds"]): ...                  # quantile bins; names and masks
 
-Left out on purpose: every metric (`deepintuit.metrics` computes them from these rows), and anything that draws.
 Never imports torch.
 """
 

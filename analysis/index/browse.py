@@ -8,7 +8,6 @@ A filter reads only those columns of `stored_traces` that it names; texts are fe
 is asked by name (run, labels, reason …) is counted in `trace_counts`, and a page in such an order looks only among the
 rows of its own run or label. Values travel as parameters, never as text of a query, and columns come from the lists
 below.
-Left out on purpose: anything that computes a metric (`metrics`, `report`) and anything that draws.
 """
 
 from __future__ import annotations

@@ -11,8 +11,6 @@ A trace is stored once, as one row of `stored_traces`; people and pages know it 
 and `trace_facts` (what it is looked for by). `trace_counts` says how many traces are alike in all that is counted and
 filtered by name, so that no count reads a row a trace. A trace is found by `short_id`, a number of 32 bits, and the
 traces of a clip by `short_clip`, since to compare ten million texts takes five times as long.
-
-Left out on purpose: extensions, which would have to be downloaded.
 """
 
 import contextlib

@@ -1,7 +1,6 @@
 """Clips as a person looks for them, and what was said about one: its traces, and the predictions that rest on a trace.
 
 Plain functions of a workbench; values travel as parameters, never as text of a query. Rows come back as dicts.
-Left out on purpose: pages of traces over all clips (`browse`), anything that computes a metric.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
     answer = ask(workbench, "SELECT true_label, count(*) FROM trace_facts GROUP BY ALL")
     answer.names, answer.rows, answer.cut
 
-The words are in `console.toml`. Left out on purpose: running anything but one guarded SELECT, and a query builder.
-Never imports torch.
+The words are in `console.toml`. Never imports torch.
 """
 
 from __future__ import annotations

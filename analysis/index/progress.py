@@ -1,7 +1,6 @@
 """Questions about runs: which there are, what stands on what, how a training went, what was sampled in a step.
 
 Plain functions of a workbench; values travel as parameters, never as text of a query. All but `at_work` read the index.
-Left out on purpose: words (the page has them) and verdicts on a training (`report.health`).
 """
 
 from __future__ import annotations

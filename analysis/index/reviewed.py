@@ -5,8 +5,6 @@
 A row for each (task, trace, reviewer): the judgement or skip in force, and one for the adjudication of a trace, by the
 rules of `review.events`. A person's own query sees closed tasks only, and of these no clip that an open task asks
 about: reviewers may not see what others answer before they have.
-
-Left out on purpose: drafts, reservations, what is gold.
 """
 
 import warnings

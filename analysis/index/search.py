@@ -2,7 +2,7 @@
 
 Each text is marked with 1,024 bits (`KIND`): one for every run of four bytes in it, by hash. A text that holds a phrase
 has all of the phrase's marks. The reverse is not so, so what is left is read; a phrase under four bytes leaves all.
-Left out on purpose: words, stems and ranks. What is found is what `contains` finds.
+What is found is what `contains` finds.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ A slice is a filter or the text of a query, not a list of traces: what a new run
 is a file `slices/<word>-<hash>@<n>.json` that never changes; saving under a known name (capitals aside) adds one.
 Queries are texts of people, so they run guarded, always.
 
-Left out on purpose: deleting. Never imports torch.
+Never imports torch.
 """
 
 from __future__ import annotations

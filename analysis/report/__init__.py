@@ -7,9 +7,6 @@
 
 `results` computes, `text` prints (terminal, Markdown, over seeds), `figures` and `curves` draw, `gather` reads a
 workbench, `gains` compares classes stage by stage, `card` writes the page by the templates of `templates/card`.
-
-Left out on purpose: a choice of the best system (that is made on validation, by whoever runs the stages), live updates,
-image files of figures.
 """
 
 from deepintuit_analysis.report.card import run_card, show

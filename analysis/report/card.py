@@ -4,7 +4,7 @@
 
 `templates/card` has a file for each section; here are the plain values that they show.
 
-Left out on purpose: pixels of clips (a card is passed on, footage is not), anything that needs a server or a network.
+No pixels of clips (a card is passed on, footage is not), and nothing that needs a server or a network.
 """
 
 from __future__ import annotations

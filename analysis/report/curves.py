@@ -1,6 +1,6 @@
 """Training curves from the `steps` grain: a panel a quantity, with plain names and units.
 
-Left out on purpose: smoothing (a mean hides the collapse one looks for) and quantities that nobody acts on.
+Not smoothed: a mean hides the collapse that one looks for.
 """
 
 from __future__ import annotations

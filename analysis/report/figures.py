@@ -3,8 +3,6 @@
 One calm template: grey is the provisional label, blue the calibrated one, vermilion a loss. Colour-blind eyes tell them
 apart (after Okabe & Ito), and grey print does by marker, dash or hatching. Titles wrap at 700 px; the plain title is
 in `layout.meta`. Empty input gives a figure with a sentence in it.
-
-Left out on purpose: anything that computes a metric, images, animation.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     found = class_gains(stages_of(rows, headline(rows)))
     gains_figure(found)
 
-Left out on purpose: a correction for looking at many classes; with twenty of them, one interval in twenty lies.
+Not corrected for looking at many classes: with twenty of them, one interval in twenty misses.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Everything a run card tells, asked of a workbench: rows, runs, clips, reasons, examples, steps.
-
-Left out on purpose: reading text that the project wrote (all of it is columns), and any choice by score: example clips
-come in the order of their ids.
-"""
+"""Everything a run card tells, asked of a workbench: rows, runs, clips, reasons, examples, steps."""
 
 from __future__ import annotations
 

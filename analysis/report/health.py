@@ -5,8 +5,6 @@
 
 Each rule compares the mean of the first quarter with that of the last (at least three updates), and a change counts
 when it is twice what the noise between neighbouring updates would make of it. They say what to look at, not what is so.
-
-Left out on purpose: thresholds a user could set, and any choice of a run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Results as text: the terminal's table, Markdown for docs, the table over seeds, and the result in one sentence.
 
-Left out on purpose: colour as meaning, stars and bold winners. Shares are printed in percent, differences in points.
+Shares are printed in percent, differences in points.
 """
 
 from __future__ import annotations

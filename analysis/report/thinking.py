@@ -1,9 +1,7 @@
 """Thinking only when needed, drawn: what each threshold of the gate costs and brings (VideoAuto-R1).
 
-    quick = quick_answers(run.read("traces"), labels)                   # of a run whose traces all thought
-    gate_figure(gate_curve(*(quick[name] for name in GATE_COLUMNS)))
-
-Left out on purpose: choosing a threshold for anybody.
+quick = quick_answers(run.read("traces"), labels)                   # of a run whose traces all thought
+gate_figure(gate_curve(*(quick[name] for name in GATE_COLUMNS)))
 """
 
 from __future__ import annotations

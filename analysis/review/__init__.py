@@ -11,7 +11,7 @@ file of events; `reviews` hands out items and takes answers. What they tell is i
 `import_export`, the way back into training in `feedback`; `commands` is their command line. Agreement is counted in
 `agreement`, from `Reviews.ratings`; `label_errors` doubts labels.
 
-Left out on purpose: pages and keys (`app`). Never imports torch.
+Never imports torch.
 """
 
 from deepintuit_analysis.review.events import Event, Kind, State, fold

@@ -3,8 +3,6 @@ what they come to when each counts by how good they are.
 
 Ratings are `ratings_C_R`: class indices of R raters for C items, −1 where a rater said nothing. Each number is a
 statistic of weighted items, so one bootstrap over items (or groups of items) serves all.
-
-Left out on purpose: ordinal and interval distances, weighted kappa.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What `deepintuit review …` does: reviews out and in, corrected labels, the next cold start, the next batch, a report.
 
-Left out on purpose: parsing arguments (`cli`), judging (`app`). Run it:  deepintuit review report --dry-run
+Run it:  deepintuit review report --dry-run
 """
 
 import math

@@ -5,7 +5,7 @@
     run = coldstart_set(workbench, reviews, ["week 1"], config, onto="teach-…")   # deepintuit coldstart --teacher RUN
     next_batch(workbench, reviews, "homecam", 50)
 
-Left out on purpose: training (`deepintuit coldstart`), and traces of clips that cold start may not see, however good.
+Traces of clips that cold start may not see are not taken, however good.
 """
 
 import hashlib

@@ -5,8 +5,6 @@
 
 A row is a judgement, skip or adjudication in force, in the columns of `index.reviewed.SHOWN`. What comes in becomes new
 events that name their source and always count; an answer that is in force here stays.
-
-Left out on purpose: tasks themselves (open one here first), drafts, reservations, which items are gold.
 """
 
 import csv

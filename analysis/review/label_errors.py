@@ -1,8 +1,6 @@
 """Which given labels are probably wrong: confident learning (Northcutt, Jiang and Chuang 2021), as cleanlab has it.
 
 Probabilities must be out of fold: of a model that was not trained on the labels that it is to doubt.
-
-Left out on purpose: pruning by noise rate, and training on what is left.
 """
 
 from dataclasses import dataclass

@@ -6,8 +6,6 @@
 `reviews/events.sqlite` is in WAL mode: any process may write, with any number of threads, while others read. Threads
 that wait together share one transaction and one fsync. A row is an event as a line of JSON; no row is ever changed.
 `events.jsonl`, which earlier versions wrote, is read in by the first process that writes, and kept under another name.
-
-Left out on purpose: compaction (a hundred thousand events are read in about a second).
 """
 
 import contextlib

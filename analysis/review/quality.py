@@ -4,8 +4,6 @@ labels are probably wrong.
     reviews = reading(workbench.reviews)                       # beside a dashboard that writes
     settled(reviews, "week 1")[trace_id].label
     suspects(workbench, "homecam", "test").rows                # the most suspicious clip first
-
-Left out on purpose: agreement between people (`agreement`, from `Reviews.ratings`), anything that draws.
 """
 
 import contextlib

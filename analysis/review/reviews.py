@@ -9,8 +9,6 @@ by then it is an *extra*: leads see it, and it is left out of what is settled an
     reviews = Reviews(EventLog(workbench.reviews))
     reviews.open(task_of(workbench, "broken ones", TraceFilter(flip="broken"), "entropy", labels=labels), by="lead")
     item = reviews.next_item("broken ones", "ann")
-
-Left out on purpose: who may log in (`app`).
 """
 
 import random

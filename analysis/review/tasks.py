@@ -4,8 +4,6 @@ A task is fixed when it is opened: its traces and their order stand in its event
 hands when a new run comes in.
 
     task_of(workbench, "broken ones", TraceFilter(flip="broken"), order={"entropy": 2, "random": 1}, labels=labels)
-
-Left out on purpose: handing out and answering (`reviews`).
 """
 
 import re

@@ -6,8 +6,6 @@
 The clips go into a dataset of their own, without labels and without a split, and their traces and predictions into a
 run of the stage `predict`: both are there for the dashboard and for reviews. A killed run goes on where it stopped,
 and clips that an earlier run of the same system has answered are taken over.
-
-Left out on purpose: the ways to a distribution that read several traces, and reasoners that answer by label alone.
 """
 
 from __future__ import annotations

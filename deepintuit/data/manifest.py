@@ -1,8 +1,7 @@
 """The manifest of a dataset: which clips exist, and who may see them.
 
 One Parquet, `clips/<dataset>.parquet`, its label set beside it as `clips/<dataset>.labels.toml`. Saving never loses a
-version: the former pair stays as `<dataset>@<n>.parquet` and `<dataset>@<n>.labels.toml`. Left out on purpose:
-pixels, and any judgement of a clip; a clip that cannot be used stays as a row with the reason in `excluded`.
+version: the former pair stays as `<dataset>@<n>.parquet` and `<dataset>@<n>.labels.toml`.
 
 Run it:  python -c "from deepintuit.data import Manifest; print(Manifest.load('workbench', 'home').summary())"
 """

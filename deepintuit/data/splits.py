@@ -1,8 +1,7 @@
 """Splits by group: cold start, GRPO, calibration, validation, test, disjoint and reproducible by seed. Never by clip.
 
-The stages must not share clips (METHOD.md 1.3, 1.4), nor clips of one source. Left out on purpose: an optimal
-assignment, which is bin packing; the best of many randomised greedy rounds is close, and says how close in
-`Manifest.summary()`.
+The stages must not share clips (METHOD.md 1.3, 1.4), nor clips of one source. The optimal assignment is bin packing;
+the best of many randomised greedy rounds is close, and says how close in `Manifest.summary()`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Asking an endpoint: a bounded number of places, tries with back-off, answers kept on disk, a key that stays unseen.
-
-Left out on purpose: what is asked and what an answer means (`wire`, and the stages).
-"""
+"""Asking an endpoint: a bounded number at once, tries with back-off, answers kept on disk, a key that stays unseen."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What is sent to an endpoint and what it answers, as data. Nothing here opens a connection or knows a key.
-
-Left out on purpose: every field that only some servers know.
-"""
+"""What is sent to an endpoint and what it answers, as data. Nothing here opens a connection or knows a key."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ group, each advantage given to the tokens of its segment (VideoP2R's PA-GRPO; `g
 answer-think-answer: a quick and a final answer (VideoAuto-R1). answer-observation-think-answer: both at once.
 `prefilter` counts what the starting model does with each clip, and can leave out those with nothing to teach.
 
-Left out on purpose: a value model, vLLM sampling, more than one update a round.
+There is no value model, no sampling by vLLM, and one update a round.
 Run it:  deepintuit grpo --config configs/tiny.toml --start RUN
 """
 

@@ -2,7 +2,6 @@
 
 `Diagnostics`: is there anything to learn? `DifficultyFilter` (VideoAuto-R1): clips whose traces are all right or all
 wrong have nothing to teach, and are left out. Both count the same traces.
-Left out on purpose: sampling while GRPO trains (`trainer`), which has its own filter, dynamic sampling.
 """
 
 from __future__ import annotations

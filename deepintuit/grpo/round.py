@@ -1,7 +1,7 @@
 """One round of GRPO: sample → score → advantage → loss, in `play_round`, with the formula of each step.
 
 The grammar decides the rewards (`rewards`): of the whole trace, of seeing and reasoning apart, of a quick and a final
-answer. Left out on purpose: the forward passes and the update (`trainer`).
+answer.
 """
 
 from __future__ import annotations

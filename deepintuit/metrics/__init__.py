@@ -5,8 +5,6 @@ read: wrong, and counted on its own line. Truths and predictions are label texts
 order of `labels`, and `truth_C` beside them holds class indices. Empty input gives nan, never an exception.
 
 `answers`, `distributions`, `intervals` and `abstention` hold them; `evaluate_predictions` gives all at once.
-
-Left out on purpose: per-class calibration, drawing (`report`).
 """
 
 from __future__ import annotations

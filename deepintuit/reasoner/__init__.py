@@ -11,7 +11,6 @@
 - `replay`        the same events from a stored trace, without torch
 
 A name is imported when it is first asked for, so that a replay starts without torch.
-Left out on purpose: batching over several machines (Ray Data or a vLLM server do that).
 """
 
 from importlib import import_module

@@ -2,8 +2,7 @@
 
     shown = CONTROLS["conclusion_wrong"](Asked(opinions, truths, labels, seed))     # one `Shown` a clip
 
-`report.results.CONTROLS` says in words what each of them asks. Left out on purpose: scoring (`distribution` does), and
-what was *trained* without an input, which is a run of its own (`calibrate.without`).
+`report.results.CONTROLS` says in words what each of them asks.
 """
 
 from __future__ import annotations

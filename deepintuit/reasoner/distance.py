@@ -6,7 +6,7 @@ clip's patches, each standardised (deep nearest neighbours: Sun et al. 2022). It
 validation clips, which nothing was fitted on: farther than all but a share of them, a clip is unlike what was learnt
 from. Of clips exchangeable with those of validation that befalls at most this share.
 
-Left out on purpose: what the trace says. A model that has never seen such a clip writes about it as about any other.
+The trace is not read. A model that has never seen such a clip writes about it as about any other.
 """
 
 from __future__ import annotations

@@ -3,9 +3,6 @@ cost.
 
     gate = gate_for(task, config.gate)          # by the confidence of the quick answer's tokens
     LocalReasoner(vlm, task, seed, gate)        # every trace stops at its quick answer where the gate is sure
-
-Left out on purpose: choosing the threshold by itself; `report` draws its consequences on validation, a person or a
-config decides.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 Models are loaded when first asked for and kept, two at most: a reasoner and its calibrator. One `reason` at a time for
 one `Models`; who calls it keeps the line. Nothing is stored: a trace that should stay comes from a stage.
 
-Left out on purpose: the ways to a distribution that need several traces.
+Methods that need several traces are not offered here.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The events are shared with `live`: what a page shows while one clip is reasoned about. `replay` lays a stored text out
 in time; who shows it does the waiting.
 
-Left out on purpose: where the tokens of a stored text were cut. A replay advances by words.
+A replay advances by words: where the tokens of a stored text were cut is not kept.
 """
 
 from __future__ import annotations

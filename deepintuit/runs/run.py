@@ -1,11 +1,9 @@
 """One run: a folder that says how it was made, holds its rows as immutable Parquet parts, and can be continued.
 
-    with workbench.start_run("coldstart", config) as run:
-        for clip in clips_not_in(run.done("traces", "clip_id")):
-            run.append("traces", [...])          # on disk when this returns
-        run.finish({"accuracy": 0.82})
-
-Left out on purpose: merging small parts (a later issue; parts are only ever added here), remote file systems.
+with workbench.start_run("coldstart", config) as run:
+    for clip in clips_not_in(run.done("traces", "clip_id")):
+        run.append("traces", [...])          # on disk when this returns
+    run.finish({"accuracy": 0.82})
 """
 
 import contextlib

@@ -11,7 +11,7 @@ stored rows, so it is the same however often the run was killed.
 With a grammar that has an observation a third step follows (VideoP2R): a judge reads the observation alone, without
 the clip, and a trace whose observation does not suffice is dropped too (`judges`; `teach.judged`).
 
-Left out on purpose: repair of malformed traces, asking until a trace is right.
+Malformed traces are not repaired.
 Run it:  python -m pytest tests/test_teach.py
 """
 

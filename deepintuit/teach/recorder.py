@@ -1,7 +1,4 @@
-"""The recorder of stage "teach": traces come in, are scored and put on disk; at the end the stored rows are counted.
-
-Left out on purpose: any knowledge of who wrote a trace (`teachers`).
-"""
+"""The recorder of stage "teach": traces come in, are scored and put on disk; at the end the stored rows are counted."""
 
 from __future__ import annotations
 

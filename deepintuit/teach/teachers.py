@@ -1,7 +1,4 @@
-"""The teachers of stage "teach", each a function (clips, samples to write by clip, recorder). Torch only in the third.
-
-Left out on purpose: what becomes of a trace (`recorder`).
-"""
+"""The teachers of stage "teach", each a function (clips, samples to write by clip, recorder). The third needs torch."""
 
 from __future__ import annotations
 

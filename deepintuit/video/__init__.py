@@ -13,7 +13,7 @@ reads the rest, and what neither can read is a `VideoError` with a `VideoReason`
 Native decoders cannot be interrupted: in this process `Limits.max_seconds` is looked at between packets. For a file
 nobody has read before, `isolate=True` reads in a child process that is killed when it hangs and may crash alone.
 
-Left out on purpose: audio samples, colour management, streaming.
+Audio and colour management are not handled.
 Run it:  python -m deepintuit.video clip.mp4 …
 """
 

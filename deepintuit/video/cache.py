@@ -2,8 +2,8 @@
 
 An entry is a safetensors file, written to a temporary name and renamed. It holds its own name and a checksum over all
 that is in it: one that is damaged, cut, or in another's place counts as absent, is computed again and overwritten.
-Several processes may write, read and evict at once; whoever finds an entry gone computes it.
-Left out on purpose: locks between processes. Two that miss the same entry at once both compute it, and write the same.
+Several processes may write, read and evict at once; whoever finds an entry gone computes it. Processes do not lock each
+other out. Two that miss the same entry at once both compute it, and write the same.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Opening a file that may be anything: what is checked before a decoder sees it, and the packet index of its pictures.
-
-Left out on purpose: decoding (`frames`).
-"""
+"""Opening a file that may be anything: checks before a decoder sees it, and the packet index of its pictures."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Writing H.264 MP4 files that every browser plays, with the libx264 that comes inside PyAV. No external program.
 
-Left out on purpose: choice of codec and quality. Files are written under a temporary name, flushed and renamed.
+Files are written under a temporary name, flushed and renamed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Frames of one file: which ones, by which reader, at which times. See the package's docstring for what is promised.
 
-Left out on purpose: seeking in PyAV. It decodes from the first packet, which makes it the reference everywhere;
-decord seeks, and is used where it gives the same frames.
+PyAV does not seek. It decodes from the first packet, which makes it the reference everywhere; decord seeks, and is used
+where it gives the same frames.
 """
 
 from __future__ import annotations

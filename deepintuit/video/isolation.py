@@ -1,6 +1,6 @@
 """Reading in a child process (`worker`), so that a decoder that hangs, crashes or eats memory takes only itself along.
 
-Left out on purpose: a sandbox. The child has the rights of its parent.
+It is no sandbox. The child has the rights of its parent.
 """
 
 from __future__ import annotations

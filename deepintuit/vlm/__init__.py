@@ -8,8 +8,6 @@
 - `sampling`  groups of traces behind one prefill, one until they part
 - `scoring`   label likelihoods behind one prompt; log-probabilities of written traces
 - `finetune`  cross-entropy on targets, resumable, through TRL's SFTTrainer
-
-Left out on purpose: images, audio, several clips in a prompt.
 """
 
 from transformers.utils import logging as _transformers_logging

@@ -1,8 +1,7 @@
 """Attention of a packed sequence along a tree: a token sees its ancestors and itself.
 
 Registered with transformers as `prefix_tree`; a call without a tree is its `sdpa`. Every pair that meets is computed
-once, branch by branch, without a mask over pairs that never meet. Left out on purpose: kernels of a GPU's own, sliding
-windows.
+once, branch by branch, without a mask over pairs that never meet. Sliding windows are not supported.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A checkpoint of another family is refused by its `config.json`, before its weights are read: what is guessed of one
 trains on wrong losses without a word. `tests/test_families.py` holds every record to the family's own code in
-transformers. Left out on purpose: Qwen2-VL and the mixtures of experts (adapters would miss the experts), sound.
+transformers. Not here: Qwen2-VL, mixtures of experts (adapters would miss the experts), sound.
 """
 
 from __future__ import annotations

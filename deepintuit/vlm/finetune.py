@@ -4,8 +4,6 @@ TRL's SFTTrainer with a collator of our own: the clip's features come from the f
 masked, the loss is a mean over the target's tokens. Resumable: the same call after a kill goes on from the last
 checkpoint to the same result. A batch goes through the model in parts of at most `model.tokens_per_pass` tokens, in
 which what the rows of a clip share is computed once; where it holds clips enough, such rows stand in one batch.
-
-Left out on purpose: TRL's packing (it refuses video).
 """
 
 from __future__ import annotations

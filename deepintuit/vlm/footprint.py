@@ -1,8 +1,8 @@
 """How much memory a model takes before it is there: its passes on tensors that have a shape and no numbers.
 
 torch's fake tensors hold nothing, so a 7B is built in a second on any machine. Losses, prefill and decoding run on them
-through the same code as on real ones, and what is alive at once is added up. Left out on purpose: the visual tower's
-pass (one clip at a time, without gradients), and what an allocator loses between blocks (10 to 20 % on CUDA).
+through the same code as on real ones, and what is alive at once is added up. Not counted: the visual tower's pass (one
+clip at a time, without gradients), and what an allocator loses between blocks (10 to 20 % on CUDA).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 At a rate of 1e-6 an AdamW step is smaller than the spacing of most bfloat16 weights: they would stay where they are. So
 what is trained is held in float32 and rounded wherever a forward pass reads it. Sampling, scores, hidden states and
 losses then are what the saved weights, loaded again, would give: the same numbers in the same arithmetic. Gradients
-pass the rounding as they are and add up in float32. Left out on purpose: autocast, under which what a pass computes
-depends on who calls it, and on each operation's place in a list.
+pass the rounding as they are and add up in float32. Autocast is not used: under it, what a pass computes depends on who
+calls it, and on each operation's place in a list.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ holds the tokens of all its traces behind one prompt, and a mask says which are 
 nor for a step. Many clips go in rounds of bounded cache. Every trace draws from a random stream of its own, keyed by
 (seed, clip, sample): what a trace says does not depend on which others are sampled beside it, nor on where a killed
 run resumed.
-
-Left out on purpose: beam search, repetition penalties.
 """
 
 from __future__ import annotations

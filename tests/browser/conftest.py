@@ -4,7 +4,7 @@ The workbench is written through the store's own API: eight MP4s of three second
 show, rollouts of two training steps, flips in both directions, a malformed trace, and one trace and one file name full
 of markup. `site` is a `Site`; `page` is a Chromium page that fails its test when a request leaves the host.
 
-Left out on purpose: a model. A test that needs one writes its own workbench and calls `serve`.
+A test that needs one writes its own workbench and calls `serve`.
 Run it:  python -m pytest tests/browser        (skips, with the reason, where no Chromium is found)
 """
 
