@@ -15,10 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+
+# As `deepintuit demo`: one thread a process, read when torch is loaded, here and in the processes that this one starts.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import numpy as np
 from fingerprint import fingerprint

@@ -4,6 +4,7 @@ import json
 import math
 import time
 import tracemalloc
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -267,6 +268,15 @@ def test_wilson_by_the_formula() -> None:
     assert metrics.wilson(5, 5).high == 1 and metrics.wilson(5, 5).low > 0.5
     nothing = metrics.wilson(0, 0)
     assert math.isnan(nothing.value) and (nothing.low, nothing.high) == (0, 1)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=6), st.data())
+def test_pass_at_k_is_the_share_of_all_draws_of_k_samples_with_a_right_one(right: list[bool], data) -> None:
+    k = data.draw(st.integers(1, len(right)))
+    drawn = [any(some) for some in combinations(right, k)]
+    assert metrics.pass_at_k([right], k) == pytest.approx([np.mean(drawn)])
+    with pytest.raises(DataError, match=f"pass@{len(right) + 1} of {len(right)} samples"):
+        metrics.pass_at_k([right], len(right) + 1)
 
 
 def test_flips_by_hand() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -44,7 +45,7 @@ from deepintuit_analysis.report import (
     training_figure,
 )
 from deepintuit_analysis.report.card import document
-from deepintuit_analysis.report.gather import departures
+from deepintuit_analysis.report.gather import departures, gather
 from deepintuit_analysis.report.results import CONTROLS, Comparison
 from deepintuit_analysis.report.thinking import gate_figure, quick_answers
 
@@ -482,6 +483,7 @@ def workbench_with(
     trace: str = "<think>a</think><answer>cat</answer>",
     clip_name: str = "a.mp4",
     thresholds: bool = True,
+    sampled: Sequence[dict[str, object]] = (),
 ) -> tuple[Workbench, str]:
     workbench = Workbench(tmp_path / "w")
     clips = [clip_row(c, "cat" if c in "ab" else "dog") for c in "abcd"]
@@ -498,7 +500,10 @@ def workbench_with(
             "traces",
             [{"clip_id": c, "sample": 0, "text": trace, "reason": "nested_tag" if c == "d" else None} for c in "abcd"],
         )
-        trace_of = run.read("traces", ["clip_id", "trace_id"]).set_index("clip_id")["trace_id"]
+        run.append("traces", list(sampled))
+        trace_of = (
+            run.read("traces", ["clip_id", "sample", "trace_id"]).query("sample == 0").set_index("clip_id")["trace_id"]
+        )
         run.append("predictions", [{**row, "trace_id": trace_of[row["clip_id"]]} for row in rows])
         about = {"name": "mismatch", "evidence": "dog"}
         run.append("scores", [{**about, "trace_id": trace_of[c], "value": float(c == "b")} for c in "abc"])
@@ -562,6 +567,22 @@ def test_the_card_tells_the_result_and_how_to_get_it_again(tmp_path: Path) -> No
     ):
         assert told in text, told
     assert not list(path.parent.glob(".*"))
+
+
+def test_sampled_traces_stand_beside_the_greedy_one(tmp_path: Path) -> None:
+    truth, said = {"a": "cat", "b": "cat", "c": "dog", "d": "dog"}, {"temperature": 1.0, "text": ""}
+    answers = {"a": ["cat", "cat"], "b": ["dog", "cat"], "c": ["dog", "dog"], "d": ["cat", None]}
+    samples = [
+        {**said, "clip_id": clip, "sample": number, "provisional": answer, "true_label": truth[clip]}
+        for clip, pair in answers.items()
+        for number, answer in enumerate(pair, 1)
+    ]
+    workbench, run_id = workbench_with(tmp_path, tiny(), sampled=samples)
+    (row,) = gather(workbench, [run_id]).sampled
+    assert (row.n, row.samples, row.temperature, row.greedy.value) == (4, 2, 1.0, 0.5)
+    assert {k: estimate.value for k, estimate in row.passes.items()} == {1: 0.625, 2: 0.75}
+    text = Page(run_card(workbench, run_id).read_text(encoding="utf-8")).text
+    assert "Mean of samples % pass@2 %" in text and "4 2 1.0 50.0" in text
 
 
 def test_the_card_asks_nothing_of_the_network(tmp_path: Path) -> None:

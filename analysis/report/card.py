@@ -116,6 +116,8 @@ def _page(story: Story) -> str:
         "traces": reasons["n"].sum(),
         "malformed": reasons.loc[reasons["reason"] != "well-formed", "n"].sum(),
         "examples": story.examples,
+        "sampled": story.sampled,
+        "passes": sorted({k for one in story.sampled for k in one.passes}),
         "kinds": KINDS,
         "runs": _runs(story),
         "clips": _clips(story),

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from deepintuit.config import Config, EvaluateConfig, of
 from deepintuit.errors import DataError, StoreError
 from deepintuit.labels import NONE_LABEL, LabelSet
+from deepintuit.metrics import Estimate, pass_at_k
 from deepintuit.runs import Run
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.report.gains import ClassGains, class_gains, stages_of
@@ -39,12 +41,30 @@ class Example:
     reason: str | None
 
 
+PASSES = (1, 2, 4, 8, 16, 32)
+"""The k of pass@k, as far as there are samples."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The sampled traces of one system: G of each of n clips. `passes`: k → pass@k; pass@1 is the mean of samples, what
+    GRPO raises. `greedy`: the provisional label of the same clips."""
+
+    system: str
+    n: int
+    samples: int
+    temperature: float
+    greedy: Estimate
+    passes: Mapping[int, Estimate]
+
+
 @dataclass(frozen=True)
 class Story:
     """`runs` are run.json of the asked runs, then of the runs they stand on. `clips` has split, label, n; `excluded`
     reason, split, n; `reasons` run_id, stage, reason, n, share; `steps` the training steps by run id; `quick` the quick
     answers of the headline's traces, where the grammar asks for any and all of them thought; `gains`: the
-    headline's system by class, stage against stage, None without an earlier stage."""
+    headline's system by class, stage against stage, None without an earlier stage; `sampled`: of each system whose
+    clips have several sampled traces."""
 
     rows: list[Result]
     headline: Result | None
@@ -58,6 +78,7 @@ class Story:
     steps: dict[str, pd.DataFrame]
     quick: pd.DataFrame
     gains: ClassGains | None
+    sampled: list[Sampled]
 
 
 @dataclass(frozen=True)
@@ -166,7 +187,27 @@ def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig 
         {run_id: steps for run_id, steps in logged.items() if len(steps)},
         _quick(workbench, table, spoken),
         class_gains(stages_of(table.rows, spoken)),
+        sampled(workbench, table),
     )
+
+
+def sampled(workbench: Workbench, table: Table) -> list[Sampled]:
+    """What sampling finds, of each system of a table in its order, where its clips have several sampled traces."""
+    raw = {trace: row for row in table.rows if row.key[1:] == ("raw", "none") for trace in row.frame["trace_id"]}
+    systems = []
+    for about in table.runs:
+        names = ["trace_id", "clip_id", "sample", "temperature", "provisional", "true_label"]
+        traces = workbench.run(about["run_id"]).read("traces", names)
+        row = next((raw[trace] for trace in traces["trace_id"] if trace in raw), None)
+        drawn = traces[traces["sample"] > 0].assign(right=lambda rows: rows["provisional"] == rows["true_label"])
+        if row is None or drawn["sample"].nunique() < 2:
+            continue
+        right_C_G = drawn.pivot(index="clip_id", columns="sample", values="right").loc[row.frame.index].to_numpy(bool)
+        counts = [k for k in PASSES if k <= right_C_G.shape[1]]
+        means = row.means(np.stack([row.right_C, *(pass_at_k(right_C_G, k) for k in counts)], 1))
+        passes = dict(zip(counts, means[1:], strict=True))
+        systems.append(Sampled(row.system, *right_C_G.shape, float(drawn["temperature"].iloc[0]), means[0], passes))
+    return systems
 
 
 def _quick(workbench: Workbench, table: Table, row: Result | None) -> pd.DataFrame:

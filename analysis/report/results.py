@@ -152,6 +152,11 @@ class Result:
         found = bootstrap(share_of(inside_C, among_C), self.n, groups_C=self.groups_C, **self._options)
         return self._never_certain(found, among_C)
 
+    def means(self, values_C_S: np.ndarray) -> list[Estimate]:
+        """The mean over clips of each of S values, on the same draws."""
+        statistics = lambda weights_B_C: weights_B_C @ values_C_S / weights_B_C.sum(1, keepdims=True)  # noqa: E731
+        return bootstrap_each(statistics, self.n, groups_C=self.groups_C, **self._options)
+
     def _never_certain(self, share: Estimate, among_C: np.ndarray | None = None) -> Estimate:
         """Resampling 400 clips of which none failed never draws a failure, and would call 0 % certain: Wilson's
         interval for a share of 0 or 1, as if each group were one clip."""

@@ -27,7 +27,7 @@ from deepintuit.metrics.abstention import (
     set_coverage,
     thresholds_for,
 )
-from deepintuit.metrics.answers import ClassScores, Flips, class_scores, confusion, flips, macro_f1
+from deepintuit.metrics.answers import ClassScores, Flips, class_scores, confusion, flips, macro_f1, pass_at_k
 from deepintuit.metrics.distributions import (
     FLOOR,
     Bins,
@@ -93,6 +93,7 @@ __all__ = [
     "nll",
     "nll_each",
     "paired_difference",
+    "pass_at_k",
     "reliability_bins",
     "risk_coverage",
     "set_coverage",

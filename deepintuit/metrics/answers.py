@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import comb
 
 from deepintuit.errors import DataError
 from deepintuit.labels import NONE_LABEL
@@ -85,3 +87,13 @@ def flips(before_C: Sequence[str], after_C: Sequence[str], truth_C: Sequence[str
 
     p = float(binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
     return Flips(lost, won, int((before & after).sum()), int((~before & ~after).sum()), p)
+
+
+def pass_at_k(right_C_G: ArrayLike, k: int) -> Floats:
+    """(C,) of each clip, the chance that k of its G sampled traces, drawn without putting back, hold a right one: the
+    unbiased estimate 1 − C(G − c, k) / C(G, k) with c right ones (Chen et al., 2021). k = 1 is the mean of samples."""
+    right = np.asarray(right_C_G, dtype=bool)
+    G = right.shape[1]
+    if not 1 <= k <= G:
+        raise DataError(f"pass@{k} of {G} samples", "it needs as many samples as it draws", f"Ask for 1 to {G}")
+    return 1 - comb(G - right.sum(1), k) / comb(G, k)
