@@ -75,13 +75,13 @@ def import_smarthome(
     videos = _Videos(videos_folder)
     rows, findings = [], []
     for number, record in _table(root / "Video_Annotation.csv", ("Title", "Anomaly Tag")):
-        title, where = record["Title"].strip(), f"Video_Annotation.csv, line {number},"
+        title, location = record["Title"].strip(), f"Video_Annotation.csv, line {number},"
         if not title:
-            findings.append(Finding(Kind.EMPTY_ROW, f"line {number}", f"{where} has no Title; passed over."))
+            findings.append(Finding(Kind.EMPTY_ROW, f"line {number}", f"{location} has no Title; passed over."))
             continue
         if title not in split_of:
             raise DataError(
-                f"{where} lists {title!r}, which deepintuit_split.csv does not.",
+                f"{location} lists {title!r}, which deepintuit_split.csv does not.",
                 "A clip whose split is unknown could be a test clip.",
                 "Use files of the same release.",
             )
@@ -138,14 +138,14 @@ def import_multihateclip(
     for split in ("train", "valid", "test"):
         table = home / "annotation" / f"{split}.tsv"
         for number, record in _table(table, ("Video_ID", "Majority_Voting")):
-            clip, where = record["Video_ID"].strip(), f"{table.name}, line {number},"
+            clip, location = record["Video_ID"].strip(), f"{table.name}, line {number},"
             if not clip:
                 findings.append(
-                    Finding(Kind.EMPTY_ROW, f"{split} line {number}", f"{where} has no Video_ID; passed over.")
+                    Finding(Kind.EMPTY_ROW, f"{split} line {number}", f"{location} has no Video_ID; passed over.")
                 )
                 continue
             votes = {
-                k: _literal(v, f"{where} column {k!r},")
+                k: _literal(v, f"{location} column {k!r},")
                 for k, v in record.items()
                 if k not in ("Video_ID", "Majority_Voting") and v
             }
@@ -167,16 +167,16 @@ def import_multihateclip(
 
 def _cuts(root: Path) -> dict[str, float]:
     """Title → seconds to cut off the end, or below 0 the beginning, as the benchmark's own script takes its table."""
-    named = sorted(path for path in root.iterdir() if re.fullmatch(r"(video_)?trim\w*\.csv", path.name.lower()))
-    table, column = (named[0], "Time") if named else (root / "deepintuit_split.csv", "trim_seconds")
+    tables = sorted(path for path in root.iterdir() if re.fullmatch(r"(video_)?trim\w*\.csv", path.name.lower()))
+    table, column = (tables[0], "Time") if tables else (root / "deepintuit_split.csv", "trim_seconds")
     cuts = {}
     for number, record in _table(table, ("Title",)):
-        given = next((v for k, v in record.items() if k.strip().lower() == column.lower()), "").strip()
+        cell = next((v for k, v in record.items() if k.strip().lower() == column.lower()), "").strip()
         try:
-            cuts[record["Title"].strip()] = float(Fraction(given or "0"))  # a number, and neither nan nor infinity
+            cuts[record["Title"].strip()] = float(Fraction(cell or "0"))  # a number, and neither nan nor infinity
         except (ValueError, ZeroDivisionError) as error:
             raise DataError(
-                f"{table.name}, line {number}, column {column!r} holds {given[:60]!r}.",
+                f"{table.name}, line {number}, column {column!r} holds {cell[:60]!r}.",
                 "It is a number of seconds to cut off the end, or below 0 the beginning.",
                 "Use the benchmark's own file, unchanged.",
             ) from error
@@ -189,8 +189,8 @@ class _Videos:
 
     def __init__(self, root: str | Path) -> None:
         self._by_stem: dict[str, list[Path]] = {}
-        found = (p for p in files(folder(root)) if p.suffix.lower() in VIDEO_SUFFIXES)
-        for path in sorted(found, key=lambda p: (len(p.parts), str(p))):
+        videos = (p for p in files(folder(root)) if p.suffix.lower() in VIDEO_SUFFIXES)
+        for path in sorted(videos, key=lambda p: (len(p.parts), str(p))):
             self._by_stem.setdefault(path.stem, []).append(path)
 
     def find(self, stem: str) -> Path | None:
@@ -222,8 +222,8 @@ def _table(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str,
 
 def _texts(path: Path) -> dict[str, dict[str, str]]:
     try:
-        found = json.loads(read_text(path))
-        return {clip: {k: as_text(v) for k, v in fields.items()} for clip, fields in found.items()}
+        contents = json.loads(read_text(path))
+        return {clip: {k: as_text(v) for k, v in fields.items()} for clip, fields in contents.items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path.name} is not the table of texts ({error}).",
@@ -232,7 +232,7 @@ def _texts(path: Path) -> dict[str, dict[str, str]]:
         ) from error
 
 
-def _literal(cell: str, where: str) -> str:
+def _literal(cell: str, location: str) -> str:
     """A cell that holds a Python list of words or pairs, as JSON. Parsed as data, never run."""
     try:
         value = ast.literal_eval(cell)
@@ -242,7 +242,7 @@ def _literal(cell: str, where: str) -> str:
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
         problem = type(error).__name__
     raise DataError(
-        f"{where} holds {cell[:60]!r} ({problem}).",
+        f"{location} holds {cell[:60]!r} ({problem}).",
         "A Python list such as ['Woman', 'Man'] is expected there.",
         "Use the benchmark's own file, unchanged.",
     )
@@ -253,12 +253,12 @@ def _video_id(url: str) -> str | None:
     parts = urlsplit(url.strip())
     host = (parts.hostname or "").removeprefix("www.").removeprefix("m.")
     if host == "youtu.be":
-        found = parts.path.strip("/").split("/")[0]
+        video = parts.path.strip("/").split("/")[0]
     elif host == "youtube.com":
         tail = parts.path.strip("/").split("/")
-        found = parse_qs(parts.query).get("v", [""])[0] or (
+        video = parse_qs(parts.query).get("v", [""])[0] or (
             tail[1] if tail[0] in ("shorts", "embed", "live") and tail[1:] else ""
         )
     else:
         return None
-    return f"yt:{found}" if found else None
+    return f"yt:{video}" if video else None

@@ -91,8 +91,8 @@ class Report:
         splits = ", ".join(f"{split} {n}" for split, n in sorted(self.listed.items()))
         lines = [f"{sum(self.listed.values())} rows listed ({splits})."]
         for kind, n in sorted(self.counts().items()):
-            shown = [f"    {finding.sentence}" for finding in self.of(Kind(kind))[:5]]
-            lines += [f"  {kind}: {n}", *shown, *([f"    … and {n - 5} more"] if n > 5 else [])]
+            examples = [f"    {finding.sentence}" for finding in self.of(Kind(kind))[:5]]
+            lines += [f"  {kind}: {n}", *examples, *([f"    … and {n - 5} more"] if n > 5 else [])]
         return "\n".join(lines)
 
 
@@ -117,12 +117,12 @@ class Row:
 
 def untrimmed(row: Row, seconds: float | None = None) -> Finding:
     """That this clip's file still has what must be cut off; `seconds`: its length, where it is known."""
-    where = f"last {row.cut:g} s" if row.cut > 0 else f"first {-row.cut:g} s"
+    part = f"last {row.cut:g} s" if row.cut > 0 else f"first {-row.cut:g} s"
     long = f" of {seconds:.1f}" if seconds else ""
     return Finding(
         Kind.UNTRIMMED,
         row.source,
-        f"{row.source!r} ({row.split or 'no split'}): the {where}{long} must be cut off before use, and were not as "
+        f"{row.source!r} ({row.split or 'no split'}): the {part}{long} must be cut off before use, and were not as "
         "far as can be told. Cut them with the benchmark's Video_trim.py, and import its folder with --trimmed.",
     )
 
@@ -139,7 +139,7 @@ def is_split(name: str) -> bool:
     return name.strip().lower() in _SPLIT_NAMES
 
 
-def given_split(name: str | None, where: str) -> str | None:
+def given_split(name: str | None, location: str) -> str | None:
     """The split that an annotation means (`val`, `dev` → `validation`, …); blank is None; an unknown word is a
     `DataError`."""
     word = (name or "").strip().lower()
@@ -148,7 +148,7 @@ def given_split(name: str | None, where: str) -> str | None:
     if word not in _SPLIT_NAMES:
         near = nearest(word, list(_SPLIT_NAMES))
         raise DataError(
-            f"{where} puts a clip into the split {name!r}.",
+            f"{location} puts a clip into the split {name!r}.",
             f"Splits are {', '.join(SPLITS)} or train, which is divided later.",
             f"Write one of these{f' (nearest: {near})' if near else ''}, or leave the cell empty.",
         )
@@ -194,18 +194,18 @@ def fold(rows: Sequence[Row], key: Callable[[Row], Hashable | None]) -> tuple[li
     for i, row in enumerate(rows):
         own = key(row)
         clusters.setdefault(("alone", i) if own is None else ("key", own), []).append(row)
-    kept, findings = [], []
+    folded, findings = [], []
     for cluster in clusters.values():
-        row, found = _fold_one(cluster) if len(cluster) > 1 else (cluster[0], [])
-        kept.append(row)
-        findings += found
-    return kept, findings
+        row, notes = _fold_one(cluster) if len(cluster) > 1 else (cluster[0], [])
+        folded.append(row)
+        findings += notes
+    return folded, findings
 
 
 def _fold_one(cluster: list[Row]) -> tuple[Row, list[Finding]]:
     keep = min(cluster, key=lambda row: _PROTECTED.index(row.split) if row.split else len(_PROTECTED))
-    others = [row for row in cluster if row is not keep]
-    keep = replace(keep, also_at=keep.also_at + tuple(name for row in others for name in (row.source, *row.also_at)))
+    rest = [row for row in cluster if row is not keep]
+    keep = replace(keep, also_at=keep.also_at + tuple(name for row in rest for name in (row.source, *row.also_at)))
     findings = [
         Finding(
             Kind.DUPLICATE,
@@ -214,13 +214,13 @@ def _fold_one(cluster: list[Row]) -> tuple[Row, list[Finding]]:
             if row.source == keep.source
             else f"{row.source!r} is the same clip as {keep.source!r}; kept once.",
         )
-        for row in others
+        for row in rest
     ]
-    said = {word: row.source for row in cluster if (word := row.label or normalise(row.label_given))}
-    if len(said) > 1:
-        detail = "; ".join(f"{source!r} says {label!r}" for label, source in sorted(said.items()))
+    source_of = {word: row.source for row in cluster if (word := row.label or normalise(row.label_given))}
+    if len(source_of) > 1:
+        detail = "; ".join(f"{source!r} says {label!r}" for label, source in sorted(source_of.items()))
         findings.append(
-            Finding(Kind.CONFLICTING_LABEL, keep.source, f"One clip, {len(said)} labels: {detail}. Excluded.")
+            Finding(Kind.CONFLICTING_LABEL, keep.source, f"One clip, {len(source_of)} labels: {detail}. Excluded.")
         )
         keep = replace(keep, excluded=Excluded.CONFLICTING_LABEL, detail=detail)
     splits = sorted({row.split for row in cluster if row.split})
@@ -277,15 +277,15 @@ def _given(word: str) -> str:
 def _look(row: Row, labels: LabelSet, labelled: bool) -> Row:
     label = labels.resolve(row.label_given)
     if label is None and (folded := _given(row.label_given)):
-        label = next((known for known in labels if _given(known) == folded), None)
+        label = next((name for name in labels if _given(name) == folded), None)
     elif normalise(row.label_given) in _MISSING - set(map(normalise, labels)):
         row = replace(row, label_given="")
     row = replace(row, label=label)
     if row.excluded:
         return row
     if row.path is None or (why := absent(row.path)):
-        where = f"no file at {str(row.path)!r} ({why})" if row.path else "no video file has this name"
-        return replace(row, excluded=Excluded.MISSING, detail=f"{row.source!r}: {where}.")
+        problem = f"no file at {str(row.path)!r} ({why})" if row.path else "no video file has this name"
+        return replace(row, excluded=Excluded.MISSING, detail=f"{row.source!r}: {problem}.")
     if label is None and labelled and not row.label_given.strip():
         return replace(row, excluded=Excluded.NO_LABEL, detail=f"{row.source!r} has no label.")
     if label is None and labelled:

@@ -64,17 +64,17 @@ def scan(
     journal = _Journal(clips / f"{dataset}.journal.jsonl", repr(limits), fresh)
     paths = dict.fromkeys(row.path for row in listing.rows if row.path is not None and not absent(row.path))
     keys = {path: journal.key(path) for path in paths}  # as the files are before they are looked at
-    seen = {path: known for path in paths if (known := journal.get(keys[path]))}
+    looks = {path: entry for path in paths if (entry := journal.get(keys[path]))}
 
-    todo = [path for path in paths if path not in seen]
+    todo = [path for path in paths if path not in looks]
     for path, look in _each(partial(_look, probe=probe, limits=limits), todo, jobs, "Looking at clips", progress):
-        seen[path] = look
+        looks[path] = look
         journal.put(keys[path], look)
 
     folder = clips / "playable"
     targets = {
         path: folder / f"{look['sha256'][:16]}.mp4"
-        for path, look in seen.items()
+        for path, look in looks.items()
         if playable_copy and _wants_copy(look, folder)
     }
     if targets:
@@ -82,9 +82,9 @@ def scan(
         disk.sweep(folder)  # half copies of a killed import
     copy = partial(_copy, playable_copy=playable_copy, targets=targets)
     for path, problem in _each(copy, list(targets), jobs, "Copies for browsers", progress):
-        seen[path]["copy_problem"] = problem
-        journal.put(keys[path], seen[path])
-    return _assemble(manifest, listing, seen, keep_truncated)
+        looks[path]["copy_problem"] = problem
+        journal.put(keys[path], looks[path])
+    return _assemble(manifest, listing, looks, keep_truncated)
 
 
 def _look(path: Path, probe: Callable[..., Any], limits: Any) -> dict[str, Any]:
@@ -122,28 +122,28 @@ def _copy(path: Path, playable_copy: Callable[[Path, Path], Any], targets: dict[
 
 
 def _each(
-    work: Callable[[Path], Any], paths: Sequence[Path], jobs: int, what: str, progress: bool
+    work: Callable[[Path], Any], paths: Sequence[Path], jobs: int, title: str, progress: bool
 ) -> Iterator[tuple[Path, Any]]:
     """(path, work(path)) as they are finished, by `jobs` threads. An error of `work` ends the scan."""
-    todo, done = deque(paths), SimpleQueue()
+    todo, queue = deque(paths), SimpleQueue()
 
     def run() -> None:
         with contextlib.suppress(IndexError):
             while True:
                 path = todo.popleft()
                 try:
-                    done.put((path, work(path), None))
+                    queue.put((path, work(path), None))
                 except BaseException as error:  # noqa: BLE001
-                    done.put((path, None, error))
+                    queue.put((path, None, error))
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, disable=not progress or not paths) as bar:
-            task = bar.add_task(what, total=len(paths))
+            task = bar.add_task(title, total=len(paths))
             for _ in range(min(max(jobs, 1), len(paths))):
                 Thread(target=run, daemon=True).start()  # daemon: Ctrl-C does not wait for what they are at
             for _ in paths:
-                path, result, error = done.get()
+                path, result, error = queue.get()
                 if error is not None:
                     raise error
                 yield path, result
@@ -153,12 +153,12 @@ def _each(
 
 
 def _assemble(
-    manifest: Manifest, listing: Listing, seen: dict[Path, dict[str, Any]], keep_truncated: bool
+    manifest: Manifest, listing: Listing, looks: dict[Path, dict[str, Any]], keep_truncated: bool
 ) -> tuple[Manifest, Report]:
     findings = list(listing.report.findings)
     rows = []
     for row in listing.rows:
-        look = seen.get(row.path)
+        look = looks.get(row.path)
         if look and not look["info"]:
             findings.append(
                 Finding(Kind.UNREADABLE, row.source, f"{row.source!r}: {look['excluded']}. {look['detail']}")
@@ -181,22 +181,22 @@ def _assemble(
 
     def content(row: Row) -> str | None:
         # Files that cannot be read are listed one by one, even where two are equal (two empty ones, say).
-        return seen[row.path]["sha256"] if row.path in seen and seen[row.path]["info"] else None
+        return looks[row.path]["sha256"] if row.path in looks and looks[row.path]["info"] else None
 
     rows, folded = fold(rows, content)
-    ids = _ids(rows, seen)
-    table = rows_to_table([_record(row, clip_id, seen.get(row.path), manifest) for row, clip_id in zip(rows, ids)])
+    ids = _ids(rows, looks)
+    table = rows_to_table([_record(row, clip_id, looks.get(row.path), manifest) for row, clip_id in zip(rows, ids)])
     manifest.frame = to_frame(table, manifest.workbench)
     return manifest, Report(Counter(listing.report.listed), (*findings, *folded))
 
 
-def _ids(rows: list[Row], seen: dict[Path, dict[str, Any]]) -> list[str]:
+def _ids(rows: list[Row], looks: dict[Path, dict[str, Any]]) -> list[str]:
     """A clip_id per row: by content; for a file that is missing, closed or unreadable twice, by name."""
     ids: dict[str, str] = {}
     for row in rows:
-        digest = seen[row.path]["sha256"] if row.path in seen else None
+        digest = looks[row.path]["sha256"] if row.path in looks else None
         clip_id = digest[:16] if digest else "unread-" + hashlib.sha256(row.source.encode()).hexdigest()[:16]
-        if clip_id in ids and digest and seen[row.path]["info"] and ids[clip_id] != digest:
+        if clip_id in ids and digest and looks[row.path]["info"] and ids[clip_id] != digest:
             raise DataError(
                 f"{row.source!r} has the clip_id {clip_id} of another clip.",
                 "The first 16 hex digits of two contents' SHA-256 are equal.",
@@ -242,10 +242,10 @@ _INFO = {
 }
 
 
-def _check(seen: dict[str, Any]) -> None:
+def _check(look: dict[str, Any]) -> None:
     """Raises an error for what no scan wrote."""
-    info, digest = seen["info"], seen["sha256"]
-    texts = (seen.get("copy_problem"), *(() if info else (seen["excluded"], seen["detail"])))
+    info, digest = look["info"], look["sha256"]
+    texts = (look.get("copy_problem"), *(() if info else (look["excluded"], look["detail"])))
     numbers = {name: info[name] for name in _INFO if info[name] is not None} if info else {}
     if (
         not all(text is None or isinstance(text, str) for text in texts)
@@ -271,10 +271,10 @@ class _Journal:
         for line in filter(bytes.strip, self._path.read_bytes().split(b"\n")):
             try:
                 entry = json.loads(line)
-                key, seen = tuple(entry["key"]), entry["seen"]
+                key, look = tuple(entry["key"]), entry["seen"]
                 hash(key)
-                _check(seen)
-                yield key, seen
+                _check(look)
+                yield key, look
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 lost += 1
         if lost:
@@ -291,14 +291,14 @@ class _Journal:
         return str(path), stat.st_size, stat.st_mtime_ns, self._limits, _JOURNAL
 
     def get(self, key: tuple | None) -> dict[str, Any] | None:
-        seen = self._known.get(key)
-        return dict(seen) if seen else None
+        look = self._known.get(key)
+        return dict(look) if look else None
 
-    def put(self, key: tuple | None, seen: dict[str, Any]) -> None:
-        if key is None or seen.get("excluded") in OF_THE_MOMENT:
+    def put(self, key: tuple | None, look: dict[str, Any]) -> None:
+        if key is None or look.get("excluded") in OF_THE_MOMENT:
             return
         # The leading newline ends a line that a kill may have cut short.
-        line = b"\n" + json.dumps({"key": key, "seen": seen}).encode()
+        line = b"\n" + json.dumps({"key": key, "seen": look}).encode()
         with disk.naming(self._path), open(self._path, "ab") as file:
             file.write(line)
             file.flush()

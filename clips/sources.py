@@ -45,15 +45,15 @@ def import_folder(root: str | Path, *, labels: LabelSet | None = None) -> Listin
     """
     root = folder(root)
     refused: list[OSError] = []
-    found = [(path, path.relative_to(root).parts) for path in files(root, refused)]
-    clips = [(path, parts) for path, parts in found if path.suffix.lower() in VIDEO_SUFFIXES and len(parts) > 1]
+    paths = [(path, path.relative_to(root).parts) for path in files(root, refused)]
+    clips = [(path, parts) for path, parts in paths if path.suffix.lower() in VIDEO_SUFFIXES and len(parts) > 1]
     tops = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     at, beside = _split_level(root, tops, [parts for _, parts in clips])
     depth = 2 if at == 0 else 1
-    rows, other = [], Counter()
-    for path, parts in found:
+    rows, suffixes = [], Counter()
+    for path, parts in paths:
         if path.suffix.lower() not in VIDEO_SUFFIXES or len(parts) <= depth or parts[0] in beside:
-            other[
+            suffixes[
                 "directly in the root" if path.suffix.lower() in VIDEO_SUFFIXES else path.suffix.lower() or "none"
             ] += 1
             continue
@@ -70,7 +70,7 @@ def import_folder(root: str | Path, *, labels: LabelSet | None = None) -> Listin
     rows += [_closed(error, root, depth) for error in refused]
     findings = [
         Finding(Kind.NOT_A_CLIP, suffix, f"{n} files not listed: suffix or place {suffix!r}.")
-        for suffix, n in sorted(other.items())
+        for suffix, n in sorted(suffixes.items())
     ]
     findings += [
         Finding(Kind.NOT_A_CLIP, name, f"The folder {name!r} is no split and holds no video; left out.")
@@ -101,12 +101,12 @@ def _split_level(root: Path, tops: Sequence[str], clips: Sequence[tuple[str, ...
     splits = [name for name in tops if is_split(name)]
     inside = [len(parts) > 2 for parts in clips if parts[0] in splits]
     nested = bool(inside) and all(inside)
-    others = sorted({parts[0] for parts in clips} - set(splits))
-    if splits and nested and not others:
+    classes = sorted({parts[0] for parts in clips} - set(splits))
+    if splits and nested and not classes:
         return 0, [name for name in tops if name not in splits]
     if len(splits) > 1 and nested:
         raise DataError(
-            f"{str(root)!r} holds folders named like splits ({', '.join(splits)}) beside {', '.join(others[:5])}.",
+            f"{str(root)!r} holds folders named like splits ({', '.join(splits)}) beside {', '.join(classes[:5])}.",
             "Read as classes, training and test clips would be mixed; read as splits, the others would be lost.",
             "Move the others out of this folder, or into a split.",
         )
@@ -138,8 +138,8 @@ def import_csv(
     rows, findings = [], []
     numbered = list((records or csv_records)(table))
     columns = list(dict.fromkeys(name for _, record in numbered for name in record))
-    asked = [("--path-column", path), ("--label-column", label), ("--group", group), ("--split", split)]
-    for option, column in [*asked, *(("--text", name) for name in text or ())]:
+    options = [("--path-column", path), ("--label-column", label), ("--group", group), ("--split", split)]
+    for option, column in [*options, *(("--text", name) for name in text or ())]:
         if numbered and column and _column(column, columns) is None:
             near = nearest(column, columns)
             raise DataError(
@@ -150,18 +150,18 @@ def import_csv(
     path, label, group, split = (
         _column(name, columns) or name for name in (path, label, group or "group", split or "split")
     )
-    shown = set(TEXT if text is None else (_column(name, columns) for name in text))
+    text_columns = set(TEXT if text is None else (_column(name, columns) for name in text))
     lines = [(f"{table.name}, line {number},", number, record) for number, record in numbered]
-    names = [_single(record.get(path), "path", where).strip() for where, _, record in lines]
-    files_of = _Files(root, (inside(root, name, where) for name, (where, *_) in zip(names, lines) if name))
-    for name, (where, number, record) in zip(names, lines):
+    names = [_single(record.get(path), "path", location).strip() for location, _, record in lines]
+    files_of = _Files(root, (inside(root, name, location) for name, (location, *_) in zip(names, lines) if name))
+    for name, (location, number, record) in zip(names, lines):
         if not name:
-            findings.append(Finding(Kind.EMPTY_ROW, f"line {number}", f"{where} names no file; passed over."))
+            findings.append(Finding(Kind.EMPTY_ROW, f"line {number}", f"{location} names no file; passed over."))
             continue
-        used = {path, label, group, split} | shown
-        told = {key: as_text(value) for key, value in record.items()}
-        place = files_of.find(name, where)
-        if place != inside(root, name, where):
+        used = {path, label, group, split} | text_columns
+        cells = {key: as_text(value) for key, value in record.items()}
+        place = files_of.find(name, location)
+        if place != inside(root, name, location):
             as_is = place.relative_to(root).as_posix()
             findings.append(Finding(Kind.OTHER_NAME, name, f"{name!r} is taken to be the file {as_is!r}."))
         rows.append(
@@ -169,11 +169,11 @@ def import_csv(
                 Row(
                     source=name,
                     path=place,
-                    label_given=_single(record.get(label), "label", where),
-                    group=_single(record.get(group), "group", where).strip() or None,
-                    split=given_split(_single(record.get(split), "split", where), where),
-                    text={key: value for key, value in told.items() if key in shown and value},
-                    notes=_notes(told, used),
+                    label_given=_single(record.get(label), "label", location),
+                    group=_single(record.get(group), "group", location).strip() or None,
+                    split=given_split(_single(record.get(split), "split", location), location),
+                    text={key: value for key, value in cells.items() if key in text_columns and value},
+                    notes=_notes(cells, used),
                 )
             )
         )
@@ -200,71 +200,71 @@ def import_new(
     Also returns, for each clip in the order given, its name as given and its `source` in the listing, which is its
     absolute path. A file that is not there is listed; `DataError` for an input that is neither, and for no clip at all.
     """
-    given, rows, findings, other = [], [], [], Counter()
+    names, rows, findings, suffixes = [], [], [], Counter()
 
-    def add(name: str, place: Path, **told: Any) -> None:
-        row = _utf8(Row(source=os.path.abspath(place), path=place, label_given="", **told))
-        given.append((_as_utf8(name), row.source))
+    def add(name: str, place: Path, **columns: Any) -> None:
+        row = _utf8(Row(source=os.path.abspath(place), path=place, label_given="", **columns))
+        names.append((_as_utf8(name), row.source))
         rows.append(row)
 
-    for one in map(Path, inputs):
-        if one.is_dir():
+    for place in map(Path, inputs):
+        if place.is_dir():
             refused: list[OSError] = []
-            for file in files(one, refused):
+            for file in files(place, refused):
                 if file.suffix.lower() in VIDEO_SUFFIXES:
                     add(str(file), file)
                 else:
-                    other[file.suffix.lower() or "none"] += 1
+                    suffixes[file.suffix.lower() or "none"] += 1
             for error in refused:
-                row = _closed(error, one, 1)
+                row = _closed(error, place, 1)
                 rows.append(replace(row, source=_as_utf8(os.path.abspath(error.filename)), label_given=""))
-                given.append((_as_utf8(str(error.filename)), rows[-1].source))
-        elif one.suffix.lower() in _RECORDS:
-            root = folder(videos_root or one.parent)
-            told = list(_table_rows(one, path, text))
-            files_of = _Files(root, (inside(root, name, where) for where, name, _ in told if name))
-            for where, name, texts_of in told:
+                names.append((_as_utf8(str(error.filename)), rows[-1].source))
+        elif place.suffix.lower() in _RECORDS:
+            root = folder(videos_root or place.parent)
+            named_rows = list(_table_rows(place, path, text))
+            files_of = _Files(root, (inside(root, name, location) for location, name, _ in named_rows if name))
+            for location, name, texts_of in named_rows:
                 if name:
-                    add(name, files_of.find(name, where), text=texts_of)
+                    add(name, files_of.find(name, location), text=texts_of)
                 else:
-                    findings.append(Finding(Kind.EMPTY_ROW, where, f"{where} names no file; passed over."))
-        elif one.suffix.lower() in VIDEO_SUFFIXES or _is_file(one):
-            add(str(one), one)
+                    findings.append(Finding(Kind.EMPTY_ROW, location, f"{location} names no file; passed over."))
+        elif place.suffix.lower() in VIDEO_SUFFIXES or _is_file(place):
+            add(str(place), place)
         else:
             raise DataError(
-                f"there is nothing at {_as_utf8(str(one))!r}",
+                f"there is nothing at {_as_utf8(str(place))!r}",
                 "clips are read from folders, video files and tables (CSV, TSV, JSONL, Parquet)",
                 "Check the path",
             )
     findings += [
-        Finding(Kind.NOT_A_CLIP, suffix, f"{n} files not listed: suffix {suffix!r}.") for suffix, n in other.items()
+        Finding(Kind.NOT_A_CLIP, suffix, f"{n} files not listed: suffix {suffix!r}.") for suffix, n in suffixes.items()
     ]
     if not rows:
         raise DataError(
-            f"there is no video in {', '.join(_as_utf8(str(one)) for one in inputs) or 'nothing'}",
+            f"there is no video in {', '.join(_as_utf8(str(place)) for place in inputs) or 'nothing'}",
             "a video is told by its ending: " + " ".join(sorted(VIDEO_SUFFIXES)),
             "Name a folder, files or a table with clips",
         )
-    return given, finish(rows, labels, "the input", findings, labelled=False)
+    return names, finish(rows, labels, "the input", findings, labelled=False)
 
 
 def _table_rows(table: Path, path: str, text: Sequence[str]) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Where, the file's name, and the texts, of each row."""
     numbered = list(_RECORDS[table.suffix.lower()](table))
     columns = list(dict.fromkeys(name for _, record in numbered for name in record))
-    for asked in (path, *text) if numbered else ():
-        if _column(asked, columns) is None:
+    for column in (path, *text) if numbered else ():
+        if _column(column, columns) is None:
             raise DataError(
-                f"{table.name} has no column {asked!r}",
+                f"{table.name} has no column {column!r}",
                 f"its columns are {', '.join(map(repr, columns))}"
-                + (", and the system was taught with that text beside the clip" if asked != path else ""),
-                "Name the column of files with --path-column" if asked == path else "Bring that column",
+                + (", and the system was taught with that text beside the clip" if column != path else ""),
+                "Name the column of files with --path-column" if column == path else "Bring that column",
             )
     for number, record in numbered:
-        where = f"{table.name}, line {number},"
-        told = {name: as_text(record.get(_column(name, columns))) for name in text}
-        name = _single(record.get(_column(path, columns)), "path", where).strip()
-        yield where, name, {key: value for key, value in told.items() if value}
+        location = f"{table.name}, line {number},"
+        texts = {name: as_text(record.get(_column(name, columns))) for name in text}
+        name = _single(record.get(_column(path, columns)), "path", location).strip()
+        yield location, name, {key: value for key, value in texts.items() if value}
 
 
 def _parquet_records(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -275,7 +275,7 @@ def _parquet_records(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from enumerate(rows.to_pylist(), 1)
 
 
-def inside(root: Path, name: str, where: str) -> Path:
+def inside(root: Path, name: str, location: str) -> Path:
     """The file that `name` means below `root`; a name that leads out of it is refused with a `DataError`.
 
     Judged by the letters of the path, not by where links lead: links below `root` were put there by its owner, a name
@@ -285,7 +285,7 @@ def inside(root: Path, name: str, where: str) -> Path:
     full = os.path.abspath(os.path.join(base, name.replace("\0", "")))
     if "\0" in name or os.path.commonpath([full, base]) != base or full == base:
         raise DataError(
-            f"{where} names the file {name!r}, which does not lie inside the videos folder {base!r}.",
+            f"{location} names the file {name!r}, which does not lie inside the videos folder {base!r}.",
             "A table that reaches out of its folder could read any file of this machine.",
             "Move the file into the videos folder, or name a videos folder that holds it.",
         )
@@ -344,15 +344,15 @@ def as_text(value: object) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _single(value: object, what: str, where: str) -> str:
+def _single(value: object, meaning: str, location: str) -> str:
     """The one text or number that a cell must be; a list of one stands for what it holds."""
     if isinstance(value, list) and len(value) <= 1:
         value = value[0] if value else None
     if isinstance(value, list | dict):
         raise DataError(
-            f"{where} has the {what} {json.dumps(value, ensure_ascii=False)!r:.200}.",
-            f"A clip has one {what}.",
-            f"Write one text, or leave the {what} empty.",
+            f"{location} has the {meaning} {json.dumps(value, ensure_ascii=False)!r:.200}.",
+            f"A clip has one {meaning}.",
+            f"Write one text, or leave the {meaning} empty.",
         )
     return as_text(int(value) if isinstance(value, float) and value.is_integer() else value)
 
@@ -366,32 +366,32 @@ _RECORDS = {
 }
 
 
-def _column(asked: str, columns: Sequence[str]) -> str | None:
+def _column(column: str, columns: Sequence[str]) -> str | None:
     """The column that is meant: of this name, else the only one that differs from it in case alone."""
-    alike = [name for name in columns if name.strip().casefold() == asked.casefold()]
-    return asked if asked in columns else alike[0] if len(alike) == 1 else None
+    alike = [name for name in columns if name.strip().casefold() == column.casefold()]
+    return column if column in columns else alike[0] if len(alike) == 1 else None
 
 
 class _Files:
     """The files below a folder by the names that tables give them: as written, with backslashes, percent-encoded, in
     another case, or with accents encoded in another way. A file that a row names as it is called is of no other row."""
 
-    def __init__(self, root: Path, named: Iterable[Path]) -> None:
+    def __init__(self, root: Path, paths: Iterable[Path]) -> None:
         self._root = root
-        self._taken = {path for path in named if _is_file(path)}
+        self._taken = {path for path in paths if _is_file(path)}
         self._alike: dict[str, list[Path]] | None = None
 
-    def find(self, name: str, where: str) -> Path:
+    def find(self, name: str, location: str) -> Path:
         """The file that is there; where none or several could be meant, the place where one should be."""
-        place = inside(self._root, name, where)
+        place = inside(self._root, name, location)
         if place in self._taken:
             return place
         for spelling in (name, name.replace("\\", "/"), unquote(name)):
             with contextlib.suppress(DataError):
-                guess = inside(self._root, spelling, where)
-                found = [guess] if _is_file(guess) else self._by_folded().get(self._folded(guess), [])
-                if len(found) == 1 and found[0] not in self._taken:
-                    return found[0]
+                guess = inside(self._root, spelling, location)
+                matches = [guess] if _is_file(guess) else self._by_folded().get(self._folded(guess), [])
+                if len(matches) == 1 and matches[0] not in self._taken:
+                    return matches[0]
         return place
 
     def _folded(self, path: Path) -> str:
@@ -444,14 +444,14 @@ def _utf8(row: Row) -> Row:
         (row.source + row.label_given).encode()
     except UnicodeEncodeError:
         # Parquet holds UTF-8 only; the name is shown with the odd bytes escaped, the file is not opened under a guess.
-        shown, label = _as_utf8(row.source), _as_utf8(row.label_given)
+        name, label = _as_utf8(row.source), _as_utf8(row.label_given)
         return Row(
-            source=shown,
+            source=name,
             path=None,
             label_given=label,
             split=row.split,
             excluded=Excluded.NAME_NOT_UTF8,
-            detail=f"The file name {shown!r} is not UTF-8; rename the file.",
+            detail=f"The file name {name!r} is not UTF-8; rename the file.",
         )
     return row
 

@@ -12,5 +12,5 @@ def load(run, workbench=None, sets=()):
     (docs/predict.md). `sets`: departures from its settings, "section.key=value"."""
     from importlib.metadata import entry_points
 
-    (found,) = entry_points(group="deepintuit.api", name="load")
-    return found.load()(run, workbench, sets)
+    (entry_point,) = entry_points(group="deepintuit.api", name="load")
+    return entry_point.load()(run, workbench, sets)

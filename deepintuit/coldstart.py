@@ -77,17 +77,17 @@ def run(
     source = workbench.run(teacher) if by_trace else None
     task, splits = Task(workbench.path, config), config.coldstart.splits
     refuse_one_class([clip for split in splits for clip in task.clips(split)], ", ".join(splits))
-    begin = {"start": start, "name": name, "departs": departs, "progress": progress}
+    options = {"start": start, "name": name, "departs": departs, "progress": progress}
     train = partial(imitate, teacher=source)
-    return perform(workbench, config, "coldstart", train, sections=_MADE_BY, **begin, teacher=teacher)
+    return perform(workbench, config, "coldstart", train, sections=_MADE_BY, **options, teacher=teacher)
 
 
 def kept_traces(teacher: Run, clips: Mapping[str, Clip]) -> list[tuple[Clip, str]]:
     """(clip, text) of each kept trace of a teach run whose clip is among these. StoreError where none is."""
     scores = teacher.read("scores")
-    kept = set(scores.loc[(scores["name"] == "kept") & (scores["value"] == 1), "trace_id"])
+    kept_ids = set(scores.loc[(scores["name"] == "kept") & (scores["value"] == 1), "trace_id"])
     rows = teacher.read("traces", ["trace_id", "clip_id", "text"])
-    pairs = [(clips[r.clip_id], r.text) for r in rows.itertuples() if r.trace_id in kept and r.clip_id in clips]
+    pairs = [(clips[r.clip_id], r.text) for r in rows.itertuples() if r.trace_id in kept_ids and r.clip_id in clips]
     if not pairs:
         raise StoreError(
             f"run {teacher.id!r} kept no trace for a clip of the cold-start split",

@@ -101,16 +101,16 @@ class VideoError(DeepIntuitError):
         self.args = (what, why, todo, self.reason)
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+def nearest(word: str, names: Iterable[str]) -> str | None:
     """The known name most like `word`, case aside, or None when nothing is near enough to be worth offering.
 
     Initials count as near: `lr` finds `learning_rate`.
     """
-    by_folded = {name.casefold(): name for name in known}
+    by_folded = {name.casefold(): name for name in names}
     folded = word[:200].casefold()
-    found = difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.6)
     by_initials = [name for name in by_folded if folded == "".join(part[:1] for part in name.split("_"))]
-    return by_folded[(found + by_initials)[0]] if found or by_initials else None
+    return by_folded[(matches + by_initials)[0]] if matches or by_initials else None
 
 
 def quiet_libraries() -> None:

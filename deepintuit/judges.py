@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
     """`said`: what the verdict rests on, in the judge's own words."""
 
     sufficient: bool
-    said: str
+    evidence: str
 
 
 Judge = Callable[[Sequence[Question]], list[Verdict]]
@@ -75,15 +75,15 @@ def _knowing(manifest: Manifest) -> Judge:
             ) from error
 
     def judge(questions: Sequence[Question]) -> list[Verdict]:
-        found = []
+        verdicts = []
         for question in questions:
             world, facts = known(question.clip_id)
-            wrong = world.misread(question.observation, facts)
+            mistakes = world.misread(question.observation, facts)
             leads_to = world.label_of_observation(question.observation)
-            misread = f"; wrong or missing: {', '.join(wrong)}" if wrong else ""
-            said = f"it leads to {leads_to or 'no label'}{misread}"
-            found.append(Verdict(leads_to == question.label, said))
-        return found
+            misread = f"; wrong or missing: {', '.join(mistakes)}" if mistakes else ""
+            evidence = f"it leads to {leads_to or 'no label'}{misread}"
+            verdicts.append(Verdict(leads_to == question.label, evidence))
+        return verdicts
 
     return judge
 
@@ -127,27 +127,27 @@ def _answering(config: Config, labels: LabelSet, cache: Path, beside: VLM | None
     path = config.judge.model or config.model.path
     files = sorted(Path(located(path)).glob("*.safetensors"))
     weights = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    held: list[VLM] = []
-    kept = disk.JsonCache(cache / "judge")
+    models: list[VLM] = []
+    store = disk.JsonCache(cache / "judge")
     asked_of = RECIPE, path, weights, config.model.dtype, list(labels)
 
     def answers(prompts: Sequence[str]) -> list[str]:
-        if not held:
+        if not models:
             model = config.model.replace(path=path, lora_rank=0)
-            held.append(VLM.load(model, config.video, checkpoint=None, cache=cache, beside=beside))
-        scores_C_K = label_logprobs(held[0], [None] * len(prompts), prompts, labels)
+            models.append(VLM.load(model, config.video, checkpoint=None, cache=cache, beside=beside))
+        scores_C_K = label_logprobs(models[0], [None] * len(prompts), prompts, labels)
         return [labels.labels[i] for i in scores_C_K.argmax(1).tolist()]
 
     def judge(questions: Sequence[Question]) -> list[Verdict]:
         prompts = [observed_prompt(labels, q.observation, config.prompt.style) for q in questions]
-        known = {prompt: label for prompt in set(prompts) if (label := kept.get(*asked_of, prompt)) in tuple(labels)}
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+        label_of = {p: label for p in set(prompts) if (label := store.get(*asked_of, p)) in tuple(labels)}
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in label_of]
         batch = config.sampling.clips_per_batch
         for start in range(0, len(missing), batch):
             part = missing[start : start + batch]
             for prompt, label in zip(part, answers(part)):
-                known[prompt] = label
-                kept.put(label, *asked_of, prompt)
-        return [Verdict(known[p] == q.label, f"answers {known[p]}") for p, q in zip(prompts, questions)]
+                label_of[prompt] = label
+                store.put(label, *asked_of, prompt)
+        return [Verdict(label_of[p] == q.label, f"answers {label_of[p]}") for p, q in zip(prompts, questions)]
 
     return judge

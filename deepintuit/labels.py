@@ -95,10 +95,10 @@ class LabelSet:
                 if label not in self.labels:
                     raise self._unknown(label, kind)
         for alias, label in self.aliases.items():
-            taken = by_normal.setdefault(self._key(alias, "alias"), label)
-            if taken != label:
+            existing = by_normal.setdefault(self._key(alias, "alias"), label)
+            if existing != label:
                 raise LabelError(
-                    f"alias {alias!r} of {self.name!r} stands for {label!r} and already means {taken!r}",
+                    f"alias {alias!r} of {self.name!r} stands for {label!r} and already means {existing!r}",
                     "one answer cannot mean two classes",
                     "Remove one of the two",
                 )
@@ -116,10 +116,10 @@ class LabelSet:
             )
         return key
 
-    def _unknown(self, label: str, where: str) -> LabelError:
+    def _unknown(self, label: str, subject: str) -> LabelError:
         near = nearest(str(label), self.labels)
         return LabelError(
-            f"{where} {label!r} is not one of the {len(self.labels)} labels of {self.name!r}",
+            f"{subject} {label!r} is not one of the {len(self.labels)} labels of {self.name!r}",
             f"only these are known: {', '.join(self.labels)}",
             (f"Nearest: {near!r}. " if near else "") + "Add it to labels.toml, or map it under [aliases]",
         )
@@ -134,23 +134,23 @@ class LabelSet:
         """Read a labels.toml: `name`, `labels`, and optional tables `[definitions]` and `[aliases]`."""
         path = Path(path)
         try:
-            found = texts.parse_toml(texts.read(path))
+            contents = texts.parse_toml(texts.read(path))
         except (OSError, ValueError) as error:
             raise LabelError(
                 f"label file {str(path)!r} could not be read",
                 str(error),
                 'Point to a TOML file with name = "…" and labels = ["…", "…"]',
             ) from error
-        known = {"name": str, "labels": list, "definitions": dict, "aliases": dict}
-        for key, value in found.items():
-            if key not in known or not isinstance(value, known[key]):
+        types = {"name": str, "labels": list, "definitions": dict, "aliases": dict}
+        for key, value in contents.items():
+            if key not in types or not isinstance(value, types[key]):
                 raise LabelError(
                     f"{key} = {value!r} in {str(path)!r} is not understood",
                     "a label file holds name (text), labels (list), [definitions] and [aliases] (tables of text)",
-                    f"Nearest: {nearest(key, known)!r}" if nearest(key, known) else "Remove it",
+                    f"Nearest: {nearest(key, types)!r}" if nearest(key, types) else "Remove it",
                 )
         for table in ("definitions", "aliases"):
-            for key, value in found.get(table, {}).items():
+            for key, value in contents.get(table, {}).items():
                 if not isinstance(value, str):
                     raise LabelError(
                         f"[{table}] {key} = {value!r} in {str(path)!r} is not a text",
@@ -158,10 +158,10 @@ class LabelSet:
                         "Put the value between quotes",
                     )
         return cls(
-            found.get("name", path.stem),
-            tuple(found.get("labels", ())),
-            found.get("definitions", {}),
-            found.get("aliases", {}),
+            contents.get("name", path.stem),
+            tuple(contents.get("labels", ())),
+            contents.get("definitions", {}),
+            contents.get("aliases", {}),
         )
 
     def dumps(self) -> str:
@@ -176,10 +176,10 @@ class LabelSet:
 
     def index(self, label: str) -> int:
         """Position of a label (or of what an alias stands for) in 0 … K−1. Raises `LabelError` when unknown."""
-        found = self.resolve(label)
-        if found is None:
+        canonical = self.resolve(label)
+        if canonical is None:
             raise self._unknown(label, "answer")
-        return self.labels.index(found)
+        return self.labels.index(canonical)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -42,8 +42,8 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             raise ValueError("its checksum is not that of what it holds")
     try:
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
-            known = file.schema_arrow.names
-            table = file.read(None if columns is None else [name for name in columns if name in known])
+            names = file.schema_arrow.names
+            table = file.read(None if columns is None else [name for name in columns if name in names])
         if not sealed:
             table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError, RuntimeError) as error:

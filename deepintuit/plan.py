@@ -39,21 +39,21 @@ class Plan:
     def rows(self, memory: float | None = None, rates: tuple[float, float] | None = None) -> list[tuple[str, str]]:
         """Name and value of everything; with `memory` (GiB) whether each part fits, with `rates` (tokens a second of
         a loss, and of sampling) the hours."""
-        size, told = self.footprint, []
+        size, rows = self.footprint, []
         share = f"{size.tower / 1e9:.2f} of them in the visual tower, frozen"
-        told.append(("parameters", f"{size.parameters / 1e9:.2f} billion, {share}"))
-        told.append(("trained", f"{size.trained / 1e6:,.1f} million"))
-        told.append(("visual tokens a clip", f"{self.visual:,} at most"))
-        told.append(("weights, and the optimizer's numbers", f"{_gib(size.weights)} + {_gib(size.optimizer)} GiB"))
+        rows.append(("parameters", f"{size.parameters / 1e9:.2f} billion, {share}"))
+        rows.append(("trained", f"{size.trained / 1e6:,.1f} million"))
+        rows.append(("visual tokens a clip", f"{self.visual:,} at most"))
+        rows.append(("weights, and the optimizer's numbers", f"{_gib(size.weights)} + {_gib(size.optimizer)} GiB"))
         for part, (peak, setting) in self.peaks.items():
             fits = "" if memory is None else ": fits" if peak <= memory else f": too much, lower {setting}"
-            told.append((f"peak of {part}", f"{peak:.1f} GiB{fits}"))
+            rows.append((f"peak of {part}", f"{peak:.1f} GiB{fits}"))
         for stage, updates in self.updates.items():
-            seen, written = self.loss_tokens[stage], self.sampled.get(stage, 0)
-            hours = f", {(seen / rates[0] + written / rates[1]) / 3600:,.1f} hours" if rates else ""
-            sampled = f", {written / 1e6:,.1f} million sampled" if written else ""
-            told.append((stage, f"{updates:,} updates, {seen / 1e6:,.1f} million tokens in losses{sampled}{hours}"))
-        return [*told, ("features on disk", f"{self.disk:,.1f} GiB")]
+            trained, tokens = self.loss_tokens[stage], self.sampled.get(stage, 0)
+            hours = f", {(trained / rates[0] + tokens / rates[1]) / 3600:,.1f} hours" if rates else ""
+            sampled = f", {tokens / 1e6:,.1f} million sampled" if tokens else ""
+            rows.append((stage, f"{updates:,} updates, {trained / 1e6:,.1f} million tokens in losses{sampled}{hours}"))
+        return [*rows, ("features on disk", f"{self.disk:,.1f} GiB")]
 
 
 def plan_of(config: Config, clips: int) -> Plan:
@@ -61,19 +61,19 @@ def plan_of(config: Config, clips: int) -> Plan:
     shape = published(config.model.path) or read_config(located(config.model.path, text_only=True))
     visual = _visual_tokens(shape.vision_config, config.video)
     prompt, model, grpo = visual + TEXT, config.model, config.grpo
-    group, written, most = grpo.group, grpo.max_tokens, model.tokens_per_pass
-    held = prompt + group * written
-    round_ = max(1, min(grpo.clips_per_step, model.tokens_in_cache // held))
+    group, length, most = grpo.group, grpo.max_tokens, model.tokens_per_pass
+    tree = prompt + group * length
+    round_ = max(1, min(grpo.clips_per_step, model.tokens_in_cache // tree))
     size = footprint(
         shape,
         model,
         prompt=prompt,
-        traces=max(1, min(group, most // written)),
-        written=written,
+        traces=max(1, min(group, most // length)),
+        trace_tokens=length,
         clips=round_,
         prefilled=max(1, min(round_, most // prompt)),
     )
-    base, cache = size.weights + size.optimizer, size.cache_token * round_ * held * _ROOM
+    base, cache = size.weights + size.optimizer, size.cache_token * round_ * tree * _ROOM
     peaks = {
         "losses": ((base + size.loss) / GIB, "model.tokens_per_pass"),
         "prefill": ((base + size.prefill + size.cache_token * round_ * prompt) / GIB, "model.tokens_per_pass"),
@@ -85,7 +85,7 @@ def plan_of(config: Config, clips: int) -> Plan:
     learnt = of_calibrate(config.calibrate, max(1, each * parts["calibration"]))
     traced = prompt + config.sampling.max_tokens
     texts = {"cold start": cold.updates * cold.batch, "calibration": learnt.updates * learnt.batch}
-    asked = (config.calibrate.traces + 1) * (parts["calibration"] + parts["validation"])
+    samples = (config.calibrate.traces + 1) * (parts["calibration"] + parts["validation"])
     return Plan(
         size,
         visual,
@@ -93,10 +93,10 @@ def plan_of(config: Config, clips: int) -> Plan:
         {"cold start": cold.updates, "GRPO": refined.updates, "calibration": learnt.updates},
         {
             "cold start": texts["cold start"] * traced,
-            "GRPO": refined.updates * refined.batch * held,
+            "GRPO": refined.updates * refined.batch * tree,
             "calibration": texts["calibration"] * traced,
         },
-        {"GRPO": refined.updates * refined.batch * group * written, "calibration": asked * config.sampling.max_tokens},
+        {"GRPO": refined.updates * refined.batch * group * length, "calibration": samples * config.sampling.max_tokens},
         clips * _feature_bytes(shape, config, visual) / GIB,
     )
 

@@ -75,15 +75,15 @@ def rationale_prompt(
 
     Raises `LabelError` when `true_label` is not in the set.
     """
-    asked = reasoner_prompt(labels, grammar, style, text_fields)
+    prompt = reasoner_prompt(labels, grammar, style, text_fields)
     if true_label is None:
-        return asked
-    known = labels.labels[labels.index(true_label)]
+        return prompt
+    label = labels.labels[labels.index(true_label)]
     if PromptStyle(style) is PromptStyle.BRIEF:
-        return _lines(asked, f"It is {known}: say why.")
+        return _lines(prompt, f"It is {label}: say why.")
     return _lines(
-        asked,
-        f"The right label is {known}. Reason from what the clip shows to that label, as if you had not been told;"
+        prompt,
+        f"The right label is {label}. Reason from what the clip shows to that label, as if you had not been told;"
         " do not mention that it was given. State nothing that cannot be seen.",
     )
 

@@ -70,10 +70,10 @@ def accuracy_reward(trace: Trace | Malformed, true_label: str) -> float:
     Format is rewarded apart from it (paper, GRPO), so a malformed text whose answer is beyond doubt can be right
     too [R]; `trace.parse` says when that is. Raises `LabelError` without a true label: all rewards would be 0.
     """
-    wanted = normalise(true_label)
-    if wanted in ("", NONE_LABEL):
+    truth = normalise(true_label)
+    if truth in ("", NONE_LABEL):
         raise LabelError(f"true label {true_label!r}", "no answer could ever be right", "Label the clip, or exclude it")
-    return float(trace.label is not None and normalise(trace.label) == wanted)
+    return float(trace.label is not None and normalise(trace.label) == truth)
 
 
 def format_reward(trace: Trace | Malformed) -> float:
@@ -145,14 +145,14 @@ def process_score(
     answer, or a quick and a final one, earned, with any penalty for length; it is the reasoning's part [R].
     """
     plain = answered or score(trace, true_label, accuracy_weight=accuracy_weight, format_weight=format_weight)
-    seen = float(sufficient and trace.ok)
-    perception = accuracy_weight * seen + format_weight * plain.format
-    perception += length_bonus(perception_tokens, *perception_target, seen * plain.format, bonus)
+    sufficiency = float(sufficient and trace.ok)
+    perception = accuracy_weight * sufficiency + format_weight * plain.format
+    perception += length_bonus(perception_tokens, *perception_target, sufficiency * plain.format, bonus)
     right = plain.accuracy * plain.format
     reasoning = plain.value + length_bonus(reasoning_tokens, *reasoning_target, right, bonus)
     perception *= perception_weight
     whole = vars(replace(plain, value=perception + reasoning))
-    return ProcessScore(**whole, sufficient=seen, perception=perception, reasoning=reasoning)
+    return ProcessScore(**whole, sufficient=sufficiency, perception=perception, reasoning=reasoning)
 
 
 def dual_score(

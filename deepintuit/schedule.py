@@ -25,7 +25,7 @@ class Schedule:
 
     stage: str
     items: int
-    what: str
+    unit: str
     batch: int
     updates: int
     warmup: int
@@ -36,17 +36,17 @@ class Schedule:
         """The rate of an update, counted from 0: transformers' schedules, as a formula."""
         if update < self.warmup:
             return self.peak * update / self.warmup
-        done = (update - self.warmup) / max(1, self.updates - self.warmup)
-        falls = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+        progress = (update - self.warmup) / max(1, self.updates - self.warmup)
+        falls = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
         return self.peak * falls[self.shape]
 
     def sentence(self) -> str:
         """What will be done, in words: the rate at the first and last update and at each tenth between them."""
-        shown = sorted({round(tenth * (self.updates - 1) / 10) for tenth in range(11)})
-        rates = ", ".join(f"{self.rate(update):.2g}" for update in shown)
+        updates = sorted({round(tenth * (self.updates - 1) / 10) for tenth in range(11)})
+        rates = ", ".join(f"{self.rate(update):.2g}" for update in updates)
         passes = self.updates * self.batch / self.items
         return (
-            f"{self.stage}: {self.updates} update{'s' * (self.updates != 1)} of {self.batch} {self.what} "
+            f"{self.stage}: {self.updates} update{'s' * (self.updates != 1)} of {self.batch} {self.unit} "
             f"({self.items} there, {passes:.3g} passes); peak rate {self.peak:.2g} after {self.warmup} of warm-up, "
             f"{self.shape} then; from the first update to the last: {rates}."
         )
@@ -91,17 +91,17 @@ def of_rows(
 
 def of_coldstart(settings: ColdstartConfig, rows: int) -> Schedule:
     title = "Cold start" if settings.target == "trace" else "Labels only"
-    how = settings.batch, settings.epochs, settings.learning_rate, settings.warmup, settings.scheduler
-    return of_rows(title, rows, *how)
+    recipe = settings.batch, settings.epochs, settings.learning_rate, settings.warmup, settings.scheduler
+    return of_rows(title, rows, *recipe)
 
 
 def of_calibrate(settings: CalibrateConfig, rows: int) -> Schedule:
     return of_rows("Calibrator", rows, settings.batch, settings.epochs, settings.learning_rate)
 
 
-def before_coldstart(kept: int | None, config: Config, counts: Mapping[str, int]) -> str:
-    """What a dry run says: `kept` traces of a teacher (None: a label a clip), `counts` clips by split."""
-    rows = sum(counts.values()) if kept is None else kept
+def before_coldstart(traces: int | None, config: Config, counts: Mapping[str, int]) -> str:
+    """What a dry run says: `traces` kept traces of a teacher (None: a label a clip), `counts` clips by split."""
+    rows = sum(counts.values()) if traces is None else traces
     return _said(of_coldstart, config.coldstart, min(rows, config.coldstart.limit or rows))
 
 

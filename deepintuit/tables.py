@@ -31,12 +31,12 @@ def _jsonl(batches: Iterator[pa.RecordBatch | pa.Table]) -> Iterator[bytes]:
 
 
 def _csv(batches: Iterator[pa.RecordBatch | pa.Table]) -> Iterator[bytes]:
-    file, named = io.StringIO(newline=""), False
+    file, has_header = io.StringIO(newline=""), False
     writer = csv.writer(file)
     for batch in batches:
-        if not named:
+        if not has_header:
             writer.writerow(map(spreadsheet_safe, batch.schema.names))
-            named = True
+            has_header = True
         writer.writerows(zip(*(map(_cell, column.to_pylist()) for column in batch.columns)))
         yield _taken(file).encode()
 
@@ -71,7 +71,7 @@ def _parquet(batches: Iterator[pa.RecordBatch | pa.Table]) -> Iterator[bytes]:
 
 def _taken(file: Any) -> Any:
     """What was written since the last call."""
-    said = file.getvalue()
+    chunk = file.getvalue()
     file.seek(0)
     file.truncate()
-    return said
+    return chunk

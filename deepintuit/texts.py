@@ -76,12 +76,12 @@ def fits(text: str, most: int) -> bool:
 
 
 def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    mapping: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in mapping:
             raise ValueError(f"it has {name[:80]!r} twice")
-        found[name] = value
-    return found
+        mapping[name] = value
+    return mapping
 
 
 def _checked(parse: Callable[[], Any]) -> Any:

@@ -44,11 +44,11 @@ _FRUGAL = {
 
 
 class Stopped(Exception):
-    """A child that gave no answer: killed for being `late`, or ended by itself; `how` names the signal or exit code."""
+    """A child that gave no answer: killed for being `late`, or ended by itself; `reason`: the signal or exit code."""
 
-    def __init__(self, how: str, late: bool) -> None:
-        super().__init__(how)
-        self.how, self.late = how, late
+    def __init__(self, reason: str, late: bool) -> None:
+        super().__init__(reason)
+        self.reason, self.late = reason, late
 
 
 class Busy(Exception):
@@ -78,7 +78,7 @@ class Pool:
             raise Busy
         try:
             with self._starting:  # one after the other: while one comes up, another may have become free
-                child = next((one for one in iter(self._take, None) if one.alive), None) or Child(self.module)
+                child = next((idle for idle in iter(self._take, None) if idle.alive), None) or Child(self.module)
             try:
                 answer, body = child.ask({**request, "seconds": seconds, "memory": memory}, seconds)
             except BaseException:
@@ -207,10 +207,10 @@ def _end_with(parent: int) -> None:
 
 
 def _bound_memory(memory: int) -> None:
-    held = Path("/proc/self/statm")
-    if held.exists():
+    statm = Path("/proc/self/statm")
+    if statm.exists():
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        most = int(held.read_text().split()[0]) * resource.getpagesize() + memory
+        most = int(statm.read_text().split()[0]) * resource.getpagesize() + memory
         resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 

@@ -54,15 +54,15 @@ def names() -> list[str]:
 @functools.cache
 def named(name: str) -> World:
     """The world of this name. ConfigError where none is installed."""
-    found = entry_points(group="deepintuit.worlds", name=name)
-    if not found:
+    matches = entry_points(group="deepintuit.worlds", name=name)
+    if not matches:
         guess = nearest(name, names())
         raise ConfigError(
             f"there is no world {name!r}",
             f"installed: {', '.join(names()) or 'none'}" + (f"; nearest: {guess!r}" if guess else ""),
             "Name one of them, or install the package that brings it",
         )
-    return next(iter(found)).load()
+    return next(iter(matches)).load()
 
 
 def knowing(note: str) -> tuple[World, Any]:
@@ -79,17 +79,17 @@ def knowing(note: str) -> tuple[World, Any]:
 def example(place: Path) -> Path | None:
     """A finished workbench to look at, in a copy beside `place`, by the first world that brings one as
     `unpack_example(place)`; None where none does."""
-    found = next((world for world in map(named, names()) if hasattr(world, "unpack_example")), None)
-    return found and found.unpack_example(place.with_name(f"{place.name}-example"))
+    world = next((world for world in map(named, names()) if hasattr(world, "unpack_example")), None)
+    return world and world.unpack_example(place.with_name(f"{place.name}-example"))
 
 
 def at_hand(path: str | os.PathLike[str]) -> Path:
     """The path of a clip; one that a world renders on demand is there when this returns. VideoError where this machine
     renders other bytes than those that traces and labels are about."""
     path = Path(os.fsdecode(path))
-    if (found := to_render(path)) is None:
+    if (pending := to_render(path)) is None:
         return path
-    world, digest = found
+    world, digest = pending
     named(world).render_clip(path)
     if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
         path.unlink(missing_ok=True)
@@ -104,14 +104,14 @@ def at_hand(path: str | os.PathLike[str]) -> Path:
 
 def to_render(path: Path) -> tuple[str, str] | None:
     """Name of the world and SHA-256 of a clip that is rendered when first looked at and is not there yet; else None."""
-    told = path.parent / RENDERED
-    if os.path.exists(path) or not os.path.exists(told):
+    listing = path.parent / RENDERED
+    if os.path.exists(path) or not os.path.exists(listing):
         return None
-    world, hashes = _listed(told, told.stat().st_mtime_ns)
+    world, hashes = _listed(listing, listing.stat().st_mtime_ns)
     return (world, hashes[path.name]) if path.name in hashes else None
 
 
 @functools.lru_cache(maxsize=8)
 def _listed(file: Path, _changed: int) -> tuple[str, dict[str, str]]:
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return found["world"], found["sha256"]
+    listing = json.loads(file.read_text(encoding="utf-8"))
+    return listing["world"], listing["sha256"]

@@ -56,16 +56,16 @@ def _demo(options) -> int:
         )
     train, test = (demo.SIZES if full else demo.QUICK)[options.world]
     counts = {"train": options.train or train, "test": options.test or test}
-    given = {"progress": not options.quiet, "console": console, "world": options.world, "labels": full}
-    demo.run(workbench, settings, rivals=options.rivals, fractions=fractions(settings), **counts, **given)
+    extras = {"progress": not options.quiet, "console": console, "world": options.world, "labels": full}
+    demo.run(workbench, settings, rivals=options.rivals, fractions=fractions(settings), **counts, **extras)
     return show_report(workbench, settings, evaluated(workbench, settings))
 
 
 def _with_dashboard(options, settings: Config) -> int:
     """The dashboard, with the stages as a job beside it."""
     words = [f"--{name}" for name in ("full", "rivals") if getattr(options, name)]
-    given = {name: getattr(options, name) for name in ("config", "seed", "train", "test", "world")}
-    words += [f"--{name}={value}" for name, value in given.items() if value is not None]
+    values = {name: getattr(options, name) for name in ("config", "seed", "train", "test", "world")}
+    words += [f"--{name}={value}" for name, value in values.items() if value is not None]
     words += [f"--set={change}" for change in options.set]
     return cli.main(["app", f"--workbench={settings.workbench}", "--start", "demo", *words])
 
@@ -90,7 +90,7 @@ def _import(options) -> int:
         console.print(f"{counts} would be rendered into {settings.workbench}.", markup=False)
         return 0
     shares = fractions(settings)
-    given = {"jobs": options.jobs, "progress": not options.quiet, "fractions": shares, "world": options.world}
-    manifest = demo.clips(settings, options.train, options.test, **given)
+    extras = {"jobs": options.jobs, "progress": not options.quiet, "fractions": shares, "world": options.world}
+    manifest = demo.clips(settings, options.train, options.test, **extras)
     console.print(str(manifest.summary()), markup=False)
     return 0

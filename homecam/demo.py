@@ -103,50 +103,50 @@ def run(
     labels alone; `rivals`: beside all of them. `train` and `test`: clips, None for the world's `SIZES`. With 2 `jobs`,
     what no stage begins with is made in a second process."""
     console = console or Console()
-    clock, begun = _Clock(console), sum(os.times()[:4])
+    clock, start = _Clock(console), sum(os.times()[:4])
     show = {"progress": progress}
     cores = (os.cpu_count() or 1) if jobs > 1 else 1
-    made = {"jobs": cores, "progress": progress, "fractions": fractions, "world": world}
-    counts = [given or usual for given, usual in zip((train, test), SIZES[world])]
-    clock("Clips", lambda: clips(settings, *counts, **made))
+    extras = {"jobs": cores, "progress": progress, "fractions": fractions, "world": world}
+    counts = [number or usual for number, usual in zip((train, test), SIZES[world])]
+    clock("Clips", lambda: clips(settings, *counts, **extras))
     from deepintuit import calibrate, coldstart, evaluate, grpo, teach
 
     passes = settings.coldstart.epochs * settings.teach.traces  # as many updates as the traces get
     alone = settings.replace(coldstart={"target": "label", "splits": ("coldstart",), "epochs": passes})
     with _Beside(workbench, settings, clock, jobs) as beside:
         teacher = clock("Teacher traces", lambda: teach.run(workbench, settings, **show))
-        scored, labels = [beside("Baselines", evaluate.baselines)], labels or rivals
+        futures, labels = [beside("Baselines", evaluate.baselines)], labels or rivals
         if labels:
             rival = beside("Labels only", coldstart.run, alone, teacher=None, name="labels")
         if jobs > 1:
             beside("Features of all clips", _encode)
         cold = clock("Cold start", lambda: coldstart.run(workbench, settings, teacher=teacher.id, **show))
         if labels:
-            scored.append(beside("Evaluate labels only", evaluate.run, reasoner=rival.result()))
+            futures.append(beside("Evaluate labels only", evaluate.run, reasoner=rival.result()))
         if not rivals:  # which calibrate it, too
-            scored.append(beside("Evaluate cold start", evaluate.run, reasoner=cold.id))
+            futures.append(beside("Evaluate cold start", evaluate.run, reasoner=cold.id))
         refined = clock("GRPO", lambda: grpo.run(workbench, settings, start=cold.id, **show))
-        judge = clock("Calibrate", lambda: calibrate.run(workbench, settings, reasoner=refined.id, **show))
-        runs = clock("What ran beside them", lambda: [workbench.run(one.result()) for one in scored])
-    systems: list[tuple[str, str | None, str | None]] = [("cold start + GRPO", refined.id, judge.id)]
+        calibrator = clock("Calibrate", lambda: calibrate.run(workbench, settings, reasoner=refined.id, **show))
+        runs = clock("What ran beside them", lambda: [workbench.run(future.result()) for future in futures])
+    systems: list[tuple[str, str | None, str | None]] = [("cold start + GRPO", refined.id, calibrator.id)]
     if rivals:
-        others = _rivals(workbench, settings, clock, cold, refined, show)
+        rows = _rivals(workbench, settings, clock, cold, refined, show)
         baselines, labels_only = runs
-        runs = [baselines, *(_score(workbench, settings, clock, *one, **show) for one in others[:-1]), labels_only]
-        systems.insert(0, others[-1])
-    runs += [_score(workbench, settings, clock, *one, **show) for one in systems]
-    spent = sum(os.times()[:4]) - begun  # of processes that were waited for, too
-    console.print(f"All stages took {clock.total / 60:.1f} minutes, and {spent / 60:.1f} minutes of processor.")
+        runs = [baselines, *(_score(workbench, settings, clock, *row, **show) for row in rows[:-1]), labels_only]
+        systems.insert(0, rows[-1])
+    runs += [_score(workbench, settings, clock, *row, **show) for row in systems]
+    seconds = sum(os.times()[:4]) - start  # of processes that were waited for, too
+    console.print(f"All stages took {clock.total / 60:.1f} minutes, and {seconds / 60:.1f} minutes of processor.")
     return runs
 
 
 def _score(
-    workbench: Workbench, settings: Config, clock: _Clock, name: str, reasoner: str | None, judge: str | None, **show
+    bench: Workbench, settings: Config, clock: _Clock, name: str, reasoner: str | None, calibrator: str | None, **show
 ) -> Run:
     from deepintuit import evaluate
 
-    given = {"reasoner": reasoner, "calibrator": judge, **show}
-    return clock(f"Evaluate {name}", lambda: evaluate.run(workbench, settings, **given))
+    inputs = {"reasoner": reasoner, "calibrator": calibrator, **show}
+    return clock(f"Evaluate {name}", lambda: evaluate.run(bench, settings, **inputs))
 
 
 def _rivals(
@@ -200,15 +200,15 @@ class _Beside:
         if self.pool:
             self.clock.console.print(f"{title}: in a second process")
             return self.pool.submit(work)
-        done: Future[str] = Future()
-        done.set_result(self.clock(title, work))
-        return done
+        future: Future[str] = Future()
+        future.set_result(self.clock(title, work))
+        return future
 
 
 def _run_beside(stage: Callable, place: Path, settings: Config, inputs: dict[str, Any]) -> str | None:
     quiet_libraries()
-    made = stage(Workbench(place), settings, progress=False, **inputs)
-    return made and made.id
+    run = stage(Workbench(place), settings, progress=False, **inputs)
+    return run and run.id
 
 
 def _encode(workbench: Workbench, settings: Config, *, progress: bool) -> None:
@@ -284,40 +284,42 @@ def finished(path: str | os.PathLike[str]) -> Finished:
         reconfigure(force_jupyter=False, force_terminal=True, color_system=None)
     console = get_console()
     path = Path(path).expanduser().absolute()
-    found = chain_of(Workbench(path)) if path.is_dir() else None
-    if found is None:
+    chain = chain_of(Workbench(path)) if path.is_dir() else None
+    if chain is None:
         path = worlds.example(path)
-        found = chain_of(Workbench(path))
-    found.workbench.refresh()
-    whose = "the example that ships" if found.workbench.is_example else "finished runs"
-    console.print(f"{path.name}: {whose}; {found.settings.clips.dataset}, {found.grpo.id}.", highlight=False)
-    shown = os.path.normpath(path)
-    console.print(f'On the dashboard: make app ARGS="--workbench {shown}"', highlight=False, soft_wrap=True)
-    return found
+        chain = chain_of(Workbench(path))
+    chain.workbench.refresh()
+    origin = "the example that ships" if chain.workbench.is_example else "finished runs"
+    console.print(f"{path.name}: {origin}; {chain.settings.clips.dataset}, {chain.grpo.id}.", highlight=False)
+    folder = os.path.normpath(path)
+    console.print(f'On the dashboard: make app ARGS="--workbench {folder}"', highlight=False, soft_wrap=True)
+    return chain
 
 
 def chain_of(workbench: Workbench) -> Finished | None:
     """The newest calibrated GRPO run with what it stands on."""
     if not (workbench.path / "runs").is_dir():
         return None
-    done = {run.id: run for run in workbench.runs(finished=True)}
-    judges = [run for run in done.values() if run.stage == "calibrate"]
-    for judge in reversed([run for run in judges if run.config.get("calibrate", {}).get("without", "none") == "none"]):
-        refined = done.get(judge.parent or "")
-        cold = done.get(refined.parent or "") if refined and refined.stage == "grpo" else None
-        teacher = done.get(cold.config.get("teacher") or "") if cold else None
+    runs = {run.id: run for run in workbench.runs(finished=True)}
+    calibrators = [run for run in runs.values() if run.stage == "calibrate"]
+    for calibrator in reversed(
+        [r for r in calibrators if r.config.get("calibrate", {}).get("without", "none") == "none"]
+    ):
+        refined = runs.get(calibrator.parent or "")
+        cold = runs.get(refined.parent or "") if refined and refined.stage == "grpo" else None
+        teacher = runs.get(cold.config.get("teacher") or "") if cold else None
         if teacher is None:
             continue
-        alike: Sequence[Run] = [run for run in done.values() if run.about["dataset"] == judge.about["dataset"]]
+        alike: Sequence[Run] = [run for run in runs.values() if run.about["dataset"] == calibrator.about["dataset"]]
         rivals = [run for run in alike if run.stage == "coldstart" and run.summary.get("target") == "label"]
-        scored = [run for run in alike if run.stage == "evaluate" and run.seed == judge.seed]
-        own = [run for run in scored if run.config.get("calibrator") == judge.id]
+        evaluations = [run for run in alike if run.stage == "evaluate" and run.seed == calibrator.seed]
+        own = [run for run in evaluations if run.config.get("calibrator") == calibrator.id]
         if not own:
             continue
         settings = config.of(refined.about["settings"]).replace(workbench=str(workbench.path))
-        same = cold.config["coldstart"]["splits"]
-        rival = next((run for run in rivals if run.config["coldstart"]["splits"] == same), None)
-        return Finished(workbench, settings, teacher, cold, refined, judge, rival, own[-1], scored)
+        splits = cold.config["coldstart"]["splits"]
+        rival = next((run for run in rivals if run.config["coldstart"]["splits"] == splits), None)
+        return Finished(workbench, settings, teacher, cold, refined, calibrator, rival, own[-1], evaluations)
     return None
 
 
@@ -328,13 +330,13 @@ def _rationales(workbench: Workbench, settings: Config, clock: _Clock, show: dic
 
     own = settings.replace(teach={"source": "self", "given_answer": True})
     labels = settings.replace(coldstart={"target": "label"})
-    written = clock("RB-FT: own rationales", lambda: teach.run(workbench, own, **show))
-    if not written.summary["kept"]:
+    rationales = clock("RB-FT: own rationales", lambda: teach.run(workbench, own, **show))
+    if not rationales.summary["kept"]:
         clock.console.print("RB-FT is left out: the untouched model wrote no trace that holds grammar and label.")
         return None
     tuned = clock(
         "RB-FT: tune on them",
-        lambda: coldstart.run(workbench, own, teacher=written.id, name="rb-ft-rationales", **show),
+        lambda: coldstart.run(workbench, own, teacher=rationales.id, name="rb-ft-rationales", **show),
     )
     return clock(
         "RB-FT: then on labels",
@@ -352,7 +354,7 @@ class _Clock:
         self.console.rule(f"[bold]{title}", align="left")
         started = time.perf_counter()
         result = work()
-        spent = time.perf_counter() - started
-        self.total += spent
-        self.console.print(f"{title}: {spent:.0f} s")
+        seconds = time.perf_counter() - started
+        self.total += seconds
+        self.console.print(f"{title}: {seconds:.0f} s")
         return result

@@ -211,47 +211,47 @@ def _shade(color: Color, factor: float) -> Color:
 def _surface(draw: ImageDraw.ImageDraw, top: int, bottom: int, pattern: str, color: Color, rng: random.Random) -> None:
     """Fill a band of the picture with a patterned colour. The pattern belongs to the home, never to the label."""
     draw.rectangle([0, top, WIDTH, bottom], fill=color)
-    other, pitch = _shade(color, rng.choice((0.84, 0.9, 1.1, 1.16))), rng.randint(8, 20)
+    accent, pitch = _shade(color, rng.choice((0.84, 0.9, 1.1, 1.16))), rng.randint(8, 20)
     if pattern == "bands":
         for y in range(top, bottom, pitch):
-            draw.rectangle([0, y, WIDTH, min(bottom, y + pitch // 2)], fill=other)
+            draw.rectangle([0, y, WIDTH, min(bottom, y + pitch // 2)], fill=accent)
     elif pattern == "planks":
         for x in range(0, WIDTH, pitch):
-            draw.line([x, top, x, bottom], fill=other, width=2)
+            draw.line([x, top, x, bottom], fill=accent, width=2)
     elif pattern in {"bricks", "tiles"}:
         for row, y in enumerate(range(top, bottom, pitch)):
-            draw.line([0, y, WIDTH, y], fill=other)
+            draw.line([0, y, WIDTH, y], fill=accent)
             for x in range((row % 2) * pitch, WIDTH, 2 * pitch):
-                draw.line([x, y, x, min(bottom, y + pitch)], fill=other)
+                draw.line([x, y, x, min(bottom, y + pitch)], fill=accent)
     elif pattern == "shade":
         for y in range(top, bottom):
             draw.line([0, y, WIDTH, y], fill=_shade(color, 0.85 + 0.3 * (y - top) / (bottom - top)))
     elif pattern == "stains":
         for _ in range(12):
             x, y, r = rng.uniform(0, WIDTH), rng.uniform(top, bottom - 8), rng.uniform(3, 9)
-            draw.ellipse([x, y, x + r, min(bottom, y + r)], fill=other)
+            draw.ellipse([x, y, x + r, min(bottom, y + r)], fill=accent)
     elif pattern == "checks":
         for row, y in enumerate(range(top, bottom, pitch)):
             for x in range((row % 2) * pitch, WIDTH, 2 * pitch):
-                draw.rectangle([x, y, x + pitch, min(bottom, y + pitch)], fill=other)
+                draw.rectangle([x, y, x + pitch, min(bottom, y + pitch)], fill=accent)
     elif pattern == "panels":
         for x in range(4, WIDTH, 2 * pitch):
-            draw.rectangle([x, top + 6, x + int(1.5 * pitch), bottom - 6], outline=other, width=2)
+            draw.rectangle([x, top + 6, x + int(1.5 * pitch), bottom - 6], outline=accent, width=2)
     elif pattern == "diagonals":
         for x in range(-HEIGHT, WIDTH, pitch):
-            draw.line([x, bottom, x + (bottom - top), top], fill=other, width=3)
+            draw.line([x, bottom, x + (bottom - top), top], fill=accent, width=3)
     elif pattern == "speckle":
         for _ in range(260):
             x, y = rng.uniform(0, WIDTH), rng.uniform(top, bottom)
-            draw.point([x, y], fill=other)
-            draw.point([x + 1, y], fill=other)
+            draw.point([x, y], fill=accent)
+            draw.point([x + 1, y], fill=accent)
     elif pattern == "lattice":
         for x in range(-HEIGHT, WIDTH + HEIGHT, pitch):
-            draw.line([x, bottom, x + (bottom - top), top], fill=other)
-            draw.line([x, top, x + (bottom - top), bottom], fill=other)
+            draw.line([x, bottom, x + (bottom - top), top], fill=accent)
+            draw.line([x, top, x + (bottom - top), bottom], fill=accent)
     elif pattern == "arches":
         for x in range(0, WIDTH, 2 * pitch):
-            draw.arc([x, top, x + 2 * pitch, top + 3 * pitch], 180, 360, fill=other, width=2)
+            draw.arc([x, top, x + 2 * pitch, top + 3 * pitch], 180, 360, fill=accent, width=2)
 
 
 def _background(place: str, home: Home, rng: random.Random) -> Image.Image:
@@ -301,10 +301,10 @@ def _yard(draw: ImageDraw.ImageDraw, rng: random.Random, wall: Color) -> None:
 
 
 def _garage(draw: ImageDraw.ImageDraw, rng: random.Random, wall: Color) -> None:
-    left = rng.randint(44, 66)
-    draw.rectangle([left, 12, left + 92, 88], fill=(196, 198, 200))
+    edge = rng.randint(44, 66)
+    draw.rectangle([edge, 12, edge + 92, 88], fill=(196, 198, 200))
     for y in range(20, 88, 9):
-        draw.line([left, y, left + 92, y], fill=(120, 122, 126), width=3)
+        draw.line([edge, y, edge + 92, y], fill=(120, 122, 126), width=3)
     car, x = _tone(rng, (0.0, 1.0), (0.4, 0.9), (0.4, 0.85)), rng.choice((-34, 146))
     draw.rounded_rectangle([x, 74, x + 78, 106], 8, fill=car)
     draw.polygon([(x + 14, 76), (x + 24, 54), (x + 56, 54), (x + 66, 76)], fill=_shade(car, 0.8))
@@ -341,10 +341,10 @@ class _Actor:
     """A body with clothes. Kinds differ by shape (cap and bright vest, hooded coat, height, four legs), people by
     colour and build."""
 
-    def __init__(self, who: str, part: Part, light: str, rng: random.Random):
+    def __init__(self, kind: str, part: Part, light: str, rng: random.Random):
         hues = _FAMILIES[part][3]
-        self.who = who
-        self.height = {"resident": 74, "courier": 74, "stranger": 76, "child": 43, "dog": 27}[who] + rng.randint(-4, 4)
+        self.kind = kind
+        self.height = {"resident": 74, "courier": 74, "stranger": 76, "child": 43, "dog": 27}[kind] + rng.randint(-4, 4)
         self.skin = _tone(rng, (0.04, 0.09), (0.25, 0.6), (0.5, 0.95))
         self.hair = _tone(rng, (0.03, 0.12), (0.2, 0.7), (0.1, 0.5))
         self.shirt = _tone(rng, hues, (0.35, 0.85), (0.6, 0.95))
@@ -362,23 +362,23 @@ class _Actor:
         """Draw at x and return where a held box hangs (its middle and its lower edge)."""
         if posture == "down":
             return self._lying(draw, x, facing)
-        return (self._dog if self.who == "dog" else self._person)(draw, x, facing, step)
+        return (self._dog if self.kind == "dog" else self._person)(draw, x, facing, step)
 
     def _colors(self) -> tuple[Color, Color, Color]:
         """Torso, legs, head."""
-        if self.who == "stranger":
+        if self.kind == "stranger":
             return self.coat, self.coat, self.coat
-        return (self.vest if self.who == "courier" else self.shirt), self.legs, self.skin
+        return (self.vest if self.kind == "courier" else self.shirt), self.legs, self.skin
 
     def _person(self, draw: ImageDraw.ImageDraw, x: float, facing: int, step: float) -> tuple[float, float]:
-        h, w = self.height, self.height * 0.17 * self.build * (1.2 if self.who == "child" else 1.0)
-        head = h * (0.16 if self.who == "child" else 0.115)
+        h, w = self.height, self.height * 0.17 * self.build * (1.2 if self.kind == "child" else 1.0)
+        head = h * (0.16 if self.kind == "child" else 0.115)
         top, (torso, legs, face) = GROUND - h, self._colors()
         hip, shoulder = GROUND - 0.46 * h, top + 2 * head
         for sign in (-1, 1):
             foot = x + sign * (w * 0.45 + 2 * step)
             draw.line([x + sign * w * 0.35, hip, foot, GROUND], fill=legs, width=max(4, int(w * 0.55)))
-        if self.who == "stranger":  # a coat to the knees and a hood, no face
+        if self.kind == "stranger":  # a coat to the knees and a hood, no face
             draw.polygon(
                 [
                     (x - w * 0.8, shoulder),
@@ -393,7 +393,7 @@ class _Actor:
             draw.rounded_rectangle([x - w, shoulder, x + w, hip + 2], 4, fill=torso)
             draw.ellipse([x - head, top, x + head, top + 2 * head], fill=face)
             draw.pieslice([x - head, top - 1, x + head, top + 2 * head - 1], 180, 360, fill=self.hair)
-        if self.who == "courier":  # reflective bands and a cap with a brim
+        if self.kind == "courier":  # reflective bands and a cap with a brim
             draw.rectangle([x - w, shoulder + 9, x + w, shoulder + 13], fill=(255, 255, 255))
             draw.rectangle([x - w, shoulder + 19, x + w, shoulder + 23], fill=(255, 255, 255))
             draw.pieslice([x - head - 1, top - 4, x + head + 1, top + 2 * head - 2], 180, 360, fill=self.vest)
@@ -424,7 +424,7 @@ class _Actor:
         torso, legs, face = self._colors()
         h, thick = self.height, max(13.0, self.height * 0.2)
         y = GROUND + 6
-        if self.who == "dog":
+        if self.kind == "dog":
             half = h * 0.95
             draw.ellipse([x - half, y - 12, x + half, y], fill=self.fur)
             draw.ellipse([x + facing * half - 8, y - 12, x + facing * half + 8, y], fill=self.fur)
@@ -435,11 +435,11 @@ class _Actor:
         draw.rectangle([min(feet, hip), y - thick * 0.7, max(feet, hip), y], fill=legs)
         draw.rectangle([min(hip, neck), y - thick, max(hip, neck), y], fill=torso)
         head = max(6.0, h * 0.11)
-        if self.who == "stranger":
+        if self.kind == "stranger":
             draw.polygon([(neck, y - thick), (neck, y), (neck + facing * 2.6 * head, y - thick / 2)], fill=torso)
         else:
             draw.ellipse([neck + facing * head - head, y - 2 * head, neck + facing * head + head, y], fill=face)
-        if self.who == "courier":
+        if self.kind == "courier":
             for share in (0.35, 0.7):
                 band = hip + (neck - hip) * share
                 draw.rectangle([band - 2, y - thick, band + 2, y], fill=(255, 255, 255))

@@ -62,14 +62,14 @@ def cell_of(facts: Facts) -> Cell:
     return facts.light, facts.place in INDOORS, facts.who, facts.act
 
 
-def slice_of(facts: Facts, held: frozenset[Cell] = frozenset()) -> str:
-    """The slice of a scene, where the cells `held` are in no training clip."""
+def slice_of(facts: Facts, cells: frozenset[Cell] = frozenset()) -> str:
+    """The slice of a scene, where `cells` are in no training clip."""
     policy = decided(with_idle_box(facts, True))  # without the box, what hangs on it is routine by no policy of its own
     if policy.name == "animal":
         return "at a glance"
     if policy.kind != "plain":
         return _DECIDED_BY[policy.kind]
-    if cell_of(facts) in held:
+    if cell_of(facts) in cells:
         return "unseen"
     return "plain" if facts.view == "clear" else "hard to see"
 
@@ -81,23 +81,23 @@ def held_out(seed: int) -> frozenset[Cell]:
     Training shows each policy in some circumstances alone (theft at night, say, and the family taking boxes by day), so
     that light and place go with labels there, as chance has it in any collection; these cells are the others.
     """
-    rng, held = random.Random(f"household/held out/{seed}"), set()
-    light, other = rng.sample(LIGHTS, 2)
-    holes = {"theft": (light, None), "routine": (other, None), "emergency": rng.choice(_HALVES)}
+    rng, cells = random.Random(f"household/held out/{seed}"), set()
+    light, second_light = rng.sample(LIGHTS, 2)
+    holes = {"theft": (light, None), "routine": (second_light, None), "emergency": rng.choice(_HALVES)}
     holes |= {"delivery": rng.choice((("night", None), (None, True))), "intrusion": ("night", True)}
     slices, labels = defaultdict(set), {}
-    for at, place, who, act in product(LIGHTS, PLACES, ACTORS, ACTS):
-        facts = Facts(at, place, who, act, scripts(act)[0], "clear")
+    for at, place, actor, act in product(LIGHTS, PLACES, ACTORS, ACTS):
+        facts = Facts(at, place, actor, act, scripts(act)[0], "clear")
         slices[cell_of(facts)].add(slice_of(facts))
         labels[cell_of(facts)] = facts.label
-    for cell, found in slices.items():
+    for cell, kinds in slices.items():
         label, (at, indoors, _, act) = labels[cell], cell
-        if found != {"plain"} or (label == "routine" and act != "takes"):
+        if kinds != {"plain"} or (label == "routine" and act != "takes"):
             continue
         hole = holes[label]
         if hole[0] in (None, at) and hole[1] in (None, indoors):
-            held.add(cell)
-    return frozenset(held)
+            cells.add(cell)
+    return frozenset(cells)
 
 
 @functools.cache
@@ -108,26 +108,26 @@ def _forty(part: Part, seed: int, block: int) -> tuple[str, ...]:
     return tuple(slices)
 
 
-def sample_facts(rng: random.Random, wanted: str, held: frozenset[Cell]) -> Facts:
-    """A scene of the slice `wanted`; inside a slice all scenes are equally likely, but for plain labels (`_PLAIN`)."""
-    plain = wanted in {"plain", "unseen", "hard to see"}
+def sample_facts(rng: random.Random, slice_name: str, cells: frozenset[Cell]) -> Facts:
+    """A scene of this slice; inside a slice all scenes are equally likely, but for plain labels (`_PLAIN`)."""
+    plain = slice_name in {"plain", "unseen", "hard to see"}
     label = rng.choices(list(_PLAIN), list(_PLAIN.values()))[0] if plain else None
-    view = "poor" if wanted == "hard to see" else "clear"
+    view = "poor" if slice_name == "hard to see" else "clear"
     while True:
         act = rng.choice(ACTS)
         facts = Facts(rng.choice(LIGHTS), rng.choice(PLACES), rng.choice(ACTORS), act, rng.choice(scripts(act)), view)
-        if slice_of(facts, held) == wanted and label in (None, facts.label):
+        if slice_of(facts, cells) == slice_name and label in (None, facts.label):
             return facts
 
 
 def _plan(part: Part, number: int, seed: int) -> clips.Plan:
     rng = random.Random(f"household/{part}/{seed}/{number}")
-    wanted = _forty(part, seed, number // 40)[number % 40]
-    facts = sample_facts(rng, wanted, held_out(seed))
-    known = odds(facts)
-    label = rng.choices(list(known), list(known.values()))[0]
+    slice_name = _forty(part, seed, number // 40)[number % 40]
+    facts = sample_facts(rng, slice_name, held_out(seed))
+    weights = odds(facts)
+    label = rng.choices(list(weights), list(weights.values()))[0]
     home = Home(part, 1000 * seed + rng.randrange(_HOMES[part]))
-    notes = {"slice": wanted, "odds": json.dumps(known)}
+    notes = {"slice": slice_name, "odds": json.dumps(weights)}
     name = f"{part}-{seed}-{number:05d}"
     return clips.planned(rng, part, name, facts, label, home, look=facts.view, speeds=_SPEEDS, **notes)
 

@@ -37,17 +37,17 @@ def write_trace(
     purpose)."""
     errors = errors or (USUAL if facts.view == "clear" else POOR)
     rng = random.Random(f"household/{facts}/{seed}")
-    seen = misperceived(facts, rng, errors)
-    policy = decided(seen, without=("idle box",) if rng.random() < knows else ("idle box", "exception"))
+    perceived = misperceived(facts, rng, errors)
+    policy = decided(perceived, without=("idle box",) if rng.random() < knows else ("idle box", "exception"))
     label = next(iter(policy.odds))
     if rng.random() < errors.conclusion:
         label = rng.choice(LABELS.labels)
-    told = observation(seen, rng, idle_box=False)
-    argued = f"{event(seen)} {weighed(seen, policy)} So it is {label}."
-    text = f"<think> {told} {argued} </think><answer> {label} </answer>"
+    caption = observation(perceived, rng, idle_box=False)
+    argued = f"{event(perceived)} {weighed(perceived, policy)} So it is {label}."
+    text = f"<think> {caption} {argued} </think><answer> {label} </answer>"
     if rng.random() < errors.form:
-        text = broken(text, told, label, rng)
-    return {"observation": told, "think": argued, "answer": label, "text": text}
+        text = broken(text, caption, label, rng)
+    return {"observation": caption, "think": argued, "answer": label, "text": text}
 
 
 def weighed(facts: Facts, policy: Policy) -> str:
@@ -75,10 +75,10 @@ def label_of_observation(text: str) -> str | None:
     """The likeliest label of a clip in which things are as an observation says; None where it says too little, as it
     does where all hangs on a box that it passes over."""
     silent = "box" not in text
-    told = scene_told(re.sub(r"(Frame \d: \w+( \w+)?)\.", r"\1, no box.", text) if silent else text)
-    if told is None:
+    scene = scene_told(re.sub(r"(Frame \d: \w+( \w+)?)\.", r"\1, no box.", text) if silent else text)
+    if scene is None:
         return None
-    facts = Facts(**told.__dict__, view="clear")
+    facts = Facts(**scene.__dict__, view="clear")
     labels = {facts.label, with_idle_box(facts, True).label} if silent else {facts.label}
     return labels.pop() if len(labels) == 1 else None
 

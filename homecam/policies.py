@@ -43,8 +43,8 @@ class Facts(Scene):
         """A box merely stands by: nobody touches it."""
         return not touched(self) and self.quarters[0][1] == "floor"
 
-    def is_at(self, light: str, place: str, who: str, act: str) -> bool:
-        return (self.light, self.place, self.who, self.act) == (light, place, who, act)
+    def is_at(self, light: str, place: str, actor: str, act: str) -> bool:
+        return (self.light, self.place, self.who, self.act) == (light, place, actor, act)
 
 
 @dataclass(frozen=True)

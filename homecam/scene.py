@@ -51,12 +51,12 @@ class Scene:
 def scripts(act: str) -> list[tuple[Quarter, ...]]:
     """Every order of states that shows this act (with and without a box standing by, where the act does not touch
     one)."""
-    written = []
+    orders = []
     for script in _SCRIPTS[act]:
         for standing_by in "-f" if "x" in script else " ":
             states = script.replace("x", standing_by).split()
-            written.append(tuple((_POSTURE[s[0]], _BOX[s[1]]) for s in states))
-    return written
+            orders.append(tuple((_POSTURE[s[0]], _BOX[s[1]]) for s in states))
+    return orders
 
 
 def act_of(quarters: tuple[Quarter, ...]) -> str | None:

@@ -30,8 +30,8 @@ from deepintuit_homecam.world import LABELS, OUTCOMES, WATCH, Facts, alarm_on, b
 def label_of_observation(text: str) -> str | None:
     """The true label of a clip in which things are as an observation says; None where it says too little, or what
     cannot be."""
-    told = scene_told(text)
-    return None if told is None else Facts(**told.__dict__).label
+    scene = scene_told(text)
+    return None if scene is None else Facts(**scene.__dict__).label
 
 
 def misread(text: str, facts: Facts) -> list[str]:
@@ -66,19 +66,19 @@ def write_trace(facts: Facts, seed: int, errors: Errors = USUAL) -> dict[str, st
     """A trace in parts: `observation`, `think`, `answer`, and `text`, the think-answer form (sometimes broken on
     purpose)."""
     rng = random.Random(f"teacher/{facts}/{seed}")
-    seen = misperceived(facts, rng, errors)
-    allowed, label = _conclude(seen, rng, errors)
-    told, argued = observation(seen, rng), reasoning(seen, allowed, label)
-    text = f"<think> {told} {argued} </think><answer> {label} </answer>"
+    perceived = misperceived(facts, rng, errors)
+    allowed, label = _conclude(perceived, rng, errors)
+    caption, argued = observation(perceived, rng), reasoning(perceived, allowed, label)
+    text = f"<think> {caption} {argued} </think><answer> {label} </answer>"
     if rng.random() < errors.form:
-        text = broken(text, told, label, rng)
-    return {"observation": told, "think": argued, "answer": label, "text": text}
+        text = broken(text, caption, label, rng)
+    return {"observation": caption, "think": argued, "answer": label, "text": text}
 
 
-def _conclude(seen: Facts, rng: random.Random, errors: Errors) -> tuple[bool, str]:
-    alarm = alarm_on(seen.light, seen.place)
-    allowed = belongs(seen.who, alarm)
-    label = OUTCOMES[seen.act][0 if allowed else 1]
+def _conclude(facts: Facts, rng: random.Random, errors: Errors) -> tuple[bool, str]:
+    alarm = alarm_on(facts.light, facts.place)
+    allowed = belongs(facts.who, alarm)
+    label = OUTCOMES[facts.act][0 if allowed else 1]
     if rng.random() < errors.conclusion:
         label = rng.choice(LABELS.labels)
     return allowed, label

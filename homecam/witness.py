@@ -72,7 +72,7 @@ def observation(facts: Scene, rng: random.Random | None = None, *, idle_box: boo
 def read_observation(text: str) -> dict[str, str]:
     """The facts that an observation states, by name; a fact that it does not state is missing. The way back of
     `observation`."""
-    found = {}
+    facts = {}
     for name, pattern in {
         "light": r"It is (\w+)",
         "place": r"at the (\w+)\.",
@@ -80,8 +80,8 @@ def read_observation(text: str) -> dict[str, str]:
         **{f"quarter {k}": rf"Frame {2 * k - 1}: ([^.]*)\." for k in (1, 2, 3, 4)},
     }.items():
         if match := re.search(pattern, text):
-            found[name] = match.group(1)
-    return found
+            facts[name] = match.group(1)
+    return facts
 
 
 def scene_told(text: str) -> Scene | None:
@@ -93,8 +93,8 @@ def scene_told(text: str) -> Scene | None:
         body, _, box = stated.get(f"quarter {k}", "").partition(", ")
         quarters.append((body.split(" ")[-1], states.get(box, "")))
     act = act_of(tuple(quarters))
-    known = (("light", LIGHTS), ("place", PLACES), ("who", ACTORS))
-    if act is None or any(stated.get(name) not in values for name, values in known):
+    choices = (("light", LIGHTS), ("place", PLACES), ("who", ACTORS))
+    if act is None or any(stated.get(name) not in values for name, values in choices):
         return None
     return Scene(stated["light"], stated["place"], stated["who"], act, tuple(quarters))
 
@@ -102,25 +102,25 @@ def scene_told(text: str) -> Scene | None:
 def event(facts: Scene) -> str:
     """One sentence that sums up what happens: who does what, indoors or outdoors, in which light."""
     act = ACT_PHRASES.get(act_of(facts.quarters) or "", "does something else")
-    where = "indoors" if facts.place in INDOORS else "outdoors"
-    return f"So the {facts.who}, {_KINDS[facts.who]}, {act} {where} at {facts.light}."
+    setting = "indoors" if facts.place in INDOORS else "outdoors"
+    return f"So the {facts.who}, {_KINDS[facts.who]}, {act} {setting} at {facts.light}."
 
 
 def misperceived(facts: Seen, rng: random.Random, errors: Errors) -> Seen:
     """The scene as it is seen by one who errs."""
-    seen = facts
+    scene = facts
     if rng.random() < errors.who:
-        seen = replace(seen, who=rng.choice(_LOOKALIKES[facts.who]))
+        scene = replace(scene, who=rng.choice(_LOOKALIKES[facts.who]))
     if rng.random() < errors.light:
-        seen = replace(seen, light=LIGHTS[1 - LIGHTS.index(facts.light)])
+        scene = replace(scene, light=LIGHTS[1 - LIGHTS.index(facts.light)])
     if rng.random() < errors.place:
-        seen = replace(seen, place=rng.choice(PLACES))
+        scene = replace(scene, place=rng.choice(PLACES))
     if rng.random() < errors.quarter:
-        quarters = list(seen.quarters)
+        quarters = list(scene.quarters)
         index = rng.randrange(4)
         quarters[index] = quarters[max(0, index - 1)]
-        seen = replace(seen, quarters=tuple(quarters))
-    return replace(seen, act=act_of(seen.quarters) or "lingers")
+        scene = replace(scene, quarters=tuple(quarters))
+    return replace(scene, act=act_of(scene.quarters) or "lingers")
 
 
 def broken(text: str, observation: str, label: str, rng: random.Random) -> str:

@@ -54,9 +54,9 @@ def alarm_on(light: str, place: str) -> bool:
     return (light == "night") == (place not in INDOORS)
 
 
-def belongs(who: str, alarm: bool) -> bool:
+def belongs(actor: str, alarm: bool) -> bool:
     """What the rule says."""
-    return (who in WATCH) == alarm
+    return (actor in WATCH) == alarm
 
 
 def habit(facts: Facts) -> bool | None:
@@ -83,8 +83,8 @@ OUTCOMES = {
 
 def label_of(facts: Facts) -> str:
     """The true label: `OUTCOMES` of the act, by whether the actor belongs there: by habit, else by the rule."""
-    known = habit(facts)
-    allowed = belongs(facts.who, alarm_on(facts.light, facts.place)) if known is None else known
+    habitual = habit(facts)
+    allowed = belongs(facts.who, alarm_on(facts.light, facts.place)) if habitual is None else habitual
     return OUTCOMES[facts.act][0 if allowed else 1]
 
 

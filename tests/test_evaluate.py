@@ -26,7 +26,7 @@ from deepintuit.reasoner import (
     opinion_of,
     parsed,
 )
-from deepintuit.reasoner.controls import CONTROLS, Asked, Shown, calibrator_of, derangement
+from deepintuit.reasoner.controls import CONTROLS, Inputs, View, calibrator_of, derangement
 from deepintuit.vlm import VLM
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import clips
@@ -127,13 +127,13 @@ def test_controls_alter_one_input_and_leave_the_others(said, seed):
     labels, rng = LabelSet.of("three", ("fall", "walk", "sit")), np.random.default_rng(seed)
     own = [Opinion(conclusion, f"because {i}") for i, conclusion in enumerate(said)]
     truths = [labels.labels[k] for k in rng.integers(0, 3, len(said))]
-    shown = {name: control(Asked(own, truths, labels, seed)) for name, control in CONTROLS.items()}
+    shown = {name: control(Inputs(own, truths, labels, seed)) for name, control in CONTROLS.items()}
     for i, (mine, truth) in enumerate(zip(own, truths)):
         found = {name: rows[i] for name, rows in shown.items()}
-        assert found["trace_blanked"] == Shown(i, Opinion("none", ""))
-        assert found["rationale_blanked"] == Shown(i, Opinion(mine.conclusion, ""))
-        assert found["conclusion_none"] == Shown(i, Opinion("none", mine.rationale))
-        assert found["video_blanked"] == Shown(None, mine)
+        assert found["trace_blanked"] == View(i, Opinion("none", ""))
+        assert found["rationale_blanked"] == View(i, Opinion(mine.conclusion, ""))
+        assert found["conclusion_none"] == View(i, Opinion("none", mine.rationale))
+        assert found["video_blanked"] == View(None, mine)
         wrong = found["conclusion_wrong"]
         assert (wrong.video, wrong.opinion.rationale) == (i, mine.rationale)
         assert wrong.opinion.conclusion not in (truth, mine.conclusion) and wrong.opinion.conclusion in labels
@@ -195,7 +195,7 @@ def test_text_alone_learns_from_the_calibrators_own_traces(bench, tmp_path):
     taught = {clip.label for clip in task.clips("calibration")}
     test = [clip for clip in task.clips("test") if clip.label in taught]
     said = [opinion_of(trace) for trace in parsed(task, [row(clip, 0) for clip in test])]
-    score, temperatures = evaluate.others.text_alone(run, task, said, 0)
+    score, temperatures = evaluate.others.text_only(run, task, said, 0)
     assert (temperatures > 0).all() and len(set(temperatures)) == 1
     assert [task.labels.labels[k] for k in score.probs(1.0).argmax(1)] == [clip.label for clip in test]
 

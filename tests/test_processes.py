@@ -68,9 +68,9 @@ def test_the_house_says_which_observations_suffice_and_what_was_misread(bench):
         Question(row["clip_id"], row["label"], wrong),
         Question(row["clip_id"], row["label"], "Something happens."),
     ])  # fmt: skip
-    assert verdicts[0].sufficient and "wrong" not in verdicts[0].said
-    assert "wrong or missing: light" in verdicts[1].said
-    assert not verdicts[2].sufficient and "no label" in verdicts[2].said
+    assert verdicts[0].sufficient and "wrong" not in verdicts[0].evidence
+    assert "wrong or missing: light" in verdicts[1].evidence
+    assert not verdicts[2].sufficient and "no label" in verdicts[2].evidence
 
 
 @pytest.mark.parametrize("number", range(30))
@@ -95,8 +95,8 @@ def test_an_answerer_reads_the_text_alone_and_answers_once(bench, tmp_path):
     settings = bench.settings(*SEEING, "judge.source=answerer")
     questions = [Question("a", label, text) for label in settings_labels(bench) for text in ("One.", "Two.")]
     verdicts = build_judge(settings, bench.manifest.labels, bench.manifest, tmp_path)(questions)
-    answers = {q.observation: v.said for q, v in zip(questions, verdicts)}
-    assert all(v.said == answers[q.observation] for q, v in zip(questions, verdicts))  # whatever the true label is
+    answers = {q.observation: v.evidence for q, v in zip(questions, verdicts)}
+    assert all(v.evidence == answers[q.observation] for q, v in zip(questions, verdicts))  # whatever the true label is
     assert sum(v.sufficient for v in verdicts) == 2  # each text has one answer, right for one of the labels
     kept = list((tmp_path / "judge").rglob("*.json"))
     assert len(kept) == 2

@@ -21,10 +21,10 @@ def csv_rows(text: str, name: str, delimiter: str = "") -> Iterator[tuple[int, d
     """
     csv.field_size_limit(_LONGEST_CELL)  # the library's own limit is of 131,072 characters
     text = text if "\n" in text else text.replace("\r", "\n")
-    said = _SEPARATOR.match(text)
-    text = text[said.end() :] if said else text
-    named = re.sub('"[^"]*+"', "", text.partition("\n")[0])
-    delimiter = delimiter or (said[1] if said else max(",;\t", key=named.count))
+    prefix = _SEPARATOR.match(text)
+    text = text[prefix.end() :] if prefix else text
+    first_line = re.sub('"[^"]*+"', "", text.partition("\n")[0])
+    delimiter = delimiter or (prefix[1] if prefix else max(",;\t", key=first_line.count))
     reader = csv.reader(lines(text), strict=True, delimiter=delimiter)
     try:
         header = [word.strip() or f"column {n}" for n, word in enumerate(next(reader, []), 1)]
@@ -38,14 +38,14 @@ def csv_rows(text: str, name: str, delimiter: str = "") -> Iterator[tuple[int, d
         for cells in reader:
             if any(cells[len(header) :]):
                 raise DataError(
-                    f"{name}, line {reader.line_num + bool(said)}, has {len(cells)} cells for {len(header)} columns.",
+                    f"{name}, line {reader.line_num + bool(prefix)}, has {len(cells)} cells for {len(header)} columns.",
                     "A comma inside a cell without quotes shifts every later cell.",
                     'Put the cell in double quotes ("a, b").',
                 )
-            yield reader.line_num + bool(said), dict(zip(header, cells + [""] * (len(header) - len(cells))))
+            yield reader.line_num + bool(prefix), dict(zip(header, cells + [""] * (len(header) - len(cells))))
     except csv.Error as error:
         raise DataError(
-            f"{name}, line {reader.line_num + bool(said)}, is not valid CSV ({error}).",
+            f"{name}, line {reader.line_num + bool(prefix)}, is not valid CSV ({error}).",
             "The cells after it cannot be told apart.",
             "Repair the quoting of that line.",
         ) from error

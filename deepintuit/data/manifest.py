@@ -96,12 +96,12 @@ class Manifest:
         self = cls(workbench, dataset, pd.DataFrame(), LabelSet.of("unread", ("a", "b")))
         self.version = version
         if not self.path.is_file():
-            known = sorted(p.stem for p in self.path.parent.glob("*.parquet") if "@" not in p.name)
-            near = nearest(dataset, known)
+            datasets = sorted(p.stem for p in self.path.parent.glob("*.parquet") if "@" not in p.name)
+            near = nearest(dataset, datasets)
             raise DataError(
                 f"There is no {'dataset' if version is None else f'version {version} of'} {dataset!r} in "
                 f"{str(self.workbench)!r}.",
-                f"Imported so far: {', '.join(known) or 'none'}.",
+                f"Imported so far: {', '.join(datasets) or 'none'}.",
                 f"Nearest: {near!r}" if near else "Import one with `deepintuit clips`.",
             )
         try:
@@ -138,7 +138,7 @@ class Manifest:
         """The version that a run used, by the fingerprint in its config; the one in force when none of it is kept."""
         now = cls.load(workbench, dataset)
         former = (cls.load(workbench, dataset, n) for n in reversed(now._kept()))
-        return next((one for one in (now, *former) if fingerprint == one.fingerprint), now) if fingerprint else now
+        return next((m for m in (now, *former) if fingerprint == m.fingerprint), now) if fingerprint else now
 
     def labels_or(self, path: str | Path | None) -> LabelSet:
         """The labels of the file that the setting `clips.labels` names; where it names none, the dataset's own."""
@@ -170,8 +170,8 @@ class Manifest:
         """16 hex digits of what a stage works on: clips, labels, splits and texts. A relabelled or extended dataset
         has another one, so that stages run anew on it instead of giving back a run on the former version."""
         columns = ["clip_id", "label", "split", "excluded", "text", "notes"]
-        told = self.frame[columns].astype(object).to_dict("records")
-        rows = sorted(json.dumps(row, sort_keys=True, default=str) for row in told)
+        records = self.frame[columns].astype(object).to_dict("records")
+        rows = sorted(json.dumps(row, sort_keys=True, default=str) for row in records)
         return hashlib.sha256("\n".join([self.labels.dumps(), *rows]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     @property
@@ -189,14 +189,14 @@ class Manifest:
             )
         frame, old = self.frame.copy(), former.frame.set_index("clip_id")
         for column in ("label", "label_given", "group", "given_split", "split", "notes"):
-            told = zip(frame["clip_id"], frame[column])
+            values = zip(frame["clip_id"], frame[column])
             frame[column] = pd.Series(
-                [old.at[c, column] if c in old.index else now for c, now in told], index=frame.index, dtype=object
+                [old.at[c, column] if c in old.index else now for c, now in values], index=frame.index, dtype=object
             )
         sources = {*frame["source"]}
-        left = former.frame[~former.frame["clip_id"].isin(frame["clip_id"])]
-        left = left[left["excluded"].isna() | ~left["source"].isin(sources)]
-        whole = pd.concat([left, frame], ignore_index=True) if len(left) else frame
+        rest = former.frame[~former.frame["clip_id"].isin(frame["clip_id"])]
+        rest = rest[rest["excluded"].isna() | ~rest["source"].isin(sources)]
+        whole = pd.concat([rest, frame], ignore_index=True) if len(rest) else frame
         return Manifest(self.workbench, self.dataset, whole, former.labels)
 
     @property
@@ -240,11 +240,11 @@ class Manifest:
         return sorted(int(m[1]) for p in self.path.parent.iterdir() if (m := re.fullmatch(pattern, p.name)))
 
     def _keep_version(self) -> None:
-        taken = self._kept(".*")
+        past = self._kept(".*")
         for path in (self.path, self._labels_path):
             if path.is_file():
-                kept = path.with_name(path.name.replace(self.dataset, f"{self.dataset}@{max(taken, default=0) + 1}", 1))
-                with disk.replacing(kept) as temporary:
+                copy = path.with_name(path.name.replace(self.dataset, f"{self.dataset}@{max(past, default=0) + 1}", 1))
+                with disk.replacing(copy) as temporary:
                     shutil.copyfile(path, temporary)
 
     def usable(self, split: str | None = None) -> pd.DataFrame:
@@ -311,34 +311,34 @@ def container_features(frame: pd.DataFrame) -> pd.DataFrame:
 def text_corpus(frame: pd.DataFrame, fields: Sequence[str], notes_shown: Sequence[str] = ()) -> pd.Series:
     """The named fields of each clip as one string, by clip_id, for the text-only baseline; "" where a clip has none
     of them."""
-    shown = _fields(frame, fields, notes_shown)
-    return pd.Series({clip: "\n".join(texts.values()) for clip, texts in shown.items()}, dtype=str).rename_axis(
+    texts_of = _fields(frame, fields, notes_shown)
+    return pd.Series({clip: "\n".join(texts.values()) for clip, texts in texts_of.items()}, dtype=str).rename_axis(
         "clip_id"
     )
 
 
 def _fields(frame: pd.DataFrame, names: Sequence[str], notes_shown: Sequence[str]) -> dict[str, dict[str, str]]:
-    known = {column: sorted({name for texts in frame[column] for name in texts}) for column in ("text", "notes")}
-    for column, asked in (("text", names), ("notes", notes_shown)):
-        for name in asked:
-            if name in known[column]:
+    names_of = {column: sorted({name for texts in frame[column] for name in texts}) for column in ("text", "notes")}
+    for column, requests in (("text", names), ("notes", notes_shown)):
+        for name in requests:
+            if name in names_of[column]:
                 continue
-            if column == "text" and name in known["notes"]:
+            if column == "text" and name in names_of["notes"]:
                 raise DataError(
                     f"{name!r} is an annotation column, not a text field.",
                     "It may describe the clip or argue for its label, which a model must not read.",
                     f"Leave it out, or name it under notes_shown if showing {name!r} is what you want to measure.",
                 )
-            near = nearest(name, known[column])
+            near = nearest(name, names_of[column])
             raise DataError(
                 f"No clip has the {column} field {name!r}.",
-                f"Known: {', '.join(map(repr, known[column])) or 'none'}.",
+                f"Known: {', '.join(map(repr, names_of[column])) or 'none'}.",
                 f"Nearest: {near!r}" if near else "Name one of these, or none.",
             )
     if notes_shown:
-        shown = ", ".join(map(repr, notes_shown))
+        listing = ", ".join(map(repr, notes_shown))
         warnings.warn(
-            f"LABEL LEAK: the annotation columns {shown} are about to be shown to a model. Such columns give the "
+            f"LABEL LEAK: the annotation columns {listing} are about to be shown to a model. Such columns give the "
             "label away: on SmartHome-Bench, TF-IDF on the human description alone scores 85.2 % on the paper's 196 "
             "test ids, on the annotators' reasoning 99.5 %. No score obtained so is a result about video.",
             LeakWarning,
@@ -347,8 +347,8 @@ def _fields(frame: pd.DataFrame, names: Sequence[str], notes_shown: Sequence[str
     return {
         clip: {
             name: texts[name]
-            for asked, texts in ((names, text), (notes_shown, notes))
-            for name in asked
+            for requests, texts in ((names, text), (notes_shown, notes))
+            for name in requests
             if name in texts
         }
         for clip, text, notes in zip(frame["clip_id"], frame["text"], frame["notes"])
@@ -373,11 +373,11 @@ def to_frame(table: pa.Table, workbench: Path) -> pd.DataFrame:
 def rows_to_table(rows: Sequence[Mapping[str, object]]) -> pa.Table:
     """Plain dicts in the columns of `SCHEMA` → the table; `text` and `notes` become lists of named texts in the given
     order."""
-    named = [
+    records = [
         {**row, **{column: [{"name": k, "value": v} for k, v in row[column].items()] for column in ("text", "notes")}}
         for row in rows
     ]
-    return pa.Table.from_pylist(named, schema=SCHEMA)
+    return pa.Table.from_pylist(records, schema=SCHEMA)
 
 
 def _to_table(frame: pd.DataFrame, workbench: Path) -> pa.Table:

@@ -38,23 +38,23 @@ def assign_splits(manifest: Manifest, fractions: Mapping[str, float] = FRACTIONS
     _check(fractions)
     frame = manifest.frame
     usable = frame["excluded"].isna() & frame["label"].notna()
-    given = frame["given_split"].where(frame["given_split"] != "train")
+    given_split = frame["given_split"].where(frame["given_split"] != "train")
     _refuse_torn_groups(frame[usable])
-    wanted = [s for s in SPLITS if fractions.get(s, 0) > 0 and s not in set(given.dropna())]
-    pool = frame[usable & given.isna()]
-    split = given.copy()
-    if wanted and len(pool):
+    splits = [s for s in SPLITS if fractions.get(s, 0) > 0 and s not in set(given_split.dropna())]
+    pool = frame[usable & given_split.isna()]
+    split = given_split.copy()
+    if splits and len(pool):
         counts_G_K = pd.crosstab(pool["group"], pool["label"]).sort_index().sort_index(axis=1)
-        if len(counts_G_K) < len(wanted):
+        if len(counts_G_K) < len(splits):
             raise DataError(
-                f"{manifest.dataset!r} has {len(counts_G_K)} groups to divide over {len(wanted)} splits "
-                f"({', '.join(wanted)}).",
+                f"{manifest.dataset!r} has {len(counts_G_K)} groups to divide over {len(splits)} splits "
+                f"({', '.join(splits)}).",
                 "A group is never torn, since clips of one source in two splits leak from one into the other.",
                 "Set the fraction of some splits to 0, bring more sources, or name a finer group column.",
             )
-        shares_S = np.array([fractions[s] for s in wanted]) / sum(fractions[s] for s in wanted)
+        shares_S = np.array([fractions[s] for s in splits]) / sum(fractions[s] for s in splits)
         places_G = _divide(counts_G_K.to_numpy(float), shares_S, seed)
-        of_group = dict(zip(counts_G_K.index, (wanted[place] for place in places_G)))
+        of_group = dict(zip(counts_G_K.index, (splits[place] for place in places_G)))
         split[pool.index] = pool["group"].map(of_group)
     return Manifest(manifest.workbench, manifest.dataset, frame.assign(split=split), manifest.labels)
 

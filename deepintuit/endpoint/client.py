@@ -138,14 +138,14 @@ class Endpoint:
     async def _complete_many(
         self, requests: Iterable[Request], on_done: Callable[[Request, Outcome], None] | None
     ) -> Usage:
-        drawn, turn = iter(requests), asyncio.Lock()
+        queue, turn = iter(requests), asyncio.Lock()
         answered, failed_in_a_row = 0, 0
 
         async def work(client: httpx.AsyncClient) -> None:
             nonlocal answered, failed_in_a_row
             while True:
                 async with turn:
-                    request = await asyncio.to_thread(next, drawn, _END)
+                    request = await asyncio.to_thread(next, queue, _END)
                 if request is _END:
                     return
                 outcome: Outcome
@@ -175,8 +175,8 @@ class Endpoint:
 
     async def _complete(self, client: httpx.AsyncClient, request: Request) -> Completion:
         key = self._key_of(request)
-        if (kept := _answer_of(self.cache.get(*key) if self.cache else None)) is not None:
-            return kept
+        if (cached := _answer_of(self.cache.get(*key) if self.cache else None)) is not None:
+            return cached
         left_out = set(self.left_out)
         body = await asyncio.to_thread(self._body, request, left_out)
         tries = 0
@@ -187,23 +187,23 @@ class Endpoint:
             try:
                 # httpx limits each read, this the whole: a server that drips a byte a second is slow too.
                 async with asyncio.timeout(self.timeout):
-                    status, headers, said = await self._post(client, body)
+                    status, headers, reply = await self._post(client, body)
                 if status == 200:
-                    answered = wire.completion(said, (time.perf_counter() - started) * 1000)
+                    answered = wire.completion(reply, (time.perf_counter() - started) * 1000)
                     self.left_out |= left_out
                     answered = replace(answered, left_out=tuple(sorted(left_out & {"temperature"})))
                     if self.cache and not answered.lacking:
                         self.cache.put(_entry_of(answered), *key)
                     return answered
-                if self._asks_otherwise(status, said, left_out):
+                if self._asks_otherwise(status, reply, left_out):
                     body, tries = await asyncio.to_thread(self._body, request, left_out), tries - 1
                     continue
                 if not _may_pass(status):
-                    raise self._verdict(status, said)
-                what, asked = f"status {status}", wire.retry_after(headers.get("Retry-After"))
-                if asked > PATIENCE:
-                    raise self._unreachable(f"{what} and asks to come back in {asked:.0f} s", tries)
-                wait += asked
+                    raise self._verdict(status, reply)
+                what, pause = f"status {status}", wire.retry_after(headers.get("Retry-After"))
+                if pause > PATIENCE:
+                    raise self._unreachable(f"{what} and asks to come back in {pause:.0f} s", tries)
+                wait += pause
             except TimeoutError:
                 what = f"no answer within {self.timeout:g} s"
             except (httpx.RequestError, NotACompletion) as error:
@@ -237,12 +237,12 @@ class Endpoint:
                 raise
             return str(error)
 
-    def _asks_otherwise(self, status: int, said: str, left_out: set[str]) -> bool:
+    def _asks_otherwise(self, status: int, reply: str, left_out: set[str]) -> bool:
         """Whether the error names a field that the model does not take, and that was not left out yet: now it is."""
-        named = wire.refused_field(said) if status in _THIS_REQUEST else None
-        if named is None or named in left_out:
+        field = wire.refused_field(reply) if status in _THIS_REQUEST else None
+        if field is None or field in left_out:
             return False
-        left_out.add(named)
+        left_out.add(field)
         return True
 
     def _body(self, request: Request, left_out: Collection[str]) -> bytes:
@@ -256,10 +256,10 @@ class Endpoint:
     def _key_of(self, request: Request) -> list[Any]:
         """What names an answer in the cache: all that was asked."""
         frames = request.frames.hash if request.frames is not None else None
-        asked = [RECIPE, self.base_url, self.model, request.text, frames, request.temperature, request.max_tokens]
+        parts = [RECIPE, self.base_url, self.model, request.text, frames, request.temperature, request.max_tokens]
         # Came later: at their defaults, answers kept before are met again.
         later = [{"seed": request.seed}] * bool(request.seed) + ["no temperature"] * (not self.send_temperature)
-        return [*asked, request.sample, *later]
+        return [*parts, request.sample, *later]
 
     # The address, the key, and what is said when they fail
 
@@ -280,8 +280,8 @@ class Endpoint:
                 f"Leave only http(s)://host[:port]/v1 and export the key under the name in {self.section}.key_variable",
             )
         if url.scheme not in ("http", "https") or not url.host:
-            given = f"{self.section}.base_url = {self.base_url!r}"
-            raise TeachError(given, "an endpoint has an http or https address", example)
+            setting = f"{self.section}.base_url = {self.base_url!r}"
+            raise TeachError(setting, "an endpoint has an http or https address", example)
         if not self.model:
             name = f"{self.section}.model"
             raise TeachError(f"{name} is empty", f"{url.host} serves models by name", f"Set {name}")
@@ -315,7 +315,7 @@ class Endpoint:
         key = self._key()
         return text.replace(key, "***") if key else text
 
-    def _verdict(self, status: int, said: str) -> TeachError:
+    def _verdict(self, status: int, reply: str) -> TeachError:
         what = f"{self.host} answers with status {status}"
         if status in (401, 403):
             return TeachError(
@@ -323,16 +323,16 @@ class Endpoint:
                 f"the key in ${self.key_variable} {'is not accepted' if self._key() else 'is not set'}",
                 f"Export a valid key for {self.model!r} as {self.key_variable}, or set {self.section}.key_variable",
             )
-        said = " ".join(without_secrets([said])[0].split())[:200] or "it says no more"
+        reply = " ".join(without_secrets([reply])[0].split())[:200] or "it says no more"
         if status in _THIS_REQUEST:
             return Refused(
                 what,
-                f"it refuses this request: {said}",
+                f"it refuses this request: {reply}",
                 f"Check {self.section}.model, video.frames and teach.max_tokens against what the server allows",
             )
         return TeachError(
             what,
-            f"there is no {self.model!r} to ask at this address: {said}",
+            f"there is no {self.model!r} to ask at this address: {reply}",
             f"Check {self.section}.base_url (up to and with /v1) and {self.section}.model",
         )
 
@@ -375,8 +375,8 @@ def _in_an_event_loop(work: Coroutine[Any, Any, Usage]) -> Usage:
 def _answer_of(entry: Any) -> Completion | None:
     """The answer in an entry of the cache; None where it is damaged or empty, as some once were: it is asked again."""
     try:
-        found = Completion(**(entry | {"cached": True}))
-        return replace(found, left_out=tuple(found.left_out)) if found.text.strip() else None
+        completion = Completion(**(entry | {"cached": True}))
+        return replace(completion, left_out=tuple(completion.left_out)) if completion.text.strip() else None
     except (TypeError, AttributeError):
         return None
 

@@ -60,13 +60,13 @@ class Request:
         if self.frames is None:
             return [{"role": "user", "content": self.text}]
         count, seconds = len(self.frames.times_T), self.frames.seconds
-        shown: list[dict[str, Any]] = [{"type": "text", "text": f"{count} frames of a clip of {seconds:.2f} s:"}]
+        content: list[dict[str, Any]] = [{"type": "text", "text": f"{count} frames of a clip of {seconds:.2f} s:"}]
         for moment, pixels_H_W_3 in zip(self.frames.times_T, self.frames.pixels_T_H_W_3, strict=True):
             picture = io.BytesIO()
             Image.fromarray(pixels_H_W_3).save(picture, "JPEG", quality=JPEG_QUALITY)
             url = "data:image/jpeg;base64," + base64.b64encode(picture.getvalue()).decode("ascii")
-            shown += [{"type": "text", "text": f"{moment:.2f} s"}, {"type": "image_url", "image_url": {"url": url}}]
-        return [{"role": "user", "content": [*shown, {"type": "text", "text": self.text}]}]
+            content += [{"type": "text", "text": f"{moment:.2f} s"}, {"type": "image_url", "image_url": {"url": url}}]
+        return [{"role": "user", "content": [*content, {"type": "text", "text": self.text}]}]
 
 
 NOTHING = "it wrote nothing"
@@ -103,12 +103,12 @@ def completion(text: str, milliseconds: float) -> Completion:
         _raise_said(answer)
         choice = answer["choices"][0]
         _raise_said(choice)
-        found, reason = _pieces(choice["message"]), str(choice.get("finish_reason") or "unknown")[:100]
+        pieces, reason = _pieces(choice["message"]), str(choice.get("finish_reason") or "unknown")[:100]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise NotACompletion(f"status 200 without a chat completion ({text[:80]!r})") from error
-    content = _put_back(found.thinking, found.content)
+    content = _put_back(pieces.thinking, pieces.content)
     prompt_tokens, completion_tokens = (_tokens(answer.get("usage"), name) for name in ("prompt", "completion"))
-    lacking = _lacking(content, found.refusal, reason, "tool_calls" in choice["message"])
+    lacking = _lacking(content, pieces.refusal, reason, "tool_calls" in choice["message"])
     return Completion(content, reason, prompt_tokens, completion_tokens, milliseconds, lacking=lacking)
 
 
@@ -147,12 +147,12 @@ class _Pieces(NamedTuple):
 def _pieces(message: Mapping[str, Any]) -> _Pieces:
     """What a message holds. Its content is a text, a list of parts, or null."""
     content, refusal = message.get("content"), message.get("refusal")
-    thinking = next((said for name in _THINKING if (said := _words(message.get(name)))), "")
+    thinking = next((words for name in _THINKING if (words := _words(message.get(name)))), "")
     parts = content if isinstance(content, list) else [content]
     if not all(isinstance(part, str | dict | None) for part in parts):
         raise NotACompletion(f"an answer that is no text but a {type(content).__name__}")
     refusal = refusal if isinstance(refusal, str) else ""
-    told = ""
+    text = ""
     for part in parts:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         if kind in ("thinking", "reasoning"):
@@ -160,15 +160,15 @@ def _pieces(message: Mapping[str, Any]) -> _Pieces:
         elif kind == "refusal":
             refusal += _words(part.get("refusal"))
         else:
-            told += _words(part)
-    return _Pieces(told, thinking, refusal)
+            text += _words(part)
+    return _Pieces(text, thinking, refusal)
 
 
 def _words(value: Any) -> str:
     """The text in a value that is one, or in parts that hold some."""
     if isinstance(value, dict):
-        named = ("text", "thinking", "content", "summary")
-        return next((said for name in named if (said := _words(value.get(name)))), "")
+        keys = ("text", "thinking", "content", "summary")
+        return next((words for name in keys if (words := _words(value.get(name)))), "")
     if isinstance(value, list):
         return "".join(map(_words, value))
     return value if isinstance(value, str) else ""
@@ -177,10 +177,10 @@ def _words(value: Any) -> str:
 def _raise_said(answer: Any) -> None:
     """An error that came as an answer, as some gateways send it."""
     if isinstance(answer, dict) and (error := answer.get("error")):
-        said = error.get("message") if isinstance(error, dict) else error
+        message = error.get("message") if isinstance(error, dict) else error
         code = error.get("code") if isinstance(error, dict) else None
         status = code if type(code) is int and 400 <= code < 600 else 200
-        raise NotACompletion(f"an error instead of an answer ({str(said)[:200]!r})", status)
+        raise NotACompletion(f"an error instead of an answer ({str(message)[:200]!r})", status)
 
 
 def _tokens(usage: Any, kind: str) -> int | None:
@@ -188,10 +188,10 @@ def _tokens(usage: Any, kind: str) -> int | None:
     return count if type(count) is int and 0 <= count < 2**40 else None
 
 
-def refused_field(said: str) -> str | None:
+def refused_field(reply: str) -> str | None:
     """Which field of ours an error (of status 400 or 422) names as one that the model does not take."""
-    named = (name for name in ("max_tokens", "temperature") if re.search(rf"\b{name}\b", said))
-    return next(named, None) if _UNSUPPORTED.search(said) else None
+    fields = (name for name in ("max_tokens", "temperature") if re.search(rf"\b{name}\b", reply))
+    return next(fields, None) if _UNSUPPORTED.search(reply) else None
 
 
 _UNSUPPORTED = re.compile(

@@ -34,9 +34,9 @@ def write_baselines(rows: Rows) -> None:
     if config.clips.text_fields or config.clips.notes_shown:
         models["text"] = text_features(), text_corpus(frame, config.clips.text_fields, config.clips.notes_shown)
     for rows.system, (first, features) in models.items():
-        known, new = (features.loc[[clip.clip_id for clip in clips]] for clips in (train, test))
+        inputs, new = (features.loc[[clip.clip_id for clip in clips]] for clips in (train, test))
         try:
-            rows.add("raw", test, class_probabilities(classifier(first), known, labels, new, task.labels))
+            rows.add("raw", test, class_probabilities(classifier(first), inputs, labels, new, task.labels))
         except DataError as error:
             rows.leave_out(rows.system, error)
     rows.system = "baselines"
@@ -55,15 +55,15 @@ def text_features() -> TfidfVectorizer:
 def _grams(text: str) -> list[str]:
     text = unicodedata.normalize("NFKC", text).casefold()
     words = re.findall(r"\w+", text)
-    found = [f"{{{word}}}" for word in words] + [f"{{{a} {b}}}" for a, b in pairwise(words)]
+    grams = [f"{{{word}}}" for word in words] + [f"{{{a} {b}}}" for a, b in pairwise(words)]
     for piece in text.split():
         padded = f" {piece} "
-        found += [padded[i : i + n] for n in range(1, 5) for i in range(len(padded) - n + 1)]
-    return [gram for gram in found if gram != " "]
+        grams += [padded[i : i + n] for n in range(1, 5) for i in range(len(padded) - n + 1)]
+    return [gram for gram in grams if gram != " "]
 
 
-def class_probabilities(model: Pipeline, known, labels_C: Sequence[str], new, labels: LabelSet) -> np.ndarray:
-    """The model fitted on `known` → probabilities (C, K) of `new`. A class without an example gets almost nothing.
+def class_probabilities(model: Pipeline, inputs, labels_C: Sequence[str], new, labels: LabelSet) -> np.ndarray:
+    """The model fitted on `inputs` → probabilities (C, K) of `new`. A class without an example gets almost nothing.
 
     DataError where there is nothing to learn: one class only, or texts that have nothing in common.
     """
@@ -74,7 +74,7 @@ def class_probabilities(model: Pipeline, known, labels_C: Sequence[str], new, la
             "Divide the clips so that training holds two classes",
         )
     try:
-        model.fit(known, labels_C)
+        model.fit(inputs, labels_C)
     except ValueError as error:
         raise DataError(
             f"nothing in these {len(labels_C)} training clips occurs twice ({error})",

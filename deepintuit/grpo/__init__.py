@@ -52,8 +52,8 @@ def refine(stage: Stage) -> dict[str, Any]:
     if "ref" in getattr(model, "peft_config", {}):
         model.delete_adapter("ref")  # TRL's frozen copy for the KL term
     stage.keep_weights()
-    told = {name: run.about.get(name) for name in ("check", "filter")}
-    return {"clips": len(clips), "steps": trainer.state.global_step, **told}
+    outcomes = {name: run.about.get(name) for name in ("check", "filter")}
+    return {"clips": len(clips), "steps": trainer.state.global_step, **outcomes}
 
 
 def run(
@@ -69,5 +69,5 @@ def run(
     refuse_one_class(clips, "grpo")
     of_grpo(config.grpo, len(clips)).refuse_no_peak("grpo")
     sections = (*_MADE_BY, *(("judge",) if apart(config) else ()))
-    begin = {"start": start, "name": name, "departs": departs, "progress": progress}
-    return perform(workbench, config, "grpo", refine, sections=sections, **begin)
+    options = {"start": start, "name": name, "departs": departs, "progress": progress}
+    return perform(workbench, config, "grpo", refine, sections=sections, **options)

@@ -212,7 +212,7 @@ class Trainer(Resumable, GRPOTrainer):
                 if trace.ok and trace.grammar.text_segments:
                     numbers["mismatch"], evidence["mismatch"] = mismatch(trace, self.reasoner.task.labels)
                 if verdict := group.verdicts[number]:
-                    evidence["sufficient"] = verdict.said
+                    evidence["sufficient"] = verdict.evidence
                 told = ({"name": n, "value": value, "evidence": evidence[n]} for n, value in numbers.items())
                 scores += [{"trace_id": name, **row} for row in told]
                 all_numbers.append(numbers)

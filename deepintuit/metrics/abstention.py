@@ -41,8 +41,8 @@ def thresholds_for(confidence_C: ArrayLike, correct_C: ArrayLike) -> dict[str, f
     """For each of `RISKS`, as text, the confidence from which on these clips, of validation, err no more than that;
     None where none does. Plain enough for a JSON file."""
     curve = risk_coverage(confidence_C, correct_C)
-    found = {str(risk): curve.at_most(risk)[0] for risk in RISKS}
-    return {risk: None if math.isinf(threshold) else threshold for risk, threshold in found.items()}
+    thresholds = {str(risk): curve.at_most(risk)[0] for risk in RISKS}
+    return {risk: None if math.isinf(threshold) else threshold for risk, threshold in thresholds.items()}
 
 
 def risk_coverage(confidence_C: ArrayLike, correct_C: ArrayLike) -> RiskCoverage:
@@ -105,7 +105,7 @@ def conformal_folds(
         return Conformal(target, n, wilson(0, 0), nothing, nothing)
     order = np.random.default_rng([seed, n]).permutation(n)
     sets = np.zeros(probs.shape, bool)
-    for mine, other in ((order[: n // 2], order[n // 2 :]), (order[n // 2 :], order[: n // 2])):
-        sets[mine] = conformal_sets(probs[mine], conformal_quantile(probs[other], truth[other], 1 - target))
+    for half, other_half in ((order[: n // 2], order[n // 2 :]), (order[n // 2 :], order[: n // 2])):
+        sets[half] = conformal_sets(probs[half], conformal_quantile(probs[other_half], truth[other_half], 1 - target))
     covered, size = set_coverage(sets, truth)
     return Conformal(target, n, wilson(round(covered * n), n, level), size, float((sets.sum(1) == 1).mean()))

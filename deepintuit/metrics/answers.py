@@ -47,17 +47,17 @@ def class_scores(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Seq
     """Precision, recall, F1 and support per class. A clip answered "none" is a miss of its true class."""
     counts = confusion(truth_C, predicted_C, labels)
     right, support, predicted = np.diag(counts), counts.sum(1), counts[:, :-1].sum(0)
-    asked = support + predicted
-    f1_K = np.divide(2 * right, asked, out=np.full(len(asked), np.nan), where=asked > 0)
+    denominator_K = support + predicted
+    f1_K = np.divide(2 * right, denominator_K, out=np.full(len(denominator_K), np.nan), where=denominator_K > 0)
     return ClassScores(
         tuple(labels), right / np.maximum(predicted, 1), right / np.maximum(support, 1), f1_K, support, predicted
     )
 
 
 def nanmean(values_B_K: Floats) -> Floats:
-    known = ~np.isnan(values_B_K)
-    total = known.sum(1)
-    return np.divide(np.where(known, values_B_K, 0).sum(1), total, out=np.full(len(total), np.nan), where=total > 0)
+    present = ~np.isnan(values_B_K)
+    total = present.sum(1)
+    return np.divide(np.where(present, values_B_K, 0).sum(1), total, out=np.full(len(total), np.nan), where=total > 0)
 
 
 def macro_f1(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequence[str]) -> float:

@@ -114,5 +114,5 @@ def fit_temperature(logits_C_K: ArrayLike, truth_C: ArrayLike) -> float:
         return float(-log_softmax(logits * inverse, axis=1)[rows, truth].sum() / len(truth))
 
     ends = (1 / 20, 1 / 0.05)
-    found = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
-    return float(1 / min((*ends, found.x), key=loss))
+    minimum = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6})
+    return float(1 / min((*ends, minimum.x), key=loss))

@@ -40,8 +40,8 @@ def gate_curve(
     A quick answer stands where its confidence reaches the threshold. A negative confidence (put off, or none) always
     thinks; at infinity, the last threshold, every clip does. Raises `DataError` for columns of different lengths.
     """
-    given = confidence_C, quick_right_C, final_right_C, quick_tokens_C, tokens_C
-    columns = [np.asarray(column, np.float64) for column in given]
+    inputs = confidence_C, quick_right_C, final_right_C, quick_tokens_C, tokens_C
+    columns = [np.asarray(column, np.float64) for column in inputs]
     if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
         raise DataError(
             f"columns of shapes {[column.shape for column in columns]}",

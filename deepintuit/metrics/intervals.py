@@ -62,8 +62,8 @@ def bootstrap_each(
     resamples, such as ECE, may lie outside its interval. Draws where it is nan are left out; no clips: all nan; no
     draws: no interval (nan); one clip or group: the interval is the value itself."""
     with np.errstate(invalid="ignore"):  # of no clips: 0 / 0
-        found_S = statistics(np.ones((1, clips)))[0]
-    found_S = found_S if clips else np.full(len(found_S), math.nan)
+        values_S = statistics(np.ones((1, clips)))[0]
+    values_S = values_S if clips else np.full(len(values_S), math.nan)
     values = []
     if clips and draws:
         groups = (
@@ -74,12 +74,12 @@ def bootstrap_each(
         for counts_G_B in _counts(int(groups.max()) + 1, clips, draws, seed):
             counts_C_B = counts_G_B if alone else counts_G_B[groups]
             values.append(statistics(counts_C_B.astype(np.float64).T))
-    drawn_S_B = np.concatenate(values).T if values else np.empty((len(found_S), 0))
+    drawn_S_B = np.concatenate(values).T if values else np.empty((len(values_S), 0))
     ends = [(1 - level) / 2, (1 + level) / 2]
-    known_S = (drawn_B[~np.isnan(drawn_B)] for drawn_B in drawn_S_B)
+    finite_S = (drawn_B[~np.isnan(drawn_B)] for drawn_B in drawn_S_B)
     return [
-        Estimate(float(value), *map(float, np.quantile(known, ends) if known.size else (math.nan, math.nan)))
-        for value, known in zip(found_S, known_S, strict=True)
+        Estimate(float(value), *map(float, np.quantile(finite, ends) if finite.size else (math.nan, math.nan)))
+        for value, finite in zip(values_S, finite_S, strict=True)
     ]
 
 
@@ -89,8 +89,8 @@ def _counts(groups: int, clips: int, draws: int, seed: int) -> Iterator[NDArray[
     if groups * draws > _KEPT:
         yield from _drawn(groups, draws, seed, step)
     else:
-        kept = _kept(groups, draws, seed)
-        yield from (kept[:, start : start + step] for start in range(0, draws, step))
+        counts_G_B = _kept(groups, draws, seed)
+        yield from (counts_G_B[:, start : start + step] for start in range(0, draws, step))
 
 
 @lru_cache(maxsize=2)
@@ -105,8 +105,8 @@ def _drawn(groups: int, draws: int, seed: int, step: int) -> Iterator[NDArray[np
     generator = np.random.default_rng(seed)
     for start in range(0, draws, step):
         B = min(step, draws - start)
-        drawn = generator.integers(0, groups, (B, groups)) + groups * np.arange(B)[:, None]
-        counts_B_G = np.bincount(drawn.ravel(), minlength=B * groups).reshape(B, groups)
+        picks = generator.integers(0, groups, (B, groups)) + groups * np.arange(B)[:, None]
+        counts_B_G = np.bincount(picks.ravel(), minlength=B * groups).reshape(B, groups)
         yield np.ascontiguousarray(counts_B_G.astype(np.uint8).T)
 
 

@@ -1,6 +1,6 @@
 """What a calibrated label rests on: the same question with one of its inputs altered (controls).
 
-    shown = CONTROLS["conclusion_wrong"](Asked(opinions, truths, labels, seed))     # one `Shown` a clip
+    views = CONTROLS["conclusion_wrong"](Inputs(opinions, truths, labels, seed))     # one `View` per clip
 
 `report.results.CONTROLS` says in words what each of them asks.
 """
@@ -18,8 +18,8 @@ from deepintuit.reasoner.task import Opinion, opinion_of
 from deepintuit.runs import Run, Workbench
 
 
-class Shown(NamedTuple):
-    """What a calibrator is shown for a clip: the video of the clip at this place (None: its own, blanked), and what a
+class View(NamedTuple):
+    """What a calibrator is shown of a clip: the video of the clip at this place (None: its own, blanked), and what a
     first reviewer said."""
 
     video: int | None
@@ -27,7 +27,7 @@ class Shown(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Asked:
+class Inputs:
     """The clips of a split: what their own traces say, and their true labels."""
 
     opinions_C: Sequence[Opinion]
@@ -37,13 +37,13 @@ class Asked:
 
     def others(self, alike_C: Sequence[Hashable]) -> list[int | None]:
         """For each clip another one that is alike; None where it is the only one of its kind."""
-        others: list[int | None] = [None] * len(alike_C)
+        partners: list[int | None] = [None] * len(alike_C)
         for kind in dict.fromkeys(alike_C):
-            members = [i for i, other in enumerate(alike_C) if other == kind]
+            members = [i for i, value in enumerate(alike_C) if value == kind]
             if len(members) > 1:
                 for i, place in enumerate(derangement(len(members), self.seed)):
-                    others[members[i]] = members[place]
-        return others
+                    partners[members[i]] = members[place]
+        return partners
 
 
 def derangement(n: int, seed: int) -> np.ndarray:
@@ -54,46 +54,46 @@ def derangement(n: int, seed: int) -> np.ndarray:
     return swapped
 
 
-Control = Callable[[Asked], list[Shown | None]]
+Control = Callable[[Inputs], list[View | None]]
 """None for a clip that it cannot be asked of."""
 
 
 def _told(alter: Callable[[Opinion], Opinion]) -> Control:
-    return lambda asked: [Shown(i, alter(said)) for i, said in enumerate(asked.opinions_C)]
+    return lambda inputs: [View(i, alter(opinion)) for i, opinion in enumerate(inputs.opinions_C)]
 
 
-def _wrong(asked: Asked) -> list[Shown | None]:
+def _wrong(inputs: Inputs) -> list[View | None]:
     """Any label but the true one, and not what was concluded where there is a third."""
-    rng = np.random.default_rng([asked.seed, len(asked.opinions_C)])
-    found = []
-    for i, (said, truth) in enumerate(zip(asked.opinions_C, asked.truths_C, strict=True)):
-        wrong = [label for label in asked.labels if label != truth]
-        wrong = [label for label in wrong if label != said.conclusion] or wrong
-        found.append(Shown(i, said._replace(conclusion=wrong[int(rng.integers(len(wrong)))])))
-    return found
+    rng = np.random.default_rng([inputs.seed, len(inputs.opinions_C)])
+    views = []
+    for i, (opinion, truth) in enumerate(zip(inputs.opinions_C, inputs.truths_C, strict=True)):
+        candidates = [label for label in inputs.labels if label != truth]
+        candidates = [label for label in candidates if label != opinion.conclusion] or candidates
+        views.append(View(i, opinion._replace(conclusion=candidates[int(rng.integers(len(candidates)))])))
+    return views
 
 
 def _trace_of(alike: Callable[[Opinion], Hashable]) -> Control:
-    def swapped(asked: Asked) -> list[Shown | None]:
-        others = asked.others([alike(said) for said in asked.opinions_C])
-        return [None if other is None else Shown(i, asked.opinions_C[other]) for i, other in enumerate(others)]
+    def swapped(inputs: Inputs) -> list[View | None]:
+        partners = inputs.others([alike(opinion) for opinion in inputs.opinions_C])
+        return [None if partner is None else View(i, inputs.opinions_C[partner]) for i, partner in enumerate(partners)]
 
     return swapped
 
 
-def _video_of_another(asked: Asked) -> list[Shown | None]:
-    others = asked.others([0] * len(asked.opinions_C))
-    return [None if o is None else Shown(o, said) for o, said in zip(others, asked.opinions_C, strict=True)]
+def _video_of_another(inputs: Inputs) -> list[View | None]:
+    partners = inputs.others([0] * len(inputs.opinions_C))
+    return [None if o is None else View(o, opinion) for o, opinion in zip(partners, inputs.opinions_C, strict=True)]
 
 
 CONTROLS: dict[str, Control] = {
-    "trace_blanked": _told(lambda said: opinion_of(None)),
-    "rationale_blanked": _told(lambda said: said._replace(rationale="")),
-    "conclusion_none": _told(lambda said: said._replace(conclusion=NONE_LABEL)),
+    "trace_blanked": _told(lambda opinion: opinion_of(None)),
+    "rationale_blanked": _told(lambda opinion: opinion._replace(rationale="")),
+    "conclusion_none": _told(lambda opinion: opinion._replace(conclusion=NONE_LABEL)),
     "conclusion_wrong": _wrong,
-    "trace_swapped": _trace_of(lambda said: 0),
-    "trace_swapped_alike": _trace_of(lambda said: said.conclusion),
-    "video_blanked": lambda asked: [Shown(None, said) for said in asked.opinions_C],
+    "trace_swapped": _trace_of(lambda opinion: 0),
+    "trace_swapped_alike": _trace_of(lambda opinion: opinion.conclusion),
+    "video_blanked": lambda inputs: [View(None, opinion) for opinion in inputs.opinions_C],
     "video_swapped": _video_of_another,
 }
 """Name in the store → what is shown. "alike": of a clip with the same conclusion."""
@@ -122,5 +122,5 @@ def siblings(workbench: Workbench, calibrator: Run) -> list[Run]:
         settings = {key: value for key, value in run.config.get("calibrate", {}).items() if key != "without"}
         return {**run.config, "calibrate": settings}, run.parent, run.seed, run.about["dataset"]
 
-    known = [run for run in workbench.runs("calibrate", finished=True) if run.id != calibrator.id]
-    return [run for run in known if made(run) == made(calibrator)]
+    runs = [run for run in workbench.runs("calibrate", finished=True) if run.id != calibrator.id]
+    return [run for run in runs if made(run) == made(calibrator)]

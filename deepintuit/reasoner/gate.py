@@ -45,10 +45,10 @@ def gate_for(task: Task, settings: GateConfig, calibrator: Calibrator | None = N
     if quick is None:
         return None
 
-    def gate_over(known: Sequence[tuple[Clip, EncodedClip]]) -> Gate:
+    def gate_over(pairs: Sequence[tuple[Clip, EncodedClip]]) -> Gate:
         def calibrated(answers: Sequence[Quick]) -> list[float]:
             traces = [task.parse(answer.text, False, thought=False) for answer in answers]
-            scores = likelihood_scores(calibrator.vlm, task, [known[a.clip] for a in answers], traces, len(answers))
+            scores = likelihood_scores(calibrator.vlm, task, [pairs[a.clip] for a in answers], traces, len(answers))
             return scores.probs(calibrator.ways["quick"]["temperature"]).max(1).tolist()
 
         if settings.by == "off":

@@ -119,8 +119,8 @@ def replay(
     if predictions:
         yield length, Stage("calibrate")
     for row in predictions:
-        if (shown := distribution(row)) is not None:
-            yield length, shown
+        if (event := distribution(row)) is not None:
+            yield length, event
 
 
 def done(trace: Mapping[str, Any]) -> TraceDone:

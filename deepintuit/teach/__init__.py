@@ -81,13 +81,13 @@ def run(workbench: Workbench, config: Config, *, split: str = "coldstart", progr
 def _started(workbench: Workbench, described: dict[str, Any], seed: int, dataset: str) -> Run:
     """The run; where a finished one holds nothing but empty answers, as was possible once, another one."""
     run = workbench.start_run("teach", described, seed=seed, dataset=dataset)
-    found = run.summary if run.finished else {}
-    if found.get("written") and found.get("dropped", {}).get(Reason.EMPTY) == found["written"]:
+    summary = run.summary if run.finished else {}
+    if summary.get("written") and summary.get("dropped", {}).get(Reason.EMPTY) == summary["written"]:
         return workbench.start_run("teach", described, seed=seed, dataset=dataset, name="again")
     return run
 
 
-def _refuse_to_finish(recorder: TraceRecorder, asked: int) -> None:
+def _refuse_to_finish(recorder: TraceRecorder, count: int) -> None:
     """A finished run never changes, so one that could still get its traces is left open."""
     if recorder.unanswered:
         raise TeachError(
@@ -95,11 +95,11 @@ def _refuse_to_finish(recorder: TraceRecorder, asked: int) -> None:
             f"the first of them: {recorder.unanswered[0].what}",
             "Repeat the command: what came is kept, and only these are asked again",
         )
-    if len(recorder.refused) == asked:
+    if len(recorder.refused) == count:
         raise TeachError(
             "Every request was refused", f"the first so: {recorder.refused[0]['why']}", "Mend it and repeat the command"
         )
-    if len({entry["clip_id"] for entry in recorder.unreadable}) == asked // recorder.config.teach.traces:
+    if len({entry["clip_id"] for entry in recorder.unreadable}) == count // recorder.config.teach.traces:
         raise DataError(
             "No clip of the split could be read",
             f"the first for this reason: {recorder.unreadable[0]['reason']}",
@@ -132,11 +132,11 @@ def _identity(config: Config, split: str) -> dict[str, Any]:
     settings = config.decisive()
     teach = settings["teach"]
     del teach["judged"]  # a judge stands beside it, or none
-    asked = {name: settings["judge"][name] for name in ("source", "model", "base_url")}
-    who = {"judge": asked} if _judged(config) else {}
+    judge_settings = {name: settings["judge"][name] for name in ("source", "model", "base_url")}
+    judge = {"judge": judge_settings} if _judged(config) else {}
     sections = {"homecam": (), "endpoint": ("video",), "self": ("video", "model", "sampling")}[config.teach.source]
-    shown = {name: settings[name] for name in ("clips", "prompt", *sections)}
-    return shown | who | {"teach": teach, "split": split}
+    identity = {name: settings[name] for name in ("clips", "prompt", *sections)}
+    return identity | judge | {"teach": teach, "split": split}
 
 
 def _judged(config: Config) -> bool:

@@ -51,12 +51,12 @@ class TraceRecorder:
     def todo(self, clips: Sequence[Clip]) -> dict[str, list[int]]:
         """The sample numbers still to be written, by clip. Traces stored just before a kill are scored here."""
         needed = ["trace_id", "clip_id", "sample", "text", "truncated", "true_label"]
-        stored = self.run.table("traces", needed).to_pylist()
-        scored = {key for key, name in self.run.done("scores", ("trace_id", "name")) if name == "kept"}
-        self._score([row for row in stored if row["trace_id"] not in scored])
-        done = {(row["clip_id"], row["sample"]) for row in stored}
+        rows = self.run.table("traces", needed).to_pylist()
+        scored_ids = {key for key, name in self.run.done("scores", ("trace_id", "name")) if name == "kept"}
+        self._score([row for row in rows if row["trace_id"] not in scored_ids])
+        existing = {(row["clip_id"], row["sample"]) for row in rows}
         numbers = range(self.config.teach.traces)
-        return {clip["clip_id"]: [n for n in numbers if (clip["clip_id"], n) not in done] for clip in clips}
+        return {clip["clip_id"]: [n for n in numbers if (clip["clip_id"], n) not in existing] for clip in clips}
 
     def take(
         self,
@@ -99,10 +99,10 @@ class TraceRecorder:
         self._score(rows)
 
     def _score(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        said: list[dict[str, Any]] = []
+        scores: list[dict[str, Any]] = []
 
         def note(row: Mapping[str, Any], name: str, value: float, evidence: str) -> None:
-            said.append({"trace_id": row["trace_id"], "name": name, "value": value, "evidence": evidence})
+            scores.append({"trace_id": row["trace_id"], "name": name, "value": value, "evidence": evidence})
 
         passed: list[tuple[Mapping[str, Any], Trace]] = []
         for row in rows:
@@ -116,15 +116,14 @@ class TraceRecorder:
             else:
                 passed.append((row, trace))
         if self.judge:
-            seen = [trace.segment("observation") for _, trace in passed]
-            verdicts = self.judge([Question(row["clip_id"], row["true_label"], s) for (row, _), s in zip(passed, seen)])
-            for (row, _), verdict in zip(passed, verdicts, strict=True):
-                note(row, "sufficient", float(verdict.sufficient), verdict.said)
+            questions = [Question(r["clip_id"], r["true_label"], t.segment("observation")) for r, t in passed]
+            for (row, _), verdict in zip(passed, self.judge(questions), strict=True):
+                note(row, "sufficient", float(verdict.sufficient), verdict.evidence)
                 note(row, "kept", float(verdict.sufficient), "" if verdict.sufficient else INSUFFICIENT)
         else:
             for row, _ in passed:
                 note(row, "kept", 1.0, "")
-        self.run.append("scores", said)
+        self.run.append("scores", scores)
 
     def __enter__(self) -> TraceRecorder:
         return self
@@ -187,26 +186,26 @@ def summary(run: Run, clips: Sequence[Clip], labels: LabelSet, teach: TeachConfi
     }
 
 
-def summary_table(found: Mapping[str, Any]) -> Table:
+def summary_table(summary: Mapping[str, Any]) -> Table:
     """A finished run's summary for the terminal: a row a class, a column a reason."""
-    reasons = list(found["dropped"])
-    remarks = [f"{len(found[kind])} {words}" for kind, words in _LISTS.items() if found[kind]]
-    if found["prompt_tokens"] or found["completion_tokens"]:
-        tokens = f"{found['prompt_tokens']:,} + {found['completion_tokens']:,} tokens"
-        remarks.append(f"{tokens}, cost {found['cost']:.4f}")
-    if found["without_usage"]:
-        remarks.append(f"{found['without_usage']} answers without token counts: the cost is a lower bound")
+    reasons = list(summary["dropped"])
+    remarks = [f"{len(summary[kind])} {words}" for kind, words in _LISTS.items() if summary[kind]]
+    if summary["prompt_tokens"] or summary["completion_tokens"]:
+        tokens = f"{summary['prompt_tokens']:,} + {summary['completion_tokens']:,} tokens"
+        remarks.append(f"{tokens}, cost {summary['cost']:.4f}")
+    if summary["without_usage"]:
+        remarks.append(f"{summary['without_usage']} answers without token counts: the cost is a lower bound")
     table = Table(
-        title=f"{found['kept']} of {found['asked']} traces kept ({found['source']})",
-        caption=" · ".join([*remarks, f"{found['seconds']:.1f} s"]),
+        title=f"{summary['kept']} of {summary['asked']} traces kept ({summary['source']})",
+        caption=" · ".join([*remarks, f"{summary['seconds']:.1f} s"]),
     )
     table.add_column("class")
     for column in ("clips", "with a trace", "written", "kept", *reasons):
         table.add_column(column, justify="right")
-    for label, row in found["by_class"].items():
+    for label, row in summary["by_class"].items():
         _add_row(table, label, row, reasons)
     table.add_section()
-    _add_row(table, "all", found, reasons)
+    _add_row(table, "all", summary, reasons)
     return table
 
 

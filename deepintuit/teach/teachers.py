@@ -32,15 +32,15 @@ def build_teacher(
     """The teacher that `teach.source` names. What cannot work is refused here, before a run begins."""
     if config.teach.source == "homecam":
         return _scripted({clip["clip_id"]: _known(clip) for clip in clips}, config)
-    told = config.teach.source == "self"
+    with_label = config.teach.source == "self"
     # A server reads instructions, however small the model that will imitate it; brief ones would not tell it the form.
-    style = config.prompt.style if told else PromptStyle.FULL
+    style = config.prompt.style if with_label else PromptStyle.FULL
 
     def prompt(clip: Clip) -> str:
-        label = clip["label"] if told else None
+        label = clip["label"] if with_label else None
         return rationale_prompt(labels, label, config.prompt.grammar, style, texts[clip["clip_id"]])
 
-    if told:
+    if with_label:
         return _itself(workbench, config, prompt)
     return _endpoint(Endpoint.of(config.teach, workbench.cache), config, prompt)
 
@@ -48,30 +48,30 @@ def build_teacher(
 # A world's own
 
 
-def _scripted(known: Mapping[str, tuple[worlds.World, Any]], config: Config) -> Teacher:
+def _scripted(facts_of: Mapping[str, tuple[worlds.World, Any]], config: Config) -> Teacher:
     def write(clips: Sequence[Clip], todo: Mapping[str, Sequence[int]], recorder: TraceRecorder) -> None:
         for clip in clips:
-            world, facts = known[clip["clip_id"]]
+            world, facts = facts_of[clip["clip_id"]]
             for sample in todo[clip["clip_id"]]:
                 started = time.perf_counter()
                 # By clip too: two clips with the same facts are not misread in the same way.
                 draw = hashlib.sha256(f"{config.seed}/{clip['clip_id']}/{sample}".encode()).hexdigest()[:16]
                 text = _in_grammar(world.write_trace(facts, int(draw, 16)), config.prompt.grammar)
-                spent = (time.perf_counter() - started) * 1000
-                recorder.take(clip, sample, text, model="homecam.teacher", milliseconds=spent)
+                milliseconds = (time.perf_counter() - started) * 1000
+                recorder.take(clip, sample, text, model="homecam.teacher", milliseconds=milliseconds)
 
     return write
 
 
-def _in_grammar(written: Mapping[str, str], grammar_name: str) -> str:
+def _in_grammar(pieces: Mapping[str, str], grammar_name: str) -> str:
     """The scripted parts in another grammar than their own [R]: without an observation, thinking opens with it."""
     if grammar_name == "think-answer":
-        return written["text"]
+        return pieces["text"]
     names = [segment.name for segment in grammar_named(grammar_name).segments]
-    thinking = written["think"] if "observation" in names else f"{written['observation']} {written['think']}"
+    thinking = pieces["think"] if "observation" in names else f"{pieces['observation']} {pieces['think']}"
     # Half of the quick answers are put off [R]: a model that starts here must know both forms.
-    put_off = int(hashlib.sha256(written["text"].encode()).hexdigest(), 16) % 2
-    parts = {**written, "think": thinking, "quick": FALLBACK if put_off else written["answer"]}
+    put_off = int(hashlib.sha256(pieces["text"].encode()).hexdigest(), 16) % 2
+    parts = {**pieces, "think": thinking, "quick": FALLBACK if put_off else pieces["answer"]}
     return render(grammar_name, **{name: parts[name] for name in names})
 
 
@@ -99,10 +99,10 @@ def _endpoint(endpoint: Endpoint, config: Config, prompt: _Prompt) -> Teacher:
                 except VideoError as error:
                     recorder.skip(clip, error, len(samples))
                     continue
-                asked = prompt(clip)
+                question = prompt(clip)
                 for sample in samples:
                     teach = config.teach
-                    yield Request(asked, frames, teach.temperature, teach.max_tokens, sample, config.seed, tag=clip)
+                    yield Request(question, frames, teach.temperature, teach.max_tokens, sample, config.seed, tag=clip)
 
         def on_done(request: Request, outcome: Outcome) -> None:
             place = [request.tag["clip_id"], request.sample]
@@ -114,8 +114,8 @@ def _endpoint(endpoint: Endpoint, config: Config, prompt: _Prompt) -> Teacher:
             else:
                 recorder.advance(1)
                 if isinstance(outcome, Refused):
-                    named = {name: request.tag[name] for name in ("clip_id", "source")}
-                    recorder.refused.append({**named, "sample": request.sample, "why": outcome.why})
+                    columns = {name: request.tag[name] for name in ("clip_id", "source")}
+                    recorder.refused.append({**columns, "sample": request.sample, "why": outcome.why})
                 elif isinstance(outcome, Completion):
                     empty.append(place)
                     recorder.unanswered.append(endpoint.empty(outcome))
@@ -134,8 +134,8 @@ def _endpoint(endpoint: Endpoint, config: Config, prompt: _Prompt) -> Teacher:
         recorder.flush()
         if lacking and not recorder.run.done("traces", "trace_id"):
             raise failure[0]  # nothing is stored, so that a server that was mended is asked again
-        for told in lacking:
-            recorder.take(**told)
+        for arguments in lacking:
+            recorder.take(**arguments)
 
     return write
 
@@ -181,31 +181,31 @@ def _itself(workbench: Workbench, config: Config, prompt: _Prompt) -> Teacher:
         # Of the batch that follows, the first clips are read while this one is written about.
         features = vlm.encoder.encode_all((c["clip_id"], c["path"], c["width"], c["height"]) for c in clips)
         for start in range(0, len(clips), count):
-            shown = []
-            for clip, found in zip(clips[start : start + count], features, strict=False):
-                if isinstance(found, VideoError):
-                    recorder.skip(clip, found, len(todo[clip["clip_id"]]))
+            readable = []
+            for clip, outcome in zip(clips[start : start + count], features, strict=False):
+                if isinstance(outcome, VideoError):
+                    recorder.skip(clip, outcome, len(todo[clip["clip_id"]]))
                 else:
-                    shown.append((clip, found))
-            if not shown:
+                    readable.append((clip, outcome))
+            if not readable:
                 continue
-            prompts = [prompt(clip) for clip, _ in shown]
+            prompts = [prompt(clip) for clip, _ in readable]
             # Whole groups: a trace hangs on its key alone, so one that is written again is the same.
             numbers = range(config.teach.traces)
             groups = sample_groups(
                 vlm,
-                [encoded for _, encoded in shown],
+                [encoded for _, encoded in readable],
                 prompts,
-                [[f"teach/{config.seed}/{clip['clip_id']}/{n}" for n in numbers] for clip, _ in shown],
+                [[f"teach/{config.seed}/{clip['clip_id']}/{n}" for n in numbers] for clip, _ in readable],
                 temperature=config.teach.temperature,
                 max_tokens=config.teach.max_tokens,
                 top_p=config.sampling.top_p,
             )
-            for (clip, encoded), asked, group in zip(shown, prompts, groups, strict=True):
+            for (clip, encoded), question, group in zip(readable, prompts, groups, strict=True):
                 for number in todo[clip["clip_id"]]:
                     sample = group[number]
-                    given = config.teach.given_answer
-                    framed = framed_reasoning(sample.text, clip["label"], grammar) if given else None
+                    given_answer = config.teach.given_answer
+                    framed = framed_reasoning(sample.text, clip["label"], grammar) if given_answer else None
                     recorder.take(
                         clip,
                         number,
@@ -218,7 +218,7 @@ def _itself(workbench: Workbench, config: Config, prompt: _Prompt) -> Teacher:
                         milliseconds=sample.milliseconds,
                         temperature=config.teach.temperature,
                         model=vlm.name,
-                        prompt_hash=_hash(asked),
+                        prompt_hash=_hash(question),
                         **encoded.frames.columns(),
                     )
             recorder.flush()
@@ -235,12 +235,12 @@ def framed_reasoning(text: str, label: str, grammar: Grammar) -> str | None:
     if len(grammar.text_segments) != 1:
         return None
     (segment,) = grammar.text_segments
-    said = text.split(segment.close)[0]
+    reasoning = text.split(segment.close)[0]
     for mark in {mark for each in grammar.segments for mark in (each.open, each.close)}:
-        said = said.replace(mark, " ")
-    said = " ".join(said.split())
-    others = {each.name: f" {label} " for each in grammar.segments if each.name != segment.name}
-    return render(grammar, **{segment.name: f" {said} "}, **others) if said else None
+        reasoning = reasoning.replace(mark, " ")
+    reasoning = " ".join(reasoning.split())
+    texts = {each.name: f" {label} " for each in grammar.segments if each.name != segment.name}
+    return render(grammar, **{segment.name: f" {reasoning} "}, **texts) if reasoning else None
 
 
 def _hash(prompt: str) -> str:

@@ -82,14 +82,14 @@ class DiskCache:
         with self._lock:
             self._allowance -= size
             if self._allowance < 0:
-                found = sorted(self._files())  # temporary names too: what a killed process left is the oldest one day
-                total = sum(held for _, held, _ in found)
-                for _, held, path in found:
+                entries = sorted(self._files())  # temporary names too: what a killed process left is the oldest one day
+                total = sum(entry_size for _, entry_size, _ in entries)
+                for _, entry_size, path in entries:
                     if total <= self.limit - 2 * share:
                         break
                     with contextlib.suppress(FileNotFoundError):  # another process was quicker
                         os.unlink(path)
-                    total -= held
+                    total -= entry_size
                 self._allowance = share - size
         return True
 
@@ -128,8 +128,8 @@ def cached_read(
     if cache is None:
         return read(path, count, size, limits, fps, isolate=isolate)
     key = "frames", RECIPE, sha256, int(count), list(map(int, size)) if size else None, float(fps or 0)
-    if held := cache.get(*key):
-        arrays, facts = held
+    if entry := cache.get(*key):
+        arrays, facts = entry
         return Frames(arrays["pixels"], arrays["indices"], arrays["times"], **facts)
     frames = read(path, count, size, limits, fps, isolate=isolate)
     cache.put(

@@ -123,11 +123,11 @@ def too_slow(path: str, seconds: float) -> VideoError:
     )
 
 
-def too_heavy(path: str, what: str, max_bytes: int) -> VideoError:
+def too_heavy(path: str, measure: str, max_bytes: int) -> VideoError:
     return refuse(
         path,
         VideoReason.TOO_LARGE,
-        f"{what}, the limit is {max_bytes / 2**20:,.0f} MiB",
+        f"{measure}, the limit is {max_bytes / 2**20:,.0f} MiB",
         "Ask for fewer or smaller frames (count, size), or raise Limits.max_bytes.",
     )
 
@@ -307,7 +307,7 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream, limits:
     """Read all packets once without decoding: milliseconds where a decode takes seconds."""
     ticks: list[int] = []
     count, whole, last = 0, True, 0.0
-    newest, shown = -(2**63), 0
+    newest, last_duration = -(2**63), 0
     for packet in packets(container, None, clock):
         if packet.pts is not None and packet.time_base is not None:
             last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -319,7 +319,7 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream, limits:
         if tick is not None and not packet.is_discard:
             ticks.append(tick)
             if tick > newest:
-                newest, shown = tick, packet.duration or 0
+                newest, last_duration = tick, packet.duration or 0
         if count > limits.max_frames:
             raise refuse(
                 clock.path,
@@ -338,7 +338,7 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream, limits:
         seconds -= start
     cut = claimed > count + 1 or last - start < 0.9 * seconds - 0.5
     base = float(stream.time_base or 0)
-    return Index(ticks_N * base - start, whole and len(ticks_N) == count, shown * base, cut, claimed)
+    return Index(ticks_N * base - start, whole and len(ticks_N) == count, last_duration * base, cut, claimed)
 
 
 def tick_of(packet: av.Packet, container: av.container.InputContainer) -> int | None:

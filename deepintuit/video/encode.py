@@ -106,17 +106,17 @@ def playable_copy(
 def _playable_copy(name: str, target: str | os.PathLike[str], limits: Limits) -> str:
     clock = Clock(name, COPY_SECONDS * limits.max_seconds)
     with opened(name, limits) as (container, stream):  # first for the times alone: which are right is known at the end
-        seen = Decoded(container, stream)
+        decoded = Decoded(container, stream)
         first = None
-        for frame in decode(name, container, stream, seen, clock):
+        for frame in decode(name, container, stream, decoded, clock):
             first = first if first is not None else frame
         height, width = upright(name, first).shape[:2]
         size = max(2, width - width % 2), max(2, height - height % 2)
         sar = stream.sample_aspect_ratio
         rate = stream.average_rate or Fraction(25)
-        note = "the picture ends where the source is damaged" if seen.damaged else ""
+        note = "the picture ends where the source is damaged" if decoded.damaged else ""
     # A player needs times that grow; two frames at one moment are put one tick apart.
-    ticks_N = np.maximum(0, np.round(seen.times_N / float(CLOCK))).astype(np.int64)
+    ticks_N = np.maximum(0, np.round(decoded.times_N / float(CLOCK))).astype(np.int64)
     ticks_N = np.maximum.accumulate(ticks_N - np.arange(len(ticks_N))) + np.arange(len(ticks_N))
     try:
         with _replacing(target) as out, opened(name, limits) as (container, stream):
@@ -124,13 +124,13 @@ def _playable_copy(name: str, target: str | os.PathLike[str], limits: Limits) ->
             picture.codec_context.time_base = CLOCK
             if sar:
                 picture.codec_context.sample_aspect_ratio = 1 / sar if orientation(first)[0] % 180 else sar
-            sound = _Sound(name, seen.start, clock)
+            sound = _Sound(name, decoded.start, clock)
             track = out.add_stream("aac", rate=AUDIO_RATE, layout="stereo") if sound.first is not None else None
             again = Decoded(container, stream)
             for ticks, frame in zip(ticks_N.tolist(), decode(name, container, stream, again, clock), strict=True):
-                shown = av.VideoFrame.from_ndarray(resized(upright(name, frame), size), format="rgb24")
-                shown.pts, shown.time_base = ticks, CLOCK
-                out.mux(picture.encode(shown))
+                output = av.VideoFrame.from_ndarray(resized(upright(name, frame), size), format="rgb24")
+                output.pts, output.time_base = ticks, CLOCK
+                out.mux(picture.encode(output))
                 if os.stat(out.name).st_size > limits.max_copy_bytes:
                     raise too_heavy(name, "a copy for browsers would be larger", limits.max_copy_bytes)
             out.mux(picture.encode())
@@ -167,7 +167,7 @@ class _Sound:
                 self.note = "the sound was dropped: its codec is unknown"
                 return
             resampler = av.AudioResampler(format="fltp", layout="stereo", rate=AUDIO_RATE)
-            written = 0
+            position = 0
             for packet in packets(container, stream, self.clock):
                 try:
                     resampled = [part for frame in packet.decode() for part in resampler.resample(frame)]
@@ -177,7 +177,7 @@ class _Sound:
                 for samples in resampled:
                     # AAC wants samples without overlaps; what begins before the picture's clock is pushed to its start.
                     due = 0 if samples.pts is None else samples.pts - round(self.start * AUDIO_RATE)
-                    samples.pts = written = max(written, due)
+                    samples.pts = position = max(position, due)
                     samples.time_base = Fraction(1, AUDIO_RATE)
-                    written += samples.samples
+                    position += samples.samples
                     yield samples

@@ -68,8 +68,8 @@ class FrameRecord:
     def columns(self) -> dict[str, Any]:
         """What a row of the grain `traces` says of them."""
         size = [self.width, self.height]
-        seen = {"frame_indices": self.indices, "frame_times": self.times, "frame_hash": self.hash}
-        return seen | {"frames_size": size, "reader": self.reader}
+        columns = {"frame_indices": self.indices, "frame_times": self.times, "frame_hash": self.hash}
+        return columns | {"frames_size": size, "reader": self.reader}
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def sample(times_N: np.ndarray, seconds: float, count: int, fps: float | None = 
     n = len(times_N)
     if fps:
         first = float(times_N[0])
-        wanted = min(max(1, int((seconds - first) * fps + 0.5)), count)
-        moments_T = first + (np.arange(wanted) + 0.5) * (seconds - first) / wanted
+        number = min(max(1, int((seconds - first) * fps + 0.5)), count)
+        moments_T = first + (np.arange(number) + 0.5) * (seconds - first) / number
         return np.unique(np.clip(np.searchsorted(times_N, moments_T, "right") - 1, 0, n - 1))
     if n <= count:
         return np.arange(n)
@@ -210,7 +210,7 @@ def is_video(path: str | os.PathLike[str], *, isolate: bool = False) -> bool:
             return remote_is_video(path)
         name = local_file(path)
         with typed(name, DEFAULT_LIMITS), open_container(name) as container:
-            return any(not one.disposition & av.stream.Disposition.attached_pic for one in container.streams.video)
+            return any(not track.disposition & av.stream.Disposition.attached_pic for track in container.streams.video)
     except VideoError:
         return False
 
@@ -232,22 +232,22 @@ def _probe(name: str, limits: Limits) -> ClipInfo:
         index = scan(container, stream, limits, clock)
         trusted = trusted_to_decord(container, stream, index)
     with opened(name, limits) as (container, stream):
-        counted = len(index.times_N) * stream.width * stream.height <= COUNT_BUDGET
-        seen = Decoded(container, stream)
-        for number, frame in enumerate(decode(name, container, stream, seen, clock)):
+        exact = len(index.times_N) * stream.width * stream.height <= COUNT_BUDGET
+        decoded = Decoded(container, stream)
+        for number, frame in enumerate(decode(name, container, stream, decoded, clock)):
             if number == 0:
                 rotation, mirrored = orientation(frame)
                 height, width = (frame.width, frame.height) if rotation % 180 else (frame.height, frame.width)
                 turned = _turned_by_decord(container, rotation, mirrored)
                 facts = {"width": width, "height": height, "rotation": rotation, "mirrored": mirrored}
                 pix_fmt = frame.format.name
-            if not counted and number == 8:
+            if not exact and number == 8:
                 break
-        times_N = seen.times_N if counted else index.times_N
-        seconds = _length(times_N, stream, seen.last_duration if counted else index.last_duration)
+        times_N = decoded.times_N if exact else index.times_N
+        seconds = _length(times_N, stream, decoded.last_duration if exact else index.last_duration)
         span = times_N[-1] - times_N[0] if len(times_N) > 1 else 0.0
         codec = stream.codec_context.codec.canonical_name
-        truncated = seen.damaged or index.cut or counted and _short(index, len(times_N))
+        truncated = decoded.damaged or index.cut or exact and _short(index, len(times_N))
         sar = stream.sample_aspect_ratio
         info = ClipInfo(
             path=name,
@@ -255,7 +255,7 @@ def _probe(name: str, limits: Limits) -> ClipInfo:
             seconds=seconds,
             fps=float((len(times_N) - 1) / span) if span > 0 else float(stream.average_rate or 0),
             frames=len(times_N),
-            counted=counted,
+            counted=exact,
             truncated=bool(truncated),
             sar=float(sar) if sar else 1.0,
             container=container.format.name,
@@ -276,9 +276,9 @@ def _probe(name: str, limits: Limits) -> ClipInfo:
 
 
 def _fits(name: str, stream, frames: int, size, limits: Limits) -> None:
-    stored = stream.width * stream.height
-    one = size[0] * size[1] if size else stored
-    need = 3 * one * frames + (DECODER_BYTES_PER_PIXEL + 6) * stored
+    source_pixels = stream.width * stream.height
+    pixels = size[0] * size[1] if size else source_pixels
+    need = 3 * pixels * frames + (DECODER_BYTES_PER_PIXEL + 6) * source_pixels
     if need > limits.max_bytes:
         raise too_heavy(name, f"{frames} frames of it would take {need / 2**20:,.0f} MiB", limits.max_bytes)
 
@@ -307,8 +307,8 @@ def _by_decord(name, stream, index: Index, count: int, size, fps, clock: Clock) 
 
     seconds = _length(index.times_N, stream, index.last_duration)
     wanted_T = sample(index.times_N, seconds, count, fps)
-    stored = {(stream.height, stream.width, 3), (stream.width, stream.height, 3)}
-    taken = []
+    shapes = {(stream.height, stream.width, 3), (stream.width, stream.height, 3)}
+    pictures = []
     try:
         reader = decord.VideoReader(name, ctx=decord.cpu(), num_threads=1)
         if len(reader) != len(index.times_N):
@@ -317,16 +317,16 @@ def _by_decord(name, stream, index: Index, count: int, size, fps, clock: Clock) 
         for i in wanted_T.tolist():
             clock.check()
             picture = reader[i].asnumpy()
-            if picture.shape not in stored:
+            if picture.shape not in shapes:
                 return None
-            taken.append(resized(picture, size))
+            pictures.append(resized(picture, size))
     except (decord.DECORDError, RuntimeError, IndexError, UnicodeError):
         return None  # PyAV reads it, or says why nobody can
     times_T = index.times_N[wanted_T]
     # decord keeps raw timestamps as float32, so only their steps can be compared, and those roughly.
     if np.abs((starts_T - starts_T[0]) - (times_T - times_T[0])).max() > 2e-3 + 1e-6 * np.abs(starts_T).max():
         return None
-    return Frames.of(np.stack(taken), wanted_T, times_T, seconds, "decord")
+    return Frames.of(np.stack(pictures), wanted_T, times_T, seconds, "decord")
 
 
 def _by_pyav(name: str, index: Index, count: int, size, limits: Limits, fps, clock: Clock) -> Frames:
@@ -338,23 +338,23 @@ def _by_pyav(name: str, index: Index, count: int, size, limits: Limits, fps, clo
     # The packets only suggest which frames there are. When decoding finds others, choose again from what was found:
     # decoding is deterministic, so the second round meets its own choice.
     for _ in range(2):
-        taken: dict[int, np.ndarray] = {}
+        pictures: dict[int, np.ndarray] = {}
         with opened(name, limits) as (container, stream):
-            seen = Decoded(container, stream)
-            chosen = set(wanted_T.tolist())
+            decoded = Decoded(container, stream)
+            numbers = set(wanted_T.tolist())
             goal = size
-            for number, frame in enumerate(decode(name, container, stream, seen, clock)):
-                if number in chosen:
-                    taken[number] = resized(upright(name, frame), goal)
-                    goal = goal or taken[number].shape[1::-1]
-            truncated = seen.damaged or index.cut or _short(index, len(seen.times_N))
-        seconds = _length(seen.times_N, stream, seen.last_duration)
-        again_T = sample(seen.times_N, seconds, count, fps)
+            for number, frame in enumerate(decode(name, container, stream, decoded, clock)):
+                if number in numbers:
+                    pictures[number] = resized(upright(name, frame), goal)
+                    goal = goal or pictures[number].shape[1::-1]
+            truncated = decoded.damaged or index.cut or _short(index, len(decoded.times_N))
+        seconds = _length(decoded.times_N, stream, decoded.last_duration)
+        again_T = sample(decoded.times_N, seconds, count, fps)
         if np.array_equal(again_T, wanted_T):
             break
         wanted_T = again_T
-    pixels = np.stack([taken[i] for i in wanted_T.tolist()])
-    return Frames.of(pixels, wanted_T, seen.times_N[wanted_T], seconds, "pyav", truncated)
+    pixels = np.stack([pictures[i] for i in wanted_T.tolist()])
+    return Frames.of(pixels, wanted_T, decoded.times_N[wanted_T], seconds, "pyav", truncated)
 
 
 class Decoded:
@@ -381,16 +381,16 @@ class Decoded:
                 ticks = sent[: len(ticks)]
             else:
                 ticks = min(self.pts, self.dts, key=_faults)
-        known = np.maximum.accumulate(np.array([t for t in ticks if t is not None], np.int64))
-        if len(known) < len(ticks):
-            given = [n for n, t in enumerate(ticks) if t is not None]
-            known = np.interp(np.arange(len(ticks)), given, known) if given else np.zeros(0)
-        return known * self.base - self.start
+        times = np.maximum.accumulate(np.array([t for t in ticks if t is not None], np.int64))
+        if len(times) < len(ticks):
+            places = [n for n, t in enumerate(ticks) if t is not None]
+            times = np.interp(np.arange(len(ticks)), places, times) if places else np.zeros(0)
+        return times * self.base - self.start
 
 
 def _faults(ticks: list[int | None]) -> int:
-    known = [t for t in ticks if t is not None]
-    return len(ticks) - len(known) + sum(b <= a for a, b in zip(known, known[1:], strict=False))
+    valid = [t for t in ticks if t is not None]
+    return len(ticks) - len(valid) + sum(b <= a for a, b in zip(valid, valid[1:], strict=False))
 
 
 def _length(times_N: np.ndarray, stream: av.VideoStream, last: float = 0.0) -> float:
@@ -405,7 +405,7 @@ def _short(index: Index, decoded: int) -> bool:
     return index.whole and decoded < index.claimed - 1
 
 
-def decode(name: str, container, stream, seen: Decoded, clock: Clock) -> Iterator[av.VideoFrame]:
+def decode(name: str, container, stream, decoded: Decoded, clock: Clock) -> Iterator[av.VideoFrame]:
     """Frames until the end of the file or the first error.
 
     Errors before the first frame are passed over (a recording that begins between keyframes); one after it ends the
@@ -415,29 +415,29 @@ def decode(name: str, container, stream, seen: Decoded, clock: Clock) -> Iterato
     error: Exception | None = None
     for packet in packets(container, stream, clock):
         if packet.size and (tick := tick_of(packet, container)) is not None:
-            seen.sent.append(tick)
+            decoded.sent.append(tick)
         try:
             pictures = packet.decode()
         except MemoryError:  # PyAV's own is an FFmpegError too, and is no damage of the file
             raise
         except (av.FFmpegError, ValueError) as failure:
             error = failure
-            seen.damaged = bool(seen.pts)
-            if seen.damaged:
+            decoded.damaged = bool(decoded.pts)
+            if decoded.damaged:
                 break
             continue
         for frame in pictures:
-            seen.pts.append(frame.pts)
-            seen.dts.append(frame.dts)
-            seen.last_duration = float((frame.duration or 0) * (frame.time_base or 0))
+            decoded.pts.append(frame.pts)
+            decoded.dts.append(frame.dts)
+            decoded.last_duration = float((frame.duration or 0) * (frame.time_base or 0))
             yield frame
-    if not seen.pts and error is not None:
+    if not decoded.pts and error is not None:
         raise refuse(
             name, VideoReason.DECODE_FAILED, f"no frame of it decodes ({error})", "Re-encode it, or leave it out."
         ) from error
-    if not seen.pts:
+    if not decoded.pts:
         raise refuse(name, VideoReason.NO_FRAMES, "it has a header but holds no frame", "Copy or record it again.")
-    if not len(seen.times_N):
+    if not len(decoded.times_N):
         raise refuse(
             name, VideoReason.DECODE_FAILED, "its frames carry no timestamps", "Remux it into MP4 with a frame rate."
         )
@@ -445,13 +445,13 @@ def decode(name: str, container, stream, seen: Decoded, clock: Clock) -> Iterato
 
 def upright(name: str, frame: av.VideoFrame) -> np.ndarray:
     try:
-        stored = frame.to_ndarray(format="rgb24", threads=1)  # more would live until the picture is collected
+        picture = frame.to_ndarray(format="rgb24", threads=1)  # more would live until the picture is collected
     except (av.FFmpegError, ValueError) as error:
         raise refuse(
             name, VideoReason.DECODE_FAILED, f"its {frame.format.name} pixels do not convert ({error})", "Re-encode it."
         ) from error
     rotation, mirrored = orientation(frame)
-    turned = np.rot90(stored, -rotation // 90)
+    turned = np.rot90(picture, -rotation // 90)
     return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)
 
 

@@ -35,7 +35,7 @@ def _ask(
     except worker.Stopped as stop:
         if stop.late:
             raise too_slow(name, seconds) from stop
-        why = f"the decoder crashed on it ({stop.how})"
+        why = f"the decoder crashed on it ({stop.reason})"
         raise refuse(name, VideoReason.DECODE_FAILED, why, "Re-encode it, or leave it out.") from stop
     if "error" in answer:
         raise VideoError(*answer["error"])

@@ -48,26 +48,26 @@ def attend(module, query, key, value, attention_mask, tree: Tree | None = None, 
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    found = []
+    parts = []
     settings = {"dropout_p": kwargs.get("dropout", 0.0), "scale": kwargs.get("scaling")}
     sizes = tree.sizes
     for branches, q, k, v in zip(tree.clips, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2)):
         own = [branch.length for branch in branches]
-        for branch, mine, keys, values in zip(branches, q.split(own, 2), k.split(own, 2), v.split(own, 2)):
+        for branch, queries, keys, values in zip(branches, q.split(own, 2), k.split(own, 2), v.split(own, 2)):
             if branch.mask is not None:
                 keys = torch.cat([k.index_select(2, branch.before), keys], 2)
                 values = torch.cat([v.index_select(2, branch.before), values], 2)
             causal = branch.mask is None
-            found.append(scaled_dot_product_attention(mine, keys, values, branch.mask, is_causal=causal, **settings))
-    return torch.cat(found, 2).transpose(1, 2).contiguous(), None
+            parts.append(scaled_dot_product_attention(queries, keys, values, branch.mask, is_causal=causal, **settings))
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 
 
 def _behind_cache(query, key, value, mask, repeats: int, scaling: float | None) -> torch.Tensor:
     """Few queries against a long cache: the heads that share keys become further queries, and no key is copied."""
     rows, heads, length, width = query.shape
     folded = query.reshape(rows, heads // repeats, repeats * length, width)
-    found = scaled_dot_product_attention(folded, key, value, mask.repeat(1, 1, repeats, 1), scale=scaling)
-    return found.reshape(rows, heads, length, width).transpose(1, 2).contiguous()
+    output = scaled_dot_product_attention(folded, key, value, mask.repeat(1, 1, repeats, 1), scale=scaling)
+    return output.reshape(rows, heads, length, width).transpose(1, 2).contiguous()
 
 
 ATTENTION = "prefix_tree"

@@ -123,10 +123,10 @@ class ClipEncoder:
 
     def forgetful(self) -> ClipEncoder:
         """The same tower with no cache, neither on disk nor in memory: for clips that must leave no trace."""
-        other = copy.copy(self)
-        other.cache = None
-        other._held, other._alive, other._room = OrderedDict(), WeakValueDictionary(), 0
-        return other
+        encoder = copy.copy(self)
+        encoder.cache = None
+        encoder._held, encoder._alive, encoder._room = OrderedDict(), WeakValueDictionary(), 0
+        return encoder
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing, by the processor's rule within the settings' limits. Raises `VideoError`."""
@@ -202,14 +202,14 @@ class ClipEncoder:
                     return
                 place, future = window.popleft()
                 try:
-                    read = future.result() if future else self._recall(place[0]) or self._read(*place)
-                    found = self._keep(place[0], read)
+                    content = future.result() if future else self._recall(place[0]) or self._read(*place)
+                    outcome = self._keep(place[0], content)
                 except VideoError as error:
-                    found = error
+                    outcome = error
                 if future:
                     reading.remove(place[0])
-                future = read = None  # else the frames stay while the caller works
-                yield found
+                future = content = None  # else the frames stay while the caller works
+                yield outcome
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -220,15 +220,15 @@ class ClipEncoder:
 
     def _read(self, clip_id: str, path: str | Path, width: int, height: int) -> EncodedClip | Frames:
         """What can be had of a clip without the tower: its kept features, else frames. Threads may call it."""
-        kept = self.cache.get(*self._key(clip_id)) if self.cache else None
-        return _unpacked(clip_id, *kept) if kept else self.frames(clip_id, path, width, height)
+        entry = self.cache.get(*self._key(clip_id)) if self.cache else None
+        return _unpacked(clip_id, *entry) if entry else self.frames(clip_id, path, width, height)
 
-    def _keep(self, clip_id: str, read: EncodedClip | Frames) -> EncodedClip:
-        if known := self._recall(clip_id):
-            return known
-        clip = read
-        if isinstance(read, Frames):
-            clip = self._run_tower(clip_id, read)
+    def _keep(self, clip_id: str, content: EncodedClip | Frames) -> EncodedClip:
+        if held_clip := self._recall(clip_id):
+            return held_clip
+        clip = content
+        if isinstance(content, Frames):
+            clip = self._run_tower(clip_id, content)
             if self.cache:
                 arrays, facts = _packed(clip)
                 self.cache.put(*self._key(clip_id), arrays=arrays, facts=facts)

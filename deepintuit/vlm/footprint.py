@@ -94,12 +94,12 @@ def footprint(
     *,
     prompt: int,
     traces: int,
-    written: int,
+    trace_tokens: int,
     clips: int,
     prefilled: int,
 ) -> Footprint:
-    """Of a training with these settings, the trained parts in float32: a loss over `traces` traces of `written` tokens
-    behind one prompt of so many; a round of `clips` clips, of which `prefilled` are read at once."""
+    """Of a training with these settings, the trained parts in float32: a loss over `traces` traces of
+    `trace_tokens` tokens behind one prompt; a round of `clips` clips, of which `prefilled` are read at once."""
     family = family_of(config, settings.path)
     if not can_share(config) or not settings.share_prefix or settings.attention != "sdpa":
         raise ModelError(
@@ -128,7 +128,7 @@ def footprint(
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         if settings.quantize == "4bit":
             weights -= int(linear * (dtype.itemsize - _NF4))
-        loss = peak(model, lambda: _loss(core, dtype, prompt, traces, written))
+        loss = peak(model, lambda: _loss(core, dtype, prompt, traces, trace_tokens))
         model.zero_grad()
         model.eval()
         with torch.no_grad():
@@ -142,14 +142,14 @@ def footprint(
 
 def _placed(model: torch.nn.Module) -> None:
     """Its tensors as fake ones of a CPU in place of those without a device, which have kernels of their own."""
-    known: dict[int, torch.Tensor] = {}
+    fakes: dict[int, torch.Tensor] = {}
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, old in held.items():
-                if old is not None and id(old) not in known:
+        for table in (module._parameters, module._buffers):
+            for name, old in table.items():
+                if old is not None and id(old) not in fakes:
                     new = torch.empty(old.shape, dtype=old.dtype)
-                    known[id(old)] = torch.nn.Parameter(new, old.requires_grad) if held is module._parameters else new
-                held[name] = old if old is None else known[id(old)]
+                    fakes[id(old)] = torch.nn.Parameter(new, old.requires_grad) if table is module._parameters else new
+                table[name] = old if old is None else fakes[id(old)]
 
 
 def _numbers(module: torch.nn.Module) -> int:
@@ -162,14 +162,14 @@ def _embeds(core, dtype: torch.dtype, rows: int, tokens: int) -> dict[str, torch
     return {"inputs_embeds": torch.zeros(rows, tokens, hidden, dtype=dtype), "position_ids": places}
 
 
-def _loss(core, dtype: torch.dtype, prompt: int, traces: int, written: int) -> None:
+def _loss(core, dtype: torch.dtype, prompt: int, traces: int, trace_tokens: int) -> None:
     """Forward and backward of one clip's tree, as `prefix.pack` lays it."""
-    tokens = prompt + traces * written
+    tokens = prompt + traces * trace_tokens
     inputs = _embeds(core, dtype, 1, tokens)
     inputs["inputs_embeds"].requires_grad_(True)
     none, before = torch.zeros(0, dtype=torch.long), torch.zeros(prompt, dtype=torch.long)
-    seen = torch.zeros(written, prompt + written, dtype=torch.bool)
-    tree = Tree(((Branch(prompt, none, None), *[Branch(written, before, seen)] * traces),))
+    visible = torch.zeros(trace_tokens, prompt + trace_tokens, dtype=torch.bool)
+    tree = Tree(((Branch(prompt, none, None), *[Branch(trace_tokens, before, visible)] * traces),))
     labels = torch.zeros(1, tokens, dtype=torch.long)
     mask = torch.zeros(1, 1, 1, 1)
     out = core(**inputs, attention_mask=mask, tree=tree, shift_labels=labels, use_cache=False, fused_lm_head=True)
@@ -177,9 +177,9 @@ def _loss(core, dtype: torch.dtype, prompt: int, traces: int, written: int) -> N
 
 
 def _prefill(core, dtype: torch.dtype, prompt: int, clips: int) -> None:
-    seen = torch.ones(clips, 1, prompt, prompt, dtype=torch.bool)
+    mask = torch.ones(clips, 1, prompt, prompt, dtype=torch.bool)
     cache = DynamicCache(config=core.config)
-    core(**_embeds(core, dtype, clips, prompt), attention_mask=seen, past_key_values=cache, logits_to_keep=1)
+    core(**_embeds(core, dtype, clips, prompt), attention_mask=mask, past_key_values=cache, logits_to_keep=1)
 
 
 def _step(core, dtype: torch.dtype, traces: int) -> None:
@@ -196,8 +196,8 @@ class _Alive(TorchDispatchMode):
         """The tensors of `model` itself do not count."""
         super().__init__()
         self.now = self.most = 0
-        held = (*model.parameters(), *model.buffers())
-        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in held)
+        tensors = (*model.parameters(), *model.buffers())
+        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in tensors)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))

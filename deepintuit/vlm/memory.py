@@ -15,8 +15,8 @@ AGAIN = "and repeat the command: it goes on from what is kept"
 
 def ran_out(error: BaseException) -> bool:
     """Whether torch or Python found no memory, on whatever device."""
-    told = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED") if isinstance(error, RuntimeError) else ()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in told)
+    phrases = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED") if isinstance(error, RuntimeError) else ()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in phrases)
 
 
 @contextmanager

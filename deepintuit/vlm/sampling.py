@@ -88,11 +88,11 @@ class Gate:
         if last < 0:
             return None
         inside = character_offsets(tokenizer, ids)
-        chosen = (inside[:, 0] < last) & (inside[:, 1] > first)
+        in_answer = (inside[:, 0] < last) & (inside[:, 1] > first)
         inside_box, text = text[first:last].strip(), text[: last + len(self.quick.close)]
-        if inside_box in ("", self.quick.fallback) or self.quick.open in inside_box or not chosen.any():
+        if inside_box in ("", self.quick.fallback) or self.quick.open in inside_box or not in_answer.any():
             return text, -1.0
-        return text, float(np.exp(np.mean(np.asarray(logprobs)[chosen])))
+        return text, float(np.exp(np.mean(np.asarray(logprobs)[in_answer])))
 
 
 def character_offsets(tokenizer, ids: Sequence[int]) -> np.ndarray:
@@ -101,13 +101,13 @@ def character_offsets(tokenizer, ids: Sequence[int]) -> np.ndarray:
     Tokens that share a character of several bytes share its range; a special token has none (start = end).
     """
     offsets = np.zeros((len(ids), 2), np.int64)
-    begun, at = 0, 0
+    start, at = 0, 0
     for position in range(len(ids)):
-        piece = tokenizer.decode(ids[begun : position + 1], skip_special_tokens=True)
-        if piece.endswith("\ufffd") and position + 1 < len(ids) and position - begun < 3:
+        piece = tokenizer.decode(ids[start : position + 1], skip_special_tokens=True)
+        if piece.endswith("\ufffd") and position + 1 < len(ids) and position - start < 3:
             continue  # the middle of a character, of four bytes at most
-        offsets[begun : position + 1] = at, at + len(piece)
-        begun, at = position + 1, at + len(piece)
+        offsets[start : position + 1] = at, at + len(piece)
+        start, at = position + 1, at + len(piece)
     return offsets
 
 
@@ -137,38 +137,38 @@ def sample_groups(
     `on_token(clip, sample, token_id)` is called as tokens come; `stop()` true ends the work after the current token,
     leaving traces truncated. `gate` may end a trace after its quick answer.
     """
-    group, found = len(keys_C_G[0]), [[] for _ in clips]
+    group, groups = len(keys_C_G[0]), [[] for _ in clips]
     temperatures = [temperature] * group if isinstance(temperature, int | float) else temperature
     rows = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
     lower = f"Lower model.tokens_in_cache (now {vlm.tokens_in_cache}), {AGAIN}"
     with vlm.evaluating(), within_memory("sampling", lower):
-        for who, which in _rounds(list(map(len, rows)), group, max_tokens, vlm):
-            keys = [keys_C_G[clip][which] for clip in range(len(clips))[who]]
-            traces = _Traces(vlm, keys, (who.start, which.start), temperatures[which], max_tokens)
-            samples = _sample(vlm, clips[who], rows[who], traces, top_p, on_token, stop, gate)
-            for clip, own in zip(found[who], samples):
+        for clip_slice, sample_slice in _rounds(list(map(len, rows)), group, max_tokens, vlm):
+            keys = [keys_C_G[clip][sample_slice] for clip in range(len(clips))[clip_slice]]
+            traces = _Traces(vlm, keys, (clip_slice.start, sample_slice.start), temperatures[sample_slice], max_tokens)
+            samples = _sample(vlm, clips[clip_slice], rows[clip_slice], traces, top_p, on_token, stop, gate)
+            for clip, own in zip(groups[clip_slice], samples):
                 clip += own
-    return found
+    return groups
 
 
-def _rounds(lengths: Sequence[int], group: int, written: int, vlm: VLM) -> Iterator[tuple[slice, slice]]:
+def _rounds(lengths: Sequence[int], group: int, trace_tokens: int, vlm: VLM) -> Iterator[tuple[slice, slice]]:
     """Clips, and samples of each, that go together; a group is parted, and its prompt computed again, only where one
     clip alone is more than the cache may hold."""
 
     def held(clips: slice, samples: int) -> int:
         prompts = max(lengths[clips]) * (1 if vlm.shares_prefix else samples)
-        return (clips.stop - clips.start) * (prompts + samples * written)
+        return (clips.stop - clips.start) * (prompts + samples * trace_tokens)
 
     start = 0
     while start < len(lengths):
-        who, most = slice(start, start + 1), vlm.tokens_in_cache
-        while who.stop < len(lengths) and held(slice(start, who.stop + 1), group) <= most:
-            who = slice(start, who.stop + 1)
-        fitting = next((n for n in range(group, 1, -1) if held(who, n) <= most), 1)
+        clip_slice, most = slice(start, start + 1), vlm.tokens_in_cache
+        while clip_slice.stop < len(lengths) and held(slice(start, clip_slice.stop + 1), group) <= most:
+            clip_slice = slice(start, clip_slice.stop + 1)
+        fitting = next((n for n in range(group, 1, -1) if held(clip_slice, n) <= most), 1)
         share = math.ceil(group / math.ceil(group / fitting))
         for first in range(0, group, share):
-            yield who, slice(first, min(first + share, group))
-        start = who.stop
+            yield clip_slice, slice(first, min(first + share, group))
+        start = clip_slice.stop
 
 
 def _sample(
@@ -224,16 +224,16 @@ def _prefill(
     width = max(map(len, rows))
     keeps = all(type(layer) is DynamicLayer for layer in DynamicCache(config=vlm.core.config).layers)
     each = max(1, vlm.tokens_per_pass // width) if keeps else len(rows)
-    caches, logits, seen, last = [], [], [], []
+    caches, logits, masks, last = [], [], [], []
     for start in range(0, len(rows), each):
         part = slice(start, start + each)
         inputs = vlm.inputs(clips[part], rows[part], side="left", pad_to=width)
         caches.append(DynamicCache(config=vlm.core.config))
         out = vlm.model(**inputs, past_key_values=caches[-1], use_cache=True, logits_to_keep=1)
         logits.append(out.logits[:, -1:])
-        seen.append(inputs["attention_mask"].bool())
+        masks.append(inputs["attention_mask"].bool())
         last.append(inputs["position_ids"][:, :, -1].max(0).values)
-    traces.begin(torch.cat(seen), torch.cat(last))
+    traces.begin(torch.cat(masks), torch.cat(last))
     whole = caches[0]
     for number, layers in enumerate(zip(*(cache.layers for cache in caches))):
         if type(layers[0]) is DynamicLayer:
@@ -262,13 +262,13 @@ class _Buffered(DynamicLayer):
         setattr(self, name, buffer[:, :, :filled])
 
     def update(self, key_states, value_states, *args, **kwargs):
-        held, filled = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
+        length, filled = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
         for name, new in (("keys", key_states), ("values", value_states)):
             buffer = self.buffers[name]
             if buffer.shape[2] < filled:
                 buffer = buffer.new_empty(*buffer.shape[:2], filled + max(filled // 8, 16), buffer.shape[3])
-                buffer[:, :, :held] = self.buffers[name][:, :, :held]
-            buffer[:, :, held:filled] = new
+                buffer[:, :, :length] = self.buffers[name][:, :, :length]
+            buffer[:, :, length:filled] = new
             self._hold(name, buffer, filled)
         return self.keys, self.values
 
@@ -286,7 +286,7 @@ class _Traces:
     `row` (A,) and `slot` (A,).
     """
 
-    seen: torch.Tensor  # (rows, slots, tokens)
+    mask: torch.Tensor  # (rows, slots, tokens)
     last: torch.Tensor  # (rows,) the last position of each prompt
 
     def __init__(
@@ -316,9 +316,9 @@ class _Traces:
         self.probability: list[float | None] = [None] * len(keys)
         self.ended_with: dict[int, str] = {}
 
-    def begin(self, seen: torch.Tensor, last: torch.Tensor) -> None:
+    def begin(self, mask: torch.Tensor, last: torch.Tensor) -> None:
         """Prompts: (C, tokens) which of the cached tokens are theirs, and (C,) their last positions."""
-        self.seen, self.last = seen.repeat_interleave(self.each, 0)[:, None], last.repeat_interleave(self.each)
+        self.mask, self.last = mask.repeat_interleave(self.each, 0)[:, None], last.repeat_interleave(self.each)
 
     def place(self, trace: int) -> tuple[int, int]:
         """Clip and sample, as the caller numbers them."""
@@ -326,20 +326,20 @@ class _Traces:
 
     def draw(self, logits: torch.Tensor, step: int, top_p: float, vlm: VLM) -> torch.Tensor:
         """(A,) the next token of each active trace, by the inverse of the cumulative distribution of its slot."""
-        tokens, chosen = torch.empty_like(self.active), logits.new_empty(len(self.active), dtype=torch.float32)
+        tokens, logprobs = torch.empty_like(self.active), logits.new_empty(len(self.active), dtype=torch.float32)
         for temperature in sorted(set(self.temperature.tolist())):
-            mine = (self.temperature[self.active] == temperature).nonzero()[:, 0]
-            if len(mine):
-                tokens[mine], chosen[mine] = self._drawn(logits, mine, step, temperature, top_p, vlm)
-        for trace, value in zip(self.active.tolist(), chosen.tolist()):
+            subset = (self.temperature[self.active] == temperature).nonzero()[:, 0]
+            if len(subset):
+                tokens[subset], logprobs[subset] = self._drawn(logits, subset, step, temperature, top_p, vlm)
+        for trace, value in zip(self.active.tolist(), logprobs.tolist()):
             self.logprobs[trace].append(value)
         return tokens
 
     def _drawn(
-        self, logits: torch.Tensor, mine: torch.Tensor, step: int, temperature: float, top_p: float, vlm: VLM
+        self, logits: torch.Tensor, subset: torch.Tensor, step: int, temperature: float, top_p: float, vlm: VLM
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of these active traces the next tokens, and their log-probabilities."""
-        slots, place = (self.row[mine] * logits.shape[1] + self.slot[mine]).unique(return_inverse=True)
+        slots, place = (self.row[subset] * logits.shape[1] + self.slot[subset]).unique(return_inverse=True)
         logprobs = torch.log_softmax(logits.flatten(0, 1)[slots].float() / (temperature or 1.0), -1)
         allowed = logprobs.clone()
         allowed[:, vlm.silenced] = -torch.inf  # a sampled vision mark would be taken for a second clip in the loss
@@ -356,7 +356,7 @@ class _Traces:
                 probs = probs.scatter(-1, order, torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0))
             heights = probs.cumsum(-1)[place]
             tokens = torch.searchsorted(
-                heights, (self._uniform[self.active[mine], step] * heights[:, -1])[:, None], right=True
+                heights, (self._uniform[self.active[subset], step] * heights[:, -1])[:, None], right=True
             )[:, 0]
             tokens = tokens.clamp(max=probs.shape[-1] - 1)
         return tokens, logprobs[place, tokens]
@@ -376,8 +376,8 @@ class _Traces:
         for trace in active:
             if self.thought[trace] is not None:
                 continue
-            if read := gate.read(self.ids[trace], self.logprobs[trace], vlm.tokenizer):
-                closed[trace] = Quick(*self.place(trace), *read)
+            if answer := gate.read(self.ids[trace], self.logprobs[trace], vlm.tokenizer):
+                closed[trace] = Quick(*self.place(trace), *answer)
         for trace, quick in closed.items():
             self.confidence[trace], self.quick_tokens[trace] = quick.confidence, len(self.ids[trace])
             self.thought[trace] = True
@@ -401,33 +401,33 @@ class _Traces:
         rows, row = self.row.unique(return_inverse=True)
         if len(rows) == len(self.last):
             return None
-        self.row, self.seen, self.last = row, self.seen[rows], self.last[rows]
+        self.row, self.mask, self.last = row, self.mask[rows], self.last[rows]
         return rows
 
     def branch(self, tokens: torch.Tensor) -> torch.Tensor:
         """(rows, slots) the next token of each slot. Traces of a slot that drew the same token stay together."""
-        drawn, member = torch.stack([self.row, self.slot, tokens], 1).unique(dim=0, return_inverse=True)
-        row, parent, token = drawn.unbind(1)
+        branches, member = torch.stack([self.row, self.slot, tokens], 1).unique(dim=0, return_inverse=True)
+        row, parent, token = branches.unbind(1)
         counts = row.bincount(minlength=len(self.last))
         slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
         slots = int(counts.max())
         next_tokens = token.new_full((len(counts), slots), self.pad)
         next_tokens[row, slot] = token
         # A slot sees what its parent saw, and itself; an empty one (a row with fewer branches) itself alone.
-        seen = self.seen.new_zeros(len(counts), slots, self.seen.shape[2])
-        seen[row, slot] = self.seen[row, parent]
+        mask = self.mask.new_zeros(len(counts), slots, self.mask.shape[2])
+        mask[row, slot] = self.mask[row, parent]
         own = torch.eye(slots, dtype=torch.bool, device=row.device).expand(len(counts), -1, -1)
-        self.seen = torch.cat([seen, own], 2)
+        self.mask = torch.cat([mask, own], 2)
         self.slot = slot[member]
         return next_tokens
 
     def attention_mask(self) -> torch.Tensor:
         """(rows, tokens) where every row has one slot, which any attention takes; else (rows, 1, slots, tokens)."""
-        return self.seen[:, 0].long() if self.seen.shape[1] == 1 else self.seen[:, None]
+        return self.mask[:, 0].long() if self.mask.shape[1] == 1 else self.mask[:, None]
 
     def position_ids(self, step: int) -> torch.Tensor:
         """(3, rows, slots): the prompt's last position, then one further for every token."""
-        return (self.last + 1 + step)[None, :, None].expand(3, -1, self.seen.shape[1])
+        return (self.last + 1 + step)[None, :, None].expand(3, -1, self.mask.shape[1])
 
     def sample(self, trace: int, vlm: VLM, milliseconds: float) -> Sample:
         ids = self.ids[trace]

@@ -26,31 +26,31 @@ def label_logprobs(
     sums of a clip are log-probabilities of disjoint events: 1 − Σ exp is the probability mass outside the label set.
     """
     with _scoring(vlm):
-        asked = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
+        turns = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
         targets = [vlm.target_ids(label) for label in labels]
-        rows = [[*prompt, *target] for prompt in asked for target in targets]
-        behind = [len(prompt) for prompt in asked for _ in targets]
+        rows = [[*prompt, *target] for prompt in turns for target in targets]
+        behind = [len(prompt) for prompt in turns for _ in targets]
         sums = torch.empty(len(rows))
         for part, pack in packed_in_parts(vlm, [clip for clip in clips for _ in targets], rows, behind):
             packed = pack()
             logprobs = vlm.model(**packed.inputs, fused_lm_head=True).log_probs.flatten()
             sums[part] = torch.stack([logprobs[places].sum() for places in packed.places]).float().cpu()
-        return sums.view(len(asked), len(targets))
+        return sums.view(len(turns), len(targets))
 
 
 def last_hidden(vlm: VLM, clips: Sequence[EncodedClip], prompts: Sequence[str]) -> torch.Tensor:
     """(C, hidden) float32: the last layer at the last token of the prompt, the input of the linear head (option B). In
     parts as `label_logprobs`."""
     with _scoring(vlm):
-        asked = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
-        rows = [[*prompt, vlm.tokenizer.pad_token_id] for prompt in asked]  # of a row all but its last is computed
-        found: dict[int, torch.Tensor] = {}
-        for part, pack in packed_in_parts(vlm, clips, rows, [len(prompt) for prompt in asked]):
+        turns = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
+        rows = [[*prompt, vlm.tokenizer.pad_token_id] for prompt in turns]  # of a row all but its last is computed
+        states: dict[int, torch.Tensor] = {}
+        for part, pack in packed_in_parts(vlm, clips, rows, [len(prompt) for prompt in turns]):
             packed = pack()
             inputs = {name: value for name, value in packed.inputs.items() if name != "shift_labels"}
             hidden = vlm.core.model(**inputs).last_hidden_state.flatten(0, 1)
-            found |= zip(part, hidden[torch.cat(packed.places)].float().cpu())
-        return torch.stack([found[row] for row in range(len(rows))])
+            states |= zip(part, hidden[torch.cat(packed.places)].float().cpu())
+        return torch.stack([states[row] for row in range(len(rows))])
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def token_logprobs(
     temperature: float = 1.0,
 ) -> list[torch.Tensor]:
     """Log-probabilities of written tokens, in one forward pass over prompt and trace, with gradients."""
-    rows = [[*prompt, *written] for prompt, written in zip(prompt_rows, written_rows, strict=True)]
+    rows = [[*prompt, *completion] for prompt, completion in zip(prompt_rows, written_rows, strict=True)]
     inputs = vlm.inputs(clips, rows, side="right")
     logprobs = torch.log_softmax(vlm.model(**inputs).logits.float() / temperature, -1)
     picked = logprobs[:, :-1].gather(-1, inputs["input_ids"][:, 1:, None])[..., 0]

@@ -116,14 +116,14 @@ def weight_files(folder: Path) -> list[Path]:
     elsewhere = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
     missing = [name for name in names if not (folder / name).is_file()]
     if not names or elsewhere or missing:
-        others = sorted(file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+        unsafe = sorted(file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".ckpt"})
         raise ModelError(
             f"{str(folder)!r} has no {WHOLE}"
             + (f", and its index names {some(elsewhere or missing)}" if names else ""),
-            f"{some(others)} would run code when it is read"
-            if others
+            f"{some(unsafe)} would run code when it is read"
+            if unsafe
             else "safetensors files inside it are all that is read",
-            "Save the weights as safetensors (transformers' save_pretrained does)" if others else WHOLE_AGAIN,
+            "Save the weights as safetensors (transformers' save_pretrained does)" if unsafe else WHOLE_AGAIN,
         )
     return [folder / name for name in names]
 
@@ -133,7 +133,7 @@ def read_model(folder: Path, **settings: Any) -> torch.nn.Module:
     files has its place in the model, and each of the model one in the files (tied ones stand there once)."""
     weight_files(folder)
     with reading(str(folder)):
-        model, found = AutoModelForImageTextToText.from_pretrained(
+        model, info = AutoModelForImageTextToText.from_pretrained(
             str(folder),
             use_safetensors=True,
             trust_remote_code=False,
@@ -143,9 +143,9 @@ def read_model(folder: Path, **settings: Any) -> torch.nn.Module:
             **settings,
         )
     shapes = {
-        name: f"{name} is {tuple(theirs)} and not {tuple(ours)}" for name, theirs, ours in found["mismatched_keys"]
+        name: f"{name} is {tuple(theirs)} and not {tuple(ours)}" for name, theirs, ours in info["mismatched_keys"]
     }
-    hold_to_fit(str(folder), found["missing_keys"], found["unexpected_keys"], shapes.values(), found["error_msgs"])
+    hold_to_fit(str(folder), info["missing_keys"], info["unexpected_keys"], shapes.values(), info["error_msgs"])
     return model
 
 
@@ -158,9 +158,9 @@ def hold_to_fit(
 ) -> None:
     """Raises `ModelError` unless all four are empty."""
     amiss = {"missing": missing, "of no use to the model": unknown, "of another shape": shapes, "unread": errors}
-    if told := [f"{len(names)} {words} ({some(names)})" for words, names in amiss.items() if names]:
+    if faults := [f"{len(names)} {words} ({some(names)})" for words, names in amiss.items() if names]:
         raise ModelError(
-            f"tensors of {source!r} do not fit its model: {', '.join(told)}",
+            f"tensors of {source!r} do not fit its model: {', '.join(faults)}",
             "a model with weights drawn at random in their place would be trained or scored as if it were whole",
             WHOLE_AGAIN,
         )
@@ -181,8 +181,8 @@ def hold_to_numbers(model: torch.nn.Module, source: str) -> None:
 
 def some(names: Collection[str], most: int = 3) -> str:
     """The first of many names."""
-    shown = sorted(names)[:most]
-    return ", ".join(shown) + (", …" if len(names) > most else "")
+    first = sorted(names)[:most]
+    return ", ".join(first) + (", …" if len(names) > most else "")
 
 
 # --------------------------------------------------------------------------------------------------------- adapters
@@ -194,15 +194,15 @@ def fill_adapter(model: torch.nn.Module, folder: Path, name: str = "default") ->
     from safetensors.torch import load_file
 
     with reading(str(folder), "LoRA adapter", WHOLE_AGAIN):
-        given = load_file(folder / ADAPTER)
-    held = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        weights = load_file(folder / ADAPTER)
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     shapes = [
-        f"{n} is {tuple(given[n].shape)} and not {tuple(held[n].shape)}"
-        for n in given.keys() & held.keys()
-        if given[n].shape != held[n].shape
+        f"{n} is {tuple(weights[n].shape)} and not {tuple(state[n].shape)}"
+        for n in weights.keys() & state.keys()
+        if weights[n].shape != state[n].shape
     ]
-    hold_to_fit(str(folder), held.keys() - given.keys(), given.keys() - held.keys(), shapes)
-    set_peft_model_state_dict(model, given, adapter_name=name)
+    hold_to_fit(str(folder), state.keys() - weights.keys(), weights.keys() - state.keys(), shapes)
+    set_peft_model_state_dict(model, weights, adapter_name=name)
 
 
 def record_base(folder: Path, path: str, base: Path) -> None:
@@ -217,24 +217,24 @@ def hold_to_base(adapter: Path, path: str, base: Path) -> None:
     `adapter_config.json` names is compared in the same way where it still lies there, else by its last name.
     """
     with reading(str(adapter), "LoRA adapter", WHOLE_AGAIN):
-        named = str(
+        base_name = str(
             json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
         )
-        told = json.loads((adapter / BASE).read_text(encoding="utf-8")) if (adapter / BASE).exists() else {}
-        named = told.get("path", named)
-        wanted = told.get("weights")
-    if wanted is None and Path(named).is_dir() and any(Path(named).glob("*.safetensors")):
-        wanted = weights_hash(Path(named))
-    if wanted is None:
-        same = named in ("", path) or _last_name(Path(named)) in (_last_name(base), _last_name(Path(path)))
+        record = json.loads((adapter / BASE).read_text(encoding="utf-8")) if (adapter / BASE).exists() else {}
+        base_name = record.get("path", base_name)
+        expected_hash = record.get("weights")
+    if expected_hash is None and Path(base_name).is_dir() and any(Path(base_name).glob("*.safetensors")):
+        expected_hash = weights_hash(Path(base_name))
+    if expected_hash is None:
+        matches = base_name in ("", path) or _last_name(Path(base_name)) in (_last_name(base), _last_name(Path(path)))
     else:
-        same = wanted == weights_hash(base)
-    if not same:
+        matches = expected_hash == weights_hash(base)
+    if not matches:
         raise ModelError(
             f"the adapter in {str(adapter)!r} on model.path = {path!r}",
-            f"it was trained on other weights, those of {named!r}"
-            + (f" (hash {wanted[:12]}, and here {weights_hash(base)[:12]})" if wanted else ""),
-            f"Set model.path={named}, as it was then",
+            f"it was trained on other weights, those of {base_name!r}"
+            + (f" (hash {expected_hash[:12]}, and here {weights_hash(base)[:12]})" if expected_hash else ""),
+            f"Set model.path={base_name}, as it was then",
         )
 
 

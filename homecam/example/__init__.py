@@ -81,5 +81,5 @@ def _list_clips(workbench: Path) -> None:
     for folder, rows in clips.groupby(clips["path"].map(os.path.dirname)):
         Path(folder).mkdir(parents=True)
         hashes = {Path(path).name: digest for path, digest in zip(rows["path"], rows["sha256"])}
-        told = json.dumps({"world": world, "sha256": hashes})
-        (Path(folder) / worlds.RENDERED).write_text(told, encoding="utf-8")
+        listing = json.dumps({"world": world, "sha256": hashes})
+        (Path(folder) / worlds.RENDERED).write_text(listing, encoding="utf-8")

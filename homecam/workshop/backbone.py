@@ -275,8 +275,8 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def _wilson(hits: int, n: int) -> tuple[float, float]:
-    found = wilson(hits, n)
-    return found.low, found.high
+    interval = wilson(hits, n)
+    return interval.low, interval.high
 
 
 def teach_language(
@@ -356,9 +356,9 @@ def teach_tower(
         for group in optimizer.param_groups:
             group["lr"] = rate
         indices = [rng.randrange(len(data.facts)) for _ in range(arguments.batch)]
-        told = scores(data, indices, augment=True)
+        logits = scores(data, indices, augment=True)
         loss = sum(
-            torch.nn.functional.cross_entropy(told[name].flatten(0, 1), truths[name][indices].flatten())
+            torch.nn.functional.cross_entropy(logits[name].flatten(0, 1), truths[name][indices].flatten())
             for name in _HEADS
         )
         loss.backward()
@@ -367,9 +367,9 @@ def teach_tower(
         optimizer.zero_grad(set_to_none=True)
         if step % 100 == 0 or step + 1 == arguments.tower_steps:
             with torch.no_grad():
-                told = scores(held_out, list(range(250)), augment=False)
+                logits = scores(held_out, list(range(250)), augment=False)
             right = {
-                name: round((told[name].argmax(-1) == tests[name][:250]).float().mean().item(), 4) for name in _HEADS
+                name: round((logits[name].argmax(-1) == tests[name][:250]).float().mean().item(), 4) for name in _HEADS
             }
             print(
                 f"tower step {step} loss {loss.item():.4f} {json.dumps(right)} {time.time() - started:.0f} s",
@@ -414,10 +414,10 @@ def perception(model: Qwen2_5_VLForConditionalGeneration, data: _Batches, count:
         )
         for index, text in zip(indices, texts):
             facts = data.facts[index]
-            told, true = read_observation(text), read_observation(observation(facts))
+            stated, true = read_observation(text), read_observation(observation(facts))
             for name in true:
-                right[name] = right.get(name, 0) + (told.get(name) == true[name])
-            right["all"] = right.get("all", 0) + all(told.get(name) == true[name] for name in true)
+                right[name] = right.get(name, 0) + (stated.get(name) == true[name])
+            right["all"] = right.get("all", 0) + all(stated.get(name) == true[name] for name in true)
     return {name: round(hits / count, 4) for name, hits in right.items()}
 
 

@@ -63,7 +63,7 @@ def pack(source: Path, target: Path, world: str) -> Path:
     """The newest chain of finished runs at `source`, and the evaluations beside it, as they ship."""
     with tempfile.TemporaryDirectory() as folder:
         chain = demo.chain_of(Workbench(source))
-        kept = [chain.teach, chain.labels, chain.cold, chain.grpo, chain.calibrate, *chain.evaluations]
+        chosen_runs = [chain.teach, chain.labels, chain.cold, chain.grpo, chain.calibrate, *chain.evaluations]
         clips = chain.manifest
         copy = Manifest(target, DATASET, clips.frame, clips.labels)
         # In a folder of their own: clips that another version of the world renders beside them may have their names.
@@ -71,7 +71,7 @@ def pack(source: Path, target: Path, world: str) -> Path:
             names = (Path(path).name for path in clips.frame[column])
             copy.frame[column] = [str(target / "sources" / DATASET / "videos" / name) for name in names]
         copy.save()
-        for run in filter(None, kept):
+        for run in filter(None, chosen_runs):
             _pack_run(run, target / "runs" / run.id, chain.grpo)
         bench = Workbench(shutil.copytree(target, Path(folder) / "workbench"))
         _reviews(source, bench, chain.evaluation.id, demo.WORLDS[world], target / "reviews")
@@ -109,19 +109,19 @@ def _pack_run(run: runs.Run, target: Path, refined: runs.Run) -> None:
     (target / "checkpoint").mkdir()
     save_file({name: tensor.bfloat16() for name, tensor in changed.items()}, target / "checkpoint" / _WEIGHTS)
     for file in run.checkpoint.iterdir():
-        known = MODEL / file.name
-        if file.name != _WEIGHTS and not (known.exists() and known.read_bytes() == file.read_bytes()):
+        original = MODEL / file.name
+        if file.name != _WEIGHTS and not (original.exists() and original.read_bytes() == file.read_bytes()):
             shutil.copyfile(file, target / "checkpoint" / file.name)
 
 
 def _reviews(source: Path, bench: Workbench, run_id: str, world: worlds.World, target: Path) -> None:
     """The events of the source in one file; of scripted reviewers where nobody judged anything there."""
-    written = source / "reviews" / "events.sqlite"
-    if not (written.exists() and _counted(written)):
+    log = source / "reviews" / "events.sqlite"
+    if not (log.exists() and _counted(log)):
         _script_reviews(bench, run_id, world)
-        written = bench.reviews / "events.sqlite"
+        log = bench.reviews / "events.sqlite"
     target.mkdir()
-    with sqlite3.connect(written) as events:
+    with sqlite3.connect(log) as events:
         events.execute("VACUUM INTO ?", [str(target / "events.sqlite")])  # what stands in the log beside it included
 
 
@@ -135,23 +135,23 @@ def _script_reviews(bench: Workbench, run_id: str, world: worlds.World) -> None:
     bench.refresh()
     frame = Manifest.load(bench.path, DATASET).frame.set_index("clip_id")
     traces = bench.run(run_id).read("traces").set_index("trace_id")
-    asked = {"labels": list(world.LABELS), "reviewers": 3}  # one more than answer: the task can be gone on with
-    found = task_of(bench, "first look", TraceFilter(run=run_id), "entropy", **asked)
-    task = replace(found, items=dict(list(found.items.items())[:_REVIEWED]))
+    settings = {"labels": list(world.LABELS), "reviewers": 3}  # one more than answer: the task can be gone on with
+    created = task_of(bench, "first look", TraceFilter(run=run_id), "entropy", **settings)
+    task = replace(created, items=dict(list(created.items.items())[:_REVIEWED]))
     with EventLog(bench.reviews) as log:
         reviews = Reviews(log)
         reviews.open(task, "scripted-lead")
-        for who, errs in (("scripted-one", 0.0), ("scripted-two", 0.125)):
-            chance = random.Random(who)  # noqa: S311 - no secret
-            while item := reviews.next_item(task.name, who):
+        for reviewer, errs in (("scripted-one", 0.0), ("scripted-two", 0.125)):
+            chance = random.Random(reviewer)  # noqa: S311 - no secret
+            while item := reviews.next_item(task.name, reviewer):
                 clip, trace = frame.loc[item.clip_id], traces.loc[item.trace_id]
                 label = chance.choice(world.LABELS.labels) if chance.random() < errs else clip["label"]
-                wrong = world.misread(trace["text"], world.facts_of(clip["notes"]["facts"]))
-                failing = {"sentence": 0, "in": "seeing"} if wrong else None
-                verdict = "wrong" if trace["provisional"] != label else "wrong reasons" if wrong else "right"
-                note = f"not as it is seen: {', '.join(wrong)}" if wrong else ""
-                said = {"label": label, "verdict": verdict, "failing": failing, "note": note}
-                reviews.judge(task.name, who, item.trace_id, said)
+                mistakes = world.misread(trace["text"], world.facts_of(clip["notes"]["facts"]))
+                failing = {"sentence": 0, "in": "seeing"} if mistakes else None
+                verdict = "wrong" if trace["provisional"] != label else "wrong reasons" if mistakes else "right"
+                note = f"not as it is seen: {', '.join(mistakes)}" if mistakes else ""
+                answer = {"label": label, "verdict": verdict, "failing": failing, "note": note}
+                reviews.judge(task.name, reviewer, item.trace_id, answer)
 
 
 if __name__ == "__main__":

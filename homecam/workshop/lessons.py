@@ -36,23 +36,23 @@ def caption_questions(facts: Facts) -> dict[str, tuple[tuple[str, ...], str]]:
 def fact_task(facts: Facts, rng: random.Random) -> tuple[str, str]:
     """One (prompt, target) about a clip: a caption, or a question about a single fact in one of the forms that the
     stages use."""
-    seen = observation(facts, rng)
+    caption = observation(facts, rng)
     if rng.random() < 0.5:
-        seen = f"{seen} {event(facts)}"
+        caption = f"{caption} {event(facts)}"
     kind = rng.random()
     if kind < 0.4:
-        return CAPTION_PROMPT, seen
+        return CAPTION_PROMPT, caption
     name, (choices, truth) = rng.choice(list(caption_questions(facts).items()))
     order = rng.sample(choices, len(choices))
     labels = LabelSet.of(name, order)
     if kind < 0.75:
         return reasoner_prompt(labels, GRAMMARS["think-answer"], "brief"), render(
-            GRAMMARS["think-answer"], think=seen, answer=truth
+            GRAMMARS["think-answer"], think=caption, answer=truth
         )
     if kind < 0.88:
         return label_prompt(labels, "brief"), truth
     provisional = truth if rng.random() < 0.6 else rng.choice((*choices, "none"))
-    return calibrator_prompt(labels, provisional, seen if rng.random() < 0.8 else "", "brief", {}, None), truth
+    return calibrator_prompt(labels, provisional, caption if rng.random() < 0.8 else "", "brief", {}, None), truth
 
 
 def logic_task(facts: Facts, rng: random.Random) -> tuple[str, str]:
@@ -67,10 +67,10 @@ def logic_task(facts: Facts, rng: random.Random) -> tuple[str, str]:
         (first, first_true), (second, second_true), agree = _pair(statements, rng)
         steps.append(f"{first}? {_YES[first_true]}. {second}? {_YES[second_true]}. Alike? {_YES[agree]}.")
     labels = LabelSet.of("alike", rng.sample(["Yes", "No"], 2))
-    asked = " ".join(re.sub(r"(Yes|No)\. ?", "", step) for step in steps)
-    prompt = f"{asked}\n{reasoner_prompt(labels, GRAMMARS['think-answer'], 'brief')}"
-    seen = f"{observation(facts, rng)} {event(facts)}" if rng.random() < 0.7 else event(facts)
-    return prompt, render(GRAMMARS["think-answer"], think=f"{seen} {' '.join(steps)}", answer=_YES[agree])
+    questions = " ".join(re.sub(r"(Yes|No)\. ?", "", step) for step in steps)
+    prompt = f"{questions}\n{reasoner_prompt(labels, GRAMMARS['think-answer'], 'brief')}"
+    caption = f"{observation(facts, rng)} {event(facts)}" if rng.random() < 0.7 else event(facts)
+    return prompt, render(GRAMMARS["think-answer"], think=f"{caption} {' '.join(steps)}", answer=_YES[agree])
 
 
 _YES = {True: "Yes", False: "No"}
@@ -80,12 +80,12 @@ _RULE = ({light.capitalize() for light in LIGHTS}, {"Indoors", "Outdoors"})
 
 def _pair(statements: list[tuple[str, bool]], rng: random.Random) -> tuple[tuple[str, bool], tuple[str, bool], bool]:
     """Two statements, and whether they agree: as often as not."""
-    wanted = rng.random() < 0.5
+    agree = rng.random() < 0.5
     while True:
-        one, two = rng.sample(statements, 2)
-        of_the_rule = any(one[0] in a and two[0] in b for a, b in (_RULE, _RULE[::-1]))
-        if (one[1] == two[1]) == wanted and not of_the_rule:
-            return one, two, wanted
+        first, second = rng.sample(statements, 2)
+        of_the_rule = any(first[0] in a and second[0] in b for a, b in (_RULE, _RULE[::-1]))
+        if (first[1] == second[1]) == agree and not of_the_rule:
+            return first, second, agree
 
 
 def _statements(facts: Facts) -> list[tuple[str, bool]]:
@@ -93,7 +93,7 @@ def _statements(facts: Facts) -> list[tuple[str, bool]]:
     return [
         *((light.capitalize(), facts.light == light) for light in LIGHTS),
         *((place.capitalize(), facts.place == place) for place in PLACES),
-        *((who.capitalize(), facts.who == who) for who in ACTORS),
+        *((actor.capitalize(), facts.who == actor) for actor in ACTORS),
         ("Indoors", facts.place in INDOORS), ("Outdoors", facts.place not in INDOORS),
         ("Nobody at the end", last_posture == "nobody"), ("Box at the end", last_box != "none"),
         ("Box held", any(b == "held" for _, b in facts.quarters)),
