@@ -28,32 +28,32 @@ def _report(options) -> int:
     workbench, settings = opened(options, Workbench)
     settings = with_dataset(settings)
     Manifest.load(settings.workbench, settings.clips.dataset)
-    chosen = evaluated(workbench, settings, options.runs)
+    run_ids = evaluated(workbench, settings, options.runs)
     if options.dry_run:
-        console.print(f"A report would be made of: {', '.join(chosen)}", markup=False)
+        console.print(f"A report would be made of: {', '.join(run_ids)}", markup=False)
         print_settings(settings, "report")
         return 0
-    return show_report(workbench, settings, chosen)
+    return show_report(workbench, settings, run_ids)
 
 
 def evaluated(workbench: Workbench, settings: Config, runs: Sequence[str] = ()) -> list[str]:
     """The evaluate runs of these ids, or all finished ones of the dataset. ConfigError where there is none."""
-    chosen = [workbench.run(run).id for run in runs] or [
+    run_ids = [workbench.run(run).id for run in runs] or [
         r.id for r in workbench.runs("evaluate", finished=True) if r.about["dataset"] == settings.clips.dataset
     ]
-    if not chosen:
+    if not run_ids:
         raise ConfigError(
             "nothing was evaluated yet", "the report reads evaluate runs", "Run `deepintuit evaluate` first"
         )
-    return chosen
+    return run_ids
 
 
-def show_report(workbench: Workbench, settings: Config, chosen: Sequence[str]) -> int:
+def show_report(workbench: Workbench, settings: Config, run_ids: Sequence[str]) -> int:
     """The table of these runs on the console, and their run card as a file."""
     from deepintuit_analysis import report
 
-    report.show(workbench, chosen, settings.evaluate, console=console)
-    card = report.run_card(workbench, chosen, settings.evaluate)
+    report.show(workbench, run_ids, settings.evaluate, console=console)
+    card = report.run_card(workbench, run_ids, settings.evaluate)
     workbench.refresh()
     console.print(f"The whole report, with figures: {card}", markup=False, soft_wrap=True)
     return 0
@@ -81,26 +81,26 @@ def _share(options) -> int:
     runs = [workbench.run(run).id for run in options.runs]
     if not runs and not options.slice:
         runs = evaluated(workbench, with_dataset(settings))
-    scored = [run for run in runs if workbench.run(run).stage == "evaluate"]
-    card = partial(report.run_card, workbench, scored) if scored else None
-    shared = share.gather(workbench, runs, options.slice, options.clips, card)
-    traces, clips, videos = (len(shared.data["traces"]), len(shared.data["clips"]), len(shared.videos))
-    size = f"about {shared.bytes / 1e6:,.1f} MB" + (" and a run card of about 5 MB" if card else "")
-    told = f"{traces:,} traces of {clips:,} clips, {videos:,} videos ({options.clips}), {size}"
-    console.print(told, markup=False, soft_wrap=True)
-    _say_left_out(shared.left_out)
+    evaluations = [run for run in runs if workbench.run(run).stage == "evaluate"]
+    card = partial(report.run_card, workbench, evaluations) if evaluations else None
+    bundle = share.gather(workbench, runs, options.slice, options.clips, card)
+    traces, clips, videos = (len(bundle.data["traces"]), len(bundle.data["clips"]), len(bundle.videos))
+    size = f"about {bundle.bytes / 1e6:,.1f} MB" + (" and a run card of about 5 MB" if card else "")
+    summary = f"{traces:,} traces of {clips:,} clips, {videos:,} videos ({options.clips}), {size}"
+    console.print(summary, markup=False, soft_wrap=True)
+    _say_left_out(bundle.left_out)
     if options.dry_run:
         console.print("Nothing was written (--dry-run).")
         return 0
-    _say_left_out(shared.write(target))
+    _say_left_out(bundle.write(target))
     console.print(f"Open it, or put it on any web server: {target / 'index.html'}", markup=False, soft_wrap=True)
     return 0
 
 
 def _say_left_out(names_by_why: Mapping[str, Sequence[str]]) -> None:
     for why, names in names_by_why.items():
-        told = f"Videos left out, since {why}: {len(names):,} ({', '.join(names)})"
-        console.print(told, markup=False, soft_wrap=True)
+        line = f"Videos left out, since {why}: {len(names):,} ({', '.join(names)})"
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def add_review(commands) -> None:
@@ -131,9 +131,9 @@ def add_review(commands) -> None:
     about = "a teach run whose kept traces come too, but for those that people refused"
     cold.add_argument("--onto", metavar="RUN", help=about)
     about = "progress, agreement, gold items, model against people, suspected label errors"
-    told = verb("report", about, _review_report, "--split validation")
-    told.add_argument("--split", default="test", help="whose labels to doubt")
-    for parser in (labels, cold, told):
+    report = verb("report", about, _review_report, "--split validation")
+    report.add_argument("--split", default="test", help="whose labels to doubt")
+    for parser in (labels, cold, report):
         parser.add_argument("tasks", nargs="*", metavar="TASK", help="review tasks (default: all)")
 
     more = verb("next", "the clips whose labels would teach most", _next_batch, "--size 20 --task second-look")

@@ -171,36 +171,36 @@ def _name(row: Result) -> str:
 def _figures(story: Story) -> dict[str, tuple[go.Figure, str, bool]]:
     """By element id: figure, a note under its title, whether it takes the whole width."""
     row = story.headline
-    found = {} if row is None else _result_figures(story, row)
+    figures = {} if row is None else _result_figures(story, row)
     for place, (run_id, steps) in enumerate(reversed(story.steps.items())):
-        drawn = training_figure(steps)
-        if drawn.data:
-            found[f"training-{place}"] = (drawn, run_id, len(drawn.data) > 2)
-    return {name: kept for name, kept in found.items() if kept[0].data}
+        figure = training_figure(steps)
+        if figure.data:
+            figures[f"training-{place}"] = (figure, run_id, len(figure.data) > 2)
+    return {name: entry for name, entry in figures.items() if entry[0].data}
 
 
 def _result_figures(story: Story, row: Result) -> dict[str, tuple[go.Figure, str, bool]]:
-    plain = [one for one in story.rows if one.control == "none"]
-    systems = list(dict.fromkeys(one.system for one in plain))
-    raw = {one.system: one for one in plain if one.method == "raw"}
-    best_known = {one.system: one for one in plain if one.method != "raw"}
-    calibrated = {**best_known, **{one.system: one for one in plain if one.method == row.method != "raw"}}
+    plain = [line for line in story.rows if line.control == "none"]
+    systems = list(dict.fromkeys(line.system for line in plain))
+    raw = {line.system: line for line in plain if line.method == "raw"}
+    best_known = {line.system: line for line in plain if line.method != "raw"}
+    calibrated = {**best_known, **{line.system: line for line in plain if line.method == row.method != "raw"}}
 
     def accuracies(rows: dict[str, Result]) -> list[Estimate | None]:
         return [rows[name].evaluation.accuracy if name in rows else None for name in systems]
 
-    counts = sorted({one.n for one in plain})
+    counts = sorted({line.n for line in plain})
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if counts[0] != counts[-1] else "")
-    compared = [one for one in calibrated.values() if one.flips is not None]
+    compared = [line for line in calibrated.values() if line.flips is not None]
     rest = f"{_name(row)}, n = {row.n}"
-    found = {
+    figures = {
         "stages": (
             stages_figure([shown(name) for name in systems], accuracies(raw), accuracies(calibrated)),
             f"Accuracy by system with intervals, {n} clips",
             True,
         ),
         "flips": (
-            flips_figure([shown(one.system) for one in compared], [one.flips for one in compared]),
+            flips_figure([shown(line.system) for line in compared], [line.flips for line in compared]),
             "Calibrated label against the provisional label of the same system",
             True,
         ),
@@ -208,10 +208,10 @@ def _result_figures(story: Story, row: Result) -> dict[str, tuple[go.Figure, str
     }
     if story.gains is None:
         alone = {shown(row.method): row.evaluation.classes.f1_K}
-        found["classes-f1"] = (class_f1_figure(story.labels, alone, row.evaluation.classes.support_K), rest, False)
+        figures["classes-f1"] = (class_f1_figure(story.labels, alone, row.evaluation.classes.support_K), rest, False)
     else:
         note = f"F1 by class with {100 * story.level:g} % bootstrap intervals; n: clips of the class"
-        found["classes-f1"] = (gains_figure(story.gains), note, True)
+        figures["classes-f1"] = (gains_figure(story.gains), note, True)
     if row.evaluation.bins is not None:
         before = {
             "provisional label": raw[row.system].evaluation.bins if row.system in raw and row.method != "raw" else None,
@@ -219,17 +219,17 @@ def _result_figures(story: Story, row: Result) -> dict[str, tuple[go.Figure, str
         }
         first = {name: bins for name, bins in list(before.items()) if bins is not None}
         bins = {**dict(list(first.items())[:1]), shown(row.method): row.evaluation.bins}
-        found["reliability"] = (reliability_figure(bins), rest, False)
+        figures["reliability"] = (reliability_figure(bins), rest, False)
     if len(story.quick):
         curve = gate_curve(*(story.quick[name] for name in GATE_COLUMNS))
         note = f"provisional labels of clips that all thought, n = {len(story.quick)}"
-        found["thinking"] = (gate_figure(curve), note, False)
+        figures["thinking"] = (gate_figure(curve), note, False)
     if row.risk is not None:
-        others = {shown(one.system): one.risk for one in compared if one.risk is not None and one.system != row.system}
+        risks = {shown(r.system): r.risk for r in compared if r.risk is not None and r.system != row.system}
         # Five is what the palette tells apart; the stages nearest to the headline stay.
-        curves = {**dict(list(others.items())[-4:]), shown(row.system): row.risk}
-        found["risk"] = (risk_coverage_figure(curves), f"n = {row.n} clips", False)
-    return found
+        curves = {**dict(list(risks.items())[-4:]), shown(row.system): row.risk}
+        figures["risk"] = (risk_coverage_figure(curves), f"n = {row.n} clips", False)
+    return figures
 
 
 # What was run
@@ -294,7 +294,7 @@ def _clips(story: Story) -> dict[str, Any]:
     return {"heads": ("Split", *counts.columns, "all"), "rows": rows}
 
 
-def _in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
+def _in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
     """Known names as they are listed, others behind them."""
-    places = {name: place for place, name in enumerate(known)}
+    places = {name: place for place, name in enumerate(order)}
     return sorted(names, key=lambda name: places.get(name, len(places)))

@@ -70,9 +70,9 @@ def training_figure(steps: pd.DataFrame, config: Mapping[str, Any] | None = None
     by_name = {str(name): rows.sort_values("step") for name, rows in steps.dropna(subset=["value"]).groupby("name")}
     panels = []
     for panel in PANELS:
-        found = {legend: by_name[name] for legend, name in panel.series.items() if name in by_name}
-        if found:
-            panels.append((panel, found))
+        series = {legend: by_name[name] for legend, name in panel.series.items() if name in by_name}
+        if series:
+            panels.append((panel, series))
     if not panels:
         return empty("No training step was logged yet.")
     columns = 1 if len(panels) == 1 else 2
@@ -84,14 +84,14 @@ def training_figure(steps: pd.DataFrame, config: Mapping[str, Any] | None = None
         horizontal_spacing=0.13,
         subplot_titles=[panel.title for panel, _ in panels],
     )
-    for place, (panel, found) in enumerate(panels):
+    for place, (panel, series) in enumerate(panels):
         row, column = place // columns + 1, place % columns + 1
-        for k, (legend, rows) in enumerate(found.items()):
+        for k, (legend, rows) in enumerate(series.items()):
             figure.add_scatter(
                 x=rows["step"],
                 y=panel.scale * rows["value"],
                 name=legend,
-                showlegend=len(found) > 1,
+                showlegend=len(series) > 1,
                 mode="lines+markers" if len(rows) < 30 else "lines",
                 marker_size=4,
                 row=row,
@@ -111,12 +111,12 @@ def training_figure(steps: pd.DataFrame, config: Mapping[str, Any] | None = None
 
 def _title(panels: list[tuple[Panel, dict[str, pd.DataFrame]]], config: Mapping[str, Any] | None) -> str:
     """Where the quantity that the run is after began and ended, over the same updates as its summary and remarks."""
-    wanted = ("Right answers", "Reward, mean", "Loss")
-    panel, found = min(panels, key=lambda one: wanted.index(one[0].title) if one[0].title in wanted else len(wanted))
-    rows = next(iter(found.values()))
+    order = ("Right answers", "Reward, mean", "Loss")
+    panel, series = min(panels, key=lambda pair: order.index(pair[0].title) if pair[0].title in order else len(order))
+    rows = next(iter(series.values()))
     course = Course(rows["value"].to_numpy(float), rows["step"].to_numpy()).finite
     if not len(course.values):
         return panel.title
     first, last = (f"{panel.scale * value:.3g}" for value in (course.first, course.last))
-    unit = panel.unit.split(",")[0] + (f", {sampled(config)}" if panel.title == wanted[0] else "")
+    unit = panel.unit.split(",")[0] + (f", {sampled(config)}" if panel.title == order[0] else "")
     return f"{panel.title}: {first} in the first {course.width} updates, {last} in the last {course.width} ({unit})"

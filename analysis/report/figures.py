@@ -125,7 +125,7 @@ def most_confused(counts_K_K1: np.ndarray) -> np.ndarray:
 
 def bars(estimates: Sequence[Estimate | None]) -> tuple[np.ndarray, dict[str, object]]:
     """Values and error bars in percent; where there is no interval the bar has none."""
-    rows = [(math.nan,) * 3 if one is None else (one.value, one.low, one.high) for one in estimates]
+    rows = [(math.nan,) * 3 if e is None else (e.value, e.low, e.high) for e in estimates]
     value, low, high = 100 * np.array(rows).reshape(-1, 3).T
     return value, dict(
         type="data",
@@ -174,7 +174,7 @@ def stages_figure(
         if all(estimate is None for estimate in estimates):
             continue
         values, spans = bars(estimates)
-        alone = [one is None or other is None for one, other in zip(raw, calibrated, strict=True)]
+        alone = [before is None or after is None for before, after in zip(raw, calibrated, strict=True)]
         places = [k + (0 if single else offset) for k, single in enumerate(alone)]
         figure.add_bar(
             y=places,
@@ -229,9 +229,9 @@ def confusion_figure(counts_K_K1: ArrayLike, labels: Sequence[str]) -> go.Figure
     total = counts.sum(1, keepdims=True)
     shares = np.divide(100.0 * counts, total, out=np.zeros(counts.shape), where=total > 0)
     title = _confusion_title(counts, labels) + few_of(len(labels))
-    kept = most_confused(counts)
-    cells = np.ix_(kept, [*kept, len(labels)])
-    counts, shares, labels = counts[cells], shares[cells], [labels[k] for k in kept]
+    classes = most_confused(counts)
+    cells = np.ix_(classes, [*classes, len(labels)])
+    counts, shares, labels = counts[cells], shares[cells], [labels[k] for k in classes]
     answers = [*labels, "no answer"]
     figure = go.Figure(
         go.Heatmap(
@@ -276,8 +276,8 @@ def _confusion_title(counts: np.ndarray, labels: Sequence[str]) -> str:
 def reliability_figure(bins_by_name: Mapping[str, Bins]) -> go.Figure:
     """Accuracy against confidence for each named set of bins, over the count of clips a bin. On the diagonal,
     confidence is honest."""
-    known = {name: bins for name, bins in bins_by_name.items() if bins.counts.sum()}
-    if not known:
+    filled = {name: bins for name, bins in bins_by_name.items() if bins.counts.sum()}
+    if not filled:
         return empty("No answer came with probabilities, so there is no confidence to check.")
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.74, 0.26], vertical_spacing=0.06)
     figure.add_scatter(
@@ -290,8 +290,8 @@ def reliability_figure(bins_by_name: Mapping[str, Bins]) -> go.Figure:
         row=1,
         col=1,
     )
-    colours = (RAW, CALIBRATED) if len(known) == 2 else COLOURS
-    for k, (name, bins) in enumerate(known.items()):
+    colours = (RAW, CALIBRATED) if len(filled) == 2 else COLOURS
+    for k, (name, bins) in enumerate(filled.items()):
         full = bins.counts > 0
         colour, counts = colours[k % len(colours)], bins.counts
         figure.add_scatter(  # no line runs through an empty bin
@@ -308,9 +308,9 @@ def reliability_figure(bins_by_name: Mapping[str, Bins]) -> go.Figure:
             row=1,
             col=1,
         )
-        middle, wide = 50 * (bins.edges[1:] + bins.edges[:-1]), 100 * np.diff(bins.edges) / len(known)
+        middle, wide = 50 * (bins.edges[1:] + bins.edges[:-1]), 100 * np.diff(bins.edges) / len(filled)
         figure.add_bar(
-            x=middle + wide * (k - (len(known) - 1) / 2),
+            x=middle + wide * (k - (len(filled) - 1) / 2),
             y=bins.counts,
             width=wide * 0.9,
             marker_color=colour,
@@ -325,11 +325,11 @@ def reliability_figure(bins_by_name: Mapping[str, Bins]) -> go.Figure:
     figure.update_xaxes(title_text="Confidence, the probability of the calibrated label (%)", row=2, col=1)
     figure.update_yaxes(**ticks, title_text="Accuracy (%)", row=1, col=1)
     figure.update_yaxes(title_text="Clips", row=2, col=1)
-    return finished(figure, _reliability_title(known), 430, barmode="overlay")
+    return finished(figure, _reliability_title(filled), 430, barmode="overlay")
 
 
-def _reliability_title(known: Mapping[str, Bins]) -> str:
-    last = list(known.values())[-1]
+def _reliability_title(bins_by_name: Mapping[str, Bins]) -> str:
+    last = list(bins_by_name.values())[-1]
     gap = float(np.nansum((last.confidence - last.accuracy) * last.counts) / last.counts.sum())
     lean = "neither too sure nor too shy" if abs(gap) < 0.02 else "too sure" if gap > 0 else "too shy"
     return f"Confidence and accuracy differ by {number(last.ece)} points on average; on the whole {lean}"
@@ -338,11 +338,11 @@ def _reliability_title(known: Mapping[str, Bins]) -> str:
 def risk_coverage_figure(curves: Mapping[str, RiskCoverage]) -> go.Figure:
     """Share of wrong answers among those given, as fewer and fewer unsure clips are answered. The last curve is the one
     the figure speaks of: blue and solid."""
-    known = {name: curve for name, curve in curves.items() if len(curve.coverage)}
-    if not known:
+    filled = {name: curve for name, curve in curves.items() if len(curve.coverage)}
+    if not filled:
         return empty("No answer came with probabilities, so none can be withheld by confidence.")
     figure = go.Figure()
-    for k, (name, curve) in zip(reversed(range(len(known))), known.items(), strict=True):
+    for k, (name, curve) in zip(reversed(range(len(filled))), filled.items(), strict=True):
         figure.add_scatter(
             x=100 * curve.coverage,
             y=100 * curve.risk,
@@ -353,7 +353,7 @@ def risk_coverage_figure(curves: Mapping[str, RiskCoverage]) -> go.Figure:
             hovertemplate="answers %{x:.0f} % of clips, %{y:.1f} % of them wrong, "
             "confidence from %{customdata:.2f} on<extra></extra>",
         )
-    curve = list(known.values())[-1]
+    curve = list(filled.values())[-1]
     half, whole = (float(curve.risk[np.searchsorted(curve.coverage, share - 1e-9)]) for share in (0.5, 1.0))
     words = f"Answering only the surer half errs on {percent(half, 1)}; answering all errs on {percent(whole, 1)}"
     return finished(
@@ -362,7 +362,7 @@ def risk_coverage_figure(curves: Mapping[str, RiskCoverage]) -> go.Figure:
         300,
         xaxis=dict(title_text="Clips answered, surest first (%)", range=[0, 101]),
         yaxis=dict(title_text="Wrong among them (%)", rangemode="tozero"),
-        showlegend=len(known) > 1,
+        showlegend=len(filled) > 1,
     )
 
 
@@ -373,9 +373,9 @@ def class_f1_figure(labels: Sequence[str], f1_by_name: Mapping[str, ArrayLike], 
         return empty("No class was scored yet.")
     every = [100 * np.asarray(f1_K, dtype=float) for f1_K in f1_by_name.values()]
     words = _f1_title(labels, every[-1]) + few_of(len(labels))
-    kept = np.sort(np.argsort(every[-1], kind="stable")[:MOST_CLASSES])  # nan, which nobody asked for, comes last
-    columns, labels = [column[kept] for column in every], [labels[k] for k in kept]
-    names = [f"{label} (n = {n})" for label, n in zip(labels, np.asarray(support_K)[kept].tolist(), strict=True)]
+    classes = np.sort(np.argsort(every[-1], kind="stable")[:MOST_CLASSES])  # nan, which nobody asked for, comes last
+    columns, labels = [column[classes] for column in every], [labels[k] for k in classes]
+    names = [f"{label} (n = {n})" for label, n in zip(labels, np.asarray(support_K)[classes].tolist(), strict=True)]
     figure = go.Figure()
     if len(columns) > 1:
         ends = np.stack([np.fmin.reduce(columns), np.fmax.reduce(columns), np.full(len(labels), np.nan)], 1)

@@ -53,46 +53,46 @@ def stages_of(rows: Sequence[Result], row: Result | None) -> dict[str, Result]:
     """Stage → result: the provisional label of each system up to the one of `row`, then that row itself."""
     if row is None:
         return {}
-    raw = [one for one in rows if (one.method, one.control) == ("raw", "none")]
-    found = {shown(one.system): one for one in raw if f"{row.system} + ".startswith(f"{one.system} + ")}
-    return found if row.method == "raw" else found | {f"calibrated, {shown(row.method)}": row}
+    raw = [line for line in rows if (line.method, line.control) == ("raw", "none")]
+    stages = {shown(line.system): line for line in raw if f"{row.system} + ".startswith(f"{line.system} + ")}
+    return stages if row.method == "raw" else stages | {f"calibrated, {shown(row.method)}": row}
 
 
 def class_gains(stages: Mapping[str, Result]) -> ClassGains | None:
     """None with fewer than two stages, or no clip that all of them answered."""
     if len(stages) < 2:
         return None
-    clips = functools.reduce(pd.Index.intersection, (one.frame.index for one in stages.values()))
+    clips = functools.reduce(pd.Index.intersection, (stage.frame.index for stage in stages.values()))
     if not len(clips):
         return None
-    shared = {name: one.on(clips) for name, one in stages.items()}
-    first, *_, last = shared.values()
+    common = {name: stage.on(clips) for name, stage in stages.items()}
+    first, *_, last = common.values()
     return ClassGains(
         last.labels,
         tuple(last.evaluation.classes.support_K.tolist()),
-        {name: one.f1_K for name, one in shared.items()},
+        {name: stage.f1_K for name, stage in common.items()},
         Comparison(first, last).f1_K,
     )
 
 
-def gains_figure(found: ClassGains | None) -> go.Figure:
+def gains_figure(table: ClassGains | None) -> go.Figure:
     """A row a class, the largest gain on top; in it the F1 of each stage with its interval, and the gain in points. Of
     more than `MOST_CLASSES` those that gain most and least."""
-    if found is None or not found.labels:
+    if table is None or not table.labels:
         return empty("Classes are compared where two stages answered the same clips.")
-    gains = [-math.inf if math.isnan(gain.value) else gain.value for gain in found.gains_K]
+    gains = [-math.inf if math.isnan(gain.value) else gain.value for gain in table.gains_K]
     order = sorted(range(len(gains)), key=lambda k: -gains[k])
-    title = _title(found, order)
+    title = _title(table, order)
     if len(order) > MOST_CLASSES:
         order = order[: MOST_CLASSES // 2] + order[-MOST_CLASSES // 2 :]
         title += few_of(len(gains))
     K = len(order)
     figure = go.Figure()
     colours = (RAW, FOURTH, GAIN)
-    for number_of, (name, f1_K) in enumerate(found.stages.items()):
-        last = number_of == len(found.stages) - 1
+    for number_of, (name, f1_K) in enumerate(table.stages.items()):
+        last = number_of == len(table.stages) - 1
         values, spans = bars([f1_K[k] for k in order])
-        offset = 0.5 * (number_of / max(1, len(found.stages) - 1) - 0.5)
+        offset = 0.5 * (number_of / max(1, len(table.stages) - 1) - 0.5)
         figure.add_scatter(
             x=values,
             y=np.arange(K) + offset,
@@ -101,11 +101,11 @@ def gains_figure(found: ClassGains | None) -> go.Figure:
             cliponaxis=False,
             marker=dict(size=10, color=CALIBRATED if last else colours[number_of % 3], symbol=SYMBOLS[number_of % 5]),
             error_x=spans,
-            customdata=[f"{safe(found.labels[k])}: {number(f1_K[k].value)} % {interval(f1_K[k])}" for k in order],
+            customdata=[f"{safe(table.labels[k])}: {number(f1_K[k].value)} % {interval(f1_K[k])}" for k in order],
             hovertemplate="%{customdata}<extra>" + html.escape(name) + "</extra>",
         )
     for place, k in enumerate(order):
-        gain = found.gains_K[k]
+        gain = table.gains_K[k]
         figure.add_annotation(
             x=1,
             xref="paper",
@@ -117,29 +117,29 @@ def gains_figure(found: ClassGains | None) -> go.Figure:
             text=f"<b>{number(gain.value, sign=True)}</b><br>{interval(gain, sign=True)}",
             font_size=12,
         )
-    names = [f"{safe(found.labels[k], 28)} (n = {found.support_K[k]})" for k in order]
-    drawn = finished(
+    names = [f"{safe(table.labels[k], 28)} (n = {table.support_K[k]})" for k in order]
+    chart = finished(
         figure,
         title,
         60 + 52 * K,
-        xaxis=dict(title_text="F1 (%), and gain in points", range=[_start(found), 101]),
+        xaxis=dict(title_text="F1 (%), and gain in points", range=[_start(table), 101]),
         yaxis=dict(tickmode="array", tickvals=list(range(K)), ticktext=names, range=[K - 0.5, -0.5], zeroline=False),
     )
-    return drawn.update_layout(margin_r=120)
+    return chart.update_layout(margin_r=120)
 
 
-def _start(found: ClassGains) -> float:
+def _start(table: ClassGains) -> float:
     """The axis begins below all intervals: points are compared by place, not by length."""
-    lows = [low for f1_K in found.stages.values() for one in f1_K for low in (one.low, one.value) if low == low]
+    lows = [low for f1_K in table.stages.values() for e in f1_K for low in (e.low, e.value) if low == low]
     return 10 * math.floor(min(lows, default=0.0) * 10)
 
 
-def _title(found: ClassGains, order: Sequence[int]) -> str:
-    known = [k for k in order if not math.isnan(found.gains_K[k].value)]
-    if not known:
+def _title(table: ClassGains, order: Sequence[int]) -> str:
+    finite = [k for k in order if not math.isnan(table.gains_K[k].value)]
+    if not finite:
         return "No class was true or answered"
-    best, least = known[0], known[-1]
-    words = f"F1 gains most on {cut(found.labels[best], 30)} ({number(found.gains_K[best].value, sign=True)} points)"
+    best, least = finite[0], finite[-1]
+    words = f"F1 gains most on {cut(table.labels[best], 30)} ({number(table.gains_K[best].value, sign=True)} points)"
     if best != least:
-        words += f", least on {cut(found.labels[least], 30)} ({number(found.gains_K[least].value, sign=True)})"
+        words += f", least on {cut(table.labels[least], 30)} ({number(table.gains_K[least].value, sign=True)})"
     return words

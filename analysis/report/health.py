@@ -64,8 +64,8 @@ class Course:
 
     @property
     def finite(self) -> Course:
-        kept = np.isfinite(self.values)
-        return Course(self.values[kept], self.steps[kept])
+        mask = np.isfinite(self.values)
+        return Course(self.values[mask], self.steps[mask])
 
 
 Courses = dict[str, Course]
@@ -83,8 +83,8 @@ def remarks(steps: pd.DataFrame) -> list[Remark]:
     longest = max((len(course.values) for name, course in sound.items() if name in ("reward", "loss")), default=0)
     if 0 < longest < FEWEST:
         return [*broken, Remark("plain", f"{longest} updates so far: too few to tell a trend from noise.")]
-    said = broken + [remark for rule in RULES for remark in rule(sound)]
-    return sorted(said, key=lambda remark: ("bad", "warn", "good", "plain").index(remark.kind))
+    remarks = broken + [remark for rule in RULES for remark in rule(sound)]
+    return sorted(remarks, key=lambda remark: ("bad", "warn", "good", "plain").index(remark.kind))
 
 
 def _not_numbers(courses: Courses) -> Iterator[Remark]:

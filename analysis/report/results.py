@@ -78,7 +78,7 @@ class Control(NamedTuple):
 
 
 _SAID = tomllib.loads(Path(__file__).with_name("controls.toml").read_text(encoding="utf-8"))
-CONTROLS = {name: Control(**said) for name, said in _SAID.items()}
+CONTROLS = {name: Control(**entry) for name, entry in _SAID.items()}
 """What an answer rests on, by its name in the store and in the order of reading."""
 
 MEASURES = ("accuracy", "macro_f1", "no_answer", "nll", "brier", "ece")
@@ -142,15 +142,15 @@ class Result:
         """The numbers of a line of the table."""
         truth_C, predicted_C = (self.frame[name].tolist() for name in ("true_label", "predicted"))
         groups = {"groups_C": self.groups_C, "bins": self.settings.bins}
-        found = evaluate_predictions(truth_C, predicted_C, self.labels, self.probs_C_K, **groups, **self._options)
-        shares = {name: self._never_certain(getattr(found, name)) for name in ("accuracy", "no_answer")}
-        return replace(found, **shares)
+        numbers = evaluate_predictions(truth_C, predicted_C, self.labels, self.probs_C_K, **groups, **self._options)
+        shares = {name: self._never_certain(getattr(numbers, name)) for name in ("accuracy", "no_answer")}
+        return replace(numbers, **shares)
 
     def share(self, inside_C: np.ndarray, among_C: np.ndarray | None = None) -> Estimate:
         """The share of clips `inside_C` among those of `among_C`, of all without it. Both are boolean."""
         among_C = np.ones(self.n, bool) if among_C is None else among_C
-        found = bootstrap(share_of(inside_C, among_C), self.n, groups_C=self.groups_C, **self._options)
-        return self._never_certain(found, among_C)
+        estimate = bootstrap(share_of(inside_C, among_C), self.n, groups_C=self.groups_C, **self._options)
+        return self._never_certain(estimate, among_C)
 
     def means(self, values_C_S: np.ndarray) -> list[Estimate]:
         """The mean over clips of each of S values, on the same draws."""
@@ -170,11 +170,11 @@ class Result:
         """Precision, recall and F1 of each class, in the order of `labels`."""
         truth_C, predicted_C = self.frame["true_label"], self.frame["predicted"]
         statistics = class_rates_of(truth_C.tolist(), predicted_C.tolist(), self.labels)
-        found = bootstrap_each(statistics, self.n, groups_C=self.groups_C, **self._options)
+        estimates = bootstrap_each(statistics, self.n, groups_C=self.groups_C, **self._options)
         rates = []
         for k, label in enumerate(self.labels):
             true_C, answered_C = (truth_C == label).to_numpy(), (predicted_C == label).to_numpy()
-            precision, recall, f1 = found[k :: len(self.labels)]
+            precision, recall, f1 = estimates[k :: len(self.labels)]
             # An F1 of 0 or 1 is one of J = tp / (tp + fp + fn), too, which is a share; F1 is 2J / (1 + J).
             jaccard = self._never_certain(f1, true_C | answered_C)
             if jaccard is not f1:
@@ -207,11 +207,11 @@ class Result:
     def at_thresholds(self) -> list[tuple[str, float | None, float, Estimate | None]]:
         """(wanted risk, threshold, share of the clips it answers, share of wrong answers among them) of each of
         `thresholds`: None where no threshold gave that risk on validation clips, or this one answers nothing here."""
-        found = []
-        for wanted, threshold in (self.thresholds or {}).items():
+        rows = []
+        for risk, threshold in (self.thresholds or {}).items():
             coverage, _ = self.risk.at(math.inf if threshold is None else threshold)
-            found.append((wanted, threshold, coverage, self.wrong_from(threshold) if coverage else None))
-        return found
+            rows.append((risk, threshold, coverage, self.wrong_from(threshold) if coverage else None))
+        return rows
 
     @cached_property
     def sets(self) -> tuple[Conformal, ...]:
@@ -244,10 +244,10 @@ class Result:
         """Its answers on some of its clips."""
         if len(clips) == self.n:
             return self
-        kept = np.sort(self.frame.index.get_indexer(clips))
+        places = np.sort(self.frame.index.get_indexer(clips))
         arrays = ("groups_C", "probs_C_K", "temperature_C", "mismatch_C")
-        cut = {name: array[kept] for name in arrays if (array := getattr(self, name)) is not None}
-        return replace(self, frame=self.frame.iloc[kept], **cut)
+        cut = {name: array[places] for name in arrays if (array := getattr(self, name)) is not None}
+        return replace(self, frame=self.frame.iloc[places], **cut)
 
     @cached_property
     def from_raw(self) -> Comparison | None:
@@ -270,9 +270,9 @@ class Result:
 
     @property
     def measured(self) -> Measured:
-        found = {name: getattr(self.evaluation, name) for name in MEASURES}
-        found |= {"gain": self.gain, "mismatch": self.mismatch}
-        values = {name: one.value for name, one in found.items() if one is not None and not math.isnan(one.value)}
+        measures = {name: getattr(self.evaluation, name) for name in MEASURES}
+        measures |= {"gain": self.gain, "mismatch": self.mismatch}
+        values = {name: e.value for name, e in measures.items() if e is not None and not math.isnan(e.value)}
         return Measured(*self.key, self.n, values)
 
 
@@ -304,8 +304,8 @@ class Comparison:
     @cached_property
     def f1_K(self) -> tuple[Estimate, ...]:
         before, after = (
-            class_f1_of(one.frame["true_label"].tolist(), one.frame["predicted"].tolist(), one.labels)
-            for one in (self.before, self.after)
+            class_f1_of(side.frame["true_label"].tolist(), side.frame["predicted"].tolist(), side.labels)
+            for side in (self.before, self.after)
         )
         return tuple(
             bootstrap_each(lambda weights_B_C: after(weights_B_C) - before(weights_B_C), self.n, **self._options)
@@ -315,20 +315,20 @@ class Comparison:
     def ece(self) -> Estimate | None:
         """Of the calibration error; None where one of the two has no probabilities."""
 
-        def error(one: Result, truth_C: np.ndarray) -> Statistic:
-            return ece_of(one.probs_C_K.max(1), one.probs_C_K.argmax(1) == truth_C, one.settings.bins)
+        def error(side: Result, truth_C: np.ndarray) -> Statistic:
+            return ece_of(side.probs_C_K.max(1), side.probs_C_K.argmax(1) == truth_C, side.settings.bins)
 
         return self._of_probs(error)
 
     @cached_property
     def nll(self) -> Estimate | None:
-        return self._of_probs(lambda one, truth_C: mean_of(nll_each(one.probs_C_K, truth_C)))
+        return self._of_probs(lambda side, truth_C: mean_of(nll_each(side.probs_C_K, truth_C)))
 
     def _of_probs(self, statistic: Callable[[Result, np.ndarray], Statistic]) -> Estimate | None:
         if self.before.probs_C_K is None or self.after.probs_C_K is None:
             return None
         truth_C = class_indices(self.after.frame["true_label"], self.after.labels)
-        after, before = (statistic(one, truth_C) for one in (self.after, self.before))
+        after, before = (statistic(side, truth_C) for side in (self.after, self.before))
         return paired_difference(after, before, self.n, **self._options)
 
     @property
@@ -372,16 +372,16 @@ def table_of(
     """
     config = config or EvaluateConfig()
     names = tuple(labels)
-    chosen = predictions[predictions["split"] == config.split]
-    frames = dict(iter(chosen.groupby(["system", "method", "control"], sort=False)))
-    found: dict[tuple[str, str, str], Result] = {}
+    rows = predictions[predictions["split"] == config.split]
+    frames = dict(iter(rows.groupby(["system", "method", "control"], sort=False)))
+    results: dict[tuple[str, str, str], Result] = {}
     # The provisional label first, then what has no control: the others are compared with them.
     for key in sorted(frames, key=lambda key: (key[2] != "none", key[1] != "raw")):
         result = _result(key, frames[key], names, groups or {}, mismatches or {})
         system, method, control = key
-        raw, uncontrolled = found.get((system, "raw", "none")), found.get((system, method, "none"))
+        raw, uncontrolled = results.get((system, "raw", "none")), results.get((system, method, "none"))
         chosen_at = (thresholds or {}).get(method) if control == "none" else None
-        found[key] = replace(
+        results[key] = replace(
             result,
             split=config.split,
             settings=config,
@@ -390,7 +390,7 @@ def table_of(
             uncontrolled=uncontrolled,
             thresholds=chosen_at["risks"] if chosen_at else None,
         )
-    return ordered(found.values())
+    return ordered(results.values())
 
 
 def ordered(results: Iterable[Result]) -> list[Result]:
@@ -418,8 +418,8 @@ def _place(keys: list[tuple[str, str, str]]) -> Callable[[tuple[str, str, str]],
     def place(key: tuple[str, str, str]) -> tuple[int, ...]:
         system, method, control = key
         return tuple(
-            known.index(word) if word in known else len(known)
-            for word, known in ((system.casefold(), systems), (method, METHODS), (control, controls))
+            order.index(word) if word in order else len(order)
+            for word, order in ((system.casefold(), systems), (method, METHODS), (control, controls))
         )
 
     return place
@@ -439,18 +439,18 @@ def _result(
             "each clip counts once in a table",
             "Pass the rows of one run, and one trace per clip",
         )
-    known = frame[frame["true_label"].notna()].set_index("clip_id").sort_index()
-    probs_C_K = _probabilities(key, known, labels)
+    labelled = frame[frame["true_label"].notna()].set_index("clip_id").sort_index()
+    probs_C_K = _probabilities(key, labelled, labels)
     columns = ["trace_id", "true_label", "provisional", "predicted"]
     answers = (
-        known.reindex(columns=columns)
+        labelled.reindex(columns=columns)
         .astype(object)
         .assign(
             confidence=np.nan if probs_C_K is None else probs_C_K.max(1),
-            right=known["predicted"] == known["true_label"],
+            right=labelled["predicted"] == labelled["true_label"],
         )
     )
-    sources = np.array([groups.get(clip) or clip for clip in known.index], dtype=object).astype(str)
+    sources = np.array([groups.get(clip) or clip for clip in labelled.index], dtype=object).astype(str)
     return Result(
         *key,
         split="",
@@ -458,11 +458,11 @@ def _result(
         frame=answers,
         probs_C_K=probs_C_K,
         groups_C=np.unique(sources, return_inverse=True)[1],  # numbers: they are compared thousands of times
-        unlabelled=len(frame) - len(known),
-        temperature=_mean(known["temperature"]),
-        outside_mass=_mean(known["outside_mass"]),
-        temperature_C=known["temperature"].to_numpy(dtype=float),
-        mismatch_C=known["trace_id"].map(mismatches).to_numpy(dtype=float) if mismatches else None,
+        unlabelled=len(frame) - len(labelled),
+        temperature=_mean(labelled["temperature"]),
+        outside_mass=_mean(labelled["outside_mass"]),
+        temperature_C=labelled["temperature"].to_numpy(dtype=float),
+        mismatch_C=labelled["trace_id"].map(mismatches).to_numpy(dtype=float) if mismatches else None,
     )
 
 
@@ -480,8 +480,8 @@ def _probabilities(key: tuple[str, str, str], frame: pd.DataFrame, labels: tuple
 
 
 def _mean(values: pd.Series) -> float | None:
-    known = values.dropna()
-    return float(known.mean()) if len(known) else None
+    present = values.dropna()
+    return float(present.mean()) if len(present) else None
 
 
 @dataclass(frozen=True)
@@ -508,7 +508,7 @@ def over_seeds(seeds: Mapping[int, Sequence[Measured]], level: float = 0.95) -> 
     for seed, rows in seeds.items():
         for row in rows:
             by_key.setdefault(row.key, {})[seed] = row
-    found = []
+    seed_rows = []
     for key in sorted(by_key, key=_place(list(by_key))):
         rows = by_key[key]
         columns = {
@@ -517,7 +517,7 @@ def over_seeds(seeds: Mapping[int, Sequence[Measured]], level: float = 0.95) -> 
         }
         columns = {name: numbers for name, numbers in columns.items() if numbers.size}
         counts = [row.n for row in rows.values()]
-        found.append(
+        seed_rows.append(
             SeedRow(
                 *key,
                 tuple(rows),
@@ -529,7 +529,7 @@ def over_seeds(seeds: Mapping[int, Sequence[Measured]], level: float = 0.95) -> 
                 },
             )
         )
-    return found
+    return seed_rows
 
 
 def t_interval(values_S: Floats, level: float = 0.95) -> Estimate:

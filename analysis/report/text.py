@@ -44,17 +44,17 @@ def sentence(row: Result | None) -> str:
     """What the headline row says, in words. An interval that holds 0 is called no clear difference."""
     if row is None or not row.n:
         return NO_ROWS
-    found = row.evaluation
+    numbers = row.evaluation
     system = shown(row.system) + (f" with {shown(row.method)}" if row.method != "raw" else "")
-    right = f"{percent(found.accuracy.value, 1)} of {row.n} {row.split} clips right{within(found.accuracy)}"
+    right = f"{percent(numbers.accuracy.value, 1)} of {row.n} {row.split} clips right{within(numbers.accuracy)}"
     text = f"{system[:1].upper()}{system[1:]} answers {right}"
     if row.gain is not None:
         text += (
             f": {number(row.gain.value, sign=True)} points against its provisional label{within(row.gain, sign=True)}"
         )
         text += ", no clear difference" if row.gain.low <= 0 <= row.gain.high else ""
-    if found.ece is not None:
-        text += f". Its confidence is off by {number(found.ece.value)} points on average{within(found.ece)}"
+    if numbers.ece is not None:
+        text += f". Its confidence is off by {number(numbers.ece.value)} points on average{within(numbers.ece)}"
     return text + "."
 
 
@@ -180,19 +180,19 @@ def markdown_table(rows: Sequence[Result]) -> str:
     heads = ["System", "Label", *COLUMNS]
     body = []
     for row in rows:
-        found = row.evaluation
+        numbers = row.evaluation
         body.append(
             [
                 shown(row.system),
                 _answer(row.method, row.control),
                 str(row.n),
-                with_interval(found.accuracy),
-                with_interval(found.macro_f1),
-                with_interval(found.no_answer),
+                with_interval(numbers.accuracy),
+                with_interval(numbers.macro_f1),
+                with_interval(numbers.no_answer),
                 with_interval(row.mismatch),
-                with_interval(found.nll, 1, 3),
-                with_interval(found.brier, 1, 3),
-                with_interval(found.ece),
+                with_interval(numbers.nll, 1, 3),
+                with_interval(numbers.brier, 1, 3),
+                with_interval(numbers.ece),
                 with_interval(row.gain, sign=True),
                 changed(row),
             ]
@@ -209,8 +209,8 @@ def changed(row: Result) -> str:
 
 def multi_seed_table(seeds: Mapping[int, Sequence[Measured]], level: float = 0.95) -> str:
     """Means over seeds as Markdown: mean, Student's t interval over seeds, ± standard deviation between seeds."""
-    found = over_seeds(seeds, level)
-    if not found:
+    rows = over_seeds(seeds, level)
+    if not rows:
         return NO_ROWS + "\n"
     heads = [
         "System",
@@ -225,7 +225,7 @@ def multi_seed_table(seeds: Mapping[int, Sequence[Measured]], level: float = 0.9
         "Gain, points",
     ]
     body = []
-    for row in found:
+    for row in rows:
         low, high = row.clips
         body.append(
             [

@@ -29,8 +29,8 @@ def quick_answers(traces: pd.DataFrame, labels: LabelSet) -> pd.DataFrame:
     watched = traces[traces["quick_tokens"].notna() & (traces["thought"] != False)]  # noqa: E712 - null is neither
     rows = []
     for row in watched.to_dict("records"):
-        read = (parse(row["text"], grammar, labels, bool(row["truncated"])) for grammar in QUICK_GRAMMARS)
-        quick = next((trace.quick for trace in read if trace.ok), None)
+        readings = (parse(row["text"], grammar, labels, bool(row["truncated"])) for grammar in QUICK_GRAMMARS)
+        quick = next((trace.quick for trace in readings if trace.ok), None)
         rows.append((
             row["clip_id"], row["quick_confidence"] if pd.isna(sure := row.get("quick_probability")) else sure,
             float(quick == row["true_label"]),
@@ -59,9 +59,9 @@ def gate_figure(curve: GateCurve, threshold: float | None = None) -> go.Figure:
     )
     if threshold is not None:
         rate, accuracy, tokens = curve.at(threshold)
-        said = f"{threshold:.3g}: {100 * accuracy:.1f} %, {tokens:.0f} tokens"
+        label = f"{threshold:.3g}: {100 * accuracy:.1f} %, {tokens:.0f} tokens"
         figure.add_scatter(
-            x=[100 * rate], y=[100 * accuracy], mode="markers+text", text=[html.escape(said)], name="chosen",
+            x=[100 * rate], y=[100 * accuracy], mode="markers+text", text=[html.escape(label)], name="chosen",
             textposition="bottom center", marker=dict(size=12, color=COLOURS[1], symbol="diamond"),
         )  # fmt: skip
     return finished(

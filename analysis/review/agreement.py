@@ -62,8 +62,8 @@ def percent_agreement_of(ratings_C_R: ArrayLike, K: int, k: int | None = None) -
     specific agreement (Cicchetti and Feinstein 1990): one rater says k: the share of others who do. No pair: nan."""
     counts, raters = _counts(ratings_C_R, K)
     counts = counts if k is None else counts[:, [k]]
-    same, pairs = (counts * (counts - 1)).sum(1), (counts * (raters[:, None] - 1)).sum(1)
-    return lambda weights_B_C: _ratio(weights_B_C @ same, weights_B_C @ pairs)
+    matches, pairs = (counts * (counts - 1)).sum(1), (counts * (raters[:, None] - 1)).sum(1)
+    return lambda weights_B_C: _ratio(weights_B_C @ matches, weights_B_C @ pairs)
 
 
 def kappa_of(ratings_C_R: ArrayLike, K: int) -> Statistic:
@@ -78,15 +78,15 @@ def kappa_of(ratings_C_R: ArrayLike, K: int) -> Statistic:
 
     def statistic(weights_B_C: Floats) -> Floats:
         above, below = np.zeros(len(weights_B_C)), np.zeros(len(weights_B_C))
-        for both, same, hot_a, hot_b in pairs:
+        for both, matches, hot_a, hot_b in pairs:
             weights = weights_B_C[:, both]
             n = weights.sum(1)
-            observed = _ratio(weights @ same, n)
+            observed = _ratio(weights @ matches, n)
             expected = _ratio(((weights @ hot_a) * (weights @ hot_b)).sum(1), n**2)
             kappa = _ratio(observed - expected, 1 - expected)
-            known = ~np.isnan(kappa)
-            above[known] += (n * kappa)[known]
-            below[known] += n[known]
+            defined = ~np.isnan(kappa)
+            above[defined] += (n * kappa)[defined]
+            below[defined] += n[defined]
         return _ratio(above, below)
 
     return statistic
@@ -96,13 +96,13 @@ def alpha_of(ratings_C_R: ArrayLike, K: int) -> Statistic:
     """Krippendorff's alpha, nominal, with missing values: 1 − observed over expected disagreement. Ratings that are all
     of one class leave nothing to disagree on: nan."""
     counts, raters = _counts(ratings_C_R, K)
-    same = _ratio((counts * (counts - 1)).sum(1), raters - 1)
-    same[raters < 2] = 0
+    matches = _ratio((counts * (counts - 1)).sum(1), raters - 1)
+    matches[raters < 2] = 0
 
     def statistic(weights_B_C: Floats) -> Floats:
         n_B_K = weights_B_C @ counts
         n = n_B_K.sum(1)
-        return 1 - _ratio((n - 1) * (n - weights_B_C @ same), n**2 - (n_B_K**2).sum(1))
+        return 1 - _ratio((n - 1) * (n - weights_B_C @ matches), n**2 - (n_B_K**2).sum(1))
 
     return statistic
 
@@ -143,14 +143,14 @@ def agreement(
     groups = None if groups_C is None else np.asarray(groups_C)[paired]
 
     statistics: list[Statistic] = [percent_agreement_of(twice, K), kappa_of(twice, K), alpha_of(twice, K)]
-    said = [k for k in range(K) if (twice == k).any()]
-    for k in said:
+    rated = [k for k in range(K) if (twice == k).any()]
+    for k in rated:
         against = np.where(twice < 0, -1, twice == k)
         # Specific agreement on k is that on "k or another", of its second class.
         statistics += [percent_agreement_of(against, 2, 1), kappa_of(against, 2), alpha_of(against, 2)]
-    found = iter(
+    estimates = iter(
         bootstrap_each(
-            lambda weights_B_C: np.stack([one(weights_B_C) for one in statistics], 1),
+            lambda weights_B_C: np.stack([statistic(weights_B_C) for statistic in statistics], 1),
             len(twice),
             groups_C=groups,
             draws=draws,
@@ -158,12 +158,12 @@ def agreement(
             level=level,
         )
     )
-    rows = [Agreement(None, len(twice), int((twice >= 0).sum()), next(found), next(found), next(found))]
+    rows = [Agreement(None, len(twice), int((twice >= 0).sum()), next(estimates), next(estimates), next(estimates))]
     unknown = Estimate(math.nan, math.nan, math.nan)
     for k, label in enumerate(labels):
-        seen = twice == k
-        numbers = [next(found) for _ in range(3)] if k in said else [unknown] * 3
-        rows.append(Agreement(label, int(seen.any(1).sum()), int(seen.sum()), *numbers))
+        mask = twice == k
+        numbers = [next(estimates) for _ in range(3)] if k in rated else [unknown] * 3
+        rows.append(Agreement(label, int(mask.any(1).sum()), int(mask.sum()), *numbers))
     return rows
 
 
@@ -193,16 +193,16 @@ def consensus(ratings_C_R: ArrayLike, K: int) -> Consensus | None:
         return None
     from cleanlab.multiannotator import get_label_quality_multiannotator  # here, since it takes seconds to import
 
-    given = np.where(ratings < 0, np.nan, ratings)[rated][:, raters]
+    table = np.where(ratings < 0, np.nan, ratings)[rated][:, raters]
     # A flat opinion of a model, uneven by so little that ties of the first round fall by it and not at random.
-    flat = np.full((len(given), K), 1 / K) + 1e-9 * np.arange(K)
-    found = get_label_quality_multiannotator(
-        given, flat, return_detailed_quality=False, return_weights=True, verbose=False
+    flat = np.full((len(table), K), 1 / K) + 1e-9 * np.arange(K)
+    result = get_label_quality_multiannotator(
+        table, flat, return_detailed_quality=False, return_weights=True, verbose=False
     )
     quality, weights = np.full(len(raters), np.nan), np.zeros(len(raters))
-    quality[raters] = found["annotator_stats"]["annotator_quality"].sort_index()
-    weights[raters] = found["annotator_weight"]
-    weighed = votes @ weights
-    best = np.sort(weighed, axis=1)[:, ::-1]
+    quality[raters] = result["annotator_stats"]["annotator_quality"].sort_index()
+    weights[raters] = result["annotator_weight"]
+    scores = votes @ weights
+    best = np.sort(scores, axis=1)[:, ::-1]
     decided = rated & (best[:, 0] - best[:, 1:2].sum(1) > 1e-9)
-    return Consensus(np.where(decided, weighed.argmax(1), -1), majority, quality)
+    return Consensus(np.where(decided, scores.argmax(1), -1), majority, quality)

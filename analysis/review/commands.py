@@ -33,14 +33,14 @@ def export(
     """What is in force in a task, as a file; for Label Studio with its labelling interface beside it (`.xml`)."""
     reviews, target = quality.reading(workbench.reviews), Path(file)
     form = form or import_export.form_of(target)
-    found = import_export.rows(reviews, task)
+    rows = import_export.rows(reviews, task)
     if form == "label-studio":
         content = import_export.label_studio(workbench, reviews, task, videos=videos or import_export.LOCAL_FILES)
         files = {target: content, target.with_suffix(".xml"): import_export.label_config(reviews.task(task)).encode()}
     else:
-        files = {target: import_export.dump(found, form)}
+        files = {target: import_export.dump(rows, form)}
     _write(console, files, dry)
-    _say(console, f"{len(found)} answers of {task!r}.")
+    _say(console, f"{len(rows)} answers of {task!r}.")
 
 
 def log(workbench: Workbench, console: Console, file: str, dry: bool) -> None:
@@ -69,33 +69,33 @@ def bring_in(
         content = Path(file).read_bytes()
     except OSError as error:
         raise DataError(f"{file!r} cannot be read", str(error.strerror), "name another file") from error
-    found = import_export.load(content, form or import_export.form_of(file))
+    rows = import_export.load(content, form or import_export.form_of(file))
     if dry:
-        done = import_export.bring_in(
-            quality.reading(workbench.reviews), task, found, source or Path(file).name, dry=True
+        outcome = import_export.bring_in(
+            quality.reading(workbench.reviews), task, rows, source or Path(file).name, dry=True
         )
     else:
         with EventLog(workbench.reviews) as log:
-            done = import_export.bring_in(Reviews(log), task, found, source or Path(file).name)
+            outcome = import_export.bring_in(Reviews(log), task, rows, source or Path(file).name)
         workbench.refresh()
-    _say(console, f"{done}{' Nothing was written (--dry-run).' if dry else ''}")
-    _list(console, ["trace", "reviewer"], done.kept)
+    _say(console, f"{outcome}{' Nothing was written (--dry-run).' if dry else ''}")
+    _list(console, ["trace", "reviewer"], outcome.clashes)
 
 
 def labels(workbench: Workbench, console: Console, settings: Config, tasks: Sequence[str], dry: bool) -> None:
     """Corrected labels as a new version of the manifest."""
     reviews = quality.reading(workbench.reviews)
-    found = feedback.corrections(workbench, reviews, tasks or quality.names(reviews), settings.clips.dataset)
-    rows = [(one.clip_id, one.split or "", one.before, one.after, ", ".join(one.by)) for one in found.changed]
+    fixes = feedback.corrections(workbench, reviews, tasks or quality.names(reviews), settings.clips.dataset)
+    rows = [(c.clip_id, c.split or "", c.before, c.after, ", ".join(c.by)) for c in fixes.changed]
     _list(console, ["clip", "split", "was", "is", "said by"], rows)
-    _list(console, ["contested: for a lead to adjudicate"], [(clip,) for clip in found.contested])
-    _say(console, f"{len(rows)} labels corrected, {found.confirmed} confirmed, {len(found.contested)} contested.")
-    if dry or not found.changed:
+    _list(console, ["contested: for a lead to adjudicate"], [(clip,) for clip in fixes.contested])
+    _say(console, f"{len(rows)} labels corrected, {fixes.confirmed} confirmed, {len(fixes.contested)} contested.")
+    if dry or not fixes.changed:
         _say(console, "Nothing was saved" + (" (--dry-run)." if dry else "."))
         return
-    feedback.relabel(workbench, found)
+    feedback.relabel(workbench, fixes)
     workbench.refresh()
-    _say(console, f"{found.dataset!r} has a new version; the former one is kept, and runs on it stay as they are.")
+    _say(console, f"{fixes.dataset!r} has a new version; the former one is kept, and runs on it stay as they are.")
 
 
 def coldstart_set(
@@ -103,19 +103,19 @@ def coldstart_set(
 ) -> None:
     """Accepted and corrected traces as a teacher for `deepintuit coldstart`."""
     reviews = quality.reading(workbench.reviews)
-    made = feedback.coldstart_set(workbench, reviews, tasks or quality.names(reviews), settings, onto=onto, dry=dry)
-    found = made if isinstance(made, dict) else made.summary
+    outcome = feedback.coldstart_set(workbench, reviews, tasks or quality.names(reviews), settings, onto=onto, dry=dry)
+    tally = outcome if isinstance(outcome, dict) else outcome.summary
     _say(
         console,
-        f"{found['kept']} traces of {found['clips_kept']} of {found['clips']} cold-start clips: "
-        f"{found['accepted']} accepted, {found['corrected']} corrected, {found['onto']} of {onto or 'no other run'}.",
+        f"{tally['kept']} traces of {tally['clips_kept']} of {tally['clips']} cold-start clips: "
+        f"{tally['accepted']} accepted, {tally['corrected']} corrected, {tally['onto']} of {onto or 'no other run'}.",
     )
-    _list(console, ["left out", "traces"], found["dropped"].items())
-    if isinstance(made, dict):
+    _list(console, ["left out", "traces"], tally["dropped"].items())
+    if isinstance(outcome, dict):
         _say(console, "Nothing was written (--dry-run).")
     else:
         workbench.refresh()
-        _say(console, f"{made.id} is finished. Train on it: deepintuit coldstart --teacher {made.id}")
+        _say(console, f"{outcome.id} is finished. Train on it: deepintuit coldstart --teacher {outcome.id}")
 
 
 def next_batch(
@@ -131,15 +131,15 @@ def next_batch(
     """The clips to label next; with `task`, as a new task of that name, `by` its lead."""
     dataset = settings.clips.dataset
     reviews = quality.reading(workbench.reviews)
-    found = feedback.next_batch(workbench, reviews, dataset, size, splits=splits, seed=settings.seed)
+    batch = feedback.next_batch(workbench, reviews, dataset, size, splits=splits, seed=settings.seed)
     columns = ["clip_id", "split", "group", "predicted", "margin"]
-    _list(console, columns, ((*row[:-1], f"{row[-1]:.3f}") for row in found[columns].itertuples(index=False)))
-    _say(console, f"{len(found)} clips of {dataset!r} that nobody judged, the least certain first.")
+    _list(console, columns, ((*row[:-1], f"{row[-1]:.3f}") for row in batch[columns].itertuples(index=False)))
+    _say(console, f"{len(batch)} clips of {dataset!r} that nobody judged, the least certain first.")
     if task is None or dry:
         _say(console, "No task was opened" + (" (--dry-run)." if dry else "; --task NAME opens one."))
         return
     words = Manifest.load(workbench.path, dataset).labels.labels
-    opened = task_of(workbench, task, found["trace_id"].dropna().tolist(), "given", labels=words)
+    opened = task_of(workbench, task, batch["trace_id"].dropna().tolist(), "given", labels=words)
     with EventLog(workbench.reviews) as log:
         Reviews(log).open(opened, by)
     _say(console, f"The task {task!r} holds them; {by} leads it.")
@@ -149,14 +149,14 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
     """Progress, agreement, gold items, the model against people and disputes of each task; then suspected labels."""
     reviews = quality.reading(workbench.reviews)
     for name in tasks or quality.names(reviews):
-        task, done = reviews.task(name), reviews.progress(name)
+        task, tally = reviews.task(name), reviews.progress(name)
         extra = len(reviews.extras(name))
         _say(
             console,
-            f"\n{name}: {done['done']} of {done['asked']} judgements, {done['complete']} of {done['items']} "
+            f"\n{name}: {tally['done']} of {tally['asked']} judgements, {tally['complete']} of {tally['items']} "
             "traces complete" + (f"; {extra} extra, left out of agreement" if extra else ""),
         )
-        _list(console, ["reviewer", "judgements"], done["by"].items())
+        _list(console, ["reviewer", "judgements"], tally["by"].items())
         if task.reviewers > 1 and "label" in task.questions:
             matrix, _, _ = rating_matrix(reviews.ratings(name), task.labels)
             _agreement(console, "Between people", agreement(matrix, task.labels))
@@ -177,15 +177,15 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
             )
         gold = [
             (
-                one.reviewer,
-                one.n,
-                _span(one.share),
-                _span(one.early),
-                _span(one.late),
-                number(one.p, 1, 3),
-                ", ".join(f"{question} {share.value:.2f}" for question, share in one.by.items()),
+                record.reviewer,
+                record.n,
+                _span(record.share),
+                _span(record.early),
+                _span(record.late),
+                number(record.p, 1, 3),
+                ", ".join(f"{question} {share.value:.2f}" for question, share in record.by.items()),
             )
-            for one in quality.gold_records(reviews, name)
+            for record in quality.gold_records(reviews, name)
         ]
         heads = ["on gold items", "n", "right", "first half", "second half", "p that they are alike", "each"]
         _list(console, heads, gold)
@@ -197,15 +197,15 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
     if dataset is None:
         return
     try:
-        found = quality.suspects(workbench, dataset, split)
+        suspects = quality.suspects(workbench, dataset, split)
     except DataError as error:
         _say(console, f"\nNo label is doubted: {error}")
         return
-    doubted = found.rows[found.rows["suspected"]]
+    doubted = suspects.rows[suspects.rows["suspected"]]
     _say(
         console,
-        f"\nSuspected label errors of {dataset!r}, {split}: {len(doubted)} of {len(found.rows)} clips, "
-        f"estimated {found.noise:.1%} wrong ({found.run}).",
+        f"\nSuspected label errors of {dataset!r}, {split}: {len(doubted)} of {len(suspects.rows)} clips, "
+        f"estimated {suspects.noise:.1%} wrong ({suspects.run}).",
     )
     _list(
         console,
@@ -215,31 +215,31 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
 
 
 def _agreement(console: Console, title: str, rows: Iterable[Any]) -> None:
-    told = [
+    lines = [
         (row.label or "all", row.items, *map(_span, (row.percent, row.kappa, row.alpha))) for row in rows if row.items
     ]
-    if told:
+    if lines:
         _say(console, title)
-    _list(console, ["class", "traces", "agreement", "kappa", "alpha"], told)
+    _list(console, ["class", "traces", "agreement", "kappa", "alpha"], lines)
 
 
-def _weighed(console: Console, found: quality.Weighed | None) -> None:
-    if found is None:
+def _weighed(console: Console, votes: quality.Weighed | None) -> None:
+    if votes is None:
         _say(console, "No two people gave one trace the same label: their quality cannot be told.")
         return
-    people = sorted(found.quality.items(), key=lambda pair: (math.isnan(pair[1]), -pair[1]))
-    _list(console, ["reviewer", "quality by what others say"], ((who, number(value, 1, 3)) for who, value in people))
-    _say(console, f"{len(found.other)} of {found.traces} traces have another label by quality than by majority.")
+    people = sorted(votes.quality.items(), key=lambda pair: (math.isnan(pair[1]), -pair[1]))
+    _list(console, ["reviewer", "quality by what others say"], ((name, number(value, 1, 3)) for name, value in people))
+    _say(console, f"{len(votes.other)} of {votes.traces} traces have another label by quality than by majority.")
     _list(
         console,
         ["trace", "majority", "by quality"],
-        ((trace, a or "–", b or "–") for trace, (a, b) in found.other.items()),
+        ((trace, a or "–", b or "–") for trace, (a, b) in votes.other.items()),
     )
 
 
-def _span(found: Estimate) -> str:
+def _span(estimate: Estimate) -> str:
     # Draws that are all the same say nothing about how sure a number is.
-    return number(found.value, 1, 2) if found.low == found.high else with_interval(found, 1, 2)
+    return number(estimate.value, 1, 2) if estimate.low == estimate.high else with_interval(estimate, 1, 2)
 
 
 def _plain(value: Any) -> Text:

@@ -133,32 +133,32 @@ class State:
 
     def final(self, task: str, item: str) -> Event | None:
         """The adjudication in force."""
-        found = self._finals.get((task, item))
-        return list(found.values())[-1] if found else None
+        finals = self._finals.get((task, item))
+        return list(finals.values())[-1] if finals else None
 
     def counted(self, task: str, item: str) -> dict[str, Event]:
         """Of the answers of an item by reviewer, the judgements that count: those of the first as many as asked, and
         all that were brought in from elsewhere. Of a gold item, or of a task that was not opened, all."""
-        asked, kept = self.tasks.get(task), {}
-        for who, act in self.answers.get(task, {}).get(item, {}).items():
-            room = asked is None or len(kept) < asked.reviewers or item in asked.gold or act.payload.get("source")
+        spec, acts = self.tasks.get(task), {}
+        for reviewer, act in self.answers.get(task, {}).get(item, {}).items():
+            room = spec is None or len(acts) < spec.reviewers or item in spec.gold or act.payload.get("source")
             if act.kind is Kind.JUDGED and room:
-                kept[who] = act
-        return kept
+                acts[reviewer] = act
+        return acts
 
     def in_force(self, task: str | None = None) -> Iterator[tuple[Event, bool]]:
         """Judgements, skips and adjudications (of one task), each with whether it is an extra."""
         for name in [*self.answers] if task is None else [task]:
             for item, by in self.answers.get(name, {}).items():
-                counted = self.counted(name, item)
-                yield from ((act, act.kind is Kind.JUDGED and who not in counted) for who, act in by.items())
+                judgements = self.counted(name, item)
+                yield from ((act, act.kind is Kind.JUDGED and person not in judgements) for person, act in by.items())
         for (name, _), acts in self._finals.items():
             if acts and task in (None, name):
                 yield list(acts.values())[-1], False
 
-    def held(self, task: str, who: str, since: float) -> dict[str, Hold]:
+    def held(self, task: str, name: str, since: float) -> dict[str, Hold]:
         """What somebody has reserved, or drafted in, after that time."""
-        return {item: by[who] for item, by in self.holds.get(task, {}).items() if who in by and by[who].at > since}
+        return {item: by[name] for item, by in self.holds.get(task, {}).items() if name in by and by[name].at > since}
 
     def last_act(self, task: str, reviewer: str) -> Event | None:
         """What an undo would take back: the newest judgement, skip or adjudication in force."""
@@ -166,57 +166,57 @@ class State:
 
     def apply(self, event: Event) -> None:
         """Go one event on. One that makes no sense (undoing what is not there) changes nothing."""
-        task, item, who = event.task, event.item or "", event.reviewer
+        task, item, reviewer = event.task, event.item or "", event.reviewer
         if event.kind is Kind.OPENED:
             self.tasks.setdefault(task, Task(**event.payload))
         elif event.kind is Kind.CLOSED:
             (self.closed.add if event.payload.get("closed", True) else self.closed.discard)(task)
         elif event.kind is Kind.RESERVED:
-            self.holds[task][item][who] = Hold(str(event.payload.get("seat", "")), event.at)
-            self.handed.add((task, item, who))
+            self.holds[task][item][reviewer] = Hold(str(event.payload.get("seat", "")), event.at)
+            self.handed.add((task, item, reviewer))
         elif event.kind is Kind.DRAFT:
-            self.drafts[task, item, who] = event.payload
-            if hold := self.holds[task].get(item, {}).get(who):
-                self.holds[task][item][who] = Hold(hold.seat, event.at)
+            self.drafts[task, item, reviewer] = event.payload
+            if hold := self.holds[task].get(item, {}).get(reviewer):
+                self.holds[task][item][reviewer] = Hold(hold.seat, event.at)
         elif event.kind is Kind.RELEASED:
-            self._let_go(task, item, who)
+            self._let_go(task, item, reviewer)
         elif event.kind is Kind.UNDONE:
             self._undo(event)
         else:
-            self.acts[task, who][event.id] = event
+            self.acts[task, reviewer][event.id] = event
             if event.kind is Kind.ADJUDICATED:
                 self._finals[task, item][event.id] = event
             else:
                 by = self.answers[task][item]
-                if who in by and by[who].kind is not Kind.JUDGED:
-                    del by[who]  # who skipped before stands behind those who have judged since
-                by[who] = event
-                self._let_go(task, item, who)
-                self.drafts.pop((task, item, who), None)
+                if reviewer in by and by[reviewer].kind is not Kind.JUDGED:
+                    del by[reviewer]  # who skipped before stands behind those who have judged since
+                by[reviewer] = event
+                self._let_go(task, item, reviewer)
+                self.drafts.pop((task, item, reviewer), None)
 
-    def _let_go(self, task: str, item: str, who: str) -> None:
+    def _let_go(self, task: str, item: str, reviewer: str) -> None:
         by = self.holds[task].get(item, {})
-        by.pop(who, None)
+        by.pop(reviewer, None)
         if not by:
             self.holds[task].pop(item, None)
 
     def _undo(self, event: Event) -> None:
-        task, who, acts = event.task, event.reviewer, self.acts[event.task, event.reviewer]
-        gone = acts.pop(str(event.payload.get("event")), None)
-        if gone is None:
+        task, reviewer, acts = event.task, event.reviewer, self.acts[event.task, event.reviewer]
+        target = acts.pop(str(event.payload.get("event")), None)
+        if target is None:
             return
         self.unfinished.pop(task, None)
-        item = gone.item or ""
-        if gone.kind is Kind.ADJUDICATED:
-            del self._finals[task, item][gone.id]
+        item = target.item or ""
+        if target.kind is Kind.ADJUDICATED:
+            del self._finals[task, item][target.id]
             return
         # What was said before is in force again; without it, the item lies on its reviewer's desk as it did.
-        before = [act for act in acts.values() if act.item == gone.item and act.kind is not Kind.ADJUDICATED]
+        before = [act for act in acts.values() if act.item == target.item and act.kind is not Kind.ADJUDICATED]
         if before:
-            self.answers[task][item][who] = before[-1]
-        elif self.answers[task][item].pop(who, None):
-            self.holds[task][item][who] = Hold(str(event.payload.get("seat", "")), event.at)
-            self.drafts[task, item, who] = gone.payload
+            self.answers[task][item][reviewer] = before[-1]
+        elif self.answers[task][item].pop(reviewer, None):
+            self.holds[task][item][reviewer] = Hold(str(event.payload.get("seat", "")), event.at)
+            self.drafts[task, item, reviewer] = target.payload
 
 
 def fold(events: Iterable[Event]) -> State:

@@ -68,40 +68,40 @@ def corrections(workbench: "Workbench", reviews: Reviews, tasks: Sequence[str], 
     """What these tasks say about the labels of a dataset's clips. A clip counts when a trace of it is settled (see
     `quality.settled`) on a label; where a lead adjudicated, only that counts."""
     manifest = Manifest.load(workbench.path, dataset)
-    said: dict[str, list[Settled]] = defaultdict(list)
+    views_of: dict[str, list[Settled]] = defaultdict(list)
     for name in tasks:
-        for one in settled(reviews, name).values():
-            if one.label is not None:
-                said[one.clip_id].append(one)
+        for view in settled(reviews, name).values():
+            if view.label is not None:
+                views_of[view.clip_id].append(view)
     changed, contested, confirmed = [], [], 0
     for row in manifest.usable().itertuples():
-        if row.clip_id not in said:
+        if row.clip_id not in views_of:
             continue
-        views = [one for one in said[row.clip_id] if one.adjudicated] or said[row.clip_id]
-        if len({one.label for one in views}) > 1:
+        views = [view for view in views_of[row.clip_id] if view.adjudicated] or views_of[row.clip_id]
+        if len({view.label for view in views}) > 1:
             contested.append(row.clip_id)
         elif manifest.labels.resolve(views[0].label) == row.label:
             confirmed += 1
         else:
             label = manifest.labels.resolve(views[0].label) or views[0].label
-            by, events = ({who: None for one in views for who in getattr(one, field)} for field in ("by", "events"))
+            by, events = ({name: None for view in views for name in getattr(view, field)} for field in ("by", "events"))
             split = row.split if isinstance(row.split, str) else None
             changed.append(Correction(row.clip_id, split, row.label, label, tuple(by), tuple(events)))
     return Corrections(dataset, changed, confirmed, contested)
 
 
-def relabel(workbench: "Workbench", found: Corrections) -> Manifest:
+def relabel(workbench: "Workbench", corrections: Corrections) -> Manifest:
     """A new version of the manifest with the corrected labels; each says in its note "review" what it was and who says
     so. The former version stays as `<dataset>@<n>`, and runs know which one they used (`Manifest.used`). Nothing to
     correct: the version in force."""
-    manifest = Manifest.load(workbench.path, found.dataset)
-    if not found.changed:
+    manifest = Manifest.load(workbench.path, corrections.dataset)
+    if not corrections.changed:
         return manifest
     why = {
-        one.clip_id: json.dumps({"was": one.before, "by": one.by, "events": one.events}, ensure_ascii=False)
-        for one in found.changed
+        change.clip_id: json.dumps({"was": change.before, "by": change.by, "events": change.events}, ensure_ascii=False)
+        for change in corrections.changed
     }
-    changed = manifest.relabelled({one.clip_id: one.after for one in found.changed}, why)
+    changed = manifest.relabelled({change.clip_id: change.after for change in corrections.changed}, why)
     changed.save()
     return changed
 
@@ -110,7 +110,7 @@ def relabel(workbench: "Workbench", found: Corrections) -> Manifest:
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class _Example:
     """A trace for the set. `source`: accepted, corrected, or the run that it was written by."""
 
     clip_id: str
@@ -143,25 +143,25 @@ def coldstart_set(
     manifest = Manifest.load(workbench.path, config.clips.dataset)
     labels = manifest.labels_or(config.clips.labels)
     clips = dict(zip(manifest.usable("coldstart")["clip_id"], manifest.usable("coldstart")["label"]))
-    views = [one for name in tasks for one in settled(reviews, name).values()]
+    views = [view for name in tasks for view in settled(reviews, name).values()]
     dropped: Counter[str] = Counter()
-    chosen, refused = _reviewed(workbench, views, clips, labels, config.prompt.grammar, dropped)
+    examples, refused = _reviewed(workbench, views, clips, labels, config.prompt.grammar, dropped)
     if onto is not None:
-        known = {one.evidence["trace"] for one in chosen} | refused
-        chosen += _kept(workbench, onto, clips, known, labels, dropped)
-    if not chosen:
+        trace_ids = {example.evidence["trace"] for example in examples} | refused
+        examples += _kept(workbench, onto, clips, trace_ids, labels, dropped)
+    if not examples:
         raise DataError(
             f"no trace of {', '.join(map(repr, tasks)) or 'no task'} can be imitated",
             f"left out: {dict(dropped) or 'nothing is settled'}",
             "Review traces of cold-start clips, or build --onto a run of teacher traces",
         )
-    summary = _summary(chosen, clips, dropped)
+    summary = _summary(examples, clips, dropped)
     if dry:
         return summary
-    events = sorted({event for one in views for event in one.events})
-    shown = {name: config.to_dict()[name] for name in ("clips", "prompt")}
+    events = sorted({event for view in views for event in view.events})
+    sections = {name: config.to_dict()[name] for name in ("clips", "prompt")}
     described = {
-        **shown,
+        **sections,
         "teach": {"source": "review"},
         "split": "coldstart",
         "manifest": manifest.fingerprint,
@@ -172,15 +172,15 @@ def coldstart_set(
     dataset = manifest.dataset
     with workbench.start_run("teach", described, parent=onto, name="review", seed=config.seed, dataset=dataset) as run:
         if not run.finished:
-            _write(run, chosen)
+            _write(run, examples)
             run.finish(summary)
     return run
 
 
 def _one_view(views: Sequence[Settled]) -> Settled | None:
     """What several tasks came to on one trace: a lead's word, or what all say; None when they differ."""
-    decided = [one for one in views if one.adjudicated] or list(views)
-    return decided[0] if len({(one.label, one.verdict) for one in decided}) == 1 else None
+    decided = [view for view in views if view.adjudicated] or list(views)
+    return decided[0] if len({(view.label, view.verdict) for view in decided}) == 1 else None
 
 
 def _reviewed(
@@ -190,103 +190,103 @@ def _reviewed(
     labels: LabelSet,
     grammar: str,
     dropped: Counter[str],
-) -> tuple[list[_Chosen], set[str]]:
+) -> tuple[list[_Example], set[str]]:
     """The traces to imitate, and the ids of those that people did not accept."""
     by_trace: dict[str, list[Settled]] = defaultdict(list)
-    for one in views:
-        by_trace[one.trace_id].append(one)
+    for view in views:
+        by_trace[view.trace_id].append(view)
     texts = workbench.query(
         """SELECT trace_id, text, coalesce(truncated, false) AS truncated FROM traces
            WHERE trace_id IN (SELECT unnest(?::VARCHAR[]))
            QUALIFY row_number() OVER (PARTITION BY trace_id ORDER BY run_id) = 1""",
         [list(by_trace)],
     )
-    said = {row.trace_id: parse(row.text, grammar, labels, bool(row.truncated)) for row in texts.itertuples()}
-    chosen, refused = [], set()
+    traces = {row.trace_id: parse(row.text, grammar, labels, bool(row.truncated)) for row in texts.itertuples()}
+    examples, refused = [], set()
     for trace_id, several in by_trace.items():
-        one, clip_id = _one_view(several), several[0].clip_id
+        view, clip_id = _one_view(several), several[0].clip_id
         if clip_id not in clips:
             dropped["not a clip of the cold-start split"] += 1
             continue
-        if one is None:
+        if view is None:
             refused.add(trace_id)
             dropped["tasks differ"] += 1
             continue
-        label = labels.resolve(clips[clip_id] if one.label is None else one.label)
-        notes = (parse(note.strip(), grammar, labels) for note in one.notes)
-        written = [note for note in notes if note.ok and note.label == label]
-        told = said.get(trace_id)
-        if one.verdict == "right" and told is not None and told.ok and told.label == label:
-            trace, source = told, "accepted"
+        label = labels.resolve(clips[clip_id] if view.label is None else view.label)
+        notes = (parse(note.strip(), grammar, labels) for note in view.notes)
+        rewrites = [note for note in notes if note.ok and note.label == label]
+        original = traces.get(trace_id)
+        if view.verdict == "right" and original is not None and original.ok and original.label == label:
+            trace, source = original, "accepted"
         else:
             refused.add(trace_id)
-            if one.label is None or not written:
+            if view.label is None or not rewrites:
                 dropped[
                     "right, but not ending in that label"
-                    if one.verdict == "right"
-                    else f"verdict: {one.verdict or 'unsure'}"
+                    if view.verdict == "right"
+                    else f"verdict: {view.verdict or 'unsure'}"
                 ] += 1
                 continue
-            trace, source = written[0], "corrected"
-        evidence = {"trace": trace_id, "by": one.by, "events": one.events}
-        chosen.append(_Chosen(clip_id, trace.text, trace.answer, trace.label, source, evidence))
-    return chosen, refused
+            trace, source = rewrites[0], "corrected"
+        evidence = {"trace": trace_id, "by": view.by, "events": view.events}
+        examples.append(_Example(clip_id, trace.text, trace.answer, trace.label, source, evidence))
+    return examples, refused
 
 
 def _kept(
     workbench: "Workbench",
     onto: str,
     clips: Mapping[str, str],
-    known: set[str],
+    excluded: set[str],
     labels: LabelSet,
     dropped: Counter[str],
-) -> list[_Chosen]:
+) -> list[_Example]:
     run = workbench.run(onto)
     scores = run.read("scores")
-    kept = set(scores.loc[(scores["name"] == "kept") & (scores["value"] == 1), "trace_id"])
-    found = []
+    kept_ids = set(scores.loc[(scores["name"] == "kept") & (scores["value"] == 1), "trace_id"])
+    examples = []
     for row in run.table("traces", ["trace_id", "clip_id", "text", "answer", "provisional"]).to_pylist():
-        if row["trace_id"] not in kept or row["clip_id"] not in clips or row["trace_id"] in known:
+        if row["trace_id"] not in kept_ids or row["clip_id"] not in clips or row["trace_id"] in excluded:
             continue
         if labels.resolve(clips[row["clip_id"]]) != row["provisional"]:
             dropped["the clip's label was corrected"] += 1
             continue
         evidence = {"trace": row["trace_id"]}
-        found.append(_Chosen(row["clip_id"], row["text"], row["answer"], row["provisional"], onto, evidence))
-    return found
+        examples.append(_Example(row["clip_id"], row["text"], row["answer"], row["provisional"], onto, evidence))
+    return examples
 
 
-def _summary(chosen: Sequence[_Chosen], clips: Mapping[str, str], dropped: Counter[str]) -> dict[str, Any]:
+def _summary(examples: Sequence[_Example], clips: Mapping[str, str], dropped: Counter[str]) -> dict[str, Any]:
     """As a teach run's, as far as it goes."""
-    sources = Counter(one.source for one in chosen)
+    sources = Counter(example.source for example in examples)
     people = {source: sources.pop(source, 0) for source in ("accepted", "corrected")}
     return {
         "source": "review",
         "clips": len(clips),
-        "clips_kept": len({one.clip_id for one in chosen}),
+        "clips_kept": len({example.clip_id for example in examples}),
         **people,
-        "written": len(chosen) + sum(dropped.values()),
-        "kept": len(chosen),
+        "written": len(examples) + sum(dropped.values()),
+        "kept": len(examples),
         "dropped": dict(dropped.most_common()),
         "onto": sources.total(),
     }
 
 
-def _write(run: "Run", chosen: Sequence[_Chosen]) -> None:
+def _write(run: "Run", examples: Sequence[_Example]) -> None:
     numbers: Counter[str] = Counter()
     rows, scores = [], []
-    for one in chosen:
-        sample, numbers[one.clip_id] = numbers[one.clip_id], numbers[one.clip_id] + 1
-        number = named(run.id, one.clip_id, sample)
+    for example in examples:
+        sample, numbers[example.clip_id] = numbers[example.clip_id], numbers[example.clip_id] + 1
+        number = named(run.id, example.clip_id, sample)
         rows.append(
             TraceRow(
                 trace_id=number,
-                clip_id=one.clip_id,
+                clip_id=example.clip_id,
                 sample=sample,
-                text=one.text,
-                answer=one.answer,
-                provisional=one.label,
-                true_label=one.label,
+                text=example.text,
+                answer=example.answer,
+                provisional=example.label,
+                true_label=example.label,
                 truncated=False,
             )
         )
@@ -295,8 +295,8 @@ def _write(run: "Run", chosen: Sequence[_Chosen]) -> None:
             {
                 "trace_id": number,
                 "name": "reviewed",
-                "value": float(one.source in ("accepted", "corrected")),
-                "evidence": json.dumps({"source": one.source, **one.evidence}, ensure_ascii=False),
+                "value": float(example.source in ("accepted", "corrected")),
+                "evidence": json.dumps({"source": example.source, **example.evidence}, ensure_ascii=False),
             },
         ]
     run.append("scores", scores)
@@ -326,9 +326,9 @@ def next_batch(
     are in none. `among`: only of these clips.
     DataError when no clip of the splits has a distribution.
     """
-    wanted = list(splits) or ["coldstart", "grpo", "calibration", "validation"]
-    found = calibrated(workbench, dataset).drop_duplicates("clip_id")
-    found = found[found["split"].isin(wanted) | (found["given"].isna() & (not splits))]
+    pool_splits = list(splits) or ["coldstart", "grpo", "calibration", "validation"]
+    rows = calibrated(workbench, dataset).drop_duplicates("clip_id")
+    rows = rows[rows["split"].isin(pool_splits) | (rows["given"].isna() & (not splits))]
     heard = reviews.log.look(
         lambda state: {
             act.clip
@@ -338,31 +338,31 @@ def next_batch(
             if act.kind is Kind.JUDGED
         }
     )
-    if found.empty:
+    if rows.empty:
         raise DataError(
-            f"no clip of {', '.join(wanted)} of {dataset!r} has a calibrated distribution",
+            f"no clip of {', '.join(pool_splits)} of {dataset!r} has a calibrated distribution",
             "how unsure the model is stands in it",
-            f"Run `deepintuit evaluate --set evaluate.split={wanted[0]}` with a calibrator first",
+            f"Run `deepintuit evaluate --set evaluate.split={pool_splits[0]}` with a calibrator first",
         )
-    left = ~found["clip_id"].isin(heard) & (True if among is None else found["clip_id"].isin(among))
-    found = found[left].sample(frac=1, random_state=seed)
-    probs = [np.sort(np.asarray(p, float))[::-1] for p in found["probs"]]
-    found = found.assign(
-        predicted=[labels[int(np.argmax(p))] for labels, p in zip(found["labels"], found["probs"])],
+    mask = ~rows["clip_id"].isin(heard) & (True if among is None else rows["clip_id"].isin(among))
+    rows = rows[mask].sample(frac=1, random_state=seed)
+    probs = [np.sort(np.asarray(p, float))[::-1] for p in rows["probs"]]
+    rows = rows.assign(
+        predicted=[labels[int(np.argmax(p))] for labels, p in zip(rows["labels"], rows["probs"])],
         margin=[float(p[0] - p[1:2].sum()) for p in probs],
-        group=found["group"].fillna(found["clip_id"]),
+        group=rows["group"].fillna(rows["clip_id"]),
     )
-    pool = found.sort_values("margin", kind="stable").head(POOL * size)
+    pool = rows.sort_values("margin", kind="stable").head(POOL * size)
     rest = {label: list(rows.index) for label, rows in pool.groupby("predicted", sort=False)}
-    taken, drawn = [], Counter()
-    while rest and len(taken) < size:
+    places, counts = [], Counter()
+    while rest and len(places) < size:
         for label in list(rest):
-            if len(taken) == size:
+            if len(places) == size:
                 break
-            place = min(rest[label], key=lambda row: drawn[pool.at[row, "group"]])  # the first of the least drawn
+            place = min(rest[label], key=lambda row: counts[pool.at[row, "group"]])  # the first of the least drawn
             rest[label].remove(place)
-            taken.append(place)
-            drawn[pool.at[place, "group"]] += 1
+            places.append(place)
+            counts[pool.at[place, "group"]] += 1
             if not rest[label]:
                 del rest[label]
-    return pool.loc[taken, ["clip_id", "trace_id", "split", "group", "predicted", "margin"]].reset_index(drop=True)
+    return pool.loc[places, ["clip_id", "trace_id", "split", "group", "predicted", "margin"]].reset_index(drop=True)

@@ -53,20 +53,20 @@ def rows(reviews: Reviews, name: str) -> list[dict[str, Any]]:
     return reviews.log.look(lambda state: rows_of(state, name))
 
 
-def dump(found: Sequence[Mapping[str, Any]], form: str) -> bytes:
+def dump(rows: Sequence[Mapping[str, Any]], form: str) -> bytes:
     """Rows as a file. In CSV, a text that a spreadsheet might take for a formula (it begins with = + - @, a tab or a
     line's end, or their wide forms) gets a ' in front, and so does one that begins with '; `load` takes it away."""
     if form == "parquet":
-        file, table = io.BytesIO(), pa.Table.from_pylist(list(found), schema=SHOWN)
+        file, table = io.BytesIO(), pa.Table.from_pylist(list(rows), schema=SHOWN)
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
         return file.getvalue()
-    told = [{**row, "time": row["time"].replace(tzinfo=UTC).isoformat()} for row in found]
+    records = [{**row, "time": row["time"].replace(tzinfo=UTC).isoformat()} for row in rows]
     if _known(form) == "jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told).encode()
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records).encode()
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, SHOWN.names)
     writer.writeheader()
-    writer.writerows({name: spreadsheet_safe(value) for name, value in row.items()} for row in told)
+    writer.writerows({name: spreadsheet_safe(value) for name, value in row.items()} for row in records)
     return text.getvalue().encode()
 
 
@@ -75,14 +75,14 @@ def load(content: bytes, form: str) -> list[dict[str, Any]]:
     cannot be read."""
     try:
         if form == "parquet":
-            found = _parquet(content)
+            records = _parquet(content)
         elif form == "label-studio":
-            found = list(_annotations(parse_json(decoded(content))))
+            records = list(_annotations(parse_json(decoded(content))))
         elif _known(form) == "jsonl":
-            found = (parse_json(line, unique=True) for line in decoded(content).split("\n") if line.strip())
+            records = (parse_json(line, unique=True) for line in decoded(content).split("\n") if line.strip())
         else:
-            found = [{name: as_written(value) for name, value in line.items()} for line in _lines(content)]
-        return [_row(number, row) for number, row in enumerate(found, 1)]
+            records = [{name: as_written(value) for name, value in line.items()} for line in _lines(content)]
+        return [_row(number, row) for number, row in enumerate(records, 1)]
     except (ValueError, KeyError, OSError, OverflowError, pa.ArrowException) as error:
         raise DataError(
             f"the file is not read as {form} ({str(error):.200})",
@@ -127,10 +127,10 @@ def _known(form: str) -> str:
     return form
 
 
-def _row(number: int, given: Any) -> dict[str, Any]:
+def _row(number: int, values: Any) -> dict[str, Any]:
     """A row as `rows` gives it: empty texts are None, the time is UTC."""
     try:
-        row = {name: given.get(name) for name in SCHEMA.names}
+        row = {name: values.get(name) for name in SCHEMA.names}
         row = {name: None if value == "" else value for name, value in row.items()}
         sentence = row["failing_sentence"]
         row["failing_sentence"] = None if sentence is None else _place(sentence)
@@ -138,8 +138,8 @@ def _row(number: int, given: Any) -> dict[str, Any]:
         for name, value in row.items():
             if not isinstance(value, str | int | float | datetime | None) or value != storable(value):
                 raise ValueError(f"its {name} is no text that can be kept")
-        named = isinstance(row["trace_id"], str) and isinstance(row["reviewer"], str)
-        if row["kind"] not in (*_KINDS, _STARRED) or not named:
+        valid = isinstance(row["trace_id"], str) and isinstance(row["reviewer"], str)
+        if row["kind"] not in (*_KINDS, _STARRED) or not valid:
             raise ValueError(f"it must name a trace_id, a reviewer and a kind: {', '.join(_KINDS)}")
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
@@ -170,42 +170,42 @@ def _instant(time: Any) -> datetime:
 
 @dataclass(frozen=True)
 class Imported:
-    """How many rows were `taken` in, were `known` (the same answer is in force), and were left out because another
-    answer of that reviewer stands (`kept`: their trace and reviewer)."""
+    """How many rows are `new`, how many are `repeats` (the same answer is in force), and which were left out because
+    another answer of that reviewer stands (`clashes`: their trace and reviewer)."""
 
-    taken: int
-    known: int
-    kept: list[tuple[str, str]]
+    new: int
+    repeats: int
+    clashes: list[tuple[str, str]]
 
     def __str__(self) -> str:
         return (
-            f"{self.taken} answers taken in; {self.known} are here already; {len(self.kept)} left out, since "
+            f"{self.new} answers taken in; {self.repeats} are here already; {len(self.clashes)} left out, since "
             "another answer of that reviewer stands here."
         )
 
 
 def bring_in(
-    reviews: Reviews, name: str, found: Sequence[Mapping[str, Any]], source: str, *, dry: bool = False
+    reviews: Reviews, name: str, rows: Sequence[Mapping[str, Any]], source: str, *, dry: bool = False
 ) -> Imported:
     """Rows as new events of a task; each says `source`, and when it was said first. All or none: DataError with the
     row's number for another task or trace, answers that the task does not ask for, or an adjudication by no lead. Of
     two answers of one reviewer the newer comes in. Coming again changes nothing. `dry`: only count."""
     task = reviews.task(name)
-    events = [_event(number, row, task, source) for number, row in enumerate(found, 1)]
+    events = [_event(number, row, task, source) for number, row in enumerate(rows, 1)]
     events.sort(key=_said_at, reverse=True)
-    known, kept, mine = 0, [], {}
+    repeats, clashes, additions = 0, [], {}
     for event in events:
         place = (event.item, event.kind is Kind.ADJUDICATED or event.reviewer)
-        here = mine.get(place) or reviews.log.look(lambda state, event=event: _standing(state, event))
+        here = additions.get(place) or reviews.log.look(lambda state, event=event: _standing(state, event))
         if here is None:
-            mine[place] = event
+            additions[place] = event
         elif {**row_of(here), **_BESIDE} == {**row_of(event), **_BESIDE}:
-            known += 1
+            repeats += 1
         else:
-            kept.append((str(event.item), event.reviewer))
-    for event in () if dry else sorted(mine.values(), key=_said_at):
+            clashes.append((str(event.item), event.reviewer))
+    for event in () if dry else sorted(additions.values(), key=_said_at):
         reviews.log.append(lambda state, event=event: None if _standing(state, event) else event)
-    return Imported(len(mine), known, kept)
+    return Imported(len(additions), repeats, clashes)
 
 
 _BESIDE = {"time": None, "event_id": None, "source": None}
@@ -224,8 +224,8 @@ def _standing(state: State, event: Event) -> Event | None:
 def _event(number: int, row: Mapping[str, Any], task: Task, source: str) -> Event:
     item = row["trace_id"]
     try:
-        who = person(row["reviewer"])
-        starred = Kind.ADJUDICATED if who in task.leads else Kind.JUDGED
+        reviewer = person(row["reviewer"])
+        starred = Kind.ADJUDICATED if reviewer in task.leads else Kind.JUDGED
         kind = starred if row["kind"] == _STARRED else Kind(row["kind"])
         if row["task"] not in (None, task.name) or item not in task.items:
             raise DataError(
@@ -241,14 +241,14 @@ def _event(number: int, row: Mapping[str, Any], task: Task, source: str) -> Even
             payload |= {"failing": failing} if failing != {"sentence": None, "in": None} else {}
             payload |= {"note": row["note"]} if row["note"] else {}
             payload = task.checked(payload, whole=True)
-        if kind is Kind.ADJUDICATED and who not in task.leads:
-            raise DataError(f"{who!r} adjudicates", f"leads of this task do: {', '.join(task.leads)}", "ask one")
+        if kind is Kind.ADJUDICATED and reviewer not in task.leads:
+            raise DataError(f"{reviewer!r} adjudicates", f"leads of this task do: {', '.join(task.leads)}", "ask one")
     except DataError as error:
         raise DataError(f"row {number}: {error.what}", error.why, f"{error.todo}; nothing was taken in") from error
     payload |= {"source": source, "said_at": row["time"].replace(tzinfo=UTC).isoformat()}
-    content = json.dumps([task.name, item, who, kind, payload], sort_keys=True)
+    content = json.dumps([task.name, item, reviewer, kind, payload], sort_keys=True)
     number_of = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    return Event(kind, task.name, who, item, task.items[item], payload, id=f"import {number_of}")
+    return Event(kind, task.name, reviewer, item, task.items[item], payload, id=f"import {number_of}")
 
 
 # Label Studio
@@ -274,10 +274,10 @@ def label_studio(workbench: "Workbench", reviews: Reviews, name: str, *, videos:
                                WHERE clip_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY clip_id""",
         [list(task.items.values())],
     ).set_index("clip_id")["path"]
-    said: dict[str, list[dict[str, Any]]] = {}
+    answers: dict[str, list[dict[str, Any]]] = {}
     for row in rows(reviews, name):
-        said.setdefault(row["trace_id"], []).append(row)
-    told = []
+        answers.setdefault(row["trace_id"], []).append(row)
+    entries = []
     for item, clip in task.items.items():
         fact = facts.loc[item].where(facts.loc[item].notna(), None) if item in facts.index else {}
         text, path = fact.get("text") or "", files.get(clip)
@@ -301,9 +301,9 @@ def label_studio(workbench: "Workbench", reviews: Reviews, name: str, *, videos:
                 }
             ]
         )
-        annotations = [_annotation(row) for row in said.get(item, [])]
-        told.append({"data": data, "predictions": guess, "annotations": annotations})
-    return json.dumps(told, ensure_ascii=False, indent=1).encode()
+        annotations = [_annotation(row) for row in answers.get(item, [])]
+        entries.append({"data": data, "predictions": guess, "annotations": annotations})
+    return json.dumps(entries, ensure_ascii=False, indent=1).encode()
 
 
 def _choice(name: str, value: str) -> dict[str, Any]:
@@ -336,24 +336,24 @@ def _annotations(tasks: Any) -> Iterable[dict[str, Any]]:
             if "data" not in task and "annotation_id" in task:
                 raise ValueError("it is JSON-MIN, which leaves out who skipped: export as JSON")
             data = task["data"]
-            for one in task.get("annotations") or task.get("completions") or []:  # as they were called before 1.0
-                found = {part["from_name"]: part["value"] for part in one.get("result") or [] if "from_name" in part}
-                row = {name: _single(name, found[name]["choices"]) for name in _CHOSEN if name in found}
-                for name in (name for name in _TYPED if name in found):
-                    text = found[name]["text"]
+            for entry in task.get("annotations") or task.get("completions") or []:  # as they were called before 1.0
+                values = {part["from_name"]: part["value"] for part in entry.get("result") or [] if "from_name" in part}
+                row = {name: _single(name, values[name]["choices"]) for name in _CHOSEN if name in values}
+                for name in (name for name in _TYPED if name in values):
+                    text = values[name]["text"]
                     row[name] = text if isinstance(text, str) else "\n".join(text)
-                if "failing_sentence" in found:
-                    row["failing_sentence"] = int(found["failing_sentence"]["number"]) - 1
-                left = one.get("was_cancelled") or one.get("skipped")
-                by = one.get("completed_by")
+                if "failing_sentence" in values:
+                    row["failing_sentence"] = int(values["failing_sentence"]["number"]) - 1
+                skipped = entry.get("was_cancelled") or entry.get("skipped")
+                by = entry.get("completed_by")
                 account = (by.get("email") or by.get("id")) if isinstance(by, dict) else by
-                who = account if isinstance(account, str) else f"Label Studio account {account}"
+                reviewer = account if isinstance(account, str) else f"Label Studio account {account}"
                 yield {
                     "task": data.get("task"),
                     "trace_id": data["trace_id"],
-                    "reviewer": who,
-                    "kind": "skipped" if left else _STARRED if one.get("ground_truth") else "judged",
-                    "time": one.get("created_at"),
+                    "reviewer": reviewer,
+                    "kind": "skipped" if skipped else _STARRED if entry.get("ground_truth") else "judged",
+                    "time": entry.get("created_at"),
                     **row,
                 }
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -383,13 +383,13 @@ def label_config(task: Task) -> str:
         '  <Header value="Failing sentence (the first is 1)"/>\n'
         '  <Number name="failing_sentence" toName="video" min="1"/>\n'
     )
-    asked = {
+    parts = {
         "label": choices("label", task.labels),
         "verdict": choices("verdict", VERDICTS),
         "failing": number + choices("failing_in", PROCESSES),
         "note": text("note"),
     }
-    body = "".join(part for question, part in asked.items() if question in task.questions)
+    body = "".join(part for question, part in parts.items() if question in task.questions)
     return (
         f'<View>\n  <Video name="video" value="$video"/>\n  <Text name="text" value="$text"/>\n{body}'
         f"{text('reason')}{text('reviewer')}</View>\n"
@@ -398,11 +398,11 @@ def label_config(task: Task) -> str:
 
 def form_of(path: str | Path) -> str:
     """The form that a file's name tells; DataError for another ending."""
-    found = [form for form, ending in FORMS.items() if Path(path).suffix.lower() == ending]
-    if not found:
+    forms = [form for form, ending in FORMS.items() if Path(path).suffix.lower() == ending]
+    if not forms:
         raise DataError(
             f"{str(path)!r} names no form",
             f"files end with {', '.join(FORMS.values())}",
             "rename it, or name one with --form",
         )
-    return found[0]
+    return forms[0]

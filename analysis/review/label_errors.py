@@ -35,21 +35,21 @@ def label_errors(given_C: ArrayLike, probs_C_K: ArrayLike) -> LabelErrors:
 
     `given_C` are class indices; DataError for rows that are no distribution.
     """
-    probs, given = distribution(probs_C_K, given_C)
-    own = probs[np.arange(len(given)), given]
-    known_K = _known(given, own, probs)
-    likely = np.where(known_K, probs, -1.0).argmax(1) if known_K.any() else given
-    sound = known_K[given]  # labelled with a class that the model knows
-    suspected, noise = ~sound & (likely != given), 0.0
+    probs, classes = distribution(probs_C_K, given_C)
+    own = probs[np.arange(len(classes)), classes]
+    known_K = _known(classes, own, probs)
+    likely = np.where(known_K, probs, -1.0).argmax(1) if known_K.any() else classes
+    sound = known_K[classes]  # labelled with a class that the model knows
+    suspected, noise = ~sound & (likely != classes), 0.0
     if known_K.sum() > 1:
         from cleanlab.count import estimate_joint  # here, since it takes seconds to import
         from cleanlab.filter import find_label_issues
 
-        labels, among = (np.cumsum(known_K) - 1)[given[sound]], probs[sound][:, known_K]
+        labels, among = (np.cumsum(known_K) - 1)[classes[sound]], probs[sound][:, known_K]
         suspected[sound] = find_label_issues(labels, among, filter_by="confident_learning", n_jobs=1)
         noise = float(1 - np.trace(estimate_joint(labels, among)))
-    noise = (noise * sound.sum() + suspected[~sound].sum()) / len(given) if len(given) else float("nan")
-    return LabelErrors(np.argsort(own, kind="stable"), suspected, np.where(suspected, likely, given), own, noise)
+    noise = (noise * sound.sum() + suspected[~sound].sum()) / len(classes) if len(classes) else float("nan")
+    return LabelErrors(np.argsort(own, kind="stable"), suspected, np.where(suspected, likely, classes), own, noise)
 
 
 def _known(given_C: Ints, own_C: Floats, probs_C_K: Floats) -> np.ndarray:

@@ -74,8 +74,8 @@ def _ask(folder: Path, sql: str, *values: Any) -> list[tuple[int, bytes]]:
 
     def ask(file: Path) -> list[tuple[int, bytes]]:
         with contextlib.closing(_connected(file, "ro")) as connection:
-            made = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone()
-            return connection.execute(sql, values).fetchall() if made else []
+            exists = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone()
+            return connection.execute(sql, values).fetchall() if exists else []
 
     with _saying(folder), disk.naming(file):
         try:
@@ -100,27 +100,27 @@ def _old_lines(folder: Path) -> list[bytes]:
 
 def stored(folder: Path) -> list[tuple[int, bytes]]:
     """The events of a `reviews` folder as numbered lines, in order, for any process while others write."""
-    left = _old_lines(folder)  # first: they go away once they are in the table
-    found = _ask(folder, _SELECT, 0)
-    known = {line for _, line in found} if left else ()
-    left = [line for line in dict.fromkeys(left) if line not in known]
-    return found + list(enumerate(left, found[-1][0] + 1 if found else 1))
+    lines = _old_lines(folder)  # first: they go away once they are in the table
+    rows = _ask(folder, _SELECT, 0)
+    table_lines = {line for _, line in rows} if lines else ()
+    lines = [line for line in dict.fromkeys(lines) if line not in table_lines]
+    return rows + list(enumerate(lines, rows[-1][0] + 1 if rows else 1))
 
 
 def newest(folder: Path) -> str | None:
     """Changes with every event of the folder; None where there are none."""
-    left, last = _old_lines(folder), _ask(folder, _NEWEST)
-    if not left and not last:
+    lines, last = _old_lines(folder), _ask(folder, _NEWEST)
+    if not lines and not last:
         return None
-    return hashlib.sha256(repr((len(left), left[-1:], last)).encode()).hexdigest()
+    return hashlib.sha256(repr((len(lines), lines[-1:], last)).encode()).hexdigest()
 
 
-def _events(lines: Iterable[tuple[int, bytes]], known: dict[str, Event]) -> Iterator[tuple[int, Event | None]]:
-    """The events of numbered lines, but for those that `known` has by their id, to which they are added; None for a
+def _events(lines: Iterable[tuple[int, bytes]], by_id: dict[str, Event]) -> Iterator[tuple[int, Event | None]]:
+    """The events of numbered lines, but for those that `by_id` has, to which they are added; None for a
     line that cannot be read, or that says something else under an id that is taken."""
     for number, line in lines:
         event = Event.read(line)
-        first = event and known.setdefault(event.id, event)
+        first = event and by_id.setdefault(event.id, event)
         if event is None or replace(event, time=first.time) != first:
             yield number, None
         elif event is first:
@@ -130,18 +130,18 @@ def _events(lines: Iterable[tuple[int, bytes]], known: dict[str, Event]) -> Iter
 def read_events(folder: Path) -> tuple[list[Event], list[int]]:
     """All events of the `reviews` folder, in order, and the numbers of the rows that could not be read. For any
     process, while others write."""
-    found = list(_events(stored(folder), {}))
-    return [event for _, event in found if event], [number for number, event in found if event is None]
+    entries = list(_events(stored(folder), {}))
+    return [event for _, event in entries if event], [number for number, event in entries if event is None]
 
 
 def damage(numbers: Sequence[int]) -> str:
     """A sentence about the rows that could not be read; empty where there are none."""
     if not numbers:
         return ""
-    shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
+    listing = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
     return (
         f"reviews/{FILE}: {len(numbers)} of its events cannot be read, or say something else under an id that "
-        f"is taken ({shown}). They count for nothing; all others do."
+        f"is taken ({listing}). They count for nothing; all others do."
     )
 
 
@@ -176,9 +176,9 @@ class EventLog:
         self._connection.execute("BEGIN IMMEDIATE")
         self._connection.execute(_CREATE)
         if lines := _old_lines(self.folder):
-            known = {line for _, line in self._connection.execute(_SELECT, (0,))}
+            table_lines = {line for _, line in self._connection.execute(_SELECT, (0,))}
             for line in dict.fromkeys(lines):
-                if line not in known:
+                if line not in table_lines:
                     self._insert(line)
         self._connection.execute("COMMIT")
         old = self.folder / _OLD_FILE
@@ -247,42 +247,42 @@ class EventLog:
             if not isinstance(error, StoreError):
                 raise
         else:
-            for (_, saved), made in zip(batch, decided):
-                (saved.set_exception if isinstance(made, Exception) else saved.set_result)(made)
+            for (_, saved), outcome in zip(batch, decided):
+                (saved.set_exception if isinstance(outcome, Exception) else saved.set_result)(outcome)
 
     def _decide(self, event: Event | _Decision) -> Event | Exception | None:
         """The event as it is stored, or the error that is its own and of no other. Its effect on the state is there at
         once: what is decided next counts on it."""
         try:
-            made = event(self.state) if callable(event) else event
-            if made is None or (known := self._known_as(made)):
-                return made and known
+            decision = event(self.state) if callable(event) else event
+            if decision is None or (former := self._known_as(decision)):
+                return decision and former
             instant = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="milliseconds")
-            line = replace(made, time=instant).line()
-            stored = Event.read(line)
-            if stored is None:
+            line = replace(decision, time=instant).line()
+            saved = Event.read(line)
+            if saved is None:
                 raise DataError(
-                    f"a review event of {made.reviewer!r} cannot be read back",
+                    f"a review event of {decision.reviewer!r} cannot be read back",
                     "its fields must be text",
                     "give ids and names as text, and a mapping as the payload",
                 )
         except Exception as error:  # noqa: BLE001
             return error
         self._last = self._insert(line)
-        self._known[stored.id] = stored
-        self.state.apply(stored)
-        return stored
+        self._known[saved.id] = saved
+        self.state.apply(saved)
+        return saved
 
-    def _known_as(self, made: Event) -> Event | None:
+    def _known_as(self, event: Event) -> Event | None:
         """The event that was written under this id before."""
-        known = self._known.get(made.id)
-        if known is not None and Event.read(replace(made, time=known.time).line()) != known:
+        former = self._known.get(event.id)
+        if former is not None and Event.read(replace(event, time=former.time).line()) != former:
             raise DataError(
-                f"two different events came as {made.id!r}",
+                f"two different events came as {event.id!r}",
                 "what was said first under an id stands",
                 "leave the id out, or give a task another name",
             )
-        return known
+        return former
 
     def _roll_back(self) -> None:
         if self._connection is None or self.process != os.getpid():

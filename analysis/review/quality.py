@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 def reading(folder: Path) -> Reviews:
     """The reviews of a folder as they are now, to read from, whoever writes them."""
     log = EventLog(folder, writing=False)
-    if said := damage(log.damaged):
-        warnings.warn(said, stacklevel=2)
+    if sentence := damage(log.damaged):
+        warnings.warn(sentence, stacklevel=2)
     return Reviews(log)
 
 
@@ -73,25 +73,25 @@ def settled(reviews: Reviews, name: str) -> dict[str, Settled]:
     task = reviews.task(name)
 
     def acts_of(state: State) -> dict[str, tuple[list[Event], bool]]:
-        found = {}
+        acts = {}
         for item in task.items.keys() - task.gold.keys():
             final = state.final(name, item)
-            said = [*state.counted(name, item).values()]
-            if final is not None or len(said) >= task.reviewers:
-                found[item] = ([final] if final is not None else said), final is not None
-        return found
+            judgements = [*state.counted(name, item).values()]
+            if final is not None or len(judgements) >= task.reviewers:
+                acts[item] = ([final] if final is not None else judgements), final is not None
+        return acts
 
     acts = reviews.log.look(acts_of)
     return {item: _settle(item, task.items[item], *acts[item]) for item in task.items if item in acts}
 
 
-def _settle(item: str, clip: str, said: Sequence[Event], adjudicated: bool) -> Settled:
+def _settle(item: str, clip: str, acts: Sequence[Event], adjudicated: bool) -> Settled:
     def most(answer_of: Callable[[Event], Any]) -> Any:
-        answer, n = Counter(map(answer_of, said)).most_common(1)[0]
-        return answer if 2 * n > len(said) else None
+        answer, n = Counter(map(answer_of, acts)).most_common(1)[0]
+        return answer if 2 * n > len(acts) else None
 
     label = most(lambda act: act.payload.get("label"))
-    agreed = sorted((act for act in said if label in (None, act.payload.get("label"))), key=lambda act: act.time)
+    agreed = sorted((act for act in acts if label in (None, act.payload.get("label"))), key=lambda act: act.time)
     notes = tuple(act.payload["note"] for act in reversed(agreed) if act.payload.get("note"))
     fails_in = most(lambda act: (act.payload.get("failing") or {}).get("in"))
     return Settled(
@@ -141,12 +141,12 @@ def weighed(reviews: Reviews, name: str) -> Weighed | None:
     do not count."""
     labels = [*reviews.task(name).labels, None]  # the last one is that of −1
     matrix, traces, people = rating_matrix(reviews.ratings(name), labels[:-1])
-    found = consensus(matrix, len(labels) - 1)
-    if found is None:
+    votes = consensus(matrix, len(labels) - 1)
+    if votes is None:
         return None
-    pairs = {trace: (labels[a], labels[b]) for trace, a, b in zip(traces, found.majority_C, found.label_C)}
-    other = {trace: pair for trace, pair in pairs.items() if pair[0] != pair[1]}
-    return Weighed(dict(zip(people, found.quality_R.tolist())), other, int((matrix >= 0).any(1).sum()))
+    pairs = {trace: (labels[a], labels[b]) for trace, a, b in zip(traces, votes.majority_C, votes.label_C)}
+    changes = {trace: pair for trace, pair in pairs.items() if pair[0] != pair[1]}
+    return Weighed(dict(zip(people, votes.quality_R.tolist())), changes, int((matrix >= 0).any(1).sum()))
 
 
 # Reviewers on gold items
@@ -173,10 +173,10 @@ def gold_records(reviews: Reviews, name: str) -> list[GoldRecord]:
     by: dict[str, list[Mapping[str, bool]]] = {}
     for act, marks in reviews.gold_marks(name):
         by.setdefault(act.reviewer, []).append(marks)
-    return [_record(who, answers) for who, answers in sorted(by.items())]
+    return [_record(reviewer, answers) for reviewer, answers in sorted(by.items())]
 
 
-def _record(who: str, answers: Sequence[Mapping[str, bool]]) -> GoldRecord:
+def _record(reviewer: str, answers: Sequence[Mapping[str, bool]]) -> GoldRecord:
     from scipy.stats import fisher_exact  # here, since it takes over a second to import
 
     right = [int(all(marks.values())) for marks in answers]
@@ -184,9 +184,9 @@ def _record(who: str, answers: Sequence[Mapping[str, bool]]) -> GoldRecord:
     early, late = right[:half], right[half:]
     table = [[sum(part), len(part) - sum(part)] for part in (early, late)]
     p = float(fisher_exact(table).pvalue) if half else math.nan
-    asked = {question: [marks[question] for marks in answers if question in marks] for question in QUESTIONS}
-    each = {question: wilson(sum(said), len(said)) for question, said in asked.items() if said}
-    return GoldRecord(who, n, wilson(sum(right), n), *(wilson(row[0], sum(row)) for row in table), p, each)
+    marks_of = {question: [marks[question] for marks in answers if question in marks] for question in QUESTIONS}
+    each = {question: wilson(sum(marks), len(marks)) for question, marks in marks_of.items() if marks}
+    return GoldRecord(reviewer, n, wilson(sum(right), n), *(wilson(row[0], sum(row)) for row in table), p, each)
 
 
 # The model against people
@@ -198,22 +198,22 @@ def model_against_people(
     """How far the settled labels agree with the traces' own answers ("provisional") and with the calibrated labels
     ("calibrated"), as `agreement` has it (all classes, then each), clips drawn whole. A model that gave no
     label of the task says "none", which is a class of its own."""
-    people = {item: said for item, said in settled(reviews, name).items() if said.label is not None}
+    people = {item: view for item, view in settled(reviews, name).items() if view.label is not None}
     facts = workbench.query(
         """SELECT trace_id, any_value(provisional) AS provisional, any_value(calibrated) AS calibrated FROM trace_facts
            WHERE trace_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY trace_id""",
         [list(people)],
     ).set_index("trace_id")
     labels = list(reviews.task(name).labels)
-    found = {}
+    agreements = {}
     for kind in ("provisional", "calibrated"):
-        model = {item: said if said in labels else NONE_LABEL for item, said in facts[kind].dropna().items()}
-        known = [*labels, *([NONE_LABEL] if NONE_LABEL in model.values() and NONE_LABEL not in labels else [])]
+        model = {item: answer if answer in labels else NONE_LABEL for item, answer in facts[kind].dropna().items()}
+        classes = [*labels, *([NONE_LABEL] if NONE_LABEL in model.values() and NONE_LABEL not in labels else [])]
         pairs = [(item, "people", people[item].label) for item in model]
-        matrix, items, _ = rating_matrix([*pairs, *((item, "model", label) for item, label in model.items())], known)
+        matrix, items, _ = rating_matrix([*pairs, *((item, "model", label) for item, label in model.items())], classes)
         clips = [people[item].clip_id for item in items]
-        found[kind] = agreement(matrix, known, groups_C=clips, draws=draws, seed=seed)
-    return found
+        agreements[kind] = agreement(matrix, classes, groups_C=clips, draws=draws, seed=seed)
+    return agreements
 
 
 # Seeing or reasoning
@@ -258,15 +258,15 @@ def seeing_or_reasoning(
     )
     if judged.empty:
         return None
-    said = [
+    rows = [
         (people[row.trace_id].fails_in, failed(row.sufficient, row.right), people[row.trace_id].clip_id)
         for row in judged.itertuples()
     ]
-    both = [(PROCESSES.index(mine), PROCESSES.index(its), clip) for mine, its, clip in said if mine and its]
+    both = [(PROCESSES.index(person), PROCESSES.index(judge), clip) for person, judge, clip in rows if person and judge]
     counts = np.zeros((2, 2), dtype=np.int64)
-    for mine, its, _ in both:
-        counts[mine, its] += 1
-    found, *_ = agreement(
+    for person, judge, _ in both:
+        counts[person, judge] += 1
+    estimate, *_ = agreement(
         np.array([pair[:2] for pair in both], dtype=np.int64).reshape(-1, 2),
         PROCESSES,
         groups_C=[clip for *_, clip in both],
@@ -275,9 +275,9 @@ def seeing_or_reasoning(
     )
     return Blame(
         counts,
-        found,
-        sum(bool(mine and not its) for mine, its, _ in said),
-        sum(bool(its and not mine) for mine, its, _ in said),
+        estimate,
+        sum(bool(person and not judge) for person, judge, _ in rows),
+        sum(bool(judge and not person) for person, judge, _ in rows),
     )
 
 
@@ -303,27 +303,27 @@ def suspects(workbench: "Workbench", dataset: str, split: str | None = None) -> 
     comes from, nor the calibrator was trained on these clips (validation clips only chose when to stop, and one
     temperature). DataError where there are none.
     """
-    found = calibrated(workbench, dataset, split).dropna(subset="given")
-    where = f"the split {split!r} of {dataset!r}" if split else repr(dataset)
-    if found.empty:
+    answers = calibrated(workbench, dataset, split).dropna(subset="given")
+    scope = f"the split {split!r} of {dataset!r}" if split else repr(dataset)
+    if answers.empty:
         raise DataError(
-            f"no calibrated distribution of {where}",
+            f"no calibrated distribution of {scope}",
             "labels are doubted by what a model says of clips",
             f"Run `deepintuit evaluate --set evaluate.split={split or 'test'}` with a calibrator first",
         )
-    for (run_id, system), rows in found.groupby(["run_id", "system"], sort=False):
+    for (run_id, system), rows in answers.groupby(["run_id", "system"], sort=False):
         if not trained_on(workbench, workbench.run(run_id)) & set(rows["clip_id"]):
-            found, source = rows, (run_id, system)
+            answers, source = rows, (run_id, system)
             break
     else:
         raise DataError(
-            f"{found['run_id'][0]!r} was trained on clips of {where}",
+            f"{answers['run_id'][0]!r} was trained on clips of {scope}",
             "a model hardly doubts the labels that it was trained on",
             "Ask for another split; or divide the clips with another "
             "seed, train and ask again: a split is out of fold for every chain that left it out",
         )
-    labels = list(found["labels"].iloc[0])
-    rows = found[found["given"].isin(labels)].reset_index(drop=True)
+    labels = list(answers["labels"].iloc[0])
+    rows = answers[answers["given"].isin(labels)].reset_index(drop=True)
     guess = label_errors([labels.index(label) for label in rows["given"]], np.stack(rows["probs"]))
     rows = rows.assign(
         likely=[labels[k] for k in guess.likely_C], self_confidence=guess.self_confidence_C, suspected=guess.suspected_C
@@ -335,17 +335,17 @@ def suspects(workbench: "Workbench", dataset: str, split: str | None = None) -> 
 def doubted(workbench: "Workbench", clips: Collection[str]) -> list[Any]:
     """The rows of `suspects` that are suspected and about these clips, of all their datasets and splits whose
     distributions are out of fold."""
-    where = workbench.query(
+    sources = workbench.query(
         "SELECT DISTINCT dataset, split FROM clips WHERE split IS NOT NULL AND clip_id IN "
         "(SELECT unnest(?::VARCHAR[]))",
         [list(clips)],
     )
-    found, among = [], set(clips)
-    for dataset, split in where.itertuples(index=False):
+    doubts, among = [], set(clips)
+    for dataset, split in sources.itertuples(index=False):
         with contextlib.suppress(DataError):
             rows = suspects(workbench, dataset, split).rows
-            found += rows[rows["suspected"] & rows["clip_id"].isin(among)].itertuples()
-    return sorted(found, key=lambda row: row.self_confidence)
+            doubts += rows[rows["suspected"] & rows["clip_id"].isin(among)].itertuples()
+    return sorted(doubts, key=lambda row: row.self_confidence)
 
 
 def calibrated(workbench: "Workbench", dataset: str, split: str | None = None) -> "pd.DataFrame":
@@ -371,14 +371,14 @@ def trained_on(workbench: "Workbench", run: "Run") -> set[str]:
         name = todo.pop()
         if name is None:
             continue
-        one = workbench.run(name)
-        todo += [one.parent, one.config.get("calibrator")]
+        ancestor = workbench.run(name)
+        todo += [ancestor.parent, ancestor.config.get("calibrator")]
         splits = {
-            "coldstart": one.config.get("coldstart", {}).get("splits", ["coldstart"]),
+            "coldstart": ancestor.config.get("coldstart", {}).get("splits", ["coldstart"]),
             "grpo": ["grpo"],
             "calibrate": ["calibration"],
-        }.get(one.stage, [])
+        }.get(ancestor.stage, [])
         if splits:
-            frame = Manifest.used(workbench.path, one.about["dataset"], one.config.get("manifest")).frame
+            frame = Manifest.used(workbench.path, ancestor.about["dataset"], ancestor.config.get("manifest")).frame
             clips |= set(frame.loc[frame["split"].isin(splits), "clip_id"])
     return clips

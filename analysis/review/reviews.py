@@ -70,8 +70,8 @@ class Reviews:
         task = self.task(name)
 
         def choose(state: State) -> Event | None:
-            chosen = self._chosen(state, task, person(reviewer), seat, set(holding))
-            return chosen and Event(Kind.RESERVED, name, reviewer, chosen, task.items[chosen], {"seat": seat})
+            item = self._chosen(state, task, person(reviewer), seat, set(holding))
+            return item and Event(Kind.RESERVED, name, reviewer, item, task.items[item], {"seat": seat})
 
         event = self.log.append(choose)
         if event is None:
@@ -79,42 +79,42 @@ class Reviews:
         draft = self.log.look(lambda state: state.drafts.get((name, event.item, reviewer), {}))
         return Item(event.item, event.clip, dict(draft))
 
-    def _chosen(self, state: State, task: Task, who: str, seat: str, holding: set[str]) -> str | None:
+    def _chosen(self, state: State, task: Task, reviewer: str, seat: str, holding: set[str]) -> str | None:
         answers, holds = state.answers.get(task.name, {}), state.holds.get(task.name, {})
         since = self.log.clock() - task.seconds
-        held = state.held(task.name, who, since)
+        own_holds = state.held(task.name, reviewer, since)
         if task.name in state.closed:
             return None
-        own = [item for item, hold in held.items() if hold.seat == seat and item not in holding]
+        own = [item for item, hold in own_holds.items() if hold.seat == seat and item not in holding]
         if own:
-            return min(own, key=lambda item: held[item].at)
+            return min(own, key=lambda item: own_holds[item].at)
         if task.name not in state.unfinished:
             state.unfinished[task.name] = dict.fromkeys(item for item in task.items if item not in task.gold)
-        unfinished, finished, mine = state.unfinished[task.name], [], holding | held.keys()
+        unfinished, finished, reserved = state.unfinished[task.name], [], holding | own_holds.keys()
 
         def free() -> Iterator[str]:
             for item in unfinished:
-                said = answers.get(item, {})
-                busy = {name for name, act in said.items() if act.kind is Kind.JUDGED}
+                acts = answers.get(item, {})
+                busy = {name for name, act in acts.items() if act.kind is Kind.JUDGED}
                 if len(busy) >= task.reviewers or state.final(task.name, item) is not None:
                     finished.append(item)
-                elif who not in said and item not in mine:
+                elif reviewer not in acts and item not in reserved:
                     busy.update(name for name, hold in holds.get(item, {}).items() if hold.at > since)
                     if len(busy) < task.reviewers:
                         yield item
 
-        found = (
+        choice = (
             next(free(), None)
             if task.order != "reviewers"
             else max(free(), key=lambda item: dispute(answers.get(item, {})), default=None)
         )
         for item in finished:
             del unfinished[item]
-        gold = [item for item in task.gold if who not in answers.get(item, {}) and item not in mine]
+        gold = [item for item in task.gold if reviewer not in answers.get(item, {}) and item not in reserved]
         # By chance, but the same after a restart; it cannot be guessed by counting.
-        turn = len(held) + len(state.acts.get((task.name, who), {}))
-        chance = random.Random(f"{task.name}\n{who}\n{turn}")  # noqa: S311 - no secret
-        return chance.choice(gold) if found and gold and chance.random() < task.gold_share else found
+        turn = len(own_holds) + len(state.acts.get((task.name, reviewer), {}))
+        chance = random.Random(f"{task.name}\n{reviewer}\n{turn}")  # noqa: S311 - no secret
+        return chance.choice(gold) if choice and gold and chance.random() < task.gold_share else choice
 
     def draft(self, name: str, reviewer: str, item: str, answers: Mapping[str, Any]) -> Event:
         """Keep what is typed; the reservation goes on from now."""
@@ -210,8 +210,8 @@ class Reviews:
         self.task(name)
 
         def at(state: State) -> str:
-            said = state.answers.get(name, {}).get(item, {})
-            if reviewer not in said or said[reviewer].kind is not Kind.JUDGED:
+            answers = state.answers.get(name, {}).get(item, {})
+            if reviewer not in answers or answers[reviewer].kind is not Kind.JUDGED:
                 return "none"
             if state.final(name, item) is not None:
                 return "decided"
@@ -222,8 +222,8 @@ class Reviews:
     def answers(self, name: str, item: str, viewer: str) -> dict[str, Event]:
         """Answers in force by reviewer: all of them for a lead, for others only their own."""
         leads = self.task(name).leads
-        said = self.log.look(lambda state: dict(state.answers.get(name, {}).get(item, {})))
-        return {who: act for who, act in said.items() if viewer in leads or who == viewer}
+        answers = self.log.look(lambda state: dict(state.answers.get(name, {}).get(item, {})))
+        return {reviewer: act for reviewer, act in answers.items() if viewer in leads or reviewer == viewer}
 
     def judgements(self, name: str) -> list[Event]:
         """All judgements in force, gold items included, in order of time. For leads: it shows everybody's."""
@@ -250,13 +250,13 @@ class Reviews:
         is that. Of a place that fails, sentence or kind alone may be known."""
         gold = self.task(name).gold
 
-        def right(said: Any, known: Any) -> bool:
-            if isinstance(known, Mapping) and isinstance(said, Mapping):
-                return all(said.get(part) == value for part, value in known.items())
-            return said == known
+        def right(answer: Any, truth: Any) -> bool:
+            if isinstance(truth, Mapping) and isinstance(answer, Mapping):
+                return all(answer.get(part) == value for part, value in truth.items())
+            return answer == truth
 
         return [
-            (act, {key: right(act.payload.get(key), known) for key, known in gold[act.item].items()})
+            (act, {key: right(act.payload.get(key), truth) for key, truth in gold[act.item].items()})
             for act in self.judgements(name)
             if act.item in gold
         ]
@@ -267,13 +267,13 @@ class Reviews:
         task, everything = self.task(name), self.judgements(name)
         plain = task.items.keys() - task.gold.keys()
         each = Counter(act.item for act in everything if act.item in plain)
-        done = {item: min(n, task.reviewers) for item, n in each.items()}
+        counts = {item: min(n, task.reviewers) for item, n in each.items()}
         decided = self.log.look(lambda state: {item for item in plain if state.final(name, item)})
         return {
             "asked": len(plain) * task.reviewers,
-            "done": sum(done.values()),
+            "done": sum(counts.values()),
             "items": len(plain),
-            "complete": len(decided | {item for item, n in done.items() if n == task.reviewers}),
+            "complete": len(decided | {item for item, n in counts.items() if n == task.reviewers}),
             "by": dict(Counter(act.reviewer for act in everything)),
         }
 
@@ -287,11 +287,11 @@ def _open(state: State, name: str) -> None:
         )
 
 
-def dispute(said: Mapping[str, Event]) -> float:
+def dispute(acts: Mapping[str, Event]) -> float:
     """How far people differ on an item so far: the share of pairs of (label, verdict) that are not the same."""
-    views = [(act.payload.get("label"), act.payload.get("verdict")) for act in said.values() if act.kind is Kind.JUDGED]
-    same = sum(n * (n - 1) for n in Counter(views).values())
-    return 1 - same / (len(views) * (len(views) - 1)) if len(views) > 1 else 0.0
+    views = [(act.payload.get("label"), act.payload.get("verdict")) for act in acts.values() if act.kind is Kind.JUDGED]
+    pairs = sum(n * (n - 1) for n in Counter(views).values())
+    return 1 - pairs / (len(views) * (len(views) - 1)) if len(views) > 1 else 0.0
 
 
 def person(name: str) -> str:

@@ -60,7 +60,7 @@ class Task:
                 "nothing could be handed out by it",
                 "Open it as the Review page does",
             )
-        wrong = [
+        flaws = [
             text
             for bad, text in (
                 (not self.name.strip(), "has no name"),
@@ -73,8 +73,8 @@ class Task:
             )
             if bad
         ]
-        if wrong:
-            raise DataError(f"the task {self.name!r} {wrong[0]}", "it could not be handed out or answered", "mend that")
+        if flaws:
+            raise DataError(f"the task {self.name!r} {flaws[0]}", "it could not be handed out or answered", "mend that")
         for answers in self.gold.values():
             place = answers.get("failing")
             if isinstance(place, Mapping):  # sentence or kind may be all that is known
@@ -107,21 +107,21 @@ class Task:
             text = re.sub(inside, r"\1 ▒▒▒▒ \2", text, flags=re.DOTALL)
         # A mark of a grammar is no mention, even where a label is called like it.
         marks = "|".join(re.escape(mark) for part in parts for mark in (part.open, part.close) if len(mark) > 1)
-        named = "|".join(
+        pattern = "|".join(
             r"[\s_-]+".join(map(re.escape, re.split(r"[\s_]+", label))) for label in spellings(self.labels)
         )
-        cover = re.compile(rf"({marks})|(?<!\w)(?:{named})(?!\w)", re.I)
-        return cover.sub(lambda found: found[1] or "▒▒▒▒", text) if named else text
+        cover = re.compile(rf"({marks})|(?<!\w)(?:{pattern})(?!\w)", re.I)
+        return cover.sub(lambda match: match[1] or "▒▒▒▒", text) if pattern else text
 
     def checked(self, answers: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
         """The answers as they are stored; DataError when they do not answer this task's questions. `whole`: a label and
         a verdict, where asked, must be there."""
         rules = {
-            "label": (lambda given: given in (*self.labels, None), f"one of {', '.join(self.labels)}, or None"),
-            "verdict": (lambda given: given in (*VERDICTS, None), f"one of {', '.join(VERDICTS)}, or None"),
+            "label": (lambda value: value in (*self.labels, None), f"one of {', '.join(self.labels)}, or None"),
+            "verdict": (lambda value: value in (*VERDICTS, None), f"one of {', '.join(VERDICTS)}, or None"),
             "failing": (_fails, 'None or {"sentence": 0 or above, "in": "' + '" or "'.join(PROCESSES) + '"}'),
             "note": (
-                lambda given: isinstance(given, str) and len(given) <= LONGEST_NOTE,
+                lambda value: isinstance(value, str) and len(value) <= LONGEST_NOTE,
                 f"text up to {LONGEST_NOTE:,} characters",
             ),
         }
@@ -171,13 +171,13 @@ def plan(
                 "shares above 0; 'reviewers' changes with every answer and cannot be mixed",
                 f"nearest: {nearest(name, ORDERS) or 'random'!r}",
             )
-    where, values = (
+    clause, values = (
         slice.where(workbench)
         if isinstance(slice, browse.TraceFilter)
         else ("trace_id IN (SELECT unnest(?::VARCHAR[]))", [list(slice)])
     )
     rows = workbench.query(
-        f"""WITH chosen AS (SELECT * FROM trace_facts WHERE {where}),
+        f"""WITH chosen AS (SELECT * FROM trace_facts WHERE {clause}),
                  votes AS (SELECT run_id, clip_id, step, entropy(provisional) AS spread FROM trace_facts
                            WHERE clip_id IN (SELECT clip_id FROM chosen) GROUP BY ALL),
                  said AS (SELECT trace_id, probs FROM predictions JOIN runs USING (run_id)
@@ -227,11 +227,11 @@ def plan(
 
 def _mixed(ranked: Mapping[str, Sequence[int]], shares: Mapping[str, float]) -> Iterator[int]:
     """Numbers of several rankings, each once: always the best left of the ranking furthest behind its share."""
-    rest, given, taken = {name: iter(places) for name, places in ranked.items()}, Counter(), set()
+    rest, counts, placed = {name: iter(places) for name, places in ranked.items()}, Counter(), set()
     for _ in range(len(next(iter(ranked.values())))):
-        name = min(shares, key=lambda name: given[name] / shares[name])
-        given[name] += 1
-        taken.add(place := next(place for place in rest[name] if place not in taken))
+        name = min(shares, key=lambda name: counts[name] / shares[name])
+        counts[name] += 1
+        placed.add(place := next(place for place in rest[name] if place not in placed))
         yield int(place)
 
 
