@@ -41,7 +41,7 @@ def renderer(folder: Path, *, interpreted: bool = True, **names: Any) -> Callabl
 
 
 def environment(folder: Path, kind: type[Environment] = Environment) -> Environment:
-    made = kind(
+    env = kind(
         loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
@@ -51,10 +51,10 @@ def environment(folder: Path, kind: type[Environment] = Environment) -> Environm
         cache_size=-1,
         finalize=lambda value: "" if value is None else value,
     )
-    made.filters |= {"comma": "{:,}".format, "fixed": fixed, "percent": percent}
-    made.globals["zip"] = zip
-    made.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    return made
+    env.filters |= {"comma": "{:,}".format, "fixed": fixed, "percent": percent}
+    env.globals["zip"] = zip
+    env.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    return env
 
 
 def fixed(value: float | None, digits: int = 2) -> str:

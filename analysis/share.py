@@ -70,30 +70,30 @@ class Shared:
         lost: dict[str, str] = {}
         with disk.naming(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
             try:
-                made.chmod(0o755)
-                (made / "clips").mkdir()
+                folder.chmod(0o755)
+                (folder / "clips").mkdir()
                 for name, (row, path) in self.videos.items():
                     try:
                         worlds.at_hand(path)
-                        _small(row, path, made / name) if self.small else shutil.copyfile(path, made / name)
+                        _small(row, path, folder / name) if self.small else shutil.copyfile(path, folder / name)
                     except VideoError as error:
                         lost[name] = error.why
                     except FileNotFoundError:
                         lost[name] = _GONE
                 for clip in self.data["clips"]:
                     clip["file"] = None if clip["file"] in lost else clip["file"]
-                (made / "data.js").write_bytes(self.script)
+                (folder / "data.js").write_bytes(self.script)
                 for name in ("share.js", "share.css"):
-                    shutil.copyfile(_TEMPLATES / "share" / name, made / name)
+                    shutil.copyfile(_TEMPLATES / "share" / name, folder / name)
                 if self.card:
-                    shutil.copyfile(self.card(), made / "card.html")
+                    shutil.copyfile(self.card(), folder / "card.html")
                 page = _render("share/page.html", title=self.title, card=self.card is not None)
-                (made / "index.html").write_text(page, encoding="utf-8")
-                os.rename(made, target)
+                (folder / "index.html").write_text(page, encoding="utf-8")
+                os.rename(folder, target)
             except BaseException:
-                shutil.rmtree(made, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
                 raise
         return _grouped((why, self.videos[name][0]) for name, why in lost.items())
 
@@ -124,19 +124,19 @@ def gather(
             "there would be nothing to look at",
             "Name other runs, or another slice",
         )
-    kept = {row["trace_id"] for row in traces}
+    trace_ids = {row["trace_id"] for row in traces}
     answers = _answers(workbench, runs or sorted({row["run_id"] for row in traces}))
-    answers = [row for row in answers if row["trace_id"] in kept]
+    answers = [row for row in answers if row["trace_id"] in trace_ids]
     videos, left_out = ({}, {}) if clips == "none" else _videos(workbench, rows, clips == "small")
     file_of = {row["clip_id"]: file for file, (row, _) in videos.items()}
-    said: dict[str, list[dict[str, Any]]] = {}
+    answers_of: dict[str, list[dict[str, Any]]] = {}
     for row in answers:
-        said.setdefault(row["trace_id"], []).append(row)
+        answers_of.setdefault(row["trace_id"], []).append(row)
     grammars = {run: grammar_of(workbench, run) for run in {row["run_id"] for row in traces}}
     data = {
         "clips": [_clip(row, file_of.get(row["clip_id"])) for row in rows],
         "traces": [
-            _trace(row, grammars[row["run_id"]], place_of[row["clip_id"]], said.get(row["trace_id"], []))
+            _trace(row, grammars[row["run_id"]], place_of[row["clip_id"]], answers_of.get(row["trace_id"], []))
             for row in traces
         ],
         "systems": _systems(answers, place_of),
@@ -185,7 +185,7 @@ def _videos(
     workbench: Workbench, rows: Sequence[dict[str, Any]], small: bool
 ) -> tuple[dict[str, tuple[dict[str, Any], Path]], dict[str, list[str]]]:
     """Those whose file is there or can be rendered, numbered, since names of files are a stranger's; and the others."""
-    found, left_out = {}, []
+    videos, left_out = {}, []
     for number, row in enumerate(rows):
         path = workbench.path / row["file"]
         if not path.is_file() and worlds.to_render(path) is None:
@@ -193,15 +193,15 @@ def _videos(
         elif not small and path.suffix.lower() not in _PLAYABLE:
             left_out.append((_UNPLAYABLE, row))
         else:
-            found[f"clips/{number:05}{'.mp4' if small else path.suffix.lower()}"] = row, path
-    return found, _grouped(left_out)
+            videos[f"clips/{number:05}{'.mp4' if small else path.suffix.lower()}"] = row, path
+    return videos, _grouped(left_out)
 
 
 def _grouped(left_out: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for why, row in left_out:
-        found.setdefault(why, []).append(_name(row))
-    return found
+        groups.setdefault(why, []).append(_name(row))
+    return groups
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -209,50 +209,50 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _clip(row: dict[str, Any], file: str | None) -> dict[str, Any]:
-    shown = {name: row[name] for name in ("label", "group", "split", "seconds", "width", "height")}
-    return {"name": _name(row), "file": file, **shown}
+    facts = {name: row[name] for name in ("label", "group", "split", "seconds", "width", "height")}
+    return {"name": _name(row), "file": file, **facts}
 
 
-def _trace(row: dict[str, Any], grammar: str, clip: int, said: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _trace(row: dict[str, Any], grammar: str, clip: int, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A trace as the page takes it; `parts`: segments of texts, each with the second that it speaks of, or None."""
     names = ("run_id", "stage", "split", "sample", "step", "true_label", "provisional", "reason", "detail", "tokens")
-    best = next((one for one in said if one["method"] != "raw" and one["probs"] is not None), None)
-    told = {name: best[name] for name in ("predicted", "farther_than", "distance", "unlike", "method")} if best else {}
+    best = next((p for p in answers if p["method"] != "raw" and p["probs"] is not None), None)
+    facts = {name: best[name] for name in ("predicted", "farther_than", "distance", "unlike", "method")} if best else {}
     probs = [] if best is None or best["unlike"] else [*zip(best["labels"], map(float, best["probs"]))]
     return {
         "id": row["trace_id"],
         "clip": clip,
-        "system": said[0]["system"] if said else None,
+        "system": answers[0]["system"] if answers else None,
         "ms": row["milliseconds"],
         **{name: row[name] for name in names},
-        **told,
+        **facts,
         "probs": probs,
-        "times": [] if row["frame_times"] is None else [float(one) for one in row["frame_times"]],
+        "times": [] if row["frame_times"] is None else [float(t) for t in row["frame_times"]],
         "parts": [
-            [one.name, _spoken(row["text"][one.start : one.end], row["frame_times"])]
-            for one in pieces(row["text"], grammar)
+            [piece.name, _spoken(row["text"][piece.start : piece.end], row["frame_times"])]
+            for piece in pieces(row["text"], grammar)
         ],
     }
 
 
 def _spoken(text: str, times: Sequence[float] | None) -> list[tuple[str, float | None]]:
-    found, at = [], 0
-    for one in mentions(text):
-        if one.start >= at and (second := moment(one, times)) is not None:
-            found += [(text[at : one.start], None), (text[one.start : one.end], round(second, 3))]
-            at = one.end
-    return [part for part in (*found, (text[at:], None)) if part[0]]
+    parts, at = [], 0
+    for mention in mentions(text):
+        if mention.start >= at and (second := moment(mention, times)) is not None:
+            parts += [(text[at : mention.start], None), (text[mention.start : mention.end], round(second, 3))]
+            at = mention.end
+    return [part for part in (*parts, (text[at:], None)) if part[0]]
 
 
 def _systems(answers: Sequence[dict[str, Any]], place_of: dict[str, int]) -> list[dict[str, Any]]:
     """Of each system and way its answers to clips that have a label: clip, trace, true label, answer."""
-    found: dict[tuple[str, str, str], list] = {}
+    answers_of: dict[tuple[str, str, str], list] = {}
     names = "run", "system", "method"
     for row in answers:
         if row["true_label"] is not None:
             answer = place_of[row["clip_id"]], row["trace_id"], row["true_label"], row["predicted"]
-            found.setdefault((row["run_id"], row["system"], row["method"]), []).append(answer)
-    return [{**dict(zip(names, key)), "rows": rows} for key, rows in found.items()]
+            answers_of.setdefault((row["run_id"], row["system"], row["method"]), []).append(answer)
+    return [{**dict(zip(names, key)), "rows": rows} for key, rows in answers_of.items()]
 
 
 def _small(row: dict[str, Any], source: Path, target: Path) -> None:
@@ -260,5 +260,5 @@ def _small(row: dict[str, Any], source: Path, target: Path) -> None:
     scale = min(1.0, _SMALL / max(row["width"], row["height"]))
     size = tuple(max(2, int(side * scale) // 2 * 2) for side in (row["width"], row["height"]))
     count = max(1, min(_LONGEST, round((row["seconds"] or 1) * _RATE)))
-    seen = video.read(source, count, size, isolate=True)
-    video.write_mp4(target, seen.pixels_T_H_W_3, len(seen.pixels_T_H_W_3) / max(seen.seconds, 1 / _RATE))
+    frames = video.read(source, count, size, isolate=True)
+    video.write_mp4(target, frames.pixels_T_H_W_3, len(frames.pixels_T_H_W_3) / max(frames.seconds, 1 / _RATE))

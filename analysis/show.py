@@ -66,24 +66,24 @@ def clip(path: str | Path, caption: str = "", width: int = 320) -> Html:
     return Html(_render("show/clip.html", url=url, width=width, caption=caption))
 
 
-def frames(seen: Frames, caption: str = "", height: int = 96) -> Html:
+def frames(clip_frames: Frames, caption: str = "", height: int = 96) -> Html:
     """The frames in order, `height` pixels high, each above its number (from 1, as traces count) and its time."""
-    pictures = (_data_url("image/jpeg", jpeg(pixels, (10_000, 2 * height))) for pixels in seen.pixels_T_H_W_3)
-    timed = list(zip(pictures, seen.times_T, strict=True))
+    pictures = (_data_url("image/jpeg", jpeg(pixels, (10_000, 2 * height))) for pixels in clip_frames.pixels_T_H_W_3)
+    timed = list(zip(pictures, clip_frames.times_T, strict=True))
     return Html(_render("show/frames.html", frames=timed, height=height, caption=caption))
 
 
-def trace(found: Trace | Malformed, title: str = "") -> Html:
+def trace(parsed: Trace | Malformed, title: str = "") -> Html:
     """A parsed text with its segments washed in colours; a malformed one with its marks bold, and why it is none."""
     spans, end = [], 0
-    for name, (start, stop) in sorted(outer_spans(found).items(), key=lambda item: item[1]) if found.ok else ():
+    for name, (start, stop) in sorted(outer_spans(parsed).items(), key=lambda item: item[1]) if parsed.ok else ():
         spans += [
-            ("", "", [(found.text[end:start], False)]),
-            (name, _WASHES.get(name, _BLUE), _pieces(found, start, stop)),
+            ("", "", [(parsed.text[end:start], False)]),
+            (name, _WASHES.get(name, _BLUE), _pieces(parsed, start, stop)),
         ]
         end = stop
-    rest = [(found.text[end:], False)] if found.ok else _pieces(found, 0, len(found.text))
-    return Html(_render("show/trace.html", found=found, title=title, spans=[*spans, ("", "", rest)]))
+    rest = [(parsed.text[end:], False)] if parsed.ok else _pieces(parsed, 0, len(parsed.text))
+    return Html(_render("show/trace.html", found=parsed, title=title, spans=[*spans, ("", "", rest)]))
 
 
 def tokens(text: str, offsets_T: ArrayLike, values_T: ArrayLike, caption: str = "") -> Html:
@@ -121,8 +121,8 @@ def row(*parts: Html) -> Html:
 
 def app(page: str, words: str, **query: object) -> Html:
     """A link to a page of the dashboard in a state: `show.app("traces", "the same traces", run=run.id)`."""
-    known = {name: value for name, value in query.items() if value not in (None, "")}
-    address = f"{APP}/{page}" + (f"?{urlencode(known)}" if known else "")
+    state = {name: value for name, value in query.items() if value not in (None, "")}
+    address = f"{APP}/{page}" + (f"?{urlencode(state)}" if state else "")
     return Html(_render("show/app.html", url=address, words=words))
 
 
@@ -130,8 +130,8 @@ def _data_url(kind: str, file: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(file).decode()}"
 
 
-def _pieces(found: Trace | Malformed, start: int, stop: int) -> list[tuple[str, bool]]:
+def _pieces(parsed: Trace | Malformed, start: int, stop: int) -> list[tuple[str, bool]]:
     """Characters start … stop, cut at the marks of the grammar: text, and whether it is a mark."""
-    marks = found.grammar.marks
-    parts = re.split("(" + "|".join(map(re.escape, sorted(marks))) + ")", found.text[start:stop])
+    marks = parsed.grammar.marks
+    parts = re.split("(" + "|".join(map(re.escape, sorted(marks))) + ")", parsed.text[start:stop])
     return [(part, part in marks) for part in parts]

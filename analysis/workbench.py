@@ -55,9 +55,9 @@ class Workbench(RunFolder):
         """The newest version of each saved slice, by name."""
         return slices.saved(self)
 
-    def save_slice(self, name: str, what: "TraceFilter | str", by: str = "") -> Slice:
+    def save_slice(self, name: str, traces: "TraceFilter | str", by: str = "") -> Slice:
         """Keep a filter, or a SELECT that gives a column trace_id, under a name; a former version stays."""
-        return slices.save(self, name, what, by)
+        return slices.save(self, name, traces, by)
 
     # The index
 
@@ -86,9 +86,9 @@ class Workbench(RunFolder):
     def _renew(self, force: bool) -> bool:
         folder = self.index_path.parent
         with disk.Lock(folder / ".index.lock", wait=600), disk.naming(self.index_path):
-            mark, said = build.fingerprint(self.path), reviewed.refresh(self.path, folder)
+            mark, changed = build.fingerprint(self.path), reviewed.refresh(self.path, folder)
             if not force and self.index_path.exists() and self._indexed() == mark:
-                return said
+                return changed
             former = self.index_path if self.index_path.exists() else self.path / "index.duckdb"
             disk.sweep(folder, ".index.duckdb.tmp*")  # what earlier versions left
             with disk.replacing(self.index_path) as temporary:

@@ -148,12 +148,12 @@ class TraceFilter:
                 conditions.append("reason = ?")
                 values.append(text)
             elif name == "slice":
-                found, given = workbench.slice(text).where(within)
-                conditions.append(f"({found})")
-                values += given
+                clause, parameters = workbench.slice(text).where(within)
+                conditions.append(f"({clause})")
+                values += parameters
             else:
-                found, phrase = search.condition(storable(text))
-                conditions.append(found)
+                clause, phrase = search.condition(storable(text))
+                conditions.append(clause)
                 values.append(phrase)
         return " AND ".join(conditions) or "true", values
 
@@ -185,14 +185,14 @@ def _read(name: str, value: Any) -> Any:
     return text
 
 
-def _one_of(known: Mapping[str, str], name: str, value: str) -> str:
-    if value not in known:
+def _one_of(options: Mapping[str, str], name: str, value: str) -> str:
+    if value not in options:
         raise StoreError(
             f"{name} = {value!r}",
-            f"it is one of {', '.join(known)}",
-            f"Nearest: {nearest(value, known) or next(iter(known))!r}",
+            f"it is one of {', '.join(options)}",
+            f"Nearest: {nearest(value, options) or next(iter(options))!r}",
         )
-    return known[value]
+    return options[value]
 
 
 @dataclass(frozen=True)
@@ -205,15 +205,15 @@ class Page:
     more: bool = False
 
 
-def count(workbench: Workbench, asked: TraceFilter) -> int:
-    condition, values = asked.where(workbench)
-    counted = f"SELECT coalesce(sum(n), 0) AS n FROM {asked.counts} WHERE {condition}"  # noqa: S608
-    return int(workbench.query(counted, values).n[0])
+def count(workbench: Workbench, filters: TraceFilter) -> int:
+    condition, values = filters.where(workbench)
+    sql = f"SELECT coalesce(sum(n), 0) AS n FROM {filters.counts} WHERE {condition}"  # noqa: S608
+    return int(workbench.query(sql, values).n[0])
 
 
 def page(
     workbench: Workbench,
-    asked: TraceFilter,
+    filters: TraceFilter,
     sort: str = "newest",
     descending: bool | None = None,
     limit: int = 50,
@@ -231,16 +231,16 @@ def page(
     direction = "DESC" if (sort == "newest" if descending is None else descending) else "ASC"
     column, limit, offset = SORTS[sort], max(1, min(int(limit), MOST_ROWS)), max(0, int(offset))
     order = f"{column} {direction} NULLS LAST, rowid"
-    among, values = asked.where(workbench)
-    if asked.counted and column in COUNTED_BY:
+    among, values = filters.where(workbench)
+    if filters.counted and column in COUNTED_BY:
         return _among_alike(workbench, among, values, column, direction, limit, offset)
     first = ""
-    if asked.text or asked.clip:  # what is found is kept, since finding it anew takes longer than the rest
-        most = f"LIMIT {COUNTED + 1}" if asked.text else ""
+    if filters.text or filters.clip:  # what is found is kept, since finding it anew takes longer than the rest
+        most = f"LIMIT {COUNTED + 1}" if filters.text else ""
         first = f"found AS MATERIALIZED (SELECT rowid AS number FROM stored_traces WHERE {among} {most}),"  # noqa: S608
         total, among = "SELECT count(*) AS n FROM found", "rowid IN (FROM found)"
     else:
-        total = f"SELECT coalesce(sum(n), 0)::BIGINT AS n FROM {asked.counts} WHERE {among}"  # noqa: S608
+        total = f"SELECT coalesce(sum(n), 0)::BIGINT AS n FROM {filters.counts} WHERE {among}"  # noqa: S608
     # Only the numbers of the rows on this page are carried further. To count on its own is quicker than in a window.
     rows = workbench.query(
         f"""WITH {first} chosen AS MATERIALIZED (
@@ -250,14 +250,14 @@ def page(
         values if first else [*values, *values],
     )
     totals = rows.pop("total")
-    found = int(totals.max()) if len(rows) else 0
+    matches = int(totals.max()) if len(rows) else 0
     if rows.empty and offset:
-        found = int(workbench.query(f"{f'WITH {first[:-1]} ' if first else ''}{total}", values).n[0])
-    more = bool(asked.text) and found > COUNTED
+        matches = int(workbench.query(f"{f'WITH {first[:-1]} ' if first else ''}{total}", values).n[0])
+    more = bool(filters.text) and matches > COUNTED
     if more:
-        found = COUNTED
-        rows = _first_of_many(workbench, asked, order, min(limit, max(0, found - offset)), offset)
-    return Page(rows, found, more)
+        matches = COUNTED
+        rows = _first_of_many(workbench, filters, order, min(limit, max(0, matches - offset)), offset)
+    return Page(rows, matches, more)
 
 
 def _among_alike(
@@ -268,33 +268,33 @@ def _among_alike(
     alike = snapshot.query(
         f"""SELECT {column} AS value, sum(n)::BIGINT AS n FROM trace_counts WHERE {among}
             GROUP BY ALL ORDER BY value {direction} NULLS LAST""", values, None, None).to_pylist()  # fmt: skip  # noqa: S608
-    ends = list(accumulate(one["n"] for one in alike))
-    here = [one for one, end in zip(alike, ends) if end > offset and end - one["n"] < offset + limit]
-    passed = sum(one["n"] for one, end in zip(alike, ends) if end <= offset)
-    known = [one["value"] for one in here if one["value"] is not None]
-    near = [f"{column} IN ({', '.join('?' * len(known))})"] if known else []
-    near += [f"{column} IS NULL"] if len(known) < len(here) else []
+    ends = list(accumulate(group["n"] for group in alike))
+    here = [group for group, end in zip(alike, ends) if end > offset and end - group["n"] < offset + limit]
+    passed = sum(group["n"] for group, end in zip(alike, ends) if end <= offset)
+    present = [group["value"] for group in here if group["value"] is not None]
+    near = [f"{column} IN ({', '.join('?' * len(present))})"] if present else []
+    near += [f"{column} IS NULL"] if len(present) < len(here) else []
     order = f"{column} {direction} NULLS LAST, rowid"
     rows = snapshot.query(
         f"""WITH chosen AS MATERIALIZED (
                 SELECT rowid AS number FROM stored_traces WHERE {among} AND ({" OR ".join(near) or "false"})
                 {f"ORDER BY {order}" if len(here) > 1 else ""} LIMIT {limit} OFFSET {offset - passed})
             SELECT {_SHOWN} FROM stored_traces JOIN chosen ON stored_traces.rowid = number ORDER BY {order}""",  # noqa: S608
-        [*values, *known],
+        [*values, *present],
         None,
         None,
     )
     return Page(rows.to_pandas(), ends[-1] if ends else 0)
 
 
-def _first_of_many(workbench: Workbench, asked: TraceFilter, order: str, limit: int, offset: int) -> pd.DataFrame:
+def _first_of_many(workbench: Workbench, filters: TraceFilter, order: str, limit: int, offset: int) -> pd.DataFrame:
     """A page of what so many texts hold that the next ones in this order will do: those are read, more if need be."""
-    others, values = replace(asked, text=None).where(workbench)
-    holds, phrase = search.condition(storable(asked.text))
+    rest, values = replace(filters, text=None).where(workbench)
+    holds, phrase = search.condition(storable(filters.text))
     for reach in (8, 64, 512, 10**6):
         rows = workbench.query(
             f"""WITH near AS MATERIALIZED (
-                    SELECT rowid AS number FROM stored_traces WHERE {others} ORDER BY {order}
+                    SELECT rowid AS number FROM stored_traces WHERE {rest} ORDER BY {order}
                     LIMIT {reach * (offset + limit)})
                 SELECT {_SHOWN} FROM stored_traces WHERE rowid IN (FROM near) AND {holds}
                 ORDER BY {order} LIMIT {limit} OFFSET {offset}""",  # noqa: S608
@@ -314,33 +314,33 @@ def choices(workbench: Workbench) -> dict[str, list[tuple[str, int]]]:
                 FROM trace_counts WHERE {column} IS NOT NULL GROUP BY ALL"""  # noqa: S608
         for name, column in zip(_CHOICES, (_SAME.get(name, name) for name in _CHOICES))
     )
-    found = workbench.snapshot().query(
+    counts = workbench.snapshot().query(
         f"""FROM ({" UNION ALL ".join(each)})
             ORDER BY CASE what WHEN 'run' THEN newest END DESC, CASE what WHEN 'run' THEN 0 ELSE n END DESC, value""",
         (),
         None,
         None,
     )
-    chosen: dict[str, list[tuple[str, int]]] = {name: [] for name in _CHOICES}
-    for what, value, n in zip(*(found[name].to_pylist() for name in ("what", "value", "n"))):
-        chosen[what].append((value, n))
-    malformed, total = (sum(n for _, n in chosen[name]) for name in ("reason", "stage"))
+    options: dict[str, list[tuple[str, int]]] = {name: [] for name in _CHOICES}
+    for filter_name, value, n in zip(*(counts[name].to_pylist() for name in ("what", "value", "n"))):
+        options[filter_name].append((value, n))
+    malformed, total = (sum(n for _, n in options[name]) for name in ("reason", "stage"))
     if total:
-        chosen["reason"][:0] = [(WELL_FORMED, total - malformed), (MALFORMED, malformed)]
-    return chosen
+        options["reason"][:0] = [(WELL_FORMED, total - malformed), (MALFORMED, malformed)]
+    return options
 
 
 def fact(workbench: Workbench, trace_id: str) -> dict[str, Any] | None:
     """What the list says of one trace (the columns of `page` but for the text); what is missing is None."""
-    found = workbench.query(f"SELECT {_FACTS} FROM stored_traces WHERE {_ONE} LIMIT 1", [trace_id])  # noqa: S608
-    return None if found.empty else records(found)[0]
+    rows = workbench.query(f"SELECT {_FACTS} FROM stored_traces WHERE {_ONE} LIMIT 1", [trace_id])  # noqa: S608
+    return None if rows.empty else records(rows)[0]
 
 
 def siblings(workbench: Workbench, trace_id: str, limit: int = 100) -> pd.DataFrame:
     """Traces of the same clip by other runs, stages, steps and samples: the columns of `page` but for the text, newest
     run first."""
-    known, limit = fact(workbench, trace_id), max(1, min(int(limit), MOST_ROWS))
-    among, values = TraceFilter(clip=known["clip_id"]).where(workbench) if known else ("false", [])
+    facts, limit = fact(workbench, trace_id), max(1, min(int(limit), MOST_ROWS))
+    among, values = TraceFilter(clip=facts["clip_id"]).where(workbench) if facts else ("false", [])
     rows = workbench.query(
         f"""SELECT {_FACTS} FROM stored_traces WHERE {among}
             ORDER BY created DESC, run_id, step, sample LIMIT {limit + 1}""",  # noqa: S608
@@ -359,7 +359,7 @@ def missing(value: Any) -> bool:
     return value is None or (not hasattr(value, "__len__") and value != value)  # a list is compared item by item
 
 
-def export(workbench: Workbench, asked: TraceFilter, form: str) -> Iterator[bytes]:
+def export(workbench: Workbench, filters: TraceFilter, form: str) -> Iterator[bytes]:
     """All that the filter finds, in stored order, as pieces of a file in one of `FORMATS`: the columns of `EXPORTED`.
 
     Lists (tokens, frames) stay in the parts. In CSV, texts that a spreadsheet might take for a formula are made
@@ -369,7 +369,7 @@ def export(workbench: Workbench, asked: TraceFilter, form: str) -> Iterator[byte
         raise StoreError(
             f"an export as {form!r}", f"there are {', '.join(FORMATS)}", f"Nearest: {nearest(form, FORMATS) or 'csv'!r}"
         )
-    condition, values = asked.where(workbench)
+    condition, values = filters.where(workbench)
     return written(_stretches(workbench, condition, values), form)
 
 
@@ -380,15 +380,15 @@ def _stretches(workbench: Workbench, condition: str, values: list[Any]) -> Itera
     [end] = snapshot.query("SELECT max(rowid) FROM stored_traces", (), None, None)[0].to_pylist()
     start, size = 0, _STRETCH // 16
     while not start or start <= (end or 0):
-        found = snapshot.query(
+        stretch = snapshot.query(
             f"""SELECT {", ".join(EXPORTED)} FROM stored_traces
                 WHERE rowid BETWEEN {start} AND {start + size - 1} AND {condition} ORDER BY rowid""",  # noqa: S608
             values,
             None,
             None,
         )
-        if found.num_rows or not start:
-            yield found
+        if stretch.num_rows or not start:
+            yield stretch
         start, size = start + size, _STRETCH
 
 
@@ -396,33 +396,33 @@ def clip_file(workbench: Workbench, clip_id: str, *, playable: bool = True) -> P
     """Where the video of a clip lies: with `playable` the copy that a browser can show, where import made one. None for
     a clip that is excluded. VideoError for one of the example that this machine renders otherwise."""
     column = "coalesce(playable_path, path)" if playable else "path"
-    found = workbench.query(
+    rows = workbench.query(
         f"SELECT {column} AS path FROM clips WHERE clip_id = ? AND path IS NOT NULL AND excluded IS NULL LIMIT 1",  # noqa: S608
         [clip_id],
     )
-    if found.empty:
+    if rows.empty:
         return None
-    return worlds.at_hand(workbench.path / found.path[0])
+    return worlds.at_hand(workbench.path / rows.path[0])
 
 
 def trace(workbench: Workbench, trace_id: str) -> pd.Series | None:
     """One trace with all its columns."""
-    found = workbench.query(f"SELECT {AS_WRITTEN}, part FROM stored_traces WHERE {_ONE} LIMIT 1", [trace_id])  # noqa: S608
-    return None if found.empty else found.iloc[0]
+    rows = workbench.query(f"SELECT {AS_WRITTEN}, part FROM stored_traces WHERE {_ONE} LIMIT 1", [trace_id])  # noqa: S608
+    return None if rows.empty else rows.iloc[0]
 
 
 def argued(workbench: Workbench, trace_ids: Sequence[str]) -> dict[str, str]:
     """Of some traces, those whose reasoning argues for another label than they answer: trace id → that label."""
-    found = workbench.query(
+    rows = workbench.query(
         """SELECT trace_id, any_value(evidence) AS label FROM scores
            WHERE name = 'mismatch' AND value > 0 AND short_id IN (SELECT short_id_of(unnest($1::VARCHAR[])))
              AND trace_id IN (SELECT unnest($1::VARCHAR[])) GROUP BY trace_id""",
         [list(trace_ids)],
     )
-    return dict(zip(found["trace_id"], found["label"], strict=True))
+    return dict(zip(rows["trace_id"], rows["label"], strict=True))
 
 
 def scores_of(workbench: Workbench, trace_id: str) -> dict[str, tuple[float, str]]:
     """What was scored about one trace: name → (value, evidence)."""
-    found = workbench.query(f"SELECT name, value, evidence FROM scores WHERE {FOUND_BY_ID}", [trace_id])  # noqa: S608
-    return {row.name: (float(row.value), row.evidence or "") for row in found.itertuples(index=False)}
+    rows = workbench.query(f"SELECT name, value, evidence FROM scores WHERE {FOUND_BY_ID}", [trace_id])  # noqa: S608
+    return {row.name: (float(row.value), row.evidence or "") for row in rows.itertuples(index=False)}

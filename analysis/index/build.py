@@ -149,14 +149,14 @@ class DamagedIndex(StoreError):
 
 def fingerprint(root: Path) -> str:
     """Changes when a part appears, or run.json or a manifest is replaced. Reads names and sizes, no contents."""
-    found = [str(LAYOUT)]
+    entries = [str(LAYOUT)]
     for path in (*root.glob("clips/*.parquet"), *root.glob("runs/*/run.json"), *root.glob("runs/*/*.parquet")):
         try:
             facts = path.stat()
         except FileNotFoundError:
             continue
-        found.append(f"{path.relative_to(root)}\0{facts.st_size}\0{facts.st_mtime_ns}")
-    return hashlib.sha256("\n".join(sorted(found)).encode("utf-8", "surrogateescape")).hexdigest()
+        entries.append(f"{path.relative_to(root)}\0{facts.st_size}\0{facts.st_mtime_ns}")
+    return hashlib.sha256("\n".join(sorted(entries)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def build(root: Path, target: Path, mark: str, former: Path | None = None) -> None:
@@ -198,19 +198,19 @@ def _fill(root: Path, target: Path, mark: str, basis: Sequence[str], *, grows: b
         connection.execute("CHECKPOINT; USE memory; DETACH workbench")
 
 
-def _attach(connection: duckdb.DuckDBPyConnection, path: Path, how: str) -> None:
+def _attach(connection: duckdb.DuckDBPyConnection, path: Path, mode: str) -> None:
     quoted = str(path).replace("'", "''")
-    connection.execute(f"ATTACH '{quoted}' AS workbench ({how}); USE workbench")
+    connection.execute(f"ATTACH '{quoted}' AS workbench ({mode}); USE workbench")
 
 
 def _basis(root: Path) -> list[str]:
     """What stored rows take from elsewhere: the manifests, and for each run what its traces say of it."""
-    found = [repr(sorted((path.name, *file_signature(path)[1:]) for path in root.glob("clips/*.parquet")))]
+    entries = [repr(sorted((path.name, *file_signature(path)[1:]) for path in root.glob("clips/*.parquet")))]
     for folder in root.glob("runs/*/"):
         with contextlib.suppress(DeepIntuitError):
             about = read_description(folder)
-            found.append(repr((folder.name, about.get("stage"), about.get("dataset"), about.get("created"))))
-    return found
+            entries.append(repr((folder.name, about.get("stage"), about.get("dataset"), about.get("created"))))
+    return entries
 
 
 def _may_grow(root: Path, former: Path, now: Sequence[str]) -> bool:
@@ -219,7 +219,7 @@ def _may_grow(root: Path, former: Path, now: Sequence[str]) -> bool:
         try:
             _attach(connection, former, "READ_ONLY")
             [(layout, then)] = connection.execute("SELECT layout, basis FROM about").fetchall()
-            known = connection.execute("SELECT run_id, grain, part, bytes, changed FROM parts").fetchall()
+            rows = connection.execute("SELECT run_id, grain, part, bytes, changed FROM parts").fetchall()
         except BROKEN:
             return False  # not an index, or one of another layout
     if layout != LAYOUT or not set(then) <= set(now):
@@ -230,7 +230,7 @@ def _may_grow(root: Path, former: Path, now: Sequence[str]) -> bool:
         for grain in GRAINS
         for number, path in parts(folder, grain)
     }
-    return there.issuperset(known)
+    return there.issuperset(rows)
 
 
 def _make_tables(connection: duckdb.DuckDBPyConnection) -> None:
@@ -275,8 +275,8 @@ def _load_clips(connection: duckdb.DuckDBPyConnection, root: Path) -> Iterator[t
         try:
             rows = _manifest(path)
             for name in {"path", "playable_path"} & set(rows.column_names):
-                shown = [place and without_places(place, root) for place in rows[name].to_pylist()]
-                rows = rows.set_column(rows.column_names.index(name), name, pa.array(shown, pa.string()))
+                places = [place and without_places(place, root) for place in rows[name].to_pylist()]
+                rows = rows.set_column(rows.column_names.index(name), name, pa.array(places, pa.string()))
             whole = pa.concat_tables([whole, rows], promote_options="permissive")
         except (pa.ArrowException, ValueError, OSError) as error:
             yield str(path.relative_to(root)), without_places(str(error), root)
@@ -298,7 +298,7 @@ def _manifest(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def _places(root: Path) -> pa.Table:
     """Where the files of clips lie that are outside the workbench: for this project's own queries, not for people's."""
     columns = ("dataset", "clip_id", "path", "playable_path")
-    found = [_CLIPS.empty_table().select(columns)]
+    tables = [_CLIPS.empty_table().select(columns)]
     for path in _manifests(root):
         with contextlib.suppress(pa.ArrowException, ValueError, OSError):
             rows = _manifest(path, columns)
@@ -308,8 +308,8 @@ def _places(root: Path) -> pa.Table:
                     *(rows[name].to_pylist() for name in ("path", "playable_path") if name in rows.column_names)
                 )
             ]
-            found.append(rows.filter(pa.array(outside, pa.bool_())))
-    return pa.concat_tables(found, promote_options="permissive")
+            tables.append(rows.filter(pa.array(outside, pa.bool_())))
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def without_places(text: str, root: Path) -> str:
@@ -361,8 +361,8 @@ def _load_grain(
     facts: list[tuple[Any, ...]] = []
     waiting = 0
     for folder in folders:
-        found = parts(folder, grain.name)
-        came = [(number, path) for number, path in found if (folder.name, number) not in stood]
+        files = parts(folder, grain.name)
+        came = [(number, path) for number, path in files if (folder.name, number) not in stood]
         for number, path in came:
             try:
                 rows = read_part(path)
@@ -378,7 +378,7 @@ def _load_grain(
             if len(batch) >= _BATCH_PARTS or sum(rows.nbytes for rows in batch) >= _BATCH_BYTES:
                 waiting = _take(connection, grain, batch, waiting)
         waiting = _take(connection, grain, batch, waiting)
-        if came and len(found) > 1:
+        if came and len(files) > 1:
             _newest_stands(connection, grain, folder.name)
         if came and grain.name == "traces":
             connection.execute("INSERT INTO touched VALUES (?)", [folder.name])
@@ -415,9 +415,9 @@ def _newest_stands(connection: duckdb.DuckDBPyConnection, grain: Grain, run_id: 
     name = _table_of(grain)
     key = ", ".join(grain.key)
     again = f"SELECT {key}, max(part) AS last FROM {name} WHERE run_id = ? GROUP BY {key} HAVING count(*) > 1"  # noqa: S608
-    same = " AND ".join(f"old.{column} IS NOT DISTINCT FROM again.{column}" for column in grain.key)
+    same_key = " AND ".join(f"old.{column} IS NOT DISTINCT FROM again.{column}" for column in grain.key)
     connection.execute(
-        f"DELETE FROM {name} AS old USING ({again}) AS again WHERE run_id = ? AND {same} AND old.part < last",  # noqa: S608
+        f"DELETE FROM {name} AS old USING ({again}) AS again WHERE run_id = ? AND {same_key} AND old.part < last",  # noqa: S608
         [run_id, run_id],
     )
 

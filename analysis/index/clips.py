@@ -62,21 +62,21 @@ def find(
     traces = f"({_CHANGED}{_HOW[flip]})" if flip else "trace_facts"
     values = [*([list(_WAYS)] if flip else []), *values]
     of_slice = f"trace_id IN (SELECT trace_id FROM trace_facts WHERE {inside})" if name else "true"  # noqa: S608
-    chosen = f"""(SELECT clip_id, arg_max(trace_id, (created, run_id, trace_id)) AS trace_id
+    joined = f"""(SELECT clip_id, arg_max(trace_id, (created, run_id, trace_id)) AS trace_id
                   FROM {traces} WHERE {of_slice} GROUP BY clip_id) AS chosen USING (clip_id)"""  # noqa: S608
-    wanted = ["excluded IS NULL", "path IS NOT NULL"]
+    conditions = ["excluded IS NULL", "path IS NOT NULL"]
     for column, value in (("label", label), ("split", split)):
         if value:
-            wanted.append(f"{column} = ?")
+            conditions.append(f"{column} = ?")
             values.append(value)
     for word in text.split()[:20]:
-        wanted.append(_HOLDS)
+        conditions.append(_HOLDS)
         values.append(word)
     rows = records(
         workbench.query(
             f"""SELECT clips.*, trace_id, count(*) OVER () AS found
-            FROM clips {f"JOIN {chosen}" if flip or name else "CROSS JOIN (SELECT NULL::VARCHAR AS trace_id)"}
-            WHERE {" AND ".join(wanted)}
+            FROM clips {f"JOIN {joined}" if flip or name else "CROSS JOIN (SELECT NULL::VARCHAR AS trace_id)"}
+            WHERE {" AND ".join(conditions)}
             ORDER BY (split = 'test')::INT DESC, (split = 'validation')::INT DESC, dataset, path, clip_id
             LIMIT {int(limit)} OFFSET {int(offset)}""",  # noqa: S608 - parts from above, values as parameters
             values,
@@ -90,7 +90,7 @@ def find(
 def clean(workbench: Workbench) -> dict[str, Any] | None:
     """A clip to begin with, and its trace: well-formed, right before and after calibration, with reasoning that argues
     for its label; of test clips first, then the newest, then the surest."""
-    found = records(
+    rows = records(
         workbench.query(
             """SELECT facts.clip_id, trace_id FROM trace_facts AS facts JOIN clips USING (clip_id)
                WHERE excluded IS NULL AND path IS NOT NULL AND reason IS NULL
@@ -100,13 +100,13 @@ def clean(workbench: Workbench) -> dict[str, Any] | None:
                ORDER BY (facts.split = 'test')::INT DESC, created DESC, certainty DESC, trace_id LIMIT 1"""
         )
     )
-    return found[0] if found else None
+    return rows[0] if rows else None
 
 
 def clip(workbench: Workbench, clip_id: str) -> dict[str, Any] | None:
     """One clip of the manifest."""
-    found = records(workbench.query("SELECT * FROM clips WHERE clip_id = ? LIMIT 1", [clip_id]))
-    return found[0] if found else None
+    rows = records(workbench.query("SELECT * FROM clips WHERE clip_id = ? LIMIT 1", [clip_id]))
+    return rows[0] if rows else None
 
 
 def traces_of(workbench: Workbench, clip_id: str, limit: int = 60) -> list[dict[str, Any]]:
@@ -138,21 +138,21 @@ def predictions_on(workbench: Workbench, trace_id: str) -> list[dict[str, Any]]:
 
 def grammar_of(workbench: Workbench, run_id: str) -> str:
     """The grammar that a run's traces were asked for in; think-answer where it does not say."""
-    found = workbench.query("SELECT config->>'$.prompt.grammar' AS it FROM runs WHERE run_id = ?", [run_id])
-    return found["it"][0] if len(found) and found["it"][0] in GRAMMARS else "think-answer"
+    rows = workbench.query("SELECT config->>'$.prompt.grammar' AS it FROM runs WHERE run_id = ?", [run_id])
+    return rows["it"][0] if len(rows) and rows["it"][0] in GRAMMARS else "think-answer"
 
 
 def gate_of(workbench: Workbench, run_id: str) -> dict[str, Any]:
     """What could end a run's traces after their quick answer: the section `gate` of its config, empty without one."""
-    found = workbench.query("SELECT config->'$.gate' AS it FROM runs WHERE run_id = ?", [run_id])
-    gate = json.loads(found["it"][0]) if len(found) and isinstance(found["it"][0], str) else {}
+    rows = workbench.query("SELECT config->'$.gate' AS it FROM runs WHERE run_id = ?", [run_id])
+    gate = json.loads(rows["it"][0]) if len(rows) and isinstance(rows["it"][0], str) else {}
     return gate if gate.get("by", "off") != "off" else {}
 
 
 def watched(workbench: Workbench, reasoner: str) -> tuple[str, str, str] | None:
     """The finished evaluation (run, dataset, split) that tells what a threshold of the quick answer's confidence would
     cost: quick answers were asked for, and all traces thought on. Validation before others, then the newest."""
-    found = workbench.query(
+    rows = workbench.query(
         """SELECT run_id, dataset, config->>'$.evaluate.split' AS split FROM runs
            WHERE stage = 'evaluate' AND status = 'finished' AND parent = ? AND dataset IS NOT NULL
              AND coalesce(config->>'$.gate.by', 'off') = 'off'
@@ -160,7 +160,7 @@ def watched(workbench: Workbench, reasoner: str) -> tuple[str, str, str] | None:
            ORDER BY split = 'validation' DESC, created DESC LIMIT 1""",
         [reasoner, [name for name, grammar in GRAMMARS.items() if grammar.quick]],
     )  # fmt: skip
-    return tuple(found.iloc[0]) if len(found) else None
+    return tuple(rows.iloc[0]) if len(rows) else None
 
 
 def reasoners(workbench: Workbench) -> list[dict[str, Any]]:

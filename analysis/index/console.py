@@ -46,12 +46,12 @@ class Answer:
 
 def ask(workbench: Workbench, sql: str, rows: int = SHOWN, seconds: float = SECONDS) -> Answer:
     """The first rows of a person's query; StoreError for all that it may not do, with the reason."""
-    found = workbench.ask(sql, rows, seconds)
-    kinds = [found.schema.field(i).type for i in range(found.num_columns)]
+    table = workbench.ask(sql, rows, seconds)
+    kinds = [table.schema.field(i).type for i in range(table.num_columns)]
     numbers = [pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) for kind in kinds]
-    cells = [_cells(column) for column in found.slice(0, rows).columns]
+    cells = [_cells(column) for column in table.slice(0, rows).columns]
     return Answer(
-        found.column_names, numbers, list(zip(*cells)), found.num_rows > rows, float(found.schema.metadata[b"seconds"])
+        table.column_names, numbers, list(zip(*cells)), table.num_rows > rows, float(table.schema.metadata[b"seconds"])
     )
 
 
@@ -73,9 +73,9 @@ def export(workbench: Workbench, sql: str, form: str) -> bytes:
         raise StoreError(
             f"an export as {form!r}", f"there are {', '.join(FORMATS)}", f"nearest: {nearest(form, FORMATS) or 'csv'!r}"
         )
-    found = workbench.ask(sql, EXPORTED, SECONDS).slice(0, EXPORTED)
+    table = workbench.ask(sql, EXPORTED, SECONDS).slice(0, EXPORTED)
     try:
-        return b"".join(written(iter([found]), form))
+        return b"".join(written(iter([table]), form))
     except (ValueError, OverflowError, pa.ArrowException) as error:
         raise StoreError(
             f"the result cannot be written as {form}", str(error), "cast the column, such as `created::VARCHAR`"
@@ -84,15 +84,15 @@ def export(workbench: Workbench, sql: str, form: str) -> bytes:
 
 def schema(workbench: Workbench) -> dict[str, list[tuple[str, str, str]]]:
     """Table → (column, type, meaning; "" for a column of the manifest's own)."""
-    found = workbench.query(
+    rows = workbench.query(
         "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal ORDER BY column_index"
     )
-    shown: dict[str, list[tuple[str, str, str]]] = {name: [] for name in TABLES}
-    for table, column, kind in found.itertuples(index=False):
-        if table in shown:
+    columns_of: dict[str, list[tuple[str, str, str]]] = {name: [] for name in TABLES}
+    for table, column, kind in rows.itertuples(index=False):
+        if table in columns_of:
             meaning = _SAID["elsewhere"].get(table, {}).get(column) or _SAID["columns"].get(column, "")
-            shown[table].append((column, "STRUCT[]" if kind.startswith("STRUCT") else kind, meaning))
-    return shown
+            columns_of[table].append((column, "STRUCT[]" if kind.startswith("STRUCT") else kind, meaning))
+    return columns_of
 
 
 def to_python(workbench: Workbench, sql: str) -> str:

@@ -98,7 +98,7 @@ _asked_of = ""
 
 def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     global _reader, _asked_of
-    begun, path = time.monotonic(), Path(request["path"])
+    start, path = time.monotonic(), Path(request["path"])
     folders = {str(path.parent), os.path.realpath(path.parent)}
     try:
         if _reader is None or _asked_of != request["path"] or _reader.signature != build.signatures(path):
@@ -106,7 +106,7 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         rows = _reader.query(request["sql"], request["params"], request["max_rows"], request["seconds"])
         # DuckDB tells every query where an attached file lies, by functions that cannot be taken from it.
         rows = pa.table([_without(folders, column) for column in rows.columns], schema=rows.schema)
-        return {}, _told(rows.replace_schema_metadata({"seconds": str(time.monotonic() - begun)}))
+        return {}, _told(rows.replace_schema_metadata({"seconds": str(time.monotonic() - start)}))
     except (duckdb.OutOfMemoryException, MemoryError, pa.ArrowMemoryError):
         error = _heavy().args
     except duckdb.InterruptException:
@@ -115,10 +115,10 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         error = refused.args
     except (duckdb.Error, pa.ArrowException, OSError, ValueError, TypeError, RuntimeError) as failure:
         begins = request["sql"].strip().partition("\n")[0]
-        said = build.without_places(str(failure).strip(), path.parent)
+        message = build.without_places(str(failure).strip(), path.parent)
         error = (
             f"the query {begins!r:.60} fails",
-            said or "in silence",
+            message or "in silence",
             "`SHOW TABLES` and `DESCRIBE traces` list what there is",
         )
     return {"error": error}, b""
@@ -132,8 +132,8 @@ def _without(folders: Iterable[str], column: pa.ChunkedArray) -> pa.ChunkedArray
         if pa.types.is_string(column.type):
             column = pc.replace_substring(pc.replace_substring(column, f"{folder}/", ""), folder, ".")
         else:
-            told = [_renamed(cell, folder) for cell in column.to_pylist()]
-            column = pa.chunked_array([pa.array(told, column.type)])
+            texts = [_renamed(cell, folder) for cell in column.to_pylist()]
+            column = pa.chunked_array([pa.array(texts, column.type)])
     return column
 
 

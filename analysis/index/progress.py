@@ -24,14 +24,14 @@ _HOLDER = re.compile(r"process (\d+), since (\S+)")
 
 def runs(workbench: Workbench, stage: str | None = None, dataset: str | None = None) -> pd.DataFrame:
     """Runs, newest first. `command` (words), `config`, `versions` and `summary` are unpacked from JSON."""
-    found = workbench.query(
+    rows = workbench.query(
         """SELECT * FROM runs WHERE stage = coalesce(?, stage) AND (? IS NULL OR dataset = ?)
            ORDER BY created DESC, run_id DESC""",
         [stage or None, dataset or None, dataset or None],
     )
     for column in ("command", "config", "versions", "summary"):
-        found[column] = [None if text is None else json.loads(text) for text in found[column]]
-    return found
+        rows[column] = [None if text is None else json.loads(text) for text in rows[column]]
+    return rows
 
 
 def datasets(workbench: Workbench) -> list[str]:
@@ -41,14 +41,14 @@ def datasets(workbench: Workbench) -> list[str]:
 
 def counts(workbench: Workbench) -> dict[str, int]:
     """How many there are: `clips` (usable ones), `traces`, `runs`, `reviews` (answers), and finished runs by stage."""
-    found = workbench.query(
+    rows = workbench.query(
         """SELECT 'clips' AS name, count(*) AS n FROM clips WHERE excluded IS NULL
            UNION ALL SELECT 'traces', sum(n) FROM trace_counts UNION ALL SELECT 'runs', count(*) FROM runs
            UNION ALL SELECT 'reviews', count(*) FROM reviews
            UNION ALL SELECT stage, count(*) FROM runs WHERE status = 'finished' GROUP BY stage"""
     )
-    known = dict(zip(found["name"], found["n"].fillna(0).astype(int), strict=True))
-    return {**dict.fromkeys(("clips", "traces", "runs", "reviews", "evaluate"), 0), **known}
+    totals = dict(zip(rows["name"], rows["n"].fillna(0).astype(int), strict=True))
+    return {**dict.fromkeys(("clips", "traces", "runs", "reviews", "evaluate"), 0), **totals}
 
 
 def accuracies(workbench: Workbench) -> pd.DataFrame:
@@ -85,18 +85,18 @@ def lineage(workbench: Workbench, run_id: str) -> tuple[list[dict], list[dict]]:
         """SELECT run_id, stage, name, parent, json_extract_string(config, '$.teacher') AS teacher,
                   json_extract_string(config, '$.calibrator') AS calibrator FROM runs ORDER BY created, run_id"""
     ).to_dict("records")
-    known = {row["run_id"]: row for row in rows}
+    row_of = {row["run_id"]: row for row in rows}
     above: dict[str, str] = {}
     waiting = [run_id]
     while waiting:
-        for role, other in _stands_on(known.get(waiting.pop(), {})):
-            if other in known and other not in above and other != run_id:
-                above[other] = role
-                waiting.append(other)
-    below = [(row, role) for row in rows for role, other in _stands_on(row) if other == run_id]
-    order = list(known)
+        for role, neighbour in _stands_on(row_of.get(waiting.pop(), {})):
+            if neighbour in row_of and neighbour not in above and neighbour != run_id:
+                above[neighbour] = role
+                waiting.append(neighbour)
+    below = [(row, role) for row in rows for role, neighbour in _stands_on(row) if neighbour == run_id]
+    order = list(row_of)
     return (
-        [_named(known[other], above[other]) for other in sorted(above, key=order.index)],
+        [_named(row_of[neighbour], above[neighbour]) for neighbour in sorted(above, key=order.index)],
         [_named(row, role) for row, role in below],
     )
 
@@ -129,10 +129,10 @@ def at_work(workbench: Workbench, run_id: str) -> bool:
 
 def rollout_steps(workbench: Workbench, run_id: str) -> list[int]:
     """The updates whose traces are on file."""
-    found = workbench.query(
+    rows = workbench.query(
         "SELECT DISTINCT step FROM traces WHERE run_id = ? AND step IS NOT NULL ORDER BY step", [run_id]
     )
-    return [int(step) for step in found["step"]]
+    return [int(step) for step in rows["step"]]
 
 
 def rollouts(workbench: Workbench, run_id: str, step: int, name: str = "") -> pd.DataFrame:
@@ -160,9 +160,9 @@ def rollouts(workbench: Workbench, run_id: str, step: int, name: str = "") -> pd
 
 def texts(workbench: Workbench, trace_ids: list[str]) -> dict[str, str]:
     """Trace id → text."""
-    found = workbench.query(
+    rows = workbench.query(
         """SELECT trace_id, text FROM traces WHERE short_id IN (SELECT short_id_of(unnest($1::VARCHAR[])))
            AND trace_id IN (SELECT unnest($1::VARCHAR[]))""",
         [trace_ids],
     )
-    return dict(zip(found["trace_id"], found["text"], strict=True))
+    return dict(zip(rows["trace_id"], rows["text"], strict=True))

@@ -66,8 +66,8 @@ def row_of(event: Event) -> dict[str, Any]:
 
 def rows(state: State, task: str | None = None) -> list[dict[str, Any]]:
     """What is in force (in one task), in the order in which it was said, in the columns of `SHOWN`."""
-    found = [{**row_of(act), "extra": extra} for act, extra in state.in_force(task)]
-    return sorted(found, key=lambda row: row["time"])
+    rows = [{**row_of(act), "extra": extra} for act, extra in state.in_force(task)]
+    return sorted(rows, key=lambda row: row["time"])
 
 
 def cache(root: Path) -> Path:
@@ -77,11 +77,11 @@ def cache(root: Path) -> Path:
 def _table(root: Path) -> pa.Table:
     """The rows in force; `public` are those that a person's own query sees."""
     state = fold(read_events(root / "reviews")[0])
-    asked = {clip for name, task in state.tasks.items() if name not in state.closed for clip in task.items.values()}
-    found = rows(state)
-    for row in found:
-        row["public"] = row["task"] in state.closed and row["clip_id"] not in asked
-    return pa.Table.from_pylist(found, schema=_CACHED)
+    hidden = {clip for name, task in state.tasks.items() if name not in state.closed for clip in task.items.values()}
+    table_rows = rows(state)
+    for row in table_rows:
+        row["public"] = row["task"] in state.closed and row["clip_id"] not in hidden
+    return pa.Table.from_pylist(table_rows, schema=_CACHED)
 
 
 def fresh(root: Path, folder: Path) -> bool:
@@ -116,25 +116,25 @@ def refresh(root: Path, folder: Path | None = None) -> bool:
         return False
     target, mark = cache(folder), _mark(root) or b""
     target.parent.mkdir(exist_ok=True)
-    found = _table(root).replace_schema_metadata({_MARK: mark})
+    table = _table(root).replace_schema_metadata({_MARK: mark})
     with disk.replacing(target, durable=False) as temporary:
-        parquet.write(found, temporary)
+        parquet.write(table, temporary)
     return True
 
 
 def fails_in(root: Path, trace_id: str) -> list[str]:
     """The process in which this trace fails (seeing, reasoning) by each who named one, of what everybody may see."""
-    found = read(root, public=True)
-    counted = pc.and_(pc.equal(found["trace_id"], trace_id), pc.invert(found["extra"]))
-    return found.filter(counted)["failing_in"].drop_null().to_pylist()
+    reviews = read(root, public=True)
+    mask = pc.and_(pc.equal(reviews["trace_id"], trace_id), pc.invert(reviews["extra"]))
+    return reviews.filter(mask)["failing_in"].drop_null().to_pylist()
 
 
 def read(root: Path, *, public: bool = False) -> pa.Table:
     """The rows of the cache, with `public` only those that a person's own query may see; none where there is none."""
     try:
-        found = parquet.read(cache(root))
+        table = parquet.read(cache(root))
     except FileNotFoundError:
         return SHOWN.empty_table()
     except (OSError, ValueError):
-        found = _table(root)  # damaged
-    return (found.filter(found["public"]) if public else found).select(SHOWN.names).replace_schema_metadata(None)
+        table = _table(root)  # damaged
+    return (table.filter(table["public"]) if public else table).select(SHOWN.names).replace_schema_metadata(None)

@@ -33,7 +33,7 @@ def _marked(texts: pa.LargeStringArray) -> np.ndarray:
     """(len(texts), 16) words of 64 bits."""
     ends = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
     size = int(ends[-1] - ends[0])
-    found = np.zeros((len(texts), _BITS), np.uint8)
+    bits = np.zeros((len(texts), _BITS), np.uint8)
     if size:
         data = np.zeros(size + 2 * _GRAM, np.uint8)
         data[:size] = np.frombuffer(texts.buffers()[2], np.uint8)[ends[0] : ends[-1]]
@@ -46,8 +46,8 @@ def _marked(texts: pa.LargeStringArray) -> np.ndarray:
         last = ends[1:, None] - np.arange(1, _GRAM)  # from here on a gram would reach into the next text
         whole = np.ones(size, bool)
         whole[last[last >= ends[:-1, None]] - ends[0]] = False
-        found.reshape(-1)[place[whole]] = 1
-    return np.packbits(found, axis=1, bitorder="little").view("<u8")
+        bits.reshape(-1)[place[whole]] = 1
+    return np.packbits(bits, axis=1, bitorder="little").view("<u8")
 
 
 def condition(phrase: str) -> tuple[str, str]:
@@ -58,6 +58,6 @@ def condition(phrase: str) -> tuple[str, str]:
     grams = [data[i : i + _GRAM] for i in range(len(data) - _GRAM + 1)]
     places = {(int.from_bytes(gram, "little") * 0x9E3779B1 & 0xFFFFFFFF) >> 22 for gram in grams}
     words = [sum(1 << place % 64 for place in places if place // 64 == i) for i in range(_WORDS)]
-    known = " AND ".join(f"marks.m{i} & {word} = {word}" for i, word in enumerate(words) if word)
+    tests = " AND ".join(f"marks.m{i} & {word} = {word}" for i, word in enumerate(words) if word)
     # As a CASE, since of several conditions DuckDB looks at the texts first.
-    return f"CASE WHEN {known or 'true'} THEN contains(lowered, ?) ELSE false END", phrase
+    return f"CASE WHEN {tests or 'true'} THEN contains(lowered, ?) ELSE false END", phrase

@@ -111,7 +111,7 @@ class Slice:
         )
 
 
-def save(workbench: Workbench, name: str, what: TraceFilter | str, by: str = "") -> Slice:
+def save(workbench: Workbench, name: str, traces: TraceFilter | str, by: str = "") -> Slice:
     """The slice, written and synced; StoreError when it could not be used. What stands already is not written again."""
     name = " ".join(storable(str(name)).split())
     if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
@@ -120,15 +120,15 @@ def save(workbench: Workbench, name: str, what: TraceFilter | str, by: str = "")
             f"a name has 1 to {LONGEST_NAME} printable characters",
             "name it by what its traces have in common",
         )
-    query, sql = (what.to_query(), None) if isinstance(what, TraceFilter) else (None, storable(str(what)).strip())
-    made = Slice(name, query, sql, str(by), disk.now(), 1, workbench)
-    made.trace_ids()
+    query, sql = (traces.to_query(), None) if isinstance(traces, TraceFilter) else (None, storable(str(traces)).strip())
+    version = Slice(name, query, sql, str(by), disk.now(), 1, workbench)
+    version.trace_ids()
     folder = workbench.path / "slices"
     with disk.Lock(folder / ".lock", wait=30):
         former = max(_versions(workbench, name), key=lambda version: version.version, default=None)
         if former is not None and (former.query, former.sql) == (query, sql):
             return former
-        about = {"name": name, "query": query, "sql": sql, "by": made.by, "at": made.at}
+        about = {"name": name, "query": query, "sql": sql, "by": version.by, "at": version.at}
         first = 1 if former is None else former.version + 1
         path, _ = disk.publish(
             lambda path: disk.write_json(path, about), folder, lambda n: f"{_stem(name)}@{n}.json", first
@@ -141,7 +141,7 @@ def load(workbench: Workbench, name: str, version: int | None = None) -> Slice:
     name = " ".join(str(name).split())
     versions = {version.version: version for version in _versions(workbench, name)}
     if not versions:
-        names = [known.name for known in saved(workbench)]
+        names = [entry.name for entry in saved(workbench)]
         guess = nearest(name, names)
         raise StoreError(
             f"there is no slice {name!r:.100} in {workbench.path.name!r}",
@@ -160,16 +160,16 @@ def load(workbench: Workbench, name: str, version: int | None = None) -> Slice:
 def saved(workbench: Workbench) -> list[Slice]:
     """The newest version of each slice, by name."""
     newest: dict[str, Slice] = {}
-    for found in _versions(workbench):
-        key = found.name.casefold()
-        if key not in newest or newest[key].version < found.version:
-            newest[key] = found
+    for version in _versions(workbench):
+        key = version.name.casefold()
+        if key not in newest or newest[key].version < version.version:
+            newest[key] = version
     return [newest[key] for key in sorted(newest)]
 
 
 def _versions(workbench: Workbench, name: str | None = None) -> Iterator[Slice]:
     paths = (workbench.path / "slices").glob(f"{'*' if name is None else _stem(name)}@*.json")
-    return (found for found in (_read(workbench, path) for path in paths) if found is not None)
+    return (version for version in (_read(workbench, path) for path in paths) if version is not None)
 
 
 def _stem(name: str) -> str:
@@ -191,12 +191,12 @@ def _read(workbench: Workbench, path: Path) -> Slice | None:
 
 
 def _filter(query: Mapping[str, str]) -> TraceFilter:
-    asked = TraceFilter.from_query(query)
-    if asked.to_query() != dict(query):
-        lost = sorted(set(dict(query).items()) ^ set(asked.to_query().items()))
+    filters = TraceFilter.from_query(query)
+    if filters.to_query() != dict(query):
+        lost = sorted(set(dict(query).items()) ^ set(filters.to_query().items()))
         raise StoreError(
             f"the filter of a slice says {lost[0][0]} = {lost[0][1]!r:.100}",
             "a filter that is read in part would find more than it says",
             "choose it on the Traces page, or write a query",
         )
-    return asked
+    return filters
