@@ -59,8 +59,8 @@ def _parser(words: Sequence[str] | None = None) -> Parser:
         verbs = commands if len(path) == 1 else getattr(commands.choices[path[0]], "verbs", None)
         if verbs is None:
             continue  # its first word is a name alone
-        asked = ([*path[:-1], word] for word in (path[-1], "-h", "--help"))
-        if words is None or list(words[: len(path)]) in asked:
+        calls = ([*path[:-1], word] for word in (path[-1], "-h", "--help"))
+        if words is None or list(words[: len(path)]) in calls:
             _register(verbs, path[-1], points.get(path))
         else:
             verbs.add_parser(path[-1])
@@ -186,9 +186,9 @@ def _coldstart(options) -> int:
     teacher = None
     if settings.coldstart.target == "trace":
         teacher = options.teacher or _newest(workbench, ["teach"], settings, "a run of teacher traces")
-    kept = workbench.run(teacher).summary.get("kept", 0) if teacher else None
+    traces = workbench.run(teacher).summary.get("kept", 0) if teacher else None
     inputs = {"teacher": teacher, "start": options.start}
-    planned = partial(schedule.before_coldstart, kept)
+    planned = partial(schedule.before_coldstart, traces)
     if _dry(options, workbench, settings, settings.coldstart.splits, inputs, planned):
         return 0
     return _trained(options, workbench, settings, **inputs)
@@ -249,7 +249,7 @@ def _ended(run) -> int:
     return 0
 
 
-def _newest(workbench, stages: Sequence[str], settings: Config, what: str, target: str | None = None) -> str:
+def _newest(workbench, stages: Sequence[str], settings: Config, purpose: str, target: str | None = None) -> str:
     """The newest finished run of the first stage that has one, on this dataset. A baseline's own run (RB-FT's) is taken
     only by name."""
     for stage in stages:
@@ -262,7 +262,7 @@ def _newest(workbench, stages: Sequence[str], settings: Config, what: str, targe
             return runs[-1].id
     raise ConfigError(
         f"no finished {' or '.join(stages)} run on {settings.clips.dataset!r}",
-        f"{what} is needed",
+        f"{purpose} is needed",
         f"Run `deepintuit {stages[-1]}` first, or name a run",
     )
 

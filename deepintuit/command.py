@@ -63,22 +63,22 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value) -> None:
         if action.choices is not None and value not in action.choices:
-            what = " ".join([*action.option_strings[-1:], str(value)])
-            self._refuse(what, "invalid choice", str(value), action.choices)
+            argument = " ".join([*action.option_strings[-1:], str(value)])
+            self._refuse(argument, "invalid choice", str(value), action.choices)
 
     def parse_known_args(self, args=None, namespace=None):
-        found, unknown = super().parse_known_args(args, namespace)
+        parsed, unknown = super().parse_known_args(args, namespace)
         if not unknown:
-            return found, unknown
+            return parsed, unknown
         if not unknown[0].startswith("-"):
             self.error(f"{unknown[0]!r} is one word too many")
         options = [name for name in self._option_string_actions if name.startswith("--")]
         self._refuse(unknown[0], "unrecognized argument", unknown[0].partition("=")[0], options)
 
-    def _refuse(self, what: str, why: str, word: str, known: Iterable[str]) -> NoReturn:
-        near = nearest(word, known)
+    def _refuse(self, argument: str, why: str, word: str, names: Iterable[str]) -> NoReturn:
+        near = nearest(word, names)
         hint = f"Did you mean {near!r}?" if near else f"See `{self.prog} --help`"
-        raise ConfigError(f"`{self.prog} {what}`", f"{why}, there are {', '.join(known)}", hint)
+        raise ConfigError(f"`{self.prog} {argument}`", f"{why}, there are {', '.join(names)}", hint)
 
 
 def settings_help(sections: Sequence[str]) -> str:
@@ -89,13 +89,13 @@ def settings_help(sections: Sequence[str]) -> str:
     for section in sections:
         lines += ["", f"[{section}]"]
         for _, key, default, meaning in (row for row in config.describe() if row[0] == section):
-            shown = f"{key} = {json.dumps(default)}"
+            assignment = f"{key} = {json.dumps(default)}"
             choices = config.choices_of(config.field_of(f"{section}.{key}"))
-            named = all(choice in meaning for choice in choices)
-            text = meaning if named else f"{' | '.join(choices)}: {meaning}"
-            told = textwrap.wrap(text, width - 32, break_on_hyphens=False)
-            first = [f"  {shown:<30}{told.pop(0)}"] if len(shown) < 30 else [f"  {shown}"]
-            lines += [*first, *(" " * 32 + line for line in told)]
+            complete = all(choice in meaning for choice in choices)
+            text = meaning if complete else f"{' | '.join(choices)}: {meaning}"
+            wrapped = textwrap.wrap(text, width - 32, break_on_hyphens=False)
+            first = [f"  {assignment:<30}{wrapped.pop(0)}"] if len(assignment) < 30 else [f"  {assignment}"]
+            lines += [*first, *(" " * 32 + line for line in wrapped)]
     return "\n".join(lines) + "\n" * bool(lines)
 
 
@@ -142,22 +142,22 @@ def with_dataset(settings: Config) -> Config:
     """The settings with a dataset: the only one of the workbench, when none is named."""
     if settings.clips.dataset:
         return settings
-    known = sorted(p.stem for p in (Path(settings.workbench) / "clips").glob("*.parquet") if "@" not in p.stem)
-    if len(known) != 1:
+    datasets = sorted(p.stem for p in (Path(settings.workbench) / "clips").glob("*.parquet") if "@" not in p.stem)
+    if len(datasets) != 1:
         raise ConfigError(
             "no dataset is named",
-            f"the workbench {settings.workbench!r} has {len(known)}: {', '.join(known) or 'none'}",
+            f"the workbench {settings.workbench!r} has {len(datasets)}: {', '.join(datasets) or 'none'}",
             "Add --set clips.dataset=NAME"
-            if known
+            if datasets
             else "Import clips first, e.g. `deepintuit clips folder DIR --name NAME`",
         )
-    return settings.replace(clips={"dataset": known[0]})
+    return settings.replace(clips={"dataset": datasets[0]})
 
 
 def print_settings(settings: Config, command: str) -> None:
     """The settings that a command would use, as its dry run shows them."""
     sections = {*SECTIONS[command], "seed", "workbench"}
-    shown = {name: value for name, value in settings.to_dict().items() if name in sections}
+    tables = {name: value for name, value in settings.to_dict().items() if name in sections}
     console.print("Settings:")
-    console.print(Syntax(tomli_w.dumps(shown), "toml", background_color="default"))
+    console.print(Syntax(tomli_w.dumps(tables), "toml", background_color="default"))
     console.print("Nothing was run (--dry-run).")

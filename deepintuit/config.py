@@ -40,7 +40,7 @@ CONFIGS = next(
     if folder.is_dir()
 )
 """The files of settings that are shipped: inside an installed package, beside it in a checkout."""
-Texts = Annotated[tuple[str, ...], BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 _IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -91,13 +91,13 @@ class Section(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _checked(cls, given: Any, handler: Callable[[Any], Self]) -> Self:
-        for key, value in given.items() if isinstance(given, dict) else ():
+    def _checked(cls, values: Any, handler: Callable[[Any], Self]) -> Self:
+        for key, value in values.items() if isinstance(values, dict) else ():
             _refuse_unbounded(cls, key, value)
         try:
-            return handler(given)
+            return handler(values)
         except ValidationError as error:
-            raise _refusal(cls, given, error.errors(include_url=False)[0]) from None
+            raise _refusal(cls, values, error.errors(include_url=False)[0]) from None
 
     def replace(self, **changes: Any) -> Self:
         """The same with other values, checked like all. A dict holds what changes within a section:
@@ -115,12 +115,12 @@ class Section(BaseModel):
 
     def decisive(self) -> dict[str, Any]:
         """The settings without those that change only what the work costs: other ones make no other run."""
-        kept = {}
-        for key, written in self.model_dump(mode="json").items():
+        settings = {}
+        for key, json_value in self.model_dump(mode="json").items():
             field, value = type(self).model_fields[key], getattr(self, key)
             if COST not in field.metadata and not (ADDED in field.metadata and value == field.default):
-                kept[key] = value.decisive() if isinstance(value, Section) else written
-        return kept
+                settings[key] = value.decisive() if isinstance(value, Section) else json_value
+        return settings
 
 
 _NO_TEMPERATURE = "false: for models that take no temperature but their own; left out when refused"
@@ -473,19 +473,19 @@ def loads(text: str, sets: Sequence[str] = (), source: str = "the text") -> Conf
     return Config.model_validate(content)
 
 
-def known(kept: Mapping[str, Any]) -> dict[str, Any]:
+def known(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Of settings that a run kept, those that this version has; where the workbench lay is left out."""
-    found = {name: kept[name] for name in Config.model_fields if kept.get(name) is not None and name != "workbench"}
-    for name, value in found.items():
+    tables = {name: saved[name] for name in Config.model_fields if saved.get(name) is not None and name != "workbench"}
+    for name, value in tables.items():
         section = Config.model_fields[name].default
         if isinstance(section, Section) and isinstance(value, Mapping):
-            found[name] = {key: one for key, one in value.items() if key in type(section).model_fields}
-    return found
+            tables[name] = {key: setting for key, setting in value.items() if key in type(section).model_fields}
+    return tables
 
 
-def of(kept: Mapping[str, Any]) -> Config:
+def of(saved: Mapping[str, Any]) -> Config:
     """The config that run.json kept under `settings`; what is at its default there does not count as given."""
-    return Config.model_validate(Config.model_validate(known(kept)).departures())
+    return Config.model_validate(Config.model_validate(known(saved)).departures())
 
 
 def describe() -> list[tuple[str, str, Any, str]]:
@@ -523,10 +523,10 @@ def choices_of(field: FieldInfo) -> tuple[str, ...]:
 def _value(text: str, field: FieldInfo) -> Any:
     """The value of an assignment, read as TOML where that gives the wanted type, else as the bare word it is."""
     try:
-        found = texts.parse_toml(f"value = {text}")
+        table = texts.parse_toml(f"value = {text}")
     except ValueError:
-        found = {}
-    value = found["value"] if set(found) == {"value"} else text
+        table = {}
+    value = table["value"] if set(table) == {"value"} else text
     if (field.annotation is str or choices_of(field)) and not isinstance(value, str):
         return text
     if get_origin(field.annotation) is tuple and isinstance(value, str):
@@ -538,8 +538,8 @@ def _refuse_unbounded(section: type[Section], key: str, value: Any) -> None:
     if isinstance(value, int) and abs(value) > _LARGEST:
         what, why = f" is a number of {value.bit_length()} bits", f"one of at most {_LARGEST:,} is stored as it is"
     elif any(
-        isinstance(one, str) and not texts.fits(one, _LONGEST)
-        for one in (value if isinstance(value, list | tuple) else [value])
+        isinstance(element, str) and not texts.fits(element, _LONGEST)
+        for element in (value if isinstance(value, list | tuple) else [value])
     ):
         what, why = f" = {value!r}", f"a text has at most {_LONGEST:,} characters, and no half of one"
     else:
@@ -547,14 +547,14 @@ def _refuse_unbounded(section: type[Section], key: str, value: Any) -> None:
     raise ConfigError(section.dotted(key) + what, why, _meaning(section, key))
 
 
-def _refusal(section: type[Section], given: Any, found: Mapping[str, Any]) -> ConfigError:
+def _refusal(section: type[Section], values: Any, fault: Mapping[str, Any]) -> ConfigError:
     """What pydantic found first, in three beats."""
-    if not found["loc"]:
-        return _no_section(section.dotted(), given)
-    key = found["loc"][0]
-    if found["type"] == "extra_forbidden":
+    if not fault["loc"]:
+        return _no_section(section.dotted(), values)
+    key = fault["loc"][0]
+    if fault["type"] == "extra_forbidden":
         return _unknown(section, section.dotted(key))
-    field, value, todo = section.model_fields[key], given[key], _meaning(section, key)
+    field, value, todo = section.model_fields[key], values[key], _meaning(section, key)
     bounds = [
         f"{word} {getattr(bound, sign)}"
         for bound in field.metadata
@@ -565,10 +565,10 @@ def _refusal(section: type[Section], given: Any, found: Mapping[str, Any]) -> Co
         allowed = f"one of {', '.join(choices)}"
         near = nearest(value, choices) if isinstance(value, str) else None
         todo = f"Nearest: {near!r}" if near else todo
-    elif found["type"].endswith("_type"):
+    elif fault["type"].endswith("_type"):
         allowed = _IN_WORDS.get(field.annotation, "a list of texts")
     else:
-        allowed = " and ".join(bounds + ["finite"] * (found["type"] == "finite_number"))
+        allowed = " and ".join(bounds + ["finite"] * (fault["type"] == "finite_number"))
     return ConfigError(f"{section.dotted(key)} = {value!r}", f"it must be {allowed}", todo)
 
 

@@ -79,10 +79,10 @@ def refusal(error: BaseException, path: Path | None = None) -> DiskError | None:
 
 def sentence(error: Exception) -> DeepIntuitError:
     """What a door says of an error: the sentence that it is or that tells what a disk refused. Raises any other one."""
-    said = error if isinstance(error, DeepIntuitError) else refusal(error)
-    if said is None:
+    failure = error if isinstance(error, DeepIntuitError) else refusal(error)
+    if failure is None:
         raise error
-    return said
+    return failure
 
 
 @contextlib.contextmanager
@@ -91,8 +91,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if said := refusal(error, path):
-            raise said from error
+        if failure := refusal(error, path):
+            raise failure from error
         raise
 
 
@@ -102,11 +102,11 @@ def optional(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = error if isinstance(error, DiskError) else refusal(error, path)
-        if said is None:
+        failure = error if isinstance(error, DiskError) else refusal(error, path)
+        if failure is None:
             raise
-        if said.errno != errno.ENOENT:  # else it was cleared away by another process
-            warnings.warn(f"the cache {path} takes no more: {said.why}. The work goes on without it.", stacklevel=1)
+        if failure.errno != errno.ENOENT:  # else it was cleared away by another process
+            warnings.warn(f"the cache {path} takes no more: {failure.why}. The work goes on without it.", stacklevel=1)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -167,29 +167,29 @@ class Scratch:
             self.path = parent / names.replace("*", secrets.token_hex(8))
             self.path.mkdir(0o700)
             with contextlib.suppress(FileNotFoundError):  # somebody swept it before it was locked
-                held = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
                 with contextlib.suppress(OSError):  # a file system without locks, where nothing is swept either
-                    fcntl.flock(held, fcntl.LOCK_EX)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
                 if self.path.exists():
                     break
-                os.close(held)
-        self.remove = weakref.finalize(self, _remove, self.path, held, os.getpid())
+                os.close(descriptor)
+        self.remove = weakref.finalize(self, _remove, self.path, descriptor, os.getpid())
 
 
-def _remove(folder: Path, held: int, process: int) -> None:
+def _remove(folder: Path, descriptor: int, process: int) -> None:
     if os.getpid() == process:
         shutil.rmtree(folder, ignore_errors=True)
-    os.close(held)
+    os.close(descriptor)
 
 
 def sweep(folder: Path, names: str = ".*.tmp") -> None:
     """Remove what killed writers left half-written: whatever has such a name and is not locked."""
-    for left in folder.glob(names):
+    for leftover in folder.glob(names):
         with contextlib.suppress(OSError):  # it is being written, another user's, or gone
-            file = os.open(left, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            file = os.open(leftover, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             finally:
                 os.close(file)
 

@@ -216,8 +216,8 @@ def argued_label(trace: Trace, labels: LabelSet) -> str | None:
     if not trace.grammar.text_segments:
         return None
     argued = trace.segment(trace.grammar.text_segments[-1].name)
-    found = re.findall("|".join(map(_as_word, spellings([*labels, *labels.aliases]))), argued, re.IGNORECASE)
-    return labels.resolve(found[-1]) if found else None
+    names = re.findall("|".join(map(_as_word, spellings([*labels, *labels.aliases]))), argued, re.IGNORECASE)
+    return labels.resolve(names[-1]) if names else None
 
 
 _SPACED = "[0-9_A-Za-z\u00c0-\u024f\u0300-\u052f\u1e00-\u1fff]"  # digits; Latin, Greek, Cyrillic, and their accents
@@ -270,20 +270,20 @@ def _read_segments(text: str, grammar: Grammar) -> tuple[_Fault | None, dict[str
     if not text.strip():
         return (Reason.EMPTY, "nothing was written"), {}
     fault, blocks = _blocks(text, grammar)
-    wanted = [segment.open for segment in grammar.segments]
-    found = [opened for opened, _, _ in blocks]
+    expected = [segment.open for segment in grammar.segments]
+    marks = [opened for opened, _, _ in blocks]
     # A stray word outside matters less than a segment that is not there, but a broken tag matters more.
     if fault and fault[0] is not Reason.TEXT_OUTSIDE:
         return fault, {}
-    lacking, surplus = Counter(wanted) - Counter(found), Counter(found) - Counter(wanted)
+    lacking, surplus = Counter(expected) - Counter(marks), Counter(marks) - Counter(expected)
     if surplus:
         return (Reason.REPEATED_SEGMENT, f"{next(iter(surplus))} occurs too often"), {}
     if grammar.answer.open in lacking:
         return (Reason.NO_ANSWER, f"{grammar.answer.open} … {grammar.answer.close} is missing"), {}
     if lacking:
         return (Reason.MISSING_SEGMENT, f"{next(iter(lacking))} is missing"), {}
-    if found != wanted:
-        return (Reason.WRONG_ORDER, f"{' '.join(found)} instead of {' '.join(wanted)}"), {}
+    if marks != expected:
+        return (Reason.WRONG_ORDER, f"{' '.join(marks)} instead of {' '.join(expected)}"), {}
     if fault:
         return fault, {}
     spans = {}
@@ -313,22 +313,22 @@ def pieces(text: str, grammar: Grammar | str) -> list[Piece]:
     Nothing but white space is left out. `parse` judges these pieces; a page shows them while a trace is written.
     """
     grammar = grammar_named(grammar)
-    found, at, opened = [], 0, dict.fromkeys((segment.open for segment in grammar.segments), 0)
+    parts, at, opened = [], 0, dict.fromkeys((segment.open for segment in grammar.segments), 0)
     while at < len(text):
         next_marks = ((place, mark) for mark in opened if (place := text.find(mark, at)) >= 0)
         start, mark = min(next_marks, default=(len(text), ""))
         if text[at:start].strip():
-            found.append(Piece(None, at, start))
+            parts.append(Piece(None, at, start))
         if not mark:
             break
-        same = [segment for segment in grammar.segments if segment.open == mark]
-        segment = same[min(opened[mark], len(same) - 1)]
+        candidates = [segment for segment in grammar.segments if segment.open == mark]
+        segment = candidates[min(opened[mark], len(candidates) - 1)]
         opened[mark] += 1
         inner = start + len(mark)
         end = text.find(segment.close, inner)
-        found.append(Piece(segment.name, inner, len(text) if end < 0 else end, end < 0))
+        parts.append(Piece(segment.name, inner, len(text) if end < 0 else end, end < 0))
         at = len(text) if end < 0 else end + len(segment.close)
-    return found
+    return parts
 
 
 def _blocks(text: str, grammar: Grammar) -> tuple[_Fault | None, list[tuple[str, int, int]]]:
@@ -342,8 +342,8 @@ def _blocks(text: str, grammar: Grammar) -> tuple[_Fault | None, list[tuple[str,
         if piece.name is None:
             if strange:
                 return (Reason.UNCLOSED_TAG, f"{strange.group()} closes what was never opened"), blocks
-            said = text[piece.start : piece.end].strip()
-            outside = outside or (Reason.TEXT_OUTSIDE, f"{said[:40]!r} stands outside every segment")
+            stray = text[piece.start : piece.end].strip()
+            outside = outside or (Reason.TEXT_OUTSIDE, f"{stray[:40]!r} stands outside every segment")
             continue
         opened, close = marks_of[piece.name]
         if piece.open:
@@ -355,14 +355,14 @@ def _blocks(text: str, grammar: Grammar) -> tuple[_Fault | None, list[tuple[str,
 
 
 def _answer_beyond_doubt(text: str, grammar: Grammar, labels: LabelSet) -> str | None:
-    wanted = sum(segment.role == "answer" for segment in grammar.segments)
+    count = sum(segment.role == "answer" for segment in grammar.segments)
     mark = grammar.answer
-    found = []
+    answers = []
     position = text.find(mark.open)
     while position >= 0 and (end := text.find(mark.close, position)) >= 0:
-        found.append(text[position + len(mark.open) : end])
+        answers.append(text[position + len(mark.open) : end])
         position = text.find(mark.open, end)
-    return labels.resolve(found[-1]) if len(found) == wanted else None
+    return labels.resolve(answers[-1]) if len(answers) == count else None
 
 
 def outer_spans(trace: Trace) -> dict[str, tuple[int, int]]:
@@ -396,15 +396,15 @@ def mentions(text: str) -> list[Mention]:
 
     Both ends of a range are mentioned. A duration ("for 2 s") looks like a time and is one. Never raises.
     """
-    found = []
+    matches = []
     for pattern, kind, convert in ((_SECONDS, "time", float), (_FRAME, "frame", int)):
         for match in pattern.finditer(text):
             numbers = [group for group in range(1, pattern.groups + 1) if match.group(group)]
-            found += [Mention(*match.span(group), kind, convert(match.group(group))) for group in numbers]
+            matches += [Mention(*match.span(group), kind, convert(match.group(group))) for group in numbers]
     for match in _CLOCK.finditer(text):
         hours, minutes, seconds = match.groups()
-        found.append(Mention(*match.span(), "time", int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds)))
-    return sorted(found)
+        matches.append(Mention(*match.span(), "time", int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds)))
+    return sorted(matches)
 
 
 def moment(mention: Mention, frame_times: Sequence[float] | None) -> float | None:

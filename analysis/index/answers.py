@@ -38,14 +38,14 @@ def sources(workbench: Workbench) -> pd.DataFrame:
     """A row for each run, system and split that has answers, newest run first, but those to clips without labels last:
     dataset ("" when the run names none), split, run_id, system, methods (sorted), clips (the most that one method
     answered), seed, created."""
-    rows = workbench.query("""
+    found = workbench.query("""
         SELECT coalesce(runs.dataset, '') AS dataset, split, run_id, system, list(method ORDER BY method) AS methods,
                max(n) AS clips, any_value(runs.seed) AS seed, any_value(runs.created) AS created
         FROM (SELECT run_id, system, split, method, count(*) AS n, count(true_label) AS labelled
               FROM predictions WHERE control = 'none' GROUP BY ALL)
         JOIN runs USING (run_id)
         GROUP BY ALL ORDER BY max(labelled) = 0, created DESC, run_id DESC, system""")
-    return rows.assign(methods=[list(methods) for methods in rows["methods"]])
+    return found.assign(methods=[list(methods) for methods in found["methods"]])
 
 
 def answers(workbench: Workbench, run_id: str, system: str, split: str, methods: Sequence[str]) -> pd.DataFrame:
@@ -63,7 +63,7 @@ def within(workbench: Workbench, run_id: str, system: str, split: str, method: s
     """Ids of the clips that this system answered from a trace of the saved slice `name`; an answer that rests on no
     trace counts where the slice is about its clip. StoreError where there is none, or the slice cannot be asked."""
     condition, values = TraceFilter(slice=name).where(workbench)
-    rows = workbench.query(
+    found = workbench.query(
         f"""WITH chosen AS MATERIALIZED (SELECT trace_id, clip_id FROM trace_facts WHERE {condition})
             SELECT DISTINCT clip_id FROM predictions
             WHERE run_id = ? AND system = ? AND split = ? AND method = ? AND control = 'none'
@@ -72,14 +72,14 @@ def within(workbench: Workbench, run_id: str, system: str, split: str, method: s
                       ELSE clip_id IN (SELECT clip_id FROM chosen) END""",  # noqa: S608 - a filter's own conditions
         [*values, run_id, system, split, method],
     )
-    if rows.empty:
+    if found.empty:
         n = count(workbench, TraceFilter(slice=name))
         raise StoreError(
             f"the slice {name!r} has no trace of this run on this split",
             f"it holds {n:,} traces, and no answer here rests on one of them",
             "Choose another slice, or the system whose traces it holds",
         )
-    return rows["clip_id"].tolist()
+    return found["clip_id"].tolist()
 
 
 def facts(workbench: Workbench, run_id: str, system: str, split: str) -> pd.DataFrame:
@@ -106,15 +106,15 @@ def facts(workbench: Workbench, run_id: str, system: str, split: str) -> pd.Data
                       GROUP BY trace_id) AS scored ON scored.trace_id = answered.trace_id GROUP BY answered.clip_id""",
         {"run": run_id, "system": system, "split": split},
     ).set_index("clip_id")
-    table = clips.drop(columns=[name for name in clips if name in _NOT_SLICED])
-    table["file"] = [_file_name(path) for path in clips["path"]]
-    has_size = clips["width"].notna() & clips["height"].notna()
+    found = clips.drop(columns=[name for name in clips if name in _NOT_SLICED])
+    found["file"] = [_file_name(path) for path in clips["path"]]
+    known = clips["width"].notna() & clips["height"].notna()
     sizes = clips["width"].fillna(0).astype(int).astype(str) + "×" + clips["height"].fillna(0).astype(int).astype(str)
-    table["size"] = sizes.where(has_size, None)
+    found["size"] = sizes.where(known, None)
     for kind, column in (("text", "text"), ("note", "notes")):
         if column in clips:
-            table = table.join(_named(clips[column], kind))
-    return table.join(traces, how="outer")
+            found = found.join(_named(clips[column], kind))
+    return found.join(traces, how="outer")
 
 
 def _file_name(path: Any) -> str | None:
@@ -152,20 +152,20 @@ def _object(text: Any) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def sliceable(facts: pd.DataFrame) -> list[str]:
+def sliceable(known: pd.DataFrame) -> list[str]:
     """Columns of `facts` that divide the clips into at least two parts, those of `FIRST` in front. Text that is almost
     another one for each clip (a file name) divides nothing."""
 
     def divides(name: str) -> bool:
         if name in _NOT_SLICED or name == "file":
             return False
-        values = facts[name].dropna()
+        values = known[name].dropna()
         distinct = values.nunique()
-        if distinct + int(len(values) < len(facts)) < 2:
+        if distinct + int(len(values) < len(known)) < 2:
             return False
         return _numeric(values) or distinct <= max(_MOST_VALUES, len(values) // 2)
 
-    names = [name for name in facts if divides(name)]
+    names = [name for name in known if divides(name)]
     return sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), names.index(name)))
 
 
@@ -183,19 +183,19 @@ def parts_of(values_C: pd.Series, bins: int = 4) -> list[Part]:
     is in exactly one part."""
     if pd.api.types.is_float_dtype(values_C):
         values_C = values_C.round(4)  # a rate of 5.0000001 is no other rate than 5
-    present = values_C.notna().to_numpy()
+    known = values_C.notna().to_numpy()
     numeric = _numeric(values_C.dropna())
-    counts = values_C[present].value_counts()
+    counts = values_C[known].value_counts()
     if numeric and len(counts) > _FEW_NUMBERS:
-        parts = _quantile_parts(values_C.astype(float).to_numpy(), present, bins)
+        parts = _quantile_parts(values_C.astype(float).to_numpy(), known, bins)
     else:
         names = sorted(counts.index, key=lambda value: value if numeric else (-counts[value], str(value)))
         cut = names if len(names) <= _MOST_VALUES else names[:_MOST_VALUES]
-        parts = [Part(_shown(value), present & (values_C == value).fillna(False).to_numpy(dtype=bool)) for value in cut]
+        parts = [Part(_shown(value), known & (values_C == value).fillna(False).to_numpy(dtype=bool)) for value in cut]
         if len(cut) < len(names):
-            rest = present & ~np.logical_or.reduce([part.inside_C for part in parts])
+            rest = known & ~np.logical_or.reduce([part.inside_C for part in parts])
             parts.append(Part(f"others ({len(names) - len(cut)} values)", rest))
-    return [*parts, Part("not known", ~present)] if not present.all() else parts
+    return [*parts, Part("not known", ~known)] if not known.all() else parts
 
 
 def _quantile_parts(values_C: np.ndarray, known_C: np.ndarray, bins: int) -> list[Part]:
@@ -204,8 +204,8 @@ def _quantile_parts(values_C: np.ndarray, known_C: np.ndarray, bins: int) -> lis
     insides = [inside_C for k in range(len(edges) - 1) if (inside_C := place_C == k).any()]
     ends = [(float(values_C[inside_C].min()), float(values_C[inside_C].max())) for inside_C in insides]
     digits = _digits(ends)
-    labels = [[f"{round(end, digits) + 0.0:,.{digits}f}" for end in dict.fromkeys(pair)] for pair in ends]
-    return [Part(" to ".join(pair), inside_C) for pair, inside_C in zip(labels, insides)]
+    told = [[f"{round(end, digits) + 0.0:,.{digits}f}" for end in dict.fromkeys(pair)] for pair in ends]
+    return [Part(" to ".join(pair), inside_C) for pair, inside_C in zip(told, insides)]
 
 
 def _digits(ends: Sequence[tuple[float, float]]) -> int:
@@ -215,8 +215,8 @@ def _digits(ends: Sequence[tuple[float, float]]) -> int:
     most = min(high - low for low, high in ends if low < high) / 10
 
     def enough(digits: int) -> bool:
-        rounded = {end: round(end, digits) for end in every}
-        return len({*rounded.values()}) == len(every) and all(abs(rounded[end] - end) <= most for end in every)
+        told = {end: round(end, digits) for end in every}
+        return len({*told.values()}) == len(every) and all(abs(told[end] - end) <= most for end in every)
 
     return next((digits for digits in range(4) if enough(digits)), 4)
 
@@ -236,12 +236,12 @@ def _shown(value: Any) -> str:
 def reasons(workbench: Workbench, run_id: str, name: str = "") -> pd.DataFrame:
     """Every trace of a run (of the saved slice `name`), by stage and what is wrong with it: stage, reason
     ("well-formed" where nothing is), n, share of the stage."""
-    filters = TraceFilter(run=run_id, slice=name)
-    condition, values = filters.where(workbench)
+    asked = TraceFilter(run=run_id, slice=name)
+    condition, values = asked.where(workbench)
     return workbench.query(
         f"""SELECT *, n / sum(n) OVER (PARTITION BY stage) AS share
             FROM (SELECT stage, coalesce(reason, 'well-formed') AS reason, sum(n)::BIGINT AS n
-                  FROM {filters.counts} WHERE {condition} GROUP BY ALL)
+                  FROM {asked.counts} WHERE {condition} GROUP BY ALL)
             ORDER BY stage, n DESC, reason""",  # noqa: S608 - as above
         values,
     )

@@ -112,21 +112,21 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
     times = tuple(round(float(t), 4) for t in frames.times_T)
     emit(Seen(tuple(map(int, frames.indices_T)), times, frames.pixels_T_H_W_3))
     emit(Stage("encode"))
-    known = local.encode([clip])
-    if not known:
+    pairs = local.encode([clip])
+    if not pairs:
         raise local.unreadable[clip.clip_id].error
     if stop():
         return
     emit(Stage("reason"))
-    ((_, encoded),) = known
+    ((_, encoded),) = pairs
     ids: list[int] = []
-    said = 0.0
+    last_text = 0.0
 
     def on_token(_clip: int, _sample: int, token: int) -> None:
-        nonlocal said
+        nonlocal last_text
         ids.append(token)
-        if time.monotonic() - said >= _BETWEEN_TEXTS:
-            said = time.monotonic()
+        if time.monotonic() - last_text >= _BETWEEN_TEXTS:
+            last_text = time.monotonic()
             text = vlm.tokenizer.decode(ids, skip_special_tokens=True)
             emit(Written(text.rstrip("\ufffd"), len(ids)))  # a character of several tokens is not there yet
 
@@ -143,14 +143,14 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
         top_p=ask.top_p or settings.sampling.top_p,
         on_token=on_token,
         stop=stop,
-        gate=gate(known) if gate else None,
+        gate=gate(pairs) if gate else None,
     )
     trace = task.parse(sample.text, sample.truncated, sample.thought is not False)
     stopped = stop() and sample.truncated
     reason, detail = (None, None) if trace.ok else (str(trace.reason), trace.detail)
-    spent = sample.milliseconds
+    ms = sample.milliseconds
     gated = sample.quick_confidence, sample.thought
-    emit(TraceDone(sample.text, trace.provisional, reason, detail, sample.confidence, len(ids), spent, stopped, *gated))
+    emit(TraceDone(sample.text, trace.provisional, reason, detail, sample.confidence, len(ids), ms, stopped, *gated))
     if trace.ok and not stop():
         emit(_provisional(task, trace, sample, vlm))
     if ask.calibrator is None or stop():
@@ -161,7 +161,7 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
     if stop():
         return
     emit(Stage("calibrate"))
-    score = likelihood_scores(calibrator, task, known, [trace], 1)
+    score = likelihood_scores(calibrator, task, pairs, [trace], 1)
     run = models.workbench.run(ask.calibrator)
     temperature = float(fitted_ways(run)["label_likelihood"]["temperature"])
     distance = Distance.load(run)

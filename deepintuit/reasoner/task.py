@@ -59,9 +59,9 @@ class Task:
         self.labels: LabelSet = self.manifest.labels_or(config.clips.labels)
         self.grammar: Grammar = GRAMMARS[config.prompt.grammar]
         self.style = config.prompt.style
-        shown = config.clips.text_fields or config.clips.notes_shown
+        has_texts = config.clips.text_fields or config.clips.notes_shown
         self._fields: Mapping[str, dict] = (
-            self.manifest.text_fields(config.clips.text_fields, config.clips.notes_shown) if shown else {}
+            self.manifest.text_fields(config.clips.text_fields, config.clips.notes_shown) if has_texts else {}
         )
 
     def clips(self, split: str) -> list[Clip]:
@@ -93,12 +93,12 @@ class Task:
         return label_prompt(self.labels, self.style, self._fields.get(clip_id, {}))
 
     def calibrator_prompt(
-        self, clip_id: str, said: Trace | Malformed | Opinion | None, order: Sequence[int] | None = None
+        self, clip_id: str, opinion: Trace | Malformed | Opinion | None, order: Sequence[int] | None = None
     ) -> str:
         """The meta-review of a trace, or of what is left of it; None is the "trace blanked" control."""
-        said = said if isinstance(said, Opinion) else opinion_of(said)
+        opinion = opinion if isinstance(opinion, Opinion) else opinion_of(opinion)
         fields = self._fields.get(clip_id, {})
-        return calibrator_prompt(self.labels, said.conclusion, said.rationale, self.style, fields, order)
+        return calibrator_prompt(self.labels, opinion.conclusion, opinion.rationale, self.style, fields, order)
 
     def parse(self, text: str, truncated: bool, thought: bool = True) -> Trace | Malformed:
         return parse(text, self.grammar, self.labels, truncated, thought)
@@ -131,41 +131,41 @@ def inherited(workbench: Workbench, config: Config, *run_ids: str | None) -> tup
     Of a teacher's run the question alone is taken. Raises `ConfigError` where a run was asked another question (style,
     grammar, text fields, labels) than is given. A run that does not say how it was made is taken as it comes.
     """
-    told: dict[str, None] = {}
+    differences: dict[str, None] = {}
     settled: set[str] = set()
     for run in (workbench.run(run_id) for run_id in run_ids if run_id):
-        kept = run.about.get("settings") or run.config
+        settings = run.about.get("settings") or run.config
         taught, sampled = run.stage == "teach", ("calibrate",) if run.stage == "calibrate" else ()
         for name in ("clips", "prompt") if taught else (*_TAKEN, *sampled):
-            section, before, taken = getattr(config, name), kept.get(name), {}
+            section, before, changes = getattr(config, name), settings.get(name), {}
             for setting, field in type(section).model_fields.items() if isinstance(before, Mapping) else ():
-                key, mine = f"{name}.{setting}", getattr(section, setting)
+                key, value = f"{name}.{setting}", getattr(section, setting)
                 if setting not in before or key in _NOT_TAKEN or COST in field.metadata:
                     continue
-                theirs = tuple(before[setting]) if isinstance(mine, tuple) else before[setting]
+                inherited_value = tuple(before[setting]) if isinstance(value, tuple) else before[setting]
                 free = key not in settled and not config.is_given(key)
                 settled.add(key)
-                if mine == theirs:
+                if value == inherited_value:
                     continue
                 if free:
-                    taken[setting] = theirs
+                    changes[setting] = inherited_value
                 elif key in _TO_MATCH and not (taught and key != "prompt.grammar"):
                     raise ConfigError(
-                        f"{key} = {_plain(mine)} on {run.id}",
-                        f"that run was made with {_plain(theirs)}, and its model was taught no other question",
+                        f"{key} = {_plain(value)} on {run.id}",
+                        f"that run was made with {_plain(inherited_value)}, and its model was taught no other question",
                         f"Leave {key} out, and it is taken from the run; or give a run made with it",
                     )
                 elif key in _OF_THE_ADAPTER and before.get("lora_rank"):
                     raise ConfigError(
-                        f"{key} = {_plain(mine)} on {run.id}",
-                        f"that run's adapter was made with {_plain(theirs)}, and it would be used as it is",
+                        f"{key} = {_plain(value)} on {run.id}",
+                        f"that run's adapter was made with {_plain(inherited_value)}, and it would be used as it is",
                         f"Leave {key} out, and it is taken from the run; or train a new adapter on its base",
                     )
                 elif key in _TO_BE_TOLD:
-                    told[f"{key} {theirs} → {mine}"] = None
-            config = config.replace(**{name: taken})
+                    differences[f"{key} {inherited_value} → {value}"] = None
+            config = config.replace(**{name: changes})
         _refuse_other_labels(workbench, config, run)
-    return config, list(told)
+    return config, list(differences)
 
 
 def _plain(value: Any) -> str:
@@ -183,10 +183,10 @@ def _refuse_other_labels(workbench: Workbench, config: Config, run: Run) -> None
         return
     now = asked(Task(workbench.path, config))
     if now != before:
-        what = "labels" if now["labels"] != before["labels"] else "definitions"
+        part = "labels" if now["labels"] != before["labels"] else "definitions"
         raise ConfigError(
-            f"the {what} {_shortly(now[what])} on {run.id}",
-            f"that run was made with {_shortly(before[what])}, and its model was taught no other question",
+            f"the {part} {_shortly(now[part])} on {run.id}",
+            f"that run was made with {_shortly(before[part])}, and its model was taught no other question",
             "Give the label set that it was made with in clips.labels, or train anew",
         )
 

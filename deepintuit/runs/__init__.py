@@ -170,12 +170,12 @@ class Workbench:
 
     def run(self, run_id: str) -> Run:
         """A run to read from, whoever writes it. StoreError when there is none of this id."""
-        known = {folder.name for folder in self.path.glob("runs/*/")}
-        if run_id not in known:
-            guess = nearest(str(run_id), sorted(known))
+        ids = {folder.name for folder in self.path.glob("runs/*/")}
+        if run_id not in ids:
+            guess = nearest(str(run_id), sorted(ids))
             raise StoreError(
                 f"there is no run {run_id!r} in {self.path}",
-                f"{len(known)} runs are there" if known else "no run was started in it yet",
+                f"{len(ids)} runs are there" if ids else "no run was started in it yet",
                 f"nearest: {guess!r}" if guess else "start one, or name another workbench",
             )
         return Run(self.path / "runs" / run_id)
@@ -183,14 +183,14 @@ class Workbench:
     def runs(self, stage: str | None = None, *, finished: bool | None = None) -> list[Run]:
         """Runs to read from, oldest first; a run.json that cannot be read costs its run, and a warning. A folder killed
         before its run.json was written is not a run yet."""
-        found = []
+        runs = []
         for folder in self.path.glob("runs/*/"):
             try:
-                found += [Run(folder)] if (folder / "run.json").exists() else []
+                runs += [Run(folder)] if (folder / "run.json").exists() else []
             except StoreError as error:
                 warnings.warn(str(error), stacklevel=2)
-        chosen = [run for run in found if stage in (None, run.stage) and finished in (None, run.finished)]
-        return sorted(chosen, key=lambda run: (run.about["created"], run.id))
+        matches = [run for run in runs if stage in (None, run.stage) and finished in (None, run.finished)]
+        return sorted(matches, key=lambda run: (run.about["created"], run.id))
 
 
 def _description(folder: Path) -> dict[str, Any] | None:

@@ -74,25 +74,25 @@ def _hide(text: str) -> str:
 def without_secrets(arguments: Sequence[str]) -> list[str]:
     """A command line fit for a file others read: values of options named like a secret, values of such environment
     variables, and texts shaped like a key become `***`."""
-    shown: list[str] = []
+    safe: list[str] = []
     hide_next = False
     for argument in arguments:
         name, equals, _ = argument.partition("=")
         if hide_next and not argument.startswith("-"):
-            shown.append(_HIDDEN)
+            safe.append(_HIDDEN)
             hide_next = False
             continue
         secret = bool(_SECRET_NAME.search(name))
-        shown.append(f"{name}={_HIDDEN}" if secret and equals else _hide(argument))
+        safe.append(f"{name}={_HIDDEN}" if secret and equals else _hide(argument))
         hide_next = secret and not equals and name.startswith("-")
-    return shown
+    return safe
 
 
-def plain(value: Any, where: str = "config") -> Any:
+def plain(value: Any, place: str = "config") -> Any:
     """A value as JSON has it: numpy scalars and arrays unpacked, paths and enums as text, nan and infinity as null,
     secrets as `***`. StoreError for anything else."""
     if isinstance(value, Enum):
-        return plain(value.value, where)
+        return plain(value.value, place)
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, str):
@@ -105,17 +105,17 @@ def plain(value: Any, where: str = "config") -> Any:
         return {
             str(key): _HIDDEN
             if isinstance(item, str) and item and _SECRET_NAME.search(str(key))
-            else plain(item, f"{where}.{key}")
+            else plain(item, f"{place}.{key}")
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [plain(item, where) for item in value]
+        return [plain(item, place) for item in value]
     if isinstance(value, (set, frozenset)):
-        return sorted((plain(item, where) for item in value), key=repr)
+        return sorted((plain(item, place) for item in value), key=repr)
     if hasattr(value, "tolist"):
-        return plain(value.tolist(), where)
+        return plain(value.tolist(), place)
     raise StoreError(
-        f"{where} holds a {type(value).__name__}",
+        f"{place} holds a {type(value).__name__}",
         "a run's description is JSON, to be read anywhere",
         "pass numbers, text, lists and mappings",
     )
@@ -123,12 +123,12 @@ def plain(value: Any, where: str = "config") -> Any:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None
 
 
 def provenance() -> dict[str, Any]:
@@ -145,13 +145,13 @@ def provenance() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    packages = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            packages[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return packages
 
 
 def part_name(grain: str, number: int) -> str:
@@ -160,12 +160,12 @@ def part_name(grain: str, number: int) -> str:
 
 def parts(folder: Path, grain: str) -> list[tuple[int, Path]]:
     """The finished parts of a grain with their numbers, in writing order. Half-written ones have another name."""
-    found = []
+    files = []
     for path in folder.glob(f"{grain}-*.parquet"):
         number = path.stem.removeprefix(f"{grain}-")
         if number.isdigit():
-            found.append((int(number), path))
-    return sorted(found)
+            files.append((int(number), path))
+    return sorted(files)
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -193,13 +193,13 @@ def read_description(folder: Path) -> dict[str, Any]:
     """run.json as a dict with a run's own fields; StoreError when it is missing or something else."""
     try:
         about = texts.parse_json(texts.read(folder / "run.json"))
-        wrong = [
+        faults = [
             name
             for name, kinds in _FIELDS.items()
             if not isinstance(about, dict) or name not in about or not isinstance(about[name], kinds)
         ]
-        if wrong:
-            raise ValueError(f"{wrong[0]!r} is missing in it or of another type")
+        if faults:
+            raise ValueError(f"{faults[0]!r} is missing in it or of another type")
         for instant in filter(None, (about["created"], about["finished"])):
             datetime.fromisoformat(instant)
         if abs(about["seed"]) >= 2**63:

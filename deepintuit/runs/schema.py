@@ -88,8 +88,8 @@ class TraceRow:
     def of(cls, trace: Trace | Malformed, **columns: Any) -> TraceRow:
         """The row of a parsed text; `columns` are the others, and go before what the parser says."""
         answer, reason, detail = (trace.answer, None, None) if trace.ok else (None, str(trace.reason), trace.detail)
-        read = {"answer": answer, "provisional": trace.provisional, "reason": reason, "detail": detail}
-        return cls(**{"text": trace.text, **read, **columns})
+        parsed = {"answer": answer, "provisional": trace.provisional, "reason": reason, "detail": detail}
+        return cls(**{"text": trace.text, **parsed, **columns})
 
     def to_dict(self) -> dict[str, Any]:
         """The columns that are not missing."""
@@ -210,21 +210,21 @@ def _first_bad(values: Sequence[Any], kind: pa.DataType) -> int:
 
 
 def _refuse_repeats(grain: Grain, rows: pa.Table) -> None:
-    seen: set[tuple[Any, ...]] = set()
+    keys: set[tuple[Any, ...]] = set()
     for key in zip(*(rows[column].to_pylist() for column in grain.key)):
-        if key in seen:
+        if key in keys:
             raise StoreError(
                 f"two rows of {grain.name!r} in one call have the key {dict(zip(grain.key, key))}",
                 "one would hide the other",
                 "give each sample, score or prediction a key of its own",
             )
-        seen.add(key)
+        keys.add(key)
 
 
 def newest(tables: Iterable[pa.Table], grain: Grain, columns: Sequence[str] | None = None) -> pa.Table:
     """Parts in writing order as one table in which the last row of a key stands; columns new since a part are null."""
-    wanted = tuple(grain.columns if columns is None else columns)
-    schema = pa.schema([grain.schema.field(name).with_nullable(True) for name in dict.fromkeys((*wanted, *grain.key))])
+    names = tuple(grain.columns if columns is None else columns)
+    schema = pa.schema([grain.schema.field(name).with_nullable(True) for name in dict.fromkeys((*names, *grain.key))])
     whole = pa.concat_tables(
         [
             schema.empty_table(),
@@ -235,4 +235,4 @@ def newest(tables: Iterable[pa.Table], grain: Grain, columns: Sequence[str] | No
     last = dict(zip(zip(*(whole[column].to_pylist() for column in grain.key)), range(whole.num_rows)))
     if len(last) < whole.num_rows:
         whole = whole.take(pa.array(sorted(last.values()), pa.int64()))
-    return whole.select(wanted)
+    return whole.select(names)

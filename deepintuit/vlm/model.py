@@ -68,8 +68,8 @@ class Bases:
         if self.peft is None:
             self.peft = get_peft_model(self.core, shape, name)
         else:
-            for gone in set(self.peft.peft_config) - set(self.users):
-                self.peft.delete_adapter(gone)
+            for unused in set(self.peft.peft_config) - set(self.users):
+                self.peft.delete_adapter(unused)
             self.peft.add_adapter(name, shape)
         _hold_to_language(self.peft, family, str(adapter))
         fill_adapter(self.peft, adapter, name)
@@ -197,13 +197,13 @@ class VLM:
 
     def _with(self, adapter: Path | None) -> VLM:
         """The same weights in memory under another adapter, or none."""
-        other, bases = copy.copy(self), self.bases
-        other.name, other.adapter = str(adapter or self.base[0]), None
+        vlm, bases = copy.copy(self), self.bases
+        vlm.name, vlm.adapter = str(adapter or self.base[0]), None
         if adapter is not None:
-            other.adapter = f"over-{next(bases.numbers)}"
-            bases.add(other.adapter, self.family, adapter)
-        bases.users[other.adapter or ""] = other
-        return other
+            vlm.adapter = f"over-{next(bases.numbers)}"
+            bases.add(vlm.adapter, self.family, adapter)
+        bases.users[vlm.adapter or ""] = vlm
+        return vlm
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -256,9 +256,9 @@ class VLM:
 
     def prompt_ids(self, clip: EncodedClip | None, prompt: str) -> list[int]:
         """Token ids of the user turn (the clip first, if there is one) and the opening of the assistant's turn."""
-        shown = [{"type": "video"}] if clip else []
+        content = [{"type": "video"}] if clip else []
         text = self.processor.apply_chat_template(
-            [{"role": "user", "content": [*shown, {"type": "text", "text": _harmless(prompt)}]}],
+            [{"role": "user", "content": [*content, {"type": "text", "text": _harmless(prompt)}]}],
             add_generation_prompt=True,
             tokenize=False,
         )

@@ -60,25 +60,25 @@ def pack(
     for owner, group in enumerate(groups):
         limit = min(firsts[row] for row in group) if apart else None
         tokens, depth, branches, paths = grow([rows[row] for row in group], limit)
-        wanted = [IGNORED] * len(tokens)
+        targets = [IGNORED] * len(tokens)
         for row, path in zip(group, paths):
             # The token at position t is predicted from the one before it.
             for t in range(max(firsts[row], 1), len(rows[row])):
-                wanted[path[t - 1]] = rows[row][t]
-            scored = path[max(firsts[row], 1) - 1 : len(rows[row]) - 1]
-            places[row] = torch.tensor(scored, dtype=torch.long, device=vlm.device) + len(ids)
+                targets[path[t - 1]] = rows[row][t]
+            positions = path[max(firsts[row], 1) - 1 : len(rows[row]) - 1]
+            places[row] = torch.tensor(positions, dtype=torch.long, device=vlm.device) + len(ids)
         ids += tokens
-        labels += wanted
+        labels += targets
         depths += depth
         owners += [owner] * len(tokens)
         trees.append(tuple(_branch(length, before, vlm.device) for length, before in branches))
     # What follows a clip's vision tokens is text, so a token's 3-D position depends on its clip and depth alone.
     longest = [max((rows[row] for row in group), key=len) for group in groups]
     whole = vlm.inputs([clips[group[0]] for group in groups], longest, side="right")
-    where = torch.tensor([owners, depths], device=vlm.device)
+    index = torch.tensor([owners, depths], device=vlm.device)
     inputs = whole | {
         "input_ids": torch.tensor([ids], device=vlm.device),
-        "position_ids": whole["position_ids"][:, where[0], where[1]][:, None],
+        "position_ids": whole["position_ids"][:, index[0], index[1]][:, None],
         "attention_mask": torch.zeros(1, 1, 1, 1, device=vlm.device),  # of four dimensions: transformers makes none
         "tree": Tree(tuple(trees)),
         "shift_labels": torch.tensor([labels], device=vlm.device),
@@ -135,13 +135,13 @@ def _pieces(
     prompt = min(alike[1:], default=0)
 
     def runs(limit: int) -> list[tuple[list[int], int]]:
-        found: list[tuple[list[int], int]] = []
+        groups: list[tuple[list[int], int]] = []
         for row, less in zip(group, alike):
-            if found and found[-1][1] - prompt + len(rows[row]) - less <= limit:
-                found[-1] = [*found[-1][0], row], found[-1][1] + len(rows[row]) - less
+            if groups and groups[-1][1] - prompt + len(rows[row]) - less <= limit:
+                groups[-1] = [*groups[-1][0], row], groups[-1][1] + len(rows[row]) - less
             else:
-                found.append(([row], len(rows[row])))
-        return found
+                groups.append(([row], len(rows[row])))
+        return groups
 
     fewest = len(runs(most))
     return runs(bisect_left(range(most), True, key=lambda limit: len(runs(limit)) <= fewest))
@@ -171,20 +171,20 @@ def grow(
     for number in sorted(range(len(rows)), key=lambda n: rows[n]):
         row = rows[number]
         alike = _alike(row, last, limit)
-        kept = max(0, alike - 1)
-        if alike < len(row) and kept < len(row) - 1:
-            begin = len(tokens)
-            tokens += row[kept:-1]
-            depths += range(kept, len(row) - 1)
-            branches.append((len(tokens) - begin, path[:kept]))
-            path = [*path[:kept], *range(begin, len(tokens))]
+        shared = max(0, alike - 1)
+        if alike < len(row) and shared < len(row) - 1:
+            start = len(tokens)
+            tokens += row[shared:-1]
+            depths += range(shared, len(row) - 1)
+            branches.append((len(tokens) - start, path[:shared]))
+            path = [*path[:shared], *range(start, len(tokens))]
         paths[number], last = path, row
     return tokens, depths, branches, paths
 
 
-def _alike(row: Sequence[int], other: Sequence[int], limit: int | None) -> int:
-    most = min(len(row), len(other), *(() if limit is None else (limit,)))
-    return next((at for at in range(most) if row[at] != other[at]), most)
+def _alike(row: Sequence[int], former: Sequence[int], limit: int | None) -> int:
+    most = min(len(row), len(former), *(() if limit is None else (limit,)))
+    return next((at for at in range(most) if row[at] != former[at]), most)
 
 
 def _branch(length: int, before: list[int], device: torch.device) -> Branch:
