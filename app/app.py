@@ -64,14 +64,14 @@ _ALWAYS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosnif
 
 def blocks(context: AppContext) -> Blocks:
     """All pages as one multi-page app."""
-    said = note(EXAMPLE, role="status") if context.workbench.is_example else ""
+    banner = note(EXAMPLE, role="status") if context.workbench.is_example else ""
     with Blocks(title=NAME, analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         demo.uploads = context.uploads
         demo.has_launched = True  # or Gradio does not ask whether a file that is named was uploaded
     for path, (name, module) in PAGES.items():
         with demo.route(name, f"/{path}"):
             gr.Navbar(visible=False)
-            gr.HTML(said, visible=bool(said), elem_classes="example")
+            gr.HTML(banner, visible=bool(banner), elem_classes="example")
             module.page(context)
     demo.queue(max_size=64, default_concurrency_limit=20)
     return demo
@@ -215,12 +215,12 @@ def serve(
     proxies: Sequence[str] = (),
     root_path: str = "",
     open_browser: bool = True,
-    begin: Callable[[], None] | None = None,
+    on_ready: Callable[[], None] | None = None,
 ) -> None:
     """Serve until stopped. Without users it listens on this machine only: ConfigError for another host.
 
-    `trusted_hosts`: further names that requests may come under, of a proxy before it; `begin` is called once pages can
-    be opened; the rest is as of `create`."""
+    `trusted_hosts`: further names that requests may come under, of a proxy before it; `on_ready` is called once pages
+    can be opened; the rest is as of `create`."""
     if host not in LOOPBACK and users is None:
         raise ConfigError(
             f"host {host!r} without a login",
@@ -243,8 +243,8 @@ def serve(
         print("It asks for no login: whoever the proxy lets through may do all. --auth FILE asks.", flush=True)
     if open_browser:
         threading.Timer(1.0, webbrowser.open, [address]).start()
-    if begin:
-        begin()
+    if on_ready:
+        on_ready()
     listening = _listening(server, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)
     with contextlib.suppress(KeyboardInterrupt):
         listening.run()

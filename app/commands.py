@@ -69,7 +69,7 @@ def _app(options) -> int:
         proxies=options.proxy,
         root_path=options.root_path,
         open_browser=not options.no_browser,
-        begin=(lambda: _start(place, options.start)) if options.start else None,
+        on_ready=(lambda: _start(place, options.start)) if options.start else None,
     )
     return 0
 

@@ -103,14 +103,14 @@ def apart(at_once: int, waiting: int = 200) -> Callable[[Callable[..., Any]], Ca
 
     def around(answer: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(answer)
-        async def answered(*given: Any, **named: Any) -> Any:
+        async def answered(*args: Any, **kwargs: Any) -> Any:
             nonlocal here
             if here >= at_once + waiting:
-                said = "Many wait for the same, and one more would slow all down. Try again in a minute."
-                raise HTTPException(503, said, {"Retry-After": "60"})
+                message = "Many wait for the same, and one more would slow all down. Try again in a minute."
+                raise HTTPException(503, message, {"Retry-After": "60"})
             here += 1
             try:
-                return await anyio.to_thread.run_sync(partial(answer, *given, **named), limiter=threads)
+                return await anyio.to_thread.run_sync(partial(answer, *args, **kwargs), limiter=threads)
             finally:
                 here -= 1
 

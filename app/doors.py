@@ -54,8 +54,8 @@ class Blocks(gr.Blocks):
 
     uploads: Uploads
 
-    def queue(self, *given, **named):
-        super().queue(*given, **named)
+    def queue(self, *args, **kwargs):
+        super().queue(*args, **kwargs)
         self.state_session_capacity = SESSIONS
         self._queue.pending_messages_per_session = _OfSessions(asyncio.Queue)
         self._queue.pending_event_ids_session = _OfSessions(set)
@@ -69,9 +69,9 @@ class Blocks(gr.Blocks):
             if (refused := _refusals.get()) is not None:
                 refused.append(str(error))
             _log.debug("refused what a page was sent", exc_info=error)
-            said = "A field of this page cannot hold what was sent. Reload the page."
-            told = error.message if isinstance(error, gr.Error) else said
-            raise gr.Error(told, print_exception=False) from error
+            fallback = "A field of this page cannot hold what was sent. Reload the page."
+            message = error.message if isinstance(error, gr.Error) else fallback
+            raise gr.Error(message, print_exception=False) from error
 
     def _checked(self, block: Any, value: Any) -> Any:
         if isinstance(block, gr.UploadButton) and isinstance(value, dict):
@@ -111,16 +111,16 @@ class Doors:
         self._pages = {page[0] for page in blocks.pages} - {""}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        _, below, asked = scope.get("path", "").partition("/gradio_api/")
-        if below and (scope["type"] != "http" or not _ROUTES.fullmatch(asked)):
+        _, below, route = scope.get("path", "").partition("/gradio_api/")
+        if below and (scope["type"] != "http" or not _ROUTES.fullmatch(route)):
             await PlainTextResponse("There is nothing here.", 404)(scope, receive, send)
             return
-        if asked.startswith("queue/data") and self._of_nobody(scope):
+        if route.startswith("queue/data") and self._of_nobody(scope):
             await PlainTextResponse(_NOBODY, media_type="text/event-stream")(scope, receive, send)
             return
-        if below and scope["method"] == "POST" and _CALLS.fullmatch(asked):
+        if below and scope["method"] == "POST" and _CALLS.fullmatch(route):
             body, receive = await _whole(receive)
-            if (answer := self._refusal(body, asked)) is not None:
+            if (answer := self._refusal(body, route)) is not None:
                 await answer(scope, receive, send)
                 return
         elif scope.get("path", "").removeprefix(scope.get("root_path", "")).lstrip("/") in self._pages:
@@ -140,30 +140,30 @@ class Doors:
         session = QueryParams(scope["query_string"]).get("session_hash", "")
         return session not in self.blocks._queue.pending_messages_per_session
 
-    def _refusal(self, body: bytes, asked: str) -> PlainTextResponse | None:
+    def _refusal(self, body: bytes, route: str) -> PlainTextResponse | None:
         try:
-            given = parse_json(decoded(body, nul=True))
-            json.dumps(given, allow_nan=False)  # FastAPI could not say in JSON what is wrong with NaN or infinity
+            call = parse_json(decoded(body, nul=True))
+            json.dumps(call, allow_nan=False)  # FastAPI could not say in JSON what is wrong with NaN or infinity
         except ValueError as error:
             return PlainTextResponse(f"The request is no JSON that is read here: {error}.", 400)
-        if not isinstance(given, dict) or not isinstance(given.get("session_hash"), str | None):
+        if not isinstance(call, dict) or not isinstance(call.get("session_hash"), str | None):
             return PlainTextResponse("The request is no call of a page.", 400)
-        if len(given.get("session_hash") or "") > _LONGEST_NAME:
+        if len(call.get("session_hash") or "") > _LONGEST_NAME:
             return PlainTextResponse(f"A session's name has at most {_LONGEST_NAME} characters.", 400)
-        number = given.get("fn_index")
+        number = call.get("fn_index")
         event = self.blocks.fns.get(number) if type(number) is int else None
-        if asked.startswith(("queue", "run")) and (event is None or event.fn is None):  # or it runs in the browser
+        if route.startswith(("queue", "run")) and (event is None or event.fn is None):  # or it runs in the browser
             return PlainTextResponse("No page has an event of this number. Reload the page.", 404)
-        if asked.startswith("queue") and self._unread(given.get("session_hash")) > UNREAD:
+        if route.startswith("queue") and self._unread(call.get("session_hash")) > UNREAD:
             return PlainTextResponse("This page does not read what it was answered. Reload it.", 429)
         return None
 
     def _unread(self, session: str | None) -> int:
         """How many messages wait for a session, which is the last to go now."""
         queue = self.blocks._queue
-        for kept in (queue.pending_event_ids_session, queue.pending_messages_per_session):
-            if session in kept:
-                kept.move_to_end(session)
+        for pending in (queue.pending_event_ids_session, queue.pending_messages_per_session):
+            if session in pending:
+                pending.move_to_end(session)
         return queue.pending_messages_per_session[session].qsize()
 
 

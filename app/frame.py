@@ -37,8 +37,8 @@ _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 def theme() -> gr.themes.Base:
     """Text is at least 4.5 : 1 against what it stands on, in light and dark (tests/browser/test_contrast.py)."""
     sizes = {"spacing_size": "sm", "radius_size": "md", "text_size": "md"}
-    made = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO, **sizes)
-    return made.set(
+    base = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO, **sizes)
+    return base.set(
         color_accent="*primary_600",
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",
@@ -116,8 +116,8 @@ def _datasets(workbench: Workbench, _index: object) -> list[str]:
 
 def title(page: str, workbench: Workbench, root: str = "") -> str:
     """What the head of a page begins with, as HTML: its title, icon and style."""
-    named = " · ".join(filter(None, (page, workbench.path.absolute().name, NAME)))
-    return document("title.html", title=named, url=root)
+    heading = " · ".join(filter(None, (page, workbench.path.absolute().name, NAME)))
+    return document("title.html", title=heading, url=root)
 
 
 class Frame:
@@ -133,22 +133,22 @@ class Frame:
         if not path or scope["method"] != "GET" or not (reads or page is not None):
             await self.app(scope, receive, send)
             return
-        begun: Message | None = None
+        start: Message | None = None
         parts: list[bytes] = []
 
         async def framed(message: Message) -> None:
-            nonlocal begun
+            nonlocal start
             if message["type"] == "http.response.start":
                 html = Headers(raw=message["headers"]).get("content-type", "").startswith("text/html")
                 if (message["status"] == 200 and page is not None and html) or (message["status"] == 404 and reads):
-                    begun = message
+                    start = message
                     return
-            if begun is None:
+            if start is None:
                 await send(message)
                 return
             parts.append(message.get("body", b""))
             if not message.get("more_body", False):
-                answer = await asyncio.to_thread(self._answer, begun["status"], b"".join(parts), page, scope)
+                answer = await asyncio.to_thread(self._answer, start["status"], b"".join(parts), page, scope)
                 await GZipMiddleware(answer, compresslevel=5)(scope, receive, send)
 
         plain = MutableHeaders(raw=[pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]).raw
@@ -159,18 +159,18 @@ class Frame:
         if status == 404:
             root = f"{scope.get('deepintuit_root', '')}/"
             top = header(self.context, "", self.pages, user, root)
-            name, said = title("Not found", workbench, root), _said(body)
-            return HTMLResponse(document("not_found.html", title=name, header=top, said=said, url=root), status)
-        named = title(self.pages[page], workbench).encode()
+            name, message = title("Not found", workbench, root), _said(body)
+            return HTMLResponse(document("not_found.html", title=name, header=top, said=message, url=root), status)
+        head = title(self.pages[page], workbench).encode()
         top = header(self.context, page, self.pages, user).encode()
-        body = body.replace(b"<head>", b"<head>" + named, 1).replace(b"<gradio-app", top + b"<gradio-app", 1)
+        body = body.replace(b"<head>", b"<head>" + head, 1).replace(b"<gradio-app", top + b"<gradio-app", 1)
         return HTMLResponse(body.replace(b'control_page_title="true"', b'control_page_title="false"', 1), status)
 
 
 def _said(body: bytes) -> str:
     """Why there is nothing, where a route said more than that."""
     try:
-        told: Any = json.loads(body).get("detail")
+        detail: Any = json.loads(body).get("detail")
     except (ValueError, AttributeError):
-        told = None
-    return told if isinstance(told, str) and told != "Not Found" else ""
+        detail = None
+    return detail if isinstance(detail, str) and detail != "Not Found" else ""

@@ -57,10 +57,10 @@ def hashed(password: str, salt: bytes | None = None) -> str:
     return f"scrypt${salt.hex()}${hashlib.scrypt(password.encode(), salt=salt, **_SCRYPT).hex()}"
 
 
-def matches(password: str, stored: str) -> bool:
+def matches(password: str, digest: str) -> bool:
     """Whether it is the password that was stored. Takes the same time either way."""
-    salt = bytes.fromhex(stored.split("$")[1])
-    return hmac.compare_digest(hashed(password, salt), stored)
+    salt = bytes.fromhex(digest.split("$")[1])
+    return hmac.compare_digest(hashed(password, salt), digest)
 
 
 def _parsed(path: str | Path) -> dict[str, str]:
@@ -73,16 +73,16 @@ def _parsed(path: str | Path) -> dict[str, str]:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(f"the list of users {str(path)!r} cannot be read", why, write) from error
     for number, line in enumerate(text.split("\n"), 1):
-        name, colon, stored = line.strip().partition(":")
+        name, colon, digest = line.strip().partition(":")
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        if not colon or not name or not _HASH.fullmatch(stored):
+        if not colon or not name or not _HASH.fullmatch(digest):
             why = "a user is `name:scrypt$salt$hash`; passwords are never kept as they are"
             raise ConfigError(f"line {number} of {path}", why, write)
         if name in users:
             why = f"{name!r} stands there twice, and one of the two passwords would count for nothing"
             raise ConfigError(f"line {number} of {path}", why, "Take one of the two lines out")
-        users[name] = stored
+        users[name] = digest
     return users
 
 
@@ -154,8 +154,8 @@ def add_user(path: str | Path, name: str, password: str) -> None:
     if path.exists():
         _parsed(path)
         lines = texts.read(path).rstrip("\n").split("\n")
-    kept = [line for line in lines if line.strip().partition(":")[0] != name]
-    disk.write_text(path, "\n".join([*kept, f"{name}:{hashed(password)}"]) + "\n", mode=0o600)
+    rest = [line for line in lines if line.strip().partition(":")[0] != name]
+    disk.write_text(path, "\n".join([*rest, f"{name}:{hashed(password)}"]) + "\n", mode=0o600)
 
 
 class Throttle:
@@ -194,11 +194,11 @@ class Throttle:
                 if not friend:
                     digest = hashlib.blake2b(name.encode(), key=self._secret, digest_size=8).digest()
                     number = int.from_bytes(digest) % len(self._budgets)
-                    left, since = self._budgets[number]
-                    left = min(float(NAME_FREE), left + (now - since) * NAME_AN_HOUR / 3600)
-                    if left < 1:
-                        return (1 - left) * 3600 / NAME_AN_HOUR
-                    self._budgets[number] = (left - 1, now)
+                    budget, since = self._budgets[number]
+                    budget = min(float(NAME_FREE), budget + (now - since) * NAME_AN_HOUR / 3600)
+                    if budget < 1:
+                        return (1 - budget) * 3600 / NAME_AN_HOUR
+                    self._budgets[number] = (budget - 1, now)
             self._failed[place] = (count + 1, now)
             self._failed.move_to_end(place)
             if len(self._failed) > ADDRESSES:
@@ -227,12 +227,12 @@ class Throttle:
 def network(address: str) -> str:
     """An address as it counts: IPv4 as it is, also where it is written as IPv6; of IPv6 the /64 that a person has."""
     try:
-        known = ipaddress.ip_address(address.partition("%")[0])
+        ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address[:64]
-    if known.version == 6 and known.ipv4_mapped is None:
-        return str(ipaddress.ip_network((int(known) >> 64 << 64, 64)))
-    return str(getattr(known, "ipv4_mapped", None) or known)
+    if ip.version == 6 and ip.ipv4_mapped is None:
+        return str(ipaddress.ip_network((int(ip) >> 64 << 64, 64)))
+    return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
 class _Line:
@@ -243,12 +243,12 @@ class _Line:
         self._lock, self._free, self._numbers = threading.Lock(), {False: AT_ONCE, True: AT_ONCE}, itertools.count()
         self._waiting: dict[bool, list[tuple[int, int, Future[bool]]]] = {False: [], True: []}
 
-    async def matches(self, password: str, stored: str, failures: int, friend: bool) -> bool | None:
+    async def matches(self, password: str, digest: str, failures: int, friend: bool) -> bool | None:
         """Whether it is the password; None where too many wait."""
         if not await self._turn(failures, friend):
             return None
         try:
-            checked = asyncio.to_thread(matches, password, stored)
+            checked = asyncio.to_thread(matches, password, digest)
             return (await asyncio.gather(checked, asyncio.sleep(0.0 if friend else SECONDS_A_TRY)))[0]
         finally:
             with self._lock:
@@ -309,8 +309,8 @@ class Gate:
         if scope["method"] != "GET" or b"text/html" not in dict(scope["headers"]).get(b"accept", b""):
             return Response("Log in first.", 401)
         query = scope["query_string"].decode("latin-1")
-        wanted = _path(scope) + (f"?{query}" if query else "")
-        after = f"?{urlencode({'next': wanted})}" if wanted != "/" else ""
+        target = _path(scope) + (f"?{query}" if query else "")
+        after = f"?{urlencode({'next': target})}" if target != "/" else ""
         return RedirectResponse(f"{_root(scope)}/login{after}", 303)
 
     def _logout(self, scope: Scope, token: str) -> Response:
@@ -324,8 +324,8 @@ class Gate:
 
     def _user(self, scope: Scope) -> tuple[str | None, str]:
         for token in _cookies(scope, COOKIE):
-            name, stored, until = self._sessions.get(token, ("", "", 0.0))
-            if time.monotonic() < until and self.users.get(name) == stored:
+            name, digest, until = self._sessions.get(token, ("", "", 0.0))
+            if time.monotonic() < until and self.users.get(name) == digest:
                 return name, token
         return None, ""
 
@@ -338,33 +338,33 @@ class Gate:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
         form = {name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
-        name, password, wanted = form.get("username", ""), form.get("password", ""), form.get("next", "/")
+        name, password, target = form.get("username", ""), form.get("password", ""), form.get("next", "/")
         # An unknown name costs the same time as a known one.
-        stored = self.users.get(name, _NOBODY)
-        device = next((one for one in _cookies(scope, DEVICE) if _belongs(one, stored)), None)
+        digest = self.users.get(name, _NOBODY)
+        device = next((value for value in _cookies(scope, DEVICE) if _belongs(value, digest)), None)
         address = scope["client"][0] if scope.get("client") else ""
         place, friend = self.throttle.place(address, name, device)
         failures = self.throttle.failures(place)
         if (pause := self.throttle.enter(place, name, friend)) > 0:
             seconds = max(1, round(pause))
-            said = f"Too many failed attempts. Wait {seconds} second{'s' * (seconds > 1)}, then try again."
-            return _login_page(root, wanted, said, 429)
-        right = await self._line.matches(password, stored, failures, friend)
+            notice = f"Too many failed attempts. Wait {seconds} second{'s' * (seconds > 1)}, then try again."
+            return _login_page(root, target, notice, 429)
+        right = await self._line.matches(password, digest, failures, friend)
         if right is None:
             self.throttle.untried(place)
-            return _login_page(root, wanted, "Too many are trying to log in. Wait a minute, then try again.", 429)
-        if not right or self.users.get(name) != stored:
-            return _login_page(root, wanted, "This name and password do not belong together.", 401)
+            return _login_page(root, target, "Too many are trying to log in. Wait a minute, then try again.", 429)
+        if not right or self.users.get(name) != digest:
+            return _login_page(root, target, "This name and password do not belong together.", 401)
         self.throttle.passed(place, name, friend, address)
-        response = RedirectResponse(root + _ours(wanted), 303)
+        response = RedirectResponse(root + _ours(target), 303)
         # A browser says under which scheme it shows the page, also where a proxy does not.
         secure = scope["scheme"] == "https" or Headers(scope=scope).get("origin", "").startswith("https:")
-        kept = {"path": root or "/", "httponly": True, "samesite": "lax", "secure": secure}
-        response.set_cookie(COOKIE, self._session(name, stored), **kept)
-        response.set_cookie(DEVICE, device or _device(stored), max_age=_YEAR, **kept)
+        options = {"path": root or "/", "httponly": True, "samesite": "lax", "secure": secure}
+        response.set_cookie(COOKIE, self._session(name, digest), **options)
+        response.set_cookie(DEVICE, device or _device(digest), max_age=_YEAR, **options)
         return response
 
-    def _session(self, name: str, stored: str) -> str:
+    def _session(self, name: str, digest: str) -> str:
         """A new token. The oldest go: of this user beyond `SESSIONS_OF_ONE`, of all beyond `SESSIONS`."""
         now = time.monotonic()
         for token, (_, _, until) in list(self._sessions.items()):
@@ -376,7 +376,7 @@ class Gate:
         if len(self._sessions) >= SESSIONS:
             self._sessions.popitem(last=False)
         token = secrets.token_urlsafe(32)
-        self._sessions[token] = (name, stored, now + _DAY)
+        self._sessions[token] = (name, digest, now + _DAY)
         return token
 
 
@@ -393,32 +393,32 @@ def _cookies(scope: Scope, name: str) -> Iterator[str]:
     """Every value of a cookie: the same name may be sent for several paths."""
     for key, value in scope["headers"]:
         for cookie in value.decode("latin-1").split(";") if key == b"cookie" else ():
-            given, _, text = cookie.strip().partition("=")
-            if given == name:
+            label, _, text = cookie.strip().partition("=")
+            if label == name:
                 yield text
 
 
-def _device(stored: str, about: str | None = None) -> str:
+def _device(digest: str, about: str | None = None) -> str:
     """What marks a browser that this user logged in from: signed with the user's hash, so it ends with the password."""
     about = f"{int(time.time())}.{secrets.token_urlsafe(12)}" if about is None else about
-    return f"{about}.{hmac.new(stored.encode(), about.encode(), hashlib.sha256).hexdigest()}"
+    return f"{about}.{hmac.new(digest.encode(), about.encode(), hashlib.sha256).hexdigest()}"
 
 
-def _belongs(device: str, stored: str) -> bool:
+def _belongs(device: str, digest: str) -> bool:
     about, _, _ = device.rpartition(".")
     issued = about.partition(".")[0]
     young = issued.isascii() and issued.isdigit() and len(issued) < 12 and time.time() - int(issued) < _YEAR
-    return young and hmac.compare_digest(_device(stored, about).encode(), device.encode("utf-8", "replace"))
+    return young and hmac.compare_digest(_device(digest, about).encode(), device.encode("utf-8", "replace"))
 
 
-def _ours(wanted: str) -> str:
+def _ours(target: str) -> str:
     """A path of this server to go to after the login; `//host`, `/\\host` and whole addresses lead elsewhere."""
-    return wanted if re.fullmatch(r"/(?![/\\])[^\\\x00-\x20]*", wanted) else "/"
+    return target if re.fullmatch(r"/(?![/\\])[^\\\x00-\x20]*", target) else "/"
 
 
 _NOBODY = hashed(secrets.token_hex())
 
 
-def _login_page(root: str, wanted: str = "/", problem: str = "", status: int = 200) -> Response:
-    values = {"action": f"{root}/login", "wanted": wanted, "problem": problem, "leaving": False}
+def _login_page(root: str, target: str = "/", problem: str = "", status: int = 200) -> Response:
+    values = {"action": f"{root}/login", "wanted": target, "problem": problem, "leaving": False}
     return HTMLResponse(document("login.html", **values), status)

@@ -24,9 +24,9 @@ def without_places(value: Any, *roots: str | Path) -> Any:
     """A stored value as it is shown, mappings and lists inside too: of an absolute path the part inside one of the
     workbench's folders `roots`, else its name; a sentence as of `without_roots`."""
     if isinstance(value, Mapping):
-        return {key: without_places(one, *roots) for key, one in value.items()}
+        return {key: without_places(item, *roots) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_places(one, *roots) for one in value]
+        return [without_places(item, *roots) for item in value]
     if not isinstance(value, str):
         return value
     if _ABSOLUTE.match(value):
@@ -34,8 +34,8 @@ def without_places(value: Any, *roots: str | Path) -> Any:
         root = next((root for root in roots if path.is_relative_to(root)), path)
         return path.name if path == PurePosixPath(root) else str(path.relative_to(root))
     if value.startswith("--") and "=" in value:
-        option, _, given = value.partition("=")
-        return f"{option}={without_places(given, *roots)}"
+        option, _, text = value.partition("=")
+        return f"{option}={without_places(text, *roots)}"
     return without_roots(value, *roots)
 
 
@@ -48,8 +48,8 @@ def without_roots(text: str, *roots: str | Path) -> str:
 
 def address(page: str, **query: object) -> str:
     """The address of a page in a state, as seen from any page."""
-    known = {key: value for key, value in query.items() if value not in (None, "", [])}
-    return page + (f"?{urlencode(known, doseq=True)}" if known else "")
+    state = {key: value for key, value in query.items() if value not in (None, "", [])}
+    return page + (f"?{urlencode(state, doseq=True)}" if state else "")
 
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -59,9 +59,9 @@ document = renderer(_TEMPLATES, interpreted=False, **_KNOWN)
 """For whole pages of our own, which Gradio never reads."""
 
 
-def empty(what: object, todo: str = "", command: str = "") -> str:
+def empty(missing: object, todo: str = "", command: str = "") -> str:
     """An empty state: what is missing, and what to run."""
-    return render("empty.html", what=what, todo=todo, command=command)
+    return render("empty.html", what=missing, todo=todo, command=command)
 
 
 def note(text: object, kind: str = "quiet", role: str = "") -> str:

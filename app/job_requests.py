@@ -72,13 +72,13 @@ def bases(workbench: Workbench) -> list[tuple[str, str]]:
 
 def candidates(workbench: Workbench, stage: str, option: str, dataset: str) -> list[str]:
     """Finished runs of this dataset that an option takes, newest first, and the words that it takes."""
-    wanted = INPUTS.get(stage, {}).get(option, ())
+    stages = INPUTS.get(stage, {}).get(option, ())
     runs = [
         run.id
         for run in reversed(workbench.runs(finished=True))
-        if run.stage in wanted and dataset in ("", run.about["dataset"])
+        if run.stage in stages and dataset in ("", run.about["dataset"])
     ]
-    return runs + [word for word in wanted if word in _WORDS]
+    return runs + [word for word in stages if word in _WORDS]
 
 
 def checked(
@@ -117,12 +117,12 @@ def checked(
     title = [f"{stage} on {settings.clips.dataset or 'homecam'}"]
     for option, run in (inputs or {}).items():
         if run and run != NEWEST and option in INPUTS.get(stage, {}):
-            known = candidates(workbench, stage, option, settings.clips.dataset)
-            if run not in known:
+            options = candidates(workbench, stage, option, settings.clips.dataset)
+            if run not in options:
                 raise ConfigError(
                     f"{option} {run!r}",
                     "it is no finished run of this dataset that the stage can begin with",
-                    f"Nearest: {nearest(run, known)!r}" if nearest(run, known) else "Choose one of the list",
+                    f"Nearest: {nearest(run, options)!r}" if nearest(run, options) else "Choose one of the list",
                 )
             command.append(f"--{option}={run}")
             title.append(f"{option} {run}")
@@ -152,13 +152,13 @@ def refuse_unless_stage(command: Sequence[str]) -> None:
 
 def changed(settings: Config) -> dict[str, Any]:
     """Departures from the method's defaults by dotted key, the workbench's place aside."""
-    found = {}
+    changes = {}
     for section, value in settings.departures().items():
-        found |= (
+        changes |= (
             {f"{section}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {section: value}
         )
-    found.pop("workbench", None)
-    return found
+    changes.pop("workbench", None)
+    return changes
 
 
 def settable() -> dict[str, str]:
@@ -183,10 +183,10 @@ def _refuse_closed(before: Config, after: Config) -> None:
     """Whatever way it was written: what the page may not change has not changed."""
     for section, key, _, _ in config.describe():
         if section and not _open(section, key):
-            was, wanted = (getattr(getattr(settings, section), key) for settings in (before, after))
-            if was != wanted:
+            was, value = (getattr(getattr(settings, section), key) for settings in (before, after))
+            if was != value:
                 raise ConfigError(
-                    f"{section}.{key} = {wanted!r} cannot be set from this page",
+                    f"{section}.{key} = {value!r} cannot be set from this page",
                     "it names a file, an address, a device or a dataset of the server",
                     "Choose the dataset above, begin with a run that has it, or use the command line",
                 )
@@ -201,8 +201,8 @@ def _text(workbench: Workbench, base: str) -> str:
     kind, _, name = base.partition(":")
     if kind == "run":
         about = workbench.run(name).about
-        stored = config.known(about.get("settings") or about["config"])
-        return tomli_w.dumps(Config.model_validate(stored).told())
+        saved = config.known(about.get("settings") or about["config"])
+        return tomli_w.dumps(Config.model_validate(saved).told())
     shipped = {path.stem: path for path in config.CONFIGS.glob("*.toml")}
     if kind == "file" and name in shipped:
         return shipped[name].read_text(encoding="utf-8")

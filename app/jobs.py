@@ -182,9 +182,9 @@ def end_of(path: Path) -> str:
 def _job(folder: Path, about: Mapping[str, Any]) -> Job:
     status = _status(about)
     try:
-        drawn = (folder / "progress").read_text(encoding="utf-8") if status in ("running", "stopping") else ""
+        progress = (folder / "progress").read_text(encoding="utf-8") if status in ("running", "stopping") else ""
     except FileNotFoundError:
-        drawn = ""
+        progress = ""
     times = {
         name: datetime.fromisoformat(about[name]) if about.get(name) else None
         for name in ("created", "started", "ended")
@@ -197,7 +197,7 @@ def _job(folder: Path, about: Mapping[str, Any]) -> Job:
         command=tuple(about["command"]),
         exit_code=about.get("exit_code"),
         status=status,
-        progress=drawn or end_of(folder / "log").rpartition("\n")[2],
+        progress=progress or end_of(folder / "log").rpartition("\n")[2],
         **times,
     )
 

@@ -46,10 +46,10 @@ def requested(
 
 def preview(context: AppContext, *form: Any) -> str:
     try:
-        found = requested(context, *form)
+        wish = requested(context, *form)
     except DeepIntuitError as error:
         return view.problem(error)
-    return view.preview(found.command[3:], job_requests.changed(found.config))
+    return view.preview(wish.command[3:], job_requests.changed(wish.config))
 
 
 def job_shown(context: AppContext, job_id: str | None) -> tuple[str, jobs.Job | None]:
@@ -60,8 +60,8 @@ def job_shown(context: AppContext, job_id: str | None) -> tuple[str, jobs.Job | 
     except DeepIntuitError as error:
         return view.problem(error), None
     root = context.workbench.path.absolute()
-    shown = replace(job, command=tuple(without_places(job.command, root)))
-    return view.job(shown, without_roots(jobs.tail(context.workbench.path, job_id), root)), job
+    job_view = replace(job, command=tuple(without_places(job.command, root)))
+    return view.job(job_view, without_roots(jobs.tail(context.workbench.path, job_id), root)), job
 
 
 def tab(context: AppContext, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, list[gr.components.Component]]:
@@ -70,7 +70,7 @@ def tab(context: AppContext, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, lis
     with gr.Accordion("Start a stage", open=False):
         with gr.Row():
             stage = gr.Dropdown(
-                [(f"{name}: {what}", name) for name, what in job_requests.STAGES.items()],
+                [(f"{name}: {about}", name) for name, about in job_requests.STAGES.items()],
                 value="report",
                 label="Stage",
                 scale=2,
@@ -105,19 +105,19 @@ def tab(context: AppContext, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, lis
         )
         leave = gr.Button("Let it run", visible=False, size="sm")
         again = gr.Button("Start again", visible=False, size="sm", elem_id="runs-again")
-    shown = gr.HTML(elem_id="runs-log", autoscroll=True)
+    log = gr.HTML(elem_id="runs-log", autoscroll=True)
     form = [stage, dataset, base, first, second, seed, name, changes, full, dry]
-    job_of = [listed, shown, stop, again]
+    job_of = [listed, log, stop, again]
     reading = {**QUICK, "concurrency_limit": None}
 
     def job_list(job_id: str | None) -> list[Any]:
-        text, found = job_shown(context, job_id)
-        active = found is not None and found.active
+        text, current = job_shown(context, job_id)
+        active = current is not None and current.active
         return [
             view.jobs_table(jobs.listed(place), job_id or ""),
             text,
             gr.Button(visible=active),
-            gr.Button(visible=found is not None and not active),
+            gr.Button(visible=current is not None and not active),
         ]
 
     def fields(stage_: str, dataset_: str | None) -> list[Any]:
@@ -126,39 +126,34 @@ def tab(context: AppContext, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, lis
         for k in range(2):
             option = options[k] if k < len(options) else ""
             runs = job_requests.candidates(context.workbench, stage_, option, dataset_ or "") if option else []
-            kept = [("the newest finished one", job_requests.NEWEST), *((run, run) for run in runs)]
+            names = [("the newest finished one", job_requests.NEWEST), *((run, run) for run in runs)]
             rows.append(
                 gr.update(
-                    choices=kept, value=job_requests.NEWEST, label=option.capitalize() or "Input", visible=bool(option)
+                    choices=names, value=job_requests.NEWEST, label=option.capitalize() or "Input", visible=bool(option)
                 )
             )
         return [*rows, gr.update(visible=stage_ == "demo"), view.settings_help(job_requests.settable(), stage_)]
 
     def opened(stage_: str) -> list[Any]:
         sets = progress.datasets(context.look())
-        chosen = sets[0] if len(sets) == 1 else ""
-        named = [("that of the settings", ""), *((one, one) for one in sets)]
-        kept = job_requests.bases(context.workbench)
+        default = sets[0] if len(sets) == 1 else ""
+        datasets = [("that of the settings", ""), *((name, name) for name in sets)]
+        bases = job_requests.bases(context.workbench)
         return [
-            gr.update(choices=named, value=chosen),
-            gr.update(choices=kept, value=kept[0][1]),
-            *fields(stage_, chosen),
+            gr.update(choices=datasets, value=default),
+            gr.update(choices=bases, value=bases[0][1]),
+            *fields(stage_, default),
         ]
 
-    def start(request: gr.Request, *given: Any) -> tuple[Any, Any, Any]:
+    def start(request: gr.Request, *form: Any) -> tuple[Any, Any, Any]:
         try:
-            found = requested(context, *given)
-            begun = jobs.launch(
-                place,
-                found.command,
-                stage=found.stage,
-                title=found.title,
-                user=context.user(request),
-                files=found.files,
+            wish = requested(context, *form)
+            new_job = jobs.launch(
+                place, wish.command, stage=wish.stage, title=wish.title, user=context.user(request), files=wish.files
             )
         except DeepIntuitError as error:
             return gr.skip(), view.problem(error), gr.skip()
-        return begun.id, gr.skip(), gr.Timer(active=True)
+        return new_job.id, gr.skip(), gr.Timer(active=True)
 
     def begin_again(job_id: str, request: gr.Request) -> tuple[Any, Any]:
         try:
@@ -178,7 +173,7 @@ def tab(context: AppContext, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, lis
     def asked(yes: bool) -> list[Any]:
         return [gr.Button(visible=yes), gr.Button(visible=yes)]
 
-    see = lambda *given: preview(context, *given)  # noqa: E731 - one line, used for every field
+    see = lambda *form: preview(context, *form)  # noqa: E731 - one line, used for every field
     gr.context.Context.root_block.load(opened, stage, [dataset, base, first, second, full, meanings], **reading).then(
         see, form, words, **reading
     )

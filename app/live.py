@@ -88,12 +88,12 @@ class Job:
 
     def take(self) -> list[Event]:
         """What has happened since the last call."""
-        taken = []
+        events = []
         while True:
             try:
-                taken.append(self._events.get_nowait())
+                events.append(self._events.get_nowait())
             except queue.Empty:
-                return taken
+                return events
 
     def _work(self) -> None:
         try:
@@ -154,10 +154,10 @@ class Engine:
         try:
             from deepintuit.reasoner import live
         except ImportError as error:
-            said = (
+            message = (
                 f"Live reasoning needs {error.name}, which `make app-light` leaves out. `make app` installs all of it."
             )
-            emit(Failed(said))
+            emit(Failed(message))
             return
         if self._models is None:
             self._models = live.Models(self._workbench)

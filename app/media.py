@@ -148,19 +148,19 @@ def routes(context: AppContext) -> APIRouter:
     @router.get("/media/card/{run_id}")
     def card(run_id: str) -> FileResponse:
         """A run card, in a sandbox of its own: it may draw its figures and reach nothing, not even this server."""
-        known = {run.id for run in context.workbench.runs()}
+        run_ids = {run.id for run in context.workbench.runs()}
         path = context.workbench.path / "reports" / f"{run_id}.html"
-        if run_id not in known or not path.is_file():
+        if run_id not in run_ids or not path.is_file():
             raise HTTPException(404, "No card was written for a run of this id.")
         return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": _CARD, **_NOT_KEPT})
 
     return router
 
 
-def _picture(found: Sequence[bytes], number: str, headers: dict[str, str]) -> Response:
-    if number not in map(str, range(len(found))):
+def _picture(pictures: Sequence[bytes], number: str, headers: dict[str, str]) -> Response:
+    if number not in map(str, range(len(pictures))):
         raise HTTPException(404, "There is no such frame.")
-    return Response(found[int(number)], media_type="image/jpeg", headers=headers)
+    return Response(pictures[int(number)], media_type="image/jpeg", headers=headers)
 
 
 def _readable(path: Path) -> bool:
@@ -202,8 +202,8 @@ def _by_rate(context: AppContext, run_id: str) -> tuple[tuple[int, float], ...]:
         about = context.workbench.run(run_id).about
     except DeepIntuitError:
         return ()
-    asked = (about.get("settings") or about.get("config") or {}).get("video") or {}
-    return ((int(asked["frames"]), float(asked["fps"])),) if asked.get("fps") and asked.get("frames") else ()
+    video = (about.get("settings") or about.get("config") or {}).get("video") or {}
+    return ((int(video["frames"]), float(video["fps"])),) if video.get("fps") and video.get("frames") else ()
 
 
 @lru_cache(maxsize=4096)

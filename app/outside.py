@@ -65,13 +65,13 @@ def named_hosts(names: Sequence[str], any_host: bool = True) -> list[str]:
     return [name.lower() for name in names]
 
 
-def sub_path(path: str, taken: Sequence[str] = ()) -> str:
-    """A sub-path with a '/' before and none behind; '' for none. ConfigError for what is none, or is in `taken`."""
+def sub_path(path: str, reserved: Sequence[str] = ()) -> str:
+    """A sub-path with a '/' before and none behind; '' for none. ConfigError for what is none, or is in `reserved`."""
     path = path.rstrip("/")
     if path and not re.fullmatch(r"(/(?!\.{1,2}(/|$))[\w.~!$&'()*+,=:@%-]+)+", path, re.ASCII):
         why = "it is the part of the address behind the host, as a browser shows it: letters, digits and %40 for others"
         raise ConfigError(f"--root-path {path}", why, "Write it like /clips, and the host with --trusted-host")
-    if path in taken:
+    if path in reserved:
         why = f"{path} is an address of the dashboard itself, so the two could not be told apart"
         raise ConfigError(f"--root-path {path}", why, "Choose another sub-path in the proxy")
     return path
@@ -109,18 +109,18 @@ class Outside:
     def _believed(self, scope: Scope) -> ASGIApp:
         """Puts what a named proxy says in its place, takes the same words of anybody else away, and sets the path."""
         believed = bool(scope.get("client")) and scope["client"][0] in self._behind.trusted_hosts
-        said = Headers(scope=scope)
-        kept = [
+        head = Headers(scope=scope)
+        pairs = [
             (name, value) for name, value in scope["headers"]
             if name not in {b"forwarded", b"x-forwarded-host", b"x-gradio-server"}
             and (believed or not name.startswith(b"x-forwarded-"))
         ]  # fmt: skip
-        names = [name.strip() for text in said.getlist("x-forwarded-host") for name in text.split(",") if name.strip()]
+        names = [name.strip() for text in head.getlist("x-forwarded-host") for name in text.split(",") if name.strip()]
         if believed and names:
             host = next(filter(self._known, names), names[-1])
-            kept = [pair for pair in kept if pair[0] != b"host"] + [(b"host", host.encode("latin-1"))]
+            pairs = [pair for pair in pairs if pair[0] != b"host"] + [(b"host", host.encode("latin-1"))]
         # Gradio would put its own idea of the outer address into every page; a browser needs none.
-        scope["headers"] = [*kept, (b"x-gradio-server", (self.root or ".").encode())]
+        scope["headers"] = [*pairs, (b"x-gradio-server", (self.root or ".").encode())]
         root = unquote(self.root)
         if root and scope["path"] != root and not scope["path"].startswith(root + "/"):
             scope["path"] = root + scope["path"]
@@ -171,16 +171,16 @@ class Outside:
 
     async def _bounded(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         path, headers = scope["path"].removeprefix(scope["root_path"]), Headers(scope=scope)
-        uploads, kept = path == UPLOAD, path in (UPLOAD, "/review-api/import")
+        uploads, stores = path == UPLOAD, path in (UPLOAD, "/review-api/import")
         most = next(most for beginning, most in LARGEST.items() if path.startswith(beginning) or beginning == "/")
         length = headers.get("content-length")
         expected = int(length) if length else most if "transfer-encoding" in headers else 0
         if expected > most:
             await _too_large(most)(scope, receive, send)
             return
-        if kept and not self._room(expected):
-            said = "Too much was sent in the last hour, and waits to be looked at or deleted. Try again later."
-            await JSONResponse({"error": said}, 507)(scope, receive, send)
+        if stores and not self._room(expected):
+            message = "Too much was sent in the last hour, and waits to be looked at or deleted. Try again later."
+            await JSONResponse({"error": message}, 507)(scope, receive, send)
             return
         came, over, started, ended = 0, False, False, not expected
 
@@ -201,7 +201,7 @@ class Outside:
                 started = started or message["type"] == "http.response.start"
                 await send(message)
 
-        with self._counted(expected if kept else 0):
+        with self._counted(expected if stores else 0):
             try:
                 await app(scope, bounded, answer)
             except MultiPartException:
@@ -231,5 +231,5 @@ class Outside:
 
 
 def _too_large(most: int) -> Response:
-    shown = f"{most >> 20} MiB" if most >= 2**20 else f"{most >> 10} KiB"
-    return JSONResponse({"error": f"What was sent is larger than {shown}, the most that this address takes."}, 413)
+    size = f"{most >> 20} MiB" if most >= 2**20 else f"{most >> 10} KiB"
+    return JSONResponse({"error": f"What was sent is larger than {size}, the most that this address takes."}, 413)

@@ -85,11 +85,11 @@ def trace_html(
     """The whole trace. `frame_times`: of the frames that the model saw, in seconds; `seconds`: the length of the clip,
     a moment past it is marked and does not seek; `writing`: more is to come; `token_marks`: sorted, without overlap."""
     grammar = GRAMMARS[grammar] if isinstance(grammar, str) else grammar
-    shown = _without_half_mark(text, grammar) if writing else text
+    visible = _without_half_mark(text, grammar) if writing else text
     segments = []
-    for piece in pieces(shown, grammar):
-        blank = len(shown[piece.start : piece.end]) - len(shown[piece.start : piece.end].lstrip())
-        body = list(_sentences(shown, piece.start + blank, piece.end, frame_times, seconds, token_marks))
+    for piece in pieces(visible, grammar):
+        blank = len(visible[piece.start : piece.end]) - len(visible[piece.start : piece.end].lstrip())
+        body = list(_sentences(visible, piece.start + blank, piece.end, frame_times, seconds, token_marks))
         segments.append((piece.name, TITLES.get(piece.name, piece.name), body, writing and piece.open))
     return render("trace.html", segments=segments)
 
@@ -104,9 +104,9 @@ def _sentences(
 ) -> Iterator[Sentence]:
     """Characters start … end of a text."""
     inner = text[start:end]
-    found = [_grown(inner, mention) for mention in mentions(inner)]
+    places = [_grown(inner, mention) for mention in mentions(inner)]
     for first, last in sentences(inner):
-        here = [mention for mention in found if first <= mention.start < last]
+        here = [mention for mention in places if first <= mention.start < last]
         moments = [at for mention in here if (at := moment(mention, frame_times)) is not None]
         parts, place = [], first
         for mention in here:

@@ -14,13 +14,13 @@ from deepintuit_analysis.numbers import number
 from deepintuit_app.html import empty, render
 
 
-def groups(rows: pd.DataFrame, chosen: str, step: int) -> str:
+def groups(rows: pd.DataFrame, clip: str, step: int) -> str:
     """The groups of an update as one button each: clip, label, a mark a trace."""
-    shown = []
+    buttons = []
     for clip_id, group in rows.groupby("clip_id", sort=True) if len(rows) else ():
         right, mean = (group["accuracy"] > 0).sum(), number(group["reward"].mean(), 1, 2)
         label = group["true_label"].iloc[0]
-        shown.append(
+        buttons.append(
             {
                 "clip_id": clip_id,
                 "label": label if isinstance(label, str) else clip_id,
@@ -30,7 +30,7 @@ def groups(rows: pd.DataFrame, chosen: str, step: int) -> str:
                 "title": f"{_clip_name(group)}: {right} of {len(group)} right, mean reward {mean}",
             }
         )
-    return render("runs/groups.html", groups=shown, chosen=chosen, step=step)
+    return render("runs/groups.html", groups=buttons, chosen=clip, step=step)
 
 
 def outside(name: str, step: int) -> str:

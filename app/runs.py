@@ -47,7 +47,7 @@ def headlines(workbench: Workbench, runs: pd.DataFrame) -> dict[str, str]:
     return {run["run_id"]: view.headline(run, accuracies, ends, accuracy) for run in runs.to_dict("records")}
 
 
-def table(context: AppContext, stage: str | None, dataset: str | None, chosen: str | None) -> str:
+def table(context: AppContext, stage: str | None, dataset: str | None, run_id: str | None) -> str:
     workbench = context.look()
     runs = progress.runs(workbench, stage, dataset)
     problems = [(source, without_roots(text, *_roots(workbench))) for source, text in workbench.problems()]
@@ -55,14 +55,14 @@ def table(context: AppContext, stage: str | None, dataset: str | None, chosen: s
         return view.left_out(problems) + view.no_runs()
     runs["command"] = [without_places(words, *_roots(workbench)) for words in runs["command"]]
     return view.left_out(problems) + view.runs_table(
-        runs, statuses(workbench, runs), headlines(workbench, runs), chosen or ""
+        runs, statuses(workbench, runs), headlines(workbench, runs), run_id or ""
     )
 
 
 def _roots(workbench: Workbench, about: Mapping[str, Any] | None = None) -> list[str]:
     """The workbench's folder, as it is called now and as it was when a run was written: it may have been moved."""
-    written = [((about or {}).get(part) or {}).get("workbench") for part in ("settings", "config")]
-    roots = (workbench.path.absolute(), workbench.path.resolve(), *written)
+    roots_then = [((about or {}).get(part) or {}).get("workbench") for part in ("settings", "config")]
+    roots = (workbench.path.absolute(), workbench.path.resolve(), *roots_then)
     return [str(root) for root in dict.fromkeys(roots) if root and Path(root).is_absolute()]
 
 
@@ -76,15 +76,15 @@ def details(context: AppContext, run_id: str | None) -> str:
     """All of one run, or nothing while none is chosen."""
     workbench = context.look()
     runs = progress.runs(workbench)
-    mine = runs[runs["run_id"] == run_id]
-    if mine.empty:
+    row = runs[runs["run_id"] == run_id]
+    if row.empty:
         return view.no_choice()
     run = workbench.run(run_id)
     above, below = progress.lineage(workbench, run_id)
     return view.details(
         _about(workbench, run.id),
-        statuses(workbench, mine)[run_id],
-        headlines(workbench, mine)[run_id],
+        statuses(workbench, row)[run_id],
+        headlines(workbench, row)[run_id],
         above,
         below,
         without_roots(_end(run.path / "log"), *_roots(workbench, run.about)),
@@ -99,8 +99,8 @@ def _end(path) -> str:
 def comparison(context: AppContext, run_ids: Sequence[str] | None) -> str:
     workbench = context.look()
     runs = progress.runs(workbench)
-    known = [run_id for run_id in run_ids or [] if run_id in set(runs["run_id"])]
-    abouts = [_about(workbench, run_id) for run_id in known]
+    ids = [run_id for run_id in run_ids or [] if run_id in set(runs["run_id"])]
+    abouts = [_about(workbench, run_id) for run_id in ids]
     return view.comparison(abouts, statuses(workbench, runs), progress.accuracies(workbench), progress.ends(workbench))
 
 
@@ -114,30 +114,30 @@ def training(context: AppContext, run_id: str | None) -> tuple[str, Any]:
     return view.health(remarks(steps)), gr.Plot(value=report.training_figure(steps, config), visible=True)
 
 
-def nearest_step(steps: Sequence[int], wanted: str | None) -> int:
+def nearest_step(steps: Sequence[int], text: str | None) -> int:
     """The update on file that is nearest to the wanted one, the first for no number; 0 where none is."""
-    number = int(wanted[:12]) if isinstance(wanted, str) and wanted[:12].isdecimal() else 0
+    number = int(text[:12]) if isinstance(text, str) and text[:12].isdecimal() else 0
     return min(steps, key=lambda step: abs(step - number), default=0)
 
 
 def rollouts(
-    context: AppContext, run_id: str | None, wanted: str | None, clip_id: str | None, name: str | None = ""
+    context: AppContext, run_id: str | None, number: str | None, clip_id: str | None, name: str | None = ""
 ) -> tuple[str, str]:
     """The groups of an update (of which a saved slice has a trace), and the traces of one of them: the clip's, else the
     first that teaches."""
     workbench = context.look()
     steps = progress.rollout_steps(workbench, run_id or "")
-    step = nearest_step(steps, wanted)
+    step = nearest_step(steps, number)
     try:
         rows = progress.rollouts(workbench, run_id or "", step, name or "")
     except DeepIntuitError as error:
         return empty(*slices.sentences(error)), ""
     if rows.empty and name and steps:
         return rollouts_view.outside(name, step), ""
-    chosen = clip_id if clip_id in set(rows["clip_id"]) else _telling(rows)
-    mine = rows[rows["clip_id"] == chosen]
-    return rollouts_view.groups(rows, chosen, step), rollouts_view.group(
-        mine, progress.texts(workbench, list(mine["trace_id"]))
+    clip = clip_id if clip_id in set(rows["clip_id"]) else _telling(rows)
+    group = rows[rows["clip_id"] == clip]
+    return rollouts_view.groups(rows, clip, step), rollouts_view.group(
+        group, progress.texts(workbench, list(group["trace_id"]))
     )
 
 
@@ -145,8 +145,8 @@ def _telling(rows: pd.DataFrame) -> str:
     """The first clip whose traces earn different rewards, else the first."""
     spread = rows.groupby("clip_id")["reward"].agg(lambda rewards: rewards.max() - rewards.min())
     teaching = spread[spread > 1e-9]
-    found = teaching if len(teaching) else spread
-    return str(found.index[0]) if len(found) else ""
+    clips = teaching if len(teaching) else spread
+    return str(clips.index[0]) if len(clips) else ""
 
 
 def busy(context: AppContext) -> bool:
@@ -159,8 +159,8 @@ def busy(context: AppContext) -> bool:
 
 def run_choices(context: AppContext) -> list[tuple[str, str]]:
     runs = progress.runs(context.look())
-    named = zip(runs["run_id"], runs["name"], strict=True)
-    return [(f"{run} · {name}" if isinstance(name, str) else run, run) for run, name in named]
+    pairs = zip(runs["run_id"], runs["name"], strict=True)
+    return [(f"{run} · {name}" if isinstance(name, str) else run, run) for run, name in pairs]
 
 
 # Wiring
@@ -176,7 +176,7 @@ def page(context: AppContext) -> None:
     }
     # The update is empty until somebody moves the slider: the first one of the run.
     tab, clip, job, update = (hidden[name] for name in ("tab", "clip", "job", "update"))
-    known = gr.State(())
+    run_ids = gr.State(())
     timer = gr.Timer(EVERY, active=False)
     with gr.Row(elem_classes="runs-bar"):
         run = gr.Dropdown([], label="Run", info="for all tabs of this page; or click an id in the table", scale=4)
@@ -190,7 +190,7 @@ def page(context: AppContext) -> None:
             listed = gr.HTML(elem_id="runs-list")
             side_by_side = gr.HTML(elem_id="runs-compare")
         with gr.Tab("Details", id="details"):
-            shown = gr.HTML(elem_id="runs-details")
+            details_box = gr.HTML(elem_id="runs-details")
             card = gr.Button("Write the run card", visible=False, size="sm", elem_id="runs-card")
         with gr.Tab("Training", id="training"):
             health = gr.HTML(elem_id="runs-health")
@@ -210,21 +210,21 @@ def page(context: AppContext) -> None:
     def choices(_: object = None) -> list[Any]:
         runs = run_choices(context)
         ids = tuple(value for _, value in runs)
-        found = progress.runs(context.workbench)
-        kept = [("all", ""), *((one, one) for one in sorted(set(found["stage"])))]
-        sets = [("all", ""), *((one, one) for one in sorted(set(found["dataset"].dropna())))]
-        return [gr.update(choices=runs), gr.update(choices=kept), gr.update(choices=sets), gr.update(choices=runs), ids]
+        rows = progress.runs(context.workbench)
+        stages = [("all", ""), *((name, name) for name in sorted(set(rows["stage"])))]
+        sets = [("all", ""), *((name, name) for name in sorted(set(rows["dataset"].dropna())))]
+        return [*(gr.update(choices=names) for names in (runs, stages, sets, runs)), ids]
 
     def restore(query: Mapping[str, str], request: gr.Request) -> list[Any]:
-        runs, stages, sets, others, _ = choices()
+        runs, stages, sets, comparable, _ = choices()
         ids = {value for _, value in runs["choices"]}
-        wanted = [value for value in query.get("compare", "").split(",") if value in ids]
-        chosen = query["run"] if query.get("run") in ids else None
+        compared = [value for value in query.get("compare", "").split(",") if value in ids]
+        run_id = query["run"] if query.get("run") in ids else None
         return [
-            {**runs, "value": chosen},
+            {**runs, "value": run_id},
             {**stages, "value": query["stage"] if query.get("stage") in {v for _, v in stages["choices"]} else ""},
             {**sets, "value": query["dataset"] if query.get("dataset") in {v for _, v in sets["choices"]} else ""},
-            {**others, "value": wanted},
+            {**comparable, "value": compared},
             query["tab"] if query.get("tab") in TABS else "runs",
             query.get("step", "")[:12],
             query.get("clip", "")[:64],
@@ -237,12 +237,12 @@ def page(context: AppContext) -> None:
         missing = stages.get(run_id) == "evaluate" and view.card_address(context.workbench, run_id) is None
         return details(context, run_id), gr.Button(visible=missing)
 
-    def show_training(run_id: str | None, where: str) -> tuple[Any, Any]:
+    def show_training(run_id: str | None, tab_name: str) -> tuple[Any, Any]:
         # Drawn only where it can be seen: a figure in a hidden tab gets the wrong width.
-        return training(context, run_id) if where == "training" else (gr.skip(), gr.skip())
+        return training(context, run_id) if tab_name == "training" else (gr.skip(), gr.skip())
 
-    def show_rollouts(run_id: str | None, number: str, clip_id: str, where: str, name: str) -> tuple[Any, Any]:
-        return rollouts(context, run_id, number, clip_id, name) if where == "rollouts" else (gr.skip(), gr.skip())
+    def show_rollouts(run_id: str | None, number: str, clip_id: str, tab_name: str, name: str) -> tuple[Any, Any]:
+        return rollouts(context, run_id, number, clip_id, name) if tab_name == "rollouts" else (gr.skip(), gr.skip())
 
     def new_run(run_id: str | None, number: str) -> Any:
         return _slider(progress.rollout_steps(context.look(), run_id or ""), number)
@@ -255,18 +255,18 @@ def page(context: AppContext) -> None:
         return show_details(run_id)
 
     def tick(before: tuple, *state: Any) -> list[Any]:
-        stage_, dataset_, run_id, job_id, where = state
+        stage_, dataset_, run_id, job_id, tab_name = state
         ids = tuple(value for _, value in run_choices(context))
         fresh = choices() if ids != tuple(before) else [gr.skip()] * 5
-        lists = [table(context, stage_, dataset_, run_id) if where == "runs" else gr.skip()]
-        lists += job_list(job_id) if where == "jobs" else [gr.skip()] * len(job_of)
+        lists = [table(context, stage_, dataset_, run_id) if tab_name == "runs" else gr.skip()]
+        lists += job_list(job_id) if tab_name == "jobs" else [gr.skip()] * len(job_of)
         lists += [
-            *show_training(run_id, where if run_id in ids and progress.at_work(context.workbench, run_id) else "")
+            *show_training(run_id, tab_name if run_id in ids and progress.at_work(context.workbench, run_id) else "")
         ]
         return [*fresh, *lists, gr.Timer(active=busy(context))]
 
     reading = {**_QUICK, "concurrency_limit": None}
-    picks = [run, stage, dataset, compare, known]
+    picks = [run, stage, dataset, compare, run_ids]
     loaded = links.bind(
         {
             "run": run,
@@ -284,20 +284,20 @@ def page(context: AppContext) -> None:
         defaults={"tab": TABS[0]},
     )
     show = [
-        (lambda *given: table(context, *given), [stage, dataset, run], [listed]),
-        (lambda given: comparison(context, given), [compare], [side_by_side]),
-        (show_details, [run], [shown, card]),
+        (lambda *inputs: table(context, *inputs), [stage, dataset, run], [listed]),
+        (lambda inputs: comparison(context, inputs), [compare], [side_by_side]),
+        (show_details, [run], [details_box, card]),
         (show_training, [run, tab], [health, curves]),
         (show_rollouts, [run, update, clip, tab, within], [groups, group]),
-        (lambda given: job_list(given), [job], job_of),
+        (lambda inputs: job_list(inputs), [job], job_of),
         (lambda: gr.Timer(active=busy(context)), [], [timer]),
     ]
 
     def chain(event: Any, parts: Sequence[tuple]) -> None:
-        for handler, given, result in parts:
-            event.then(handler, given, result, **reading)
+        for handler, inputs, result in parts:
+            event.then(handler, inputs, result, **reading)
 
-    to_tab = {"fn": lambda where: gr.Tabs(selected=where), "inputs": tab, "outputs": tabs, **reading}
+    to_tab = {"fn": lambda tab_name: gr.Tabs(selected=tab_name), "inputs": tab, "outputs": tabs, **reading}
     chain(loaded.then(new_run, [run, update], step, **reading).then(**to_tab), [show[0], *show[2:5], show[6]])
     chain(again.click(choices, None, picks, **reading), show)
     for part in (stage, dataset):
@@ -324,26 +324,26 @@ def page(context: AppContext) -> None:
         [tab, tabs, hidden["goto"]],
         **reading,
     )
-    for one in tabs.children:
+    for tab_item in tabs.children:
         # In the browser, at once: a tab is also "selected" when the page is drawn, before the address was read.
-        one.select(None, tab, tab, js=f"(now) => now ? {one.id!r} : now", **_QUICK)
+        tab_item.select(None, tab, tab, js=f"(now) => now ? {tab_item.id!r} : now", **_QUICK)
     chain(tab.change(*show[2], **reading), show[3:6])
     step.input(None, step, update, js="(number) => String(number)", **_QUICK)
     update.change(*show[4], trigger_mode="always_last", **reading)
     clip.change(*show[4], trigger_mode="always_last", **reading)
     within.input(*show[4], trigger_mode="always_last", **reading)
-    card.click(write_card, run, [shown, card], show_progress="minimal", concurrency_limit=1)
+    card.click(write_card, run, [details_box, card], show_progress="minimal", concurrency_limit=1)
     timer.tick(
-        tick, [known, stage, dataset, run, job, tab], [*picks, listed, *job_of, health, curves, timer], **reading
+        tick, [run_ids, stage, dataset, run, job, tab], [*picks, listed, *job_of, health, curves, timer], **reading
     )
 
 
-def _slider(steps: Sequence[int], wanted: str | None) -> Any:
+def _slider(steps: Sequence[int], number: str | None) -> Any:
     if not steps:
         return gr.update(minimum=0, maximum=1, value=0, interactive=False)
     return gr.update(
         minimum=steps[0],
         maximum=max(steps[-1], steps[0] + 1),
-        value=nearest_step(steps, wanted),
+        value=nearest_step(steps, number),
         interactive=len(steps) > 1,
     )

@@ -76,23 +76,23 @@ Accuracy = Callable[[Any], Estimate | None]
 
 def headline(run: Mapping[str, Any], accuracies: pd.DataFrame, ends: pd.DataFrame, accuracy: Accuracy) -> str:
     """The number that a run is known by, with its n."""
-    summary, mine = run["summary"] or {}, ends[ends["run_id"] == run["run_id"]].set_index("name")
+    summary, numbers = run["summary"] or {}, ends[ends["run_id"] == run["run_id"]].set_index("name")
     scores = accuracies[accuracies["run_id"] == run["run_id"]]
     if len(scores):
         return _scored(run, scores, accuracy)
     if run["stage"] == "teach" and summary.get("written"):
         return f"{summary.get('kept', 0)} of {summary['written']} traces kept"
-    if "accuracy" in mine.index:
-        row = mine.loc["accuracy"]
+    if "accuracy" in numbers.index:
+        row = numbers.loc["accuracy"]
         went = f"{percent(row['first'])} → {percent(row['last'])} right"
         return f"{went} in the first → last {row['width']:.0f} of {row['n']:.0f} updates, {sampled(run['config'])}"
-    if "validation_nll" in mine.index:
-        best = summary.get("validation_nll", mine.loc["validation_nll", "newest"])
+    if "validation_nll" in numbers.index:
+        best = summary.get("validation_nll", numbers.loc["validation_nll", "newest"])
         return f"validation NLL {best:.3f}" + (
             f" at epoch {summary['best_epoch']:g}" if "best_epoch" in summary else ""
         )
-    if "loss" in mine.index:
-        row = mine.loc["loss"]
+    if "loss" in numbers.index:
+        row = numbers.loc["loss"]
         return f"loss {row['first']:.3g} → {row['last']:.3g}, {row['n']:.0f} updates"
     return ""
 
@@ -104,15 +104,15 @@ def _scored(run: Mapping[str, Any], scores: pd.DataFrame, accuracy: Accuracy) ->
         each = ", ".join(f"{row.system} {percent(row.right / row.n, 1)}" for row in scores.itertuples())
         return f"{each} (n {scores['n'].max()})"
     by_method = {row.method: row for row in scores.itertuples()}
-    wanted = ((run["config"] or {}).get("evaluate") or {}).get("method", "label_likelihood")
+    method = ((run["config"] or {}).get("evaluate") or {}).get("method", "label_likelihood")
     raw = by_method.get("raw")
-    row = by_method.get(wanted) or raw or next(iter(by_method.values()))
+    row = by_method.get(method) or raw or next(iter(by_method.values()))
     right = accuracy(row)
     text = f"{percent(row.right / row.n, 1)} right{'' if right is None else within(right)}, n {row.n}"
     return text + (f"; provisional {percent(raw.right / raw.n, 1)}" if raw is not None and row is not raw else "")
 
 
-def runs_table(runs: pd.DataFrame, statuses: Mapping[str, str], headlines: Mapping[str, str], chosen: str) -> str:
+def runs_table(runs: pd.DataFrame, statuses: Mapping[str, str], headlines: Mapping[str, str], run_id: str) -> str:
     """One line a run, the newest first; the id opens it."""
     rows = []
     for run in runs.to_dict("records"):
@@ -132,7 +132,7 @@ def runs_table(runs: pd.DataFrame, statuses: Mapping[str, str], headlines: Mappi
                 "command": command(run["command"]),
             }
         )
-    return render("runs/table.html", runs=rows, chosen=chosen)
+    return render("runs/table.html", runs=rows, chosen=run_id)
 
 
 def _state(status: str) -> dict[str, str | None]:
@@ -163,7 +163,7 @@ def details(
 ) -> str:
     """Everything that run.json says of one run. `log` is the end of its log, `card` the address of its card."""
     sessions = about.get("sessions") or []
-    known = {
+    facts = {
         "Stage": about["stage"],
         "Name": about.get("name"),
         "Dataset": about.get("dataset"),
@@ -182,7 +182,7 @@ def details(
         error=about.get("error"),
         stage=about["stage"],
         url=card,
-        facts=known,
+        facts=facts,
         above=above,
         below=below,
         command=command(about.get("command")),
@@ -205,13 +205,13 @@ def _departures(about: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """A nested mapping by dotted key; empty ones and None are left out."""
-    found: dict[str, Any] = {}
+    pairs: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{above}{key}.")
+            pairs |= flat(value, f"{above}{key}.")
         elif value is not None and value != []:
-            found[f"{above}{key}"] = value
-    return found
+            pairs[f"{above}{key}"] = value
+    return pairs
 
 
 def _value(value: object) -> str:
@@ -236,27 +236,27 @@ def comparison(
         numbers.setdefault(name if row.method != "raw" else f"right on {row.split}, raw", {})[row.run_id] = (
             f"{percent(row.right / row.n, 1)} of {row.n}"
         )
-    mine = ends[ends["run_id"].isin(ids)]
-    for key, shown in _SHOWN_NUMBERS.items():
-        for row in mine[mine["name"] == key].to_dict("records"):
-            numbers.setdefault(f"{shown}, first → last quarter", {})[row["run_id"]] = (
+    rows = ends[ends["run_id"].isin(ids)]
+    for key, title in _SHOWN_NUMBERS.items():
+        for row in rows[rows["name"] == key].to_dict("records"):
+            numbers.setdefault(f"{title}, first → last quarter", {})[row["run_id"]] = (
                 f"{row['first']:.3g} → {row['last']:.3g}"
             )
-    lines = [[name, *(found.get(run_id, "–") for run_id in ids)] for name, found in numbers.items()]
+    lines = [[name, *(values.get(run_id, "–") for run_id in ids)] for name, values in numbers.items()]
     settings = [_given(about) | {key: about.get(key) for key in ("seed", "commit", "parent")} for about in abouts]
     differing = [
         [key, *values]
-        for key in dict.fromkeys(key for one in settings for key in one)
-        if len(set(values := [_value(one.get(key)) for one in settings])) > 1
+        for key in dict.fromkeys(key for s in settings for key in s)
+        if len(set(values := [_value(s.get(key)) for s in settings])) > 1
     ]
     return render("runs/comparison.html", heads=["", *ids], numbers=lines, settings=differing)
 
 
 def _given(about: Mapping[str, Any]) -> dict[str, Any]:
     """All settings that a run has on file, by dotted key."""
-    found = flat({**about["config"], **(about.get("settings") or {})})
-    found.pop("workbench", None)
-    return found
+    settings = flat({**about["config"], **(about.get("settings") or {})})
+    settings.pop("workbench", None)
+    return settings
 
 
 # Training
@@ -284,17 +284,17 @@ def no_curves(run_id: str) -> str:
 _OF = re.compile(r"(\d+)\s*/\s*(\d+)(?:\s+(\d+:\d\d(?::\d\d)?))?")
 
 
-def done_of(told: str) -> tuple[float, str] | None:
+def done_of(line: str) -> tuple[float, str] | None:
     """How far the last line of a job says that it is: the share, and that in words with the time left; None where it
     says no such thing."""
-    found = _OF.search(told)
-    if found is None or not 0 <= int(found[1]) <= int(found[2]) or found[2] == "0":
+    match = _OF.search(line)
+    if match is None or not 0 <= int(match[1]) <= int(match[2]) or match[2] == "0":
         return None
-    left = f", {found[3]} left" if found[3] and found[1] != found[2] else ""
-    return int(found[1]) / int(found[2]), f"{int(found[1]):,} of {int(found[2]):,}{left}"
+    rest = f", {match[3]} left" if match[3] and match[1] != match[2] else ""
+    return int(match[1]) / int(match[2]), f"{int(match[1]):,} of {int(match[2]):,}{rest}"
 
 
-def jobs_table(jobs: Sequence[Job], chosen: str) -> str:
+def jobs_table(jobs: Sequence[Job], job_id: str) -> str:
     rows = [
         {
             "id": job.id,
@@ -310,7 +310,7 @@ def jobs_table(jobs: Sequence[Job], chosen: str) -> str:
         }
         for job in jobs
     ]
-    return render("runs/jobs.html", jobs=rows, chosen=chosen)
+    return render("runs/jobs.html", jobs=rows, chosen=job_id)
 
 
 def job(job: Job, log: str) -> str:
@@ -329,7 +329,7 @@ def preview(words: Sequence[str], changed: Mapping[str, Any]) -> str:
 
 def left_out(problems: Sequence[tuple[str, str]]) -> str:
     """What is in no table, since its file is damaged."""
-    return render("runs/problems.html", problems=[f"{source} is left out: {what}" for source, what in problems])
+    return render("runs/problems.html", problems=[f"{source} is left out: {problem}" for source, problem in problems])
 
 
 def problem(error: Exception | str) -> str:
@@ -341,8 +341,8 @@ def settings_help(settable: Mapping[str, str], stage: str) -> str:
     sections = {"report": ("evaluate",), "demo": ("teach", "coldstart", "grpo", "calibrate", "evaluate")}.get(
         stage, (stage,)
     )
-    wanted = (*sections, "clips", "video", "prompt", "sampling", "model")
-    rows = [(key, meaning) for section in wanted for key, meaning in settable.items() if key.split(".")[0] == section]
+    names = (*sections, "clips", "video", "prompt", "sampling", "model")
+    rows = [(key, meaning) for section in names for key, meaning in settable.items() if key.split(".")[0] == section]
     return render("runs/help.html", settings=rows)
 
 

@@ -22,9 +22,9 @@ def box(min_width: int = 150, **settings: Any) -> gr.Dropdown:
     return gr.Dropdown([("Any", "")], value="", label="Slice", filterable=False, min_width=min_width, **settings)
 
 
-def offered(workbench: Workbench, *chosen: str | None) -> list[tuple[str, str]]:
-    """What can be chosen, as (words, value). What is `chosen` is among it even when it is gone: the page says so."""
-    names = dict.fromkeys([*(one.name for one in workbench.slices()), *filter(None, chosen)])
+def offered(workbench: Workbench, *in_use: str | None) -> list[tuple[str, str]]:
+    """What can be chosen, as (words, value). Those `in_use` are among it even when they are gone: the page says so."""
+    names = dict.fromkeys([*(entry.name for entry in workbench.slices()), *filter(None, in_use)])
     return [("Any" if names else NONE_SAVED, ""), *((name, name) for name in names)]
 
 

@@ -132,9 +132,9 @@ def page(context: AppContext) -> None:
 
     ran = gr.State("")
     quiet = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-    begun = links.bind({"q": box}, do.restore)
-    begun.then(do.opened, [box], [below, history, schema, slices], **quiet)
-    begun.then(do.warm, None, None, **quiet)
-    asked = {**quiet, "show_progress": "minimal", "concurrency_limit": AT_ONCE}
-    run.click(do.run, [box], [below, ran, saving, saved], show_progress_on=[below], trigger_mode="once", **asked)
+    event = links.bind({"q": box}, do.restore)
+    event.then(do.opened, [box], [below, history, schema, slices], **quiet)
+    event.then(do.warm, None, None, **quiet)
+    options = {**quiet, "show_progress": "minimal", "concurrency_limit": AT_ONCE}
+    run.click(do.run, [box], [below, ran, saving, saved], show_progress_on=[below], trigger_mode="once", **options)
     gr.on([save.click, name.submit], do.save, [name, ran], [saved, slices], **quiet)

@@ -67,20 +67,20 @@ def page(context: AppContext, pages: dict[str, str], user: str | None = None) ->
 
 def steps(counts: dict[str, int], at_work: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The stages in order, each done, running, next (the first that is not done) or later."""
-    running, found = {one["stage"] for one in at_work}, []
+    running, rows = {row["stage"] for row in at_work}, []
     for stage, name, command, words in STEPS:
         n = counts.get(stage, 0)
         state = "running" if stage in running else "done" if n else "later"
-        if state == "later" and all(one["state"] == "done" for one in found):
+        if state == "later" and all(row["state"] == "done" for row in rows):
             state = "next"
-        found.append({"stage": stage, "name": name, "command": command, "words": words, "n": n, "state": state})
-    return found
+        rows.append({"stage": stage, "name": name, "command": command, "words": words, "n": n, "state": state})
+    return rows
 
 
 def active(workbench: Workbench) -> list[dict[str, Any]]:
     """Jobs that wait or run, and runs that a process of this machine holds without a job."""
     listed = [job for job in jobs.listed(workbench.path) if job.active]
-    found = [
+    rows = [
         {"what": job.title, "stage": job.stage, "status": job.status, "kind": KINDS.get(job.status, "plain"),
          "told": job.progress[-160:], "done": done_of(job.progress), "url": address("runs", tab="jobs", job=job.id)}
         for job in listed
@@ -89,36 +89,36 @@ def active(workbench: Workbench) -> list[dict[str, Any]]:
     for run in progress.runs(workbench).to_dict("records"):
         if run["status"] == "running" and not stages & {run["stage"], "demo"}:
             if progress.at_work(workbench, run["run_id"]):
-                told = {"status": "running", "kind": "warn", "told": f"since {when(run['created'])}", "done": None}
-                where = address("runs", run=run["run_id"], tab="details")
-                found.append({"what": run["run_id"], "stage": run["stage"], **told, "url": where})
-    return found
+                about = {"status": "running", "kind": "warn", "told": f"since {when(run['created'])}", "done": None}
+                url = address("runs", run=run["run_id"], tab="details")
+                rows.append({"what": run["run_id"], "stage": run["stage"], **about, "url": url})
+    return rows
 
 
 def systems(workbench: Workbench) -> list[dict[str, Any]]:
     """The evaluated systems, the best first: accuracy of the provisional and of the calibrated label on the split that
     was evaluated, with the interval of the run card, and where Errors shows it."""
-    scored = progress.accuracies(workbench)
+    accuracies = progress.accuracies(workbench)
     newest = progress.runs(workbench, stage="evaluate")
-    found = []
+    entries = []
     for run in newest.to_dict("records"):
-        mine = scored[scored["run_id"] == run["run_id"]]
+        scores = accuracies[accuracies["run_id"] == run["run_id"]]
         settings = (run["config"] or {}).get("evaluate") or {}
-        for (system, split), rows in mine.groupby(["system", "split"]):
-            found.append(_system(workbench, run, system, split, rows, settings.get("method", "label_likelihood")))
-    kept = {(one["dataset"], one["split"], one["system"]): one for one in reversed(found)}  # of a name, the newest
-    return sorted(kept.values(), key=lambda one: -one["best"])[:_MOST]
+        for (system, split), rows in scores.groupby(["system", "split"]):
+            entries.append(_system(workbench, run, system, split, rows, settings.get("method", "label_likelihood")))
+    latest = {(e["dataset"], e["split"], e["system"]): e for e in reversed(entries)}  # of a name, the newest
+    return sorted(latest.values(), key=lambda e: -e["best"])[:_MOST]
 
 
 def _system(
-    workbench: Workbench, run: dict[str, Any], system: str, split: str, rows: pd.DataFrame, wanted: str
+    workbench: Workbench, run: dict[str, Any], system: str, split: str, rows: pd.DataFrame, method: str
 ) -> dict[str, Any]:
     by_method = {row.method: row for row in rows.itertuples()}
     raw = by_method.get("raw")
-    row = by_method.get(wanted) or raw or next(iter(by_method.values()))
+    row = by_method.get(method) or raw or next(iter(by_method.values()))
 
-    def estimate(one: Any) -> Any:
-        return analysis.accuracy(workbench, one.run_id, one.system, one.split, one.method, one.n)
+    def estimate(score: Any) -> Any:
+        return analysis.accuracy(workbench, score.run_id, score.system, score.split, score.method, score.n)
 
     return {
         "system": system,

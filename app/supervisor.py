@@ -63,8 +63,8 @@ def _sound(about: Any) -> bool:
     try:
         for name in ("created", "started", "ended"):
             datetime.fromisoformat(about.get(name) or about["created"])
-        processes = [one for name in ("keeper", "process") if (one := about.get(name))]
-        return all(0 < one["pid"] < 2**31 and one["born"] > 0 for one in processes)
+        processes = [process for name in ("keeper", "process") if (process := about.get(name))]
+        return all(0 < process["pid"] < 2**31 and process["born"] > 0 for process in processes)
     except (TypeError, ValueError, KeyError, IndexError):
         return False
 
@@ -83,8 +83,8 @@ def alive(process: dict[str, float] | None) -> bool:
     if not process:
         return False
     try:
-        found = psutil.Process(int(process["pid"]))
-        return abs(found.create_time() - process["born"]) < 2 and found.status() != psutil.STATUS_ZOMBIE
+        process_ = psutil.Process(int(process["pid"]))
+        return abs(process_.create_time() - process["born"]) < 2 and process_.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
@@ -174,24 +174,24 @@ class Supervisor:
 
     def _pump(self, source: IO[bytes], log: IO[bytes]) -> None:
         """Finished lines to the log; what is drawn over (a carriage return before its line ends) to `progress`."""
-        held, told = "", 0.0
+        buffer, last_text = "", 0.0
         while chunk := os.read(source.fileno(), 65_536):
-            held += chunk.decode("utf-8", "replace")
-            *lines, held = held.split("\n")
+            buffer += chunk.decode("utf-8", "replace")
+            *lines, buffer = buffer.split("\n")
             with contextlib.suppress(OSError):  # on a full disk the command still has to be listened to
                 log.write("".join(text + "\n" for line in lines if (text := clean(line))).encode())
-                if time.monotonic() - told > 0.5 and (text := clean(held[-_LONGEST:])):
+                if time.monotonic() - last_text > 0.5 and (text := clean(buffer[-_LONGEST:])):
                     (self.folder / "progress").write_text(text, encoding="utf-8")
-                    told = time.monotonic()
-            held = held[-_LONGEST:]
-        if text := clean(held):
+                    last_text = time.monotonic()
+            buffer = buffer[-_LONGEST:]
+        if text := clean(buffer):
             log.write(f"{text}\n".encode())
 
 
 def clean(line: str) -> str:
     """What stands on a terminal's line in the end: behind the last carriage return, without control sequences."""
-    drawn = [part for part in line.split("\r") if _CONTROL.sub("", part).strip()]
-    return _CONTROL.sub("", drawn[-1]).rstrip()[:_LONGEST] if drawn else ""
+    parts = [part for part in line.split("\r") if _CONTROL.sub("", part).strip()]
+    return _CONTROL.sub("", parts[-1]).rstrip()[:_LONGEST] if parts else ""
 
 
 if __name__ == "__main__":

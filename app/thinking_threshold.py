@@ -42,10 +42,10 @@ def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -
         )
     ]  # fmt: skip
     best = cheapest_threshold(curve)
-    told = f"The lowest threshold that loses nothing there is {best:.3f}" if best <= 1 else "There thinking always pays"
+    hint = f"The lowest threshold that loses nothing there is {best:.3f}" if best <= 1 else "There thinking always pays"
     if split != "validation":
-        told = "Choose a threshold on validation clips: evaluate them with gate.by=off and evaluate.split=validation"
-    about = f"Provisional labels, and tokens per clip, of {n} {split} clips in {run}. {told}."
+        hint = "Choose a threshold on validation clips: evaluate them with gate.by=off and evaluate.split=validation"
+    about = f"Provisional labels, and tokens per clip, of {n} {split} clips in {run}. {hint}."
     return render("watch/thinking.html", rows=rows, about=about)
 
 

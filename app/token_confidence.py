@@ -32,15 +32,15 @@ def marked_tokens(workbench: Workbench, row: Any) -> tuple[list[TokenMark], str]
     if file is None:
         return [], "The tokenizer that wrote this trace is not on this machine, so its tokens cannot be told apart."
     tokenizer = _tokenizer(str(file), file.stat().st_mtime_ns)
-    found = lay(
+    marks = lay(
         row["text"],
         [int(i) for i in ids],
         [float(p) for p in logprobs],
         lambda some: tokenizer.decode(some, skip_special_tokens=False),
     )
-    if found is None:
+    if marks is None:
         return [], "The stored tokens do not spell the stored text, so no colour can be laid over it."
-    return found, ""
+    return marks, ""
 
 
 def tokenizer_file(workbench: Workbench, model: str | None) -> Path | None:
@@ -48,8 +48,8 @@ def tokenizer_file(workbench: Workbench, model: str | None) -> Path | None:
     been moved since), else the folder itself."""
     if not isinstance(model, str) or not model:
         return None
-    known = {run.id for run in workbench.runs()}
-    inside = [workbench.path / "runs" / part / "checkpoint" for part in PurePath(model).parts if part in known]
+    run_ids = {run.id for run in workbench.runs()}
+    inside = [workbench.path / "runs" / part / "checkpoint" for part in PurePath(model).parts if part in run_ids]
     files = [folder / "tokenizer.json" for folder in (*inside, Path(model))]
     return next((file for file in files if file.is_file()), None)
 
@@ -70,24 +70,24 @@ def lay(
     was decoded past the text (an end mark) is left out.
     """
     pieces: list[tuple[str, float]] = []
-    held: list[int] = []
+    pending: list[int] = []
     least = 0.0
     for number, logprob in zip(ids, logprobs):
-        held.append(number)
+        pending.append(number)
         least = min(least, logprob)
-        piece = decode(held)
-        if piece.endswith("\ufffd") and len(held) < _LONGEST_CHARACTER:
+        piece = decode(pending)
+        if piece.endswith("\ufffd") and len(pending) < _LONGEST_CHARACTER:
             continue
         pieces.append((piece, math.exp(least)))
-        held, least = [], 0.0
+        pending, least = [], 0.0
     spelled = "".join(piece for piece, _ in pieces)
     at = -spelled.find(text) if text in spelled else None
     if at is None:
         return None
-    found = []
+    marks = []
     for piece, p in pieces:
         start, at = at, at + len(piece)
         kind = next((kind for bound, kind, _ in LEVELS if p < bound), None)
         if kind and at > 0 and start < len(text):
-            found.append(TokenMark(max(0, start), min(at, len(text)), kind, f"{100 * p:.0f} % sure"))
-    return found
+            marks.append(TokenMark(max(0, start), min(at, len(text)), kind, f"{100 * p:.0f} % sure"))
+    return marks

@@ -160,16 +160,16 @@ def _spent(seconds: float) -> str:
 def _line(view: TraceView | None) -> str:
     if view is None:
         return "Pick a clip to begin."
-    counted = f"{view.tokens} tokens" if view.tokens else ""
+    tokens = f"{view.tokens} tokens" if view.tokens else ""
     if view.ahead and not view.over:
-        others = "one trace is" if view.ahead == 1 else f"{view.ahead} traces are"
-        return f"You are number {view.ahead + 1} in the queue: {others} being written before yours."
+        ahead = "one trace is" if view.ahead == 1 else f"{view.ahead} traces are"
+        return f"You are number {view.ahead + 1} in the queue: {ahead} being written before yours."
     if not view.over:
         doing = "Replaying" if view.mode == "replay" else _DOING.get(view.stage or "load", "Starting")
-        return " · ".join(filter(None, (f"{doing} …", counted, view.source)))
+        return " · ".join(filter(None, (f"{doing} …", tokens, view.source)))
     if view.stopped:
-        return " · ".join(filter(None, ("Stopped", counted, view.source)))
-    facts = [counted]
+        return " · ".join(filter(None, ("Stopped", tokens, view.source)))
+    facts = [tokens]
     if view.done is not None:
         if view.done.confidence is not None:
             facts.append(f"token confidence {percent(view.done.confidence)}")
@@ -209,18 +209,18 @@ def verdict(view: TraceView | None, truth: str | None = None, threshold: float =
 
     Below `threshold` the top probability is too small to answer: it abstains.
     """
-    known = view is not None and (view.done is not None or bool(view.distributions))
-    shown = view.calibrated or view.raw if known else None
-    provisional = (view.done.provisional if view.done else "none") if known else None
+    has_label = view is not None and (view.done is not None or bool(view.distributions))
+    dist = view.calibrated or view.raw if has_label else None
+    provisional = (view.done.provisional if view.done else "none") if has_label else None
     return render(
         "watch/verdict.html",
         view=view,
         provisional=provisional,
-        verdicts=_known_of(view, truth) if known and view.done else "",
+        verdicts=_known_of(view, truth) if has_label and view.done else "",
         true_label=truth,
         threshold=threshold,
-        bars=_bars(shown, provisional, truth, view.raw) if shown else None,
-        facts=_facts(view, view.calibrated) if known and view.calibrated else "",
+        bars=_bars(dist, provisional, truth, view.raw) if dist else None,
+        facts=_facts(view, view.calibrated) if has_label and view.calibrated else "",
         definitions=view.labels.definitions if view is not None and view.labels is not None else {},
     )
 
@@ -232,38 +232,36 @@ def _known_of(view: TraceView, truth: str | None) -> str:
     return verdicts(scores, vars(view.done), truth)
 
 
-def _bars(shown: Distribution, provisional: str, truth: str | None, raw: Distribution | None) -> dict[str, Any]:
+def _bars(dist: Distribution, provisional: str, truth: str | None, raw: Distribution | None) -> dict[str, Any]:
     """The labels with their probabilities, as they are listed; of many, the most probable, the provisional and the true
     one, and how much the others have together."""
-    likeliest = sorted(range(len(shown.labels)), key=lambda k: -shown.probs[k])[:_MOST_BARS]
-    many = len(shown.labels) > _MOST_BARS
-    kept = [k for k, label in enumerate(shown.labels) if not many or k in likeliest or label in (provisional, truth)]
+    likeliest = sorted(range(len(dist.labels)), key=lambda k: -dist.probs[k])[:_MOST_BARS]
+    many = len(dist.labels) > _MOST_BARS
+    places = [k for k, label in enumerate(dist.labels) if not many or k in likeliest or label in (provisional, truth)]
     first = raw.probs[raw.labels.index(provisional)] if raw is not None and provisional in raw.labels else None
     if many:
-        kept.sort(key=lambda k: -shown.probs[k])
+        places.sort(key=lambda k: -dist.probs[k])
     return {
-        "rows": [(shown.labels[k], shown.probs[k], first if shown.labels[k] == provisional else None) for k in kept],
-        "predicted": shown.predicted,
-        "others": len(shown.labels) - len(kept),
-        "rest": 1.0 - sum(shown.probs[k] for k in kept),
+        "rows": [(dist.labels[k], dist.probs[k], first if dist.labels[k] == provisional else None) for k in places],
+        "predicted": dist.predicted,
+        "others": len(dist.labels) - len(places),
+        "rest": 1.0 - sum(dist.probs[k] for k in places),
     }
 
 
-def _facts(view: TraceView, shown: Distribution) -> str:
+def _facts(view: TraceView, dist: Distribution) -> str:
     """How the distribution was made, and what other ways give."""
-    facts = [f"By {WAYS.get(shown.method, shown.method)}"]
-    if shown.temperature is not None:
-        facts.append(f"temperature {shown.temperature:.2f}")
-    if shown.outside is not None:
-        facts.append(f"{percent(shown.outside, 1)} outside the labels")
-    if shown.farther_than is None:
+    facts = [f"By {WAYS.get(dist.method, dist.method)}"]
+    if dist.temperature is not None:
+        facts.append(f"temperature {dist.temperature:.2f}")
+    if dist.outside is not None:
+        facts.append(f"{percent(dist.outside, 1)} outside the labels")
+    if dist.farther_than is None:
         facts.append("distance to the clips that were learnt from: not measured")
     else:
         facts.append(
-            f"farther from the clips that were learnt from than {percent(shown.farther_than)} of validation clips"
+            f"farther from the clips that were learnt from than {percent(dist.farther_than)} of validation clips"
         )
-    others = [d for d in view.distributions if d is not shown and d.method != "raw"]
-    facts += (
-        f"{WAYS.get(other.method, other.method)}: {other.predicted} {percent(max(other.probs))}" for other in others
-    )
+    alternatives = [d for d in view.distributions if d is not dist and d.method != "raw"]
+    facts += (f"{WAYS.get(d.method, d.method)}: {d.predicted} {percent(max(d.probs))}" for d in alternatives)
     return " · ".join(facts)

@@ -63,44 +63,44 @@ def _whole(text: Any, default: int, low: int, high: int) -> int:
 # The list
 
 
-def list_html(context: AppContext, asked: TraceFilter, sort: str, number: str, size: str, opened: str) -> str:
+def list_html(context: AppContext, filters: TraceFilter, sort: str, number: str, size: str, opened: str) -> str:
     """A page of what the filter finds: how many, the table, the way to other pages, exports."""
     name, descending = order_of(sort)
     rows = _whole(size, SIZES[0], SIZES[0], SIZES[-1])
     place = _whole(number, 1, 1, 10**7)
     workbench = context.look()
-    found = browse.page(workbench, asked, name, descending, rows, (place - 1) * rows)
-    if found.rows.empty and found.total:  # past the end: the last page
-        place = -(-found.total // rows)
-        found = browse.page(workbench, asked, name, descending, rows, (place - 1) * rows)
-    if not found.total and asked == TraceFilter():
+    result = browse.page(workbench, filters, name, descending, rows, (place - 1) * rows)
+    if result.rows.empty and result.total:  # past the end: the last page
+        place = -(-result.total // rows)
+        result = browse.page(workbench, filters, name, descending, rows, (place - 1) * rows)
+    if not result.total and filters == TraceFilter():
         todo = "A teacher, a reasoner in training and an evaluation write them:"
         return empty("No trace is in this workbench yet.", todo, "make demo")
-    if not found.total:
+    if not result.total:
         return empty("No trace fits these filters.", "Remove one, or clear them all.")
-    shown = browse.records(found.rows)
-    grammars = {run: clips.grammar_of(workbench, run) for run in {row["run_id"] for row in shown}}
-    argued = browse.argued(workbench, [row["trace_id"] for row in shown])
+    records = browse.records(result.rows)
+    grammars = {run: clips.grammar_of(workbench, run) for run in {row["run_id"] for row in records}}
+    argued = browse.argued(workbench, [row["trace_id"] for row in records])
     rows_shown = [
         (
             {**row, "argued": argued.get(row["trace_id"]), "url": media.poster_url(row["clip_id"])},
-            excerpt(row["text"] or "", asked.text, grammars[row["run_id"]]),
+            excerpt(row["text"] or "", filters.text, grammars[row["run_id"]]),
         )
-        for row in shown
+        for row in records
     ]
-    query = asked.to_query()
+    query = filters.to_query()
     return render(
         "traces/list.html",
-        total=found.total,
-        more=found.more,
+        total=result.total,
+        more=result.more,
         query=urlencode(query),
         filters=[(name, NAMES[name], value) for name, value in query.items() if name in NAMES],
-        exports=[(_FORM_NAMES[form], export_url(asked, form)) for form in FORMATS],
+        exports=[(_FORM_NAMES[form], export_url(filters, form)) for form in FORMATS],
         heads=[_head(*head, name, descending) for head in _HEADS],
         rows=rows_shown,
         opened=opened,
         place=place,
-        pages=-(-found.total // rows),
+        pages=-(-result.total // rows),
         sizes=SIZES,
         size_now=rows,
     )
@@ -125,8 +125,8 @@ def excerpt(text: str, searched: str | None = None, grammar: str = "think-answer
     # What does not keep its length in lower case could not be found again by its place.
     at = plain.lower().find(" ".join(searched.lower().split())) if searched and len(plain.lower()) == len(plain) else -1
     if at < 0:
-        said = prose.deciding(text, grammar)
-        return "…" * (len(said) > _EXCERPT) + said[-_EXCERPT:], "", ""
+        sentence = prose.deciding(text, grammar)
+        return "…" * (len(sentence) > _EXCERPT) + sentence[-_EXCERPT:], "", ""
     start, end = max(0, at - 50), at + len(" ".join(searched.split()))
     after = plain[end : max(end + 30, start + _EXCERPT)]
     return "…" * (start > 0) + plain[start:at], plain[at:end], after + "…" * (end + len(after) < len(plain))
@@ -145,8 +145,8 @@ def detail_html(context: AppContext, trace_id: str, compared: str, coloured: boo
     if fact is None or row is None:
         return render("traces/detail.html", shown=None), ""
     clip = clips.clip(workbench, fact["clip_id"])
-    others = browse.records(browse.siblings(workbench, trace_id))
-    beside = next((other for other in others if other["trace_id"] == compared), None)
+    siblings = browse.records(browse.siblings(workbench, trace_id))
+    beside = next((sibling for sibling in siblings if sibling["trace_id"] == compared), None)
     its_row = browse.trace(workbench, compared) if beside is not None else None
     playable = clip is not None and clip.get("path") and not clip.get("excluded")
     sized = playable and clip.get("width") and clip.get("height")
@@ -158,7 +158,7 @@ def detail_html(context: AppContext, trace_id: str, compared: str, coloured: boo
         url=media.clip_url(fact["clip_id"]) if playable else "",
         ratio=f"{clip['width']:.0f} / {clip['height']:.0f}" if sized else "16 / 9",
         levels=LEVELS if coloured else (),
-        others=others,
+        others=siblings,
         compared=compared,
         facts=_facts(fact, row, clip),
     )
@@ -222,8 +222,8 @@ def _text_of(value: Any) -> str | None:
 # Export
 
 
-def export_url(asked: TraceFilter, form: str) -> str:
-    return address(f"export/traces.{form}", **asked.to_query())
+def export_url(filters: TraceFilter, form: str) -> str:
+    return address(f"export/traces.{form}", **filters.to_query())
 
 
 def routes(context: AppContext) -> APIRouter:
@@ -238,13 +238,13 @@ def routes(context: AppContext) -> APIRouter:
     def export(form: str, request: Request) -> StreamingResponse:
         if form not in FORMATS:
             raise HTTPException(404, f"Traces are exported as {', '.join(FORMATS)}.")
-        asked = TraceFilter.from_query(dict(request.query_params))
+        filters = TraceFilter.from_query(dict(request.query_params))
         try:
-            pieces = browse.export(context.look(), asked, form)
+            pieces = browse.export(context.look(), filters, form)
         except DeepIntuitError as error:
             raise HTTPException(404, str(error)) from error
-        named = f'attachment; filename="traces.{form}"'
-        return StreamingResponse(written(pieces), media_type=FORMATS[form], headers={"Content-Disposition": named})
+        header = f'attachment; filename="traces.{form}"'
+        return StreamingResponse(written(pieces), media_type=FORMATS[form], headers={"Content-Disposition": header})
 
     return router
 
@@ -260,30 +260,30 @@ class Handlers:
 
     def restore(self, query: dict[str, str], request: gr.Request) -> list[Any]:
         """An update for each filter, then sort, size, page, opened, compared, coloured."""
-        asked = TraceFilter.from_query(query).to_query()
-        known = browse.choices(self.context.look())
+        filters = TraceFilter.from_query(query).to_query()
+        options = browse.choices(self.context.look())
         updates = []
         for name in FILTERS:
-            value = asked.get(name, "")
+            value = filters.get(name, "")
             if name == "slice":
                 updates.append(gr.Dropdown(choices=slices.offered(self.context.workbench, value), value=value))
-            elif name in known:
-                updates.append(gr.Dropdown(choices=_choices(known[name], value), value=value))
+            elif name in options:
+                updates.append(gr.Dropdown(choices=_choices(options[name], value), value=value))
             else:
                 updates.append((float(value) if value else None) if name in _NUMBERS else value)
         rest = {name: str(query.get(name, ""))[:64] for name in ("sort", "size", "page", "trace", "compare", "colour")}
         return [*updates, *rest.values()]
 
-    def save(self, request: gr.Request, name: str, *given: Any) -> list[Any]:
+    def save(self, request: gr.Request, name: str, *values: Any) -> list[Any]:
         """A name and the filters → what came of it, and the slices that can be chosen."""
-        asked = TraceFilter.from_query(dict(zip(FILTERS, given)))
-        if asked == TraceFilter():
+        filters = TraceFilter.from_query(dict(zip(FILTERS, values)))
+        if filters == TraceFilter():
             return [note("Nothing is filtered: a slice of all traces says nothing."), gr.skip()]
         try:
-            saved = self.context.workbench.save_slice(str(name or ""), asked, by=self.context.user(request))
+            saved = self.context.workbench.save_slice(str(name or ""), filters, by=self.context.user(request))
         except DeepIntuitError as error:
             return [note(error, role="status"), gr.skip()]
-        return [sql_view.saved_html(saved), gr.Dropdown(choices=slices.offered(self.context.workbench, asked.slice))]
+        return [sql_view.saved_html(saved), gr.Dropdown(choices=slices.offered(self.context.workbench, filters.slice))]
 
     def show(self, *values: Any) -> list[Any]:
         """Filters, sort, size, page, the opened trace and what was shown last → page, list, what is shown; and while
@@ -292,20 +292,20 @@ class Handlers:
         Another filter or order begins at the first page; what is shown already is left alone, since a restored address
         changes many fields at once.
         """
-        *given, sort, size, number, opened, shown = values
-        asked = TraceFilter.from_query(dict(zip(FILTERS, given)))
-        wanted = [asked.to_query(), str(sort), str(size)]
-        if shown and shown[:3] != wanted:
+        *texts, sort, size, number, opened, former = values
+        filters = TraceFilter.from_query(dict(zip(FILTERS, texts)))
+        state = [filters.to_query(), str(sort), str(size)]
+        if former and former[:3] != state:
             number = ""
-        if shown == [*wanted, str(number)]:
+        if former == [*state, str(number)]:
             return [gr.skip()] * 5
         self.context.look()
         behind = self.context.behind()
         try:
-            html = list_html(self.context, asked, sort, number, size, opened)
+            html = list_html(self.context, filters, sort, number, size, opened)
         except DeepIntuitError as error:
             html = empty(*slices.sentences(error))
-        return [number, html, [*wanted, str(number)], behind, gr.Timer(active=behind is not None)]
+        return [number, html, [*state, str(number)], behind, gr.Timer(active=behind is not None)]
 
     def once_more(self, behind: object, *values: Any) -> list[Any]:
         """The list as of the new index, when it is there; asked for once, and not at all where nothing is new."""
@@ -314,13 +314,13 @@ class Handlers:
             return [gr.skip()] * 5
         return [*(self.show(*values[:-1], None)[:3] if renewed else [gr.skip()] * 3), None, gr.Timer(active=False)]
 
-    def detail(self, trace_id: str, compared: str, coloured: str, shown: list[str] | None) -> list[Any]:
+    def detail(self, trace_id: str, compared: str, coloured: str, former: list[str] | None) -> list[Any]:
         """The opened trace, the one beside it, colours, and what was shown last → beside, detail, what is shown now."""
-        wanted = [str(trace_id or "")[:64], str(compared or "")[:64], "1" if coloured else ""]
-        if shown == wanted:
+        state = [str(trace_id or "")[:64], str(compared or "")[:64], "1" if coloured else ""]
+        if former == state:
             return [gr.skip()] * 3
-        html, wanted[1] = detail_html(self.context, wanted[0], wanted[1], bool(coloured))
-        return [wanted[1], html, wanted]
+        html, state[1] = detail_html(self.context, state[0], state[1], bool(coloured))
+        return [state[1], html, state]
 
     @staticmethod
     def cleared() -> list[Any]:
@@ -331,25 +331,25 @@ class Handlers:
     def removed(name: str) -> list[Any]:
         """→ the wish granted, and the filters without the one of this name."""
         empty_one = gr.update(value=None if name in _NUMBERS else "")
-        return ["", *(empty_one if name == one else gr.skip() for one in FILTERS)]
+        return ["", *(empty_one if name == key else gr.skip() for key in FILTERS)]
 
 
 _NUMBERS = ("min_confidence", "max_confidence", "min_tokens", "max_tokens", "step", "sample")
 
 
-def _choices(known: list[tuple[str, int]], chosen: str) -> list[tuple[str, str]]:
-    shown = [("Any", ""), *((f"{value}  ({n:,})", value) for value, n in known)]
-    return shown if any(value == chosen for _, value in shown) else [*shown, (f"{chosen}  (0)", chosen)]
+def _choices(counts: list[tuple[str, int]], current: str) -> list[tuple[str, str]]:
+    options = [("Any", ""), *((f"{value}  ({n:,})", value) for value, n in counts)]
+    return options if any(value == current for _, value in options) else [*options, (f"{current}  (0)", current)]
 
 
 def _filters() -> dict[str, gr.components.Component]:
     """The filter bar's components by the name of what they filter, and those that save it: name, save, saved."""
     narrow = {"min_width": 130, "filterable": False}
-    made: dict[str, gr.components.Component] = {}
+    parts: dict[str, gr.components.Component] = {}
     with gr.Row(elem_id="traces-find", equal_height=True):
-        made["text"] = gr.Textbox(label="Text contains", placeholder="a word or a phrase", scale=3, min_width=220)
-        made["run"] = gr.Dropdown([("Any", "")], value="", label="Run", scale=3, min_width=220)
-        made["stage"] = gr.Dropdown([("Any", "")], value="", label="Stage", **narrow)
+        parts["text"] = gr.Textbox(label="Text contains", placeholder="a word or a phrase", scale=3, min_width=220)
+        parts["run"] = gr.Dropdown([("Any", "")], value="", label="Run", scale=3, min_width=220)
+        parts["stage"] = gr.Dropdown([("Any", "")], value="", label="Stage", **narrow)
     with gr.Accordion("More filters", open=False, elem_id="traces-filters"):
         with gr.Row():
             verdicts = [("Right", "right"), ("Wrong", "wrong")]
@@ -358,26 +358,26 @@ def _filters() -> dict[str, gr.components.Component]:
                 "follows": [("Yes", "yes"), ("No", "no")],
             }  # fmt: skip
             for name in ("true", "provisional", "calibrated", "right", "final", "flip", "follows", "reason"):
-                made[name] = gr.Dropdown([("Any", ""), *few.get(name, ())], value="", label=NAMES[name], **narrow)
+                parts[name] = gr.Dropdown([("Any", ""), *few.get(name, ())], value="", label=NAMES[name], **narrow)
         with gr.Row():
             for name in ("dataset", "split"):
-                made[name] = gr.Dropdown([("Any", "")], value="", label=NAMES[name], **narrow)
+                parts[name] = gr.Dropdown([("Any", "")], value="", label=NAMES[name], **narrow)
             for name in _NUMBERS:
                 share = {"step": 0.01, "placeholder": "0 to 1"} if name.endswith("confidence") else {}
-                made[name] = gr.Number(None, label=NAMES[name], min_width=110, **share)
+                parts[name] = gr.Number(None, label=NAMES[name], min_width=110, **share)
         with gr.Row(elem_id="traces-slice", equal_height=False):
-            made["clip"] = gr.Textbox(label=NAMES["clip"], min_width=150)
-            made["slice"] = slices.box(220)
-            made["name"] = gr.Textbox(
+            parts["clip"] = gr.Textbox(label=NAMES["clip"], min_width=150)
+            parts["slice"] = slices.box(220)
+            parts["name"] = gr.Textbox(
                 label="Save these filters as a slice called",
                 max_length=80,
                 scale=2,
                 placeholder="night falls",
                 min_width=220,
             )
-            made["save"] = gr.Button("Save slice", scale=0, min_width=140)
-        made["saved"] = gr.HTML("", padding=False)
-    return made
+            parts["save"] = gr.Button("Save slice", scale=0, min_width=140)
+        parts["saved"] = gr.HTML("", padding=False)
+    return parts
 
 
 def page(context: AppContext) -> None:
@@ -387,8 +387,8 @@ def page(context: AppContext) -> None:
         about = "Every text that a model or a teacher wrote about a clip. Open one to read it beside its clip."
         gr.HTML(heading("Traces", about))
         clear = gr.Button("Clear filters", size="sm", scale=0, min_width=120, elem_id="traces-clear")
-    made = _filters()
-    chosen = {name: made[name] for name in FILTERS}
+    parts = _filters()
+    filters = {name: parts[name] for name in FILTERS}
     hidden = {
         name: gr.Textbox("", elem_id=f"traces-{name}", visible="hidden", label=name)
         for name in ("sort", "size", "page", "open", "compare", "colour")
@@ -406,20 +406,20 @@ def page(context: AppContext) -> None:
     quiet = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     look = {
         "fn": do.show,
-        "inputs": [*chosen.values(), sort, size, number, opened, listing],
+        "inputs": [*filters.values(), sort, size, number, opened, listing],
         "outputs": [number, listed, listing, behind, timer],
     }
-    read = {"fn": do.detail, "inputs": [opened, compared, coloured, opening], "outputs": [compared, detail, opening]}
+    show = {"fn": do.detail, "inputs": [opened, compared, coloured, opening], "outputs": [compared, detail, opening]}
     state = {"sort": sort, "size": size, "page": number, "trace": opened, "compare": compared, "colour": coloured}
-    begun = links.bind({**chosen, **state}, do.restore, choices=("trace", "compare", "page"))
-    begun.then(**look, **quiet)
-    begun.then(**read, **quiet)
+    event = links.bind({**filters, **state}, do.restore, choices=("trace", "compare", "page"))
+    event.then(**look, **quiet)
+    event.then(**show, **quiet)
     # A textbox's `input` is fired by key presses alone: not by a paste, a phone's keyboard or a script.
-    changes = [part.input if isinstance(part, gr.Dropdown) else part.change for part in chosen.values()]
+    changes = [part.input if isinstance(part, gr.Dropdown) else part.change for part in filters.values()]
     gr.on([*changes, sort.change, size.change, number.change], **look, trigger_mode="always_last", **quiet)
     timer.tick(do.once_more, [behind, *look["inputs"]], look["outputs"], **quiet)
-    gr.on([opened.change, compared.change, coloured.change], **read, trigger_mode="always_last", **quiet)
-    keep = {"fn": do.save, "inputs": [made["name"], *chosen.values()], "outputs": [made["saved"], chosen["slice"]]}
-    gr.on([made["save"].click, made["name"].submit], **keep, **quiet)
-    remove.change(do.removed, remove, [remove, *chosen.values()], **quiet).then(**look, **quiet)
-    clear.click(do.cleared, None, [*chosen.values()], queue=False, api_visibility="private").then(**look, **quiet)
+    gr.on([opened.change, compared.change, coloured.change], **show, trigger_mode="always_last", **quiet)
+    keep = {"fn": do.save, "inputs": [parts["name"], *filters.values()], "outputs": [parts["saved"], filters["slice"]]}
+    gr.on([parts["save"].click, parts["name"].submit], **keep, **quiet)
+    remove.change(do.removed, remove, [remove, *filters.values()], **quiet).then(**look, **quiet)
+    clear.click(do.cleared, None, [*filters.values()], queue=False, api_visibility="private").then(**look, **quiet)

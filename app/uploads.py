@@ -114,10 +114,10 @@ class Uploads:
         """Where Gradio puts what a browser sends, before it is accepted."""
         return self._root / "received"
 
-    def received(self, given: object) -> Path | None:
-        """The file at `given`, links followed, if a browser sent it to this process; None for any other."""
+    def received(self, place: object) -> Path | None:
+        """The file at `place`, links followed, if a browser sent it to this process; None for any other."""
         try:
-            path = Path(given).resolve(strict=True)  # type: ignore[arg-type]
+            path = Path(place).resolve(strict=True)  # type: ignore[arg-type]
             return path if path.is_relative_to(self.inbox) and path.is_file() else None
         except (OSError, RuntimeError, TypeError, ValueError):
             return None
@@ -125,16 +125,16 @@ class Uploads:
     def close(self) -> None:
         """Delete all that is here."""
         with self._lock:
-            known, self._known = list(self._known.values()), {}
-        for upload in known:
+            uploads, self._known = list(self._known.values()), {}
+        for upload in uploads:
             upload.delete()
         if self.__dict__.pop("_root", None) is not None:
             _folder.release()
 
-    def accept(self, given: str | os.PathLike[str], name: str) -> Upload:
-        """Take a file over: the one at `given` is moved away or, when refused, deleted. Raises `VideoError`, also for a
+    def accept(self, place: str | os.PathLike[str], name: str) -> Upload:
+        """Take a file over: the one at `place` is moved away or, when refused, deleted. Raises `VideoError`, also for a
         file that no browser sent here, which is left alone."""
-        file = self.received(given)
+        file = self.received(place)
         if file is None:
             todo = "Bring the file with the upload button of this page"
             raise _refused(name, "it was not uploaded here", todo, VideoReason.NOT_FOUND)
@@ -150,7 +150,7 @@ class Uploads:
             if not info.playable:
                 playable = self._root / f"{number}.play.mp4"
                 video.playable_copy(path, playable, _LIMITS, isolate=True)
-            size = sum(one.stat().st_size for one in {path, playable})
+            size = sum(p.stat().st_size for p in {path, playable})
             upload = Upload(number, name, path, playable, info, size, self._clock() + self._keep)
             with self._lock:
                 self._known[number] = upload
@@ -158,8 +158,8 @@ class Uploads:
                 why = f"it takes {size >> 20} MB with its copy for browsers, more than is left of the room for uploads"
                 raise _refused(name, why, "Bring a smaller file, or try again later")
         except BaseException as error:
-            for left in self._root.glob(f"{number}*"):
-                left.unlink(missing_ok=True)
+            for leftover in self._root.glob(f"{number}*"):
+                leftover.unlink(missing_ok=True)
             if isinstance(error, DiskError):
                 raise _refused(name, error.why, "Try again later, or tell who runs this server") from error
             if isinstance(error, VideoError):
@@ -200,21 +200,21 @@ class Uploads:
         with self._lock:
             if not self._known:
                 return
-            now, taken, late = self._clock(), sum(one.bytes for one in self._known.values()), []
-            most = room(ROOM, taken, self._root)
-            idle = [one for one in self._known.values() if not self._read[one.id]]
-            for upload in sorted(idle, key=lambda one: one.until > now):
-                if upload.until <= now or len(self._known) > _MOST or taken > most:
+            now, used, late = self._clock(), sum(u.bytes for u in self._known.values()), []
+            most = room(ROOM, used, self._root)
+            idle = [u for u in self._known.values() if not self._read[u.id]]
+            for upload in sorted(idle, key=lambda u: u.until > now):
+                if upload.until <= now or len(self._known) > _MOST or used > most:
                     late.append(self._known.pop(upload.id))
-                    taken -= upload.bytes
+                    used -= upload.bytes
         for upload in late:
             upload.delete()
 
 
-def room(most: int, taken: int, folder: Path) -> int:
+def room(most: int, used: int, folder: Path) -> int:
     """Bytes that files may take in a folder where they take so many already: `most`, and a quarter of what the disk
     would have free without them."""
-    return min(most, (shutil.disk_usage(folder).free + taken) // 4)
+    return min(most, (shutil.disk_usage(folder).free + used) // 4)
 
 
 def _refused(name: str, why: str, todo: str, reason: VideoReason = VideoReason.TOO_LARGE) -> VideoError:
