@@ -35,38 +35,38 @@ def narrow(figure: go.Figure) -> go.Figure:
     return figure
 
 
-def f1_figure(found: Analysis) -> go.Figure:
+def f1_figure(analysis: Analysis) -> go.Figure:
     """F1 by class: what it is compared with (the other, else the provisional label), then its own."""
 
-    before = {found.other_name: found.other} if found.other is not None else {"provisional label": found.raw}
-    named = {name: one for name, one in {**before, found.name: found.mine}.items() if one is not None}
-    f1 = {name: one.evaluation.classes.f1_K for name, one in named.items()}
-    return narrow(class_f1_figure(found.labels, f1, found.mine.evaluation.classes.support_K))
+    base = {analysis.other_name: analysis.other} if analysis.other is not None else {"provisional label": analysis.raw}
+    results = {name: result for name, result in {**base, analysis.name: analysis.mine}.items() if result is not None}
+    f1 = {name: result.evaluation.classes.f1_K for name, result in results.items()}
+    return narrow(class_f1_figure(analysis.labels, f1, analysis.mine.evaluation.classes.support_K))
 
 
-def _reliabilities(found: Analysis) -> dict[str, Result]:
+def _reliabilities(analysis: Analysis) -> dict[str, Result]:
     """Name → result with probabilities, in the order of the work: raw, before the temperature, calibrated."""
-    mine, named = found.mine, {}
-    if found.raw is not None:
-        named["provisional label"] = found.raw
-    if mine.untempered is not None and abs(mine.temperature - 1) > 1e-3:
-        named[f"before the temperature {mine.temperature:.2f}"] = mine.untempered
-    named[found.name] = mine
-    return {name: one for name, one in named.items() if one.probs_C_K is not None}
+    own, results = analysis.mine, {}
+    if analysis.raw is not None:
+        results["provisional label"] = analysis.raw
+    if own.untempered is not None and abs(own.temperature - 1) > 1e-3:
+        results[f"before the temperature {own.temperature:.2f}"] = own.untempered
+    results[analysis.name] = own
+    return {name: result for name, result in results.items() if result.probs_C_K is not None}
 
 
-def reliability_plot(found: Analysis) -> go.Figure:
-    named = _reliabilities(found)
-    if len(named) == 3:  # the diagram shows before and after; the table beside it has all three
-        named = {name: named[name] for name in (next(iter(named)), found.name)}
-    return narrow(reliability_figure({name: one.evaluation.bins for name, one in named.items()}))
+def reliability_plot(analysis: Analysis) -> go.Figure:
+    results = _reliabilities(analysis)
+    if len(results) == 3:  # the diagram shows before and after; the table beside it has all three
+        results = {name: results[name] for name in (next(iter(results)), analysis.name)}
+    return narrow(reliability_figure({name: result.evaluation.bins for name, result in results.items()}))
 
 
 @lru_cache(maxsize=16)
-def honesty(found: Analysis) -> str:
+def honesty(analysis: Analysis) -> str:
     """ECE, Brier score and NLL before and after, and the bins as a table."""
-    named = _reliabilities(found)
-    columns = [(name, one.evaluation.bins) for name, one in named.items()]
+    results = _reliabilities(analysis)
+    columns = [(name, result.evaluation.bins) for name, result in results.items()]
     rows = []
     for k in range(len(columns[-1][1].counts) if columns else 0):
         if not any(bins.counts[k] for _, bins in columns):
@@ -76,24 +76,24 @@ def honesty(found: Analysis) -> str:
             {
                 "range": f"{edges[k]:.2f} to {edges[k + 1]:.2f}",
                 "place": f"bin.{k}",
-                "cells": [(int(bins.counts[k]), bins.accuracy[k], name == found.name) for name, bins in columns],
+                "cells": [(int(bins.counts[k]), bins.accuracy[k], name == analysis.name) for name, bins in columns],
             }
         )
     return render(
         "errors/honesty.html",
-        results=[(name, one.n, one.evaluation) for name, one in named.items()],
+        results=[(name, result.n, result.evaluation) for name, result in results.items()],
         heads=["Confidence", *(text for name, _ in columns for text in (f"{name}: clips", "right"))],
         bins=rows,
     )
 
 
-def risk_plot(found: Analysis, threshold: float) -> go.Figure:
+def risk_plot(analysis: Analysis, threshold: float) -> go.Figure:
     """The curve of the method over that of the provisional label, and where the threshold lies on it."""
-    named = {"provisional label": found.raw, found.name: found.mine}
-    curves = {name: one.risk for name, one in named.items() if one is not None and one.risk is not None}
+    results = {"provisional label": analysis.raw, analysis.name: analysis.mine}
+    curves = {name: result.risk for name, result in results.items() if result is not None and result.risk is not None}
     figure = narrow(risk_coverage_figure(curves))
-    if found.mine.probs_C_K is not None:
-        covered = 100 * float((found.mine.frame["confidence"] >= threshold).mean())
+    if analysis.mine.probs_C_K is not None:
+        covered = 100 * float((analysis.mine.frame["confidence"] >= threshold).mean())
         figure.add_vline(x=covered, line_dash="dot", line_color="#d55e00", line_width=2)
         side = {"xanchor": "right", "xshift": -5} if covered > 50 else {"xanchor": "left", "xshift": 5}
         text = {"text": f"≥ {threshold:.3g}", "font_color": "#d55e00", "showarrow": False}
@@ -101,27 +101,27 @@ def risk_plot(found: Analysis, threshold: float) -> go.Figure:
     return figure
 
 
-def abstain(found: Analysis, threshold: float) -> str:
+def abstain(analysis: Analysis, threshold: float) -> str:
     """What the threshold gives in words, the clips it abstains on, and thresholds for wanted risks."""
-    mine = found.mine
-    if mine.probs_C_K is None:
+    result = analysis.mine
+    if result.probs_C_K is None:
         return empty("These answers have no probabilities, so none can be withheld by confidence.")
-    answered = (mine.frame["confidence"] >= threshold).to_numpy()
-    n, given = mine.n, int(answered.sum())
-    withheld = n - given
+    answered = (result.frame["confidence"] >= threshold).to_numpy()
+    n, n_answered = result.n, int(answered.sum())
+    withheld = n - n_answered
     words = "Answers nothing: no clip is that sure."
-    if given:
-        risk = mine.wrong_from(threshold)
-        words = f"Answers {given} of {n} clips (coverage {percent(given / n, 1)}), "
+    if n_answered:
+        risk = result.wrong_from(threshold)
+        words = f"Answers {n_answered} of {n} clips (coverage {percent(n_answered / n, 1)}), "
         words += f"{percent(risk.value, 1)} of them wrong{within(risk)}."
     return render(
         "errors/abstain.html",
         answered=words,
         withheld=withheld,
-        wrong=int((~mine.top_right_C[~answered]).sum()),
-        thresholds=None if mine.thresholds is None else mine.at_thresholds,
+        wrong=int((~result.top_right_C[~answered]).sum()),
+        thresholds=None if result.thresholds is None else result.at_thresholds,
         no_thresholds=NO_THRESHOLDS,
-        where="on these very clips" if found.choice.split == "validation" else "on validation clips",
-        area=mine.risk.area,
-        sets=mine.sets,
+        where="on these very clips" if analysis.choice.split == "validation" else "on validation clips",
+        area=result.risk.area,
+        sets=result.sets,
     )

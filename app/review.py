@@ -47,8 +47,8 @@ def routes(context: AppContext) -> APIRouter:
             content = room.export(task, request.scope.get("deepintuit_user") or LOCAL, form)
         except DeepIntuitError as error:
             raise HTTPException(400, str(error)) from error
-        named = {"Content-Disposition": f'attachment; filename="reviews{_ENDINGS[form]}"'}
-        return Response(content, media_type=_MEDIA[form], headers=_NOT_KEPT | named)
+        headers = {"Content-Disposition": f'attachment; filename="reviews{_ENDINGS[form]}"'}
+        return Response(content, media_type=_MEDIA[form], headers=_NOT_KEPT | headers)
 
     @router.post("/review-api/import")
     async def bring_in(request: Request, task: str, file: str) -> JSONResponse:
@@ -60,15 +60,15 @@ def routes(context: AppContext) -> APIRouter:
 
     @apart(1, waiting=8)
     def take(request: Request, task: str, file: str, content: IO[bytes]) -> JSONResponse:
-        return _route(lambda _, who: {"told": room.bring_in(task, who, file, content.read())})(request, {})
+        return _route(lambda _, reviewer: {"told": room.bring_in(task, reviewer, file, content.read())})(request, {})
 
     return router
 
 
 def _route(answer: Callable[[dict[str, Any], str], Any]) -> Callable[..., JSONResponse]:
-    def asked(request: Request, given: Asked) -> JSONResponse:
+    def asked(request: Request, body: Asked) -> JSONResponse:
         try:
-            return JSONResponse(answer(given, request.scope.get("deepintuit_user") or LOCAL), headers=_NOT_KEPT)
+            return JSONResponse(answer(body, request.scope.get("deepintuit_user") or LOCAL), headers=_NOT_KEPT)
         except DeepIntuitError as error:
             return JSONResponse({"error": " ".join(sentences(error))}, 400, _NOT_KEPT)
         except UnicodeError:
@@ -80,76 +80,76 @@ def _route(answer: Callable[[dict[str, Any], str], Any]) -> Callable[..., JSONRe
 def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
     """What is asked → a function of the request and of who asks."""
 
-    def task(given: dict[str, Any]) -> str:
-        return str(given.get("task") or "")
+    def task(body: dict[str, Any]) -> str:
+        return str(body.get("task") or "")
 
-    def item(given: dict[str, Any]) -> tuple[str, str]:
-        return task(given), str(given.get("item") or "")
+    def item(body: dict[str, Any]) -> tuple[str, str]:
+        return task(body), str(body.get("item") or "")
 
-    def seat(given: dict[str, Any]) -> str:
-        return str(given.get("seat") or "")[:64]
+    def seat(body: dict[str, Any]) -> str:
+        return str(body.get("seat") or "")[:64]
 
-    def holding(given: dict[str, Any]) -> list[str]:
-        held = given.get("holding")
-        return [str(one) for one in held[:_MOST_HELD]] if isinstance(held, list) else []
+    def holding(body: dict[str, Any]) -> list[str]:
+        ids = body.get("holding")
+        return [str(trace_id) for trace_id in ids[:_MOST_HELD]] if isinstance(ids, list) else []
 
-    def said(given: dict[str, Any]) -> dict[str, Any]:
-        return given["answers"] if isinstance(given.get("answers"), dict) else {}
+    def said(body: dict[str, Any]) -> dict[str, Any]:
+        return body["answers"] if isinstance(body.get("answers"), dict) else {}
 
-    def event_id(given: dict[str, Any]) -> str | None:
-        return str(given["id"])[:64] if given.get("id") else None
+    def event_id(body: dict[str, Any]) -> str | None:
+        return str(body["id"])[:64] if body.get("id") else None
 
-    def tasks(given: dict[str, Any], who: str) -> dict[str, Any]:
+    def tasks(body: dict[str, Any], reviewer: str) -> dict[str, Any]:
         reviews, workbench = room.reviews, room.context.look()
         names = quality.names(reviews)
         closed = reviews.log.look(lambda state: set(state.closed))
         listed = [(reviews.task(name), reviews.progress(name)) for name in reversed(names)]
-        query = str(given.get("query") or "")[:2000]
-        known = browse.choices(workbench)
-        slices, datasets = [one.name for one in workbench.slices()], [name for name, _ in known["dataset"]]
-        chosen = str(given.get("slice") or "")[:300]
-        opened = not names or bool(query or chosen)
-        form = review_view.form_html(slices, known["run"], datasets, who, opened, query, chosen)
-        return {"html": review_view.tasks_html(listed, closed, who, damage(reviews.log.damaged)) + form}
+        query = str(body.get("query") or "")[:2000]
+        options = browse.choices(workbench)
+        slices, datasets = [entry.name for entry in workbench.slices()], [name for name, _ in options["dataset"]]
+        slice_name = str(body.get("slice") or "")[:300]
+        opened = not names or bool(query or slice_name)
+        form = review_view.form_html(slices, options["run"], datasets, reviewer, opened, query, slice_name)
+        return {"html": review_view.tasks_html(listed, closed, reviewer, damage(reviews.log.damaged)) + form}
 
-    def start(given: dict[str, Any], who: str) -> dict[str, Any]:
-        decide = given.get("view") == "decide"
-        found = room.lead(task(given), who) if decide else room.reviews.task(task(given))
-        html = review_view.desk_html(found, decide, room.label_set(found).definitions)
-        return {"html": html, "questions": list(found.questions), "who": who}
+    def start(body: dict[str, Any], reviewer: str) -> dict[str, Any]:
+        decide = body.get("view") == "decide"
+        opened_task = room.lead(task(body), reviewer) if decide else room.reviews.task(task(body))
+        html = review_view.desk_html(opened_task, decide, room.label_set(opened_task).definitions)
+        return {"html": html, "questions": list(opened_task.questions), "who": reviewer}
 
-    def take(given: dict[str, Any], who: str) -> dict[str, Any]:
-        if given.get("decide"):
-            return room.decide_next(task(given), who, holding(given))
-        return room.next(task(given), who, seat(given), holding(given), str(given.get("first") or ""))
+    def take(body: dict[str, Any], reviewer: str) -> dict[str, Any]:
+        if body.get("decide"):
+            return room.decide_next(task(body), reviewer, holding(body))
+        return room.next(task(body), reviewer, seat(body), holding(body), str(body.get("first") or ""))
 
     def saved(event: Any) -> dict[str, Any]:
         return {"saved": event.time}
 
-    def judge(given: dict[str, Any], who: str) -> dict[str, Any]:
-        event = room.reviews.judge(task(given), who, item(given)[1], said(given), event_id(given))
-        standing = room.reviews.standing(*item(given), who)
-        told = review_view.STANDING.get(standing, "")
-        return {**saved(event), "told": told, "progress": room.progress(task(given), who)}
+    def judge(body: dict[str, Any], reviewer: str) -> dict[str, Any]:
+        event = room.reviews.judge(task(body), reviewer, item(body)[1], said(body), event_id(body))
+        standing = room.reviews.standing(*item(body), reviewer)
+        words = review_view.STANDING.get(standing, "")
+        return {**saved(event), "told": words, "progress": room.progress(task(body), reviewer)}
 
     return {
         "tasks": tasks, "start": start, "next": take,
-        "check": lambda given, _: room.check(*item(given), str(given.get("text") or "")[:LONGEST_NOTE]),
-        "lead": lambda given, who: {"html": room.lead_html(task(given), who)},
-        "count": lambda given, who: {"count": room.count(given)},
-        "open": lambda given, who: {"task": room.open(given, who).name},
-        "again": lambda given, who: room.again(*item(given)[:1], who, item(given)[1]),
-        "gather": lambda given, who: {"taken": room.gather(task(given), who, seat(given))},
-        "draft": lambda given, who: saved(room.reviews.draft(task(given), who, item(given)[1], said(given))),
+        "check": lambda body, _: room.check(*item(body), str(body.get("text") or "")[:LONGEST_NOTE]),
+        "lead": lambda body, reviewer: {"html": room.lead_html(task(body), reviewer)},
+        "count": lambda body, reviewer: {"count": room.count(body)},
+        "open": lambda body, reviewer: {"task": room.open(body, reviewer).name},
+        "again": lambda body, reviewer: room.again(*item(body)[:1], reviewer, item(body)[1]),
+        "gather": lambda body, reviewer: {"taken": room.gather(task(body), reviewer, seat(body))},
+        "draft": lambda body, reviewer: saved(room.reviews.draft(task(body), reviewer, item(body)[1], said(body))),
         "judge": judge,
-        "decide": lambda given, who: {
-            **saved(room.reviews.adjudicate(task(given), who, item(given)[1], said(given), event_id(given))),
-            "progress": room.undecided(task(given))},
-        "skip": lambda given, who: saved(
-            room.reviews.skip(task(given), who, item(given)[1], str(given.get("reason") or ""), event_id(given))),
-        "release": lambda given, who: saved(room.reviews.release(task(given), who, item(given)[1])),
-        "undo": lambda given, who: room.undo(task(given), who, seat(given)),
-        "close": lambda given, who: saved(room.reviews.close(task(given), who, bool(given.get("closed")))),
+        "decide": lambda body, reviewer: {
+            **saved(room.reviews.adjudicate(task(body), reviewer, item(body)[1], said(body), event_id(body))),
+            "progress": room.undecided(task(body))},
+        "skip": lambda body, reviewer: saved(
+            room.reviews.skip(task(body), reviewer, item(body)[1], str(body.get("reason") or ""), event_id(body))),
+        "release": lambda body, reviewer: saved(room.reviews.release(task(body), reviewer, item(body)[1])),
+        "undo": lambda body, reviewer: room.undo(task(body), reviewer, seat(body)),
+        "close": lambda body, reviewer: saved(room.reviews.close(task(body), reviewer, bool(body.get("closed")))),
     }  # fmt: skip
 
 

@@ -68,16 +68,16 @@ class Room:
     def filter_of(self, form: Mapping[str, Any]) -> TraceFilter:
         """What the form's slice says: a saved slice, a run, and the address of the Traces page, all that are given."""
         text = str(form.get("query") or "").strip()
-        asked = {name: values[0] for name, values in parse_qs(urlsplit(text).query or text.lstrip("?")).items()}
-        asked |= {name: form[name] for name in ("slice", "run") if form.get(name)}
-        found = TraceFilter.from_query(asked)
-        if text and found == TraceFilter():
+        query = {name: values[0] for name, values in parse_qs(urlsplit(text).query or text.lstrip("?")).items()}
+        query |= {name: form[name] for name in ("slice", "run") if form.get(name)}
+        filters = TraceFilter.from_query(query)
+        if text and filters == TraceFilter():
             raise DataError(
                 f"the filter {text[:60]!r} came",
                 "nothing in it is a filter of the Traces page",
                 "filter there, and copy the address of that page",
             )
-        return found
+        return filters
 
     def listed(self, form: Mapping[str, Any]) -> list[str]:
         """The traces of a form that asks for a list instead of a filter, the first to judge first; with a saved slice
@@ -87,11 +87,11 @@ class Room:
             raise DataError(f"{most} traces were asked for", f"a list has 1 to {MOST_LISTED:,}", "give another number")
         among = set(workbench.slice(str(form["slice"])).clips()["clip_id"]) if form.get("slice") else None
         if form.get("source") == "teach":
-            found = feedback.next_batch(workbench, self.reviews, dataset, most, among=among)
-            return found["trace_id"].dropna().tolist()
+            batch = feedback.next_batch(workbench, self.reviews, dataset, most, among=among)
+            return batch["trace_id"].dropna().tolist()
         rows = quality.suspects(workbench, dataset, str(form.get("split") or "").strip() or None).rows
-        left = rows["suspected"] & (True if among is None else rows["clip_id"].isin(among))
-        return rows.loc[left, "trace_id"].dropna().tolist()[:most]
+        mask = rows["suspected"] & (True if among is None else rows["clip_id"].isin(among))
+        return rows.loc[mask, "trace_id"].dropna().tolist()[:most]
 
     def count(self, form: Mapping[str, Any]) -> int:
         if form.get("source"):
@@ -102,7 +102,7 @@ class Room:
         """Open the task that a form describes. DataError in a sentence when it cannot be one."""
         name, workbench = str(form.get("name") or "").strip(), self.context.look()
         listed = self.listed(form) if form.get("source") else None
-        asked = self.filter_of(form) if listed is None else TraceFilter(dataset=str(form.get("dataset") or ""))
+        traces = self.filter_of(form) if listed is None else TraceFilter(dataset=str(form.get("dataset") or ""))
         if not name or len(name) > 200:
             raise DataError("a task without a name, or with a very long one", "it is found by its name", "give it one")
         order: str | dict[str, float] = str(form.get("order") or "random") if listed is None else "given"
@@ -113,41 +113,41 @@ class Room:
         questions = [key for key in QUESTIONS if key in _list(form.get("questions"))]
         if not questions:
             raise DataError("a task without questions", "there would be nothing to answer", "choose one at least")
-        labels = _list(form.get("labels")) or self.labels(asked)
-        gold = self._gold(asked, int(_number(form, "gold", 0)), labels if "label" in questions else [])
+        labels = _list(form.get("labels")) or self.labels(traces)
+        gold = self._gold(traces, int(_number(form, "gold", 0)), labels if "label" in questions else [])
         gold |= self._listed_gold(str(form.get("gold_list") or ""), labels if "label" in questions else [])
         task = task_of(
-            workbench, name, asked if listed is None else listed, order, gold=gold, labels=labels, questions=questions,
+            workbench, name, traces if listed is None else listed, order, gold=gold, labels=labels, questions=questions,
             reviewers=int(_number(form, "reviewers", 1)), blind=bool(form.get("blind")),
             gold_share=_number(form, "gold_share", 10) / 100, leads=_list(form.get("leads")),
         )  # fmt: skip
         return self.reviews.open(task, by)
 
-    def labels(self, asked: TraceFilter) -> list[str]:
+    def labels(self, filters: TraceFilter) -> list[str]:
         """The labels of all datasets that the filter finds traces of."""
         workbench = self.context.workbench
         datasets = [name for name, _ in browse.choices(workbench)["dataset"]]
-        found = {}
+        labels = {}
         for dataset in datasets:
             path = workbench.clips / f"{dataset}.labels.toml"
             if (
                 path.is_file()
-                and (asked.dataset or dataset) == dataset
-                and (len(datasets) == 1 or browse.count(workbench, replace(asked, dataset=dataset)))
+                and (filters.dataset or dataset) == dataset
+                and (len(datasets) == 1 or browse.count(workbench, replace(filters, dataset=dataset)))
             ):
-                found |= dict.fromkeys(LabelSet.load(path))
-        return list(found)
+                labels |= dict.fromkeys(LabelSet.load(path))
+        return list(labels)
 
-    def _gold(self, asked: TraceFilter, wanted: int, labels: Sequence[str]) -> dict[str, dict[str, str]]:
+    def _gold(self, filters: TraceFilter, number: int, labels: Sequence[str]) -> dict[str, dict[str, str]]:
         """Traces of the slice, drawn by chance, whose clips' labels are taken as known."""
-        if wanted <= 0 or not labels:
+        if number <= 0 or not labels:
             return {}
         gold, workbench = {}, self.context.workbench
-        for trace_id in plan(workbench, asked, "random", seed=1):
+        for trace_id in plan(workbench, filters, "random", seed=1):
             true = (browse.fact(workbench, trace_id) or {}).get("true_label")
             if true in labels:
                 gold[trace_id] = {"label": true}
-            if len(gold) >= min(wanted, MOST_GOLD):
+            if len(gold) >= min(number, MOST_GOLD):
                 break
         return gold
 
@@ -159,7 +159,7 @@ class Room:
         gold = {}
         for number, line in lines:
             cells = [cell.strip() for cell in line.split(",")]
-            trace, label, verdict, sentence, where = [*cells, "", "", "", ""][:5]
+            trace, label, verdict, sentence, process = [*cells, "", "", "", ""][:5]
             trace = parse_qs(urlsplit(trace).query).get("trace", [trace])[0]
             fact = browse.fact(self.context.workbench, trace)
             whole = len(cells) <= 5 and (not sentence or (sentence.isdecimal() and int(sentence) > 0))
@@ -171,10 +171,10 @@ class Room:
                     f"write it like {review_view.GOLD_LINE!r}",
                 )
             place = {"sentence": int(sentence) - 1} if sentence else {}
-            place |= {"in": where} if where else {}
+            place |= {"in": process} if process else {}
             true = fact["true_label"] if fact["true_label"] in labels else ""
-            known = {"label": label or true, "verdict": verdict, "failing": place}
-            gold[trace] = {question: answer for question, answer in known.items() if answer}
+            answers = {"label": label or true, "verdict": verdict, "failing": place}
+            gold[trace] = {question: answer for question, answer in answers.items() if answer}
             if not gold[trace]:
                 raise DataError(
                     f"line {number} of the gold items says nothing of its trace",
@@ -185,59 +185,59 @@ class Room:
 
     # Judging
 
-    def next(self, name: str, who: str, seat: str, holding: Sequence[str] = (), first: str = "") -> dict[str, Any]:
+    def next(self, name: str, reviewer: str, seat: str, holding: Sequence[str] = (), first: str = "") -> dict[str, Any]:
         """The next item, drawn and reserved, and how far the task is; `item` is None when nothing is left now, and
         `elsewhere` counts what this reviewer holds in other tabs. `first`: which of the items that this tab holds."""
         reviews = self.reviews
-        mine = self._held(name, who)
-        if mine.get(first) == seat:
-            holding = [item for item in mine if item != first]
-        found = reviews.next_item(name, who, seat=seat, holding=holding)
-        answer = {"progress": self.progress(name, who)}
-        if found is None:
+        holds = self._held(name, reviewer)
+        if holds.get(first) == seat:
+            holding = [item for item in holds if item != first]
+        reserved = reviews.next_item(name, reviewer, seat=seat, holding=holding)
+        answer = {"progress": self.progress(name, reviewer)}
+        if reserved is None:
             closed = reviews.log.look(lambda state: name in state.closed)
-            elsewhere = 0 if closed else sum(its != seat for its in self._held(name, who).values())
+            elsewhere = 0 if closed else sum(its != seat for its in self._held(name, reviewer).values())
             return {**answer, "item": None, "elsewhere": elsewhere, "closed": closed}
-        return {**answer, **self.shown(name, found.trace_id, found.draft)}
+        return {**answer, **self.shown(name, reserved.trace_id, reserved.draft)}
 
-    def gather(self, name: str, who: str, seat: str) -> int:
+    def gather(self, name: str, reviewer: str, seat: str) -> int:
         """Give back what this reviewer holds in other tabs, so that this one can have it. Their drafts stay."""
-        elsewhere = [item for item, its in self._held(name, who).items() if its != seat]
+        elsewhere = [item for item, its in self._held(name, reviewer).items() if its != seat]
         for item in elsewhere:
-            self.reviews.release(name, who, item)
+            self.reviews.release(name, reviewer, item)
         return len(elsewhere)
 
-    def _held(self, name: str, who: str) -> dict[str, str]:
+    def _held(self, name: str, reviewer: str) -> dict[str, str]:
         """The items that a reviewer has reserved now → in which tab."""
         since = self.reviews.log.clock() - self.reviews.task(name).seconds
         return self.reviews.log.look(
-            lambda state: {item: hold.seat for item, hold in state.held(name, who, since).items()}
+            lambda state: {item: hold.seat for item, hold in state.held(name, reviewer, since).items()}
         )
 
-    def again(self, name: str, who: str, item: str) -> dict[str, Any]:
+    def again(self, name: str, reviewer: str, item: str) -> dict[str, Any]:
         """An item that was handed to this reviewer, with what they typed or said. DataError for any other."""
 
         def look(state: Any) -> tuple[bool, Any, Any]:
-            key = (name, item, who)
-            return key in state.handed, state.drafts.get(key), state.answers.get(name, {}).get(item, {}).get(who)
+            key = (name, item, reviewer)
+            return key in state.handed, state.drafts.get(key), state.answers.get(name, {}).get(item, {}).get(reviewer)
 
         handed, draft, act = self.reviews.log.look(look)
         if not handed:
             raise DataError(
-                f"{item!r:.60} was not handed to {who!r}",
+                f"{item!r:.60} was not handed to {reviewer!r}",
                 "reviewers see what they were handed",
                 "ask for the next item",
             )
-        said = act.payload if act is not None and act.kind is Kind.JUDGED else {}
-        return {**self.shown(name, item, draft or said), "answered": act is not None}
+        answers = act.payload if act is not None and act.kind is Kind.JUDGED else {}
+        return {**self.shown(name, item, draft or answers), "answered": act is not None}
 
     def shown(self, name: str, item: str, draft: Mapping[str, Any], lead: str | None = None) -> dict[str, Any]:
         """What the page needs of an item: the clip's player, the drawn trace, the draft. For a lead, who said what."""
         task = self.reviews.task(name)
         html, film = self._drawn(name, item, int(time.time() / _KEPT))
         if lead is not None:
-            said = self.reviews.answers(name, item, lead).values()
-            html = review_view.said_html(task, [row_of(act) for act in said]) + html
+            acts = self.reviews.answers(name, item, lead).values()
+            html = review_view.said_html(task, [row_of(act) for act in acts]) + html
         return {"item": item, "html": html, "film": film, "draft": dict(draft), "seconds": task.seconds}
 
     def _draw(self, name: str, item: str, _when: int) -> tuple[str, dict[str, Any] | None]:
@@ -257,50 +257,50 @@ class Room:
     def label_set(self, task: Task) -> LabelSet:
         """The labels that a task asks for, with the definitions and aliases of its clips' dataset."""
         clip = clips.clip(self.context.workbench, next(iter(task.items.values()), ""))
-        known = self.context.labels((clip or {}).get("dataset"))
-        return known if known is not None else LabelSet.of(task.name, task.labels)
+        labels = self.context.labels((clip or {}).get("dataset"))
+        return labels if labels is not None else LabelSet.of(task.name, task.labels)
 
     def check(self, name: str, item: str, text: str) -> dict[str, Any]:
         """What a trace that somebody edits would count as: `label` where it is well-formed, and words for the page."""
         task, row = self.reviews.task(name), browse.trace(self.context.workbench, item)
         grammar = clips.grammar_of(self.context.workbench, row["run_id"]) if row is not None else "think-answer"
-        found = parse(text, grammar, self.label_set(task))
-        told = f"Well-formed; it ends in {found.label}." if found.ok else f"Not well-formed: {found.detail}."
-        return {"label": found.label if found.ok else None, "told": told}
+        trace = parse(text, grammar, self.label_set(task))
+        words = f"Well-formed; it ends in {trace.label}." if trace.ok else f"Not well-formed: {trace.detail}."
+        return {"label": trace.label if trace.ok else None, "told": words}
 
-    def progress(self, name: str, who: str) -> dict[str, int]:
+    def progress(self, name: str, reviewer: str) -> dict[str, int]:
         """How far a task is; all but `mine` a little behind where there is much to count: that takes 5 % of the time
         then."""
-        at, cost, found = self._counted.get(name, (0.0, 0.0, {}))
+        at, cost, counts = self._counted.get(name, (0.0, 0.0, {}))
         began = time.monotonic()
         if cost < 0.02 or began - at > 20 * cost:
             worked = time.thread_time()  # on a busy machine the clock on the wall would say that counting is much
-            found = self.reviews.progress(name)
-            self._counted[name] = (began, time.thread_time() - worked, found)
-        mine = self.reviews.log.look(
-            lambda state: {act.item for act in state.acts.get((name, who), {}).values() if act.kind is Kind.JUDGED}
+            counts = self.reviews.progress(name)
+            self._counted[name] = (began, time.thread_time() - worked, counts)
+        judged_items = self.reviews.log.look(
+            lambda state: {act.item for act in state.acts.get((name, reviewer), {}).values() if act.kind is Kind.JUDGED}
         )
-        return {"mine": len(mine), "complete": found["complete"], "items": found["items"]}
+        return {"mine": len(judged_items), "complete": counts["complete"], "items": counts["items"]}
 
-    def undo(self, name: str, who: str, seat: str) -> dict[str, Any]:
+    def undo(self, name: str, reviewer: str, seat: str) -> dict[str, Any]:
         """Take the newest act of this reviewer back; `item` is None when there is none."""
-        before = self.reviews.log.look(lambda state: state.last_act(name, who))
-        event = self.reviews.undo(name, who, seat=seat)
+        before = self.reviews.log.look(lambda state: state.last_act(name, reviewer))
+        event = self.reviews.undo(name, reviewer, seat=seat)
         if event is None or event.item is None:
             return {"item": None}
         if before is not None and before.kind is Kind.ADJUDICATED:
-            shown = self.shown(name, event.item, before.payload, lead=who)
-            return {**shown, "decides": True, "progress": self.undecided(name)}
-        return {**self.again(name, who, event.item), "progress": self.progress(name, who)}
+            view = self.shown(name, event.item, before.payload, lead=reviewer)
+            return {**view, "decides": True, "progress": self.undecided(name)}
+        return {**self.again(name, reviewer, event.item), "progress": self.progress(name, reviewer)}
 
     # Leading
 
-    def lead(self, name: str, who: str) -> Task:
+    def lead(self, name: str, reviewer: str) -> Task:
         """The task, for one of its leads: DataError for others."""
         task = self.reviews.task(name)
-        if who not in task.leads:
+        if reviewer not in task.leads:
             raise DataError(
-                f"{who!r} asked for what all reviewers said",
+                f"{reviewer!r} asked for what all reviewers said",
                 "leads of a task see that: " + ", ".join(task.leads),
                 "ask one of them",
             )
@@ -309,23 +309,23 @@ class Room:
     def undecided(self, name: str) -> dict[str, int]:
         return {"left": len(quality.disputed(self.reviews, name))}
 
-    def decide_next(self, name: str, who: str, holding: Sequence[str]) -> dict[str, Any]:
+    def decide_next(self, name: str, reviewer: str, holding: Sequence[str]) -> dict[str, Any]:
         """The next item for a lead to decide, with what everybody said."""
-        self.lead(name, who)
-        left = [item for item, _ in quality.disputed(self.reviews, name)]
-        found = next((item for item in left if item not in holding), None)
+        self.lead(name, reviewer)
+        items = [item for item, _ in quality.disputed(self.reviews, name)]
+        choice = next((item for item in items if item not in holding), None)
         answer = {"progress": self.undecided(name)}
         return (
             {**answer, "item": None, "elsewhere": 0}
-            if found is None
-            else {**answer, **self.shown(name, found, {}, lead=who)}
+            if choice is None
+            else {**answer, **self.shown(name, choice, {}, lead=reviewer)}
         )
 
-    def lead_html(self, name: str, who: str) -> str:
-        task, reviews, workbench = self.lead(name, who), self.reviews, self.context.look()
+    def lead_html(self, name: str, reviewer: str) -> str:
+        task, reviews, workbench = self.lead(name, reviewer), self.reviews, self.context.look()
         closed = reviews.log.look(lambda state: name in state.closed)
         model = {}
-        if "label" in task.questions and any(one.label for one in quality.settled(reviews, name).values()):
+        if "label" in task.questions and any(view.label for view in quality.settled(reviews, name).values()):
             model = quality.model_against_people(reviews, workbench, name, draws=300)
         return review_view.lead_html(
             task,
@@ -341,21 +341,21 @@ class Room:
             quality.weighed(reviews, name) if task.reviewers > 1 else None,
         )
 
-    def export(self, name: str, who: str, form: str) -> bytes:
+    def export(self, name: str, reviewer: str, form: str) -> bytes:
         """Everything in force in a task as a file, for its leads; `interface`: what Label Studio needs to show its."""
-        task = self.lead(name, who)
+        task = self.lead(name, reviewer)
         if form == "interface":
             return import_export.label_config(task).encode()
         if form == "label-studio":
             return import_export.label_studio(self.context.look(), self.reviews, name)
         return import_export.dump(import_export.rows(self.reviews, name), form)
 
-    def bring_in(self, name: str, who: str, file: str, content: bytes) -> str:
+    def bring_in(self, name: str, reviewer: str, file: str, content: bytes) -> str:
         """The answers of a file into a task, for its leads; a sentence of what came of it. They say that they came from
         this file and by whom, since it names reviewers itself."""
-        self.lead(name, who)
-        found = import_export.load(content, import_export.form_of(file))
-        return str(import_export.bring_in(self.reviews, name, found, f"{file[-100:]}, by {who}"))
+        self.lead(name, reviewer)
+        rows = import_export.load(content, import_export.form_of(file))
+        return str(import_export.bring_in(self.reviews, name, rows, f"{file[-100:]}, by {reviewer}"))
 
 
 def _list(value: Any) -> list[str]:

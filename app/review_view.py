@@ -44,9 +44,9 @@ _FORMS = (
 _MODEL = (("provisional", "provisional label"), ("calibrated", "calibrated label"))
 
 
-def tasks_html(tasks: Sequence[tuple[Task, Mapping[str, Any]]], closed: set[str], who: str, damage: str = "") -> str:
+def tasks_html(tasks: Sequence[tuple[Task, Mapping[str, Any]]], closed: set[str], user: str, damage: str = "") -> str:
     """Tasks with how far they are, the newest first, behind what is said of `damage`."""
-    return render("review/tasks.html", tasks=tasks, closed=closed, who=who, damage=damage, order=_order)
+    return render("review/tasks.html", tasks=tasks, closed=closed, who=user, damage=damage, order=_order)
 
 
 def _order(order: str | Mapping[str, float]) -> str:
@@ -59,13 +59,13 @@ def form_html(
     slices: Sequence[str],
     runs: Sequence[tuple[str, int]],
     datasets: Sequence[str],
-    who: str,
+    reviewer: str,
     opened: bool,
     query: str = "",
-    chosen: str = "",
+    slice_name: str = "",
 ) -> str:
     """The form that opens a task, with the address of traces and the slice that a link brought."""
-    names = dict.fromkeys([*slices, *filter(None, [chosen])])
+    names = dict.fromkeys([*slices, *filter(None, [slice_name])])
     return render(
         "review/form.html",
         slices=[("", "Any" if names else NONE_SAVED), *((name, name) for name in names)],
@@ -73,18 +73,18 @@ def form_html(
         datasets=[(name, name) for name in datasets],
         orders=[*((name, ORDER_WORDS[name]) for name in ORDERS), ("mixture", "a mixture of these")],
         gold_line=GOLD_LINE,
-        who=who,
+        who=reviewer,
         opened=opened,
         query=query,
-        chosen=chosen,
+        chosen=slice_name,
     )
 
 
 def desk_html(task: Task, decide: bool = False, definitions: Mapping[str, str] | None = None) -> str:
     """The desk without an item: player, trace and questions, to be filled by the script again and again.
     `definitions`: of the labels, where they have some."""
-    known = {label: (definitions or {})[label] for label in task.labels if label in (definitions or {})}
-    return render("review/desk.html", task=task, decide=decide, definitions=known)
+    texts = {label: (definitions or {})[label] for label in task.labels if label in (definitions or {})}
+    return render("review/desk.html", task=task, decide=decide, definitions=texts)
 
 
 def item_html(
@@ -115,7 +115,7 @@ def lead_html(
     closed: bool,
     blame: Blame | None = None,
     doubted: Sequence[Any] = (),
-    weighed: Weighed | None = None,
+    votes: Weighed | None = None,
 ) -> str:
     """Agreement, gold items, doubted labels, what is disputed and decided, notes and skips, files out and in, closing.
     `rows`: what is in force, as `import_export.rows` gives it; `doubted`: as `quality.doubted` does."""
@@ -136,14 +136,14 @@ def lead_html(
         extra=sum(row["extra"] for row in rows),
         forms=_FORMS,
         accept=",".join(import_export.FORMS.values()),
-        people=_people(judged, skipped, gold, weighed.quality if weighed else {}),
-        weighed=weighed,
+        people=_people(judged, skipped, gold, votes.quality if votes else {}),
+        weighed=votes,
         between_people=_between_people(ratings, list(task.labels)),
         model=[
-            (f"{words}: {one.label or 'all classes'}", one)
+            (f"{words}: {numbers.label or 'all classes'}", numbers)
             for kind, words in _MODEL
-            for one in model[kind]
-            if one.items
+            for numbers in model[kind]
+            if numbers.items
         ]
         if model
         else None,
@@ -189,4 +189,4 @@ def _between_people(ratings: Sequence[tuple[str, str, Any]], labels: list[str]) 
     matrix, _, _ = rating_matrix(ratings, labels)
     if not len(matrix) or not ((matrix >= 0).sum(1) >= 2).any():
         return []
-    return [(one.label or "all classes", one) for one in agreement(matrix, labels, draws=300)]
+    return [(row.label or "all classes", row) for row in agreement(matrix, labels, draws=300)]

@@ -91,26 +91,26 @@ def strip_html(
 ) -> str:
     """A page of what was found, as pictures, and the filters. `name`: a saved slice; `number` of the page, from 1."""
     flip, name = flip if flip in clips.FLIPS else "", str(name or "")
-    asked = (str(text or "")[:200], str(label or ""), str(split or ""), flip)
+    values = (str(text or "")[:200], str(label or ""), str(split or ""), flip)
     place = int(number) if str(number or "").isdecimal() and len(str(number)) < 8 and int(number) else 1
-    given = {name: value for name, value in zip(FILTERS, (*asked, name)) if value}
-    shown = {"filters": [(name, FILTERS[name], value) for name, value in given.items()], "instead": None}
+    filters = {name: value for name, value in zip(FILTERS, (*values, name)) if value}
+    bar = {"filters": [(name, FILTERS[name], value) for name, value in filters.items()], "instead": None}
     try:
-        found, count = clips.find(context.look(), *asked, name=name, limit=SHOWN, offset=(place - 1) * SHOWN)
-        if count and not found:  # past the end: the last page
+        rows, count = clips.find(context.look(), *values, name=name, limit=SHOWN, offset=(place - 1) * SHOWN)
+        if count and not rows:  # past the end: the last page
             place = -(-count // SHOWN)
-            found, _ = clips.find(context.workbench, *asked, name=name, limit=SHOWN, offset=(place - 1) * SHOWN)
+            rows, _ = clips.find(context.workbench, *values, name=name, limit=SHOWN, offset=(place - 1) * SHOWN)
     except DeepIntuitError as error:
-        return render("watch/strip.html", **shown | {"instead": note(" ".join(slices.sentences(error)), role="status")})
-    if not found and not given:
+        return render("watch/strip.html", **bar | {"instead": note(" ".join(slices.sentences(error)), role="status")})
+    if not rows and not filters:
         return empty(_NOTHING, _NOTHING_TODO, "make demo")
-    if not found:
+    if not rows:
         alone = f"The slice {name!r} has no trace of a clip that can be shown."
-        words = alone if name and not any(asked) else "No clip fits. Remove a filter, or search for less."
-        return render("watch/strip.html", **shown | {"instead": note(words, role="status")})
-    cards = [{**row, "name": Path(row["path"]).stem, "url": media.poster_url(row["clip_id"])} for row in found]
+        words = alone if name and not any(values) else "No clip fits. Remove a filter, or search for less."
+        return render("watch/strip.html", **bar | {"instead": note(words, role="status")})
+    cards = [{**row, "name": Path(row["path"]).stem, "url": media.poster_url(row["clip_id"])} for row in rows]
     pages = {"first": (place - 1) * SHOWN, "place": place, "pages": -(-count // SHOWN)}
-    return render("watch/strip.html", **shown, clips=cards, count=count, picked=picked, **pages)
+    return render("watch/strip.html", **bar, clips=cards, count=count, picked=picked, **pages)
 
 
 def player_html(clip: dict[str, Any] | None, words: str = "No clip is picked.") -> str:
@@ -139,10 +139,10 @@ def trace_choices(context: AppContext, clip_id: str | None) -> list[tuple[str, s
 
 
 def _words(row: dict[str, Any]) -> str:
-    who = row["system"] or row["run_name"] or row["run_id"]
-    how = "greedy" if row["temperature"] == 0 else f"sample {row['sample']}"
+    system = row["system"] or row["run_name"] or row["run_id"]
+    sampling = "greedy" if row["temperature"] == 0 else f"sample {row['sample']}"
     step = f"step {row['step']:.0f}" if row["step"] is not None else None
-    return " · ".join(filter(None, (row["stage"], who if who != row["stage"] else None, step, how)))
+    return " · ".join(filter(None, (row["stage"], system if system != row["stage"] else None, step, sampling)))
 
 
 def reasoner_choices(context: AppContext) -> list[tuple[str, str]]:
@@ -161,23 +161,23 @@ def stored_view(
         return None
     choices = {number: words for words, number in trace_choices(context, clip["clip_id"])}
     grammar = clips.grammar_of(context.workbench, row["run_id"])
-    shown = TraceView(mode, choices.get(trace_id, row["run_id"]), grammar, clip["seconds"], trace_id)
-    shown.lost = not media.seen(context, trace_id)
-    shown.scores, shown.labels = browse.scores_of(context.workbench, trace_id), context.labels(clip.get("dataset"))
-    return shown, [row, clips.predictions_on(context.workbench, trace_id)]
+    view = TraceView(mode, choices.get(trace_id, row["run_id"]), grammar, clip["seconds"], trace_id)
+    view.lost = not media.seen(context, trace_id)
+    view.scores, view.labels = browse.scores_of(context.workbench, trace_id), context.labels(clip.get("dataset"))
+    return view, [row, clips.predictions_on(context.workbench, trace_id)]
 
 
 def complete(context: AppContext, trace_id: str | None, clip: dict[str, Any] | None) -> TraceView | None:
     """A stored trace as it stands at the end."""
-    found = stored_view(context, trace_id, clip, "stored")
-    if found is None:
+    entry = stored_view(context, trace_id, clip, "stored")
+    if entry is None:
         return None
-    shown, (row, predictions) = found
+    view, (row, predictions) = entry
     for _, event in stored.replay(row, predictions, tokens_per_second=float("inf")):
         if not isinstance(event, stored.Written):
-            shown.take(event)
-    shown.finish()
-    return shown
+            view.take(event)
+    view.finish()
+    return view
 
 
 class Handlers:
@@ -194,143 +194,143 @@ class Handlers:
         html = strip_html(self.context, text, label, split, flip, picked, name, number)
         return html, behind, gr.Timer(active=behind is not None)
 
-    def once_more(self, behind, *asked):
+    def once_more(self, behind, *filters):
         """The same as of the new index, when it is there; asked for once, and not at all where nothing is new."""
         renewed = self.context.renewed(behind)
         if renewed is None:
             return [gr.skip()] * 3
-        return strip_html(self.context, *asked) if renewed else gr.skip(), None, gr.Timer(active=False)
+        return strip_html(self.context, *filters) if renewed else gr.skip(), None, gr.Timer(active=False)
 
-    def anew(self, last, *asked):
+    def anew(self, last, *filters):
         """Another filter begins at the first page: what was asked last → what is asked now, the page's number, and what
         is found. A restored address changes the fields too, and is left alone."""
-        given = self.asked(*asked)
-        if last is None or last == given:
-            return [given, *[gr.skip()] * 4]
-        return [given, "", *self.find(*asked)]
+        state = self.asked(*filters)
+        if last is None or last == state:
+            return [state, *[gr.skip()] * 4]
+        return [state, "", *self.find(*filters)]
 
     @staticmethod
     def asked(text, label, split, flip, picked, name):
         return [str(value or "") for value in (text, label, split, flip, name)]
 
-    def paged(self, *asked):
+    def paged(self, *filters):
         """Another page of the same; none is asked for where its number is taken back."""
-        return self.find(*asked) if asked[-1] else [gr.skip()] * 3
+        return self.find(*filters) if filters[-1] else [gr.skip()] * 3
 
     @staticmethod
     def removed(name: str):
         """→ the wish granted, and the filters without the one of this name."""
-        return ["", *(gr.update(value="") if name == one else gr.skip() for one in FILTERS)]
+        return ["", *(gr.update(value="") if name == key else gr.skip() for key in FILTERS)]
 
     def restore(self, query: dict[str, str], request: gr.Request) -> list[Any]:
         clip_id, trace_id, run = query.get("clip"), query.get("trace"), query.get("run")
-        asked = {one: query.get(one, "")[:300] for one in FILTERS}
+        state = {key: query.get(key, "")[:300] for key in FILTERS}
         if trace_id and (row := browse.trace(self.context.look(), trace_id)) is not None:
             clip_id = row["clip_id"]
         if clip_of(self.context, clip_id) is None:
             if clip_id:
-                gone = (
+                missing = (
                     "An upload has no link"
                     if clip_id.startswith(PREFIX)
                     else f"There is no clip {clip_id[:40]} here any more"
                 )
-                gr.Info(f"{esc(gone)}; this is another one.")
-            first = self._first(asked)
+                gr.Info(f"{esc(missing)}; this is another one.")
+            first = self._first(state)
             clip_id, trace_id = (first["clip_id"], first["trace_id"]) if first else (None, None)
         runs = reasoner_choices(self.context)
         reasoners = [number for _, number in runs]
-        chosen = run if run in reasoners else next(iter(reasoners), None)
+        reasoner = run if run in reasoners else next(iter(reasoners), None)
         update, _ = self._traces(clip_id, trace_id)
-        known = clips.choices(self.context.look())
-        flip = asked["flip"] if asked["flip"] in clips.FLIPS else ""
+        options = clips.choices(self.context.look())
+        flip = state["flip"] if state["flip"] in clips.FLIPS else ""
         return [
             clip_id,
             update,
-            gr.Dropdown(choices=runs, value=chosen),
-            asked["find"],
-            *(gr.Dropdown(choices=_choices(known[one], asked[one]), value=asked[one]) for one in ("label", "split")),
+            gr.Dropdown(choices=runs, value=reasoner),
+            state["find"],
+            *(gr.Dropdown(choices=_choices(options[key], state[key]), value=state[key]) for key in ("label", "split")),
             flip,
-            gr.Dropdown(choices=slices.offered(self.context.workbench, asked["slice"]), value=asked["slice"]),
+            gr.Dropdown(choices=slices.offered(self.context.workbench, state["slice"]), value=state["slice"]),
             query.get("page", "")[:8],
-            list((asked | {"flip": flip}).values()),
+            list((state | {"flip": flip}).values()),
         ]
 
-    def _first(self, asked: dict[str, str]) -> dict[str, Any] | None:
+    def _first(self, filters: dict[str, str]) -> dict[str, Any] | None:
         """The clip to begin with: the first that the filters find, where they find one; else one that shows it well."""
-        text, label, split, flip, name = asked.values()
-        if any(asked.values()):
+        text, label, split, flip, name = filters.values()
+        if any(filters.values()):
             try:
                 flip = flip if flip in clips.FLIPS else ""
-                found, _ = clips.find(self.context.look(), text, label, split, flip, limit=1, name=name)
+                rows, _ = clips.find(self.context.look(), text, label, split, flip, limit=1, name=name)
             except DeepIntuitError:  # the page says it below
-                found = []
-            if found:
-                return found[0]
-        found, _ = clips.find(self.context.look(), limit=1)
-        return clips.clean(self.context.workbench) or next(iter(found), None)
+                rows = []
+            if rows:
+                return rows[0]
+        rows, _ = clips.find(self.context.look(), limit=1)
+        return clips.clean(self.context.workbench) or next(iter(rows), None)
 
-    def _traces(self, clip_id: str | None, wanted: str | None = None) -> tuple[Any, str | None]:
+    def _traces(self, clip_id: str | None, trace_id: str | None = None) -> tuple[Any, str | None]:
         """The choice of stored traces, and the one that is chosen: the one that is wanted, where it is there."""
         choices = trace_choices(self.context, clip_id)
-        known = [number for _, number in choices]
-        value = wanted if wanted in known else next(iter(known), None)
-        return gr.Dropdown(choices=choices, value=value, interactive=bool(known)), value
+        ids = [number for _, number in choices]
+        value = trace_id if trace_id in ids else next(iter(ids), None)
+        return gr.Dropdown(choices=choices, value=value, interactive=bool(ids)), value
 
     def opened(self, clip_id, trace_id, truth, threshold, request: gr.Request):
         """Player and stage for what is chosen: → player, then what `_stage` gives."""
         self.context.pages.replace(request.session_hash)
         clip = clip_of(self.context, clip_id)
-        shown = complete(self.context, trace_id, clip)
-        return [player_html(clip), *self._stage(shown, clip, truth, threshold)]
+        view = complete(self.context, trace_id, clip)
+        return [player_html(clip), *self._stage(view, clip, truth, threshold)]
 
-    def pick(self, wanted, truth, threshold, request: gr.Request):
+    def pick(self, pick, truth, threshold, request: gr.Request):
         """A card was chosen, by a clip and perhaps the trace of it that a filter found: → the wish granted, picked
         clip, choice of traces, player, stage."""
-        if not wanted:
+        if not pick:
             return [gr.skip()] * 12
-        clip_id, _, trace_id = wanted.partition(" ")
+        clip_id, _, trace_id = pick.partition(" ")
         return ["", clip_id, *self._other(clip_id, truth, threshold, request, trace_id)]
 
     def _other(self, clip_id: str, truth, threshold, request: gr.Request, trace_id: str = "") -> list[Any]:
-        update, chosen = self._traces(clip_id, trace_id)
-        return [update, *self.opened(clip_id, chosen, truth, threshold, request)]
+        update, trace = self._traces(clip_id, trace_id)
+        return [update, *self.opened(clip_id, trace, truth, threshold, request)]
 
-    def upload(self, given, truth, threshold, request: gr.Request):
+    def upload(self, path, truth, threshold, request: gr.Request):
         """→ picked clip, choice of traces, player, stage. A refused file leaves the page as it is."""
-        if not given:
+        if not path:
             return [gr.skip()] * 11
         try:
-            upload = self.context.uploads.accept(given, Path(given).name)
+            upload = self.context.uploads.accept(path, Path(path).name)
         except VideoError as error:
             gr.Warning(esc(_refusal(error)), duration=12)
             return [gr.skip()] * 11
         return [upload.id, *self._other(upload.id, truth, threshold, request)]
 
-    def _stage(self, shown: TraceView | None, clip: dict[str, Any] | None, truth, threshold) -> list[Any]:
-        drawn = [self._draw(part, shown, clip, truth, threshold) for part in PARTS]
-        return [*drawn, shown, *self._buttons(clip, shown is not None, running=False)]
+    def _stage(self, view: TraceView | None, clip: dict[str, Any] | None, truth, threshold) -> list[Any]:
+        parts = [self._draw(part, view, clip, truth, threshold) for part in PARTS]
+        return [*parts, view, *self._buttons(clip, view is not None, running=False)]
 
     @staticmethod
-    def _draw(part: str, shown: TraceView | None, clip: dict[str, Any] | None, truth: Any, threshold: Any) -> str:
-        if part == "status" and shown is None and clip is not None:
+    def _draw(part: str, view: TraceView | None, clip: dict[str, Any] | None, truth: Any, threshold: Any) -> str:
+        if part == "status" and view is None and clip is not None:
             return trace_view.status(TraceView("stored", "No trace of this clip is stored.", over=True))
         if part != "verdict":
-            return getattr(trace_view, part)(shown)
+            return getattr(trace_view, part)(view)
         label = (clip or {}).get("label") if truth else None
-        return trace_view.verdict(shown, label, _number(threshold, 0.0, 1.0, 0.5))
+        return trace_view.verdict(view, label, _number(threshold, 0.0, 1.0, 0.5))
 
     @staticmethod
-    def _buttons(clip: dict[str, Any] | None, stored: bool, running: bool) -> list[Any]:
-        """Replay, Reason, Stop. Replay is the prominent one where a trace is `stored`: it cannot fail."""
+    def _buttons(clip: dict[str, Any] | None, has_trace: bool, running: bool) -> list[Any]:
+        """Replay, Reason, Stop. Replay is the prominent one where there is a trace: it cannot fail."""
         return [
-            gr.Button(interactive=stored and not running, variant="primary" if stored else "secondary"),
-            gr.Button(interactive=clip is not None and not running, variant="secondary" if stored else "primary"),
+            gr.Button(interactive=has_trace and not running, variant="primary" if has_trace else "secondary"),
+            gr.Button(interactive=clip is not None and not running, variant="secondary" if has_trace else "primary"),
             gr.Button(interactive=running),
         ]
 
-    def judged(self, shown, clip_id, truth, threshold):
+    def judged(self, view, clip_id, truth, threshold):
         """The verdict again, with or without the truth."""
-        return self._draw("verdict", shown, clip_of(self.context, clip_id), truth, threshold)
+        return self._draw("verdict", view, clip_of(self.context, clip_id), truth, threshold)
 
     def stop(self, request: gr.Request) -> None:
         self.context.pages.stop(request.session_hash)
@@ -344,11 +344,11 @@ class Handlers:
         running = await asyncio.to_thread(self.context.pages.begin, request.session_hash)
         try:
             clip = await asyncio.to_thread(clip_of, self.context, clip_id)
-            found = await asyncio.to_thread(stored_view, self.context, trace_id, clip, "replay")
-            if found is None:
+            entry = await asyncio.to_thread(stored_view, self.context, trace_id, clip, "replay")
+            if entry is None:
                 gr.Info("Choose a stored trace first.")
                 return
-            shown, (row, predictions) = found
+            view, (row, predictions) = entry
             events = list(stored.replay(row, predictions, tokens_per_second=_tokens_a_second(row, pace)))
             started = time.monotonic()
 
@@ -358,7 +358,7 @@ class Handlers:
                     happened.append(events.pop(0)[1])
                 return happened
 
-            async for update in self._show(running, shown, clip, truth, threshold, due, lambda: not events, True):
+            async for update in self._show(running, view, clip, truth, threshold, due, lambda: not events, True):
                 yield update
         finally:
             self.context.pages.end(request.session_hash, running)
@@ -403,39 +403,39 @@ class Handlers:
                 private=clip["clip_id"].startswith(PREFIX),
             )
             grammar = await asyncio.to_thread(clips.grammar_of, self.context.workbench, run)
-            shown = TraceView("live", f"written live by {run}", grammar, clip["seconds"])
-            shown.labels = self.context.labels(clip.get("dataset"))
+            view = TraceView("live", f"written live by {run}", grammar, clip["seconds"])
+            view.labels = self.context.labels(clip.get("dataset"))
 
             def happened() -> list[stored.Event]:
-                shown.ahead = job.ahead
+                view.ahead = job.ahead
                 return job.take()
 
             over = lambda: job.over  # noqa: E731
             with self.context.uploads.held(clip["clip_id"]):
-                async for update in self._show(running, shown, clip, truth, threshold, happened, over, bool(trace_id)):
+                async for update in self._show(running, view, clip, truth, threshold, happened, over, bool(trace_id)):
                     yield update
         finally:
             self.context.pages.end(request.session_hash, running)
 
     async def _show(
-        self, running: Running, shown: TraceView, clip, truth, threshold, happened, over, stored_too: bool
+        self, running: Running, view: TraceView, clip, truth, threshold, happened, over, stored_too: bool
     ) -> AsyncIterator[list[Any]]:
         """Updates of the stage until all is over or stopped, at most fifteen a second."""
-        drawn: dict[str, str] = {}
+        former: dict[str, str] = {}
 
         def update(parts: set[str], buttons: list[Any]) -> list[Any]:
-            fresh = {part: self._draw(part, shown, clip, truth, threshold) for part in parts}
-            changed = {part: html for part, html in fresh.items() if drawn.get(part) != html}
-            drawn.update(changed)
-            return [*(changed.get(part, gr.skip()) for part in PARTS), shown, *buttons]
+            fresh = {part: self._draw(part, view, clip, truth, threshold) for part in parts}
+            changed = {part: html for part, html in fresh.items() if former.get(part) != html}
+            former.update(changed)
+            return [*(changed.get(part, gr.skip()) for part in PARTS), view, *buttons]
 
         yield update(set(PARTS), self._buttons(clip, stored_too, running=True))
         last, still = time.monotonic(), [gr.skip()] * 3
         while not running.stop.is_set():
             ended = over()  # looked at before what happened is taken, so that nothing is left behind
-            parts = {"status"} if shown.ahead else set()
+            parts = {"status"} if view.ahead else set()
             for event in happened():
-                parts |= shown.take(event)
+                parts |= view.take(event)
             if ended:
                 break
             if parts or time.monotonic() - last > _HEARTBEAT:
@@ -447,8 +447,8 @@ class Handlers:
         if running.stop.is_set():
             await asyncio.sleep(_TICK)
             for event in happened():
-                shown.take(event)
-        shown.finish(stopped=running.stop.is_set())
+                view.take(event)
+        view.finish(stopped=running.stop.is_set())
         yield update(set(PARTS), self._buttons(clip, stored_too, running=False))
 
 
@@ -468,22 +468,22 @@ def _tokens_a_second(row: Any, pace: str) -> float | None:
     return words * max(1.0, tokens) / max(1, len(row["text"].split()))
 
 
-def _choices(names: Sequence[str], chosen: str = "") -> list[tuple[str, str]]:
-    """`chosen` is among them even where no clip has it."""
-    return _ANY + [(name, name) for name in dict.fromkeys([*names, chosen]) if name]
+def _choices(names: Sequence[str], value: str = "") -> list[tuple[str, str]]:
+    """`value` is among them even where no clip has it."""
+    return _ANY + [(name, name) for name in dict.fromkeys([*names, value]) if name]
 
 
-def _number(given: Any, low: float, high: float, default: float) -> float:
+def _number(value: Any, low: float, high: float, default: float) -> float:
     """A setting from a browser: a number within its bounds, else the default."""
-    if not isinstance(given, int | float) or given != given:
+    if not isinstance(value, int | float) or value != value:
         return default
-    return float(min(high, max(low, given)))
+    return float(min(high, max(low, value)))
 
 
 def page(context: AppContext) -> None:
     """The components and what ties them together."""
     do = Handlers(context)
-    wanted = gr.Textbox(elem_id="wanted", visible="hidden", label="Clip that was clicked")
+    pick = gr.Textbox(elem_id="wanted", visible="hidden", label="Clip that was clicked")
     picked = gr.Textbox(elem_id="picked", visible="hidden", label="Clip")
     number = gr.Textbox(elem_id="watch-page", visible="hidden", label="Page")
     remove = gr.Textbox(elem_id="watch-remove", visible="hidden", label="Filter to remove")
@@ -548,40 +548,40 @@ def page(context: AppContext) -> None:
             "Upload a clip", file_types=["video"], size="md", min_width=120, elem_id="upload", variant="secondary"
         )
     strip = gr.HTML(elem_id="found")
-    shown, behind, last = gr.State(None), gr.State(None), gr.State(None)
+    state, behind, last = gr.State(None), gr.State(None), gr.State(None)
     timer = gr.Timer(1.0, active=False)
 
-    stage = [status, trace, film, verdict, shown, again, live, halt]
+    stage = [status, trace, film, verdict, state, again, live, halt]
     view = [truth, threshold]
     plain = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     reads = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-    asked = [text, label, split, flip, within]
+    filters = [text, label, split, flip, within]
     find = {
         "fn": do.find, "inputs": [text, label, split, flip, picked, within, number], "outputs": [strip, behind, timer],
     }  # fmt: skip
-    parts = {"clip": picked, "trace": choice, "run": run, **dict(zip(FILTERS, asked)), "page": number}
-    begun = links.bind(parts, do.restore, choices=("clip", "trace", "page", "slice"), also=[last])
-    begun.then(do.opened, [picked, choice, *view], [player, *stage], **reads)
-    begun.then(**find, **reads)
+    parts = {"clip": picked, "trace": choice, "run": run, **dict(zip(FILTERS, filters)), "page": number}
+    event = links.bind(parts, do.restore, choices=("clip", "trace", "page", "slice"), also=[last])
+    event.then(do.opened, [picked, choice, *view], [player, *stage], **reads)
+    event.then(**find, **reads)
     wish = find["inputs"][:-1]
     narrow = {"fn": do.anew, "inputs": [last, *wish], "outputs": [last, number, *find["outputs"]]}
     filtered = [text.change, label.input, split.input, flip.input, within.input]
     gr.on(filtered, **narrow, trigger_mode="always_last", **reads)
-    remove.change(do.removed, remove, [remove, *asked], **reads).then(**narrow, **reads)
+    remove.change(do.removed, remove, [remove, *filters], **reads).then(**narrow, **reads)
     number.change(do.paged, find["inputs"], find["outputs"], trigger_mode="always_last", **reads)
     timer.tick(do.once_more, [behind, *find["inputs"]], find["outputs"], **reads)
-    wanted.change(do.pick, [wanted, *view], [wanted, picked, choice, player, *stage], **reads)
+    pick.change(do.pick, [pick, *view], [pick, picked, choice, player, *stage], **reads)
     choice.input(do.opened, [picked, choice, *view], [player, *stage], **reads)
     takes = {**reads, "concurrency_limit": 4}  # the rest waits without a thread: decoding a hostile file may take long
     upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **takes).then(**find, **reads)
-    weighed = {
+    estimate = {
         "fn": lambda reasoner, below: consequences(context.look(), reasoner, _number(below, 0.0, 1.0, 1.0)),
         "inputs": [run, think_below], "outputs": costs,
     }  # fmt: skip
-    begun.then(**weighed, **reads)
-    gr.on([run.input, think_below.input], **weighed, trigger_mode="always_last", **plain)
+    event.then(**estimate, **reads)
+    gr.on([run.input, think_below.input], **estimate, trigger_mode="always_last", **plain)
     gr.on(
-        [truth.input, threshold.input], do.judged, [shown, picked, *view], verdict, trigger_mode="always_last", **plain
+        [truth.input, threshold.input], do.judged, [state, picked, *view], verdict, trigger_mode="always_last", **plain
     )
     again.click(do.replay, [picked, choice, pace, *view], stage, js=_PLAY, **reads).then(None, js=_PLAYED)
     live.click(

@@ -161,13 +161,13 @@ def _plain(text: str):
 
 def _count(answers, out: Path | None) -> None:
     counts = answers.counts()
-    told = [f"{counts['answered']} of {counts['given']} clips answered"]
+    parts = [f"{counts['answered']} of {counts['given']} clips answered"]
     if counts["abstained"]:
         unlike = f" ({counts['unlike']} unlike the clips that were learnt from)" if counts["unlike"] else ""
-        told.append(f"{counts['abstained']} of them abstained{unlike}")
+        parts.append(f"{counts['abstained']} of them abstained{unlike}")
     if counts["unanswered"]:
-        told.append(f"{counts['unanswered']} without an answer, each with its reason")
-    _say(", ".join(told) + (f": {out}" if out else "") + ".")
+        parts.append(f"{counts['unanswered']} without an answer, each with its reason")
+    _say(", ".join(parts) + (f": {out}" if out else "") + ".")
 
 
 class Settled:
@@ -179,30 +179,30 @@ class Settled:
 
     def ready(self, paths: Sequence[str | Path], now: float | None = None) -> dict[str, tuple[int, int]]:
         """Those of these files, with their sizes and times; another look will tell of the others."""
-        now, found, ready = time() if now is None else now, {}, {}
+        now, stats, ready = time() if now is None else now, {}, {}
         for path in map(os.fspath, paths):
             with suppress(OSError):
                 stat = os.stat(path)
-                found[path] = stat.st_size, stat.st_mtime_ns
+                stats[path] = stat.st_size, stat.st_mtime_ns
                 quiet = self._first and abs(now - stat.st_mtime) >= self._every
-                if quiet or self._seen.get(path) == found[path]:
-                    ready[path] = found[path]
-        self._seen, self._first = found, False
+                if quiet or self._seen.get(path) == stats[path]:
+                    ready[path] = stats[path]
+        self._seen, self._first = stats, False
         return ready
 
 
 def _watch(predictor, options, out: Path, least: float | None, farthest: float) -> int:
     from deepintuit_clips import VIDEO_SUFFIXES, files
 
-    settled, known, unreadable = Settled(options.every), {}, {}
+    settled, done_files, unreadable = Settled(options.every), {}, {}
     run = None
     name = options.name or predictor.dataset_of(options.inputs)
     try:
         while True:
-            found = [path for one in options.inputs for path in files(_folder(one))]
-            ready = settled.ready([path for path in found if path.suffix.lower() in VIDEO_SUFFIXES])
-            if ready.items() - known.items():
-                known |= ready
+            paths = [path for folder in options.inputs for path in files(_folder(folder))]
+            ready = settled.ready([path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES])
+            if ready.items() - done_files.items():
+                done_files |= ready
                 clips = predictor.find([*ready], **{**_how(options), "name": name}, watch=True)
                 run = run or predictor.begin(clips, watch=True)
                 predictor.answer(run, clips, unreadable, progress=not options.quiet, last=False)
