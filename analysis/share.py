@@ -30,7 +30,7 @@ from deepintuit_analysis.render import renderer
 Clips = Literal["whole", "small", "none"]
 KINDS = get_args(Clips)
 _TEMPLATES = Path(__file__).parent / "templates"
-_SMALL, _RATE, _LONGEST = 320, 8, 240  # of a small clip: its longer side in pixels, frames a second, frames
+_SMALL, _RATE, _LONGEST = 320, 8, 240  # of a small clip: its longer side in pixels, frames per second, frames
 _SMALL_BYTES = 40_000  # a second of a small clip takes about this
 _PLAYABLE = (".mp4", ".m4v", ".mov", ".webm")
 _GONE = "the file is not there any more"

@@ -127,7 +127,7 @@ class Workbench(RunFolder):
         """One SELECT over runs, clips, traces, scores, predictions, steps, reviews and views, as of the last refresh.
 
         Nothing can be written, and no file but the index read, by any query. `untrusted=True` (a console's text) also
-        runs it in a process of its own, which has no more than a bounded memory, is stopped after `seconds` with
+        runs it in its own process, which has no more than a bounded memory, is stopped after `seconds` with
         StoreError, and is cut at `max_rows`; then `frame.attrs["truncated"]` is True.
         """
         try:

@@ -238,7 +238,7 @@ def serve(
     server = create(workbench, users, hosts, proxies=proxies, root_path=root_path)
     address = f"http://{'localhost' if host in LOOPBACK else host}:{port}{sub_path(root_path)}/"
     print(f"DeepIntuit shows {Path(workbench)} at {address}", flush=True)
-    print("Ctrl-C stops it; stages that were started from it go on.", flush=True)
+    print("Ctrl-C stops it; stages that were started from it keep running.", flush=True)
     if trusted_hosts and users is None:
         print("It asks for no login: whoever the proxy lets through may do all. --auth FILE asks.", flush=True)
     if open_browser:

@@ -153,7 +153,7 @@ def _exports(found: Analysis, what: str) -> list[tuple[str, str]]:
 
 @lru_cache(maxsize=16)
 def classes(found: Analysis) -> str:
-    """A row a class; Δ is F1 minus the other's F1 on the clips both answered."""
+    """A row per class; Δ is F1 minus the other's F1 on the clips both answered."""
     mine, compared = found.mine, found.against_other
     scores = mine.evaluation.classes
     rows = [

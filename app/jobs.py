@@ -1,4 +1,4 @@
-"""Detached jobs: a stage started from the page goes on when the browser and the server are gone.
+"""Detached jobs: a stage started from the page keeps running when the browser and the server are gone.
 
     job = jobs.launch(workbench, [sys.executable, "-m", "deepintuit.cli", "report"], stage="report", title="report")
     jobs.find(workbench, job.id).status, jobs.tail(workbench, job.id), jobs.stop(workbench, job.id)
@@ -38,9 +38,9 @@ STATUSES = {
     "running": "runs",
     "stopping": "was asked to stop and writes what it has",
     "finished": "is finished",
-    "stopped": "was stopped; started again, it goes on from there",
+    "stopped": "was stopped; started again, it resumes there",
     "failed": "failed; its log says why",
-    "broken off": "ended without a word: killed, or the machine went down; started again, it goes on from there",
+    "broken off": "ended without a word: killed, or the machine went down; started again, it resumes there",
 }
 ACTIVE = ("starting", "waiting", "running", "stopping")
 
@@ -142,7 +142,7 @@ def stop(workbench: Path, job_id: str) -> Job:
 
 
 def again(workbench: Path, job_id: str, user: str) -> Job:
-    """The same command as a new job: a stage that was stopped goes on, a finished one says so."""
+    """The same command as a new job: a stage that was stopped resumes, a finished one says so."""
     folder = _folder(workbench, job_id)
     about = supervisor.read(folder) or {}
     if not supervisor.ended(about):

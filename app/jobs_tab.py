@@ -101,7 +101,7 @@ def tab(context: AppContext, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, lis
     with gr.Row():
         stop = gr.Button("Stop this job", visible=False, size="sm", elem_id="runs-stop")
         sure = gr.Button(
-            "Stop it, it can go on later", variant="stop", visible=False, size="sm", elem_id="runs-stop-sure"
+            "Stop it, it can resume later", variant="stop", visible=False, size="sm", elem_id="runs-stop-sure"
         )
         leave = gr.Button("Let it run", visible=False, size="sm")
         again = gr.Button("Start again", visible=False, size="sm", elem_id="runs-again")

@@ -1,4 +1,4 @@
-"""Work that goes on while a page is open: whose it is, when it is their turn, and how it ends.
+"""Work that runs while a page is open: whose it is, when it is their turn, and how it ends.
 
 A page has one thing running at a time, a live trace or a replay; starting another, Stop, a closed tab and a reload all
 end it. Live traces are written by one worker thread each, one at a time, in the order of asking; the thread ends within

@@ -139,7 +139,7 @@ class Room:
         return list(labels)
 
     def _gold(self, filters: TraceFilter, number: int, labels: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Traces of the slice, drawn by chance, whose clips' labels are taken as known."""
+        """Traces of the slice, drawn at random, whose clips' labels are taken as known."""
         if number <= 0 or not labels:
             return {}
         gold, workbench = {}, self.context.workbench

@@ -167,7 +167,7 @@ def lead_html(
 def _people(
     judged: Sequence[Mapping], skipped: Sequence[Mapping], gold: Sequence[GoldRecord], quality: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """A row a reviewer; gold items in two halves of time, so that drift shows."""
+    """A row per reviewer; gold items in two halves of time, so that drift shows."""
     records = {record.reviewer: record for record in gold}
     judgements, skips = (Counter(row["reviewer"] for row in rows) for rows in (judged, skipped))
     last = {row["reviewer"]: row["time"] for row in sorted([*judged, *skipped], key=lambda row: row["time"])}

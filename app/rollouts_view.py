@@ -15,7 +15,7 @@ from deepintuit_app.html import empty, render
 
 
 def groups(rows: pd.DataFrame, clip: str, step: int) -> str:
-    """The groups of an update as one button each: clip, label, a mark a trace."""
+    """The groups of an update as one button each: clip, label, a mark per trace."""
     buttons = []
     for clip_id, group in rows.groupby("clip_id", sort=True) if len(rows) else ():
         right, mean = (group["accuracy"] > 0).sum(), number(group["reward"].mean(), 1, 2)

@@ -34,13 +34,13 @@ KINDS = {
 MEANINGS = {
     "finished": "All it had to do is done.",
     "running": "A process of this machine works on it.",
-    "stopped": "No process works on it; the same command goes on from where it stands.",
-    "failed": "It met an error; the same command goes on from where it stands.",
+    "stopped": "No process works on it; the same command resumes where it stopped.",
+    "failed": "It met an error; the same command resumes where it stopped.",
 }
 _SHOWN_NUMBERS = {
     "reward": "reward", "accuracy": "right answers while sampling", "well_formed": "well-formed while sampling",
     "zero_variance_share": "groups that teach nothing", "entropy": "entropy", "loss": "loss",
-    "tokens_mean": "tokens a trace", "validation_nll": "validation NLL",
+    "tokens_mean": "tokens per trace", "validation_nll": "validation NLL",
 }  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def _scored(run: Mapping[str, Any], scores: pd.DataFrame, accuracy: Accuracy) ->
 
 
 def runs_table(runs: pd.DataFrame, statuses: Mapping[str, str], headlines: Mapping[str, str], run_id: str) -> str:
-    """One line a run, the newest first; the id opens it."""
+    """One line per run, the newest first; the id opens it."""
     rows = []
     for run in runs.to_dict("records"):
         status = statuses[run["run_id"]]
@@ -349,8 +349,8 @@ def settings_help(settable: Mapping[str, str], stage: str) -> str:
 def queue_note() -> str:
     text = (
         "One job runs at a time, since two on one machine are each many times slower; the next ones wait in this list. "
-        "A job goes on when this page or the dashboard is closed. "
-        "What is stopped goes on from where it stood when it is started again."
+        "A job keeps running when this page or the dashboard is closed. "
+        "What is stopped resumes where it stopped when it is started again."
     )
     return note(text, "runs soft")
 

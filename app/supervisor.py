@@ -2,7 +2,7 @@
 
     python -m deepintuit_app.supervisor WORKBENCH/jobs/ID
 
-`jobs` starts it in a session of its own, so that a job outlives the browser and the server, and asks it to stop with
+`jobs` starts it in its own session, so that a job outlives the browser and the server, and asks it to stop with
 SIGTERM. It alone writes `job.json` once it runs. Jobs of a workbench go one after the other, oldest first: two that
 train on one small machine are each many times slower, so the second waits.
 
@@ -32,7 +32,7 @@ from deepintuit import disk
 from deepintuit.errors import DiskError
 
 PATIENCE = 30.0
-"""Seconds from Ctrl-C (SIGINT) to SIGTERM, and from there to SIGKILL. Every stage goes on after any of them."""
+"""Seconds from Ctrl-C (SIGINT) to SIGTERM, and from there to SIGKILL. Every stage resumes after any of them."""
 NEW = 30.0
 """Seconds that a supervisor may take to start: a job younger than that without one is not lost yet."""
 

@@ -17,7 +17,7 @@ from deepintuit_app.html import empty, note, render
 
 
 def consequences(workbench: Workbench, reasoner: str | None, threshold: float) -> str:
-    """Share of clips that think, accuracy and tokens a clip: at the threshold, always thinking, never where it may."""
+    """Share of clips that think, accuracy and tokens per clip: at the threshold, always thinking, and never."""
     if not reasoner:
         return ""
     grammar = clips.grammar_of(workbench, reasoner)

@@ -126,7 +126,7 @@ def import_csv(
     labels: LabelSet | None = None,
     records: Callable[[Path], Iterator[tuple[int, dict[str, Any]]]] | None = None,
 ) -> Listing:
-    """One row a clip, with a header, paths relative to `videos_root`; encoding and delimiter as of `csv_rows`.
+    """One row per clip, with a header, paths relative to `videos_root`; encoding and delimiter as of `csv_rows`.
 
     `path`, `label`, `group` and `split` name columns; the last two are taken where columns of these names exist.
     `text` names the columns that hold the uploader's own words (default: those in `TEXT`); every other column becomes

@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 
 def load(run, workbench=None, sets=()):
-    """The trained system of a run: `load(RUN, workbench="workbench").predict(paths)` gives a DataFrame, a row a clip
+    """The trained system of a run: `load(RUN, workbench="workbench").predict(paths)` gives a DataFrame, a row per clip
     (docs/predict.md). `sets`: departures from its settings, "section.key=value"."""
     from importlib.metadata import entry_points
 

@@ -138,7 +138,7 @@ def _add_stages(commands) -> None:
     plan = common(commands.add_parser("plan", help=about, example="plan --config configs/qwen2.5-vl-7b-lora.toml"))
     plan.add_argument("--clips", type=int, default=10_000, help="clips of all splits (default: %(default)s)")
     plan.add_argument("--memory", type=float, metavar="GIB", help="of the GPU: says which part of the work fits")
-    about = "tokens a second that a loss takes, and that sampling writes: gives hours"
+    about = "tokens per second that a loss takes, and that sampling writes: gives hours"
     plan.add_argument("--rates", type=float, nargs=2, metavar=("LOSS", "SAMPLING"), help=about)
     plan.set_defaults(run=_plan)
 

@@ -27,14 +27,14 @@ from deepintuit.errors import DeepIntuitError, DiskError, StoreError
 
 _OTHER_PLACE = "or name another place"
 _REFUSALS = {
-    errno.ENOSPC: ("the disk is full", "Free space on it, then repeat the command: what was finished is kept"),
-    errno.EDQUOT: ("the quota on this disk is used up", "Free space, or have it raised, then repeat the command"),
+    errno.ENOSPC: ("the disk is full", "Free space on it, then rerun the command: what was finished is kept"),
+    errno.EDQUOT: ("the quota on this disk is used up", "Free space, or have it raised, then rerun the command"),
     errno.EFBIG: ("the file would be larger than is allowed here", "See `ulimit -f`, or use another file system"),
     errno.EROFS: ("the file system is read-only", f"Mount it writable, {_OTHER_PLACE}"),
     errno.EACCES: ("this user has no permission", f"Give the permission, {_OTHER_PLACE}"),
     errno.EPERM: ("this user has no permission", f"Give the permission, {_OTHER_PLACE}"),
     errno.EIO: ("the disk reports an error", "See the system's log, and copy what can be read to another disk"),
-    errno.ESTALE: ("the network file system lost it", "See whether it is mounted, then repeat the command"),
+    errno.ESTALE: ("the network file system lost it", "See whether it is mounted, then rerun the command"),
     errno.ENOENT: ("it is not there", f"See whether its disk is mounted, {_OTHER_PLACE}"),
     errno.ENOTDIR: ("a file stands where a folder must be", f"Move the file away, {_OTHER_PLACE}"),
     errno.EEXIST: ("a file stands where a folder must be", f"Move the file away, {_OTHER_PLACE}"),
@@ -42,7 +42,7 @@ _REFUSALS = {
     errno.ENAMETOOLONG: ("the name is longer than the file system allows", "Choose a shorter one"),
     errno.ELOOP: ("its symbolic links lead in a circle", "Mend the links"),
     errno.EMFILE: ("this process has too many files open", "Raise the limit (`ulimit -n`)"),
-    errno.ENFILE: ("the system has too many files open", "Close other programs, then repeat the command"),
+    errno.ENFILE: ("the system has too many files open", "Close other programs, then rerun the command"),
 }
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """What a disk says on which nothing can be written at present, though it may be read."""
@@ -333,7 +333,7 @@ def _in_use(fd: int, path: Path) -> StoreError:
     return StoreError(
         f"{path.parent.name!r} is in use by {holder}",
         "two processes writing one run would each do the work and neither would own the result",
-        "wait for that process or stop it, then repeat the command; it continues where the run stands",
+        "wait for that process or stop it, then rerun the command; it continues where the run stands",
     )
 
 

@@ -101,7 +101,7 @@ def _asking(endpoint: Endpoint, labels: LabelSet, max_tokens: int) -> Judge:
             raise TeachError(
                 f"the judge {endpoint.model!r} left observations unjudged",
                 f"the first of them: {lacking}",
-                "Repeat the command: verdicts that came are kept",
+                "Rerun the command: verdicts that came are kept",
             )
         return [_strictly(outcomes[number].text) for number in range(len(questions))]
 

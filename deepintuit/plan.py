@@ -37,13 +37,13 @@ class Plan:
     disk: float
 
     def rows(self, memory: float | None = None, rates: tuple[float, float] | None = None) -> list[tuple[str, str]]:
-        """Name and value of everything; with `memory` (GiB) whether each part fits, with `rates` (tokens a second of
+        """Name and value of everything; with `memory` (GiB) whether each part fits, with `rates` (tokens per second of
         a loss, and of sampling) the hours."""
         size, rows = self.footprint, []
         share = f"{size.tower / 1e9:.2f} of them in the visual tower, frozen"
         rows.append(("parameters", f"{size.parameters / 1e9:.2f} billion, {share}"))
         rows.append(("trained", f"{size.trained / 1e6:,.1f} million"))
-        rows.append(("visual tokens a clip", f"{self.visual:,} at most"))
+        rows.append(("visual tokens per clip", f"{self.visual:,} at most"))
         rows.append(("weights, and the optimizer's numbers", f"{_gib(size.weights)} + {_gib(size.optimizer)} GiB"))
         for part, (peak, setting) in self.peaks.items():
             fits = "" if memory is None else ": fits" if peak <= memory else f": too much, lower {setting}"

@@ -100,7 +100,7 @@ def of_calibrate(settings: CalibrateConfig, rows: int) -> Schedule:
 
 
 def before_coldstart(traces: int | None, config: Config, counts: Mapping[str, int]) -> str:
-    """What a dry run says: `traces` kept traces of a teacher (None: a label a clip), `counts` clips by split."""
+    """What a dry run says: `traces` kept traces of a teacher (None: a label per clip), `counts` clips by split."""
     rows = sum(counts.values()) if traces is None else traces
     return _said(of_coldstart, config.coldstart, min(rows, config.coldstart.limit or rows))
 

@@ -33,7 +33,7 @@ Speeds = Mapping[str, tuple[tuple[float, float], tuple[int, ...]]]
 
 
 SPEEDS = {"train": ((2.4, 4.2), (6, 8)), "test": ((2.0, 5.5), (5, 7, 10))}
-"""Seconds from and to, and frames a second, by part: speeds differ between the parts, as everything seen does."""
+"""Seconds from and to, and frames per second, by part: speeds differ between the parts, as everything seen does."""
 
 
 def planned(

@@ -5,7 +5,7 @@
     deepintuit demo --rivals    also zero-shot, labels alone on all training clips, RB-FT, and calibration on cold start
     alone
 
-A door like `cli`: it only puts stages one behind the other. Stopped anywhere, the same command goes on from there.
+A door like `cli`: it only puts stages one behind the other. Stopped anywhere, the same command resumes there.
 
     bench = demo.finished("workbench")      what notebooks open: the finished runs there, or the example that ships
 """

@@ -559,7 +559,7 @@ def test_the_card_tells_the_result_and_how_to_get_it_again(tmp_path: Path) -> No
         "Rerun",
         "Usable clips by split and label",
         "transformers",
-        "8 traces a clip: 5 of 9 clips kept, 3 all right and 1 all wrong left out",
+        "8 traces per clip: 5 of 9 clips kept, 3 all right and 1 all wrong left out",
         "F1 of each class, stage by stage",
         "at most 5 % 0.850 50.0 0.0",
         "at most 2 % none does 0.0 –",

@@ -280,7 +280,7 @@ def test_memory_that_runs_out_is_a_sentence_that_names_the_setting_to_lower(call
             call(small, clips)
     finally:
         hook.remove()
-    assert setting in caught.value.todo and "repeat the command" in caught.value.todo
+    assert setting in caught.value.todo and "rerun the command" in caught.value.todo
     assert "allocate" in caught.value.why and "\n" not in str(caught.value)
     assert not small.model.training
 
@@ -321,7 +321,7 @@ def test_a_training_that_ran_out_of_memory_goes_on_with_the_setting_lowered(fami
         result = finetune(vlm, list("abababab"), example, recipe, tmp_path / "t", seed=0, title="t", progress=False)
         return result, seen
 
-    with pytest.raises(ModelError, match=r"computing a loss.*Lower model\.tokens_per_pass, and repeat the command"):
+    with pytest.raises(ModelError, match=r"computing a loss.*Lower model\.tokens_per_pass, and rerun the command"):
         train(10_000, memory=False)
     result, seen = train(1)
     assert result["steps"] == 4 and len(seen) == 4, "two updates of two rows were left"

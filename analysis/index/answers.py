@@ -2,7 +2,7 @@
 
     found = sources(workbench)                                   # dataset, split, run, system and methods that exist
     rows = answers(workbench, run_id, system, split, ["raw", "label_likelihood"])
-    known = facts(workbench, run_id, system, split)              # a row a clip: the manifest, and its trace
+    known = facts(workbench, run_id, system, split)              # a row per clip: the manifest, and its trace
     for part in parts_of(known["seconds"]): ...                  # quantile bins; names and masks
 
 Never imports torch.

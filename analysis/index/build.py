@@ -9,7 +9,7 @@ than a hundred thousand.
 
 A trace is stored once, as one row of `stored_traces`; people and pages know it as the views `traces` (as its part says)
 and `trace_facts` (what it is looked for by). `trace_counts` says how many traces are alike in all that is counted and
-filtered by name, so that no count reads a row a trace. A trace is found by `short_id`, a number of 32 bits, and the
+filtered by name, so that no count reads a row per trace. A trace is found by `short_id`, a number of 32 bits, and the
 traces of a clip by `short_clip`, since to compare ten million texts takes five times as long.
 """
 
@@ -176,7 +176,7 @@ def build(root: Path, target: Path, mark: str, former: Path | None = None) -> No
         raise disk.refusal(error, target) or StoreError(
             f"the index of {str(root)!r} cannot be built ({str(error):.300})",
             "it is made of all parts",
-            "See whether its disk has room and the machine memory, then repeat the command",
+            "See whether its disk has room and the machine memory, then rerun the command",
         ) from error
 
 

@@ -34,7 +34,7 @@ TABLES: dict[str, str] = _SAID["tables"]
 
 @dataclass(frozen=True)
 class Answer:
-    """`rows` hold a cell a column, None where nothing is; `numbers` tells for each column whether it holds numbers;
+    """`rows` hold a cell per column, None where nothing is; `numbers` tells for each column whether it holds numbers;
     `cut`: there were more rows; `seconds` that the query itself took."""
 
     names: Sequence[str]

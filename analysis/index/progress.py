@@ -52,7 +52,7 @@ def counts(workbench: Workbench) -> dict[str, int]:
 
 
 def accuracies(workbench: Workbench) -> pd.DataFrame:
-    """Without controls: run_id, split, system, method, n, right, no_answer. One row a way of predicting."""
+    """Without controls: run_id, split, system, method, n, right, no_answer. One row per way of predicting."""
     return workbench.query(
         """SELECT run_id, split, system, method, n, no_answer, round(accuracy * n)::BIGINT AS "right"
            FROM accuracy_by_run WHERE control = 'none' ORDER BY ALL"""

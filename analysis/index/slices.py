@@ -89,7 +89,7 @@ class Slice:
         return self._rows("SELECT trace_id FROM stored_traces WHERE {} ORDER BY rowid")["trace_id"].tolist()
 
     def df(self) -> pd.DataFrame:
-        """A row a trace, in stored order: what the traces page lists, and `text`."""
+        """A row per trace, in stored order: what the traces page lists, and `text`."""
         return self._rows(f"SELECT {_SHOWN} FROM stored_traces WHERE {{}} ORDER BY rowid")  # noqa: S608
 
     def clips(self) -> pd.DataFrame:

@@ -254,7 +254,7 @@ def _runs(story: Story) -> list[dict[str, Any]]:
             else ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
             "sessions": f"{len(sessions)}, continued after a stop" if len(sessions) > 1 else None,
             "data filter": prefilter
-            and f"{prefilter['rollouts']} traces a clip: {prefilter['kept']} of "
+            and f"{prefilter['rollouts']} traces per clip: {prefilter['kept']} of "
             f"{prefilter['kept'] + prefilter['all_right'] + prefilter['all_wrong']} clips kept, "
             f"{prefilter['all_right']} all right and {prefilter['all_wrong']} all wrong left out",
         }

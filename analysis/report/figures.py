@@ -166,7 +166,7 @@ def stages_figure(
     quantity: str = "Accuracy",
     series: tuple[str, str] = ("provisional label", "calibrated label"),
 ) -> go.Figure:
-    """Horizontal bars with intervals, a pair a system (fractions); None leaves a bar out."""
+    """Horizontal bars with intervals, a pair per system (fractions); None leaves a bar out."""
     if not names:
         return empty("No system was evaluated yet.")
     figure = go.Figure()

@@ -76,7 +76,7 @@ def class_gains(stages: Mapping[str, Result]) -> ClassGains | None:
 
 
 def gains_figure(table: ClassGains | None) -> go.Figure:
-    """A row a class, the largest gain on top; in it the F1 of each stage with its interval, and the gain in points. Of
+    """A row per class, the largest gain on top: the F1 of each stage with its interval, and the gain in points. Of
     more than `MOST_CLASSES` those that gain most and least."""
     if table is None or not table.labels:
         return empty("Classes are compared where two stages answered the same clips.")

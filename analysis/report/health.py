@@ -140,7 +140,7 @@ def _groups(courses: Courses) -> Iterator[Remark]:
     if teaching >= 0.5:
         yield Remark("good", f"{now}: their traces earn different rewards.")
     else:
-        todo = "take harder clips, more traces a group, or grpo.dynamic_sampling"
+        todo = "take harder clips, more traces per group, or grpo.dynamic_sampling"
         kind = "bad" if teaching < 0.1 else "warn"
         yield Remark(kind, f"Only {now}; in the others all traces earn the same, and nothing is learned: {todo}.")
 

@@ -23,7 +23,7 @@ GATE_COLUMNS = ("confidence", "quick_right", "final_right", "quick_tokens", "tok
 
 
 def quick_answers(traces: pd.DataFrame, labels: LabelSet) -> pd.DataFrame:
-    """One row a trace that gave, or could have given, a quick answer and thought to the end: its confidence (the
+    """One row per trace that gave, or could have given, a quick answer and thought to the end: its confidence (the
     calibrator's, where that was the gate), whether quick and final answer were right, tokens up to the quick answer and
     in all. Empty where no trace was watched."""
     watched = traces[traces["quick_tokens"].notna() & (traces["thought"] != False)]  # noqa: E712 - null is neither
@@ -49,12 +49,12 @@ def gate_figure(curve: GateCurve, threshold: float | None = None) -> go.Figure:
         x=100 * curve.think_rate, y=100 * curve.accuracy, mode="lines+markers", name="thresholds",
         line=dict(color=COLOURS[0], width=2.5), marker=dict(size=4),
         customdata=np.stack([curve.thresholds, curve.tokens], 1),
-        hovertemplate="thinks on %{x:.0f} % of clips, %{y:.1f} % right, %{customdata[1]:.0f} tokens a clip, "
+        hovertemplate="thinks on %{x:.0f} % of clips, %{y:.1f} % right, %{customdata[1]:.0f} tokens per clip, "
                       "threshold %{customdata[0]:.3f}<extra></extra>",
     )  # fmt: skip
     never, always = curve.at(0.0), curve.at(np.inf)
     words = (
-        f"Always thinking is {100 * always[1]:.1f} % right at {always[2]:.0f} tokens a clip; "
+        f"Always thinking is {100 * always[1]:.1f} % right at {always[2]:.0f} tokens per clip; "
         f"never, where it may, {100 * never[1]:.1f} % at {never[2]:.0f}"
     )
     if threshold is not None:

@@ -117,7 +117,7 @@ class Reviews:
         return chance.choice(gold) if choice and gold and chance.random() < task.gold_share else choice
 
     def draft(self, name: str, reviewer: str, item: str, answers: Mapping[str, Any]) -> Event:
-        """Keep what is typed; the reservation goes on from now."""
+        """Keep what is typed; the reservation starts anew."""
         return self._say(Kind.DRAFT, name, reviewer, item, self.task(name).checked(answers, whole=False))
 
     def judge(

@@ -29,7 +29,8 @@ PROCESSES = ("seeing", "reasoning")
 ORDERS = ("entropy", "margin", "changed", "mismatch", "traces", "reviewers", "doubted", "random", "given")
 """Uncertain calibrated distributions first, by entropy or by the margin of the first two classes; provisional ≠
 calibrated; reasoning that argues for another label than the answer; traces of the clip that disagree; people who
-disagree so far; clips whose label is probably wrong (`quality.doubted`); by chance; as listed. Ties fall by chance."""
+disagree so far; clips whose label is probably wrong (`quality.doubted`); at random; as listed. Ties are broken
+at random."""
 LONGEST_NOTE = 10_000  # characters
 
 
@@ -160,7 +161,7 @@ def plan(
 ) -> dict[str, str]:
     """Trace id → clip id of a slice, in order: one of `ORDERS`, or a mixture as shares ({"entropy": 2, "random": 1}).
 
-    What an order knows nothing about (no calibrated distribution) comes last in it. "reviewers" begins by chance.
+    What an order knows nothing about (no calibrated distribution) comes last in it. "reviewers" begins at random.
     """
     shares = {order: 1.0} if isinstance(order, str) else dict(order)
     for name, share in shares.items():

@@ -1,7 +1,7 @@
 """Predict: clips without labels, any number of them → trace, calibrated distribution, and whether to abstain.
 
     predictor = deepintuit.load("calibrate-…", workbench="workbench")
-    frame = predictor.predict(["videos", "clip.mp4"], risk=0.05)        # a row a clip, in the order given
+    frame = predictor.predict(["videos", "clip.mp4"], risk=0.05)        # a row per clip, in the order given
 
 The clips go into a dataset of their own, without labels and without a split, and their traces and predictions into a
 run of the stage `predict`: both are there for the dashboard and for reviews. A killed run goes on where it stopped,

@@ -341,14 +341,14 @@ class Endpoint:
         return TeachError(
             f"{self.model!r} at {self.host} gives answers without a text",
             f"{answer.lacking} (finish_reason {answer.finish_reason!r})",
-            f"Mend the server, or raise {self.section}.max_tokens, and repeat the command; such answers are not kept",
+            f"Mend the server, or raise {self.section}.max_tokens, and rerun the command; such answers are not kept",
         )
 
     def _unreachable(self, what: str, tries: int) -> Unreachable:
         return Unreachable(
             f"{self.host} gives {what}",
             f"no answer came in {tries} {'try' if tries == 1 else 'tries'}",
-            "Repeat the command later: what was answered is kept and not asked again",
+            "Rerun the command later: what was answered is kept and not asked again",
         )
 
 

@@ -57,7 +57,7 @@ class Rows:
         outside: np.ndarray | None = None,
         temperature: ArrayLike = np.nan,
     ) -> None:
-        """One row a clip; `predicted` is what has the highest probability where nothing else is said."""
+        """One row per clip; `predicted` is what has the highest probability where nothing else is said."""
         traces = traces or [trace_id(self.run.id, clip.clip_id, 0) for clip in clips]
         about = {"split": self.config.evaluate.split, "system": self.system, "method": method, "control": control}
         extra = {"predicted": predicted, "provisional": provisional, "outside": outside, "temperature": temperature}

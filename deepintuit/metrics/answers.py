@@ -32,7 +32,7 @@ def confusion(truth_C: Sequence[str], predicted_C: Sequence[str], labels: Sequen
 
 @dataclass(frozen=True)
 class ClassScores:
-    """One entry a class. `predicted` counts how often the class was answered. Never answered: precision 0. Never true:
+    """One entry per class. `predicted` counts how often it was answered. Never answered: precision 0. Never true:
     recall 0. Neither: F1 is nan, since nothing was asked and nothing claimed; otherwise F1 = 2tp / (2tp + fp + fn)."""
 
     labels: tuple[str, ...]

@@ -12,7 +12,7 @@ from deepintuit.errors import DataError
 
 @dataclass(frozen=True)
 class GateCurve:
-    """One point a threshold, rising: share of clips that think, accuracy, and mean tokens a clip, if it were the
+    """One point per threshold, rising: share of clips that think, accuracy, and mean tokens per clip, if it were the
     gate."""
 
     thresholds: NDArray[np.float64]
@@ -45,7 +45,7 @@ def gate_curve(
     if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
         raise DataError(
             f"columns of shapes {[column.shape for column in columns]}",
-            "each holds one number a clip",
+            "each holds one number per clip",
             "Pass five of the same length",
         )
     confidence, quick_right, final_right, quick_tokens, tokens = columns

@@ -69,7 +69,7 @@ def distribution(probs_C_K: ArrayLike, truth_C: ArrayLike) -> tuple[Floats, Ints
     if probs.ndim != 2 or len(probs) != len(truth):
         raise DataError(
             f"probabilities of shape {probs.shape} came for {len(truth)} clips",
-            "there must be a row a clip and a column a class",
+            "there must be a row per clip and a column per class",
             "stack one distribution per clip",
         )
     if not (np.isfinite(probs).all() and (probs >= -1e-9).all() and np.allclose(probs.sum(1), 1, atol=1e-3)):

@@ -37,7 +37,7 @@ Statistic = Callable[[Floats], Floats]  # weights_B_C, how often each clip was d
 
 def totals_of(places_C: Ints, kinds: int, values_C: ArrayLike = 1.0) -> csr_array:
     """The matrix (C, kinds) that holds each clip's value at its place and is 0 elsewhere: `weights_B_C @` it are the
-    weighted totals (B, kinds). It takes a number a clip, however many kinds there are."""
+    weighted totals (B, kinds). It takes a number per clip, however many kinds there are."""
     C = len(places_C)
     values = np.broadcast_to(np.asarray(values_C, dtype=np.float64), C)
     return csr_array((values, places_C, np.arange(C + 1)), shape=(C, kinds))

@@ -26,7 +26,7 @@ _TO_MATCH = frozenset({"prompt.style", "prompt.grammar", "clips.text_fields", "c
 _TO_BE_TOLD = frozenset(f"video.{name}" for name in ("frames", "fps", "max_pixels", "min_pixels", "max_tokens"))
 """What it sees: more of a clip than in training is an experiment, whose rows say so."""
 _OF_THE_ADAPTER = frozenset({"model.lora_rank", "model.lora_alpha", "model.lora_dropout"})
-"""What an adapter was drawn with: who stands on it goes on with it as it is."""
+"""What an adapter was made with: a run that starts from it keeps it as it is."""
 
 REASONERS = ("coldstart", "grpo")
 """The stages whose runs hold a reasoner."""

@@ -42,7 +42,7 @@ def run(workbench: Workbench, config: Config, *, split: str = "coldstart", progr
 
     Clips that cannot be used or read, and requests that were refused, are listed in the summary with their reason, and
     in the run's log. Raises `DataError` for a split without clips, and `TeachError` when the teacher cannot be asked or
-    left some traces unwritten for now; then all that came is kept, and the same call goes on from there.
+    left some traces unwritten for now; then all that came is kept, and the same call resumes there.
     """
     config.refuse_idle("teach")
     manifest = Manifest.load(workbench.path, config.clips.dataset)
@@ -93,17 +93,17 @@ def _refuse_to_finish(recorder: TraceRecorder, count: int) -> None:
         raise TeachError(
             f"{len(recorder.unanswered)} traces did not come",
             f"the first of them: {recorder.unanswered[0].what}",
-            "Repeat the command: what came is kept, and only these are asked again",
+            "Rerun the command: what came is kept, and only these are asked again",
         )
     if len(recorder.refused) == count:
         raise TeachError(
-            "Every request was refused", f"the first so: {recorder.refused[0]['why']}", "Mend it and repeat the command"
+            "Every request was refused", f"the first so: {recorder.refused[0]['why']}", "Mend it and rerun the command"
         )
     if len({entry["clip_id"] for entry in recorder.unreadable}) == count // recorder.config.teach.traces:
         raise DataError(
             "No clip of the split could be read",
             f"the first for this reason: {recorder.unreadable[0]['reason']}",
-            "See the files with `python -m deepintuit.video FILE`, then repeat the command",
+            "See the files with `python -m deepintuit.video FILE`, then rerun the command",
         )
 
 

@@ -187,7 +187,7 @@ def summary(run: Run, clips: Sequence[Clip], labels: LabelSet, teach: TeachConfi
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
-    """A finished run's summary for the terminal: a row a class, a column a reason."""
+    """A finished run's summary for the terminal: a row per class, a column per reason."""
     reasons = list(summary["dropped"])
     remarks = [f"{len(summary[kind])} {words}" for kind, words in _LISTS.items() if summary[kind]]
     if summary["prompt_tokens"] or summary["completion_tokens"]:

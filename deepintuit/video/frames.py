@@ -182,7 +182,7 @@ def read(
 
 def probe(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, *, isolate: bool = False) -> ClipInfo:
     """The facts of a file, checked by decoding it (when long, its first frames). Raises `VideoError`, also for a file
-    that changes meanwhile: a recording that still goes on, or a copy that is not complete."""
+    that changes meanwhile: a recording that is still running, or a copy that is not complete."""
     if isolate:
         from .isolation import remote_probe
 

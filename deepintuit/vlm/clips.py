@@ -53,7 +53,7 @@ class VisualFeatures(ModelOutput):
 class EncodedClip:
     """One clip after the tower.
 
-    `vision_ids`: the tokens that stand for the clip in a prompt. `embeds`: (N, hidden), one row a merged patch.
+    `vision_ids`: the tokens that stand for the clip in a prompt. `embeds`: (N, hidden), one row per merged patch.
     `deepstack`: the same from inner layers (Qwen3-VL), else empty. `grid_thw`: patches in time, height, width.
     `seconds_per_grid`: seconds between two temporal patches.
     """

@@ -9,7 +9,7 @@ import torch
 
 from deepintuit.errors import ModelError
 
-AGAIN = "and repeat the command: it goes on from what is kept"
+AGAIN = "and rerun the command: it resumes from what is kept"
 """What lowering a setting that changes only the cost leads to."""
 
 

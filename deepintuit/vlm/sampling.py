@@ -1,8 +1,8 @@
-"""Sample traces: one prefill a clip, and every token once for all traces of the clip that are still alike.
+"""Sample traces: one prefill per clip, and every token once for all traces of the clip that are still alike.
 
 The traces of a group begin as one and part where they draw different tokens. A clip is one row of the batch, its cache
 holds the tokens of all its traces behind one prompt, and a mask says which are whose: nothing is copied for a trace,
-nor for a step. Many clips go in rounds of bounded cache. Every trace draws from a random stream of its own, keyed by
+nor for a step. Many clips go in rounds of bounded cache. Every trace draws from its own random stream, keyed by
 (seed, clip, sample): what a trace says does not depend on which others are sampled beside it, nor on where a killed
 run resumed.
 """
@@ -69,7 +69,7 @@ class Gate:
     """Watches for the quick answer, the segment `quick` of a grammar; one that is at least `threshold` sure ends its
     trace. How sure is its confidence, or what `judged` says of those just written.
 
-    A trace that goes on does so from the same cache: its tokens are those that it would have had without a gate.
+    A trace that continues does so from the same cache: its tokens are those that it would have had without a gate.
     """
 
     quick: Segment
@@ -362,7 +362,7 @@ class _Traces:
         return tokens, logprobs[place, tokens]
 
     def extend(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Takes the tokens in; (A,) which of the traces that were active go on."""
+        """Takes the tokens in; (A,) which of the traces that were active continue."""
         ends = torch.isin(tokens, self.stops)
         for trace, token, end in zip(self.active.tolist(), tokens.tolist(), ends.tolist()):
             self.ids[trace].append(token)
@@ -371,7 +371,7 @@ class _Traces:
         return ~ends
 
     def stop_by(self, gate: Gate, vlm: VLM) -> torch.Tensor:
-        """Asks the gate about quick answers that were just closed; (A,) which of the active traces go on."""
+        """Asks the gate about quick answers that were just closed; (A,) which of the active traces continue."""
         active, closed = self.active.tolist(), {}
         for trace in active:
             if self.thought[trace] is not None:

@@ -135,7 +135,7 @@ def _script_reviews(bench: Workbench, run_id: str, world: worlds.World) -> None:
     bench.refresh()
     frame = Manifest.load(bench.path, DATASET).frame.set_index("clip_id")
     traces = bench.run(run_id).read("traces").set_index("trace_id")
-    settings = {"labels": list(world.LABELS), "reviewers": 3}  # one more than answer: the task can be gone on with
+    settings = {"labels": list(world.LABELS), "reviewers": 3}  # one more than answer: the task can be continued
     created = task_of(bench, "first look", TraceFilter(run=run_id), "entropy", **settings)
     task = replace(created, items=dict(list(created.items.items())[:_REVIEWED]))
     with EventLog(bench.reviews) as log:

@@ -127,7 +127,7 @@ def test_examples_columns_and_history_come_into_the_box(page, site):
     page.wait_for_selector("#sql-result table")
     box.fill("SELECT  FROM clips")
     box.evaluate("box => box.setSelectionRange(7, 7)")
-    page.locator("summary", has_text="the manifest, a row a clip").click()
+    page.locator("summary", has_text="the manifest, a row per clip").click()
     page.locator('#sql-schema [data-insert="clip_id"]:visible').click()
     assert box.input_value() == "SELECT clip_id FROM clips"
     box.press("Control+Enter")
