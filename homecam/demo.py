@@ -162,7 +162,7 @@ def _rivals(
         "Labels only, all training clips",
         lambda: coldstart.run(workbench, everything, teacher=None, name="labels-all", **show),
     )
-    judge = clock("Calibrate cold start alone", lambda: calibrate.run(workbench, settings, reasoner=cold.id, **show))
+    alone = clock("Calibrate cold start alone", lambda: calibrate.run(workbench, settings, reasoner=cold.id, **show))
     for source in ("video", "trace"):
         control = settings.replace(calibrate={"without": source})
         clock(
@@ -174,7 +174,7 @@ def _rivals(
         ("zero-shot", None, None),
         ("labels only, all clips", labels_all.id, None),
         *([("RB-FT", own.id, None)] if own else []),
-        ("cold start", cold.id, judge.id),
+        ("cold start", cold.id, alone.id),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The four folders of code and the names they are imported by, as pyproject.toml says."""
+"""The folders of code and the names they are imported by, as pyproject.toml says."""
 
 import tomllib
 from pathlib import Path

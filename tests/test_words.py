@@ -1,5 +1,5 @@
-"""One word a quantity, wherever it is read: provisional and calibrated label, fixed and broken, (token) confidence; and
-the words of the field for what is pressed and listed."""
+"""One word per quantity, wherever it is read: provisional and calibrated label, fixed and broken, (token) confidence;
+the words of the field for what is pressed and listed; and nouns as names of values."""
 
 import ast
 import functools
@@ -15,6 +15,20 @@ OTHER_WORDS = re.compile(
     r"|(?-i:Look again|Begun|Run it again|Most tokens|Only say what|Put away|Drawn by chance)",
     re.IGNORECASE,
 )
+# Names that say how a value came and not what it is. "what" is not among them: it is the first beat of an error.
+NO_NOUNS = frozenset(
+    "found said told asked known kept one ones mine who given made shown taken done seen held left written read "
+    "begun gone chosen wanted sought meant named drawn counted weighed shared spent spoken stored scored wrong "
+    "other others same these those such it them they whose where which how begin".split()
+)
+# How many of a thousand names of values in a room may be such ones.
+MOST_NO_NOUNS = {
+    "deepintuit": 10,
+    "deepintuit_analysis": 9,
+    "deepintuit_app": 29,
+    "deepintuit_clips": 38,
+    "deepintuit_homecam": 3,
+}
 PROSE = [
     path
     for pattern in (
@@ -58,3 +72,17 @@ def test_no_text_of_the_code_has_another_word_for_a_quantity():
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_page_of_prose_has_another_word_for_a_quantity(path):
     assert not others(path.read_text(encoding="utf-8"))
+
+
+def names(module: str) -> list[str]:
+    """What a module's assignments, loops and arguments are called."""
+    nodes = list(ast.walk(ast.parse(SOURCES[module].read_text(encoding="utf-8"))))
+    stores = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    return stores + [node.arg for node in nodes if isinstance(node, ast.arg)]
+
+
+@pytest.mark.parametrize("room", MOST_NO_NOUNS)
+def test_names_of_values_are_nouns(room):
+    of_module = {module: names(module) for module in SOURCES if module.split(".")[0] == room}
+    bad = [f"{module}: {name}" for module, listed in of_module.items() for name in listed if name in NO_NOUNS]
+    assert 1000 * len(bad) <= MOST_NO_NOUNS[room] * sum(map(len, of_module.values())), bad

@@ -322,8 +322,8 @@ def next_batch(
     Of the clips that nobody judged, by their newest calibrated distribution: the `POOL` × `size` with the smallest
     margin between the first two classes; from these, the predicted classes in turn (the one with the smallest margin
     first), within a class from the group that gave least so far, and of that the smallest margin. Ties are broken at
-    random, the same for a seed. `splits`: by default all but test, whose labels train nothing, and clips without a label, which
-    are in none. `among`: only of these clips.
+    random, the same for a seed. `splits`: by default all but test, whose labels train nothing, and clips without a
+    label, which are in none. `among`: only of these clips.
     DataError when no clip of the splits has a distribution.
     """
     pool_splits = list(splits) or ["coldstart", "grpo", "calibration", "validation"]

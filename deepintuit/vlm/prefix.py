@@ -171,13 +171,13 @@ def grow(
     for number in sorted(range(len(rows)), key=lambda n: rows[n]):
         row = rows[number]
         alike = _alike(row, last, limit)
-        shared = max(0, alike - 1)
-        if alike < len(row) and shared < len(row) - 1:
+        common = max(0, alike - 1)
+        if alike < len(row) and common < len(row) - 1:
             start = len(tokens)
-            tokens += row[shared:-1]
-            depths += range(shared, len(row) - 1)
-            branches.append((len(tokens) - start, path[:shared]))
-            path = [*path[:shared], *range(start, len(tokens))]
+            tokens += row[common:-1]
+            depths += range(common, len(row) - 1)
+            branches.append((len(tokens) - start, path[:common]))
+            path = [*path[:common], *range(start, len(tokens))]
         paths[number], last = path, row
     return tokens, depths, branches, paths
 
