@@ -37,8 +37,8 @@ from deepintuit_app.connections import Patient  # noqa: E402
 from deepintuit_app.context import AppContext  # noqa: E402
 from deepintuit_app.doors import Blocks, Doors  # noqa: E402
 from deepintuit_app.frame import EXAMPLE, NAME, Frame, theme  # noqa: E402
-from deepintuit_app.gate import Gate  # noqa: E402
 from deepintuit_app.html import note  # noqa: E402
+from deepintuit_app.login import Login  # noqa: E402
 from deepintuit_app.outside import LOOPBACK, Outside, named_hosts, named_proxies, sub_path  # noqa: E402
 from deepintuit_app.uploads import MAX_BYTES  # noqa: E402
 
@@ -168,7 +168,7 @@ def create(
         )
     server.add_middleware(Doors, blocks=pages)
     server.add_middleware(Frame, context=context, pages=NAVIGATION)
-    server.add_middleware(Gate, users=users)  # the last that is added stands outermost
+    server.add_middleware(Login, users=users)  # the last that is added stands outermost
     server.add_middleware(Outside, hosts=hosts, proxies=proxies, root=root_path, inbox=context.uploads.inbox)
     server.add_middleware(_Border)
     return server

@@ -37,7 +37,7 @@ def add_app(commands) -> None:
 
 def _app(options) -> int:
     try:
-        from deepintuit_app import gate
+        from deepintuit_app import login
         from deepintuit_app.app import serve
     except ImportError as error:
         raise ConfigError(
@@ -48,7 +48,7 @@ def _app(options) -> int:
     if options.add_user:
         if not options.auth:
             raise ConfigError("--add-user without --auth", "there is no file to write to", "Add --auth FILE")
-        gate.add_user(options.auth, options.add_user, getpass.getpass(f"Password for {options.add_user}: "))
+        login.add_user(options.auth, options.add_user, getpass.getpass(f"Password for {options.add_user}: "))
         return 0
     place = Path(named_workbench(options) or Config().workbench).expanduser().absolute()
     if not place.is_dir() and options.workbench is None and (example := worlds.example(place)):
@@ -59,7 +59,7 @@ def _app(options) -> int:
             "the dashboard shows what is in one",
             "Make one with `deepintuit demo`, or name another with --workbench",
         )
-    users = gate.Users(options.auth) if options.auth is not None else None
+    users = login.Users(options.auth) if options.auth is not None else None
     serve(
         place,
         host=options.host,

@@ -69,7 +69,7 @@ class Pages:
                 del self._running[session]
 
 
-class Job:
+class Generation:
     """One live trace: a thread, and the events that it hands over. `take` them until `over`."""
 
     def __init__(self, engine: Engine, stop: threading.Event, wish: dict[str, Any]):
@@ -115,23 +115,23 @@ class Engine:
     def __init__(self, workbench: Workbench):
         self._workbench = workbench
         self._models: Any = None
-        self._line: list[Job] = []
+        self._line: list[Generation] = []
         self._lock = threading.Lock()
         atexit.register(self.close)  # a thread inside torch while the interpreter goes down would take it with a crash
 
-    def start(self, stop: threading.Event, **wish: Any) -> Job:
+    def start(self, stop: threading.Event, **wish: Any) -> Generation:
         """Get in line. `wish`: the fields of `deepintuit.reasoner.live.Ask`."""
-        job = Job(self, stop, wish)
+        job = Generation(self, stop, wish)
         with self._lock:
             self._line.append(job)
         job.thread.start()
         return job
 
-    def ahead(self, job: Job) -> int:
+    def ahead(self, job: Generation) -> int:
         with self._lock:
             return self._line.index(job) if job in self._line else 0
 
-    def leave(self, job: Job) -> None:
+    def leave(self, job: Generation) -> None:
         with self._lock:
             self._line.remove(job)
 

@@ -30,7 +30,7 @@ from deepintuit_analysis.review import (
     EventLog,
     Kind,
     Reviews,
-    Task,
+    ReviewTask,
     feedback,
     import_export,
     plan,
@@ -98,7 +98,7 @@ class Room:
             return len(self.listed(form))
         return browse.count(self.context.look(), self.filter_of(form))
 
-    def open(self, form: Mapping[str, Any], by: str) -> Task:
+    def open(self, form: Mapping[str, Any], by: str) -> ReviewTask:
         """Open the task that a form describes. DataError in a sentence when it cannot be one."""
         name, workbench = str(form.get("name") or "").strip(), self.context.look()
         listed = self.listed(form) if form.get("source") else None
@@ -254,7 +254,7 @@ class Room:
             film = {"src": media.clip_url(clip["clip_id"]), "step": 1 / clip["fps"] if clip.get("fps") else 0.04}
         return review_view.item_html(task, fact, row, clip, grammar), film
 
-    def label_set(self, task: Task) -> LabelSet:
+    def label_set(self, task: ReviewTask) -> LabelSet:
         """The labels that a task asks for, with the definitions and aliases of its clips' dataset."""
         clip = clips.clip(self.context.workbench, next(iter(task.items.values()), ""))
         labels = self.context.labels((clip or {}).get("dataset"))
@@ -295,7 +295,7 @@ class Room:
 
     # Leading
 
-    def lead(self, name: str, reviewer: str) -> Task:
+    def lead(self, name: str, reviewer: str) -> ReviewTask:
         """The task, for one of its leads: DataError for others."""
         task = self.reviews.task(name)
         if reviewer not in task.leads:

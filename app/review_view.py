@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deepintuit_analysis.review import ORDERS, Task, import_export
+from deepintuit_analysis.review import ORDERS, ReviewTask, import_export
 from deepintuit_analysis.review.agreement import Agreement, agreement, rating_matrix
 from deepintuit_analysis.review.quality import PROCESSES, Blame, GoldRecord, Weighed
 from deepintuit_app import prose
@@ -44,7 +44,9 @@ _FORMS = (
 _MODEL = (("provisional", "provisional label"), ("calibrated", "calibrated label"))
 
 
-def tasks_html(tasks: Sequence[tuple[Task, Mapping[str, Any]]], closed: set[str], user: str, damage: str = "") -> str:
+def tasks_html(
+    tasks: Sequence[tuple[ReviewTask, Mapping[str, Any]]], closed: set[str], user: str, damage: str = ""
+) -> str:
     """Tasks with how far they are, the newest first, behind what is said of `damage`."""
     return render("review/tasks.html", tasks=tasks, closed=closed, who=user, damage=damage, order=_order)
 
@@ -80,7 +82,7 @@ def form_html(
     )
 
 
-def desk_html(task: Task, decide: bool = False, definitions: Mapping[str, str] | None = None) -> str:
+def desk_html(task: ReviewTask, decide: bool = False, definitions: Mapping[str, str] | None = None) -> str:
     """The desk without an item: player, trace and questions, to be filled by the script again and again.
     `definitions`: of the labels, where they have some."""
     texts = {label: (definitions or {})[label] for label in task.labels if label in (definitions or {})}
@@ -88,7 +90,7 @@ def desk_html(task: Task, decide: bool = False, definitions: Mapping[str, str] |
 
 
 def item_html(
-    task: Task, fact: Mapping[str, Any] | None, row: Any, clip: Mapping[str, Any] | None, grammar: str
+    task: ReviewTask, fact: Mapping[str, Any] | None, row: Any, clip: Mapping[str, Any] | None, grammar: str
 ) -> str:
     """The trace of an item and, unless the task is blind, what the model said of the clip."""
     trace = ""
@@ -99,13 +101,13 @@ def item_html(
     return render("review/item.html", task=task, fact=fact, row=row, trace=trace)
 
 
-def said_html(task: Task, rows: Sequence[Mapping[str, Any]]) -> str:
+def said_html(task: ReviewTask, rows: Sequence[Mapping[str, Any]]) -> str:
     """What reviewers said of an item, for a lead; `rows` as `import_export.rows` gives them."""
     return render("review/said.html", task=task, rows=rows)
 
 
 def lead_html(
-    task: Task,
+    task: ReviewTask,
     progress: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     gold: Sequence[GoldRecord],

@@ -2,7 +2,7 @@
 PA-GRPO).
 
     judge = build_judge(config, labels, manifest, workbench.cache)
-    judge([Question("clip", "theft", "A stranger takes the box.")])     # [Verdict(sufficient=True, said="yes")]
+    judge([Question("clip", "theft", "A stranger takes the box.")])     # [Verdict(sufficient=True, evidence="yes")]
 
 Three judges behind one call: a server that is asked yes or no, a frozen model that must reach the true label from the
 text alone, and the known facts of homecam. Strict: whatever is not a plain yes is no. Asked twice, a judge answers

@@ -18,8 +18,8 @@ from deepintuit_analysis.index import clips
 from deepintuit_app import gate, media, prose, runs
 from deepintuit_app.app import LOOPBACK, create, serve
 from deepintuit_app.context import AppContext
-from deepintuit_app.gate import Throttle, add_user, hashed, read_users
 from deepintuit_app.html import address, without_places, without_roots
+from deepintuit_app.login import Throttle, add_user, hashed, read_users
 from deepintuit_app.uploads import MAX_BYTES, Uploads
 
 ROOT = Path(__file__).parents[1]

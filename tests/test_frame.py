@@ -11,7 +11,7 @@ from deepintuit_analysis import Workbench
 from deepintuit_app import start
 from deepintuit_app.app import NAVIGATION, PAGES, create
 from deepintuit_app.context import AppContext
-from deepintuit_app.gate import hashed
+from deepintuit_app.login import hashed
 
 HTML = {"accept": "text/html"}
 

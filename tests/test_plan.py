@@ -27,7 +27,7 @@ def loaded(request, tmp_path_factory):
     clip = vlm.encoder.encode(LONG, paths[LONG], CLIPS[LONG][2], CLIPS[LONG][1])
     prompt = len(vlm.prompt_ids(clip, "What happens?"))
     told = ModelConfig(path=str(family.folder), device="cpu", dtype="float32", **settings)
-    shape = {"prompt": prompt, "traces": TRACES, "written": WRITTEN, "clips": 1, "prefilled": 1}
+    shape = {"prompt": prompt, "traces": TRACES, "trace_tokens": WRITTEN, "clips": 1, "prefilled": 1}
     return vlm, clip, footprint(read_config(family.folder), told, **shape)
 
 

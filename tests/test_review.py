@@ -23,7 +23,7 @@ from deepintuit import disk
 from deepintuit.errors import DataError, StoreError
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index.browse import TraceFilter
-from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, Task, fold, log, plan, read_events, task_of
+from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, ReviewTask, fold, log, plan, read_events, task_of
 from deepintuit_analysis.review.agreement import agreement, rating_matrix
 from deepintuit_analysis.review.quality import disputed, gold_records, settled
 
@@ -52,9 +52,9 @@ def reviews(tmp_path: Path, clock: Clock):
         yield Reviews(log)
 
 
-def opened(reviews: Reviews, items: int = 3, **settings) -> Task:
+def opened(reviews: Reviews, items: int = 3, **settings) -> ReviewTask:
     names = {f"t{number}": f"c{number}" for number in range(items)}
-    return reviews.open(Task("week", **{"items": names, "labels": ["dog", "cat"], **settings}), "lead")
+    return reviews.open(ReviewTask("week", **{"items": names, "labels": ["dog", "cat"], **settings}), "lead")
 
 
 def take(reviews: Reviews, who: str, **more) -> str | None:
@@ -276,7 +276,7 @@ def test_a_forked_child_writes_nothing(reviews: Reviews):
 
 def test_texts_are_values_and_never_sql(reviews: Reviews):
     hostile = "x'); DROP TABLE events; --"
-    reviews.open(Task(hostile, {hostile: "c0"}, labels=[hostile]), hostile)
+    reviews.open(ReviewTask(hostile, {hostile: "c0"}, labels=[hostile]), hostile)
     assert reviews.next_item(hostile, hostile).trace_id == hostile
     reviews.judge(hostile, hostile, hostile, {"label": hostile, "verdict": None}, event_id=hostile)
     assert [event.reviewer for event in read_events(reviews.log.folder)[0]] == [hostile] * 3

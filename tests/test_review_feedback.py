@@ -14,7 +14,7 @@ from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
 from deepintuit_analysis import Workbench
-from deepintuit_analysis.review import EventLog, Reviews, Task, read_events
+from deepintuit_analysis.review import EventLog, Reviews, ReviewTask, read_events
 from deepintuit_analysis.review.feedback import coldstart_set, corrections, next_batch, relabel
 
 LABELS = LabelSet.of("pets", ("dog", "cat", "fox"))
@@ -61,7 +61,7 @@ class House:
 
     def open(self, name: str, **settings) -> None:
         items = {f"t{n}": f"c{n}" for n in range(len(SPLITS))}
-        self.reviews.open(Task(name, items, **{"labels": LABELS.labels, "order": "given", **settings}), "lead")
+        self.reviews.open(ReviewTask(name, items, **{"labels": LABELS.labels, "order": "given", **settings}), "lead")
 
     def say(self, *answers: tuple, task: str = "week", who: str = "ann") -> None:
         """(label, verdict) or (label, verdict, note) of the next items."""

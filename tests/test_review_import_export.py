@@ -17,7 +17,7 @@ from deepintuit.errors import DataError
 from deepintuit.tables import as_written, spreadsheet_safe
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index.reviewed import SCHEMA
-from deepintuit_analysis.review import EventLog, Kind, Reviews, Task, read_events
+from deepintuit_analysis.review import EventLog, Kind, Reviews, ReviewTask, read_events
 from deepintuit_analysis.review.import_export import (
     FORMS,
     Imported,
@@ -51,8 +51,8 @@ LABELS = ("dog", '<cat> & "co"', "=fox")
 WHO = "=ann@example.org"
 
 
-def task(name: str = "week", **settings) -> Task:
-    return Task(name, {f"t{n}": f"c{n}" for n in range(4)}, **{"labels": LABELS, "leads": ["lead"], **settings})
+def task(name: str = "week", **settings) -> ReviewTask:
+    return ReviewTask(name, {f"t{n}": f"c{n}" for n in range(4)}, **{"labels": LABELS, "leads": ["lead"], **settings})
 
 
 @pytest.fixture
@@ -260,9 +260,9 @@ def test_label_studio_shows_video_trace_and_the_models_label_unless_the_task_is_
     workbench, ids = small(tmp_path)
     with EventLog(workbench.reviews) as log:
         reviews = Reviews(log)
-        reviews.open(Task("week", dict(zip(ids, ("c0", "c1"))), labels=LABELS, blind=blind), "lead")
+        reviews.open(ReviewTask("week", dict(zip(ids, ("c0", "c1"))), labels=LABELS, blind=blind), "lead")
         first, _ = json.loads(label_studio(workbench, reviews, "week"))
-        reviews.open(Task("no labels", dict(zip(ids, ("c0", "c1"))), questions=["verdict"]), "lead")
+        reviews.open(ReviewTask("no labels", dict(zip(ids, ("c0", "c1"))), questions=["verdict"]), "lead")
         assert not any(one["predictions"] for one in json.loads(label_studio(workbench, reviews, "no labels")))
     assert first["data"]["trace_id"] == ids[0] and "A tail" in first["data"]["text"] and first["annotations"] == []
     assert ("dog" in first["data"]["text"].lower()) is not blind

@@ -30,7 +30,7 @@ from deepintuit_analysis.review import EventLog, Kind, Reviews, read_events
 from deepintuit_app import review
 from deepintuit_app.app import create
 from deepintuit_app.context import AppContext
-from deepintuit_app.gate import Gate, hashed
+from deepintuit_app.login import Login, hashed
 from deepintuit_app.outside import LARGEST, LOOPBACK, Outside
 from deepintuit_clips import import_csv, scan
 
@@ -95,7 +95,7 @@ def served(bench: Workbench, *names: str) -> FastAPI:
     """The routes behind the login, without the pages, which take seconds to build."""
     server = FastAPI()
     server.include_router(review.routes(AppContext(bench.path)))
-    server.add_middleware(Gate, users=dict.fromkeys(names, WORDS) or None)
+    server.add_middleware(Login, users=dict.fromkeys(names, WORDS) or None)
     server.add_middleware(Outside, hosts=LOOPBACK, proxies=(), root="", inbox=bench.path)
     return server
 

@@ -16,7 +16,7 @@ from deepintuit.labels import LabelSet
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import reviewed
 from deepintuit_analysis.index.browse import TraceFilter
-from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, State, Task, commands, fold, plan, quality
+from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, ReviewTask, State, commands, fold, plan, quality
 from deepintuit_analysis.review.label_errors import label_errors
 from deepintuit_analysis.review.quality import (
     disputed,
@@ -127,7 +127,7 @@ acts = st.lists(
 def test_reviews_in_sql_are_the_acts_in_force_and_extra_what_came_beyond_those_asked(history, asked):
     """Undos of what is not there or is another's among them. `asked`: reviewers by task; nobody opened the others."""
     items = {"t0": "clip of t0", "t1": "clip of t1"}
-    tasks = [Task(name, items, labels=["dog"], reviewers=n, gold={"t1": {}}) for name, n in asked.items()]
+    tasks = [ReviewTask(name, items, labels=["dog"], reviewers=n, gold={"t1": {}}) for name, n in asked.items()]
     noon = "2026-01-01T12:00:00+00:00"
     events = [Event(Kind.OPENED, task.name, "lead", payload=asdict(task), time=noon) for task in tasks]
     for number, (kind, task, item, who, target) in enumerate(history):
@@ -162,7 +162,9 @@ def test_nobody_looks_up_what_others_said_of_a_clip_that_an_open_task_asks_about
     with EventLog(workbench.reviews) as log:
         reviews = Reviews(log)
         for name, clips in (("first", ("c0", "c1")), ("second", ("c1", "c2"))):
-            reviews.open(Task(name, {f"{name} {clip}": clip for clip in clips}, labels=LABELS, order="given"), "lead")
+            reviews.open(
+                ReviewTask(name, {f"{name} {clip}": clip for clip in clips}, labels=LABELS, order="given"), "lead"
+            )
             for _ in clips:
                 item = reviews.next_item(name, f"ann {name}").trace_id
                 reviews.judge(name, f"ann {name}", item, {"label": "dog", "verdict": "right"})
@@ -209,7 +211,7 @@ def reviews(tmp_path):
 
 
 def opened(reviews: Reviews, n: int = 4, **settings) -> None:
-    reviews.open(Task("week", {f"t{i}": f"c{i}" for i in range(n)}, **{"labels": LABELS, **settings}), "lead")
+    reviews.open(ReviewTask("week", {f"t{i}": f"c{i}" for i in range(n)}, **{"labels": LABELS, **settings}), "lead")
 
 
 def say(reviews: Reviews, who: str, *answers: tuple) -> None:
@@ -260,9 +262,9 @@ def test_a_label_by_quality_stands_beside_the_majority_in_the_report(reviews, tm
     commands.report(workbench, console, None, ["week"], "test")
     said = [line.split() for line in console.file.getvalue().splitlines()]
     assert ["t4", "–", "cat"] in said and ["ann", f"{found.quality['ann']:.3f}"] in said
-    reviews.open(Task("other", {"t0": "c0"}, labels=LABELS, reviewers=2), "lead")
+    reviews.open(ReviewTask("other", {"t0": "c0"}, labels=LABELS, reviewers=2), "lead")
     assert quality.weighed(reviews, "other") is None
-    reviews.open(Task("short", {"t0": "c0"}, questions=["verdict"], reviewers=2), "lead")
+    reviews.open(ReviewTask("short", {"t0": "c0"}, questions=["verdict"], reviewers=2), "lead")
     assert quality.weighed(reviews, "short") is None, "no labels are asked for"
     commands.report(workbench, console, None, ["other", "short"], "test")
     assert console.file.getvalue().count("their quality cannot be told") == 1
@@ -456,7 +458,7 @@ def test_the_report_tells_extras_and_what_of_gold_items_was_right(tmp_path):
     gold = {"t0": {"label": "dog", "verdict": "wrong"}}
     with EventLog(workbench.reviews, clock=lambda: now[0]) as log:
         reviews = Reviews(log)
-        task = Task("week", {"t0": "c0", "t1": "c1"}, labels=LABELS, gold=gold, gold_share=0.99, order="given")
+        task = ReviewTask("week", {"t0": "c0", "t1": "c1"}, labels=LABELS, gold=gold, gold_share=0.99, order="given")
         reviews.open(task, "lead")
         for who in ("ann", "bo"):
             assert reviews.next_item("week", who, seat="1").trace_id == "t0"
@@ -478,7 +480,7 @@ def test_without_a_judge_or_the_question_there_is_nothing_to_compare(tmp_path):
         opened(reviews, 2)
         say(reviews, "ann", ("dog", "right"))
         assert seeing_or_reasoning(reviews, workbench, "week") is None, "no observation of these traces was judged"
-        reviews.open(Task("short", {"t0": "c0"}, labels=LABELS, questions=["label"]), "lead")
+        reviews.open(ReviewTask("short", {"t0": "c0"}, labels=LABELS, questions=["label"]), "lead")
         assert seeing_or_reasoning(reviews, workbench, "short") is None
 
 

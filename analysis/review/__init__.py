@@ -17,7 +17,7 @@ Never imports torch.
 from deepintuit_analysis.review.events import Event, Kind, State, fold
 from deepintuit_analysis.review.log import EventLog, read_events
 from deepintuit_analysis.review.reviews import Item, Reviews
-from deepintuit_analysis.review.tasks import ORDERS, QUESTIONS, VERDICTS, Task, plan, task_of
+from deepintuit_analysis.review.tasks import ORDERS, QUESTIONS, VERDICTS, ReviewTask, plan, task_of
 
 __all__ = [
     "ORDERS",
@@ -29,7 +29,7 @@ __all__ = [
     "Kind",
     "Reviews",
     "State",
-    "Task",
+    "ReviewTask",
     "fold",
     "plan",
     "read_events",

@@ -15,7 +15,7 @@ from typing import Any
 
 from deepintuit.errors import DataError
 from deepintuit.runs.schema import storable
-from deepintuit_analysis.review.tasks import Task
+from deepintuit_analysis.review.tasks import ReviewTask
 
 
 class Kind(StrEnum):
@@ -76,7 +76,7 @@ class Event:
             if {*fields, "item", "clip"} != _FIELDS or not _sound(fields):
                 return None
             event = cls(**{**fields, "kind": Kind(fields["kind"])})
-            opens = Task(**event.payload).name if event.kind is Kind.OPENED else event.task
+            opens = ReviewTask(**event.payload).name if event.kind is Kind.OPENED else event.task
         except (ValueError, TypeError, AttributeError, RecursionError, DataError):
             return None
         return event if opens == event.task else None
@@ -121,7 +121,7 @@ class State:
     """
 
     def __init__(self) -> None:
-        self.tasks: dict[str, Task] = {}
+        self.tasks: dict[str, ReviewTask] = {}
         self.closed: set[str] = set()
         self.answers: dict[str, dict[str, dict[str, Event]]] = defaultdict(lambda: defaultdict(dict))
         self.holds: dict[str, dict[str, dict[str, Hold]]] = defaultdict(lambda: defaultdict(dict))
@@ -168,7 +168,7 @@ class State:
         """Go one event on. One that makes no sense (undoing what is not there) changes nothing."""
         task, item, reviewer = event.task, event.item or "", event.reviewer
         if event.kind is Kind.OPENED:
-            self.tasks.setdefault(task, Task(**event.payload))
+            self.tasks.setdefault(task, ReviewTask(**event.payload))
         elif event.kind is Kind.CLOSED:
             (self.closed.add if event.payload.get("closed", True) else self.closed.discard)(task)
         elif event.kind is Kind.RESERVED:

@@ -32,7 +32,7 @@ from deepintuit_analysis.index.reviewed import SCHEMA, SHOWN, row_of
 from deepintuit_analysis.index.reviewed import rows as rows_of
 from deepintuit_analysis.review.events import Event, Kind, State
 from deepintuit_analysis.review.reviews import Reviews, person
-from deepintuit_analysis.review.tasks import LONGEST_NOTE, PROCESSES, VERDICTS, Task
+from deepintuit_analysis.review.tasks import LONGEST_NOTE, PROCESSES, VERDICTS, ReviewTask
 
 if TYPE_CHECKING:
     from deepintuit_analysis import Workbench
@@ -221,7 +221,7 @@ def _standing(state: State, event: Event) -> Event | None:
     return state.answers.get(event.task, {}).get(event.item or "", {}).get(event.reviewer)
 
 
-def _event(number: int, row: Mapping[str, Any], task: Task, source: str) -> Event:
+def _event(number: int, row: Mapping[str, Any], task: ReviewTask, source: str) -> Event:
     item = row["trace_id"]
     try:
         reviewer = person(row["reviewer"])
@@ -366,7 +366,7 @@ def _single(name: str, choices: Sequence[str]) -> str | None:
     return choices[0] if choices else None
 
 
-def label_config(task: Task) -> str:
+def label_config(task: ReviewTask) -> str:
     """The labelling interface that Label Studio needs for these tasks, as its XML."""
 
     def choices(name: str, words: Sequence[str]) -> str:

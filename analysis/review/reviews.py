@@ -20,7 +20,7 @@ from typing import Any
 from deepintuit.errors import DataError, nearest
 from deepintuit_analysis.review.events import Event, Kind, State, new_id
 from deepintuit_analysis.review.log import EventLog
-from deepintuit_analysis.review.tasks import LONGEST_NOTE, Task
+from deepintuit_analysis.review.tasks import LONGEST_NOTE, ReviewTask
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Reviews:
     def __init__(self, log: EventLog):
         self.log = log
 
-    def task(self, name: str) -> Task:
+    def task(self, name: str) -> ReviewTask:
         """A task by its name; DataError when none was opened."""
         task, names = self.log.look(lambda state: (state.tasks.get(name), list(state.tasks)))
         if task is None:
@@ -51,7 +51,7 @@ class Reviews:
             )
         return task
 
-    def open(self, task: Task, by: str) -> Task:
+    def open(self, task: ReviewTask, by: str) -> ReviewTask:
         """Open a task; whoever opens it is a lead. The same one may be opened again, another of its name may not."""
         leads = [*dict.fromkeys((by, *task.leads))]
         self.log.append(
@@ -79,7 +79,7 @@ class Reviews:
         draft = self.log.look(lambda state: state.drafts.get((name, event.item, reviewer), {}))
         return Item(event.item, event.clip, dict(draft))
 
-    def _chosen(self, state: State, task: Task, reviewer: str, seat: str, holding: set[str]) -> str | None:
+    def _chosen(self, state: State, task: ReviewTask, reviewer: str, seat: str, holding: set[str]) -> str | None:
         answers, holds = state.answers.get(task.name, {}), state.holds.get(task.name, {})
         since = self.log.clock() - task.seconds
         own_holds = state.held(task.name, reviewer, since)

@@ -35,7 +35,7 @@ LONGEST_NOTE = 10_000  # characters
 
 
 @dataclass(frozen=True)
-class Task:
+class ReviewTask:
     """A review task. `items`: trace id → clip id, in the order of handing out, gold items included; `gold`: trace id →
     the answers that are known to be right (of a `failing` place perhaps a part), hidden among the others and given to
     everybody, about `gold_share` of what one gets. `blind` asks the page to hide the model's label. A reservation lasts
@@ -245,11 +245,11 @@ def task_of(
     gold: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     **settings: Any,
-) -> Task:
-    """The task of a slice, its items in order; `settings` as of `Task`. Gold traces need not lie in the slice."""
+) -> ReviewTask:
+    """The task of a slice, its items in order; `settings` as of `ReviewTask`. Gold traces need not lie in the slice."""
     gold = dict(gold or {})
     items = plan(workbench, slice, order, seed) | (plan(workbench, list(gold), "given") if gold else {})
     if not items:
         raise DataError(f"the slice of {name!r} holds no trace", "there is nothing to review", "widen the filter")
     text = slice.to_query() if isinstance(slice, browse.TraceFilter) else {}
-    return Task(name, items, order=order, gold=gold, slice=text, **settings)
+    return ReviewTask(name, items, order=order, gold=gold, slice=text, **settings)

@@ -21,7 +21,7 @@ import pytest
 from conftest import Site, serve
 from porch import until
 
-from deepintuit_app.gate import hashed
+from deepintuit_app.login import hashed
 
 PROXY = Path(__file__).parents[1] / "proxy.py"
 NAME = "clips.localhost"

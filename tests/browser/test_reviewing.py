@@ -9,7 +9,7 @@ from conftest import HOSTILE, serve
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index.browse import TraceFilter
 from deepintuit_analysis.review import Kind, read_events
-from deepintuit_app.gate import hashed
+from deepintuit_app.login import hashed
 
 FORM = {"questions": ["label", "verdict", "failing", "note"], "order": "given", "reviewers": "1", "query": ""}
 WORDS = hashed("correct horse")

@@ -26,7 +26,7 @@ from apart import run_apart
 from porch import live_workbench, write_clip
 
 from deepintuit_app.app import create, served
-from deepintuit_app.gate import hashed
+from deepintuit_app.login import hashed
 
 SECRET = b"only the owner of this machine reads this"
 MARKS = (SECRET, b"root:x:0", b"PATH=/", b"[tool.pytest")

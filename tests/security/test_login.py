@@ -16,7 +16,7 @@ from deepintuit.cli import main
 from deepintuit.errors import ConfigError
 from deepintuit_app import gate
 from deepintuit_app.app import create
-from deepintuit_app.gate import Gate, Throttle, Users, add_user, hashed, network, read_users
+from deepintuit_app.login import Login, Throttle, Users, add_user, hashed, network, read_users
 
 WORDS = "correct horse"
 PAGE = {"accept": "text/html"}
@@ -34,16 +34,16 @@ def ann() -> dict[str, str]:
     return {"ann": hashed(WORDS)}
 
 
-def door(users) -> Gate:
+def door(users) -> Login:
     """The login before a page that says who asks."""
 
     async def page(scope, receive, send):
         await PlainTextResponse(str(scope.get("deepintuit_user")))(scope, receive, send)
 
-    return Gate(page, users)
+    return Login(page, users)
 
 
-def visitor(app: Gate, address: str = "10.0.0.1") -> TestClient:
+def visitor(app: Login, address: str = "10.0.0.1") -> TestClient:
     return TestClient(app, base_url="http://127.0.0.1", follow_redirects=False, client=(address, 5000))
 
 

@@ -17,9 +17,9 @@ from fastapi.testclient import TestClient
 
 from deepintuit.cli import main
 from deepintuit.errors import ConfigError
-from deepintuit_app import connections, gate, outside
+from deepintuit_app import connections, login, outside
 from deepintuit_app.app import create, served
-from deepintuit_app.gate import hashed
+from deepintuit_app.login import hashed
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
@@ -222,7 +222,7 @@ def visitor(tmp_path, peer: str = "127.0.0.1", host: str = "127.0.0.1:7860", **s
 
 
 def test_forwarded_addresses_are_believed_of_named_proxies_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(gate, "_SCRYPT", {"n": 2, "r": 1, "p": 1})
+    monkeypatch.setattr(login, "_SCRYPT", {"n": 2, "r": 1, "p": 1})
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     users = {"ann": hashed("correct horse")}
 
@@ -242,7 +242,7 @@ def test_forwarded_addresses_are_believed_of_named_proxies_only(tmp_path, monkey
 
 
 def test_a_running_server_believes_no_proxy_on_its_own_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr(gate, "_SCRYPT", {"n": 2, "r": 1, "p": 1})
+    monkeypatch.setattr(login, "_SCRYPT", {"n": 2, "r": 1, "p": 1})
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     form = b"username=ann&password=guess"
     codes = []

@@ -275,7 +275,7 @@ class _Line:
         return await asyncio.shield(asyncio.wrap_future(turn))
 
 
-class Gate:
+class Login:
     """ASGI middleware: without a session only `/login` answers. Behind it, `scope["deepintuit_user"]` says who asks.
 
     `users`: name → hash, read at every request; None: no login."""
