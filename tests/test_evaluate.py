@@ -195,7 +195,7 @@ def test_text_alone_learns_from_the_calibrators_own_traces(bench, tmp_path):
     taught = {clip.label for clip in task.clips("calibration")}
     test = [clip for clip in task.clips("test") if clip.label in taught]
     said = [opinion_of(trace) for trace in parsed(task, [row(clip, 0) for clip in test])]
-    score, temperatures = evaluate.others.text_only(run, task, said, 0)
+    score, temperatures = evaluate.others.text_alone(run, task, said, 0)
     assert (temperatures > 0).all() and len(set(temperatures)) == 1
     assert [task.labels.labels[k] for k in score.probs(1.0).argmax(1)] == [clip.label for clip in test]
 

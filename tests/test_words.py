@@ -23,7 +23,7 @@ NO_NOUNS = frozenset(
 )
 # How many of a thousand names of values in a room may be such ones.
 MOST_NO_NOUNS = {
-    "deepintuit": 10,
+    "deepintuit": 18,
     "deepintuit_analysis": 9,
     "deepintuit_app": 29,
     "deepintuit_clips": 38,

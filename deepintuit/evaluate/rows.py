@@ -21,7 +21,7 @@ from deepintuit.trace import Malformed, Trace
 class Traced(NamedTuple):
     """C readable clips, beside each its first trace and that one's id."""
 
-    pairs: Known
+    known: Known
     traces: list[Trace | Malformed]
     ids: list[str]
 
@@ -57,12 +57,12 @@ class Rows:
         outside: np.ndarray | None = None,
         temperature: ArrayLike = np.nan,
     ) -> None:
-        """One row per clip; `predicted` is what has the highest probability where nothing else is said."""
+        """One row a clip; `predicted` is what has the highest probability where nothing else is said."""
         traces = traces or [trace_id(self.run.id, clip.clip_id, 0) for clip in clips]
         about = {"split": self.config.evaluate.split, "system": self.system, "method": method, "control": control}
-        extra = {"predicted": predicted, "provisional": provisional, "outside": outside, "temperature": temperature}
+        told = {"predicted": predicted, "provisional": provisional, "outside": outside, "temperature": temperature}
         far = self.far if control == "none" else {}
-        self.run.append("predictions", prediction_rows(self.task.labels, clips, traces, probs, about, **extra, far=far))
+        self.run.append("predictions", prediction_rows(self.task.labels, clips, traces, probs, about, **told, far=far))
 
     def leave_out(self, name: str, why: DataError) -> None:
         """A row that cannot be: said in the summary, the log, and with `progress` on the terminal."""
@@ -73,6 +73,6 @@ class Rows:
 
     def summary(self, clips: int) -> dict:
         """`thresholds` of confidence are those that were chosen on validation clips."""
-        summary = {"system": self.system, "clips": clips}
-        summary["unlike"] = sum(far.unlike for far in self.far.values()) if self.far else None
-        return {**summary, "left_out": self.left_out, "thresholds": self.thresholds}
+        told = {"system": self.system, "clips": clips}
+        told["unlike"] = sum(far.unlike for far in self.far.values()) if self.far else None
+        return {**told, "left_out": self.left_out, "thresholds": self.thresholds}

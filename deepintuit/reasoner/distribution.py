@@ -122,7 +122,7 @@ class LinearHead:
 def likelihood_scores(
     vlm: VLM, task: Task, clips: Pairs, traces: Sequence[Trace | Malformed | Opinion | None], batch: int
 ) -> Scores:
-    """Option A for one trace per clip (None: blanked), or what is left of it."""
+    """Option A for one trace a clip (None: blanked), or what is left of it."""
     return _likelihoods(vlm, task, _batches(clips, traces, task.calibrator_prompt, batch))
 
 
