@@ -103,7 +103,9 @@ def one_of(wish: str | None, known: list[str], otherwise: str | None = None) -> 
 class Analysis:
     """What the page shows of a choice. All numbers are those of its results, as on the run card: `mine`, the same
     system's provisional label (None when that is `mine`), the controls of the method, and the `other` that `mine` is
-    compared with. `whole`: labelled clips that `mine` would have without a slice."""
+    compared with. `whole`: labelled clips that `mine` would have without a slice. `validation`: `mine` on validation
+    clips, where the same system was evaluated on them, by the run `chosen_in`. `stands_on`: its reasoner's
+    and its calibrator's run."""
 
     choice: Choice
     run_id: str
@@ -116,6 +118,9 @@ class Analysis:
     excluded: pd.DataFrame
     grammar: str
     whole: int
+    validation: Result | None = None
+    chosen_in: str = ""
+    stands_on: tuple[str | None, str | None] = (None, None)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -192,7 +197,28 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
         left_out,
         prompt.get("grammar", "think-answer") if isinstance(prompt, Mapping) else "think-answer",
         counted["clip_id"].nunique(),
+        *_on_validation(workbench, run, choice, labels),
+        _stands_on(run),
     )
+
+
+def _on_validation(workbench: Workbench, run: Run, choice: Choice, labels: Sequence[str]) -> tuple[Result | None, str]:
+    """The same method of the same system on validation clips, and the run that has it: the newest that stands on what
+    `run` stands on, which makes it the same."""
+    found, (_, system) = answers.sources(workbench), choice.system.split("/", 1)
+    same = found[(found["dataset"] == choice.dataset) & (found["split"] == "validation") & (found["system"] == system)]
+    for row in same[[choice.method in methods for methods in same["methods"]]].itertuples():
+        other = workbench.run(row.run_id)
+        if _stands_on(other) == _stands_on(run):
+            rows = answers.answers(workbench, other.id, system, "validation", [choice.method])
+            [one] = _results(workbench, other, rows[rows["control"] == "none"], labels)
+            if one.n and one.probs_C_K is not None:
+                return one, other.id
+    return None, ""
+
+
+def _stands_on(run: Run) -> tuple[str | None, str | None]:
+    return run.about.get("parent"), run.config.get("calibrator")
 
 
 def _results(workbench: Workbench, run: Run, rows: pd.DataFrame, labels: Sequence[str]) -> list[Result]:

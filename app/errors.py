@@ -1,16 +1,19 @@
 """Errors: where a system fails, class by class, and in one click the clips behind any number.
 
     address   /errors?dataset=…&split=…&system=…&method=…&compare=…&slice=…&cell=confusion.2.4&clip=…&threshold=0.9
+              &class=…&costs=fall=10/1;theft=5/1
 
 A *cell* names some clips of what is on screen (`behind` lists the kinds): every count of the page is a button that puts
 its cell into the address and the clips into the drawer. `errors_view`, `errors_honesty` and `errors_clips` write the
-HTML, `deepintuit_analysis.index.answers` reads the rows, `deepintuit.metrics` computes.
+HTML, `errors_classes` that of each class against the rest; `deepintuit_analysis.index.answers` reads the rows,
+`deepintuit.metrics` computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple
+from typing import NamedTuple
 
 import gradio as gr
 import pyarrow as pa
@@ -20,7 +23,7 @@ from deepintuit.errors import DeepIntuitError
 from deepintuit.tables import FORMATS, written
 from deepintuit_analysis.index import answers, browse
 from deepintuit_analysis.index.build import file_signature
-from deepintuit_app import errors_clips, errors_honesty, links, slices
+from deepintuit_app import errors_classes, errors_clips, errors_honesty, links, slices
 from deepintuit_app import errors_view as view
 from deepintuit_app.analysis import THRESHOLD, Analysis, Choice, Offers, analysis, choose, clamped, one_of
 from deepintuit_app.context import AppContext, apart
@@ -31,6 +34,20 @@ TABLES = ("classes", "confusion")
 NORMS = {"counts": "counts", "rows": "share of the true class", "columns": "share of the label answered"}
 PICKS = ("dataset", "split", "system", "method", "compare", "slice")
 """What is looked at, by its names in the address (the fields of a `Choice`)."""
+
+
+class At(NamedTuple):
+    """How it is looked at: the rest of the address, in the order of the page's fields."""
+
+    cells: str
+    by: str
+    threshold: float
+    label: str
+    costs: str
+    cell: str
+    clip: str
+
+
 EVERY = 5.0
 """Seconds between two looks for new answers."""
 
@@ -92,8 +109,23 @@ def page(context: AppContext) -> None:
             container=False,
             elem_id="errors-norm",
         )
-        confusion = gr.HTML(padding=False)
-        flips = gr.HTML(padding=False)
+        with gr.Row():
+            with gr.Column(min_width=560):
+                confusion = gr.HTML(padding=False)
+            with gr.Column(min_width=340):
+                flips = gr.HTML(padding=False)
+        gr.HTML(view.heading("ranking"), padding=False)
+        with gr.Row():
+            with gr.Column(min_width=560):
+                curves = gr.Plot(show_label=False, container=False)
+            with gr.Column(min_width=340):
+                ranking = gr.HTML(padding=False)
+        gr.HTML(view.heading("costs"), padding=False)
+        with gr.Row():
+            with gr.Column(min_width=340):
+                fields = gr.HTML(padding=False)
+            with gr.Column(min_width=560, scale=2):
+                bills = gr.HTML(padding=False)
         gr.HTML(view.heading("reliability"), padding=False)
         with gr.Row():
             with gr.Column(min_width=340):
@@ -121,7 +153,10 @@ def page(context: AppContext) -> None:
         player = gr.HTML(padding=False)
     cell = gr.Textbox(visible="hidden", elem_id="errors-cell")
     clip = gr.Textbox(visible="hidden", elem_id="errors-clip")
-    state = [*picks, norm, by, threshold, cell, clip]
+    label = gr.Textbox(visible="hidden", elem_id="errors-class")
+    taken = gr.Textbox(visible="hidden", elem_id="errors-take")
+    costs = gr.Textbox(visible="hidden", elem_id="errors-costs")
+    state = [*picks, norm, by, threshold, label, costs, cell, clip]
     timer, seen = gr.Timer(EVERY), gr.State(None)
 
     def chosen_of(wish: Sequence[str | None]) -> tuple[Choice, Offers]:
@@ -145,6 +180,8 @@ def page(context: AppContext) -> None:
             shown_as,
             gr.update(choices=[(view.column_name(column), column)], value=column),
             clamped(query.get("threshold")),
+            query.get("class", "")[:200],
+            query.get("costs", "")[:4000],
             query.get("cell", "")[:200],
             query.get("clip", "")[:200],
         ]
@@ -155,12 +192,12 @@ def page(context: AppContext) -> None:
         return analysis(context.workbench, choice) if choice.system else None
 
     everything = [
-        nothing, body, summary, classes, f1, confusion, flips, reliability, honesty, risk, abstain, controls, by,
-        divided, reasons, clips, player,
+        nothing, body, summary, classes, f1, confusion, flips, curves, ranking, fields, bills, reliability, honesty,
+        risk, abstain, controls, by, divided, reasons, clips, player,
     ]  # fmt: skip
 
     def show(*values) -> list[object]:
-        *wish, shown_as, column, sure, chosen, watched = values
+        wish, at = values[: len(picks)], At(*values[len(picks) :])
         try:
             found = looked_up(tuple(wish))
             if found is None:
@@ -168,15 +205,18 @@ def page(context: AppContext) -> None:
             if not len(found.mine.frame):
                 return _instead(view.UNLABELLED)
             columns = answers.sliceable(found.facts)
-            column = one_of(column, columns)
+            column = one_of(at.by, columns)
             offered = [(view.column_name(name), name) for name in columns]
             return [
                 gr.update(visible=False), gr.update(visible=True), view.summary(found), view.classes(found),
-                errors_honesty.f1_figure(found), view.confusion_table(found, shown_as), view.flip_tables(found),
+                errors_honesty.f1_figure(found), view.confusion_table(found, at.cells), view.flip_tables(found),
+                errors_classes.ranking_plot(found, at.label, at.costs), errors_classes.ranking(found, at.label),
+                errors_classes.cost_fields(found, at.costs), errors_classes.costs(found, at.costs),
                 errors_honesty.reliability_plot(found), errors_honesty.honesty(found),
-                errors_honesty.risk_plot(found, sure), errors_honesty.abstain(found, sure), view.controls(found),
+                errors_honesty.risk_plot(found, at.threshold), errors_honesty.abstain(found, at.threshold),
+                view.controls(found),
                 gr.update(choices=offered, value=column or None), view.slice_table(found, column),
-                view.reasons(found), _clips(found, chosen, sure, column), _player(found, watched),
+                view.reasons(found), _clips(found, at._replace(by=column)), _player(found, at.clip),
             ]  # fmt: skip
         except LookupError:
             return _instead(view.NO_ANSWERS)
@@ -216,19 +256,27 @@ def page(context: AppContext) -> None:
             "",
         ]
 
-    def _clips(found: Analysis, chosen: str, sure: float, column: str) -> str:
-        if not chosen:
+    def _clips(found: Analysis, at: At) -> str:
+        if not at.cell:
             return ""
-        listed = errors_clips.behind(found, chosen, sure, column)
-        return errors_clips.no_such_cell() if listed is None else errors_clips.clip_list(found, *listed, cell=chosen)
+        listed = errors_clips.behind(found, at.cell, at.threshold, at.by)
+        return errors_clips.no_such_cell() if listed is None else errors_clips.clip_list(found, *listed, cell=at.cell)
 
-    def opened(
-        found: Analysis, _norm: str, column: str, sure: float, chosen: str, watched: str
-    ) -> tuple[str, str, str]:
+    def opened(found: Analysis, at: At) -> tuple[str, str, str]:
         """The clips of a cell. The clip that plays goes on playing when it is among them."""
-        listed = errors_clips.behind(found, chosen, sure, column) if chosen else None
-        kept = watched if listed is not None and watched in listed[1].index else ""
-        return _clips(found, chosen, sure, column), kept, _player(found, kept)
+        listed = errors_clips.behind(found, at.cell, at.threshold, at.by) if at.cell else None
+        kept = at.clip if listed is not None and at.clip in listed[1].index else ""
+        return _clips(found, at), kept, _player(found, kept)
+
+    def at_threshold(found: Analysis, at: At) -> tuple[object, ...]:
+        listed = _clips(found, at) if at.cell == "unsure" else gr.skip()
+        return errors_honesty.risk_plot(found, at.threshold), errors_honesty.abstain(found, at.threshold), listed
+
+    def of_class(found: Analysis, at: At) -> tuple[object, ...]:
+        return errors_classes.ranking_plot(found, at.label, at.costs), errors_classes.ranking(found, at.label)
+
+    def at_costs(found: Analysis, at: At) -> tuple[object, ...]:
+        return errors_classes.ranking_plot(found, at.label, at.costs), errors_classes.costs(found, at.costs)
 
     def _player(found: Analysis, watched: str) -> str:
         if not watched or watched not in found.mine.frame.index:
@@ -238,23 +286,24 @@ def page(context: AppContext) -> None:
         return errors_clips.clip_detail(found, watched, trace)
 
     def part(make):
-        """A handler of one part of the page by `make(analysis, norm, by, threshold, cell, clip)`."""
+        """A handler of one part of the page by `make(analysis, at)`."""
 
         def handler(*values):
-            *wish, shown_as, column, sure, chosen, watched = values
             try:
-                found = looked_up(tuple(wish))
+                found = looked_up(values[: len(picks)])
             except DeepIntuitError as error:
                 raise gr.Error(str(error), print_exception=False) from error
-            return make(found, shown_as, column, sure, chosen or "", watched or "") if found is not None else gr.skip()
+            return gr.skip() if found is None else make(found, At(*(one or "" for one in values[len(picks) :])))
 
         return handler
 
     quick = {"queue": False, "show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
+    last = {**quick, "trigger_mode": "always_last"}
+    names = (*PICKS, "cells", "by", "threshold", "class", "costs", "cell", "clip")
     shown_all = links.bind(
-        dict(zip((*PICKS, "cells", "by", "threshold", "cell", "clip"), state, strict=True)),
+        dict(zip(names, state, strict=True)),
         restore,
-        choices=(*PICKS, "cell", "clip"),
+        choices=(*PICKS, "class", "cell", "clip"),
         defaults={"cells": "counts", "by": answers.FIRST[0], "threshold": f"{THRESHOLD:g}"},
     )
     shown_all.then(show, state, everything, **quick)
@@ -263,16 +312,13 @@ def page(context: AppContext) -> None:
         pick.input(settle, picks, picks, **quick).then(lambda: ("", ""), None, [cell, clip], **quick).then(
             show, state, everything, **quick
         )
-    norm.input(part(lambda found, shown_as, *_: view.confusion_table(found, shown_as)), state, confusion, **quick)
-    by.input(part(lambda found, _, column, *__: view.slice_table(found, column)), state, divided, **quick)
-    threshold.input(
-        part(lambda found, _, column, sure, chosen, __: (
-            errors_honesty.risk_plot(found, sure), errors_honesty.abstain(found, sure),
-            _clips(found, chosen, sure, column) if chosen == "unsure" else gr.skip(),
-        )),
-        state, [risk, abstain, clips], trigger_mode="always_last", **quick,
-    )  # fmt: skip
-    cell.change(part(opened), state, [clips, clip, player], trigger_mode="always_last", **quick).then(
-        None, js=errors_clips.FOCUS
-    )
-    clip.change(part(lambda found, *rest: _player(found, rest[-1])), state, player, trigger_mode="always_last", **quick)
+    norm.input(part(lambda found, at: view.confusion_table(found, at.cells)), state, confusion, **quick)
+    by.input(part(lambda found, at: view.slice_table(found, at.by)), state, divided, **quick)
+    threshold.input(part(at_threshold), state, [risk, abstain, clips], **last)
+    taken.change(
+        lambda value: (clamped(value), "") if value else (gr.skip(), gr.skip()), taken, [threshold, taken], **last
+    ).then(part(at_threshold), state, [risk, abstain, clips], **quick)
+    label.change(part(of_class), state, [curves, ranking], **last)
+    costs.change(part(at_costs), state, [curves, bills], **last)
+    cell.change(part(opened), state, [clips, clip, player], **last).then(None, js=errors_clips.FOCUS)
+    clip.change(part(lambda found, at: _player(found, at.clip)), state, player, **last)

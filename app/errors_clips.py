@@ -112,7 +112,8 @@ def behind(found: Analysis, cell: str, threshold: float, by: str) -> tuple[str, 
     confusion.i.j (true label i answered as j, K is "no answer") · true.i · answered.j · turned.raw.rw (right by the
     provisional label, wrong now; also `other`, and any of r and w) · bin.k (confidence) · unsure (below the threshold)
     · slice.k (of the column `by`) · reason.<reason>
-    · follows.yes, follows.no
+    · follows.yes, follows.no · missed.k, alarm.k (true k not answered so, and the reverse; missed.k.0.25, alarm.k.0.25:
+    called k from that probability on)
     """
     kind, *places = cell.split(".")
     frame, labels = found.mine.frame, (*found.labels, NONE_LABEL)
@@ -127,6 +128,18 @@ def behind(found: Analysis, cell: str, threshold: float, by: str) -> tuple[str, 
             label = labels[int(places[0])]
             chosen = frame["true_label" if kind == "true" else "predicted"] == label
             title = f"True {label}" if kind == "true" else view.answer_words(label).capitalize()
+        elif kind in {"missed", "alarm"} and places:
+            label, least = labels[int(places[0])], ".".join(places[1:])
+            true = (frame["true_label"] == label).to_numpy()
+            called = (frame["predicted"] == label).to_numpy()
+            if least:
+                called = found.mine.probs_C_K[:, found.labels.index(label)] >= float(least)
+            chosen = true & ~called if kind == "missed" else called & ~true
+            title = f"True {label}, missed" if kind == "missed" else f"False alarms of {label}"
+            title += (
+                f" with a probability {'below' if kind == 'missed' else 'from'} {least}{' on' * (kind == 'alarm')}"
+                * bool(least)
+            )
         elif kind == "turned" and len(places) == 2 and (compared := found.against(places[0])) is not None:
             was, now = (mark == "r" for mark in places[1])
             before, after = (one.frame["right"] for one in (compared.before, compared.after))
@@ -154,7 +167,7 @@ def behind(found: Analysis, cell: str, threshold: float, by: str) -> tuple[str, 
         elif kind == "follows" and len(places) == 1:
             chosen = found.facts["follows"].reindex(frame.index) == places[0]
             title = f"The reasoning {view.FOLLOWS[places[0]]}"
-    except (ValueError, IndexError, KeyError):  # an address written by hand
+    except (ValueError, IndexError, KeyError, TypeError):  # an address written by hand
         return None
     return (
         None if chosen is None else (title, frame[np.asarray(chosen, bool)].sort_values("confidence", ascending=False))

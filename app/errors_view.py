@@ -46,6 +46,16 @@ _HEADINGS = {
         "Reliability",
         "Is the confidence honest? On the diagonal it is. ECE is the mean distance from it.",
     ),
+    "ranking": (
+        "ROC and precision–recall",
+        "Each class against the rest, by its probability. The mark is where the answers stand. A class in the table is "
+        "drawn in blue.",
+    ),
+    "costs": (
+        "Costs",
+        "What does a miss of a class cost, and what a false alarm? A wrong answer costs a miss of the true class and a "
+        "false alarm of the one answered; no answer costs the miss alone.",
+    ),
     "risk": (
         "Risk and coverage",
         "Answer only when sure enough, and err less often. The slider shows what a threshold gives on these clips; the "
@@ -66,8 +76,8 @@ _NAMES = {
 
 _STRONG = 0.55
 SECTIONS = (
-    "Classes", "Confusion", "Fixed and broken", "Reliability", "Risk and coverage", "Controls",
-    "Slices by a column", "Malformed traces",
+    "Classes", "Confusion", "Fixed and broken", "ROC and precision–recall", "Costs", "Reliability", "Risk and coverage",
+    "Controls", "Slices by a column", "Malformed traces",
 )  # fmt: skip
 """Titles on the page, for the links to them."""
 FOLLOWS = {"yes": "argues for its label", "no": "argues for another label"}

@@ -5,8 +5,9 @@
     show(workbench, [run.id])                     # the same, from the workbench, with the result in words
     run_card(workbench, [run.id])
 
-`results` computes, `text` prints (terminal, Markdown, over seeds), `figures` and `curves` draw, `gather` reads a
-workbench, `gains` compares classes stage by stage, `card` writes the page by the templates of `templates/card`.
+`results` computes (`costs` where a miss of one class is worse than of another), `text` prints (terminal, Markdown,
+over seeds), `figures` and `curves` draw, `gather` reads a workbench, `gains` compares classes stage by stage, `card`
+writes the page by the templates of `templates/card`.
 """
 
 from deepintuit_analysis.report.card import run_card, show
@@ -15,6 +16,7 @@ from deepintuit_analysis.report.figures import (
     class_f1_figure,
     confusion_figure,
     flips_figure,
+    ranking_figure,
     reliability_figure,
     risk_coverage_figure,
     stages_figure,
@@ -47,6 +49,7 @@ __all__ = [
     "markdown_table",
     "multi_seed_table",
     "over_seeds",
+    "ranking_figure",
     "reliability_figure",
     "risk_coverage_figure",
     "run_card",

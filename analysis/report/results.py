@@ -25,6 +25,7 @@ from deepintuit.config import EvaluateConfig
 from deepintuit.errors import DataError
 from deepintuit.metrics import (
     FLOOR,
+    ClassCurve,
     Conformal,
     Estimate,
     Evaluation,
@@ -34,6 +35,7 @@ from deepintuit.metrics import (
     apply_temperature,
     bootstrap,
     bootstrap_each,
+    class_curve,
     class_f1_of,
     class_indices,
     class_rates_of,
@@ -44,6 +46,7 @@ from deepintuit.metrics import (
     mean_of,
     nll_each,
     paired_difference,
+    ranking_of,
     risk_coverage,
     share_of,
     wilson,
@@ -87,6 +90,8 @@ MEASURES = ("accuracy", "macro_f1", "no_answer", "nll", "brier", "ece")
 
 COVERAGES = (0.9, 0.95)
 """Shares of the clips whose label set is promised to hold the truth."""
+MOST_RANKED = 200_000_000
+"""Classes times clips times draws up to which the ranking by class gets intervals: some seconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +190,31 @@ class Result:
     @property
     def f1_K(self) -> tuple[Estimate, ...]:
         return tuple(f1 for _, _, f1 in self.rates_K)
+
+    def mean(self, values_C: np.ndarray) -> Estimate:
+        """The mean of a value a clip."""
+        return _doubtful(bootstrap(mean_of(values_C), self.n, groups_C=self.groups_C, **self._options))
+
+    @cached_property
+    def curves_K(self) -> list[ClassCurve] | None:
+        """Each class against the rest, by its probability."""
+        if self.probs_C_K is None:
+            return None
+        return [class_curve(self.probs_C_K[:, k], self.truth_C == k) for k in range(len(self.labels))]
+
+    @cached_property
+    def ranking_K(self) -> list[tuple[Estimate, Estimate]]:
+        """Area under the ROC curve and average precision of each class, without intervals where they would take
+        longer than a person waits."""
+        K, options = len(self.labels), self._options
+        if K * self.n * options["draws"] > MOST_RANKED:
+            options["draws"] = 0
+        found = bootstrap_each(ranking_of(self.probs_C_K, self.truth_C), self.n, groups_C=self.groups_C, **options)
+        return [(_doubtful(found[k]), _doubtful(found[K + k])) for k in range(K)]
+
+    def fall_out(self, k: int) -> Estimate:
+        """The share of the clips of other classes that are answered so: its false positive rate."""
+        return self.share((self.frame["predicted"] == self.labels[k]).to_numpy(), self.truth_C != k)
 
     @cached_property
     def truth_C(self) -> np.ndarray:
@@ -391,6 +421,11 @@ def table_of(
             thresholds=chosen_at["risks"] if chosen_at else None,
         )
     return ordered(results.values())
+
+
+def _doubtful(found: Estimate) -> Estimate:
+    """Without an interval where no resample gave another value: that is no certainty."""
+    return replace(found, low=math.nan, high=math.nan) if found.low == found.high else found
 
 
 def ordered(results: Iterable[Result]) -> list[Result]:

@@ -45,6 +45,18 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") document.querySelector("#errors-drawer [data-close]")?.click();
 });
 
+// Fields of a table together fill one hidden field (`data-gather`): label=first/second;… of those that are not 1.
+document.addEventListener("change", (event) => {
+  const table = event.target.closest("[data-gather]");
+  const field = table && document.querySelector(`#${CSS.escape(table.dataset.gather)} :is(textarea, input)`);
+  if (!field) return;
+  if (!event.target.checkValidity() || event.target.value === "") event.target.value = "1";
+  const costs = new Map();
+  table.querySelectorAll("input").forEach((one) => costs.set(one.dataset.label, [...(costs.get(one.dataset.label) || []), Number(one.value)]));
+  field.value = [...costs].filter(([, pair]) => pair.some((one) => one !== 1)).map(([label, pair]) => `${encodeURIComponent(label)}=${pair.join("/")}`).join(";");
+  field.dispatchEvent(new Event("input", { bubbles: true }));
+});
+
 // ── Player: anything with data-seek shows the clip at that second; the sentence of the moment is lit as it plays. ──
 (() => {
   const player = () => document.querySelector("video#player") || document.querySelector("video");

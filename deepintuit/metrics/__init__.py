@@ -4,7 +4,7 @@ Axes in names: `_C` clips, `_K` classes, `_B` bootstrap draws. A prediction of `
 read: wrong, and counted on its own line. Truths and predictions are label texts; probabilities `probs_C_K` follow the
 order of `labels`, and `truth_C` beside them holds class indices. Empty input gives nan, never an exception.
 
-`answers`, `distributions`, `intervals` and `abstention` hold them; `evaluate_predictions` gives all at once.
+`answers`, `distributions`, `intervals`, `abstention` and `ranking` hold them; `evaluate_predictions` gives all at once.
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ from deepintuit.metrics.intervals import (
     share_of,
     wilson,
 )
+from deepintuit.metrics.ranking import ClassCurve, cheapest_answers, class_curve, costs_each, ranking_of
 
 __all__ = [
     "FLOOR",
     "RISKS",
     "Bins",
+    "ClassCurve",
     "ClassScores",
     "Conformal",
     "Estimate",
@@ -72,7 +74,9 @@ __all__ = [
     "bootstrap",
     "bootstrap_each",
     "brier_each",
+    "cheapest_answers",
     "cheapest_threshold",
+    "class_curve",
     "class_f1_of",
     "class_indices",
     "class_rates_of",
@@ -81,6 +85,7 @@ __all__ = [
     "conformal_quantile",
     "conformal_sets",
     "confusion",
+    "costs_each",
     "ece",
     "ece_of",
     "evaluate_predictions",
@@ -94,6 +99,7 @@ __all__ = [
     "nll_each",
     "paired_difference",
     "pass_at_k",
+    "ranking_of",
     "reliability_bins",
     "risk_coverage",
     "set_coverage",

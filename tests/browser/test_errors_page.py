@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlencode, urlparse
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import CALIBRATED, COLD, HOSTILE_FILE, LABELS, REFINED, TRUE, serve
+from conftest import CALIBRATED, COLD, HOSTILE_FILE, LABELS, REFINED, TRUE, serve, write_workbench
 from rich.console import Console
 
 from deepintuit.labels import NONE_LABEL
@@ -17,7 +17,7 @@ from deepintuit_analysis.index import answers, progress
 from deepintuit_analysis.numbers import interval
 from deepintuit_analysis.report import run_card, sentence, terminal_table
 from deepintuit_analysis.report.gather import tabulate
-from deepintuit_app import analysis, errors_clips, errors_honesty, errors_view, runs
+from deepintuit_app import analysis, errors_classes, errors_clips, errors_honesty, errors_view, runs
 
 ROWS = "#errors-drawer .clips tbody tr"
 
@@ -124,8 +124,12 @@ def test_thresholds_for_wanted_risks_are_those_of_validation_or_none(site):
     assert "No threshold of confidence is quoted" in errors_honesty.abstain(found, 0.8)
     chosen = replace(found, mine=replace(found.mine, thresholds={"0.02": None, "0.05": 0.8}))
     said = errors_honesty.abstain(chosen, 0.8)
-    assert "chosen on validation clips" in said and "No threshold" not in said
-    assert ">at most 5 % wrong</th><td>0.800</td><td>100.0 %</td><td>16.7 " in said
+    assert (
+        "chosen on validation clips" in said
+        and "No threshold" not in said
+        and 'data-set="errors-take" data-value="0.8"' in said
+    )
+    assert ">0.800</button></td><td>100.0 %</td><td>16.7 " in said
     assert "none does</td><td>0.0 %" in said
 
 
@@ -263,6 +267,14 @@ def test_the_clips_below_the_threshold_follow_the_slider(page, site):
     page.wait_for_selector(".js-plotly-plot .scatterlayer path", state="attached")
     paths = page.locator(".js-plotly-plot [clip-path]").evaluate_all("all => all.map(one => one.outerHTML)")
     assert paths and not any("http" in path for path in paths)
+    # A row of the table of thresholds sets the slider, to all decimals; this system has none, so one is put there.
+    page.evaluate("""() => { const button = document.querySelector('.confusion button').cloneNode(true);
+      Object.assign(button.dataset, { set: "errors-take", value: "0.8765" }); button.textContent = "take it";
+      document.querySelector(".errors").prepend(button); }""")
+    page.get_by_text("take it").click()
+    page.wait_for_function("location.search.includes('threshold=0.8765')")
+    page.wait_for_function("document.querySelector('#errors-threshold input[type=number]').value === '0.8765'")
+    page.get_by_role("button", name="clips less sure than the threshold").wait_for()
 
 
 def test_keys_alone_open_and_close_the_clips(page, site):
@@ -351,3 +363,78 @@ def test_what_is_evaluated_meanwhile_appears_by_itself_and_what_is_chosen_stays(
         assert page.locator(ROWS).count() == 1 and "cell=confusion.1.0" in page.url and first in page.url
         page.get_by_role("option", name="a later one").click()
         page.wait_for_function("location.search.includes('later')")
+
+
+def test_a_class_is_drawn_against_the_rest_with_where_the_answers_stand(site):
+    found = looked_at(site)
+    figure = errors_classes.ranking_plot(found, "theft", "theft=3/1")
+    marks = {one.name: (one.x[0], one.y[0]) for one in figure.data if one.mode == "markers" and one.xaxis == "x"}
+    recall = 100 * found.mine.rates_K[found.labels.index("theft")][1].value
+    assert marks["as answered"] == (100 * found.mine.fall_out(found.labels.index("theft")).value, recall)
+    assert "from 0.25 on, by costs" in marks and "theft against the rest: AUROC" in figure.layout.meta
+    said = errors_classes.ranking(found, "")
+    worst = min(found.labels, key=lambda label: found.mine.ranking_K[found.labels.index(label)][0].value)
+    assert f'data-value="{worst}" aria-current="true"' in said
+    for made in (
+        errors_classes.ranking(looked_at(site, method="raw"), ""),
+        errors_classes.cost_fields(looked_at(site, method="raw"), ""),
+    ):
+        assert "no probabilities" in made
+
+
+def test_missed_clips_and_false_alarms_are_those_of_their_count(site):
+    found = looked_at(site)
+    probs = dict(zip(found.mine.frame.index, found.mine.probs_C_K[:, 1], strict=True))
+    for threshold in ("", ".0.09", ".0.5", ".2"):
+        for kind in ("missed", "alarm"):
+            listed = errors_clips.behind(found, f"{kind}.1{threshold}", 0.9, "seconds")[1].index
+            expected = [
+                clip for clip, true, answered in zip(site.clips, TRUE, CALIBRATED, strict=True)
+                for called in [probs[clip] >= float(threshold[1:]) if threshold else answered == LABELS.labels[1]]
+                if (true == LABELS.labels[1]) == (kind == "missed") and called == (kind == "alarm")
+            ]  # fmt: skip
+            assert sorted(listed) == sorted(expected)
+    for broken in ("missed.9", "alarm.a", "missed", "alarm.1.x"):
+        assert errors_clips.behind(found, broken, 0.9, "seconds") is None
+
+
+def test_thresholds_of_costs_are_chosen_where_the_same_system_answered_validation_clips(tmp_path):
+    workbench, *_ = write_workbench(tmp_path / "workbench")
+    choice, _ = analysis.choose(answers.sources(workbench), analysis.Choice())
+    alone = analysis.analysis(workbench, choice)
+    said = errors_classes.costs(alone, "theft=3/1")
+    assert alone.validation is None and ">0.25</td>" in said and "evaluate.split=validation" in said
+    run = workbench.run(choice.system.split("/")[0])
+    rows = run.read("predictions").query("control == 'none'").assign(split="validation")
+    for name, parent in (("another", None), ("the same", run.parent)):
+        with workbench.start_run("evaluate", {}, parent=parent, name=name, dataset=run.about["dataset"]) as other:
+            other.append("predictions", rows.drop(columns="run_id").to_dict("records"))
+            other.finish({})
+    workbench.refresh()
+    found = analysis.analysis(workbench, choice)
+    assert found.chosen_in == other.id and found.validation.split == "validation"
+    said = errors_classes.costs(found, "theft=3/1")
+    assert f"validation clips of {other.id}" in said and "evaluate.split=validation" not in said
+    there = analysis.choose(
+        answers.sources(workbench), replace(choice, split="validation", system=f"{other.id}/cold start + GRPO")
+    )[0]
+    assert "chosen on these very clips" in errors_classes.costs(analysis.analysis(workbench, there), "")
+
+
+def test_prices_and_the_class_are_in_the_address(open_page, site):
+    page = opened(open_page(), site)
+    page.get_by_label("Cost of a miss of theft").fill("10")
+    page.get_by_label("Cost of a false alarm of theft").click()
+    page.wait_for_function("document.querySelector('.bills').innerText.includes('0.0909')")
+    page.get_by_role("button", name="theft", exact=True).first.click()
+    page.wait_for_function("location.search.includes('costs=') && location.search.includes('class=theft')")
+    assert parse_qs(urlparse(page.url).query)["costs"] == ["theft=10/1"]
+    page.locator('[data-value^="alarm."]').first.click()
+    page.wait_for_selector(ROWS)
+    second = open_page()
+    second.goto(page.url)
+    second.wait_for_selector(ROWS)
+    assert second.get_by_label("Cost of a miss of theft").input_value() == "10"
+    for selector in (".bills", "#errors-drawer .clips"):
+        assert second.locator(selector).inner_text() == page.locator(selector).inner_text()
+    assert second.locator("[data-set=errors-class][aria-current]").inner_text() == "theft"
