@@ -15,7 +15,7 @@ from porch import live_workbench, until, write_clip
 from deepintuit.errors import ConfigError, VideoError
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import clips
-from deepintuit_app import gate, media, prose, runs
+from deepintuit_app import login, media, prose, runs
 from deepintuit_app.app import LOOPBACK, create, serve
 from deepintuit_app.context import AppContext
 from deepintuit_app.html import address, without_places, without_roots
@@ -215,7 +215,7 @@ def test_a_login_leads_nowhere_else(workbench, ann, elsewhere):
 def test_failed_attempts_are_throttled_and_a_right_one_ends_it(workbench, ann, monkeypatch):
     now = [1000.0]
     user = client(workbench, ann)
-    monkeypatch.setattr(gate, "Throttle", lambda: Throttle(lambda: now[0]))
+    monkeypatch.setattr(login, "Throttle", lambda: Throttle(lambda: now[0]))
     wrong, right = {"username": "ann", "password": "x"}, {"username": "ann", "password": "correct horse"}
     assert [user.post("/login", data=wrong).status_code for _ in range(4)] == [401, 401, 401, 429]
     refused = user.post("/login", data=right)
@@ -232,7 +232,7 @@ def test_users_are_kept_hashed_and_only_their_owner_reads_the_file(tmp_path):
     add_user(path, "bob", "battery staple")
     add_user(path, "ann", "another one")
     users = read_users(path)
-    assert gate.matches("another one", users["ann"]) and not gate.matches("correct horse", users["ann"])
+    assert login.matches("another one", users["ann"]) and not login.matches("correct horse", users["ann"])
     assert "another" not in path.read_text() and path.stat().st_mode & 0o077 == 0
     for name, password in (("", "long enough"), ("a:b", "long enough"), ("carl", "short")):
         with pytest.raises(ConfigError):

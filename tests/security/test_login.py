@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from deepintuit.cli import main
 from deepintuit.errors import ConfigError
-from deepintuit_app import gate
+from deepintuit_app import login
 from deepintuit_app.app import create
 from deepintuit_app.login import Login, Throttle, Users, add_user, hashed, network, read_users
 
@@ -25,8 +25,8 @@ PAGE = {"accept": "text/html"}
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
     """Hashes that cost little: what is tested is who may try, not how long one try takes."""
-    monkeypatch.setattr(gate, "_SCRYPT", {"n": 2, "r": 1, "p": 1})
-    monkeypatch.setattr(gate, "SECONDS_A_TRY", 0.0)
+    monkeypatch.setattr(login, "_SCRYPT", {"n": 2, "r": 1, "p": 1})
+    monkeypatch.setattr(login, "SECONDS_A_TRY", 0.0)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def visitor(app: Login, address: str = "10.0.0.1") -> TestClient:
     return TestClient(app, base_url="http://127.0.0.1", follow_redirects=False, client=(address, 5000))
 
 
-def login(someone, name: str = "ann", password: str = WORDS, **more):
+def log_in(someone, name: str = "ann", password: str = WORDS, **more):
     return someone.post("/login", data={"username": name, "password": password}, **more)
 
 
@@ -126,12 +126,12 @@ def test_who_is_taken_out_of_the_list_or_gets_another_password_is_out(tmp_path):
         add_user(path, name, WORDS)
     app = door(Users(path))
     ann, bob = visitor(app), visitor(app)
-    assert login(ann).status_code == login(bob, "bob").status_code == 303
+    assert log_in(ann).status_code == log_in(bob, "bob").status_code == 303
     add_user(path, "bob", "another one")
     assert ann.get("/").text == "ann" and bob.get("/").status_code == 401
-    assert login(bob, "bob").status_code == 401 and login(bob, "bob", "another one").status_code == 303
+    assert log_in(bob, "bob").status_code == 401 and log_in(bob, "bob", "another one").status_code == 303
     path.write_text("".join(line for line in path.open() if not line.startswith("bob")))
-    assert bob.get("/").status_code == 401 and login(bob, "bob", "another one").status_code == 401
+    assert bob.get("/").status_code == 401 and log_in(bob, "bob", "another one").status_code == 401
     path.write_text("ann:damaged\n")
     assert ann.get("/").text == "ann", "a damaged list changes nothing"
     path.write_text("")
@@ -139,21 +139,21 @@ def test_who_is_taken_out_of_the_list_or_gets_another_password_is_out(tmp_path):
 
 
 def test_sessions_take_bounded_memory_and_nobody_pushes_others_out(ann, monkeypatch):
-    monkeypatch.setattr(gate, "SESSIONS_OF_ONE", 3)
+    monkeypatch.setattr(login, "SESSIONS_OF_ONE", 3)
     app = door(ann | {"bob": hashed(WORDS)})
     bob = visitor(app)
-    login(bob, "bob")
+    log_in(bob, "bob")
     people = [visitor(app) for _ in range(5)]
-    assert all(login(one).status_code == 303 for one in people)
+    assert all(log_in(one).status_code == 303 for one in people)
     assert [one.get("/").status_code for one in people] == [401, 401, 200, 200, 200] and bob.get("/").text == "bob"
-    monkeypatch.setattr(gate, "SESSIONS", 2)
-    assert login(visitor(app)).status_code == 303 and len(app._sessions) <= 4
+    monkeypatch.setattr(login, "SESSIONS", 2)
+    assert log_in(visitor(app)).status_code == 303 and len(app._sessions) <= 4
 
 
 def test_a_login_gives_a_token_of_its_own_whatever_cookie_came(ann):
     app = door(ann)
-    chosen = {"cookie": f"{gate.COOKIE}=chosen-by-another; {gate.COOKIE}="}
-    answer = login(visitor(app), headers=chosen)
+    chosen = {"cookie": f"{login.COOKIE}=chosen-by-another; {login.COOKIE}="}
+    answer = log_in(visitor(app), headers=chosen)
     assert answer.status_code == 303 and "chosen-by-another" not in answer.headers["set-cookie"]
     assert visitor(app).get("/", headers=chosen).status_code == 401
 
@@ -162,7 +162,7 @@ def test_cookies_are_for_the_sub_path_and_for_https_where_the_page_is(tmp_path, 
     for root, origin, secure in (("", None, False), ("/clips", "https://clips.example.org", True)):
         app = create(tmp_path, ann, ("clips.example.org",), root_path=root)
         someone = TestClient(app, base_url="http://clips.example.org", follow_redirects=False)
-        answer = login(someone, headers={"origin": origin} if origin else {})
+        answer = log_in(someone, headers={"origin": origin} if origin else {})
         cookies = answer.headers.get_list("set-cookie")
         assert len(cookies) == 2
         for cookie in map(str.lower, cookies):
@@ -172,14 +172,14 @@ def test_cookies_are_for_the_sub_path_and_for_https_where_the_page_is(tmp_path, 
 
 def test_another_site_can_log_nobody_in_or_out(tmp_path, ann):
     someone = TestClient(create(tmp_path, ann), base_url="http://127.0.0.1:7860", follow_redirects=False)
-    assert login(someone).status_code == 303
+    assert log_in(someone).status_code == 303
     for headers in (
         {"origin": "https://evil.example"},
         {"origin": "http://[::1"},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
     ):
-        assert login(someone, headers=headers).status_code == 403
+        assert log_in(someone, headers=headers).status_code == 403
         assert someone.post("/logout", headers=headers).status_code == 403
     assert someone.get("/logout", headers=PAGE).status_code == 200
     assert someone.get("/theme.css").status_code != 401
@@ -193,14 +193,14 @@ def test_another_site_can_log_nobody_in_or_out(tmp_path, ann):
 
 def test_an_owner_gets_in_while_a_thousand_addresses_guess_and_the_guesses_are_few(ann, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(gate, "Throttle", lambda: Throttle(lambda: now[0]))
+    monkeypatch.setattr(login, "Throttle", lambda: Throttle(lambda: now[0]))
     app = door(ann)
     tried: list[str] = []
 
     async def post(address: str, password: str) -> int:
         transport = httpx.ASGITransport(app, client=(address, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as someone:
-            answer = await login(someone, password=password)
+            answer = await log_in(someone, password=password)
         if password != WORDS and answer.status_code == 401:
             tried.append(address)
         return answer.status_code
@@ -216,7 +216,7 @@ def test_an_owner_gets_in_while_a_thousand_addresses_guess_and_the_guesses_are_f
 
     for number in range(3):
         assert run_apart(hour(number)) == [303] * 10
-        most = 1000 * gate.FREE + (gate.NAME_FREE + number * gate.NAME_AN_HOUR)
+        most = 1000 * login.FREE + (login.NAME_FREE + number * login.NAME_AN_HOUR)
         assert 1000 <= len(tried) <= most
         now[0] += 3600
 
@@ -226,31 +226,31 @@ def test_a_known_browser_or_address_does_not_wait_for_what_strangers_did(ann):
     app = door(ann)
     app.throttle = Throttle(lambda: now[0])
     at_home, away = visitor(app, "10.0.0.1"), visitor(app, "10.0.0.2")
-    assert login(at_home).status_code == login(away).status_code == 303
-    away.cookies.delete(gate.COOKIE)
+    assert log_in(at_home).status_code == log_in(away).status_code == 303
+    away.cookies.delete(login.COOKIE)
     for address in ("10.0.0.2", "10.0.0.3"):
         stranger = visitor(app, address)
-        while login(stranger, password="guess").status_code != 429:
+        while log_in(stranger, password="guess").status_code != 429:
             pass
-    assert login(visitor(app, "10.0.0.3")).status_code == 429, "the address of an attacker, and nothing known"
-    assert login(visitor(app, "10.0.0.1")).status_code == 303, "a known address"
+    assert log_in(visitor(app, "10.0.0.3")).status_code == 429, "the address of an attacker, and nothing known"
+    assert log_in(visitor(app, "10.0.0.1")).status_code == 303, "a known address"
     away_at = TestClient(
         app, base_url="http://127.0.0.1", follow_redirects=False, client=("10.0.0.3", 1), cookies=away.cookies
     )
-    assert login(away_at).status_code == 303, "a known browser at an attacker's address"
-    assert [login(away_at, password="guess").status_code for _ in range(4)] == [401, 401, 401, 429]
+    assert log_in(away_at).status_code == 303, "a known browser at an attacker's address"
+    assert [log_in(away_at, password="guess").status_code for _ in range(4)] == [401, 401, 401, 429]
     now[0] += 1.1
-    assert login(away_at).status_code == 303, "a stolen browser is slowed down too"
+    assert log_in(away_at).status_code == 303, "a stolen browser is slowed down too"
 
 
 def test_a_cookie_of_a_browser_counts_for_its_name_and_password_only(ann):
     users = ann | {"bob": hashed(WORDS)}
     app = door(users)
     someone = visitor(app)
-    login(someone)
-    device = someone.cookies[gate.DEVICE]
-    assert gate._belongs(device, users["ann"]) and not gate._belongs(device, users["bob"])
-    assert not gate._belongs(device, hashed(WORDS)), "another password, another salt"
+    log_in(someone)
+    device = someone.cookies[login.DEVICE]
+    assert login._belongs(device, users["ann"]) and not login._belongs(device, users["bob"])
+    assert not login._belongs(device, hashed(WORDS)), "another password, another salt"
     about, _, signature = device.rpartition(".")
     old = f"{int(time.time()) - 366 * 86_400}.x"
     for forged in (
@@ -263,8 +263,8 @@ def test_a_cookie_of_a_browser_counts_for_its_name_and_password_only(ann):
         "é.é",
         "9" * 99 + ".x.y",
     ):
-        assert not gate._belongs(forged, users["ann"])
-    assert not gate._belongs(gate._device(users["ann"], old), users["ann"])
+        assert not login._belongs(forged, users["ann"])
+    assert not login._belongs(login._device(users["ann"], old), users["ann"])
 
 
 def test_pauses_double_to_five_minutes_and_belong_to_one_network():
@@ -275,9 +275,9 @@ def test_pauses_double_to_five_minutes_and_belong_to_one_network():
     waits = []
     for _ in range(14):
         assert throttle.enter(place, "ann") == 0
-        waits.append(throttle.enter(place, "ann") if throttle.failures(place) >= gate.FREE else 0)
+        waits.append(throttle.enter(place, "ann") if throttle.failures(place) >= login.FREE else 0)
         now[0] += waits[-1]
-    assert waits[:6] == [0, 0, 1, 2, 4, 8] and waits[-1] == gate.LONGEST
+    assert waits[:6] == [0, 0, 1, 2, 4, 8] and waits[-1] == login.LONGEST
     assert throttle.enter(throttle.place("2001:db8:0:1::1", "ann")[0], "ann") == 0, "the next /64"
     now[0] += 86_401
     assert [throttle.enter(place, "ann") for _ in range(3)] == [0, 0, 0], "forgotten after a day"
@@ -289,13 +289,13 @@ def test_a_right_login_does_not_wipe_out_guesses_at_another_name(ann):
     stranger = visitor(app)
     codes = []
     for _ in range(4):
-        codes.append(login(stranger, password="guess").status_code)
-        login(stranger, "eve", "her own words")
+        codes.append(log_in(stranger, password="guess").status_code)
+        log_in(stranger, "eve", "her own words")
     assert codes == [401, 401, 401, 429]
 
 
 def test_what_is_remembered_of_attackers_is_bounded(monkeypatch):
-    monkeypatch.setattr(gate, "ADDRESSES", 100)
+    monkeypatch.setattr(login, "ADDRESSES", 100)
     throttle = Throttle()
     for i in range(1000):
         throttle.enter(f"10.0.{i // 250}.{i % 250}", f"name {i}")
@@ -305,12 +305,12 @@ def test_what_is_remembered_of_attackers_is_bounded(monkeypatch):
 
 def test_names_that_do_not_exist_cost_and_say_the_same(ann, monkeypatch):
     checked = []
-    matches = gate.matches
-    monkeypatch.setattr(gate, "matches", lambda password, stored: checked.append(stored) or matches(password, stored))
+    matches = login.matches
+    monkeypatch.setattr(login, "matches", lambda password, stored: checked.append(stored) or matches(password, stored))
     app = door(ann)
     told = []
     for address, name in (("10.0.0.1", "ann"), ("10.0.0.2", "nobody")):
-        answers = [login(visitor(app, address), name, "guess") for _ in range(5)]
+        answers = [log_in(visitor(app, address), name, "guess") for _ in range(5)]
         told.append([(one.status_code, one.text) for one in answers])
     assert told[0] == told[1] and len(checked) == 6 and len(set(map(len, checked))) == 1
 
@@ -329,14 +329,14 @@ def test_few_passwords_are_checked_at_a_time_and_first_tries_go_first(ann, monke
             order.append(password)
         return False
 
-    monkeypatch.setattr(gate, "matches", slow)
-    monkeypatch.setattr(gate, "IN_LINE", 8)
-    line = gate._Line()
+    monkeypatch.setattr(login, "matches", slow)
+    monkeypatch.setattr(login, "IN_LINE", 8)
+    line = login._Line()
 
     async def all_at_once():
         tries = [line.matches(f"again {i}", "", 2, False) for i in range(12)] + [line.matches("first", "", 0, False)]
         return await asyncio.gather(*tries)
 
     answers = run_apart(all_at_once())
-    assert most == gate.AT_ONCE and order.index("first") < 2 * gate.AT_ONCE
-    assert answers.count(None) == 12 + 1 - gate.AT_ONCE - 8 and answers[-1] is False
+    assert most == login.AT_ONCE and order.index("first") < 2 * login.AT_ONCE
+    assert answers.count(None) == 12 + 1 - login.AT_ONCE - 8 and answers[-1] is False
