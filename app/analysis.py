@@ -232,14 +232,20 @@ def accuracy(
 ) -> Estimate | None:
     """The accuracy of one line of the run card, and nothing else of it; kept while the run has as many `_clips`. None
     where the rows cannot be scored: the card says why."""
+    result = result_of(workbench, run_id, system, split, method)
+    return None if result is None else result.share(result.right_C)
+
+
+def result_of(workbench: Workbench, run_id: str, system: str, split: str, method: str) -> Result | None:
+    """One line of the run card; None where its rows cannot be scored."""
     try:
         rows = answers.answers(workbench, run_id, system, split, [method])
         run = workbench.run(run_id)
         rows = rows[rows["control"] == "none"]
-        [found] = _results(workbench, run, rows, labels_of(workbench, run.about["dataset"], rows))
+        [result] = _results(workbench, run, rows, labels_of(workbench, run.about["dataset"], rows))
     except (DeepIntuitError, ValueError):
         return None
-    return found.share(found.right_C)
+    return result
 
 
 def clamped(text: str | None) -> float:

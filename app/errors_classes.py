@@ -27,31 +27,31 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=64)
-def costs_of(found: Analysis, text: str) -> Costs | None:
+def costs_of(analysis: Analysis, text: str) -> Costs | None:
     """None where the answers have no probabilities."""
-    if found.mine.probs_C_K is None:
+    if analysis.mine.probs_C_K is None:
         return None
-    on_validation = found.mine if found.choice.split == "validation" else found.validation
-    return Costs(found.mine, *prices(text, found.labels), on_validation)
+    on_validation = analysis.mine if analysis.choice.split == "validation" else analysis.validation
+    return Costs(analysis.mine, *prices(text, analysis.labels), on_validation)
 
 
-def class_of(found: Analysis, wish: str) -> int:
+def class_of(analysis: Analysis, wish: str) -> int:
     """The class that is drawn: the wished one, else that of the smallest area."""
-    if wish in found.labels or found.mine.probs_C_K is None:
-        return found.labels.index(wish) if wish in found.labels else 0
-    areas = np.array([area.value for area, _ in found.mine.ranking_K])
+    if wish in analysis.labels or analysis.mine.probs_C_K is None:
+        return analysis.labels.index(wish) if wish in analysis.labels else 0
+    areas = np.array([area.value for area, _ in analysis.mine.ranking_K])
     return 0 if np.isnan(areas).all() else int(np.nanargmin(areas))
 
 
-def shown_classes(found: Analysis) -> list[int]:
-    return most_confused(found.mine.evaluation.confusion).tolist()
+def shown_classes(analysis: Analysis) -> list[int]:
+    return most_confused(analysis.mine.evaluation.confusion).tolist()
 
 
-def ranking_plot(found: Analysis, wish: str, text: str) -> go.Figure:
-    bill = costs_of(found, text)
+def ranking_plot(analysis: Analysis, wish: str, text: str) -> go.Figure:
+    bill = costs_of(analysis, text)
     if bill is None:
-        return narrow(ranking_figure(found.labels, None, 0, {}))
-    mine, k = found.mine, class_of(found, wish)
+        return narrow(ranking_figure(analysis.labels, None, 0, {}))
+    mine, k = analysis.mine, class_of(analysis, wish)
     true_C, points = mine.truth_C == k, {}
     threshold = bill.threshold(k)
     called = {
@@ -63,55 +63,55 @@ def ranking_plot(found: Analysis, wish: str, text: str) -> go.Figure:
         if hits + alarms and true_C.any() and not true_C.all():
             points[name] = (alarms / (~true_C).sum(), hits / true_C.sum(), hits / (hits + alarms))
     area = mine.ranking_K[k][0]
-    words = f"{found.labels[k]} against the rest: AUROC {number(area.value, 1, 3)}{within(area, 1, 3)}"
-    return narrow(ranking_figure(found.labels, mine.curves_K, k, points, words))
+    words = f"{analysis.labels[k]} against the rest: AUROC {number(area.value, 1, 3)}{within(area, 1, 3)}"
+    return narrow(ranking_figure(analysis.labels, mine.curves_K, k, points, words))
 
 
 @lru_cache(maxsize=32)
-def ranking(found: Analysis, wish: str) -> str:
+def ranking(analysis: Analysis, wish: str) -> str:
     """Area, average precision and the operating point of each class."""
-    mine = found.mine
+    mine = analysis.mine
     if mine.probs_C_K is None:
         return empty("These answers have no probabilities.", "Choose a calibrated label under “Method”.")
     rows = [
         {
-            "label": found.labels[k],
+            "label": analysis.labels[k],
             "n": mine.curves_K[k].positives,
             "place": f"true.{k}",
             "ranked": mine.ranking_K[k],
             "rates": (mine.rates_K[k][1], mine.fall_out(k)),
         }
-        for k in shown_classes(found)
+        for k in shown_classes(analysis)
     ]
-    few = few_of(len(found.labels))
-    return render("errors/ranking.html", rows=rows, chosen=found.labels[class_of(found, wish)], few=few)
+    few = few_of(len(analysis.labels))
+    return render("errors/ranking.html", rows=rows, chosen=analysis.labels[class_of(analysis, wish)], few=few)
 
 
-def cost_fields(found: Analysis, text: str) -> str:
+def cost_fields(analysis: Analysis, text: str) -> str:
     """Where prices are typed; `app.js` gathers them."""
-    bill = costs_of(found, text)
+    bill = costs_of(analysis, text)
     if bill is None:
         return empty("These answers have no probabilities.", "Choose a calibrated label under “Method”.")
-    rows = [(found.labels[k], f"{bill.miss_K[k]:g}", f"{bill.alarm_K[k]:g}") for k in shown_classes(found)]
+    rows = [(analysis.labels[k], f"{bill.miss_K[k]:g}", f"{bill.alarm_K[k]:g}") for k in shown_classes(analysis)]
     return render("errors/prices.html", rows=rows)
 
 
-def costs(found: Analysis, text: str) -> str:
+def costs(analysis: Analysis, text: str) -> str:
     """What the answers cost, what those of least expected cost would, and a threshold for each class."""
-    bill = costs_of(found, text)
+    bill = costs_of(analysis, text)
     if bill is None:
         return ""
-    K = len(found.labels)
+    K = len(analysis.labels)
     withheld = int((bill.cheapest_C == K).sum())
     words = f"As answered, a clip costs {number(bill.answered.value, 1, 3)}{within(bill.answered, 1, 3)} on average. "
     words += f"By least expected cost: {number(bill.cheapest.value, 1, 3)}{within(bill.cheapest, 1, 3)}, "
     words += f"{number(bill.change.value, 1, 3, sign=True)} a clip{within(bill.change, 1, 3, sign=True)}; "
-    words += f"it answers {int((bill.cheapest_C != bill.answered_C).sum())} of {found.mine.n} clips otherwise"
-    words += f" and withholds {percent(withheld / max(1, found.mine.n), 1)}."
+    words += f"it answers {int((bill.cheapest_C != bill.answered_C).sum())} of {analysis.mine.n} clips otherwise"
+    words += f" and withholds {percent(withheld / max(1, analysis.mine.n), 1)}."
     rows = [
-        {"label": found.labels[k], "k": k, "bill": one, "at": _shown(one.threshold)}
-        for k in shown_classes(found)
-        for one in [bill.of_class(k)]
+        {"label": analysis.labels[k], "k": k, "bill": class_bill, "at": _texts(class_bill.threshold)}
+        for k in shown_classes(analysis)
+        for class_bill in [bill.of_class(k)]
     ]
     chosen = bill.validation is not None
     return render(
@@ -119,14 +119,14 @@ def costs(found: Analysis, text: str) -> str:
         words=words,
         rows=rows,
         chosen=chosen,
-        same=chosen and bill.validation is found.mine,
+        same=chosen and bill.validation is analysis.mine,
         clips=bill.validation.n if chosen else 0,
-        run=found.chosen_in,
-        reasoner=found.stands_on[0] or "zero-shot",
-        calibrator=found.stands_on[1],
+        run=analysis.chosen_in,
+        reasoner=analysis.stands_on[0] or "zero-shot",
+        calibrator=analysis.stands_on[1],
     )
 
 
-def _shown(threshold: float) -> tuple[str, str] | None:
+def _texts(threshold: float) -> tuple[str, str] | None:
     """As it is read, and to the last digit; None where the class is never called."""
     return None if math.isinf(threshold) else (f"{threshold:.3g}", str(threshold))

@@ -47,15 +47,22 @@ def headlines(workbench: Workbench, runs: pd.DataFrame) -> dict[str, str]:
     return {run["run_id"]: view.headline(run, accuracies, ends, accuracy) for run in runs.to_dict("records")}
 
 
-def table(context: AppContext, stage: str | None, dataset: str | None, run_id: str | None) -> str:
+def table(
+    context: AppContext,
+    stage: str | None,
+    dataset: str | None,
+    run_id: str | None,
+    columns: Sequence[str] | None = None,
+) -> str:
     workbench = context.look()
     runs = progress.runs(workbench, stage, dataset)
     problems = [(source, without_roots(text, *_roots(workbench))) for source, text in workbench.problems()]
     if runs.empty and not stage and not dataset:
         return view.left_out(problems) + view.no_runs()
-    runs["command"] = [without_places(words, *_roots(workbench)) for words in runs["command"]]
+    for column in ("command", "config"):
+        runs[column] = [without_places(value, *_roots(workbench)) for value in runs[column]]
     return view.left_out(problems) + view.runs_table(
-        runs, statuses(workbench, runs), headlines(workbench, runs), run_id or ""
+        runs, statuses(workbench, runs), headlines(workbench, runs), run_id or "", columns or tuple(view.COLUMNS)
     )
 
 
@@ -101,17 +108,25 @@ def comparison(context: AppContext, run_ids: Sequence[str] | None) -> str:
     runs = progress.runs(workbench)
     ids = [run_id for run_id in run_ids or [] if run_id in set(runs["run_id"])]
     abouts = [_about(workbench, run_id) for run_id in ids]
-    return view.comparison(abouts, statuses(workbench, runs), progress.accuracies(workbench), progress.ends(workbench))
+    scores = progress.accuracies(workbench)
+    results = {
+        row: analysis.result_of(workbench, row.run_id, row.system, row.split, row.method)
+        for row in scores[scores["run_id"].isin(ids)].itertuples(index=False)
+    }
+    return view.comparison(abouts, statuses(workbench, runs), results, progress.ends(workbench))
 
 
-def training(context: AppContext, run_id: str | None) -> tuple[str, Any]:
-    """Health remarks and curves; an empty state instead of curves where none were logged."""
+def training(context: AppContext, run_id: str | None, beside: Sequence[str] | None = None) -> tuple[str, Any]:
+    """Health remarks and curves, with those of the runs `beside` laid over them; an empty state instead of curves where
+    none were logged."""
     workbench = context.look()
-    steps = progress.steps(workbench, run_id or "")
-    if steps.empty:
+    curves = {run: progress.steps(workbench, run) for run in dict.fromkeys([run_id or "", *(beside or ())])}
+    steps = curves.pop(run_id or "")
+    if steps.empty and all(rows.empty for rows in curves.values()):
         return view.no_curves(run_id or ""), gr.Plot(visible=False)
-    config = _about(workbench, run_id)["config"]
-    return view.health(remarks(steps)), gr.Plot(value=report.training_figure(steps, config), visible=True)
+    config = _about(workbench, run_id)["config"] if len(steps) else None
+    figure = report.training_figure(steps, config, run_id or "", curves)
+    return view.health(remarks(steps) if len(steps) else []), gr.Plot(value=figure, visible=True)
 
 
 def nearest_step(steps: Sequence[int], text: str | None) -> int:
@@ -187,6 +202,8 @@ def page(context: AppContext) -> None:
                 stage = gr.Dropdown([], label="Stage")
                 dataset = gr.Dropdown([], label="Dataset")
                 compare = gr.Dropdown([], label="Compare", multiselect=True, info="two or more runs, side by side")
+            with gr.Accordion("Columns", open=False, elem_id="runs-columns"):
+                columns = gr.Dropdown([], label="Columns of the table, settings too", multiselect=True)
             listed = gr.HTML(elem_id="runs-list")
             side_by_side = gr.HTML(elem_id="runs-compare")
         with gr.Tab("Details", id="details"):
@@ -213,10 +230,11 @@ def page(context: AppContext) -> None:
         rows = progress.runs(context.workbench)
         stages = [("all", ""), *((name, name) for name in sorted(set(rows["stage"])))]
         sets = [("all", ""), *((name, name) for name in sorted(set(rows["dataset"].dropna())))]
-        return [*(gr.update(choices=names) for names in (runs, stages, sets, runs)), ids]
+        heads = [(head, name) for name, head in view.columns(rows).items()]
+        return [*(gr.update(choices=names) for names in (runs, stages, sets, runs, heads)), ids]
 
     def restore(query: Mapping[str, str], request: gr.Request) -> list[Any]:
-        runs, stages, sets, comparable, _ = choices()
+        runs, stages, sets, comparable, heads, _ = choices()
         ids = {value for _, value in runs["choices"]}
         compared = [value for value in query.get("compare", "").split(",") if value in ids]
         run_id = query["run"] if query.get("run") in ids else None
@@ -225,6 +243,7 @@ def page(context: AppContext) -> None:
             {**stages, "value": query["stage"] if query.get("stage") in {v for _, v in stages["choices"]} else ""},
             {**sets, "value": query["dataset"] if query.get("dataset") in {v for _, v in sets["choices"]} else ""},
             {**comparable, "value": compared},
+            {**heads, "value": _columns(query.get("columns", ""), [name for _, name in heads["choices"]])},
             query["tab"] if query.get("tab") in TABS else "runs",
             query.get("step", "")[:12],
             query.get("clip", "")[:64],
@@ -237,9 +256,9 @@ def page(context: AppContext) -> None:
         missing = stages.get(run_id) == "evaluate" and view.card_address(context.workbench, run_id) is None
         return details(context, run_id), gr.Button(visible=missing)
 
-    def show_training(run_id: str | None, tab_name: str) -> tuple[Any, Any]:
+    def show_training(run_id: str | None, tab_name: str, beside: Sequence[str] | None) -> tuple[Any, Any]:
         # Drawn only where it can be seen: a figure in a hidden tab gets the wrong width.
-        return training(context, run_id) if tab_name == "training" else (gr.skip(), gr.skip())
+        return training(context, run_id, beside) if tab_name == "training" else (gr.skip(), gr.skip())
 
     def show_rollouts(run_id: str | None, number: str, clip_id: str, tab_name: str, name: str) -> tuple[Any, Any]:
         return rollouts(context, run_id, number, clip_id, name) if tab_name == "rollouts" else (gr.skip(), gr.skip())
@@ -255,24 +274,25 @@ def page(context: AppContext) -> None:
         return show_details(run_id)
 
     def tick(before: tuple, *state: Any) -> list[Any]:
-        stage_, dataset_, run_id, job_id, tab_name = state
+        stage_, dataset_, run_id, job_id, tab_name, beside, keys = state
         ids = tuple(value for _, value in run_choices(context))
-        fresh = choices() if ids != tuple(before) else [gr.skip()] * 5
-        lists = [table(context, stage_, dataset_, run_id) if tab_name == "runs" else gr.skip()]
+        fresh = choices() if ids != tuple(before) else [gr.skip()] * 6
+        lists = [table(context, stage_, dataset_, run_id, keys) if tab_name == "runs" else gr.skip()]
         lists += job_list(job_id) if tab_name == "jobs" else [gr.skip()] * len(job_of)
-        lists += [
-            *show_training(run_id, tab_name if run_id in ids and progress.at_work(context.workbench, run_id) else "")
-        ]
+        drawn = [one for one in (run_id, *(beside or ())) if one in ids]
+        live = any(progress.at_work(context.workbench, one) for one in drawn)
+        lists += [*show_training(run_id, tab_name if live else "", beside)]
         return [*fresh, *lists, gr.Timer(active=busy(context))]
 
     reading = {**_QUICK, "concurrency_limit": None}
-    picks = [run, stage, dataset, compare, run_ids]
+    picks = [run, stage, dataset, compare, columns, run_ids]
     loaded = links.bind(
         {
             "run": run,
             "stage": stage,
             "dataset": dataset,
             "compare": compare,
+            "columns": columns,
             "tab": tab,
             "step": update,
             "clip": clip,
@@ -281,13 +301,13 @@ def page(context: AppContext) -> None:
         },
         restore,
         choices=("run", "tab", "clip", "job", "slice"),
-        defaults={"tab": TABS[0]},
+        defaults={"tab": TABS[0], "columns": ",".join(view.COLUMNS)},
     )
     show = [
-        (lambda *inputs: table(context, *inputs), [stage, dataset, run], [listed]),
+        (lambda *inputs: table(context, *inputs), [stage, dataset, run, columns], [listed]),
         (lambda inputs: comparison(context, inputs), [compare], [side_by_side]),
         (show_details, [run], [details_box, card]),
-        (show_training, [run, tab], [health, curves]),
+        (show_training, [run, tab, compare], [health, curves]),
         (show_rollouts, [run, update, clip, tab, within], [groups, group]),
         (lambda inputs: job_list(inputs), [job], job_of),
         (lambda: gr.Timer(active=busy(context)), [], [timer]),
@@ -300,9 +320,9 @@ def page(context: AppContext) -> None:
     to_tab = {"fn": lambda tab_name: gr.Tabs(selected=tab_name), "inputs": tab, "outputs": tabs, **reading}
     chain(loaded.then(new_run, [run, update], step, **reading).then(**to_tab), [show[0], *show[2:5], show[6]])
     chain(again.click(choices, None, picks, **reading), show)
-    for part in (stage, dataset):
+    for part in (stage, dataset, columns):
         part.input(show[0][0], show[0][1], show[0][2], **reading)
-    compare.change(show[1][0], show[1][1], show[1][2], **reading)
+    chain(compare.change(show[1][0], show[1][1], show[1][2], **reading), [show[3]])
     chain(run.input(new_run, [run, update], step, **reading), [show[0], *show[2:5]])
     # Buttons in our HTML write into hidden fields, which are emptied again so that the same button works twice.
     chain(
@@ -334,8 +354,16 @@ def page(context: AppContext) -> None:
     within.input(*show[4], trigger_mode="always_last", **reading)
     card.click(write_card, run, [details_box, card], show_progress="minimal", concurrency_limit=1)
     timer.tick(
-        tick, [run_ids, stage, dataset, run, job, tab], [*picks, listed, *job_of, health, curves, timer], **reading
+        tick,
+        [run_ids, stage, dataset, run, job, tab, compare, columns],
+        [*picks, listed, *job_of, health, curves, timer],
+        **reading,
     )
+
+
+def _columns(text: str, names: Sequence[str]) -> list[str]:
+    """Those that an address names, the table's own where it names none that there is."""
+    return [name for name in text[:2000].split(",") if name in names] or list(view.COLUMNS)
 
 
 def _slider(steps: Sequence[int], number: str | None) -> Any:

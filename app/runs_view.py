@@ -17,9 +17,11 @@ import pandas as pd
 from deepintuit.config import Config
 from deepintuit.metrics import Estimate
 from deepintuit_analysis import Workbench
-from deepintuit_analysis.numbers import percent, within
+from deepintuit_analysis.numbers import number, p_value, percent, within
 from deepintuit_analysis.report.curves import sampled
 from deepintuit_analysis.report.health import Remark
+from deepintuit_analysis.report.results import Comparison, Result
+from deepintuit_analysis.report.text import shown
 from deepintuit_app.html import empty, note, render
 from deepintuit_app.jobs import STATUSES, Job
 
@@ -112,8 +114,30 @@ def _scored(run: Mapping[str, Any], scores: pd.DataFrame, accuracy: Accuracy) ->
     return text + (f"; provisional {percent(raw.right / raw.n, 1)}" if raw is not None and row is not raw else "")
 
 
-def runs_table(runs: pd.DataFrame, statuses: Mapping[str, str], headlines: Mapping[str, str], run_id: str) -> str:
-    """One line per run, the newest first; the id opens it."""
+COLUMNS = {
+    "stage": "Stage", "status": "Status", "result": "Result", "parent": "Parent", "dataset": "Dataset",
+    "started": "Started", "duration": "Duration", "rerun": "Rerun",
+}  # fmt: skip
+"""Those of the table of runs that are there without a choice, by their names in the address."""
+
+
+def columns(runs: pd.DataFrame) -> dict[str, str]:
+    """What the table can have, name → head: its own columns, seed, commit, and settings, those in which the runs differ
+    first."""
+    configs = [flat(config or {}) for config in runs["config"]]
+    alike = {key: len({_value(config.get(key)) for config in configs}) == 1 for config in configs for key in config}
+    settings = sorted((key for key in alike if "." in key), key=lambda key: (alike[key], key))
+    return COLUMNS | {"seed": "Seed", "commit": "Commit"} | {key: key for key in settings}
+
+
+def runs_table(
+    runs: pd.DataFrame,
+    statuses: Mapping[str, str],
+    headlines: Mapping[str, str],
+    run_id: str,
+    keys: Sequence[str] = tuple(COLUMNS),
+) -> str:
+    """One line per run, the newest first; the id opens it. `keys` are its columns, of `columns`."""
     rows = []
     for run in runs.to_dict("records"):
         status = statuses[run["run_id"]]
@@ -130,9 +154,20 @@ def runs_table(runs: pd.DataFrame, statuses: Mapping[str, str], headlines: Mappi
                 "begun": when(run["created"]),
                 "took": took((until - run["created"]).total_seconds()) if not pd.isna(until) else "–",
                 "command": command(run["command"]),
+                "others": _others(run, keys),
             }
         )
-    return render("runs/table.html", runs=rows, chosen=run_id)
+    heads = columns(runs)
+    return render(
+        "runs/table.html", runs=rows, chosen=run_id, columns=[(key, heads[key]) for key in keys if key in heads]
+    )
+
+
+def _others(run: Mapping[str, Any], keys: Sequence[str]) -> dict[str, str]:
+    settings = {**flat(run["config"] or {}), "seed": run["seed"], "commit": str(run["commit"] or "")[:10]}
+    return {
+        key: _value(None if pd.isna(value) else value) for key in keys if (value := settings.get(key, "–")) is not None
+    }
 
 
 def _state(status: str) -> dict[str, str | None]:
@@ -221,9 +256,13 @@ def _value(value: object) -> str:
 
 
 def comparison(
-    abouts: Sequence[Mapping[str, Any]], statuses: Mapping[str, str], accuracies: pd.DataFrame, ends: pd.DataFrame
+    abouts: Sequence[Mapping[str, Any]],
+    statuses: Mapping[str, str],
+    results: Mapping[Any, Result | None],
+    ends: pd.DataFrame,
 ) -> str:
-    """Two or more runs side by side: their numbers, then the settings in which they differ."""
+    """Two or more runs side by side: their numbers, what stands between each and the first one on the clips that both
+    answered, and the settings in which they differ. `results`: rows of `progress.accuracies` → their results."""
     if len(abouts) < 2:
         return ""
     ids = [about["run_id"] for about in abouts]
@@ -231,11 +270,17 @@ def comparison(
         "stage": {about["run_id"]: about["stage"] for about in abouts},
         "status": {run_id: statuses[run_id] for run_id in ids},
     }
-    for row in accuracies[accuracies["run_id"].isin(ids)].itertuples():
-        name = f"right on {row.split}, {row.system if row.method == 'raw' else row.method}"
-        numbers.setdefault(name if row.method != "raw" else f"right on {row.split}, raw", {})[row.run_id] = (
-            f"{percent(row.right / row.n, 1)} of {row.n}"
-        )
+    for name, scores in _by_answer(results).items():
+        for run_id, (score, result) in scores.items():
+            right = None if result is None else result.share(result.right_C)
+            values = numbers.setdefault(f"right on {name}", {})
+            values[run_id] = f"{percent(score.right / score.n, 1)} of {score.n}" + (
+                "" if right is None else within(right)
+            )
+        first = next((run_id for run_id in ids if run_id in scores), "")
+        for run_id in (run_id for run_id in ids if run_id in scores and run_id != first):
+            if told := _difference(scores[first][1], scores[run_id][1]):
+                numbers.setdefault(f"against {first}, {name}", {})[run_id] = told
     rows = ends[ends["run_id"].isin(ids)]
     for key, title in _SHOWN_NUMBERS.items():
         for row in rows[rows["name"] == key].to_dict("records"):
@@ -250,6 +295,27 @@ def comparison(
         if len(set(values := [_value(s.get(key)) for s in settings])) > 1
     ]
     return render("runs/comparison.html", heads=["", *ids], numbers=lines, settings=differing)
+
+
+def _by_answer(results: Mapping[Any, Result | None]) -> dict[str, dict[str, tuple[Any, Result | None]]]:
+    """Split and label in words → run → its score and result; with the system where a run has several."""
+    systems: dict[str, set[str]] = {}
+    for score in results:
+        systems.setdefault(score.run_id, set()).add(score.system)
+    answers: dict[str, dict[str, tuple[Any, Result | None]]] = {}
+    for score, result in results.items():
+        name = f"{score.split}, {shown(score.method)}"
+        name += f" of {score.system}" if len(systems[score.run_id]) > 1 else ""
+        answers.setdefault(name, {})[score.run_id] = (score, result)
+    return answers
+
+
+def _difference(before: Result | None, after: Result | None) -> str:
+    """In points, with its interval and McNemar's p; "" where there is nothing to compare."""
+    if before is None or after is None or not (compared := Comparison.of(before, after)).n:
+        return ""
+    points = f"{number(compared.accuracy.value, sign=True)} points{within(compared.accuracy, sign=True)}"
+    return f"{points}, {p_value(compared.flips.p_value)}, n {compared.n}"
 
 
 def _given(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from deepintuit.metrics import cheapest_answers, class_curve, costs_each, ranking_of
 from deepintuit.metrics.ranking import shortest
 from deepintuit_analysis.report import table_of
-from deepintuit_analysis.report.costs import Costs, prices, told
+from deepintuit_analysis.report.costs import Costs, prices, text_of
 
 LABELS = ("fall", "sit", "wave; or = 100 %/so")
 few = st.integers(0, 4).map(lambda n: n / 4)  # ties are common
@@ -68,12 +68,12 @@ def test_costs_are_those_of_the_matrix_and_the_cheapest_answer_is_the_least_of_i
 )
 def test_an_address_written_by_hand_sets_no_price(text):
     miss, alarm = prices(text, LABELS)
-    assert miss.tolist() == alarm.tolist() == [1, 1, 1] and told(miss, alarm, LABELS) == ""
+    assert miss.tolist() == alarm.tolist() == [1, 1, 1] and text_of(miss, alarm, LABELS) == ""
 
 
 def test_prices_come_back_from_the_address_whatever_a_label_holds():
     prices_K = np.array([10.0, 1.0, 0.25]), np.array([1.0, 1.0, 3.0])
-    again = prices(told(*prices_K, LABELS), LABELS)
+    again = prices(text_of(*prices_K, LABELS), LABELS)
     assert [one.tolist() for one in again] == [one.tolist() for one in prices_K]
 
 

@@ -428,6 +428,18 @@ def test_training_curves_have_plain_names_and_units() -> None:
     assert list(figure.data[2].x) == [1, 2] and list(figure.data[2].y) == [50.0, 50.0]
 
 
+def test_curves_of_several_runs_have_a_colour_per_run_and_one_entry_of_the_legend() -> None:
+    steps = pd.DataFrame(
+        {"step": [1, 2] * 2, "name": ["loss"] * 2 + ["validation_nll"] * 2, "value": [2.0, 1.0, 3.0, 2.0]}
+    )
+    figure = training_figure(steps, None, "first", {"<b>": steps.assign(value=5.0), "empty": steps[:0]})
+    assert [one.name for one in figure.data] == ["first", "first", "&lt;b&gt;", "&lt;b&gt;"]
+    assert [one.showlegend for one in figure.data] == [True, False, True, False]
+    assert len({(one.name, one.line.color) for one in figure.data}) == 2 and figure.data[1].line.dash != "solid"
+    alone = training_figure(steps, None, "first", {"empty": steps[:0]})
+    assert [one.name for one in alone.data] == ["training", "validation"], "a run without steps changes nothing"
+
+
 def test_labels_in_figures_are_text_and_stay_apart() -> None:
     labels = ("2024-01-01", "<a href='javascript:alert(1)'>x</a>", "y" * 80 + "1", "y" * 80 + "2")
     figure = confusion_figure(np.eye(4, 5, dtype=int), labels)

@@ -26,16 +26,16 @@ DEAREST = 1e6
 def prices(text: str, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """What a miss and a false alarm of each class cost, of `label=miss/alarm;…` (labels percent-encoded): 1 where
     none is said, or what is said is no number from 0 to `DEAREST`."""
-    found = {}
+    entries = {}
     for entry in text.split(";"):
         name, _, both = entry.rpartition("=")
-        found[unquote(name)] = both.split("/")
-    known_K = [found.get(label, ()) for label in labels]
+        entries[unquote(name)] = both.split("/")
+    known_K = [entries.get(label, ()) for label in labels]
     miss_K, alarm_K = ([_price(both[k] if k < len(both) else "") for both in known_K] for k in (0, 1))
     return np.array(miss_K), np.array(alarm_K)
 
 
-def told(miss_K: np.ndarray, alarm_K: np.ndarray, labels: Sequence[str]) -> str:
+def text_of(miss_K: np.ndarray, alarm_K: np.ndarray, labels: Sequence[str]) -> str:
     """The way back: what `prices` reads, without classes of cost 1 and 1."""
     each = zip(labels, miss_K, alarm_K, strict=True)
     return ";".join(f"{quote(name)}={miss:g}/{alarm:g}" for name, miss, alarm in each if (miss, alarm) != (1, 1))
@@ -43,10 +43,10 @@ def told(miss_K: np.ndarray, alarm_K: np.ndarray, labels: Sequence[str]) -> str:
 
 def _price(text: str) -> float:
     try:
-        found = float(text)
+        price = float(text)
     except ValueError:
         return 1.0
-    return found if 0 <= found <= DEAREST else 1.0
+    return price if 0 <= price <= DEAREST else 1.0
 
 
 class Bill(NamedTuple):
@@ -73,36 +73,36 @@ class Costs:
     answered, no answer the miss alone. `validation`: the same system on other clips, on which thresholds are chosen;
     without it they are alarm / (miss + alarm), the best ones where probabilities are honest."""
 
-    mine: Result
+    result: Result
     miss_K: np.ndarray
     alarm_K: np.ndarray
     validation: Result | None = None
 
     @cached_property
     def answered_C(self) -> np.ndarray:
-        return class_indices(self.mine.frame["predicted"].tolist(), self.mine.labels)
+        return class_indices(self.result.frame["predicted"].tolist(), self.result.labels)
 
     def _each(self, answered_C: np.ndarray) -> np.ndarray:
-        return costs_each(self.mine.truth_C, answered_C, self.miss_K, self.alarm_K)
+        return costs_each(self.result.truth_C, answered_C, self.miss_K, self.alarm_K)
 
     @cached_property
     def answered(self) -> Estimate:
         """The mean cost of a clip as it was answered."""
-        return self.mine.mean(self._each(self.answered_C))
+        return self.result.mean(self._each(self.answered_C))
 
     @cached_property
     def cheapest_C(self) -> np.ndarray:
         """The answers of least expected cost by the probabilities; K where none is cheaper than no answer."""
-        return cheapest_answers(self.mine.probs_C_K, self.miss_K, self.alarm_K)
+        return cheapest_answers(self.result.probs_C_K, self.miss_K, self.alarm_K)
 
     @cached_property
     def cheapest(self) -> Estimate:
-        return self.mine.mean(self._each(self.cheapest_C))
+        return self.result.mean(self._each(self.cheapest_C))
 
     @cached_property
     def change(self) -> Estimate:
         """`cheapest` minus `answered`, on the same draws."""
-        return self.mine.mean(self._each(self.cheapest_C) - self._each(self.answered_C))
+        return self.result.mean(self._each(self.cheapest_C) - self._each(self.answered_C))
 
     def threshold(self, k: int) -> float:
         """The probability from which on class `k` is called."""
@@ -112,15 +112,15 @@ class Costs:
         return alarm / (miss + alarm) if miss else math.inf
 
     def of_class(self, k: int) -> ClassBill:
-        threshold, true_C = self.threshold(k), self.mine.truth_C == k
-        answered_C, called_C = self.answered_C == k, self.mine.probs_C_K[:, k] >= threshold
+        threshold, true_C = self.threshold(k), self.result.truth_C == k
+        answered_C, called_C = self.answered_C == k, self.result.probs_C_K[:, k] >= threshold
         was, now = (
             self.miss_K[k] * (true_C & ~said_C) + self.alarm_K[k] * (said_C & ~true_C)
             for said_C in (answered_C, called_C)
         )
         bills = (
-            Bill(int((true_C & ~said_C).sum()), int((said_C & ~true_C).sum()), self.mine.mean(each_C))
+            Bill(int((true_C & ~said_C).sum()), int((said_C & ~true_C).sum()), self.result.mean(each_C))
             for said_C, each_C in ((answered_C, was), (called_C, now))
         )
         before, after = bills
-        return ClassBill(before, threshold, after, self.mine.mean(now - was))
+        return ClassBill(before, threshold, after, self.result.mean(now - was))

@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from deepintuit_analysis.report.figures import COLOURS, DASHES, empty, finished
+from deepintuit_analysis.report.figures import COLOURS, DASHES, empty, finished, safe
 from deepintuit_analysis.report.health import Course
 
 
@@ -64,13 +64,25 @@ def sampled(config: Mapping[str, Any] | None) -> str:
     return f"sampled {'' if at is None else f'at temperature {at:g} '}on training clips"
 
 
-def training_figure(steps: pd.DataFrame, config: Mapping[str, Any] | None = None) -> go.Figure:
+def training_figure(
+    steps: pd.DataFrame,
+    config: Mapping[str, Any] | None = None,
+    name: str = "",
+    beside: Mapping[str, pd.DataFrame] | None = None,
+) -> go.Figure:
     """Panels of whatever known quantities `steps` (columns step, name, value) holds; other names are passed over.
-    `config` of the run: for the title."""
-    by_name = {str(name): rows.sort_values("step") for name, rows in steps.dropna(subset=["value"]).groupby("name")}
+    `config` of the run: for the title. `beside`: steps of other runs by their names, laid over those of this one,
+    which is called `name`: a colour per run then, and a dash per quantity."""
+    runs = [(run, _by_quantity(rows)) for run, rows in [(name, steps), *(beside or {}).items()]]
+    runs = [(run, quantities) for run, quantities in runs if quantities]
     panels = []
     for panel in PANELS:
-        series = {legend: by_name[name] for legend, name in panel.series.items() if name in by_name}
+        series = [
+            (run, legend, quantities[quantity], (k, j))
+            for k, (run, quantities) in enumerate(runs)
+            for j, (legend, quantity) in enumerate(panel.series.items())
+            if quantity in quantities
+        ]
         if series:
             panels.append((panel, series))
     if not panels:
@@ -84,36 +96,45 @@ def training_figure(steps: pd.DataFrame, config: Mapping[str, Any] | None = None
         horizontal_spacing=0.13,
         subplot_titles=[panel.title for panel, _ in panels],
     )
+    several, legends = len(runs) > 1, set()
     for place, (panel, series) in enumerate(panels):
         row, column = place // columns + 1, place % columns + 1
-        for k, (legend, rows) in enumerate(series.items()):
+        for run, legend, rows, (k, j) in series:
             figure.add_scatter(
                 x=rows["step"],
                 y=panel.scale * rows["value"],
-                name=legend,
-                showlegend=len(series) > 1,
+                name=safe(run) if several else legend,
+                legendgroup=run if several else None,
+                showlegend=run not in legends if several else len(series) > 1,
                 mode="lines+markers" if len(rows) < 30 else "lines",
                 marker_size=4,
                 row=row,
                 col=column,
-                line=dict(color=COLOURS[k], width=1.5, dash=DASHES[k]),
-                hovertemplate="update %{x}: %{y:.3g}<extra></extra>",
+                line=dict(color=COLOURS[(k if several else j) % 5], width=1.5, dash=DASHES[j]),
+                hovertemplate=f"{safe(run)} {legend}, update %{{x}}: %{{y:.3g}}<extra></extra>",
             )
+            legends.add(run)
         bounds = dict(range=[0, 103]) if panel.scale == 100 else dict(rangemode="tozero")
         place = dict(row=row, col=column)
         figure.update_yaxes(title_text=panel.unit, title_font_size=11, exponentformat="e", **place, **bounds)
         figure.update_xaxes(title_text="update", title_font_size=11, row=row, col=column)
     figure.update_annotations(font_size=13)
-    figure = finished(figure, _title(panels, config), 210 * lines)
+    title = f"{len(runs)} runs, each by its updates" if several else _title(panels, config)
+    figure = finished(figure, title, 210 * lines)
     figure.update_layout(legend_y=1 + 30 / (210 * lines))
     return figure
 
 
-def _title(panels: list[tuple[Panel, dict[str, pd.DataFrame]]], config: Mapping[str, Any] | None) -> str:
+def _by_quantity(steps: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each quantity in the order of the updates."""
+    return {str(name): rows.sort_values("step") for name, rows in steps.dropna(subset=["value"]).groupby("name")}
+
+
+def _title(panels: list[tuple[Panel, list]], config: Mapping[str, Any] | None) -> str:
     """Where the quantity that the run is after began and ended, over the same updates as its summary and remarks."""
     order = ("Right answers", "Reward, mean", "Loss")
     panel, series = min(panels, key=lambda pair: order.index(pair[0].title) if pair[0].title in order else len(order))
-    rows = next(iter(series.values()))
+    rows = series[0][2]
     course = Course(rows["value"].to_numpy(float), rows["step"].to_numpy()).finite
     if not len(course.values):
         return panel.title

@@ -369,32 +369,36 @@ def risk_coverage_figure(curves: Mapping[str, RiskCoverage]) -> go.Figure:
 def ranking_figure(
     labels: Sequence[str],
     curves_K: Sequence[ClassCurve] | None,
-    chosen: int,
+    focus: int,
     points: Mapping[str, tuple[float, float, float]],
     words: str = "",
 ) -> go.Figure:
-    """ROC and precision–recall of each class against the rest; that of `chosen` is blue, the others grey. `points`:
-    name → false positive rate, recall and precision at which the chosen class is called."""
+    """ROC and precision–recall of each class against the rest; that of `focus` is blue, the others grey. `points`:
+    name → false positive rate, recall and precision at which that class is called."""
     if not curves_K:
         return empty("No answer came with probabilities, so no class can be ranked by them.")
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
-    for k in [*(k for k in range(len(labels))[:MOST_CLASSES] if k != chosen), chosen]:
-        curve, mine = curves_K[k], k == chosen
-        look = dict(color=CALIBRATED, width=2.5) if mine else dict(color=RAW, width=1)
-        kept = np.unique(np.linspace(0, len(curve.threshold) - 1, 500 if mine else 100).astype(int))
+    for k in [*(k for k in range(len(labels))[:MOST_CLASSES] if k != focus), focus]:
+        curve, bold = curves_K[k], k == focus
+        look = dict(color=CALIBRATED, width=2.5) if bold else dict(color=RAW, width=1)
+        places = np.unique(np.linspace(0, len(curve.threshold) - 1, 500 if bold else 100).astype(int))
         fall_out, recall, precision = (
-            (100 * rate[kept]).round(2) for rate in (curve.fall_out, curve.recall, curve.precision)
+            (100 * rate[places]).round(2) for rate in (curve.fall_out, curve.recall, curve.precision)
         )
         # Precision is that of the step that leads to a recall, as average precision sums it.
         roc = np.append(0, fall_out), np.append(0, recall), "linear"
         for col, (x, y, shape) in enumerate((roc, (recall, precision, "vh")), 1):
             figure.add_scatter(
                 x=x, y=y, name=safe(labels[k]), mode="lines", line=dict(look, shape=shape), showlegend=False,
-                opacity=1 if mine else 0.45, row=1, col=col, hovertemplate="%{y:.1f} % at %{x:.1f} %",
+                opacity=1 if bold else 0.45, row=1, col=col, hovertemplate="%{y:.1f} % at %{x:.1f} %",
             )  # fmt: skip
-    for place, (name, (fall_out, recall, precision)) in enumerate(points.items()):
+    for mark_index, (name, (fall_out, recall, precision)) in enumerate(points.items()):
         mark = dict(
-            size=13, color=(LOSS, FOURTH)[place % 2], symbol=SYMBOLS[2 + place % 2], line_color="white", line_width=1
+            size=13,
+            color=(LOSS, FOURTH)[mark_index % 2],
+            symbol=SYMBOLS[2 + mark_index % 2],
+            line_color="white",
+            line_width=1,
         )
         for col, (x, y) in enumerate(((fall_out, recall), (recall, precision)), 1):
             figure.add_scatter(
@@ -406,7 +410,7 @@ def ranking_figure(
     for col, (x, y) in enumerate((("False positive rate (%)", "Recall (%)"), ("Recall (%)", "Precision (%)")), 1):
         figure.update_xaxes(title_text=x, row=1, col=col)
         figure.update_yaxes(title_text=y, row=1, col=col)
-    return finished(figure, words or f"{labels[chosen]} against the other classes", 300)
+    return finished(figure, words or f"{labels[focus]} against the other classes", 300)
 
 
 def class_f1_figure(labels: Sequence[str], f1_by_name: Mapping[str, ArrayLike], support_K: ArrayLike) -> go.Figure:

@@ -209,8 +209,8 @@ class Result:
         K, options = len(self.labels), self._options
         if K * self.n * options["draws"] > MOST_RANKED:
             options["draws"] = 0
-        found = bootstrap_each(ranking_of(self.probs_C_K, self.truth_C), self.n, groups_C=self.groups_C, **options)
-        return [(_doubtful(found[k]), _doubtful(found[K + k])) for k in range(K)]
+        estimates = bootstrap_each(ranking_of(self.probs_C_K, self.truth_C), self.n, groups_C=self.groups_C, **options)
+        return [(_doubtful(estimates[k]), _doubtful(estimates[K + k])) for k in range(K)]
 
     def fall_out(self, k: int) -> Estimate:
         """The share of the clips of other classes that are answered so: its false positive rate."""
@@ -423,9 +423,9 @@ def table_of(
     return ordered(results.values())
 
 
-def _doubtful(found: Estimate) -> Estimate:
+def _doubtful(estimate: Estimate) -> Estimate:
     """Without an interval where no resample gave another value: that is no certainty."""
-    return replace(found, low=math.nan, high=math.nan) if found.low == found.high else found
+    return replace(estimate, low=math.nan, high=math.nan) if estimate.low == estimate.high else estimate
 
 
 def ordered(results: Iterable[Result]) -> list[Result]:

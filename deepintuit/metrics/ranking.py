@@ -51,9 +51,9 @@ class ClassCurve:
 def shortest(low: float, high: float) -> float:
     """The number above `low` and at most `high` of the fewest decimals."""
     for digits in range(1, 17):
-        found = math.floor(high * 10**digits) / 10**digits
-        if low < found <= high:
-            return found
+        number = math.floor(high * 10**digits) / 10**digits
+        if low < number <= high:
+            return number
     return float(high)
 
 
@@ -84,7 +84,7 @@ def ranking_of(probs_C_K: ArrayLike, truth_C: ArrayLike) -> Statistic:
         for k in range(probs.shape[1]):
             order, ends = _ordered(probs[:, k])
             weights = weights_B_C[:, order]
-            hits, called = (np.cumsum(one, 1)[:, ends] for one in (weights * (truth[order] == k), weights))
+            hits, called = (np.cumsum(values, 1)[:, ends] for values in (weights * (truth[order] == k), weights))
             alarms, gained = called - hits, np.diff(hits, prepend=0.0)
             with np.errstate(invalid="ignore", divide="ignore"):
                 area = (np.diff(alarms, prepend=0.0) * (hits - gained / 2)).sum(1) / (hits[:, -1] * alarms[:, -1])

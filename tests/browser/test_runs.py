@@ -67,11 +67,43 @@ def test_a_deep_link_restores_comparison_tab_and_filter(site, page):
     page.goto(f"{site.url}/runs?stage=evaluate&compare={two}")
     numbers = page.locator("#runs-compare table").first
     numbers.wait_for()
-    assert "right on test, raw" in numbers.inner_text() and "of 6" in numbers.inner_text()
+    told = numbers.inner_text()
+    assert "right on test, provisional label" in told and "of 6 (" in told
+    assert (
+        f"against {site.runs['evaluate-cold']}, test, provisional label" in told
+        and "points (" in told
+        and "n 6" in told
+    )
     page.locator("#runs-list tbody tr").nth(1).wait_for()  # it may come after the comparison
     assert page.locator("#runs-list tbody tr").count() == 2
     page.goto(f"{site.url}/runs?run=no-such-run&tab=nowhere&step=x&job=../../etc")
     page.locator("#runs-list tbody tr").nth(5 - 1).wait_for()
+
+
+def test_curves_of_compared_runs_lie_over_each_other(site, page):
+    page.goto(
+        f"{site.url}/runs?tab=training&run={site.runs['coldstart']}&compare={site.runs['calibrate']},{site.runs['grpo']}"
+    )
+    legend = page.locator("#runs-curves .legend")
+    legend.get_by_text(site.runs["grpo"]).first.wait_for()
+    assert site.runs["calibrate"] in legend.first.text_content()
+    page.goto(f"{site.url}/runs?tab=training&run={site.runs['evaluate-cold']}&compare={site.runs['grpo']}")
+    page.locator("#runs-curves .scatterlayer path").first.wait_for(state="attached")
+
+
+def test_the_columns_of_the_table_are_chosen_and_stay_in_the_address(site, page):
+    page.goto(f"{site.url}/runs?columns=seed,result,nobody")
+    heads = page.locator("#runs-list thead th")
+    page.locator("#runs-list tbody tr").first.wait_for()
+    assert heads.all_inner_texts() == ["Run", "Seed", "Result"]
+    page.get_by_role("button", name="Columns").click()
+    page.get_by_label("Columns of the table").click()
+    page.get_by_role("option", name="Duration").click()
+    page.locator("#runs-list th", has_text="Duration").wait_for()
+    page.wait_for_function("location.search.includes('columns=seed%2Cresult%2Cduration')")
+    page.goto(f"{site.url}/runs?columns=nobody")
+    page.locator("#runs-list th", has_text="Rerun").wait_for()
+    assert len(heads.all_inner_texts()) == 9
 
 
 def test_a_started_stage_logs_finishes_and_is_there_after_a_restart(own, open_page):
