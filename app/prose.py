@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from deepintuit.texts import sentences
 from deepintuit.trace import GRAMMARS, Grammar, Mention, mentions, moment, pieces
 from deepintuit_app.html import render
 
@@ -25,7 +26,6 @@ TITLES = {
     "observation": "Observation",
     "quick": "Quick answer",
 }
-_SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?](?![\s\"')\]]|$)[^.!?\n]*)*(?:[.!?]+[\"')\]]*|\n|$)\s*")
 _A_SENTENCE = 4  # words
 _FRAME_WORD = re.compile(r"frames?\s{0,3}#?\Z", re.I)
 _UNIT = re.compile(r"\s{0,3}(?:seconds?|secs?|s)\b", re.I)
@@ -38,11 +38,6 @@ class TokenMark(NamedTuple):
     end: int
     kind: str
     title: str = ""
-
-
-def sentences(text: str) -> list[tuple[int, int]]:
-    """Where the sentences of a text begin and end, white space behind them included. "1.5 s" is not two."""
-    return [match.span() for match in _SENTENCE.finditer(text) if match.end() > match.start()]
 
 
 def deciding(text: str, grammar: Grammar | str) -> str:

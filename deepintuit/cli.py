@@ -1,6 +1,6 @@
 """The command line: arguments → config → one stage.
 
-    deepintuit clips | teach | coldstart | grpo | calibrate | evaluate | predict | report | review | demo | app
+    deepintuit clips | teach | coldstart | grpo | calibrate | evaluate | attribute | predict | report | review | demo | app
 
 Every stage takes `--config FILE`, `--set key=value`, `--seed`, `--workbench`, `--name` and `--dry-run`, and resumes where it was stopped.
 Bad input gives one sentence in three beats and exit code 2.
@@ -134,6 +134,10 @@ def _add_stages(commands) -> None:
     evaluate.add_argument(
         "--calibrator", metavar="RUN", help="its calibrate run (default: the newest finished one of that reasoner)"
     )
+    about = "leave out each sentence of a run's traces in turn: which ones its calibrated labels rest on"
+    attribute = common(commands.add_parser("attribute", help=about, example="attribute RUN", settings="attribute"))
+    attribute.add_argument("source", metavar="RUN", help="an evaluate or predict run of a system with a calibrator")
+    attribute.set_defaults(run=_attribute, command="attribute")
     about = "say what a config takes before its first hour: memory by part, updates, tokens, disk, time"
     plan = common(commands.add_parser("plan", help=about, example="plan --config configs/qwen2.5-vl-7b-lora.toml"))
     plan.add_argument("--clips", type=int, default=10_000, help="clips of all splits (default: %(default)s)")
@@ -236,6 +240,18 @@ def _evaluate(options) -> int:
         progress=progress,
     )
     return _ended(run)
+
+
+def _attribute(options) -> int:
+    workbench, settings = opened(options)
+    from deepintuit import attribute
+
+    answers = workbench.run(options.source)
+    settings = settings.replace(clips={"dataset": answers.about["dataset"] or ""})
+    inputs = {"run": answers.id, "calibrator": attribute.calibrator_in(answers)}
+    if _dry(options, workbench, settings, [], inputs):
+        return 0
+    return _ended(attribute.run(workbench, settings, source=answers.id, progress=not options.quiet))
 
 
 def _trained(options, workbench, settings: Config, **inputs: str | None) -> int:

@@ -31,6 +31,7 @@ SECTIONS = {
     "calibrate": ("calibrate", "gate", "clips", "prompt", "video", "model", "sampling"),
     "evaluate": ("evaluate", "calibrate", "gate", "judge", "clips", "prompt", "video", "model", "sampling"),
     "predict": ("gate", "clips", "prompt", "video", "model", "sampling"),
+    "attribute": ("model", "video", "sampling"),
     "report": ("evaluate",),
     "review": ("clips",),
     "demo": tuple(name for name in Config.model_fields if name not in ("seed", "report_to", "workbench")),

@@ -428,6 +428,7 @@ _WITH_NEEDS = {
     "calibrate": ("model", "gate"),
     "evaluate": ("gate",),
     "predict": ("gate",),
+    "attribute": (),
 }
 """Stage → the sections in which it refuses what would do nothing."""
 

@@ -32,6 +32,7 @@ _MARKS = {
 # tomllib takes time with the square of the parts of a dotted key. Possessive, so that the search itself does not.
 _PART = r"""(?:"[^"\n]*+"|'[^'\n]*+'|[\w-]++)[ \t]*+\.[ \t]*+"""
 _LONG_KEY = re.compile(rf"(?<![\w-])(?:{_PART}){{{DEEPEST}}}")
+_SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?](?![\s\"')\]]|$)[^.!?\n]*)*(?:[.!?]+[\"')\]]*|\n|$)\s*")
 _LONG = "a number in it has thousands of digits"
 _DEEP = f"it is nested more than {DEEPEST} deep"
 
@@ -73,6 +74,13 @@ def parse_toml(text: str) -> dict[str, Any]:
 def fits(text: str, most: int) -> bool:
     """Whether a text can be kept and shown: at most so many characters, and no half of a surrogate pair."""
     return len(text) <= most and text.encode("utf-8", "ignore").decode() == text
+
+
+def sentences(text: str, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
+    """Where the sentences of a text begin and end, with the white space behind them. "1.5 s" is not two."""
+    inner = text[start:end].lstrip()
+    start += len(text[start:end]) - len(inner)
+    return [(start + one.start(), start + one.end()) for one in _SENTENCE.finditer(inner) if one[0]]
 
 
 def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

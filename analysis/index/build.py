@@ -36,7 +36,7 @@ from deepintuit.runs.run import parts, read_description, read_part
 from deepintuit.runs.schema import GRAINS, Grain
 from deepintuit_analysis.index import reviewed, search
 
-LAYOUT = 9  # raise when tables or views change, so that old index files are rebuilt
+LAYOUT = 10  # raise when tables or views change, so that old index files are rebuilt
 _BATCH_BYTES, _BATCH_PARTS = 64 << 20, 500  # what is inserted at once
 _KEPT_BYTES = 4 * _BATCH_BYTES  # what may wait in memory for the next checkpoint
 _LIMITS = {

@@ -119,6 +119,14 @@ GRAINS: dict[str, Grain] = {grain.name: grain for grain in (
         ("probs", pa.list_(pa.float64())), ("outside_mass", _real), ("temperature", _real),
         ("distance", _real), ("farther_than", _real), ("unlike", _flag),
     ])),
+    # One sentence of a trace left out (`reasoner.attribution`): `effect` is what the probability of `answer`, the
+    # calibrated label, loses by it. `sentence` counts from 0 as in reviews; `begins`, `ends`: characters of the trace.
+    Grain("attributions", ("trace_id", "sentence"), pa.schema([
+        _required("run_id", _text), _required("trace_id", _text), _required("clip_id", _text),
+        _required("sentence", _int), _required("segment", _text), _required("begins", _int), _required("ends", _int),
+        _required("text", _text), _required("answer", _text), _required("probability", _real),
+        _required("effect", _real), _required("answer_without", _text),
+    ])),
     # One logged number of a training run; `time` is the wall clock in UTC.
     Grain("steps", ("step", "name"), pa.schema([
         _required("run_id", _text), _required("step", _int), _required("name", _text), ("value", _real),
