@@ -157,9 +157,9 @@ def evaluate_predictions(
             mean_of(brier_each(probs, truth)),
             ece_of(confidence, correct, bins),
         ]
-    found: list[Estimate | None] = [
+    estimates: list[Estimate | None] = [
         *bootstrap_each(
-            lambda weights_B_C: np.stack([one(weights_B_C) for one in statistics], 1),
+            lambda weights_B_C: np.stack([statistic(weights_B_C) for statistic in statistics], 1),
             n,
             groups_C=groups_C,
             draws=draws,
@@ -167,7 +167,7 @@ def evaluate_predictions(
             level=level,
         )
     ]
-    accuracy, macro, no_answer, *proper = found + [None] * (6 - len(found))
+    accuracy, macro, no_answer, *proper = estimates + [None] * (6 - len(estimates))
     return Evaluation(
         n,
         n if groups_C is None else len(np.unique(np.asarray(groups_C))),
