@@ -165,8 +165,8 @@ def _assemble(
             )
             row = replace(row, excluded=look["excluded"], detail=look["detail"])
         elif look and look["info"].get("truncated"):
-            there = f"{look['info']['frames']} frames, {look['info']['seconds']:.1f} s can be read"
-            detail = f"It ends before its file says: {there}, and its label may belong to what is missing."
+            extent = f"{look['info']['frames']} frames, {look['info']['seconds']:.1f} s can be read"
+            detail = f"It ends before its file says: {extent}, and its label may belong to what is missing."
             used = "used" if keep_truncated and not row.excluded else "excluded"
             findings.append(Finding(Kind.TRUNCATED, row.source, f"{row.source!r} is truncated ({used}). {detail}"))
             if not keep_truncated and not row.excluded:

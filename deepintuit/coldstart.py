@@ -42,10 +42,10 @@ def imitate(stage: Stage, teacher: Run | None) -> dict[str, Any]:
         clip, text = pairs[row]
         return Example(reasoner.features(clip), prompt(clip.clip_id), text)
 
-    planned = of_coldstart(settings, len(pairs))
-    planned.refuse_no_peak("coldstart")
-    stage.announce(planned)
-    result = stage.finetune([clip.clip_id for clip, _ in pairs], example, Recipe.of(settings), planned.stage)
+    schedule = of_coldstart(settings, len(pairs))
+    schedule.refuse_no_peak("coldstart")
+    stage.announce(schedule)
+    result = stage.finetune([clip.clip_id for clip, _ in pairs], example, Recipe.of(settings), schedule.stage)
     stage.keep_weights()
     return {"rows": len(pairs), "target": settings.target, **result}
 

@@ -82,15 +82,15 @@ def plan_of(config: Config, clips: int) -> Plan:
     parts = {split: round(share * clips) for split, share in fractions(config).items()}
     each = config.calibrate.traces + config.calibrate.greedy_trace
     cold, refined = of_coldstart(config.coldstart, parts["coldstart"]), of_grpo(grpo, max(1, parts["grpo"]))
-    learnt = of_calibrate(config.calibrate, max(1, each * parts["calibration"]))
+    calibration = of_calibrate(config.calibrate, max(1, each * parts["calibration"]))
     traced = prompt + config.sampling.max_tokens
-    texts = {"cold start": cold.updates * cold.batch, "calibration": learnt.updates * learnt.batch}
+    texts = {"cold start": cold.updates * cold.batch, "calibration": calibration.updates * calibration.batch}
     samples = (config.calibrate.traces + 1) * (parts["calibration"] + parts["validation"])
     return Plan(
         size,
         visual,
         peaks,
-        {"cold start": cold.updates, "GRPO": refined.updates, "calibration": learnt.updates},
+        {"cold start": cold.updates, "GRPO": refined.updates, "calibration": calibration.updates},
         {
             "cold start": texts["cold start"] * traced,
             "GRPO": refined.updates * refined.batch * tree,

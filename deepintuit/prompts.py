@@ -138,10 +138,10 @@ def calibrator_prompt(
             f"it must hold each of 0 … {len(labels) - 1} once",
             "Pass a permutation, or None",
         )
-    listed = [labels.labels[index] for index in (order if order is not None else range(len(labels)))]
+    names = [labels.labels[index] for index in (order if order is not None else range(len(labels)))]
     rationale = _plain(rationale)
     if PromptStyle(style) is PromptStyle.BRIEF:
-        return _lines(_fields(text_fields), f"Said: {provisional}. {rationale}".rstrip(), f"Review: {_listed(listed)}.")
+        return _lines(_fields(text_fields), f"Said: {provisional}. {rationale}".rstrip(), f"Review: {_listed(names)}.")
     concluded = (
         "The first reviewer reached no readable conclusion."
         if provisional == NONE_LABEL
@@ -150,7 +150,7 @@ def calibrator_prompt(
     return _lines(
         "A first reviewer has watched this clip. Watch it again and decide for yourself which class it belongs to: the"
         " reviewer may be right or wrong.",
-        _classes(labels, listed),
+        _classes(labels, names),
         _fields(text_fields),
         concluded,
         f"The first reviewer's rationale:\n{rationale or '(not given)'}",
@@ -171,9 +171,9 @@ def _listed(labels: Iterable[str]) -> str:
     return ", ".join(labels)
 
 
-def _classes(labels: LabelSet, listed: Iterable[str] | None = None) -> str:
+def _classes(labels: LabelSet, names: Iterable[str] | None = None) -> str:
     rows = []
-    for label in listed or labels:
+    for label in names or labels:
         meaning = _plain(labels.definitions.get(label, ""))
         rows.append(f"- {label}: {meaning}" if meaning else f"- {label}")
     return "\n".join(rows)

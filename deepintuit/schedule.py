@@ -117,9 +117,9 @@ def before_calibrate(config: Config, counts: Mapping[str, int]) -> str:
 def _said(of: Callable, settings: Section, count: int) -> str:
     if not count:
         return "Nothing to train on."
-    planned = of(settings, count)
-    planned.refuse_no_peak(settings.dotted())
-    return planned.sentence() + (few(planned) if of is of_grpo else "")
+    schedule = of(settings, count)
+    schedule.refuse_no_peak(settings.dotted())
+    return schedule.sentence() + (few(schedule) if of is of_grpo else "")
 
 
 def fractions(settings: Config) -> dict[str, float]:

@@ -215,8 +215,8 @@ def argued_label(trace: Trace, labels: LabelSet) -> str | None:
     """
     if not trace.grammar.text_segments:
         return None
-    argued = trace.segment(trace.grammar.text_segments[-1].name)
-    names = re.findall("|".join(map(_as_word, spellings([*labels, *labels.aliases]))), argued, re.IGNORECASE)
+    text = trace.segment(trace.grammar.text_segments[-1].name)
+    names = re.findall("|".join(map(_as_word, spellings([*labels, *labels.aliases]))), text, re.IGNORECASE)
     return labels.resolve(names[-1]) if names else None
 
 
@@ -232,8 +232,8 @@ def _as_word(name: str) -> str:
 def mismatch(trace: Trace, labels: LabelSet) -> tuple[float, str]:
     """1.0 where the reasoning argues for one label and the answer is another (VideoP2R, analysis), else 0.0; and the
     label that it argues for, "none" where it names none."""
-    argued = argued_label(trace, labels)
-    return float(argued is not None and argued != trace.label), argued or NONE_LABEL
+    label = argued_label(trace, labels)
+    return float(label is not None and label != trace.label), label or NONE_LABEL
 
 
 def render(grammar: Grammar | str, /, **segments: str) -> str:
@@ -271,7 +271,7 @@ def _read_segments(text: str, grammar: Grammar) -> tuple[_Fault | None, dict[str
         return (Reason.EMPTY, "nothing was written"), {}
     fault, blocks = _blocks(text, grammar)
     expected = [segment.open for segment in grammar.segments]
-    marks = [opened for opened, _, _ in blocks]
+    marks = [mark for mark, _, _ in blocks]
     # A stray word outside matters less than a segment that is not there, but a broken tag matters more.
     if fault and fault[0] is not Reason.TEXT_OUTSIDE:
         return fault, {}
@@ -313,17 +313,17 @@ def pieces(text: str, grammar: Grammar | str) -> list[Piece]:
     Nothing but white space is left out. `parse` judges these pieces; a page shows them while a trace is written.
     """
     grammar = grammar_named(grammar)
-    parts, at, opened = [], 0, dict.fromkeys((segment.open for segment in grammar.segments), 0)
+    parts, at, counts = [], 0, dict.fromkeys((segment.open for segment in grammar.segments), 0)
     while at < len(text):
-        next_marks = ((place, mark) for mark in opened if (place := text.find(mark, at)) >= 0)
+        next_marks = ((place, mark) for mark in counts if (place := text.find(mark, at)) >= 0)
         start, mark = min(next_marks, default=(len(text), ""))
         if text[at:start].strip():
             parts.append(Piece(None, at, start))
         if not mark:
             break
         candidates = [segment for segment in grammar.segments if segment.open == mark]
-        segment = candidates[min(opened[mark], len(candidates) - 1)]
-        opened[mark] += 1
+        segment = candidates[min(counts[mark], len(candidates) - 1)]
+        counts[mark] += 1
         inner = start + len(mark)
         end = text.find(segment.close, inner)
         parts.append(Piece(segment.name, inner, len(text) if end < 0 else end, end < 0))
@@ -345,12 +345,12 @@ def _blocks(text: str, grammar: Grammar) -> tuple[_Fault | None, list[tuple[str,
             stray = text[piece.start : piece.end].strip()
             outside = outside or (Reason.TEXT_OUTSIDE, f"{stray[:40]!r} stands outside every segment")
             continue
-        opened, close = marks_of[piece.name]
+        open_mark, close = marks_of[piece.name]
         if piece.open:
-            return (Reason.UNCLOSED_TAG, f"{opened} is never closed"), blocks
+            return (Reason.UNCLOSED_TAG, f"{open_mark} is never closed"), blocks
         if strange:
-            return (Reason.NESTED_TAG, f"{strange.group()} stands between {opened} and {close}"), blocks
-        blocks.append((opened, piece.start, piece.end))
+            return (Reason.NESTED_TAG, f"{strange.group()} stands between {open_mark} and {close}"), blocks
+        blocks.append((open_mark, piece.start, piece.end))
     return outside, blocks
 
 

@@ -270,7 +270,7 @@ def _among_alike(
             GROUP BY ALL ORDER BY value {direction} NULLS LAST""", values, None, None).to_pylist()  # fmt: skip  # noqa: S608
     ends = list(accumulate(group["n"] for group in alike))
     here = [group for group, end in zip(alike, ends) if end > offset and end - group["n"] < offset + limit]
-    passed = sum(group["n"] for group, end in zip(alike, ends) if end <= offset)
+    start = sum(group["n"] for group, end in zip(alike, ends) if end <= offset)
     present = [group["value"] for group in here if group["value"] is not None]
     near = [f"{column} IN ({', '.join('?' * len(present))})"] if present else []
     near += [f"{column} IS NULL"] if len(present) < len(here) else []
@@ -278,7 +278,7 @@ def _among_alike(
     rows = snapshot.query(
         f"""WITH chosen AS MATERIALIZED (
                 SELECT rowid AS number FROM stored_traces WHERE {among} AND ({" OR ".join(near) or "false"})
-                {f"ORDER BY {order}" if len(here) > 1 else ""} LIMIT {limit} OFFSET {offset - passed})
+                {f"ORDER BY {order}" if len(here) > 1 else ""} LIMIT {limit} OFFSET {offset - start})
             SELECT {_SHOWN} FROM stored_traces JOIN chosen ON stored_traces.rowid = number ORDER BY {order}""",  # noqa: S608
         [*values, *present],
         None,

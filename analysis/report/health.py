@@ -99,15 +99,15 @@ def _reward(courses: Courses) -> Iterator[Remark]:
     reward = courses.get("reward")
     if reward is None:
         return
-    went = f"from {reward.first:.2f} to {reward.last:.2f}"
+    span = f"from {reward.first:.2f} to {reward.last:.2f}"
     updates = f"{len(reward.values)} updates"
     if not reward.moved:
-        change = f"it went {went} in {updates} ({reward.change:+.2f}), and noise alone makes ±{2 * reward.noise:.2f}"
+        change = f"it went {span} in {updates} ({reward.change:+.2f}), and noise alone makes ±{2 * reward.noise:.2f}"
         yield Remark("warn", f"The reward did not rise: it moved less than its own noise; {change}.")
     elif reward.change > 0:
-        yield Remark("good", f"The reward rose {went} in {updates}; noise alone makes ±{2 * reward.noise:.2f}.")
+        yield Remark("good", f"The reward rose {span} in {updates}; noise alone makes ±{2 * reward.noise:.2f}.")
     else:
-        yield Remark("bad", f"The reward fell {went} in {updates}: the rate may be too high.")
+        yield Remark("bad", f"The reward fell {span} in {updates}: the rate may be too high.")
 
 
 def _well_formed(courses: Courses) -> Iterator[Remark]:
@@ -117,10 +117,10 @@ def _well_formed(courses: Courses) -> Iterator[Remark]:
     reward = courses.get("reward")
     if share.moved and share.change < -0.03:
         rose = reward is not None and reward.moved and reward.change > 0
-        beside = " while the reward rose" if rose else ""
-        went = f"from {percent(share.first)} to {percent(share.last)}{beside}"
+        context = " while the reward rose" if rose else ""
+        span = f"from {percent(share.first)} to {percent(share.last)}{context}"
         kind = "bad" if share.change < -0.1 else "warn"
-        yield Remark(kind, f"The well-formed share fell {went}: the rate may be too high.")
+        yield Remark(kind, f"The well-formed share fell {span}: the rate may be too high.")
     elif share.last < 0.5:
         yield Remark(
             "bad", f"Only {percent(share.last)} of the traces are well-formed: train the cold start longer before GRPO."
@@ -149,11 +149,11 @@ def _entropy(courses: Courses) -> Iterator[Remark]:
     entropy = courses.get("entropy")
     if entropy is None or "reward" not in courses or not entropy.moved:
         return  # while imitating, a falling entropy is what is wanted
-    went = f"from {entropy.first:.3g} to {entropy.last:.3g} nats a token"
+    span = f"from {entropy.first:.3g} to {entropy.last:.3g} nats a token"
     if entropy.last < 0.3 * entropy.first:
-        yield Remark("bad", f"Entropy collapsed {went}: the traces of a group become alike, and groups stop teaching.")
+        yield Remark("bad", f"Entropy collapsed {span}: the traces of a group become alike, and groups stop teaching.")
     elif entropy.last > 3 * entropy.first:
-        yield Remark("warn", f"Entropy grew {went}: the traces drift apart; the rate may be too high.")
+        yield Remark("warn", f"Entropy grew {span}: the traces drift apart; the rate may be too high.")
 
 
 def _lengths(courses: Courses) -> Iterator[Remark]:
@@ -169,13 +169,13 @@ def _loss(courses: Courses) -> Iterator[Remark]:
     loss = courses.get("loss")
     if loss is None or "reward" in courses:
         return  # GRPO's loss hovers round zero and says little
-    went = f"from {loss.first:.3g} to {loss.last:.3g} nats a token in {len(loss.values)} updates"
+    span = f"from {loss.first:.3g} to {loss.last:.3g} nats a token in {len(loss.values)} updates"
     if not loss.moved:
-        yield Remark("warn", f"The loss did not fall: it moved less than its own noise, {went}.")
+        yield Remark("warn", f"The loss did not fall: it moved less than its own noise, {span}.")
     elif loss.change > 0:
-        yield Remark("bad", f"The loss rose {went}: the rate may be too high.")
+        yield Remark("bad", f"The loss rose {span}: the rate may be too high.")
     else:
-        yield Remark("good", f"The training loss fell {went}.")
+        yield Remark("good", f"The training loss fell {span}.")
 
 
 def _validation(courses: Courses) -> Iterator[Remark]:
@@ -191,8 +191,8 @@ def _validation(courses: Courses) -> Iterator[Remark]:
         )
         yield Remark("good", f"{text}: more epochs may help.")
     else:
-        went = f"validation NLL {at_best:.3f} at epoch {best + 1}, {at_last:.3f} at the last"
-        text = f"Over-fits from epoch {best + 2} {of}: {went}. The weights of epoch {best + 1} are kept."
+        span = f"validation NLL {at_best:.3f} at epoch {best + 1}, {at_last:.3f} at the last"
+        text = f"Over-fits from epoch {best + 2} {of}: {span}. The weights of epoch {best + 1} are kept."
         yield Remark("warn" if best else "bad", text)
 
 

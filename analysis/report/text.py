@@ -147,9 +147,9 @@ _COLUMNS = (
 
 def _caption(rows: Sequence[Result], narrow: bool) -> Text:
     missing = max(row.unlabelled for row in rows)
-    behind = "\u00b1: how far the bootstrap interval reaches" if narrow else "Behind a number its bootstrap interval"
+    note = "\u00b1: how far the bootstrap interval reaches" if narrow else "Behind a number its bootstrap interval"
     text = (
-        f"{behind}. A system's own line is its provisional label; gain: points of accuracy on it, same clips. "
+        f"{note}. A system's own line is its provisional label; gain: points of accuracy on it, same clips. "
         f"{NOTHING}: no probabilities, or nothing to compare."
     )
     return Text(text + (f" {missing} clips without a true label are left out." if missing else ""))

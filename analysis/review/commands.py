@@ -139,9 +139,9 @@ def next_batch(
         _say(console, "No task was opened" + (" (--dry-run)." if dry else "; --task NAME opens one."))
         return
     words = Manifest.load(workbench.path, dataset).labels.labels
-    opened = task_of(workbench, task, batch["trace_id"].dropna().tolist(), "given", labels=words)
+    new_task = task_of(workbench, task, batch["trace_id"].dropna().tolist(), "given", labels=words)
     with EventLog(workbench.reviews) as log:
-        Reviews(log).open(opened, by)
+        Reviews(log).open(new_task, by)
     _say(console, f"The task {task!r} holds them; {by} leads it.")
 
 

@@ -73,7 +73,7 @@ def corrections(workbench: "Workbench", reviews: Reviews, tasks: Sequence[str], 
         for view in settled(reviews, name).values():
             if view.label is not None:
                 views_of[view.clip_id].append(view)
-    changed, contested, confirmed = [], [], 0
+    changes, contested, confirmed = [], [], 0
     for row in manifest.usable().itertuples():
         if row.clip_id not in views_of:
             continue
@@ -86,8 +86,8 @@ def corrections(workbench: "Workbench", reviews: Reviews, tasks: Sequence[str], 
             label = manifest.labels.resolve(views[0].label) or views[0].label
             by, events = ({name: None for view in views for name in getattr(view, field)} for field in ("by", "events"))
             split = row.split if isinstance(row.split, str) else None
-            changed.append(Correction(row.clip_id, split, row.label, label, tuple(by), tuple(events)))
-    return Corrections(dataset, changed, confirmed, contested)
+            changes.append(Correction(row.clip_id, split, row.label, label, tuple(by), tuple(events)))
+    return Corrections(dataset, changes, confirmed, contested)
 
 
 def relabel(workbench: "Workbench", corrections: Corrections) -> Manifest:
@@ -101,9 +101,9 @@ def relabel(workbench: "Workbench", corrections: Corrections) -> Manifest:
         change.clip_id: json.dumps({"was": change.before, "by": change.by, "events": change.events}, ensure_ascii=False)
         for change in corrections.changed
     }
-    changed = manifest.relabelled({change.clip_id: change.after for change in corrections.changed}, why)
-    changed.save()
-    return changed
+    version = manifest.relabelled({change.clip_id: change.after for change in corrections.changed}, why)
+    version.save()
+    return version
 
 
 # Traces
@@ -160,7 +160,7 @@ def coldstart_set(
         return summary
     events = sorted({event for view in views for event in view.events})
     sections = {name: config.to_dict()[name] for name in ("clips", "prompt")}
-    described = {
+    identity = {
         **sections,
         "teach": {"source": "review"},
         "split": "coldstart",
@@ -170,7 +170,7 @@ def coldstart_set(
         "events": hashlib.sha256("\n".join(events).encode()).hexdigest(),
     }
     dataset = manifest.dataset
-    with workbench.start_run("teach", described, parent=onto, name="review", seed=config.seed, dataset=dataset) as run:
+    with workbench.start_run("teach", identity, parent=onto, name="review", seed=config.seed, dataset=dataset) as run:
         if not run.finished:
             _write(run, examples)
             run.finish(summary)

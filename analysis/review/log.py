@@ -220,12 +220,12 @@ class EventLog:
         A function is called with the state and decides what to write (None: nothing), with no event coming in between;
         it must be quick. StoreError: it was not saved, and may be sent again.
         """
-        saved: Future[Event | None] = Future()
-        self._waiting.append((event, saved))
+        future: Future[Event | None] = Future()
+        self._waiting.append((event, future))
         with self._turn:
-            if not saved.done():  # whoever had the turn before writes what waits, in one transaction
+            if not future.done():  # whoever had the turn before writes what waits, in one transaction
                 self._write([self._waiting.popleft() for _ in range(len(self._waiting))])
-        return saved.result()
+        return future.result()
 
     def _write(self, batch: Sequence[tuple[Event | _Decision, Future[Event | None]]]) -> None:
         try:
@@ -242,13 +242,13 @@ class EventLog:
             # Nobody was told that these are saved: they leave the state as well.
             self._roll_back()
             why = error.why if isinstance(error, StoreError) else str(error) or type(error).__name__
-            for _, saved in batch:
-                saved.set_exception(StoreError("a review was not saved", why, "Mend that, then send it again"))
+            for _, future in batch:
+                future.set_exception(StoreError("a review was not saved", why, "Mend that, then send it again"))
             if not isinstance(error, StoreError):
                 raise
         else:
-            for (_, saved), outcome in zip(batch, decided):
-                (saved.set_exception if isinstance(outcome, Exception) else saved.set_result)(outcome)
+            for (_, future), outcome in zip(batch, decided):
+                (future.set_exception if isinstance(outcome, Exception) else future.set_result)(outcome)
 
     def _decide(self, event: Event | _Decision) -> Event | Exception | None:
         """The event as it is stored, or the error that is its own and of no other. Its effect on the state is there at

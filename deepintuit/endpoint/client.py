@@ -139,10 +139,10 @@ class Endpoint:
         self, requests: Iterable[Request], on_done: Callable[[Request, Outcome], None] | None
     ) -> Usage:
         queue, turn = iter(requests), asyncio.Lock()
-        answered, failed_in_a_row = 0, 0
+        answers, failed_in_a_row = 0, 0
 
         async def work(client: httpx.AsyncClient) -> None:
-            nonlocal answered, failed_in_a_row
+            nonlocal answers, failed_in_a_row
             while True:
                 async with turn:
                     request = await asyncio.to_thread(next, queue, _END)
@@ -152,13 +152,13 @@ class Endpoint:
                 try:
                     outcome = await self._complete(client, request)
                     self.usage.count(outcome)
-                    answered += not outcome.lacking
-                    failed_in_a_row = failed_in_a_row + 1 if outcome.lacking and not answered else 0
+                    answers += not outcome.lacking
+                    failed_in_a_row = failed_in_a_row + 1 if outcome.lacking and not answers else 0
                 except (Refused, Unreachable) as error:
                     outcome = error
                     self.usage.failed += 1
                     # A model that answers others may refuse many; one that never answered is asked in the wrong way.
-                    failed_in_a_row += not (answered and isinstance(error, Refused))
+                    failed_in_a_row += not (answers and isinstance(error, Refused))
                 if on_done is not None:
                     on_done(request, outcome)
                 if failed_in_a_row >= 2 * self.concurrency:
@@ -183,18 +183,18 @@ class Endpoint:
         while tries <= self.retries:
             wait = min(self.backoff * 2**tries, LONGEST_WAIT) * self._jitter.uniform(0.5, 1.0)
             tries += 1
-            started = time.perf_counter()
+            start = time.perf_counter()
             try:
                 # httpx limits each read, this the whole: a server that drips a byte a second is slow too.
                 async with asyncio.timeout(self.timeout):
                     status, headers, reply = await self._post(client, body)
                 if status == 200:
-                    answered = wire.completion(reply, (time.perf_counter() - started) * 1000)
+                    completion = wire.completion(reply, (time.perf_counter() - start) * 1000)
                     self.left_out |= left_out
-                    answered = replace(answered, left_out=tuple(sorted(left_out & {"temperature"})))
-                    if self.cache and not answered.lacking:
-                        self.cache.put(_entry_of(answered), *key)
-                    return answered
+                    completion = replace(completion, left_out=tuple(sorted(left_out & {"temperature"})))
+                    if self.cache and not completion.lacking:
+                        self.cache.put(_entry_of(completion), *key)
+                    return completion
                 if self._asks_otherwise(status, reply, left_out):
                     body, tries = await asyncio.to_thread(self._body, request, left_out), tries - 1
                     continue

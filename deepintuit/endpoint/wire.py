@@ -117,8 +117,8 @@ def _put_back(thinking: str, content: str) -> str:
     its own is whole; without any content the parser saw no end of the thinking."""
     if not thinking or THINK.open in content or THINK.close in content:
         return content
-    opened = thinking if THINK.open in thinking else THINK.open + thinking
-    return opened + (THINK.close if content.strip() and THINK.close not in thinking else "") + content
+    text = thinking if THINK.open in thinking else THINK.open + thinking
+    return text + (THINK.close if content.strip() and THINK.close not in thinking else "") + content
 
 
 def _lacking(content: str, refusal: str, reason: str, calls: bool = False) -> str:

@@ -42,9 +42,9 @@ def refine(stage: Stage) -> dict[str, Any]:
     config, task, run = stage.config, stage.task, stage.run
     judge = build_judge(config, task.labels, task.manifest, stage.workbench.cache) if apart(config) else None
     clips = prefilter.chosen(stage.reasoner, stage.readable("grpo").clips, config.grpo, run, stage.progress)
-    planned = of_grpo(config.grpo, len(clips))
-    planned.refuse_no_peak("grpo")
-    stage.announce(planned, few(planned))
+    schedule = of_grpo(config.grpo, len(clips))
+    schedule.refuse_no_peak("grpo")
+    stage.announce(schedule, few(schedule))
     trainer = Trainer(Scorer(stage.reasoner, config, judge), clips, config, run, stage.progress)
     trainer.remove_callback(PrinterCallback)
     trainer.train_or_resume(run.path / "training")

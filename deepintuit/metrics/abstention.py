@@ -33,8 +33,8 @@ class RiskCoverage:
 
     def at(self, threshold: float) -> tuple[float, float]:
         """(coverage, risk) of answering from this confidence on; (0, nan) where that answers nothing."""
-        answered = int((self.threshold >= threshold).sum())
-        return (float(self.coverage[answered - 1]), float(self.risk[answered - 1])) if answered else (0.0, math.nan)
+        count = int((self.threshold >= threshold).sum())
+        return (float(self.coverage[count - 1]), float(self.risk[count - 1])) if count else (0.0, math.nan)
 
 
 def thresholds_for(confidence_C: ArrayLike, correct_C: ArrayLike) -> dict[str, float | None]:

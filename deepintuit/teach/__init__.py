@@ -51,10 +51,10 @@ def run(workbench: Workbench, config: Config, *, split: str = "coldstart", progr
     texts = manifest.text_fields(config.clips.text_fields, config.clips.notes_shown)
     write = build_teacher(workbench, config, labels, texts, clips)
     judge = build_judge(config, labels, manifest, workbench.cache) if _judged(config) else None
-    described = _identity(config, split) | {"manifest": manifest.fingerprint}
-    with _started(workbench, described, config.seed, manifest.dataset) as run:
+    description = _identity(config, split) | {"manifest": manifest.fingerprint}
+    with _started(workbench, description, config.seed, manifest.dataset) as run:
         if not run.finished:
-            started = time.perf_counter()
+            start = time.perf_counter()
             run.note(settings=config.to_dict())
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             with Progress(*columns, disable=not progress) as bar, TraceRecorder(run, config, labels, judge) as recorder:
@@ -68,22 +68,22 @@ def run(workbench: Workbench, config: Config, *, split: str = "coldstart", progr
                 "unreadable": recorder.unreadable,
                 "refused": recorder.refused,
             }
-            for kind, listed in lists.items():
-                for entry in listed:
+            for kind, entries in lists.items():
+                for entry in entries:
                     run.log(f"{kind}: {json.dumps(entry, ensure_ascii=False)}")
-            seconds = {"seconds": round(time.perf_counter() - started, 3)}
+            seconds = {"seconds": round(time.perf_counter() - start, 3)}
             run.finish(summary(run, clips, labels, config.teach) | seconds | lists)
     if progress:
         Console().print(summary_table(run.summary))
     return run
 
 
-def _started(workbench: Workbench, described: dict[str, Any], seed: int, dataset: str) -> Run:
+def _started(workbench: Workbench, description: dict[str, Any], seed: int, dataset: str) -> Run:
     """The run; where a finished one holds nothing but empty answers, as was possible once, another one."""
-    run = workbench.start_run("teach", described, seed=seed, dataset=dataset)
+    run = workbench.start_run("teach", description, seed=seed, dataset=dataset)
     summary = run.summary if run.finished else {}
     if summary.get("written") and summary.get("dropped", {}).get(Reason.EMPTY) == summary["written"]:
-        return workbench.start_run("teach", described, seed=seed, dataset=dataset, name="again")
+        return workbench.start_run("teach", description, seed=seed, dataset=dataset, name="again")
     return run
 
 

@@ -50,8 +50,8 @@ class TraceRecorder:
 
     def todo(self, clips: Sequence[Clip]) -> dict[str, list[int]]:
         """The sample numbers still to be written, by clip. Traces stored just before a kill are scored here."""
-        needed = ["trace_id", "clip_id", "sample", "text", "truncated", "true_label"]
-        rows = self.run.table("traces", needed).to_pylist()
+        columns = ["trace_id", "clip_id", "sample", "text", "truncated", "true_label"]
+        rows = self.run.table("traces", columns).to_pylist()
         scored_ids = {key for key, name in self.run.done("scores", ("trace_id", "name")) if name == "kept"}
         self._score([row for row in rows if row["trace_id"] not in scored_ids])
         existing = {(row["clip_id"], row["sample"]) for row in rows}
@@ -104,7 +104,7 @@ class TraceRecorder:
         def note(row: Mapping[str, Any], name: str, value: float, evidence: str) -> None:
             scores.append({"trace_id": row["trace_id"], "name": name, "value": value, "evidence": evidence})
 
-        passed: list[tuple[Mapping[str, Any], Trace]] = []
+        pairs: list[tuple[Mapping[str, Any], Trace]] = []
         for row in rows:
             trace = parse(row["text"], self.config.prompt.grammar, self.labels, bool(row["truncated"]))
             score = rewards.score(trace, row["true_label"])
@@ -114,14 +114,14 @@ class TraceRecorder:
             if why:
                 note(row, "kept", 0.0, why)
             else:
-                passed.append((row, trace))
+                pairs.append((row, trace))
         if self.judge:
-            questions = [Question(r["clip_id"], r["true_label"], t.segment("observation")) for r, t in passed]
-            for (row, _), verdict in zip(passed, self.judge(questions), strict=True):
+            questions = [Question(r["clip_id"], r["true_label"], t.segment("observation")) for r, t in pairs]
+            for (row, _), verdict in zip(pairs, self.judge(questions), strict=True):
                 note(row, "sufficient", float(verdict.sufficient), verdict.evidence)
                 note(row, "kept", float(verdict.sufficient), "" if verdict.sufficient else INSUFFICIENT)
         else:
-            for row, _ in passed:
+            for row, _ in pairs:
                 note(row, "kept", 1.0, "")
         self.run.append("scores", scores)
 

@@ -53,11 +53,11 @@ def _scripted(facts_of: Mapping[str, tuple[worlds.World, Any]], config: Config) 
         for clip in clips:
             world, facts = facts_of[clip["clip_id"]]
             for sample in todo[clip["clip_id"]]:
-                started = time.perf_counter()
+                start = time.perf_counter()
                 # By clip too: two clips with the same facts are not misread in the same way.
                 draw = hashlib.sha256(f"{config.seed}/{clip['clip_id']}/{sample}".encode()).hexdigest()[:16]
                 text = _in_grammar(world.write_trace(facts, int(draw, 16)), config.prompt.grammar)
-                milliseconds = (time.perf_counter() - started) * 1000
+                milliseconds = (time.perf_counter() - start) * 1000
                 recorder.take(clip, sample, text, model="homecam.teacher", milliseconds=milliseconds)
 
     return write

@@ -126,8 +126,8 @@ def _playable_copy(name: str, target: str | os.PathLike[str], limits: Limits) ->
                 picture.codec_context.sample_aspect_ratio = 1 / sar if orientation(first)[0] % 180 else sar
             sound = _Sound(name, decoded.start, clock)
             track = out.add_stream("aac", rate=AUDIO_RATE, layout="stereo") if sound.first is not None else None
-            again = Decoded(container, stream)
-            for ticks, frame in zip(ticks_N.tolist(), decode(name, container, stream, again, clock), strict=True):
+            second_pass = Decoded(container, stream)
+            for ticks, frame in zip(ticks_N.tolist(), decode(name, container, stream, second_pass, clock), strict=True):
                 output = av.VideoFrame.from_ndarray(resized(upright(name, frame), size), format="rgb24")
                 output.pts, output.time_base = ticks, CLOCK
                 out.mux(picture.encode(output))

@@ -147,8 +147,8 @@ def frame_size(width: int, height: int, least: int, most: int, factor: int = 1) 
         shrunk = math.sqrt(width * height / most)
         sides = [max(factor, math.floor(side / shrunk / factor) * factor) for side in (width, height)]
     elif math.prod(sides) < least:
-        grown = math.sqrt(least / (width * height))
-        sides = [math.ceil(side * grown / factor) * factor for side in (width, height)]
+        scale = math.sqrt(least / (width * height))
+        sides = [math.ceil(side * scale / factor) * factor for side in (width, height)]
     return sides[0], sides[1]
 
 

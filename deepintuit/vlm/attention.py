@@ -65,8 +65,8 @@ def attend(module, query, key, value, attention_mask, tree: Tree | None = None, 
 def _behind_cache(query, key, value, mask, repeats: int, scaling: float | None) -> torch.Tensor:
     """Few queries against a long cache: the heads that share keys become further queries, and no key is copied."""
     rows, heads, length, width = query.shape
-    folded = query.reshape(rows, heads // repeats, repeats * length, width)
-    output = scaled_dot_product_attention(folded, key, value, mask.repeat(1, 1, repeats, 1), scale=scaling)
+    queries = query.reshape(rows, heads // repeats, repeats * length, width)
+    output = scaled_dot_product_attention(queries, key, value, mask.repeat(1, 1, repeats, 1), scale=scaling)
     return output.reshape(rows, heads, length, width).transpose(1, 2).contiguous()
 
 

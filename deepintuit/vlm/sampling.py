@@ -182,7 +182,7 @@ def _sample(
     gate: Gate | None,
 ) -> list[list[Sample]]:
     """One round: all traces of these clips, whose prompts are `rows`."""
-    started = time.perf_counter()
+    start = time.perf_counter()
     # 1. Prefill: one row per clip, padded on the left so that all rows end at the same column.
     cache, logits = _prefill(vlm, clips, rows, traces)  # logits (C, 1, V)
     if not vlm.shares_prefix:  # the plain path: a row per trace
@@ -211,7 +211,7 @@ def _sample(
             past_key_values=cache,
             use_cache=True,
         ).logits  # (rows, slots, V)
-    milliseconds = (time.perf_counter() - started) * 1000 / len(traces.ids)
+    milliseconds = (time.perf_counter() - start) * 1000 / len(traces.ids)
     samples = [traces.sample(trace, vlm, milliseconds) for trace in range(len(traces.ids))]
     return [samples[start : start + traces.group] for start in range(0, len(samples), traces.group)]
 
@@ -341,16 +341,16 @@ class _Traces:
         """Of these active traces the next tokens, and their log-probabilities."""
         slots, place = (self.row[subset] * logits.shape[1] + self.slot[subset]).unique(return_inverse=True)
         logprobs = torch.log_softmax(logits.flatten(0, 1)[slots].float() / (temperature or 1.0), -1)
-        allowed = logprobs.clone()
-        allowed[:, vlm.silenced] = -torch.inf  # a sampled vision mark would be taken for a second clip in the loss
+        scores = logprobs.clone()
+        scores[:, vlm.silenced] = -torch.inf  # a sampled vision mark would be taken for a second clip in the loss
         if temperature == 0:
-            tokens = allowed.argmax(-1)[place]
+            tokens = scores.argmax(-1)[place]
         else:
             if self._uniform is None:
                 self._uniform = torch.tensor(
                     np.stack([stream(key, self.max_tokens) for key in self.keys]), device=logits.device
                 )
-            probs = allowed.softmax(-1).double()
+            probs = scores.softmax(-1).double()
             if top_p < 1:
                 ranked, order = probs.sort(-1, descending=True)
                 probs = probs.scatter(-1, order, torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0))

@@ -29,9 +29,9 @@ def label_logprobs(
         turns = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
         targets = [vlm.target_ids(label) for label in labels]
         rows = [[*prompt, *target] for prompt in turns for target in targets]
-        behind = [len(prompt) for prompt in turns for _ in targets]
+        firsts = [len(prompt) for prompt in turns for _ in targets]
         sums = torch.empty(len(rows))
-        for part, pack in packed_in_parts(vlm, [clip for clip in clips for _ in targets], rows, behind):
+        for part, pack in packed_in_parts(vlm, [clip for clip in clips for _ in targets], rows, firsts):
             packed = pack()
             logprobs = vlm.model(**packed.inputs, fused_lm_head=True).log_probs.flatten()
             sums[part] = torch.stack([logprobs[places].sum() for places in packed.places]).float().cpu()
