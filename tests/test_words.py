@@ -23,11 +23,11 @@ NO_NOUNS = frozenset(
 )
 # How many of a thousand names of values in a room may be such ones.
 MOST_NO_NOUNS = {
-    "deepintuit": 18,
-    "deepintuit_analysis": 9,
-    "deepintuit_app": 29,
-    "deepintuit_clips": 38,
-    "deepintuit_homecam": 3,
+    "deepintuit": 20,
+    "deepintuit_analysis": 20,
+    "deepintuit_app": 40,
+    "deepintuit_clips": 40,
+    "deepintuit_homecam": 10,
 }
 PROSE = [
     path
