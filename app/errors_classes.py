@@ -51,35 +51,35 @@ def ranking_plot(analysis: Analysis, wish: str, text: str) -> go.Figure:
     bill = costs_of(analysis, text)
     if bill is None:
         return narrow(ranking_figure(analysis.labels, None, 0, {}))
-    mine, k = analysis.mine, class_of(analysis, wish)
-    true_C, points = mine.truth_C == k, {}
+    own, k = analysis.mine, class_of(analysis, wish)
+    true_C, points = own.truth_C == k, {}
     threshold = bill.threshold(k)
     called = {
         "as answered": bill.answered_C == k,
-        f"from {threshold:.3g} on, by costs": mine.probs_C_K[:, k] >= threshold,
+        f"from {threshold:.3g} on, by costs": own.probs_C_K[:, k] >= threshold,
     }
     for name, said_C in called.items():
         hits, alarms = int((said_C & true_C).sum()), int((said_C & ~true_C).sum())
         if hits + alarms and true_C.any() and not true_C.all():
             points[name] = (alarms / (~true_C).sum(), hits / true_C.sum(), hits / (hits + alarms))
-    area = mine.ranking_K[k][0]
+    area = own.ranking_K[k][0]
     words = f"{analysis.labels[k]} against the rest: AUROC {number(area.value, 1, 3)}{within(area, 1, 3)}"
-    return narrow(ranking_figure(analysis.labels, mine.curves_K, k, points, words))
+    return narrow(ranking_figure(analysis.labels, own.curves_K, k, points, words))
 
 
 @lru_cache(maxsize=32)
 def ranking(analysis: Analysis, wish: str) -> str:
     """Area, average precision and the operating point of each class."""
-    mine = analysis.mine
-    if mine.probs_C_K is None:
+    own = analysis.mine
+    if own.probs_C_K is None:
         return empty("These answers have no probabilities.", "Choose a calibrated label under “Method”.")
     rows = [
         {
             "label": analysis.labels[k],
-            "n": mine.curves_K[k].positives,
+            "n": own.curves_K[k].positives,
             "place": f"true.{k}",
-            "ranked": mine.ranking_K[k],
-            "rates": (mine.rates_K[k][1], mine.fall_out(k)),
+            "ranked": own.ranking_K[k],
+            "rates": (own.rates_K[k][1], own.fall_out(k)),
         }
         for k in shown_classes(analysis)
     ]
@@ -113,14 +113,14 @@ def costs(analysis: Analysis, text: str) -> str:
         for k in shown_classes(analysis)
         for class_bill in [bill.of_class(k)]
     ]
-    chosen = bill.validation is not None
+    has_validation = bill.validation is not None
     return render(
         "errors/costs.html",
         words=words,
         rows=rows,
-        chosen=chosen,
-        same=chosen and bill.validation is analysis.mine,
-        clips=bill.validation.n if chosen else 0,
+        chosen=has_validation,
+        same=has_validation and bill.validation is analysis.mine,
+        clips=bill.validation.n if has_validation else 0,
         run=analysis.chosen_in,
         reasoner=analysis.stands_on[0] or "zero-shot",
         calibrator=analysis.stands_on[1],

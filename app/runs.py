@@ -279,8 +279,8 @@ def page(context: AppContext) -> None:
         fresh = choices() if ids != tuple(before) else [gr.skip()] * 6
         lists = [table(context, stage_, dataset_, run_id, keys) if tab_name == "runs" else gr.skip()]
         lists += job_list(job_id) if tab_name == "jobs" else [gr.skip()] * len(job_of)
-        drawn = [one for one in (run_id, *(beside or ())) if one in ids]
-        live = any(progress.at_work(context.workbench, one) for one in drawn)
+        on_screen = [name for name in (run_id, *(beside or ())) if name in ids]
+        live = any(progress.at_work(context.workbench, name) for name in on_screen)
         lists += [*show_training(run_id, tab_name if live else "", beside)]
         return [*fresh, *lists, gr.Timer(active=busy(context))]
 

@@ -279,8 +279,8 @@ def comparison(
             )
         first = next((run_id for run_id in ids if run_id in scores), "")
         for run_id in (run_id for run_id in ids if run_id in scores and run_id != first):
-            if told := _difference(scores[first][1], scores[run_id][1]):
-                numbers.setdefault(f"against {first}, {name}", {})[run_id] = told
+            if difference := _difference(scores[first][1], scores[run_id][1]):
+                numbers.setdefault(f"against {first}, {name}", {})[run_id] = difference
     rows = ends[ends["run_id"].isin(ids)]
     for key, title in _SHOWN_NUMBERS.items():
         for row in rows[rows["name"] == key].to_dict("records"):

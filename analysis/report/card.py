@@ -117,7 +117,7 @@ def _page(story: Story) -> str:
         "malformed": reasons.loc[reasons["reason"] != "well-formed", "n"].sum(),
         "examples": story.examples,
         "sampled": story.sampled,
-        "passes": sorted({k for one in story.sampled for k in one.passes}),
+        "passes": sorted({k for row in story.sampled for k in row.passes}),
         "kinds": KINDS,
         "runs": _runs(story),
         "clips": _clips(story),
