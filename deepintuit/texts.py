@@ -80,7 +80,7 @@ def sentences(text: str, start: int = 0, end: int | None = None) -> list[tuple[i
     """Where the sentences of a text begin and end, with the white space behind them. "1.5 s" is not two."""
     inner = text[start:end].lstrip()
     start += len(text[start:end]) - len(inner)
-    return [(start + one.start(), start + one.end()) for one in _SENTENCE.finditer(inner) if one[0]]
+    return [(start + match.start(), start + match.end()) for match in _SENTENCE.finditer(inner) if match[0]]
 
 
 def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -78,5 +78,5 @@ def without(trace: Trace | Malformed, sentence: Piece) -> Opinion | None:
             rest = inner[: start - first] + inner[end - first :]
             inner = rest.rstrip() + inner[len(inner.rstrip()) :]  # it ends as it did
         parts.append(inner)
-    named = any(segment.name == sentence.name for segment in trace.grammar.text_segments)
-    return whole._replace(rationale="\n".join(parts)) if named else None
+    in_grammar = any(segment.name == sentence.name for segment in trace.grammar.text_segments)
+    return whole._replace(rationale="\n".join(parts)) if in_grammar else None
