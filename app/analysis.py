@@ -20,8 +20,8 @@ from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import answers
 from deepintuit_analysis.index.build import file_signature, signatures
 from deepintuit_analysis.report.gather import labels_of, results_of, settings_of
-from deepintuit_analysis.report.results import CONTROLS, Comparison, Result
-from deepintuit_analysis.report.text import shown
+from deepintuit_analysis.report.results import CONTROLS, METHODS, Comparison, Result
+from deepintuit_analysis.report.text import NAMES, shown
 
 THRESHOLD = 0.9
 
@@ -53,7 +53,7 @@ class Offers:
 
 def choose(found: pd.DataFrame, wish: Choice, slices: Sequence[tuple[str, str]] = ()) -> tuple[Choice, Offers]:
     """The wish as far as there are answers for it; what is not there becomes the first that is: the newest run with a
-    calibrated label, by label likelihood. `found` as of `answers.sources`; when empty, so is all. `slices` that are
+    calibrated label. `found` as of `answers.sources`; when empty, so is all. `slices` that are
     offered; the one that is wished for stays, and `analysis` says so when it is none."""
     datasets = list(dict.fromkeys(found["dataset"]))
     dataset = one_of(wish.dataset, datasets)
@@ -68,7 +68,7 @@ def choose(found: pd.DataFrame, wish: Choice, slices: Sequence[tuple[str, str]] 
     names = [f"{row.system} ({row.run_id})" if twice else row.system for row, twice in zip(here.itertuples(), several)]
     methods = next((methods for key, methods in zip(keys, here["methods"]) if key == system), [])
     by_preference = sorted(methods, key=lambda name: (name == "raw", name != "label_likelihood", name))
-    method = one_of(wish.method.replace(" ", "_"), by_preference)
+    method = one_of(_method_of(wish.method), by_preference)
     others = [
         (f"{name}: {shown(other)}", f"{key}/{other}")
         for key, name, offered in zip(keys, names, here["methods"])
@@ -76,7 +76,7 @@ def choose(found: pd.DataFrame, wish: Choice, slices: Sequence[tuple[str, str]] 
         if (key, other) != (system, method)
     ]
     against, _, its_method = wish.compare.rpartition("/")
-    wanted = f"{_key_of(against, keys)}/{its_method}" if against else _key_of(wish.compare, keys)
+    wanted = f"{_key_of(against, keys)}/{_method_of(its_method)}" if against else _key_of(wish.compare, keys)
     compares = [value for _, value in others]
     compare = one_of(wanted, compares, next((one for one in compares if one.rpartition("/")[0] == wanted), ""))
     offers = Offers(
@@ -93,6 +93,12 @@ def choose(found: pd.DataFrame, wish: Choice, slices: Sequence[tuple[str, str]] 
 def _key_of(wish: str, keys: Sequence[str]) -> str:
     """`run/system` of what an address calls so, or by the system's name or its run alone: the newest of that name."""
     return wish if wish in keys else next((key for key in keys if wish and wish in key.split("/", 1)), wish)
+
+
+def _method_of(wish: str) -> str:
+    """The method of what an address calls so: as it is stored, or by the name it has on screen, without "label" too."""
+    names = {name: method for method, name in NAMES.items() if method in METHODS}
+    return names.get(wish) or names.get(f"{wish} label") or wish.replace(" ", "_")
 
 
 def one_of(wish: str | None, known: list[str], otherwise: str | None = None) -> str:

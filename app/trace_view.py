@@ -13,18 +13,12 @@ from typing import Any
 from deepintuit.labels import LabelSet
 from deepintuit.reasoner.replay import Distribution, Event, Failed, Seen, Stage, TraceDone, Written
 from deepintuit_analysis.numbers import percent
+from deepintuit_analysis.report.text import shown
 from deepintuit_app import media, prose
 from deepintuit_app.html import render
 from deepintuit_app.verdicts import Scores, verdicts, with_mismatch
 
 PARTS = ("status", "trace", "film", "verdict")
-WAYS = {
-    "label_likelihood": "label likelihood",
-    "mean_likelihood": "mean likelihood over traces",
-    "linear_head": "linear head",
-    "vote": "vote over traces",
-    "raw": "provisional label alone",
-}
 _SHOWN = (("decode", "Decode"), ("encode", "Encode"), ("reason", "Reason"), ("calibrate", "Calibrate"))
 _DOING = {
     "load": "Loading the model",
@@ -251,7 +245,7 @@ def _bars(dist: Distribution, provisional: str, truth: str | None, raw: Distribu
 
 def _facts(view: TraceView, dist: Distribution) -> str:
     """How the distribution was made, and what other ways give."""
-    facts = [f"By {WAYS.get(dist.method, dist.method)}"]
+    facts = [shown(dist.method).capitalize()]
     if dist.temperature is not None:
         facts.append(f"temperature {dist.temperature:.2f}")
     if dist.outside is not None:
@@ -263,5 +257,5 @@ def _facts(view: TraceView, dist: Distribution) -> str:
             f"farther from the clips that were learnt from than {percent(dist.farther_than)} of validation clips"
         )
     alternatives = [d for d in view.distributions if d is not dist and d.method != "raw"]
-    facts += (f"{WAYS.get(d.method, d.method)}: {d.predicted} {percent(max(d.probs))}" for d in alternatives)
+    facts += (f"{shown(d.method)}: {d.predicted} {percent(max(d.probs))}" for d in alternatives)
     return " · ".join(facts)

@@ -96,7 +96,7 @@ def test_a_finished_seed_read_again_gets_its_label_sets_and_classes_and_keeps_wh
     right = [row for row in rows_of(run) if row["probs"][LABELS.index(row["true_label"])] >= 0.7 - 1e-9]
     assert nine["validation"]["n"] == 20 and nine["validation"]["size"] == pytest.approx(len(held) / CLIPS)
     assert nine["validation"]["coverage"]["value"] == pytest.approx(len(right) / CLIPS)
-    assert list(found["classes"]["stages"]) == ["cold start", "calibrated, label likelihood"]
+    assert list(found["classes"]["stages"]) == ["cold start", "calibrated label"]
     assert found["classes"]["support_K"] == [30, 30] and len(found["classes"]["gains_K"]) == 2
 
 
@@ -116,7 +116,7 @@ def test_the_page_has_both_tables_of_the_seeds_that_hold_them(finished):
     [line] = [
         line
         for line in text.splitlines()
-        if line.startswith("| cold start | label likelihood | 9") and "–" in line and line.count("|") == 9
+        if line.startswith("| cold start | calibrated label | 9") and "–" in line and line.count("|") == 9
     ]
     assert f"{100 * new['sets'][0]['coverage']['value']:.1f} (" in line
     assert "Beta" not in text and "a beta distribution" in text

@@ -242,7 +242,7 @@ def test_the_terminal_table_fits_with_controls_under_their_system(width: int) ->
     text = printed(terminal_table(table_of(frame(tiny()), LABELS, QUICK), width), width)
     lines = [line.rstrip() for line in text.splitlines()]
     names = [re.sub(r"\s+4 .*", "", line) for line in lines[3:6]]
-    assert names == ["cold start", "  label likelihood", "    trace blanked"]
+    assert names == ["cold start", "  calibrated label", "    trace blanked"]
     assert max(map(len, lines)) <= width and "75.0" in lines[4] and "+25.0" in lines[4]
     assert ("macro" in text) == (width >= 100) and ("2 / 1" in text) == (width >= 130)
 
@@ -295,7 +295,7 @@ def test_no_rows_are_a_sentence() -> None:
 def test_an_interval_around_zero_is_called_no_clear_difference() -> None:
     row = headline(table_of(frame(tiny()), LABELS, QUICK))
     assert row.key == ("cold start", "label_likelihood", "none")
-    assert sentence(row).startswith("Cold start with label likelihood answers 75.0 % of 4 test clips right")
+    assert sentence(row).startswith("Cold start, calibrated label, answers 75.0 % of 4 test clips right")
     assert "no clear difference" in sentence(row)
 
 
@@ -382,7 +382,7 @@ def test_class_gains_are_those_counted_by_hand_on_the_clips_of_all_stages() -> N
     rows += [answer("e", "dog", "dog", system=grpo)]  # the cold start never saw it
     table = table_of(frame(rows), LABELS, QUICK)
     stages = stages_of(table, headline(table))
-    assert list(stages) == ["cold start", "cold start + GRPO", "calibrated, label likelihood"]
+    assert list(stages) == ["cold start", "cold start + GRPO", "calibrated label"]
     found = class_gains(stages)
     assert found.support_K == (2, 2)
     f1 = {name: [one.value for one in by_class] for name, by_class in found.stages.items()}
@@ -390,7 +390,7 @@ def test_class_gains_are_those_counted_by_hand_on_the_clips_of_all_stages() -> N
     assert f1 == {
         "cold start": [pytest.approx(4 / 5), 0.0],
         "cold start + GRPO": [0.0, pytest.approx(4 / 6)],
-        "calibrated, label likelihood": [pytest.approx(2 / 3), pytest.approx(4 / 5)],
+        "calibrated label": [pytest.approx(2 / 3), pytest.approx(4 / 5)],
     }
     cat, dog = found.gains_K
     assert cat.value == pytest.approx(2 / 3 - 4 / 5) and dog.value == pytest.approx(4 / 5)
@@ -402,7 +402,7 @@ def test_a_gain_figure_has_a_row_a_class_the_largest_gain_on_top() -> None:
     found = class_gains(stages_of(rows, headline(rows)))
     figure = gains_figure(found)
     assert figure.layout.yaxis.ticktext == ("dog (n = 2)", "cat (n = 2)")
-    assert [trace.name for trace in figure.data] == ["cold start", "calibrated, label likelihood"]
+    assert [trace.name for trace in figure.data] == ["cold start", "calibrated label"]
     assert "dog (+80.0 points), least on cat (−13.3)" in figure.layout.meta
     assert class_gains({"cold start": rows[0]}) is None
     assert gains_figure(None).layout.meta == "Nothing to draw yet"
@@ -649,7 +649,10 @@ def test_the_terminal_shows_what_the_card_tells(tmp_path: Path) -> None:
     workbench, run_id = workbench_with(tmp_path, tiny())
     console = Console(width=100, file=StringIO())
     show(workbench, [run_id], QUICK, console=console)
-    assert "  label likelihood  4 " in console.file.getvalue() and "Cold start with label" in console.file.getvalue()
+    assert (
+        "  calibrated label  4 " in console.file.getvalue()
+        and "Cold start, calibrated label" in console.file.getvalue()
+    )
 
 
 def test_an_unknown_run_is_named(tmp_path: Path) -> None:

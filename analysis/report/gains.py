@@ -55,7 +55,7 @@ def stages_of(rows: Sequence[Result], row: Result | None) -> dict[str, Result]:
         return {}
     raw = [line for line in rows if (line.method, line.control) == ("raw", "none")]
     stages = {shown(line.system): line for line in raw if f"{row.system} + ".startswith(f"{line.system} + ")}
-    return stages if row.method == "raw" else stages | {f"calibrated, {shown(row.method)}": row}
+    return stages if row.method == "raw" else stages | {shown(row.method): row}
 
 
 def class_gains(stages: Mapping[str, Result]) -> ClassGains | None:

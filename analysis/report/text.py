@@ -20,10 +20,10 @@ from deepintuit_analysis.report.results import CONTROLS, Measured, Result, SeedR
 
 NAMES = {
     "raw": "provisional label",
-    "label_likelihood": "label likelihood",
-    "linear_head": "linear head",
-    "vote": "vote",
-    "mean_likelihood": "mean likelihood",
+    "label_likelihood": "calibrated label",
+    "linear_head": "calibrated label, linear head",
+    "vote": "vote over traces",
+    "mean_likelihood": "calibrated label, mean over traces",
     "cold start + grpo": "cold start + GRPO",
     "rb-ft": "RB-FT",
     **{name: control.shown for name, control in CONTROLS.items()},
@@ -45,7 +45,7 @@ def sentence(row: Result | None) -> str:
     if row is None or not row.n:
         return NO_ROWS
     numbers = row.evaluation
-    system = shown(row.system) + (f" with {shown(row.method)}" if row.method != "raw" else "")
+    system = shown(row.system) + (f", {shown(row.method)}," if row.method != "raw" else "")
     right = f"{percent(numbers.accuracy.value, 1)} of {row.n} {row.split} clips right{within(numbers.accuracy)}"
     text = f"{system[:1].upper()}{system[1:]} answers {right}"
     if row.gain is not None:

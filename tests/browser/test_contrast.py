@@ -37,14 +37,49 @@ TOO_FAINT = """() => {
   return [...new Set(found)];
 }"""
 
+# WCAG 2.2, 2.5.8: smaller than 24 px and, drawn as a circle of 24 px, on another target. Links inside text may be.
+TOO_SMALL = """() => {
+  const pressed = "a[href], button, input, select, textarea, summary, [role=tab], [role=button]";
+  const seen = { opacityProperty: true, visibilityProperty: true };
+  const targets = [...document.querySelectorAll(pressed)]
+    .filter((node) => node.checkVisibility(seen) && !node.disabled && !node.closest("[aria-hidden=true], svg"))
+    .map((node) => ({ node, box: node.getBoundingClientRect() }))
+    .filter(({ box }) => box.width > 1 && box.height > 1);
+  const small = ({ box }) => Math.min(box.width, box.height) < 23.5;
+  const words = (one) => one.nodeType === Node.TEXT_NODE && /\\w{2,}/.test(one.textContent);
+  const inText = (node) => [...node.parentElement.childNodes].some(words);
+  const wrong = targets.filter((one) => {
+    if (!small(one) || inText(one.node)) return false;
+    const x = one.box.x + one.box.width / 2, y = one.box.y + one.box.height / 2;
+    return targets.some((other) => {
+      if (other.node.contains(one.node) || one.node.contains(other.node)) return false;
+      const b = other.box;
+      if (small(other)) return Math.hypot(b.x + b.width / 2 - x, b.y + b.height / 2 - y) < 24;
+      return Math.hypot(Math.max(b.x - x, 0, x - b.right), Math.max(b.y - y, 0, y - b.bottom)) < 12;
+    });
+  });
+  return [...new Set(wrong.map(({ node, box }) =>
+    `${box.width.toFixed()} x ${box.height.toFixed()} ${node.tagName} ${node.innerText || node.ariaLabel}`))];
+}"""
+
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_text_of_every_page_can_be_read(open_page, site, dark):
+def test_text_of_every_page_can_be_read_and_what_is_pressed_is_large_enough(open_page, site, dark):
     page = open_page(dark=dark)
-    faint = {}
+    faint, small = {}, {}
     for path, there in PAGES.items():
         page.goto(f"{site.url}/{path}")
         page.wait_for_selector(there)
         if found := page.evaluate(TOO_FAINT):
             faint[path] = found
-    assert not faint
+        for width in (390, 1280):
+            page.set_viewport_size({"width": width, "height": 900})
+            if found := page.evaluate(TOO_SMALL):
+                small[path, width] = found
+    page.goto(f"{site.url}/runs?tab=jobs")
+    page.get_by_role("button", name="Start a stage").click()
+    page.locator("#runs-preview pre").wait_for()
+    page.get_by_label("Other settings").fill("evaluate.bootstrap = -1")
+    page.locator("#runs-preview [role=alert]").wait_for()
+    faint |= {"a refusal": found} if (found := page.evaluate(TOO_FAINT)) else {}
+    assert not faint and not small

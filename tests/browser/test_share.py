@@ -76,7 +76,7 @@ def test_watch_traces_and_errors_work_without_a_server_of_ours(page, address, sh
     assert page.locator(".segment").first.inner_text() == whole
     page.get_by_role("link", name="Errors").click()
     page.get_by_role("combobox").select_option(
-        label=f"cold start + GRPO · label likelihood · {shared.runs['evaluate-refined']}"
+        label=f"cold start + GRPO · calibrated label · {shared.runs['evaluate-refined']}"
     )
     page.get_by_text("5 of 6 right").wait_for()
     page.get_by_role("button", name="delivery taken for theft: 1").click()

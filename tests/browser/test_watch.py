@@ -256,7 +256,7 @@ def test_a_live_trace_ends_with_a_calibrated_distribution(page, live_site):
     page.locator("#tokens input[type=number]").fill("64")
     page.keyboard.press("Tab")
     page.click("#reason")
-    says(page, "By label likelihood", "#verdict")
+    says(page, "Calibrated label", "#verdict")
     says(page, "token confidence")
     assert re.search(r"\d m?s$", page.locator(".steps li.done").nth(2).inner_text())
 
@@ -271,7 +271,7 @@ def test_an_uploaded_clip_is_reasoned_about_and_its_frames_are_shown(page, live_
     page.locator("#tokens input[type=number]").fill("64")
     page.keyboard.press("Tab")
     page.click("#reason")
-    says(page, "By label likelihood", "#verdict")
+    says(page, "Calibrated label", "#verdict")
     loaded = "Array.from(document.querySelectorAll('.shot img')).filter((image) => image.naturalWidth).length === 8"
     page.wait_for_function(loaded)
 
