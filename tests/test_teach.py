@@ -385,7 +385,7 @@ def test_empty_answers_are_asked_for_again_once_the_server_is_mended(workbench):
 
 def test_one_empty_answer_leaves_the_run_open_for_one_more_try_and_not_for_ever(workbench):
     with Server(empties(2)) as server:
-        with pytest.raises(TeachError, match="1 traces did not come.*Repeat"):
+        with pytest.raises(TeachError, match="1 traces did not come.*Rerun"):
             quiet(workbench, at(server))
         asked = len(server.seen)
         run = quiet(workbench, at(server))
