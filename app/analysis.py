@@ -8,7 +8,7 @@ Plain functions, no Gradio and no HTML: `errors` wires them to its page, `errors
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import pandas as pd
@@ -19,6 +19,7 @@ from deepintuit.runs import Run
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import answers
 from deepintuit_analysis.index.build import file_signature, signatures
+from deepintuit_analysis.report.attribution import attributions
 from deepintuit_analysis.report.gather import labels_of, results_of, settings_of
 from deepintuit_analysis.report.results import CONTROLS, METHODS, Comparison, Result
 from deepintuit_analysis.report.text import NAMES, shown
@@ -111,7 +112,7 @@ class Analysis:
     system's provisional label (None when that is `mine`), the controls of the method, and the `other` that `mine` is
     compared with. `whole`: labelled clips that `mine` would have without a slice. `validation`: `mine` on validation
     clips, where the same system was evaluated on them, by the run `chosen_in`. `stands_on`: its reasoner's
-    and its calibrator's run."""
+    and its calibrator's run. `attributions`: a row a sentence, where they were asked for."""
 
     choice: Choice
     run_id: str
@@ -127,6 +128,7 @@ class Analysis:
     validation: Result | None = None
     chosen_in: str = ""
     stands_on: tuple[str | None, str | None] = (None, None)
+    attributions: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -205,6 +207,7 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
         counted["clip_id"].nunique(),
         *_on_validation(workbench, run, choice, labels),
         _stands_on(run),
+        attributions(workbench, run_id),
     )
 
 

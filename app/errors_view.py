@@ -19,9 +19,11 @@ from deepintuit.metrics import Estimate
 from deepintuit.tables import FORMATS
 from deepintuit_analysis.index import answers
 from deepintuit_analysis.numbers import number, p_value, percent, within
+from deepintuit_analysis.report.attribution import carriers
 from deepintuit_analysis.report.figures import few_of, most_confused
 from deepintuit_analysis.report.results import CONTROLS, Result
 from deepintuit_analysis.report.text import shown
+from deepintuit_app import prose
 from deepintuit_app.analysis import Analysis
 from deepintuit_app.html import address, empty, render
 from deepintuit_app.html import heading as page_heading
@@ -77,7 +79,7 @@ _NAMES = {
 _STRONG = 0.55
 SECTIONS = (
     "Classes", "Confusion", "Fixed and broken", "ROC and precision–recall", "Costs", "Reliability", "Risk and coverage",
-    "Controls", "Slices by a column", "Malformed traces",
+    "Controls", "What carried the label", "Slices by a column", "Malformed traces",
 )  # fmt: skip
 """Titles on the page, for the links to them."""
 FOLLOWS = {"yes": "argues for its label", "no": "argues for another label"}
@@ -264,7 +266,7 @@ def controls(found: Analysis) -> str:
     """What the answer rests on: the same with an input altered, and what was trained without one."""
     scores = found.mine.evaluation
     if not found.controls:
-        return render("errors/controls.html", rows=[], words="")
+        return render("errors/controls.html", rows=[], words="") + attribution(found)
     results = [
         (found.name, found.mine, None),
         *((shown(name), one, one.change) for name, one in found.controls.items()),
@@ -281,7 +283,25 @@ def controls(found: Analysis) -> str:
     ]
     changes = {name: (one.evaluation.accuracy.value, one.change) for name, one in found.controls.items()}
     words = reading(scores.accuracy.value, changes) + _kept(found)
-    return render("errors/controls.html", rows=rows, words=words)
+    return render("errors/controls.html", rows=rows, words=words) + attribution(found)
+
+
+def attribution(found: Analysis) -> str:
+    """Which kinds of sentences carried the labels of the calibrator."""
+    if found.mine.method != "label_likelihood" or found.attributions.empty:
+        command = f"deepintuit attribute {found.run_id}" if found.mine.method == "label_likelihood" else ""
+        return render("errors/attribution.html", tables=[], words="", command=command)
+    segments, words, among = carriers(found.attributions, found.mine)
+    titles = prose.TITLES | {"outside": "Malformed text", "answer": "Answer: the conclusion"}
+    tables = [("Part of the trace", [(titles.get(row.kind, row.kind), None, row) for row in segments])]
+    if words:
+        links = ((row.kind, address("traces", run=found.run_id, text=row.kind), row) for row in words)
+        tables.append(("Sentences with the word", list(links)))
+    caption = f"Intervals are {how_sure(found.mine)}. Sentences that say the same can replace each other, so a small "
+    caption += "number is no proof that a kind is not read."
+    if words:
+        caption += f" The words are the first of {among} by their mean: expect less of them on other clips."
+    return render("errors/attribution.html", tables=tables, words=caption, command="")
 
 
 def _kept(found: Analysis) -> str:

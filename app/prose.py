@@ -11,9 +11,10 @@ the one whose moment was reached last is lit while the clip plays.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from deepintuit.texts import sentences
 from deepintuit.trace import GRAMMARS, Grammar, Mention, mentions, moment, pieces
@@ -62,10 +63,12 @@ class Part(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """`at`: the moments it mentions, in seconds with commas between, for the script that lights it."""
+    """`at`: the moments it mentions, in seconds with commas between, for the script that lights it; `effect`: its row
+    of the grain `attributions`."""
 
     at: str
     parts: list[Part]
+    effect: Mapping[str, Any] | None = None
 
 
 def trace_html(
@@ -76,15 +79,18 @@ def trace_html(
     *,
     writing: bool = False,
     token_marks: Sequence[TokenMark] = (),
+    effects: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> str:
     """The whole trace. `frame_times`: of the frames that the model saw, in seconds; `seconds`: the length of the clip,
-    a moment past it is marked and does not seek; `writing`: more is to come; `token_marks`: sorted, without overlap."""
+    a moment past it is marked and does not seek; `writing`: more is to come; `token_marks`: sorted, without overlap;
+    `effects`: number of a sentence → its row of the grain `attributions`."""
     grammar = GRAMMARS[grammar] if isinstance(grammar, str) else grammar
     visible = _without_half_mark(text, grammar) if writing else text
-    segments = []
+    segments, numbers = [], itertools.count()
     for piece in pieces(visible, grammar):
         blank = len(visible[piece.start : piece.end]) - len(visible[piece.start : piece.end].lstrip())
-        body = list(_sentences(visible, piece.start + blank, piece.end, frame_times, seconds, token_marks))
+        cut = _sentences(visible, piece.start + blank, piece.end, frame_times, seconds, token_marks)
+        body = [sentence._replace(effect=(effects or {}).get(next(numbers))) for sentence in cut]
         segments.append((piece.name, TITLES.get(piece.name, piece.name), body, writing and piece.open))
     return render("trace.html", segments=segments)
 

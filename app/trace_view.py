@@ -7,11 +7,12 @@ Nothing here waits, reads a file or knows Gradio.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from deepintuit.labels import LabelSet
-from deepintuit.reasoner.replay import Distribution, Event, Failed, Seen, Stage, TraceDone, Written
+from deepintuit.reasoner.replay import Attributed, Distribution, Event, Failed, Seen, Stage, TraceDone, Written
 from deepintuit_analysis.numbers import percent
 from deepintuit_analysis.report.text import shown
 from deepintuit_app import media, prose
@@ -48,7 +49,8 @@ class TraceView:
     """One trace on screen. `mode`: live, replay or stored; `source`: where it comes from, in words.
 
     `seconds`: length of the clip; `trace_id`: of a stored trace, whose frames can be asked for by it; `lost`: those
-    frames cannot be had any more; `scores`: what is stored of the trace; `labels`: of its dataset, where it has one.
+    frames cannot be had any more; `scores`: what is stored of the trace; `labels`: of its dataset, where it has one;
+    `calibrator`: the run of the one that reads it; `asking` it which sentences carry its answer.
     """
 
     mode: str
@@ -59,6 +61,9 @@ class TraceView:
     lost: bool = False
     scores: Scores = field(default_factory=dict)
     labels: LabelSet | None = None
+    calibrator: str | None = None
+    asking: bool = False
+    attributed: tuple[Mapping[str, Any], ...] = ()
     stage: str | None = None
     stages: dict[str, float] = field(default_factory=dict)
     text: str = ""
@@ -94,6 +99,9 @@ class TraceView:
             case Distribution():
                 self.distributions.append(event)
                 return {"verdict"}
+            case Attributed(rows):
+                self.attributed = rows
+                return {"trace"}
             case Failed(sentence):
                 self.failed = sentence
                 return {"status"}
@@ -179,10 +187,14 @@ def trace(view: TraceView | None) -> str:
         waiting = "Nothing was written." if view.over else "The trace appears here as it is written."
     elif view is not None:
         writing = view.done is None and not view.over
-        body = prose.trace_html(view.text, view.grammar, view.times or None, view.seconds, writing=writing)
+        effects = {row["sentence"]: row for row in view.attributed}
+        about = {"writing": writing, "effects": effects}
+        body = prose.trace_html(view.text, view.grammar, view.times or None, view.seconds, **about)
         if view.done is not None and view.done.reason and not view.stopped:
             malformed, detail = _REASONS.get(view.done.reason, view.done.reason), view.done.detail
-    return render("watch/trace.html", trace=body, waiting=waiting, malformed=malformed, detail=detail)
+    told = {"trace": body, "waiting": waiting, "malformed": malformed, "detail": detail}
+    carried = view.attributed[0] if view is not None and view.attributed else None
+    return render("watch/trace.html", **told, carried=carried, asking=view is not None and view.asking)
 
 
 def film(view: TraceView | None) -> str:

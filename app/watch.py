@@ -20,7 +20,7 @@ from deepintuit.errors import DeepIntuitError, VideoError, VideoReason
 from deepintuit.reasoner import replay as stored
 from deepintuit.reasoner.task import Clip
 from deepintuit_analysis.index import browse, clips
-from deepintuit_app import links, media, slices, trace_view
+from deepintuit_app import attribution, links, media, slices, trace_view
 from deepintuit_app.context import AppContext
 from deepintuit_app.html import empty, esc, heading, note, render
 from deepintuit_app.live import Running
@@ -163,6 +163,7 @@ def stored_view(
     grammar = clips.grammar_of(context.workbench, row["run_id"])
     view = TraceView(mode, choices.get(trace_id, row["run_id"]), grammar, clip["seconds"], trace_id)
     view.lost = not media.seen(context, trace_id)
+    view.calibrator = clips.calibrator_of(context.workbench, row["run_id"])
     view.scores, view.labels = browse.scores_of(context.workbench, trace_id), context.labels(clip.get("dataset"))
     return view, [row, clips.predictions_on(context.workbench, trace_id)]
 
@@ -404,7 +405,7 @@ class Handlers:
             )
             grammar = await asyncio.to_thread(clips.grammar_of, self.context.workbench, run)
             view = TraceView("live", f"written live by {run}", grammar, clip["seconds"])
-            view.labels = self.context.labels(clip.get("dataset"))
+            view.labels, view.calibrator = self.context.labels(clip.get("dataset")), reasoners[run]["calibrator"]
 
             def happened() -> list[stored.Event]:
                 view.ahead = job.ahead
@@ -504,6 +505,7 @@ def page(context: AppContext) -> None:
         with gr.Column(scale=6, min_width=320):
             status = gr.HTML(trace_view.status(TraceView("stored", over=True)), elem_id="status")
             trace = gr.HTML("", elem_id="trace")
+            carried = gr.Button("What carried the answer?", size="sm", elem_id="attribute", min_width=120)
             film = gr.HTML(trace_view.film(None), elem_id="film")
             with gr.Accordion("Settings of replay and live reasoning", open=False, elem_id="settings"):
                 pace = gr.Radio(list(PACES), value="Reading pace", label="Replay speed")
@@ -589,4 +591,6 @@ def page(context: AppContext) -> None:
         concurrency_id=GENERATION, concurrency_limit=16, show_progress="hidden", api_visibility="private",
     )  # fmt: skip
     halt.click(do.stop, None, None, **plain)
+    asks = {"concurrency_id": GENERATION, "show_progress": "hidden", "api_visibility": "private"}
+    carried.click(attribution.handler(context, clip_of), [state, picked], [trace, state], **asks)
     gr.context.Context.root_block.unload(do.leave)

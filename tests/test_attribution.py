@@ -16,7 +16,10 @@ from deepintuit.reasoner.task import Clip, Task
 from deepintuit.runs import EXAMPLE, unnamed
 from deepintuit.trace import parse
 from deepintuit_analysis import Workbench
-from deepintuit_analysis.index import console
+from deepintuit_analysis.index import answers, console
+from deepintuit_analysis.report.attribution import carriers
+from deepintuit_app import errors_view
+from deepintuit_app.analysis import Choice, analysis, choose
 
 LABELS = LabelSet.of("three", ["fall", "walk", "sit"])
 
@@ -29,12 +32,12 @@ def scored(tmp_path_factory):
     (shipped,) = [run for run in bench.runs("evaluate") if run.config.get("calibrator")]
     about = {"parent": shipped.parent, "name": "five", "dataset": shipped.about["dataset"]}
     with bench.start_run("evaluate", shipped.config, **about) as run:
-        answers = shipped.read("predictions").query("method == 'label_likelihood' and control == 'none'")
-        answers = answers.sort_values("clip_id").head(5)
+        rows = shipped.read("predictions").query("method == 'label_likelihood' and control == 'none'")
+        rows = rows.sort_values("clip_id").head(5)
         traces = {row["trace_id"]: row for row in shipped.table("traces").to_pylist()}
-        run.append("traces", unnamed(traces[name] for name in answers["trace_id"]))
+        run.append("traces", unnamed(traces[name] for name in rows["trace_id"]))
         ids = run.read("traces").set_index("clip_id")["trace_id"]
-        rows = answers.assign(run_id=run.id, trace_id=[ids[clip] for clip in answers["clip_id"]])
+        rows = rows.assign(run_id=run.id, trace_id=[ids[clip] for clip in rows["clip_id"]])
         run.append("predictions", [row.dropna().to_dict() for _, row in rows.iterrows()])
         run.note(settings=shipped.about["settings"])
         run.finish({})
@@ -109,19 +112,19 @@ def test_a_sentence_is_left_out_and_nothing_else(text, grammar, left):
 
 def test_effects_are_those_of_the_calibrator_asked_one_by_one(scored, attributed):
     bench, run = scored
-    answers = run.read("predictions").set_index("clip_id")
+    stored = run.read("predictions").set_index("clip_id")
     rows = attributed.read("attributions")
     assert (
-        set(rows["clip_id"]) == set(answers.index) and attributed.summary["apart"] < 1e-3
+        set(rows["clip_id"]) == set(stored.index) and attributed.summary["apart"] < 1e-3
     )  # shipped weights are rounded
     sets = config.Config().replace(clips={"dataset": run.about["dataset"]}, model={"share_prefix": False})
     settings, _ = inherited(bench, sets, run.id, run.config["calibrator"])
     task, plain = Task(bench.path, settings), Calibrator.load(bench, settings, run.config["calibrator"])
     assert not plain.vlm.shares_prefix
-    [[clip, encoded]] = LocalReasoner(plain.vlm, task).encode(task.unlabelled([answers.index[0]]))
+    [[clip, encoded]] = LocalReasoner(plain.vlm, task).encode(task.unlabelled([stored.index[0]]))
     [trace] = parsed(task, run.read("traces").query("clip_id == @clip.clip_id"))
     mine = rows[rows["clip_id"] == clip.clip_id].sort_values("sentence")
-    answer, heat = answers.loc[clip.clip_id], plain.temperatures([trace])
+    answer, heat = stored.loc[clip.clip_id], plain.temperatures([trace])
     k = list(answer["labels"]).index(answer["predicted"])
     [whole] = likelihood_scores(plain.vlm, task, [(clip, encoded)], [trace], 1).probs(heat)
     np.testing.assert_allclose(mine["probability"], whole[k], atol=1e-5)
@@ -197,3 +200,37 @@ def test_attributions_are_a_table_of_sql(scored, attributed):
         "SELECT count(*) AS n, count(DISTINCT traces.run_id) AS runs FROM attributions JOIN traces USING (trace_id)"
     )
     assert bench.query(joined).values.tolist() == [[attributed.summary["sentences"], 1]]
+
+
+def test_the_errors_page_sums_effects_by_part_and_by_word(scored, attributed, monkeypatch):
+    bench, run = scored
+    bench.refresh()
+    monkeypatch.setattr("deepintuit_analysis.report.attribution._LEAST_CLIPS", 3)
+
+    def found(method: str, system: str = run.id):
+        choice, _ = choose(answers.sources(bench), Choice("", "test", system, method, "", ""), [])
+        return analysis(bench, choice)
+
+    mine, rows = found("label_likelihood"), attributed.read("attributions")
+    segments, words, among = carriers(mine.attributions, mine.mine)
+    assert [row.kind for row in segments] == ["think", "answer"] and among >= len(words) > 2
+    largest = rows.loc[rows.groupby("clip_id")["effect"].idxmax()]
+    for row in [*segments, *words]:
+        heard = rows["text"].str.contains(rf"(?i)\b{row.kind}\b")
+        inside = rows["segment"] == row.kind if row in segments else heard
+        assert (row.sentences, row.clips) == (inside.sum(), rows[inside]["clip_id"].nunique()) and row.clips >= 3
+        assert row.effect.value == pytest.approx(rows[inside]["effect"].mean())
+        assert row.effect.low <= row.effect.value <= row.effect.high
+        assert row.largest.value == pytest.approx(inside[largest.index].mean())
+        assert row.changes == (rows[inside]["answer_without"] != rows[inside]["answer"]).sum()
+    assert [row.effect.value for row in words] == sorted((row.effect.value for row in words), reverse=True)
+    page = errors_view.attribution(mine)
+    assert "Answer: the conclusion" in page and f"run={run.id}&amp;text={words[0].kind}" in page
+    assert f"deepintuit attribute {run.parent}" not in page and "<pre>" not in page
+    (shipped,) = [
+        one for one in bench.runs("evaluate") if one.config.get("calibrator") and one.about["name"] != "five"
+    ][:1]
+    assert f"<pre>deepintuit attribute {shipped.id}</pre>" in errors_view.attribution(
+        found("label_likelihood", shipped.id)
+    )
+    assert "Only a calibrator" in errors_view.attribution(found("raw", shipped.id))

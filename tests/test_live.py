@@ -1,5 +1,6 @@
 """A trace as a stream of events: live from the embedded model, replayed from the store, and what a watcher is shown."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from porch import endless, live_workbench, living, until, wish
 
-from deepintuit.reasoner.replay import Distribution, Failed, Seen, Stage, TraceDone, Written, replay
+from deepintuit.reasoner.replay import Attributed, Distribution, Failed, Seen, Stage, TraceDone, Written, replay
 from deepintuit_analysis import Workbench
 from deepintuit_app import trace_view
 from deepintuit_app.live import Engine, Pages
@@ -101,6 +102,46 @@ def test_a_quick_answer_that_is_sure_enough_ends_a_live_trace(workbench):
     stored = {"text": TEXT, "provisional": "theft", "quick_confidence": 0.99, "thought": False}
     done = next(event for _, event in replay(stored) if isinstance(event, TraceDone))
     assert (done.thought, done.quick_confidence) == (False, 0.99)
+
+
+def test_the_calibrator_is_asked_what_carried_its_label_to_a_trace_that_is_there(workbench):
+    from deepintuit.reasoner.live import Ask, Models, reason
+
+    files = {path for path in workbench.cache.rglob("*") if path.is_file()}
+    for text, truncated, sentences in (
+        (TEXT, False, ["At 0.5 s a courier comes.", "Frame 2 shows a box.", "theft"]),
+        ("<think> A dog. It ru", True, ["A dog.", "It ru"]),
+        ("", False, []),
+    ):
+        events, written = [], {"text": text, "truncated": truncated, "thought": None}
+        models = Models(workbench)
+        reason(models, Ask(**wish(workbench, 1, private=True), written=written), events.append, lambda: False)
+        assert [event.name for event in events if isinstance(event, Stage)] == ["load", "encode", "calibrate"]
+        assert [row["text"] for row in events[-1].rows] == sentences
+        assert all(row["answer"] in ("theft", "routine") and abs(row["effect"]) <= 1 for row in events[-1].rows)
+    assert {path for path in workbench.cache.rglob("*") if path.is_file()} == files
+
+
+def test_effects_stand_in_numbers_before_their_sentences():
+    rows = [("It", 0.42, "routine"), ("box", -0.07, "theft"), ("theft", 0.0, "theft")]
+    shown = grown(TraceDone(TEXT, "theft"), mode="stored")
+    assert "effect" not in trace_view.trace(shown)
+    about = {"answer": "theft", "probability": 0.9}
+    attributed = [
+        {**about, "sentence": n, "effect": effect, "answer_without": then} for n, (_, effect, then) in enumerate(rows)
+    ]
+    assert shown.take(Attributed(tuple(attributed))) == {"trace"}
+    drawn = trace_view.trace(shown)
+    assert re.findall(r'class="effect"[^>]*>\s*([^<]*)</span>', drawn) == ["+42 → routine", "−7", "0"]
+    assert "Without it theft has 48.0 % instead of 90.0 %" in drawn and "points of that are lost" in drawn
+    assert re.findall(r'class="sentence (\w+)" style="--effect:([\d.]+)%"', drawn) == [
+        ("carries", "42.00"), ("opposes", "7.00"), ("opposes", "0.00"),
+    ]  # fmt: skip
+    evil = "<img src=x onerror=alert(1)>"
+    shown.take(Attributed(tuple({**row, "answer": evil, "answer_without": "b"} for row in attributed)))
+    assert "<img src=x" not in trace_view.trace(shown)
+    shown.asking = True
+    assert "Asking the calibrator" in trace_view.trace(shown)
 
 
 def test_no_more_than_two_models_are_kept(workbench):

@@ -136,6 +136,19 @@ def predictions_on(workbench: Workbench, trace_id: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: _WAYS.index(row["method"]) if row["method"] in _WAYS else len(_WAYS))
 
 
+def attributed(workbench: Workbench, trace_id: str) -> list[dict[str, Any]]:
+    """What carried the calibrated label to a trace, a row a sentence; empty where nobody asked."""
+    return records(workbench.query(f"SELECT * FROM attributions WHERE {FOUND_BY_ID} ORDER BY sentence", [trace_id]))  # noqa: S608
+
+
+def calibrator_of(workbench: Workbench, run_id: str) -> str | None:
+    """The calibrator that read a run's traces, or else the newest of the reasoner that wrote them."""
+    found = workbench.query("SELECT config->>'$.calibrator' AS it FROM runs WHERE run_id = ?", [run_id])
+    if len(found) and isinstance(found["it"][0], str):
+        return found["it"][0]
+    return next((row["calibrator"] for row in reasoners(workbench) if row["run_id"] == run_id), None)
+
+
 def grammar_of(workbench: Workbench, run_id: str) -> str:
     """The grammar that a run's traces were asked for in; think-answer where it does not say."""
     rows = workbench.query("SELECT config->>'$.prompt.grammar' AS it FROM runs WHERE run_id = ?", [run_id])

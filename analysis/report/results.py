@@ -162,6 +162,16 @@ class Result:
         statistics = lambda weights_B_C: weights_B_C @ values_C_S / weights_B_C.sum(1, keepdims=True)  # noqa: E731
         return bootstrap_each(statistics, self.n, groups_C=self.groups_C, **self._options)
 
+    def ratios(self, above_C_S: np.ndarray, below_C_S: np.ndarray) -> list[Estimate]:
+        """Of each of S pairs of values a clip, the sum of the first over that of the second, on the same draws; nan
+        where that is 0."""
+
+        def statistics(weights_B_C: np.ndarray) -> np.ndarray:
+            above, below = weights_B_C @ above_C_S, weights_B_C @ below_C_S
+            return np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)
+
+        return bootstrap_each(statistics, self.n, groups_C=self.groups_C, **self._options)
+
     def _never_certain(self, share: Estimate, among_C: np.ndarray | None = None) -> Estimate:
         """Resampling 400 clips of which none failed never draws a failure, and would call 0 % certain: Wilson's
         interval for a share of 0 or 1, as if each group were one clip."""

@@ -14,18 +14,21 @@ from __future__ import annotations
 import copy
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from deepintuit import config
 from deepintuit.config import Config, GateConfig
 from deepintuit.errors import DeepIntuitError, StoreError
+from deepintuit.reasoner.attribution import attributions
+from deepintuit.reasoner.calibrator import Calibrator
 from deepintuit.reasoner.distance import Distance
 from deepintuit.reasoner.distribution import answer_distribution, fitted_ways, likelihood_scores
 from deepintuit.reasoner.gate import gate_for
 from deepintuit.reasoner.local import LocalReasoner
-from deepintuit.reasoner.replay import Distribution, Event, Failed, Seen, Stage, TraceDone, Written
-from deepintuit.reasoner.task import Clip, Task
+from deepintuit.reasoner.replay import Attributed, Distribution, Event, Failed, Seen, Stage, TraceDone, Written
+from deepintuit.reasoner.task import Clip, Task, parsed
 from deepintuit.runs import Workbench
 from deepintuit.trace import Trace
 from deepintuit.vlm import VLM, Sample, sample_groups
@@ -39,6 +42,9 @@ class Ask:
 
     `think_below`: a quick answer at least this sure ends the trace; None thinks always. Nothing for other grammars.
 
+    `written`: text, `truncated` and `thought` of a trace that is there already, of which the calibrator is asked what
+    carried its answer; none is written.
+
     `private`: nothing derived from the clip is written to the workbench's caches (an upload).
     """
 
@@ -51,6 +57,7 @@ class Ask:
     think_below: float | None = None
     seed: int = 0
     private: bool = False
+    written: Mapping[str, Any] | None = None
 
 
 class Models:
@@ -93,7 +100,7 @@ class Models:
 def reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Callable[[], bool]) -> None:
     """Do what is asked and tell `emit`. Bad input ends in a `Failed`; `stop` is looked at between steps and tokens."""
     try:
-        _reason(models, ask, emit, stop)
+        (_attribute if ask.written else _reason)(models, ask, emit, stop)
     except DeepIntuitError as error:
         emit(Failed(str(error)))
 
@@ -155,19 +162,36 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
         emit(_provisional(task, trace, sample, vlm))
     if ask.calibrator is None or stop():
         return
-    if ask.calibrator not in models:
-        emit(Stage("load"))
-    calibrator = models.get(ask.calibrator)
+    calibrator = _calibrator(models, ask.calibrator, emit)
     if stop():
         return
     emit(Stage("calibrate"))
-    score = likelihood_scores(calibrator, task, pairs, [trace], 1)
-    run = models.workbench.run(ask.calibrator)
-    temperature = float(fitted_ways(run)["label_likelihood"]["temperature"])
-    distance = Distance.load(run)
-    far = distance.of(encoded) if distance else ()
+    score = likelihood_scores(calibrator.vlm, task, pairs, [trace], 1)
+    [temperature] = calibrator.temperatures([trace]).tolist()
+    far = calibrator.far(pairs).get(clip.clip_id, ())
     probs, outside = score.probs(temperature)[0], float(score.outside_C[0])
     emit(Distribution(tuple(task.labels), tuple(map(float, probs)), "label_likelihood", temperature, outside, *far))
+
+
+def _attribute(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Callable[[], bool]) -> None:
+    """What carried the calibrated label to a trace that is there already."""
+    task = Task(models.workbench.path, models.settings(ask.calibrator))
+    calibrator = _calibrator(models, ask.calibrator, emit)
+    emit(Stage("encode"))
+    local = LocalReasoner(_private(calibrator.vlm) if ask.private else calibrator.vlm, task, ask.seed)
+    if not (pairs := local.encode([ask.clip])):
+        raise local.unreadable[ask.clip.clip_id].error
+    if not stop():
+        emit(Stage("calibrate"))
+        [trace] = parsed(task, [ask.written])
+        emit(Attributed(tuple(attributions(calibrator, task, *pairs[0], trace))))
+
+
+def _calibrator(models: Models, run_id: str, emit: Callable[[Event], None]) -> Calibrator:
+    if run_id not in models:
+        emit(Stage("load"))
+    vlm, run = models.get(run_id), models.workbench.run(run_id)
+    return Calibrator(run, vlm, fitted_ways(run), Distance.load(run))
 
 
 def _provisional(task: Task, trace: Trace, sample: Sample, vlm: VLM) -> Distribution:

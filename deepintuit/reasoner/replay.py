@@ -86,6 +86,13 @@ class Distribution:
 
 
 @dataclass(frozen=True)
+class Attributed:
+    """What of the calibrated probability goes with each sentence: rows of the grain `attributions`."""
+
+    rows: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class Failed:
     """It ended early; `sentence` says why, for the person who watches."""
 

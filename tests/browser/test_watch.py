@@ -259,6 +259,15 @@ def test_a_live_trace_ends_with_a_calibrated_distribution(page, live_site):
     says(page, "Calibrated label", "#verdict")
     says(page, "token confidence")
     assert re.search(r"\d m?s$", page.locator(".steps li.done").nth(2).inner_text())
+    page.click("#attribute")
+    page.wait_for_selector("#trace .effect")
+    effects = page.locator("#trace .effect").all_inner_texts()
+    assert len(effects) == page.locator("#trace .sentence").count() and all(
+        re.match("[+−]?\\d", text) for text in effects
+    )
+    assert page.locator("#trace .carried").inner_text().count("points of that are lost") == 1
+    page.locator("#found .card:not([aria-current])").first.click()
+    page.wait_for_selector("#trace .effect", state="detached")
 
 
 def test_an_uploaded_clip_is_reasoned_about_and_its_frames_are_shown(page, live_site, tmp_path):
