@@ -31,9 +31,9 @@ from gradio.routes import INTERNAL_ROUTES  # noqa: E402
 from starlette.datastructures import MutableHeaders  # noqa: E402
 from starlette.responses import JSONResponse, RedirectResponse  # noqa: E402
 
+from deepintuit.connections import Patient  # noqa: E402
 from deepintuit.errors import ConfigError, DeepIntuitError  # noqa: E402
 from deepintuit_app import errors, media, review, runs, sql, start, traces, watch  # noqa: E402
-from deepintuit_app.connections import Patient  # noqa: E402
 from deepintuit_app.context import AppContext  # noqa: E402
 from deepintuit_app.doors import Blocks, Doors  # noqa: E402
 from deepintuit_app.frame import EXAMPLE, NAME, Frame, theme  # noqa: E402

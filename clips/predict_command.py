@@ -28,6 +28,18 @@ def add(commands) -> None:
         "--system", metavar="RUN", required=True, help="a calibrate run, or a coldstart or grpo run (its calibrator)"
     )
     parser.add_argument("--out", metavar="FILE", help="where the answers go: .csv, .jsonl or .parquet")
+    abstaining(parser)
+    parser.add_argument("--name", default="", help="what the clips are called in the workbench")
+    parser.add_argument("--path-column", metavar="NAME", default="path", help="a table's column of video files")
+    parser.add_argument("--videos", metavar="DIR", help="what a table's paths are relative to (default: its folder)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="files looked at side by side")
+    parser.add_argument("--watch", action="store_true", help="go on with what comes into the folder, until Ctrl-C")
+    parser.add_argument("--every", type=float, metavar="SECONDS", default=10.0, help="with --watch: between two looks")
+    parser.set_defaults(run=_predict)
+
+
+def abstaining(parser) -> None:
+    """The options that say when an answer abstains (`Predictor.rules`)."""
     parser.add_argument("--threshold", type=float, metavar="P", help="abstain where the probability is below P")
     parser.add_argument(
         "--risk", type=float, metavar="R", help="abstain as was chosen on validation clips to err on at most R"
@@ -40,18 +52,11 @@ def add(commands) -> None:
         help="abstain on clips unlike those that were learnt from, taking at most R of usual clips for such; 0: never "
         "(default 0.05)",
     )
-    parser.add_argument("--name", default="", help="what the clips are called in the workbench")
-    parser.add_argument("--path-column", metavar="NAME", default="path", help="a table's column of video files")
-    parser.add_argument("--videos", metavar="DIR", help="what a table's paths are relative to (default: its folder)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="files looked at side by side")
-    parser.add_argument("--watch", action="store_true", help="go on with what comes into the folder, until Ctrl-C")
-    parser.add_argument("--every", type=float, metavar="SECONDS", default=10.0, help="with --watch: between two looks")
-    parser.set_defaults(run=_predict)
 
 
 def _predict(options) -> int:
     from deepintuit_clips.predict import Predictor
-    from deepintuit_clips.predict.table import form_of, threshold_of
+    from deepintuit_clips.predict.table import form_of
 
     out = Path(options.out) if options.out else None
     if out is not None:
@@ -64,17 +69,16 @@ def _predict(options) -> int:
         )
     workbench, settings = opened(options)
     predictor = Predictor(workbench, options.system, settings)
-    least = threshold_of(predictor.ways, options.threshold, options.risk, predictor.config.gate.by)
-    farthest = predictor.farthest(options.false_alarms)
-    _say_of(predictor, options, least)
+    rules = predictor.rules(options.threshold, options.risk, options.false_alarms)
+    say_of(predictor, options, rules)
     if options.dry_run:
         return _dry(predictor, options)
     if options.watch:
-        return _watch(predictor, options, out, least, farthest)
+        return _watch(predictor, options, out, rules)
     clips = predictor.find(options.inputs, **_how(options))
     _tell_findings(clips)
     run = predictor.run(clips, progress=not options.quiet)
-    answers = predictor.answers(run, clips, least, farthest)
+    answers = predictor.answers(run, clips, rules)
     if out is not None:
         answers.write(out)
     else:
@@ -98,7 +102,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _say_of(predictor, options, least: float | None) -> None:
+def say_of(predictor, options, rules) -> None:
     """What a reader of the answers must know of the system."""
     if predictor.departs:
         _say(f"Other than in training: {', '.join(predictor.departs)}")
@@ -118,7 +122,7 @@ def _say_of(predictor, options, least: float | None) -> None:
             f"{n} validation clips promise no fewer false alarms than {predictor.distance.least:.1%}, so no clip is "
             f"taken for unlike those that were learnt from. Give --false-alarms {predictor.distance.least:.3f} or more."
         )
-    if least == float("inf"):
+    if rules.least == float("inf"):
         n = predictor.ways["label_likelihood"]["n"]
         _say(f"No threshold kept a risk of {options.risk:g} on the {n} validation clips: it abstains on every clip.")
 
@@ -191,7 +195,7 @@ class Settled:
         return ready
 
 
-def _watch(predictor, options, out: Path, least: float | None, farthest: float) -> int:
+def _watch(predictor, options, out: Path, rules) -> int:
     from deepintuit_clips import VIDEO_SUFFIXES, files
 
     settled, done_files, unreadable = Settled(options.every), {}, {}
@@ -206,7 +210,7 @@ def _watch(predictor, options, out: Path, least: float | None, farthest: float) 
                 clips = predictor.find([*ready], **{**_how(options), "name": name}, watch=True)
                 run = run or predictor.begin(clips, watch=True)
                 predictor.answer(run, clips, unreadable, progress=not options.quiet, last=False)
-                answers = predictor.answers(run, clips, least, farthest, unreadable)
+                answers = predictor.answers(run, clips, rules, unreadable)
                 answers.write(out)
                 _count(answers, out)
             sleep(options.every)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.reasoner import (
     FALSE_ALARMS,
     Calibrator,
+    Clip,
     Distance,
     LocalReasoner,
     Task,
@@ -44,11 +46,11 @@ from deepintuit.reasoner import (
     reasoner_run,
 )
 from deepintuit.reasoner.controls import calibrator_of, without
-from deepintuit.runs import Run, Workbench, trace_id, unnamed
+from deepintuit.runs import Run, TraceRow, Workbench, trace_id, unnamed
 from deepintuit.runs.run import parts, read_part
 from deepintuit.vlm import VLM
 from deepintuit_clips import Listing, Report, import_new, scan
-from deepintuit_clips.predict.table import Answers, threshold_of
+from deepintuit_clips.predict.table import Answers, Rules, threshold_of
 
 SPLIT = "unlabelled"
 """The split that prediction rows name: the clips are in none of the dataset's."""
@@ -105,6 +107,11 @@ class Predictor:
         vlm.encoder.isolate = True
         return vlm, Calibrator.load(self.workbench, config, self.calibrator.id, vlm) if self.calibrator else None
 
+    def reasoner_for(self, task: Task) -> LocalReasoner:
+        """What writes the traces, with the gate of the settings."""
+        vlm, calibrator = self.models
+        return LocalReasoner(vlm, task, self.config.seed, gate_for(task, self.config.gate, calibrator))
+
     def predict(
         self,
         paths: str | Path | Sequence[str | Path],
@@ -119,20 +126,24 @@ class Predictor:
     ) -> pd.DataFrame:
         """Answers to clips: folders, video files and tables of them, as of the command `deepintuit predict`; a row a
         clip in the columns of docs/predict.md, also for clips that cannot be read."""
-        least = threshold_of(self.ways, threshold, risk, self.config.gate.by)
-        farthest = self.farthest(false_alarms)
+        rules = self.rules(threshold, risk, false_alarms)
         inputs = [paths] if isinstance(paths, str | os.PathLike) else [*paths]
         clips = self.find(inputs, name=name, path_column=path_column, videos=videos, progress=progress)
         run = self.run(clips, progress=progress)
-        return pa.concat_tables(self.answers(run, clips, least, farthest).tables()).to_pandas()
+        return pa.concat_tables(self.answers(run, clips, rules).tables()).to_pandas()
 
-    def farthest(self, false_alarms: float) -> float:
-        """The distance past which a clip is too unlike those that were learnt from to be answered, so that it befalls
-        at most this share of clips like those of validation; 0: none is. ConfigError for no such share."""
+    def rules(
+        self, threshold: float | None = None, risk: float | None = None, false_alarms: float = FALSE_ALARMS
+    ) -> Rules:
+        """When answers abstain: below a probability, or as was chosen on validation clips for a risk; and on clips too
+        unlike those that were learnt from, so that it befalls at most the share `false_alarms` of clips like those of
+        validation (0: none). ConfigError for what is no probability, share or known risk."""
         if not 0 <= false_alarms < 1:
             why = "a share of clips lies between 0 and 1"
             raise ConfigError(f"--false-alarms {false_alarms:g}", why, "Give such a number, 0 to answer every clip")
-        return self.distance.limit(false_alarms) if self.distance and false_alarms else float("inf")
+        least = threshold_of(self.ways, threshold, risk, self.config.gate.by)
+        farthest = self.distance.limit(false_alarms) if self.distance and false_alarms else float("inf")
+        return Rules(self.labels, self.ways, least, farthest)
 
     def find(
         self,
@@ -217,27 +228,33 @@ class Predictor:
         done = run.done("predictions", "clip_id")
         missing = task.unlabelled(c for c in clips.readable if c not in done and c not in unreadable)
         if missing:
-            vlm, calibrator = self.models
-            run.note(device=str(vlm.device), settings=config.to_dict(), departs=self.departs)
-            local = LocalReasoner(vlm, task, config.seed, gate_for(task, config.gate, calibrator))
+            local = self.reasoner_for(task)
+            run.note(device=str(local.vlm.device), settings=config.to_dict(), departs=self.departs)
             for start in track(range(0, len(missing), batch), "Predictions", disable=not progress):
-                self._batch(run, local, calibrator, missing[start : start + batch])
+                rows, predictions = self.answer_batch(local, missing[start : start + batch], run.id)
+                if rows:
+                    run.append("traces", rows)
+                    run.append("predictions", predictions)  # one part: what is in it is answered
                 unreadable |= {clip_id: str(found.error.reason) for clip_id, found in local.unreadable.items()}
         if last:
             answered = len(run.done("predictions", "clip_id"))
             told = {"system": self.system, "calibrated": self.calibrator is not None, "listed": len(clips.given)}
             run.finish({**told, "clips": answered, "refused": len(clips.refused), "unreadable": unreadable})
 
-    def _batch(self, run: Run, local: LocalReasoner, calibrator: Calibrator | None, chosen: Sequence) -> None:
-        task, sampling, temperature = local.task, self.config.sampling, self.config.evaluate.temperature
+    def answer_batch(
+        self, local: LocalReasoner, batch: Sequence[Clip], run_id: str, **live: Any
+    ) -> tuple[list[TraceRow], list[dict[str, Any]]]:
+        """The rows of the traces of these clips, and of the predictions, as a run of this id keeps them; none for clips
+        that cannot be read, which are in `local.unreadable`. `live`: `on_token` and `stop` of `sample_groups`."""
+        calibrator, task = self.models[1], local.task
+        sampling, temperature = self.config.sampling, self.config.evaluate.temperature
         limits = {"max_tokens": sampling.max_tokens, "top_p": sampling.top_p}
-        groups = local.groups(chosen, [0], temperature=temperature, **limits)
+        groups = local.groups(batch, [0], temperature=temperature, **limits, **live)
         if not groups:
-            return
+            return [], []
         rows = [local.row(clip, encoded, sample, 0, temperature) for clip, encoded, [sample] in groups]
-        run.append("traces", rows)
         traces, clips = parsed(task, map(vars, rows)), [clip for clip, *_ in groups]
-        ids, said = [trace_id(run.id, clip.clip_id, 0) for clip in clips], [trace.provisional for trace in traces]
+        ids, labels = [trace_id(run_id, clip.clip_id, 0) for clip in clips], [trace.provisional for trace in traces]
         raw = np.stack(
             [
                 # As they are stored, so that an evaluation of the same traces gives the same digits.
@@ -248,30 +265,22 @@ class Predictor:
         about = {"split": SPLIT, "system": self.system}
         pairs = [(clip, encoded) for clip, encoded, _ in groups]
         far = calibrator.far(pairs) if calibrator else {}
-        told = {"predicted": said, "provisional": said, "far": far}
-        found = prediction_rows(task.labels, clips, ids, raw, {**about, "method": "raw"}, **told)
+        columns = {"predicted": labels, "provisional": labels, "far": far}
+        predictions = prediction_rows(task.labels, clips, ids, raw, {**about, "method": "raw"}, **columns)
         if calibrator:
             opinions = [opinion_of(t) for t in traces]
             scores = likelihood_scores(calibrator.vlm, task, pairs, opinions, len(pairs))
             heat = calibrator.temperatures(traces)
-            told = {"provisional": said, "outside": scores.outside_C, "temperature": heat, "far": far}
+            columns = {"provisional": labels, "outside": scores.outside_C, "temperature": heat, "far": far}
             about["method"] = "label_likelihood"
-            found += prediction_rows(task.labels, clips, ids, scores.probs(heat), about, **told)
-        run.append("predictions", found)  # one part: what is in it is answered
+            predictions += prediction_rows(task.labels, clips, ids, scores.probs(heat), about, **columns)
+        return rows, predictions
 
-    def answers(
-        self,
-        run: Run,
-        clips: Clips,
-        least: float | None,
-        farthest: float = float("inf"),
-        unreadable: dict[str, str] | None = None,
-    ) -> Answers:
-        """The table of a run's answers to these clips; `least`: the probability below which it abstains, `farthest`:
-        the distance past which it does; `unreadable` of a run that is not finished."""
+    def answers(self, run: Run, clips: Clips, rules: Rules, unreadable: dict[str, str] | None = None) -> Answers:
+        """The table of a run's answers to these clips, told by `rules`; `unreadable` of a run that is not finished."""
         said = run.summary.get("unreadable", {}) if unreadable is None else unreadable
         refused = {**{clip_id: (reason, None) for clip_id, reason in said.items()}, **clips.refused}
-        return Answers(run, clips.given, clips.clip_of, refused, self.labels, self.ways, least, farthest)
+        return Answers(run, clips.given, clips.clip_of, refused, rules)
 
     def _former(self, dataset: str) -> Manifest | None:
         """The dataset as it is; DataError for one that an annotation gave labels."""

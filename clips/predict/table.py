@@ -5,7 +5,8 @@ Rows are made some hundred at a time from the run's parts, so that memory does n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -71,36 +72,29 @@ def form_of(path: Path) -> str:
     return form
 
 
-class Answers:
-    """The answers of a run to the clips that were given."""
+@dataclass(frozen=True)
+class Rules:
+    """How an answer is given. `ways`: what the calibrator fitted (`fitted_ways`), empty without one; `least`: the
+    probability below which it abstains, or None; `farthest`: the distance past which it does."""
 
-    def __init__(
-        self,
-        run: Run,
-        given: Sequence[tuple[str, str]],
-        clip_of: Mapping[str, str],
-        refused: Mapping[str, tuple[str, str | None]],
-        labels: LabelSet,
-        ways: Mapping[str, dict],
-        least: float | None,
-        farthest: float = float("inf"),
-    ):
-        self._given, self._clip_of, self._labels, self._least = given, clip_of, labels, least
-        self._farthest = farthest
-        self._refused = refused
-        self._calibrated = _WAY in ways
-        self._quantile = ways.get(_WAY, {}).get("conformal", {}).get("0.9")
-        self._temperature = ways.get(_WAY, {}).get("temperature")
-        seen = ["clip_id", "text", "reason", "frame_times", "frame_hash", "tokens", "milliseconds"]
-        self._traces = _Stored(run, "traces", seen)
-        said = ["clip_id", "method", "provisional", "probs", "temperature", "distance", "farther_than"]
-        self._predictions = _Stored(run, "predictions", said)
+    labels: LabelSet
+    ways: Mapping[str, dict]
+    least: float | None = None
+    farthest: float = float("inf")
+
+    @property
+    def calibrated(self) -> bool:
+        return _WAY in self.ways
+
+    @property
+    def _quantile(self) -> float | None:
+        return self.ways.get(_WAY, {}).get("conformal", {}).get("0.9")
 
     @property
     def schema(self) -> pa.Schema:
         """The columns, as docs/predict.md lists them."""
         text, real = pa.string(), pa.float64()
-        probs = [(f"p_{label}", real) for label in self._labels]
+        probs = [(f"p_{label}", real) for label in self.labels]
         sets = [("set", pa.list_(text))] if self._quantile is not None else []
         return pa.schema(
             [
@@ -112,11 +106,61 @@ class Answers:
             ]
         )
 
+    def answer(self, trace: Mapping[str, Any], predictions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """The columns of an answer, from the stored row of its trace and those of its predictions."""
+        prediction = {row["method"]: row for row in predictions}[_WAY if self.calibrated else "raw"]
+        probs = np.array(prediction["probs"])
+        label = self.labels.labels[int(probs.argmax())]
+        if not self.calibrated and prediction["provisional"] == NONE_LABEL:
+            label = None
+        times = (moment(mention, trace["frame_times"]) for mention in mentions(trace["text"]))
+        unlike = None if prediction.get("distance") is None else not prediction["distance"] <= self.farthest
+        # Of what is unlike all that was learnt from, a probability says nothing.
+        answer: dict[str, Any] = {"abstain": True}
+        if not unlike:
+            answer = {"label": label, **{f"p_{name}": float(p) for name, p in zip(self.labels, probs)}}
+            answer["abstain"] = None if self.least is None else bool(probs.max() < self.least)
+            if self._quantile is not None and prediction["temperature"] == self.ways[_WAY].get("temperature"):
+                mask = conformal_sets(probs[None], self._quantile)[0]
+                answer["set"] = [name for name, inside in zip(self.labels, mask) if inside]
+        return {
+            **answer,
+            "calibrated": self.calibrated,
+            "distance": prediction.get("distance"),
+            "farther_than": prediction.get("farther_than"),
+            "unlike": unlike,
+            "provisional": prediction["provisional"],
+            "malformed": trace["reason"],
+            "trace": trace["text"],
+            "moments": sorted({at for at in times if at is not None}),
+            "frame_hash": trace["frame_hash"],
+            "tokens": trace["tokens"],
+            "seconds": trace["milliseconds"] / 1000,
+        }
+
+
+class Answers:
+    """The answers of a run to the clips that were given."""
+
+    def __init__(
+        self,
+        run: Run,
+        given: Sequence[tuple[str, str]],
+        clip_of: Mapping[str, str],
+        refused: Mapping[str, tuple[str, str | None]],
+        rules: Rules,
+    ):
+        self._given, self._clip_of, self._refused, self._rules = given, clip_of, refused, rules
+        seen = ["clip_id", "text", "reason", "frame_times", "frame_hash", "tokens", "milliseconds"]
+        self._traces = _Stored(run, "traces", seen)
+        said = ["clip_id", "method", "provisional", "probs", "temperature", "distance", "farther_than"]
+        self._predictions = _Stored(run, "predictions", said)
+
     def tables(self) -> Iterator[pa.Table]:
         """The rows, some hundred at a time; one empty table where there is none."""
         for start in range(0, max(len(self._given), 1), _AT_ONCE):
             rows = [self._row(*one) for one in self._given[start : start + _AT_ONCE]]
-            yield pa.Table.from_pylist(rows, schema=self.schema)
+            yield pa.Table.from_pylist(rows, schema=self._rules.schema)
 
     def counts(self) -> dict[str, int]:
         """Of the clips given, how many have an answer, how many of these it abstained on, how many of them for being
@@ -143,41 +187,10 @@ class Answers:
         if clip_id in self._refused:
             reason, detail = self._refused[clip_id]
             return {**row, "reason": reason, "detail": detail}
-        trace, said = self._traces.of(clip_id), self._predictions.of(clip_id)
-        if not trace or not said:
+        trace, predictions = self._traces.of(clip_id), self._predictions.of(clip_id)
+        if not trace or not predictions:
             return {**row, "reason": "not_answered"}
-        trace, said = trace[-1], {one["method"]: one for one in said}
-        mine = said[_WAY if self._calibrated else "raw"]
-        probs = np.array(mine["probs"])
-        label = self._labels.labels[int(probs.argmax())]
-        if not self._calibrated and mine["provisional"] == NONE_LABEL:
-            label = None
-        times = (moment(one, trace["frame_times"]) for one in mentions(trace["text"]))
-        unlike = None if mine["distance"] is None else not mine["distance"] <= self._farthest
-        answer: dict[str, Any] = {
-            "abstain": True
-        }  # of what is unlike all that was learnt from, a probability says nothing
-        if not unlike:
-            answer = {"label": label, **{f"p_{one}": float(p) for one, p in zip(self._labels, probs)}}
-            answer["abstain"] = None if self._least is None else bool(probs.max() < self._least)
-            if self._quantile is not None and mine["temperature"] == self._temperature:
-                kept = conformal_sets(probs[None], self._quantile)[0]
-                answer["set"] = [one for one, inside in zip(self._labels, kept) if inside]
-        return {
-            **row,
-            **answer,
-            "calibrated": self._calibrated,
-            "distance": mine["distance"],
-            "farther_than": mine["farther_than"],
-            "unlike": unlike,
-            "provisional": mine["provisional"],
-            "malformed": trace["reason"],
-            "trace": trace["text"],
-            "moments": sorted({at for at in times if at is not None}),
-            "frame_hash": trace["frame_hash"],
-            "tokens": trace["tokens"],
-            "seconds": trace["milliseconds"] / 1000,
-        }
+        return {**row, **self._rules.answer(trace[-1], predictions)}
 
 
 class _Stored:

@@ -11,7 +11,6 @@ Methods that need several traces are not offered here.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -113,7 +112,7 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
     if stop():
         return
     clip = ask.clip
-    local = LocalReasoner(_private(vlm) if ask.private else vlm, task, ask.seed)
+    local = LocalReasoner(vlm.forgetful() if ask.private else vlm, task, ask.seed)
     emit(Stage("decode"))
     frames = local.vlm.encoder.frames(clip.clip_id, clip.path, clip.width, clip.height)
     times = tuple(round(float(t), 4) for t in frames.times_T)
@@ -178,7 +177,7 @@ def _attribute(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Ca
     task = Task(models.workbench.path, models.settings(ask.calibrator))
     calibrator = _calibrator(models, ask.calibrator, emit)
     emit(Stage("encode"))
-    local = LocalReasoner(_private(calibrator.vlm) if ask.private else calibrator.vlm, task, ask.seed)
+    local = LocalReasoner(calibrator.vlm.forgetful() if ask.private else calibrator.vlm, task, ask.seed)
     if not (pairs := local.encode([ask.clip])):
         raise local.unreadable[ask.clip.clip_id].error
     if not stop():
@@ -197,10 +196,3 @@ def _calibrator(models: Models, run_id: str, emit: Callable[[Event], None]) -> C
 def _provisional(task: Task, trace: Trace, sample: Sample, vlm: VLM) -> Distribution:
     probs_K = answer_distribution(task, trace, sample.token_ids, sample.logprobs_T, vlm.tokenizer)
     return Distribution(tuple(task.labels), tuple(map(float, probs_K)), "raw")
-
-
-def _private(vlm: VLM) -> VLM:
-    """The same model with an encoder that keeps nothing."""
-    private = copy.copy(vlm)
-    private.encoder = vlm.encoder.forgetful()
-    return private

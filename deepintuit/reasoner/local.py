@@ -5,7 +5,7 @@ A clip that cannot be read any more is reported as such and left out, never repl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -107,15 +107,20 @@ class LocalReasoner:
         max_tokens: int,
         top_p: float = 1.0,
         step: int | None = None,
+        on_token: Callable[[Clip, int], None] | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> list[tuple[Clip, EncodedClip, list[Sample]]]:
         """One group of traces for each readable clip; `samples`: their numbers, which name the random streams;
-        `temperature` of all, or of each."""
+        `temperature` of all, or of each. `on_token(clip, token id)` is called as tokens come; `stop()` true ends the
+        work after the current one, leaving traces truncated."""
         known = self.encode(clips)
         if not known:
             return []
         prompts = [self.task.reasoner_prompt(clip.clip_id) for clip, _ in known]
         keys = [[self.key(clip, sample, step) for sample in samples] for clip, _ in known]
-        limits = {"temperature": temperature, "max_tokens": max_tokens, "top_p": top_p}
+        limits = {"temperature": temperature, "max_tokens": max_tokens, "top_p": top_p, "stop": stop}
+        if on_token:
+            limits["on_token"] = lambda place, _sample, token: on_token(known[place][0], token)
         gate = self.gate(known) if self.gate else None
         groups = sample_groups(self.vlm, [e for _, e in known], prompts, keys, **limits, gate=gate)
         return [(clip, encoded, group) for (clip, encoded), group in zip(known, groups)]

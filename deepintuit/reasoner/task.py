@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,12 @@ class Task:
                 "Look at `deepintuit clips show`, and divide the clips with `deepintuit clips split`",
             )
         return [self._clip(row) for row in rows.itertuples()]
+
+    def with_texts(self, fields: Mapping[str, Mapping[str, str]]) -> Task:
+        """The same question about clips that are in no manifest: by clip id the texts beside them."""
+        other = copy.copy(self)
+        other._fields = fields
+        return other
 
     def unlabelled(self, clip_ids: Iterable[str]) -> list[Clip]:
         """These usable clips, in this order, as one has them who knows no label."""

@@ -119,6 +119,12 @@ class VLM:
              if (i := getattr(self.core.config, name, None)) is not None}
         )  # fmt: skip
 
+    def forgetful(self) -> VLM:
+        """The same model with an encoder that keeps nothing."""
+        other = copy.copy(self)
+        other.encoder = self.encoder.forgetful()
+        return other
+
     @classmethod
     def load(
         cls,

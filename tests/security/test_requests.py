@@ -15,9 +15,10 @@ import psutil
 import pytest
 from fastapi.testclient import TestClient
 
+from deepintuit import connections
 from deepintuit.cli import main
 from deepintuit.errors import ConfigError
-from deepintuit_app import connections, login, outside
+from deepintuit_app import login, outside
 from deepintuit_app.app import create, served
 from deepintuit_app.login import hashed
 
