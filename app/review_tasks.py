@@ -197,8 +197,19 @@ class Room:
         if reserved is None:
             closed = reviews.log.look(lambda state: name in state.closed)
             elsewhere = 0 if closed else sum(its != seat for its in self._held(name, reviewer).values())
-            return {**answer, "item": None, "elsewhere": elsewhere, "closed": closed}
+            html = "" if closed else self._finish_html(name, reviewer)
+            return {**answer, "item": None, "elsewhere": elsewhere, "closed": closed, "html": html}
         return {**answer, **self.shown(name, reserved.trace_id, reserved.draft)}
+
+    def _finish_html(self, name: str, reviewer: str) -> str:
+        """What this reviewer said in the task, and what there is to do next."""
+        reviews, task = self.reviews, self.reviews.task(name)
+        payloads = [act.payload for act in reviews.judgements(name) if act.reviewer == reviewer]
+        closed = reviews.log.look(lambda state: set(state.closed))
+        tasks = [(other, reviews.progress(other)) for other in quality.names(reviews) if other not in {name, *closed}]
+        unfinished = [(other, progress) for other, progress in tasks if progress["done"] < progress["asked"]]
+        undecided = self.undecided(name)["left"] if reviewer in task.leads else None
+        return review_view.finish_html(task, reviews.progress(name), payloads, unfinished, undecided)
 
     def gather(self, name: str, reviewer: str, seat: str) -> int:
         """Give back what this reviewer holds in other tabs, so that this one can have it. Their drafts stay."""

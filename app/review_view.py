@@ -89,6 +89,24 @@ def desk_html(task: ReviewTask, decide: bool = False, definitions: Mapping[str, 
     return render("review/desk.html", task=task, decide=decide, definitions=texts)
 
 
+def finish_html(
+    task: ReviewTask,
+    progress: Mapping[str, Any],
+    answers: Sequence[Mapping[str, Any]],
+    tasks: Sequence[tuple[str, Mapping[str, Any]]],
+    undecided: int | None,
+) -> str:
+    """What stands on the desk when nothing is left: one's own `answers` counted, how far the task is, the other `tasks`
+    that want judgements, and for a lead how many items are `undecided` (None for others)."""
+    counts = {
+        question: Counter(answer[question] or "unsure" for answer in answers if question in answer).most_common()
+        for question in ("label", "verdict")
+    }
+    notes = sum(bool(answer.get("note")) for answer in answers)
+    said = {"judged": len(answers), "counts": counts, "notes": notes}
+    return render("review/finish.html", task=task, progress=progress, said=said, tasks=tasks[:5], undecided=undecided)
+
+
 def item_html(
     task: ReviewTask, fact: Mapping[str, Any] | None, row: Any, clip: Mapping[str, Any] | None, grammar: str
 ) -> str:

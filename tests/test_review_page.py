@@ -140,6 +140,26 @@ def events(bench: Workbench, kind: Kind | None = None):
     return [event for event in read_events(bench.reviews)[0] if kind in (None, event.kind)]
 
 
+def test_who_is_through_sees_what_was_done_and_what_is_next(crew):
+    for number in range(10):
+        item = crew["bob"].ask("next", task="week", seat="b")["item"]
+        label, note = ("theft", "dark <b>") if number < 3 else ("routine", "")
+        crew["bob"].ask("judge", task="week", item=item, answers={"label": label, "verdict": "right", "note": note})
+    crew["ada"].ask("open", **{**FORM, "name": "second & last"}, reviewers="1", order="given")
+    end = crew["bob"].ask("next", task="week", seat="b")
+    assert end["item"] is None
+    text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", end["html"])).split())
+    assert "You judged 10 items, 3 with a note." in text and "routine 7 · theft 3" in text and "right 10" in text
+    assert "10 of 20 judgements" in text and "second & last : 0 of 10 judgements" in text and "Lead’s view" not in text
+    for _ in range(10):
+        item = crew["ada"].ask("next", task="week", seat="a")["item"]
+        crew["ada"].ask("judge", task="week", item=item, answers={"label": "theft", "verdict": "right"})
+    led = crew["ada"].ask("next", task="week", seat="a")["html"]
+    assert "Decide 7 disputed items" in led and "Lead’s view" in led and "come free" not in led
+    crew["ada"].ask("close", task="week", closed=True)
+    assert crew["bob"].ask("next", task="week", seat="b")["html"] == ""
+
+
 def test_a_task_is_opened_from_a_form_and_says_how_many_traces_it_finds(bench):
     someone = Person(served(bench))
     assert "No review task is open yet" in someone.ask("tasks")["html"]

@@ -119,6 +119,7 @@
       if (said === here.said) told(found.progress); // else it was counted before the last answer
       here.elsewhere = found.elsewhere || 0;
       here.closed = found.closed;
+      here.finish = found.item ? "" : found.html || "";
       if (!found.item) return null;
       if (held && open(held)) return held; // what is on screen stays the entry that is answered
       const entry = entryOf(found);
@@ -376,7 +377,8 @@
       more.textContent = desk.closed ? "A lead can open it again; what you typed is kept." : "Others may hold items that come free when they leave. Undo (Z) takes your last answer back.";
     }
     $("#review-film").replaceChildren();
-    $("#review-item").replaceChildren(box);
+    if (desk.finish && !desk.elsewhere) $("#review-item").innerHTML = desk.finish;
+    else $("#review-item").replaceChildren(box);
   }
 
   async function step(by) {
