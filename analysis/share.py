@@ -26,6 +26,7 @@ from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import browse
 from deepintuit_analysis.index.clips import grammar_of
 from deepintuit_analysis.render import renderer
+from deepintuit_analysis.report.text import shown
 
 Clips = Literal["whole", "small", "none"]
 KINDS = get_args(Clips)
@@ -252,7 +253,7 @@ def _systems(answers: Sequence[dict[str, Any]], place_of: dict[str, int]) -> lis
         if row["true_label"] is not None:
             answer = place_of[row["clip_id"]], row["trace_id"], row["true_label"], row["predicted"]
             answers_of.setdefault((row["run_id"], row["system"], row["method"]), []).append(answer)
-    return [{**dict(zip(names, key)), "rows": rows} for key, rows in answers_of.items()]
+    return [{**dict(zip(names, key)), "label": shown(key[2]), "rows": rows} for key, rows in answers_of.items()]
 
 
 def _small(row: dict[str, Any], source: Path, target: Path) -> None:

@@ -162,7 +162,7 @@ function showErrors(query) {
   const cell = (truth, said) => system.rows.filter((one) => one[2] === truth && one[3] === said);
   const right = system.rows.filter((one) => one[2] === one[3]).length;
   const choose = el("select", { onchange: (event) => { location.hash = `#errors?system=${event.target.value}`; } },
-    ...systems.map((one, place) => el("option", { value: place, selected: place === at }, `${one.system} · ${one.method.replace("_", " ")} · ${one.run}`)));
+    ...systems.map((one, place) => el("option", { value: place, selected: place === at }, `${one.system} · ${one.label} · ${one.run}`)));
   const table = el("table", {}, el("caption", { class: "soft" }, "Rows: true label. Columns: answer."),
     el("thead", {}, el("tr", {}, el("td"), ...labels.map((one) => el("th", { scope: "col" }, answer(one))))),
     el("tbody", {}, ...labels.map((truth) => el("tr", {}, el("th", { scope: "row" }, truth), ...labels.map((said) => {
