@@ -82,6 +82,8 @@ def headline(run: Mapping[str, Any], accuracies: pd.DataFrame, ends: pd.DataFram
     scores = accuracies[accuracies["run_id"] == run["run_id"]]
     if len(scores):
         return _scored(run, scores, accuracy)
+    if run["stage"] == "attribute" and summary.get("sentences"):
+        return f"{summary['sentences']:,} sentences of {summary['clips']:,} traces"
     if run["stage"] == "teach" and summary.get("written"):
         return f"{summary.get('kept', 0)} of {summary['written']} traces kept"
     if "accuracy" in numbers.index:

@@ -46,7 +46,7 @@ def run(workbench: Workbench, config: Config, *, source: str, progress: bool = T
             "they rest on what the calibrator saw then, and it would be another question",
             "Leave these settings out: they are taken from the run",
         )
-    about = {"parent": source, "name": answers.about["name"], "seed": config.seed, "dataset": config.clips.dataset}
+    about = {"parent": source, "name": answers.about["name"], "seed": answers.seed, "dataset": config.clips.dataset}
     run = workbench.start_run("attribute", {"calibrator": calibrator}, **about)
     if run.finished:
         return run

@@ -160,6 +160,8 @@ def test_a_stopped_run_goes_on_where_it_was(scored, attributed, monkeypatch):
         attribute.run(own, config.Config(), source=run.id, progress=False)
     again = attribute.run(own, config.Config(), source=run.id, progress=False)
     assert again.id == attributed.id and len(asked) == 6 and asked[3] == asked[4]
+    seeded = attribute.run(own, config.Config().replace(seed=7), source=run.id, progress=False)
+    assert seeded.id == again.id, "nothing here hangs on chance"
     keys = ["clip_id", "sentence"]
     mine, yours = (one.read("attributions").sort_values(keys, ignore_index=True) for one in (again, attributed))
     assert mine[[*keys, "text", "answer_without"]].equals(yours[[*keys, "text", "answer_without"]])
