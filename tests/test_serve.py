@@ -15,9 +15,12 @@ from pathlib import Path
 import httpx
 import pytest
 from embedded import Bench
+from fastapi import HTTPException
+from fastapi.testclient import TestClient
 
-from deepintuit import cli
+from deepintuit import cli, video
 from deepintuit_clips.predict import Predictor
+from deepintuit_clips.serve import batches, http
 
 pytest_plugins = ["embedded"]
 
@@ -231,6 +234,61 @@ def test_it_listens_to_others_only_with_a_key_that_is_none_to_guess(bench, calib
     monkeypatch.delenv("DEEPINTUIT_SERVE_KEY")
     for words in (["--queue", "0"], ["--root", "/nowhere"], ["--port", "70000"], ["--threshold", "7"]):
         assert cli.main(["serve", *place, *words]) == 2 and words[0].strip("-") in capsys.readouterr().err
+
+
+def test_one_clips_trouble_is_not_the_others_and_without_a_key_only_this_machine_is_answered(
+    bench, calibrated, videos, table, tmp_path, monkeypatch
+):
+    predictor = Predictor(bench.workbench, calibrated.id, bench.settings())
+    whole, first = predictor.answer_batch, table["00.mp4"]["clip_id"]
+
+    def answer_batch(local, clips, *rest, **live):
+        if any(clip.clip_id == first for clip in clips):
+            raise RuntimeError("out of order")
+        return whole(local, clips, *rest, **live)
+
+    monkeypatch.setattr(predictor, "answer_batch", answer_batch)
+    messages = {name: [] for name in ("00.mp4", "01.mp4", "gone.mp4")}
+    line = batches.Line(predictor, predictor.rules(threshold=0.3), places=3)
+    (tmp_path / "gone.mp4").write_bytes((videos / "02.mp4").read_bytes())
+    with line._moved:  # all three go into one batch
+        for name, inbox in messages.items():
+            question = line.enter(inbox.append)
+            question.name, question.path = name, (tmp_path if name == "gone.mp4" else videos) / name
+            question.info = video.probe(question.path)
+            line.ask(question)
+        with pytest.raises(batches.Full):
+            line.enter(print)
+        (tmp_path / "gone.mp4").unlink()
+    until(lambda: all(inbox[-1].kind != "waiting" for inbox in messages.values()))
+    ends = {name: inbox[-1] for name, inbox in messages.items()}
+    assert "RuntimeError" in ends["00.mp4"].data and ends["00.mp4"].reason is None
+    assert ends["01.mp4"].data["trace"] == table["01.mp4"]["trace"] and ends["gone.mp4"].reason == "not_found"
+    line.end(30)
+    with pytest.raises(batches.Closed):
+        line.enter(print)
+    with TestClient(
+        http.create(predictor, line.rules, places=1, most_bytes=1 << 20), "http://localhost:8080"
+    ) as client:
+        assert client.get("/health").status_code == 200 and client.get("/metrics").status_code == 200
+        assert client.get("/health", headers={"Host": "elsewhere.example"}).status_code == 400
+        answer = client.post("/predict", data={"path": "x"}, headers={"Sec-Fetch-Site": "cross-site"})
+        assert answer.status_code == 403 and "another site" in answer.json()["detail"]
+        assert "start it with --root" in client.post("/predict", data={"path": "x"}).json()["detail"]
+
+
+def test_texts_beside_a_clip_are_those_that_the_system_was_taught_with():
+    assert http._texts('{"title": "a", "notes": ""}', ("title", "notes")) == {"title": "a"}
+    for texts in (
+        None,
+        "{}",
+        '{"title": 1}',
+        '["title"]',
+        '{"title": "a", "other": "b"}',
+        '{"title": "a", "title": "b"}',
+    ):
+        with pytest.raises(HTTPException, match="422.*beside a clip: title"):
+            http._texts(texts, ("title",))
 
 
 def test_sigterm_answers_what_is_being_answered_tells_those_who_wait_and_leaves_nothing(server, table):
