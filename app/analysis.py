@@ -8,9 +8,11 @@ Plain functions, no Gradio and no HTML: `errors` wires them to its page, `errors
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from urllib.parse import parse_qsl
 
+import numpy as np
 import pandas as pd
 
 from deepintuit.errors import DeepIntuitError, StoreError
@@ -23,6 +25,7 @@ from deepintuit_analysis.report.attribution import attributions
 from deepintuit_analysis.report.gather import labels_of, results_of, settings_of
 from deepintuit_analysis.report.results import CONTROLS, METHODS, Comparison, Result
 from deepintuit_analysis.report.text import NAMES, shown
+from deepintuit_analysis.report.worst import Condition, Parts, WorstSlices, inside, parts_of, words_of, worst_of
 
 THRESHOLD = 0.9
 
@@ -30,7 +33,8 @@ THRESHOLD = 0.9
 @dataclass(frozen=True)
 class Choice:
     """What is looked at, as the address has it: `system` is `run/system`, `compare` `run/system/method` or empty,
-    `slice` the name of a saved slice or empty: only clips that the system answered from a trace of it count."""
+    `slice` the name of a saved slice or empty: only clips that the system answered from a trace of it count. `only`:
+    conditions (`conditions`), of which all have to hold for a clip to count."""
 
     dataset: str = ""
     split: str = ""
@@ -38,6 +42,11 @@ class Choice:
     method: str = ""
     compare: str = ""
     slice: str = ""
+    only: str = ""
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        return tuple(parse_qsl(self.only, keep_blank_values=True))
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ def choose(found: pd.DataFrame, wish: Choice, slices: Sequence[tuple[str, str]] 
         [("nothing", ""), *others],
         list(slices),
     )
-    return Choice(dataset, split, system, method, compare, wish.slice), offers
+    return replace(wish, dataset=dataset, split=split, system=system, method=method, compare=compare), offers
 
 
 def _key_of(wish: str, keys: Sequence[str]) -> str:
@@ -110,9 +119,10 @@ def one_of(wish: str | None, known: list[str], otherwise: str | None = None) -> 
 class Analysis:
     """What the page shows of a choice. All numbers are those of its results, as on the run card: `mine`, the same
     system's provisional label (None when that is `mine`), the controls of the method, and the `other` that `mine` is
-    compared with. `whole`: labelled clips that `mine` would have without a slice. `validation`: `mine` on validation
-    clips, where the same system was evaluated on them, by the run `chosen_in`. `stands_on`: its reasoner's
-    and its calibrator's run. `attributions`: a row a sentence, where they were asked for."""
+    compared with. `whole`: labelled clips that `mine` would have without a slice and conditions. `parts`: what they can
+    be divided by. `validation`: `mine` on validation clips, where the same system was evaluated on them, by the run
+    `chosen_in`. `stands_on`: its reasoner's and its calibrator's run. `attributions`: a row
+    a sentence, where they were asked for."""
 
     choice: Choice
     run_id: str
@@ -125,10 +135,15 @@ class Analysis:
     excluded: pd.DataFrame
     grammar: str
     whole: int
+    parts: Parts
     validation: Result | None = None
     chosen_in: str = ""
     stands_on: tuple[str | None, str | None] = (None, None)
     attributions: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @cached_property
+    def worst(self) -> WorstSlices:
+        return worst_of(self.mine, self.parts)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -162,7 +177,38 @@ def analysis(workbench: Workbench, choice: Choice) -> Analysis:
     slices = [(one.name, one.version) for one in workbench.slices()] if choice.slice else []
     # A query of a slice may ask for reviews, which lie beside the index.
     mark = signatures(workbench.index_path) if choice.slice else file_signature(workbench.index_path)
-    return _analysis(workbench, choice, (mark, *slices))
+    whole = _analysis(workbench, replace(choice, only=""), (mark, *slices))
+    return _narrowed(whole, choice) if choice.only else whole
+
+
+@lru_cache(maxsize=16)
+def _narrowed(whole: Analysis, choice: Choice) -> Analysis:
+    """To the clips that fulfil the choice's conditions."""
+    try:
+        inside_C = inside(whole.parts, choice.conditions)
+    except (KeyError, ValueError):
+        inside_C = np.zeros(whole.mine.n, bool)
+    if not inside_C.any():
+        raise StoreError(
+            f"no clip here is one of {words_of(choice.conditions)!r:.300}",
+            "these conditions divide other clips, or are of an address written by hand",
+            "Take the condition away, or choose the system that it was whole for",
+        )
+    clips = whole.mine.frame.index[inside_C]
+
+    def on(result: Result | None) -> Result | None:
+        return None if result is None else replace(result.on(result.frame.index.intersection(clips)), unlabelled=0)
+
+    controls = {name: on(result) for name, result in whole.controls.items()}
+    shares = {"raw": on(whole.raw), "controls": controls, "other": on(whole.other), "excluded": whole.excluded[:0]}
+    return replace(
+        whole,
+        choice=choice,
+        mine=on(whole.mine),
+        **shares,
+        facts=whole.facts[whole.facts.index.isin(clips)],
+        parts={name: inside_C_of[inside_C] for name, inside_C_of in whole.parts.items()},
+    )
 
 
 @lru_cache(maxsize=16)
@@ -193,10 +239,11 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
         others = others[others["control"] == "none"]
         [other] = _results(workbench, workbench.run(other_run), others, labels)
     prompt = run.config.get("prompt", {})
+    mine = found[choice.method, "none"]
     return Analysis(
         choice,
         run_id,
-        found[choice.method, "none"],
+        mine,
         found.get(("raw", "none")) if choice.method != "raw" else None,
         {name: found[choice.method, name] for name in CONTROLS if (choice.method, name) in found},
         other,
@@ -205,6 +252,7 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
         left_out,
         prompt.get("grammar", "think-answer") if isinstance(prompt, Mapping) else "think-answer",
         counted["clip_id"].nunique(),
+        parts_of(workbench, run_id, mine, known),
         *_on_validation(workbench, run, choice, labels),
         _stands_on(run),
         attributions(workbench, run_id),

@@ -1,7 +1,7 @@
 """Errors: where a system fails, class by class, and in one click the clips behind any number.
 
-    address   /errors?dataset=…&split=…&system=…&method=…&compare=…&slice=…&cell=confusion.2.4&clip=…&threshold=0.9
-              &class=…&costs=fall=10/1;theft=5/1
+    address   /errors?dataset=…&split=…&system=…&method=…&compare=…&slice=…&only=…&cell=confusion.2.4&clip=…
+              &threshold=0.9&class=…&costs=fall=10/1;theft=5/1
 
 A *cell* names some clips of what is on screen (`behind` lists the kinds): every count of the page is a button that puts
 its cell into the address and the clips into the drawer. `errors_view`, `errors_honesty` and `errors_clips` write the
@@ -32,7 +32,7 @@ from deepintuit_app.html import empty, esc
 TABLES = ("classes", "confusion")
 """What can be taken along."""
 NORMS = {"counts": "counts", "rows": "share of the true class", "columns": "share of the label answered"}
-PICKS = ("dataset", "split", "system", "method", "compare", "slice")
+PICKS = ("dataset", "split", "system", "method", "compare", "slice", "only")
 """What is looked at, by its names in the address (the fields of a `Choice`)."""
 
 
@@ -64,7 +64,7 @@ def routes(context: AppContext) -> APIRouter:
     def made(what: str, form: str, query: dict[str, str]) -> Response:
         if what not in TABLES or form not in FORMATS:
             raise HTTPException(404, f"{' and '.join(TABLES)} are exported as {', '.join(FORMATS)}.")
-        wish = Choice(*(query.get(name, "")[:300] for name in PICKS))
+        wish = Choice(*(query.get(name, "")[:1000] for name in PICKS))
         choice, _ = choose(answers.sources(context.look()), wish, slices.offered(context.workbench, wish.slice))
         try:
             rows = view.exported(analysis(context.workbench, choice), what) if choice.system else []
@@ -91,7 +91,9 @@ def page(context: AppContext) -> None:
         method = gr.Dropdown([], label="Method", min_width=160, **free)
         compare = gr.Dropdown([], label="Compare with", min_width=220, scale=2, **free)
         within = slices.box()
-    picks = [dataset, split, system, method, compare, within]
+    only = gr.Textbox(visible="hidden")
+    picks = [dataset, split, system, method, compare, within, only]
+    condition = gr.HTML(padding=False)
     nothing = gr.HTML(visible=False)
     with gr.Column(visible=False, elem_classes="errors") as body:
         summary = gr.HTML(padding=False)
@@ -147,6 +149,7 @@ def page(context: AppContext) -> None:
             [], label="Divide the clips by", container=False, elem_id="errors-by", elem_classes="narrow", **free
         )
         divided = gr.HTML(padding=False)
+        worst = gr.HTML(padding=False)
         reasons = gr.HTML(padding=False)
     with gr.Column(elem_id="errors-drawer"):
         clips = gr.HTML(padding=False)
@@ -166,10 +169,11 @@ def page(context: AppContext) -> None:
     def settle(*wish: str | None) -> list[object]:
         """The dropdowns above, valid whatever was wished for, and what each offers."""
         choice, offers = chosen_of(wish)
-        return [gr.update(choices=offered, value=chosen) for offered, chosen in zip(astuple(offers), astuple(choice))]
+        boxes = [gr.update(choices=offered, value=chosen) for offered, chosen in zip(astuple(offers), astuple(choice))]
+        return [*boxes, choice.only]
 
     def restore(query: dict[str, str], request: gr.Request) -> list[object]:
-        wished = [query.get(name, "")[:300] for name in PICKS]
+        wished = [query.get(name, "")[:1000] for name in PICKS]
         shown_as = query.get("cells") if query.get("cells") in NORMS else "counts"
         column = query.get("by") or answers.FIRST[0]
         chosen, _ = chosen_of(wished)
@@ -192,8 +196,8 @@ def page(context: AppContext) -> None:
         return analysis(context.workbench, choice) if choice.system else None
 
     everything = [
-        nothing, body, summary, classes, f1, confusion, flips, curves, ranking, fields, bills, reliability, honesty,
-        risk, abstain, controls, by, divided, reasons, clips, player,
+        nothing, body, condition, summary, classes, f1, confusion, flips, curves, ranking, fields, bills, reliability,
+        honesty, risk, abstain, controls, by, divided, worst, reasons, clips, player,
     ]  # fmt: skip
 
     def show(*values) -> list[object]:
@@ -208,7 +212,8 @@ def page(context: AppContext) -> None:
             column = one_of(at.by, columns)
             offered = [(view.column_name(name), name) for name in columns]
             return [
-                gr.update(visible=False), gr.update(visible=True), view.summary(found), view.classes(found),
+                gr.update(visible=False), gr.update(visible=True), view.condition(found.choice, found),
+                view.summary(found), view.classes(found),
                 errors_honesty.f1_figure(found), view.confusion_table(found, at.cells), view.flip_tables(found),
                 errors_classes.ranking_plot(found, at.label, at.costs), errors_classes.ranking(found, at.label),
                 errors_classes.cost_fields(found, at.costs), errors_classes.costs(found, at.costs),
@@ -216,12 +221,12 @@ def page(context: AppContext) -> None:
                 errors_honesty.risk_plot(found, at.threshold), errors_honesty.abstain(found, at.threshold),
                 view.controls(found),
                 gr.update(choices=offered, value=column or None), view.slice_table(found, column),
-                view.reasons(found), _clips(found, at._replace(by=column)), _player(found, at.clip),
+                view.worst(found), view.reasons(found), _clips(found, at._replace(by=column)), _player(found, at.clip),
             ]  # fmt: skip
         except LookupError:
             return _instead(view.NO_ANSWERS)
         except DeepIntuitError as error:
-            return _instead(empty(*slices.sentences(error)))
+            return _instead(empty(*slices.sentences(error)), view.condition(chosen_of(wish)[0]))
 
     def fresh(seen: tuple | None, *values) -> list[object]:
         """What appeared since `seen` (index, all answers, those on screen) → seen now, dropdowns, everything. What is
@@ -242,16 +247,17 @@ def page(context: AppContext) -> None:
         else:  # the list of clips and the player stay: one of them may be playing
             grown = seen is not None and seen[2] != now[2]
             redrawn = [*show(*values)[:-2], gr.skip(), gr.skip()] if grown else as_it_is[len(picks) :]
-        boxes = [gr.update(choices=offered) for offered in astuple(offers)]  # their values are the browser's
+        boxes = [gr.update(choices=offered) for offered in astuple(offers)] + [gr.update()]  # values are the browser's
         if choice != wish:
             boxes = [{**box, "value": chosen} for box, chosen in zip(boxes, astuple(choice))]
         return [now, *boxes, *redrawn]
 
-    def _instead(html: str) -> list[object]:
+    def _instead(html: str, condition: str = "") -> list[object]:
         return [
             gr.update(value=html, visible=True),
             gr.update(visible=False),
-            *[gr.update()] * (len(everything) - 4),
+            condition,
+            *[gr.update()] * (len(everything) - 5),
             "",
             "",
         ]
@@ -308,7 +314,7 @@ def page(context: AppContext) -> None:
     )
     shown_all.then(show, state, everything, **quick)
     timer.tick(fresh, [seen, *state], [seen, *picks, *everything], **quick)
-    for pick in picks:
+    for pick in picks[:-1]:  # the conditions change with the address alone
         pick.input(settle, picks, picks, **quick).then(lambda: ("", ""), None, [cell, clip], **quick).then(
             show, state, everything, **quick
         )

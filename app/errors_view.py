@@ -22,9 +22,10 @@ from deepintuit_analysis.numbers import number, p_value, percent, within
 from deepintuit_analysis.report.attribution import carriers
 from deepintuit_analysis.report.figures import few_of, most_confused
 from deepintuit_analysis.report.results import CONTROLS, Result
-from deepintuit_analysis.report.text import shown
+from deepintuit_analysis.report.text import column_name, shown
+from deepintuit_analysis.report.worst import WORSE, tried, words_of
 from deepintuit_app import prose
-from deepintuit_app.analysis import Analysis
+from deepintuit_app.analysis import Analysis, Choice
 from deepintuit_app.html import address, empty, render
 from deepintuit_app.html import heading as page_heading
 
@@ -69,17 +70,10 @@ _HEADINGS = {
         "chance: an interval that holds the overall accuracy says nothing.",
     ),
 }
-_NAMES = {
-    "seconds": "length (s)", "group": "source (group)", "size": "size (pixels)", "tokens": "trace length (tokens)",
-    "fps": "frame rate", "bytes": "size of the file (bytes)", "trace_confidence": "token confidence",
-    "reason": "form of the trace", "follows": "label follows from the trace", "source": "source file",
-}  # fmt: skip
-
-
 _STRONG = 0.55
 SECTIONS = (
     "Classes", "Confusion", "Fixed and broken", "ROC and precision–recall", "Costs", "Reliability", "Risk and coverage",
-    "Controls", "What carried the label", "Slices by a column", "Malformed traces",
+    "Controls", "What carried the label", "Slices by a column", "Worst slices", "Malformed traces",
 )  # fmt: skip
 """Titles on the page, for the links to them."""
 FOLLOWS = {"yes": "argues for its label", "no": "argues for another label"}
@@ -88,10 +82,6 @@ FOLLOWS = {"yes": "argues for its label", "no": "argues for another label"}
 def heading(name: str) -> str:
     title, words = _HEADINGS[name]
     return render("errors/heading.html", title=title, words=words)
-
-
-def column_name(column: str) -> str:
-    return _NAMES.get(column, column.replace("_", " "))
 
 
 def answer_words(label: str) -> str:
@@ -357,6 +347,35 @@ def slice_table(found: Analysis, by: str | None) -> str:
     heads = [column_name(by).capitalize(), "Clips", "Wrong", "Accuracy %", *(f"{name}, %" for name in befores)]
     caption = f"Overall {number(overall)} %. Intervals are {how_sure(mine)}."
     return render("errors/slices.html", heads=heads, rows=rows, caption=caption, overall=overall)
+
+
+def condition(choice: Choice, analysis: Analysis | None = None) -> str:
+    """What all clips of the page have in common, and how it is taken away; nothing where there is none."""
+    share = f": {analysis.mine.n} of the {analysis.whole} labelled clips" if analysis is not None else ""
+    url = address("errors", **asdict(choice) | {"only": ""})
+    return render("errors/condition.html", words=words_of(choice.conditions), share=share, url=url)
+
+
+@lru_cache(maxsize=16)
+def worst(analysis: Analysis) -> str:
+    """Slices that are worse than the rest, those tried, and how: each with a link that filters the page to it."""
+    rows = [
+        {
+            "name": item.name,
+            "n": item.n,
+            "url": address(
+                "errors",
+                **asdict(analysis.choice) | {"only": "&".join(filter(None, (analysis.choice.only, item.only)))},
+            ),
+            "accuracy": item.accuracy,
+            "difference": item.difference,
+            "as_sure": item.as_sure,
+            "p": {WORSE[kind]: p_value(p) for kind, p in item.p.items()},
+            "alike": [words_of(conditions) for conditions in item.alike],
+        }
+        for item in analysis.worst.slices
+    ]
+    return render("errors/worst.html", rows=rows, words=tried(analysis.worst))
 
 
 def reasons(found: Analysis) -> str:

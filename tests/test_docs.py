@@ -271,12 +271,12 @@ def code_lines(path: Path) -> int:
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
     "deepintuit": 10_670,
-    "deepintuit_analysis": 6_480,
-    "deepintuit_app": 6_395,
+    "deepintuit_analysis": 6_750,
+    "deepintuit_app": 6_425,
     "deepintuit_clips": 2_380,
     "deepintuit_homecam": 2_010,
 }
-MOST_IN_ALL = 27_890
+MOST_IN_ALL = 28_220
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
 MOST_TO_READ = 2_000

@@ -30,6 +30,7 @@ _NOT_SLICED = {
 }  # fmt: skip
 FIRST = ("seconds", "note: slice", "group", "size", "tokens")
 """What an analysis asks for first: length, slices that the data names itself, source, size, trace length."""
+MOST_WORDS = 200
 _MOST_VALUES = 20
 _FEW_NUMBERS = 6
 
@@ -117,6 +118,28 @@ def facts(workbench: Workbench, run_id: str, system: str, split: str) -> pd.Data
     return found.join(traces, how="outer")
 
 
+def words(workbench: Workbench, run_id: str, system: str, split: str, method: str, least: int) -> pd.DataFrame:
+    """Which clip's trace has which word (clip_id, word), of the traces that this system answered from: words of three
+    letters and more that neither all but `least` of them have nor fewer than `least`, the most evenly spread
+    `MOST_WORDS`."""
+    return workbench.query(
+        r"""WITH answered AS MATERIALIZED (
+                SELECT DISTINCT clip_id, trace_id, short_id FROM predictions
+                WHERE run_id = $run AND system = $system AND split = $split AND method = $method AND control = 'none'),
+            had AS MATERIALIZED (
+                SELECT answered.clip_id, unnest(list_distinct(regexp_extract_all(lowered, '\p{L}{3,}'))) AS word
+                FROM answered JOIN stored_traces USING (short_id, trace_id)),
+            common AS (
+                SELECT word, n FROM (SELECT word, count(*) AS n FROM had GROUP BY word),
+                    (SELECT count(*) AS clips FROM answered)
+                WHERE n >= $least AND clips - n >= $least ORDER BY least(n, clips - n) DESC, word LIMIT $most)
+            SELECT clip_id, word FROM had SEMI JOIN common USING (word) ORDER BY word, clip_id""",
+        {
+            "run": run_id, "system": system, "split": split, "method": method, "least": least, "most": MOST_WORDS,
+        },
+    )  # fmt: skip
+
+
 def _file_name(path: Any) -> str | None:
     return path.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(path, str) else None
 
@@ -190,11 +213,10 @@ def parts_of(values_C: pd.Series, bins: int = 4) -> list[Part]:
         parts = _quantile_parts(values_C.astype(float).to_numpy(), known, bins)
     else:
         names = sorted(counts.index, key=lambda value: value if numeric else (-counts[value], str(value)))
-        cut = names if len(names) <= _MOST_VALUES else names[:_MOST_VALUES]
-        parts = [Part(_shown(value), known & (values_C == value).fillna(False).to_numpy(dtype=bool)) for value in cut]
-        if len(cut) < len(names):
-            rest = known & ~np.logical_or.reduce([part.inside_C for part in parts])
-            parts.append(Part(f"others ({len(names) - len(cut)} values)", rest))
+        place_C = pd.Index(names).get_indexer(values_C)
+        parts = [Part(_shown(value), place_C == k) for k, value in enumerate(names[:_MOST_VALUES])]
+        if len(names) > _MOST_VALUES:
+            parts.append(Part(f"others ({len(names) - _MOST_VALUES} values)", place_C >= _MOST_VALUES))
     return [*parts, Part("not known", ~known)] if not known.all() else parts
 
 
@@ -204,8 +226,8 @@ def _quantile_parts(values_C: np.ndarray, known_C: np.ndarray, bins: int) -> lis
     insides = [inside_C for k in range(len(edges) - 1) if (inside_C := place_C == k).any()]
     ends = [(float(values_C[inside_C].min()), float(values_C[inside_C].max())) for inside_C in insides]
     digits = _digits(ends)
-    told = [[f"{round(end, digits) + 0.0:,.{digits}f}" for end in dict.fromkeys(pair)] for pair in ends]
-    return [Part(" to ".join(pair), inside_C) for pair, inside_C in zip(told, insides)]
+    texts = [[f"{round(end, digits) + 0.0:,.{digits}f}" for end in dict.fromkeys(pair)] for pair in ends]
+    return [Part(" to ".join(pair), inside_C) for pair, inside_C in zip(texts, insides)]
 
 
 def _digits(ends: Sequence[tuple[float, float]]) -> int:
@@ -215,8 +237,8 @@ def _digits(ends: Sequence[tuple[float, float]]) -> int:
     most = min(high - low for low, high in ends if low < high) / 10
 
     def enough(digits: int) -> bool:
-        told = {end: round(end, digits) for end in every}
-        return len({*told.values()}) == len(every) and all(abs(told[end] - end) <= most for end in every)
+        texts = {end: round(end, digits) for end in every}
+        return len({*texts.values()}) == len(every) and all(abs(texts[end] - end) <= most for end in every)
 
     return next((digits for digits in range(4) if enough(digits)), 4)
 
@@ -236,12 +258,12 @@ def _shown(value: Any) -> str:
 def reasons(workbench: Workbench, run_id: str, name: str = "") -> pd.DataFrame:
     """Every trace of a run (of the saved slice `name`), by stage and what is wrong with it: stage, reason
     ("well-formed" where nothing is), n, share of the stage."""
-    asked = TraceFilter(run=run_id, slice=name)
-    condition, values = asked.where(workbench)
+    query = TraceFilter(run=run_id, slice=name)
+    condition, values = query.where(workbench)
     return workbench.query(
         f"""SELECT *, n / sum(n) OVER (PARTITION BY stage) AS share
             FROM (SELECT stage, coalesce(reason, 'well-formed') AS reason, sum(n)::BIGINT AS n
-                  FROM {asked.counts} WHERE {condition} GROUP BY ALL)
+                  FROM {query.counts} WHERE {condition} GROUP BY ALL)
             ORDER BY stage, n DESC, reason""",  # noqa: S608 - as above
         values,
     )

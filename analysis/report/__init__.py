@@ -6,8 +6,8 @@
     run_card(workbench, [run.id])
 
 `results` computes (`costs` where a miss of one class is worse than of another), `text` prints (terminal, Markdown,
-over seeds), `figures` and `curves` draw, `gather` reads a workbench, `gains` compares classes stage by stage, `card`
-writes the page by the templates of `templates/card`.
+over seeds), `figures` and `curves` draw, `gather` reads a workbench, `gains` compares classes stage by stage, `worst`
+finds slices, `card` writes the page by the templates of `templates/card`.
 """
 
 from deepintuit_analysis.report.card import run_card, show
@@ -22,6 +22,7 @@ from deepintuit_analysis.report.figures import (
     stages_figure,
 )
 from deepintuit_analysis.report.gains import ClassGains, class_gains, gains_figure, stages_of
+from deepintuit_analysis.report.gather import worst_slices
 from deepintuit_analysis.report.results import (
     Comparison,
     Measured,
@@ -61,4 +62,5 @@ __all__ = [
     "table_of",
     "terminal_table",
     "training_figure",
+    "worst_slices",
 ]

@@ -45,12 +45,14 @@ from deepintuit_analysis.report.gather import KINDS, Story, departures, gather, 
 from deepintuit_analysis.report.results import CONTROLS, Result, headline
 from deepintuit_analysis.report.text import COLUMNS, NO_ROWS, NO_THRESHOLDS, sentence, shown, terminal_table
 from deepintuit_analysis.report.thinking import GATE_COLUMNS, gate_figure
+from deepintuit_analysis.report.worst import WORSE, tried
 
 _SECTIONS = {
     "result": "Result",
     "figures": "Figures",
     "controls": "Controls",
     "classes": "By class",
+    "worst": "Worst slices",
     "unsure": "When unsure",
     "traces": "Traces",
     "run": "What was run",
@@ -111,6 +113,9 @@ def _page(story: Story) -> str:
         "name": _name(row) if row else "",
         "no_thresholds": NO_THRESHOLDS,
         "gains": story.gains,
+        "worst": story.worst,
+        "tried": tried(story.worst) if story.worst else "",
+        "worse": WORSE,
         "stages": tuple(f"{name} %" for name in story.gains.stages) if story.gains else (),
         "reasons": reasons.to_dict("records"),
         "traces": reasons["n"].sum(),

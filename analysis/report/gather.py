@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from deepintuit_analysis import Workbench
 from deepintuit_analysis.report.gains import ClassGains, class_gains, stages_of
 from deepintuit_analysis.report.results import Result, headline, ordered, table_of
 from deepintuit_analysis.report.thinking import quick_answers
+from deepintuit_analysis.report.worst import LEVEL, WorstSlices, parts_of, worst_of
 
 KINDS = {
     "fixed": "Fixed by calibration",
@@ -64,7 +65,7 @@ class Story:
     reason, split, n; `reasons` run_id, stage, reason, n, share; `steps` the training steps by run id; `quick` the quick
     answers of the headline's traces, where the grammar asks for any and all of them thought; `gains`: the
     headline's system by class, stage against stage, None without an earlier stage; `sampled`: of each system whose
-    clips have several sampled traces."""
+    clips have several sampled traces; `worst`: the headline's slices that are worse than the rest."""
 
     rows: list[Result]
     headline: Result | None
@@ -79,6 +80,7 @@ class Story:
     quick: pd.DataFrame
     gains: ClassGains | None
     sampled: list[Sampled]
+    worst: WorstSlices | None
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig 
         _quick(workbench, table, spoken),
         class_gains(stages_of(table.rows, spoken)),
         sampled(workbench, table),
+        _worst(workbench, table, spoken),
     )
 
 
@@ -208,6 +211,30 @@ def sampled(workbench: Workbench, table: Table) -> list[Sampled]:
         passes = dict(zip(counts, means[1:], strict=True))
         systems.append(Sampled(row.system, *right_C_G.shape, float(drawn["temperature"].iloc[0]), means[0], passes))
     return systems
+
+
+def worst_slices(
+    workbench: Workbench, run_id: str, system: str = "", method: str = "", level: float = LEVEL
+) -> WorstSlices:
+    """Of one system and method of an evaluate run; unless they are named, of the one that its run card speaks of.
+    Errors as of `tabulate`; StoreError for answers that it does not have."""
+    rows = [row for row in tabulate(workbench, [run_id]).rows if row.control == "none"]
+    row = headline([row for row in rows if system in ("", row.system) and method in ("", row.method)])
+    if row is None:
+        raise StoreError(
+            f"{run_id!r} has no answers by {' / '.join(filter(None, (system, method))) or 'any system'}",
+            f"it has {', '.join(f'{one.system} / {one.method}' for one in rows) or 'none'}",
+            "Name one that it has",
+        )
+    return worst_of(row, parts_of(workbench, run_id, row), level)
+
+
+def _worst(workbench: Workbench, table: Table, row: Result | None) -> WorstSlices | None:
+    if row is None:
+        return None
+    [run_id] = table.predictions.loc[table.predictions["system"] == row.system, "run_id"].unique()
+    system = row.system.removesuffix(f" ({run_id})")  # as the run calls it
+    return worst_of(row, parts_of(workbench, run_id, replace(row, system=system)))
 
 
 def _quick(workbench: Workbench, table: Table, row: Result | None) -> pd.DataFrame:

@@ -172,6 +172,11 @@ class Result:
 
         return bootstrap_each(statistics, self.n, groups_C=self.groups_C, **self._options)
 
+    def to_the_rest(self, inside_C: np.ndarray) -> Estimate:
+        """Accuracy of these clips minus that of all others, as a fraction."""
+        inner, outer = (share_of(self.right_C, among_C) for among_C in (inside_C, ~inside_C))
+        return paired_difference(inner, outer, self.n, groups_C=self.groups_C, **self._options)
+
     def _never_certain(self, share: Estimate, among_C: np.ndarray | None = None) -> Estimate:
         """Resampling 400 clips of which none failed never draws a failure, and would call 0 % certain: Wilson's
         interval for a share of 0 or 1, as if each group were one clip."""

@@ -28,6 +28,11 @@ NAMES = {
     "rb-ft": "RB-FT",
     **{name: control.shown for name, control in CONTROLS.items()},
 }
+_COLUMNS_OF_CLIPS = {
+    "seconds": "length (s)", "group": "source (group)", "size": "size (pixels)", "tokens": "trace length (tokens)",
+    "fps": "frame rate", "bytes": "size of the file (bytes)", "trace_confidence": "token confidence",
+    "reason": "form of the trace", "follows": "label follows from the trace", "source": "source file",
+}  # fmt: skip
 NO_ROWS = "No predictions of this split yet: run `deepintuit evaluate`, then this table has a row for each system."
 NO_THRESHOLDS = (
     "No threshold of confidence is quoted: none was chosen on validation clips for this answer. "
@@ -38,6 +43,11 @@ NO_THRESHOLDS = (
 def shown(word: str) -> str:
     """A system, method or control as people read it; an unknown one stays as it is."""
     return NAMES.get(word, word)
+
+
+def column_name(column: str) -> str:
+    """A column of what is known of clips as people read it."""
+    return _COLUMNS_OF_CLIPS.get(column, column.replace("_", " "))
 
 
 def sentence(row: Result | None) -> str:

@@ -10,12 +10,14 @@ import pytest
 from conftest import CALIBRATED, COLD, HOSTILE_FILE, LABELS, REFINED, TRUE, serve, write_workbench
 from rich.console import Console
 
+from deepintuit.errors import StoreError
 from deepintuit.labels import NONE_LABEL
 from deepintuit.metrics import Estimate
+from deepintuit.runs import trace_id
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import answers, progress
 from deepintuit_analysis.numbers import interval
-from deepintuit_analysis.report import run_card, sentence, terminal_table
+from deepintuit_analysis.report import run_card, sentence, terminal_table, worst_slices
 from deepintuit_analysis.report.gather import tabulate
 from deepintuit_app import analysis, errors_classes, errors_clips, errors_honesty, errors_view, runs
 
@@ -345,6 +347,50 @@ def evaluated(workbench, system):
         )
         run.finish({})
     return run.id
+
+
+def test_a_worst_slice_filters_the_page_to_its_clips_and_back(open_page, tmp_path):
+    """Sixty clips: those at night are wrong, and their traces say so."""
+    workbench = Workbench(tmp_path / "night")
+    night = [i < 20 for i in range(60)]
+    clips = {"clip_id": [f"c{i}" for i in range(60)], "path": [f"c{i}.mp4" for i in range(60)], "label": ["fall"] * 60}
+    light = [[{"name": "light", "value": "night" if dark else HOSTILE_FILE}] for dark in night]
+    clips |= {"dataset": ["home"] * 60, "split": ["test"] * 60, "notes": light}
+    pq.write_table(pa.table(clips), workbench.clips / "home.parquet")
+    with workbench.start_run("evaluate", {}, name="cold start", dataset="home") as run:
+        for clip, dark in zip(clips["clip_id"], night):
+            text = f"<think>it {'darkens' if dark else 'shines'}</think><answer>x</answer>"
+            number = trace_id(run.id, clip, 0, None)
+            said = {"clip_id": clip, "true_label": "fall", "provisional": "sit" if dark else "fall", "trace_id": number}
+            run.append("traces", [said | {"sample": 0, "text": text}])
+            told = {"split": "test", "system": "cold start", "method": "raw", "control": "none"}
+            run.append("predictions", [said | told | {"predicted": said["provisional"]}])
+        run.finish({})
+    found = worst_slices(workbench, run.id)
+    [one] = found.slices
+    names = {one.conditions, *one.alike}
+    said = {(("trace says", "darkens"),), (("trace does not say", "shines"),)}
+    assert names == {(("note: light", "night"),), *said} and (one.n, one.errors) == (20, 20)
+    assert found.table()["p_accuracy"][0] == one.p["accuracy"] < 1e-6 and one.as_sure is None
+    assert one.name in run_card(workbench, run.id).read_text(encoding="utf-8")
+    with pytest.raises(StoreError, match="Name one that it has"):
+        worst_slices(workbench, run.id, "another system")
+    with serve(workbench.path) as url:
+        page = open_page()
+        page.goto(f"{url}/errors")
+        page.get_by_role("link", name=one.name, exact=True).click()
+        page.wait_for_selector(".condition")
+        assert parse_qs(urlparse(page.url).query)["only"] == [one.only]
+        assert "20 of the 60 labelled clips" in page.locator(".condition").inner_text()
+        assert "0.0 % of 20 clips right" in page.locator(".errors .lede").inner_text()
+        page.get_by_role("link", name="All clips").click()
+        page.wait_for_function("!location.search.includes('only=')")
+        page.wait_for_selector("text=66.7 % of 60 clips right")
+        page.goto(f"{url}/errors?only=note%3A+light%3D<b>")
+        page.wait_for_selector("text=No clip here is one of")
+        assert page.locator(".condition strong").inner_text() == "note: light: <b>"
+        page.get_by_role("link", name="All clips").click()
+        page.wait_for_selector("text=66.7 % of 60 clips right")
 
 
 def test_what_is_evaluated_meanwhile_appears_by_itself_and_what_is_chosen_stays(page, tmp_path):
