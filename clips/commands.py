@@ -14,6 +14,7 @@ from deepintuit.data import Manifest, assign_splits
 from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
 from deepintuit.schedule import fractions
+from deepintuit_clips import near
 from deepintuit_clips.benchmarks import import_multihateclip, import_smarthome
 from deepintuit_clips.scan import scan
 from deepintuit_clips.sources import import_csv, import_folder, import_jsonl
@@ -48,7 +49,9 @@ def add(commands) -> None:
             about = "the videos went through the benchmark's Video_trim.py"
             bench.add_argument("--trimmed", action="store_true", help=about)
     about = "divide a dataset by group into cold start, GRPO, calibration, validation and test"
-    _verb(verbs, "split", about, _split, "kitchen --seed 1").add_argument("name", nargs="?")
+    split = _verb(verbs, "split", about, _split, "kitchen --seed 1")
+    split.add_argument("name", nargs="?")
+    _near(split)
     about = "what a dataset holds: splits, labels, and every clip that is left out, with its reason"
     _verb(verbs, "show", about, _show_clips, "kitchen").add_argument("name", nargs="?")
 
@@ -68,9 +71,15 @@ def _importer(verbs, name: str, about: str, read: Callable, example: str) -> Par
     option("--jobs", type=int, default=os.cpu_count() or 1, help="files looked at side by side")
     about = "what becomes of clips that end before their file says (default: keep)"
     option("--truncated", choices=("keep", "exclude"), default="keep", help=about)
+    _near(parser)
     about = "look at every file again, also at those known from an earlier import"
     option("--fresh", action="store_true", help=about)
     return parser
+
+
+def _near(parser: Parser) -> None:
+    about = "clips that look like the same footage: report them (default), keep their groups together, or do not look"
+    parser.add_argument("--near", choices=("report", "together", "off"), default="report", help=about)
 
 
 def _read_folder(options):
@@ -114,6 +123,7 @@ def _import(options) -> int:
         options.name,
         probe=partial(video.probe, isolate=True),
         playable_copy=partial(video.playable_copy, limits=limits, isolate=True),
+        fingerprint=partial(near.fingerprint, limits=limits, isolate=True) if options.near != "off" else None,
         limits=limits,
         jobs=options.jobs,
         progress=not options.quiet,
@@ -127,12 +137,12 @@ def _import(options) -> int:
             "nothing was saved, and what is there of this name stays",
             "See the reasons above; are the videos where --videos says",
         )
-    return _divide(manifest, settings)
+    return _divide(manifest, settings, options.near)
 
 
 def _split(options) -> int:
     manifest, settings = _named(options)
-    return _divide(manifest, settings, options.dry_run)
+    return _divide(manifest, settings, options.near, options.dry_run)
 
 
 def _show_clips(options) -> int:
@@ -140,6 +150,7 @@ def _show_clips(options) -> int:
     console.print(str(manifest.summary()), markup=False)
     for line in manifest.remarks():
         console.print(f"  {line}", markup=False)
+    _tell(near.described(manifest, _pairs(manifest)))
     return 0
 
 
@@ -150,11 +161,27 @@ def _named(options):
     return Manifest.load(settings.workbench, settings.clips.dataset), settings
 
 
-def _divide(manifest, settings: Config, dry: bool = False) -> int:
+def _divide(manifest, settings: Config, near_ones: str, dry: bool = False) -> int:
+    duplicates = _pairs(manifest) if near_ones != "off" else []
+    if near_ones == "together":
+        manifest = near.together(manifest, duplicates)
     manifest = assign_splits(manifest, fractions(settings), settings.seed)
     if not dry:
         manifest.save()
     console.print(str(manifest.summary()), markup=False)
+    _tell(near.described(manifest, duplicates))
     if dry:
         console.print("Nothing was saved (--dry-run).")
     return 0
+
+
+def _pairs(manifest: Manifest) -> list[near.Pair]:
+    """Those of the clips that can be used, from what their import kept."""
+    usable = {*manifest.usable()["clip_id"]}
+    prints = near.prints(manifest.workbench, manifest.dataset)
+    return near.pairs({clip: text for clip, text in prints.items() if clip in usable})
+
+
+def _tell(text: str) -> None:
+    if text:
+        console.print(text, markup=False, soft_wrap=True)

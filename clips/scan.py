@@ -44,6 +44,7 @@ def scan(
     *,
     probe: Callable[..., Any],
     playable_copy: Callable[[Path, Path], Any] | None = None,
+    fingerprint: Callable[[Path], str] | None = None,
     limits: Any = None,
     jobs: int = 1,
     progress: bool = True,
@@ -53,10 +54,10 @@ def scan(
     """Probe every listed file and build the manifest (not saved yet), with the listing's report carried on.
 
     `probe(path, limits)` returns a `ClipInfo` or raises `VideoError`; without `limits` it is called with the path
-    alone. `playable_copy(source, target)` is called for clips that browsers cannot play. Both run in `jobs` threads,
-    and with `isolate=True` in as many processes. `fresh` ignores the journal. A clip that ends before
-    its file says is reported, and excluded unless `keep_truncated`. Content listed twice is kept once; a clip_id is the
-    first 16 hex digits of the content's SHA-256.
+    alone. `playable_copy(source, target)` is called for clips that browsers cannot play, `fingerprint(path)` (`near`)
+    for all that can be read. They run in `jobs` threads, and with `isolate=True` in as many processes. `fresh` ignores
+    the journal. A clip that ends before its file says is reported, and excluded unless `keep_truncated`. Content listed
+    twice is kept once; a clip_id is the first 16 hex digits of the content's SHA-256.
     """
     manifest = Manifest(workbench, dataset, pd.DataFrame(), listing.labels)
     clips = manifest.path.parent
@@ -84,7 +85,24 @@ def scan(
     for path, problem in _each(copy, list(targets), jobs, "Copies for browsers", progress):
         looks[path]["copy_problem"] = problem
         journal.put(keys[path], looks[path])
+    bare = [path for path, look in looks.items() if fingerprint and look["info"] and look.get("print") is None]
+    for path, text in _each(partial(_fingerprint, fingerprint=fingerprint), bare, jobs, "Fingerprints", progress):
+        looks[path]["print"] = text
+        journal.put(keys[path], looks[path])
     return _assemble(manifest, listing, looks, keep_truncated)
+
+
+def readable(workbench: str | Path, dataset: str) -> list[dict[str, Any]]:
+    """What scans of a dataset saw of each file that can be read; empty where its journal is gone."""
+    journal = _Journal(Path(workbench) / "clips" / f"{dataset}.journal.jsonl", "", fresh=False)
+    return [look for look in journal.known.values() if look["info"]]
+
+
+def _fingerprint(path: Path, fingerprint: Callable[[Path], str]) -> str:
+    try:
+        return fingerprint(path)
+    except VideoError:
+        return ""  # what cannot be read a second time is like nothing
 
 
 def _look(path: Path, probe: Callable[..., Any], limits: Any) -> dict[str, Any]:
@@ -245,7 +263,7 @@ _INFO = {
 def _check(look: dict[str, Any]) -> None:
     """Raises an error for what no scan wrote."""
     info, digest = look["info"], look["sha256"]
-    texts = (look.get("copy_problem"), *(() if info else (look["excluded"], look["detail"])))
+    texts = (look.get("copy_problem"), look.get("print"), *(() if info else (look["excluded"], look["detail"])))
     numbers = {name: info[name] for name in _INFO if info[name] is not None} if info else {}
     if (
         not all(text is None or isinstance(text, str) for text in texts)
@@ -264,7 +282,7 @@ class _Journal:
 
     def __init__(self, path: Path, limits: str, fresh: bool) -> None:
         self._path, self._limits = path, limits
-        self._known = {} if fresh or not path.is_file() else dict(self._read())
+        self.known = {} if fresh or not path.is_file() else dict(self._read())
 
     def _read(self) -> Iterator[tuple[tuple, dict[str, Any]]]:
         lost = 0
@@ -291,7 +309,7 @@ class _Journal:
         return str(path), stat.st_size, stat.st_mtime_ns, self._limits, _JOURNAL
 
     def get(self, key: tuple | None) -> dict[str, Any] | None:
-        look = self._known.get(key)
+        look = self.known.get(key)
         return dict(look) if look else None
 
     def put(self, key: tuple | None, look: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 SHARED = {"measure", "routes", "all"}
-APART = {"evidence", "household", "systems", "review_loop", "fingerprint", "scale", "unlike", "serve_load"}
+APART = {"evidence", "household", "systems", "review_loop", "fingerprint", "scale", "unlike", "near", "serve_load"}
 """They take hours, count instead of measuring, or want real clips or a trained system."""
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 PAGE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
