@@ -61,13 +61,13 @@ class Offers:
     slices: list[tuple[str, str]]
 
 
-def choose(found: pd.DataFrame, wish: Choice, slices: Sequence[tuple[str, str]] = ()) -> tuple[Choice, Offers]:
+def choose(sources: pd.DataFrame, wish: Choice, slices: Sequence[tuple[str, str]] = ()) -> tuple[Choice, Offers]:
     """The wish as far as there are answers for it; what is not there becomes the first that is: the newest run with a
-    calibrated label. `found` as of `answers.sources`; when empty, so is all. `slices` that are
+    calibrated label. `sources` as of `answers.sources`; when empty, so is all. `slices` that are
     offered; the one that is wished for stays, and `analysis` says so when it is none."""
-    datasets = list(dict.fromkeys(found["dataset"]))
+    datasets = list(dict.fromkeys(sources["dataset"]))
     dataset = one_of(wish.dataset, datasets)
-    here = found[found["dataset"] == dataset]
+    here = sources[sources["dataset"] == dataset]
     splits = list(dict.fromkeys(here["split"]))
     split = one_of(wish.split, splits)
     here = here[here["split"] == split]
@@ -80,15 +80,15 @@ def choose(found: pd.DataFrame, wish: Choice, slices: Sequence[tuple[str, str]] 
     by_preference = sorted(methods, key=lambda name: (name == "raw", name != "label_likelihood", name))
     method = one_of(_method_of(wish.method), by_preference)
     others = [
-        (f"{name}: {shown(other)}", f"{key}/{other}")
+        (f"{name}: {shown(way)}", f"{key}/{way}")
         for key, name, offered in zip(keys, names, here["methods"])
-        for other in sorted(offered, key=lambda one: (one != "raw", one))
-        if (key, other) != (system, method)
+        for way in sorted(offered, key=lambda item: (item != "raw", item))
+        if (key, way) != (system, method)
     ]
     against, _, its_method = wish.compare.rpartition("/")
     wanted = f"{_key_of(against, keys)}/{_method_of(its_method)}" if against else _key_of(wish.compare, keys)
     compares = [value for _, value in others]
-    compare = one_of(wanted, compares, next((one for one in compares if one.rpartition("/")[0] == wanted), ""))
+    compare = one_of(wanted, compares, next((item for item in compares if item.rpartition("/")[0] == wanted), ""))
     offers = Offers(
         [(name or "no dataset", name) for name in datasets],
         splits,
@@ -166,15 +166,15 @@ class Analysis:
     def against_other(self) -> Comparison | None:
         return None if self.other is None else Comparison.of(self.other, self.mine)
 
-    def against(self, which: str) -> Comparison | None:
+    def against(self, side: str) -> Comparison | None:
         """What `mine` changed against "raw", its provisional label, or "other"; None where there is none."""
-        return {"raw": self.mine.from_raw, "other": self.against_other}.get(which)
+        return {"raw": self.mine.from_raw, "other": self.against_other}.get(side)
 
 
 def analysis(workbench: Workbench, choice: Choice) -> Analysis:
     """Read and sort out the rows; kept until the index changes, or a slice where one is chosen. `choice` comes from
     `choose`. StoreError for a slice that cannot be asked, or has nothing here."""
-    slices = [(one.name, one.version) for one in workbench.slices()] if choice.slice else []
+    slices = [(entry.name, entry.version) for entry in workbench.slices()] if choice.slice else []
     # A query of a slice may ask for reviews, which lie beside the index.
     mark = signatures(workbench.index_path) if choice.slice else file_signature(workbench.index_path)
     whole = _analysis(workbench, replace(choice, only=""), (mark, *slices))
@@ -231,13 +231,13 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
         rows, known = rows[rows["clip_id"].isin(inside)], known[known.index.isin(inside)]
         left_out = left_out[:0]  # what could not be used has no trace either
     found = {result.key[1:]: result for result in _results(workbench, run, rows, labels)}
-    other = None
+    other_result = None
     if choice.compare:
         other_run, rest = choice.compare.split("/", 1)
         other_system, other_method = rest.rsplit("/", 1)
-        others = answers.answers(workbench, other_run, other_system, choice.split, [other_method])
-        others = others[others["control"] == "none"]
-        [other] = _results(workbench, workbench.run(other_run), others, labels)
+        other_answers = answers.answers(workbench, other_run, other_system, choice.split, [other_method])
+        other_answers = other_answers[other_answers["control"] == "none"]
+        [other_result] = _results(workbench, workbench.run(other_run), other_answers, labels)
     prompt = run.config.get("prompt", {})
     mine = found[choice.method, "none"]
     return Analysis(
@@ -246,7 +246,7 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
         mine,
         found.get(("raw", "none")) if choice.method != "raw" else None,
         {name: found[choice.method, name] for name in CONTROLS if (choice.method, name) in found},
-        other,
+        other_result,
         known,
         answers.reasons(workbench, run_id, choice.slice),
         left_out,

@@ -61,20 +61,20 @@ def routes(context: AppContext) -> APIRouter:
         return await made(what, form, dict(request.query_params))
 
     @apart(2)
-    def made(what: str, form: str, query: dict[str, str]) -> Response:
-        if what not in TABLES or form not in FORMATS:
+    def made(table: str, form: str, query: dict[str, str]) -> Response:
+        if table not in TABLES or form not in FORMATS:
             raise HTTPException(404, f"{' and '.join(TABLES)} are exported as {', '.join(FORMATS)}.")
         wish = Choice(*(query.get(name, "")[:1000] for name in PICKS))
         choice, _ = choose(answers.sources(context.look()), wish, slices.offered(context.workbench, wish.slice))
         try:
-            rows = view.exported(analysis(context.workbench, choice), what) if choice.system else []
+            rows = view.exported(analysis(context.workbench, choice), table) if choice.system else []
         except DeepIntuitError as error:
             raise HTTPException(404, str(error)) from error
         if not rows:
             raise HTTPException(404, "No system was evaluated yet.")
-        named = f'attachment; filename="{what}.{form}"'
+        header = f'attachment; filename="{table}.{form}"'
         content = b"".join(written(iter([pa.Table.from_pylist(rows)]), form))
-        return Response(content, media_type=FORMATS[form], headers={"Content-Disposition": named})
+        return Response(content, media_type=FORMATS[form], headers={"Content-Disposition": header})
 
     return router
 
@@ -176,8 +176,8 @@ def page(context: AppContext) -> None:
         wished = [query.get(name, "")[:1000] for name in PICKS]
         shown_as = query.get("cells") if query.get("cells") in NORMS else "counts"
         column = query.get("by") or answers.FIRST[0]
-        chosen, _ = chosen_of(wished)
-        if wished[2] and wished[2] not in (chosen.system, *chosen.system.split("/", 1)):
+        choice, _ = chosen_of(wished)
+        if wished[2] and wished[2] not in (choice.system, *choice.system.split("/", 1)):
             gr.Info(f"No system {esc(wished[2][:80])} was evaluated here; this is another one.")
         return [
             *settle(*wished),
@@ -228,28 +228,28 @@ def page(context: AppContext) -> None:
         except DeepIntuitError as error:
             return _instead(empty(*slices.sentences(error)), view.condition(chosen_of(wish)[0]))
 
-    def fresh(seen: tuple | None, *values) -> list[object]:
-        """What appeared since `seen` (index, all answers, those on screen) → seen now, dropdowns, everything. What is
+    def fresh(before: tuple | None, *values) -> list[object]:
+        """What appeared since `before` (index, all answers, those on screen) → seen now, dropdowns, everything. What is
         chosen stays; it is drawn anew where it got more answers, or where nothing could be chosen before."""
         workbench = context.look()
         index = file_signature(workbench.index_path)
         as_it_is = [gr.skip()] * (len(picks) + len(everything))
-        if seen and seen[0] == index:
-            return [seen, *as_it_is]
-        found, wish = answers.sources(workbench), Choice(*(text or "" for text in values[: len(picks)]))
-        choice, offers = choose(found, wish, slices.offered(workbench, wish.slice))
-        shown_now = [f"{row.run_id}/{row.system}" in f"{wish.system} {wish.compare}" for row in found.itertuples()]
-        now = (index, found.to_csv(), found[shown_now].to_csv())
-        if seen and seen[1:] == now[1:]:
+        if before and before[0] == index:
+            return [before, *as_it_is]
+        sources, wish = answers.sources(workbench), Choice(*(text or "" for text in values[: len(picks)]))
+        choice, offers = choose(sources, wish, slices.offered(workbench, wish.slice))
+        shown_now = [f"{row.run_id}/{row.system}" in f"{wish.system} {wish.compare}" for row in sources.itertuples()]
+        now = (index, sources.to_csv(), sources[shown_now].to_csv())
+        if before and before[1:] == now[1:]:
             return [now, *as_it_is]
         if choice != wish:
             redrawn = show(*astuple(choice), *values[len(picks) :])
         else:  # the list of clips and the player stay: one of them may be playing
-            grown = seen is not None and seen[2] != now[2]
+            grown = before is not None and before[2] != now[2]
             redrawn = [*show(*values)[:-2], gr.skip(), gr.skip()] if grown else as_it_is[len(picks) :]
         boxes = [gr.update(choices=offered) for offered in astuple(offers)] + [gr.update()]  # values are the browser's
         if choice != wish:
-            boxes = [{**box, "value": chosen} for box, chosen in zip(boxes, astuple(choice))]
+            boxes = [{**box, "value": value} for box, value in zip(boxes, astuple(choice))]
         return [now, *boxes, *redrawn]
 
     def _instead(html: str, condition: str = "") -> list[object]:
@@ -268,11 +268,11 @@ def page(context: AppContext) -> None:
         listed = errors_clips.behind(found, at.cell, at.threshold, at.by)
         return errors_clips.no_such_cell() if listed is None else errors_clips.clip_list(found, *listed, cell=at.cell)
 
-    def opened(found: Analysis, at: At) -> tuple[str, str, str]:
+    def opened(analysis: Analysis, at: At) -> tuple[str, str, str]:
         """The clips of a cell. The clip that plays goes on playing when it is among them."""
-        listed = errors_clips.behind(found, at.cell, at.threshold, at.by) if at.cell else None
-        kept = at.clip if listed is not None and at.clip in listed[1].index else ""
-        return _clips(found, at), kept, _player(found, kept)
+        listed = errors_clips.behind(analysis, at.cell, at.threshold, at.by) if at.cell else None
+        playing = at.clip if listed is not None and at.clip in listed[1].index else ""
+        return _clips(analysis, at), playing, _player(analysis, playing)
 
     def at_threshold(found: Analysis, at: At) -> tuple[object, ...]:
         listed = _clips(found, at) if at.cell == "unsure" else gr.skip()
@@ -284,22 +284,22 @@ def page(context: AppContext) -> None:
     def at_costs(found: Analysis, at: At) -> tuple[object, ...]:
         return errors_classes.ranking_plot(found, at.label, at.costs), errors_classes.costs(found, at.costs)
 
-    def _player(found: Analysis, watched: str) -> str:
-        if not watched or watched not in found.mine.frame.index:
+    def _player(analysis: Analysis, watched: str) -> str:
+        if not watched or watched not in analysis.mine.frame.index:
             return ""
-        trace_id = found.mine.frame.loc[watched, "trace_id"]
+        trace_id = analysis.mine.frame.loc[watched, "trace_id"]
         trace = browse.trace(context.look(), trace_id) if isinstance(trace_id, str) else None
-        return errors_clips.clip_detail(found, watched, trace)
+        return errors_clips.clip_detail(analysis, watched, trace)
 
     def part(make):
         """A handler of one part of the page by `make(analysis, at)`."""
 
         def handler(*values):
             try:
-                found = looked_up(values[: len(picks)])
+                analysis = looked_up(values[: len(picks)])
             except DeepIntuitError as error:
                 raise gr.Error(str(error), print_exception=False) from error
-            return gr.skip() if found is None else make(found, At(*(one or "" for one in values[len(picks) :])))
+            return gr.skip() if analysis is None else make(analysis, At(*(one or "" for one in values[len(picks) :])))
 
         return handler
 

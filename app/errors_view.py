@@ -92,9 +92,9 @@ def reason_words(reason: str) -> str:
     return "well-formed" if reason == "well-formed" else f"malformed: {reason.replace('_', ' ')}"
 
 
-def parts(found: Analysis, by: str) -> list[answers.Part]:
+def parts(analysis: Analysis, by: str) -> list[answers.Part]:
     """The labelled clips divided by a column of the facts."""
-    values = found.facts[by].reindex(found.mine.frame.index)
+    values = analysis.facts[by].reindex(analysis.mine.frame.index)
     return answers.parts_of(values)
 
 
@@ -103,97 +103,97 @@ def parts(found: Analysis, by: str) -> list[answers.Part]:
 
 def summary(found: Analysis) -> str:
     """The result in a sentence, and what is not in it."""
-    mine, n = found.mine, len(found.mine.frame)
-    right, f1 = mine.evaluation.accuracy, mine.evaluation.macro_f1.value
-    missing = int((mine.frame["predicted"] == NONE_LABEL).sum())
-    wrong = n - int(mine.right_C.sum())
+    own, n = found.mine, len(found.mine.frame)
+    right, f1 = own.evaluation.accuracy, own.evaluation.macro_f1.value
+    missing = int((own.frame["predicted"] == NONE_LABEL).sum())
+    n_wrong = n - int(own.right_C.sum())
     result = (
         f"{percent(right.value, 1)} of {n} clips right{within(right)}, macro F1 {number(f1)}, "
-        f"{wrong} wrong, {missing} without an answer."
+        f"{n_wrong} wrong, {missing} without an answer."
     )
-    left = []
+    notes = []
     if (compared := found.against_other) is not None:
         points = f"{number(compared.accuracy.value, sign=True)} points{within(compared.accuracy, sign=True)}"
-        left.append(f"{points} against {found.other_name}, on {compared.n} clips ({p_value(compared.flips.p_value)}).")
+        notes.append(f"{points} against {found.other_name}, on {compared.n} clips ({p_value(compared.flips.p_value)}).")
     if found.choice.slice:
-        left.append(f"Only the slice {found.choice.slice!r} counts: {n} of the {found.whole} labelled clips.")
-    if mine.unlabelled:
-        left.append(f"{mine.unlabelled} clips without a true label are left out.")
+        notes.append(f"Only the slice {found.choice.slice!r} counts: {n} of the {found.whole} labelled clips.")
+    if own.unlabelled:
+        notes.append(f"{own.unlabelled} clips without a true label are left out.")
     if len(found.excluded):
         causes = ", ".join(f"{row.reason} {row.n}" for row in found.excluded.itertuples())
-        left.append(f"{int(found.excluded['n'].sum())} clips of this split could not be used at all: {causes}.")
-    return render("errors/summary.html", result=result, missing=" ".join(left), sections=SECTIONS)
+        notes.append(f"{int(found.excluded['n'].sum())} clips of this split could not be used at all: {causes}.")
+    return render("errors/summary.html", result=result, missing=" ".join(notes), sections=SECTIONS)
 
 
-def exported(found: Analysis, what: str) -> list[dict[str, Any]]:
+def exported(analysis: Analysis, table: str) -> list[dict[str, Any]]:
     """The rows of `classes` or of `confusion` as they are taken along: shares of 1, with their intervals."""
-    labels, counts = found.labels, found.mine.evaluation.confusion
-    if what == "confusion":
-        named = [*labels, NONE_LABEL]
+    labels, counts = analysis.labels, analysis.mine.evaluation.confusion
+    if table == "confusion":
+        names = [*labels, NONE_LABEL]
         return [
-            {"true": true, "answered": named[j], "clips": int(counts[i, j])}
+            {"true": true, "answered": names[j], "clips": int(counts[i, j])}
             for i, true in enumerate(labels)
             for j in range(counts.shape[1])
         ]
-    rows, scores = [], found.mine.evaluation.classes
+    rows, scores = [], analysis.mine.evaluation.classes
     for k, label in enumerate(labels):
         row = {"class": label, "true_clips": int(scores.support_K[k]), "answered": int(scores.predicted_K[k])}
-        for name, rate in zip(("precision", "recall", "f1"), found.mine.rates_K[k]):
+        for name, rate in zip(("precision", "recall", "f1"), analysis.mine.rates_K[k]):
             ends = (None, None, None) if rate is None else (rate.value, rate.low, rate.high)
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends))
         rows.append(row)
     return rows
 
 
-def _exports(found: Analysis, what: str) -> list[tuple[str, str]]:
-    named = {"parquet": "Parquet"}
+def _exports(analysis: Analysis, table: str) -> list[tuple[str, str]]:
+    names = {"parquet": "Parquet"}
     return [
-        (named.get(form, form.upper()), address(f"export/errors/{what}.{form}", **asdict(found.choice)))
+        (names.get(form, form.upper()), address(f"export/errors/{table}.{form}", **asdict(analysis.choice)))
         for form in FORMATS
     ]
 
 
 @lru_cache(maxsize=16)
-def classes(found: Analysis) -> str:
+def classes(analysis: Analysis) -> str:
     """A row per class; Δ is F1 minus the other's F1 on the clips both answered."""
-    mine, compared = found.mine, found.against_other
-    scores = mine.evaluation.classes
+    own, compared = analysis.mine, analysis.against_other
+    scores = own.evaluation.classes
     rows = [
         {
             "label": label,
             "support": int(scores.support_K[k]),
             "predicted": int(scores.predicted_K[k]),
-            "rates": mine.rates_K[k],
+            "rates": own.rates_K[k],
             "change": None if compared is None else compared.f1_K[k],
         }
-        for k, label in enumerate(mine.labels)
+        for k, label in enumerate(own.labels)
     ]
     heads = ["Class", "True clips", "Answered", "Precision %", "Recall %", "F1 %"]
-    heads += [f"Δ F1 to {found.other_name}"] if compared is not None else []
-    words = f"Intervals are as on the run card: {how_sure(mine)}."
+    heads += [f"Δ F1 to {analysis.other_name}"] if compared is not None else []
+    words = f"Intervals are as on the run card: {how_sure(own)}."
     words += f" Δ rests on the {compared.n} clips that both answered." if compared is not None else ""
-    return render("errors/classes.html", heads=heads, rows=rows, about=words, exports=_exports(found, "classes"))
+    return render("errors/classes.html", heads=heads, rows=rows, about=words, exports=_exports(analysis, "classes"))
 
 
-def how_sure(mine: Result) -> str:
+def how_sure(result: Result) -> str:
     """How the intervals of the page were made."""
-    drawn = "whole sources" if mine.evaluation.groups < mine.n else "clips"
-    settings = mine.settings
-    return f"{100 * settings.confidence:g} %, by {settings.bootstrap:,} resamples of {drawn}"
+    units = "whole sources" if result.evaluation.groups < result.n else "clips"
+    settings = result.settings
+    return f"{100 * settings.confidence:g} %, by {settings.bootstrap:,} resamples of {units}"
 
 
-def confusion_table(found: Analysis, norm: str) -> str:
+def confusion_table(analysis: Analysis, norm: str) -> str:
     """True classes by answers as a heat map. `norm`: "counts", "rows" or "columns"; shades are shares of the row, or of
     the column when that is shown. Of many classes, those that are confused most."""
-    labels = found.labels
-    counts = found.mine.evaluation.confusion
+    labels = analysis.labels
+    counts = analysis.mine.evaluation.confusion
     total = np.maximum(1, counts.sum(0, keepdims=True) if norm == "columns" else counts.sum(1, keepdims=True))
     shares = counts / total
-    kept = most_confused(counts).tolist()
-    columns_kept = [*kept, len(labels)] if counts[:, -1].any() else kept
-    named = [*labels, NONE_LABEL]
+    places = most_confused(counts).tolist()
+    columns_kept = [*places, len(labels)] if counts[:, -1].any() else places
+    names = [*labels, NONE_LABEL]
     rows = []
-    for i in kept:
+    for i in places:
         cells = []
         for j in columns_kept:
             n, part = int(counts[i, j]), float(shares[i, j])
@@ -205,7 +205,7 @@ def confusion_table(found: Analysis, norm: str) -> str:
                     "n": n,
                     "text": str(n) if norm == "counts" else percent(part),
                     "place": f"confusion.{i}.{j}",
-                    "spoken": f"True {labels[i]}, {answer_words(named[j])}: {n} clips, {percent(part)} {of}. Show them",
+                    "spoken": f"True {labels[i]}, {answer_words(names[j])}: {n} clips, {percent(part)} {of}. Show them",
                     "kind": ("right" if i == j else "wrong") + " strong" * strong,
                     "shade": 0.9 + 0.1 * (shade - _STRONG) / (1 - _STRONG) if strong else shade,
                 }
@@ -213,10 +213,10 @@ def confusion_table(found: Analysis, norm: str) -> str:
         rows.append({"label": labels[i], "place": i, "n": int(counts[i].sum()), "cells": cells})
     columns = [
         {
-            "name": "no answer" if named[j] == NONE_LABEL else named[j],
+            "name": "no answer" if names[j] == NONE_LABEL else names[j],
             "place": j,
             "n": int(counts[:, j].sum()),
-            "spoken": answer_words(named[j]),
+            "spoken": answer_words(names[j]),
         }
         for j in columns_kept
     ]
@@ -224,31 +224,31 @@ def confusion_table(found: Analysis, norm: str) -> str:
     words = f"{percent(right, 1)} on the diagonal, outlined. The stronger the shade, the larger the share."
     if few := few_of(len(labels)):
         words += f" The most confused classes{few}; sums are of all."
-    sums = {"total": int(counts.sum()), "exports": _exports(found, "confusion")}
+    sums = {"total": int(counts.sum()), "exports": _exports(analysis, "confusion")}
     return render("errors/confusion.html", caption=words, columns=columns, rows=rows, **sums)
 
 
-def flip_tables(found: Analysis) -> str:
+def flip_tables(analysis: Analysis) -> str:
     """What calibration changed against the provisional label, and what stands between two systems."""
     flips = []
-    if found.raw is not None:
-        flips.append(_flip(found, "raw", "Provisional to calibrated", "the provisional label"))
-    if found.other is not None:
-        flips.append(_flip(found, "other", f"From {found.other_name}", found.other_name))
+    if analysis.raw is not None:
+        flips.append(_flip(analysis, "raw", "Provisional to calibrated", "the provisional label"))
+    if analysis.other is not None:
+        flips.append(_flip(analysis, "other", f"From {analysis.other_name}", analysis.other_name))
     return render("errors/flips.html", flips=flips)
 
 
-def _flip(found: Analysis, which: str, title: str, name: str) -> dict[str, Any]:
-    compared = found.against(which)
+def _flip(analysis: Analysis, side: str, title: str, name: str) -> dict[str, Any]:
+    compared = analysis.against(side)
     was, before, after = compared.flips, compared.before.frame, compared.after.frame
     words = f"{was.wrong_to_right} fixed, {was.right_to_wrong} broken ({p_value(was.p_value)}): "
     words += "more than chance would change one way." if was.p_value < 0.05 else "no clear difference."
-    if compared.n < found.mine.n:
+    if compared.n < analysis.mine.n:
         words += f" On the {compared.n} clips that both answered."
     still = int((~before["right"] & ~after["right"] & (before["predicted"] != after["predicted"])).sum())
     words += f" {still} went from one wrong label to another." if still else ""
     counts = {"rr": was.both_right, "rw": was.right_to_wrong, "wr": was.wrong_to_right, "ww": was.both_wrong}
-    return {"which": which, "title": title, "name": name, "now": found.name, "counts": counts, "words": words}
+    return {"which": side, "title": title, "name": name, "now": analysis.name, "counts": counts, "words": words}
 
 
 @lru_cache(maxsize=16)
@@ -259,19 +259,19 @@ def controls(found: Analysis) -> str:
         return render("errors/controls.html", rows=[], words="") + attribution(found)
     results = [
         (found.name, found.mine, None),
-        *((shown(name), one, one.change) for name, one in found.controls.items()),
+        *((shown(name), result, result.change) for name, result in found.controls.items()),
     ]
     rows = [
         {
             "name": name,
-            "n": one.n,
-            "accuracy": one.evaluation.accuracy,
+            "n": result.n,
+            "accuracy": result.evaluation.accuracy,
             "change": change,
-            "f1": one.evaluation.macro_f1.value,
+            "f1": result.evaluation.macro_f1.value,
         }
-        for name, one, change in results
+        for name, result, change in results
     ]
-    changes = {name: (one.evaluation.accuracy.value, one.change) for name, one in found.controls.items()}
+    changes = {name: (result.evaluation.accuracy.value, result.change) for name, result in found.controls.items()}
     words = reading(scores.accuracy.value, changes) + _kept(found)
     return render("errors/controls.html", rows=rows, words=words) + attribution(found)
 
@@ -294,58 +294,58 @@ def attribution(found: Analysis) -> str:
     return render("errors/attribution.html", tables=tables, words=caption, command="")
 
 
-def _kept(found: Analysis) -> str:
-    compared = found.mine.from_raw
+def _kept(analysis: Analysis) -> str:
+    compared = analysis.mine.from_raw
     if compared is None:
         return ""
-    kept = float((compared.before.frame["predicted"] == compared.after.frame["predicted"]).mean())
-    return f" It keeps the provisional label on {percent(kept, 1)} of the clips."
+    share = float((compared.before.frame["predicted"] == compared.after.frame["predicted"]).mean())
+    return f" It keeps the provisional label on {percent(share, 1)} of the clips."
 
 
 def reading(accuracy: float, changes: dict[str, tuple[float, Estimate]]) -> str:
     """The controls in words. `changes`: control → its accuracy and the change to the uncontrolled `accuracy`. A change
     whose interval holds 0 is called none."""
-    said = [f"Undisturbed it is right on {percent(accuracy, 1)}."]
+    sentences = [f"Undisturbed it is right on {percent(accuracy, 1)}."]
     for name, (value, change) in changes.items():
         *_, start, falls, holds = CONTROLS.get(name, (shown(name).capitalize(), "it was used", "it was not used"))
         points = f"{percent(value, 1)}, {number(change.value, sign=True)} points{within(change, sign=True)}"
         if change.high < 0:
-            said.append(f"{start}: {points}; {falls}.")
+            sentences.append(f"{start}: {points}; {falls}.")
         elif change.low > 0:
-            said.append(f"{start} it does better: {points}; what was taken away misled it.")
+            sentences.append(f"{start} it does better: {points}; what was taken away misled it.")
         else:
-            said.append(f"{start}: {points}, no clear change; {holds}.")
-    return " ".join(said)
+            sentences.append(f"{start}: {points}, no clear change; {holds}.")
+    return " ".join(sentences)
 
 
-def slice_table(found: Analysis, by: str | None) -> str:
+def slice_table(analysis: Analysis, by: str | None) -> str:
     """Accuracy of each part of the clips, beside the provisional label's and the other's."""
-    if not by or by not in found.facts:
+    if not by or by not in analysis.facts:
         return render("errors/slices.html", heads=None)
-    mine = found.mine
-    overall = mine.evaluation.accuracy.value
-    befores = {"provisional label": found.raw, found.other_name if found.other else "": found.other}
-    befores = {name: one.frame["right"].reindex(mine.frame.index) for name, one in befores.items() if one is not None}
+    own = analysis.mine
+    overall = own.evaluation.accuracy.value
+    befores = {"provisional label": analysis.raw, analysis.other_name if analysis.other else "": analysis.other}
+    befores = {name: one.frame["right"].reindex(own.frame.index) for name, one in befores.items() if one is not None}
     rows = []
-    for k, part in enumerate(parts(found, by)):
+    for k, part in enumerate(parts(analysis, by)):
         inside = part.inside_C
         n = int(inside.sum())
         if not n:
             continue
-        known = [series[inside].dropna() for series in befores.values()]
+        series_of = [series[inside].dropna() for series in befores.values()]
         rows.append(
             {
                 "name": part.name,
                 "n": n,
                 "cell": f"slice.{k}",
                 "spoken": f"{column_name(by)}: {part.name}",
-                "wrong": n - int(mine.right_C[inside].sum()),
-                "right": mine.share(mine.right_C, inside),
-                "before": [float(values.mean()) if len(values) else None for values in known],
+                "wrong": n - int(own.right_C[inside].sum()),
+                "right": own.share(own.right_C, inside),
+                "before": [float(values.mean()) if len(values) else None for values in series_of],
             }
         )
     heads = [column_name(by).capitalize(), "Clips", "Wrong", "Accuracy %", *(f"{name}, %" for name in befores)]
-    caption = f"Overall {number(overall)} %. Intervals are {how_sure(mine)}."
+    caption = f"Overall {number(overall)} %. Intervals are {how_sure(own)}."
     return render("errors/slices.html", heads=heads, rows=rows, caption=caption, overall=overall)
 
 
@@ -380,8 +380,8 @@ def worst(analysis: Analysis) -> str:
 
 def reasons(found: Analysis) -> str:
     """Why traces have no readable answer, with links to them, and what became of their clips."""
-    listed, mine = found.reasons, found.mine
-    form = found.facts["reason"].reindex(mine.frame.index)
+    listed, own = found.reasons, found.mine
+    form = found.facts["reason"].reindex(own.frame.index)
     rows = []
     for row in listed.itertuples():
         here = (form == row.reason).to_numpy()
@@ -394,10 +394,10 @@ def reasons(found: Analysis) -> str:
                 "traces": row.n,
                 "share": float(row.share),
                 "n": int(here.sum()),
-                "right": mine.share(mine.right_C, here),
+                "right": own.share(own.right_C, here),
             }
         )
-    argued = found.facts["follows"].reindex(mine.frame.index)
+    argued = found.facts["follows"].reindex(own.frame.index)
     follows = [
         {
             "follows": value,
@@ -405,7 +405,7 @@ def reasons(found: Analysis) -> str:
             "n": int((argued == value).sum()),
             "url": address("traces", run=found.run_id, follows=value, slice=found.choice.slice),
             "before": None if found.raw is None else _share_on(found.raw, argued == value),
-            "right": mine.share(mine.right_C, (argued == value).to_numpy()),
+            "right": own.share(own.right_C, (argued == value).to_numpy()),
         }
         for value, words in FOLLOWS.items()
         if argued.notna().any()

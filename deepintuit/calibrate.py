@@ -120,8 +120,8 @@ def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None
     for split in ("calibration", "validation"):
         refuse_one_class(task.clips(split), split)
     sections = (*_MADE_BY, *(("gate",) if config.gate.by != "off" else ()))
-    begin = {"start": reasoner, "name": name, "departs": departs, "progress": progress}
-    run = perform(workbench, config, "calibrate", learn_to_trust, sections=sections, **begin)
+    options = {"start": reasoner, "name": name, "departs": departs, "progress": progress}
+    run = perform(workbench, config, "calibrate", learn_to_trust, sections=sections, **options)
     if config.calibrate.without == "none":
         add_distances(workbench, config, run)
     return run
@@ -194,9 +194,9 @@ def likelihoods(stage: Stage, rows: CalibratorRows) -> Scores:
     return likelihood_scores(stage.vlm, stage.task, *rows, stage.config.sampling.clips_per_batch)
 
 
-def calibrator_rows(known: Known, rows: Sequence[tuple[int, AnyTrace]], without: str = "none") -> CalibratorRows:
+def calibrator_rows(readable: Known, rows: Sequence[tuple[int, AnyTrace]], without: str = "none") -> CalibratorRows:
     """Rows (place of a clip, trace), less what a control is trained without: the video, or the trace."""
-    pairs = known.shown((at, None if without == "video" else at) for at, _ in rows)
+    pairs = readable.shown((at, None if without == "video" else at) for at, _ in rows)
     return CalibratorRows(pairs, [None if without == "trace" else trace for _, trace in rows])
 
 

@@ -39,14 +39,14 @@ def sources(workbench: Workbench) -> pd.DataFrame:
     """A row for each run, system and split that has answers, newest run first, but those to clips without labels last:
     dataset ("" when the run names none), split, run_id, system, methods (sorted), clips (the most that one method
     answered), seed, created."""
-    found = workbench.query("""
+    rows = workbench.query("""
         SELECT coalesce(runs.dataset, '') AS dataset, split, run_id, system, list(method ORDER BY method) AS methods,
                max(n) AS clips, any_value(runs.seed) AS seed, any_value(runs.created) AS created
         FROM (SELECT run_id, system, split, method, count(*) AS n, count(true_label) AS labelled
               FROM predictions WHERE control = 'none' GROUP BY ALL)
         JOIN runs USING (run_id)
         GROUP BY ALL ORDER BY max(labelled) = 0, created DESC, run_id DESC, system""")
-    return found.assign(methods=[list(methods) for methods in found["methods"]])
+    return rows.assign(methods=[list(methods) for methods in rows["methods"]])
 
 
 def answers(workbench: Workbench, run_id: str, system: str, split: str, methods: Sequence[str]) -> pd.DataFrame:
@@ -64,7 +64,7 @@ def within(workbench: Workbench, run_id: str, system: str, split: str, method: s
     """Ids of the clips that this system answered from a trace of the saved slice `name`; an answer that rests on no
     trace counts where the slice is about its clip. StoreError where there is none, or the slice cannot be asked."""
     condition, values = TraceFilter(slice=name).where(workbench)
-    found = workbench.query(
+    rows = workbench.query(
         f"""WITH chosen AS MATERIALIZED (SELECT trace_id, clip_id FROM trace_facts WHERE {condition})
             SELECT DISTINCT clip_id FROM predictions
             WHERE run_id = ? AND system = ? AND split = ? AND method = ? AND control = 'none'
@@ -73,14 +73,14 @@ def within(workbench: Workbench, run_id: str, system: str, split: str, method: s
                       ELSE clip_id IN (SELECT clip_id FROM chosen) END""",  # noqa: S608 - a filter's own conditions
         [*values, run_id, system, split, method],
     )
-    if found.empty:
+    if rows.empty:
         n = count(workbench, TraceFilter(slice=name))
         raise StoreError(
             f"the slice {name!r} has no trace of this run on this split",
             f"it holds {n:,} traces, and no answer here rests on one of them",
             "Choose another slice, or the system whose traces it holds",
         )
-    return found["clip_id"].tolist()
+    return rows["clip_id"].tolist()
 
 
 def facts(workbench: Workbench, run_id: str, system: str, split: str) -> pd.DataFrame:
@@ -107,15 +107,15 @@ def facts(workbench: Workbench, run_id: str, system: str, split: str) -> pd.Data
                       GROUP BY trace_id) AS scored ON scored.trace_id = answered.trace_id GROUP BY answered.clip_id""",
         {"run": run_id, "system": system, "split": split},
     ).set_index("clip_id")
-    found = clips.drop(columns=[name for name in clips if name in _NOT_SLICED])
-    found["file"] = [_file_name(path) for path in clips["path"]]
-    known = clips["width"].notna() & clips["height"].notna()
+    table = clips.drop(columns=[name for name in clips if name in _NOT_SLICED])
+    table["file"] = [_file_name(path) for path in clips["path"]]
+    has_size = clips["width"].notna() & clips["height"].notna()
     sizes = clips["width"].fillna(0).astype(int).astype(str) + "×" + clips["height"].fillna(0).astype(int).astype(str)
-    found["size"] = sizes.where(known, None)
+    table["size"] = sizes.where(has_size, None)
     for kind, column in (("text", "text"), ("note", "notes")):
         if column in clips:
-            found = found.join(_named(clips[column], kind))
-    return found.join(traces, how="outer")
+            table = table.join(_named(clips[column], kind))
+    return table.join(traces, how="outer")
 
 
 def words(workbench: Workbench, run_id: str, system: str, split: str, method: str, least: int) -> pd.DataFrame:
@@ -175,20 +175,20 @@ def _object(text: Any) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def sliceable(known: pd.DataFrame) -> list[str]:
+def sliceable(facts: pd.DataFrame) -> list[str]:
     """Columns of `facts` that divide the clips into at least two parts, those of `FIRST` in front. Text that is almost
     another one for each clip (a file name) divides nothing."""
 
     def divides(name: str) -> bool:
         if name in _NOT_SLICED or name == "file":
             return False
-        values = known[name].dropna()
+        values = facts[name].dropna()
         distinct = values.nunique()
-        if distinct + int(len(values) < len(known)) < 2:
+        if distinct + int(len(values) < len(facts)) < 2:
             return False
         return _numeric(values) or distinct <= max(_MOST_VALUES, len(values) // 2)
 
-    names = [name for name in known if divides(name)]
+    names = [name for name in facts if divides(name)]
     return sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), names.index(name)))
 
 

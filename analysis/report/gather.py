@@ -121,13 +121,13 @@ def tabulate(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfi
     rows = []
     for run in runs:
         scores = run.read("scores", ["trace_id", "name", "value"]).query("name == 'mismatch'")
-        mine = (config or settings_of(run)).replace(split=settings.split)
+        run_settings = (config or settings_of(run)).replace(split=settings.split)
         rows += results_of(
             workbench,
             run,
             predictions[predictions["run_id"] == run.id],
             labels,
-            mine,
+            run_settings,
             mismatches=dict(zip(scores["trace_id"], scores["value"], strict=True)),
         )
     return Table(ordered(rows), labels, settings, predictions, [run.about for run in runs], dataset)
@@ -238,13 +238,13 @@ def _worst(workbench: Workbench, table: Table, row: Result | None) -> WorstSlice
 
 
 def _quick(workbench: Workbench, table: Table, row: Result | None) -> pd.DataFrame:
-    mine = table.predictions
-    mine = mine[(mine["system"] == row.system) & (mine["control"] == "none")] if row else mine.iloc[:0]
-    traces = [workbench.run(run_id).read("traces") for run_id in mine["run_id"].unique()]
+    rows = table.predictions
+    rows = rows[(rows["system"] == row.system) & (rows["control"] == "none")] if row else rows.iloc[:0]
+    traces = [workbench.run(run_id).read("traces") for run_id in rows["run_id"].unique()]
     if not traces:
         return pd.DataFrame()
-    chosen = pd.concat(traces)
-    return quick_answers(chosen[chosen["trace_id"].isin(mine["trace_id"])], LabelSet.of("quick", table.labels))
+    frame = pd.concat(traces)
+    return quick_answers(frame[frame["trace_id"].isin(rows["trace_id"])], LabelSet.of("quick", table.labels))
 
 
 def departures(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,10 +258,10 @@ def departures(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    found = []
+    pairs = []
     for key, value in config.items():
-        found += _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else [(f"{above}{key}", value)]
-    return found
+        pairs += _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else [(f"{above}{key}", value)]
+    return pairs
 
 
 def settings_of(run: Run) -> EvaluateConfig:
@@ -274,8 +274,8 @@ def _told_apart(predictions: pd.DataFrame) -> pd.DataFrame:
     if predictions.empty:
         return predictions
     several = predictions.groupby(["system", "split"])["run_id"].transform("nunique") > 1
-    named = predictions["system"] + " (" + predictions["run_id"] + ")"
-    return predictions.assign(system=predictions["system"].where(~several, named))
+    names = predictions["system"] + " (" + predictions["run_id"] + ")"
+    return predictions.assign(system=predictions["system"].where(~several, names))
 
 
 def labels_of(workbench: Workbench, dataset: str | None, predictions: pd.DataFrame) -> tuple[str, ...]:
@@ -287,45 +287,45 @@ def labels_of(workbench: Workbench, dataset: str | None, predictions: pd.DataFra
         labels = tuple(listed.iloc[0])
     if labels:
         return tuple(labels)
-    seen = {*predictions["true_label"].dropna(), *predictions["predicted"]} - {NONE_LABEL}
-    if len(predictions) and not seen:
+    answers = {*predictions["true_label"].dropna(), *predictions["predicted"]} - {NONE_LABEL}
+    if len(predictions) and not answers:
         raise DataError(
             "the predictions name no label",
             "the run has no dataset and no clip a true label",
             "evaluate the clips of an imported dataset",
         )
-    return tuple(sorted(seen))
+    return tuple(sorted(answers))
 
 
-def _with_ancestors(workbench: Workbench, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_ancestors(workbench: Workbench, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Behind the asked runs those they stand on: parents, and the calibrator that an evaluate run names."""
-    found = {about["run_id"]: about for about in asked}
-    waiting = list(asked)
+    by_id = {about["run_id"]: about for about in runs}
+    waiting = list(runs)
     while waiting:
         about = waiting.pop(0)
         for run_id in (about["config"].get("calibrator"), about["parent"]):
-            if run_id and run_id not in found:
-                found[run_id] = workbench.run(run_id).about
-                waiting.append(found[run_id])
-    return list(found.values())
+            if run_id and run_id not in by_id:
+                by_id[run_id] = workbench.run(run_id).about
+                waiting.append(by_id[run_id])
+    return list(by_id.values())
 
 
 def _examples(workbench: Workbench, predictions: pd.DataFrame, row: Result | None) -> list[Example]:
     """The first clip of each kind."""
     if row is None or row.gain is None:
         return []
-    mine = predictions[predictions["system"] == row.system]
-    raw = mine[(mine["method"] == "raw") & (mine["control"] == "none")].set_index("clip_id")
-    after = mine[(mine["method"] == row.method) & (mine["control"] == row.control) & mine["true_label"].notna()]
+    rows = predictions[predictions["system"] == row.system]
+    raw = rows[(rows["method"] == "raw") & (rows["control"] == "none")].set_index("clip_id")
+    after = rows[(rows["method"] == row.method) & (rows["control"] == row.control) & rows["true_label"].notna()]
     both = after.set_index("clip_id").join(raw[["predicted", "trace_id"]].add_suffix("_raw"), how="inner").sort_index()
     was_right, is_right = both["predicted_raw"] == both["true_label"], both["predicted"] == both["true_label"]
-    chosen = {
+    masks = {
         "fixed": ~was_right & is_right,
         "broken": was_right & ~is_right,
         "right": was_right & is_right,
         "wrong": ~was_right & ~is_right,
     }
-    picked = [(kind, clip, answer) for kind in KINDS for clip, answer in both[chosen[kind]].head(1).iterrows()]
+    picked = [(kind, clip, answer) for kind in KINDS for clip, answer in both[masks[kind]].head(1).iterrows()]
     trace_of = {
         clip: next((t for t in (answer["trace_id_raw"], answer["trace_id"]) if isinstance(t, str)), None)
         for _, clip, answer in picked
@@ -357,7 +357,7 @@ def _example(kind: str, clip: str, answer: pd.Series, trace: pd.Series | None, p
         answer["true_label"],
         answer["predicted_raw"],
         answer["predicted"],
-        dict(sorted(probs.items(), key=lambda one: -one[1])),
+        dict(sorted(probs.items(), key=lambda pair: -pair[1])),
         text,
         reason if isinstance(reason, str) else None,
     )

@@ -159,7 +159,7 @@ class Predictor:
         """The clips of these inputs, each looked at, in a dataset called `name` (by default after inputs and labels);
         with `watch` beside all that are in it already. DataError where there is none, or the dataset is one with labels
         of its own."""
-        given, listing = self.listed(inputs, path_column, videos)
+        names, listing = self.listed(inputs, path_column, videos)
         dataset, limits = name or self.dataset_of(inputs), video.Limits.of(self.config.video)
         self._former(dataset)  # refused before files are looked at
         manifest, report = scan(
@@ -177,10 +177,10 @@ class Predictor:
         whole.save(keep=not watch)
         rows = [*(whole if watch else manifest).frame.itertuples()]
         if watch:
-            given = [(source, source) for row in rows for source in (row.source, *row.also_at)]
+            names = [(source, source) for row in rows for source in (row.source, *row.also_at)]
         clip_of = {source: row.clip_id for row in rows for source in (row.source, *row.also_at)}
         refused = {row.clip_id: (row.excluded, row.excluded_detail) for row in rows if pd.notna(row.excluded)}
-        return Clips(dataset, given, clip_of, refused, report)
+        return Clips(dataset, names, clip_of, refused, report)
 
     def listed(
         self, inputs: Sequence[str | Path], path_column: str = "path", videos: str | Path | None = None
@@ -191,9 +191,9 @@ class Predictor:
 
     def dataset_of(self, inputs: Sequence[str | Path]) -> str:
         """The name of the dataset of these inputs: another set of labels has another one."""
-        places = sorted({os.path.abspath(one) for one in inputs})
-        told = "\n".join([*places, self.labels.dumps()])
-        digest = hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        places = sorted({os.path.abspath(path) for path in inputs})
+        text = "\n".join([*places, self.labels.dumps()])
+        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
         word = re.sub(r"[^A-Za-z0-9]+", "-", Path(places[0]).stem).strip("-")[:40] if len(places) == 1 else ""
         return f"predict-{word or 'clips'}-{digest}"
 
@@ -211,8 +211,8 @@ class Predictor:
         gate = ("gate",) if config.gate.by != "off" else ()
         settings = config.decisive()
         described = {name: settings[name] for name in ("model", "video", "clips", "prompt", "sampling", *gate)}
-        asked = "watch" if watch else _digest(self._prompts(Task(self.workbench.path, config), clips))
-        described |= {"temperature": config.evaluate.temperature, "asked": asked}
+        digest = "watch" if watch else _digest(self._prompts(Task(self.workbench.path, config), clips))
+        described |= {"temperature": config.evaluate.temperature, "asked": digest}
         described |= {"calibrator": self.calibrator.id if self.calibrator else None}
         if self.distance:
             described["distance"] = True  # answers from before it was measured are not taken over
@@ -238,8 +238,8 @@ class Predictor:
                 unreadable |= {clip_id: str(found.error.reason) for clip_id, found in local.unreadable.items()}
         if last:
             answered = len(run.done("predictions", "clip_id"))
-            told = {"system": self.system, "calibrated": self.calibrator is not None, "listed": len(clips.given)}
-            run.finish({**told, "clips": answered, "refused": len(clips.refused), "unreadable": unreadable})
+            summary = {"system": self.system, "calibrated": self.calibrator is not None, "listed": len(clips.given)}
+            run.finish({**summary, "clips": answered, "refused": len(clips.refused), "unreadable": unreadable})
 
     def answer_batch(
         self, local: LocalReasoner, batch: Sequence[Clip], run_id: str, **live: Any
@@ -305,14 +305,14 @@ class Predictor:
         """Answers that runs of the same system and settings gave to clips of this dataset are taken over: they would
         be the same."""
 
-        def made(one: Run) -> tuple:
-            return {**one.config, "asked": None}, one.parent, one.seed, one.about["dataset"]
+        def made(run_: Run) -> tuple:
+            return {**run_.config, "asked": None}, run_.parent, run_.seed, run_.about["dataset"]
 
         open_ = {*prompts} - run.done("predictions", "clip_id")
-        for other in reversed(self.workbench.runs("predict")):
-            if other.id == run.id or made(other) != made(run) or not open_:
+        for source in reversed(self.workbench.runs("predict")):
+            if source.id == run.id or made(source) != made(run) or not open_:
                 continue
-            for traces, predictions in _stored(other, open_, prompts):
+            for traces, predictions in _stored(source, open_, prompts):
                 ids = {row["clip_id"]: trace_id(run.id, row["clip_id"], 0) for row in traces}
                 run.append("traces", unnamed(traces))
                 fresh = ({k: v for k, v in row.items() if k != "run_id"} for row in predictions)
@@ -328,20 +328,20 @@ def load(run: str, workbench: str | Path | None = None, sets: Iterable[str] = ()
     return Predictor(Workbench(workbench or settings.workbench), run, settings)
 
 
-def _stored(run: Run, wanted: set[str], prompts: dict[str, str]) -> Iterator[tuple[list[dict], list[dict]]]:
+def _stored(run: Run, clip_ids: set[str], prompts: dict[str, str]) -> Iterator[tuple[list[dict], list[dict]]]:
     """The answers of a run to clips that are wanted, with the prompt that is asked now, a part of its
     traces at a time."""
     said: dict[str, list[dict]] = {}
     for row in run.table("predictions").to_pylist():
         said.setdefault(row["clip_id"], []).append(row)
-    taken: set[str] = set()
+    ids: set[str] = set()
     for _, path in parts(run.path, "traces"):
         rows = read_part(path).to_pylist()
-        fits = [r for r in rows if r["clip_id"] in wanted & said.keys() and r["prompt_hash"] == prompts[r["clip_id"]]]
-        fits = [row for row in fits if row["clip_id"] not in taken]
-        taken |= {row["clip_id"] for row in fits}
+        fits = [r for r in rows if r["clip_id"] in clip_ids & said.keys() and r["prompt_hash"] == prompts[r["clip_id"]]]
+        fits = [row for row in fits if row["clip_id"] not in ids]
+        ids |= {row["clip_id"] for row in fits}
         if fits:
-            yield fits, [one for row in fits for one in said[row["clip_id"]]]
+            yield fits, [row_ for row in fits for row_ in said[row["clip_id"]]]
 
 
 def _digest(prompts: dict[str, str]) -> str:

@@ -36,18 +36,18 @@ def threshold_of(ways: Mapping[str, dict], threshold: float | None, risk: float 
         raise ConfigError(f"--threshold {threshold:g}", "a probability lies between 0 and 1", "Give such a number")
     if risk is None:
         return threshold
-    chosen = ways.get(_WAY, {}).get("thresholds") or {}
-    known = {float(name): value for name, value in chosen.items()}
-    if not known:
+    thresholds = ways.get(_WAY, {}).get("thresholds") or {}
+    by_risk = {float(name): value for name, value in thresholds.items()}
+    if not by_risk:
         raise ConfigError(
             f"--risk {risk:g}",
             "thresholds for a risk are chosen when a calibrator is made, and this system has none that did",
             "Give --threshold, or a run of `deepintuit calibrate`",
         )
-    if risk not in known:
+    if risk not in by_risk:
         raise ConfigError(
             f"--risk {risk:g}",
-            f"on validation clips thresholds were chosen for {', '.join(map(str, known))}",
+            f"on validation clips thresholds were chosen for {', '.join(map(str, by_risk))}",
             "Give one of these, or --threshold",
         )
     if gate != "off":
@@ -56,7 +56,7 @@ def threshold_of(ways: Mapping[str, dict], threshold: float | None, risk: float 
             "thresholds were chosen on whole traces, and say nothing of quick answers",
             "Give --threshold, or leave the gate out",
         )
-    return float("inf") if known[risk] is None else known[risk]
+    return float("inf") if by_risk[risk] is None else by_risk[risk]
 
 
 def form_of(path: Path) -> str:
@@ -209,7 +209,7 @@ class _Stored:
 
 
 def _by_clip(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
+    rows_of: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault(row["clip_id"], []).append(row)
-    return found
+        rows_of.setdefault(row["clip_id"], []).append(row)
+    return rows_of

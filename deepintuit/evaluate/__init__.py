@@ -51,7 +51,7 @@ from deepintuit.trace import mismatch
 from deepintuit.vlm import VLM
 
 
-def score(rows: Rows, reasoner: LocalReasoner, known: Known, calibrator: Calibrator | None, own: bool) -> None:
+def score(rows: Rows, reasoner: LocalReasoner, pairs: Known, calibrator: Calibrator | None, own: bool) -> None:
     """The rows of one system on C clips of K classes. Reasoner π and calibrator q are frozen:
 
     1. trace        π writes one of each clip x, greedy by default, and n more where a way reads several
@@ -59,20 +59,20 @@ def score(rows: Rows, reasoner: LocalReasoner, known: Known, calibrator: Calibra
     3. calibrated   softmax(z / T), z = log q(y | x, trace, y₀) for each label y; T was fitted on validation
     4. beside it    other ways to a distribution, and the same question with one of its inputs altered (controls)
     """
-    task, clips = rows.task, known.clips
-    stored = write_traces(rows, reasoner, clips)  # clip id → its 1 + n rows
-    first = [stored[clip.clip_id].iloc[0] for clip in clips]  # (C,)
-    traced = Traced(known, parsed(task, first), [row.trace_id for row in first])
-    sampled = [parsed(task, stored[clip.clip_id].iloc[1:]) for clip in clips]  # (C, n)
+    task, clips = rows.task, pairs.clips
+    traces_of = write_traces(rows, reasoner, clips)  # clip id → its 1 + n rows
+    first = [traces_of[clip.clip_id].iloc[0] for clip in clips]  # (C,)
+    traced = Traced(pairs, parsed(task, first), [row.trace_id for row in first])
+    sampled = [parsed(task, traces_of[clip.clip_id].iloc[1:]) for clip in clips]  # (C, n)
     provisional = [trace.provisional for trace in traced.traces]  # (C,)
-    about, done = {"provisional": provisional, "traces": traced.ids}, rows.done()
-    rows.far = calibrator.far(known) if calibrator else {}
-    if ("raw", "none") not in done:
+    about, existing = {"provisional": provisional, "traces": traced.ids}, rows.done()
+    rows.far = calibrator.far(pairs) if calibrator else {}
+    if ("raw", "none") not in existing:
         answers, tokenizer = zip(traced.traces, first), reasoner.vlm.tokenizer
         probs = [answer_distribution(task, t, row.token_ids, row.token_logprobs, tokenizer) for t, row in answers]
         rows.add("raw", clips, np.stack(probs), provisional, **about)  # (C, K)
     if calibrator is None:
-        if any(sampled) and ("vote", "none") not in done:
+        if any(sampled) and ("vote", "none") not in existing:
             votes = vote_scores(task, sampled)
             rows.add("vote", clips, votes.probs(1.0), outside=votes.outside_C, **about)
         return
@@ -84,11 +84,11 @@ def write_calibrated(rows: Rows, calibrator: Calibrator, traced: Traced) -> None
     """Step 3: the label likelihoods of the calibrator after each clip's trace, at the temperature of its kind."""
     if ("label_likelihood", "none") in rows.done():
         return
-    (known, traces, ids), batch = traced, rows.config.sampling.clips_per_batch
-    scores = likelihood_scores(calibrator.vlm, rows.task, known, traces, batch)  # z (C, K)
+    (pairs, traces, ids), batch = traced, rows.config.sampling.clips_per_batch
+    scores = likelihood_scores(calibrator.vlm, rows.task, pairs, traces, batch)  # z (C, K)
     T_C = calibrator.temperatures(traces)
     about = {"provisional": [trace.provisional for trace in traces], "traces": ids, "outside": scores.outside_C}
-    rows.add("label_likelihood", known.clips, scores.probs(T_C), temperature=T_C, **about)  # (C, K)
+    rows.add("label_likelihood", pairs.clips, scores.probs(T_C), temperature=T_C, **about)  # (C, K)
 
 
 def run(
@@ -143,7 +143,7 @@ def _started(workbench: Workbench, config: Config, parent: str | None, calibrato
 
 
 def _unreadable(local: LocalReasoner) -> dict[str, str]:
-    return {clip_id: str(found.error.reason) for clip_id, found in local.unreadable.items()}
+    return {clip_id: str(failure.error.reason) for clip_id, failure in local.unreadable.items()}
 
 
 def _refuse_no_calibrator(workbench: Workbench, reasoner: str | None, calibrator: str) -> None:
@@ -171,8 +171,8 @@ def _teacher(
     probabilities."""
     task, split = Task(workbench.path, config), config.evaluate.split
     clips = {clip.clip_id: clip for clip in task.clips(split)}
-    written = [row for row in source.table("traces").to_pylist() if row["clip_id"] in clips]
-    if not source.finished or not written:
+    rows_of_run = [row for row in source.table("traces").to_pylist() if row["clip_id"] in clips]
+    if not source.finished or not rows_of_run:
         lack = f"holds no trace of the split {split!r}" if source.finished else "is not finished"
         raise StoreError(
             f"run {source.id!r} {lack}",
@@ -184,10 +184,10 @@ def _teacher(
         return run
     with run:
         if not run.done("traces", "clip_id"):  # one part: a kill leaves all or none
-            run.append("traces", unnamed(written))
-        stored = run.read("traces").sort_values(["clip_id", "sample"])
-        by_clip = {clip_id: parsed(task, part) for clip_id, part in stored.groupby("clip_id")}
-        known, ids = [clips[clip_id] for clip_id in by_clip], stored.drop_duplicates("clip_id")["trace_id"].tolist()
+            run.append("traces", unnamed(rows_of_run))
+        traces = run.read("traces").sort_values(["clip_id", "sample"])
+        by_clip = {clip_id: parsed(task, part) for clip_id, part in traces.groupby("clip_id")}
+        cases, ids = [clips[clip_id] for clip_id in by_clip], traces.drop_duplicates("clip_id")["trace_id"].tolist()
         rows, unreadable = Rows(workbench, config, run, task, system, progress), {}
         _note(rows)
         if not rows.done():
@@ -195,12 +195,12 @@ def _teacher(
             answered = [any(trace.ok for trace in traces) for traces in by_clip.values()]
             said = [task.labels.labels[k] if ok else NONE_LABEL for k, ok in zip(votes.logits_C_K.argmax(1), answered)]
             firsts = [traces[0].provisional for traces in by_clip.values()]
-            rows.add("raw", known, votes.probs(1.0), said, provisional=firsts, traces=ids, outside=votes.outside_C)
+            rows.add("raw", cases, votes.probs(1.0), said, provisional=firsts, traces=ids, outside=votes.outside_C)
         if calibrator:
             loaded = Calibrator.load(workbench, config, calibrator)
             run.note(device=str(loaded.vlm.device), settings=config.to_dict())
             local = LocalReasoner(loaded.vlm, task, config.seed)
-            readable, first_of = local.known(known), dict(zip(by_clip, ids, strict=True))
+            readable, first_of = local.known(cases), dict(zip(by_clip, ids, strict=True))
             firsts = [by_clip[clip.clip_id][0] for clip in readable.clips]
             rows.far = loaded.far(readable)
             if firsts:
@@ -208,7 +208,7 @@ def _teacher(
                 write_calibrated(rows, loaded, traced)
                 write_others(rows, loaded, traced, {}, own=False)
             unreadable = _unreadable(local)
-        run.finish({**rows.summary(len(known)), "unreadable": unreadable, "unwritten": len(clips) - len(known)})
+        run.finish({**rows.summary(len(cases)), "unreadable": unreadable, "unwritten": len(clips) - len(cases)})
     return run
 
 
@@ -328,21 +328,21 @@ def _note(rows: Rows, beside: VLM | None = None) -> None:
         if trace.grammar.text_segments:
             value, argued = mismatch(trace, task.labels)
             scores.append({"trace_id": row["trace_id"], "name": "mismatch", "value": value, "evidence": argued})
-    seen = [(row, trace) for row, trace in noted if "observation" in trace.spans]
-    if seen and (config.judge.source != "endpoint" or config.judge.base_url):
+    pairs = [(row, trace) for row, trace in noted if "observation" in trace.spans]
+    if pairs and (config.judge.source != "endpoint" or config.judge.base_url):
         judge = build_judge(config, task.labels, task.manifest, rows.workbench.cache, beside)
-        asked = [Question(row["clip_id"], row["true_label"], trace.segment("observation")) for row, trace in seen]
-        for (row, _), verdict in zip(seen, judge(asked), strict=True):
+        queries = [Question(row["clip_id"], row["true_label"], trace.segment("observation")) for row, trace in pairs]
+        for (row, _), verdict in zip(pairs, judge(queries), strict=True):
             about = {"name": "sufficient", "value": float(verdict.sufficient), "evidence": verdict.evidence}
             scores.append({"trace_id": row["trace_id"], **about})
     run.append("scores", scores)
 
 
-def _labels_only(rows: Rows, local: LocalReasoner, known: Known) -> None:
+def _labels_only(rows: Rows, local: LocalReasoner, pairs: Known) -> None:
     """Direct-SFT and RB-FT answer without a trace: label likelihoods as they are, and at a temperature fitted on
     validation."""
     task, batch = local.task, rows.config.sampling.clips_per_batch
-    score, clips, ways = label_scores(local.vlm, task, known, batch), known.clips, {"raw": 1.0}
+    score, clips, ways = label_scores(local.vlm, task, pairs, batch), pairs.clips, {"raw": 1.0}
     try:
         validation = _readable(local, "validation")
         refuse_one_class(validation.clips, "validation", readable=True)
@@ -354,7 +354,7 @@ def _labels_only(rows: Rows, local: LocalReasoner, known: Known) -> None:
         rows.thresholds["label_likelihood"] = {"n": len(truth), "risks": risks}
     except DataError as error:
         rows.leave_out("label_likelihood", error)
-    said = [task.labels.labels[k] for k in score.logits_C_K.argmax(1)]
+    labels = [task.labels.labels[k] for k in score.logits_C_K.argmax(1)]
     for method, temperature in ways.items():
         probs = score.probs(temperature)
-        rows.add(method, clips, probs, said, provisional=said, outside=score.outside_C, temperature=temperature)
+        rows.add(method, clips, probs, labels, provisional=labels, outside=score.outside_C, temperature=temperature)

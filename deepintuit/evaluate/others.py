@@ -29,14 +29,14 @@ _Answers = tuple[list[int], Scores, np.ndarray]
 def other_ways(rows: Rows, reasoner: LocalReasoner, calibrator: Calibrator, traced: Traced, sampled: Sampled) -> Ways:
     """Beside the likelihood after the first trace: a head on the reasoner's hidden states, and what reads the n
     further traces (C, n) of each clip, where there are any."""
-    (known, traces, _), task, batch = traced, rows.task, rows.config.sampling.clips_per_batch
+    (pairs, traces, _), task, batch = traced, rows.task, rows.config.sampling.clips_per_batch
 
     def linear_head() -> Scores:
         head = LinearHead.load(calibrator.run.checkpoint / HEAD)
-        return Scores(head(hidden_states(reasoner.vlm, task, known, traces, batch)), np.full(len(known), np.nan))
+        return Scores(head(hidden_states(reasoner.vlm, task, pairs, traces, batch)), np.full(len(pairs), np.nan))
 
     def mean_likelihood(vlm: VLM = calibrator.vlm) -> Scores:
-        return mean_scores([likelihood_scores(vlm, task, known, each, batch) for each in zip(*sampled, strict=True)])
+        return mean_scores([likelihood_scores(vlm, task, pairs, each, batch) for each in zip(*sampled, strict=True)])
 
     further = {"vote": lambda: vote_scores(task, sampled), "mean_likelihood": mean_likelihood}
     return {"linear_head": linear_head, **(further if any(sampled) else {})}
@@ -49,18 +49,18 @@ def write_others(rows: Rows, calibrator: Calibrator, traced: Traced, more: Ways,
     clips, said = known.clips, [opinion_of(trace) for trace in traces]
     every, T_C = list(range(len(clips))), calibrator.temperatures(traces)
 
-    def likelihood(shown: Sequence[View | None], vlm: VLM = calibrator.vlm, T_C: np.ndarray = T_C) -> _Answers:
-        asked = {i: one for i, one in enumerate(shown) if one is not None}
-        if not asked:
+    def likelihood(views: Sequence[View | None], vlm: VLM = calibrator.vlm, T_C: np.ndarray = T_C) -> _Answers:
+        by_place = {i: view for i, view in enumerate(views) if view is not None}
+        if not by_place:
             raise DataError("no clip has another like it", "nothing can be swapped in", "Score more clips for this row")
-        pairs = known.shown((i, one.video) for i, one in asked.items())
-        opinions = [one.opinion for one in asked.values()]
-        return [*asked], likelihood_scores(vlm, task, pairs, opinions, config.sampling.clips_per_batch), T_C
+        shown_pairs = known.shown((i, view.video) for i, view in by_place.items())
+        opinions = [view.opinion for view in by_place.values()]
+        return [*by_place], likelihood_scores(vlm, task, shown_pairs, opinions, config.sampling.clips_per_batch), T_C
 
     def trained(source: str, run: Run) -> _Answers:
-        shown = [View(None, one) if source == "video" else View(i, opinion_of(None)) for i, one in enumerate(said)]
-        other = Calibrator.load(rows.workbench, config, run.id, calibrator.vlm)
-        return likelihood(shown, other.vlm, np.full(len(clips), other.ways["label_likelihood"]["temperature"]))
+        views = [View(None, o) if source == "video" else View(i, opinion_of(None)) for i, o in enumerate(said)]
+        variant = Calibrator.load(rows.workbench, config, run.id, calibrator.vlm)
+        return likelihood(views, variant.vlm, np.full(len(clips), variant.ways["label_likelihood"]["temperature"]))
 
     def fitted(method: str) -> _Answers:
         return every, more[method](), np.full(len(clips), calibrator.ways[method]["temperature"])
@@ -75,20 +75,20 @@ def write_others(rows: Rows, calibrator: Calibrator, traced: Traced, more: Ways,
         for source, run in trained_controls(rows.workbench, calibrator.run).items():
             ways["label_likelihood", f"trained_without_{source}"] = partial(trained, source, run)
 
-    done = rows.done()
+    existing = rows.done()
     for (method, control), way in ways.items():
-        if (method, control) in done:
+        if (method, control) in existing:
             continue
         try:
-            kept, score, temperatures = way()
+            places, score, temperatures = way()
         except DataError as error:
             if control == "none":
                 raise
             rows.leave_out(control, error)
             continue
-        about = {"provisional": [said[i].conclusion for i in kept], "traces": [ids[i] for i in kept]}
-        about |= {"control": control, "outside": score.outside_C, "temperature": temperatures[kept]}
-        rows.add(method, [clips[i] for i in kept], score.probs(temperatures[kept]), **about)
+        about = {"provisional": [said[i].conclusion for i in places], "traces": [ids[i] for i in places]}
+        about |= {"control": control, "outside": score.outside_C, "temperature": temperatures[places]}
+        rows.add(method, [clips[i] for i in places], score.probs(temperatures[places]), **about)
     # Calibrators from before chose none, and those of whole traces say nothing of quick answers.
     for method in ("label_likelihood", *more) if not any(calibrator.quick(traces)) else ():
         if "thresholds" in calibrator.ways[method]:
@@ -98,20 +98,20 @@ def write_others(rows: Rows, calibrator: Calibrator, traced: Traced, more: Ways,
             }
 
 
-def text_alone(calibration: Run, task: Task, said: Sequence[Opinion], seed: int) -> tuple[Scores, np.ndarray]:
+def text_alone(calibration: Run, task: Task, opinions: Sequence[Opinion], seed: int) -> tuple[Scores, np.ndarray]:
     """The true label by TF-IDF and logistic regression on what the traces say, learnt from those that the calibrator
     learnt from, and the temperature of least NLL on validation; of very many traces, some [R]."""
-    stored = calibration.read("traces", ["clip_id", "sample", "text", "truncated", "thought"])
-    stored = stored.sort_values(["clip_id", "sample"])
+    traces = calibration.read("traces", ["clip_id", "sample", "text", "truncated", "thought"])
+    traces = traces.sort_values(["clip_id", "sample"])
     label_of = {split: {c.clip_id: c.label for c in task.clips(split)} for split in ("calibration", "validation")}
-    learnt, held_out = (stored[stored["clip_id"].isin(clips)] for clips in label_of.values())
+    learnt, held_out = (traces[traces["clip_id"].isin(clips)] for clips in label_of.values())
     learnt = learnt.sample(min(len(learnt), _MOST_TEXTS), random_state=seed)
     held_out = held_out.drop_duplicates("clip_id", keep="last")  # the greedy one
-    told = [opinion_of(trace) for part in (learnt, held_out) for trace in parsed(task, part)] + [*said]
-    texts = [f"{one.conclusion}\n{one.rationale}" for one in told]
+    all_opinions = [opinion_of(trace) for part in (learnt, held_out) for trace in parsed(task, part)] + [*opinions]
+    texts = [f"{opinion.conclusion}\n{opinion.rationale}" for opinion in all_opinions]
     labels = [label_of["calibration"][clip_id] for clip_id in learnt["clip_id"]]
     model, n = classifier(text_features()), len(learnt)
     logs = np.log(class_probabilities(model, texts[:n], labels, texts[n:], task.labels))
     truth = np.array([task.labels.index(label_of["validation"][clip_id]) for clip_id in held_out["clip_id"]])
     temperature, scores = fit_temperature(logs[: len(truth)], truth), logs[len(truth) :]
-    return Scores(scores, np.full(len(said), np.nan)), np.full(len(said), temperature)
+    return Scores(scores, np.full(len(opinions), np.nan)), np.full(len(opinions), temperature)

@@ -60,9 +60,9 @@ class Rows:
         """One row a clip; `predicted` is what has the highest probability where nothing else is said."""
         traces = traces or [trace_id(self.run.id, clip.clip_id, 0) for clip in clips]
         about = {"split": self.config.evaluate.split, "system": self.system, "method": method, "control": control}
-        told = {"predicted": predicted, "provisional": provisional, "outside": outside, "temperature": temperature}
+        extra = {"predicted": predicted, "provisional": provisional, "outside": outside, "temperature": temperature}
         far = self.far if control == "none" else {}
-        self.run.append("predictions", prediction_rows(self.task.labels, clips, traces, probs, about, **told, far=far))
+        self.run.append("predictions", prediction_rows(self.task.labels, clips, traces, probs, about, **extra, far=far))
 
     def leave_out(self, name: str, why: DataError) -> None:
         """A row that cannot be: said in the summary, the log, and with `progress` on the terminal."""
@@ -73,6 +73,6 @@ class Rows:
 
     def summary(self, clips: int) -> dict:
         """`thresholds` of confidence are those that were chosen on validation clips."""
-        told = {"system": self.system, "clips": clips}
-        told["unlike"] = sum(far.unlike for far in self.far.values()) if self.far else None
-        return {**told, "left_out": self.left_out, "thresholds": self.thresholds}
+        summary = {"system": self.system, "clips": clips}
+        summary["unlike"] = sum(far.unlike for far in self.far.values()) if self.far else None
+        return {**summary, "left_out": self.left_out, "thresholds": self.thresholds}

@@ -30,30 +30,30 @@ Traces = Mapping[str, Sequence[Trace | Malformed]]
 def chosen(reasoner: LocalReasoner, clips: list[Clip], settings: GrpoConfig, run: Run, progress: bool) -> list[Clip]:
     """The clips that GRPO trains on, after filter and check where the settings ask for them; both are noted, logged and
     with `progress` printed, once a run. DataError when the filter leaves none."""
-    kept = clips
+    selection = clips
     if settings.filter_rollouts:
         traces = sampled(reasoner, clips, settings.filter_rollouts, settings, run)
-        kept, found = filtered(clips, traces)
-        _tell(run, "filter", found, progress)
+        selection, stats = filtered(clips, traces)
+        _tell(run, "filter", stats, progress)
     if settings.check_clips and "check" not in run.about:
         if not settings.filter_rollouts:
             traces = sampled(reasoner, clips[: settings.check_clips], settings.group, settings)
         _tell(run, "check", Diagnostics.of(traces, clips), progress)
-    if not kept:
+    if not selection:
         raise DataError(
             "no clip of the split 'grpo' is left by the data filter",
-            f"of {len(clips)} clips, {found.all_right} have all {found.rollouts} traces right and {found.all_wrong} "
+            f"of {len(clips)} clips, {stats.all_right} have all {stats.rollouts} traces right and {stats.all_wrong} "
             "all wrong: neither would teach anything",
             "Start from another run, raise grpo.filter_rollouts or grpo.temperature, or set grpo.filter_rollouts=0",
         )
-    return kept
+    return selection
 
 
-def _tell(run: Run, name: str, found: Diagnostics | DifficultyFilter, progress: bool) -> None:
+def _tell(run: Run, name: str, stats: Diagnostics | DifficultyFilter, progress: bool) -> None:
     if name in run.about:
         return
-    run.note(**{name: asdict(found)})
-    tell(run, found.sentence(), progress)
+    run.note(**{name: asdict(stats)})
+    tell(run, stats.sentence(), progress)
 
 
 def sampled(
@@ -115,9 +115,9 @@ class DifficultyFilter:
 def filtered(clips: Sequence[Clip], traces: Traces) -> tuple[list[Clip], DifficultyFilter]:
     """The clips with some traces right and some wrong, and what became of the others."""
     shares = [float(np.mean(group)) for group in _right(traces, clips)]
-    kept = [clip for clip, share in zip(clips, shares, strict=True) if 0 < share < 1]
+    mixed = [clip for clip, share in zip(clips, shares, strict=True) if 0 < share < 1]
     rollouts = len(next(iter(traces.values()), ()))
-    return kept, DifficultyFilter(rollouts, len(kept), shares.count(1.0), shares.count(0.0))
+    return mixed, DifficultyFilter(rollouts, len(mixed), shares.count(1.0), shares.count(0.0))
 
 
 @dataclass(frozen=True)

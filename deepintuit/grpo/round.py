@@ -113,16 +113,16 @@ class Scorer:
 
     def score(self, sampled: Sampled, first: int = 0) -> list[Group]:
         """Sampled groups, parsed, judged and scored; `first`: the sample number of each group's first trace."""
-        task, found = self.reasoner.task, []
+        task, groups = self.reasoner.task, []
         for clip, encoded, samples in sampled:
             traces = [task.parse(sample.text, sample.truncated) for sample in samples]
             seeing = [self._seeing(sample, trace) for sample, trace in zip(samples, traces)]
             prompt = self.reasoner.vlm.prompt_ids(encoded, task.reasoner_prompt(clip.clip_id))
-            found.append(Group(clip, encoded, samples, traces, [], seeing, [None] * len(samples), prompt, first))
-        self._ask_judge(found)
-        for group in found:
+            groups.append(Group(clip, encoded, samples, traces, [], seeing, [None] * len(samples), prompt, first))
+        self._ask_judge(groups)
+        for group in groups:
             group.scores = [self._score(group, number) for number in range(len(group.samples))]
-        return found
+        return groups
 
     def advantages(self, group: Group) -> list[np.ndarray]:
         """(T,) of each trace: one number for all its tokens, or that of the process a token belongs to."""
@@ -174,15 +174,15 @@ class Scorer:
             answered = score(trace, label, **earns, **limits)
         if self.judge is None:
             return answered
-        seen, verdict = int(group.seeing_T[number].sum()), group.verdicts[number]
+        perception, verdict = int(group.seeing_T[number].sum()), group.verdicts[number]
         return process_score(
             trace,
             label,
             **earns,
             answered=answered,
             sufficient=bool(verdict and verdict.sufficient),
-            perception_tokens=seen,
-            reasoning_tokens=length - seen,
+            perception_tokens=perception,
+            reasoning_tokens=length - perception,
             perception_target=(settings.perception_min, settings.perception_max),
             reasoning_target=(settings.reasoning_min, settings.reasoning_max),
             bonus=settings.length_bonus,

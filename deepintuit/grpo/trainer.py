@@ -46,11 +46,11 @@ class Trainer(Resumable, GRPOTrainer):
         self._rows: torch.Tensor | None = None
         self._log = StepLog(partial(run.append, "steps"))
         planned = of_grpo(settings, len(clips))
-        told, callbacks = trackers(config.report_to, run.path)
+        reporting, callbacks = trackers(config.report_to, run.path)
         folder = run.path / "training"
         folder.mkdir(exist_ok=True)
         arguments = TRLConfig(
-            **common_arguments(self.vlm, folder, seed=config.seed, save_steps=settings.save_steps) | told,
+            **common_arguments(self.vlm, folder, seed=config.seed, save_steps=settings.save_steps) | reporting,
             max_steps=planned.updates,
             num_generations=settings.group,
             per_device_train_batch_size=planned.batch * settings.group,
@@ -93,10 +93,10 @@ class Trainer(Resumable, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """A round of sampling: groups, scores, advantages, and the tensors that TRL's loss takes, with each row's
         clip index."""
-        chosen = list(dict.fromkeys(row["clip"] for row in inputs))
+        places = list(dict.fromkeys(row["clip"] for row in inputs))
         step = self.state.global_step
         sample, seed = partial(self._sample, step), [self.args.seed, step]
-        clips = [self.clips[i] for i in chosen]
+        clips = [self.clips[i] for i in places]
         groups, advantages, dynamic = play_round(clips, sample, self.scorer, self.clips, seed)
         self._store(groups, advantages, step, dynamic)
         self._encoded = [group.encoded for group in groups]
@@ -104,14 +104,14 @@ class Trainer(Resumable, GRPOTrainer):
         samples = [sample for group in groups for sample in group.samples]
         pad, device = self.vlm.tokenizer.pad_token_id, self.accelerator.device
         prompts = _padded([group.prompt_ids for group in groups for _ in range(size)], pad, left=True)
-        written = _padded([sample.token_ids for sample in samples], pad, left=False)
-        mask = written[1]
+        completions = _padded([sample.token_ids for sample in samples], pad, left=False)
+        mask = completions[1]
         if self.config.mask_truncated:
             mask = mask * torch.tensor([[0 if sample.truncated else 1] for sample in samples])
         batch = {
             "prompt_ids": prompts[0].to(device),
             "prompt_mask": prompts[1].to(device),
-            "completion_ids": written[0].to(device),
+            "completion_ids": completions[0].to(device),
             "completion_mask": mask.to(device),
             "advantages": _padded(advantages, 0.0, left=False)[0].to(device),
             "num_items_in_batch": mask.sum().to(device),
@@ -128,11 +128,11 @@ class Trainer(Resumable, GRPOTrainer):
         self._rows = batch["row"]
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-        wanted = batch["completion_ids"].shape[1]
+        length = batch["completion_ids"].shape[1]
         if self.ref_model is not None:
-            return self._get_per_token_logps_and_entropies(self.ref_model, ids, mask, wanted)[0]
+            return self._get_per_token_logps_and_entropies(self.ref_model, ids, mask, length)[0]
         with use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None):
-            return self._get_per_token_logps_and_entropies(self.model, ids, mask, wanted)[0]
+            return self._get_per_token_logps_and_entropies(self.model, ids, mask, length)[0]
 
     def _compute_loss(self, model, inputs):
         """TRL's, over the parts of a round, in the order in which it was sampled."""
@@ -173,7 +173,7 @@ class Trainer(Resumable, GRPOTrainer):
 
     def _known(self, rows: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> tuple[list, list[list[int]]]:
         """Clips and tokens of rows that are padded as TRL has them."""
-        tokens = [row[seen].tolist() for row, seen in zip(ids, mask.bool())]
+        tokens = [row[valid].tolist() for row, valid in zip(ids, mask.bool())]
         return [self._encoded[row // self.config.group] for row in rows.tolist()], tokens
 
     def _parts(self, rows: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:

@@ -63,11 +63,11 @@ class Distance:
     ) -> Distance:
         """From clips with their features, a few of which are held at a time."""
         order = np.random.default_rng(len(learnt)).permutation(len(learnt))[:MOST_KEPT]
-        raw_N_D = np.stack([features(one) for one in _each(learnt, sorted(order.tolist()))])
+        raw_N_D = np.stack([features(pair) for pair in _each(learnt, sorted(order.tolist()))])
         mean, scale = raw_N_D.mean(0), raw_N_D.std(0)
         scale[scale < 1e-6 * max(scale.max(), 1e-6)] = 1.0
         fitted = cls((raw_N_D - mean) / scale, mean, scale, np.empty(0, np.float32))
-        held_out = [fitted.between(features(one)) for one in _each(validation, range(len(validation)))]
+        held_out = [fitted.between(features(pair)) for pair in _each(validation, range(len(validation)))]
         return cls(fitted.known_N_D, mean, scale, np.sort(np.array(held_out, np.float32)))
 
     def between(self, features_D: np.ndarray) -> float:
@@ -86,8 +86,8 @@ class Distance:
         """Of a clip that nothing was fitted on."""
         apart = np.float32(self.between(features(clip)))
         share = float(np.searchsorted(self.held_out_V, apart)) / len(self.held_out_V)
-        found = float(apart) / self.middle
-        return Far(found, share, not found <= self.limit(FALSE_ALARMS))  # no number is no nearness
+        distance = float(apart) / self.middle
+        return Far(distance, share, not distance <= self.limit(FALSE_ALARMS))  # no number is no nearness
 
     @cached_property
     def middle(self) -> float:
@@ -115,10 +115,10 @@ class Distance:
         """Of a calibrate run; None for one from before distances were fitted. ModelError for a damaged file."""
         path = run.checkpoint / DISTANCE
         try:
-            found = cls(**load_file(path))
-            (clips, size), validation = found.known_N_D.shape, len(found.held_out_V)
-            fits = clips and validation and found.mean_D.shape == found.scale_D.shape == (size,)
-            sound = fits and all(np.isfinite(found.__dict__[name]).all() for name in cls.__dataclass_fields__)
+            distance = cls(**load_file(path))
+            (clips, size), validation = distance.known_N_D.shape, len(distance.held_out_V)
+            fits = clips and validation and distance.mean_D.shape == distance.scale_D.shape == (size,)
+            sound = fits and all(np.isfinite(distance.__dict__[name]).all() for name in cls.__dataclass_fields__)
             why = "" if sound else "its tensors do not belong together"
         except FileNotFoundError:
             return None
@@ -129,7 +129,7 @@ class Distance:
                 f"Remove it, and run `deepintuit calibrate` again: it fits the distances of {run.id} and trains nothing"
             )
             raise ModelError(f"{str(path)!r} cannot be used", why, todo)
-        return found
+        return distance
 
 
 def features(clip: EncodedClip) -> np.ndarray:

@@ -42,21 +42,21 @@ class Known(Sequence[tuple[Clip, EncodedClip]]):
     def __getitem__(self, index):
         if not isinstance(index, slice):
             return self[index : index + 1 or None][0]
-        chosen, found = self._rows[index], []
-        with closing(self._encoder.encode_all(_places(video for _, video, _ in chosen))) as features:
-            for (clip, _, blank), encoded in zip(chosen, features, strict=True):
+        rows, pairs = self._rows[index], []
+        with closing(self._encoder.encode_all(_places(video for _, video, _ in rows))) as features:
+            for (clip, _, blank), encoded in zip(rows, features, strict=True):
                 if isinstance(encoded, VideoError):
                     raise encoded  # it could be read a moment ago
-                found.append((clip, encoded.blanked() if blank else encoded))
-        return found
+                pairs.append((clip, encoded.blanked() if blank else encoded))
+        return pairs
 
     def shown(self, rows: Iterable[tuple[int, int | None]]) -> Known:
         """For each row the clip at the first place, with the video of the second one (None: its own, blanked)."""
-        found = []
-        for place, other in rows:
-            _, video, blank = self._rows[place if other is None else other]
-            found.append((self._rows[place][0], video, blank or other is None))
-        return Known(self._encoder, found)
+        entries = []
+        for place, video_place in rows:
+            _, video, blank = self._rows[place if video_place is None else video_place]
+            entries.append((self._rows[place][0], video, blank or video_place is None))
+        return Known(self._encoder, entries)
 
 
 def _places(clips: Iterable[Clip]):
@@ -86,14 +86,14 @@ class LocalReasoner:
         return self.vlm.encoder.encode(clip.clip_id, clip.path, clip.width, clip.height)
 
     def _encoded(self, clips: Sequence[Clip]) -> Iterator[tuple[Clip, EncodedClip]]:
-        wanted = [clip for clip in clips if clip.clip_id not in self.unreadable]
-        with closing(self.vlm.encoder.encode_all(_places(wanted))) as features:
-            for clip, found in zip(wanted, features, strict=True):
-                if isinstance(found, VideoError):
-                    self.unreadable[clip.clip_id] = Unreadable(clip, found)
+        readable = [clip for clip in clips if clip.clip_id not in self.unreadable]
+        with closing(self.vlm.encoder.encode_all(_places(readable))) as features:
+            for clip, outcome in zip(readable, features, strict=True):
+                if isinstance(outcome, VideoError):
+                    self.unreadable[clip.clip_id] = Unreadable(clip, outcome)
                 else:
-                    yield clip, found
-                found = None  # else it stays while the next is read
+                    yield clip, outcome
+                outcome = None  # else it stays while the next is read
 
     def key(self, clip: Clip, sample: int, step: int | None = None) -> str:
         return f"{self.seed}/{clip.clip_id}/{sample}/{'' if step is None else step}"
@@ -130,8 +130,8 @@ class LocalReasoner:
     ) -> Iterator[list[TraceRow]]:
         """Trace rows for the store, one list a batch of clips: samples 0 … of each, one for each of `temperatures`."""
         for start in range(0, len(clips), batch):
-            chosen, samples = clips[start : start + batch], range(len(temperatures))
-            groups = self.groups(chosen, samples, temperature=temperatures, max_tokens=max_tokens, top_p=top_p)
+            part, samples = clips[start : start + batch], range(len(temperatures))
+            groups = self.groups(part, samples, temperature=temperatures, max_tokens=max_tokens, top_p=top_p)
             yield [
                 self.row(clip, encoded, *numbered)
                 for clip, encoded, group in groups

@@ -167,7 +167,7 @@ def _by_clip(clips: Sequence[str], seed: Sequence[int]) -> list[int]:
     for row, clip in enumerate(clips):
         rows.setdefault(clip, []).append(row)
     members = list(rows.values())
-    return [row for chosen in np.random.default_rng(seed).permutation(len(members)) for row in members[chosen]]
+    return [row for clip in np.random.default_rng(seed).permutation(len(members)) for row in members[clip]]
 
 
 class _Collator:

@@ -170,8 +170,8 @@ def trackers(report_to: str, run: Path) -> tuple[dict[str, Any], list[TrainerCal
     if report_to == "tensorboard":
         threading.excepthook = _unless_said
         return {}, [TensorBoardCallback(SummaryWriter(log_dir=str(run / "tensorboard")))]
-    named = {"report_to": report_to, "run_name": run.name}
-    return (named | {"project": "deepintuit"} if report_to == "trackio" else named), []
+    arguments = {"report_to": report_to, "run_name": run.name}
+    return (arguments | {"project": "deepintuit"} if report_to == "trackio" else arguments), []
 
 
 def _unless_said(error: threading.ExceptHookArgs) -> None:
@@ -205,8 +205,8 @@ class Watch(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         numbers = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, (int, float))}
-        shown = next((f"{name} {numbers[name]:.3f}" for name in ("reward", "loss") if name in numbers), "")
-        self.bar.update(self.task, note=shown)
+        note = next((f"{name} {numbers[name]:.3f}" for name in ("reward", "loss") if name in numbers), "")
+        self.bar.update(self.task, note=note)
         if self.log and numbers:
             self.log(state.global_step, numbers)
 
