@@ -23,11 +23,11 @@ NO_NOUNS = frozenset(
 )
 # How many of a thousand names of values in a room may be such ones.
 MOST_NO_NOUNS = {
-    "deepintuit": 20,
-    "deepintuit_analysis": 20,
-    "deepintuit_app": 40,
-    "deepintuit_clips": 40,
-    "deepintuit_homecam": 10,
+    "deepintuit": 8,
+    "deepintuit_analysis": 5,
+    "deepintuit_app": 12,
+    "deepintuit_clips": 26,
+    "deepintuit_homecam": 3,
 }
 PROSE = [
     path
