@@ -29,8 +29,8 @@ class Patient(H11Protocol):
         self._since, self._came, self._timer = self.loop.time(), 0, self.loop.call_later(1, self._look)
         if len(self.connections) > MOST:
             now = self.loop.time()
-            waiting = [one for one in self.connections if one._incoming() and now - one._since > 1]
-            min(waiting, key=lambda one: (one._came, one._since), default=self)._end()
+            waiting = [c for c in self.connections if c._incoming() and now - c._since > 1]
+            min(waiting, key=lambda c: (c._came, c._since), default=self)._end()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
@@ -67,9 +67,9 @@ class Patient(H11Protocol):
             if self.cycle is not None and not self.cycle.response_complete:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
-            said = _SAID % (HEAD_SECONDS, BODY_BYTES, BODY_SECONDS)
+            message = _SAID % (HEAD_SECONDS, BODY_BYTES, BODY_SECONDS)
             headers = [("content-type", "text/plain; charset=utf-8"), ("connection", "close")]
-            headers.append(("content-length", str(len(said))))
-            for event in (h11.Response(status_code=408, headers=headers), h11.Data(data=said), h11.EndOfMessage()):
+            headers.append(("content-length", str(len(message))))
+            for event in (h11.Response(status_code=408, headers=headers), h11.Data(data=message), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
         self.transport.close()

@@ -145,21 +145,21 @@ class Answers:
     def __init__(
         self,
         run: Run,
-        given: Sequence[tuple[str, str]],
+        names: Sequence[tuple[str, str]],
         clip_of: Mapping[str, str],
         refused: Mapping[str, tuple[str, str | None]],
         rules: Rules,
     ):
-        self._given, self._clip_of, self._refused, self._rules = given, clip_of, refused, rules
-        seen = ["clip_id", "text", "reason", "frame_times", "frame_hash", "tokens", "milliseconds"]
-        self._traces = _Stored(run, "traces", seen)
-        said = ["clip_id", "method", "provisional", "probs", "temperature", "distance", "farther_than"]
-        self._predictions = _Stored(run, "predictions", said)
+        self._given, self._clip_of, self._refused, self._rules = names, clip_of, refused, rules
+        trace_columns = ["clip_id", "text", "reason", "frame_times", "frame_hash", "tokens", "milliseconds"]
+        self._traces = _Stored(run, "traces", trace_columns)
+        prediction_columns = ["clip_id", "method", "provisional", "probs", "temperature", "distance", "farther_than"]
+        self._predictions = _Stored(run, "predictions", prediction_columns)
 
     def tables(self) -> Iterator[pa.Table]:
         """The rows, some hundred at a time; one empty table where there is none."""
         for start in range(0, max(len(self._given), 1), _AT_ONCE):
-            rows = [self._row(*one) for one in self._given[start : start + _AT_ONCE]]
+            rows = [self._row(*pair) for pair in self._given[start : start + _AT_ONCE]]
             yield pa.Table.from_pylist(rows, schema=self._rules.schema)
 
     def counts(self) -> dict[str, int]:

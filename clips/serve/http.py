@@ -256,14 +256,14 @@ class _Reply(Response):
                 pass
 
         reply = self._streamed(send) if self._question.streams else self._whole(scope, receive, send)
-        work, left, outcome = asyncio.ensure_future(reply), asyncio.ensure_future(gone()), "gone"
+        work, client_gone, outcome = asyncio.ensure_future(reply), asyncio.ensure_future(gone()), "gone"
         try:
-            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, client_gone}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 outcome = work.result()
         finally:
             work.cancel()
-            left.cancel()
+            client_gone.cancel()
             self._line.leave(self._question, outcome)
 
     async def _whole(self, scope, receive, send) -> str:

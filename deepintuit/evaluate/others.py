@@ -45,15 +45,15 @@ def other_ways(rows: Rows, reasoner: LocalReasoner, calibrator: Calibrator, trac
 def write_others(rows: Rows, calibrator: Calibrator, traced: Traced, more: Ways, own: bool) -> None:
     """`more` ways to a distribution, and the controls. `own`: the traces are of the reasoner that the calibrator was
     trained for, so what else was trained on such traces stands beside it."""
-    (known, traces, ids), task, config = traced, rows.task, rows.config
-    clips, said = known.clips, [opinion_of(trace) for trace in traces]
+    (pairs, traces, ids), task, config = traced, rows.task, rows.config
+    clips, said = pairs.clips, [opinion_of(trace) for trace in traces]
     every, T_C = list(range(len(clips))), calibrator.temperatures(traces)
 
     def likelihood(views: Sequence[View | None], vlm: VLM = calibrator.vlm, T_C: np.ndarray = T_C) -> _Answers:
         by_place = {i: view for i, view in enumerate(views) if view is not None}
         if not by_place:
             raise DataError("no clip has another like it", "nothing can be swapped in", "Score more clips for this row")
-        shown_pairs = known.shown((i, view.video) for i, view in by_place.items())
+        shown_pairs = pairs.shown((i, view.video) for i, view in by_place.items())
         opinions = [view.opinion for view in by_place.values()]
         return [*by_place], likelihood_scores(vlm, task, shown_pairs, opinions, config.sampling.clips_per_batch), T_C
 
@@ -67,9 +67,9 @@ def write_others(rows: Rows, calibrator: Calibrator, traced: Traced, more: Ways,
 
     ways: dict[tuple[str, str], Callable[[], _Answers]] = {(method, "none"): partial(fitted, method) for method in more}
     if config.evaluate.controls:
-        asked = Inputs(said, [clip.label for clip in clips], task.labels, config.seed)
+        inputs = Inputs(said, [clip.label for clip in clips], task.labels, config.seed)
         for name, alter in CONTROLS.items():
-            ways["label_likelihood", name] = lambda alter=alter: likelihood(alter(asked))
+            ways["label_likelihood", name] = lambda alter=alter: likelihood(alter(inputs))
     if config.evaluate.controls and own:
         ways["label_likelihood", "text_only"] = lambda: (every, *text_alone(calibrator.run, task, said, config.seed))
         for source, run in trained_controls(rows.workbench, calibrator.run).items():

@@ -113,17 +113,17 @@ class LocalReasoner:
         """One group of traces for each readable clip; `samples`: their numbers, which name the random streams;
         `temperature` of all, or of each. `on_token(clip, token id)` is called as tokens come; `stop()` true ends the
         work after the current one, leaving traces truncated."""
-        known = self.encode(clips)
-        if not known:
+        pairs = self.encode(clips)
+        if not pairs:
             return []
-        prompts = [self.task.reasoner_prompt(clip.clip_id) for clip, _ in known]
-        keys = [[self.key(clip, sample, step) for sample in samples] for clip, _ in known]
+        prompts = [self.task.reasoner_prompt(clip.clip_id) for clip, _ in pairs]
+        keys = [[self.key(clip, sample, step) for sample in samples] for clip, _ in pairs]
         limits = {"temperature": temperature, "max_tokens": max_tokens, "top_p": top_p, "stop": stop}
         if on_token:
-            limits["on_token"] = lambda place, _sample, token: on_token(known[place][0], token)
-        gate = self.gate(known) if self.gate else None
-        groups = sample_groups(self.vlm, [e for _, e in known], prompts, keys, **limits, gate=gate)
-        return [(clip, encoded, group) for (clip, encoded), group in zip(known, groups)]
+            limits["on_token"] = lambda place, _sample, token: on_token(pairs[place][0], token)
+        gate = self.gate(pairs) if self.gate else None
+        groups = sample_groups(self.vlm, [e for _, e in pairs], prompts, keys, **limits, gate=gate)
+        return [(clip, encoded, group) for (clip, encoded), group in zip(pairs, groups)]
 
     def rows(
         self, clips: Sequence[Clip], temperatures: Sequence[float], *, max_tokens: int, batch: int, top_p: float = 1.0
