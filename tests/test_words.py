@@ -26,7 +26,7 @@ MOST_NO_NOUNS = {
     "deepintuit": 8,
     "deepintuit_analysis": 5,
     "deepintuit_app": 12,
-    "deepintuit_clips": 26,
+    "deepintuit_clips": 8,
     "deepintuit_homecam": 3,
 }
 PROSE = [
