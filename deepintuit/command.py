@@ -42,14 +42,17 @@ console = Console()
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong words are a `ConfigError` that suggests the nearest right one; the help ends with an `example` and with
-    the settings of the command that `settings` names."""
+    """Wrong words are a `ConfigError` that suggests the nearest right one; the help ends with an `example`, and
+    `--help-settings` lists the settings of the command that `settings` names."""
 
     verbs: argparse._SubParsersAction
 
     def __init__(self, *args, example: str = "", settings: str = "", **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.example, self.settings = example, settings
+        if settings:
+            about = "the settings of this command, with defaults and meaning"
+            self.add_argument("--help-settings", action=_SettingsHelp, nargs=0, help=about)
 
     def add_verbs(self, metavar: str = "VERB") -> argparse._SubParsersAction:
         self.verbs = self.add_subparsers(metavar=metavar, required=True, parser_class=Parser)
@@ -57,7 +60,9 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         example = f"\nexample:\n  deepintuit {self.example}\n" if self.example else ""
-        return super().format_help() + example + settings_help(SECTIONS.get(self.settings, ()))
+        sections = ", ".join(f"[{section}]" for section in SECTIONS.get(self.settings, ()))
+        about = textwrap.fill(f"settings: of {sections}; `{self.prog} --help-settings` lists them", 80)
+        return super().format_help() + example + (f"\n{about}\n" if sections else "")
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"`{self.prog}`", message, f"See `{self.prog} --help`")
@@ -80,6 +85,12 @@ class Parser(argparse.ArgumentParser):
         near = nearest(word, names)
         hint = f"Did you mean {near!r}?" if near else f"See `{self.prog} --help`"
         raise ConfigError(f"`{self.prog} {argument}`", f"{why}, there are {', '.join(names)}", hint)
+
+
+class _SettingsHelp(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> NoReturn:
+        print(settings_help(SECTIONS[parser.settings]).strip("\n"))
+        parser.exit()
 
 
 def settings_help(sections: Sequence[str]) -> str:

@@ -98,9 +98,14 @@ def test_every_help_shows_an_example_that_is_understood_and_fits_a_terminal(monk
 
 
 @pytest.mark.parametrize("stage", ["teach", "coldstart", "grpo", "calibrate", "evaluate"])
-def test_the_help_of_a_stage_lists_its_settings_with_default_and_meaning(stage, monkeypatch):
+def test_the_help_of_a_stage_fits_a_screen_and_another_lists_its_settings(stage, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
-    said = " ".join(cli._parser().verbs.choices[stage].format_help().split())
+    brief = cli._parser().verbs.choices[stage].format_help()
+    assert len(brief.splitlines()) <= 40 and f"`deepintuit {stage} --help-settings`" in " ".join(brief.split())
+    with pytest.raises(SystemExit) as ended:
+        cli.main([stage, "--help-settings"])
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
     for section, key, default, meaning in config.describe():
         if section in command.SECTIONS[stage]:
             shown = f"{key} = {json.dumps(default)}"
