@@ -21,7 +21,7 @@ from rich.progress import track
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from deepintuit import disk
+from deepintuit import disk, ranks
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError
 from deepintuit.metrics import apply_temperature, conformal_quantile, fit_temperature, nll, thresholds_for
@@ -90,7 +90,7 @@ def learn_to_trust(stage: Stage) -> dict[str, Any]:
     truth = np.array([task.labels.index(clip.label) for clip in validation.clips])  # (V,)
 
     whole = settings.without == "none"  # a control is scored by its own likelihood alone
-    if whole:
+    if whole and ranks.leads():
         Distance.fit(known, validation).save(stage.run.checkpoint)
     ways = reasoner_ways(stage, learnt, held_out, traces, truth) if whole else {}  # before training changes its weights
     result = train(stage, learnt, held_out, truth)
@@ -98,7 +98,8 @@ def learn_to_trust(stage: Stage) -> dict[str, Any]:
     if whole:
         ways |= calibrator_ways(stage, validation, traces, truth, by_calibrator)
     fitted = {method: fit(scores, true) for method, (scores, true) in ways.items()}
-    disk.write_json(stage.run.checkpoint / CALIBRATION, fitted)
+    if ranks.leads():
+        disk.write_json(stage.run.checkpoint / CALIBRATION, fitted)
     malformed = sum(isinstance(trace, Malformed) for trace in learnt.traces)
     counts = {"rows": len(learnt.traces), "malformed_rows": malformed, "clips": len(known)}
     return {**counts, "validation": fitted, **result}
@@ -137,10 +138,12 @@ def reasoner_ways(
     """Those that need the reasoner alone: a linear head on its hidden states (R, D), and its votes."""
     task, batch, path = stage.task, stage.config.sampling.clips_per_batch, stage.run.checkpoint / HEAD
     states = hidden_states(stage.vlm, task, *held_out, batch)
-    if not path.exists():
+    if not ranks.first(path.exists):
         hidden = hidden_states(stage.vlm, task, *learnt, batch)
         targets = np.array([task.labels.index(clip.label) for clip in learnt.pairs.clips])
-        fit_head(hidden, targets, states, truth, len(task.labels)).save(path)
+        if ranks.leads():
+            fit_head(hidden, targets, states, truth, len(task.labels)).save(path)
+    ranks.gather(None)  # it is there
     head = Scores(LinearHead.load(path)(states), np.full(len(truth), np.nan))
     votes = vote_scores(task, [traces.sampled(clip) for clip in held_out.pairs.clips])
     return {"linear_head": (head, truth), "vote": (votes, truth)}
@@ -166,10 +169,10 @@ def train(stage: Stage, learnt: CalibratorRows, held_out: CalibratorRows, truth:
     """The stage's model becomes the calibrator; the best epoch by validation NLL where `patience` asks for it."""
     config, settings, task = stage.config, stage.config.calibrate, stage.task
     done = stage.run.checkpoint / _TRAINED  # written behind the weights: a kill while they are scored trains no more
-    if done.exists():
+    if (before := ranks.first(lambda: done.exists() and done.read_text())) is not False:
         load = {"checkpoint": stage.run.checkpoint, "cache": stage.workbench.cache}
         stage.reasoner.vlm = VLM.load(config.model, config.video, **load)
-        return json.loads(done.read_text())
+        return json.loads(before)
 
     def example(row: int, epoch: int) -> Example:
         clip, encoded = learnt.pairs[row]
@@ -185,7 +188,8 @@ def train(stage: Stage, learnt: CalibratorRows, held_out: CalibratorRows, truth:
     best = validate if settings.patience else None
     result = stage.finetune(clips, example, Recipe.of(settings), "Calibrator", best)
     stage.keep_weights()
-    disk.write_json(done, result)
+    if ranks.leads():
+        disk.write_json(done, result)
     return result
 
 
@@ -209,19 +213,23 @@ def sample(stage: Stage, *splits: Sequence[Clip]) -> _Traces:
     for clips in splits:
         refuse_one_class(clips, clips[0].split, readable=True)
     run, local, config = stage.run, stage.reasoner, stage.config
-    same = siblings(stage.workbench, run)
-    if same and not run.done("traces", "clip_id"):
-        run.append("traces", unnamed(same[0].table("traces").to_pylist()))
-    count, batch, done = config.calibrate.traces, config.sampling.clips_per_batch, run.done("traces", "clip_id")
+
+    def written() -> set[str]:
+        if (same := siblings(stage.workbench, run)) and not run.done("traces", "clip_id"):
+            run.append("traces", unnamed(same[0].table("traces").to_pylist()))
+        return run.done("traces", "clip_id")
+
+    count, batch, done = config.calibrate.traces, config.sampling.clips_per_batch, ranks.first(written)
     limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p, "batch": batch}
     temperatures = [config.calibrate.temperature] * count + [0.0]
     for clips in splits:
         missing = [clip for clip in clips if clip.clip_id not in done]
-        starts = range(0, len(missing), batch)
+        starts = ranks.share(range(0, len(missing), batch))
         for start in track(starts, "Traces to learn from", disable=not stage.progress or not missing):
             chosen = missing[start : start + batch]
             # One part: a clip has all its traces or none.
             run.append("traces", next(local.rows(chosen, temperatures, **limits), []))
+    run.settle()
     return _Traces(run, stage.task, count)
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
-from deepintuit import __version__, config, disk, schedule
+from deepintuit import __version__, config, disk, ranks, schedule
 from deepintuit.command import Parser, common, console, opened, print_settings, settings_of, with_dataset
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, quiet_libraries
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser(words).parse_args(words)
         return options.run(options) or 0
     except Exception as error:  # noqa: BLE001 - what is no sentence is raised again
-        print(disk.sentence(error), file=sys.stderr)
+        who = "" if ranks.leads() else f"Process {ranks.number()}: "
+        print(f"{who}{disk.sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped. What was finished is kept; rerun the same command to resume.", file=sys.stderr)
@@ -261,7 +262,8 @@ def _trained(options, workbench, settings: Config, **inputs: str | None) -> int:
 
 
 def _ended(run) -> int:
-    console.print(f"[bold]{run.id}[/] is finished.")
+    if ranks.leads():
+        console.print(f"[bold]{run.id}[/] is finished.")
     return 0
 
 

@@ -266,10 +266,11 @@ def _move_to_free_name(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
             raise
-        # No hard links here (exFAT, some mounts): the run lock makes this process the only writer.
-        if target.exists():
-            raise FileExistsError(target) from error
-        os.rename(source, target)
+        # No hard links here (exFAT, some mounts): one writer after the other.
+        with Lock(target.parent / ".naming", wait=30):
+            if target.exists():
+                raise FileExistsError(target) from error
+            os.rename(source, target)
 
 
 class Lock:
@@ -312,6 +313,15 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+class Shared:
+    """In place of a `Lock` that another process of the same command holds for this one too."""
+
+    held = True
+
+    def release(self) -> None:
+        self.held = False
 
 
 def _locked(fd: int, path: Path) -> bool:

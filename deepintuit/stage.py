@@ -17,14 +17,16 @@ from typing import Any
 
 import torch
 
+from deepintuit import ranks
 from deepintuit.config import Config
-from deepintuit.errors import DataError, ModelError
+from deepintuit.errors import ConfigError, DataError, ModelError
 from deepintuit.reasoner import LocalReasoner, Task, asked, card, identity, tell
 from deepintuit.reasoner.local import Known
 from deepintuit.runs import Run, Workbench
 from deepintuit.schedule import Schedule
 from deepintuit.vlm import VLM, Example
 from deepintuit.vlm.finetune import Recipe, finetune
+from deepintuit.vlm.group import join
 from deepintuit.vlm.training import StepLog
 
 
@@ -79,7 +81,8 @@ class Stage:
         )
 
     def keep_weights(self) -> None:
-        self.vlm.save(self.run.checkpoint, card(self.run, self.config))
+        if ranks.leads():
+            self.vlm.save(self.run.checkpoint, card(self.run, self.config))
 
 
 def perform(
@@ -100,27 +103,44 @@ def perform(
     `sections` of the settings decide what it makes, and with `inputs` which run it is; `departs` says what differs from
     the run it stands on.
     """
-    if config.model.device != "cpu" and torch.cuda.device_count() > 1:
+    join(config.model.device)
+    if ranks.count() == 1 and config.model.device != "cpu" and torch.cuda.device_count() > 1:
         raise ModelError(
             f"{torch.cuda.device_count()} GPUs are visible",
-            "a stage trains on one, and transformers would divide its batches among all",
-            "Set CUDA_VISIBLE_DEVICES=0, or the number of the one to use",
+            "a process trains on one, and the others would be idle",
+            f"Start `torchrun --nproc-per-node {torch.cuda.device_count()} -m deepintuit.cli {stage} …`, or set "
+            "CUDA_VISIBLE_DEVICES=0, or the number of the one to use",
         )
-    described = {**identity(workbench.path, config, sections), **inputs}
-    run = workbench.start_run(stage, described, parent=start, name=name, seed=config.seed, dataset=config.clips.dataset)
+    described, about = {**identity(workbench.path, config, sections), **inputs}, {"parent": start, "name": name}
+    about |= {"seed": config.seed, "dataset": config.clips.dataset, "together": True}
+    run, progress = workbench.start_run(stage, described, **about), progress and ranks.leads()
     if not run.finished:
         with run:
+            _refuse_other_count(run, config)
             task = Task(workbench.path, config)
             torch.manual_seed(config.seed)  # a new adapter is drawn here
             checkpoint = workbench.run(start).checkpoint if start else None
             vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache, trainable=True)
             run.note(device=str(vlm.device), settings=config.to_dict(), asked=asked(task), departs=list(departs))
+            run.note(processes=ranks.count())
             opened = Stage(workbench, config, run, LocalReasoner(vlm, task, config.seed), progress)
             summary = train(opened)
             unreadable = {clip_id: str(u.error.reason) for clip_id, u in opened.reasoner.unreadable.items()}
-            run.finish({**summary, "unreadable": unreadable, "tower_passes": opened.vlm.encoder.passes})
-    shutil.rmtree(run.path / "training", ignore_errors=True)  # once all is safe elsewhere
+            passes = sum(ranks.gather(opened.vlm.encoder.passes))  # all have come here, with their parts written
+            run.finish({**summary, "unreadable": unreadable, "tower_passes": passes})
+    if ranks.leads():
+        shutil.rmtree(run.path / "training", ignore_errors=True)  # once all is safe elsewhere
     return run
+
+
+def _refuse_other_count(run: Run, config: Config) -> None:
+    before = run.about.get("processes", 1)
+    if config.model.lora_dropout and (run.path / "training").exists() and before != ranks.count():
+        raise ConfigError(
+            f"{run.id} goes on in {ranks.count()} processes, and was begun in {before}",
+            f"model.lora_dropout = {config.model.lora_dropout} draws by process, so it would train other weights",
+            f"Repeat the command in {before} processes, or begin another run with model.lora_dropout=0",
+        )
 
 
 def refuse_none(clips: Sequence[Any], *splits: str) -> Any:

@@ -27,7 +27,7 @@ FLOORS = {
     "shelves": "data runs",
     "sums": "rewards advantage schedule metrics",
     "words": "prompts → trace config → labels worlds",
-    "ground": "disk worker connections → errors texts parquet tables",
+    "ground": "disk worker ranks connections → errors texts parquet tables",
 }
 STEPS = [step.split() for floor in FLOORS.values() for step in floor.split(" → ")]
 HEIGHT = {module: len(STEPS) - depth for depth, step in enumerate(STEPS) for module in step}

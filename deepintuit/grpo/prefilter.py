@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from deepintuit import ranks
 from deepintuit.advantage import kept_by_dynamic_sampling
 from deepintuit.config import GrpoConfig
 from deepintuit.errors import DataError
@@ -60,19 +61,24 @@ def sampled(
     reasoner: LocalReasoner, clips: Sequence[Clip], count: int, settings: GrpoConfig, run: Run | None = None
 ) -> Traces:
     """`count` traces of each clip at the temperature of training. With `run` they are stored there as they come, and
-    what it holds is not sampled again."""
+    what it holds is not sampled again. Of several processes each samples its share."""
     task, found = reasoner.task, {}
-    if run is not None:
+
+    def written() -> Traces:
         rows = run.read("traces", ["clip_id", "stage", "sample", "text", "truncated"])
         rows = rows[rows["stage"] == STAGE].sort_values("sample")
-        found = {
+        return {
             clip_id: [task.parse(text, bool(cut)) for text, cut in zip(group["text"], group["truncated"])]
             for clip_id, group in rows.groupby("clip_id", sort=False)
         }
+
+    if run is not None:
+        found = ranks.first(written)
     missing = [clip for clip in clips if clip.clip_id not in found]
     if run is not None and missing:
         run.log(f"Data filter: {count} traces of each of {len(missing)} clips, {len(found)} have theirs.")
-    for start in range(0, len(missing), settings.clips_per_step):
+    new = {}
+    for start in ranks.share(range(0, len(missing), settings.clips_per_step)):
         groups = reasoner.groups(
             missing[start : start + settings.clips_per_step],
             range(count),
@@ -87,7 +93,9 @@ def sampled(
                 for number, sample in enumerate(group)
             ]
             run.append("traces", rows)
-        found |= {clip.clip_id: [task.parse(s.text, s.truncated) for s in group] for clip, _, group in groups}
+        new |= {clip.clip_id: [task.parse(s.text, s.truncated) for s in group] for clip, _, group in groups}
+    for more in ranks.gather(new):
+        found |= more
     return found
 
 

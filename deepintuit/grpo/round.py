@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from deepintuit import ranks
 from deepintuit.advantage import group_advantages, softmax_weights, token_advantages, zero_variance_share
 from deepintuit.config import Config
 from deepintuit.judges import Judge, Question, Verdict
@@ -40,6 +42,8 @@ def play_round(
     Step 4 is TRL's (`Trainer._compute_loss`): over all tokens of the round ("dapo") or a trace first ("grpo"). Sampled
     and updated once a round, ρ is 1 there and clipping idle: the gradient is A ∇ log π(o_t). With
     `objective = "softmax_weighted"` A_i is G softmax(r / τ)_i in its place.
+
+    Of several processes `sample` gives each the groups of its share of the clips, and so does this.
     """
     groups = scorer.score(sample(clips, 0), first=0)  # N groups of G
     dynamic = {}
@@ -59,8 +63,9 @@ def refill(
     """Dynamic sampling (DAPO): keep groups with 0 < #correct < G, and draw further clips at most `max_refills` times.
 
     What is still missing is filled with groups that agree: their advantages are zero on accuracy, and the batch keeps
-    its shape.
+    its shape. Decided on the groups of all processes, in each the same.
     """
+    groups = everyone(groups)
     wanted, sampled, size = len(groups), len(groups), scorer.config.group
     kept, spare = [g for g in groups if g.mixed], [g for g in groups if not g.mixed]
     rng = np.random.default_rng(seed)
@@ -68,12 +73,24 @@ def refill(
         if len(kept) >= wanted:
             break
         chosen = rng.choice(len(pool), size=min(len(pool), wanted - len(kept)), replace=False)
-        new = scorer.score(sample([pool[i] for i in chosen], turn), first=turn * size)
+        new = everyone(scorer.score(sample([pool[i] for i in chosen], turn), first=turn * size))
         sampled += len(new)
         kept += [g for g in new if g.mixed]
         spare += [g for g in new if not g.mixed]
     told = {"dynamic_kept_share": len(kept) / sampled, "dynamic_sampled_groups": sampled}
-    return (kept + spare)[:wanted], told
+    return [group for group in (kept + spare)[:wanted] if isinstance(group, Group)], told
+
+
+class Elsewhere(NamedTuple):
+    """A group that another process has sampled."""
+
+    mixed: bool
+
+
+def everyone(mine: Sequence[Group]) -> list[Group | Elsewhere]:
+    """The groups of all processes, in the order of the clips."""
+    marks, own = ranks.merged([(ranks.number(), group.mixed) for group in mine]), iter(mine)
+    return [next(own) if number == ranks.number() else Elsewhere(mixed) for number, mixed in marks]
 
 
 def apart(config: Config) -> bool:
@@ -134,8 +151,9 @@ class Scorer:
         reasoning_G = self._weighed([s.reasoning for s in group.scores])
         return [np.where(m > 0, p, r) for m, p, r in zip(group.seeing_T, seeing_G, reasoning_G)]
 
-    def zero_variance(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Of each process, the share of groups that agree with themselves (VideoP2R: fewer than of their sum)."""
+    def zero_variance(self, groups: Sequence[Any]) -> dict[str, float]:
+        """Of each process, the share of groups (what has `scores`) that agree with themselves (VideoP2R: fewer than of
+        their sum)."""
         if not self.separate:
             return {}
         return {

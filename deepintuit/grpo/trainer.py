@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +15,17 @@ from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, use_adapter
 
+from deepintuit import ranks
 from deepintuit.advantage import zero_variance_share
 from deepintuit.config import Config
 from deepintuit.grpo.round import Group, Sampled, Scorer, play_round
 from deepintuit.reasoner import Clip
+from deepintuit.rewards import Score
 from deepintuit.runs import Run, trace_id
 from deepintuit.schedule import of_grpo
 from deepintuit.trace import mismatch
 from deepintuit.vlm import EncodedClip
+from deepintuit.vlm import group as processes
 from deepintuit.vlm.attention import see_trees
 from deepintuit.vlm.prefix import in_parts, packed_in_parts
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, trackers
@@ -32,6 +35,16 @@ _LOGGED = frozenset({"loss", "grad_norm", "learning_rate", "entropy", "kl"})
 
 _TOLD = ("sufficient", "perception", "reasoning", "quick", "put_off", "mismatch")
 """Numbers of single traces whose mean over a round is logged, where the grammar has them."""
+
+
+class _Told(NamedTuple):
+    """What the numbers of a round are made of, for one group: of each trace its score, tokens, and whether it was cut
+    short, and all that was computed of it."""
+
+    scores: list[Score]
+    lengths: list[int]
+    truncated: list[bool]
+    numbers: list[dict[str, float]]
 
 
 class Trainer(Resumable, GRPOTrainer):
@@ -107,17 +120,18 @@ class Trainer(Resumable, GRPOTrainer):
         completions = _padded([sample.token_ids for sample in samples], pad, left=False)
         mask = completions[1]
         if self.config.mask_truncated:
-            mask = mask * torch.tensor([[0 if sample.truncated else 1] for sample in samples])
+            mask = mask * torch.tensor([not sample.truncated for sample in samples])[:, None]
         batch = {
             "prompt_ids": prompts[0].to(device),
             "prompt_mask": prompts[1].to(device),
             "completion_ids": completions[0].to(device),
             "completion_mask": mask.to(device),
             "advantages": _padded(advantages, 0.0, left=False)[0].to(device),
-            "num_items_in_batch": mask.sum().to(device),
+            "num_items_in_batch": processes.total(mask.sum().to(device)),
             "row": torch.arange(len(samples)).to(device),
         }
-        if self.beta:
+        self._rows_of_all = sum(ranks.gather(len(samples)))
+        if self.beta and samples:
             batch["ref_per_token_logps"] = self._reference_logps(batch)
         return batch
 
@@ -140,12 +154,12 @@ class Trainer(Resumable, GRPOTrainer):
         of_rows = {name: value[inputs["row"].argsort()] for name, value in of_rows.items()}
         ids = torch.cat([of_rows["prompt_ids"], of_rows["completion_ids"]], 1)
         mask = torch.cat([of_rows["prompt_mask"], of_rows["completion_mask"]], 1)
-        count, whole = len(ids), super()._compute_loss
+        count, whole = self._rows_of_all, super()._compute_loss
 
         def loss(part: list[int]) -> torch.Tensor:
             rows = {**inputs, **{name: value[part] for name, value in of_rows.items()}}
             self._rows = rows["row"]
-            # "grpo" is a mean over the rows it is given; "dapo" divides by the tokens of the round.
+            # "grpo" is a mean over the rows it is given; "dapo" divides by the tokens of the round, of all processes.
             return whole(model, rows) * (len(part) / count if self.loss_type == "grpo" else 1.0)
 
         return self.loss_in_parts([partial(loss, part) for part in self._parts(of_rows["row"], ids, mask)])
@@ -180,10 +194,11 @@ class Trainer(Resumable, GRPOTrainer):
         return in_parts(self.vlm, *self._known(rows, ids, mask))
 
     def _sample(self, step: int, clips: Sequence[Clip], refill: int) -> Sampled:
-        """A group of each clip, from the policy as it stands. A refill's traces have sample numbers of their own."""
+        """A group of each clip of this process's share, from the policy as it stands. A refill's traces have sample
+        numbers of their own."""
         settings = self.config
         return self.reasoner.groups(
-            clips,
+            ranks.share(clips),
             range(refill * settings.group, (refill + 1) * settings.group),
             temperature=settings.temperature,
             max_tokens=settings.max_tokens,
@@ -191,14 +206,16 @@ class Trainer(Resumable, GRPOTrainer):
         )
 
     def _store(self, groups: list[Group], advantages: list[np.ndarray], step: int, dynamic: dict[str, float]) -> None:
-        """Rollouts with every reward and the advantage, and the round's numbers.
+        """Rollouts with every reward and the advantage; the numbers of the round, those of all processes.
 
         A round that is sampled again after a kill takes the place of the first: what is on file is what the weights
         were trained on.
         """
-        rows, scores, all_numbers = [], [], []
+        rows, scores, mine = [], [], []
         remaining = iter(advantages)
         for group in groups:
+            lengths, cut = [len(s.token_ids) for s in group.samples], [s.truncated for s in group.samples]
+            mine.append(_Told(group.scores, lengths, cut, []))
             for number, (sample, trace, scored) in enumerate(zip(group.samples, group.traces, group.scores)):
                 sampled = group.first + number
                 row = self.reasoner.row(group.clip, group.encoded, sample, sampled, self.config.temperature, step)
@@ -215,11 +232,12 @@ class Trainer(Resumable, GRPOTrainer):
                     evidence["sufficient"] = verdict.evidence
                 told = ({"name": n, "value": value, "evidence": evidence[n]} for n, value in numbers.items())
                 scores += [{"trace_id": name, **row} for row in told]
-                all_numbers.append(numbers)
+                mine[-1].numbers.append(numbers)
         self.run_.append("traces", rows)
         self.run_.append("scores", scores)
-        flat = [s for group in groups for s in group.scores]
-        lengths = [len(s.token_ids) for group in groups for s in group.samples]
+        told = ranks.merged(mine)
+        flat = [s for group in told for s in group.scores]
+        all_numbers = [numbers for group in told for numbers in group.numbers]
         self._log(
             step,
             {
@@ -227,16 +245,16 @@ class Trainer(Resumable, GRPOTrainer):
                 "accuracy": float(np.mean([s.accuracy for s in flat])),
                 "well_formed": float(np.mean([s.format for s in flat])),
                 "zero_variance_share": float(
-                    zero_variance_share(np.array([[s.value for s in g.scores] for g in groups]))
+                    zero_variance_share(np.array([[s.value for s in g.scores] for g in told]))
                 ),
-                "tokens_mean": float(np.mean(lengths)),
-                "truncated_share": float(np.mean([s.truncated for g in groups for s in g.samples])),
+                "tokens_mean": float(np.mean([length for group in told for length in group.lengths])),
+                "truncated_share": float(np.mean([cut for group in told for cut in group.truncated])),
                 **{
                     f"{name}_mean": float(np.mean(values))
                     for name in _TOLD
                     if (values := [numbers[name] for numbers in all_numbers if name in numbers])
                 },
-                **self.scorer.zero_variance(groups),
+                **self.scorer.zero_variance(told),
                 **dynamic,
             },
         )
@@ -262,7 +280,7 @@ class _Order(RepeatSampler):
 
 def _padded(rows: Sequence[Sequence[float]], pad: float, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of token ids (or of numbers, when `pad` is one with a fraction) as one tensor, and where they are."""
-    width = max(map(len, rows))
+    width = max(map(len, rows), default=0)
     ids, mask = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
     for row, tokens in enumerate(rows):
         place = slice(width - len(tokens), width) if left else slice(0, len(tokens))

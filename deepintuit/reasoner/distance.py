@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from deepintuit import disk
+from deepintuit import disk, ranks
 from deepintuit.config import Config
 from deepintuit.errors import ModelError
 from deepintuit.reasoner.local import LocalReasoner
@@ -140,13 +140,13 @@ def features(clip: EncodedClip) -> np.ndarray:
 
 def add_distances(workbench: Workbench, config: Config, run: Run) -> None:
     """To a finished calibrate run that has none, from before there were any; nothing where its clips are gone."""
-    if (run.checkpoint / DISTANCE).exists():
+    if ranks.first((run.checkpoint / DISTANCE).exists):
         return
     vlm = VLM.load(config.model, config.video, checkpoint=run.checkpoint, cache=workbench.cache)
     task = Task(workbench.path, config)
     local = LocalReasoner(vlm, task)
     known = [local.known(task.clips(split)) for split in ("calibration", "validation")]
-    if all(known):
+    if all(known) and ranks.leads():
         Distance.fit(*known).save(run.checkpoint)
 
 

@@ -13,8 +13,9 @@ mass outside the label set.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from deepintuit import disk
+from deepintuit import disk, ranks
 from deepintuit.errors import ModelError, StoreError
 from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.metrics import apply_temperature
@@ -136,23 +137,28 @@ def hidden_states(
     vlm: VLM, task: Task, clips: Pairs, traces: Sequence[Trace | Malformed | None], batch: int
 ) -> np.ndarray:
     """(C, D) features of option B."""
-    states = [last_hidden(vlm, *asked).numpy() for asked in _batches(clips, traces, task.calibrator_prompt, batch)]
+    asked = _batches(clips, traces, task.calibrator_prompt, batch)
+    states = ranks.spread(lambda of: last_hidden(vlm, *of()).numpy(), asked)
     return np.concatenate(states).astype(np.float64)
 
 
-def _likelihoods(vlm: VLM, task: Task, batches: Iterable[tuple[list[EncodedClip], list[str]]]) -> Scores:
-    logits = np.concatenate([label_logprobs(vlm, *asked, task.labels).numpy() for asked in batches]).astype(np.float64)
+_Asked = Callable[[], tuple[list[EncodedClip], list[str]]]
+"""Gives features and prompts of a batch of clips when its turn comes, so that no more need be held."""
+
+
+def _likelihoods(vlm: VLM, task: Task, batches: Sequence[_Asked]) -> Scores:
+    logits = ranks.spread(lambda of: label_logprobs(vlm, *of(), task.labels).numpy(), batches)
+    logits = np.concatenate(logits).astype(np.float64)
     return Scores(logits, np.clip(1 - np.exp(logits).sum(1), 0, 1))
 
 
-def _batches(
-    clips: Pairs, traces: Sequence[Any], ask: Callable[[str, Any], str], batch: int
-) -> Iterator[tuple[list[EncodedClip], list[str]]]:
-    """Features and prompts of a batch of clips at a time, so that no more need be held."""
-    for start in range(0, len(clips), batch):
+def _batches(clips: Pairs, traces: Sequence[Any], ask: Callable[[str, Any], str], batch: int) -> list[_Asked]:
+    def asked(start: int) -> tuple[list[EncodedClip], list[str]]:
         known, told = clips[start : start + batch], traces[start : start + batch]
         prompts = [ask(clip.clip_id, trace) for (clip, _), trace in zip(known, told, strict=True)]
-        yield [encoded for _, encoded in known], prompts
+        return [encoded for _, encoded in known], prompts
+
+    return [partial(asked, start) for start in range(0, len(clips), batch)]
 
 
 def vote_scores(task: Task, traces_C_K: Sequence[Sequence[Trace | Malformed]], smoothing: float = 1.0) -> Scores:

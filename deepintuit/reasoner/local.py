@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from deepintuit import ranks
 from deepintuit.errors import VideoError
 from deepintuit.reasoner.gate import GateOf
 from deepintuit.reasoner.task import Clip, Task
@@ -78,8 +79,13 @@ class LocalReasoner:
         return list(self._encoded(clips))
 
     def known(self, clips: Sequence[Clip]) -> Known:
-        """The readable ones of a split: each is encoded, so that the cache has it, and let go."""
-        return Known(self.vlm.encoder, [(clip, clip, False) for clip, _ in self._encoded(clips)])
+        """The readable ones of a split: each is encoded, so that the cache has it, and let go; of several processes, by
+        one."""
+        for _ in self._encoded(ranks.share(clips)):
+            pass
+        for unreadable in ranks.gather(self.unreadable):
+            self.unreadable |= unreadable
+        return Known(self.vlm.encoder, [(clip, clip, False) for clip in clips if clip.clip_id not in self.unreadable])
 
     def features(self, clip: Clip) -> EncodedClip:
         """Of one clip that is known to be readable."""

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from deepintuit import disk
+from deepintuit import disk, ranks
 from deepintuit.errors import StoreError, nearest
 from deepintuit.runs.run import Run, plain, provenance, read_description, versions, without_secrets
 from deepintuit.runs.schema import GRAINS, Grain, TraceRow, trace_id, unnamed
@@ -33,6 +34,11 @@ __all__ = ["EXAMPLE", "GRAINS", "Grain", "Run", "TraceRow", "Workbench", "trace_
 EXAMPLE = "example.json"
 """In the root of a workbench that shows finished runs and takes no others: what they are of."""
 
+DIVIDED = ("coldstart", "grpo", "calibrate")
+"""The stages that several processes do together."""
+
+_APPEARS = 60.0
+"""Seconds within which a network disk shows what another machine has written."""
 _STAGE = re.compile(r"[a-z][a-z0-9_]*")
 _live: "weakref.WeakValueDictionary[str, Run]" = weakref.WeakValueDictionary()
 _starting = threading.Lock()
@@ -91,21 +97,59 @@ class Workbench:
         name: str | None = None,
         seed: int = 0,
         dataset: str | None = None,
+        together: bool = False,
     ) -> Run:
         """The run of these arguments: new, or continued where a killed or failed one stands, or given back `.finished`.
 
         What makes it the same run: stage, config, parent, name, seed and dataset. Code and library versions do not, but
         each session's command, commit and versions are kept in run.json. One process at a time may hold it: StoreError
         otherwise. Within a process the same object comes back, so a notebook cell can be run again.
+
+        `together`: the stage divides its work among the processes that have met (`ranks`), and all call this. The
+        leading one holds the run; each appends parts.
         """
-        ranks = os.environ.get("WORLD_SIZE", "")
-        if ranks.isdigit() and int(ranks) > 1:
+        processes = max(ranks.count(), ranks.launched())
+        if processes > 1 and not (together and ranks.count() > 1):
             raise StoreError(
-                f"a run begun by {ranks} processes (WORLD_SIZE)",
-                "it belongs to one: each of several would do all of its clips, and a loss count the batch of one alone",
-                "Start it without torchrun and accelerate launch, and use more GPUs side by side: a run each, with its "
-                "own CUDA_VISIBLE_DEVICES",
+                f"a run of the stage {stage!r} begun by {processes} processes (WORLD_SIZE)",
+                "it belongs to one: each of several would do all of its clips",
+                f"Start it without torchrun and accelerate launch; {', '.join(DIVIDED)} divide their clips among "
+                "processes, and of others a run each goes beside the next, with its own CUDA_VISIBLE_DEVICES",
             )
+        begun: list[Run] = []
+
+        def begin() -> tuple[str, list]:
+            begun.append(self._begin(stage, config, parent, name, seed, dataset))
+            return begun[0].id, begun[0].about["sessions"]
+
+        run_id, sessions = ranks.first(begin)
+        return begun[0] if begun else self._joined(run_id, sessions)
+
+    def _joined(self, run_id: str, sessions: list) -> Run:
+        """The run that the leading process has begun, or found finished, to append to beside it."""
+        folder, until = self.path / "runs" / run_id, time.monotonic() + _APPEARS
+        while True:
+            with contextlib.suppress(StoreError):
+                run = Run(folder, disk.Shared())
+                if run.about["sessions"] == sessions:
+                    return run
+            if time.monotonic() > until:
+                raise StoreError(
+                    f"process {ranks.number()} of {ranks.count()} does not see the run {run_id} in {self.path}",
+                    "all processes write one run, and this machine has another folder there",
+                    "Put the workbench on a disk that all machines share, and name it with --workbench",
+                )
+            time.sleep(0.1)
+
+    def _begin(
+        self,
+        stage: str,
+        config: Mapping[str, Any],
+        parent: str | None,
+        name: str | None,
+        seed: int,
+        dataset: str | None,
+    ) -> Run:
         if not _STAGE.fullmatch(stage):
             raise StoreError(f"the stage is called {stage!r}", "it names folders", "use one lower-case word")
         self.refuse_example()

@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from deepintuit import disk, parquet, texts
+from deepintuit import disk, parquet, ranks, texts
 from deepintuit.errors import DiskError, StoreError, nearest
 from deepintuit.runs.schema import GRAINS, Grain, TraceRow, grain_named, newest, storable, table
 
@@ -216,14 +217,16 @@ def read_description(folder: Path) -> dict[str, Any]:
 class Run:
     """A run opened to be written (by `Workbench.start_run`) or to be read (by `Workbench.run`).
 
-    One process writes; its threads may share the object. As a context manager it records an exception with `fail`.
+    One process writes; its threads may share the object. As a context manager it records an exception with `fail`. Of
+    several processes of one command each appends parts, and the leading one alone writes run.json and the log.
     """
 
-    def __init__(self, path: Path, lock: disk.Lock | None = None):
+    def __init__(self, path: Path, lock: disk.Lock | disk.Shared | None = None):
         self.path = path
         self._lock = lock
         self._threads = threading.RLock()
         self._about = read_description(path)
+        self._written: list[str] = []
         self._next = {name: max((number for number, _ in parts(path, name)), default=-1) + 1 for name in GRAINS}
 
     @property
@@ -303,7 +306,21 @@ class Run:
                 self._next[grain],
             )
             self._next[grain] = number + 1
+            self._written.append(target.name)
         return target
+
+    def settle(self) -> None:
+        """All processes of the command have come here, and what each has appended is seen by this one, on a network
+        disk too. StoreError where it does not appear."""
+        names, until = {name for one in ranks.gather(self._written) for name in one}, time.monotonic() + 60
+        while lacking := names - set(os.listdir(self.path)):
+            if time.monotonic() > until:
+                raise StoreError(
+                    f"{len(lacking)} parts of run {self.id!r}, {min(lacking)} for one, are not seen here",
+                    f"another of the {ranks.count()} processes has written them",
+                    "See whether all machines have the workbench on one disk, then repeat the command: it resumes",
+                )
+            time.sleep(0.1)
 
     def _defaults(self, grain: Grain) -> dict[str, Any]:
         filled: dict[str, Any] = {"run_id": self.id}
@@ -375,7 +392,7 @@ class Run:
             # A disk that does not take it shall not hide the error; without it the run is as after a kill.
             with contextlib.suppress(OSError, DiskError):
                 if isinstance(error, BaseException):
-                    self.log("".join(traceback.format_exception(error)))
+                    self._log("".join(traceback.format_exception(error)))
                 self._update(status="failed", error=text)
         finally:
             self.close()
@@ -383,6 +400,10 @@ class Run:
     def log(self, text: str) -> None:
         """Append to the run's log file, each line behind the time."""
         self._refuse_unless_writable()
+        if ranks.leads():
+            self._log(text)
+
+    def _log(self, text: str) -> None:
         lines = "".join(f"{disk.now()} {line}\n" for line in storable(_hide(str(text))).rstrip("\n").split("\n"))
         path = self.path / "log"
         with self._threads, disk.naming(path), open(path, "a", encoding="utf-8") as file:
@@ -408,7 +429,8 @@ class Run:
         self._refuse_unless_writable()
         with self._threads:
             about = {**self._about, **plain(fields, "note")}
-            disk.write_json(self.path / "run.json", about)
+            if ranks.leads():
+                disk.write_json(self.path / "run.json", about)
             self._about = about
 
     def _refuse_unless_writable(self) -> None:

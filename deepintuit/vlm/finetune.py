@@ -23,7 +23,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, SchedulerType, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from deepintuit import disk
+from deepintuit import disk, ranks
 from deepintuit.schedule import of_rows
 from deepintuit.vlm.model import VLM, Example
 from deepintuit.vlm.prefix import Packed, packed_in_parts
@@ -85,7 +85,7 @@ def finetune(
     steps_an_epoch = math.ceil(count / recipe.batch)
     planned = of_rows(title, count, recipe.batch, recipe.epochs, recipe.learning_rate, recipe.warmup, recipe.scheduler)
     told, callbacks = trackers(report_to, folder.parent)
-    collate = _Collator(vlm, example)
+    collate = _Collator(vlm, example, clips)
     arguments = SFTConfig(
         **common_arguments(vlm, folder, seed=seed, save_steps=recipe.save_steps) | told,
         max_steps=planned.updates,
@@ -172,13 +172,15 @@ def _by_clip(clips: Sequence[str], seed: Sequence[int]) -> list[int]:
 
 class _Collator:
     """Rows → what packs each part of the batch when its turn comes, and all labels. Holds the epoch: an example may
-    differ from epoch to epoch."""
+    differ from epoch to epoch. Of several processes each takes the rows of its share of the clips."""
 
-    def __init__(self, vlm: VLM, example: Callable[[int, int], Example]):
-        self.vlm, self.example, self.epoch = vlm, example, 0
+    def __init__(self, vlm: VLM, example: Callable[[int, int], Example], clips: Sequence[str]):
+        self.vlm, self.example, self.clips, self.epoch = vlm, example, clips, 0
 
     def __call__(self, rows: Sequence[dict]) -> dict:
-        examples = [self.example(row["row"], self.epoch) for row in rows]
+        numbers = [row["row"] for row in rows]
+        mine = set(ranks.share(list(dict.fromkeys(self.clips[number] for number in numbers))))
+        examples = [self.example(number, self.epoch) for number in numbers if self.clips[number] in mine]
         prompts = [self.vlm.prompt_ids(e.clip, e.prompt) for e in examples]
         targets = [self.vlm.target_ids(e.target) for e in examples]
         rows, firsts = [prompt + target for prompt, target in zip(prompts, targets)], list(map(len, prompts))
@@ -212,8 +214,9 @@ class _BestEpoch(TrainerCallback):
         self.vlm, self.folder, self.validate = vlm, folder, validate
         self.patience, self.log, self.steps = patience, log, steps_an_epoch
         self.scores: dict[int, float] = {}
-        if (folder / "scores.json").exists():
-            self.scores = {int(step): value for step, value in json.loads((folder / "scores.json").read_text()).items()}
+        kept = ranks.first(lambda: (folder / "scores.json").exists() and (folder / "scores.json").read_text())
+        if kept:
+            self.scores = {int(step): value for step, value in json.loads(kept).items()}
 
     def on_step_end(self, args, state, control, **kwargs):
         step = state.global_step
@@ -224,9 +227,10 @@ class _BestEpoch(TrainerCallback):
             if self.log:
                 self.log(step, {"validation_nll": self.scores[step]})
                 self.log.flush()  # a score that is kept is not computed, and so not logged, again
-            if self._best() == step:
+            if self._best() == step and ranks.leads():
                 save_trained(self.vlm, self.folder / "best.safetensors")
-            disk.write_text(self.folder / "scores.json", json.dumps(self.scores))  # may hold nan
+            if ranks.leads():
+                disk.write_text(self.folder / "scores.json", json.dumps(self.scores))  # may hold nan
         settled = kwargs["lr_scheduler"].get_last_lr()[0] < _SETTLED * args.learning_rate
         settled |= args.lr_scheduler_type == SchedulerType.CONSTANT_WITH_WARMUP
         if self.patience and settled and (step - self._best()) >= self.patience * self.steps:
@@ -240,7 +244,7 @@ class _BestEpoch(TrainerCallback):
         from safetensors.torch import load_file
 
         best = self.folder / "best.safetensors"
-        if best.exists():
+        if ranks.first(best.exists):
             kept = load_file(best, device=str(self.vlm.device))
             trained = {name for name, p in self.vlm.model.named_parameters() if p.requires_grad}
             hold_to_fit(str(best), trained - kept.keys(), kept.keys() - trained, ())

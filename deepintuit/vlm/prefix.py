@@ -119,7 +119,7 @@ def in_parts(vlm: VLM, clips: Sequence[EncodedClip | None], rows: Sequence[Seque
                 size = 0
             parts[-1] += piece
             size += tokens
-    return parts
+    return parts if rows else []
 
 
 def _pieces(

@@ -24,7 +24,8 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from deepintuit import disk
+from deepintuit import disk, ranks
+from deepintuit.vlm import group
 from deepintuit.vlm.memory import AGAIN, within_memory
 from deepintuit.vlm.model import VLM
 from deepintuit.vlm.precision import round_in_forward
@@ -40,7 +41,7 @@ class StepLog:
     checkpoint.
 
     A part a step would be thousands of files. What a kill takes from the buffer lies behind the last checkpoint, so it
-    is logged again.
+    is logged again. Of several processes the leading one writes.
     """
 
     def __init__(self, write: Callable[[list[dict]], object], seconds: float = 5.0):
@@ -54,7 +55,7 @@ class StepLog:
             self.flush()
 
     def flush(self) -> None:
-        if self._rows:
+        if self._rows and ranks.leads():
             self._write(self._rows)
         self._rows, self._written = [], time.monotonic()
 
@@ -82,9 +83,14 @@ def common_arguments(vlm: VLM, folder: Path, *, seed: int, save_steps: int) -> d
 
 class Resumable(Trainer):
     """A trainer that computes as its model does elsewhere, and goes on after a kill as if there had been none. Put it
-    before a TRL trainer among the bases."""
+    before a TRL trainer among the bases.
+
+    Of several processes (`group`) each is given the whole batch, computes the loss of its own clips in it, divided by
+    what the whole batch has, and makes the same update from everyone's gradients; the leading one saves.
+    """
 
     def __init__(self, *, model, **arguments):
+        arguments["args"]._n_gpu = 1  # or transformers would divide batches among all that are visible
         held = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
         super().__init__(model=model, **arguments)
         for parameter, data in held:
@@ -98,7 +104,8 @@ class Resumable(Trainer):
         The checkpoint of the last step gives its weights back and nothing is trained: a stage that is killed after
         its training, while it saves or scores, does not train again, nor one step too many.
         """
-        resumed = last_checkpoint(folder)
+        resumed = ranks.first(lambda: last_checkpoint(folder))
+        group.same_weights(self.model.parameters())
         if resumed and _marker(Path(resumed))["last"]:
             self._load_from_checkpoint(resumed)
             self.state = TrainerState.load_from_json(str(Path(resumed) / TRAINER_STATE_NAME))
@@ -110,8 +117,10 @@ class Resumable(Trainer):
     def loss_in_parts(self, losses: Sequence[Callable[[], torch.Tensor]]) -> torch.Tensor:
         """The sum of a batch's losses, part by part: behind all but the last one lies their backward pass already, so
         that the activations of one part are held at a time."""
-        *parts, last = losses
         behind = torch.zeros((), device=self.args.device)
+        if not losses:  # of this batch, other processes have all clips
+            return behind.requires_grad_()
+        *parts, last = losses
         with within_memory("computing a loss", f"Lower model.tokens_per_pass, {AGAIN}"):
             for part in parts:
                 loss = part()
@@ -119,8 +128,29 @@ class Resumable(Trainer):
                 behind += loss.detach()
             return last() + behind
 
+    def training_step(self, *arguments, **more) -> torch.Tensor:
+        group.draw(self.args.seed, self.state.global_step)
+        loss = super().training_step(*arguments, **more)
+        group.share_gradients(self.model.parameters())
+        return group.total(loss)
+
+    def _get_num_items_in_batch(self, *arguments) -> torch.Tensor | None:
+        found = super()._get_num_items_in_batch(*arguments)
+        return found if found is None else group.total(found)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's own numbers are means over the parts of all processes."""
+        numbers, everyone = self._metrics["train"], ranks.gather(dict(self._metrics["train"]))
+        for name in dict.fromkeys(name for one in everyone for name in one):
+            numbers[name] = [value for one in everyone for value in one.get(name, ())]
+        if "num_tokens" in numbers:
+            numbers["num_tokens"] = [sum(numbers["num_tokens"])]
+        super().log(logs, start_time)
+
     def _save_checkpoint(self, model, trial) -> None:
         """One that the disk does not take whole is removed: it would fill the room that is missing."""
+        if not ranks.leads():
+            return
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with disk.naming(folder):
             try:
@@ -167,6 +197,8 @@ def trackers(report_to: str, run: Path) -> tuple[dict[str, Any], list[TrainerCal
     """What tells `report_to` the numbers of the training in the folder `run`: arguments for any TRL config, and
     callbacks. TensorBoard's logs lie beside the run's other files; the other trackers are transformers' own, under the
     run's id, and take their keys and addresses from the environment."""
+    if not ranks.leads():
+        return {}, []
     if report_to == "tensorboard":
         threading.excepthook = _unless_said
         return {}, [TensorBoardCallback(SummaryWriter(log_dir=str(run / "tensorboard")))]
@@ -211,6 +243,8 @@ class Watch(TrainerCallback):
             self.log(state.global_step, numbers)
 
     def on_save(self, args, state, control, **kwargs):
+        if not ranks.leads():
+            return
         if self.flush:
             self.flush()
         marker = Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARKER

@@ -1,0 +1,88 @@
+"""One command in several processes ("ranks"), as torchrun or accelerate launch start them: which one this is, what its
+share of the work is, and what they tell each other.
+
+    for batch in ranks.share(batches):        # every n-th: no two processes do the same
+        run.append("traces", ...)             # each writes parts of its own
+    scores = ranks.spread(score, batches)     # the share is computed here, the others' results come in between
+
+A process alone has the whole share, and what it tells comes back at once: a stage is written once for both. All
+processes must make the calls that exchange something (`gather`, `merged`, `spread`, `first`) in the same order, so what
+decides about such a call must be the same everywhere: ask `first` what is on disk.
+Left out on purpose: the exchange itself (`vlm.group`, over torch.distributed).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from itertools import chain, zip_longest
+from typing import Any, TypeVar
+
+from deepintuit.errors import DeepIntuitError
+
+T = TypeVar("T")
+_NOTHING = object()
+_number, _count = 0, 1
+_exchange: Callable[[Any], list[Any]] = lambda value: [value]  # noqa: E731
+
+
+def launched() -> int:
+    """How many processes a launcher started this command in; 1 once they have met."""
+    count = os.environ.get("WORLD_SIZE", "")
+    return max(1, int(count)) if count.isdigit() else 1
+
+
+def meet(number: int, count: int, exchange: Callable[[Any], list[Any]]) -> None:
+    """From now on this is process `number` of `count`; `exchange(value)` gives everyone's values in order."""
+    global _number, _count, _exchange
+    _number, _count, _exchange = number, count, exchange
+
+
+def number() -> int:
+    """Which of the processes this is, counted from 0."""
+    return _number if launched() == 1 else int(os.environ.get("RANK", "0") or 0)
+
+
+def count() -> int:
+    """How many processes have met."""
+    return _count
+
+
+def leads() -> bool:
+    """Whether this is the process that writes what is written once: run.json, logs, checkpoints, the summary."""
+    return number() == 0
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's items: every n-th, so that what lies together is spread out."""
+    return items[_number::_count]
+
+
+def gather(value: T) -> list[T]:
+    """Everyone's value, in the order of the processes."""
+    return _exchange(value)
+
+
+def merged(mine: Sequence[T]) -> list[T]:
+    """Of what each process has for the items of its `share`, the list for all items, in their order."""
+    rounds = zip_longest(*gather(list(mine)), fillvalue=_NOTHING)
+    return [one for one in chain.from_iterable(rounds) if one is not _NOTHING]
+
+
+def spread(work: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
+    """`[work(item) for item in items]`, of which this process does its share."""
+    return merged([work(item) for item in share(items)])
+
+
+def first(decide: Callable[[], T]) -> T:
+    """What the leading process finds, everywhere; a `DeepIntuitError` that it raises is raised everywhere."""
+    found = error = None
+    if leads():
+        try:
+            found = decide()
+        except DeepIntuitError as raised:
+            error = raised
+    found, error = gather((found, error))[0]
+    if error is not None:
+        raise error
+    return found
