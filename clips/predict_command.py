@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from deepintuit import ranks
 from deepintuit.command import common, console, opened
 from deepintuit.errors import ConfigError, DataError
 
@@ -75,9 +76,11 @@ def _predict(options) -> int:
         return _dry(predictor, options)
     if options.watch:
         return _watch(predictor, options, out, rules)
-    clips = predictor.find(options.inputs, **_how(options))
+    clips = ranks.first(lambda: predictor.find(options.inputs, **_how(options)))
     _tell_findings(clips)
     run = predictor.run(clips, progress=not options.quiet)
+    if not ranks.leads():
+        return 0
     answers = predictor.answers(run, clips, rules)
     if out is not None:
         answers.write(out)
@@ -99,7 +102,8 @@ def _how(options) -> dict[str, Any]:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    if ranks.leads():
+        print(text, file=sys.stderr)
 
 
 def say_of(predictor, options, rules) -> None:

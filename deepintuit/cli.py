@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser(words).parse_args(words)
         return options.run(options) or 0
     except Exception as error:  # noqa: BLE001 - what is no sentence is raised again
-        who = "" if ranks.leads() else f"Process {ranks.number()}: "
-        print(f"{who}{disk.sentence(error)}", file=sys.stderr)
+        prefix = "" if ranks.leads() else f"Process {ranks.number()}: "
+        print(f"{prefix}{disk.sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped. What was finished is kept; rerun the same command to resume.", file=sys.stderr)

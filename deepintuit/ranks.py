@@ -7,8 +7,7 @@ share of the work is, and what they tell each other.
 
 A process alone has the whole share, and what it tells comes back at once: a stage is written once for both. All
 processes must make the calls that exchange something (`gather`, `merged`, `spread`, `first`) in the same order, so what
-decides about such a call must be the same everywhere: ask `first` what is on disk.
-Left out on purpose: the exchange itself (`vlm.group`, over torch.distributed).
+decides about such a call must be the same everywhere: ask `first` what is on disk. The exchange itself is `vlm.group`.
 """
 
 from __future__ import annotations
@@ -63,9 +62,9 @@ def gather(value: T) -> list[T]:
     return _exchange(value)
 
 
-def merged(mine: Sequence[T]) -> list[T]:
+def merged(own: Sequence[T]) -> list[T]:
     """Of what each process has for the items of its `share`, the list for all items, in their order."""
-    rounds = zip_longest(*gather(list(mine)), fillvalue=_NOTHING)
+    rounds = zip_longest(*gather(list(own)), fillvalue=_NOTHING)
     return [one for one in chain.from_iterable(rounds) if one is not _NOTHING]
 
 
@@ -76,13 +75,13 @@ def spread(work: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
 
 def first(decide: Callable[[], T]) -> T:
     """What the leading process finds, everywhere; a `DeepIntuitError` that it raises is raised everywhere."""
-    found = error = None
+    value = error = None
     if leads():
         try:
-            found = decide()
+            value = decide()
         except DeepIntuitError as raised:
             error = raised
-    found, error = gather((found, error))[0]
+    value, error = gather((value, error))[0]
     if error is not None:
         raise error
-    return found
+    return value

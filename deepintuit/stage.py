@@ -121,8 +121,8 @@ def perform(
             torch.manual_seed(config.seed)  # a new adapter is drawn here
             checkpoint = workbench.run(start).checkpoint if start else None
             vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache, trainable=True)
-            run.note(device=str(vlm.device), settings=config.to_dict(), asked=asked(task), departs=list(departs))
-            run.note(processes=ranks.count())
+            about = {"device": str(vlm.device), "processes": ranks.count(), "departs": list(departs)}
+            run.note(**about, settings=config.to_dict(), asked=asked(task))
             opened = Stage(workbench, config, run, LocalReasoner(vlm, task, config.seed), progress)
             summary = train(opened)
             unreadable = {clip_id: str(u.error.reason) for clip_id, u in opened.reasoner.unreadable.items()}

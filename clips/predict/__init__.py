@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow as pa
 from rich.progress import track
 
-from deepintuit import video
+from deepintuit import ranks, video
 from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.errors import ConfigError, DataError, StoreError
@@ -49,6 +49,7 @@ from deepintuit.reasoner.controls import calibrator_of, without
 from deepintuit.runs import Run, TraceRow, Workbench, trace_id, unnamed
 from deepintuit.runs.run import parts, read_part
 from deepintuit.vlm import VLM
+from deepintuit.vlm.group import join
 from deepintuit_clips import Listing, Report, import_new, scan
 from deepintuit_clips.predict.table import Answers, Rules, threshold_of
 
@@ -78,7 +79,8 @@ class Predictor:
     """A system that answers: a calibrate run with the reasoner that it was trained on, or a coldstart or grpo run with
     its newest calibrator, or without one where there is none. Models are loaded when a clip needs them, once.
 
-    `config` holds departures; everything else is as the runs were made.
+    `config` holds departures; everything else is as the runs were made. Of several processes (docs/scale.md) each
+    answers its share of the clips, into one run.
     """
 
     def __init__(self, workbench: Workbench, system: str, config: Config | None = None):
@@ -89,6 +91,7 @@ class Predictor:
         self.config, self.departs = inherited(workbench, config, *stands_on)
         self.config.refuse_idle("predict")
         _refuse_other_ways(self.config)
+        join(self.config.model.device)
         clips = self.config.clips
         self.labels = Manifest.load(workbench.path, clips.dataset).labels_or(clips.labels)
         self.ways = fitted_ways(self.calibrator) if self.calibrator else {}
@@ -128,7 +131,8 @@ class Predictor:
         clip in the columns of docs/predict.md, also for clips that cannot be read."""
         rules = self.rules(threshold, risk, false_alarms)
         inputs = [paths] if isinstance(paths, str | os.PathLike) else [*paths]
-        clips = self.find(inputs, name=name, path_column=path_column, videos=videos, progress=progress)
+        how = {"name": name, "path_column": path_column, "videos": videos, "progress": progress}
+        clips = ranks.first(lambda: self.find(inputs, **how))
         run = self.run(clips, progress=progress)
         return pa.concat_tables(self.answers(run, clips, rules).tables()).to_pandas()
 
@@ -217,25 +221,34 @@ class Predictor:
         if self.distance:
             described["distance"] = True  # answers from before it was measured are not taken over
         about = {"name": clips.dataset.removeprefix("predict-"), "seed": config.seed, "dataset": clips.dataset}
-        return self.workbench.start_run("predict", described, parent=self.reasoner.id, **about)
+        about |= {"parent": self.reasoner.id, "together": not watch}
+        return self.workbench.start_run("predict", described, **about)
 
     def answer(self, run: Run, clips: Clips, unreadable: dict[str, str], *, progress: bool, last: bool = True) -> None:
         """Ask about the clips that have no answer yet, a batch at a time, and finish the run if this is the `last`
         time. Clips that turn out to be unreadable are added to `unreadable`, with the reason."""
         config = self._config(clips)
         task, batch = Task(self.workbench.path, config), config.sampling.clips_per_batch
-        self._borrow(run, self._prompts(task, clips))
-        done = run.done("predictions", "clip_id")
+
+        def answered() -> set[str]:
+            self._borrow(run, self._prompts(task, clips))
+            return run.done("predictions", "clip_id")
+
+        done = ranks.first(answered)
         missing = task.unlabelled(c for c in clips.readable if c not in done and c not in unreadable)
         if missing:
             local = self.reasoner_for(task)
             run.note(device=str(local.vlm.device), settings=config.to_dict(), departs=self.departs)
-            for start in track(range(0, len(missing), batch), "Predictions", disable=not progress):
+            starts = ranks.share(range(0, len(missing), batch))
+            for start in track(starts, "Predictions", disable=not (progress and ranks.leads())):
                 rows, predictions = self.answer_batch(local, missing[start : start + batch], run.id)
                 if rows:
                     run.append("traces", rows)
                     run.append("predictions", predictions)  # one part: what is in it is answered
                 unreadable |= {clip_id: str(found.error.reason) for clip_id, found in local.unreadable.items()}
+        for one in ranks.gather(dict(unreadable)):
+            unreadable |= one
+        run.settle()
         if last:
             answered = len(run.done("predictions", "clip_id"))
             summary = {"system": self.system, "calibrated": self.calibrator is not None, "listed": len(clips.given)}

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
+from deepintuit import ranks
 from deepintuit.config import TRAINING, Config
 from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.evaluate.baselines import write_baselines
@@ -49,6 +50,7 @@ from deepintuit.runs import Run, Workbench, unnamed
 from deepintuit.stage import refuse_none
 from deepintuit.trace import mismatch
 from deepintuit.vlm import VLM
+from deepintuit.vlm.group import join
 
 
 def score(rows: Rows, reasoner: LocalReasoner, pairs: Known, calibrator: Calibrator | None, own: bool) -> None:
@@ -116,7 +118,8 @@ def run(
     if reasoner:
         reasoner_run(workbench, reasoner)
     Task(workbench.path, config).clips(config.evaluate.split)  # none: refused before a run begins
-    run = _started(workbench, config, reasoner, calibrator, system)
+    join(config.model.device)
+    run, progress = _started(workbench, config, reasoner, calibrator, system, together=True), progress and ranks.leads()
     if run.finished:
         return run
     with run:
@@ -132,14 +135,22 @@ def run(
             _labels_only(rows, local, known)
         else:
             score(rows, local, known, loaded, own=loaded is not None and loaded.run.parent == reasoner)
-        run.finish({**rows.summary(len(known)), "tower_passes": vlm.encoder.passes, "unreadable": _unreadable(local)})
+        passes = sum(ranks.gather(vlm.encoder.passes))
+        run.finish({**rows.summary(len(known)), "tower_passes": passes, "unreadable": _unreadable(local)})
     return run
 
 
-def _started(workbench: Workbench, config: Config, parent: str | None, calibrator: str | None, system: str) -> Run:
+def _started(
+    workbench: Workbench,
+    config: Config,
+    parent: str | None,
+    calibrator: str | None,
+    system: str,
+    together: bool = False,
+) -> Run:
     described = {**_identity(workbench, config, calibrator), "calibrator": calibrator, "system": system}
     about = {"name": system, "seed": config.seed, "dataset": config.clips.dataset}
-    return workbench.start_run("evaluate", described, parent=parent, **about)
+    return workbench.start_run("evaluate", described, parent=parent, **about, together=together)
 
 
 def _unreadable(local: LocalReasoner) -> dict[str, str]:
@@ -309,10 +320,12 @@ def write_traces(rows: Rows, local: LocalReasoner, clips: Sequence[Clip]) -> dic
     config, batch = rows.config, rows.config.sampling.clips_per_batch
     temperatures = [config.evaluate.temperature] + [config.calibrate.temperature] * _further(config)
     limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p, "batch": batch}
-    done = rows.run.done("traces", "clip_id")
+    done = ranks.first(lambda: rows.run.done("traces", "clip_id"))
     missing = [clip for clip in clips if clip.clip_id not in done]
-    for start in track(range(0, len(missing), batch), "Traces", disable=not rows.progress or not missing):
+    starts = ranks.share(range(0, len(missing), batch))
+    for start in track(starts, "Traces", disable=not rows.progress or not missing):
         rows.run.append("traces", next(local.rows(missing[start : start + batch], temperatures, **limits), []))
+    rows.run.settle()
     _note(rows, local.vlm)
     return dict(iter(rows.run.read("traces").sort_values(["clip_id", "sample"]).groupby("clip_id")))
 
@@ -321,7 +334,8 @@ def _note(rows: Rows, beside: VLM | None = None) -> None:
     """Whether each trace concludes what it argued, and, where a judge can be asked, whether it had seen enough."""
     run, task, config = rows.run, rows.task, rows.config
     stored = run.read("traces", ["trace_id", "clip_id", "true_label", "text", "truncated", "thought"])
-    stored = stored[~stored["trace_id"].isin(run.done("scores", "trace_id"))]
+    stored = stored[~stored["trace_id"].isin(ranks.first(lambda: run.done("scores", "trace_id")))]
+    stored = stored.iloc[ranks.share(range(len(stored)))]
     noted = [(row, trace) for row, trace in zip(stored.to_dict("records"), parsed(task, stored)) if trace.ok]
     scores = []
     for row, trace in noted:

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from deepintuit import ranks
 from deepintuit.errors import DataError
 from deepintuit.evaluate.baselines import class_probabilities, classifier, text_features
 from deepintuit.evaluate.rows import Rows, Traced
@@ -71,7 +72,10 @@ def write_others(rows: Rows, calibrator: Calibrator, traced: Traced, more: Ways,
         for name, alter in CONTROLS.items():
             ways["label_likelihood", name] = lambda alter=alter: likelihood(alter(inputs))
     if config.evaluate.controls and own:
-        ways["label_likelihood", "text_only"] = lambda: (every, *text_alone(calibrator.run, task, said, config.seed))
+        ways["label_likelihood", "text_only"] = lambda: (
+            every,
+            *ranks.first(lambda: text_alone(calibrator.run, task, said, config.seed)),
+        )
         for source, run in trained_controls(rows.workbench, calibrator.run).items():
             ways["label_likelihood", f"trained_without_{source}"] = partial(trained, source, run)
 

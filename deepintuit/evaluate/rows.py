@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from rich.console import Console
 
+from deepintuit import ranks
 from deepintuit.config import Config
 from deepintuit.errors import DataError
 from deepintuit.reasoner import Clip, Known, Task, prediction_rows
@@ -42,7 +43,7 @@ class Rows:
 
     def done(self) -> set:
         """The (method, control) that are written."""
-        return self.run.done("predictions", ("method", "control"))
+        return ranks.first(lambda: self.run.done("predictions", ("method", "control")))
 
     def add(
         self,
@@ -57,7 +58,10 @@ class Rows:
         outside: np.ndarray | None = None,
         temperature: ArrayLike = np.nan,
     ) -> None:
-        """One row a clip; `predicted` is what has the highest probability where nothing else is said."""
+        """One row a clip; `predicted` is what has the highest probability where nothing else is said. Of several
+        processes all know them, and the leading one writes."""
+        if not ranks.leads():
+            return
         traces = traces or [trace_id(self.run.id, clip.clip_id, 0) for clip in clips]
         about = {"split": self.config.evaluate.split, "system": self.system, "method": method, "control": control}
         extra = {"predicted": predicted, "provisional": provisional, "outside": outside, "temperature": temperature}

@@ -7,12 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deepintuit import ranks
 from deepintuit.config import Config
 from deepintuit.reasoner.distance import Distance, Far
 from deepintuit.reasoner.distribution import Pairs, fitted_ways
+from deepintuit.reasoner.local import Known
+from deepintuit.reasoner.task import Clip
 from deepintuit.runs import Run, Workbench
 from deepintuit.trace import Malformed, Trace
-from deepintuit.vlm import VLM
+from deepintuit.vlm import VLM, EncodedClip
 
 
 class Calibrator(NamedTuple):
@@ -33,7 +36,14 @@ class Calibrator(NamedTuple):
 
     def far(self, clips: Pairs) -> dict[str, Far]:
         """How far each clip is from those that were learnt from, by its id; nothing where that was not measured."""
-        return {clip.clip_id: self.distance.of(encoded) for clip, encoded in clips} if self.distance else {}
+        if self.distance is None:
+            return {}
+        if isinstance(clips, Known):  # of several processes each reads its share
+            return dict(ranks.spread(lambda at: self._far(*clips[at]), range(len(clips))))
+        return dict(self._far(*pair) for pair in clips)
+
+    def _far(self, clip: Clip, encoded: EncodedClip) -> tuple[str, Far]:
+        return clip.clip_id, self.distance.of(encoded)
 
     def quick(self, traces_C: Sequence[Trace | Malformed]) -> list[bool]:
         """Which traces ended with their quick answer: they have a temperature of their own kind, where one was

@@ -28,6 +28,7 @@ from deepintuit import disk, ranks
 from deepintuit.errors import ModelError, StoreError
 from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.metrics import apply_temperature
+from deepintuit.reasoner.local import Known
 from deepintuit.reasoner.task import Clip, Opinion, Task
 from deepintuit.runs import Run
 from deepintuit.trace import Malformed, Trace
@@ -59,7 +60,8 @@ def fitted_ways(run: Run) -> dict[str, dict]:
 
 
 Pairs = Sequence[tuple[Clip, EncodedClip]]
-"""Clips with their features; of many (`Known`) a slice is read when its turn comes."""
+"""Clips with their features. Of many (`Known`) a batch is read when its turn comes, and where there are several
+processes, which then all ask about the same, each answers for its share; a list is one process's own."""
 
 NEEDS_SAMPLES = frozenset({"vote", "mean_likelihood"})
 """Ways that read K sampled traces; the others read one."""
@@ -124,41 +126,44 @@ def likelihood_scores(
     vlm: VLM, task: Task, clips: Pairs, traces: Sequence[Trace | Malformed | Opinion | None], batch: int
 ) -> Scores:
     """Option A for one trace a clip (None: blanked), or what is left of it."""
-    return _likelihoods(vlm, task, _batches(clips, traces, task.calibrator_prompt, batch))
+    return _likelihoods(vlm, task, clips, traces, task.calibrator_prompt, batch)
 
 
 def label_scores(vlm: VLM, task: Task, clips: Pairs, batch: int) -> Scores:
     """Label likelihoods behind Direct-SFT's question: no trace is read."""
-    asked = _batches(clips, [None] * len(clips), lambda clip_id, _: task.label_prompt(clip_id), batch)
-    return _likelihoods(vlm, task, asked)
+    return _likelihoods(vlm, task, clips, [None] * len(clips), lambda clip_id, _: task.label_prompt(clip_id), batch)
 
 
 def hidden_states(
     vlm: VLM, task: Task, clips: Pairs, traces: Sequence[Trace | Malformed | None], batch: int
 ) -> np.ndarray:
     """(C, D) features of option B."""
-    asked = _batches(clips, traces, task.calibrator_prompt, batch)
-    states = ranks.spread(lambda of: last_hidden(vlm, *of()).numpy(), asked)
+    states = _batches(clips, traces, task.calibrator_prompt, batch, partial(last_hidden, vlm))
     return np.concatenate(states).astype(np.float64)
 
 
-_Asked = Callable[[], tuple[list[EncodedClip], list[str]]]
-"""Gives features and prompts of a batch of clips when its turn comes, so that no more need be held."""
-
-
-def _likelihoods(vlm: VLM, task: Task, batches: Sequence[_Asked]) -> Scores:
-    logits = ranks.spread(lambda of: label_logprobs(vlm, *of(), task.labels).numpy(), batches)
+def _likelihoods(
+    vlm: VLM, task: Task, clips: Pairs, traces: Sequence[Any], ask: Callable[[str, Any], str], batch: int
+) -> Scores:
+    logits = _batches(
+        clips, traces, ask, batch, lambda known, prompts: label_logprobs(vlm, known, prompts, task.labels)
+    )
     logits = np.concatenate(logits).astype(np.float64)
     return Scores(logits, np.clip(1 - np.exp(logits).sum(1), 0, 1))
 
 
-def _batches(clips: Pairs, traces: Sequence[Any], ask: Callable[[str, Any], str], batch: int) -> list[_Asked]:
-    def asked(start: int) -> tuple[list[EncodedClip], list[str]]:
+def _batches(
+    clips: Pairs, traces: Sequence[Any], ask: Callable[[str, Any], str], batch: int, answer: Callable
+) -> list[np.ndarray]:
+    """What `answer` says to features and prompts of each batch of clips."""
+
+    def answered(start: int) -> np.ndarray:
         known, told = clips[start : start + batch], traces[start : start + batch]
         prompts = [ask(clip.clip_id, trace) for (clip, _), trace in zip(known, told, strict=True)]
-        return [encoded for _, encoded in known], prompts
+        return answer([encoded for _, encoded in known], prompts).numpy()
 
-    return [partial(asked, start) for start in range(0, len(clips), batch)]
+    starts = range(0, len(clips), batch)
+    return ranks.spread(answered, starts) if isinstance(clips, Known) else [answered(start) for start in starts]
 
 
 def vote_scores(task: Task, traces_C_K: Sequence[Sequence[Trace | Malformed]], smoothing: float = 1.0) -> Scores:

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from deepintuit import ranks
 from deepintuit.errors import VideoError
-from deepintuit.reasoner.gate import GateOf
 from deepintuit.reasoner.task import Clip, Task
 from deepintuit.runs import TraceRow
 from deepintuit.vlm import VLM, EncodedClip, Sample, sample_groups
+
+if TYPE_CHECKING:
+    from deepintuit.reasoner.gate import GateOf
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ __all__ = ["EXAMPLE", "GRAINS", "Grain", "Run", "TraceRow", "Workbench", "trace_
 EXAMPLE = "example.json"
 """In the root of a workbench that shows finished runs and takes no others: what they are of."""
 
-DIVIDED = ("coldstart", "grpo", "calibrate")
+DIVIDED = ("coldstart", "grpo", "calibrate", "evaluate", "predict")
 """The stages that several processes do together."""
 
 _APPEARS = 60.0
@@ -116,14 +116,15 @@ class Workbench:
                 f"Start it without torchrun and accelerate launch; {', '.join(DIVIDED)} divide their clips among "
                 "processes, and of others a run each goes beside the next, with its own CUDA_VISIBLE_DEVICES",
             )
-        begun: list[Run] = []
+        members: list[Run] = []
 
         def begin() -> tuple[str, list]:
-            begun.append(self._begin(stage, config, parent, name, seed, dataset))
-            return begun[0].id, begun[0].about["sessions"]
+            about_run = {"parent": parent, "name": name, "seed": int(seed), "dataset": dataset}
+            members.append(self._begin(stage, config, about_run))
+            return members[0].id, members[0].about["sessions"]
 
         run_id, sessions = ranks.first(begin)
-        return begun[0] if begun else self._joined(run_id, sessions)
+        return members[0] if members else self._joined(run_id, sessions)
 
     def _joined(self, run_id: str, sessions: list) -> Run:
         """The run that the leading process has begun, or found finished, to append to beside it."""
@@ -141,33 +142,17 @@ class Workbench:
                 )
             time.sleep(0.1)
 
-    def _begin(
-        self,
-        stage: str,
-        config: Mapping[str, Any],
-        parent: str | None,
-        name: str | None,
-        seed: int,
-        dataset: str | None,
-    ) -> Run:
+    def _begin(self, stage: str, config: Mapping[str, Any], about_run: Mapping[str, Any]) -> Run:
         if not _STAGE.fullmatch(stage):
             raise StoreError(f"the stage is called {stage!r}", "it names folders", "use one lower-case word")
         self.refuse_example()
-        if parent is not None:
-            self.run(parent)
-        settings = plain(config)
-        identity = {
-            "stage": stage,
-            "config": settings,
-            "parent": parent,
-            "name": name,
-            "seed": int(seed),
-            "dataset": dataset,
-        }
+        if about_run["parent"] is not None:
+            self.run(about_run["parent"])
+        identity = {"stage": stage, "config": plain(config), **about_run}
         key = hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode("ascii")).hexdigest()
         runs = self._folder("runs")
         with _starting, disk.Lock(runs / ".lock", wait=30):
-            folder = self._folder_of(stage, key, name)
+            folder = self._folder_of(stage, key, identity["name"])
             live = _live.get(str(folder.resolve()))
             if live is not None and live.writable:
                 return live

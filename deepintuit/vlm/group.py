@@ -1,7 +1,7 @@
 """The processes of one command, met over torch.distributed: data parallel training, one GPU (or CPU process) each.
 
 Each process computes the loss of its own clips, and gradients are added up once an update, as
-DistributedDataParallel does behind `no_sync`. Its own hooks, and those of accelerate and TRL, are left out on purpose:
+DistributedDataParallel does behind `no_sync`. The hooks of DistributedDataParallel, accelerate and TRL are not used:
 they exchange something in every pass, and the parts of a batch are not as many in one process as in another. So that
 these libraries see one process each, the launcher's variables are taken out of the environment.
 """
@@ -107,10 +107,10 @@ def draw(seed: int, step: int) -> None:
 
 
 def _exchange(value: Any) -> list[Any]:
-    found = [None] * ranks.count()
+    values = [None] * ranks.count()
     with _naming():
-        distributed.all_gather_object(found, value)
-    return found
+        distributed.all_gather_object(values, value)
+    return values
 
 
 @contextmanager
@@ -123,6 +123,8 @@ def _naming() -> Iterator[None]:
 
 
 def _ended(why: str) -> StoreError:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is on its way out
     return StoreError(
         f"another of the {ranks.count()} processes of this command has ended",
         f"none can go on without its gradients and parts ({why})",

@@ -135,8 +135,8 @@ class Resumable(Trainer):
         return group.total(loss)
 
     def _get_num_items_in_batch(self, *arguments) -> torch.Tensor | None:
-        found = super()._get_num_items_in_batch(*arguments)
-        return found if found is None else group.total(found)
+        count = super()._get_num_items_in_batch(*arguments)
+        return count if count is None else group.total(count)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's own numbers are means over the parts of all processes."""
