@@ -10,7 +10,7 @@ are answered as surely ("confidence": the system is too sure there). A pair must
 two as well. Holm's correction is over all that was tried, single slices and pairs at half of the level each: with
 probability 1 − level no slice is named falsely, whichever of nested ones is shown.
 
-The p of a slice is on the safe side at any size. Drawn by chance, its number of wrong clips is a sum of independent yes
+The p of a slice is on the safe side at any size. Drawn at random, its number of wrong clips is a sum of independent yes
 and no (hypergeometric in each bin of confidence), whose upper tail is bounded by a binomial's of the same mean
 (Hoeffding 1956). Clips of one source are alike: counts are divided by the design effect (Rao and Scott 1992), from an
 upper bound of the correlation within sources. A slice that is a source is compared clip by clip.
