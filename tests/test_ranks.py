@@ -79,8 +79,12 @@ def commands(bench, cold, tmp_path_factory):
     return made
 
 
-def copied(bench: Bench, folder: Path) -> Bench:
+def copied(bench: Bench, folder: Path, cold) -> Bench:
+    """With what the commands begin from, and none of the runs that other tests have made in the meantime."""
     own = bench.copy(folder)
+    for run in (own.path / "runs").iterdir():
+        if run.is_dir() and run.name != cold.id and not run.name.startswith("teach-"):
+            shutil.rmtree(run)
     features = own.path / "cache"
     if features.exists():
         features.rename(folder.with_name(f"{folder.name} cache"))
@@ -92,7 +96,7 @@ def both(bench, cold, commands, tmp_path_factory):
     """(bench, what it told) of one process, and of two, of which the second was killed in the last command; and what
     the launcher of those wrote."""
     root = tmp_path_factory.mktemp("ranks")
-    one, two = copied(bench, root / "one"), copied(bench, root / "two")
+    one, two = (copied(bench, root / name, cold) for name in ("one", "two"))
     out = str(root / "told")
     alone = [name for name in commands(one) if name != "killed"]  # comes last
     together.work(f"{out}-1", one.path, commands(one).values())

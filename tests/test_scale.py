@@ -104,7 +104,7 @@ def test_hidden_states_are_those_behind_the_last_token_of_the_prompt(vlm, clips)
 
 def test_a_batch_on_its_way_to_the_loss_holds_token_numbers_and_no_features(vlm, clips, narrow):
     """accelerate's loader is a batch ahead: what it holds lies beside the model."""
-    batch = _Collator(vlm, lambda row, epoch: Example(clips[row % 2], "What happens?", "theft"))(
+    batch = _Collator(vlm, lambda row, epoch: Example(clips[row % 2], "What happens?", "theft"), list("abab"))(
         [{"row": row} for row in range(4)]
     )
     parts = batch.pop("parts")
@@ -399,7 +399,9 @@ def test_a_model_that_differs_in_more_than_its_adapter_has_weights_of_its_own(ot
 
 def test_a_stage_says_that_several_gpus_are_visible_before_a_run_begins(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ModelError, match="2 GPUs are visible.*Set CUDA_VISIBLE_DEVICES=0"):
+    with pytest.raises(
+        ModelError, match="2 GPUs are visible.*torchrun --nproc-per-node 2.*or set CUDA_VISIBLE_DEVICES=0"
+    ):
         perform(None, Config(), "coldstart", None, sections=(), start=None)
     with pytest.raises(AttributeError):  # on a CPU it goes on to the workbench, which is none
         perform(None, Config().replace(model={"device": "cpu"}), "coldstart", None, sections=(), start=None)

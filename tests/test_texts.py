@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from deepintuit import config, labels, trace
 from deepintuit.errors import ConfigError, DeepIntuitError, LabelError
 from deepintuit.texts import DEEPEST, decoded, parse_json, parse_toml
-from deepintuit_analysis.review.tasks import Task
+from deepintuit_analysis.review.tasks import ReviewTask
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
 
@@ -131,7 +131,7 @@ def test_a_label_reads_back_however_its_accents_are_encoded(word, forms):
     text = unicodedata.normalize(forms[1], trace.render("think-answer", think=f"So {listed}.", answer=f" {listed} "))
     parsed = trace.parse(text, "think-answer", found)
     assert parsed.ok and parsed.label == listed and trace.argued_label(parsed, found) == listed
-    blind = Task("t", {"t1": "c1"}, (listed, "other"), blind=True)
+    blind = ReviewTask("t", {"t1": "c1"}, (listed, "other"), blind=True)
     assert written not in blind.covered(text)
     with pytest.raises(LabelError, match="same word"):
         labels.LabelSet.of("x", [listed, written])

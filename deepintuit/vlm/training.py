@@ -139,8 +139,9 @@ class Resumable(Trainer):
         return count if count is None else group.total(count)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's own numbers are means over the parts of all processes."""
-        numbers, everyone = self._metrics["train"], ranks.gather(dict(self._metrics["train"]))
+        """TRL's own numbers are means over the parts of all processes; a plain trainer has none."""
+        numbers = getattr(self, "_metrics", {"train": {}})["train"]
+        everyone = ranks.gather(dict(numbers))
         for name in dict.fromkeys(name for one in everyone for name in one):
             numbers[name] = [value for one in everyone for value in one.get(name, ())]
         if "num_tokens" in numbers:

@@ -60,7 +60,7 @@ def crew(site, tmp_path):
 
 
 def on_desk(page) -> None:
-    page.wait_for_selector("#review-item :is(.trace, .empty)")
+    page.wait_for_selector("#review-item :is(.trace, .empty, .finish)")
 
 
 def login(page, reviewing: Reviewing, name: str) -> None:
