@@ -30,6 +30,13 @@ def says(page, words: str, where: str = "#status") -> None:
     )
 
 
+def short(page) -> None:
+    """Asks for a trace of 64 tokens at most."""
+    page.click("#settings button")
+    page.locator("#tokens input[type=number]").fill("64")
+    page.keyboard.press("Tab")
+
+
 def ready(page, button: str) -> None:
     page.wait_for_function(f"document.querySelector('{button}')?.disabled === false")
 
@@ -252,9 +259,7 @@ def test_a_closed_page_ends_the_thread_within_a_second(page, live_site):
 def test_a_live_trace_ends_with_a_calibrated_distribution(page, live_site):
     page.goto(f"{live_site}/watch")
     ready(page, "#reason")
-    page.click("#settings button")
-    page.locator("#tokens input[type=number]").fill("64")
-    page.keyboard.press("Tab")
+    short(page)
     page.click("#reason")
     says(page, "Calibrated label", "#verdict")
     says(page, "token confidence")
@@ -276,9 +281,7 @@ def test_an_uploaded_clip_is_reasoned_about_and_its_frames_are_shown(page, live_
     write_clip(tmp_path / "mine.mp4", 30)
     page.locator("input[type=file]").set_input_files(tmp_path / "mine.mp4")
     says(page, "mine", "#screen")
-    page.click("#settings button")
-    page.locator("#tokens input[type=number]").fill("64")
-    page.keyboard.press("Tab")
+    short(page)
     page.click("#reason")
     says(page, "Calibrated label", "#verdict")
     loaded = "Array.from(document.querySelectorAll('.shot img')).filter((image) => image.naturalWidth).length === 8"
@@ -290,6 +293,7 @@ def test_two_sessions_at_once_one_reasons_one_waits_and_both_can_read(open_page,
     begin(first, live_site)
     second.goto(f"{live_site}/watch")
     ready(second, "#reason")
+    short(second)
     second.click("#reason")
     says(second, "You are number 2 in the queue")
     third = open_page()
