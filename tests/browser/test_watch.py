@@ -35,6 +35,7 @@ def short(page) -> None:
     page.click("#settings button")
     page.locator("#tokens input[type=number]").fill("64")
     page.keyboard.press("Tab")
+    page.wait_for_function("document.querySelector('#tokens input[type=range]').value === '64'")
 
 
 def ready(page, button: str) -> None:
