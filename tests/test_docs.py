@@ -270,13 +270,13 @@ def code_lines(path: Path) -> int:
 
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
-    "deepintuit": 10_983,
+    "deepintuit": 10_984,
     "deepintuit_analysis": 6_750,
     "deepintuit_app": 6_425,
     "deepintuit_clips": 2_525,
     "deepintuit_homecam": 2_010,
 }
-MOST_IN_ALL = 28_677
+MOST_IN_ALL = 28_678
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
 MOST_TO_READ = 2_061
