@@ -270,10 +270,10 @@ def code_lines(path: Path) -> int:
 
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
-    "deepintuit": 10_984,
-    "deepintuit_analysis": 6_750,
+    "deepintuit": 10_983,
+    "deepintuit_analysis": 6_753,
     "deepintuit_app": 6_425,
-    "deepintuit_clips": 2_525,
+    "deepintuit_clips": 2_519,
     "deepintuit_homecam": 2_010,
 }
 MOST_IN_ALL = 28_678

@@ -591,10 +591,12 @@ def test_sampled_traces_stand_beside_the_greedy_one(tmp_path: Path) -> None:
     ]
     workbench, run_id = workbench_with(tmp_path, tiny(), sampled=samples)
     (row,) = gather(workbench, [run_id]).sampled
-    assert (row.n, row.samples, row.temperature, row.greedy.value) == (4, 2, 1.0, 0.5)
+    assert (row.n, row.samples, row.temperature, row.provisional.value) == (4, 2, 1.0, 0.5)
     assert {k: estimate.value for k, estimate in row.passes.items()} == {1: 0.625, 2: 0.75}
     text = Page(run_card(workbench, run_id).read_text(encoding="utf-8")).text
     assert "Mean of samples % pass@2 %" in text and "4 2 1.0 50.0" in text
+    workbench, run_id = workbench_with(tmp_path / "lacking", tiny(), sampled=samples[:-1])
+    assert gather(workbench, [run_id]).sampled == [], "a sample that is not there is neither right nor wrong"
 
 
 def test_the_card_asks_nothing_of_the_network(tmp_path: Path) -> None:

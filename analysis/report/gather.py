@@ -49,13 +49,13 @@ PASSES = (1, 2, 4, 8, 16, 32)
 @dataclass(frozen=True)
 class Sampled:
     """The sampled traces of one system: G of each of n clips. `passes`: k → pass@k; pass@1 is the mean of samples, what
-    GRPO raises. `greedy`: the provisional label of the same clips."""
+    GRPO raises. `provisional`: the label of the same clips, by the trace that the table is about."""
 
     system: str
     n: int
     samples: int
     temperature: float
-    greedy: Estimate
+    provisional: Estimate
     passes: Mapping[int, Estimate]
 
 
@@ -195,7 +195,8 @@ def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig 
 
 
 def sampled(workbench: Workbench, table: Table) -> list[Sampled]:
-    """What sampling finds, of each system of a table in its order, where its clips have several sampled traces."""
+    """What sampling finds, of each reasoner of a table in its order, where all its clips have several sampled traces. A
+    teacher's traces are all alike, and its label is their vote."""
     raw = {trace: row for row in table.rows if row.key[1:] == ("raw", "none") for trace in row.frame["trace_id"]}
     systems = []
     for about in table.runs:
@@ -203,9 +204,13 @@ def sampled(workbench: Workbench, table: Table) -> list[Sampled]:
         traces = workbench.run(about["run_id"]).read("traces", names)
         row = next((raw[trace] for trace in traces["trace_id"] if trace in raw), None)
         drawn = traces[traces["sample"] > 0].assign(right=lambda rows: rows["provisional"] == rows["true_label"])
-        if row is None or drawn["sample"].nunique() < 2:
+        teacher = about["parent"] and workbench.run(about["parent"]).stage == "teach"
+        if row is None or teacher or drawn["sample"].nunique() < 2:
             continue
-        right_C_G = drawn.pivot(index="clip_id", columns="sample", values="right").loc[row.frame.index].to_numpy(bool)
+        right = drawn.pivot(index="clip_id", columns="sample", values="right").reindex(row.frame.index)
+        if right.isna().any(axis=None):
+            continue
+        right_C_G = right.to_numpy(bool)
         counts = [k for k in PASSES if k <= right_C_G.shape[1]]
         means = row.means(np.stack([row.right_C, *(pass_at_k(right_C_G, k) for k in counts)], 1))
         passes = dict(zip(counts, means[1:], strict=True))
