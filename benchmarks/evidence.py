@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 # As `deepintuit demo`: one thread a process, read when torch is loaded, here and in the processes that this one starts.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import numpy as np

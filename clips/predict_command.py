@@ -229,6 +229,6 @@ def _watch(predictor, options, out: Path, rules) -> int:
 def _folder(path: str) -> Path:
     if not os.path.isdir(path):
         raise DataError(
-            f"the folder {path!r} is gone", "it was being watched", "Repeat the command when it is there again"
+            f"the folder {path!r} is gone", "it was being watched", "Rerun the command when it is there again"
         )
     return Path(path)

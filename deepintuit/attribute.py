@@ -1,7 +1,7 @@
 """Attribute: which sentences of the traces of a split carried the calibrated labels (`reasoner.attribution`).
 
 It reads a finished run of evaluate or predict and asks its calibrator again about the same clips and traces. What
-it writes are rows of the grain `attributions`, a clip at a time: a killed run goes on where it stopped.
+it writes are rows of the grain `attributions`, a clip at a time: a killed run resumes where it stopped.
 
 Run it:  deepintuit attribute RUN
 """
@@ -27,7 +27,7 @@ def calibrator_in(source: Run) -> str:
         return calibrator
     lack, todo = "has no calibrator", "Give an evaluate or predict run of a system that has one"
     if calibrator:
-        lack, todo = "is not finished", "Repeat its command: it resumes"
+        lack, todo = "is not finished", "Rerun its command: it resumes"
     why = "what is asked is which sentences its calibrated labels rest on"
     raise StoreError(f"run {source.id!r}, of the stage {source.stage}, {lack}", why, todo)
 
@@ -57,9 +57,8 @@ def run(workbench: Workbench, config: Config, *, source: str, progress: bool = T
         rows = answers.read("predictions")
         rows = rows[(rows["method"] == "label_likelihood") & (rows["control"] == "none")].set_index("clip_id")
         traces = answers.read("traces").set_index("trace_id", drop=False)
-        missing = [
-            clip for clip in task.unlabelled(rows.index) if clip.clip_id not in run.done("attributions", "clip_id")
-        ]
+        done = run.done("attributions", "clip_id")
+        missing = [clip for clip in task.unlabelled(rows.index) if clip.clip_id not in done]
         batch = config.sampling.clips_per_batch
         for start in track(range(0, len(missing), batch), "Attributions", disable=not progress):
             for clip, encoded in local.encode(missing[start : start + batch]):

@@ -139,7 +139,7 @@ def _refuse_other_count(run: Run, config: Config) -> None:
         raise ConfigError(
             f"{run.id} goes on in {ranks.count()} processes, and was begun in {before}",
             f"model.lora_dropout = {config.model.lora_dropout} draws by process, so it would train other weights",
-            f"Repeat the command in {before} processes, or begin another run with model.lora_dropout=0",
+            f"Rerun the command in {before} processes, or begin another run with model.lora_dropout=0",
         )
 
 

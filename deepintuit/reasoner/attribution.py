@@ -7,8 +7,7 @@ the conclusion stay; the effect of the answer segment is that of the conclusion.
 is computed as one tree of prefixes.
 
 Effects do not sum to anything: of two sentences that say the same, neither is missed, and half of a question and its
-answer may be worse than none. Neither sets of sentences are left
-out, nor does an effect say that a sentence is true.
+answer may be worse than none. Sets of sentences are not left out, and an effect does not say that a sentence is true.
 """
 
 from __future__ import annotations

@@ -318,7 +318,7 @@ class Run:
                 raise StoreError(
                     f"{len(lacking)} parts of run {self.id!r}, {min(lacking)} for one, are not seen here",
                     f"another of the {ranks.count()} processes has written them",
-                    "See whether all machines have the workbench on one disk, then repeat the command: it resumes",
+                    "See whether all machines have the workbench on one disk, then rerun the command: it resumes",
                 )
             time.sleep(0.1)
 
