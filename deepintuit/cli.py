@@ -1,6 +1,6 @@
 """The command line: arguments → config → one stage.
 
-    deepintuit clips | teach | coldstart | grpo | calibrate | evaluate | attribute | predict | report | review | demo | app
+    deepintuit clips | teach | coldstart | grpo | calibrate | evaluate | attribute | embed | predict | report | review | demo | app
 
 Every stage takes `--config FILE`, `--set key=value`, `--seed`, `--workbench`, `--name` and `--dry-run`, and resumes where it was stopped.
 Bad input gives one sentence in three beats and exit code 2.
@@ -139,6 +139,12 @@ def _add_stages(commands) -> None:
     attribute = common(commands.add_parser("attribute", help=about, example="attribute RUN", settings="attribute"))
     attribute.add_argument("source", metavar="RUN", help="an evaluate or predict run of a system with a calibrator")
     attribute.set_defaults(run=_attribute, command="attribute")
+    about = "a vector of every clip, for the nearest clips beside a clip and the map of the dashboard"
+    embed = common(commands.add_parser("embed", help=about, example="embed kitchen", settings="embed"))
+    embed.add_argument("name", nargs="?", metavar="DATASET", help="default: the only one")
+    about = "by this video classifier (a folder, a hub id, or a run of `evaluate --reasoner encoder`) and not the model's visual tower"
+    embed.add_argument("--encoder", metavar="PATH", help=about)
+    embed.set_defaults(run=_embed, command="embed")
     about = "say what a config takes before its first hour: memory by part, updates, tokens, disk, time"
     plan = common(commands.add_parser("plan", help=about, example="plan --config configs/qwen2.5-vl-7b-lora.toml"))
     plan.add_argument("--clips", type=int, default=10_000, help="clips of all splits (default: %(default)s)")
@@ -253,6 +259,35 @@ def _attribute(options) -> int:
     if _dry(options, workbench, settings, [], inputs):
         return 0
     return _ended(attribute.run(workbench, settings, source=answers.id, progress=not options.quiet))
+
+
+def _embed(options) -> int:
+    workbench, settings = opened(options)
+    settings = with_dataset(settings.replace(clips={"dataset": options.name}) if options.name else settings)
+    inputs = {"encoder": options.encoder} if options.encoder else {"as": _newest_reasoner(workbench, settings)}
+    if options.dry_run:
+        console.print(f"[bold]deepintuit embed[/] {settings.clips.dataset!r} {inputs}")
+    from deepintuit.reasoner import inherited
+
+    settings, _ = inherited(workbench, settings, inputs.get("as"))
+    if options.dry_run:
+        print_settings(settings, "embed")
+        return 0
+    from deepintuit import embed
+
+    space, unreadable = embed.run(workbench, settings, encoder=options.encoder, progress=not options.quiet)
+    for clip_id, error in unreadable.items():
+        console.print(f"{clip_id} is left out: {error}", markup=False, soft_wrap=True)
+    console.print(f"{len(space.ids())} clips by the {space.about['name']}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _newest_reasoner(workbench, settings: Config) -> str | None:
+    """Whose settings say which tower sees the clips, and at how many frames; None where nothing is trained yet."""
+    try:
+        return _newest(workbench, ["grpo", "coldstart"], settings, "a reasoner")
+    except ConfigError:
+        return None
 
 
 def _trained(options, workbench, settings: Config, **inputs: str | None) -> int:

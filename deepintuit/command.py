@@ -32,6 +32,7 @@ SECTIONS = {
     "evaluate": ("evaluate", "calibrate", "gate", "judge", "clips", "prompt", "video", "model", "sampling"),
     "predict": ("gate", "clips", "prompt", "video", "model", "sampling"),
     "attribute": ("model", "video", "sampling"),
+    "embed": ("model", "video", "clips"),
     "report": ("evaluate",),
     "review": ("clips",),
     "demo": tuple(name for name in Config.model_fields if name not in ("seed", "report_to", "workbench")),

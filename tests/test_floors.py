@@ -20,11 +20,11 @@ BEFORE = {
 # The method, from the roof down. A module imports from below its own place: a later row, or in its row behind an arrow.
 FLOORS = {
     "doors": "cli → command",
-    "stages": "teach coldstart grpo calibrate evaluate attribute plan → stage",
+    "stages": "teach coldstart grpo calibrate evaluate attribute embed plan → stage",
     "reasoner": "reasoner judges",
     "model": "vlm",
     "wings": "endpoint → video",
-    "shelves": "data runs",
+    "shelves": "data runs embeddings",
     "sums": "rewards advantage schedule metrics",
     "words": "prompts → trace config → labels worlds",
     "ground": "disk worker ranks connections → errors texts parquet tables",

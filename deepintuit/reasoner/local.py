@@ -15,6 +15,7 @@ from deepintuit.errors import VideoError
 from deepintuit.reasoner.task import Clip, Task
 from deepintuit.runs import TraceRow
 from deepintuit.vlm import VLM, EncodedClip, Sample, sample_groups
+from deepintuit.vlm.clips import Place
 
 if TYPE_CHECKING:
     from deepintuit.reasoner.gate import GateOf
@@ -47,7 +48,7 @@ class Known(Sequence[tuple[Clip, EncodedClip]]):
         if not isinstance(index, slice):
             return self[index : index + 1 or None][0]
         rows, pairs = self._rows[index], []
-        with closing(self._encoder.encode_all(_places(video for _, video, _ in rows))) as features:
+        with closing(self._encoder.encode_all(places_of(video for _, video, _ in rows))) as features:
             for (clip, _, blank), encoded in zip(rows, features, strict=True):
                 if isinstance(encoded, VideoError):
                     raise encoded  # it could be read a moment ago
@@ -63,8 +64,8 @@ class Known(Sequence[tuple[Clip, EncodedClip]]):
         return Known(self._encoder, entries)
 
 
-def _places(clips: Iterable[Clip]):
-    return ((clip.clip_id, clip.path, clip.width, clip.height) for clip in clips)
+def places_of(clips: Iterable[Clip]) -> list[Place]:
+    return [(clip.clip_id, clip.path, clip.width, clip.height) for clip in clips]
 
 
 class LocalReasoner:
@@ -96,7 +97,7 @@ class LocalReasoner:
 
     def _encoded(self, clips: Sequence[Clip]) -> Iterator[tuple[Clip, EncodedClip]]:
         readable = [clip for clip in clips if clip.clip_id not in self.unreadable]
-        with closing(self.vlm.encoder.encode_all(_places(readable))) as features:
+        with closing(self.vlm.encoder.encode_all(places_of(readable))) as features:
             for clip, outcome in zip(readable, features, strict=True):
                 if isinstance(outcome, VideoError):
                     self.unreadable[clip.clip_id] = Unreadable(clip, outcome)

@@ -116,7 +116,7 @@ class ClipEncoder:
         self.passes = 0
         self._most_pixels()  # what cannot be is refused here
         self.tower = getattr(model.model, family.tower)
-        self._tower_hash = _fingerprint(self.tower)
+        self._tower_hash = fingerprint(self.tower)
         self._held: OrderedDict[str, EncodedClip] = OrderedDict()
         self._alive: WeakValueDictionary[str, EncodedClip] = WeakValueDictionary()  # rows about a clip share one
         self._room = self.memory_bytes
@@ -238,10 +238,16 @@ class ClipEncoder:
             self._room += self._held.popitem(last=False)[1].bytes
         return clip
 
-    def _key(self, clip_id: str) -> tuple:
+    @property
+    def recipe(self) -> tuple:
+        """What a clip's features hang on, beside its content: versions, the hash of the tower's weights, settings."""
         video = self.video
         settings = video.frames, video.fps, self._most_pixels(), video.min_pixels
-        return "features", _RECIPE, RECIPE, clip_id, self._tower_hash, *settings
+        return _RECIPE, RECIPE, self._tower_hash, *settings
+
+    def _key(self, clip_id: str) -> tuple:
+        ours, frames, *rest = self.recipe
+        return "features", ours, frames, clip_id, *rest
 
     @torch.no_grad()
     def _run_tower(self, clip_id: str, frames: Frames) -> EncodedClip:
@@ -273,7 +279,7 @@ class ClipEncoder:
         )
 
 
-def _fingerprint(tower: torch.nn.Module) -> str:
+def fingerprint(tower: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(name.encode())

@@ -101,7 +101,7 @@ def finetune(
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     folder.mkdir(parents=True, exist_ok=True)
-    keeper = _BestEpoch(vlm, folder, validate, recipe.patience, log, steps_an_epoch) if validate else None
+    keeper = BestEpoch(vlm, folder, validate, recipe.patience, log, steps_an_epoch) if validate else None
     trainer = _Trainer(
         model=vlm.model,
         args=arguments,
@@ -198,7 +198,7 @@ class _Epochs(TrainerCallback):
         self.collate.epoch = state.global_step // self.steps
 
 
-class _BestEpoch(TrainerCallback):
+class BestEpoch(TrainerCallback):
     """Validates after each epoch, keeps the best epoch's trained weights on disk, and stops when patience is out and
     the learning rate low."""
 

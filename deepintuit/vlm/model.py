@@ -151,7 +151,7 @@ class VLM:
                 "that run holds full weights, and a later load would lay the adapter over model.path instead",
                 "Give the folder as model.path, or set model.lora_rank=0",
             )
-        device = _device(settings.device)
+        device = device_of(settings.device)
         config = read_config(whole or located(settings.path, text_only=True))
         family = family_of(config, str(whole or settings.path))
         base = whole or located(settings.path)
@@ -358,7 +358,7 @@ def read_processor(folder: Path, config: transformers.PretrainedConfig, family: 
     return processor
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -29,6 +29,7 @@ from deepintuit.vlm.memory import ran_out
 WHOLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 ADAPTER_CONFIG, BASE = "adapter_config.json", "base.json"
 _ANOTHER = f"Give a local folder or a hub id of a checkpoint of {KNOWN} in model.path"
+VLM_KIND = "vision-language model"
 WHOLE_AGAIN = "Copy or download the checkpoint again, whole, with the config.json that it was saved with"
 
 
@@ -52,7 +53,7 @@ def located(path: str, *, text_only: bool = False) -> Path:
 
 
 @contextmanager
-def reading(source: str, kind: str = "vision-language model", todo: str = _ANOTHER) -> Iterator[None]:
+def reading(source: str, kind: str = VLM_KIND, todo: str = _ANOTHER) -> Iterator[None]:
     """What a library raises over the files of `source`, of whatever type, becomes a `ModelError`."""
     try:
         yield
@@ -68,7 +69,7 @@ def reading(source: str, kind: str = "vision-language model", todo: str = _ANOTH
         ) from error
 
 
-def read_config(folder: Path) -> PretrainedConfig:
+def read_config(folder: Path, kind: str = VLM_KIND, todo: str = _ANOTHER) -> PretrainedConfig:
     """The configuration of a checkpoint that may be opened. Raises `ModelError`.
 
     Refused are: code of the checkpoint's own, other files of weights than safetensors, weights that are quantised
@@ -80,7 +81,7 @@ def read_config(folder: Path) -> PretrainedConfig:
             "its base would be taken from wherever the adapter names one",
             "Give the base itself in model.path; a run's adapter is found by the name of the run",
         )
-    with reading(str(folder)):
+    with reading(str(folder), kind, todo):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         for file in folder.glob("*config.json"):
             json.loads(file.read_text(encoding="utf-8"), object_hook=partial(_hold_to_no_code, file))
@@ -91,7 +92,7 @@ def read_config(folder: Path) -> PretrainedConfig:
             "weights that are quantised already, or lie elsewhere, can be neither trained nor compared with a run's",
             "Give the checkpoint as its makers published it, with model.quantize=4bit where memory is short",
         )
-    with reading(str(folder)):
+    with reading(str(folder), kind, todo):
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
 
 
