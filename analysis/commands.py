@@ -117,8 +117,8 @@ def add_review(commands) -> None:
     for parser in (out, back):
         parser.add_argument("task", metavar="TASK")
         parser.add_argument("file", metavar="FILE")
-        about = "default: what the file's ending says; .json is Label Studio's"
-        parser.add_argument("--form", choices=("jsonl", "csv", "parquet", "label-studio"), help=about)
+        about = "default: what the file's ending says; .json is Label Studio's, .zip or .xml CVAT's"
+        parser.add_argument("--form", choices=("jsonl", "csv", "parquet", "label-studio", "cvat"), help=about)
     about = "all events of all tasks as readable text, a line of JSON each"
     verb("log", about, _log, "events.jsonl").add_argument("file", metavar="FILE")
     about = "Label Studio: what goes before a video's path (default: where it serves local storage)"

@@ -30,7 +30,7 @@ from deepintuit_app.slices import sentences
 Asked = Annotated[dict[str, Any], Body()]
 _NOT_KEPT = {"Cache-Control": "private, no-store"}
 _ENDINGS = import_export.FORMS | {"interface": ".xml"}
-_MEDIA = FORMATS | {"label-studio": "application/json", "interface": "application/xml"}
+_MEDIA = FORMATS | {"label-studio": "application/json", "interface": "application/xml", "cvat": "application/zip"}
 _MOST_HELD = 200
 
 

@@ -359,13 +359,16 @@ class Room:
             return import_export.label_config(task).encode()
         if form == "label-studio":
             return import_export.label_studio(self.context.look(), self.reviews, name)
+        if form == "cvat":
+            return import_export.cvat(self.context.look(), self.reviews, name)
         return import_export.dump(import_export.rows(self.reviews, name), form)
 
     def bring_in(self, name: str, reviewer: str, file: str, content: bytes) -> str:
         """The answers of a file into a task, for its leads; a sentence of what came of it. They say that they came from
         this file and by whom, since it names reviewers itself."""
         self.lead(name, reviewer)
-        rows = import_export.load(content, import_export.form_of(file))
+        places = import_export.places(self.context.look(), self.reviews, name)
+        rows = import_export.load(content, import_export.form_of(file), places)
         return str(import_export.bring_in(self.reviews, name, rows, f"{file[-100:]}, by {reviewer}"))
 
 

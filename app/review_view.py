@@ -40,6 +40,7 @@ _FORMS = (
     ("parquet", "Parquet"),
     ("label-studio", "Label Studio"),
     ("interface", "its interface"),
+    ("cvat", "CVAT"),
 )
 _MODEL = (("provisional", "provisional label"), ("calibrated", "calibrated label"))
 

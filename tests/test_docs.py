@@ -271,12 +271,12 @@ def code_lines(path: Path) -> int:
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
     "deepintuit": 11_422,
-    "deepintuit_analysis": 6_753,
-    "deepintuit_app": 6_425,
+    "deepintuit_analysis": 6_995,
+    "deepintuit_app": 6_428,
     "deepintuit_clips": 2_519,
     "deepintuit_homecam": 2_010,
 }
-MOST_IN_ALL = 29_120
+MOST_IN_ALL = 29_366
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
 MOST_TO_READ = 2_061

@@ -463,7 +463,9 @@ class Reader:
         quoted = str(path).replace("'", "''")
         self._connection.execute(f"ATTACH '{quoted}' AS workbench (READ_ONLY)")
         # Reviews come in all day; they lie beside the index, so that no judgement has it built anew.
-        _insert(self._connection, "reviews", reviewed.read(path.parent, public=guarded), create=True)
+        answers = reviewed.read(path.parent, public=guarded)
+        _insert(self._connection, "reviews", answers, create=True)
+        _insert(self._connection, "spans", reviewed.spans_of(answers), create=True)
         self._searched = "workbench.main,memory.main"
         if not guarded and len(places := _places(path.parent)):
             self._searched = "memory.main,workbench.main"

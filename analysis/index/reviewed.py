@@ -7,6 +7,7 @@ rules of `review.events`. A person's own query sees closed tasks only, and of th
 about: reviewers may not see what others answer before they have.
 """
 
+import json
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from deepintuit import disk, parquet
 from deepintuit.errors import StoreError
+from deepintuit_analysis.review import spans
 from deepintuit_analysis.review.events import Event, State, fold
 from deepintuit_analysis.review.log import newest, read_events
 
@@ -38,10 +40,12 @@ SCHEMA = pa.schema(
         ("source", _text),
         ("time", pa.timestamp("us")),
         ("event_id", _text),
+        ("spans", _text),
     ]
 )
 """`kind`: judged, skipped (with a `reason`), adjudicated. A judgement without label or verdict says unsure, where these
-were asked. `source`: where an imported one comes from. `time` is UTC, of the judgement itself where that is known."""
+were asked. `source`: where an imported one comes from. `time` is UTC, of the judgement itself where that is known.
+`spans`: JSON, as `review.spans` writes it; null: none were marked."""
 SHOWN = SCHEMA.append(pa.field("extra", pa.bool_()))
 """`extra`: a judgement beyond those asked for, which settles nothing."""
 _CACHED = SHOWN.append(pa.field("public", pa.bool_()))
@@ -60,8 +64,22 @@ def row_of(event: Event) -> dict[str, Any]:
         "task": event.task, "trace_id": event.item, "clip_id": event.clip, "reviewer": event.reviewer,
         "kind": str(event.kind), "time": time,
         "failing_sentence": sentence if type(sentence) is int and abs(sentence) < 2**63 else None,
-        "event_id": event.id, **{name: word if isinstance(word, str) else None for name, word in words.items()},
+        "event_id": event.id, "spans": spans.dumps(payload.get("spans") or ()),
+        **{name: word if isinstance(word, str) else None for name, word in words.items()},
     }  # fmt: skip
+
+
+def spans_of(reviews: pa.Table) -> pa.Table:
+    """A row for each span of a table of reviews."""
+    about = ["task", "trace_id", "clip_id", "reviewer", "kind", "extra", "event_id"]
+    marks = [
+        {**row, "start_seconds": span["start"], "end_seconds": span["end"], "label": span["label"]}
+        for row, text in zip(reviews.select(about).to_pylist(), reviews["spans"].to_pylist())
+        for span in json.loads(text or "[]")
+    ]
+    ends = [(name, pa.float64()) for name in ("start_seconds", "end_seconds")]
+    fields = [SHOWN.field(name) for name in about]
+    return pa.Table.from_pylist(marks, schema=pa.schema([*fields, *ends, ("label", _text)]))
 
 
 def rows(state: State, task: str | None = None) -> list[dict[str, Any]]:

@@ -37,6 +37,8 @@ def export(
     if form == "label-studio":
         content = import_export.label_studio(workbench, reviews, task, videos=videos or import_export.LOCAL_FILES)
         files = {target: content, target.with_suffix(".xml"): import_export.label_config(reviews.task(task)).encode()}
+    elif form == "cvat":
+        files = {target: import_export.cvat(workbench, reviews, task)}
     else:
         files = {target: import_export.dump(rows, form)}
     _write(console, files, dry)
@@ -69,11 +71,11 @@ def bring_in(
         content = Path(file).read_bytes()
     except OSError as error:
         raise DataError(f"{file!r} cannot be read", str(error.strerror), "name another file") from error
-    rows = import_export.load(content, form or import_export.form_of(file))
+    reviews = quality.reading(workbench.reviews)
+    places = import_export.places(workbench, reviews, task)
+    rows = import_export.load(content, form or import_export.form_of(file), places)
     if dry:
-        outcome = import_export.bring_in(
-            quality.reading(workbench.reviews), task, rows, source or Path(file).name, dry=True
-        )
+        outcome = import_export.bring_in(reviews, task, rows, source or Path(file).name, dry=True)
     else:
         with EventLog(workbench.reviews) as log:
             outcome = import_export.bring_in(Reviews(log), task, rows, source or Path(file).name)

@@ -15,6 +15,7 @@ from typing import Any
 
 from deepintuit.errors import DataError
 from deepintuit.runs.schema import storable
+from deepintuit_analysis.review import spans
 from deepintuit_analysis.review.tasks import ReviewTask
 
 
@@ -93,6 +94,7 @@ def _sound(fields: Mapping[str, Any]) -> bool:
     words += [fields.get(name) or "" for name in ("item", "clip")]
     sentence, times = None, [fields["time"]]
     if fields["kind"] in ("judged", "skipped", "adjudicated"):
+        spans.checked(payload.get("spans") or [])
         failing = payload.get("failing") or {}
         sentence, times = failing.get("sentence"), [*times, payload.get("said_at") or fields["time"]]
         words += [failing.get("in") or "", *(payload.get(name) or "" for name in _WORDS)]

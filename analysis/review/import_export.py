@@ -1,4 +1,4 @@
-"""Reviews in and out: JSONL, CSV, Parquet, and tasks of Label Studio.
+"""Reviews in and out: JSONL, CSV, Parquet, tasks of Label Studio, and spans as tracks of CVAT.
 
     content = dump(rows(reviews, "week 1"), "csv")
     bring_in(reviews, "week 1", load(content, "csv"), source="week-1.csv")
@@ -30,6 +30,7 @@ from deepintuit.tables import as_written, spreadsheet_safe
 from deepintuit.texts import decoded, parse_json
 from deepintuit_analysis.index.reviewed import SCHEMA, SHOWN, row_of
 from deepintuit_analysis.index.reviewed import rows as rows_of
+from deepintuit_analysis.review import spans
 from deepintuit_analysis.review.events import Event, Kind, State
 from deepintuit_analysis.review.reviews import Reviews, person
 from deepintuit_analysis.review.tasks import LONGEST_NOTE, PROCESSES, VERDICTS, ReviewTask
@@ -37,7 +38,7 @@ from deepintuit_analysis.review.tasks import LONGEST_NOTE, PROCESSES, VERDICTS, 
 if TYPE_CHECKING:
     from deepintuit_analysis import Workbench
 
-FORMS = {"jsonl": ".jsonl", "csv": ".csv", "parquet": ".parquet", "label-studio": ".json"}
+FORMS = {"jsonl": ".jsonl", "csv": ".csv", "parquet": ".parquet", "label-studio": ".json", "cvat": ".zip"}
 """Each form, and how its files end."""
 LOCAL_FILES = "/".join(("", "data", "local-files", "?d="))  # in parts: it looks like a path of a machine
 """Where Label Studio serves files that lie on its own disk, given their path below its document root."""
@@ -45,6 +46,7 @@ MOST_ROWS, MOST_BYTES = 1_000_000, 256 << 20
 """Of a Parquet file that is read, as it would be without compression."""
 _KINDS = ("judged", "skipped", "adjudicated")
 _STARRED = "starred"  # what Label Studio calls ground truth: an adjudication when by a lead, else a judgement
+_MARKED = "marked"  # spans of CVAT, which says nothing of what else is asked
 
 
 def rows(reviews: Reviews, name: str) -> list[dict[str, Any]]:
@@ -62,6 +64,7 @@ def dump(rows: Sequence[Mapping[str, Any]], form: str) -> bytes:
         return file.getvalue()
     records = [{**row, "time": row["time"].replace(tzinfo=UTC).isoformat()} for row in rows]
     if _known(form) == "jsonl":
+        records = [{**row, "spans": row["spans"] and json.loads(row["spans"])} for row in records]
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records).encode()
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, SHOWN.names)
@@ -70,14 +73,20 @@ def dump(rows: Sequence[Mapping[str, Any]], form: str) -> bytes:
     return text.getvalue().encode()
 
 
-def load(content: bytes, form: str) -> list[dict[str, Any]]:
+def load(content: bytes, form: str, places: Mapping[str, tuple[str, float]] | None = None) -> list[dict[str, Any]]:
     """Rows of a file, Label Studio's too; columns that it has not are None. DataError with the row's number for what
-    cannot be read."""
+    cannot be read. CVAT's need `places`, as of the function."""
     try:
         if form == "parquet":
             records = _parquet(content)
         elif form == "label-studio":
             records = list(_annotations(parse_json(decoded(content))))
+        elif form == "cvat":
+            marks = spans.from_cvat(content, places or {})
+            records = [
+                {"trace_id": item, "reviewer": reviewer, "kind": _MARKED, "spans": found}
+                for (item, reviewer), found in marks.items()
+            ]
         elif _known(form) == "jsonl":
             records = (parse_json(line, unique=True) for line in decoded(content).split("\n") if line.strip())
         else:
@@ -135,11 +144,13 @@ def _row(number: int, values: Any) -> dict[str, Any]:
         sentence = row["failing_sentence"]
         row["failing_sentence"] = None if sentence is None else _place(sentence)
         row["time"] = _instant(row["time"] or datetime.now(UTC))
+        marks = row["spans"]
+        row["spans"] = marks and spans.dumps(spans.checked(parse_json(marks) if isinstance(marks, str) else marks))
         for name, value in row.items():
             if not isinstance(value, str | int | float | datetime | None) or value != storable(value):
                 raise ValueError(f"its {name} is no text that can be kept")
         valid = isinstance(row["trace_id"], str) and isinstance(row["reviewer"], str)
-        if row["kind"] not in (*_KINDS, _STARRED) or not valid:
+        if row["kind"] not in (*_KINDS, _STARRED, _MARKED) or not valid:
             raise ValueError(f"it must name a trace_id, a reviewer and a kind: {', '.join(_KINDS)}")
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
@@ -192,6 +203,7 @@ def bring_in(
     two answers of one reviewer the newer comes in. Coming again changes nothing. `dry`: only count."""
     task = reviews.task(name)
     events = [_event(number, row, task, source) for number, row in enumerate(rows, 1)]
+    marked = {event.id for event, row in zip(events, rows) if row["kind"] == _MARKED}
     events.sort(key=_said_at, reverse=True)
     repeats, clashes, additions = 0, [], {}
     for event in events:
@@ -199,16 +211,28 @@ def bring_in(
         here = additions.get(place) or reviews.log.look(lambda state, event=event: _standing(state, event))
         if here is None:
             additions[place] = event
-        elif {**row_of(here), **_BESIDE} == {**row_of(event), **_BESIDE}:
+        elif _alike(row_of(here), row_of(event), event.id in marked):
             repeats += 1
         else:
             clashes.append((str(event.item), event.reviewer))
+    asked = [question for question in task.questions if question in ("label", "verdict")]
+    if asked and marked & {event.id for event in additions.values()}:
+        raise DataError(
+            f"spans of CVAT for the task {name!r}",
+            f"it asks for the {' and the '.join(asked)} too, of which CVAT's files say nothing",
+            "Bring them into a task that asks for spans alone",
+        )
     for event in () if dry else sorted(additions.values(), key=_said_at):
         reviews.log.append(lambda state, event=event: None if _standing(state, event) else event)
     return Imported(len(additions), repeats, clashes)
 
 
 _BESIDE = {"time": None, "event_id": None, "source": None}
+
+
+def _alike(here: Mapping[str, Any], row: Mapping[str, Any], marked: bool) -> bool:
+    """Whether two rows say the same; of `marked` ones the spans."""
+    return here["spans"] == row["spans"] if marked else {**here, **_BESIDE} == {**row, **_BESIDE}
 
 
 def _said_at(event: Event) -> str:
@@ -226,7 +250,7 @@ def _event(number: int, row: Mapping[str, Any], task: ReviewTask, source: str) -
     try:
         reviewer = person(row["reviewer"])
         starred = Kind.ADJUDICATED if reviewer in task.leads else Kind.JUDGED
-        kind = starred if row["kind"] == _STARRED else Kind(row["kind"])
+        kind = starred if row["kind"] == _STARRED else Kind.JUDGED if row["kind"] == _MARKED else Kind(row["kind"])
         if row["task"] not in (None, task.name) or item not in task.items:
             raise DataError(
                 f"the trace {item!r} of the task {row['task']!r}",
@@ -240,6 +264,7 @@ def _event(number: int, row: Mapping[str, Any], task: ReviewTask, source: str) -
             failing = {"sentence": row["failing_sentence"], "in": row["failing_in"]}
             payload |= {"failing": failing} if failing != {"sentence": None, "in": None} else {}
             payload |= {"note": row["note"]} if row["note"] else {}
+            payload |= {"spans": json.loads(row["spans"])} if row["spans"] else {}
             payload = task.checked(payload, whole=True)
         if kind is Kind.ADJUDICATED and reviewer not in task.leads:
             raise DataError(f"{reviewer!r} adjudicates", f"leads of this task do: {', '.join(task.leads)}", "ask one")
@@ -269,20 +294,17 @@ def label_studio(workbench: "Workbench", reviews: Reviews, name: str, *, videos:
            QUALIFY row_number() OVER (PARTITION BY facts.trace_id ORDER BY created DESC) = 1""",
         [list(task.items)],
     ).set_index("trace_id")
-    files = workbench.query(
-        """SELECT clip_id, any_value(coalesce(playable_path, path)) AS path FROM clips
-                               WHERE clip_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY clip_id""",
-        [list(task.items.values())],
-    ).set_index("clip_id")["path"]
+    files = _files(workbench, task)
     answers: dict[str, list[dict[str, Any]]] = {}
     for row in rows(reviews, name):
         answers.setdefault(row["trace_id"], []).append(row)
     entries = []
     for item, clip in task.items.items():
         fact = facts.loc[item].where(facts.loc[item].notna(), None) if item in facts.index else {}
-        text, path = fact.get("text") or "", files.get(clip)
+        text, file = fact.get("text") or "", files.get(clip, {})
         data = {
-            "video": videos + quote(path) if isinstance(path, str) else "",
+            "video": videos + quote(file["path"]) if file.get("path") else "",
+            "fps": file.get("fps"),
             "task": name,
             "trace_id": item,
             "text": task.covered(text) if task.blind else text,
@@ -301,7 +323,7 @@ def label_studio(workbench: "Workbench", reviews: Reviews, name: str, *, videos:
                 }
             ]
         )
-        annotations = [_annotation(row) for row in answers.get(item, [])]
+        annotations = [_annotation(row, file.get("fps")) for row in answers.get(item, [])]
         entries.append({"data": data, "predictions": guess, "annotations": annotations})
     return json.dumps(entries, ensure_ascii=False, indent=1).encode()
 
@@ -315,11 +337,71 @@ def _result(name: str, kind: str, value: Any) -> dict[str, Any]:
     return {"id": name, "from_name": name, "to_name": "video", "type": kind, "value": {key: value}}
 
 
-def _annotation(row: Mapping[str, Any]) -> dict[str, Any]:
+def _files(workbench: "Workbench", task: ReviewTask) -> dict[str, dict[str, Any]]:
+    """Of the task's clips: path, fps, width, height, frames; None where it is not known."""
+    rows = workbench.query(
+        """SELECT clip_id, any_value(coalesce(playable_path, path)) AS path, any_value(fps) AS fps,
+                  any_value(width) AS width, any_value(height) AS height, any_value(frames) AS frames
+           FROM clips WHERE clip_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY clip_id""",
+        [list(task.items.values())],
+    )
+    records = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    return {row.pop("clip_id"): row for row in records}
+
+
+def _rate(row: Mapping[str, Any], fps: float | None) -> float:
+    if not fps:
+        raise DataError(
+            f"the clip {row['clip_id']!r} has spans and no known frame rate",
+            "these programs count frames",
+            "export as JSONL, CSV or Parquet, which hold seconds",
+        )
+    return fps
+
+
+def places(workbench: "Workbench", reviews: Reviews, name: str) -> dict[str, tuple[str, float]]:
+    """What a file of CVAT may call a trace of the task (its id; the name of its clip's file, with or without ending,
+    where no other trace has it) → its id and frames a second."""
+    task = reviews.task(name)
+    files, named = _files(workbench, task), {}
+    for item, clip in task.items.items():
+        path = Path(files.get(clip, {}).get("path") or "")
+        for word in {path.name, path.stem} - {""}:
+            named.setdefault(word, set()).add(item)
+    unique = {word: next(iter(items)) for word, items in named.items() if len(items) == 1}
+    rates = {item: files.get(clip, {}).get("fps") for item, clip in task.items.items()}
+    return {
+        word: (item, rates[item]) for word, item in {**unique, **{item: item for item in rates}}.items() if rates[item]
+    }
+
+
+def cvat(workbench: "Workbench", reviews: Reviews, name: str) -> bytes:
+    """The spans that reviewers marked in a task as tracks of CVAT, a file for each trace; not what leads decided, who
+    may have judged themselves."""
+    task, marks = reviews.task(name), {}
+    files = _files(workbench, task)
+    for row in rows(reviews, name):
+        if row["spans"] and row["kind"] == "judged":
+            _rate(row, files.get(row["clip_id"], {}).get("fps"))
+            marks.setdefault(row["trace_id"], {})[row["reviewer"]] = json.loads(row["spans"])
+    items = []
+    for item, clip in task.items.items():
+        file = files.get(clip, {})
+        names, size = [item, Path(file.get("path") or "").name], (file.get("width") or 1, file.get("height") or 1)
+        items.append(spans.Marked(names, file.get("fps") or 1, size, int(file.get("frames") or 0), marks.get(item, {})))
+    return spans.to_cvat(items, task.labels)
+
+
+def _annotation(row: Mapping[str, Any], fps: float | None) -> dict[str, Any]:
     result = [_choice(name, row[name]) for name in _CHOSEN if row[name]]
     if row["failing_sentence"] is not None:
         result.append(_result("failing_sentence", "number", row["failing_sentence"] + 1))
     result += [_result(name, "textarea", [row[name]]) for name in _TYPED if row[name]]
+    for number, span in enumerate(json.loads(row["spans"] or "[]")):
+        first, last = spans.frames(span, _rate(row, fps))
+        value = {"ranges": [{"start": first + 1, "end": last + 1}], "timelinelabels": [span["label"]]}
+        region = {"id": f"span-{number}", "from_name": "spans", "to_name": "video", "type": "timelinelabels"}
+        result.append({**region, "value": value})
     return {
         "result": result,
         "was_cancelled": row["kind"] == "skipped",
@@ -344,6 +426,14 @@ def _annotations(tasks: Any) -> Iterable[dict[str, Any]]:
                     row[name] = text if isinstance(text, str) else "\n".join(text)
                 if "failing_sentence" in values:
                     row["failing_sentence"] = int(values["failing_sentence"]["number"]) - 1
+                marks = [
+                    spans.of_frames(part["start"] - 1, part["end"] - 1, label, _fps_of(data))
+                    for region in entry.get("result") or []
+                    if "timelinelabels" in region.get("value", {})
+                    for part in region["value"]["ranges"]
+                    for label in region["value"]["timelinelabels"]
+                ]
+                row |= {"spans": marks} if marks else {}
                 skipped = entry.get("was_cancelled") or entry.get("skipped")
                 by = entry.get("completed_by")
                 account = (by.get("email") or by.get("id")) if isinstance(by, dict) else by
@@ -358,6 +448,13 @@ def _annotations(tasks: Any) -> Iterable[dict[str, Any]]:
                 }
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"a task or annotation has no {error}") from error
+
+
+def _fps_of(data: Mapping[str, Any]) -> float:
+    fps = data.get("fps")
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < 1e4:
+        raise ValueError(f"{fps!r:.40} is no frame rate: a task with spans names its clip's in `fps`")
+    return fps
 
 
 def _single(name: str, choices: Sequence[str]) -> str | None:
@@ -383,7 +480,9 @@ def label_config(task: ReviewTask) -> str:
         '  <Header value="Failing sentence (the first is 1)"/>\n'
         '  <Number name="failing_sentence" toName="video" min="1"/>\n'
     )
+    labels = "".join(f"<Label value={quoteattr(label)}/>" for label in task.labels)
     parts = {
+        "spans": f'  <TimelineLabels name="spans" toName="video">{labels}</TimelineLabels>\n',
         "label": choices("label", task.labels),
         "verdict": choices("verdict", VERDICTS),
         "failing": number + choices("failing_in", PROCESSES),
@@ -391,14 +490,14 @@ def label_config(task: ReviewTask) -> str:
     }
     body = "".join(part for question, part in parts.items() if question in task.questions)
     return (
-        f'<View>\n  <Video name="video" value="$video"/>\n  <Text name="text" value="$text"/>\n{body}'
+        f'<View>\n  <Video name="video" value="$video" frameRate="$fps"/>\n  <Text name="text" value="$text"/>\n{body}'
         f"{text('reason')}{text('reviewer')}</View>\n"
     )
 
 
 def form_of(path: str | Path) -> str:
     """The form that a file's name tells; DataError for another ending."""
-    forms = [form for form, ending in FORMS.items() if Path(path).suffix.lower() == ending]
+    forms = [form for form, ending in [*FORMS.items(), ("cvat", ".xml")] if Path(path).suffix.lower() == ending]
     if not forms:
         raise DataError(
             f"{str(path)!r} names no form",

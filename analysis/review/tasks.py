@@ -18,11 +18,13 @@ from deepintuit.errors import DataError, nearest
 from deepintuit.labels import spellings
 from deepintuit.trace import GRAMMARS
 from deepintuit_analysis.index import browse
+from deepintuit_analysis.review import spans
 
 if TYPE_CHECKING:
     from deepintuit_analysis import Workbench
 
-QUESTIONS = ("label", "verdict", "failing", "note")
+QUESTIONS = ("label", "verdict", "failing", "note", "spans")
+"""`spans`: when something is to be seen in the clip (`review.spans`); asked only where a task names it."""
 VERDICTS = ("right", "wrong reasons", "wrong")
 """Of a trace: right; right label for wrong reasons; wrong. None as a label or verdict means "unsure"."""
 PROCESSES = ("seeing", "reasoning")
@@ -44,7 +46,7 @@ class ReviewTask:
     name: str
     items: Mapping[str, str]
     labels: Sequence[str] = ()
-    questions: Sequence[str] = QUESTIONS
+    questions: Sequence[str] = QUESTIONS[:4]
     reviewers: int = 1
     order: str | Mapping[str, float] = "random"
     gold: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -69,7 +71,8 @@ class ReviewTask:
                 (not self.seconds > 0, f"reserves for {self.seconds} s"),
                 (not 0 <= self.gold_share < 1, f"has a gold share of {self.gold_share}, not 0 to below 1"),
                 (not set(self.questions) <= set(QUESTIONS), f"asks something else than {', '.join(QUESTIONS)}"),
-                ("label" in self.questions and not self.labels, "asks for a label and lists none"),
+                ({"label", "spans"} & set(self.questions) and not self.labels, "asks for a label and lists none"),
+                (any("spans" in answers for answers in self.gold.values()), "has spans as gold, which are never equal"),
                 (not set(self.gold) <= set(self.items), "has gold traces that are not among its items"),
             )
             if bad
@@ -125,6 +128,7 @@ class ReviewTask:
                 lambda value: isinstance(value, str) and len(value) <= LONGEST_NOTE,
                 f"text up to {LONGEST_NOTE:,} characters",
             ),
+            "spans": (self._marks, 'a list of {"start": seconds, "end": seconds, "label": …}, with labels of the task'),
         }
         for name, answer in answers.items():
             if name not in self.questions or not rules[name][0](answer):
@@ -140,7 +144,13 @@ class ReviewTask:
                 "an item is judged once all is answered",
                 "answer it; None says unsure",
             )
-        return dict(answers)
+        return {**answers, **({"spans": spans.checked(answers["spans"])} if "spans" in answers else {})}
+
+    def _marks(self, answer: Any) -> bool:
+        try:
+            return {span["label"] for span in spans.checked(answer)} <= set(self.labels)
+        except ValueError:
+            return False
 
 
 def _fails(answer: Any) -> bool:

@@ -30,6 +30,7 @@ from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import console
 from deepintuit_analysis.index.reviewed import SCHEMA
 from deepintuit_analysis.review import fold, import_export, read_events
+from deepintuit_analysis.review.spans import Marked, to_cvat
 from deepintuit_clips import import_csv, import_jsonl
 
 SECONDS = 5.0
@@ -276,9 +277,10 @@ ROW = {
     "failing_sentence": 2,
     "time": "2026-01-02T03:04:05+00:00",
 }
+SPAN = {"start": 0.5, "end": 1.0, "label": "a"}
 STUDIO = [
     {
-        "data": {"task": "t", "trace_id": "i"},
+        "data": {"task": "t", "trace_id": "i", "fps": 8.0},
         "annotations": [
             {
                 "completed_by": {"email": "a@b"},
@@ -286,6 +288,7 @@ STUDIO = [
                 "result": [
                     {"from_name": "label", "value": {"choices": ["a"]}},
                     {"from_name": "failing_sentence", "value": {"number": 2}},
+                    {"value": {"ranges": [{"start": 1, "end": 4}], "timelinelabels": ["a"]}},
                 ],
             }
         ],
@@ -309,7 +312,7 @@ EVENTS = [
         for n, (kind, payload) in enumerate(
             [
                 ("opened", {"items": {"i": "c"}, "labels": ["a", "b"]}),
-                ("judged", {"label": "a", "failing": {"sentence": 1, "in": "seeing"}}),
+                ("judged", {"label": "a", "failing": {"sentence": 1, "in": "seeing"}, "spans": [SPAN]}),
                 ("undone", {"event": "1"}),
                 ("closed", {"closed": True}),
             ]
@@ -324,6 +327,17 @@ SQL = [
     b"SELECT unnest([1,2,NULL]), struct_pack(a := 1), x'ff'::BLOB, uuid()",
     b"SELECT path FROM duckdb_databases()",
 ]
+
+
+CVAT = (
+    b"<annotations><version>1.1</version><meta><task><id>1</id><name>i</name><size>80</size></task></meta>"
+    b'<track id="0" label="a"><box frame="3" outside="0"><attribute name="reviewer">ada</attribute></box>'
+    b'<box frame="9" outside="1"/></track></annotations>'
+)
+
+
+def _cvat(content: bytes) -> None:
+    import_export.load(content, "cvat", {"i": ("i", 8.0)})
 
 
 def _parquet() -> bytes:
@@ -352,6 +366,7 @@ def targets(folder: Path) -> dict[str, tuple[Callable[[bytes], None], list[bytes
         "reviews-csv": (_review("csv"), [table.encode()]),
         "reviews-label-studio": (_review("label-studio"), [json.dumps(STUDIO).encode()]),
         "reviews-parquet": (_review("parquet"), [_parquet()]),
+        "reviews-cvat": (_cvat, [CVAT, to_cvat([Marked(["i"], 8.0, (4, 3), 80, {"ada": [SPAN]})], ["a"])]),
         "sql": (files.sql, SQL),
     }
 

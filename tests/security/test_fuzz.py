@@ -10,7 +10,7 @@ from fuzz import LEAST, attack, targets
 INPUTS = int(os.environ.get("DEEPINTUIT_FUZZ", "0"))
 NAMES = (
     "settings assignments settings-file kept-settings labels csv jsonl traces answers events job_requests "
-    "reviews-jsonl reviews-csv reviews-label-studio reviews-parquet sql"
+    "reviews-jsonl reviews-csv reviews-label-studio reviews-parquet reviews-cvat sql"
 ).split()
 
 
