@@ -24,6 +24,7 @@ from deepintuit_analysis.index.build import file_signature, signatures
 from deepintuit_analysis.report.attribution import attributions
 from deepintuit_analysis.report.gather import labels_of, results_of, settings_of
 from deepintuit_analysis.report.results import CONTROLS, METHODS, Comparison, Result
+from deepintuit_analysis.report.steps import Why, first_false_steps, why_wrong
 from deepintuit_analysis.report.text import NAMES, shown
 from deepintuit_analysis.report.worst import Condition, Parts, WorstSlices, inside, parts_of, words_of, worst_of
 
@@ -122,7 +123,7 @@ class Analysis:
     compared with. `whole`: labelled clips that `mine` would have without a slice and conditions. `parts`: what they can
     be divided by. `validation`: `mine` on validation clips, where the same system was evaluated on them, by the run
     `chosen_in`. `stands_on`: its reasoner's and its calibrator's run. `attributions`: a row
-    a sentence, where they were asked for."""
+    a sentence, where they were asked for. `steps`: the first false step of each wrong trace of which it is known."""
 
     choice: Choice
     run_id: str
@@ -140,6 +141,16 @@ class Analysis:
     chosen_in: str = ""
     stands_on: tuple[str | None, str | None] = (None, None)
     attributions: pd.DataFrame = field(default_factory=pd.DataFrame)
+    steps: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def provisional(self) -> Result | None:
+        """The system's provisional label, be it `mine` or beside it."""
+        return self.mine if self.mine.method == "raw" else self.raw
+
+    @cached_property
+    def why(self) -> list[Why]:
+        return why_wrong(self.steps, self.provisional) if len(self.steps) else []
 
     @cached_property
     def worst(self) -> WorstSlices:
@@ -239,12 +250,13 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
         other_answers = other_answers[other_answers["control"] == "none"]
         [other_result] = _results(workbench, workbench.run(other_run), other_answers, labels)
     prompt = run.config.get("prompt", {})
-    mine = found[choice.method, "none"]
+    mine, raw = found[choice.method, "none"], found.get(("raw", "none"))
+    wrong = raw.frame.loc[~raw.right_C, "trace_id"].dropna() if raw is not None else ()
     return Analysis(
         choice,
         run_id,
         mine,
-        found.get(("raw", "none")) if choice.method != "raw" else None,
+        raw if choice.method != "raw" else None,
         {name: found[choice.method, name] for name in CONTROLS if (choice.method, name) in found},
         other_result,
         known,
@@ -256,6 +268,7 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
         *_on_validation(workbench, run, choice, labels),
         _stands_on(run),
         attributions(workbench, run_id),
+        first_false_steps(workbench, run_id, wrong),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from deepintuit.labels import NONE_LABEL
+from deepintuit_analysis.report.steps import false_step
 from deepintuit_app import errors_view as view
 from deepintuit_app import prose
 from deepintuit_app.analysis import Analysis
@@ -87,7 +88,8 @@ def clip_detail(analysis: Analysis, clip_id: str, trace: pd.Series | None) -> st
     if trace is not None:
         times = None if trace["frame_times"] is None else [float(at) for at in trace["frame_times"]]
         seconds = float(facts["seconds"]) if "seconds" in facts and pd.notna(facts["seconds"]) else None
-        fields["trace"] = prose.trace_html(trace["text"], analysis.grammar, times, seconds)
+        step = false_step(analysis.steps, trace["trace_id"])
+        fields["trace"] = prose.trace_html(trace["text"], analysis.grammar, times, seconds, mistake=step)
         fields["trace_id"] = trace["trace_id"]
         if isinstance(trace["reason"], str):
             fields |= {"malformed": view.reason_words(trace["reason"]), "detail": trace["detail"]}
@@ -112,8 +114,8 @@ def behind(analysis: Analysis, cell: str, threshold: float, by: str) -> tuple[st
     confusion.i.j (true label i answered as j, K is "no answer") · true.i · answered.j · turned.raw.rw (right by the
     provisional label, wrong now; also `other`, and any of r and w) · bin.k (confidence) · unsure (below the threshold)
     · slice.k (of the column `by`) · reason.<reason>
-    · follows.yes, follows.no · missed.k, alarm.k (true k not answered so, and the reverse; missed.k.0.25, alarm.k.0.25:
-    called k from that probability on)
+    · follows.yes, follows.no · why.<kind> (the first false step of its wrong trace) · missed.k, alarm.k (true k not
+    answered so, and the reverse; missed.k.0.25, alarm.k.0.25: called k from that probability on)
     """
     kind, *places = cell.split(".")
     frame, labels = analysis.mine.frame, (*analysis.labels, NONE_LABEL)
@@ -167,6 +169,10 @@ def behind(analysis: Analysis, cell: str, threshold: float, by: str) -> tuple[st
         elif kind == "follows" and len(places) == 1:
             mask = analysis.facts["follows"].reindex(frame.index) == places[0]
             title = f"The reasoning {view.FOLLOWS[places[0]]}"
+        elif kind == "why" and len(places) == 1:
+            [row] = [row for row in analysis.why if row.kind == places[0]]
+            mask = pd.Series(row.inside_C, analysis.provisional.frame.index).reindex(frame.index, fill_value=False)
+            title = f"Wrong by the provisional label: {row.words[0].lower()}{row.words[1:]}"
     except (ValueError, IndexError, KeyError, TypeError):  # an address written by hand
         return None
     return None if mask is None else (title, frame[np.asarray(mask, bool)].sort_values("confidence", ascending=False))

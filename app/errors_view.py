@@ -73,7 +73,7 @@ _HEADINGS = {
 _STRONG = 0.55
 SECTIONS = (
     "Classes", "Confusion", "Fixed and broken", "ROC and precision–recall", "Costs", "Reliability", "Risk and coverage",
-    "Controls", "What carried the label", "Slices by a column", "Worst slices", "Malformed traces",
+    "Controls", "What carried the label", "Slices by a column", "Worst slices", "Why is it wrong?", "Malformed traces",
 )  # fmt: skip
 """Titles on the page, for the links to them."""
 FOLLOWS = {"yes": "argues for its label", "no": "argues for another label"}
@@ -378,6 +378,39 @@ def worst(analysis: Analysis) -> str:
     return render("errors/worst.html", rows=rows, words=tried(analysis.worst))
 
 
+def why(found: Analysis) -> str:
+    """The first false step of wrong traces by kind, and what became of their clips; else how one gets to know it."""
+    result, told = found.provisional, {"rows": [], "name": "", "words": "", "what": "", "command": ""}
+    if result is None or result.frame["trace_id"].isna().all():
+        return render(
+            "errors/why.html", **told | {"what": "This system wrote no traces.", "todo": "It answers by label alone."}
+        )
+    wrong_C = ~result.right_C
+    n, known = int(wrong_C.sum()), sum(row.n for row in found.why)
+    if not n:
+        return render("errors/why.html", **told | {"what": "None of its provisional labels is wrong.", "todo": ""})
+    if known < n:
+        lacking = "no wrong trace" if not known else f"{known} of {n} wrong traces"
+        told |= {
+            "what": f"The first false step is known of {lacking}.",
+            "todo": "The clips of a rendered world have known facts; of these clips there are none.",
+        }
+    else:
+        told["words"] = f"Of all {n} wrong traces. Intervals are as on the run card: {how_sure(result)}."
+    own, calibrated = found.mine, result is not found.mine
+    for row in found.why:
+        inside_C = pd.Series(row.inside_C, result.frame.index).reindex(own.frame.index, fill_value=False).to_numpy()
+        first = result.frame["trace_id"][row.inside_C].iloc[0]
+        told["rows"].append(
+            row._asdict()
+            | {
+                "right": own.share(own.right_C, inside_C),
+                "url": address("traces", run=found.run_id, right="wrong", trace=first),
+            }
+        )
+    return render("errors/why.html", **told | {"name": found.name if calibrated else ""})
+
+
 def reasons(found: Analysis) -> str:
     """Why traces have no readable answer, with links to them, and what became of their clips."""
     listed, own = found.reasons, found.mine
@@ -412,7 +445,8 @@ def reasons(found: Analysis) -> str:
     ]
     malformed = bool(len(listed)) and bool((listed["reason"] != "well-formed").any())
     shown_as = {"rows": rows, "malformed": malformed, "slice": found.choice.slice}
-    return render("errors/reasons.html", **shown_as, follows=follows, before=found.raw is not None, name=found.name)
+    shown_as |= {"follows": follows, "before": found.raw is not None, "name": found.name}
+    return why(found) + render("errors/reasons.html", **shown_as)
 
 
 def _share_on(result: Result, inside_C: pd.Series) -> Estimate:

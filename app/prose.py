@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from deepintuit.texts import sentences
 from deepintuit.trace import GRAMMARS, Grammar, Mention, mentions, moment, pieces
+from deepintuit_analysis.report.steps import FalseStep
 from deepintuit_app.html import render
 
 TITLES = {
@@ -63,11 +64,12 @@ class Part(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """`at`: the moments it mentions, in seconds with commas between, for the script that lights it; `effect`: its row
-    of the grain `attributions`."""
+    """`at`: the moments it mentions, in seconds with commas between, for the script that lights it; `mistake`: why
+    it is marked, if it is; `effect`: its row of the grain `attributions`."""
 
     at: str
     parts: list[Part]
+    mistake: str = ""
     effect: Mapping[str, Any] | None = None
 
 
@@ -80,16 +82,18 @@ def trace_html(
     writing: bool = False,
     token_marks: Sequence[TokenMark] = (),
     effects: Mapping[int, Mapping[str, Any]] | None = None,
+    mistake: FalseStep | None = None,
 ) -> str:
     """The whole trace. `frame_times`: of the frames that the model saw, in seconds; `seconds`: the length of the clip,
     a moment past it is marked and does not seek; `writing`: more is to come; `token_marks`: sorted, without overlap;
-    `effects`: number of a sentence → its row of the grain `attributions`."""
+    `effects`: number of a sentence → its row of the grain `attributions`; `mistake`: the step to mark, none where it is
+    empty."""
     grammar = GRAMMARS[grammar] if isinstance(grammar, str) else grammar
     visible = _without_half_mark(text, grammar) if writing else text
     segments, numbers = [], itertools.count()
     for piece in pieces(visible, grammar):
         blank = len(visible[piece.start : piece.end]) - len(visible[piece.start : piece.end].lstrip())
-        cut = _sentences(visible, piece.start + blank, piece.end, frame_times, seconds, token_marks)
+        cut = _sentences(visible, piece.start + blank, piece.end, frame_times, seconds, token_marks, mistake)
         body = [sentence._replace(effect=(effects or {}).get(next(numbers))) for sentence in cut]
         segments.append((piece.name, TITLES.get(piece.name, piece.name), body, writing and piece.open))
     return render("trace.html", segments=segments)
@@ -102,6 +106,7 @@ def _sentences(
     frame_times: Sequence[float] | None,
     seconds: float | None,
     token_marks: Sequence[TokenMark],
+    mistake: FalseStep | None,
 ) -> Iterator[Sentence]:
     """Characters start … end of a text."""
     inner = text[start:end]
@@ -118,7 +123,8 @@ def _sentences(
             place = mention.end
         parts += _plain(text, start + place, start + last, token_marks)
         at = ",".join(f"{at:.3f}" for at in moments if seconds is None or at <= seconds)
-        yield Sentence(at, [part for part in parts if part.text])
+        marked = mistake is not None and mistake.begins < start + last and start + first < mistake.ends
+        yield Sentence(at, [part for part in parts if part.text], mistake.words if marked else "")
 
 
 def _chip(words: str, at: float | None, seconds: float | None) -> Part:

@@ -19,6 +19,7 @@ from deepintuit.errors import DeepIntuitError
 from deepintuit.tables import FORMATS
 from deepintuit_analysis.index import browse, clips, reviewed
 from deepintuit_analysis.index.browse import FLIPS, SORTS, TraceFilter
+from deepintuit_analysis.report.steps import false_step, first_false_steps
 from deepintuit_app import links, media, prose, slices, sql_view
 from deepintuit_app.context import AppContext, apart
 from deepintuit_app.html import address, empty, heading, note, render
@@ -179,6 +180,7 @@ def _one(
     grammar, seconds = clips.grammar_of(context.workbench, fact["run_id"]), (clip or {}).get("seconds")
     scores = browse.scores_of(context.workbench, fact["trace_id"])
     people = reviewed.fails_in(context.workbench.index_path.parent, fact["trace_id"]) if "sufficient" in scores else ()
+    step = false_step(first_false_steps(context.workbench, fact["run_id"], [fact["trace_id"]]), fact["trace_id"])
     return {
         "fact": fact,
         "uncoloured": why_not,
@@ -188,8 +190,10 @@ def _one(
             fact["true_label"],
             people,
             clips.gate_of(context.workbench, fact["run_id"]),
+            step,
         ),
-        "text": row["text"].strip() and prose.trace_html(row["text"], grammar, times, seconds, token_marks=marks),
+        "text": row["text"].strip()
+        and prose.trace_html(row["text"], grammar, times, seconds, token_marks=marks, mistake=step),
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from deepintuit.labels import LabelSet
 from deepintuit.trace import mismatch, parse
+from deepintuit_analysis.report.steps import KINDS, SOURCES, FalseStep
 from deepintuit_analysis.review.quality import failed
 from deepintuit_app.html import render
 
@@ -41,12 +42,15 @@ def verdicts(
     true_label: str | None,
     people: Sequence[str] = (),
     gate: Mapping[str, Any] | None = None,
+    step: FalseStep | None = None,
 ) -> str:
     """A short list; empty where nothing is known. `people`: the process in which the trace fails, by each who named
-    one. `gate`: the settings of its run, empty where it had none, None where they are not known."""
+    one. `gate`: the settings of its run, empty where it had none, None where they are not known. `step`: its first
+    false one, where it is known."""
     lines = (
         _seeing(scores, row, true_label),
         _people(scores, row, true_label, people),
+        _false(row, true_label, step),
         _arguing(scores, row),
         _thinking(row, gate),
     )
@@ -75,6 +79,14 @@ def _people(scores: Scores, row: Mapping[str, Any], true_label: str | None, peop
     agrees = set(people) == {process}
     against = "the judge says the same" if agrees else f"by the judge it fails in {process or 'neither'}"
     return Line(f"By reviewers it fails in {counts}; {against}.")
+
+
+def _false(row: Mapping[str, Any], true_label: str | None, step: FalseStep | None) -> Line | None:
+    if step is None or step.kind == "malformed" or (step.kind == "none" and row["provisional"] == true_label):
+        return None
+    if step.kind == "none":
+        return Line("Every step is right, and the provisional label is wrong.", quiet=f"Told {SOURCES[step.by]}.")
+    return Line(f"{KINDS[step.kind]}: the step is marked.", "First false step", "bad", f"Told {SOURCES[step.by]}.")
 
 
 def _arguing(scores: Scores, row: Mapping[str, Any]) -> Line | None:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from deepintuit.errors import ConfigError, DataError, nearest
 from deepintuit.labels import NONE_LABEL, LabelSet, spellings
+from deepintuit.texts import sentences
 
 FALLBACK = "Let's analyze the problem step by step."
 """What the first box holds when the model wants to think before it answers (VideoAuto-R1)."""
@@ -329,6 +330,13 @@ def pieces(text: str, grammar: Grammar | str) -> list[Piece]:
         parts.append(Piece(segment.name, inner, len(text) if end < 0 else end, end < 0))
         at = len(text) if end < 0 else end + len(segment.close)
     return parts
+
+
+def sentences_of(text: str, grammar: Grammar | str) -> list[Piece]:
+    """The sentences of any text, piece by piece; by their places in the list attributions, judges and reviews name
+    them."""
+    cut = pieces(text, grammar)
+    return [Piece(piece.name, *span) for piece in cut for span in sentences(text, piece.start, piece.end)]
 
 
 def _blocks(text: str, grammar: Grammar) -> tuple[_Fault | None, list[tuple[str, int, int]]]:

@@ -16,12 +16,22 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from deepintuit.errors import ConfigError, VideoError, VideoReason, nearest
 
 RENDERED = "rendered.json"
 """Beside clips that a world renders when they are first looked at: its name, and SHA-256 by file name."""
+
+
+class Step(NamedTuple):
+    """Characters `begins` … `ends` of a text, and whether they say what is so. `kind`: observation, summary (of what
+    was seen), policy, conclusion."""
+
+    begins: int
+    ends: int
+    kind: str
+    true: bool
 
 
 class World(Protocol):
@@ -40,6 +50,9 @@ class World(Protocol):
 
     def misread(self, text: str, facts: Any) -> list[str]:
         """Facts that an observation gets wrong or leaves out, by name."""
+
+    def steps(self, text: str, facts: Any) -> list[Step]:
+        """The steps of a reasoning, each held against what a teacher without errors writes of these facts."""
 
     def render_clip(self, path: Path) -> None:
         """Write the clip that a file of this name holds, the same bytes each time."""

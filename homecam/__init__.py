@@ -16,7 +16,7 @@ from pathlib import Path
 
 from deepintuit_homecam import clips
 from deepintuit_homecam.draw import homes
-from deepintuit_homecam.teacher import label_of_observation, misread, write_trace
+from deepintuit_homecam.teacher import label_of_observation, misread, steps, write_trace
 from deepintuit_homecam.world import LABELS, Facts, sample_facts
 
 MODEL = Path(__file__).parent / "model"
@@ -31,6 +31,7 @@ __all__ = [
     "listing",
     "misread",
     "render_clip",
+    "steps",
     "unpack_example",
     "write_clips",
     "write_trace",

@@ -19,7 +19,7 @@ from itertools import product
 
 from deepintuit_homecam import MODEL, clips
 from deepintuit_homecam.draw import Home
-from deepintuit_homecam.household_teacher import label_of_observation, misread, write_trace
+from deepintuit_homecam.household_teacher import label_of_observation, misread, steps, write_trace
 from deepintuit_homecam.policies import LABELS, Facts, decided, odds, with_idle_box
 from deepintuit_homecam.scene import ACTORS, ACTS, INDOORS, LIGHTS, PLACES, Part, scripts
 
@@ -32,6 +32,7 @@ __all__ = [
     "listing",
     "misread",
     "render_clip",
+    "steps",
     "write_clips",
     "write_trace",
 ]

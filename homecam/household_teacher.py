@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import re
 
+from deepintuit.worlds import Step
 from deepintuit_homecam.policies import LABELS, Facts, Policy, decided, with_idle_box
 from deepintuit_homecam.scene import INDOORS
 from deepintuit_homecam.witness import (
@@ -20,8 +21,10 @@ from deepintuit_homecam.witness import (
     event,
     misperceived,
     observation,
+    openings,
     read_observation,
     scene_told,
+    steps_of,
 )
 
 KNOWS_EXCEPTIONS = 0.4
@@ -48,6 +51,15 @@ def write_trace(
     if rng.random() < errors.form:
         text = broken(text, caption, label, rng)
     return {"observation": caption, "think": argued, "answer": label, "text": text}
+
+
+def steps(text: str, facts: Facts) -> list[Step]:
+    """Of a reasoning, held against the policies with their exceptions. What hangs on a box that nobody touches is no
+    step of anybody's."""
+    policy = decided(facts, without=("idle box",))
+    observations = (observation(facts, idle_box=idle) for idle in (True, False))
+    reasons = f"{event(facts)} {weighed(facts, policy)} So it is {next(iter(policy.odds))}."
+    return steps_of(text, *openings(facts), *observations, reasons)
 
 
 def weighed(facts: Facts, policy: Policy) -> str:

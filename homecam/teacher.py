@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 
+from deepintuit.worlds import Step
 from deepintuit_homecam.scene import INDOORS
 from deepintuit_homecam.witness import (
     BOX_PHRASES,
@@ -21,8 +22,10 @@ from deepintuit_homecam.witness import (
     event,
     misperceived,
     observation,
+    openings,
     read_observation,
     scene_told,
+    steps_of,
 )
 from deepintuit_homecam.world import LABELS, OUTCOMES, WATCH, Facts, alarm_on, belongs
 
@@ -38,6 +41,12 @@ def misread(text: str, facts: Facts) -> list[str]:
     """What an observation says otherwise than it was, or leaves out: names of facts."""
     truth, stated = read_observation(observation(facts)), read_observation(text)
     return [name for name, value in truth.items() if stated.get(name) != value]
+
+
+def steps(text: str, facts: Facts) -> list[Step]:
+    """Of a reasoning, held against the rule of the house: habits are no step of anybody's."""
+    allowed, label = _conclude(facts)
+    return steps_of(text, *openings(facts), observation(facts), reasoning(facts, allowed, label))
 
 
 def reasoning(facts: Facts, allowed: bool, label: str) -> str:
@@ -67,7 +76,9 @@ def write_trace(facts: Facts, seed: int, errors: Errors = USUAL) -> dict[str, st
     purpose)."""
     rng = random.Random(f"teacher/{facts}/{seed}")
     perceived = misperceived(facts, rng, errors)
-    allowed, label = _conclude(perceived, rng, errors)
+    allowed, label = _conclude(perceived)
+    if rng.random() < errors.conclusion:
+        label = rng.choice(LABELS.labels)
     caption, argued = observation(perceived, rng), reasoning(perceived, allowed, label)
     text = f"<think> {caption} {argued} </think><answer> {label} </answer>"
     if rng.random() < errors.form:
@@ -75,10 +86,6 @@ def write_trace(facts: Facts, seed: int, errors: Errors = USUAL) -> dict[str, st
     return {"observation": caption, "think": argued, "answer": label, "text": text}
 
 
-def _conclude(facts: Facts, rng: random.Random, errors: Errors) -> tuple[bool, str]:
-    alarm = alarm_on(facts.light, facts.place)
-    allowed = belongs(facts.who, alarm)
-    label = OUTCOMES[facts.act][0 if allowed else 1]
-    if rng.random() < errors.conclusion:
-        label = rng.choice(LABELS.labels)
-    return allowed, label
+def _conclude(facts: Facts) -> tuple[bool, str]:
+    allowed = belongs(facts.who, alarm_on(facts.light, facts.place))
+    return allowed, OUTCOMES[facts.act][0 if allowed else 1]

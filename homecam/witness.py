@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from deepintuit.worlds import Step
 from deepintuit_homecam.scene import ACTORS, INDOORS, LIGHTS, PLACES, Scene, act_of, touched
 
 Seen = TypeVar("Seen", bound=Scene)
@@ -32,6 +33,13 @@ ACT_PHRASES = {
     "trips": "goes down and gets up",
 }
 BOX_PHRASES = {"none": "no box", "floor": "box down", "held": "box held"}
+_STEP = re.compile(r"(?:(?!\.(?:\s|$)).)+\.?(?:\s+(?:Night|Alike|Watch)\?[^.]*\.)*", re.S)
+_STEPS = {
+    "observation": re.compile(r"It is \w+( at |\.)|An? \w+ is seen|Frame \d"),
+    "summary": re.compile(r"So the "),
+    "conclusion": re.compile(r"So it is |Check: |\w+ or \w+\?"),
+}
+"""A sentence, or a chain of questions with their answers; and by how it begins its kind: a policy where by none."""
 _KINDS = {"resident": "family", "child": "family", "courier": "an outsider", "stranger": "an outsider", "dog": "a pet"}
 
 
@@ -57,9 +65,7 @@ USUAL = Errors()
 def observation(facts: Scene, rng: random.Random | None = None, *, idle_box: bool = True) -> str:
     """What is seen, quarter by quarter, naming states and the first frame of each quarter (of 8). No conclusion.
     Without `idle_box`, boxes are passed over where nobody touches one."""
-    opening = f"It is {facts.light} at the {facts.place}. A {facts.who} is seen."
-    if rng and rng.random() < 0.3:
-        opening = f"A {facts.who} is seen at the {facts.place}. It is {facts.light}."
+    opening = openings(facts)[1 if rng and rng.random() < 0.3 else 0]
     boxes = idle_box or touched(facts)
     lines = [
         f"Frame {2 * index + 1}: {'nobody' if posture == 'nobody' else f'{facts.who} {posture}'}"
@@ -67,6 +73,30 @@ def observation(facts: Scene, rng: random.Random | None = None, *, idle_box: boo
         for index, (posture, box) in enumerate(facts.quarters)
     ]
     return " ".join([opening, *lines])
+
+
+def openings(facts: Scene) -> tuple[str, str]:
+    """How an observation may begin."""
+    return (
+        f"It is {facts.light} at the {facts.place}. A {facts.who} is seen.",
+        f"A {facts.who} is seen at the {facts.place}. It is {facts.light}.",
+    )
+
+
+def steps_of(text: str, *true: str) -> list[Step]:
+    """The steps of a text; those are true that stand in one of the texts `true`."""
+    truths = {_words(match) for sentence in true for match in _STEP.finditer(sentence)}
+    steps = []
+    for match in _STEP.finditer(text):
+        if words := _words(match):
+            kind = next((kind for kind, opening in _STEPS.items() if opening.match(words)), "policy")
+            blank = len(match[0]) - len(match[0].lstrip())
+            steps.append(Step(match.start() + blank, match.start() + len(match[0].rstrip()), kind, words in truths))
+    return steps
+
+
+def _words(match: re.Match[str]) -> str:
+    return " ".join(match[0].split())
 
 
 def read_observation(text: str) -> dict[str, str]:

@@ -157,62 +157,41 @@ sentences
 # held against what a teacher who makes no mistake would have written of the same clip.
 
 # %%
-from deepintuit_homecam import facts_of
+from deepintuit_analysis.report.steps import KINDS, false_step, first_false_steps
 
-notes = task.manifest.frame.set_index("clip_id")["notes"]
-known = "facts" in notes[first.clip_id]
-facts = facts_of(notes[first.clip_id]["facts"]) if known else None
-print(facts or "No facts are known of these clips: the rest of this section needs the embedded world.")
-
-# %% [markdown]
-# Its openings vary, so a few of its texts are laid together. What the trace says, and none of them, is false.
-
-# %%
-import re
-
-from deepintuit_homecam.teacher import Errors, write_trace
-
-STEP = r"(?<=[.]) (?!Night|Alike|Watch)"  # a sentence, or a chain of question and answer
-if known:
-    perfect = " ".join(write_trace(facts, seed, Errors.none())["text"] for seed in range(20))
-    said = re.split(STEP, re.sub("<answer>.*|<.*?>", "", trace.text).strip())
-    print("\n".join(f"{'  ' if step in perfect else '✗ '}{step}" for step in said))
+step = false_step(first_false_steps(wb, run.id, [first.trace_id]), first.trace_id)
+print(f"{KINDS[step.kind]}: {trace.text[step.begins : step.ends]!r}" if step else "No facts are known of it.")
 
 # %% [markdown]
 # What comes first may drag the rest along. So for every wrong trace of the run, all classes together: which is the *first* false step?
 
 # %%
-from rich.progress import track
+from deepintuit_analysis.report.steps import why_wrong
 
-begins = []
-wrong = wb.query(
-    "SELECT clip_id, text FROM traces WHERE run_id = ? AND provisional <> true_label AND sample = 0",
-    [run.id],
-)
-for row in track(list(wrong.itertuples()) if known else [], "Wrong traces"):
-    true = facts_of(notes[row.clip_id]["facts"])
-    perfect = " ".join(write_trace(true, seed, Errors.none())["text"] for seed in range(20))
-    steps = re.split(STEP, re.sub("<answer>.*|<.*?>", "", row.text).strip())
-    begins.append(next((step.split()[0] for step in steps if step not in perfect), "(nothing is false)"))
-
-# %%
-pd.Series(begins, name="traces whose first false step begins so").value_counts().to_frame()
+provisional = rows[system, "raw", "none"]
+wrong = provisional.frame[~provisional.right_C]
+told = first_false_steps(wb, run.id, wrong.trace_id)
+kinds = [[it.words, it.n, it.share.value, it.share.low, it.share.high] for it in why_wrong(told, provisional)]
+pd.DataFrame(kinds, columns=["first false step", "traces", "share", "low", "high"]).round(2)
 
 # %% [markdown]
-# *It* and *A* open the scene, *Frame* tells what is seen in a quarter of the clip, *So* sums up, *Outdoors?* and *Alarm?* compare, a class
-# name weighs two of them, *Check:* verifies.
+# A *summary* tells in a sentence who does what, a *policy* step compares what was said (*Alarm?*, *Alike?*), a *conclusion* names the class or
+# checks it. The page Errors has the same table, with a button behind each number.
 
 # %%
+from deepintuit_homecam import facts_of
 from deepintuit_homecam.world import habit
 
-if known:
-    blameless = wrong.clip_id[[begin.startswith("(") for begin in begins]]
-    by_habit = sum(habit(facts_of(notes[clip]["facts"])) is not None for clip in blameless)
-    print(f"Wrong traces: {len(wrong)}. Of these with every sentence true: {len(blameless)}.\n"
-          f"Of those where a habit of the house overrules the rule: {by_habit}.")
+# %%
+notes = task.manifest.frame.set_index("clip_id")["notes"]
+blameless = wrong.index[wrong.trace_id.isin(told.index[told.kind == "none"])]
+known = [facts_of(notes[clip]["facts"]) for clip in blameless if "facts" in notes[clip]]
+by_habit = sum(habit(facts) is not None for facts in known)
+print(f"Wrong traces: {len(wrong)}. Of these with every step true: {len(blameless)}.\n"
+      f"Of those where a habit of the house overrules the rule: {by_habit}.")
 
 # %% [markdown]
-# Where every sentence is true and the answer is wrong all the same, no better eye would help. The embedded world has such clips on purpose:
+# Where every step is true and the answer is wrong all the same, no better eye would help. The embedded world has such clips on purpose:
 # habits that no teacher's trace explains, and that only labels tell of.
 
 # %% [markdown]

@@ -270,16 +270,16 @@ def code_lines(path: Path) -> int:
 
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
-    "deepintuit": 11_422,
-    "deepintuit_analysis": 6_995,
-    "deepintuit_app": 6_428,
+    "deepintuit": 11_428,
+    "deepintuit_analysis": 7_098,
+    "deepintuit_app": 6_492,
     "deepintuit_clips": 2_519,
-    "deepintuit_homecam": 2_010,
+    "deepintuit_homecam": 2_037,
 }
-MOST_IN_ALL = 29_366
+MOST_IN_ALL = 29_575
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
-MOST_TO_READ = 2_061
+MOST_TO_READ = 2_065
 
 
 def test_rooms_stay_within_their_lines(record_property):

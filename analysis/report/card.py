@@ -124,6 +124,8 @@ def _page(story: Story) -> str:
         "sampled": story.sampled,
         "passes": sorted({k for row in story.sampled for k in row.passes}),
         "kinds": KINDS,
+        "why": story.why,
+        "known": sum(row.n for row in story.why),
         "runs": _runs(story),
         "clips": _clips(story),
         "excluded": story.excluded.to_dict("records"),

@@ -17,6 +17,7 @@ from deepintuit.runs import Run
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.report.gains import ClassGains, class_gains, stages_of
 from deepintuit_analysis.report.results import Result, headline, ordered, table_of
+from deepintuit_analysis.report.steps import Why, first_false_steps, why_wrong
 from deepintuit_analysis.report.thinking import quick_answers
 from deepintuit_analysis.report.worst import LEVEL, WorstSlices, parts_of, worst_of
 
@@ -65,7 +66,8 @@ class Story:
     reason, split, n; `reasons` run_id, stage, reason, n, share; `steps` the training steps by run id; `quick` the quick
     answers of the headline's traces, where the grammar asks for any and all of them thought; `gains`: the
     headline's system by class, stage against stage, None without an earlier stage; `sampled`: of each system whose
-    clips have several sampled traces; `worst`: the headline's slices that are worse than the rest."""
+    clips have several sampled traces; `worst`: the headline's slices that are worse than the rest; `why`: the first
+    false steps of its wrong traces."""
 
     rows: list[Result]
     headline: Result | None
@@ -81,6 +83,7 @@ class Story:
     gains: ClassGains | None
     sampled: list[Sampled]
     worst: WorstSlices | None
+    why: list[Why]
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,7 @@ def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig 
         class_gains(stages_of(table.rows, spoken)),
         sampled(workbench, table),
         _worst(workbench, table, spoken),
+        _why(workbench, table, spoken),
     )
 
 
@@ -234,10 +238,23 @@ def worst_slices(
     return worst_of(row, parts_of(workbench, run_id, row), level)
 
 
+def _run_of(table: Table, row: Result) -> str:
+    [run_id] = table.predictions.loc[table.predictions["system"] == row.system, "run_id"].unique()
+    return run_id
+
+
+def _why(workbench: Workbench, table: Table, row: Result | None) -> list[Why]:
+    raw = next((one for one in table.rows if row and one.key == (row.system, "raw", "none")), None)
+    if raw is None:
+        return []
+    wrong = raw.frame.loc[~raw.right_C, "trace_id"].dropna()
+    return why_wrong(first_false_steps(workbench, _run_of(table, raw), wrong), raw)
+
+
 def _worst(workbench: Workbench, table: Table, row: Result | None) -> WorstSlices | None:
     if row is None:
         return None
-    [run_id] = table.predictions.loc[table.predictions["system"] == row.system, "run_id"].unique()
+    run_id = _run_of(table, row)
     system = row.system.removesuffix(f" ({run_id})")  # as the run calls it
     return worst_of(row, parts_of(workbench, run_id, replace(row, system=system)))
 

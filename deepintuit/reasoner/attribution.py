@@ -18,8 +18,7 @@ from deepintuit.labels import NONE_LABEL
 from deepintuit.reasoner.calibrator import Calibrator
 from deepintuit.reasoner.distribution import likelihood_scores
 from deepintuit.reasoner.task import Clip, Opinion, Task, opinion_of
-from deepintuit.texts import sentences
-from deepintuit.trace import Grammar, Malformed, Piece, Trace, pieces
+from deepintuit.trace import Malformed, Piece, Trace, sentences_of
 from deepintuit.vlm import EncodedClip
 
 _AT_ONCE = 32
@@ -55,12 +54,6 @@ def attributions(
         }
         for (n, sentence, _), probs_K in zip(variants, probs_V_K[1:], strict=True)
     ]
-
-
-def sentences_of(text: str, grammar: Grammar | str) -> list[Piece]:
-    """Of any text, piece by piece; by their places in the list reviews name them too."""
-    cut = pieces(text, grammar)
-    return [Piece(piece.name, *span) for piece in cut for span in sentences(text, piece.start, piece.end)]
 
 
 def without(trace: Trace | Malformed, sentence: Piece) -> Opinion | None:
