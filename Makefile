@@ -2,7 +2,7 @@
 
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 VENV    ?= .venv
-WORKERS ?= 2
+WORKERS ?= 3
 ARGS    ?=
 
 BIN    := $(VENV)/bin
@@ -69,9 +69,10 @@ notebooks: $(READY)  ## the numbered notebooks in JupyterLab, on ./workbench or 
 	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
 
 # One torch thread a worker: two torch processes with two threads each on two cores are ten times slower.
-# A file stays in one worker, so that what its tests share is made once.
+# A file stays in one worker, so that what its tests share is made once; files come in the order of tests/conftest.py.
+# Three workers for two cores: tests wait for browsers and servers.
 test: $(READY)  ## all tests; ARGS="-k trace" for some
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # In two steps: what a progress bar overwrote is taken out of an executed notebook only.
 docs: $(READY)  ## run all notebooks and render them to build/docs, with figures and videos; ARGS="notebooks/00*.ipynb"

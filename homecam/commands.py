@@ -8,6 +8,7 @@ import sys
 from deepintuit import cli
 from deepintuit.command import common, console, opened, print_settings, settings_of
 from deepintuit.config import CONFIGS, Config
+from deepintuit.errors import ConfigError
 from deepintuit.schedule import fractions
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.commands import evaluated, show_report
@@ -28,12 +29,15 @@ def add_demo(commands) -> None:
     option("--world", choices=_WORLDS, default="homecam", help=_WORLD)
     about = "in a terminal, open the dashboard on the example at once, and run the stages as a job beside it"
     option("--dashboard", action="store_true", help=about)
+    option("--port", type=int, help="of that dashboard (default: 7860)")
     parser.set_defaults(run=_demo)
 
 
 def _demo(options) -> int:
     from deepintuit_homecam import demo, example
 
+    if options.port is not None and not options.dashboard:
+        raise ConfigError(f"--port {options.port} without --dashboard", "no dashboard is opened", "Add --dashboard")
     full = options.full or options.rivals
     if options.config is None:
         options.config = str(CONFIGS / _WORLDS[options.world])
@@ -67,7 +71,8 @@ def _with_dashboard(options, settings: Config) -> int:
     values = {name: getattr(options, name) for name in ("config", "seed", "train", "test", "world")}
     words += [f"--{name}={value}" for name, value in values.items() if value is not None]
     words += [f"--set={change}" for change in options.set]
-    return cli.main(["app", f"--workbench={settings.workbench}", "--start", "demo", *words])
+    port = [] if options.port is None else [f"--port={options.port}"]
+    return cli.main(["app", f"--workbench={settings.workbench}", *port, "--start", "demo", *words])
 
 
 def add_clips(verbs) -> None:

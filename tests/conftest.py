@@ -1,6 +1,7 @@
 """What every test shares: no network, no keys, a workbench of its own, and the real clips where there are any."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,9 @@ is run once more; the summary lists it as rerun, and one that fails twice fails.
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Files with slow tests first: a worker that begins with one when the others are done would keep them waiting.
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
     for item in items:
         if any(item.path.is_relative_to(place) for place in PROCESSES):
             item.add_marker(pytest.mark.flaky(reruns=1))

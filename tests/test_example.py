@@ -220,3 +220,10 @@ def test_a_demo_with_its_dashboard_begins_as_the_example_and_orders_the_stages_a
     assert (app, where, start) == ("app", f"--workbench={place}", "--start")
     options = cli._parser(words).parse_args(words)
     assert settings_of(options).grpo.group == 4 and (options.seed, options.full, options.dashboard) == (3, False, False)
+    main(["demo", "--dashboard", "--port", "8123", "--workbench", str(place)])
+    assert asked[-1][:4] == ["app", where, "--port=8123", "--start"]
+
+
+def test_a_port_of_a_dashboard_that_a_demo_does_not_open_is_refused(tmp_path, capsys):
+    assert cli.main(["demo", "--port", "8123", "--workbench", str(tmp_path / "bench")]) == 2
+    assert "--port 8123 without --dashboard" in capsys.readouterr().err and not (tmp_path / "bench").exists()

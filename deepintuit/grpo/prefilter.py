@@ -62,7 +62,7 @@ def sampled(
 ) -> Traces:
     """`count` traces of each clip at the temperature of training. With `run` they are stored there as they come, and
     what it holds is not sampled again. Of several processes each samples its share."""
-    task, found = reasoner.task, {}
+    task, traces = reasoner.task, {}
 
     def written() -> Traces:
         rows = run.read("traces", ["clip_id", "stage", "sample", "text", "truncated"])
@@ -73,10 +73,10 @@ def sampled(
         }
 
     if run is not None:
-        found = ranks.first(written)
-    missing = [clip for clip in clips if clip.clip_id not in found]
+        traces = ranks.first(written)
+    missing = [clip for clip in clips if clip.clip_id not in traces]
     if run is not None and missing:
-        run.log(f"Data filter: {count} traces of each of {len(missing)} clips, {len(found)} have theirs.")
+        run.log(f"Data filter: {count} traces of each of {len(missing)} clips, {len(traces)} have theirs.")
     new = {}
     for start in ranks.share(range(0, len(missing), settings.clips_per_step)):
         groups = reasoner.groups(
@@ -95,8 +95,8 @@ def sampled(
             run.append("traces", rows)
         new |= {clip.clip_id: [task.parse(s.text, s.truncated) for s in group] for clip, _, group in groups}
     for more in ranks.gather(new):
-        found |= more
-    return found
+        traces |= more
+    return traces
 
 
 def _right(traces: Traces, clips: Sequence[Clip]) -> list[list[float]]:

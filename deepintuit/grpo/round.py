@@ -66,19 +66,19 @@ def refill(
     its shape. Decided on the groups of all processes, in each the same.
     """
     groups = everyone(groups)
-    wanted, sampled, size = len(groups), len(groups), scorer.config.group
-    kept, spare = [g for g in groups if g.mixed], [g for g in groups if not g.mixed]
+    total, sampled, size = len(groups), len(groups), scorer.config.group
+    mixed, uniform = [g for g in groups if g.mixed], [g for g in groups if not g.mixed]
     rng = np.random.default_rng(seed)
     for turn in range(1, scorer.config.max_refills + 1):
-        if len(kept) >= wanted:
+        if len(mixed) >= total:
             break
-        chosen = rng.choice(len(pool), size=min(len(pool), wanted - len(kept)), replace=False)
-        new = everyone(scorer.score(sample([pool[i] for i in chosen], turn), first=turn * size))
+        indices = rng.choice(len(pool), size=min(len(pool), total - len(mixed)), replace=False)
+        new = everyone(scorer.score(sample([pool[i] for i in indices], turn), first=turn * size))
         sampled += len(new)
-        kept += [g for g in new if g.mixed]
-        spare += [g for g in new if not g.mixed]
-    told = {"dynamic_kept_share": len(kept) / sampled, "dynamic_sampled_groups": sampled}
-    return [group for group in (kept + spare)[:wanted] if isinstance(group, Group)], told
+        mixed += [g for g in new if g.mixed]
+        uniform += [g for g in new if not g.mixed]
+    stats = {"dynamic_kept_share": len(mixed) / sampled, "dynamic_sampled_groups": sampled}
+    return [group for group in (mixed + uniform)[:total] if isinstance(group, Group)], stats
 
 
 class Elsewhere(NamedTuple):
@@ -87,9 +87,9 @@ class Elsewhere(NamedTuple):
     mixed: bool
 
 
-def everyone(mine: Sequence[Group]) -> list[Group | Elsewhere]:
+def everyone(groups: Sequence[Group]) -> list[Group | Elsewhere]:
     """The groups of all processes, in the order of the clips."""
-    marks, own = ranks.merged([(ranks.number(), group.mixed) for group in mine]), iter(mine)
+    marks, own = ranks.merged([(ranks.number(), group.mixed) for group in groups]), iter(groups)
     return [next(own) if number == ranks.number() else Elsewhere(mixed) for number, mixed in marks]
 
 

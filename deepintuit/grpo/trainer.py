@@ -33,11 +33,11 @@ from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments,
 _LOGGED = frozenset({"loss", "grad_norm", "learning_rate", "entropy", "kl"})
 """What is kept of TRL's own numbers; the others are about rewards that it does not compute here."""
 
-_TOLD = ("sufficient", "perception", "reasoning", "quick", "put_off", "mismatch")
+_TRACE_NUMBERS = ("sufficient", "perception", "reasoning", "quick", "put_off", "mismatch")
 """Numbers of single traces whose mean over a round is logged, where the grammar has them."""
 
 
-class _Told(NamedTuple):
+class _GroupSummary(NamedTuple):
     """What the numbers of a round are made of, for one group: of each trace its score, tokens, and whether it was cut
     short, and all that was computed of it."""
 
@@ -211,33 +211,33 @@ class Trainer(Resumable, GRPOTrainer):
         A round that is sampled again after a kill takes the place of the first: what is on file is what the weights
         were trained on.
         """
-        rows, scores, mine = [], [], []
+        rows, scores, summaries = [], [], []
         remaining = iter(advantages)
         for group in groups:
             lengths, cut = [len(s.token_ids) for s in group.samples], [s.truncated for s in group.samples]
-            mine.append(_Told(group.scores, lengths, cut, []))
-            for number, (sample, trace, scored) in enumerate(zip(group.samples, group.traces, group.scores)):
+            summaries.append(_GroupSummary(group.scores, lengths, cut, []))
+            for number, (sample, trace, score) in enumerate(zip(group.samples, group.traces, group.scores)):
                 sampled = group.first + number
                 row = self.reasoner.row(group.clip, group.encoded, sample, sampled, self.config.temperature, step)
                 name = trace_id(self.run_.id, group.clip.clip_id, sampled, step)
                 rows.append(replace(row, trace_id=name))
                 advantage_T, seeing_T = next(remaining), group.seeing_T[number] > 0
-                numbers = scored.numbers() | {"advantage": float(advantage_T[-1])}  # the end token is never seeing's
+                numbers = score.numbers() | {"advantage": float(advantage_T[-1])}  # the end token is never seeing's
                 if self.scorer.separate and seeing_T.any():
                     numbers["advantage_perception"] = float(advantage_T[seeing_T][0])
-                evidence = dict.fromkeys(numbers, scored.reason or scored.answer)
+                evidence = dict.fromkeys(numbers, score.reason or score.answer)
                 if trace.ok and trace.grammar.text_segments:
                     numbers["mismatch"], evidence["mismatch"] = mismatch(trace, self.reasoner.task.labels)
                 if verdict := group.verdicts[number]:
                     evidence["sufficient"] = verdict.evidence
-                told = ({"name": n, "value": value, "evidence": evidence[n]} for n, value in numbers.items())
-                scores += [{"trace_id": name, **row} for row in told]
-                mine[-1].numbers.append(numbers)
+                entries = ({"name": n, "value": value, "evidence": evidence[n]} for n, value in numbers.items())
+                scores += [{"trace_id": name, **entry} for entry in entries]
+                summaries[-1].numbers.append(numbers)
         self.run_.append("traces", rows)
         self.run_.append("scores", scores)
-        told = ranks.merged(mine)
-        flat = [s for group in told for s in group.scores]
-        all_numbers = [numbers for group in told for numbers in group.numbers]
+        everyone = ranks.merged(summaries)
+        flat = [s for group in everyone for s in group.scores]
+        all_numbers = [numbers for group in everyone for numbers in group.numbers]
         self._log(
             step,
             {
@@ -245,16 +245,16 @@ class Trainer(Resumable, GRPOTrainer):
                 "accuracy": float(np.mean([s.accuracy for s in flat])),
                 "well_formed": float(np.mean([s.format for s in flat])),
                 "zero_variance_share": float(
-                    zero_variance_share(np.array([[s.value for s in g.scores] for g in told]))
+                    zero_variance_share(np.array([[s.value for s in g.scores] for g in everyone]))
                 ),
-                "tokens_mean": float(np.mean([length for group in told for length in group.lengths])),
-                "truncated_share": float(np.mean([cut for group in told for cut in group.truncated])),
+                "tokens_mean": float(np.mean([length for group in everyone for length in group.lengths])),
+                "truncated_share": float(np.mean([cut for group in everyone for cut in group.truncated])),
                 **{
                     f"{name}_mean": float(np.mean(values))
-                    for name in _TOLD
+                    for name in _TRACE_NUMBERS
                     if (values := [numbers[name] for numbers in all_numbers if name in numbers])
                 },
-                **self.scorer.zero_variance(told),
+                **self.scorer.zero_variance(everyone),
                 **dynamic,
             },
         )

@@ -146,7 +146,7 @@ def _likelihoods(
     vlm: VLM, task: Task, clips: Pairs, traces: Sequence[Any], ask: Callable[[str, Any], str], batch: int
 ) -> Scores:
     logits = _batches(
-        clips, traces, ask, batch, lambda known, prompts: label_logprobs(vlm, known, prompts, task.labels)
+        clips, traces, ask, batch, lambda part, prompts: label_logprobs(vlm, part, prompts, task.labels)
     )
     logits = np.concatenate(logits).astype(np.float64)
     return Scores(logits, np.clip(1 - np.exp(logits).sum(1), 0, 1))
@@ -158,9 +158,9 @@ def _batches(
     """What `answer` says to features and prompts of each batch of clips."""
 
     def answered(start: int) -> np.ndarray:
-        known, told = clips[start : start + batch], traces[start : start + batch]
-        prompts = [ask(clip.clip_id, trace) for (clip, _), trace in zip(known, told, strict=True)]
-        return answer([encoded for _, encoded in known], prompts).numpy()
+        pairs, beside = clips[start : start + batch], traces[start : start + batch]
+        prompts = [ask(clip.clip_id, trace) for (clip, _), trace in zip(pairs, beside, strict=True)]
+        return answer([encoded for _, encoded in pairs], prompts).numpy()
 
     starts = range(0, len(clips), batch)
     return ranks.spread(answered, starts) if isinstance(clips, Known) else [answered(start) for start in starts]

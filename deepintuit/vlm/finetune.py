@@ -84,10 +84,10 @@ def finetune(
     count = len(clips)
     steps_an_epoch = math.ceil(count / recipe.batch)
     planned = of_rows(title, count, recipe.batch, recipe.epochs, recipe.learning_rate, recipe.warmup, recipe.scheduler)
-    told, callbacks = trackers(report_to, folder.parent)
+    reporting, callbacks = trackers(report_to, folder.parent)
     collate = _Collator(vlm, example, clips)
     arguments = SFTConfig(
-        **common_arguments(vlm, folder, seed=seed, save_steps=recipe.save_steps) | told,
+        **common_arguments(vlm, folder, seed=seed, save_steps=recipe.save_steps) | reporting,
         max_steps=planned.updates,
         per_device_train_batch_size=recipe.batch,
         gradient_accumulation_steps=1,  # a batch goes through the model in parts of its own: loss_in_parts
@@ -179,8 +179,8 @@ class _Collator:
 
     def __call__(self, rows: Sequence[dict]) -> dict:
         numbers = [row["row"] for row in rows]
-        mine = set(ranks.share(list(dict.fromkeys(self.clips[number] for number in numbers))))
-        examples = [self.example(number, self.epoch) for number in numbers if self.clips[number] in mine]
+        own_clips = set(ranks.share(list(dict.fromkeys(self.clips[number] for number in numbers))))
+        examples = [self.example(number, self.epoch) for number in numbers if self.clips[number] in own_clips]
         prompts = [self.vlm.prompt_ids(e.clip, e.prompt) for e in examples]
         targets = [self.vlm.target_ids(e.target) for e in examples]
         rows, firsts = [prompt + target for prompt, target in zip(prompts, targets)], list(map(len, prompts))
@@ -214,9 +214,9 @@ class BestEpoch(TrainerCallback):
         self.vlm, self.folder, self.validate = vlm, folder, validate
         self.patience, self.log, self.steps = patience, log, steps_an_epoch
         self.scores: dict[int, float] = {}
-        kept = ranks.first(lambda: (folder / "scores.json").exists() and (folder / "scores.json").read_text())
-        if kept:
-            self.scores = {int(step): value for step, value in json.loads(kept).items()}
+        text = ranks.first(lambda: (folder / "scores.json").exists() and (folder / "scores.json").read_text())
+        if text:
+            self.scores = {int(step): value for step, value in json.loads(text).items()}
 
     def on_step_end(self, args, state, control, **kwargs):
         step = state.global_step
@@ -245,10 +245,10 @@ class BestEpoch(TrainerCallback):
 
         best = self.folder / "best.safetensors"
         if ranks.first(best.exists):
-            kept = load_file(best, device=str(self.vlm.device))
+            weights = load_file(best, device=str(self.vlm.device))
             trained = {name for name, p in self.vlm.model.named_parameters() if p.requires_grad}
-            hold_to_fit(str(best), trained - kept.keys(), kept.keys() - trained, ())
-            self.vlm.model.load_state_dict(kept, strict=False)
+            hold_to_fit(str(best), trained - weights.keys(), weights.keys() - trained, ())
+            self.vlm.model.load_state_dict(weights, strict=False)
 
     def summary(self) -> dict[str, float]:
         best = self._best()

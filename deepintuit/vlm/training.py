@@ -91,9 +91,9 @@ class Resumable(Trainer):
 
     def __init__(self, *, model, **arguments):
         arguments["args"]._n_gpu = 1  # or transformers would divide batches among all that are visible
-        held = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+        originals = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
         super().__init__(model=model, **arguments)
-        for parameter, data in held:
+        for parameter, data in originals:
             parameter.data = data  # TRL rounds the adapter of a quantised model
         round_in_forward(model)  # TRL's copy of an adapter, too
         self.accelerator.autocast_handler = AutocastKwargs(enabled=False)
@@ -142,8 +142,8 @@ class Resumable(Trainer):
         """TRL's own numbers are means over the parts of all processes; a plain trainer has none."""
         numbers = getattr(self, "_metrics", {"train": {}})["train"]
         everyone = ranks.gather(dict(numbers))
-        for name in dict.fromkeys(name for one in everyone for name in one):
-            numbers[name] = [value for one in everyone for value in one.get(name, ())]
+        for name in dict.fromkeys(name for process in everyone for name in process):
+            numbers[name] = [value for process in everyone for value in process.get(name, ())]
         if "num_tokens" in numbers:
             numbers["num_tokens"] = [sum(numbers["num_tokens"])]
         super().log(logs, start_time)
