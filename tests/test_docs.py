@@ -272,11 +272,11 @@ def code_lines(path: Path) -> int:
 MOST_LINES = {
     "deepintuit": 11_428,
     "deepintuit_analysis": 7_098,
-    "deepintuit_app": 6_492,
+    "deepintuit_app": 6_493,
     "deepintuit_clips": 2_519,
-    "deepintuit_homecam": 2_037,
+    "deepintuit_homecam": 2_042,
 }
-MOST_IN_ALL = 29_575
+MOST_IN_ALL = 29_582
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
 MOST_TO_READ = 2_065

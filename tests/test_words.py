@@ -23,7 +23,7 @@ NO_NOUNS = frozenset(
 )
 # How many of a thousand names of values in a room may be such ones.
 MOST_NO_NOUNS = {
-    "deepintuit": 8,
+    "deepintuit": 6,
     "deepintuit_analysis": 5,
     "deepintuit_app": 12,
     "deepintuit_clips": 8,
