@@ -40,6 +40,7 @@ from deepintuit_app.frame import EXAMPLE, NAME, Frame, theme  # noqa: E402
 from deepintuit_app.html import note  # noqa: E402
 from deepintuit_app.login import Login  # noqa: E402
 from deepintuit_app.outside import LOOPBACK, Outside, named_hosts, named_proxies, sub_path  # noqa: E402
+from deepintuit_app.sources import Sources  # noqa: E402
 from deepintuit_app.uploads import MAX_BYTES  # noqa: E402
 
 PAGES = {
@@ -49,7 +50,7 @@ PAGES = {
 """Address → name in the navigation and module."""
 NAVIGATION = {"": "Start", **{path: name for path, (name, _) in PAGES.items()}}
 
-_OURS = {f"/{name}" for name in (*PAGES, *INTERNAL_ROUTES, "media", "export", "review-api", "static-app")}
+_OURS = {f"/{name}" for name in (*PAGES, *INTERNAL_ROUTES, "media", "export", "review-api", "static-app", "jobs")}
 _HEAD = (
     '<script src="static-app/app.js" defer></script><script src="static-app/review.js" defer></script>'
     '<link rel="stylesheet" href="static-app/review.css">'
@@ -117,19 +118,20 @@ def create(
     *,
     proxies: Sequence[str] = (),
     root_path: str = "",
+    sources: Sources | None = None,
 ) -> FastAPI:
     """The server as an ASGI app.
 
     `users`: name → hash, None for no login; `hosts`: names that requests may come under, "*" for any; `proxies`:
     addresses whose `X-Forwarded-…` headers are believed; `root_path`: the sub-path that a proxy shows the dashboard
-    under, whether or not it takes it off. ConfigError for an empty list of users, and for what is no host, address or
-    sub-path.
+    under, whether or not it takes it off; `sources`: where pages may import clips from and what may teach (None: from
+    nowhere). ConfigError for an empty list of users, and for what is no host, address or sub-path.
     """
     if users is not None and not users:
         why = "nobody could log in, and no login at all would let everybody in"
         raise ConfigError("an empty list of users", why, "Add a user, or give None to go without a login")
     hosts, proxies, root_path = named_hosts(hosts), named_proxies(proxies), sub_path(root_path, _OURS)
-    context = AppContext(workbench)
+    context = AppContext(workbench, sources)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -214,6 +216,7 @@ def serve(
     trusted_hosts: Sequence[str] = (),
     proxies: Sequence[str] = (),
     root_path: str = "",
+    sources: Sources | None = None,
     open_browser: bool = True,
     on_ready: Callable[[], None] | None = None,
 ) -> None:
@@ -235,7 +238,7 @@ def serve(
             why = f"it cannot be listened on ({error.strerror})"
             raise ConfigError(f"port {port} on {host}", why, "Name another with --port") from error
     hosts = (*LOOPBACK, *named_hosts(trusted_hosts, any_host=False)) if host in LOOPBACK or trusted_hosts else ("*",)
-    server = create(workbench, users, hosts, proxies=proxies, root_path=root_path)
+    server = create(workbench, users, hosts, proxies=proxies, root_path=root_path, sources=sources)
     address = f"http://{'localhost' if host in LOOPBACK else host}:{port}{sub_path(root_path)}/"
     print(f"DeepIntuit shows {Path(workbench)} at {address}", flush=True)
     print("Ctrl-C stops it; stages that were started from it keep running.", flush=True)

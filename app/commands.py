@@ -13,6 +13,7 @@ from deepintuit import worlds
 from deepintuit.command import named_workbench, workbench_option
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError
+from deepintuit_app.roles import ROLES
 
 
 def add_app(commands) -> None:
@@ -22,13 +23,19 @@ def add_app(commands) -> None:
     option = parser.add_argument
     option("--host", default="127.0.0.1", help="another address than this machine's own needs --auth")
     option("--port", type=int, default=7860)
-    option("--auth", metavar="FILE", help="ask for a login; one `name:hash` per line, written by --add-user")
+    option("--auth", metavar="FILE", help="ask for a login; one `name:hash:role` per line, written by --add-user")
     option("--add-user", metavar="NAME", help="ask for a password, write it hashed into the --auth file, and end")
+    about = "with --add-user: a viewer looks, a reviewer reviews too, a lead does all (default for a new name)"
+    option("--role", choices=ROLES, help=about)
     about = "a name that browsers know the proxy before it by (repeatable)"
     option("--trusted-host", metavar="NAME", action="append", default=[], help=about)
     option("--root-path", metavar="/PATH", default="", help="the sub-path that a proxy shows it under")
     about = "whose X-Forwarded-For, -Proto and -Host are believed (repeatable; default: nobody's)"
     option("--proxy", metavar="ADDRESS", action="append", default=[], help=about)
+    about = "a folder that pages may import clips from (repeatable; default without a login: the current one)"
+    option("--clips-from", metavar="DIR", action="append", default=[], help=about)
+    about = "a teacher that pages may ask, and the environment variable that holds its key (repeatable)"
+    option("--endpoint", metavar="URL=NAME", action="append", default=[], help=about)
     option("--no-browser", action="store_true", help="do not open a browser")
     about = "a stage with its options, started as a job once the dashboard is there (last on the line)"
     option("--start", metavar="STAGE", nargs=argparse.REMAINDER, default=[], help=about)
@@ -39,6 +46,7 @@ def _app(options) -> int:
     try:
         from deepintuit_app import login
         from deepintuit_app.app import serve
+        from deepintuit_app.sources import Sources
     except ImportError as error:
         raise ConfigError(
             f"the dashboard cannot start ({error})",
@@ -48,7 +56,9 @@ def _app(options) -> int:
     if options.add_user:
         if not options.auth:
             raise ConfigError("--add-user without --auth", "there is no file to write to", "Add --auth FILE")
-        login.add_user(options.auth, options.add_user, getpass.getpass(f"Password for {options.add_user}: "))
+        login.add_user(
+            options.auth, options.add_user, getpass.getpass(f"Password for {options.add_user}: "), options.role
+        )
         return 0
     place = Path(named_workbench(options) or Config().workbench).expanduser().absolute()
     if not place.is_dir() and options.workbench is None and (example := worlds.example(place)):
@@ -68,6 +78,7 @@ def _app(options) -> int:
         trusted_hosts=options.trusted_host,
         proxies=options.proxy,
         root_path=options.root_path,
+        sources=Sources.of(options.clips_from, options.endpoint, login=users is not None),
         open_browser=not options.no_browser,
         on_ready=(lambda: _start(place, options.start)) if options.start else None,
     )

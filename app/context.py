@@ -22,6 +22,7 @@ from deepintuit.labels import LabelSet
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index.build import file_signature
 from deepintuit_app.live import Engine, Pages
+from deepintuit_app.sources import PROVIDERS, Sources
 from deepintuit_app.uploads import Uploads
 
 LOCAL = "local"
@@ -35,8 +36,9 @@ shown as it is, a large one as it was a moment ago."""
 class AppContext:
     """One for the whole server; every method may be called from many threads at once."""
 
-    def __init__(self, workbench: str | Path):
+    def __init__(self, workbench: str | Path, sources: Sources | None = None):
         self.workbench = Workbench(workbench)
+        self.sources = sources or Sources(endpoints=PROVIDERS)
         self.pages, self.engine, self.uploads = Pages(), Engine(self.workbench), Uploads()
         self._looked = 0.0
         self._lock = threading.Lock()

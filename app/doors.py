@@ -21,7 +21,9 @@ from starlette.datastructures import QueryParams
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deepintuit.errors import ConfigError
 from deepintuit.texts import decoded, parse_json
+from deepintuit_app import roles
 from deepintuit_app.uploads import Uploads
 
 _log = logging.getLogger(__name__)
@@ -45,8 +47,8 @@ _NOBODY = (
 """What Gradio says too, before it raises an error in the middle of its answer."""
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
-_refusals: ContextVar[list[str] | None] = ContextVar("refusals", default=None)
-"""What was refused while a request is answered: Gradio calls it an error of the server."""
+_refusals: ContextVar[list[int] | None] = ContextVar("refusals", default=None)
+"""The statuses of what was refused while a request is answered: Gradio calls it an error of the server."""
 
 
 class Blocks(gr.Blocks):
@@ -61,13 +63,24 @@ class Blocks(gr.Blocks):
         self._queue.pending_event_ids_session = _OfSessions(set)
         return self
 
+    async def process_api(self, block_fn, inputs, state=None, request=None, *args, **more):
+        handler = (self.fns[block_fn] if isinstance(block_fn, int) else block_fn).fn
+        try:
+            if least := getattr(handler, "least_role", None):
+                roles.check(request.request.scope, least)
+        except ConfigError as error:
+            if (refused := _refusals.get()) is not None:
+                refused.append(403)
+            raise gr.Error(str(error), print_exception=False) from error
+        return await super().process_api(block_fn, inputs, state, request, *args, **more)
+
     async def preprocess_data(self, block_fn, inputs, state, explicit_call=False):
         try:
             checked = [self._checked(block, value) for block, value in zip(block_fn.inputs, inputs)]
             return await super().preprocess_data(block_fn, checked, state, explicit_call)
         except Exception as error:  # whatever a component says that cannot read what it was sent
             if (refused := _refusals.get()) is not None:
-                refused.append(str(error))
+                refused.append(400)
             _log.debug("refused what a page was sent", exc_info=error)
             fallback = "A field of this page cannot hold what was sent. Reload the page."
             message = error.message if isinstance(error, gr.Error) else fallback
@@ -104,7 +117,7 @@ def _plain(value: Any) -> bool:
 
 class Doors:
     """ASGI middleware: closes Gradio's other routes, lets calls through only to the events and sessions that there are,
-    and answers 400 to what `blocks` refused."""
+    and answers 400 or 403 to what `blocks` refused."""
 
     def __init__(self, app: ASGIApp, blocks: Blocks):
         self.app, self.blocks = app, blocks
@@ -125,12 +138,12 @@ class Doors:
                 return
         elif scope.get("path", "").removeprefix(scope.get("root_path", "")).lstrip("/") in self._pages:
             scope = dict(scope, query_string=b"")  # the page's script reads it; Gradio has names of its own in it
-        refused: list[str] = []
+        refused: list[int] = []
         _refusals.set(refused)
 
         async def told(message):
             if refused and message.get("status") == 500:
-                message["status"] = 400
+                message["status"] = refused[0]
             await send(message)
 
         await self.app(scope, receive, told)

@@ -24,6 +24,7 @@ from deepintuit_analysis.index import progress
 from deepintuit_analysis.index.build import file_signature
 from deepintuit_app.context import AppContext
 from deepintuit_app.html import document
+from deepintuit_app.roles import role_of
 
 NAME = "DeepIntuit"
 EXAMPLE = (
@@ -92,9 +93,11 @@ def theme() -> gr.themes.Base:
     )
 
 
-def header(context: AppContext, page: str, pages: Mapping[str, str], user: str | None, root: str = "") -> str:
-    """The header as HTML. `page`: the address of the one that is shown, `pages`: address → name, `root`: what comes
-    before an address, where that is not the folder that the page stands in."""
+def header(
+    context: AppContext, page: str, pages: Mapping[str, str], scope: Mapping[str, Any] | None = None, root: str = ""
+) -> str:
+    """The header as HTML. `page`: the address of the one that is shown, `pages`: address → name, `scope`: of the
+    request, `root`: what comes before an address, where that is not the folder that the page stands in."""
     workbench = context.workbench
     return document(
         "header.html",
@@ -102,7 +105,8 @@ def header(context: AppContext, page: str, pages: Mapping[str, str], user: str |
         page=page,
         pages=pages,
         url=root,
-        user=user,
+        user=(scope or {}).get("deepintuit_user"),
+        role=role_of(scope or {}),
         workbench=workbench.path.absolute().name,
         datasets=_datasets(workbench, file_signature(workbench.index_path)),
     )
@@ -155,14 +159,14 @@ class Frame:
         await self.app({**scope, "headers": plain if page is not None else scope["headers"]}, receive, framed)
 
     def _answer(self, status: int, body: bytes, page: str | None, scope: Scope) -> HTMLResponse:
-        workbench, user = self.context.workbench, scope.get("deepintuit_user")
+        workbench = self.context.workbench
         if status == 404:
             root = f"{scope.get('deepintuit_root', '')}/"
-            top = header(self.context, "", self.pages, user, root)
+            top = header(self.context, "", self.pages, scope, root)
             name, message = title("Not found", workbench, root), _said(body)
             return HTMLResponse(document("not_found.html", title=name, header=top, said=message, url=root), status)
         head = title(self.pages[page], workbench).encode()
-        top = header(self.context, page, self.pages, user).encode()
+        top = header(self.context, page, self.pages, scope).encode()
         body = body.replace(b"<head>", b"<head>" + head, 1).replace(b"<gradio-app", top + b"<gradio-app", 1)
         return HTMLResponse(body.replace(b'control_page_title="true"', b'control_page_title="false"', 1), status)
 

@@ -5,7 +5,8 @@
 
 A command is a list of words built here, never a text for a shell. Settings begin with those of a stored run or of a
 shipped file; a user may change numbers, switches, choices, and a few names. What names a file, an address or an
-environment variable stays with the command line: who may open this page need not be allowed to read the server's disk.
+environment variable stays with the command line, but for a folder to import and a teacher's endpoint, which `sources`
+allows or refuses: who may open this page need not be allowed to read the server's disk.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import tomli_w
 
 from deepintuit import config
 from deepintuit.config import Config
+from deepintuit.endpoint import Endpoint
 from deepintuit.errors import ConfigError, StoreError, nearest
 from deepintuit_analysis import Workbench
+from deepintuit_app.sources import TABLES, Sources
 
 NEWEST = "newest"
 """In place of a run: the newest finished one that fits when the job's turn comes."""
@@ -93,16 +96,19 @@ def checked(
     name: str = "",
     full: bool = False,
     dry: bool = False,
+    teacher: Mapping[str, Any] | None = None,
 ) -> JobRequest:
     """Check everything and give the request. ConfigError or StoreError for what the stage could not run with.
 
-    `changes`: one `section.key = value` a line. `inputs`: option → run id, one of its words, or `NEWEST`.
+    `changes`: one `section.key = value` a line. `inputs`: option → run id, one of its words, or `NEWEST`. `teacher`:
+    settings of teach, as of `endpoint`.
     """
     if stage not in STAGES:
         raise ConfigError(
             f"stage {stage!r}", f"there are {', '.join(STAGES)}", f"Nearest: {nearest(str(stage), STAGES) or 'demo'!r}"
         )
     text, more = _text(workbench, base), _more(dataset, seed)
+    more += [f"teach.{key}={json.dumps(value)}" for key, value in (teacher or {}).items()]
     settings = config.loads(text, [*_sets(changes), *more], "the settings to begin with")
     _refuse_closed(config.loads(text, more), settings)
     settings = settings.replace(workbench=str(workbench.path))
@@ -140,8 +146,40 @@ def checked(
     return JobRequest(stage, ", ".join(title), command, {"config.toml": tomli_w.dumps(settings.told())}, settings)
 
 
-def refuse_unless_stage(command: Sequence[str]) -> None:
-    """StoreError for what `checked` never gives: the file of a job may come from somebody else."""
+def import_of(workbench: Workbench, sources: Sources, source: str, name: str, dry: bool = False) -> JobRequest:
+    """The import of a folder or table as a job. ConfigError or DataError for what cannot be imported."""
+    path = sources.place(source)
+    if not _NAME.fullmatch(name):
+        why = "it names the dataset in addresses and files"
+        raise ConfigError(f"name {name[:80]!r}", why, "Use up to 40 small letters, digits and hyphens")
+    command = [sys.executable, "-m", "deepintuit.cli", "clips", TABLES.get(path.suffix.lower(), "folder")]
+    if path.is_dir():
+        command[-1] = "folder"
+    command += [str(path), f"--name={name}", f"--workbench={workbench.path}"]
+    labels = (path if path.is_dir() else path.parent) / "labels.toml"
+    command += [f"--labels={labels}"] if labels.is_file() else []
+    title = f"clips of {path.name} as {name}" + (", dry run" if dry else "")
+    return JobRequest("clips", title, [*command, *(["--dry-run"] if dry else [])], {}, Config())
+
+
+def endpoint(sources: Sources, address: str, model: str, traces: str = "1") -> dict[str, Any]:
+    """Settings of a teacher at an endpoint. ConfigError or TeachError for one that cannot be asked."""
+    address, model = address.strip().rstrip("/"), model.strip()
+    if not model or len(model) > 200 or not traces.strip().isascii() or not traces.strip().isdigit():
+        why = "a teacher is a model at its endpoint that writes so many traces for each clip"
+        raise ConfigError(f"the model {model[:80]!r} with {traces[:20]!r} traces", why, "Name the model, and a number")
+    variable = sources.key_variable(address)
+    Endpoint(address, model, key_variable=variable)  # refuses what is no address
+    return {"source": "endpoint", "base_url": address, "model": model, "key_variable": variable, "traces": int(traces)}
+
+
+def refuse_unless_stage(command: Sequence[str], workbench: Workbench, sources: Sources) -> None:
+    """StoreError for what this module never gives: the file of a job may come from somebody else. An import is checked
+    anew."""
+    if [*command[3:4]] == ["clips"] and len(command) > 6:
+        wish = import_of(workbench, sources, command[5], command[6].removeprefix("--name="), "--dry-run" in command)
+        if wish.command == [*command]:
+            return
     if [*command[:3]] != [sys.executable, "-m", "deepintuit.cli"] or not {*command[3:4]} & {*STAGES}:
         raise StoreError(
             f"this job ran {' '.join(map(str, command[:4]))!r:.80}",

@@ -17,6 +17,7 @@ from deepintuit_app import job_requests, jobs
 from deepintuit_app import runs_view as view
 from deepintuit_app.context import AppContext
 from deepintuit_app.html import without_places, without_roots
+from deepintuit_app.roles import needs
 
 QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """How events that only read are wired."""
@@ -67,7 +68,7 @@ def job_shown(context: AppContext, job_id: str | None) -> tuple[str, jobs.Job | 
 def tab(context: AppContext, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, list[gr.components.Component]]:
     """The form, the list and one job. Returns the function that shows them, and what it fills."""
     place = context.workbench.path
-    with gr.Accordion("Start a stage", open=False):
+    with gr.Accordion("Start a stage", open=False, elem_classes="for-leads"):
         with gr.Row():
             stage = gr.Dropdown(
                 [(f"{name}: {about}", name) for name, about in job_requests.STAGES.items()],
@@ -98,7 +99,7 @@ def tab(context: AppContext, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, lis
         go = gr.Button("Start", variant="primary", elem_id="runs-start")
     gr.HTML(view.queue_note())
     listed = gr.HTML(elem_id="runs-jobs")
-    with gr.Row():
+    with gr.Row(elem_classes="for-leads"):
         stop = gr.Button("Stop this job", visible=False, size="sm", elem_id="runs-stop")
         sure = gr.Button(
             "Stop it, it can resume later", variant="stop", visible=False, size="sm", elem_id="runs-stop-sure"
@@ -145,6 +146,7 @@ def tab(context: AppContext, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, lis
             *fields(stage_, default),
         ]
 
+    @needs("lead")
     def start(request: gr.Request, *form: Any) -> tuple[Any, Any, Any]:
         try:
             wish = requested(context, *form)
@@ -155,14 +157,16 @@ def tab(context: AppContext, job: gr.Textbox, timer: gr.Timer) -> tuple[Any, lis
             return gr.skip(), view.problem(error), gr.skip()
         return new_job.id, gr.skip(), gr.Timer(active=True)
 
+    @needs("lead")
     def begin_again(job_id: str, request: gr.Request) -> tuple[Any, Any]:
         try:
-            job_requests.refuse_unless_stage(jobs.find(place, job_id).command)
+            job_requests.refuse_unless_stage(jobs.find(place, job_id).command, context.workbench, context.sources)
             return jobs.again(place, job_id, context.user(request)).id, gr.Timer(active=True)
         except DeepIntuitError as error:
             gr.Warning(str(error))
             return gr.skip(), gr.skip()
 
+    @needs("lead")
     def stop_now(job_id: str) -> list[Any]:
         try:
             jobs.stop(place, job_id)

@@ -1,12 +1,12 @@
 """The login: a page, two cookies, and bounds on how often one may try.
 
 Gradio has a login of its own without a throttle, and it would guard Gradio's routes only. This one stands before
-everything that the server answers. Users come from a file (`--auth FILE`), one `name:hash` a line, written by
+everything that the server answers. Users come from a file (`--auth FILE`), one `name:hash:role` a line, written by
 `deepintuit app --add-user NAME`; hashes are scrypt with a salt each. Sessions live in memory: a restart logs out, and
 so does a change of the password. A second cookie says that a browser was logged in before; it opens nothing, but what
 strangers try at the same name does not keep such a browser waiting.
 
-There are no roles (who is in may do all), and passwords are not changed in the browser.
+A line without a role is a lead's (`roles`). Passwords are not changed in the browser.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deepintuit import disk, texts
-from deepintuit.errors import ConfigError
+from deepintuit.errors import ConfigError, nearest
 from deepintuit_app.html import document
+from deepintuit_app.roles import ROLES
 
 COOKIE, DEVICE = "deepintuit-session", "deepintuit-device"
 FREE, LONGEST, LONGEST_OF_A_FRIEND = 3, 300.0, 15.0
@@ -57,14 +58,21 @@ def hashed(password: str, salt: bytes | None = None) -> str:
     return f"scrypt${salt.hex()}${hashlib.scrypt(password.encode(), salt=salt, **_SCRYPT).hex()}"
 
 
-def matches(password: str, digest: str) -> bool:
+def matches(password: str, entry: str) -> bool:
     """Whether it is the password that was stored. Takes the same time either way."""
+    digest, _ = parted(entry)
     salt = bytes.fromhex(digest.split("$")[1])
     return hmac.compare_digest(hashed(password, salt), digest)
 
 
+def parted(entry: str) -> tuple[str, str]:
+    """Hash and role of what a list says of a user."""
+    digest, _, role = entry.partition(":")
+    return digest, role or "lead"
+
+
 def _parsed(path: str | Path) -> dict[str, str]:
-    """Name → hash of a list of users, which may be empty."""
+    """Name → `hash` or `hash:role` of a list of users, which may be empty."""
     users: dict[str, str] = {}
     write = f"Write it with `deepintuit app --auth {path} --add-user NAME`"
     try:
@@ -73,22 +81,27 @@ def _parsed(path: str | Path) -> dict[str, str]:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(f"the list of users {str(path)!r} cannot be read", why, write) from error
     for number, line in enumerate(text.split("\n"), 1):
-        name, colon, digest = line.strip().partition(":")
+        name, colon, entry = line.strip().partition(":")
+        digest, role = parted(entry)
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         if not colon or not name or not _HASH.fullmatch(digest):
-            why = "a user is `name:scrypt$salt$hash`; passwords are never kept as they are"
+            why = "a user is `name:scrypt$salt$hash:role`; passwords are never kept as they are"
             raise ConfigError(f"line {number} of {path}", why, write)
+        if role not in ROLES:
+            why = f"{name!r} has the role {role!r}, and there are {', '.join(ROLES)}"
+            raise ConfigError(f"line {number} of {path}", why, f"Nearest: {nearest(role, ROLES) or 'viewer'!r}")
         if name in users:
             why = f"{name!r} stands there twice, and one of the two passwords would count for nothing"
             raise ConfigError(f"line {number} of {path}", why, "Take one of the two lines out")
-        users[name] = digest
+        users[name] = entry
     return users
 
 
 def read_users(path: str | Path) -> dict[str, str]:
-    """Name → hash. ConfigError for a file that cannot be read, names nobody, or lets everybody write; for a line that
-    is neither empty, a comment nor `name:scrypt$salt$hash`; and for a name that comes twice."""
+    """Name → `hash` or `hash:role`. ConfigError for a file that cannot be read, names nobody, or lets everybody write;
+    for a line that is neither empty, a comment nor `name:scrypt$salt$hash`, with a role or without; and for a name that
+    comes twice."""
     users = _parsed(path)
     if not users:
         raise ConfigError(
@@ -142,20 +155,22 @@ class Users(Mapping[str, str]):
         return len(self._now())
 
 
-def add_user(path: str | Path, name: str, password: str) -> None:
-    """Add or change one user; the file is replaced as a whole and readable by its owner only."""
+def add_user(path: str | Path, name: str, password: str, role: str | None = None) -> None:
+    """Add or change one user; without a `role` it keeps its own, and a new one leads. The file is replaced as a whole
+    and readable by its owner only."""
     if not name or ":" in name or name.startswith("#") or not re.fullmatch(r"[^\s]+", name) or not name.isprintable():
         why = "it stands before a colon on a line of its own"
         raise ConfigError(f"the user name {name!r}", why, "Use letters, digits, '.', '-' and '_'")
     if len(password) < 8:
         raise ConfigError("a password of under eight characters", "it would be guessed", "Choose a longer one")
     path = Path(path)
-    lines = []
+    lines, known = [], {}
     if path.exists():
-        _parsed(path)
+        known = _parsed(path)
         lines = texts.read(path).rstrip("\n").split("\n")
     rest = [line for line in lines if line.strip().partition(":")[0] != name]
-    disk.write_text(path, "\n".join([*rest, f"{name}:{hashed(password)}"]) + "\n", mode=0o600)
+    role = role or parted(known.get(name, ""))[1]
+    disk.write_text(path, "\n".join([*rest, f"{name}:{hashed(password)}:{role}"]) + "\n", mode=0o600)
 
 
 class Throttle:
@@ -276,9 +291,10 @@ class _Line:
 
 
 class Login:
-    """ASGI middleware: without a session only `/login` answers. Behind it, `scope["deepintuit_user"]` says who asks.
+    """ASGI middleware: without a session only `/login` answers. Behind it, `scope["deepintuit_user"]` says who asks,
+    and `scope["deepintuit_role"]` as what.
 
-    `users`: name → hash, read at every request; None: no login."""
+    `users`: name → `hash` or `hash:role`, read at every request; None: no login."""
 
     def __init__(self, app: ASGIApp, users: Mapping[str, str] | None):
         self.app, self.users = app, users
@@ -289,7 +305,7 @@ class Login:
         if scope["type"] not in {"http", "websocket"} or self.users is None:
             await self.app(scope, receive, send)
             return
-        user, token = self._user(scope)
+        user, token, role = self._user(scope)
         path = _path(scope).rstrip("/") if scope["type"] == "http" else None
         if path == "/login":
             await (await self._login(scope, receive))(scope, receive, send)
@@ -297,6 +313,7 @@ class Login:
             await self._logout(scope, token)(scope, receive, send)
         elif user is not None:
             scope["deepintuit_user"] = user
+            scope["deepintuit_role"] = role
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
@@ -322,12 +339,12 @@ class Login:
         response.delete_cookie(COOKIE, path=_root(scope) or "/")
         return response
 
-    def _user(self, scope: Scope) -> tuple[str | None, str]:
+    def _user(self, scope: Scope) -> tuple[str | None, str, str]:
         for token in _cookies(scope, COOKIE):
-            name, digest, until = self._sessions.get(token, ("", "", 0.0))
-            if time.monotonic() < until and self.users.get(name) == digest:
-                return name, token
-        return None, ""
+            name, entry, until = self._sessions.get(token, ("", "", 0.0))
+            if time.monotonic() < until and self.users.get(name) == entry:
+                return name, token, parted(entry)[1]
+        return None, "", ""
 
     async def _login(self, scope: Scope, receive: Receive) -> Response:
         query, root = parse_qs(scope["query_string"].decode("latin-1")), _root(scope)
@@ -340,7 +357,8 @@ class Login:
         form = {name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
         name, password, target = form.get("username", ""), form.get("password", ""), form.get("next", "/")
         # An unknown name costs the same time as a known one.
-        digest = self.users.get(name, _NOBODY)
+        entry = self.users.get(name, _NOBODY)
+        digest, _ = parted(entry)
         device = next((value for value in _cookies(scope, DEVICE) if _belongs(value, digest)), None)
         address = scope["client"][0] if scope.get("client") else ""
         place, friend = self.throttle.place(address, name, device)
@@ -353,18 +371,18 @@ class Login:
         if right is None:
             self.throttle.untried(place)
             return _login_page(root, target, "Too many are trying to log in. Wait a minute, then try again.", 429)
-        if not right or self.users.get(name) != digest:
+        if not right or self.users.get(name) != entry:
             return _login_page(root, target, "This name and password do not belong together.", 401)
         self.throttle.passed(place, name, friend, address)
         response = RedirectResponse(root + _ours(target), 303)
         # A browser says under which scheme it shows the page, also where a proxy does not.
         secure = scope["scheme"] == "https" or Headers(scope=scope).get("origin", "").startswith("https:")
         options = {"path": root or "/", "httponly": True, "samesite": "lax", "secure": secure}
-        response.set_cookie(COOKIE, self._session(name, digest), **options)
+        response.set_cookie(COOKIE, self._session(name, entry), **options)
         response.set_cookie(DEVICE, device or _device(digest), max_age=_YEAR, **options)
         return response
 
-    def _session(self, name: str, digest: str) -> str:
+    def _session(self, name: str, entry: str) -> str:
         """A new token. The oldest go: of this user beyond `SESSIONS_OF_ONE`, of all beyond `SESSIONS`."""
         now = time.monotonic()
         for token, (_, _, until) in list(self._sessions.items()):
@@ -376,7 +394,7 @@ class Login:
         if len(self._sessions) >= SESSIONS:
             self._sessions.popitem(last=False)
         token = secrets.token_urlsafe(32)
-        self._sessions[token] = (name, digest, now + _DAY)
+        self._sessions[token] = (name, entry, now + _DAY)
         return token
 
 

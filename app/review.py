@@ -21,7 +21,7 @@ from deepintuit_analysis.index import browse
 from deepintuit_analysis.review import import_export, quality
 from deepintuit_analysis.review.log import damage
 from deepintuit_analysis.review.tasks import LONGEST_NOTE
-from deepintuit_app import review_view
+from deepintuit_app import review_view, roles
 from deepintuit_app.context import LOCAL, AppContext, apart
 from deepintuit_app.html import render
 from deepintuit_app.review_tasks import Room
@@ -32,18 +32,23 @@ _NOT_KEPT = {"Cache-Control": "private, no-store"}
 _ENDINGS = import_export.FORMS | {"interface": ".xml"}
 _MEDIA = FORMATS | {"label-studio": "application/json", "interface": "application/xml", "cvat": "application/zip"}
 _MOST_HELD = 200
+_LEAST = {"tasks": "viewer"} | dict.fromkeys(
+    ("start", "next", "check", "again", "gather", "draft", "judge", "skip", "release", "undo"), "reviewer"
+)
+"""Route → the role that it takes; all others are for leads."""
 
 
 def routes(context: AppContext) -> APIRouter:
     """`POST /review-api/<what>` with a JSON object. 400 with `error`, a sentence, for what cannot be."""
     room, router = Room(context), APIRouter()
     for name, answer in _answers(room).items():
-        router.add_api_route(f"/review-api/{name}", _route(answer), methods=["POST"])
+        router.add_api_route(f"/review-api/{name}", _route(answer, _LEAST.get(name, "lead")), methods=["POST"])
 
     @router.get("/review-api/export")
     @apart(2, waiting=8)
     def export(request: Request, task: str, form: str) -> Response:
         try:
+            roles.check(request.scope, "lead")
             content = room.export(task, request.scope.get("deepintuit_user") or LOCAL, form)
         except DeepIntuitError as error:
             raise HTTPException(400, str(error)) from error
@@ -60,14 +65,18 @@ def routes(context: AppContext) -> APIRouter:
 
     @apart(1, waiting=8)
     def take(request: Request, task: str, file: str, content: IO[bytes]) -> JSONResponse:
-        return _route(lambda _, reviewer: {"told": room.bring_in(task, reviewer, file, content.read())})(request, {})
+        answer = _route(lambda _, reviewer: {"told": room.bring_in(task, reviewer, file, content.read())}, "lead")
+        return answer(request, {})
 
     return router
 
 
-def _route(answer: Callable[[dict[str, Any], str], Any]) -> Callable[..., JSONResponse]:
+def _route(answer: Callable[[dict[str, Any], str], Any], least: str) -> Callable[..., JSONResponse]:
+    """The route of an answer, for who has the role `least`; to decide, or to look at how, one leads."""
+
     def asked(request: Request, body: Asked) -> JSONResponse:
         try:
+            roles.check(request.scope, "lead" if body.get("decide") or body.get("view") == "decide" else least)
             return JSONResponse(answer(body, request.scope.get("deepintuit_user") or LOCAL), headers=_NOT_KEPT)
         except DeepIntuitError as error:
             return JSONResponse({"error": " ".join(sentences(error))}, 400, _NOT_KEPT)

@@ -22,6 +22,7 @@ from deepintuit_app import analysis, jobs, jobs_tab, links, rollouts_view, slice
 from deepintuit_app import runs_view as view
 from deepintuit_app.context import AppContext
 from deepintuit_app.html import empty, without_places, without_roots
+from deepintuit_app.roles import needs
 
 TABS = ("runs", "details", "training", "rollouts", "jobs")
 EVERY = 2.0
@@ -208,7 +209,9 @@ def page(context: AppContext) -> None:
             side_by_side = gr.HTML(elem_id="runs-compare")
         with gr.Tab("Details", id="details"):
             details_box = gr.HTML(elem_id="runs-details")
-            card = gr.Button("Write the run card", visible=False, size="sm", elem_id="runs-card")
+            card = gr.Button(
+                "Write the run card", visible=False, size="sm", elem_id="runs-card", elem_classes="for-leads"
+            )
         with gr.Tab("Training", id="training"):
             health = gr.HTML(elem_id="runs-health")
             curves = gr.Plot(visible=False, show_label=False, elem_classes="runs", elem_id="runs-curves")
@@ -266,6 +269,7 @@ def page(context: AppContext) -> None:
     def new_run(run_id: str | None, number: str) -> Any:
         return _slider(progress.rollout_steps(context.look(), run_id or ""), number)
 
+    @needs("lead")
     def write_card(run_id: str | None) -> tuple[str, Any]:
         try:
             report.run_card(context.workbench, context.workbench.run(str(run_id)).id)

@@ -23,6 +23,7 @@ from deepintuit_app import links
 from deepintuit_app import sql_view as view
 from deepintuit_app.context import AppContext, apart
 from deepintuit_app.html import heading, note
+from deepintuit_app.roles import needs
 
 LONGEST = 8_000
 """Characters of a query here: it stands in the address."""
@@ -89,6 +90,7 @@ class Handlers:
         html = view.answer_html(sql, answer, console.to_python(self.context.workbench, sql))
         return [html, sql if fits else "", gr.Row(visible=fits), ""]
 
+    @needs("reviewer")
     def save(self, name: str, sql: str, request: gr.Request) -> list[Any]:
         """A name and the query that was run → what came of it, the slices."""
         try:
@@ -118,7 +120,7 @@ def page(context: AppContext) -> None:
             )
             run = gr.Button("Run", variant="primary", elem_id="sql-run")
             below = gr.HTML("", elem_id="sql-result", elem_classes="sql-part")
-            with gr.Row(visible=False, elem_id="sql-save", equal_height=False) as saving:
+            with gr.Row(visible=False, elem_id="sql-save", elem_classes="for-reviewers", equal_height=False) as saving:
                 name = gr.Textbox(
                     label="Save these traces as a slice called", max_length=80, scale=3, placeholder="night falls"
                 )

@@ -5,19 +5,24 @@ A document of its own, without Gradio: one answer, read as soon as it is there.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 import pandas as pd
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
+from deepintuit.errors import DeepIntuitError
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import clips, progress
-from deepintuit_app import analysis, frame, jobs
-from deepintuit_app.context import AppContext
+from deepintuit_app import analysis, frame, job_requests, jobs, roles
+from deepintuit_app.context import LOCAL, AppContext
 from deepintuit_app.html import address, document
 from deepintuit_app.runs_view import KINDS, card_address, done_of, when
+from deepintuit_app.sources import OTHER_KEY
 
 STEPS = (
     ("clips", "Import clips", "deepintuit clips folder FOLDER --name NAME", "A folder of videos, or a list."),
@@ -42,25 +47,67 @@ def routes(context: AppContext, pages: dict[str, str]) -> APIRouter:
         query = request.url.query
         if set(parse_qs(query)) & set(_WATCHED):
             return RedirectResponse(f"./watch?{query}", 307)
-        return HTMLResponse(page(context, pages, request.scope.get("deepintuit_user")))
+        return HTMLResponse(page(context, pages, request.scope))
+
+    @router.post("/jobs")
+    async def begin(request: Request) -> Response:
+        form = {name: value for name, value in (await request.form()).items() if isinstance(value, str)}
+        return await run_in_threadpool(begun, request, form)
+
+    def begun(request: Request, form: dict[str, str]) -> Response:
+        try:
+            roles.check(request.scope, "lead")
+            wish, user = requested(context, form), request.scope.get("deepintuit_user") or LOCAL
+            about = {"stage": wish.stage, "title": wish.title, "user": user, "files": wish.files}
+            jobs.launch(context.workbench.path, wish.command, **about)
+        except DeepIntuitError as error:
+            return HTMLResponse(page(context, pages, request.scope, form, error), 400)
+        return RedirectResponse("./", 303)
+
+    @router.get("/jobs")
+    def listed() -> Response:
+        return RedirectResponse("./runs?tab=jobs", 307)
 
     return router
 
 
-def page(context: AppContext, pages: dict[str, str], user: str | None = None) -> str:
-    """The whole document."""
+def requested(context: AppContext, form: Mapping[str, str]) -> job_requests.JobRequest:
+    """The job that a form of this page asks for. DeepIntuitError for what cannot be started."""
+    stage, field = form.get("stage", ""), lambda name: form.get(name, "")
+    if stage == "clips":
+        dry = field("dry") == "on"
+        return job_requests.import_of(context.workbench, context.sources, field("source"), field("name").strip(), dry)
+    teacher = None
+    if stage == "teach":
+        teacher = job_requests.endpoint(context.sources, field("endpoint"), field("model"), field("traces") or "1")
+    base, dataset = field("base") or "defaults", field("dataset")
+    return job_requests.checked(context.workbench, stage, base=base, dataset=dataset, teacher=teacher)
+
+
+def page(
+    context: AppContext,
+    pages: dict[str, str],
+    scope: Mapping[str, Any] | None = None,
+    form: Mapping[str, str] | None = None,
+    error: DeepIntuitError | None = None,
+) -> str:
+    """The whole document; with a `form` that was sent and the `error` that kept it from starting a job, both in their
+    place."""
     workbench = context.look()
     counts, at_work = progress.counts(workbench), active(workbench)
     html = document(
         "start.html",
         title=frame.title("Start", workbench),
-        header=frame.header(context, "", pages, user),
+        header=frame.header(context, "", pages, scope),
         example=frame.EXAMPLE if workbench.is_example else "",
         counts=counts,
         systems=systems(workbench),
         active=at_work,
         steps=steps(counts, at_work),
         uses=uses(workbench, counts),
+        forms=forms(context) if roles.role_of(scope or {}) == "lead" and not workbench.is_example else None,
+        sent=form or {},
+        error=error,
     )
     return f"{html}{_SCRIPT}"
 
@@ -75,6 +122,26 @@ def steps(counts: dict[str, int], at_work: list[dict[str, Any]]) -> list[dict[st
             state = "next"
         rows.append({"stage": stage, "name": name, "command": command, "words": words, "n": n, "state": state})
     return rows
+
+
+def forms(context: AppContext) -> dict[str, Any]:
+    """What the forms of this page offer."""
+    sources, bases = context.sources, job_requests.bases(context.workbench)
+    datasets = [(name, name) for name in reversed(progress.datasets(context.workbench))]
+    variables = [
+        f"{urlsplit(url).hostname}: {variable}, {'set' if os.environ.get(variable) else 'not set'}"
+        for url, variable in sources.endpoints.items()
+    ]
+    return {
+        "sources": sources.offered(),
+        "folders": [root.name for root in sources.folders],
+        "endpoints": list(sources.endpoints),
+        "variables": variables + [f"another: {OTHER_KEY}, if it wants one"] * sources.others,
+        "datasets": datasets,
+        "dataset": datasets[0][1] if datasets else "",
+        "bases": bases,
+        "base": bases[0][1] if bases[0][1].startswith("run:") else "file:small",
+    }
 
 
 def active(workbench: Workbench) -> list[dict[str, Any]]:

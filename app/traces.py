@@ -23,6 +23,7 @@ from deepintuit_analysis.report.steps import false_step, first_false_steps
 from deepintuit_app import links, media, prose, slices, sql_view
 from deepintuit_app.context import AppContext, apart
 from deepintuit_app.html import address, empty, heading, note, render
+from deepintuit_app.roles import needs
 from deepintuit_app.token_confidence import LEVELS, marked_tokens
 from deepintuit_app.verdicts import verdicts, with_mismatch
 
@@ -278,6 +279,7 @@ class Handlers:
         rest = {name: str(query.get(name, ""))[:64] for name in ("sort", "size", "page", "trace", "compare", "colour")}
         return [*updates, *rest.values()]
 
+    @needs("reviewer")
     def save(self, request: gr.Request, name: str, *values: Any) -> list[Any]:
         """A name and the filters → what came of it, and the slices that can be chosen."""
         filters = TraceFilter.from_query(dict(zip(FILTERS, values)))
@@ -378,8 +380,9 @@ def _filters() -> dict[str, gr.components.Component]:
                 scale=2,
                 placeholder="night falls",
                 min_width=220,
+                elem_classes="for-reviewers",
             )
-            parts["save"] = gr.Button("Save slice", scale=0, min_width=140)
+            parts["save"] = gr.Button("Save slice", scale=0, min_width=140, elem_classes="for-reviewers")
         parts["saved"] = gr.HTML("", padding=False)
     return parts
 

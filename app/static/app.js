@@ -147,11 +147,15 @@ document.addEventListener("click", (event) => {
 });
 
 // The start page looks again while something runs.
+document.addEventListener("input", (event) => { event.target.closest("main form")?.setAttribute("data-touched", ""); });
 if (document.querySelector("main[data-refresh]")) {
   window.setInterval(async () => {
     if (document.hidden) return;
-    const fresh = new DOMParser().parseFromString(await (await fetch(window.location.href)).text(), "text/html").querySelector("main");
-    if (fresh) document.querySelector("main").replaceWith(fresh);
+    const fresh = new DOMParser().parseFromString(await (await fetch("./")).text(), "text/html").querySelector("main");
+    // A form that somebody fills in stays: then only what runs is drawn again.
+    const part = document.querySelector("form[data-touched]") ? "#active" : "main";
+    const [before, after] = [document.querySelector(part), fresh?.matches(part) ? fresh : fresh?.querySelector(part)];
+    if (before && after) before.replaceWith(after);
   }, 4000);
 }
 
