@@ -101,6 +101,10 @@ def choose(sources: pd.DataFrame, wish: Choice, slices: Sequence[tuple[str, str]
     return replace(wish, dataset=dataset, split=split, system=system, method=method, compare=compare), offers
 
 
+SPELLED = {"raw": "provisional", "label_likelihood": "calibrated"}
+"""Method as it is stored → as addresses have it; `choose` reads both."""
+
+
 def _key_of(wish: str, keys: Sequence[str]) -> str:
     """`run/system` of what an address calls so, or by the system's name or its run alone: the newest of that name."""
     return wish if wish in keys else next((key for key in keys if wish and wish in key.split("/", 1)), wish)
@@ -178,8 +182,8 @@ class Analysis:
         return None if self.other is None else Comparison.of(self.other, self.mine)
 
     def against(self, side: str) -> Comparison | None:
-        """What `mine` changed against "raw", its provisional label, or "other"; None where there is none."""
-        return {"raw": self.mine.from_raw, "other": self.against_other}.get(side)
+        """What `mine` changed against "provisional", its provisional label, or "other"; None where there is none."""
+        return {"provisional": self.mine.from_raw, "other": self.against_other}.get(side)
 
 
 def analysis(workbench: Workbench, choice: Choice) -> Analysis:

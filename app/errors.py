@@ -25,7 +25,7 @@ from deepintuit_analysis.index import answers, browse
 from deepintuit_analysis.index.build import file_signature
 from deepintuit_app import errors_classes, errors_clips, errors_honesty, links, slices
 from deepintuit_app import errors_view as view
-from deepintuit_app.analysis import THRESHOLD, Analysis, Choice, Offers, analysis, choose, clamped, one_of
+from deepintuit_app.analysis import SPELLED, THRESHOLD, Analysis, Choice, Offers, analysis, choose, clamped, one_of
 from deepintuit_app.context import AppContext, apart
 from deepintuit_app.html import empty, esc
 
@@ -310,6 +310,7 @@ def page(context: AppContext) -> None:
         dict(zip(names, state, strict=True)),
         restore,
         choices=(*PICKS, "class", "cell", "clip"),
+        spelled=dict.fromkeys(("method", "compare"), SPELLED),
         defaults={"cells": "counts", "by": answers.FIRST[0], "threshold": f"{THRESHOLD:g}"},
     )
     shown_all.then(show, state, everything, **quick)

@@ -111,13 +111,13 @@ def clip_detail(analysis: Analysis, clip_id: str, trace: pd.Series | None) -> st
 def behind(analysis: Analysis, cell: str, threshold: float, by: str) -> tuple[str, pd.DataFrame] | None:
     """The clips that a cell names, surest answers first, and what they have in common. None for no such cell.
 
-    confusion.i.j (true label i answered as j, K is "no answer") · true.i · answered.j · turned.raw.rw (right by the
-    provisional label, wrong now; also `other`, and any of r and w) · bin.k (confidence) · unsure (below the threshold)
-    · slice.k (of the column `by`) · reason.<reason>
-    · follows.yes, follows.no · why.<kind> (the first false step of its wrong trace) · missed.k, alarm.k (true k not
-    answered so, and the reverse; missed.k.0.25, alarm.k.0.25: called k from that probability on)
+    confusion.i.j (true label i answered as j, K is "no answer") · true.i · answered.j · turned.provisional.rw (right by
+    the provisional label, wrong now; also `other`, and any of r and w) · bin.k (confidence) · unsure (below the
+    threshold) · slice.k (of the column `by`) · reason.<reason> · follows.yes, follows.no · why.<kind> (the first false
+    step of its wrong trace) · missed.k, alarm.k (true k not answered so, and the reverse; missed.k.0.25, alarm.k.0.25:
+    called k from that probability on)
     """
-    kind, *places = cell.split(".")
+    kind, *places = cell.replace("turned.raw.", "turned.provisional.").split(".")  # as older addresses have it
     frame, labels = analysis.mine.frame, (*analysis.labels, NONE_LABEL)
     mask: pd.Series | np.ndarray | None = None
     title = ""
@@ -147,9 +147,8 @@ def behind(analysis: Analysis, cell: str, threshold: float, by: str) -> tuple[st
             before, after = (side.frame["right"] for side in (compared.before, compared.after))
             mask = ((before == was) & (after == now)).reindex(frame.index, fill_value=False)
             names = ("wrong", "right")
-            title = (
-                f"{names[was].capitalize()} by {'the provisional label' if places[0] == 'raw' else analysis.other_name}"
-            )
+            former = "the provisional label" if places[0] == "provisional" else analysis.other_name
+            title = f"{names[was].capitalize()} by {former}"
             title += f", {names[now]} by {analysis.name}"
         elif kind == "bin" and len(places) == 1 and analysis.mine.probs_C_K is not None:
             bins = analysis.mine.evaluation.bins

@@ -232,7 +232,7 @@ def flip_tables(analysis: Analysis) -> str:
     """What calibration changed against the provisional label, and what stands between two systems."""
     flips = []
     if analysis.raw is not None:
-        flips.append(_flip(analysis, "raw", "Provisional to calibrated", "the provisional label"))
+        flips.append(_flip(analysis, "provisional", "Provisional to calibrated", "the provisional label"))
     if analysis.other is not None:
         flips.append(_flip(analysis, "other", f"From {analysis.other_name}", analysis.other_name))
     return render("errors/flips.html", flips=flips)

@@ -23,10 +23,10 @@ _READ = "() => { window.deepintuitRead = true; }"
 _SEARCH = "() => { window.deepintuitAsked = true; return [window.location.search]; }"
 _WRITE = """(...values) => {{
   if (!window.deepintuitRead) return;
-  const names = {names}, defaults = {defaults};
+  const names = {names}, defaults = {defaults}, spelled = {spelled};
   const query = new URLSearchParams(window.location.search);
   names.forEach((name, i) => {{
-    const value = values[i];
+    const value = spelled[name] ? values[i]?.replace(/[^/]*$/, (word) => spelled[name][word] ?? word) : values[i];
     const empty = [null, undefined, "", false].includes(value) || (Array.isArray(value) && !value.length);
     if (empty || String(value) === defaults[name]) query.delete(name);
     else query.set(name, Array.isArray(value) ? value.join(",") : String(value));
@@ -48,10 +48,12 @@ def bind(
     choices: Sequence[str] = (),
     defaults: Mapping[str, str] | None = None,
     also: Sequence[gr.components.Component] = (),
+    spelled: Mapping[str, Mapping[str, str]] | None = None,
 ) -> gr.events.Dependency:
     """Tie components to query names. Returns the load event, which comes again with Back: chain `.then(show, …)` behind
     it to fill the page. `choices`: names that make entries of the history. `defaults`: values, as text, that the
-    address leaves out. `also`: what `restore` fills behind them, and no address holds."""
+    address leaves out. `also`: what `restore` fills behind them, and no address holds. `spelled`: for a name the words
+    of its values, or of what stands behind their last '/', as the address has them; `restore` reads both."""
     names, parts = list(components), list(components.values())
     search = gr.Textbox(visible="hidden", label="Address")
     # Clicked by app.js: on Back and Forward, and once where the page was drawn but its load event never came.
@@ -63,7 +65,12 @@ def bind(
 
     for name, part in components.items():
         choice = "true" if name in choices else "false"
-        write = _WRITE.format(names=json.dumps(names), defaults=json.dumps(dict(defaults or {})), choice=choice)
+        write = _WRITE.format(
+            names=json.dumps(names),
+            defaults=json.dumps(dict(defaults or {})),
+            choice=choice,
+            spelled=json.dumps(spelled or {}),
+        )
         part.change(None, inputs=parts, outputs=None, js=write, queue=False, show_progress="hidden")
     # Queued, for what `restore` has to say (an id that is gone): without the queue it goes to the server's log alone.
     loaded = gr.on(

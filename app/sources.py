@@ -1,7 +1,7 @@
 """What a page may name beyond the workbench: folders that clips are imported from, and endpoints that teach.
 
-    sources = Sources.of(["/data/videos"], ["https://llm.example.org/v1=LLM_KEY"], login=True)
-    sources.place("kitchen")                # /data/videos/kitchen, if it is there
+    sources = Sources.of(["videos"], ["https://llm.example.org/v1=LLM_KEY"], login=True)
+    sources.place("kitchen")                # the folder videos/kitchen, if it is there
     sources.key_variable("https://llm.example.org/v1")
 
 Who may open the page need not be allowed to read the server's disk, nor to send its keys anywhere: a folder lies in one

@@ -18,7 +18,7 @@ from fastapi.responses import StreamingResponse
 from deepintuit.errors import DeepIntuitError
 from deepintuit.tables import FORMATS
 from deepintuit_analysis.index import browse, clips, reviewed
-from deepintuit_analysis.index.browse import FLIPS, SORTS, TraceFilter
+from deepintuit_analysis.index.browse import FLIPS, OLDER_NAMES, SORTS, TraceFilter
 from deepintuit_analysis.report.steps import false_step, first_false_steps
 from deepintuit_app import links, media, prose, slices, sql_view
 from deepintuit_app.context import AppContext, apart
@@ -33,18 +33,18 @@ _EXCERPT = 150
 _FORM_NAMES = {"csv": "CSV", "jsonl": "JSONL", "parquet": "Parquet"}
 _HEADS = (
     ("Trace", "newest", ""), ("True", "true", ""), ("Provisional", "provisional", ""), ("Calibrated", "calibrated", ""),
-    ("Token confidence", "confidence", "number"), ("Tokens", "tokens", "number wide"), ("Run", "run", "wide"),
+    ("Token confidence", "token_confidence", "number"), ("Tokens", "tokens", "number wide"), ("Run", "run", "wide"),
 )  # fmt: skip
 NAMES = {
     "true": "True label", "provisional": "Provisional label", "calibrated": "Calibrated label",
     "right": "Provisional is", "final": "Calibrated is", "flip": "Calibration", "follows": "Label follows",
-    "reason": "Form", "dataset": "Dataset", "split": "Split", "min_confidence": "Token confidence from",
-    "max_confidence": "Token confidence to", "min_tokens": "Tokens from", "max_tokens": "Tokens to", "step": "Step",
-    "sample": "Sample", "clip": "Clip id", "slice": "Slice",
+    "reason": "Form", "dataset": "Dataset", "split": "Split", "min_token_confidence": "Token confidence from",
+    "max_token_confidence": "Token confidence to", "min_tokens": "Tokens from", "max_tokens": "Tokens to",
+    "step": "Step", "sample": "Sample", "clip": "Clip id", "slice": "Slice",
 }  # fmt: skip
 """The filters that stand among the further ones, as the page calls them."""
 _TITLES = {
-    "newest": "Sort by the time of the run", "confidence": "Sort by the mean confidence in the tokens of the trace",
+    "newest": "Sort by the time of the run", "token_confidence": "Sort by the mean confidence in the tokens",
     "provisional": "Sort by the provisional label, the trace's own", "calibrated": "Sort by the calibrated label",
 }  # fmt: skip
 
@@ -52,6 +52,7 @@ _TITLES = {
 def order_of(sort: str | None) -> tuple[str, bool | None]:
     """A key of `SORTS` and whether downwards, from "tokens" or "-tokens"; the newest run first for anything else."""
     name = (sort or "").removeprefix("-")
+    name = OLDER_NAMES.get(name, name)
     return (name, str(sort).startswith("-")) if name in SORTS else ("newest", None)
 
 
@@ -340,7 +341,7 @@ class Handlers:
         return ["", *(empty_one if name == key else gr.skip() for key in FILTERS)]
 
 
-_NUMBERS = ("min_confidence", "max_confidence", "min_tokens", "max_tokens", "step", "sample")
+_NUMBERS = ("min_token_confidence", "max_token_confidence", "min_tokens", "max_tokens", "step", "sample")
 
 
 def _choices(counts: list[tuple[str, int]], current: str) -> list[tuple[str, str]]:

@@ -214,7 +214,7 @@ def questions(workbench: Workbench, seed: int) -> Iterator[tuple[str, Callable[[
     label, other = rng.sample(LABELS, 2)
     low = 0.85 + 0.1 * rng.random()  # where most are
     deep = min(499_950, browse.count(workbench, TraceFilter()) // 2)
-    between = TraceFilter(min_confidence=low, max_confidence=low + 0.01)
+    between = TraceFilter(min_token_confidence=low, max_token_confidence=low + 0.01)
     cell = TraceFilter(true=label, provisional=other)
     common = rng.choice(WHO)
     rare = f"{rng.choice(LINK)} the {rng.choice(WHO)} {rng.choice(DOES)} the {rng.choice(WHAT)}"

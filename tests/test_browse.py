@@ -108,7 +108,7 @@ def clips_of(workbench: Workbench, **asked: object) -> list[str]:
     ({"reason": "malformed"}, ["c3"]),
     ({"reason": "truncated"}, ["c3"]),
     ({"reason": "well-formed", "stage": "evaluate"}, ["c0", "c1", "c2"]),
-    ({"min_confidence": 0.4, "max_confidence": 0.6}, ["c1"]),
+    ({"min_token_confidence": 0.4, "max_token_confidence": 0.6}, ["c1"]),
     ({"min_tokens": 10, "max_tokens": 20}, ["c1", "c2"]),
     ({"min_tokens": 0, "max_tokens": 0}, ["c0"]),
     ({"split": "test"}, ["c0", "c1"]),
@@ -168,7 +168,7 @@ def test_every_known_sort_works_both_ways_and_another_is_refused(workbench: Work
 
 
 @pytest.mark.parametrize("asked", [
-    {}, {"stage": "grpo"}, {"flip": "changed"}, {"true": "dog", "provisional": "cat"}, {"min_confidence": 0.3},
+    {}, {"stage": "grpo"}, {"flip": "changed"}, {"true": "dog", "provisional": "cat"}, {"min_token_confidence": 0.3},
     {"run": "gone"},
 ])  # fmt: skip
 def test_a_page_holds_the_rows_that_a_sort_of_all_would_put_there(workbench: Workbench, asked: dict) -> None:
@@ -272,7 +272,7 @@ _number = st.floats(0, 1).map(lambda value: round(value, 4))
 _word = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40).map(str.strip).filter(bool)
 _filters = st.builds(
     TraceFilter, run=st.none() | _word, true=st.none() | _word, text=st.none() | _word,
-    min_confidence=st.none() | _number,
+    min_token_confidence=st.none() | _number,
     min_tokens=st.none() | st.integers(0, 10**6), step=st.none() | st.integers(0, 10**6),
     flip=st.none() | st.sampled_from(list(browse.FLIPS)), right=st.none() | st.sampled_from(["right", "wrong"]),
     reason=st.none() | st.sampled_from(["malformed", "well-formed", "truncated"]),
@@ -300,7 +300,14 @@ def test_any_address_gives_a_filter_that_can_be_asked(workbench: Workbench, quer
 
 
 def test_what_an_address_gets_wrong_is_left_out_but_an_unknown_run_is_not() -> None:
-    query = {"step": "three", "min_confidence": "nan", "flip": "x", "right": "' OR 1=1", "run": " gone ", "sort": "x"}
+    query = {
+        "step": "three",
+        "min_token_confidence": "nan",
+        "flip": "x",
+        "right": "' OR 1=1",
+        "run": " gone ",
+        "sort": "x",
+    }
     assert TraceFilter.from_query(query) == TraceFilter(run="gone")
     query = {"min_tokens": "20.0", "max_tokens": "1e999", "text": ""}
     assert TraceFilter.from_query(query) == TraceFilter(min_tokens=20)
@@ -345,3 +352,13 @@ def test_an_export_is_written_while_it_is_read(workbench: Workbench) -> None:
     pieces = browse.export(workbench, TraceFilter(), "csv")
     assert next(pieces).decode().startswith("trace_id,run_id")
     pieces.close()
+
+
+def test_older_addresses_filter_and_sort_as_they_did(workbench):
+    old = TraceFilter.from_query({"min_confidence": "0.4", "max_confidence": "0.6"})
+    assert old == TraceFilter(min_token_confidence=0.4, max_token_confidence=0.6)
+    assert set(old.to_query()) == {"min_token_confidence", "max_token_confidence"}
+    both = TraceFilter.from_query({"min_confidence": "0.4", "min_token_confidence": "0.7"})
+    assert both.min_token_confidence == 0.7, "the name of today counts"
+    for name, today in (("confidence", "token_confidence"), ("certainty", "calibrated_confidence")):
+        assert browse.page(workbench, old, sort=name).rows.equals(browse.page(workbench, old, sort=today).rows)

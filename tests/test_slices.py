@@ -168,7 +168,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     st.builds(
         TraceFilter,
         true=st.sampled_from([None, "fall", "x'; --"]),
-        min_confidence=st.none() | st.floats(0, 1),
+        min_token_confidence=st.none() | st.floats(0, 1),
         max_tokens=st.none() | st.integers(0, 10**9),
         flip=st.sampled_from([None, "broken"]),
         text=st.none() | st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=50),

@@ -305,3 +305,20 @@ def test_no_answer_and_no_error_names_a_folder_of_the_server(tmp_path: Path, sql
     assert str(tmp_path) not in said and os.path.realpath(tmp_path) not in said
     own = workbench.query("SELECT path, playable_path FROM clips WHERE clip_id = 'c9'")
     assert own.loc[0].tolist() == [str(place)] * 2, "this project's own pages still find the file"
+
+
+def test_older_names_in_queries_give_the_same_rows(workbench: Workbench) -> None:
+    for old, new in (
+        ("SELECT clip_id FROM predictions WHERE method = 'raw'", "method_name = 'provisional label'"),
+        (
+            "SELECT clip_id FROM latest_predictions WHERE method = 'label_likelihood'",
+            "method_name = 'calibrated label'",
+        ),
+        ("SELECT n FROM accuracy_by_run WHERE method = 'raw'", "method_name = 'provisional label'"),
+        ("SELECT trace_id FROM trace_facts WHERE confidence > 0.3", "token_confidence > 0.3"),
+        ("SELECT trace_id FROM traces WHERE confidence > 0.3", "token_confidence > 0.3"),
+        ("SELECT trace_id FROM trace_facts WHERE certainty > 0.3", "calibrated_confidence > 0.3"),
+    ):
+        condition = old.partition("WHERE ")[2]
+        assert sorted(rows(workbench, old)) == sorted(rows(workbench, old.replace(condition, new)))
+    assert rows(workbench, "SELECT trace_id FROM traces WHERE token_confidence > 0.3")

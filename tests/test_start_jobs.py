@@ -70,7 +70,9 @@ def test_a_folder_becomes_a_dataset_by_a_job_and_the_page_leads_on_to_the_teache
         assert "Running now" in visitor.get("/").text or not jobs.find(place, job.id).active
         time.sleep(0.3)
     assert jobs.find(place, job.id).status == "finished", jobs.tail(place, job.id)
-    rows = Workbench(place).refresh() or Workbench(place).query("SELECT DISTINCT label, dataset FROM clips ORDER BY label")
+    workbench = Workbench(place)
+    workbench.refresh()
+    rows = workbench.query("SELECT DISTINCT label, dataset FROM clips ORDER BY label")
     assert rows.values.tolist() == [["routine", "rooms"], ["theft", "rooms"]]
     time.sleep(2.1)  # the index is looked at every two seconds
     html = visitor.get("/").text

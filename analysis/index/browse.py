@@ -1,7 +1,7 @@
 """Questions that a person asks the index: this clip's file, this trace, the traces of a slice.
 
     asked = TraceFilter(run="evaluate-…", true="theft", provisional="delivery")
-    found = page(workbench, asked, sort="confidence", limit=50)      # found.rows, found.total
+    found = page(workbench, asked, sort="token_confidence", limit=50)      # found.rows, found.total
     TraceFilter.from_query(asked.to_query()) == asked                # a slice travels in an address
 
 A filter reads only those columns of `stored_traces` that it names; texts are fetched for the rows that are shown. What
@@ -57,16 +57,21 @@ _SAME = {
     "provisional": "provisional", "calibrated": "calibrated", "step": "step", "sample": "sample",
 }  # fmt: skip
 _RANGE = {
-    "min_confidence": "confidence >= ?", "max_confidence": "confidence <= ?", "min_tokens": "tokens >= ?",
+    "min_token_confidence": "confidence >= ?", "max_token_confidence": "confidence <= ?", "min_tokens": "tokens >= ?",
     "max_tokens": "tokens <= ?",
 }  # fmt: skip
 SORTS = {
     "newest": "created", "run": "run_id", "stage": "stage", "split": "split", "true": "true_label",
-    "provisional": "provisional", "calibrated": "calibrated", "certainty": "certainty", "reason": "reason",
-    "confidence": "confidence", "tokens": "tokens", "milliseconds": "milliseconds", "step": "step", "sample": "sample",
-    "clip": "clip_id",
+    "provisional": "provisional", "calibrated": "calibrated", "calibrated_confidence": "certainty", "reason": "reason",
+    "token_confidence": "confidence", "tokens": "tokens", "milliseconds": "milliseconds", "step": "step",
+    "sample": "sample", "clip": "clip_id",
 }  # fmt: skip
 """What a page may be sorted by, and its column."""
+OLDER_NAMES = {
+    "confidence": "token_confidence", "certainty": "calibrated_confidence", "min_confidence": "min_token_confidence",
+    "max_confidence": "max_token_confidence",
+}  # fmt: skip
+"""What addresses and saved slices called sorts and filters before → their names."""
 _FACTS = (
     "trace_id, run_id, stage, dataset, split, clip_id, sample, step, true_label, provisional, calibrated, certainty, "
     "reason, confidence, tokens, milliseconds"
@@ -102,8 +107,8 @@ class TraceFilter:
     flip: str | None = None
     follows: str | None = None
     reason: str | None = None
-    min_confidence: float | None = None
-    max_confidence: float | None = None
+    min_token_confidence: float | None = None
+    max_token_confidence: float | None = None
     min_tokens: int | None = None
     max_tokens: int | None = None
     step: int | None = None
@@ -116,6 +121,7 @@ class TraceFilter:
     def from_query(cls, query: Mapping[str, Any]) -> TraceFilter:
         """Read what an address (or a form) says. Other names, numbers that are none, and words that are not one of the
         few known are left out; a run or label that does not exist stays, and finds nothing. Never raises."""
+        query = {OLDER_NAMES[old]: value for old, value in query.items() if old in OLDER_NAMES} | dict(query)
         return cls(**{field.name: _read(field.name, query.get(field.name)) for field in fields(cls)})
 
     def to_query(self) -> dict[str, str]:
@@ -222,6 +228,7 @@ def page(
     """Rows `offset` … `offset + limit` of what the filter finds. Sorted by a key of `SORTS` (StoreError for another
     one), by default the newest run first and all else upwards; what is missing comes last, ties in stored order. A text
     search ends after `COUNTED` rows of this order."""
+    sort = OLDER_NAMES.get(sort, sort)
     if sort not in SORTS:
         raise StoreError(
             f"traces sorted by {sort!r}",

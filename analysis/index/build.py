@@ -36,7 +36,7 @@ from deepintuit.runs.run import parts, read_description, read_part
 from deepintuit.runs.schema import GRAINS, Grain
 from deepintuit_analysis.index import reviewed, search
 
-LAYOUT = 10  # raise when tables or views change, so that old index files are rebuilt
+LAYOUT = 11  # raise when tables or views change, so that old index files are rebuilt
 _BATCH_BYTES, _BATCH_PARTS = 64 << 20, 500  # what is inserted at once
 _KEPT_BYTES = 4 * _BATCH_BYTES  # what may wait in memory for the next checkpoint
 _LIMITS = {
@@ -70,12 +70,22 @@ FOUND_BY_ID = "short_id = short_id_of($1) AND trace_id = $1"
 _FILLED = {"stage": "own_stage", "true_label": "own_label", "provisional": "own_answer"}
 AS_WRITTEN = ", ".join(f"{_FILLED[name]} AS {name}" if name in _FILLED else name for name in GRAINS["traces"].columns)
 """The columns of a part's traces, of `stored_traces`."""
+METHOD_NAMES = {
+    "raw": "provisional label",
+    "label_likelihood": "calibrated label",
+    "linear_head": "calibrated label, linear head",
+    "vote": "vote over traces",
+    "mean_likelihood": "calibrated label, mean over traces",
+}
+"""Method of predictions as it is stored → as people read it."""
+_WHENS = " ".join(f"WHEN '{method}' THEN '{name}'" for method, name in METHOD_NAMES.items())
 _VIEWS = f"""
-    CREATE VIEW traces AS SELECT {AS_WRITTEN}, part, short_id, short_clip FROM stored_traces;
+    CREATE VIEW traces AS
+        SELECT {AS_WRITTEN}, part, short_id, short_clip, confidence AS token_confidence FROM stored_traces;
     CREATE VIEW trace_facts AS
         SELECT trace_id, run_id, stage, dataset, split, clip_id, sample, step, true_label, provisional, calibrated,
                certainty, reason, confidence, tokens, milliseconds, created, lowered, marks, short_id,
-               short_clip
+               short_clip, confidence AS token_confidence, certainty AS calibrated_confidence
         FROM stored_traces;
     -- For each clip and way of predicting, what the newest run says.
     CREATE VIEW latest_predictions AS
@@ -83,7 +93,7 @@ _VIEWS = f"""
         QUALIFY rank() OVER (
             PARTITION BY clip_id, split, system, method, control ORDER BY created DESC, run_id DESC) = 1;
     CREATE VIEW accuracy_by_run AS
-        SELECT run_id, split, system, method, control, count(*) AS n,
+        SELECT run_id, split, system, method, method_name, control, count(*) AS n,
                count(*) FILTER (predicted = 'none') AS no_answer,
                avg((predicted = true_label)::INT) AS accuracy
         FROM predictions WHERE true_label IS NOT NULL GROUP BY ALL;
@@ -242,6 +252,11 @@ def _make_tables(connection: duckdb.DuckDBPyConnection) -> None:
         # A number of our own, since another release of DuckDB may hash() otherwise.
         shape += ["short_id UINTEGER"] if "trace_id" in grain.columns else []
         shape += [_STORED] if grain.name == "traces" else []
+        shape += (
+            [f"method_name VARCHAR GENERATED ALWAYS AS (CASE method {_WHENS} ELSE method END)"]
+            if grain.name == "predictions"
+            else []
+        )
         connection.execute(f"CREATE TABLE {_table_of(grain)} ({', '.join(shape)})")
         connection.unregister("incoming")
     kinds = ", ".join(f"{name} {'TIMESTAMP' if name == 'created' else 'VARCHAR'}" for name in COUNTED_BY)

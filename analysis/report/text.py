@@ -15,15 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from deepintuit.metrics import Estimate
+from deepintuit_analysis.index.build import METHOD_NAMES
 from deepintuit_analysis.numbers import NOTHING, interval, number, p_value, percent, with_interval, within
 from deepintuit_analysis.report.results import CONTROLS, Measured, Result, SeedRow, over_seeds
 
 NAMES = {
-    "raw": "provisional label",
-    "label_likelihood": "calibrated label",
-    "linear_head": "calibrated label, linear head",
-    "vote": "vote over traces",
-    "mean_likelihood": "calibrated label, mean over traces",
+    **METHOD_NAMES,
     "cold start + grpo": "cold start + GRPO",
     "rb-ft": "RB-FT",
     **{name: control.shown for name, control in CONTROLS.items()},

@@ -80,7 +80,7 @@ def test_each_cell_has_the_clips_of_its_count(site, wish, answered):
 
 def test_flips_against_the_raw_label_and_against_another_system(site):
     found = looked_at(site, compare=f"{cold(site)}/raw")
-    for which, before in (("raw", REFINED), ("other", COLD)):
+    for which, before in (("provisional", REFINED), ("raw", REFINED), ("other", COLD)):
         for was in "rw":
             for now in "rw":
                 listed = errors_clips.behind(found, f"turned.{which}.{was}{now}", 0.9, "seconds")[1]
@@ -236,6 +236,7 @@ def test_the_address_brings_the_screen_back(open_page, site):
     first.locator("#errors-norm").get_by_text("share of the true class").click(force=True)
     first.wait_for_function("location.search.includes('cells=rows') && location.search.includes('clip=')")
     query = parse_qs(urlparse(first.url).query)
+    assert query["method"] == ["calibrated"] and query["compare"] == [f"{cold(site)}/provisional"]
     assert query["cell"] == ["turned.other.wr"] and query["threshold"] == ["0.7"] and query["by"] == ["group"]
     second = open_page()
     second.goto(first.url)
