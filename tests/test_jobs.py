@@ -13,6 +13,7 @@ import pytest
 from deepintuit.errors import ConfigError, StoreError
 from deepintuit_analysis import Workbench
 from deepintuit_app import job_requests, jobs, supervisor
+from deepintuit_app.sources import Sources
 
 SAY = "print('hello <b>&', flush=True)"
 SLEEP = "import time\nprint('working', flush=True)\ntime.sleep(60)"
@@ -186,7 +187,7 @@ def test_a_damaged_job_costs_itself_and_no_page_runs_what_its_file_names(place, 
     with pytest.raises(StoreError, match="no job"):
         jobs.find(place, broken.id)
     with pytest.raises(StoreError, match="no other command"):
-        job_requests.refuse_unless_stage(jobs.find(place, sound.id).command)
+        job_requests.refuse_unless_stage(jobs.find(place, sound.id).command, Workbench(place), Sources())
 
 
 def test_a_progress_line_is_shown_and_does_not_fill_the_log(place):
