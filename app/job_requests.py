@@ -22,7 +22,6 @@ import tomli_w
 
 from deepintuit import config
 from deepintuit.config import Config
-from deepintuit.endpoint import Endpoint
 from deepintuit.errors import ConfigError, StoreError, nearest
 from deepintuit_analysis import Workbench
 from deepintuit_app.sources import TABLES, Sources
@@ -164,6 +163,8 @@ def import_of(workbench: Workbench, sources: Sources, source: str, name: str, dr
 
 def endpoint(sources: Sources, address: str, model: str, traces: str = "1") -> dict[str, Any]:
     """Settings of a teacher at an endpoint. ConfigError or TeachError for one that cannot be asked."""
+    from deepintuit.endpoint import Endpoint  # not before somebody asks: its client takes half a second to import
+
     address, model = address.strip().rstrip("/"), model.strip()
     if not model or len(model) > 200 or not traces.strip().isascii() or not traces.strip().isdigit():
         why = "a teacher is a model at its endpoint that writes so many traces for each clip"

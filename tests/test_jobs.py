@@ -278,7 +278,7 @@ def test_every_stage_that_can_be_ordered_is_a_command(workbench):
         inputs = dict.fromkeys(job_requests.INPUTS.get(stage, {}), job_requests.NEWEST)
         request = job_requests.checked(workbench, stage, dataset="home", inputs=inputs, full=True, dry=True)
         assert cli._parser().parse_args(request.command[3:]).dry_run
-        job_requests.refuse_unless_stage(request.command)
+        job_requests.refuse_unless_stage(request.command, workbench, Sources())
 
 
 def test_a_real_command_runs_as_a_job(workbench):
