@@ -145,9 +145,7 @@ def hidden_states(
 def _likelihoods(
     vlm: VLM, task: Task, clips: Pairs, traces: Sequence[Any], ask: Callable[[str, Any], str], batch: int
 ) -> Scores:
-    logits = _batches(
-        clips, traces, ask, batch, lambda part, prompts: label_logprobs(vlm, part, prompts, task.labels)
-    )
+    logits = _batches(clips, traces, ask, batch, lambda part, prompts: label_logprobs(vlm, part, prompts, task.labels))
     logits = np.concatenate(logits).astype(np.float64)
     return Scores(logits, np.clip(1 - np.exp(logits).sum(1), 0, 1))
 
