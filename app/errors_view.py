@@ -393,7 +393,8 @@ def why(found: Analysis) -> str:
         lacking = "no wrong trace" if not known else f"{known} of {n} wrong traces"
         told |= {
             "what": f"The first false step is known of {lacking}.",
-            "todo": "The clips of a rendered world have known facts; of these clips there are none.",
+            "todo": "Known facts tell, or a judge: a server that is asked about each wrong trace and its clip.",
+            "command": f"deepintuit judge {found.run_id} --steps --set judge.base_url=URL --set judge.model=NAME",
         }
     else:
         told["words"] = f"Of all {n} wrong traces. Intervals are as on the run card: {how_sure(result)}."

@@ -84,6 +84,8 @@ def headline(run: Mapping[str, Any], accuracies: pd.DataFrame, ends: pd.DataFram
         return _scored(run, scores, accuracy)
     if run["stage"] == "attribute" and summary.get("sentences"):
         return f"{summary['sentences']:,} sentences of {summary['clips']:,} traces"
+    if run["stage"] == "judge" and summary.get("answers"):
+        return f"{len(summary['answers'])} questions about {summary['traces']:,} traces"
     if run["stage"] == "teach" and summary.get("written"):
         return f"{summary.get('kept', 0)} of {summary['written']} traces kept"
     if "accuracy" in numbers.index:

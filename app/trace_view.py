@@ -7,7 +7,7 @@ Nothing here waits, reads a file or knows Gradio.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,8 +49,9 @@ class TraceView:
     """One trace on screen. `mode`: live, replay or stored; `source`: where it comes from, in words.
 
     `seconds`: length of the clip; `trace_id`: of a stored trace, whose frames can be asked for by it; `lost`: those
-    frames cannot be had any more; `scores`: what is stored of the trace; `labels`: of its dataset, where it has one;
-    `calibrator`: the run of the one that reads it; `asking` it which sentences carry its answer.
+    frames cannot be had any more; `scores`: what is stored of the trace; `judged`: what judges answered about it;
+    `labels`: of its dataset, where it has one; `calibrator`: the run of the one that reads it; `asking` it which
+    sentences carry its answer.
     """
 
     mode: str
@@ -60,6 +61,7 @@ class TraceView:
     trace_id: str | None = None
     lost: bool = False
     scores: Scores = field(default_factory=dict)
+    judged: Sequence[tuple[str, str, str]] = ()
     labels: LabelSet | None = None
     calibrator: str | None = None
     asking: bool = False
@@ -235,7 +237,7 @@ def _known_of(view: TraceView, truth: str | None) -> str:
     scores = with_mismatch(view.scores, view.done.text, view.grammar, view.labels)
     if truth is None:  # whether the seeing sufficed tells whether the answer is right
         scores = {name: score for name, score in scores.items() if name == "mismatch"}
-    return verdicts(scores, vars(view.done), truth)
+    return verdicts(scores, vars(view.done), truth, judged=view.judged)
 
 
 def _bars(dist: Distribution, provisional: str, truth: str | None, raw: Distribution | None) -> dict[str, Any]:

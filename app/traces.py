@@ -38,6 +38,7 @@ _HEADS = (
 NAMES = {
     "true": "True label", "provisional": "Provisional label", "calibrated": "Calibrated label",
     "right": "Provisional is", "final": "Calibrated is", "flip": "Calibration", "follows": "Label follows",
+    "judge": "Judge",
     "reason": "Form", "dataset": "Dataset", "split": "Split", "min_token_confidence": "Token confidence from",
     "max_token_confidence": "Token confidence to", "min_tokens": "Tokens from", "max_tokens": "Tokens to",
     "step": "Step", "sample": "Sample", "clip": "Clip id", "slice": "Slice",
@@ -193,6 +194,7 @@ def _one(
             people,
             clips.gate_of(context.workbench, fact["run_id"]),
             step,
+            browse.judge_answers(context.workbench, fact["trace_id"]),
         ),
         "text": row["text"].strip()
         and prose.trace_html(row["text"], grammar, times, seconds, token_marks=marks, mistake=step),
@@ -364,7 +366,7 @@ def _filters() -> dict[str, gr.components.Component]:
                 "right": verdicts, "final": verdicts, "flip": [(key, key) for key in FLIPS],
                 "follows": [("Yes", "yes"), ("No", "no")],
             }  # fmt: skip
-            for name in ("true", "provisional", "calibrated", "right", "final", "flip", "follows", "reason"):
+            for name in ("true", "provisional", "calibrated", "right", "final", "flip", "follows", "judge", "reason"):
                 parts[name] = gr.Dropdown([("Any", ""), *few.get(name, ())], value="", label=NAMES[name], **narrow)
         with gr.Row():
             for name in ("dataset", "split"):

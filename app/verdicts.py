@@ -43,16 +43,18 @@ def verdicts(
     people: Sequence[str] = (),
     gate: Mapping[str, Any] | None = None,
     step: FalseStep | None = None,
+    judged: Sequence[tuple[str, str, str]] = (),
 ) -> str:
     """A short list; empty where nothing is known. `people`: the process in which the trace fails, by each who named
     one. `gate`: the settings of its run, empty where it had none, None where they are not known. `step`: its first
-    false one, where it is known."""
+    false one, where it is known. `judged`: questions of a rubric, the answers, and what these rest on."""
     lines = (
         _seeing(scores, row, true_label),
         _people(scores, row, true_label, people),
         _false(row, true_label, step),
         _arguing(scores, row),
         _thinking(row, gate),
+        *(Line(words, answer, "plain", evidence.partition(": ")[2]) for words, answer, evidence in judged),
     )
     return render("verdicts.html", lines=[line for line in lines if line])
 

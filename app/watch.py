@@ -165,6 +165,7 @@ def stored_view(
     view.lost = not media.seen(context, trace_id)
     view.calibrator = clips.calibrator_of(context.workbench, row["run_id"])
     view.scores, view.labels = browse.scores_of(context.workbench, trace_id), context.labels(clip.get("dataset"))
+    view.judged = browse.judge_answers(context.workbench, trace_id)
     return view, [row, clips.predictions_on(context.workbench, trace_id)]
 
 

@@ -1,6 +1,6 @@
 """The command line: arguments → config → one stage.
 
-    deepintuit clips | teach | coldstart | grpo | calibrate | evaluate | attribute | embed | predict | report | review | demo | app
+    deepintuit clips | teach | coldstart | grpo | calibrate | evaluate | attribute | judge | embed | predict | report | review | demo | app
 
 Every stage takes `--config FILE`, `--set key=value`, `--seed`, `--workbench`, `--name` and `--dry-run`, and resumes where it was stopped.
 Bad input gives one sentence in three beats and exit code 2.
@@ -139,6 +139,13 @@ def _add_stages(commands) -> None:
     attribute = common(commands.add_parser("attribute", help=about, example="attribute RUN", settings="attribute"))
     attribute.add_argument("source", metavar="RUN", help="an evaluate or predict run of a system with a calibrator")
     attribute.set_defaults(run=_attribute, command="attribute")
+    about = "ask a judge a rubric's yes/no questions about a run's traces, and which step of a wrong one is false"
+    judge = common(commands.add_parser("judge", help=about, example="judge RUN --rubric house.toml", settings="judge"))
+    judge.add_argument("source", metavar="RUN", help="a finished run that has traces")
+    judge.add_argument("--rubric", metavar="FILE", help="a TOML file of yes/no questions, see docs/training.md")
+    judge.add_argument("--steps", action="store_true", help="the first false step of each trace whose label is wrong")
+    judge.add_argument("--every", action="store_true", help="all sampled traces of a clip, not the first alone")
+    judge.set_defaults(run=_judge, command="judge")
     about = "a vector of every clip, for the nearest clips beside a clip and the map of the dashboard"
     embed = common(commands.add_parser("embed", help=about, example="embed kitchen", settings="embed"))
     embed.add_argument("name", nargs="?", metavar="DATASET", help="default: the only one")
@@ -288,6 +295,24 @@ def _newest_reasoner(workbench, settings: Config) -> str | None:
         return _newest(workbench, ["grpo", "coldstart"], settings, "a reasoner")
     except ConfigError:
         return None
+
+
+def _judge(options) -> int:
+    workbench, settings = opened(options)
+    from deepintuit import judge
+    from deepintuit.rubrics import Rubric
+
+    source = workbench.run(options.source)
+    settings = settings.replace(clips={"dataset": source.about["dataset"] or ""})
+    asked = {"rubric": options.rubric and Rubric.load(options.rubric), "steps": options.steps, "every": options.every}
+    judge.refuse(settings, asked["rubric"], options.steps)
+    if _dry(options, workbench, settings, [], {"run": source.id}, lambda *_: judge.planned(source, **asked)):
+        return 0
+    run = judge.run(workbench, settings, source=source.id, **asked, progress=not options.quiet)
+    for question, counts in run.summary["answers"].items():
+        words = ", ".join(f"{n} {answer}" for answer, n in counts.items())
+        console.print(f"  {question}: {words}", markup=False, highlight=False, soft_wrap=True)
+    return _ended(run)
 
 
 def _trained(options, workbench, settings: Config, **inputs: str | None) -> int:

@@ -32,6 +32,7 @@ SECTIONS = {
     "evaluate": ("evaluate", "calibrate", "gate", "judge", "clips", "prompt", "video", "model", "sampling"),
     "predict": ("gate", "clips", "prompt", "video", "model", "sampling"),
     "attribute": ("model", "video", "sampling"),
+    "judge": ("judge", "model", "video", "sampling"),
     "embed": ("model", "video", "clips"),
     "report": ("evaluate",),
     "review": ("clips",),

@@ -429,6 +429,7 @@ _WITH_NEEDS = {
     "evaluate": ("gate",),
     "predict": ("gate",),
     "attribute": (),
+    "judge": (),
     "embed": (),
 }
 """Stage → the sections in which it refuses what would do nothing."""

@@ -96,7 +96,7 @@ def _asking(endpoint: Endpoint, labels: LabelSet, max_tokens: int) -> Judge:
             for number, q in enumerate(questions)
         )
         endpoint.complete_many(requests, lambda request, outcome: outcomes.__setitem__(request.tag, outcome))
-        lacking = next((why for outcome in outcomes.values() if (why := _unjudged(outcome))), None)
+        lacking = next((why for outcome in outcomes.values() if (why := unanswered(outcome))), None)
         if lacking is not None:
             raise TeachError(
                 f"the judge {endpoint.model!r} left observations unjudged",
@@ -108,17 +108,22 @@ def _asking(endpoint: Endpoint, labels: LabelSet, max_tokens: int) -> Judge:
     return judge
 
 
-def _unjudged(outcome: Outcome) -> str:
+def unanswered(outcome: Outcome) -> str:
+    """Why there is no answer in what came; "" where there is one."""
     if isinstance(outcome, TeachError):
         return outcome.what
     endless = THINK.open in outcome.text and THINK.close not in outcome.text
     return "it thinks and does not come to an end; raise judge.max_tokens" if endless else outcome.lacking
 
 
+def after_thinking(text: str) -> str:
+    return text.rpartition(THINK.close)[2].strip()
+
+
 def _strictly(text: str) -> Verdict:
     """Yes after the thinking, if any; in any case and with a full stop or not; anything else is no."""
-    text = text.rpartition(THINK.close)[2]
-    return Verdict(text.strip().rstrip(".").casefold() == "yes", text.strip())
+    text = after_thinking(text)
+    return Verdict(text.rstrip(".").casefold() == "yes", text)
 
 
 def _answering(config: Config, labels: LabelSet, cache: Path, beside: VLM | None) -> Judge:

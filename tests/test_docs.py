@@ -270,16 +270,16 @@ def code_lines(path: Path) -> int:
 
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
-    "deepintuit": 11_428,
-    "deepintuit_analysis": 7_115,
-    "deepintuit_app": 6_759,
+    "deepintuit": 11_791,
+    "deepintuit_analysis": 7_220,
+    "deepintuit_app": 6_768,
     "deepintuit_clips": 2_519,
     "deepintuit_homecam": 2_042,
 }
-MOST_IN_ALL = 29_865
+MOST_IN_ALL = 30_340
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
-MOST_TO_READ = 2_065
+MOST_TO_READ = 2_088
 
 
 def test_rooms_stay_within_their_lines(record_property):

@@ -20,13 +20,13 @@ BEFORE = {
 # The method, from the roof down. A module imports from below its own place: a later row, or in its row behind an arrow.
 FLOORS = {
     "doors": "cli → command",
-    "stages": "teach coldstart grpo calibrate evaluate attribute embed plan → stage",
+    "stages": "teach coldstart grpo calibrate evaluate attribute judge embed plan → stage",
     "reasoner": "reasoner judges",
     "model": "vlm",
     "wings": "endpoint → video",
     "shelves": "data runs embeddings",
     "sums": "rewards advantage schedule metrics",
-    "words": "prompts → trace config → labels worlds",
+    "words": "prompts → trace config → labels worlds rubrics",
     "ground": "disk worker ranks connections → errors texts parquet tables",
 }
 STEPS = [step.split() for floor in FLOORS.values() for step in floor.split(" → ")]

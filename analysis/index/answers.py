@@ -87,7 +87,7 @@ def facts(workbench: Workbench, run_id: str, system: str, split: str) -> pd.Data
     """What is known of each clip that this system answered, by clip_id: `file`, every manifest column with one value a
     clip, `size`, its texts and notes (`text: name`, `note: name`; a note that is a JSON object gives a column a key),
     and of its trace in this run `tokens`, `trace_confidence`, `reason` ("well-formed" where there is none), and
-    `follows` ("no" where the reasoning argues for another label than the answer)."""
+    `follows` ("no" where the reasoning argues for another label than the answer), and `judge: question`."""
     clips = workbench.query(
         """SELECT clips.* FROM clips SEMI JOIN
                   (SELECT clip_id FROM predictions WHERE run_id = $run AND system = $system AND split = $split)
@@ -107,6 +107,13 @@ def facts(workbench: Workbench, run_id: str, system: str, split: str) -> pd.Data
                       GROUP BY trace_id) AS scored ON scored.trace_id = answered.trace_id GROUP BY answered.clip_id""",
         {"run": run_id, "system": system, "split": split},
     ).set_index("clip_id")
+    judged = workbench.query(
+        """SELECT DISTINCT answered.clip_id, question, answer
+           FROM (SELECT clip_id, trace_id FROM predictions
+                 WHERE run_id = $run AND system = $system AND split = $split) AS answered
+           JOIN judge_answers USING (trace_id)""",
+        {"run": run_id, "system": system, "split": split},
+    ).pivot_table(index="clip_id", columns="question", values="answer", aggfunc="first")
     table = clips.drop(columns=[name for name in clips if name in _NOT_SLICED])
     table["file"] = [_file_name(path) for path in clips["path"]]
     has_size = clips["width"].notna() & clips["height"].notna()
@@ -115,7 +122,7 @@ def facts(workbench: Workbench, run_id: str, system: str, split: str) -> pd.Data
     for kind, column in (("text", "text"), ("note", "notes")):
         if column in clips:
             table = table.join(_named(clips[column], kind))
-    return table.join(traces, how="outer")
+    return table.join(traces, how="outer").join(judged.add_prefix("judge: "))
 
 
 def words(workbench: Workbench, run_id: str, system: str, split: str, method: str, least: int) -> pd.DataFrame:

@@ -52,6 +52,7 @@ WELL_FORMED, MALFORMED = "well-formed", "malformed"
 """Two values of `reason` beside the reasons themselves."""
 
 _KEYS = {"flip": FLIPS, "follows": FOLLOWS}
+_JUDGED = "trace_id IN (SELECT trace_id FROM judge_answers WHERE question = ? AND answer = ?)"
 _SAME = {
     "run": "run_id", "stage": "stage", "dataset": "dataset", "split": "split", "true": "true_label",
     "provisional": "provisional", "calibrated": "calibrated", "step": "step", "sample": "sample",
@@ -90,7 +91,8 @@ class TraceFilter:
     `true` is the label of the clip, `provisional` the trace's own answer ("none" without one), `calibrated` what the
     newest calibrator says after reading clip and trace. `right`: "right" or "wrong", about the trace's answer; `final`:
     the same about the calibrated label. `reason`: a malformed trace's reason, "malformed" for any, "well-formed".
-    `flip`: a key of `FLIPS`, `follows` one of `FOLLOWS`. `text`: a phrase that the trace holds, capitals or not.
+    `flip`: a key of `FLIPS`, `follows` one of `FOLLOWS`. `judge`: a question of a rubric and its answer, "hedges:yes".
+    `text`: a phrase that the trace holds, capitals or not.
     `slice`: a saved slice's name.
     Confidences are 0 … 1, both ends included.
     """
@@ -106,6 +108,7 @@ class TraceFilter:
     final: str | None = None
     flip: str | None = None
     follows: str | None = None
+    judge: str | None = None
     reason: str | None = None
     min_token_confidence: float | None = None
     max_token_confidence: float | None = None
@@ -148,6 +151,10 @@ class TraceFilter:
                 conditions.append(_one_of(RIGHT, name, text).format(column))
             elif name in _KEYS:
                 conditions.append(_one_of(_KEYS[name], name, text))
+            elif name == "judge":
+                question, _, answer = text.rpartition(":")
+                conditions.append(_JUDGED)
+                values += [question, answer]
             elif name == "reason" and text in (WELL_FORMED, MALFORMED):
                 conditions.append(f"reason IS {'' if text == WELL_FORMED else 'NOT '}NULL")
             elif name == "reason":
@@ -166,7 +173,9 @@ class TraceFilter:
     @property
     def counted(self) -> bool:
         """Whether `trace_counts` knows all that it names."""
-        return self.to_query().keys().isdisjoint((*_RANGE, "follows", "step", "sample", "clip", "text", "slice"))
+        return (
+            self.to_query().keys().isdisjoint((*_RANGE, "follows", "judge", "step", "sample", "clip", "text", "slice"))
+        )
 
     @property
     def counts(self) -> str:
@@ -315,7 +324,7 @@ def _first_of_many(workbench: Workbench, filters: TraceFilter, order: str, limit
 def choices(workbench: Workbench) -> dict[str, list[tuple[str, int]]]:
     """What each filter can be, with the number of traces: run (newest first), stage, dataset, split, true, provisional,
     calibrated and reason, the commonest first. What a trace does not have is not counted, but `reason` begins with the
-    well-formed ones and all malformed ones."""
+    well-formed ones and all malformed ones. `judge`: each question with each of its answers."""
     each = (
         f"""SELECT '{name}' AS what, {column} AS value, sum(n)::BIGINT AS n, max(created) AS newest
                 FROM trace_counts WHERE {column} IS NOT NULL GROUP BY ALL"""  # noqa: S608
@@ -334,6 +343,8 @@ def choices(workbench: Workbench) -> dict[str, list[tuple[str, int]]]:
     malformed, total = (sum(n for _, n in options[name]) for name in ("reason", "stage"))
     if total:
         options["reason"][:0] = [(WELL_FORMED, total - malformed), (MALFORMED, malformed)]
+    judged = workbench.query("SELECT question, answer, count(*) AS n FROM judge_answers GROUP BY ALL ORDER BY ALL")
+    options["judge"] = [(f"{row.question}:{row.answer}", row.n) for row in judged.itertuples(index=False)]
     return options
 
 
@@ -354,6 +365,19 @@ def siblings(workbench: Workbench, trace_id: str, limit: int = 100) -> pd.DataFr
         values,
     )
     return rows[rows["trace_id"] != trace_id].head(limit).reset_index(drop=True)
+
+
+def judge_answers(workbench: Workbench, trace_id: str) -> list[tuple[str, str, str]]:
+    """What judges answered to rubrics about one trace: the question in words where it has any, the answer, and what
+    that rests on."""
+    rows = workbench.query(
+        f"""SELECT coalesce(nullif(list_filter(from_json(config->'$.rubric.questions', '[{{"name": "VARCHAR", "ask":
+                "VARCHAR"}}]'), lambda it: it.name = question)[1].ask, ''), question) AS words, answer, evidence
+            FROM judge_answers JOIN runs ON runs.run_id = judge_run
+            WHERE {FOUND_BY_ID} AND question <> 'false-step' ORDER BY question""",  # noqa: S608
+        [trace_id],
+    )
+    return list(rows.itertuples(index=False, name=None))
 
 
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ from deepintuit.runs.run import parts, read_description, read_part
 from deepintuit.runs.schema import GRAINS, Grain
 from deepintuit_analysis.index import reviewed, search
 
-LAYOUT = 11  # raise when tables or views change, so that old index files are rebuilt
+LAYOUT = 12  # raise when tables or views change, so that old index files are rebuilt
 _BATCH_BYTES, _BATCH_PARTS = 64 << 20, 500  # what is inserted at once
 _KEPT_BYTES = 4 * _BATCH_BYTES  # what may wait in memory for the next checkpoint
 _LIMITS = {
@@ -92,6 +92,14 @@ _VIEWS = f"""
         SELECT predictions.* FROM predictions JOIN runs USING (run_id)
         QUALIFY rank() OVER (
             PARTITION BY clip_id, split, system, method, control ORDER BY created DESC, run_id DESC) = 1;
+    -- What judges answered about a trace, and what the newest that was asked did; value is null where it is unclear.
+    CREATE VIEW every_judge_answer AS
+        SELECT trace_id, substr(scores.name, 7) AS question, split_part(evidence, ':', 1) AS answer,
+               CASE WHEN NOT isnan(value) THEN value END AS value, evidence, run_id AS judge_run, created, short_id
+        FROM scores JOIN runs USING (run_id) WHERE stage = 'judge';
+    CREATE VIEW judge_answers AS
+        FROM every_judge_answer QUALIFY row_number() OVER (
+            PARTITION BY short_id, trace_id, question ORDER BY created DESC, judge_run DESC) = 1;
     CREATE VIEW accuracy_by_run AS
         SELECT run_id, split, system, method, method_name, control, count(*) AS n,
                count(*) FILTER (predicted = 'none') AS no_answer,

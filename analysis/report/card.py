@@ -125,6 +125,8 @@ def _page(story: Story) -> str:
         "passes": sorted({k for row in story.sampled for k in row.passes}),
         "kinds": KINDS,
         "why": story.why,
+        "rubrics": story.rubrics,
+        "judges": story.judges,
         "known": sum(row.n for row in story.why),
         "runs": _runs(story),
         "clips": _clips(story),

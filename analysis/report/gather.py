@@ -17,6 +17,7 @@ from deepintuit.runs import Run
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.report.gains import ClassGains, class_gains, stages_of
 from deepintuit_analysis.report.results import Result, headline, ordered, table_of
+from deepintuit_analysis.report.rubrics import JudgeAgreement, RubricResult, judge_agreements, rubric_results
 from deepintuit_analysis.report.steps import Why, first_false_steps, why_wrong
 from deepintuit_analysis.report.thinking import quick_answers
 from deepintuit_analysis.report.worst import LEVEL, WorstSlices, parts_of, worst_of
@@ -67,7 +68,8 @@ class Story:
     answers of the headline's traces, where the grammar asks for any and all of them thought; `gains`: the
     headline's system by class, stage against stage, None without an earlier stage; `sampled`: of each system whose
     clips have several sampled traces; `worst`: the headline's slices that are worse than the rest; `why`: the first
-    false steps of its wrong traces."""
+    false steps of its wrong traces; `rubrics`: what judges answered about each system's traces, and `judges`: how far
+    they agree on the headline's."""
 
     rows: list[Result]
     headline: Result | None
@@ -84,6 +86,8 @@ class Story:
     sampled: list[Sampled]
     worst: WorstSlices | None
     why: list[Why]
+    rubrics: list[RubricResult]
+    judges: list[JudgeAgreement]
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,8 @@ def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig 
         sampled(workbench, table),
         _worst(workbench, table, spoken),
         _why(workbench, table, spoken),
+        rubric_results(workbench, table.rows),
+        judge_agreements(workbench, spoken) if spoken else [],
     )
 
 

@@ -3,7 +3,8 @@
     told = first_false_steps(workbench, run_id, trace_ids)   # a row a trace: kind, begins, ends, by
     why_wrong(told, result)                                  # of a provisional label: counts by kind, with intervals
 
-The facts of a rendered world say of each step whether it is so (`worlds.Step`). A habit or a box that nobody mentions
+The facts of a rendered world say of each step whether it is so (`worlds.Step`); where there are none, what a judge
+answered stands (`deepintuit judge RUN --steps`). A habit or a box that nobody mentions
 makes a label wrong without a false step: no better eye would help there. Never imports torch.
 """
 
@@ -17,7 +18,8 @@ import pandas as pd
 
 from deepintuit import worlds
 from deepintuit.metrics import Estimate
-from deepintuit.trace import GRAMMARS, Grammar, pieces
+from deepintuit.rubrics import FALSE_STEP
+from deepintuit.trace import GRAMMARS, Grammar, pieces, sentences_of
 from deepintuit_analysis.index.clips import grammar_of
 from deepintuit_analysis.report.results import Result
 
@@ -33,7 +35,7 @@ KINDS = {
     "malformed": "No readable answer",
 }
 """What the first false step is, in the order of a trace."""
-SOURCES = {"facts": "by the known facts of the clip", "form": "by its form"}
+SOURCES = {"facts": "by the known facts of the clip", "judge": "by a judge", "form": "by its form"}
 
 
 class FalseStep(NamedTuple):
@@ -65,12 +67,14 @@ def first_false_steps(workbench: Workbench, run_id: str, trace_ids: Sequence[str
     if not len(trace_ids):
         return pd.DataFrame(columns=FalseStep._fields)
     rows = workbench.query(
-        """SELECT traces.trace_id, clip_id, text, reason, argued FROM traces
+        """SELECT traces.trace_id, clip_id, text, reason, argued, judged.answer AS mistake, value AS sentence
+           FROM traces
+           LEFT JOIN (FROM judge_answers WHERE question = $step) AS judged ON judged.trace_id = traces.trace_id
            LEFT JOIN (SELECT trace_id, any_value(evidence) AS argued FROM scores
                       WHERE run_id = $run AND name = 'mismatch' AND value > 0 GROUP BY trace_id) AS scored
                ON scored.trace_id = traces.trace_id
            WHERE run_id = $run AND traces.trace_id IN (SELECT unnest($ids::VARCHAR[]))""",
-        {"run": run_id, "ids": list(trace_ids)},
+        {"run": run_id, "ids": list(trace_ids), "step": FALSE_STEP},
     )
     facts, grammar = _facts(workbench, run_id, rows["clip_id"]), GRAMMARS[grammar_of(workbench, run_id)]
     found = {}
@@ -79,6 +83,11 @@ def first_false_steps(workbench: Workbench, run_id: str, trace_ids: Sequence[str
             found[row.trace_id] = FalseStep("malformed", 0, 0, "form")
         elif row.clip_id in facts:
             found[row.trace_id] = _by_facts(row.text, grammar, isinstance(row.argued, str), *facts[row.clip_id])
+        elif row.mistake == "none":
+            found[row.trace_id] = FalseStep("none", 0, 0, "judge")
+        elif row.mistake in KINDS:
+            piece = sentences_of(row.text, grammar)[int(row.sentence)]
+            found[row.trace_id] = FalseStep(row.mistake, piece.start, piece.end, "judge")
     return pd.DataFrame(list(found.values()), index=list(found), columns=FalseStep._fields)
 
 

@@ -16,7 +16,7 @@ from deepintuit.prompts import PromptStyle, rationale_prompt
 from deepintuit.runs import Workbench
 from deepintuit.teach.recorder import Clip, TraceRecorder
 from deepintuit.trace import FALLBACK, Grammar, grammar_named, render
-from deepintuit.video import Frames, Limits, frame_size, read
+from deepintuit.video import sampled_frames
 
 Teacher = Callable[[Sequence[Clip], Mapping[str, Sequence[int]], TraceRecorder], None]
 _Prompt = Callable[[Clip], str]
@@ -95,7 +95,7 @@ def _endpoint(endpoint: Endpoint, config: Config, prompt: _Prompt) -> Teacher:
             for clip in clips:
                 samples = todo[clip["clip_id"]]
                 try:
-                    frames = _frames(clip, config)
+                    frames = sampled_frames(clip["path"], clip["width"], clip["height"], config.video)
                 except VideoError as error:
                     recorder.skip(clip, error, len(samples))
                     continue
@@ -156,13 +156,6 @@ def _told(request: Request, answer: Completion, model: str) -> dict[str, Any]:
         **request.frames.record().columns(),
         **({"detail": answer.lacking} if answer.lacking else {}),
     }
-
-
-def _frames(clip: Clip, config: Config) -> Frames:
-    """By the rule of our own model's frames, but for whole patches. Not cached: an endpoint sees a clip once."""
-    video = config.video
-    size = frame_size(clip["width"], clip["height"], video.min_pixels, video.max_pixels)
-    return read(clip["path"], video.frames, size, Limits.of(video), video.fps or None)
 
 
 # The local model, told the label

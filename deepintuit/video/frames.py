@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from .. import worlds
+from ..config import VideoConfig
 from ..errors import VideoError, VideoReason
 from .clip import (
     DECODER_BYTES_PER_PIXEL,
@@ -134,6 +135,12 @@ def sample(times_N: np.ndarray, seconds: float, count: int, fps: float | None = 
     if n <= count:
         return np.arange(n)
     return ((2 * np.arange(count) + 1) * n) // (2 * count)
+
+
+def sampled_frames(path: str, width: int, height: int, settings: VideoConfig) -> Frames:
+    """What an endpoint is shown of a clip: by the rule of our own model's frames, but for whole patches. Not cached."""
+    size = frame_size(width, height, settings.min_pixels, settings.max_pixels)
+    return read(path, settings.frames, size, Limits.of(settings), settings.fps or None)
 
 
 def frame_size(width: int, height: int, least: int, most: int, factor: int = 1) -> tuple[int, int]:
