@@ -147,7 +147,12 @@ def _words(row: dict[str, Any]) -> str:
 
 def reasoner_choices(context: AppContext) -> list[tuple[str, str]]:
     return [
-        (f"{row['stage']} · {row['run_id']}" + (" · calibrated" if row["calibrator"] else ""), row["run_id"])
+        (
+            (f"{row['server']} at its server" if row["server"] else row["stage"])
+            + f" · {row['run_id']}"
+            + (" · calibrated" if row["calibrator"] else ""),
+            row["run_id"],
+        )
         for row in clips.reasoners(context.look())
     ]
 

@@ -25,9 +25,8 @@ def add(commands) -> None:
     help_text, example = "answer clips without labels: a folder, files or a table", "predict videos --system RUN"
     parser = common(commands.add_parser("predict", help=help_text, example=example, settings="predict"))
     parser.add_argument("inputs", nargs="+", metavar="CLIPS", help="folders, video files, tables with a path column")
-    parser.add_argument(
-        "--system", metavar="RUN", required=True, help="a calibrate run, or a coldstart or grpo run (its calibrator)"
-    )
+    about = "a calibrate run, or a coldstart or grpo run (its calibrator); `zero-shot` for a server's own model"
+    parser.add_argument("--system", metavar="RUN", required=True, help=about)
     parser.add_argument("--out", metavar="FILE", help="where the answers go: .csv, .jsonl or .parquet")
     abstaining(parser)
     parser.add_argument("--name", default="", help="what the clips are called in the workbench")
@@ -112,8 +111,12 @@ def say_of(predictor, options, rules) -> None:
         _say(f"Other than in training: {', '.join(predictor.departs)}")
     if predictor.calibrator is None:
         _say(
-            f"{predictor.reasoner.id} has no calibrator: probabilities are those of its own answers, and not "
+            f"{predictor.system} has no calibrator: probabilities are those of its own answers, and not "
             "calibrated. `deepintuit calibrate` trains one."
+        )
+    elif not predictor.weights:
+        _say(
+            "How far clips are from those that were learnt from is not measured: server.compare=true loads the weights."
         )
     elif predictor.distance is None:
         _say(
@@ -139,7 +142,10 @@ def _tell_findings(clips) -> None:
 def _dry(predictor, options) -> int:
     with_rows = predictor.listed(options.inputs, options.path_column, options.videos)[0]
     console.print(f"deepintuit predict with {predictor.system} in {predictor.workbench.path}", markup=False)
-    console.print(f"  reasoner: {predictor.reasoner.id}", markup=False)
+    reasoner, server = predictor.reasoner, predictor.config.server
+    console.print(f"  reasoner: {reasoner.id if reasoner else '(none)'}", markup=False)
+    if server.model:
+        console.print(f"  written by: {server.model} at {server.base_url}", markup=False)
     console.print(f"  calibrator: {predictor.calibrator.id if predictor.calibrator else '(none)'}", markup=False)
     dataset = options.name or predictor.dataset_of(options.inputs)
     console.print(f"  {len(with_rows)} clips, to be called {dataset!r}", markup=False)

@@ -41,7 +41,9 @@ from deepintuit.reasoner import (
     likelihood_scores,
     mean_scores,
     parsed,
+    reasoner_for,
     reasoner_run,
+    refuse_lost,
     refuse_one_class,
     vote_scores,
 )
@@ -77,7 +79,9 @@ def learn_to_trust(stage: Stage) -> dict[str, Any]:
     task, settings, gate = stage.task, stage.config.calibrate, stage.config.gate
     # The calibrator cannot be its own gate while it is made: traces think to the end, and quick forms are rows too.
     by_calibrator = gate.by == "calibrated"
-    stage.reasoner.gate = gate_for(task, gate.replace(by="off") if by_calibrator else gate)
+    gate_of_traces = gate_for(task, gate.replace(by="off") if by_calibrator else gate)
+    about = {"gate": gate_of_traces, "run": stage.run, "cache": stage.workbench.cache, "progress": stage.progress}
+    stage.reasoner = reasoner_for(stage.vlm, task, stage.config, **about)
     known, validation = stage.readable("calibration"), stage.readable("validation")
     traces = sample(stage, known.clips, validation.clips)
 
@@ -105,9 +109,12 @@ def learn_to_trust(stage: Stage) -> dict[str, Any]:
     return {**counts, "validation": fitted, **result}
 
 
-def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None = None, progress: bool = True) -> Run:
+def run(
+    workbench: Workbench, config: Config, *, reasoner: str | None, name: str | None = None, progress: bool = True
+) -> Run:
     """Sample traces of the run `reasoner`, train a calibrator on them, fit its temperatures and distances. Weights,
-    `calibration.json` and `distance.safetensors` in `checkpoint`; a finished run without the last gets it."""
+    `calibration.json` and `distance.safetensors` in `checkpoint`; a finished run without the last gets it. Where a
+    server writes the traces, `reasoner` may be None: the calibrator begins with the model at `model.path`."""
     config, departs = inherited(workbench, config, reasoner)
     config.refuse_idle("calibrate")
     if config.calibrate.temperature == 0 and config.calibrate.traces > 1:
@@ -116,11 +123,19 @@ def run(workbench: Workbench, config: Config, *, reasoner: str, name: str | None
             "at temperature 0 all traces of a clip are one",
             "Set calibrate.traces=1, or a temperature above 0",
         )
-    reasoner_run(workbench, reasoner)
+    if reasoner is not None:
+        reasoner_run(workbench, reasoner)
+    elif not config.server.model:
+        raise ConfigError(
+            "a calibrator of the model as it is",
+            "it writes no traces in the form that is asked for before a cold start",
+            "Name a coldstart or grpo run as --reasoner, or a server that writes the traces: server.model",
+        )
     task = Task(workbench.path, config)
     for split in ("calibration", "validation"):
         refuse_one_class(task.clips(split), split)
-    sections = (*_MADE_BY, *(("gate",) if config.gate.by != "off" else ()))
+    extra = {"gate": config.gate.by != "off", "server": config.server.model}
+    sections = (*_MADE_BY, *(name for name, used in extra.items() if used))
     options = {"start": reasoner, "name": name, "departs": departs, "progress": progress}
     run = perform(workbench, config, "calibrate", learn_to_trust, sections=sections, **options)
     if config.calibrate.without == "none":
@@ -229,6 +244,7 @@ def sample(stage: Stage, *splits: Sequence[Clip]) -> _Traces:
             chosen = missing[start : start + batch]
             # One part: a clip has all its traces or none.
             run.append("traces", next(local.rows(chosen, temperatures, **limits), []))
+        refuse_lost(local, clips)
     run.settle()
     return _Traces(run, stage.task, count)
 

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         words = list(sys.argv[1:] if arguments is None else arguments)
         options = _parser(words).parse_args(words)
+        _refuse_several(words[0])
         return options.run(options) or 0
     except Exception as error:  # noqa: BLE001 - what is no sentence is raised again
         prefix = "" if ranks.leads() else f"Process {ranks.number()}: "
@@ -42,6 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped. What was finished is kept; rerun the same command to resume.", file=sys.stderr)
         return 130
+
+
+def _refuse_several(command: str) -> None:
+    """ConfigError where a launcher started a command in several processes that divides nothing among them."""
+    if ranks.launched() > 1 and command not in ranks.DIVIDED:
+        raise ConfigError(
+            f"`deepintuit {command}` started in {ranks.launched()} processes (WORLD_SIZE)",
+            "each of them would do the whole of it, side by side",
+            f"Start it without torchrun and accelerate launch; {', '.join(ranks.DIVIDED)} divide their clips among processes",
+        )
 
 
 def _parser(words: Sequence[str] | None = None) -> Parser:
@@ -117,7 +128,10 @@ def _add_stages(commands) -> None:
         commands, "calibrate", "learn from the model's own traces when to trust them", _calibrate, "--seed 1"
     )
     calibrate.add_argument(
-        "--reasoner", metavar="RUN", help="the reasoner (default: the newest finished grpo run, else cold start)"
+        "--reasoner",
+        metavar="RUN",
+        help="the reasoner (default: the newest finished grpo run, else cold start); `base` for the model as it is, "
+        "where a server writes the traces",
     )
     evaluate = _stage(
         commands,
@@ -226,7 +240,7 @@ def _calibrate(options) -> int:
     workbench, settings = opened(options)
     settings = with_dataset(settings)
     reasoner = options.reasoner or _newest(workbench, ["grpo", "coldstart"], settings, "a reasoner", "trace")
-    inputs = {"reasoner": reasoner}
+    inputs = {"reasoner": None if reasoner == "base" else reasoner}
     if _dry(options, workbench, settings, ["calibration", "validation"], inputs, schedule.before_calibrate):
         return 0
     return _trained(options, workbench, settings, **inputs)
@@ -238,7 +252,9 @@ def _evaluate(options) -> int:
     workbench, settings = opened(options)
     settings = with_dataset(settings)
     reasoner = options.reasoner or _newest(workbench, ["grpo", "coldstart"], settings, "a reasoner")
-    calibrator = options.calibrator or calibrator_of(workbench, reasoner)
+    own = None if reasoner == "zero-shot" else reasoner
+    writes = settings.server.model if reasoner != "baselines" else ""
+    calibrator = options.calibrator or (calibrator_of(workbench, own, writes) if own or writes else None)
     if _dry(options, workbench, settings, [settings.evaluate.split], {"reasoner": reasoner, "calibrator": calibrator}):
         return 0
     stage = importlib.import_module("deepintuit.evaluate")

@@ -206,6 +206,29 @@ class EndpointConfig(Section):
     send_temperature: bool = Field(True, description=_NO_TEMPERATURE)
 
 
+class ServerConfig(EndpointConfig):
+    """An OpenAI-compatible server that writes the traces, in place of a model on this machine."""
+
+    model: str = Field("", description="name of the reasoner at the server; empty: traces are written on this machine")
+    base_url: Annotated[str, COST] = Field("", description="address of the server, up to and with /v1")
+    key_variable: Annotated[str, COST] = Field("VLLM_API_KEY", description="NAME of the environment variable that holds the key, never the key")
+    calibrator: str = Field("", description="name of the calibrator at the server: it must give `prompt_logprobs`, as vLLM does; empty: the calibrator is on this machine")
+    frames: Literal["video", "images"] = Field("video", description="video: a list of frames with their times, as vLLM takes it; images: one picture each, for other servers")
+    encoding: Literal["png", "jpeg"] = Field("png", description="of a frame; png: the very pixels of the record; jpeg: a fifth of the bytes, and other pixels")
+    compare: Annotated[bool, COST] = Field(True, description="load the reasoner's weights here as well, to compare log-probabilities of one clip; false where they are not here, or too large")
+    extra: str = Field("", description="JSON object of further fields of a request, such as {\"mm_processor_kwargs\": {\"do_resize\": false}}")
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        try:
+            more = texts.parse_json(self.extra) if self.extra else {}
+        except ValueError:
+            more = None
+        if not isinstance(more, dict):
+            raise ConfigError(f"server.extra = {self.extra!r}", "it is no JSON object", "Write the fields of a request as {\"name\": value}")
+        return self
+
+
 class TeachConfig(EndpointConfig):
     source: Literal["endpoint", "homecam", "self"] = Field("endpoint", description="endpoint: OpenAI-compatible server; homecam: scripted teacher; self: RB-FT")
     model: str = Field("", description="model name at the endpoint (the paper: Gemini 2.5 Flash)")
@@ -345,6 +368,7 @@ class Config(Section):
     clips: ClipsConfig = ClipsConfig()
     prompt: PromptConfig = PromptConfig()
     sampling: SamplingConfig = SamplingConfig()
+    server: Annotated[ServerConfig, ADDED] = ServerConfig()
     teach: TeachConfig = TeachConfig()
     judge: JudgeConfig = JudgeConfig()
     coldstart: ColdstartConfig = ColdstartConfig()

@@ -19,6 +19,9 @@ from typing import Any, TypeVar
 
 from deepintuit.errors import DeepIntuitError
 
+DIVIDED = ("coldstart", "grpo", "calibrate", "evaluate", "predict")
+"""The commands that several processes do together."""
+
 T = TypeVar("T")
 _NOTHING = object()
 _number, _count = 0, 1

@@ -187,7 +187,10 @@ def test_runs_stay_what_they_are_whatever_makes_the_settings(told):
     for case in RECORDED:
         path = case["file"] and CONFIGS[0].parent / case["file"]
         made = config.load(path, [*case["sets"], "workbench=w"])
-        assert hashed(getattr(made, told)()) == case[told], case
+        settings = getattr(made, told)()
+        if told == "to_dict":
+            del settings["server"]  # it came later; of what decides it is no part while it is not set
+        assert hashed(settings) == case[told], case
 
 
 def hashed(content) -> str:

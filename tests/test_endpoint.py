@@ -22,7 +22,15 @@ from PIL import Image
 
 from deepintuit.config import TeachConfig
 from deepintuit.endpoint import Completion, Endpoint, Refused, Request, Unreachable
-from deepintuit.endpoint.wire import MOST_BYTES, NOTHING, NotACompletion, completion, retry_after
+from deepintuit.endpoint.wire import (
+    MOST_BYTES,
+    NOTHING,
+    Arriving,
+    NotACompletion,
+    completion,
+    completion_in,
+    retry_after,
+)
 from deepintuit.errors import TeachError
 from deepintuit.video import Frames
 
@@ -615,3 +623,84 @@ def test_an_answer_that_never_ends_is_given_up_after_the_timeout():
         started = time.monotonic()
         (outcome,) = ask(endpoint, Request("x"))
     assert isinstance(outcome, Unreachable) and time.monotonic() - started < 10
+
+
+# Answers in pieces
+
+
+def events(*pieces: str, end: str | None = "stop", usage: bool = True) -> bytes:
+    """An answer as server-sent events: a text in pieces, each with a token of its own."""
+    chunks = [
+        {"choices": [{"delta": {"content": text}, "token_ids": [n], "logprobs": {"content": [{"logprob": -0.5 * n}]}}]}
+        for n, text in enumerate(pieces)
+    ]
+    chunks += [{"choices": [{"delta": {}, "finish_reason": end}]}] if end else []
+    chunks += [{"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": len(pieces)}}] if usage else []
+    return b": ping\n\n" + b"".join(b"data: " + json.dumps(chunk).encode() + b"\r\n\r\n" for chunk in chunks)
+
+
+SSE = {"Content_Type": "text/event-stream; charset=utf-8"}
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+def test_an_answer_in_pieces_is_the_same_however_it_is_cut(size):
+    body, arriving = events("Tür", " 🚪", " <answer>") + b"data: [DONE]", Arriving()
+    for start in range(0, len(body), size):
+        arriving.feed(body[start : start + size])
+    arriving.feed(b"\n")
+    answer = completion_in(arriving.answer(), 1.0)
+    assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == ("Tür 🚪 <answer>", 9, 3)
+    assert (answer.token_ids, answer.logprobs) == ([0, 1, 2], [0.0, -0.5, -1.0])
+
+
+def streamed(server: Server, request: Request, **settings) -> tuple[list, list]:
+    texts, outcomes = [], []
+    client(server, **settings).complete_many(
+        [request], lambda _, outcome: outcomes.append(outcome), on_text=lambda _, text, n: texts.append((text, n))
+    )
+    return texts, outcomes
+
+
+def test_a_stream_that_breaks_off_or_holds_an_error_is_asked_again():
+    broken, refused = events("half an", end=None), b'data: {"error": {"message": "overloaded", "code": 503}}\n\n'
+    with Server(in_turn((200, SSE, broken), (200, SSE, refused), (200, SSE, events("a ", "whole")))) as server:
+        texts, [answer] = streamed(server, Request("what?"))
+    assert answer.text == "a whole" and not answer.truncated and texts[-1] == ("a whole", 2)
+    assert len(server.seen) == 3 and all(body["stream"] for body in server.seen)
+
+
+def test_a_server_that_does_not_stream_is_understood_all_the_same():
+    with Server(in_turn(chat("whole"))) as server:
+        _, [answer] = streamed(server, Request("what?"))
+    assert answer.text == "whole"
+
+
+@pytest.mark.parametrize("body", [b"data: 1\n\n", b"data: {\n\n", b'data: {"choices": 3}\n\n', b"\xff\xfe\n\n", b""])
+def test_what_is_no_stream_of_an_answer_is_a_sentence(body):
+    with Server(in_turn((200, SSE, body))) as server:
+        _, [outcome] = streamed(server, Request("what?"), retries=0)
+    assert isinstance(outcome, Unreachable) and "no answer came in 1 try" in str(outcome)
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [None, 3, [], {"content": None}, {"content": [1]}, {"content": [{"logprob": "x"}]}, {"content": [{"logprob": 3}]}],
+)
+def test_log_probabilities_that_cannot_be_are_none(logprobs):
+    choice = {"message": {"content": "a"}, "finish_reason": "stop", "logprobs": logprobs, "token_ids": [True, -1]}
+    answer = completion_in({"choices": [choice]}, 1.0)
+    assert (answer.logprobs, answer.token_ids, answer.prompt_logprobs) == (None, None, None)
+
+
+def test_fields_that_a_server_does_not_know_are_left_out_and_named():
+    def answer(body):
+        unknown = [name for name in ("top_k", "logprobs", "seed") if name in body]
+        said = {"error": {"message": f"Unrecognized request argument supplied: {unknown[0]}"}} if unknown else None
+        return (400, {}, json.dumps(said).encode()) if unknown else chat("ok")
+
+    with Server(answer) as server:
+        more = {"top_k": 0, "logprobs": True, "seed": 3, "media_io_kwargs": {"video": {}}}
+        endpoint = client(server)
+        (first, second) = ask(endpoint, Request("one", more=more), Request("two", more=more))
+    assert first.left_out == ("logprobs", "seed", "top_k") == second.left_out
+    assert "media_io_kwargs" in server.seen[-1], "what the model is shown is never left out"

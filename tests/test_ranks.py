@@ -21,7 +21,7 @@ import together
 from embedded import TINY, Bench, lora_of, short_trace
 from safetensors.torch import load_file
 
-from deepintuit import config, disk, ranks, runs, stage
+from deepintuit import cli, config, disk, ranks, runs, stage
 from deepintuit.errors import ConfigError, StoreError
 from deepintuit.vlm import group
 
@@ -231,6 +231,31 @@ def test_weights_divided_among_processes_are_refused(monkeypatch, kind):
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
     with pytest.raises(ConfigError, match=f"(?i){kind}, 2 processes.*clips are divided"):
         group.join("auto")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "serve RUN",
+        "app",
+        "teach",
+        "attribute RUN",
+        "plan",
+        "report",
+        "share OUT",
+        "demo",
+        "clips show",
+        "review report",
+    ],
+)
+def test_a_command_that_divides_nothing_is_refused_in_several_processes(monkeypatch, capsys, tmp_path, words):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("DEEPINTUIT_HOME", str(tmp_path / "none"))
+    assert cli.main(words.split()) == 2
+    said = capsys.readouterr().err
+    assert f"`deepintuit {words.split()[0]}` started in 2 processes" in said and "Start it without torchrun" in said
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_device_by_number_is_refused_for_several_processes(monkeypatch):

@@ -178,16 +178,25 @@ def watched(workbench: Workbench, reasoner: str) -> tuple[str, str, str] | None:
 
 def reasoners(workbench: Workbench) -> list[dict[str, Any]]:
     """Finished runs that hold a reasoner which writes traces, the newest of the last stage first, each with the newest
-    calibrator trained on it (`calibrator`, or None)."""
+    calibrator trained on it (`calibrator`, or None). Last, for each model at a `server` (else None), the newest run
+    whose traces it wrote."""
     return records(
         workbench.query(
-            """SELECT run_id, stage, name, dataset, created, calibrator
-               FROM runs LEFT JOIN (
-                   SELECT parent AS run_id, arg_max(run_id, created) AS calibrator FROM runs
-                   WHERE stage = 'calibrate' AND status = 'finished'
-                     AND coalesce(config->>'$.calibrate.without', 'none') = 'none' GROUP BY parent) USING (run_id)
-               WHERE status = 'finished' AND stage IN ('coldstart', 'grpo')
-                 AND coalesce(config->>'$.coldstart.target', 'trace') <> 'label'
-               ORDER BY calibrator IS NULL, (stage = 'grpo') DESC, created DESC"""
+            """WITH finished AS (
+                   SELECT *, nullif(config->>'$.server.model', '') AS server FROM runs WHERE status = 'finished'
+                     AND coalesce(config->>'$.calibrate.without', 'none') = 'none'
+                     AND coalesce(config->>'$.coldstart.target', 'trace') <> 'label')
+               SELECT run_id, stage, name, dataset, created, calibrator, server
+               FROM finished LEFT JOIN (
+                   SELECT parent AS run_id, arg_max(run_id, created) AS calibrator FROM finished
+                   WHERE stage = 'calibrate' AND server IS NULL GROUP BY parent) USING (run_id)
+               WHERE stage IN ('coldstart', 'grpo')
+               UNION ALL
+               SELECT run_id, stage, name, dataset, created,
+                   if(stage = 'calibrate', run_id, config->>'$.calibrator') AS calibrator, server
+               FROM finished WHERE stage IN ('calibrate', 'evaluate') AND server IS NOT NULL
+               QUALIFY row_number() OVER (
+                   PARTITION BY server, parent ORDER BY calibrator IS NULL, stage = 'calibrate' DESC, created DESC) = 1
+               ORDER BY server IS NOT NULL, calibrator IS NULL, (stage = 'grpo') DESC, created DESC"""
         )
     )

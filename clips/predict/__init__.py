@@ -25,6 +25,7 @@ import pyarrow as pa
 from rich.progress import track
 
 from deepintuit import ranks, video
+from deepintuit.command import with_dataset
 from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.errors import ConfigError, DataError, StoreError
@@ -40,9 +41,11 @@ from deepintuit.reasoner import (
     gate_for,
     inherited,
     likelihood_scores,
+    needs_weights,
     opinion_of,
     parsed,
     prediction_rows,
+    reasoner_for,
     reasoner_run,
 )
 from deepintuit.reasoner.controls import calibrator_of, without
@@ -85,9 +88,21 @@ class Predictor:
 
     def __init__(self, workbench: Workbench, system: str, config: Config | None = None):
         self.workbench = workbench
-        self.reasoner, self.calibrator = _system(workbench, system)
-        config = (config or Config()).replace(clips={"dataset": self.reasoner.about["dataset"] or ""})
+        config = config or Config()
+        self.reasoner, self.calibrator = _system(workbench, system, config.server.model)
         stands_on = [run.id for run in (self.reasoner, self.calibrator) if run]
+        if stands_on:
+            taught_on = (self.reasoner or self.calibrator).about["dataset"]
+            config = config.replace(clips={"dataset": taught_on or ""})
+        elif not config.server.model:
+            raise ConfigError(
+                f"--system {system} without a server",
+                "a model that was never taught writes no traces in the form that is asked for",
+                "Name a run, or a server that writes the traces: server.model and server.base_url",
+            )
+        else:
+            dataset = with_dataset(config.replace(workbench=str(workbench.path))).clips.dataset
+            config = config.replace(clips={"dataset": dataset})
         self.config, self.departs = inherited(workbench, config, *stands_on)
         self.config.refuse_idle("predict")
         _refuse_other_ways(self.config)
@@ -99,21 +114,30 @@ class Predictor:
 
     @property
     def system(self) -> str:
-        """The id of the run that answers."""
-        return (self.calibrator or self.reasoner).id
+        """The id of the run that answers; of a server alone the name of its model."""
+        answering = self.calibrator or self.reasoner
+        return answering.id if answering else self.config.server.model
+
+    @property
+    def weights(self) -> bool:
+        """Whether the weights are loaded on this machine, and not at a server alone."""
+        return needs_weights(self.config, self.calibrator.id if self.calibrator else None)
 
     @cached_property
     def models(self) -> tuple[VLM, Calibrator | None]:
         """The reasoner's model and the calibrator."""
-        config, checkpoint = self.config, self.reasoner.checkpoint
-        vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=self.workbench.cache)
+        config, calibrator = self.config, self.calibrator.id if self.calibrator else None
+        load = {"checkpoint": self.reasoner and self.reasoner.checkpoint, "weights": self.weights}
+        vlm = VLM.load(config.model, config.video, cache=self.workbench.cache, **load)
         vlm.encoder.isolate = True
-        return vlm, Calibrator.load(self.workbench, config, self.calibrator.id, vlm) if self.calibrator else None
+        return vlm, Calibrator.load(self.workbench, config, calibrator, vlm) if calibrator else None
 
-    def reasoner_for(self, task: Task) -> LocalReasoner:
-        """What writes the traces, with the gate of the settings."""
+    def reasoner_for(self, task: Task, run: Run | None = None, progress: bool = False) -> LocalReasoner:
+        """What writes the traces, for this run, with the gate of the settings."""
         vlm, calibrator = self.models
-        return LocalReasoner(vlm, task, self.config.seed, gate_for(task, self.config.gate, calibrator))
+        gate = gate_for(task, self.config.gate, calibrator)
+        about = {"gate": gate, "run": run, "cache": self.workbench.cache, "progress": progress}
+        return reasoner_for(vlm, task, self.config, **about)
 
     def predict(
         self,
@@ -214,14 +238,15 @@ class Predictor:
         config = self._config(clips)
         gate = ("gate",) if config.gate.by != "off" else ()
         settings = config.decisive()
-        described = {name: settings[name] for name in ("model", "video", "clips", "prompt", "sampling", *gate)}
+        server = ("server",) if config.server.model else ()
+        described = {name: settings[name] for name in ("model", "video", "clips", "prompt", "sampling", *gate, *server)}
         digest = "watch" if watch else _digest(self._prompts(Task(self.workbench.path, config), clips))
         described |= {"temperature": config.evaluate.temperature, "asked": digest}
         described |= {"calibrator": self.calibrator.id if self.calibrator else None}
         if self.distance:
             described["distance"] = True  # answers from before it was measured are not taken over
         about = {"name": clips.dataset.removeprefix("predict-"), "seed": config.seed, "dataset": clips.dataset}
-        about |= {"parent": self.reasoner.id, "together": not watch}
+        about |= {"parent": self.reasoner and self.reasoner.id, "together": not watch}
         return self.workbench.start_run("predict", described, **about)
 
     def answer(self, run: Run, clips: Clips, unreadable: dict[str, str], *, progress: bool, last: bool = True) -> None:
@@ -237,7 +262,7 @@ class Predictor:
         done = ranks.first(answered)
         missing = task.unlabelled(c for c in clips.readable if c not in done and c not in unreadable)
         if missing:
-            local = self.reasoner_for(task)
+            local = self.reasoner_for(task, run, progress)
             run.note(device=str(local.vlm.device), settings=config.to_dict(), departs=self.departs)
             starts = ranks.share(range(0, len(missing), batch))
             for start in track(starts, "Predictions", disable=not (progress and ranks.leads())):
@@ -258,7 +283,7 @@ class Predictor:
         self, local: LocalReasoner, batch: Sequence[Clip], run_id: str, **live: Any
     ) -> tuple[list[TraceRow], list[dict[str, Any]]]:
         """The rows of the traces of these clips, and of the predictions, as a run of this id keeps them; none for clips
-        that cannot be read, which are in `local.unreadable`. `live`: `on_token` and `stop` of `sample_groups`."""
+        that cannot be read, which are in `local.unreadable`. `live`: `on_text` and `stop` of `LocalReasoner.groups`."""
         calibrator, task = self.models[1], local.task
         sampling, temperature = self.config.sampling, self.config.evaluate.temperature
         limits = {"max_tokens": sampling.max_tokens, "top_p": sampling.top_p}
@@ -268,13 +293,10 @@ class Predictor:
         rows = [local.row(clip, encoded, sample, 0, temperature) for clip, encoded, [sample] in groups]
         traces, clips = parsed(task, map(vars, rows)), [clip for clip, *_ in groups]
         ids, labels = [trace_id(run_id, clip.clip_id, 0) for clip in clips], [trace.provisional for trace in traces]
-        raw = np.stack(
-            [
-                # As they are stored, so that an evaluation of the same traces gives the same digits.
-                answer_distribution(task, t, r.token_ids, np.float32(r.token_logprobs), local.vlm.tokenizer)
-                for t, r in zip(traces, rows)
-            ]
-        )
+        # As they are stored, so that an evaluation of the same traces gives the same digits.
+        logprobs = [None if r.token_logprobs is None else np.float32(r.token_logprobs) for r in rows]
+        tokens = zip(traces, rows, logprobs)
+        raw = [answer_distribution(task, t, r.token_ids, each, local.vlm.tokenizer) for t, r, each in tokens]
         about = {"split": SPLIT, "system": self.system}
         pairs = [(clip, encoded) for clip, encoded, _ in groups]
         far = calibrator.far(pairs) if calibrator else {}
@@ -362,11 +384,17 @@ def _digest(prompts: dict[str, str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _system(workbench: Workbench, system: str) -> tuple[Run, Run | None]:
-    """The reasoner and the calibrator of a run. StoreError for one that has none, or is not finished."""
+def _system(workbench: Workbench, system: str, server: str) -> tuple[Run | None, Run | None]:
+    """The reasoner and the calibrator of a run; none of a server's own model, called "zero-shot", and no reasoner of a
+    calibrator that learnt from such a model's traces. StoreError for one that has none, or is not finished."""
+    if system == "zero-shot":
+        newest = calibrator_of(workbench, None, server)
+        return None, workbench.run(newest) if newest else None
     run = workbench.run(system)
     calibrator = run if run.stage == "calibrate" else None
-    reasoner = workbench.run(run.parent) if calibrator and run.parent else reasoner_run(workbench, system)
+    reasoner = None if calibrator else reasoner_run(workbench, system)
+    if calibrator and run.parent:
+        reasoner = workbench.run(run.parent)
     for one in filter(None, (reasoner, calibrator)):
         if not one.finished:
             why = "a model is used when it is whole"
@@ -375,15 +403,15 @@ def _system(workbench: Workbench, system: str) -> tuple[Run, Run | None]:
         raise StoreError(
             f"the calibrator {system!r} was trained without the {without(calibrator)}",
             "it is a control, and answers nothing by itself",
-            f"Name the one that was trained with calibrate.without=none, or its reasoner {reasoner.id}",
+            "Name the one that was trained with calibrate.without=none, or its reasoner",
         )
-    if reasoner.config.get("coldstart", {}).get("target") == "label":
+    if reasoner and reasoner.config.get("coldstart", {}).get("target") == "label":
         raise StoreError(
             f"run {reasoner.id!r} answers by label alone",
             "a prediction rests on a trace, and it writes none",
             "Name a run that was taught traces; `deepintuit evaluate` scores this one",
         )
-    newest = None if calibrator else calibrator_of(workbench, reasoner.id)
+    newest = None if calibrator else calibrator_of(workbench, reasoner.id, server)
     return reasoner, workbench.run(newest) if newest else calibrator
 
 

@@ -25,6 +25,8 @@ from deepintuit.trace import mentions, moment
 
 _AT_ONCE = 512
 _WAY = "label_likelihood"
+UNTOLD = "no probabilities: the server gives no log-probabilities with token ids that can be read here"
+"""What `detail` says of an answer that has a label and no more."""
 
 
 def threshold_of(ways: Mapping[str, dict], threshold: float | None, risk: float | None, gate: str) -> float | None:
@@ -109,8 +111,9 @@ class Rules:
     def answer(self, trace: Mapping[str, Any], predictions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """The columns of an answer, from the stored row of its trace and those of its predictions."""
         prediction = {row["method"]: row for row in predictions}[_WAY if self.calibrated else "raw"]
-        probs = np.array(prediction["probs"])
-        label = self.labels.labels[int(probs.argmax())]
+        has_probs = prediction["probs"] is not None
+        probs = np.array(prediction["probs"] if has_probs else [])
+        label = self.labels.labels[int(probs.argmax())] if has_probs else prediction["provisional"]
         if not self.calibrated and prediction["provisional"] == NONE_LABEL:
             label = None
         times = (moment(mention, trace["frame_times"]) for mention in mentions(trace["text"]))
@@ -119,10 +122,12 @@ class Rules:
         answer: dict[str, Any] = {"abstain": True}
         if not unlike:
             answer = {"label": label, **{f"p_{name}": float(p) for name, p in zip(self.labels, probs)}}
-            answer["abstain"] = None if self.least is None else bool(probs.max() < self.least)
+            answer["abstain"] = None if self.least is None else not has_probs or bool(probs.max() < self.least)
             if self._quantile is not None and prediction["temperature"] == self.ways[_WAY].get("temperature"):
                 mask = conformal_sets(probs[None], self._quantile)[0]
                 answer["set"] = [name for name, inside in zip(self.labels, mask) if inside]
+        if not has_probs:
+            answer["detail"] = UNTOLD
         return {
             **answer,
             "calibrated": self.calibrated,

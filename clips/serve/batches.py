@@ -21,7 +21,6 @@ from deepintuit.errors import DeepIntuitError
 from deepintuit.reasoner import Clip, Task
 from deepintuit.video import ClipInfo
 
-_BETWEEN_TEXTS = 1 / 30  # seconds, as on Watch
 _LONGEST_WAIT = 600
 
 
@@ -103,6 +102,7 @@ class Line:
         self._closed = False
         self._each = 1.0  # seconds that a question took of late
         self._task = Task(predictor.workbench.path, predictor.config)
+        self._local: Any = None  # the reasoner, once the models are there
         self.metrics = Metrics(self)
         self._thread = threading.Thread(target=self._work, name="deepintuit-serve", daemon=True)
         self._thread.start()
@@ -210,27 +210,26 @@ class Line:
                 question.tell("failed", sentence)
 
     def _ask_models(self, batch: Mapping[str, list[Question]]) -> None:
-        local = self.predictor.reasoner_for(
-            self._task.with_texts({name: alike[0].texts for name, alike in batch.items()})
-        )
+        self._local = self._local or self.predictor.reasoner_for(self._task)
+        local = self._local.asking(self._task.with_texts({name: alike[0].texts for name, alike in batch.items()}))
         local.vlm = local.vlm.forgetful()
         clips = [
             Clip(name, str(alike[0].path), None, alike[0].info.width, alike[0].info.height, None)
             for name, alike in batch.items()
         ]
-        writers = {name: _Writer(alike, local.vlm.tokenizer) for name, alike in batch.items()}
+        writers = {name: _Writer(alike) for name, alike in batch.items()}
         rows, predictions = self.predictor.answer_batch(
             local,
             clips,
             "serve",
-            on_token=lambda clip, token: writers[clip.clip_id].take(token),
+            on_text=lambda clip, text, _tokens: writers[clip.clip_id].tell(text),
             stop=lambda: all(question.gone for alike in batch.values() for question in alike),
         )
         self.metrics.batch.observe(len(batch))
         for row in rows:
             answer = self.rules.answer(vars(row), [p for p in predictions if p["clip_id"] == row.clip_id])
             self.metrics.tokens.inc(row.tokens)
-            writers[row.clip_id].end(row.text)
+            writers[row.clip_id].tell(row.text)
             for question in batch[row.clip_id]:
                 question.tell("answer", {"path": question.name, "clip_id": row.clip_id, **answer})
         for clip_id, failure in local.unreadable.items():
@@ -246,20 +245,11 @@ def sentence_of(error: DeepIntuitError, question: Question) -> str:
 class _Writer:
     """Sends a trace to those who watch it being written."""
 
-    def __init__(self, alike: Sequence[Question], tokenizer: Any):
-        self._watching, self._tokenizer = [question for question in alike if question.streams], tokenizer
-        self._ids: list[int] = []
-        self._sent, self._last = 0, 0.0
+    def __init__(self, alike: Sequence[Question]):
+        self._watching, self._sent = [question for question in alike if question.streams], 0
 
-    def take(self, token: int) -> None:
-        self._ids.append(token)
-        if self._watching and time.monotonic() - self._last >= _BETWEEN_TEXTS:
-            self._last = time.monotonic()
-            # A character of several tokens is not there yet.
-            self.end(self._tokenizer.decode(self._ids, skip_special_tokens=True).rstrip("\ufffd"))
-
-    def end(self, text: str) -> None:
-        """Tell what is new of the text so far."""
+    def tell(self, text: str) -> None:
+        """What is new of the text so far."""
         new, self._sent = text[self._sent :], max(self._sent, len(text))
         for question in self._watching if new else ():
             question.tell("trace", {"text": new})

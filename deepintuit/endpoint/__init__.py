@@ -11,8 +11,9 @@ without anything to use is not kept. At most 16 MiB of an answer are read, unpac
 key is read from the environment when it is needed, and is in no field, file, log or error. Redirects are not followed:
 the key goes to the host that was named, and to no other.
 
-One turn a request, without tools or token log-probabilities; 429 and Retry-After limit the rate. A vLLM server must
-allow as many pictures a prompt as `video.frames` (`--limit-mm-per-prompt`).
+One turn a request, without tools; token log-probabilities and ids where they are asked for and given; streamed where
+somebody watches. 429 and Retry-After limit the rate. Where frames go as pictures, a vLLM server must allow as many a
+prompt as `video.frames` (`--limit-mm-per-prompt`).
 Run it:  python -m pytest tests/test_endpoint.py
 """
 

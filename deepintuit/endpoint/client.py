@@ -33,10 +33,14 @@ _LONGEST_ERROR = 64 << 10  # bytes of an error message
 _TRANSIENT = {408, 425, 429}
 _THIS_REQUEST = {400, 413, 415, 422}
 _END = object()
+_LOOK = 1 / 30  # seconds between two looks at what has come; a screen shows no more
+_Live = tuple[Callable[[Request, str, int], None], Callable[[], bool]]
 
 
 class Refused(TeachError):
     """The endpoint will not answer this request (400, 413, 415, 422). Others may pass; asking again would not help."""
+
+    reason = "refused"
 
 
 class Unreachable(TeachError):
@@ -74,7 +78,8 @@ class Endpoint:
     `section` of the settings is what its errors point at. `timeout`, in seconds, is for a whole try; `backoff` is the
     first wait between two, doubled each time, with jitter. `token_field` is what the server calls the bound of an
     answer; `send_temperature` false leaves that out. A model that refuses one of them by name is asked again in the
-    other way, and so are all requests after it; `left_out` says which.
+    other way, and so are all requests after it; `left_out` says which. `scope`: answers are kept for those of the
+    same one alone, a run for one, where other weights may come to be served under the same name.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class Endpoint:
         section: str = "teach",
         token_field: str = "max_tokens",
         send_temperature: bool = True,
+        scope: str = "",
     ) -> None:
         self.section = section
         self.base_url, self.model, self.key_variable = base_url.rstrip("/"), model, key_variable
@@ -98,15 +104,15 @@ class Endpoint:
         # Synced: what is in it was paid for.
         self.cache = None if cache is None else disk.JsonCache(Path(cache) / "endpoint", durable=True)
         self.usage = Usage()
-        self.send_temperature = send_temperature
+        self.send_temperature, self.scope = send_temperature, scope
         self.left_out = {"max_tokens"} - {token_field} | ({"temperature"} if not send_temperature else set())
         self._jitter = random.Random()
         self.host = self._checked_host()
         self._key()
 
     @classmethod
-    def of(cls, settings: EndpointConfig, cache: Path | None = None) -> Endpoint:
-        """The endpoint that the section `teach` or `judge` names."""
+    def of(cls, settings: EndpointConfig, cache: Path | None = None, scope: str = "") -> Endpoint:
+        """The endpoint that the section `teach`, `judge` or `server` names."""
         return cls(
             settings.base_url,
             settings.model,
@@ -118,10 +124,16 @@ class Endpoint:
             token_field=settings.token_field,
             send_temperature=settings.send_temperature,
             section=settings.dotted(),
+            scope=scope,
         )
 
     def complete_many(
-        self, requests: Iterable[Request], on_done: Callable[[Request, Outcome], None] | None = None
+        self,
+        requests: Iterable[Request],
+        on_done: Callable[[Request, Outcome], None] | None = None,
+        *,
+        on_text: Callable[[Request, str, int], None] | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> Usage:
         """Answer all requests, at most `concurrency` at a time. Works in plain code and in a notebook's event loop.
 
@@ -130,27 +142,31 @@ class Endpoint:
         or the error of that request alone. What would fail every request (401, 403, 404, a redirect) raises
         `TeachError` at once, and so do failures in a row, twice as many as places: then nobody is there. An exception
         of `on_done` ends the work. Answers that came before stay in the cache.
+
+        With `on_text` or `stop` answers are streamed: `on_text(request, text so far, tokens)` is called as they come,
+        and once `stop()` is true connections are closed, what has come is an answer cut short, and no more is asked.
         """
-        return _in_an_event_loop(self._complete_many(requests, on_done))
+        live = None if on_text is stop is None else (on_text or (lambda *_: None), stop or (lambda: False))
+        return _in_an_event_loop(self._complete_many(requests, on_done, live))
 
     # Asking
 
     async def _complete_many(
-        self, requests: Iterable[Request], on_done: Callable[[Request, Outcome], None] | None
+        self, requests: Iterable[Request], on_done: Callable[[Request, Outcome], None] | None, live: _Live | None
     ) -> Usage:
         queue, turn = iter(requests), asyncio.Lock()
         answers, failed_in_a_row = 0, 0
 
         async def work(client: httpx.AsyncClient) -> None:
             nonlocal answers, failed_in_a_row
-            while True:
+            while not (live and live[1]()):
                 async with turn:
                     request = await asyncio.to_thread(next, queue, _END)
                 if request is _END:
                     return
                 outcome: Outcome
                 try:
-                    outcome = await self._complete(client, request)
+                    outcome = await (self._watched(client, request, *live) if live else self._complete(client, request))
                     self.usage.count(outcome)
                     answers += not outcome.lacking
                     failed_in_a_row = failed_in_a_row + 1 if outcome.lacking and not answers else 0
@@ -173,12 +189,39 @@ class Endpoint:
             raise several.exceptions[0] from None
         return self.usage
 
-    async def _complete(self, client: httpx.AsyncClient, request: Request) -> Completion:
+    async def _watched(
+        self,
+        client: httpx.AsyncClient,
+        request: Request,
+        on_text: Callable[[Request, str, int], None],
+        stop: Callable[[], bool],
+    ) -> Completion:
+        arriving, start = [wire.Arriving()], time.perf_counter()  # the last is of the last try
+        task = asyncio.ensure_future(self._complete(client, request, arriving))
+        text = ""
+        try:
+            while not task.done() and not stop():
+                await asyncio.wait({task}, timeout=_LOOK)
+                if arriving[-1].text != text:
+                    text = arriving[-1].text
+                    on_text(request, text, arriving[-1].tokens)
+            if task.done():
+                return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})  # its connection is closed
+        return wire.completion_in(arriving[-1].answer(stopped=True), (time.perf_counter() - start) * 1000)
+
+    async def _complete(
+        self, client: httpx.AsyncClient, request: Request, arriving: list[wire.Arriving] | None = None
+    ) -> Completion:
         key = self._key_of(request)
         if (cached := _answer_of(self.cache.get(*key) if self.cache else None)) is not None:
             return cached
         left_out = set(self.left_out)
-        body = await asyncio.to_thread(self._body, request, left_out)
+        streams = arriving is not None
+        body = await asyncio.to_thread(self._body, request, left_out, streams)
         tries = 0
         while tries <= self.retries:
             wait = min(self.backoff * 2**tries, LONGEST_WAIT) * self._jitter.uniform(0.5, 1.0)
@@ -187,16 +230,23 @@ class Endpoint:
             try:
                 # httpx limits each read, this the whole: a server that drips a byte a second is slow too.
                 async with asyncio.timeout(self.timeout):
-                    status, headers, reply = await self._post(client, body)
+                    if arriving:
+                        arriving.append(wire.Arriving())
+                    status, headers, reply = await self._post(client, body, arriving[-1] if arriving else None)
                 if status == 200:
-                    completion = wire.completion(reply, (time.perf_counter() - start) * 1000)
+                    milliseconds = (time.perf_counter() - start) * 1000
+                    completion = (
+                        wire.completion(reply, milliseconds)
+                        if isinstance(reply, str)
+                        else wire.completion_in(reply.answer(), milliseconds)
+                    )
                     self.left_out |= left_out
-                    completion = replace(completion, left_out=tuple(sorted(left_out & {"temperature"})))
+                    completion = replace(completion, left_out=tuple(sorted(left_out - {"max_tokens"})))
                     if self.cache and not completion.lacking:
                         self.cache.put(_entry_of(completion), *key)
                     return completion
                 if self._asks_otherwise(status, reply, left_out):
-                    body, tries = await asyncio.to_thread(self._body, request, left_out), tries - 1
+                    body, tries = await asyncio.to_thread(self._body, request, left_out, streams), tries - 1
                     continue
                 if not _may_pass(status):
                     raise self._verdict(status, reply)
@@ -215,17 +265,31 @@ class Endpoint:
                 await asyncio.sleep(wait)
         raise self._unreachable(what, self.retries + 1)
 
-    async def _post(self, client: httpx.AsyncClient, body: bytes) -> tuple[int, httpx.Headers, str]:
-        """Status, headers and text. Of an answer nothing is taken that is larger than an answer can be; of an error
-        message, what is over is left."""
-        async with client.stream("POST", self._url, content=body, headers=self._headers()) as answer:
-            raw = bytearray()
+    async def _post(
+        self, client: httpx.AsyncClient, body: bytes, arriving: wire.Arriving | None
+    ) -> tuple[int, httpx.Headers, str | wire.Arriving]:
+        """Status, headers and text; `arriving`, filled, where it came in pieces. Of an answer nothing is taken that is
+        larger than an answer can be; of an error message, what is over is left."""
+        headers = self._headers() | ({"Accept-Encoding": "identity"} if arriving else {})
+        async with client.stream("POST", self._url, content=body, headers=headers) as answer:
+            kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            in_pieces = arriving is not None and answer.status_code == 200 and kind == "text/event-stream"
+            if in_pieces:
+                wire.unpacked(b"", answer.headers.get("Content-Encoding", ""))  # refuses what is packed
+            raw, size = bytearray(), 0
             async for chunk in answer.aiter_raw():
-                raw += chunk
+                size += len(chunk)
                 if answer.status_code == 200:
-                    wire.within_bounds(len(raw))
-                elif len(raw) > _LONGEST_ERROR:
+                    wire.within_bounds(size)
+                elif size > _LONGEST_ERROR:
                     break
+                if in_pieces:
+                    arriving.feed(chunk)
+                else:
+                    raw += chunk
+        if in_pieces:
+            arriving.feed(b"\n")
+            return answer.status_code, answer.headers, arriving
         return answer.status_code, answer.headers, self._said(bytes(raw), answer)
 
     def _said(self, raw: bytes, answer: httpx.Response) -> str:
@@ -238,27 +302,30 @@ class Endpoint:
             return str(error)
 
     def _asks_otherwise(self, status: int, reply: str, left_out: set[str]) -> bool:
-        """Whether the error names a field that the model does not take, and that was not left out yet: now it is."""
-        field = wire.refused_field(reply) if status in _THIS_REQUEST else None
-        if field is None or field in left_out:
-            return False
-        left_out.add(field)
-        return True
+        """Whether the error names fields that the model does not take, and that were not left out yet: now they are."""
+        fields = wire.refused_fields(reply) - left_out if status in _THIS_REQUEST else set()
+        left_out |= fields
+        return bool(fields)
 
-    def _body(self, request: Request, left_out: Collection[str]) -> bytes:
+    def _body(self, request: Request, left_out: Collection[str], streams: bool = False) -> bytes:
         tokens = "max_completion_tokens" if "max_tokens" in left_out else "max_tokens"
-        fields = {"model": self.model, "messages": request.messages(), tokens: request.max_tokens, "stream": False}
-        if "temperature" not in left_out:
-            fields["temperature"] = request.temperature
+        fields = {"model": self.model, "messages": request.messages(), tokens: request.max_tokens, "stream": streams}
+        fields |= {"temperature": request.temperature, **request.more}
+        if streams:
+            fields["stream_options"] = {"include_usage": True}
+        fields = {name: value for name, value in fields.items() if name == "max_tokens" or name not in left_out}
         # Escaped to ASCII, so that a lone surrogate in a clip's title is not what stops a job.
         return json.dumps(fields).encode("ascii")
 
     def _key_of(self, request: Request) -> list[Any]:
         """What names an answer in the cache: all that was asked."""
         frames = request.frames.hash if request.frames is not None else None
-        parts = [RECIPE, self.base_url, self.model, request.text, frames, request.temperature, request.max_tokens]
+        address = self.base_url if not self.scope else None  # a run goes on wherever its server is started again
+        parts = [RECIPE, address, self.model, request.text, frames, request.temperature, request.max_tokens]
         # Came later: at their defaults, answers kept before are met again.
         later = [{"seed": request.seed}] * bool(request.seed) + ["no temperature"] * (not self.send_temperature)
+        form = {"more": request.more, "video": request.video, "coding": request.coding, "reply": request.reply}
+        later += [{"scope": self.scope, **form}] * bool(self.scope or request.more or request.reply)
         return [*parts, request.sample, *later]
 
     # The address, the key, and what is said when they fail
@@ -328,7 +395,10 @@ class Endpoint:
             return Refused(
                 what,
                 f"it refuses this request: {reply}",
-                f"Check {self.section}.model, video.frames and teach.max_tokens against what the server allows",
+                f"Check {self.section}.model, video.frames and "
+                f"{'sampling' if self.section == 'server' else 'teach'}.max_tokens against what the server allows"
+                + "; to one that takes no video, send pictures: server.frames=images"
+                * (self.section == "server"),
             )
         return TeachError(
             what,
@@ -376,10 +446,12 @@ def _answer_of(entry: Any) -> Completion | None:
     """The answer in an entry of the cache; None where it is damaged or empty, as some once were: it is asked again."""
     try:
         completion = Completion(**(entry | {"cached": True}))
-        return replace(completion, left_out=tuple(completion.left_out)) if completion.text.strip() else None
+        usable = completion.text.strip() or completion.prompt_logprobs
+        return replace(completion, left_out=tuple(completion.left_out)) if usable else None
     except (TypeError, AttributeError):
         return None
 
 
 def _entry_of(answer: Completion) -> dict[str, Any]:
-    return {name: value for name, value in asdict(answer).items() if value or name not in ("lacking", "left_out")}
+    came_later = ("lacking", "left_out", "logprobs", "token_ids", "prompt_logprobs")
+    return {name: value for name, value in asdict(answer).items() if value or name not in came_later}

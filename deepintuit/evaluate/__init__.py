@@ -17,7 +17,7 @@ import pandas as pd
 from rich.progress import track
 
 from deepintuit import ranks
-from deepintuit.config import TRAINING, Config
+from deepintuit.config import TRAINING, Config, ServerConfig
 from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.evaluate.baselines import write_baselines
 from deepintuit.evaluate.others import other_ways, write_others
@@ -40,8 +40,11 @@ from deepintuit.reasoner import (
     inherited,
     label_scores,
     likelihood_scores,
+    needs_weights,
     parsed,
+    reasoner_for,
     reasoner_run,
+    refuse_lost,
     refuse_one_class,
     vote_scores,
 )
@@ -72,7 +75,11 @@ def score(rows: Rows, reasoner: LocalReasoner, pairs: Known, calibrator: Calibra
     if ("raw", "none") not in existing:
         answers, tokenizer = zip(traced.traces, first), reasoner.vlm.tokenizer
         probs = [answer_distribution(task, t, row.token_ids, row.token_logprobs, tokenizer) for t, row in answers]
-        rows.add("raw", clips, np.stack(probs), provisional, **about)  # (C, K)
+        if lacking := sum(each is None for each in probs):
+            what = f"{lacking} of {len(probs)} answers came without log-probabilities or token ids"
+            why = f"the server of {rows.config.server.model!r} gave none that can be read here"
+            rows.leave_out("raw: probabilities", DataError(what, why, "See docs/servers.md for servers that give them"))
+        rows.add("raw", clips, probs, provisional, **about)  # (C, K)
     if calibrator is None:
         if any(sampled) and ("vote", "none") not in existing:
             votes = vote_scores(task, sampled)
@@ -110,13 +117,21 @@ def run(
     config, departs = inherited(workbench, config, reasoner, calibrator)
     config.refuse_idle("evaluate")
     _refuse_one_trace_for_many(config)
-    system = (system or name_of(workbench, reasoner)) + (f" ({', '.join(departs)})" if departs else "")
+    model = reasoner is None and config.server.model
+    system = (system or model or name_of(workbench, reasoner)) + (f" ({', '.join(departs)})" if departs else "")
     if calibrator:
         _refuse_no_calibrator(workbench, reasoner, calibrator)
     if reasoner and workbench.run(reasoner).stage == "teach":
-        return _teacher(workbench, config, workbench.run(reasoner), system, calibrator, progress)
+        local = config.replace(server=ServerConfig())  # its traces are written, and nothing is asked
+        return _teacher(workbench, local, workbench.run(reasoner), system, calibrator, progress)
     if reasoner:
         reasoner_run(workbench, reasoner)
+    if config.server.model and reasoner and _answers_without_trace(workbench.run(reasoner)):
+        raise ConfigError(
+            f"server.model = {config.server.model!r} for {reasoner!r}, which answers by label alone",
+            "a server is asked for traces, and there is none",
+            "Leave the server out",
+        )
     Task(workbench.path, config).clips(config.evaluate.split)  # none: refused before a run begins
     join(config.model.device)
     run, progress = _started(workbench, config, reasoner, calibrator, system, together=True), progress and ranks.leads()
@@ -125,10 +140,13 @@ def run(
     with run:
         task = Task(workbench.path, config)
         checkpoint = workbench.run(reasoner).checkpoint if reasoner else None
-        vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache)
+        weights = needs_weights(config, calibrator)
+        vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache, weights=weights)
         run.note(device=str(vlm.device), settings=config.to_dict(), departs=departs)
-        loaded = Calibrator.load(workbench, config, calibrator, vlm) if calibrator else None
-        local = LocalReasoner(vlm, task, config.seed, gate_for(task, config.gate, loaded))
+        loaded = Calibrator.load(workbench, config, calibrator, vlm, run.id) if calibrator else None
+        gate = gate_for(task, config.gate, loaded)
+        about = {"gate": gate, "run": run, "cache": workbench.cache, "progress": progress}
+        local = reasoner_for(vlm, task, config, **about)
         known = _readable(local, config.evaluate.split)
         rows = Rows(workbench, config, run, task, system, progress)
         if reasoner and _answers_without_trace(workbench.run(reasoner)):
@@ -247,7 +265,8 @@ def _identity(workbench: Workbench, config: Config, calibrator: str | None) -> d
     evaluate = {name: settings["evaluate"][name] for name in ("split", "traces", "temperature", "method", "controls")}
     sampled = {name: settings["calibrate"][name] for name in ("traces", "temperature")}
     gate = ("gate",) if config.gate.by != "off" else ()
-    sections = identity(workbench.path, config, ("model", "video", "clips", "prompt", "sampling", *gate))
+    server = ("server",) if config.server.model else ()
+    sections = identity(workbench.path, config, ("model", "video", "clips", "prompt", "sampling", *gate, *server))
     measured = calibrator and (workbench.run(calibrator).checkpoint / DISTANCE).exists()
     rows = {"distance": True} if measured else {}
     if calibrator and config.evaluate.controls:
@@ -325,6 +344,7 @@ def write_traces(rows: Rows, local: LocalReasoner, clips: Sequence[Clip]) -> dic
     starts = ranks.share(range(0, len(missing), batch))
     for start in track(starts, "Traces", disable=not rows.progress or not missing):
         rows.run.append("traces", next(local.rows(missing[start : start + batch], temperatures, **limits), []))
+    refuse_lost(local, clips)
     rows.run.settle()
     _note(rows, local.vlm)
     return dict(iter(rows.run.read("traces").sort_values(["clip_id", "sample"]).groupby("clip_id")))

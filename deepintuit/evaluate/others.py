@@ -12,7 +12,7 @@ from deepintuit.errors import DataError
 from deepintuit.evaluate.baselines import class_probabilities, classifier, text_features
 from deepintuit.evaluate.rows import Rows, Traced
 from deepintuit.metrics import fit_temperature
-from deepintuit.reasoner import Calibrator, LocalReasoner, Opinion, Task, opinion_of, parsed, vote_scores
+from deepintuit.reasoner import Calibrator, LocalReasoner, Opinion, ServedScores, Task, opinion_of, parsed, vote_scores
 from deepintuit.reasoner.controls import CONTROLS, Inputs, View, trained_controls
 from deepintuit.reasoner.distribution import HEAD, LinearHead, Scores, hidden_states, likelihood_scores, mean_scores
 from deepintuit.runs import Run
@@ -36,11 +36,15 @@ def other_ways(rows: Rows, reasoner: LocalReasoner, calibrator: Calibrator, trac
         head = LinearHead.load(calibrator.run.checkpoint / HEAD)
         return Scores(head(hidden_states(reasoner.vlm, task, pairs, traces, batch)), np.full(len(pairs), np.nan))
 
-    def mean_likelihood(vlm: VLM = calibrator.vlm) -> Scores:
+    def mean_likelihood(vlm: VLM | ServedScores = calibrator.vlm) -> Scores:
         return mean_scores([likelihood_scores(vlm, task, pairs, each, batch) for each in zip(*sampled, strict=True)])
 
+    if not reasoner.vlm.has_weights:
+        why = "it reads hidden states, and a server gives none"
+        rows.leave_out("linear_head", DataError("a linear head", why, "Set server.compare=true for this row"))
+    head = {"linear_head": linear_head} if reasoner.vlm.has_weights else {}
     further = {"vote": lambda: vote_scores(task, sampled), "mean_likelihood": mean_likelihood}
-    return {"linear_head": linear_head, **(further if any(sampled) else {})}
+    return {**head, **(further if any(sampled) else {})}
 
 
 def write_others(rows: Rows, calibrator: Calibrator, traced: Traced, more: Ways, own: bool) -> None:
@@ -50,7 +54,9 @@ def write_others(rows: Rows, calibrator: Calibrator, traced: Traced, more: Ways,
     clips, said = pairs.clips, [opinion_of(trace) for trace in traces]
     every, T_C = list(range(len(clips))), calibrator.temperatures(traces)
 
-    def likelihood(views: Sequence[View | None], vlm: VLM = calibrator.vlm, T_C: np.ndarray = T_C) -> _Answers:
+    def likelihood(
+        views: Sequence[View | None], vlm: VLM | ServedScores = calibrator.vlm, T_C: np.ndarray = T_C
+    ) -> _Answers:
         by_place = {i: view for i, view in enumerate(views) if view is not None}
         if not by_place:
             raise DataError("no clip has another like it", "nothing can be swapped in", "Score more clips for this row")
@@ -59,6 +65,9 @@ def write_others(rows: Rows, calibrator: Calibrator, traced: Traced, more: Ways,
         return [*by_place], likelihood_scores(vlm, task, shown_pairs, opinions, config.sampling.clips_per_batch), T_C
 
     def trained(source: str, run: Run) -> _Answers:
+        if isinstance(calibrator.vlm, ServedScores):
+            why = "its weights are not at the server"
+            raise DataError(f"the calibrator {run.id}", why, "Leave server.calibrator out for this row")
         views = [View(None, o) if source == "video" else View(i, opinion_of(None)) for i, o in enumerate(said)]
         variant = Calibrator.load(rows.workbench, config, run.id, calibrator.vlm)
         return likelihood(views, variant.vlm, np.full(len(clips), variant.ways["label_likelihood"]["temperature"]))

@@ -49,7 +49,7 @@ class Rows:
         self,
         method: str,
         clips: Sequence[Clip],
-        probs: np.ndarray,
+        probs: Sequence[np.ndarray | None],
         predicted: Sequence[str] | None = None,
         *,
         control: str = "none",

@@ -2,6 +2,7 @@
 
 - `task`          a dataset with its labels, grammar and prompts
 - `local`         traces from a model on this machine, as rows for the store
+- `served`        the same from an OpenAI-compatible server
 - `distribution`  the four ways to a class distribution
 - `calibrator`    a trained calibrator, loaded
 - `distance`      how far a clip is from those that the calibrator learnt from
@@ -25,6 +26,7 @@ _FROM = {
     "distance": ("DISTANCE", "FALSE_ALARMS", "Distance", "add_distances"),
     "gate": ("gate_for",),
     "local": ("Known", "LocalReasoner", "Unreadable"),
+    "served": ("ServedScores", "needs_weights", "reasoner_for", "refuse_lost"),
     "task": (
         "Clip", "Opinion", "Task", "asked", "card", "identity", "inherited", "opinion_of", "parsed", "rationale_of",
         "reasoner_run", "refuse_one_class", "tell",

@@ -12,6 +12,7 @@ from deepintuit.config import Config
 from deepintuit.reasoner.distance import Distance, Far
 from deepintuit.reasoner.distribution import Pairs, fitted_ways
 from deepintuit.reasoner.local import Known
+from deepintuit.reasoner.served import ServedScores
 from deepintuit.reasoner.task import Clip
 from deepintuit.runs import Run, Workbench
 from deepintuit.trace import Malformed, Trace
@@ -23,14 +24,21 @@ class Calibrator(NamedTuple):
     among them where it learnt from quick answers. `distance`: None for a run from before distances were fitted."""
 
     run: Run
-    vlm: VLM
+    vlm: VLM | ServedScores
     ways: dict[str, dict]
     distance: Distance | None
 
     @classmethod
-    def load(cls, workbench: Workbench, config: Config, run_id: str, beside: VLM | None = None) -> Calibrator:
-        """`beside`: a model in memory, whose weights are taken where only the adapter is another one."""
+    def load(
+        cls, workbench: Workbench, config: Config, run_id: str, beside: VLM | None = None, scope: str = ""
+    ) -> Calibrator:
+        """`beside`: a model in memory, whose weights are taken where only the adapter is another one. One at a server,
+        where the settings name it there, is shown the clips of the one `beside`; its answers are kept for the run
+        `scope`."""
         run = workbench.run(run_id)
+        if config.server.calibrator:
+            scores = ServedScores(config.server, beside, workbench.cache if scope else None, scope)
+            return cls(run, scores, fitted_ways(run), Distance.load(run) if beside.has_weights else None)
         vlm = VLM.load(config.model, config.video, checkpoint=run.checkpoint, cache=workbench.cache, beside=beside)
         return cls(run, vlm, fitted_ways(run), Distance.load(run))
 

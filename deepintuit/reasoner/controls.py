@@ -109,10 +109,18 @@ def trained_controls(workbench: Workbench, calibrator: Run) -> dict[str, Run]:
     return {without(run): run for run in siblings(workbench, calibrator) if without(run) != "none"}
 
 
-def calibrator_of(workbench: Workbench, reasoner: str) -> str | None:
-    """The newest finished calibrator of a reasoner that was trained with all its inputs."""
-    runs = workbench.runs("calibrate", finished=True)
-    return next((run.id for run in reversed(runs) if run.parent == reasoner and without(run) == "none"), None)
+def calibrator_of(workbench: Workbench, reasoner: str | None, server: str = "") -> str | None:
+    """The newest finished calibrator of a reasoner that was trained with all its inputs: on traces that the model
+    `server` wrote, where that is the one that writes them, else on those written by the weights of the run. None as
+    `reasoner`: of a server's own model."""
+
+    def written_by(run: Run) -> str:
+        return run.config.get("server", {}).get("model", "")
+
+    runs = [run for run in reversed(workbench.runs("calibrate", finished=True)) if without(run) == "none"]
+    servers = (server, "") if reasoner else (server,)
+    runs = [run for run in runs if run.parent == reasoner and written_by(run) in servers]
+    return next((run.id for name in servers for run in runs if written_by(run) == name), None)
 
 
 def siblings(workbench: Workbench, calibrator: Run) -> list[Run]:

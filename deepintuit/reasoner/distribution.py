@@ -15,11 +15,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -29,6 +29,7 @@ from deepintuit.errors import ModelError, StoreError
 from deepintuit.labels import NONE_LABEL, LabelSet
 from deepintuit.metrics import apply_temperature
 from deepintuit.reasoner.local import Known
+from deepintuit.reasoner.served import ServedScores
 from deepintuit.reasoner.task import Clip, Opinion, Task
 from deepintuit.runs import Run
 from deepintuit.trace import Malformed, Trace
@@ -123,7 +124,7 @@ class LinearHead:
 
 
 def likelihood_scores(
-    vlm: VLM, task: Task, clips: Pairs, traces: Sequence[Trace | Malformed | Opinion | None], batch: int
+    vlm: VLM | ServedScores, task: Task, clips: Pairs, traces: Sequence[Trace | Malformed | Opinion | None], batch: int
 ) -> Scores:
     """Option A for one trace a clip (None: blanked), or what is left of it."""
     return _likelihoods(vlm, task, clips, traces, task.calibrator_prompt, batch)
@@ -138,14 +139,25 @@ def hidden_states(
     vlm: VLM, task: Task, clips: Pairs, traces: Sequence[Trace | Malformed | None], batch: int
 ) -> np.ndarray:
     """(C, D) features of option B."""
-    states = _batches(clips, traces, task.calibrator_prompt, batch, partial(last_hidden, vlm))
+    if not vlm.has_weights:
+        raise ModelError(
+            "hidden states of a model that is at a server",
+            "a linear head reads them, and servers give none",
+            "Set server.compare=true, which loads the weights on this machine as well",
+        )
+    states = _batches(clips, traces, task.calibrator_prompt, batch, lambda *asked: last_hidden(vlm, *_alone(*asked)))
     return np.concatenate(states).astype(np.float64)
 
 
 def _likelihoods(
-    vlm: VLM, task: Task, clips: Pairs, traces: Sequence[Any], ask: Callable[[str, Any], str], batch: int
+    vlm: VLM | ServedScores, task: Task, clips: Pairs, traces: Sequence[Any], ask: Callable[[str, Any], str], batch: int
 ) -> Scores:
-    logits = _batches(clips, traces, ask, batch, lambda part, prompts: label_logprobs(vlm, part, prompts, task.labels))
+    def scored(pairs: Sequence[tuple[Clip, EncodedClip]], prompts: Sequence[str]) -> torch.Tensor:
+        if isinstance(vlm, ServedScores):
+            return vlm.label_logprobs(task, pairs, prompts)
+        return label_logprobs(vlm, *_alone(pairs, prompts), task.labels)
+
+    logits = _batches(clips, traces, ask, batch, scored)
     logits = np.concatenate(logits).astype(np.float64)
     return Scores(logits, np.clip(1 - np.exp(logits).sum(1), 0, 1))
 
@@ -153,15 +165,21 @@ def _likelihoods(
 def _batches(
     clips: Pairs, traces: Sequence[Any], ask: Callable[[str, Any], str], batch: int, answer: Callable
 ) -> list[np.ndarray]:
-    """What `answer` says to features and prompts of each batch of clips."""
+    """What `answer` says to clips with their features, and prompts, of each batch."""
 
     def answered(start: int) -> np.ndarray:
         pairs, beside = clips[start : start + batch], traces[start : start + batch]
         prompts = [ask(clip.clip_id, trace) for (clip, _), trace in zip(pairs, beside, strict=True)]
-        return answer([encoded for _, encoded in pairs], prompts).numpy()
+        return answer(pairs, prompts).numpy()
 
     starts = range(0, len(clips), batch)
     return ranks.spread(answered, starts) if isinstance(clips, Known) else [answered(start) for start in starts]
+
+
+def _alone(
+    pairs: Sequence[tuple[Clip, EncodedClip]], prompts: Sequence[str]
+) -> tuple[list[EncodedClip], Sequence[str]]:
+    return [encoded for _, encoded in pairs], prompts
 
 
 def vote_scores(task: Task, traces_C_K: Sequence[Sequence[Trace | Malformed]], smoothing: float = 1.0) -> Scores:
@@ -184,14 +202,20 @@ def mean_scores(parts: Sequence[Scores]) -> Scores:
 
 
 def answer_distribution(
-    task: Task, trace: Trace | Malformed, token_ids: Sequence[int], token_logprobs: Sequence[float], tokenizer
-) -> np.ndarray:
+    task: Task,
+    trace: Trace | Malformed,
+    token_ids: Sequence[int] | None,
+    token_logprobs: Sequence[float] | None,
+    tokenizer,
+) -> np.ndarray | None:
     """(K,) the provisional label's own probability: the product over the tokens of its answer; the rest is spread
-    evenly [R]. A malformed trace says nothing: uniform.
+    evenly [R]. A malformed trace says nothing: uniform. None where the tokens or their log-probabilities are not known.
     """
     k = len(task.labels)
     if not trace.ok:
         return np.full(k, 1 / k)
+    if any(values is None or not np.size(values) or np.ndim(values) == 0 for values in (token_ids, token_logprobs)):
+        return None
     start, end = trace.spans[trace.grammar.answer.name]
     offsets_T_2 = character_offsets(tokenizer, [int(token) for token in token_ids])
     inside_T = (offsets_T_2[:, 0] < end) & (offsets_T_2[:, 1] > start)
@@ -205,7 +229,7 @@ def prediction_rows(
     labels: LabelSet,
     clips: Sequence[Clip],
     traces: Sequence[str],
-    probs_C_K: np.ndarray,
+    probs_C_K: Sequence[np.ndarray | None],
     about: Mapping[str, str],
     *,
     predicted: Sequence[str] | None = None,
@@ -215,9 +239,10 @@ def prediction_rows(
     far: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the grain `predictions`, one a clip: `traces` are ids, `about` the columns that all rows share;
-    `predicted` is what has the highest probability where nothing else is said; `far`: `distance.Far` by clip id."""
+    `predicted` is what has the highest probability where nothing else is said; `far`: `distance.Far` by clip id.
+    `probs_C_K` has None for a clip without probabilities, which `predicted` must be told of."""
     far = far or {}
-    predicted = predicted or [labels.labels[k] for k in probs_C_K.argmax(1)]
+    predicted = predicted or [labels.labels[probs.argmax()] for probs in probs_C_K]
     outside = np.broadcast_to(np.nan if outside is None else outside, len(clips))
     temperatures = np.broadcast_to(temperature, len(clips))
     return [
@@ -229,7 +254,7 @@ def prediction_rows(
             "true_label": clip.label,
             "provisional": provisional[i] if provisional else NONE_LABEL,
             "predicted": predicted[i],
-            "probs": [float(p) for p in probs_C_K[i]],
+            "probs": None if probs_C_K[i] is None else [float(p) for p in probs_C_K[i]],
             "outside_mass": None if np.isnan(outside[i]) else float(outside[i]),
             "temperature": None if np.isnan(temperatures[i]) else float(temperatures[i]),
             **(far[clip.clip_id]._asdict() if clip.clip_id in far else {}),

@@ -11,7 +11,6 @@ Methods that need several traces are not offered here.
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,12 +26,10 @@ from deepintuit.reasoner.distribution import answer_distribution, fitted_ways, l
 from deepintuit.reasoner.gate import gate_for
 from deepintuit.reasoner.local import LocalReasoner
 from deepintuit.reasoner.replay import Attributed, Distribution, Event, Failed, Seen, Stage, TraceDone, Written
-from deepintuit.reasoner.task import Clip, Task, parsed
+from deepintuit.reasoner.served import reasoner_for
+from deepintuit.reasoner.task import REASONERS, Clip, Task, parsed
 from deepintuit.runs import Workbench
-from deepintuit.trace import Trace
-from deepintuit.vlm import VLM, Sample, sample_groups
-
-_BETWEEN_TEXTS = 1 / 30  # seconds; a screen shows no more, and every text is decoded as a whole
+from deepintuit.vlm import VLM
 
 
 @dataclass(frozen=True)
@@ -79,14 +76,17 @@ class Models:
         return config.of(settings)
 
     def get(self, run_id: str) -> VLM:
-        """The model of a run, loaded unless it is held. Raises what `VLM.load` raises."""
+        """The model of a run, loaded unless it is held; beside a server, without the weights that are there. Raises
+        what `VLM.load` raises."""
         if run_id in self._held:
             self._held.move_to_end(run_id)
             return self._held[run_id]
         while len(self._held) >= self.room:
             self._held.popitem(last=False)
         settings, run = self.settings(run_id), self.workbench.run(run_id)
-        load = {"checkpoint": run.checkpoint, "cache": self.workbench.cache}
+        here = run if run.stage in (*REASONERS, "calibrate") else self.workbench.run(run.parent) if run.parent else None
+        weights = not (settings.server.model and (run.stage != "calibrate" or settings.server.calibrator))
+        load = {"checkpoint": here and here.checkpoint, "cache": self.workbench.cache, "weights": weights}
         vlm = VLM.load(settings.model, settings.video, **load, beside=next(reversed(self._held.values()), None))
         vlm.encoder.isolate = True
         self._held[run_id] = vlm
@@ -112,7 +112,10 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
     if stop():
         return
     clip = ask.clip
-    local = LocalReasoner(vlm.forgetful() if ask.private else vlm, task, ask.seed)
+    by = "off" if ask.think_below is None or task.grammar.quick is None else "confidence"
+    gate = gate_for(task, GateConfig(by=by, threshold=ask.think_below or 0.0))
+    vlm, live_settings = vlm.forgetful() if ask.private else vlm, settings.replace(seed=ask.seed, gate={"by": by})
+    local = reasoner_for(vlm, task, live_settings, gate=gate, compare=False)
     emit(Stage("decode"))
     frames = local.vlm.encoder.frames(clip.clip_id, clip.path, clip.width, clip.height)
     times = tuple(round(float(t), 4) for t in frames.times_T)
@@ -124,41 +127,28 @@ def _reason(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Calla
     if stop():
         return
     emit(Stage("reason"))
-    ((_, encoded),) = pairs
-    ids: list[int] = []
-    last_text = 0.0
-
-    def on_token(_clip: int, _sample: int, token: int) -> None:
-        nonlocal last_text
-        ids.append(token)
-        if time.monotonic() - last_text >= _BETWEEN_TEXTS:
-            last_text = time.monotonic()
-            text = vlm.tokenizer.decode(ids, skip_special_tokens=True)
-            emit(Written(text.rstrip("\ufffd"), len(ids)))  # a character of several tokens is not there yet
-
-    by = "off" if ask.think_below is None or task.grammar.quick is None else "confidence"
-    gate = gate_for(task, GateConfig(by=by, threshold=ask.think_below or 0.0))
-    prompt = task.reasoner_prompt(clip.clip_id)
-    [[sample]] = sample_groups(
-        vlm,
-        [encoded],
-        [prompt],
-        [[local.key(clip, 0)]],
+    groups = local.groups(
+        [clip],
+        [0],
         temperature=ask.temperature,
         max_tokens=ask.max_tokens or settings.sampling.max_tokens,
         top_p=ask.top_p or settings.sampling.top_p,
-        on_token=on_token,
+        on_text=lambda _, text, tokens: emit(Written(text, tokens)),
         stop=stop,
-        gate=gate(pairs) if gate else None,
     )
+    if not groups:
+        raise local.unreadable[clip.clip_id].error
+    [(_, encoded, [sample])] = groups
+    row = local.row(clip, encoded, sample, 0, ask.temperature)
     trace = task.parse(sample.text, sample.truncated, sample.thought is not False)
     stopped = stop() and sample.truncated
     reason, detail = (None, None) if trace.ok else (str(trace.reason), trace.detail)
     ms = sample.milliseconds
     gated = sample.quick_confidence, sample.thought
-    emit(TraceDone(sample.text, trace.provisional, reason, detail, sample.confidence, len(ids), ms, stopped, *gated))
-    if trace.ok and not stop():
-        emit(_provisional(task, trace, sample, vlm))
+    emit(TraceDone(sample.text, trace.provisional, reason, detail, row.confidence, row.tokens, ms, stopped, *gated))
+    probs_K = answer_distribution(task, trace, row.token_ids, row.token_logprobs, vlm.tokenizer)
+    if trace.ok and probs_K is not None and not stop():
+        emit(Distribution(tuple(task.labels), tuple(map(float, probs_K)), "raw"))
     if ask.calibrator is None or stop():
         return
     calibrator = _calibrator(models, ask.calibrator, emit)
@@ -189,10 +179,7 @@ def _attribute(models: Models, ask: Ask, emit: Callable[[Event], None], stop: Ca
 def _calibrator(models: Models, run_id: str, emit: Callable[[Event], None]) -> Calibrator:
     if run_id not in models:
         emit(Stage("load"))
-    vlm, run = models.get(run_id), models.workbench.run(run_id)
+    vlm, run, settings = models.get(run_id), models.workbench.run(run_id), models.settings(run_id)
+    if settings.server.calibrator:
+        return Calibrator.load(models.workbench, settings, run_id, vlm)
     return Calibrator(run, vlm, fitted_ways(run), Distance.load(run))
-
-
-def _provisional(task: Task, trace: Trace, sample: Sample, vlm: VLM) -> Distribution:
-    probs_K = answer_distribution(task, trace, sample.token_ids, sample.logprobs_T, vlm.tokenizer)
-    return Distribution(tuple(task.labels), tuple(map(float, probs_K)), "raw")

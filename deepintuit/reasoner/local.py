@@ -5,12 +5,15 @@ A clip that cannot be read any more is reported as such and left out, never repl
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from deepintuit import ranks
+from deepintuit.endpoint import Refused
 from deepintuit.errors import VideoError
 from deepintuit.reasoner.task import Clip, Task
 from deepintuit.runs import TraceRow
@@ -26,7 +29,7 @@ class Unreadable:
     """A clip that the manifest lists and the reader refuses."""
 
     clip: Clip
-    error: VideoError
+    error: VideoError | Refused
 
 
 class Known(Sequence[tuple[Clip, EncodedClip]]):
@@ -64,6 +67,26 @@ class Known(Sequence[tuple[Clip, EncodedClip]]):
         return Known(self._encoder, entries)
 
 
+OnText = Callable[[Clip, str, int], None]
+_BETWEEN_TEXTS = 1 / 30  # seconds; a screen shows no more, and every text is decoded as a whole
+
+
+class _Writing:
+    """Tells of the trace of a clip as it is written."""
+
+    def __init__(self, clip: Clip, tokenizer, on_text: OnText):
+        self.clip, self._tokenizer, self._on_text = clip, tokenizer, on_text
+        self._ids: list[int] = []
+        self._last = 0.0
+
+    def take(self, token: int) -> None:
+        self._ids.append(token)
+        if time.monotonic() - self._last >= _BETWEEN_TEXTS:
+            self._last = time.monotonic()
+            text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+            self._on_text(self.clip, text.rstrip("\ufffd"), len(self._ids))  # of a character some tokens may be missing
+
+
 def places_of(clips: Iterable[Clip]) -> list[Place]:
     return [(clip.clip_id, clip.path, clip.width, clip.height) for clip in clips]
 
@@ -77,6 +100,12 @@ class LocalReasoner:
     def __init__(self, vlm: VLM, task: Task, seed: int = 0, gate: GateOf | None = None):
         self.vlm, self.task, self.seed, self.gate = vlm, task, seed, gate
         self.unreadable: dict[str, Unreadable] = {}
+
+    def asking(self, task: Task) -> Self:
+        """The same, asked about other clips, of which none was unreadable yet."""
+        other = copy.copy(self)
+        other.task, other.unreadable = task, {}
+        return other
 
     def encode(self, clips: Sequence[Clip]) -> list[tuple[Clip, EncodedClip]]:
         """Readable clips with their features, all at once: for a batch. The others go to `unreadable`."""
@@ -117,20 +146,21 @@ class LocalReasoner:
         max_tokens: int,
         top_p: float = 1.0,
         step: int | None = None,
-        on_token: Callable[[Clip, int], None] | None = None,
+        on_text: OnText | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> list[tuple[Clip, EncodedClip, list[Sample]]]:
         """One group of traces for each readable clip; `samples`: their numbers, which name the random streams;
-        `temperature` of all, or of each. `on_token(clip, token id)` is called as tokens come; `stop()` true ends the
-        work after the current one, leaving traces truncated."""
+        `temperature` of all, or of each. `on_text(clip, text so far, its tokens)` is called as text comes; `stop()`
+        true ends the work after the current token, leaving traces truncated."""
         pairs = self.encode(clips)
         if not pairs:
             return []
         prompts = [self.task.reasoner_prompt(clip.clip_id) for clip, _ in pairs]
         keys = [[self.key(clip, sample, step) for sample in samples] for clip, _ in pairs]
         limits = {"temperature": temperature, "max_tokens": max_tokens, "top_p": top_p, "stop": stop}
-        if on_token:
-            limits["on_token"] = lambda place, _sample, token: on_token(pairs[place][0], token)
+        if on_text:
+            writing = {place: _Writing(clip, self.vlm.tokenizer, on_text) for place, (clip, _) in enumerate(pairs)}
+            limits["on_token"] = lambda place, _sample, token: writing[place].take(token)
         gate = self.gate(pairs) if self.gate else None
         groups = sample_groups(self.vlm, [e for _, e in pairs], prompts, keys, **limits, gate=gate)
         return [(clip, encoded, group) for (clip, encoded), group in zip(pairs, groups)]

@@ -19,13 +19,16 @@ from deepintuit.prompts import calibrator_prompt, label_prompt, reasoner_prompt
 from deepintuit.runs import Run, Workbench
 from deepintuit.trace import GRAMMARS, Grammar, Malformed, Trace, parse
 
-_TAKEN = ("model", "video", "clips", "prompt", "sampling")
+_TAKEN = ("model", "video", "clips", "prompt", "sampling", "server")
 """Sections whose deciding settings are those of the run stood on, unless they are given."""
 _NOT_TAKEN = frozenset({"model.device", "clips.dataset"})
+_TAKEN_THOUGH_COST = frozenset({"server.base_url", "server.key_variable", "server.compare"})
 _TO_MATCH = frozenset({"prompt.style", "prompt.grammar", "clips.text_fields", "clips.notes_shown"})
 """What a model is asked: it was taught no other question."""
-_TO_BE_TOLD = frozenset(f"video.{name}" for name in ("frames", "fps", "max_pixels", "min_pixels", "max_tokens"))
-"""What it sees: more of a clip than in training is an experiment, whose rows say so."""
+_TO_BE_TOLD = frozenset(
+    (*(f"video.{name}" for name in ("frames", "fps", "max_pixels", "min_pixels", "max_tokens")), "server.model")
+)
+"""What it sees, and who writes: more of a clip than in training is an experiment, whose rows say so."""
 _OF_THE_ADAPTER = frozenset({"model.lora_rank", "model.lora_alpha", "model.lora_dropout"})
 """What an adapter was made with: a run that starts from it keeps it as it is."""
 
@@ -147,7 +150,8 @@ def inherited(workbench: Workbench, config: Config, *run_ids: str | None) -> tup
             section, before, changes = getattr(config, name), settings.get(name), {}
             for setting, field in type(section).model_fields.items() if isinstance(before, Mapping) else ():
                 key, value = f"{name}.{setting}", getattr(section, setting)
-                if setting not in before or key in _NOT_TAKEN or COST in field.metadata:
+                cost = COST in field.metadata and key not in _TAKEN_THOUGH_COST
+                if setting not in before or key in _NOT_TAKEN or cost:
                     continue
                 inherited_value = tuple(before[setting]) if isinstance(value, tuple) else before[setting]
                 free = key not in settled and not config.is_given(key)
@@ -169,7 +173,7 @@ def inherited(workbench: Workbench, config: Config, *run_ids: str | None) -> tup
                         f"Leave {key} out, and it is taken from the run; or train a new adapter on its base",
                     )
                 elif key in _TO_BE_TOLD:
-                    differences[f"{key} {inherited_value} → {value}"] = None
+                    differences[f"{key} {inherited_value or 'none'} → {value or 'none'}"] = None
             config = config.replace(**{name: changes})
         _refuse_other_labels(workbench, config, run)
     return config, list(differences)

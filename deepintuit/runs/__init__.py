@@ -34,9 +34,6 @@ __all__ = ["EXAMPLE", "GRAINS", "Grain", "Run", "TraceRow", "Workbench", "trace_
 EXAMPLE = "example.json"
 """In the root of a workbench that shows finished runs and takes no others: what they are of."""
 
-DIVIDED = ("coldstart", "grpo", "calibrate", "evaluate", "predict")
-"""The stages that several processes do together."""
-
 _APPEARS = 60.0
 """Seconds within which a network disk shows what another machine has written."""
 _STAGE = re.compile(r"[a-z][a-z0-9_]*")
@@ -113,7 +110,7 @@ class Workbench:
             raise StoreError(
                 f"a run of the stage {stage!r} begun by {processes} processes (WORLD_SIZE)",
                 "it belongs to one: each of several would do all of its clips",
-                f"Start it without torchrun and accelerate launch; {', '.join(DIVIDED)} divide their clips among "
+                f"Start it without torchrun and accelerate launch; {', '.join(ranks.DIVIDED)} divide their clips among "
                 "processes, and of others a run each goes beside the next, with its own CUDA_VISIBLE_DEVICES",
             )
         members: list[Run] = []

@@ -13,8 +13,8 @@
 
 from transformers.utils import logging as _transformers_logging
 
-from deepintuit.vlm.clips import EncodedClip
-from deepintuit.vlm.model import VLM, Example
+from deepintuit.vlm.clips import EncodedClip, metadata_of
+from deepintuit.vlm.model import VLM, Example, harmless
 from deepintuit.vlm.sampling import Gate, Quick, Sample, character_offsets, sample_groups
 from deepintuit.vlm.scoring import label_logprobs, last_hidden, token_logprobs
 from deepintuit.vlm.weights import located
@@ -29,9 +29,11 @@ __all__ = [
     "Quick",
     "Sample",
     "character_offsets",
+    "harmless",
     "label_logprobs",
     "last_hidden",
     "located",
+    "metadata_of",
     "sample_groups",
     "token_logprobs",
 ]

@@ -116,10 +116,15 @@ class ClipEncoder:
         self.passes = 0
         self._most_pixels()  # what cannot be is refused here
         self.tower = getattr(model.model, family.tower)
-        self._tower_hash = fingerprint(self.tower)
+        self._tower_hash = "" if self.without_tower else fingerprint(self.tower)
         self._held: OrderedDict[str, EncodedClip] = OrderedDict()
         self._alive: WeakValueDictionary[str, EncodedClip] = WeakValueDictionary()  # rows about a clip share one
         self._room = self.memory_bytes
+
+    @property
+    def without_tower(self) -> bool:
+        """Whether weights are not here: clips are read, laid out for a prompt, and have no features."""
+        return next(self.tower.parameters()).is_meta
 
     def forgetful(self) -> ClipEncoder:
         """The same tower with no cache, neither on disk nor in memory: for clips that must leave no trace."""
@@ -251,7 +256,6 @@ class ClipEncoder:
 
     @torch.no_grad()
     def _run_tower(self, clip_id: str, frames: Frames) -> EncodedClip:
-        self.passes += 1
         inputs = self.processor(
             text=[self.family.vision_block],
             videos=[torch.from_numpy(frames.pixels_T_H_W_3).permute(0, 3, 1, 2)],
@@ -260,19 +264,22 @@ class ClipEncoder:
             do_sample_frames=False,
             return_tensors="pt",
         )
-        device = next(self.tower.parameters()).device
-        with within_memory(f"encoding {clip_id!r}", "Lower video.frames or video.max_pixels"):
-            features = self.model.model.get_video_features(
-                inputs["pixel_values_videos"].to(device), inputs["video_grid_thw"].to(device), return_dict=True
-            )
+        embeds, deepstack = torch.empty(0, 0), ()
+        if not self.without_tower:
+            self.passes += 1
+            device = next(self.tower.parameters()).device
+            with within_memory(f"encoding {clip_id!r}", "Lower video.frames or video.max_pixels"):
+                features = self.model.model.get_video_features(
+                    inputs["pixel_values_videos"].to(device), inputs["video_grid_thw"].to(device), return_dict=True
+                )
+            embeds = torch.cat(list(features.pooler_output)).cpu()
+            deepstack = [torch.cat(list(layer)).cpu() for layer in getattr(features, "deepstack_features", None) or ()]
         seconds = inputs.get("second_per_grid_ts")
         return EncodedClip(
             clip_id=clip_id,
             vision_ids=inputs["input_ids"][0].tolist(),
-            embeds=torch.cat(list(features.pooler_output)).cpu(),
-            deepstack=tuple(
-                torch.cat(list(layer)).cpu() for layer in getattr(features, "deepstack_features", None) or ()
-            ),
+            embeds=embeds,
+            deepstack=tuple(deepstack),
             grid_thw=inputs["video_grid_thw"][0],
             seconds_per_grid=float(seconds[0]) if seconds is not None else 1.0,
             frames=frames.record(),

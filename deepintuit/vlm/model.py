@@ -135,13 +135,14 @@ class VLM:
         cache: Path | None = None,
         trainable: bool = False,
         beside: VLM | None = None,
+        weights: bool = True,
     ) -> VLM:
         """The model at `settings.path`, or with the weights of a run's `checkpoint` (full weights or an adapter).
 
         `trainable` makes the adapter (LoRA) or the language model (full) require gradients; the visual tower, merger
         included, never does. A new adapter is drawn from torch's random state. A frozen model that differs from the
-        one `beside` in its adapter alone takes its weights and encoder. Raises `ModelError` when the folder is no such
-        checkpoint.
+        one `beside` in its adapter alone takes its weights and encoder. Without `weights` it can write prompts and read
+        clips, and nothing else. Raises `ModelError` when the folder is no such checkpoint.
         """
         adapter = checkpoint is not None and (checkpoint / ADAPTER_CONFIG).exists()
         whole = checkpoint if checkpoint is not None and not adapter else None
@@ -154,8 +155,12 @@ class VLM:
         device = device_of(settings.device)
         config = read_config(whole or located(settings.path, text_only=True))
         family = family_of(config, str(whole or settings.path))
-        base = whole or located(settings.path)
+        base = whole or located(settings.path, text_only=not weights)
         processor = read_processor(base, config, family)
+        if not weights:
+            with torch.device("meta"):
+                model = transformers.AutoModelForImageTextToText.from_config(config)
+            return cls(model, processor, video, cache, settings.path)
         if adapter:
             hold_to_base(checkpoint, settings.path, base)
         alike = base, {name: value for name, value in settings.decisive().items() if "lora" not in name}, video
@@ -223,6 +228,10 @@ class VLM:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @property
+    def has_weights(self) -> bool:
+        return not self.encoder.without_tower
+
+    @property
     def dtype(self) -> torch.dtype:
         """The number type that every forward pass computes in, and whole weights are saved in: see `precision`."""
         return self.core.dtype
@@ -264,7 +273,7 @@ class VLM:
         """Token ids of the user turn (the clip first, if there is one) and the opening of the assistant's turn."""
         content = [{"type": "video"}] if clip else []
         text = self.processor.apply_chat_template(
-            [{"role": "user", "content": [*content, {"type": "text", "text": _harmless(prompt)}]}],
+            [{"role": "user", "content": [*content, {"type": "text", "text": harmless(prompt)}]}],
             add_generation_prompt=True,
             tokenize=False,
         )
@@ -277,7 +286,7 @@ class VLM:
 
     def target_ids(self, target: str) -> list[int]:
         """Token ids of what the assistant writes, with the end token that stops it."""
-        return [*self._tokens(_harmless(target)), self.tokenizer.eos_token_id]
+        return [*self._tokens(harmless(target)), self.tokenizer.eos_token_id]
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -371,7 +380,7 @@ def device_of(name: str) -> torch.device:
         ) from error
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """A text that cannot write the template's own marks, wherever it came from."""
     return text.replace("<|", "< |").replace("|>", "| >")
 
