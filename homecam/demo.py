@@ -49,7 +49,7 @@ QUICK = {"homecam": (560, 150), "household": SIZES["household"]}
 QUICK_SETTINGS = {
     "homecam": (
         "clips.coldstart_share=0.5", "clips.grpo_share=0.16", "clips.calibration_share=0.34", "grpo.clips_per_step=13",
-        "grpo.epochs=2", "calibrate.traces=3",
+        "grpo.epochs=2", "calibrate.traces=3", "calibrate.batch=8",
     ),
     "household": (),
 }  # fmt: skip

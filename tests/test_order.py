@@ -11,8 +11,8 @@ from deepintuit_homecam import demo
 SHARES = {"coldstart": 0.47, "grpo": 0.1, "calibration": 0.33, "validation": 0.1}
 """A cold start of fewer clips finds no rule (LOG.md); four updates of GRPO show that it breaks none."""
 REDUCED = (
-    "grpo.clips_per_step=13", "grpo.epochs=1", "grpo.check_clips=0", "calibrate.traces=3", "evaluate.controls=false",
-    "evaluate.bootstrap=200",
+    "grpo.clips_per_step=13", "grpo.epochs=1", "grpo.check_clips=0", "calibrate.traces=3", "calibrate.batch=8",
+    "evaluate.controls=false", "evaluate.bootstrap=200",
 )  # fmt: skip
 
 
@@ -46,5 +46,5 @@ def test_a_seed_at_a_reduced_size_holds_the_order_of_the_stages(evaluations):
     calibrated = evaluations["cold start + GRPO", "label_likelihood"]
     assert labels > majority + 0.1 and cold > labels + 0.1, "traces beat labels, and labels the majority"
     assert refined > cold - 0.1, "GRPO breaks nothing that the cold start has learnt"
-    assert calibrated.accuracy.value > max(labels + 0.1, refined - 0.05)
+    assert calibrated.accuracy.value >= refined, "calibration takes nothing back"
     assert calibrated.nll.value < evaluations["cold start + GRPO", "raw"].nll.value - 0.1, "calibration says how sure"
