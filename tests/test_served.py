@@ -2,7 +2,10 @@
 commands and the page that ask a model on this machine."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,6 +246,34 @@ def test_a_live_trace_streams_from_the_server_and_stop_closes_the_request(bench,
         while not slow.said("broke_off") and time.monotonic() - began < 30:
             time.sleep(0.05)
         assert slow.said("broke_off") and not slow.said("ends")
+
+
+@pytest.mark.slow
+def test_transformers_serve_writes_the_traces_and_what_it_lacks_is_named(bench, cold, tmp_path):
+    """A server of somebody else: pictures, no log-probabilities, another chat."""
+    port, command = free_port(), Path(sys.executable).with_name("transformers")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    with open(tmp_path / "log", "wb") as log:
+        words = [command, "serve", "--host", "127.0.0.1", "--port", str(port)]
+        process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
+    try:
+        while True:
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/health")
+                break
+            except httpx.TransportError:
+                assert process.poll() is None
+                time.sleep(0.2)
+        sets = [f"server.base_url=http://127.0.0.1:{port}/v1", f"server.model={cold.checkpoint}"]
+        run = scored(bench, cold.id, None, *sets, "server.frames=images", "server.concurrency=1", "server.retries=0")
+        [contact] = run.about["server"]
+        assert {"log-probabilities", "token ids"} <= set(contact["missing"])
+        assert contact["prompt_tokens"] > contact["prompt_tokens_here"] and "something else" in contact["said"]
+        traces = run.read("traces")
+        assert len(traces) == embedded.TEST and traces["text"].str.len().min() > 0 and traces["tokens"].min() > 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(
