@@ -19,7 +19,7 @@ from typing import NoReturn
 from deepintuit import __version__, config, disk, ranks, schedule
 from deepintuit.command import Parser, common, console, opened, print_settings, settings_of, with_dataset
 from deepintuit.config import Config
-from deepintuit.errors import ConfigError, quiet_libraries
+from deepintuit.errors import ConfigError, ModelError, quiet_libraries
 
 _NO_RUNS = ("baselines", "zero-shot")
 _SHIPPED = [("clips",), ("clips", "homecam"), ("predict",), ("report",), ("review",), ("demo",), ("app",)]
@@ -169,9 +169,13 @@ def _add_stages(commands) -> None:
     about = "say what a config takes before its first hour: memory by part, updates, tokens, disk, time"
     plan = common(commands.add_parser("plan", help=about, example="plan --config configs/qwen2.5-vl-7b-lora.toml"))
     plan.add_argument("--clips", type=int, default=10_000, help="clips of all splits (default: %(default)s)")
-    plan.add_argument("--memory", type=float, metavar="GIB", help="of the GPU: says which part of the work fits")
-    about = "tokens per second that a loss takes, and that sampling writes: gives hours"
-    plan.add_argument("--rates", type=float, nargs=2, metavar=("LOSS", "SAMPLING"), help=about)
+    plan.add_argument("--gpus", type=int, default=1, help="GPUs that share the clips (default: %(default)s)")
+    about = "of each GPU: says which part of the work fits (default: of the GPU at hand, if there is one)"
+    plan.add_argument("--memory", type=float, metavar="GIB", help=about)
+    about = "tokens per second and GPU that a loss takes, and that sampling writes: gives hours"
+    plan.add_argument("--throughput", "--rates", type=float, nargs=2, metavar=("LOSS", "SAMPLING"), help=about)
+    about = "measure that on this machine, in about a minute: a few layers at the true width, without weights"
+    plan.add_argument("--measure", action="store_true", help=about)
     plan.set_defaults(run=_plan)
 
 
@@ -194,22 +198,32 @@ def _teach(options) -> int:
 
 
 def _plan(options) -> int:
-    amiss = [
-        value for value in (options.clips, options.memory, *(options.rates or ())) if not (value is None or value > 0)
-    ]
-    if amiss:
+    numbers = (options.clips, options.gpus, options.memory, *(options.throughput or ()))
+    if amiss := [value for value in numbers if not (value is None or value > 0)]:
         raise ConfigError(
-            f"`deepintuit plan` was given {amiss[0]:g}", "clips, memory and rates are above 0", "Give another number"
+            f"`deepintuit plan` was given {amiss[0]:g}", "all its numbers are above 0", "Give another number"
         )
-    from deepintuit.plan import TEXT, plan_of
+    if options.measure and options.throughput:
+        why = "one of them gives the tokens per second"
+        raise ConfigError("`deepintuit plan --measure --throughput`", why, "Leave one of them out")
+    from deepintuit.plan import TEXT, measured, memory_here, plan_of, split
 
     settings = settings_of(options)
-    planned = plan_of(settings, options.clips)
-    about = f"{settings.model.path}, {options.clips:,} clips, one GPU, a question of {TEXT} tokens"
+    planned = plan_of(settings, split(settings, options.clips), gpus=options.gpus)
+    gpus = "one GPU" if options.gpus == 1 else f"{options.gpus} GPUs"
+    about = f"{settings.model.path}, {options.clips:,} clips, {gpus}, a question of {TEXT} tokens"
     console.print(f"{about}. Tokens and memory are at most:", markup=False, soft_wrap=True)
-    for name, value in planned.rows(options.memory, options.rates):
-        console.print(f"  {name:<38}{value}", markup=False, soft_wrap=True, highlight=False)
+    rates = measured(settings) if options.measure else options.throughput
+    if options.measure:
+        words = f"Measured here: {rates[0]:,.0f} tokens per second in losses, {rates[1]:,.0f} sampled."
+        console.print(words, markup=False, highlight=False)
+    _print_rows(planned.rows(options.memory or memory_here(), rates))
     return 0
+
+
+def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
+    for name, value in rows:
+        console.print(f"  {name:<38}{value}", markup=False, soft_wrap=True, highlight=False)
 
 
 def _coldstart(options) -> int:
@@ -221,7 +235,7 @@ def _coldstart(options) -> int:
     traces = workbench.run(teacher).summary.get("kept", 0) if teacher else None
     inputs = {"teacher": teacher, "start": options.start}
     planned = partial(schedule.before_coldstart, traces)
-    if _dry(options, workbench, settings, settings.coldstart.splits, inputs, planned):
+    if _dry(options, workbench, settings, settings.coldstart.splits, inputs, planned, traces or 0):
         return 0
     return _trained(options, workbench, settings, **inputs)
 
@@ -368,6 +382,7 @@ def _dry(
     splits: Sequence[str],
     inputs: Mapping[str, str | None],
     planned: Callable | None = None,
+    rows: int = 0,
 ) -> bool:
     """Runs that are named must be there. With --dry-run: inputs, clip counts and settings are printed, and True says
     to stop."""
@@ -391,8 +406,24 @@ def _dry(
         console.print(f"  {split}: {count} usable clips")
     if planned:
         console.print(f"  {planned(settings, counts)}", markup=False, highlight=False, soft_wrap=True)
+    if "baselines" not in inputs.values() and not settings.server.model:
+        _print_plan(options.command, settings, counts, rows)
     print_settings(settings, options.command)
     return True
+
+
+def _print_plan(stage: str, settings: Config, counts: Mapping[str, int], rows: int) -> None:
+    """What the stage takes on this machine, where it is one that a model of known shape does."""
+    from deepintuit.plan import STAGES, memory_here, plan_of
+
+    if stage not in STAGES or not any(counts.values()):
+        return
+    try:
+        planned = plan_of(settings, counts, stage, rows=rows)
+    except ModelError as error:
+        console.print(f"  Memory is not known before: {error}", markup=False, highlight=False, soft_wrap=True)
+        return
+    _print_rows(planned.rows(memory_here()))
 
 
 if __name__ == "__main__":

@@ -2,103 +2,245 @@
 
 Nothing is loaded: shapes come from the checkpoint's config.json, or from those that are known here. Tokens are at
 most, but for the question, of which `TEXT` are taken: clips as large as `video` allows, traces as long as they may be.
-Run it:  deepintuit plan --config configs/qwen2.5-vl-7b-lora.toml --clips 10000 --memory 80
+Run it:  deepintuit plan --config configs/qwen2.5-vl-7b-lora.toml --clips 10000 --gpus 8 --memory 80
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
 
 from deepintuit.config import Config, VideoConfig
+from deepintuit.errors import ModelError
 from deepintuit.schedule import fractions, of_calibrate, of_coldstart, of_grpo
-from deepintuit.vlm.footprint import Footprint, footprint, published
+from deepintuit.vlm.footprint import Footprint, Layers, published
 from deepintuit.vlm.weights import located, read_config
 
 TEXT = 150
 """Tokens of a prompt beside its clip: question, labels and marks of the chat."""
+STAGES = {"coldstart": "cold start", "grpo": "GRPO", "calibrate": "calibration", "evaluate": "evaluation"}
+"""Those that are planned, and what they are called here."""
 _ROOM = 1.125
 """A cache has room for an eighth more."""
+_FORWARD = 3
+"""Passes without gradients that take the time of a loss: forward once, backward twice (and with
+model.gradient_checkpointing, forward again)."""
 GIB = 2**30
 
 
 @dataclass(frozen=True)
+class Work:
+    """One stage. `peaks`: GiB at most on one GPU of each part of the work, and the setting that lowers it. Tokens:
+    `losses` go through the model with gradients, `reading` without, and `samples` are written, one after the other."""
+
+    peaks: dict[str, tuple[float, str]] = field(default_factory=dict)
+    updates: int = 0
+    losses: int = 0
+    reading: int = 0
+    samples: int = 0
+
+    def hours(self, rates: tuple[float, float], passes: int, gpus: int) -> float:
+        """At so many tokens per second and GPU in losses, and in sampling."""
+        return (self.losses / rates[0] + self.reading / rates[0] / passes + self.samples / rates[1]) / 3600 / gpus
+
+
+@dataclass(frozen=True)
 class Plan:
-    """`peaks`: GiB at most of each part of the work, and the setting that lowers it. `updates`, `loss_tokens` and
-    `sampled`: by stage; tokens that a loss sends through the model, and those that are written. `disk`: GiB of all
-    clips' features."""
+    """`disk`: GiB of all clips' features. `passes`: how many tokens are read in the time of one in a loss."""
 
     footprint: Footprint
     visual: int
-    peaks: dict[str, tuple[float, str]]
-    updates: dict[str, int]
-    loss_tokens: dict[str, int]
-    sampled: dict[str, int]
+    work: dict[str, Work]
     disk: float
+    passes: int
+    gpus: int
 
     def rows(self, memory: float | None = None, rates: tuple[float, float] | None = None) -> list[tuple[str, str]]:
-        """Name and value of everything; with `memory` (GiB) whether each part fits, with `rates` (tokens per second of
-        a loss, and of sampling) the hours."""
+        """Name and value of everything; with `memory` (GiB a GPU) whether each part fits, with `rates` (tokens per
+        second and GPU of a loss, and of sampling) the hours."""
         size, rows = self.footprint, []
         share = f"{size.tower / 1e9:.2f} of them in the visual tower, frozen"
         rows.append(("parameters", f"{size.parameters / 1e9:.2f} billion, {share}"))
         rows.append(("trained", f"{size.trained / 1e6:,.1f} million"))
         rows.append(("visual tokens per clip", f"{self.visual:,} at most"))
         rows.append(("weights, and the optimizer's numbers", f"{_gib(size.weights)} + {_gib(size.optimizer)} GiB"))
-        for part, (peak, setting) in self.peaks.items():
-            fits = "" if memory is None else ": fits" if peak <= memory else f": too much, lower {setting}"
-            rows.append((f"peak of {part}", f"{peak:.1f} GiB{fits}"))
-        for stage, updates in self.updates.items():
-            trained, tokens = self.loss_tokens[stage], self.sampled.get(stage, 0)
-            hours = f", {(trained / rates[0] + tokens / rates[1]) / 3600:,.1f} hours" if rates else ""
-            sampled = f", {tokens / 1e6:,.1f} million sampled" if tokens else ""
-            rows.append((stage, f"{updates:,} updates, {trained / 1e6:,.1f} million tokens in losses{sampled}{hours}"))
+        for stage, work in self.work.items():
+            hours = f", {work.hours(rates, self.passes, self.gpus):,.1f} hours" if rates else ""
+            words = [f"{work.updates:,} updates"] if work.updates else []
+            for tokens, what in ((work.losses, "in losses"), (work.reading, "read"), (work.samples, "sampled")):
+                words += [f"{tokens / 1e6:,.1f} million tokens {what}"] if tokens else []
+            rows.append((STAGES[stage], ", ".join(words) + hours))
+            for part, (peak, setting) in work.peaks.items():
+                fits = "" if memory is None else ": fits" if peak <= memory else f": too much, lower {setting}"
+                rows.append((f"  peak of {part}", f"{peak:.1f} GiB{fits}"))
         return [*rows, ("features on disk", f"{self.disk:,.1f} GiB")]
 
 
-def plan_of(config: Config, clips: int) -> Plan:
-    """Of all stages on so many clips. Raises `ModelError` where the checkpoint's shape cannot be had."""
+def memory_here() -> float | None:
+    """GiB of the GPU at hand that nobody uses; None where there is none."""
+    return torch.cuda.mem_get_info()[0] / GIB if torch.cuda.is_available() else None
+
+
+def split(config: Config, clips: int) -> dict[str, int]:
+    """So many clips by split."""
+    return {name: round(share * clips) for name, share in fractions(config).items()}
+
+
+def plan_of(config: Config, counts: Mapping[str, int], stage: str = "", *, gpus: int = 1, rows: int = 0) -> Plan:
+    """Of one stage, or all, on so many clips of each split; `rows`: how many traces cold start learns from, where that
+    is known. Raises `ModelError` where the checkpoint's shape cannot be had."""
+    size, visual = _sized(config)
+    work = {}
+    for name in [stage] if stage else STAGES:
+        work[name] = _Planner(config, size, visual + TEXT, counts, gpus).of(name, rows)
+    disk = sum(counts.values()) * _feature_bytes(size.config, config, visual) / GIB
+    return Plan(size, visual, work, disk, _FORWARD + config.model.gradient_checkpointing, gpus)
+
+
+@dataclass(frozen=True)
+class _Planner:
+    config: Config
+    size: Footprint
+    prompt: int
+    counts: Mapping[str, int]
+    gpus: int
+
+    def of(self, stage: str, rows: int) -> Work:
+        if stage == "coldstart":
+            return self._coldstart(rows)
+        return {"grpo": self._grpo, "calibrate": self._calibrate, "evaluate": self._evaluate}[stage]()
+
+    def _coldstart(self, rows: int) -> Work:
+        settings, length = self.config.coldstart, self.config.sampling.max_tokens
+        rows = rows or max(1, sum(self.counts.get(split, 0) for split in settings.splits))
+        planned = of_coldstart(settings, min(rows, settings.limit or rows))
+        lost = planned.updates * planned.batch * (self.prompt + length)
+        return Work(self._losses(planned.batch, 1, length), planned.updates, lost)
+
+    def _grpo(self) -> Work:
+        settings, clips = self.config.grpo, max(1, self.counts["grpo"])
+        planned, group, length = of_grpo(settings, clips), settings.group, settings.max_tokens
+        visits = planned.updates * planned.batch  # clips, as often as they are
+        first = settings.filter_rollouts * clips + group * min(settings.check_clips, clips)  # traces before training
+        tree = self._tokens(group, length)
+        peaks = self._losses(planned.batch, group, length) | self._sampling(planned.batch, group, length, trained=True)
+        prompts = (visits + clips * (settings.filter_rollouts > 0)) * self.prompt + (settings.beta > 0) * visits * tree
+        return Work(peaks, planned.updates, visits * tree, prompts, (visits * group + first) * length)
+
+    def _calibrate(self) -> Work:
+        settings, length = self.config.calibrate, self.config.sampling.max_tokens
+        each, clips = settings.traces + settings.greedy_trace, max(1, self.counts["calibration"])
+        planned = of_calibrate(settings, each * clips)
+        together = planned.batch // each if planned.batch >= 16 * each else 0  # else a row of a clip stands alone
+        peaks = self._losses(together or planned.batch, each if together else 1, length)
+        group = settings.traces + 1
+        peaks |= self._sampling(self.config.sampling.clips_per_batch, group, length, trained=False)
+        clips += self.counts["validation"]
+        lost = planned.updates * planned.batch * (self.prompt + length)
+        checks = math.ceil(settings.epochs) * self.counts["validation"] * (settings.patience > 0)
+        prompts = clips * self.prompt + (checks + self.counts["validation"] * group) * (self.prompt + length)
+        return Work(peaks, planned.updates, lost, prompts, clips * group * length)
+
+    def _evaluate(self) -> Work:
+        settings, length = self.config.evaluate, self.config.sampling.max_tokens
+        clips, group = self.counts[settings.split], 1 + (settings.traces if settings.traces > 1 else 0)
+        frozen = Footprint(self.size.config, self.config.model, trainable=False)
+        models = 1 if self.config.model.lora_rank else 2  # reasoner and calibrator: adapters share their base
+        base = models * frozen.weights + 8 * self.size.trained * (models == 1)
+        peaks = self._sampling(self.config.sampling.clips_per_batch, group, length, size=frozen, base=base)
+        looks = 1 + 4 * settings.controls  # the row, and what is shown otherwise
+        return Work(peaks, 0, 0, clips * (self.prompt + looks * (self.prompt + length)), clips * group * length)
+
+    def _tokens(self, traces: int, length: int) -> int:
+        """Of a clip's rows."""
+        return (self.prompt if self.size.shares else traces * self.prompt) + traces * length
+
+    def _losses(self, clips: int, traces: int, length: int) -> dict[str, tuple[float, str]]:
+        """Of the largest part of this GPU's share of a batch (`prefix.in_parts`)."""
+        most, behind = self.config.model.tokens_per_pass, length if self.size.shares else self.prompt + length
+        fitting = max(1, min(traces, most // behind))
+        clips = min(math.ceil(clips / self.gpus), max(1, most // self._tokens(fitting, length)))
+        loss = self.size.loss(prompt=self.prompt, traces=fitting, trace_tokens=length, clips=clips)
+        return {"losses": ((self.size.weights + self.size.optimizer + loss) / GIB, "model.tokens_per_pass")}
+
+    def _sampling(
+        self,
+        clips: int,
+        traces: int,
+        length: int,
+        trained: bool = False,
+        size: Footprint | None = None,
+        base: int | None = None,
+    ) -> dict[str, tuple[float, str]]:
+        """Of one round (`sampling._rounds`), behind an update if `trained`."""
+        model, size = self.config.model, size or self.size
+        base = size.weights + size.optimizer * trained if base is None else base
+        fitting = max((n for n in range(1, traces + 1) if self._tokens(n, length) <= model.tokens_in_cache), default=1)
+        tokens = self._tokens(fitting, length)
+        clips = max(1, min(math.ceil(clips / self.gpus), model.tokens_in_cache // tokens))
+        rows = clips * (1 if size.shares else fitting)
+        prompts = clips if size.cache_row else max(1, min(clips, model.tokens_per_pass // self.prompt))
+        cache = size.cache_token * clips * tokens * _ROOM + size.cache_row * rows
+        prefill = size.prefill(self.prompt, prompts) + size.cache_token * (clips - prompts) * self.prompt
+        return {
+            "prefill": ((base + prefill) / GIB, "model.tokens_in_cache" if size.cache_row else "model.tokens_per_pass"),
+            "sampling": ((base + cache + size.step(clips * fitting)) / GIB, "model.tokens_in_cache"),
+        }
+
+
+def measured(config: Config, seconds: float = 60) -> tuple[float, float]:
+    """Tokens per second of a loss and of sampling, on the GPU at hand or this CPU, in about so many seconds: of a few
+    layers at the true width, with weights that mean nothing, carried on to all of them. Where the machine is slow, of a
+    clip's prompt and traces as much shorter. Raises `ModelError` for 4-bit weights."""
+    if config.model.quantize != "none":
+        raise ModelError(
+            f"model.quantize = {config.model.quantize!r}",
+            "a measurement has no weights to quantise",
+            "Measure with model.quantize=none, or give --throughput",
+        )
+    size, visual = _sized(config)
+    device = torch.device("cuda" if torch.cuda.is_available() and config.model.device != "cpu" else "cpu")
+    prompt, group, length = visual + TEXT, config.grpo.group, config.grpo.max_tokens
+
+    def spent(work: Callable[[], object]) -> float:
+        work()  # warm
+        started = _now()
+        work()
+        return _now() - started
+
+    def lost(layers: Layers, part: int) -> float:
+        return spent(lambda: layers.pass_back(prompt // part, group, max(1, length // part), 1))
+
+    def sampled(layers: Layers, clips: int, tokens: int) -> float:
+        rows, slots = (clips, group) if size.shares else (clips * group, 1)
+        cache = layers.read(tokens, rows)
+        return spent(lambda: (layers.write(cache, rows, slots), layers.draw(clips * group)))
+
+    part = 64  # of the true lengths, taken while a pass is short
+    while part > 1 and lost(size.few(device), part) < seconds / 40:
+        part //= 2
+    tokens = prompt // part + group * max(1, length // part)
+    tokens += 0 if size.shares else (group - 1) * (prompt // part)
+    clips = max(1, min(config.grpo.clips_per_step, config.model.tokens_in_cache // (prompt + group * length)))
+    prompts = max(1, min(prompt // part, config.model.tokens_per_pass // clips))
+    losses = size.whole(lambda layers: lost(layers, part), device)
+    return tokens / losses, clips * group / size.whole(lambda layers: sampled(layers, clips, prompts), device)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _sized(config: Config) -> tuple[Footprint, int]:
+    """The model, and visual tokens of a clip at most."""
     shape = published(config.model.path) or read_config(located(config.model.path, text_only=True))
-    visual = _visual_tokens(shape.vision_config, config.video)
-    prompt, model, grpo = visual + TEXT, config.model, config.grpo
-    group, length, most = grpo.group, grpo.max_tokens, model.tokens_per_pass
-    tree = prompt + group * length
-    round_ = max(1, min(grpo.clips_per_step, model.tokens_in_cache // tree))
-    size = footprint(
-        shape,
-        model,
-        prompt=prompt,
-        traces=max(1, min(group, most // length)),
-        trace_tokens=length,
-        clips=round_,
-        prefilled=max(1, min(round_, most // prompt)),
-    )
-    base, cache = size.weights + size.optimizer, size.cache_token * round_ * tree * _ROOM
-    peaks = {
-        "losses": ((base + size.loss) / GIB, "model.tokens_per_pass"),
-        "prefill": ((base + size.prefill + size.cache_token * round_ * prompt) / GIB, "model.tokens_per_pass"),
-        "sampling": ((base + cache + size.step) / GIB, "model.tokens_in_cache"),
-    }
-    parts = {split: round(share * clips) for split, share in fractions(config).items()}
-    each = config.calibrate.traces + config.calibrate.greedy_trace
-    cold, refined = of_coldstart(config.coldstart, parts["coldstart"]), of_grpo(grpo, max(1, parts["grpo"]))
-    calibration = of_calibrate(config.calibrate, max(1, each * parts["calibration"]))
-    traced = prompt + config.sampling.max_tokens
-    texts = {"cold start": cold.updates * cold.batch, "calibration": calibration.updates * calibration.batch}
-    samples = (config.calibrate.traces + 1) * (parts["calibration"] + parts["validation"])
-    return Plan(
-        size,
-        visual,
-        peaks,
-        {"cold start": cold.updates, "GRPO": refined.updates, "calibration": calibration.updates},
-        {
-            "cold start": texts["cold start"] * traced,
-            "GRPO": refined.updates * refined.batch * tree,
-            "calibration": texts["calibration"] * traced,
-        },
-        {"GRPO": refined.updates * refined.batch * group * length, "calibration": samples * config.sampling.max_tokens},
-        clips * _feature_bytes(shape, config, visual) / GIB,
-    )
+    return Footprint(shape, config.model), _visual_tokens(shape.vision_config, config.video)
 
 
 def _visual_tokens(vision, video: VideoConfig) -> int:

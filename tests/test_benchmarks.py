@@ -12,8 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 SHARED = {"measure", "routes", "all"}
-APART = {"evidence", "household", "systems", "review_loop", "fingerprint", "scale", "unlike", "near", "serve_load"}
-"""They take hours, count instead of measuring, or want real clips or a trained system."""
+APART = {
+    "evidence",
+    "household",
+    "systems",
+    "review_loop",
+    "fingerprint",
+    "scale",
+    "unlike",
+    "near",
+    "serve_load",
+    "gpu",
+}
+"""They take hours, count instead of measuring, or want a GPU, real clips or a trained system."""
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 PAGE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 
@@ -63,6 +74,54 @@ def test_a_row_compares_medians_and_gives_the_range_of_the_turns(tmp_path, monke
     table = page.tables([kept], {"gate": "no time was left"})
     assert "| a claim | 4.00 s | 1.00 s | **4.00×** (2.00–4.00) | 3 | passes 8 → 1 | ≥ 5×, missed |" in table
     assert "| seconds | – | 200 ms (100 ms–300 ms) | – | 3 | – | ≤ 250 ms |" in table and "`gate`, no time" in table
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """The benchmark at small shape on this CPU; called with more words it gives what it kept."""
+    script, out = importlib.import_module("gpu"), tmp_path / "kept" / "gpu.json"
+
+    def run(*words: str) -> dict:
+        given = ["--shape", "tiny", "--device", "cpu", "--folder", str(tmp_path), "--json", str(out), *words]
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *given])
+        script.main()
+        assert [path.name for path in tmp_path.iterdir()] == ["kept"], "the checkpoint is removed"
+        return json.loads(out.read_text())
+
+    run.script = script
+    return run
+
+
+def test_the_benchmark_of_a_gpu_runs_whole_at_small_shape_and_a_part_that_fails_stops_no_other(gpu, monkeypatch):
+    def broken(bench):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(gpu.script.PARTS, "tower", broken)
+    monkeypatch.setitem(gpu.script.NEEDS, "qlora", "no_such_package")
+    kept = gpu("--together")
+    parts = kept["parts"]
+    assert [*parts] == [*gpu.script.PARTS] and kept["shape"] == "tiny" and kept["torch"] and kept["commit"]
+    assert parts.pop("tower") == {"failed": "RuntimeError: out of memory"}
+    assert [parts.pop(name)["failed"] for name in ("qlora", "vllm")] == [
+        f"{package} is not installed" for package in ("no_such_package", "vllm")
+    ]
+    assert not {name for name, told in parts.items() if "failed" in told}, parts
+    for name in ("load", "sampling", "loss"):
+        measured = parts[name].get("peak_gib", parts[name].get("weights_gib"))
+        assert parts[name]["planned_gib"] == pytest.approx(measured, rel=0.15), name
+    assert parts["sampling"]["loss_against_sampling"]["most"] < 1e-4 and parts["plain"]["seconds_over_ours"] > 0
+
+
+def test_a_part_of_it_is_stopped_when_its_time_is_over(gpu, tmp_path):
+    bench = gpu.script.Bench("tiny", tmp_path, "cpu")
+    assert gpu.script.part_alone(bench, "load", 0.2) == {"failed": "stopped after 0.2 s"}
+    assert gpu("--whole", "1")["parts"] == {"checkpoint": {"failed": "no time was left"}}
+
+
+@pytest.mark.slow
+def test_its_parts_are_processes_of_their_own(gpu):
+    parts = gpu("--only", "load", "scores", "qlora")["parts"]
+    assert "failed" not in {**parts["load"], **parts["scores"]} and parts["load"]["trained"] > 0
 
 
 def test_both_routes_write_the_same_traces_and_count_what_they_compute(tmp_path):

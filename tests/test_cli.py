@@ -170,8 +170,9 @@ def test_a_run_that_is_not_there_is_refused_and_none_begins(arguments, dry, caps
 
 
 @pytest.mark.parametrize("arguments", [
-    ["teach", "--set", "teach.source=homecam"], ["coldstart", "--set", "coldstart.target=label"],
-    ["evaluate", "--reasoner", "zero-shot"],
+    ["teach", "--set", "teach.source=homecam"],
+    ["coldstart", "--set", "coldstart.target=label", "--set", "model.path=embedded:homecam"],
+    ["evaluate", "--reasoner", "zero-shot", "--set", "model.path=embedded:homecam"],
     ["evaluate", "--reasoner", "baselines"], ["demo"],
 ])  # fmt: skip
 def test_a_dry_run_shows_settings_and_leaves_nothing(arguments, capsys, imported, wide):
@@ -183,9 +184,17 @@ def test_a_dry_run_shows_settings_and_leaves_nothing(arguments, capsys, imported
 
 
 def test_a_dry_run_counts_the_clips_that_would_be_used(capsys, imported, wide):
-    cli.main(["coldstart", "--set", "coldstart.target=label", "--dry-run", "--workbench", str(imported)])
-    count = len(Manifest.load(imported, "tiny").usable("coldstart"))
-    assert f"coldstart: {count} usable clips" in capsys.readouterr().out
+    words = ["--set", "coldstart.target=label", "--set", "model.path=embedded:homecam", "--workbench", str(imported)]
+    cli.main(["coldstart", "--dry-run", *words])
+    count, said = len(Manifest.load(imported, "tiny").usable("coldstart")), capsys.readouterr().out
+    assert f"coldstart: {count} usable clips" in said
+    assert "trained" in said and "peak of losses" in said and "GRPO" not in said, "its own plan"
+
+
+def test_a_dry_run_says_why_memory_is_not_known(capsys, imported, tmp_path, wide):
+    words = ["--set", "coldstart.target=label", "--set", f"model.path={tmp_path}", "--workbench", str(imported)]
+    assert cli.main(["coldstart", "--dry-run", *words]) == 0
+    assert "Memory is not known before: " in capsys.readouterr().out
 
 
 def test_a_folder_is_imported_divided_and_shown(imported, capsys, wide):

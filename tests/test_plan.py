@@ -1,20 +1,26 @@
 """What a config takes is known before: shapes give the numbers that loaded models have, and the memory they take."""
 
+import re
+
 import pytest
 import tiny
-import torch
 from tiny import CLIPS, LONG
-from transformers import AutoModelForImageTextToText
 
+from deepintuit import config, plan
 from deepintuit.cli import main
 from deepintuit.config import ModelConfig
 from deepintuit.vlm import sample_groups
-from deepintuit.vlm.footprint import footprint, peak, published
+from deepintuit.vlm.footprint import Footprint, peak, published
 from deepintuit.vlm.prefix import pack
 from deepintuit.vlm.weights import read_config
 
 TRACES, WRITTEN = 4, 48
-SHAPES = [("hub25", {"lora_rank": 8}), ("hub25", {"gradient_checkpointing": True}), ("hub3", {"lora_rank": 8})]
+SHAPES = [
+    ("hub25", {"lora_rank": 8}),
+    ("hub25", {"gradient_checkpointing": True}),
+    ("hub3", {"lora_rank": 8}),
+    ("hub35", {"lora_rank": 8}),
+]
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids=str)
@@ -25,10 +31,8 @@ def loaded(request, tmp_path_factory):
     vlm = family.load(trainable=True, **settings)
     paths = tiny.write_clips(folder)
     clip = vlm.encoder.encode(LONG, paths[LONG], CLIPS[LONG][2], CLIPS[LONG][1])
-    prompt = len(vlm.prompt_ids(clip, "What happens?"))
     told = ModelConfig(path=str(family.folder), device="cpu", dtype="float32", **settings)
-    shape = {"prompt": prompt, "traces": TRACES, "trace_tokens": WRITTEN, "clips": 1, "prefilled": 1}
-    return vlm, clip, footprint(read_config(family.folder), told, **shape)
+    return vlm, clip, Footprint(read_config(family.folder), told)
 
 
 def near(planned: float, measured: float) -> None:
@@ -43,17 +47,18 @@ def test_parameters_and_bytes_of_weights_are_those_of_the_loaded_model(loaded):
     assert size.tower == sum(p.numel() for p in vlm.encoder.tower.parameters())
 
 
-def test_a_loss_takes_the_memory_that_was_planned(loaded):
+def test_the_parts_of_a_batch_take_the_memory_that_was_planned(loaded):
     vlm, clip, size = loaded
     asked = vlm.prompt_ids(clip, "What happens?")
     rows = [[*asked, *[50 + number] * WRITTEN] for number in range(TRACES)]
 
-    def loss():
-        packed = pack(vlm, [clip] * TRACES, rows, [len(asked)] * TRACES)
-        vlm.model(**packed.inputs, fused_lm_head=True).log_probs.sum().backward()
+    def losses():
+        for _ in range(2):  # the second beside the gradients of the first
+            packed = pack(vlm, [clip] * TRACES, rows, [len(asked)] * TRACES)
+            vlm.model(**packed.inputs, fused_lm_head=True).log_probs.sum().backward()
 
     vlm.model.zero_grad()
-    near(size.loss, peak(vlm.model, loss))
+    near(size.loss(prompt=len(asked), traces=TRACES, trace_tokens=WRITTEN), peak(vlm.model, losses))
     vlm.model.zero_grad()
 
 
@@ -65,9 +70,10 @@ def test_a_round_of_sampling_takes_the_memory_that_was_planned(loaded, monkeypat
     def sample():
         return sample_groups(vlm, [clip], ["What happens?"], keys, temperature=1.0, max_tokens=WRITTEN)
 
-    prompt = len(vlm.prompt_ids(clip, "What happens?"))
-    cache = size.cache_token * (prompt + TRACES * WRITTEN) * 1.125 + size.step
-    near(max(cache, size.prefill), peak(vlm.model, sample))
+    prompt, rows = len(vlm.prompt_ids(clip, "What happens?")), 1 if size.shares else TRACES
+    tokens = rows * prompt + TRACES * WRITTEN
+    cache = size.cache_token * tokens * 1.125 + size.cache_row * rows + size.step(TRACES)
+    near(max(cache, size.prefill(prompt, 1)), peak(vlm.model, sample))
 
 
 @pytest.mark.parametrize(
@@ -77,40 +83,64 @@ def test_a_round_of_sampling_takes_the_memory_that_was_planned(loaded, monkeypat
         ("Qwen/Qwen2.5-VL-7B-Instruct", 8.29, 57_344),
         ("Qwen/Qwen3-VL-4B-Instruct", 4.44, 147_456),
         ("Qwen/Qwen3-VL-8B-Instruct", 8.77, 147_456),
+        ("Qwen/Qwen3.5-4B", 4.54, 32_768),
+        ("Qwen/Qwen3.5-9B", 9.41, 32_768),
     ],
 )
 def test_published_shapes_have_the_numbers_that_their_makers_state(path, billions, cache):
-    config = published(path)
-    text = config.get_text_config()
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
-    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.005)
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    assert 2 * text.num_hidden_layers * text.num_key_value_heads * width * 2 == cache
+    size = Footprint(published(path), ModelConfig(path=path, dtype="bfloat16", lora_rank=8))
+    assert size.parameters / 1e9 == pytest.approx(billions, abs=0.005) and size.cache_token == cache
+
+
+def words(family, *more: str) -> list[str]:
+    sets = (
+        f"model.path={family.folder}",
+        "model.lora_rank=4",
+        "grpo.max_tokens=64",
+        "video.frames=4",
+        "model.tokens_per_pass=1024",
+        *more,
+    )
+    return ["plan", "--clips", "100", *(word for one in sets for word in ("--set", one))]
 
 
 def test_the_command_says_what_fits_and_which_setting_to_lower(tmp_path, capsys):
-    family = tiny.write_family("hub25", tmp_path / "model")
-    words = [
-        "plan",
-        "--set",
-        f"model.path={family.folder}",
-        "--set",
-        "model.lora_rank=4",
-        "--set",
-        "grpo.max_tokens=64",
-    ]
-    words += ["--set", "video.frames=4", "--clips", "100"]
-    assert main([*words, "--memory", "1000", "--rates", "1000", "100"]) == 0
-    told = capsys.readouterr().out
-    assert "trained" in told and told.count(": fits") == 3 and " hours" in told
-    assert main([*words, "--memory", "0.001"]) == 0
+    asked = words(tiny.write_family("hub25", tmp_path / "model"))
+    told = {}
+    for gpus in ("1", "4"):
+        rates = ("--memory", "1000", "--throughput", "100", "10", "--gpus", gpus)
+        assert main([*asked, *rates]) == 0
+        told[gpus] = capsys.readouterr().out
+    assert "trained" in told["1"] and told["1"].count(": fits") == 9
+    hours = [[float(one) for one in re.findall(r"([\d.,]+) hours", text)] for text in told.values()]
+    assert len(hours[0]) == 4 and hours[1] == pytest.approx([one / 4 for one in hours[0]], rel=0.1, abs=0.06)
+    assert main([*asked, "--memory", "0.001"]) == 0
     assert "too much, lower model.tokens_in_cache" in capsys.readouterr().out
-    assert main([*words, "--clips", "0"]) == 2
-    assert "Give another number" in capsys.readouterr().err
+    for amiss in (("--clips", "0"), ("--gpus", "-1"), ("--memory", "nan"), ("--throughput", "1", "0")):
+        assert main([*asked, *amiss]) == 2
+        assert "Give another number" in capsys.readouterr().err
 
 
-def test_a_backbone_whose_rows_stand_alone_is_refused_with_what_to_do(tmp_path, capsys):
+def test_throughput_is_measured_here_where_none_is_stated(tmp_path, capsys, monkeypatch):
+    shape = tiny.write_family("hub25", tmp_path / "model")
+    settings = config.load(None, words(shape)[4::2])
+    losses, sampling = plan.measured(settings, seconds=0.4)
+    assert losses > 0 and sampling > 0
+    monkeypatch.setattr(plan, "measured", lambda _: (1234.4, 56.0))
+    assert main([*words(shape), "--measure"]) == 0
+    told = capsys.readouterr().out
+    assert "1,234 tokens per second in losses, 56 sampled" in told and told.count(" hours") == 4
+    assert main([*words(shape), "--measure", "--throughput", "1", "1"]) == 2
+    assert main([*words(shape, "model.quantize=4bit"), "--measure"]) == 2
+    assert "give --throughput" in capsys.readouterr().err
+
+
+def test_a_backbone_whose_rows_stand_alone_holds_each_row_by_itself(tmp_path):
     family = tiny.write_family("hub35", tmp_path / "model")
-    assert main(["plan", "--set", f"model.path={family.folder}"]) == 2
-    assert "Plan for another backbone" in capsys.readouterr().err
+    asked = config.load(None, words(family, "video.frames=2")[4::2])
+    peaks = plan.plan_of(asked, plan.split(asked, 100), "grpo").work["grpo"].peaks
+    assert {*peaks} == {"losses", "prefill", "sampling"} and min(peaks.values())[0] > 0
+    assert peaks["prefill"][1] == "model.tokens_in_cache", "all prompts of a round go at once"
+    shape = read_config(family.folder)
+    alone, one = (Footprint(shape, ModelConfig(path=str(family.folder), lora_rank=rank)) for rank in (4, 0))
+    assert not alone.shares and alone.cache_row > 0 and one.trained > alone.trained
