@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import sys
 import threading
@@ -51,15 +52,13 @@ PAGES = {
 NAVIGATION = {"": "Start", **{path: name for path, (name, _) in PAGES.items()}}
 
 _OURS = {f"/{name}" for name in (*PAGES, *INTERNAL_ROUTES, "media", "export", "review-api", "static-app", "jobs")}
-_HEAD = (
-    '<script src="static-app/app.js" defer></script><script src="static-app/review.js" defer></script>'
-    '<link rel="stylesheet" href="static-app/review.css">'
-)
 # Gradio needs inline and evaluated scripts of its own; what the policy keeps out is every other host.
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'; base-uri 'self'; form-action 'self'"
 )
+# Gradio's modules have a hash in their name; its theme and our own files one behind the "?".
+_KEPT, _FOREVER = re.compile(r"/(assets/|static-app/|theme\.css$)"), "public, max-age=31536000, immutable"
 _ALWAYS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
 
 
@@ -91,6 +90,9 @@ class _Border:
         async def with_headers(message):
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
+                if message["status"] == 200 and (kept := _KEPT.search(scope["path"])):
+                    versioned = kept[1] == "assets/" or scope["query_string"].startswith(b"v=")
+                    headers["Cache-Control"] = _FOREVER if versioned else "no-cache"
                 for name, value in _ALWAYS.items():
                     headers.setdefault(name, value)
                 if headers.get("content-type", "").startswith("text/event-stream"):
@@ -161,7 +163,6 @@ def create(
             auth_dependency=(lambda request: request.scope.get("deepintuit_user")) if users is not None else None,
             theme=theme(),
             css_paths=[media.STATIC / "style.css"],
-            head=_HEAD,
             footer_links=[],
             run_history=False,
             enable_monitoring=False,

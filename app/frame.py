@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import progress
 from deepintuit_analysis.index.build import file_signature
+from deepintuit_app import preload
 from deepintuit_app.context import AppContext
 from deepintuit_app.html import document
 from deepintuit_app.roles import role_of
@@ -165,9 +166,13 @@ class Frame:
             top = header(self.context, "", self.pages, scope, root)
             name, message = title("Not found", workbench, root), _said(body)
             return HTMLResponse(document("not_found.html", title=name, header=top, said=message, url=root), status)
-        head = title(self.pages[page], workbench).encode()
-        top = header(self.context, page, self.pages, scope).encode()
-        body = body.replace(b"<head>", b"<head>" + head, 1).replace(b"<gradio-app", top + b"<gradio-app", 1)
+        modules = preload.head(body.decode("utf-8", "replace"))
+        head = title(self.pages[page], workbench) + document("head.html", page=page, modules=modules)
+        top = header(self.context, page, self.pages, scope) + document(
+            "skeleton.html", page=page, name=self.pages[page]
+        )
+        body = body.replace(b"<head>", b"<head>" + head.encode(), 1)
+        body = body.replace(b"<gradio-app", top.encode() + b"<gradio-app", 1)
         return HTMLResponse(body.replace(b'control_page_title="true"', b'control_page_title="false"', 1), status)
 
 

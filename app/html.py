@@ -8,6 +8,7 @@ know `address`, and `number` and `interval` of the report.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -53,7 +54,16 @@ def address(page: str, **query: object) -> str:
 
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_KNOWN = {"address": address, "number": number, "interval": interval}
+STATIC = Path(__file__).parent / "static"
+_VERSION = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(STATIC.iterdir()))).hexdigest()[:12]
+
+
+def static(name: str) -> str:
+    """The address of a file of ours, another one whenever one of them has changed: browsers keep what it gives."""
+    return f"static-app/{name}?v={_VERSION}"
+
+
+_KNOWN = {"address": address, "number": number, "interval": interval, "static": static}
 render = renderer(_TEMPLATES, **_KNOWN)
 document = renderer(_TEMPLATES, interpreted=False, **_KNOWN)
 """For whole pages of our own, which Gradio never reads."""

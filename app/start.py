@@ -20,7 +20,7 @@ from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import clips, progress
 from deepintuit_app import analysis, frame, job_requests, jobs, roles
 from deepintuit_app.context import LOCAL, AppContext
-from deepintuit_app.html import address, document
+from deepintuit_app.html import address, document, static
 from deepintuit_app.runs_view import KINDS, card_address, done_of, when
 from deepintuit_app.sources import OTHER_KEY
 
@@ -36,7 +36,7 @@ STEPS = (
 _WATCHED = ("clip", "trace", "run", "slice")
 """What an address of Watch held when that was the first page."""
 _MOST = 8
-_SCRIPT = '<script src="static-app/app.js" defer></script></body></html>'
+_SCRIPT = f'<script src="{static("app.js")}" defer></script></body></html>'
 
 
 def routes(context: AppContext, pages: dict[str, str]) -> APIRouter:

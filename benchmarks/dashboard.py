@@ -1,9 +1,10 @@
 """The dashboard on a small workbench, in seconds: from the command to the first response, from an address to rows on
-screen, from a submitted review to the next item on screen. Nothing is compared: these are what somebody waits.
+screen, from page to page, from a submitted review to the next item on screen. Nothing is compared: these are what
+somebody waits.
 
 The server is a process of its own, started by its command; Chromium has a fresh context for each page, so that nothing
-is in its cache. Next items are timed by the page itself, from the key to the paint, the next item fetched ahead as it
-is while a person reads.
+is in its cache; from page to page it has what the pages before left there. Next items are timed by the page itself,
+from the key to the paint, the next item fetched ahead as it is while a person reads.
 
 Run it:  python benchmarks/dashboard.py [--repeats 5] [--items 20]          needs Chromium and the playwright package
 """
@@ -81,6 +82,27 @@ def painted(browser, url: str) -> tuple[float, float]:
     return first / 1000, spent
 
 
+CONTENT = {"traces": "#traces-list [role=status]", "runs": "#runs-list table", "errors": ".errors .confusion"}
+"""Page → what it is opened for."""
+
+
+def changed(browser, url: str) -> list[float]:
+    """Seconds from a click in the header to the content of the next page, of each page the second time."""
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.set_default_timeout(120_000)
+    page.goto(f"{url}/sql")
+    page.wait_for_selector("#sql-box textarea")
+    seconds = []
+    for path, content in [*CONTENT.items()] * 2:
+        began = time.perf_counter()
+        page.click(f'header nav a[href="{path}"]', no_wait_after=True)
+        page.wait_for_url(f"**/{path}*", wait_until="commit")
+        page.wait_for_selector(content)
+        seconds.append(time.perf_counter() - began)
+    page.context.close()
+    return seconds[len(CONTENT) :]
+
+
 def reviewed(browser, url: str, items: int) -> list[float]:
     """Seconds from Enter to the next item on screen."""
     page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
@@ -110,7 +132,7 @@ def main() -> None:
     path = os.environ.get("DEEPINTUIT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if path is None:
         raise SystemExit("No Chromium was found: DEEPINTUIT_CHROMIUM may name one.")
-    starts, paints, rows = [], [], []
+    starts, paints, rows, changes = [], [], [], []
     with tempfile.TemporaryDirectory() as scratch:
         workbench, *_ = site.write_workbench(Path(scratch) / "workbench")
         for turn in range(min(3, given.repeats) + 1):  # the first fills the file cache
@@ -125,6 +147,7 @@ def main() -> None:
                         first, whole = painted(browser, url)
                         paints.append(first)
                         rows.append(whole)
+                        changes += changed(browser, url)
                     nexts = reviewed(browser, url, given.items)
                     browser.close()
     report(
@@ -133,6 +156,7 @@ def main() -> None:
             Row("app start, command to first response", starts[1:]),
             Row("first paint of a page", paints),
             Row("rows of the Traces page on screen", rows),
+            Row("content of the next page, from page to page", changes),
             Row("next review item on screen", nexts),
         ],
         "a workbench of 8 clips and 28 traces, Chromium without a cache",

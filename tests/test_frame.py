@@ -8,7 +8,7 @@ from porch import live_workbench
 
 from deepintuit import cli
 from deepintuit_analysis import Workbench
-from deepintuit_app import start
+from deepintuit_app import preload, start
 from deepintuit_app.app import NAVIGATION, PAGES, create
 from deepintuit_app.context import AppContext
 from deepintuit_app.login import hashed
@@ -103,3 +103,38 @@ def test_who_is_logged_in_is_named_and_can_leave(workbench):
     user.post("/login", data={"username": "ann", "password": "correct horse"})
     html = user.get("/runs", headers=HTML).text
     assert 'ann · <a href="logout">Log out</a>' in html
+
+
+@pytest.mark.parametrize("path", ["watch", "traces", "errors", "runs"])
+def test_the_first_html_names_the_modules_that_its_components_need_and_has_something_to_look_at(plain, path):
+    html = plain.get(f"/{path}", headers=HTML).text
+    kinds = set(re.findall(r'"type":"(\w+)"', html))
+    named = re.findall(r'<link rel="modulepreload" crossorigin href="./assets/([^"]+)"', html)
+    [core] = [name for name in named if name.startswith("core-")]
+    needs = {kind: files for kind, files in preload._components(core).items() if kind in kinds}
+    assert {"html", "button", "textbox"} <= needs.keys() and len(named) == len(set(named)) > 30
+    scripts = {name for files in needs.values() for name in files if name.endswith(".js")}
+    assert scripts - {*named} <= {*re.findall(r"assets/(index-[\w-]+\.js)", html)}, "but the first, which stands there"
+    assert all((preload._ASSETS / name).is_file() for name in named)
+    assert ("PlotlyPlot-" in html) == ("plot" in kinds), "the largest module waits until nothing else is to be done"
+    assert html.index('class="skeleton') < html.index("<gradio-app") and 'aria-hidden="true"' in html
+    assert ("review.js" in html) is False and "review.js" in plain.get("/review", headers=HTML).text
+
+
+def test_what_never_changes_is_kept_by_browsers_and_what_may_is_asked_for_again(plain):
+    html = plain.get("/traces", headers=HTML).text
+    [ours] = re.findall(r'src="(static-app/app.js\?v=\w+)"', html)
+    [module] = re.findall(r'type="module" crossorigin src="\./(assets/[^"]+)"', html)
+    for address in (ours, module):
+        assert plain.get(f"/{address}").headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert plain.get("/static-app/app.js").headers["cache-control"] == "no-cache"
+    assert "cache-control" not in plain.get("/assets/nothing.js").headers
+    assert "immutable" not in plain.get("/traces", headers=HTML).headers.get("cache-control", "")
+
+
+def test_where_gradio_writes_no_table_of_modules_no_page_names_any(monkeypatch):
+    monkeypatch.setattr(preload, "_text", lambda file: "")
+    preload._table.cache_clear()
+    assert "<link" not in preload.head('<script src="./assets/index-none.js"></script>"type":"html"')
+    assert preload.head("no page of Gradio's") == ""
+    preload._table.cache_clear()

@@ -159,6 +159,21 @@ if (document.querySelector("main[data-refresh]")) {
   }, 4000);
 }
 
+// From the start page the others open quickly: what they are made of is fetched once there is nothing else to do.
+if (document.querySelector("main.start")) {
+  window.addEventListener("load", () => window.setTimeout(async () => {
+    for (const { href } of document.querySelectorAll("header.frame nav a")) {
+      const page = new DOMParser().parseFromString(await (await fetch(href)).text(), "text/html");
+      page.querySelectorAll('link[href*="assets/"], script[src*="assets/"]').forEach((part) => {
+        const hint = Object.assign(document.createElement("link"), { rel: "prefetch", crossOrigin: "" });
+        hint.as = part.as === "style" || part.rel === "stylesheet" ? "style" : "script";
+        hint.href = part.getAttribute("href") || part.getAttribute("src");
+        if (!document.querySelector(`link[href="${hint.getAttribute("href")}"]`)) document.head.append(hint);
+      });
+    }
+  }, 1000));
+}
+
 // ── Traces: arrows walk the rows, Escape closes the opened one and goes back to its row. ──
 (() => {
   document.addEventListener("keydown", (event) => {
