@@ -7,6 +7,13 @@ document.querySelector("base")?.remove();
 // Gradio asks for it at the root of the host, where under a sub-path somebody else answers.
 document.querySelector('link[rel="manifest"]')?.remove();
 
+// The skeleton goes when Gradio has drawn the page (a rule with :has would be matched anew at each of its thousand changes).
+const drawing = window.setInterval(() => {
+  if (document.querySelector(".skeleton") && !document.querySelector("gradio-app .block")) return;
+  document.querySelector(".skeleton")?.remove();
+  window.clearInterval(drawing);
+}, 50);
+
 // ── The address (links.py): a click or a key may become an entry of the history; Back has the page read its address. ──
 (() => {
   const again = () => document.querySelector("#read-address");
