@@ -112,6 +112,23 @@ def add_review(commands) -> None:
         parser.set_defaults(run=run)
         return parser
 
+    example = "when --filter split=test --ask spans --guidelines guidelines.txt"
+    new = verb("open", "a task of the traces that a filter finds", _open_task, example)
+    new.add_argument("task", metavar="TASK")
+    about = "the address of the page Traces with its filters, or what stands behind its ? (default: all)"
+    new.add_argument("--filter", metavar="QUERY", default="", help=about)
+    about = "label, verdict, failing, note or spans (repeatable; default: all but spans)"
+    new.add_argument("--ask", action="append", default=[], metavar="QUESTION", help=about)
+    new.add_argument("--labels", nargs="+", default=[], metavar="LABEL", help="default: those of the dataset")
+    new.add_argument("--order", default="random", help="as on the page: entropy, margin, given … (default: random)")
+    new.add_argument("--reviewers", type=int, default=1, metavar="N", help="of each trace (default: 1)")
+    new.add_argument("--gold", type=int, default=0, metavar="N", help="hidden items whose clips' labels count as known")
+    about = "tell reviewers at once what is right on a gold item; an answer given stays"
+    new.add_argument("--feedback", action="store_true", help=about)
+    new.add_argument("--blind", action="store_true", help="hide the model's label")
+    new.add_argument("--guidelines", metavar="FILE", help="a text that stands on the desk")
+    new.add_argument("--by", metavar="NAME", help="who leads it (default: your account's name)")
+
     out = verb("export", "a task's answers as a file", _export, "first-look answers.csv")
     back = verb("import", "answers from a file, as new events that name it", _import_answers, "first-look answers.csv")
     for parser in (out, back):
@@ -151,6 +168,16 @@ def _reviewed(options):
     workbench, settings = opened(options, Workbench)
     workbench.refresh()
     return commands, workbench, settings
+
+
+def _open_task(options) -> None:
+    review, workbench, _ = _reviewed(options)
+    by = options.by or getpass.getuser()
+    review.open_task(
+        workbench, console, options.task, options.filter, options.labels, options.gold, by, options.dry_run,
+        options.guidelines, options.ask, order=options.order, reviewers=options.reviewers, blind=options.blind,
+        feedback=options.feedback,
+    )  # fmt: skip
 
 
 def _export(options) -> None:

@@ -108,11 +108,20 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
     def event_id(body: dict[str, Any]) -> str | None:
         return str(body["id"])[:64] if body.get("id") else None
 
+    def progress(name: str, reviewer: str) -> dict[str, Any]:
+        """What leads see of a task, and what others see, of whom gold is hidden."""
+        whole = room.reviews.progress(name)
+        if reviewer in room.reviews.task(name).leads:
+            return whole
+        counts = room.reviews.progress_for(name, reviewer)
+        number = counts["done"] if whole["done"] < whole["asked"] else counts["asked"]
+        return {**whole, **counts, "done": number, "items": len(room.reviews.task(name).items)}
+
     def tasks(body: dict[str, Any], reviewer: str) -> dict[str, Any]:
         reviews, workbench = room.reviews, room.context.look()
         names = quality.names(reviews)
         closed = reviews.log.look(lambda state: set(state.closed))
-        listed = [(reviews.task(name), reviews.progress(name)) for name in reversed(names)]
+        listed = [(reviews.task(name), progress(name, reviewer)) for name in reversed(names)]
         query = str(body.get("query") or "")[:2000]
         options = browse.choices(workbench)
         slices, datasets = [entry.name for entry in workbench.slices()], [name for name, _ in options["dataset"]]
@@ -139,7 +148,8 @@ def _answers(room: Room) -> dict[str, Callable[[dict[str, Any], str], Any]]:
         event = room.reviews.judge(task(body), reviewer, item(body)[1], said(body), event_id(body))
         standing = room.reviews.standing(*item(body), reviewer)
         words = review_view.STANDING.get(standing, "")
-        return {**saved(event), "told": words, "progress": room.progress(task(body), reviewer)}
+        gold = room.told(*item(body)[:1], reviewer, item(body)[1])
+        return {**saved(event), "told": words, "gold": gold, "progress": room.progress(task(body), reviewer)}
 
     return {
         "tasks": tasks, "start": start, "next": take,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -33,10 +32,10 @@ from deepintuit_analysis.review import (
     ReviewTask,
     feedback,
     import_export,
-    plan,
     quality,
     task_of,
 )
+from deepintuit_analysis.review.tasks import known_items, labels_of
 from deepintuit_app import media, review_view
 from deepintuit_app.context import AppContext
 
@@ -53,7 +52,7 @@ class Room:
         self.context = context
         self._reviews: Reviews | None = None
         self._drawn = lru_cache(maxsize=512)(self._draw)  # several reviewers get an item
-        self._counted: dict[str, tuple[float, float, dict[str, Any]]] = {}
+        self._counted: dict[tuple[str, str], tuple[float, float, int]] = {}
 
     @property
     def reviews(self) -> Reviews:
@@ -113,43 +112,17 @@ class Room:
         questions = [key for key in QUESTIONS if key in _list(form.get("questions"))]
         if not questions:
             raise DataError("a task without questions", "there would be nothing to answer", "choose one at least")
-        labels = _list(form.get("labels")) or self.labels(traces)
-        gold = self._gold(traces, int(_number(form, "gold", 0)), labels if "label" in questions else [])
+        labels = _list(form.get("labels")) or labels_of(workbench, traces)
+        number = min(int(_number(form, "gold", 0)), MOST_GOLD)
+        gold = known_items(workbench, traces, number, labels if "label" in questions else [])
         gold |= self._listed_gold(str(form.get("gold_list") or ""), labels if "label" in questions else [])
         task = task_of(
             workbench, name, traces if listed is None else listed, order, gold=gold, labels=labels, questions=questions,
             reviewers=int(_number(form, "reviewers", 1)), blind=bool(form.get("blind")),
+            guidelines=str(form.get("guidelines") or "").strip(), feedback=bool(form.get("feedback")),
             gold_share=_number(form, "gold_share", 10) / 100, leads=_list(form.get("leads")),
         )  # fmt: skip
         return self.reviews.open(task, by)
-
-    def labels(self, filters: TraceFilter) -> list[str]:
-        """The labels of all datasets that the filter finds traces of."""
-        workbench = self.context.workbench
-        datasets = [name for name, _ in browse.choices(workbench)["dataset"]]
-        labels = {}
-        for dataset in datasets:
-            path = workbench.clips / f"{dataset}.labels.toml"
-            if (
-                path.is_file()
-                and (filters.dataset or dataset) == dataset
-                and (len(datasets) == 1 or browse.count(workbench, replace(filters, dataset=dataset)))
-            ):
-                labels |= dict.fromkeys(LabelSet.load(path))
-        return list(labels)
-
-    def _gold(self, filters: TraceFilter, number: int, labels: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Traces of the slice, drawn at random, whose clips' labels are taken as known."""
-        if number <= 0 or not labels:
-            return {}
-        gold, workbench = {}, self.context.workbench
-        for trace_id in plan(workbench, filters, "random", seed=1):
-            true = (browse.fact(workbench, trace_id) or {}).get("true_label")
-            if true in labels:
-                gold[trace_id] = {"label": true}
-            if len(gold) >= min(number, MOST_GOLD):
-                break
-        return gold
 
     def _listed_gold(self, text: str, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The gold items of a form's lines: trace, label, verdict, sentence (the first is 1), seeing or reasoning."""
@@ -206,10 +179,14 @@ class Room:
         reviews, task = self.reviews, self.reviews.task(name)
         payloads = [act.payload for act in reviews.judgements(name) if act.reviewer == reviewer]
         closed = reviews.log.look(lambda state: set(state.closed))
-        tasks = [(other, reviews.progress(other)) for other in quality.names(reviews) if other not in {name, *closed}]
-        unfinished = [(other, progress) for other, progress in tasks if progress["done"] < progress["asked"]]
+        open_names = [task_name for task_name in quality.names(reviews) if task_name not in {name, *closed}]
+        counts = {task_name: reviews.progress(task_name) for task_name in [name, *open_names]}
+        wanting = {task_name for task_name, progress in counts.items() if progress["done"] < progress["asked"]}
+        unfinished = [
+            (task_name, reviews.progress_for(task_name, reviewer)) for task_name in open_names if task_name in wanting
+        ]
         undecided = self.undecided(name)["left"] if reviewer in task.leads else None
-        return review_view.finish_html(task, reviews.progress(name), payloads, unfinished, undecided)
+        return review_view.finish_html(task, name in wanting, payloads, unfinished, undecided)
 
     def gather(self, name: str, reviewer: str, seat: str) -> int:
         """Give back what this reviewer holds in other tabs, so that this one can have it. Their drafts stay."""
@@ -263,6 +240,7 @@ class Room:
         film = None
         if clip is not None and clip.get("path") and not clip.get("excluded"):
             film = {"src": media.clip_url(clip["clip_id"]), "step": 1 / clip["fps"] if clip.get("fps") else 0.04}
+            film |= {"seconds": clip.get("seconds")}
         return review_view.item_html(task, fact, row, clip, grammar), film
 
     def label_set(self, task: ReviewTask) -> LabelSet:
@@ -280,18 +258,24 @@ class Room:
         return {"label": trace.label if trace.ok else None, "told": words}
 
     def progress(self, name: str, reviewer: str) -> dict[str, int]:
-        """How far a task is; all but `mine` a little behind where there is much to count: that takes 5 % of the time
+        """How far a task is; what others did a little behind where there is much to count: that takes 5 % of the time
         then."""
-        at, cost, counts = self._counted.get(name, (0.0, 0.0, {}))
+        at, cost, count = self._counted.get((name, reviewer), (0.0, 0.0, 0))
         began = time.monotonic()
         if cost < 0.02 or began - at > 20 * cost:
             worked = time.thread_time()  # on a busy machine the clock on the wall would say that counting is much
-            counts = self.reviews.progress(name)
-            self._counted[name] = (began, time.thread_time() - worked, counts)
-        judged_items = self.reviews.log.look(
-            lambda state: {act.item for act in state.acts.get((name, reviewer), {}).values() if act.kind is Kind.JUDGED}
-        )
-        return {"mine": len(judged_items), "complete": counts["complete"], "items": counts["items"]}
+            count = self.reviews.others_done(name, reviewer)
+            self._counted[name, reviewer] = (began, time.thread_time() - worked, count)
+        return self.reviews.progress_for(name, reviewer, count)
+
+    def told(self, name: str, reviewer: str, item: str) -> str:
+        """What is right on a gold item that somebody has answered, where the task tells them; "" elsewhere."""
+        task = self.reviews.task(name)
+        if not task.feedback or item not in task.gold:
+            return ""
+        marks = [marks for act, marks in self.reviews.gold_marks(name) if (act.item, act.reviewer) == (item, reviewer)]
+        answers = self.reviews.answers(name, item, reviewer)[reviewer].payload
+        return review_view.gold_html(task.gold[item], answers, marks[-1])
 
     def undo(self, name: str, reviewer: str, seat: str) -> dict[str, Any]:
         """Take the newest act of this reviewer back; `item` is None when there is none."""

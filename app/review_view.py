@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deepintuit_analysis.review import ORDERS, ReviewTask, import_export
+from deepintuit_analysis.review import ORDERS, ReviewTask, import_export, spans
 from deepintuit_analysis.review.agreement import Agreement, agreement, rating_matrix
 from deepintuit_analysis.review.quality import PROCESSES, Blame, GoldRecord, Weighed
 from deepintuit_app import prose
@@ -92,20 +92,36 @@ def desk_html(task: ReviewTask, decide: bool = False, definitions: Mapping[str, 
 
 def finish_html(
     task: ReviewTask,
-    progress: Mapping[str, Any],
+    waiting: bool,
     answers: Sequence[Mapping[str, Any]],
     tasks: Sequence[tuple[str, Mapping[str, Any]]],
     undecided: int | None,
 ) -> str:
-    """What stands on the desk when nothing is left: one's own `answers` counted, how far the task is, the other `tasks`
-    that want judgements, and for a lead how many items are `undecided` (None for others)."""
+    """What stands on the desk when nothing is left: one's own `answers` counted, whether the task is `waiting` for
+    judgements of others, the other `tasks` that want some, and for a lead how many items are `undecided` (None for
+    others)."""
     counts = {
         question: Counter(answer[question] or "unsure" for answer in answers if question in answer).most_common()
         for question in ("label", "verdict")
     }
     notes = sum(bool(answer.get("note")) for answer in answers)
-    said = {"judged": len(answers), "counts": counts, "notes": notes}
-    return render("review/finish.html", task=task, progress=progress, said=said, tasks=tasks[:5], undecided=undecided)
+    marked = sum(len(answer.get("spans") or ()) for answer in answers)
+    said = {"judged": len(answers), "counts": counts, "notes": notes, "spans": marked}
+    return render("review/finish.html", task=task, waiting=waiting, said=said, tasks=tasks[:5], undecided=undecided)
+
+
+def gold_html(truth: Mapping[str, Any], answers: Mapping[str, Any], marks: Mapping[str, bool]) -> str:
+    """What is right on a gold item beside what a reviewer answers, question by question."""
+
+    def words(question: str, answer: Any) -> str:
+        if question != "failing":
+            return str(answer or "unsure")
+        answer = answer or {}
+        sentence = [f"sentence {answer['sentence'] + 1}"] if "sentence" in answer else []
+        return ", ".join([*sentence, *([answer["in"]] if "in" in answer else [])]) or "none"
+
+    rows = [(name, words(name, truth[name]), words(name, answers.get(name)), right) for name, right in marks.items()]
+    return render("review/gold.html", rows=rows, right=all(marks.values()))
 
 
 def item_html(
@@ -122,7 +138,12 @@ def item_html(
 
 def said_html(task: ReviewTask, rows: Sequence[Mapping[str, Any]]) -> str:
     """What reviewers said of an item, for a lead; `rows` as `import_export.rows` gives them."""
-    return render("review/said.html", task=task, rows=rows)
+    return render("review/said.html", task=task, rows=_shown(rows))
+
+
+def _shown(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with their spans in words."""
+    return [{**row, "when": spans.words(row["spans"])} for row in rows]
 
 
 def lead_html(
@@ -140,6 +161,7 @@ def lead_html(
 ) -> str:
     """Agreement, gold items, doubted labels, what is disputed and decided, notes and skips, files out and in, closing.
     `rows`: what is in force, as `import_export.rows` gives it; `doubted`: as `quality.doubted` does."""
+    rows = _shown(rows)
     judged, skipped, adjudicated = (
         [row for row in rows if row["kind"] == kind] for kind in ("judged", "skipped", "adjudicated")
     )
@@ -178,8 +200,8 @@ def lead_html(
             ("Disputed items, the most disputed first", [row for item, _ in disputed[:50] for row in rows_of[item]]),
             ("Decided by leads, the newest last", adjudicated[-50:]),
             (
-                "Notes and skips, the newest last",
-                [row for row in rows if row["note"] or row["kind"] == "skipped"][-50:],
+                "Notes, spans and skips, the newest last",
+                [row for row in rows if row["note"] or row["when"] or row["kind"] == "skipped"][-50:],
             ),
         ),
     )

@@ -271,12 +271,12 @@ def code_lines(path: Path) -> int:
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
     "deepintuit": 12_552,
-    "deepintuit_analysis": 7_228,
-    "deepintuit_app": 6_820,
+    "deepintuit_analysis": 7_496,
+    "deepintuit_app": 6_827,
     "deepintuit_clips": 2_546,
     "deepintuit_homecam": 2_048,
 }
-MOST_IN_ALL = 31_194
+MOST_IN_ALL = 31_469
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
 MOST_TO_READ = 2_151

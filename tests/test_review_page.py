@@ -21,6 +21,7 @@ from fastapi.testclient import TestClient
 from porch import write_clip
 
 from deepintuit import video
+from deepintuit.cli import main
 from deepintuit.labels import LabelSet
 from deepintuit.trace import Trace, parse
 from deepintuit_analysis import Workbench
@@ -150,7 +151,8 @@ def test_who_is_through_sees_what_was_done_and_what_is_next(crew):
     assert end["item"] is None
     text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", end["html"])).split())
     assert "You judged 10 items, 3 with a note." in text and "routine 7 · theft 3" in text and "right 10" in text
-    assert "10 of 20 judgements" in text and "second & last : 0 of 10 judgements" in text and "Lead’s view" not in text
+    assert "judgements of others are still asked for" in text and "Lead’s view" not in text
+    assert "second & last : 0 of 10 judgements" in text
     for _ in range(10):
         item = crew["ada"].ask("next", task="week", seat="a")["item"]
         crew["ada"].ask("judge", task="week", item=item, answers={"label": "theft", "verdict": "right"})
@@ -158,6 +160,73 @@ def test_who_is_through_sees_what_was_done_and_what_is_next(crew):
     assert "Decide 7 disputed items" in led and "Lead’s view" in led and "come free" not in led
     crew["ada"].ask("close", task="week", closed=True)
     assert crew["bob"].ask("next", task="week", seat="b")["html"] == ""
+
+
+def test_progress_counts_gold_items_like_all_others(bench):
+    app = served(bench, "ada", "bob")
+    ada, bob = Person(app, "ada"), Person(app, "bob")
+    ada.ask("open", **FORM, reviewers="2", order="given", gold="4", gold_share="60")
+    gold = events(bench, Kind.OPENED)[0].payload["gold"]
+    assert bob.ask("next", task="week", seat="b")["progress"] == {"mine": 0, "done": 0, "asked": 16}
+    kinds = []
+    for n in range(1, 8):
+        item = bob.ask("next", task="week", seat="b")["item"]
+        kinds.append(item in gold)
+        progress = bob.ask("judge", task="week", item=item, answers=GOOD)["progress"]
+        assert progress == {"mine": n, "done": n, "asked": 16}, "every answer counts one, of gold or not"
+        assert bob.ask("judge", task="week", item=item, answers=GOOD)["progress"] == progress
+    assert {*kinds} == {True, False}
+    theirs, leads = (person.ask("tasks")["html"] for person in (bob, ada))
+    assert "7 of 16 judgements" in theirs and "items complete" not in theirs
+    assert f"{kinds.count(False)} of 12 judgements" in leads and "items complete" in leads
+
+
+def test_a_task_may_tell_what_is_right_on_gold_items_and_then_the_answer_stays(bench):
+    trace = browse.page(bench, TraceFilter(), "tokens", limit=1).rows["trace_id"].iloc[0]
+    someone, line = Person(served(bench)), f"{trace}, theft, wrong, 2, seeing"
+    assert "gold items and has none" in someone.refused("open", **FORM, feedback="1")
+    someone.ask("open", **FORM, gold_list=line, gold_share="90", feedback="1")
+    told, wrong = {}, {"label": "routine", "verdict": "wrong", "failing": {"sentence": 0, "in": "seeing"}}
+    while trace not in told:
+        item = someone.ask("next", task="week", seat="b")["item"]
+        given = {"task": "week", "item": item, "answers": wrong, "id": f"{item} once"}
+        told[item] = someone.ask("judge", **given)["gold"]
+    assert someone.ask("judge", **given)["gold"] == told[trace], "sent again after a broken line"
+    text = " ".join(re.sub(r"<[^>]*>", " ", told.pop(trace)).split())
+    assert "That item was known, and your answer is another" in text and "label theft routine ✗ other" in text
+    assert "failing sentence 2, seeing sentence 1, seeing ✗ other" in text and "verdict wrong wrong ✓ right" in text
+    assert {*told.values()} <= {""}, "nothing is told of other items"
+    for what, given in (
+        ("judge", {"item": trace, "answers": GOOD}),
+        ("skip", {"item": trace, "reason": "x"}),
+        ("undo", {}),
+    ):
+        assert "your answer stays" in someone.refused(what, task="week", seat="b", **given)
+
+
+def test_guidelines_stand_on_the_desk_as_text(bench):
+    someone = Person(served(bench))
+    someone.ask("open", **FORM, guidelines=f"Look at hands.\n{HOSTILE}")
+    desk = someone.ask("start", task="week")["html"]
+    assert "Look at hands." in desk and "<img src=x" not in desk and "Guidelines" in desk
+    someone.ask("open", **{**FORM, "name": "plain"})
+    assert "Guidelines" not in someone.ask("start", task="plain")["html"]
+    assert {"guidelines", "feedback"}.isdisjoint(events(bench, Kind.OPENED)[1].payload), "earlier versions read it"
+    assert "guidelines of over" in someone.refused("open", **{**FORM, "name": "long"}, guidelines="x" * 20_001)
+
+
+def test_a_task_is_opened_by_command(bench, tmp_path, capsys):
+    (tmp_path / "rules.txt").write_text("Look at hands.", encoding="utf-8")
+    words = ["review", "open", "when", "--workbench", str(bench.path), "--filter", "max_tokens=9", "--ask", "spans"]
+    more = ["--guidelines", str(tmp_path / "rules.txt"), "--by", "ada"]
+    assert main([*words, *more, "--dry-run"]) == 0 and not events(bench)
+    assert main([*words, *more]) == 0
+    assert "holds 10 traces, 0 of them gold; it asks spans" in " ".join(capsys.readouterr().out.split())
+    [opened] = events(bench, Kind.OPENED)
+    assert (opened.reviewer, opened.payload["labels"]) == ("ada", ["theft", "routine"])
+    assert opened.payload["guidelines"] == "Look at hands." and opened.payload["questions"] == ["spans"]
+    for wrong in (["--guidelines", "gone.txt"], ["--order", "best"], ["--ask", "mood"], ["--feedback"]):
+        assert main(["review", "open", "other", "--workbench", str(bench.path), *wrong]) == 2
 
 
 def test_a_task_is_opened_from_a_form_and_says_how_many_traces_it_finds(bench):

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from deepintuit.data import Manifest
 from deepintuit.data.manifest import rows_to_table, to_frame
@@ -16,6 +17,9 @@ from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import reviewed
+from deepintuit_analysis.report.card import run_card, show
+from deepintuit_analysis.report.gather import tabulate
+from deepintuit_analysis.report.grounding import cited, grounding
 from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, ReviewTask, read_events
 from deepintuit_analysis.review import spans as marks
 from deepintuit_analysis.review.import_export import (
@@ -36,10 +40,21 @@ TASK = ReviewTask("when", ITEMS, labels=LABELS, questions=["spans"], leads=["lea
 OTHER = ReviewTask("also", ITEMS, labels=LABELS, questions=["label", "spans"], leads=["lead"])
 
 
+CITED = (
+    "<think> At 2.5 s it enters. From 3 to 4 s it takes it. </think><answer> dog </answer>",
+    "<think> Frame 1 shows it, and at 40 s, and in frame 99. </think><answer> dog </answer>",
+    "<think> It barks. </think><answer> fox </answer>",
+    "<think> At 1 s. </think><answer> dog </answer>",
+)
+
+
 @pytest.fixture(scope="module")
 def workbench(tmp_path_factory) -> Workbench:
     """Four clips of 10 s and other frame rates, with a trace each."""
-    folder = tmp_path_factory.mktemp("spans")
+    return made(tmp_path_factory.mktemp("spans"))
+
+
+def made(folder) -> Workbench:
     about = {"seconds": 10.0, "width": 320, "height": 180, "text": {}, "notes": {}, "also_at": [], "split": "test"}
     clips = [
         {**about, "clip_id": f"c{n}", "sha256": f"{n}" * 64, "path": f"sources/clip {n}.mp4", "source": f"{n}"}
@@ -49,8 +64,19 @@ def workbench(tmp_path_factory) -> Workbench:
     Manifest(folder, "pets", to_frame(rows_to_table(clips), folder), LabelSet.of("pets", ("dog", "fox"))).save()
     bench = Workbench(folder)
     with bench.start_run("evaluate", {}, dataset="pets") as run:
-        said = {"sample": 0, "text": "<think> … </think><answer> dog </answer>", "provisional": "dog"}
-        run.append("traces", [{**said, "trace_id": item, "clip_id": clip} for item, clip in ITEMS.items()])
+        answers = []
+        for (item, clip), text in zip(ITEMS.items(), CITED):
+            label = text.split()[-2]
+            times = [n + 0.5 for n in range(10)]
+            same = {"trace_id": item, "clip_id": clip, "provisional": label, "true_label": "dog"}
+            run.append("traces", [{**same, "sample": 0, "text": text, "frame_times": times}])
+            answers.append({**same, "split": "test", "system": "cold start", "method": "raw", "control": "none"})
+            answers[-1]["predicted"] = label
+        quiet = [{**row, "system": "labels only", "trace_id": f"quiet {row['trace_id']}"} for row in answers]
+        silent = {"sample": 0, "text": "<answer> dog </answer>", "provisional": "dog", "true_label": "dog"}
+        run.append("traces", [{**silent, "trace_id": row["trace_id"], "clip_id": row["clip_id"]} for row in quiet])
+        run.append("predictions", answers + quiet)
+        run.finish({})
     bench.refresh()
     return bench
 
@@ -308,3 +334,59 @@ def test_what_these_programs_cannot_hold_is_refused_before_anything_is_written(w
     for form in (cvat, label_studio):
         with pytest.raises(DataError, match="no known frame rate"):
             form(workbench, reviews, "lost")
+
+
+# What traces cite
+
+
+@pytest.mark.parametrize("text, moments, stretches", [
+    ("At 2.5 s, again at 2.5 s.", [2.5], [(2, 3), (2, 3)]), ("From 3 to 4 s.", [3, 4], [(3, 4)]),
+    ("3-4 seconds", [3, 4], [(3, 4)]), ("0:03 – 0:05", [3, 5], [(3, 5)]), ("at 1 s until 2 s", [1, 2], [(1, 2)]),
+    ("frames 2 to 4", [1.5, 3.5], [(1, 4)]), ("at 3 and 8 s", [3, 8], [(3, 4), (8, 9)]),
+    ("4 to 3 s", [4, 3], [(4, 5), (3, 4)]),
+    ("frame 1, at 40 s, frame 99", [0.5, 40, None], [(0, 1), (40, 40)]), ("It barks.", [], []), ("", [], []),
+])  # fmt: skip
+def test_ranges_stand_for_themselves_and_moments_for_what_is_nearest_to_their_frame(text, moments, stretches):
+    assert cited(text, [n + 0.5 for n in range(10)], 10) == (moments, stretches)
+    assert all(start == end or (start, end) in [(3, 4), (1, 2), (3, 5)] for start, end in cited(text, None, 10)[1])
+
+
+def test_more_than_half_of_the_reviewers_make_a_span():
+    people = [[span(0, 4), span(3, 6, "=fox 🐕")], [span(2, 8)], [span(5, 7)]]
+    assert marks.shared(people) == [(2, 7)] and marks.shared(people[:2]) == [(2, 6)] and marks.shared([]) == []
+    assert marks.shared([people[0], []]) == [], "of two, both"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9))), st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)))
+)
+def test_overlap_and_length_are_those_of_the_seconds_covered(some, others):
+    ours, theirs = ({n for start, end in part for n in range(start, end)} for part in (some, others))
+    assert marks.length(some) == len(ours) and marks.overlap(some, others) == len(ours & theirs)
+
+
+def test_a_run_card_says_how_often_traces_cite_what_reviewers_marked(tmp_path):
+    bench = made(tmp_path)
+    [run] = bench.runs("evaluate")
+    assert "No reviewer has marked a span" in run_card(bench, run.id).read_text()
+    with EventLog(bench.reviews) as log:
+        reviews = Reviews(log)
+        reviews.open(TASK, "lead")
+        said = {"t0": [span(2, 4), span(8, 9, LABELS[2])], "t1": [span(0, 1)], "t2": [span(0, 20, LABELS[2])], "t3": []}
+        for _ in ITEMS:
+            item = reviews.next_item("when", "ann").trace_id
+            reviews.judge("when", "ann", item, {"spans": said[item]})
+        reviews.adjudicate("when", "lead", "t2", {"spans": [span(0, 5, LABELS[2])]})
+    [quiet, row] = grounding(bench, tabulate(bench, [run.id]))
+    shares = {"hits": (1 + 1 / 3) / 3, "iou": 2 / 3, "cites": 2 / 3, "chance": (0.2 + 0.1 + 0.5) / 3, "accuracy": 2 / 3}
+    assert (row.system, row.n) == ("cold start", 3), "a clip in which nothing was marked tells nothing"
+    for name, share in shares.items():
+        estimate = getattr(row, name)
+        assert estimate.value == pytest.approx(share) and estimate.low <= share <= estimate.high
+    assert (quiet.system, quiet.hits, quiet.iou, quiet.n) == ("labels only", None, None, 3)
+    card = run_card(bench, run.id).read_text()
+    assert "Grounding by system" in card and "44.4" in card and "0.67" in card
+    words = io.StringIO()
+    show(bench, [run.id], console=Console(file=words, width=200))
+    assert "Cold start: 44.4 % of the moments that a trace cites lie in reviewers' spans" in words.getvalue()
+    assert "Labels only cites no moment in 3 clips" in words.getvalue()

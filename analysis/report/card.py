@@ -42,8 +42,17 @@ from deepintuit_analysis.report.figures import (
 )
 from deepintuit_analysis.report.gains import gains_figure
 from deepintuit_analysis.report.gather import KINDS, Story, departures, gather, tabulate
+from deepintuit_analysis.report.grounding import grounding
 from deepintuit_analysis.report.results import CONTROLS, Result, headline
-from deepintuit_analysis.report.text import COLUMNS, NO_ROWS, NO_THRESHOLDS, sentence, shown, terminal_table
+from deepintuit_analysis.report.text import (
+    COLUMNS,
+    NO_ROWS,
+    NO_THRESHOLDS,
+    grounding_sentence,
+    sentence,
+    shown,
+    terminal_table,
+)
 from deepintuit_analysis.report.thinking import GATE_COLUMNS, gate_figure
 from deepintuit_analysis.report.worst import WORSE, tried
 
@@ -96,6 +105,8 @@ def show(
     console.print(terminal_table(table.rows, console.width))
     if table.rows:
         console.print(Text(sentence(headline(table.rows, table.config.method))))
+    for row in grounding(workbench, table):
+        console.print(Text(grounding_sentence(row)))
 
 
 def _page(story: Story) -> str:
@@ -122,6 +133,7 @@ def _page(story: Story) -> str:
         "malformed": reasons.loc[reasons["reason"] != "well-formed", "n"].sum(),
         "examples": story.examples,
         "sampled": story.sampled,
+        "grounding": story.grounding,
         "passes": sorted({k for row in story.sampled for k in row.passes}),
         "kinds": KINDS,
         "why": story.why,

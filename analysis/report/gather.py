@@ -16,6 +16,7 @@ from deepintuit.metrics import Estimate, pass_at_k
 from deepintuit.runs import Run
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.report.gains import ClassGains, class_gains, stages_of
+from deepintuit_analysis.report.grounding import Grounding, grounding
 from deepintuit_analysis.report.results import Result, headline, ordered, table_of
 from deepintuit_analysis.report.rubrics import JudgeAgreement, RubricResult, judge_agreements, rubric_results
 from deepintuit_analysis.report.steps import Why, first_false_steps, why_wrong
@@ -69,7 +70,8 @@ class Story:
     headline's system by class, stage against stage, None without an earlier stage; `sampled`: of each system whose
     clips have several sampled traces; `worst`: the headline's slices that are worse than the rest; `why`: the first
     false steps of its wrong traces; `rubrics`: what judges answered about each system's traces, and `judges`: how far
-    they agree on the headline's."""
+    they agree on the headline's; `grounding`: cited moments
+    against reviewers' spans, by system."""
 
     rows: list[Result]
     headline: Result | None
@@ -88,6 +90,7 @@ class Story:
     why: list[Why]
     rubrics: list[RubricResult]
     judges: list[JudgeAgreement]
+    grounding: list[Grounding]
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,7 @@ def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig 
         _why(workbench, table, spoken),
         rubric_results(workbench, table.rows),
         judge_agreements(workbench, spoken) if spoken else [],
+        grounding(workbench, table),
     )
 
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from deepintuit.metrics import Estimate
 from deepintuit_analysis.index.build import METHOD_NAMES
 from deepintuit_analysis.numbers import NOTHING, interval, number, p_value, percent, with_interval, within
+from deepintuit_analysis.report.grounding import Grounding
 from deepintuit_analysis.report.results import CONTROLS, Measured, Result, SeedRow, over_seeds
 
 NAMES = {
@@ -63,6 +64,19 @@ def sentence(row: Result | None) -> str:
     if numbers.ece is not None:
         text += f". Its confidence is off by {number(numbers.ece.value)} points on average{within(numbers.ece)}"
     return text + "."
+
+
+def grounding_sentence(row: Grounding) -> str:
+    """How far the traces of one system cite what reviewers marked."""
+    name = shown(row.system)
+    name = name[:1].upper() + name[1:]
+    if row.hits is None:
+        return f"{name} cites no moment in {row.n} clips with reviewers' spans."
+    return (
+        f"{name}: {percent(row.hits.value, 1)} of the moments that a trace cites lie in reviewers' "
+        f"spans{within(row.hits)}, by chance {percent(row.chance.value, 1)}; IoU {with_interval(row.iou, 1, 2)}, "
+        f"n = {row.n}."
+    )
 
 
 # Terminal

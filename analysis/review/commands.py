@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from rich.console import Console
 from rich.table import Table
@@ -16,13 +17,15 @@ from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.errors import DataError
 from deepintuit.metrics import Estimate
+from deepintuit.texts import decoded
 from deepintuit_analysis import Workbench
+from deepintuit_analysis.index.browse import TraceFilter
 from deepintuit_analysis.numbers import number, with_interval
 from deepintuit_analysis.review import feedback, import_export, quality
 from deepintuit_analysis.review.agreement import agreement, rating_matrix
 from deepintuit_analysis.review.log import EventLog, stored
 from deepintuit_analysis.review.reviews import Reviews
-from deepintuit_analysis.review.tasks import task_of
+from deepintuit_analysis.review.tasks import QUESTIONS, known_items, labels_of, task_of
 
 _ROWS = 20  # of a list that is printed
 
@@ -67,10 +70,7 @@ def bring_in(
     workbench: Workbench, console: Console, task: str, file: str, form: str | None, source: str | None, dry: bool
 ) -> None:
     """The rows of a file as new events, which say `source` (by default the file's name)."""
-    try:
-        content = Path(file).read_bytes()
-    except OSError as error:
-        raise DataError(f"{file!r} cannot be read", str(error.strerror), "name another file") from error
+    content = _content(file)
     reviews = quality.reading(workbench.reviews)
     places = import_export.places(workbench, reviews, task)
     rows = import_export.load(content, form or import_export.form_of(file), places)
@@ -82,6 +82,20 @@ def bring_in(
         workbench.refresh()
     _say(console, f"{outcome}{' Nothing was written (--dry-run).' if dry else ''}")
     _list(console, ["trace", "reviewer"], outcome.clashes)
+
+
+def _content(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise DataError(f"{file!r} cannot be read", str(error.strerror), "name another file") from error
+
+
+def _text(file: str) -> str:
+    try:
+        return decoded(_content(file)).strip()
+    except ValueError as error:
+        raise DataError(f"{file!r} is no text", str(error), "save it as UTF-8") from error
 
 
 def labels(workbench: Workbench, console: Console, settings: Config, tasks: Sequence[str], dry: bool) -> None:
@@ -145,6 +159,35 @@ def next_batch(
     with EventLog(workbench.reviews) as log:
         Reviews(log).open(new_task, by)
     _say(console, f"The task {task!r} holds them; {by} leads it.")
+
+
+def open_task(
+    workbench: Workbench,
+    console: Console,
+    name: str,
+    query: str,
+    labels: Sequence[str],
+    gold: int,
+    by: str,
+    dry: bool,
+    guidelines: str | None,
+    questions: Sequence[str],
+    **settings: Any,
+) -> None:
+    """A task of the traces that a filter finds, as the page Traces has it in its address. `guidelines`: a text file;
+    `settings` as of `ReviewTask`."""
+    pairs = parse_qs(urlsplit(query).query or query.lstrip("?"))
+    filters = TraceFilter.from_query({key: values[0] for key, values in pairs.items()})
+    labels, questions = list(labels) or labels_of(workbench, filters), questions or QUESTIONS[:4]
+    known = known_items(workbench, filters, gold, labels if "label" in questions else [])
+    settings |= {"guidelines": _text(guidelines) if guidelines else "", "questions": questions}
+    task = task_of(workbench, name, filters, gold=known, labels=labels, **settings)
+    if not dry:
+        with EventLog(workbench.reviews) as log:
+            Reviews(log).open(task, by)
+    asks = ", ".join(task.questions)
+    verb = "would hold" if dry else "holds"
+    _say(console, f"The task {name!r} {verb} {len(task.items)} traces, {len(known)} of them gold; it asks {asks}.")
 
 
 def report(workbench: Workbench, console: Console, dataset: str | None, tasks: Sequence[str], split: str) -> None:

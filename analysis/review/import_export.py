@@ -363,12 +363,12 @@ def places(workbench: "Workbench", reviews: Reviews, name: str) -> dict[str, tup
     """What a file of CVAT may call a trace of the task (its id; the name of its clip's file, with or without ending,
     where no other trace has it) → its id and frames a second."""
     task = reviews.task(name)
-    files, named = _files(workbench, task), {}
+    files, items_of = _files(workbench, task), {}
     for item, clip in task.items.items():
         path = Path(files.get(clip, {}).get("path") or "")
         for word in {path.name, path.stem} - {""}:
-            named.setdefault(word, set()).add(item)
-    unique = {word: next(iter(items)) for word, items in named.items() if len(items) == 1}
+            items_of.setdefault(word, set()).add(item)
+    unique = {word: next(iter(items)) for word, items in items_of.items() if len(items) == 1}
     rates = {item: files.get(clip, {}).get("fps") for item, clip in task.items.items()}
     return {
         word: (item, rates[item]) for word, item in {**unique, **{item: item for item in rates}}.items() if rates[item]

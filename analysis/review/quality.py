@@ -122,6 +122,27 @@ def disputed(reviews: Reviews, name: str) -> list[tuple[str, float]]:
     return sorted(((item, far) for item, far in open_.items() if far > 0), key=lambda pair: -pair[1])
 
 
+def marked(reviews: Reviews) -> dict[str, list[list[Mapping[str, Any]]]]:
+    """Clip → the spans that each of its reviewers marked, perhaps none, in the tasks that ask for spans. Where a lead
+    decided, the newest decision alone; else of traces that as many judged as asked, the newest judgement of each."""
+    acts: dict[str, dict[str, Event]] = {}
+
+    def collect(state: State) -> None:
+        for name, task in state.tasks.items():
+            for item, clip in task.items.items() if "spans" in task.questions else ():
+                final, judgements = state.final(name, item), state.counted(name, item)
+                if final is None and len(judgements) < task.reviewers:
+                    continue
+                for who, act in {"": final}.items() if final else judgements.items():
+                    former = acts.setdefault(clip, {}).get(who)
+                    if former is None or former.time < act.time:
+                        acts[clip][who] = act
+
+    reviews.log.look(collect)
+    of_clips = {clip: [by[""]] if "" in by else [*by.values()] for clip, by in acts.items()}
+    return {clip: [act.payload.get("spans") or [] for act in each] for clip, each in of_clips.items()}
+
+
 # Reviewers by what others say
 
 

@@ -54,10 +54,12 @@ class Reviews:
     def open(self, task: ReviewTask, by: str) -> ReviewTask:
         """Open a task; whoever opens it is a lead. The same one may be opened again, another of its name may not."""
         leads = [*dict.fromkeys((by, *task.leads))]
+        # What earlier versions do not know is there where it is used: they read all other tasks.
+        fields = {
+            name: value for name, value in asdict(task).items() if value or name not in ("guidelines", "feedback")
+        }
         self.log.append(
-            Event(
-                Kind.OPENED, task.name, person(by), payload={**asdict(task), "leads": leads}, id=f"opened {task.name}"
-            )
+            Event(Kind.OPENED, task.name, person(by), payload={**fields, "leads": leads}, id=f"opened {task.name}")
         )
         return self.task(task.name)
 
@@ -156,6 +158,7 @@ class Reviews:
                 )
             if kind in (Kind.JUDGED, Kind.SKIPPED) and event.id not in state.acts.get((name, reviewer), {}):
                 _open(state, name)
+                _untold(state, state.answers.get(name, {}).get(item, {}).get(reviewer))
             return event
 
         return self.log.append(if_handed)
@@ -169,6 +172,7 @@ class Reviews:
             act = state.last_act(name, reviewer)
             if act is not None and act.kind is not Kind.ADJUDICATED:
                 _open(state, name)
+                _untold(state, act)
             return act and Event(Kind.UNDONE, name, reviewer, act.item, act.clip, {"event": act.id, "seat": seat})
 
         return self.log.append(newest)
@@ -277,6 +281,24 @@ class Reviews:
             "by": dict(Counter(act.reviewer for act in everything)),
         }
 
+    def others_done(self, name: str, reviewer: str) -> int:
+        """How many of the judgements asked for others have given, gold apart."""
+        task = self.task(name)
+        counts = Counter(act.item for act in self.judgements(name) if act.reviewer != reviewer)
+        return sum(min(n, task.reviewers) for item, n in counts.items() if item in task.items and item not in task.gold)
+
+    def progress_for(self, name: str, reviewer: str, count: int | None = None) -> dict[str, int]:
+        """How far a task is to one of its reviewers: `mine` and `done` of `asked` judgements, each with all gold items
+        that they judged or might get. Every answer counts one, so that none tells whether it was of gold. `count`: as
+        of `others_done`, counted before."""
+        task = self.task(name)
+        items = self.log.look(
+            lambda state: {act.item for act in state.acts.get((name, reviewer), {}).values() if act.kind is Kind.JUDGED}
+        )
+        count = self.others_done(name, reviewer) if count is None else count
+        most = (len(task.items) - len(task.gold)) * task.reviewers + len(task.gold)
+        return {"mine": len(items), "done": min(most, count + len(items)), "asked": most}
+
 
 def _open(state: State, name: str) -> None:
     if name in state.closed:
@@ -284,6 +306,17 @@ def _open(state: State, name: str) -> None:
             f"the task {name!r} is closed",
             "all may read its answers since, so they stay as they are",
             "ask a lead to open it again; your draft is kept",
+        )
+
+
+def _untold(state: State, act: Event | None) -> None:
+    """DataError for a judgement of a gold item about which its reviewer was told what is right."""
+    task = state.tasks.get(act.task) if act is not None and act.kind is Kind.JUDGED else None
+    if task is not None and task.feedback and act.item in task.gold:
+        raise DataError(
+            "that is an answer to a known item",
+            "you were told what is right, so your answer stays",
+            "go on; ← goes back to other answers, which you may replace",
         )
 
 

@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 from deepintuit.errors import DataError
 from deepintuit.texts import decoded
 
-Span = Mapping[str, Any]
+Span, Stretch = Mapping[str, Any], tuple[float, float]
 MOST, LONGEST = 1000, 1e6
 """Spans in one answer, and seconds that an end may have."""
 MOST_BYTES = 256 << 20
@@ -70,6 +70,46 @@ def of_frames(first: int, last: int, label: str, fps: float) -> dict[str, Any]:
     if not 0 <= first <= last:
         raise ValueError(f"a span from frame {first} to {last}")
     return checked([{"start": first / fps, "end": (last + 1) / fps, "label": label}])[0]
+
+
+# Stretches of time: (start, end) in seconds, in order and without overlap where these functions give them
+
+
+def merged(stretches: Iterable[Stretch]) -> list[Stretch]:
+    """Those that overlap or touch as one; empty ones are left out."""
+    whole: list[Stretch] = []
+    for start, end in sorted(stretch for stretch in stretches if stretch[1] > stretch[0]):
+        if whole and start <= whole[-1][1]:
+            whole[-1] = whole[-1][0], max(end, whole[-1][1])
+        else:
+            whole.append((start, end))
+    return whole
+
+
+def length(stretches: Iterable[Stretch]) -> float:
+    return sum(end - start for start, end in merged(stretches))
+
+
+def clipped(stretches: Iterable[Stretch], seconds: float) -> list[Stretch]:
+    """What of them lies between 0 and so many seconds."""
+    return merged((max(0.0, start), min(seconds, end)) for start, end in stretches)
+
+
+def overlap(first: Iterable[Stretch], second: Iterable[Stretch]) -> float:
+    """Seconds that lie in both."""
+    second = merged(second)
+    return sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in merged(first) for b in second)
+
+
+def shared(people: Sequence[Sequence[Span]]) -> list[Stretch]:
+    """Where more than half of these people marked a span, of whatever label."""
+    marks = [merged((span["start"], span["end"]) for span in spans) for spans in people]
+    edges = sorted({edge for stretches in marks for stretch in stretches for edge in stretch})
+    return merged(
+        (start, end)
+        for start, end in zip(edges, edges[1:])
+        if 2 * sum(any(a <= start and end <= b for a, b in stretches) for stretches in marks) > len(people)
+    )
 
 
 # CVAT
@@ -136,10 +176,10 @@ def from_cvat(content: bytes, items: Mapping[str, tuple[str, float]]) -> dict[tu
     marks: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for text in _files(content):
         for names, reviewer, label, first, last in _read_tracks(text):
-            known = next((items[name] for name in names if name in items), None)
-            if known is None:
+            place = next((items[name] for name in names if name in items), None)
+            if place is None:
                 raise ValueError(f"its CVAT task is called {names[0]!r:.100}, as no trace or clip of this task is")
-            item, fps = known
+            item, fps = place
             marks.setdefault((item, reviewer), []).append(of_frames(first, last, label, fps))
     return marks
 
@@ -177,8 +217,10 @@ def _read_tracks(text: str) -> Iterator[tuple[list[str], str, str, int, int]]:
         account = task.findtext("assignee/username") or task.findtext("owner/username") or "CVAT"
         shapes = [(int(shape.attrib["frame"]), shape) for shape in track if "frame" in shape.attrib]
         shapes.sort(key=lambda pair: pair[0])
-        said = (node.text for _, shape in shapes for node in shape.iter("attribute") if node.get("name") == "reviewer")
-        reviewer, first = next(filter(None, said), account), None
+        attributes = (
+            node.text for _, shape in shapes for node in shape.iter("attribute") if node.get("name") == "reviewer"
+        )
+        reviewer, first = next(filter(None, attributes), account), None
         # A track that nothing ends is seen to the end.
         stop = int(task.findtext("stop_frame") or int(task.findtext("size") or 0) - 1)
         for frame, shape in [*shapes, (max(stop, shapes[-1][0]) + 1, None)] if shapes else ():

@@ -9,13 +9,13 @@ hands when a new run comes in.
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deepintuit.errors import DataError, nearest
-from deepintuit.labels import spellings
+from deepintuit.labels import LabelSet, spellings
 from deepintuit.trace import GRAMMARS
 from deepintuit_analysis.index import browse
 from deepintuit_analysis.review import spans
@@ -33,7 +33,7 @@ ORDERS = ("entropy", "margin", "changed", "mismatch", "traces", "reviewers", "do
 calibrated; reasoning that argues for another label than the answer; traces of the clip that disagree; people who
 disagree so far; clips whose label is probably wrong (`quality.doubted`); at random; as listed. Ties are broken
 at random."""
-LONGEST_NOTE = 10_000  # characters
+LONGEST_NOTE, LONGEST_GUIDELINES = 10_000, 20_000  # characters
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class ReviewTask:
     """A review task. `items`: trace id → clip id, in the order of handing out, gold items included; `gold`: trace id →
     the answers that are known to be right (of a `failing` place perhaps a part), hidden among the others and given to
     everybody, about `gold_share` of what one gets. `blind` asks the page to hide the model's label. A reservation lasts
-    `seconds` from its last draft."""
+    `seconds` from its last draft. `guidelines` stand on the desk; `feedback`: whoever answers a gold item is told at
+    once what is right, and that answer stays."""
 
     name: str
     items: Mapping[str, str]
@@ -55,6 +56,8 @@ class ReviewTask:
     seconds: float = 600.0
     leads: Sequence[str] = ()
     slice: Mapping[str, str] = field(default_factory=dict)
+    guidelines: str = ""
+    feedback: bool = False
 
     def __post_init__(self) -> None:
         if not self._sound():
@@ -74,6 +77,11 @@ class ReviewTask:
                 ({"label", "spans"} & set(self.questions) and not self.labels, "asks for a label and lists none"),
                 (any("spans" in answers for answers in self.gold.values()), "has spans as gold, which are never equal"),
                 (not set(self.gold) <= set(self.items), "has gold traces that are not among its items"),
+                (self.feedback and not self.gold, "tells what is right on gold items and has none"),
+                (
+                    len(self.guidelines) > LONGEST_GUIDELINES,
+                    f"has guidelines of over {LONGEST_GUIDELINES:,} characters",
+                ),
             )
             if bad
         ]
@@ -95,6 +103,8 @@ class ReviewTask:
         numbers = (self.reviewers, self.gold_share, self.seconds)
         return (
             isinstance(self.name, str)
+            and isinstance(self.guidelines, str)
+            and isinstance(self.feedback, bool)
             and all(isinstance(plan, Mapping) and all_text([*plan]) for plan in plans)
             and all_text([*self.items.values()])
             and all(isinstance(answers, Mapping) for answers in self.gold.values())
@@ -244,6 +254,35 @@ def _mixed(ranked: Mapping[str, Sequence[int]], shares: Mapping[str, float]) -> 
         counts[name] += 1
         placed.add(place := next(place for place in rest[name] if place not in placed))
         yield int(place)
+
+
+def labels_of(workbench: "Workbench", filters: "browse.TraceFilter") -> list[str]:
+    """The labels of all datasets that the filter finds traces of."""
+    datasets = [name for name, _ in browse.choices(workbench)["dataset"]]
+    labels = {}
+    for dataset in datasets:
+        path = workbench.clips / f"{dataset}.labels.toml"
+        if (
+            path.is_file()
+            and (filters.dataset or dataset) == dataset
+            and (len(datasets) == 1 or browse.count(workbench, replace(filters, dataset=dataset)))
+        ):
+            labels |= dict.fromkeys(LabelSet.load(path))
+    return list(labels)
+
+
+def known_items(
+    workbench: "Workbench", filters: "browse.TraceFilter", number: int, labels: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """So many traces of a filter, drawn at random, as gold items: their clips' labels are taken as known."""
+    gold: dict[str, dict[str, str]] = {}
+    for trace_id in plan(workbench, filters, "random", seed=1) if number > 0 and labels else ():
+        true = (browse.fact(workbench, trace_id) or {}).get("true_label")
+        if true in labels:
+            gold[trace_id] = {"label": true}
+        if len(gold) >= number:
+            break
+    return gold
 
 
 def task_of(

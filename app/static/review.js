@@ -8,6 +8,7 @@
   const VERDICTS = { a: "right", w: "wrong reasons", r: "wrong", u: null };
   const EDITED = /^\s*</; // a note that begins like this is a corrected trace
   const FAILS = { s: "seeing", d: "reasoning" };
+  const NO_MARK = { start: null, end: null, picked: -1, last: null }; // a span that is begun, the one that is picked, the one marked last
   let root = null, desk = null, seat = "", active = performance.now(), counting = 0;
 
   const $ = (selector) => root.querySelector(selector);
@@ -78,7 +79,7 @@
   async function start(task, decide) {
     const found = await ask("start", { task, view: decide ? "decide" : "" });
     root.innerHTML = found.html;
-    desk = { task, decide, questions: found.questions, list: [], at: -1, asking: null, busy: false, rate: 1, picked: -1, timer: 0, drafting: null, said: 0 };
+    desk = { task, decide, questions: found.questions, list: [], at: -1, asking: null, busy: false, rate: 1, picked: -1, mark: NO_MARK, timer: 0, drafting: null, said: 0 };
     const here = desk;
     await take(sessionStorage.getItem(`${RECENT()}\nnow`)); // after a reload: what was on screen
     if (here !== desk) return;
@@ -135,7 +136,7 @@
     if (!progress || !place) return;
     const n = (value) => value.toLocaleString("en");
     place.textContent = "left" in progress ? `${n(progress.left)} left to decide`
-      : `${n(progress.mine)} by you · ${n(progress.complete)} of ${n(progress.items)} items complete`;
+      : `${n(progress.mine)} by you · ${n(progress.done)} of ${n(progress.asked)} judgements`;
   }
 
   const now = () => desk && desk.list[desk.at];
@@ -145,6 +146,7 @@
     const entry = desk.list[index], video = filmOf(entry);
     desk.at = index;
     desk.picked = -1;
+    desk.mark = NO_MARK;
     document.querySelector("#review-film video")?.pause();
     const none = document.createElement("p");
     none.className = "unplayable";
@@ -155,6 +157,7 @@
     if (video) {
       video.id = "player";
       video.playbackRate = video.defaultPlaybackRate = desk.rate;
+      for (const name of ["loadedmetadata", "seeked", "timeupdate", "play"]) video.addEventListener(name, playhead);
       if (!window.matchMedia("(prefers-reduced-motion: reduce)").matches) video.play().catch(() => {});
     }
     sessionStorage.setItem(`${RECENT()}\nnow`, entry.item);
@@ -212,6 +215,135 @@
       sentence.classList.toggle("fails", failing?.sentence === i);
     });
     $("#review-speed").textContent = desk.rate === 1 ? "" : `${desk.rate}× speed`;
+    timeline();
+  }
+
+  // ── The timeline: what the trace cites, spans, and where the clip is. [ and ] mark a span while it plays; the same
+  // keys move the ends of the one that is picked. A span begins with a frame and ends behind one. ──
+  const spans = () => now()?.answers.spans || [];
+  const times = ({ start, end }) => `${start.toFixed(2)}–${end.toFixed(2)} s`;
+  const lasts = () => { const { video, film } = now() || {}; return video?.duration || film?.seconds || 0; };
+  const spanLabels = () => all("[data-span-label]").map((button) => button.dataset.spanLabel);
+
+  function timeline() {
+    const box = $("#review-timeline"), entry = now(), length = lasts();
+    if (!box || !entry) return;
+    box.hidden = !length;
+    const at = (seconds) => `${Math.min(100, 100 * seconds / (length || 1))}%`;
+    const mark = (kind, seconds, words) => {
+      const one = document.createElement("i");
+      Object.assign(one, { className: kind, title: words });
+      one.style.left = at(seconds);
+      return one;
+    };
+    const bar = (kind, span, words) => {
+      const one = mark(kind, span.start, words);
+      one.style.width = at(span.end - span.start);
+      return one;
+    };
+    const { start, end, picked } = desk.mark;
+    const cited = [...entry.node.querySelectorAll(".sentence[data-at]")].flatMap((one) => one.dataset.at.split(",")).filter(Boolean).map(Number);
+    const labels = spanLabels();
+    const bars = spans().map((span, i) => {
+      const one = bar(i === picked ? "span picked" : "span", span, `${span.label} ${times(span)}`);
+      one.style.setProperty("--tone", `${47 * labels.indexOf(span.label) + 210}deg`);
+      one.textContent = span.label;
+      return one;
+    });
+    const begun = start === null ? [] : [bar("span begun", { start, end: end ?? start + entry.film.step }, "begun")];
+    box.replaceChildren(...bars, ...begun, ...cited.map((seconds) => mark("cited", seconds, `The trace cites ${seconds.toFixed(1)} s`)), mark("head", 0, ""));
+    box.setAttribute("aria-label", `Timeline of ${length.toFixed(1)} s: ${cited.length} cited moments, ${bars.length} spans`);
+    playhead();
+    $("#review-spans")?.replaceChildren(...spans().map((span, i) => {
+      const row = $("#review-span").content.firstElementChild.cloneNode(true), [pick, label] = row.children;
+      row.dataset.span = i;
+      pick.textContent = times(span);
+      pick.setAttribute("aria-pressed", String(i === picked));
+      label.value = span.label;
+      return row;
+    }));
+    all("[data-span-label]").forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.spanLabel === (spans()[picked]?.label ?? inUse()))));
+  }
+
+  // Moved by each picture while the clip plays.
+  function playhead() {
+    const { video } = now() || {}, head = $("#review-timeline .head");
+    if (!video || !head) return;
+    head.style.left = `${Math.min(100, 100 * video.currentTime / (lasts() || 1))}%`;
+    if (!video.paused && !video.ended) requestAnimationFrame(() => { if (head.isConnected) playhead(); });
+  }
+
+  // Where the picture on screen begins (0) or ends (1), in whole microseconds as the server keeps it.
+  function frameAt(edge) {
+    const { video, film: { step } } = now(), last = Math.max(0, Math.round((video.duration || 0) / step) - 1);
+    return Number(((Math.min(last, Math.floor(video.currentTime / step + 0.01)) + edge) * step).toFixed(6));
+  }
+
+  const inUse = () => desk.mark.label ?? desk.mark.last?.label ?? now()?.answers.label ?? (spanLabels().length === 1 ? spanLabels()[0] : null);
+  const marking = () => desk.questions.includes("spans") && (desk.mark.start !== null || desk.mark.picked >= 0 || !desk.questions.includes("label"));
+
+  function keep(list, words, picked) {
+    list.sort((a, b) => a.start - b.start || a.end - b.end);
+    desk.mark = { ...NO_MARK, last: desk.mark.last, picked: list.indexOf(picked) };
+    answer("spans", list.length ? list : undefined);
+    say(words);
+  }
+
+  function mark(edge) {
+    const { mark: { start, picked } } = desk;
+    if (!desk.questions.includes("spans") || !now()?.video || desk.busy) return;
+    const at = frameAt(edge), list = [...spans()];
+    if (picked >= 0) {
+      const span = { ...list[picked], [edge ? "end" : "start"]: at };
+      if (span.end <= span.start) return say("A span ends after it begins.", "bad");
+      list[picked] = span;
+      return keep(list, `${span.label} ${times(span)}.`, span);
+    }
+    if (!edge) {
+      desk.mark = { ...desk.mark, start: at, end: null };
+      say(`A span from ${at.toFixed(2)} s: ] ends it, X drops it.`);
+      return paint();
+    }
+    if (start === null) return say("Mark where it begins first: [", "bad");
+    const back = at <= start; // marked from its end
+    desk.mark = { ...desk.mark, ...(back ? { start: frameAt(0), end: Number((start + now().film.step).toFixed(6)) } : { end: at }) };
+    const label = inUse();
+    if (label !== null) return named(label);
+    say("Which label has the span? 1 … 9");
+    paint();
+  }
+
+  function named(label) {
+    const { start, end, picked, last } = desk.mark, list = [...spans()], index = picked >= 0 || start !== null ? picked : list.indexOf(last);
+    if (index < 0 && end === null) {
+      desk.mark = { ...desk.mark, label };
+      return paint();
+    }
+    const span = { ...(index < 0 ? { start, end } : list[index]), label };
+    if (index < 0) list.push(span); else list[index] = span;
+    if (picked < 0) desk.mark = { ...desk.mark, last: span };
+    keep(list, `${label} ${times(span)}.${desk.questions.includes("label") ? "" : " 1 … 9 gives it another label."}`, picked < 0 ? null : span);
+  }
+
+  function pickSpan(by, index = desk.mark.picked < 0 && by < 0 ? -1 : desk.mark.picked + by) {
+    if (!spans().length) return say("No span is marked yet: [ begins one, ] ends it.");
+    desk.mark = { ...NO_MARK, picked: (index + spans().length) % spans().length };
+    const span = spans()[desk.mark.picked], { video } = now();
+    if (video) { video.pause(); video.currentTime = span.start + 0.001; }
+    paint();
+    say(`${span.label} ${times(span)}: [ and ] move its ends, 1 … 9 label it, X removes it, Esc leaves it.`);
+  }
+
+  function drop() {
+    const list = [...spans()], [span] = list.splice(desk.mark.picked, desk.mark.picked >= 0 ? 1 : 0);
+    if (!span && desk.mark.start === null) return say("Pick a span first: { or }, or click on it.", "bad");
+    keep(list, span ? `${span.label} ${times(span)} is removed.` : "Dropped.", null);
+  }
+
+  function leaveSpan() {
+    desk.mark = NO_MARK;
+    say("");
+    paint();
   }
 
   function say(words, kind = "") {
@@ -241,7 +373,7 @@
     if (!entry) return;
     clearTimeout(desk.timer);
     desk.pending = null;
-    here.drafting = renew(entry, keepalive === true).then(() => { if (here === desk && entry === now() && !desk.busy) say("Draft kept."); }, () => {});
+    here.drafting = renew(entry, keepalive === true).then(() => { if (here === desk && entry === now() && !desk.busy && !$("#review-status")?.textContent) say("Draft kept."); }, () => {});
   }
 
   async function renew(entry, keepalive = false) {
@@ -252,9 +384,13 @@
   // What an answer says against itself, in sentences; "" where nothing.
   async function contradiction({ item, answers: { label, verdict, failing, note }, node }) {
     const written = node.querySelector("template.written")?.dataset.ends, against = [];
+    const other = label && written && label !== written;
     if (verdict === "right" && failing) against.push("The trace is accepted, and a sentence of it fails.");
-    else if (verdict === "right" && label && written && label !== written) against.push(`The trace is accepted, but it ends in ${written} and not in ${label}.`);
+    else if (verdict === "right" && written === "") against.push("The trace is accepted, but it has no answer that can be read.");
+    else if (verdict === "right" && other) against.push(`The trace is accepted, but it ends in ${written} and not in ${label}.`);
+    else if (verdict === "wrong reasons" && other) against.push(`The trace is said to be right for wrong reasons, but it ends in ${written} and not in ${label}.`);
     if (EDITED.test(note || "")) {
+      if (verdict === "right") against.push("The trace is accepted, and a corrected one stands in the note.");
       const found = await ask("check", { task: desk.task, item, text: note });
       if (!found.label) against.push(`The corrected trace cannot be learned from. ${found.told}`);
       else if (label && found.label !== label) against.push(`The corrected trace ends in ${found.label} and not in ${label}.`);
@@ -291,6 +427,7 @@
   async function submit() {
     const entry = now(), here = desk;
     if (!entry || here.busy || here.weighing) return;
+    if (desk.mark.start !== null) return say(desk.mark.end === null ? "A span is begun: ] ends it, X drops it." : "Which label has the span? 1 … 9, or X drops it.", "bad");
     const missing = ["label", "verdict"].find((name) => desk.questions.includes(name) && !(name in entry.answers));
     if (missing) return say(missing === "label" ? "Which label? 1 … 9, or 0 for unsure." : "And the trace? A, W, R, or U for unsure.", "bad");
     const given = JSON.stringify(entry.answers);
@@ -332,6 +469,10 @@
       const recent = JSON.parse(sessionStorage.getItem(RECENT()) || "[]").filter((item) => item !== entry.item);
       sessionStorage.setItem(RECENT(), JSON.stringify([...recent, entry.item].slice(-50)));
       await onward(what === "skip" ? "Skipped, and saved." : found.told || "Saved.");
+      if (found.gold && here === desk) {
+        $("#review-gold div").innerHTML = found.gold;
+        $("#review-gold").showModal();
+      }
     } catch (error) {
       performance.clearMarks("review-submit");
       if (here === desk) say(`Not saved. ${error.message}`, "bad");
@@ -444,8 +585,19 @@
     paint();
   }
 
+  const spanOf = (element) => Number(element.closest("[data-span]").dataset.span);
   const DO = {
     submit, undo, edit,
+    guide: () => {
+      const box = $("#review-guidelines");
+      if (!box) return say("This task has no guidelines.");
+      box.open = !box.open;
+      if (box.open) box.scrollIntoView({ block: "nearest" });
+    },
+    begin: () => mark(0),
+    end: () => mark(1),
+    pick: (button) => pickSpan(0, spanOf(button)),
+    remove: (button) => { desk.mark = { ...NO_MARK, picked: spanOf(button) }; drop(); },
     next: () => step(1),
     previous: () => step(-1),
     sheet: () => $("#review-sheet").showModal(),
@@ -475,15 +627,21 @@
   });
 
   const ONCE = {
-    Enter: "submit", k: "skip", z: "undo", "?": "sheet", e: "edit", n: () => $("#review-note")?.focus(),
+    Enter: "submit", k: "skip", z: "undo", "?": "sheet", e: "edit", g: "guide", n: () => $("#review-note")?.focus(),
     " ": () => { const { video } = now() || {}; if (video) video.paused ? video.play().catch(() => {}) : video.pause(); },
   };
   const HELD = { // these repeat while the key is down
     ArrowRight: () => step(1), ArrowLeft: () => step(-1), ArrowDown: () => pick(desk.picked + 1), ArrowUp: () => pick(desk.picked - 1),
-    ",": () => frame(-1), ".": () => frame(1), "<": () => speed(-1), ">": () => speed(1),
+    ",": () => frame(-1), ".": () => frame(1), "<": () => speed(-1), ">": () => speed(1), "{": () => pickSpan(-1), "}": () => pickSpan(1),
   };
+  const MARKS = { "[": () => mark(0), i: () => mark(0), "]": () => mark(1), o: () => mark(1), x: drop, Delete: drop, Escape: leaveSpan };
 
   function meant(key) {
+    if (desk.questions.includes("spans") && key in MARKS) return MARKS[key];
+    if (/^[1-9]$/.test(key) && marking()) {
+      const label = spanLabels()[Number(key) - 1];
+      return label === undefined ? null : () => named(label);
+    }
     if (/^[0-9]$/.test(key)) {
       const labels = all("[data-label]:not([data-unsure])"), label = labels[Number(key) - 1]?.dataset.label;
       return key === "0" ? () => answer("label", null) : label === undefined ? null : () => answer("label", label);
@@ -497,7 +655,8 @@
   document.addEventListener("keydown", (event) => {
     active = performance.now();
     const at = event.target;
-    if (!desk || !$(".desk") || event.isComposing || event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]")) return;
+    const bracket = "[]{}".includes(event.key) && event.altKey; // typed with AltGr or Option on many keyboards
+    if (!desk || !$(".desk") || event.isComposing || event.metaKey || ((event.ctrlKey || event.altKey) && !bracket) || $("dialog[open]")) return;
     if (at.isContentEditable || /^(TEXTAREA|SELECT)$/.test(at.tagName) || (at.tagName === "INPUT" && at.type !== "button")) {
       if (event.key === "Escape") at.blur();
       return;
@@ -513,7 +672,7 @@
 
   document.addEventListener("click", (event) => {
     active = performance.now();
-    const at = event.target.closest?.("#review :is([data-do], [data-label], [data-verdict], [data-failing], a[data-go], .desk .sentence)");
+    const at = event.target.closest?.("#review :is([data-do], [data-label], [data-span-label], [data-verdict], [data-failing], a[data-go], .desk .sentence, #review-timeline)");
     if (!at || (at.matches("a") && (event.ctrlKey || event.metaKey || event.shiftKey))) return;
     const { label, verdict, failing } = at.dataset;
     if (at.matches("a")) {
@@ -522,7 +681,13 @@
       attempt(go, to.get("task"), to.get("view"));
     } else if (at.matches(".sentence")) {
       if (!event.target.closest(".chip")) pick([...now().node.querySelectorAll(".sentence")].indexOf(at));
+    } else if (at.matches("#review-timeline")) {
+      const { video } = now() || {}, { left, width } = at.getBoundingClientRect(), bars = [...at.querySelectorAll(".span:not(.begun)")];
+      const index = bars.indexOf(event.target);
+      if (index >= 0) attempt(pickSpan, 0, index);
+      else if (video) video.currentTime = lasts() * Math.max(0, Math.min(1, (event.clientX - left) / width));
     } else if (at.dataset.do) attempt(DO[at.dataset.do], at);
+    else if (at.dataset.spanLabel !== undefined) attempt(named, at.dataset.spanLabel);
     else if (label !== undefined) answer("label", "unsure" in at.dataset ? null : label);
     else if (verdict !== undefined) answer("verdict", "unsure" in at.dataset ? null : verdict);
     else fails(failing);
@@ -539,6 +704,10 @@
   }
 
   document.addEventListener("change", (event) => {
+    if (event.target.matches("[data-span] select") && desk) {
+      desk.mark = { ...NO_MARK, picked: spanOf(event.target) };
+      return attempt(named, event.target.value);
+    }
     if (event.target.id !== "review-import" || !event.target.files.length) return;
     const [file] = event.target.files;
     attempt(bringIn, file).finally(() => { event.target.value = ""; });

@@ -123,7 +123,7 @@ def test_twenty_items_by_keyboard_alone_are_twenty_events_and_each_next_is_there
     took = sorted(page.evaluate("performance.getEntriesByName('review-next').map((one) => one.duration)"))
     print(f"submit to next on screen, ms: median {took[10]:.0f}, longest {took[-1]:.0f}, n=20")
     assert took[0] < 300, "a loaded machine makes all wait for it: the quickest says what the page takes"
-    page.locator("#review-progress", has_text="20 by you · 20 of 28 items complete").wait_for()
+    page.locator("#review-progress", has_text="20 by you · 20 of 28 judgements").wait_for()
 
 
 def test_a_contradiction_is_asked_about_and_an_edited_trace_is_checked_as_it_is_typed(own, page):
@@ -131,7 +131,7 @@ def test_a_contradiction_is_asked_about_and_an_edited_trace_is_checked_as_it_is_
     for key in "1a":
         page.keyboard.press(key)
     page.keyboard.press("Enter")
-    assert "it ends in theft and not in delivery. Submit again" in page.evaluate(STATUS)
+    says(page, "it ends in theft and not in delivery. Submit again")
     assert own.events("odd", Kind.JUDGED) == []
     keys(page, "w", "Enter")
     says(page, "Saved.")
@@ -149,6 +149,50 @@ def test_a_contradiction_is_asked_about_and_an_edited_trace_is_checked_as_it_is_
     page.keyboard.press("Enter")
     says(page, "Saved.")
     assert len(own.events("odd", Kind.JUDGED)) == 2
+
+
+def playable(page) -> None:
+    page.wait_for_function("document.querySelector('#player')?.readyState >= 2")
+
+
+def span(start: float, end: float, label: str) -> dict:
+    return {"start": start, "end": end, "label": label}
+
+
+def test_twenty_items_are_marked_with_spans_of_time_by_keyboard_alone(own, page):
+    page.emulate_media(reduced_motion="reduce")
+    own.task(page, "when", questions=["spans"])
+    for turn in range(20):
+        ready(page)
+        playable(page)
+        keys(page, "i" if turn % 2 else "[", ".", ".", "o" if turn % 2 else "]")
+        says(page, "Which label")
+        keys(page, "123"[turn % 3], "Enter")
+        submitted(page, turn + 1)
+    judged = own.events("when", Kind.JUDGED)
+    labels = ["delivery", "theft", "routine"]
+    assert len({event.item for event in judged}) == 20
+    assert [event.payload["spans"] for event in judged] == [[span(0.0, 0.375, labels[n % 3])] for n in range(20)]
+
+
+def test_guidelines_are_at_hand_and_a_known_item_says_what_is_right(own, page):
+    own.task(page, "taught", gold="8", gold_share="90", feedback="1", guidelines="Look at hands.")
+    assert page.get_by_text("Look at hands.").is_visible()
+    keys(page, "g")
+    page.get_by_text("Look at hands.").wait_for(state="hidden")
+    known = own.events("taught", Kind.OPENED)[0].payload["gold"]
+    while (item := page.evaluate("sessionStorage.getItem('deepintuit-recent\\ntaught\\nnow')")) not in known:
+        keys(page, "k")
+        page.locator("#review-skip input").press_sequentially("x")
+        keys(page, "Enter")
+        says(page, "Skipped")
+    keys(page, "0", "u", "Enter")
+    page.get_by_text("That item was known, and your answer is another").wait_for()
+    assert known[item]["label"] in page.inner_text("#review-gold")
+    keys(page, "Enter")
+    page.locator("#review-gold").wait_for(state="hidden")
+    keys(page, "z")
+    says(page, "your answer stays")
 
 
 @pytest.mark.parametrize("size", [(1280, 860), (390, 844)])
@@ -351,7 +395,7 @@ def test_others_get_other_items_their_notes_are_text_and_a_lead_decides(crew, op
     assert {event.reviewer for event in crew.events("two", Kind.JUDGED)} == {"ada", "bob"}
     ada.goto(f"{crew.url}/review?task=two&view=lead")
     ada.get_by_role("link", name="Decide 1 disputed").wait_for()
-    ada.get_by_text("Notes and skips").click()
+    ada.get_by_text("Notes, spans and skips").click()
     assert "quoted" in ada.inner_text("#review") and ada.evaluate("window.hacked === undefined")
     assert ada.locator("#review img, #review script").count() == 0
     ada.get_by_role("link", name="Decide 1 disputed").click()
