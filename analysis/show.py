@@ -5,6 +5,7 @@
     show.clip("clip.mp4")                              # a player, the file inside the notebook
     show.frames(video.read("clip.mp4", 8))             # what a model is shown, with times
     show.row(show.trace(before), show.trace(after))    # parsed traces side by side
+    show.clip_map(workbench, "homecam", by="split")    # where clips lie, after `deepintuit embed`
 
 Each gives a piece of HTML that a notebook displays as its cell's value, by the templates of `templates/show`.
 """
@@ -13,17 +14,23 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import ArrayLike
 
-from deepintuit.errors import DataError
+from deepintuit.embeddings import places_of
+from deepintuit.errors import DataError, StoreError, nearest
 from deepintuit.trace import Malformed, Trace, outer_spans
 from deepintuit.video import Frames, jpeg
 from deepintuit_analysis.render import renderer
+
+if TYPE_CHECKING:
+    from deepintuit_analysis import Workbench
 
 APP = "http://127.0.0.1:7860"
 """Where `deepintuit app` listens by default."""
@@ -32,6 +39,13 @@ _MOST_BYTES = 32_000_000
 _KINDS = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
 _BLUE, _VERMILION = "47,127,193", "213,94,0"
 _WASHES = {"think": _BLUE, "observation": "176,104,155", "quick": "230,159,0", "answer": "0,158,115"}
+_LASSO = """
+const plot = document.getElementById("{plot_id}"), line = plot.parentElement.appendChild(document.createElement("pre"));
+plot.on("plotly_selected", (chosen) => {
+  const ids = (chosen?.points || []).map((point) => point.customdata);
+  line.textContent = ids.length ? `workbench.save_slice("NAME", alike.slice_of(${JSON.stringify(ids)}))` : "";
+});"""
+"""Behind a map: `alike` is `deepintuit_analysis.index.alike`."""
 _render = renderer(Path(__file__).parent / "templates", interpreted=False)
 
 
@@ -124,6 +138,29 @@ def app(page: str, words: str, **query: object) -> Html:
     state = {name: value for name, value in query.items() if value not in (None, "")}
     address = f"{APP}/{page}" + (f"?{urlencode(state)}" if state else "")
     return Html(_render("show/app.html", url=address, words=words))
+
+
+def clip_map(
+    workbench: Workbench, dataset: str, by: str | Mapping[str, str] = "label", include_plotlyjs: bool = True
+) -> Html:
+    """Where the clips of a dataset lie by their embeddings, coloured by a column of the manifest or by a word for each
+    clip id; below it the line that saves what a lasso holds as a slice. StoreError where nothing is embedded."""
+    from deepintuit_analysis.report.clip_map import about, clip_map
+
+    clips = workbench.query("SELECT * FROM clips WHERE dataset = ? AND excluded IS NULL", [dataset])
+    places = places_of(workbench.path, clips["clip_id"].tolist())
+    if places is None:
+        why = "the map is made of the embeddings of its clips"
+        raise StoreError(f"no clip of {dataset!r} has an embedding", why, f"Run `deepintuit embed {dataset}`")
+    if isinstance(by, str) and by not in clips:
+        near = nearest(by, clips.columns) or "label"
+        raise StoreError(f"the clips have no column {by!r}", "points are coloured by one", f"Nearest: {near!r}")
+    name = by if isinstance(by, str) else "group"
+    groups = by if isinstance(by, Mapping) else dict(zip(clips["clip_id"], clips[by].fillna("none").astype(str)))
+    figure = clip_map(places, groups, f"Clips of {dataset} by {name.replace('_', ' ')}")
+    count = sum(len(points.x) for points in figure.data)
+    page = figure.to_html(full_html=False, include_plotlyjs=include_plotlyjs, post_script=_LASSO)
+    return Html(page + words(about(places, count, len(groups))))
 
 
 def _data_url(kind: str, file: bytes) -> str:

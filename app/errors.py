@@ -23,7 +23,7 @@ from deepintuit.errors import DeepIntuitError
 from deepintuit.tables import FORMATS, written
 from deepintuit_analysis.index import answers, browse
 from deepintuit_analysis.index.build import file_signature
-from deepintuit_app import errors_classes, errors_clips, errors_honesty, links, slices
+from deepintuit_app import alike, errors_classes, errors_clips, errors_honesty, links, slices
 from deepintuit_app import errors_view as view
 from deepintuit_app.analysis import SPELLED, THRESHOLD, Analysis, Choice, Offers, analysis, choose, clamped, one_of
 from deepintuit_app.context import AppContext, apart
@@ -44,6 +44,7 @@ class At(NamedTuple):
     threshold: float
     label: str
     costs: str
+    colour: str
     cell: str
     clip: str
 
@@ -150,6 +151,21 @@ def page(context: AppContext) -> None:
         )
         divided = gr.HTML(padding=False)
         worst = gr.HTML(padding=False)
+        gr.HTML(view.heading("map"), padding=False)
+        colour = gr.Radio(
+            [(name, key) for key, name in alike.COLOURS.items()],
+            value="label",
+            label="Coloured by",
+            container=False,
+            elem_id="errors-colour",
+        )
+        plot = gr.Plot(show_label=False, container=False, elem_id="errors-map", visible=False)
+        places = gr.HTML(padding=False)
+        inside = gr.HTML(padding=False, elem_id="errors-chosen")
+        with gr.Row(visible=False, equal_height=False) as keeping:
+            called = gr.Textbox(label="Save the chosen clips as a slice called", max_length=80, min_width=220, scale=2)
+            keep = gr.Button("Save slice", scale=0, min_width=140)
+        saved_as = gr.HTML(padding=False)
         reasons = gr.HTML(padding=False)
     with gr.Column(elem_id="errors-drawer"):
         clips = gr.HTML(padding=False)
@@ -159,7 +175,8 @@ def page(context: AppContext) -> None:
     label = gr.Textbox(visible="hidden", elem_id="errors-class")
     taken = gr.Textbox(visible="hidden", elem_id="errors-take")
     costs = gr.Textbox(visible="hidden", elem_id="errors-costs")
-    state = [*picks, norm, by, threshold, label, costs, cell, clip]
+    lasso = gr.Textbox(visible="hidden", elem_id="errors-lasso")
+    state = [*picks, norm, by, threshold, label, costs, colour, cell, clip]
     timer, seen = gr.Timer(EVERY), gr.State(None)
 
     def chosen_of(wish: Sequence[str | None]) -> tuple[Choice, Offers]:
@@ -186,6 +203,7 @@ def page(context: AppContext) -> None:
             clamped(query.get("threshold")),
             query.get("class", "")[:200],
             query.get("costs", "")[:4000],
+            query.get("colour") if query.get("colour") in alike.COLOURS else "label",
             query.get("cell", "")[:200],
             query.get("clip", "")[:200],
         ]
@@ -197,7 +215,7 @@ def page(context: AppContext) -> None:
 
     everything = [
         nothing, body, condition, summary, classes, f1, confusion, flips, curves, ranking, fields, bills, reliability,
-        honesty, risk, abstain, controls, by, divided, worst, reasons, clips, player,
+        honesty, risk, abstain, controls, by, divided, worst, plot, places, reasons, clips, player,
     ]  # fmt: skip
 
     def show(*values) -> list[object]:
@@ -221,7 +239,8 @@ def page(context: AppContext) -> None:
                 errors_honesty.risk_plot(found, at.threshold), errors_honesty.abstain(found, at.threshold),
                 view.controls(found),
                 gr.update(choices=offered, value=column or None), view.slice_table(found, column),
-                view.worst(found), view.reasons(found), _clips(found, at._replace(by=column)), _player(found, at.clip),
+                view.worst(found), *alike.map_of(context, found, at.colour), view.reasons(found),
+                _clips(found, at._replace(by=column)), _player(found, at.clip),
             ]  # fmt: skip
         except LookupError:
             return _instead(view.NO_ANSWERS)
@@ -289,7 +308,9 @@ def page(context: AppContext) -> None:
             return ""
         trace_id = analysis.mine.frame.loc[watched, "trace_id"]
         trace = browse.trace(context.look(), trace_id) if isinstance(trace_id, str) else None
-        return errors_clips.clip_detail(analysis, watched, trace)
+        system = analysis.run_id, analysis.choice.system.split("/", 1)[1], analysis.choice.method
+        near = alike.nearest_html(context, watched, analysis.choice.dataset, system)
+        return errors_clips.clip_detail(analysis, watched, trace) + near
 
     def part(make):
         """A handler of one part of the page by `make(analysis, at)`."""
@@ -305,13 +326,13 @@ def page(context: AppContext) -> None:
 
     quick = {"queue": False, "show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
     last = {**quick, "trigger_mode": "always_last"}
-    names = (*PICKS, "cells", "by", "threshold", "class", "costs", "cell", "clip")
+    names = (*PICKS, "cells", "by", "threshold", "class", "costs", "colour", "cell", "clip")
     shown_all = links.bind(
         dict(zip(names, state, strict=True)),
         restore,
         choices=(*PICKS, "class", "cell", "clip"),
         spelled=dict.fromkeys(("method", "compare"), SPELLED),
-        defaults={"cells": "counts", "by": answers.FIRST[0], "threshold": f"{THRESHOLD:g}"},
+        defaults={"cells": "counts", "by": answers.FIRST[0], "threshold": f"{THRESHOLD:g}", "colour": "label"},
     )
     shown_all.then(show, state, everything, **quick)
     timer.tick(fresh, [seen, *state], [seen, *picks, *everything], **quick)
@@ -327,5 +348,18 @@ def page(context: AppContext) -> None:
     ).then(part(at_threshold), state, [risk, abstain, clips], **quick)
     label.change(part(of_class), state, [curves, ranking], **last)
     costs.change(part(at_costs), state, [curves, bills], **last)
+    colour.input(part(lambda found, at: alike.map_of(context, found, at.colour)), state, [plot, places], **last)
+
+    def drawn_around(selection: str, *values):
+        """What a lasso holds, and the form to save it."""
+        html = part(lambda found, at: alike.chosen_html(found, selection))(*values) if selection else ""
+        return html, gr.update(visible=bool(selection)), ""
+
+    lasso.change(drawn_around, [lasso, *state], [inside, keeping, saved_as], **last)
+
+    def save(selection: str, name: str, request: gr.Request):
+        return alike.saved(context, selection, name, request)
+
+    gr.on([keep.click, called.submit], save, [lasso, called], [saved_as, within], **quick)
     cell.change(part(opened), state, [clips, clip, player], **last).then(None, js=errors_clips.FOCUS)
     clip.change(part(lambda found, at: _player(found, at.clip)), state, player, **last)

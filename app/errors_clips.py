@@ -113,8 +113,8 @@ def behind(analysis: Analysis, cell: str, threshold: float, by: str) -> tuple[st
 
     confusion.i.j (true label i answered as j, K is "no answer") · true.i · answered.j · turned.provisional.rw (right by
     the provisional label, wrong now; also `other`, and any of r and w) · bin.k (confidence) · unsure (below the
-    threshold) · slice.k (of the column `by`) · reason.<reason> · follows.yes, follows.no · why.<kind> (the first false
-    step of its wrong trace) · missed.k, alarm.k (true k not answered so, and the reverse; missed.k.0.25, alarm.k.0.25:
+    threshold) · slice.k (of the column `by`) · reason.<reason> · clip.<id> · follows.yes, follows.no
+    · why.<kind> (the first false step of its wrong trace) · missed.k, alarm.k (true k not answered so, and the reverse; missed.k.0.25, alarm.k.0.25:
     called k from that probability on)
     """
     kind, *places = cell.replace("turned.raw.", "turned.provisional.").split(".")  # as older addresses have it
@@ -165,6 +165,8 @@ def behind(analysis: Analysis, cell: str, threshold: float, by: str) -> tuple[st
             reason = cell.removeprefix("reason.")
             mask = analysis.facts["reason"].reindex(frame.index) == reason
             title = f"Traces that are {view.reason_words(reason)}"
+        elif kind == "clip":
+            mask, title = frame.index == cell.removeprefix("clip."), "One clip"
         elif kind == "follows" and len(places) == 1:
             mask = analysis.facts["follows"].reindex(frame.index) == places[0]
             title = f"The reasoning {view.FOLLOWS[places[0]]}"

@@ -64,6 +64,11 @@ _HEADINGS = {
         "Answer only when sure enough, and err less often. The slider shows what a threshold gives on these clips; the "
         "table has those that were chosen on validation clips.",
     ),
+    "map": (
+        "Map",
+        "Where the clips lie by what they show. Draw around some to see and to save them as a slice. A point opens "
+        "its clip.",
+    ),
     "slices": (
         "Slices by a column",
         "Divide the clips by a column. Numbers make four parts of about equal size. Among many slices some look bad by "
@@ -73,7 +78,8 @@ _HEADINGS = {
 _STRONG = 0.55
 SECTIONS = (
     "Classes", "Confusion", "Fixed and broken", "ROC and precision–recall", "Costs", "Reliability", "Risk and coverage",
-    "Controls", "What carried the label", "Slices by a column", "Worst slices", "Why is it wrong?", "Malformed traces",
+    "Controls", "What carried the label", "Slices by a column", "Worst slices", "Map", "Why is it wrong?",
+    "Malformed traces",
 )  # fmt: skip
 """Titles on the page, for the links to them."""
 FOLLOWS = {"yes": "argues for its label", "no": "argues for another label"}

@@ -20,7 +20,7 @@ from deepintuit.errors import DeepIntuitError, VideoError, VideoReason
 from deepintuit.reasoner import replay as stored
 from deepintuit.reasoner.task import Clip
 from deepintuit_analysis.index import browse, clips
-from deepintuit_app import attribution, links, media, slices, trace_view
+from deepintuit_app import alike, attribution, links, media, slices, trace_view
 from deepintuit_app.context import AppContext
 from deepintuit_app.html import empty, esc, heading, note, render
 from deepintuit_app.live import Running
@@ -335,6 +335,15 @@ class Handlers:
             gr.Button(interactive=running),
         ]
 
+    def nearest(self, clip_id, trace_id) -> str:
+        """The clips that look most like the picked one, and what the system of the opened trace answered to them."""
+        clip = clip_of(self.context, clip_id)
+        if clip is None:
+            return ""
+        said = clips.predictions_on(self.context.workbench, trace_id) if isinstance(trace_id, str) and trace_id else []
+        system = next(((row["run_id"], row["system"], row["method"]) for row in said), None)
+        return alike.nearest_html(self.context, clip_id, clip.get("dataset") or "", system, picks=True)
+
     def judged(self, view, clip_id, truth, threshold):
         """The verdict again, with or without the truth."""
         return self._draw("verdict", view, clip_of(self.context, clip_id), truth, threshold)
@@ -544,6 +553,7 @@ def page(context: AppContext) -> None:
                 )  # fmt: skip
                 costs = gr.HTML("", elem_id="think-costs", elem_classes="runs")
                 gr.HTML(note("How many frames the model sees is part of how it was trained."))
+    near = gr.HTML(elem_id="alike")
     gr.HTML(heading("Clips", level=2), elem_id="clips-heading")
     with gr.Row(elem_id="finder", equal_height=True):
         text = gr.Textbox(label="Find a clip", placeholder="id, file, group or label", scale=4, min_width=220)
@@ -581,6 +591,7 @@ def page(context: AppContext) -> None:
     pick.change(do.pick, [pick, *view], [pick, picked, choice, player, *stage], **reads)
     choice.input(do.opened, [picked, choice, *view], [player, *stage], **reads)
     takes = {**reads, "concurrency_limit": 4}  # the rest waits without a thread: decoding a hostile file may take long
+    picked.change(do.nearest, [picked, choice], near, trigger_mode="always_last", **reads)
     upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **takes).then(**find, **reads)
     estimate = {
         "fn": lambda reasoner, below: consequences(context.look(), reasoner, _number(below, 0.0, 1.0, 1.0)),

@@ -21,7 +21,7 @@ from deepintuit.command import Parser, common, console, opened, print_settings, 
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, ModelError, quiet_libraries
 
-_NO_RUNS = ("baselines", "zero-shot")
+_NO_RUNS = ("baselines", "zero-shot", "encoder", "probe")
 _SHIPPED = [("clips",), ("clips", "homecam"), ("predict",), ("report",), ("review",), ("demo",), ("app",)]
 """The commands of this project's other packages, in the order of the help; more may come by entry points."""
 
@@ -144,7 +144,8 @@ def _add_stages(commands) -> None:
         "--reasoner",
         metavar="RUN",
         help="a coldstart or grpo run; a teach run of that split; `zero-shot` for the model as it is; "
-        "`baselines` for those without a model",
+        "`baselines` for those without a model; `encoder` trains a video classifier on the same clips, `probe` a linear "
+        "one on frozen features",
     )
     evaluate.add_argument(
         "--calibrator", metavar="RUN", help="its calibrate run (default: the newest finished one of that reasoner)"
@@ -267,12 +268,14 @@ def _evaluate(options) -> int:
     settings = with_dataset(settings)
     reasoner = options.reasoner or _newest(workbench, ["grpo", "coldstart"], settings, "a reasoner")
     own = None if reasoner == "zero-shot" else reasoner
-    writes = settings.server.model if reasoner != "baselines" else ""
+    writes = settings.server.model if reasoner not in ("baselines", "encoder", "probe") else ""
     calibrator = options.calibrator or (calibrator_of(workbench, own, writes) if own or writes else None)
     if _dry(options, workbench, settings, [settings.evaluate.split], {"reasoner": reasoner, "calibrator": calibrator}):
         return 0
     stage = importlib.import_module("deepintuit.evaluate")
     progress = not options.quiet
+    if reasoner in ("encoder", "probe"):
+        return _ended(_beside(workbench, settings, reasoner, calibrator)(system=options.name or "", progress=progress))
     if reasoner == "baselines":
         return _ended(stage.baselines(workbench, settings, calibrator, progress=progress))
     run = stage.run(
@@ -284,6 +287,19 @@ def _evaluate(options) -> int:
         progress=progress,
     )
     return _ended(run)
+
+
+def _beside(workbench, settings: Config, name: str, calibrator: str | None) -> Callable:
+    """What stands beside a reasoner. A probe is of the tower that the newest reasoner sees clips by."""
+    from deepintuit.evaluate import encoders
+    from deepintuit.reasoner import inherited
+
+    if calibrator:
+        why = "it writes no trace that a calibrator could read"
+        raise ConfigError(f"the calibrator {calibrator!r} was named for the {name}", why, "Leave it out")
+    if name == "probe":
+        settings, _ = inherited(workbench, settings, _newest_reasoner(workbench, settings))
+    return partial(getattr(encoders, name), workbench, settings)
 
 
 def _attribute(options) -> int:

@@ -348,6 +348,17 @@ class CalibrateConfig(Section):
     without: Annotated[Literal["none", "video", "trace"], ADDED] = Field("none", description="a control: a calibrator that never sees the video, or the trace; a run of its own, which evaluate puts beside the calibrator that sees both")
 
 
+class EncoderConfig(Section):
+    """A conventional classifier of videos, for the row beside a reasoner."""
+
+    path: str = Field("random", description="folder or hub id of a VideoMAE, V-JEPA 2, TimeSformer, ViViT or other model for video classification; random: a small VideoMAE without training, for small worlds")
+    learning_rate: float = Field(1e-4, gt=0, description="peak rate, of all weights [R]")
+    epochs: float = Field(20.0, gt=0, description="passes over the training clips, of which the one of least validation NLL is kept [R]")
+    batch: int = Field(8, ge=1, description="clips per update [R]")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the updates over which the rate rises, before it falls as a cosine [R]")
+    weight_decay: float = Field(0.05, ge=0, description="[R]")
+
+
 class EvaluateConfig(Section):
     split: Split = Field("test", description="which clips")
     traces: int = Field(1, ge=1, description="traces per clip; 1 with temperature 0 as the paper")
@@ -375,6 +386,7 @@ class Config(Section):
     grpo: GrpoConfig = GrpoConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
     gate: GateConfig = GateConfig()
+    encoder: EncoderConfig = EncoderConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of every random choice")
     report_to: Annotated[Tracker, COST] = Field(

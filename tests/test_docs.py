@@ -270,16 +270,16 @@ def code_lines(path: Path) -> int:
 
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
-    "deepintuit": 12_552,
-    "deepintuit_analysis": 7_496,
-    "deepintuit_app": 6_827,
+    "deepintuit": 12_717,
+    "deepintuit_analysis": 7_615,
+    "deepintuit_app": 6_960,
     "deepintuit_clips": 2_546,
     "deepintuit_homecam": 2_048,
 }
-MOST_IN_ALL = 31_469
+MOST_IN_ALL = 31_886
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
-MOST_TO_READ = 2_151
+MOST_TO_READ = 2_283
 
 
 def test_rooms_stay_within_their_lines(record_property):

@@ -36,7 +36,8 @@ _FEW_NUMBERS = 6
 
 
 def sources(workbench: Workbench) -> pd.DataFrame:
-    """A row for each run, system and split that has answers, newest run first, but those to clips without labels last:
+    """A row for each run, system and split that has answers, newest run first, but those that stand on no other
+    run come late, and those to clips without labels last:
     dataset ("" when the run names none), split, run_id, system, methods (sorted), clips (the most that one method
     answered), seed, created."""
     rows = workbench.query("""
@@ -45,7 +46,7 @@ def sources(workbench: Workbench) -> pd.DataFrame:
         FROM (SELECT run_id, system, split, method, count(*) AS n, count(true_label) AS labelled
               FROM predictions WHERE control = 'none' GROUP BY ALL)
         JOIN runs USING (run_id)
-        GROUP BY ALL ORDER BY max(labelled) = 0, created DESC, run_id DESC, system""")
+        GROUP BY ALL ORDER BY max(labelled) = 0, any_value(runs.parent) IS NULL, created DESC, run_id DESC, system""")
     return rows.assign(methods=[list(methods) for methods in rows["methods"]])
 
 

@@ -58,6 +58,8 @@ SYSTEMS = (
     "majority",
     "metadata",
     "text",
+    "probe",
+    "encoder",
     "zero-shot",
     "labels only",
     "labels only, all clips",
@@ -458,10 +460,11 @@ def headline(rows: Sequence[Result], method: str = "label_likelihood") -> Result
 
 
 def _place(keys: list[tuple[str, str, str]]) -> Callable[[tuple[str, str, str]], tuple]:
-    def base(system: str) -> str:  # without what it saw otherwise than in training, which evaluate wrote behind it
-        return system.casefold().partition(" (video.")[0]
+    def base(system: str) -> str:  # without what evaluate wrote behind it: other frames than in training, whose weights
+        return system.casefold().partition(" (")[0]
 
     folded = [base(system) for system, _, _ in keys]
+    names = list(dict.fromkeys(system for system, _, _ in keys))
     systems = [*SYSTEMS, *dict.fromkeys(system for system in folded if system not in SYSTEMS)]
     controls = ["none", *CONTROLS]
 
@@ -469,7 +472,7 @@ def _place(keys: list[tuple[str, str, str]]) -> Callable[[tuple[str, str, str]],
         system, method, control = key
         return tuple(
             order.index(word) if word in order else len(order)
-            for word, order in ((system.casefold(), systems), (method, METHODS), (control, controls))
+            for word, order in ((base(system), systems), (system, names), (method, METHODS), (control, controls))
         )
 
     return place

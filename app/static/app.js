@@ -40,7 +40,8 @@ const drawing = window.setInterval(() => {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-set]");
   const field = button && document.querySelector(`#${CSS.escape(button.dataset.set)} :is(textarea, input)`);
-  if (!field) return;
+  if (!field || (button.href && (event.ctrlKey || event.metaKey || event.shiftKey))) return;
+  if (button.href) event.preventDefault();
   if (button.dataset.set === "errors-cell" && !("close" in button.dataset)) window.errorsOpener = button.dataset.value;
   document.querySelectorAll(`[data-set="${CSS.escape(button.dataset.set)}"][aria-current]`).forEach((one) => one.removeAttribute("aria-current"));
   if (!("close" in button.dataset)) button.setAttribute("aria-current", "true");
@@ -50,6 +51,23 @@ document.addEventListener("click", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") document.querySelector("#errors-drawer [data-close]")?.click();
+});
+
+// The map on Errors: what a lasso holds fills a hidden field, a click on a point opens its clip.
+document.addEventListener("pointerover", (event) => {
+  const plot = event.target.closest?.("#errors-map .js-plotly-plot");
+  if (!plot?.on) return;
+  const fill = (id, value) => {
+    const field = document.querySelector(`#${id} :is(textarea, input)`);
+    field.value = value;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  const told = {
+    plotly_selected: (chosen) => fill("errors-lasso", (chosen?.points || []).map((point) => point.customdata).join(",")),
+    plotly_deselect: () => fill("errors-lasso", ""),
+    plotly_click: ({ points: [{ customdata: clip }] }) => { fill("errors-clip", clip); fill("errors-cell", `clip.${clip}`); },
+  };
+  for (const [name, tell] of Object.entries(told)) { plot.removeAllListeners(name); plot.on(name, tell); }
 });
 
 // Fields of a table together fill one hidden field (`data-gather`): label=first/second;… of those that are not 1.

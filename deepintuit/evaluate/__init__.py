@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 from rich.progress import track
 
@@ -24,7 +23,6 @@ from deepintuit.evaluate.others import other_ways, write_others
 from deepintuit.evaluate.rows import Rows, Traced
 from deepintuit.judges import Question, build_judge
 from deepintuit.labels import NONE_LABEL
-from deepintuit.metrics import fit_temperature, thresholds_for
 from deepintuit.reasoner import (
     DISTANCE,
     NEEDS_SAMPLES,
@@ -32,6 +30,7 @@ from deepintuit.reasoner import (
     Clip,
     Known,
     LocalReasoner,
+    Scores,
     Task,
     answer_distribution,
     fitted_ways,
@@ -45,7 +44,6 @@ from deepintuit.reasoner import (
     reasoner_for,
     reasoner_run,
     refuse_lost,
-    refuse_one_class,
     vote_scores,
 )
 from deepintuit.reasoner.controls import CONTROLS, trained_controls, without
@@ -375,20 +373,10 @@ def _note(rows: Rows, beside: VLM | None = None) -> None:
 def _labels_only(rows: Rows, local: LocalReasoner, pairs: Known) -> None:
     """Direct-SFT and RB-FT answer without a trace: label likelihoods as they are, and at a temperature fitted on
     validation."""
-    task, batch = local.task, rows.config.sampling.clips_per_batch
-    score, clips, ways = label_scores(local.vlm, task, pairs, batch), pairs.clips, {"raw": 1.0}
-    try:
+    batch = rows.config.sampling.clips_per_batch
+
+    def held_out() -> tuple[Sequence[Clip], Scores]:
         validation = _readable(local, "validation")
-        refuse_one_class(validation.clips, "validation", readable=True)
-        truth = np.array([task.labels.index(clip.label) for clip in validation.clips])
-        held_out = label_scores(local.vlm, task, validation, batch)
-        ways["label_likelihood"] = fit_temperature(held_out.logits_C_K, truth)
-        probs = held_out.probs(ways["label_likelihood"])
-        risks = thresholds_for(probs.max(1), probs.argmax(1) == truth)
-        rows.thresholds["label_likelihood"] = {"n": len(truth), "risks": risks}
-    except DataError as error:
-        rows.leave_out("label_likelihood", error)
-    labels = [task.labels.labels[k] for k in score.logits_C_K.argmax(1)]
-    for method, temperature in ways.items():
-        probs = score.probs(temperature)
-        rows.add(method, clips, probs, labels, provisional=labels, outside=score.outside_C, temperature=temperature)
+        return validation.clips, label_scores(local.vlm, local.task, validation, batch)
+
+    rows.add_at_temperatures(pairs.clips, label_scores(local.vlm, local.task, pairs, batch), held_out)

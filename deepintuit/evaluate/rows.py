@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,7 +13,8 @@ from rich.console import Console
 from deepintuit import ranks
 from deepintuit.config import Config
 from deepintuit.errors import DataError
-from deepintuit.reasoner import Clip, Known, Task, prediction_rows
+from deepintuit.metrics import fit_temperature, thresholds_for
+from deepintuit.reasoner import Clip, Known, Scores, Task, prediction_rows, refuse_one_class
 from deepintuit.reasoner.distance import Far
 from deepintuit.runs import Run, Workbench, trace_id
 from deepintuit.trace import Malformed, Trace
@@ -67,6 +68,28 @@ class Rows:
         extra = {"predicted": predicted, "provisional": provisional, "outside": outside, "temperature": temperature}
         far = self.far if control == "none" else {}
         self.run.append("predictions", prediction_rows(self.task.labels, clips, traces, probs, about, **extra, far=far))
+
+    def add_at_temperatures(
+        self, clips: Sequence[Clip], scores: Scores, held_out: Callable[[], tuple[Sequence[Clip], Scores]]
+    ) -> None:
+        """For what answers without a trace: label scores as they are ("raw"), and at the temperature of least NLL on
+        `held_out` clips of validation, with the thresholds of confidence chosen there."""
+        labels = [self.task.labels.labels[k] for k in scores.logits_C_K.argmax(1)]
+        ways = {"raw": 1.0}
+        try:
+            validation, other = held_out()
+            refuse_one_class(validation, "validation", readable=True)
+            truth = np.array([self.task.labels.index(clip.label) for clip in validation])
+            ways["label_likelihood"] = fit_temperature(other.logits_C_K, truth)
+            probs = other.probs(ways["label_likelihood"])
+            risks = thresholds_for(probs.max(1), probs.argmax(1) == truth)
+            self.thresholds["label_likelihood"] = {"n": len(truth), "risks": risks}
+        except DataError as error:
+            self.leave_out("label_likelihood", error)
+        about = {"provisional": labels, "outside": scores.outside_C}
+        for method in [method for method in ways if (method, "none") not in self.done()]:
+            temperature = ways[method]
+            self.add(method, clips, scores.probs(temperature), labels, temperature=temperature, **about)
 
     def leave_out(self, name: str, why: DataError) -> None:
         """A row that cannot be: said in the summary, the log, and with `progress` on the terminal."""

@@ -76,7 +76,7 @@ class VideoClassifier:
             model = AutoModelForVideoClassification.from_config(config)
             processor = VIDEO_PROCESSOR_MAPPING[type(config)]["torchvision"]()
         else:
-            config = read_config(located(path, text_only=True), _KIND, _TODO)
+            config = read_config(located(path, text_only=True, kind=_KIND, todo=_TODO), _KIND, _TODO)
             folder = located(path)
             weight_files(folder)
             with reading(path, _KIND, _TODO):
@@ -98,7 +98,8 @@ class VideoClassifier:
         with within_memory(f"loading {path!r}", "Give a smaller classifier"):
             model.to(device_of(device)).eval()
         hold_to_numbers(model, path)
-        name = Path(path).name if Path(path).is_dir() else path
+        parts = [part for part in Path(path).parts if part != "checkpoint"]  # of a run that trained it: the run's name
+        name = parts[-1] if Path(path).is_dir() else path
         return cls(
             model, processor, f"{config.model_type}, {'random weights' if path == RANDOM else name}", video, cache
         )

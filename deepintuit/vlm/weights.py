@@ -33,11 +33,11 @@ VLM_KIND = "vision-language model"
 WHOLE_AGAIN = "Copy or download the checkpoint again, whole, with the config.json that it was saved with"
 
 
-def located(path: str, *, text_only: bool = False) -> Path:
+def located(path: str, *, text_only: bool = False, kind: str = VLM_KIND, todo: str = _ANOTHER) -> Path:
     """The folder of a checkpoint: one that ships with the package (`embedded:NAME`), a folder, or the files of a hub
     id, fetched where they are not kept yet (`text_only`: all but the weights). Raises `ModelError`."""
-    kind, _, name = path.partition(":")
-    if kind == "embedded":
+    prefix, _, name = path.partition(":")
+    if prefix == "embedded":
         if name not in worlds.names():
             raise ModelError(
                 f"model.path = {path!r}",
@@ -47,7 +47,7 @@ def located(path: str, *, text_only: bool = False) -> Path:
         return worlds.named(name).MODEL
     if Path(path).is_dir():
         return Path(path)
-    with reading(path):
+    with reading(path, kind, todo):
         patterns = ["*.json", "*.jinja", "*.txt", *([] if text_only else ["*.safetensors"])]
         return Path(snapshot_download(path, allow_patterns=patterns))
 

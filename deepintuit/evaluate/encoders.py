@@ -1,0 +1,155 @@
+"""What stands beside every reasoner: a conventional video classifier trained on the same clips and labels, and a linear
+probe of frozen features.
+
+Both learn from the clips of all training splits, and every choice (the epoch, the strength of regularisation, the
+temperature) is made on validation. Neither sees a policy, a prompt or a teacher.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from deepintuit import ranks
+from deepintuit.config import TRAINING, Config
+from deepintuit.errors import ConfigError, VideoError
+from deepintuit.evaluate.baselines import class_probabilities
+from deepintuit.evaluate.rows import Rows
+from deepintuit.reasoner import Clip, Scores, Task, identity, refuse_one_class
+from deepintuit.reasoner.embedding import Tower, embedded
+from deepintuit.reasoner.local import places_of
+from deepintuit.runs import Run, Workbench
+from deepintuit.stage import refuse_none
+from deepintuit.vlm import VLM
+from deepintuit.vlm.classifier import VideoClassifier
+from deepintuit.vlm.finetune import Recipe
+from deepintuit.vlm.training import StepLog
+
+_STRENGTHS = np.logspace(-4, 1, 6)
+"""Of a probe: the inverse of its regularisation."""
+
+
+def encoder(workbench: Workbench, config: Config, system: str = "", progress: bool = True) -> Run:
+    """Train `encoder.path` and score it on `evaluate.split`. The weights stay in the run's checkpoint."""
+    if ranks.count() > 1:
+        raise ConfigError(
+            f"an encoder in {ranks.count()} processes",
+            "it is trained in one, and the others would train it again",
+            "Start the command without torchrun",
+        )
+    splits = _splits(workbench, config)
+    torch.manual_seed(config.seed)  # what is new in it is drawn here
+    task = Task(workbench.path, config)
+    load = partial(VideoClassifier.load, labels=list(task.labels), device=config.model.device, video=config.video)
+    classifier = load(config.encoder.path, cache=workbench.cache)
+    name = system or f"encoder ({classifier.name})"
+    described = {**identity(workbench.path, config, ("clips", "encoder")), "weights": classifier.about["recipe"]}
+    run = _started(workbench, config, described, name)
+    if run.finished:
+        return run
+    with run:
+        run.note(device=str(classifier.device), settings=config.to_dict())
+        unreadable: dict[str, str] = {}
+        clips_of = {split: _readable(classifier, clips, split, unreadable) for split, clips in splits.items()}
+        rows = Rows(workbench, config, run, task, name, progress)
+        places = {split: places_of(clips) for split, clips in clips_of.items()}
+        truth = {split: [task.labels.index(clip.label) for clip in clips] for split, clips in clips_of.items()}
+        trained = classifier.finetune(
+            places["training"],
+            truth["training"],
+            (places["validation"], truth["validation"]),
+            Recipe.of(config.encoder),
+            run.path / "training",
+            seed=config.seed,
+            log=StepLog(partial(run.append, "steps")),
+            progress=progress,
+            report_to=config.report_to,
+        )
+        classifier.save(run.checkpoint)
+        scores = {split: _scores(classifier.logits(places[split])) for split in ("test", "validation")}
+        rows.add_at_temperatures(
+            clips_of["test"], scores["test"], lambda: (clips_of["validation"], scores["validation"])
+        )
+        run.finish({**rows.summary(len(clips_of["test"])), **trained, "unreadable": unreadable})
+    shutil.rmtree(run.path / "training", ignore_errors=True)
+    return run
+
+
+def probe(workbench: Workbench, config: Config, system: str = "", progress: bool = True) -> Run:
+    """Logistic regression on embeddings of the frozen tower of `model.path`, or of `encoder.path` where that is given;
+    its regularisation is the one of least NLL on validation."""
+    splits, task = _splits(workbench, config), Task(workbench.path, config)
+    if config.is_given("encoder.path"):
+        path = config.encoder.path
+        viewer = VideoClassifier.load(path, None, config.model.device, config.video, workbench.cache)
+    else:
+        viewer = Tower(VLM.load(config.model, config.video, cache=workbench.cache), config.model.path)
+    name = system or f"probe ({viewer.about['name']})"
+    described = {**identity(workbench.path, config, ("clips",)), "weights": viewer.about["recipe"]}
+    run = _started(workbench, config, described, name)
+    if run.finished:
+        return run
+    with run:
+        run.note(settings=config.to_dict())
+        rows = Rows(workbench, config, run, task, name, progress)
+        space, errors = embedded(
+            workbench.path, viewer, [clip for clips in splits.values() for clip in clips], progress
+        )
+        clips_of = {
+            name: refuse_none([c for c in clips if c.clip_id not in errors], name) for name, clips in splits.items()
+        }
+        features = {name: space.vectors([clip.clip_id for clip in clips]) for name, clips in clips_of.items()}
+        labels = {name: [clip.label for clip in clips] for name, clips in clips_of.items()}
+        truth_V = np.array([task.labels.index(label) for label in labels["validation"]])
+        fits = []
+        for strength in _STRENGTHS:
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+            new = np.concatenate([features["validation"], features["test"]])
+            probs = class_probabilities(model, features["training"], labels["training"], new, task.labels)
+            loss = log_loss(truth_V, probs[: len(truth_V)], labels=range(len(task.labels)))
+            fits.append((loss, strength, np.log(probs)))
+        loss, strength, logits = min(fits, key=lambda fit: fit[0])
+        validation = clips_of["validation"], _scores(logits[: len(truth_V)])
+        rows.add_at_temperatures(clips_of["test"], _scores(logits[len(truth_V) :]), lambda: validation)
+        facts = {"validation_nll": loss, "strength": strength, "features": features["test"].shape[1]}
+        unreadable = {clip_id: str(error.reason) for clip_id, error in errors.items()}
+        run.finish({**rows.summary(len(clips_of["test"])), **facts, "unreadable": unreadable})
+    return run
+
+
+def _splits(workbench: Workbench, config: Config) -> dict[str, list[Clip]]:
+    """The labelled clips to train on, to choose by, and to score. DataError where one has none, or nothing to tell
+    apart."""
+    config.refuse_idle("evaluate")
+    task = Task(workbench.path, config)
+    training = [clip for split in TRAINING if len(task.manifest.usable(split)) for clip in task.clips(split)]
+    training = training or task.clips(TRAINING[0])  # none: refused
+    refuse_one_class(training, "training")
+    return {"training": training, "validation": task.clips("validation"), "test": task.clips(config.evaluate.split)}
+
+
+def _started(workbench: Workbench, config: Config, described: dict, name: str) -> Run:
+    described |= {"evaluate": {"split": config.evaluate.split}, "system": name}
+    return workbench.start_run("evaluate", described, name=name, seed=config.seed, dataset=config.clips.dataset)
+
+
+def _readable(classifier: VideoClassifier, clips: Sequence[Clip], split: str, unreadable: dict[str, str]) -> list[Clip]:
+    """Those whose frames can be had, which the cache then has."""
+    for clip, place in zip(clips, places_of(clips)):
+        try:
+            classifier.frames(place)
+        except VideoError as error:
+            unreadable[clip.clip_id] = str(error.reason)
+    return refuse_none([clip for clip in clips if clip.clip_id not in unreadable], split)
+
+
+def _scores(logits_C_K: np.ndarray) -> Scores:
+    return Scores(logits_C_K.astype(np.float64), np.full(len(logits_C_K), np.nan))
