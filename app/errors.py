@@ -348,11 +348,11 @@ def page(context: AppContext) -> None:
     ).then(part(at_threshold), state, [risk, abstain, clips], **quick)
     label.change(part(of_class), state, [curves, ranking], **last)
     costs.change(part(at_costs), state, [curves, bills], **last)
-    colour.input(part(lambda found, at: alike.map_of(context, found, at.colour)), state, [plot, places], **last)
+    colour.input(part(lambda result, at: alike.map_of(context, result, at.colour)), state, [plot, places], **last)
 
     def drawn_around(selection: str, *values):
         """What a lasso holds, and the form to save it."""
-        html = part(lambda found, at: alike.chosen_html(found, selection))(*values) if selection else ""
+        html = part(lambda result, at: alike.chosen_html(result, selection))(*values) if selection else ""
         return html, gr.update(visible=bool(selection)), ""
 
     lasso.change(drawn_around, [lasso, *state], [inside, keeping, saved_as], **last)

@@ -114,8 +114,8 @@ def behind(analysis: Analysis, cell: str, threshold: float, by: str) -> tuple[st
     confusion.i.j (true label i answered as j, K is "no answer") · true.i · answered.j · turned.provisional.rw (right by
     the provisional label, wrong now; also `other`, and any of r and w) · bin.k (confidence) · unsure (below the
     threshold) · slice.k (of the column `by`) · reason.<reason> · clip.<id> · follows.yes, follows.no
-    · why.<kind> (the first false step of its wrong trace) · missed.k, alarm.k (true k not answered so, and the reverse; missed.k.0.25, alarm.k.0.25:
-    called k from that probability on)
+    · why.<kind> (the first false step of its wrong trace) · missed.k, alarm.k (true k not
+    answered so, and the reverse; missed.k.0.25, alarm.k.0.25: called k from that probability on)
     """
     kind, *places = cell.replace("turned.raw.", "turned.provisional.").split(".")  # as older addresses have it
     frame, labels = analysis.mine.frame, (*analysis.labels, NONE_LABEL)

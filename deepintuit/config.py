@@ -386,7 +386,7 @@ class Config(Section):
     grpo: GrpoConfig = GrpoConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
     gate: GateConfig = GateConfig()
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: Annotated[EncoderConfig, ADDED] = EncoderConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of every random choice")
     report_to: Annotated[Tracker, COST] = Field(

@@ -51,7 +51,8 @@ def encoder(workbench: Workbench, config: Config, system: str = "", progress: bo
     load = partial(VideoClassifier.load, labels=list(task.labels), device=config.model.device, video=config.video)
     classifier = load(config.encoder.path, cache=workbench.cache)
     name = system or f"encoder ({classifier.name})"
-    described = {**identity(workbench.path, config, ("clips", "encoder")), "weights": classifier.about["recipe"]}
+    described = {**identity(workbench.path, config, ("clips",)), "encoder": config.encoder.decisive()}
+    described["weights"] = classifier.about["recipe"]
     run = _started(workbench, config, described, name)
     if run.finished:
         return run
