@@ -13,7 +13,7 @@ import gradio as gr
 
 from deepintuit.embeddings import places_of
 from deepintuit.errors import DeepIntuitError
-from deepintuit_analysis.index import alike
+from deepintuit_analysis.index import alike, clips
 from deepintuit_analysis.report.clip_map import about, clip_map
 from deepintuit_app import media, slices
 from deepintuit_app.analysis import Analysis
@@ -51,6 +51,15 @@ def nearest_html(
         f" Answers are those of {system[1]}." if any(clip["right"] is not None for clip in neighbours.clips) else ""
     )
     return render("alike.html", **about | {"words": words, "clips": _cards(neighbours.clips)}, instead="")
+
+
+def beside(context: AppContext, clip: Mapping[str, Any] | None, trace_id: str | None) -> str:
+    """The nearest clips of a clip on Watch, and what the system of the opened trace answered to them."""
+    if clip is None:
+        return ""
+    rows = clips.predictions_on(context.workbench, trace_id) if isinstance(trace_id, str) and trace_id else []
+    system = next(((row["run_id"], row["system"], row["method"]) for row in rows), None)
+    return nearest_html(context, clip["clip_id"], clip.get("dataset") or "", system, picks=True)
 
 
 def _cards(clips: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

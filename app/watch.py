@@ -335,15 +335,6 @@ class Handlers:
             gr.Button(interactive=running),
         ]
 
-    def nearest(self, clip_id, trace_id) -> str:
-        """The clips that look most like the picked one, and what the system of the opened trace answered to them."""
-        clip = clip_of(self.context, clip_id)
-        if clip is None:
-            return ""
-        said = clips.predictions_on(self.context.workbench, trace_id) if isinstance(trace_id, str) and trace_id else []
-        system = next(((row["run_id"], row["system"], row["method"]) for row in said), None)
-        return alike.nearest_html(self.context, clip_id, clip.get("dataset") or "", system, picks=True)
-
     def judged(self, view, clip_id, truth, threshold):
         """The verdict again, with or without the truth."""
         return self._draw("verdict", view, clip_of(self.context, clip_id), truth, threshold)
@@ -591,7 +582,13 @@ def page(context: AppContext) -> None:
     pick.change(do.pick, [pick, *view], [pick, picked, choice, player, *stage], **reads)
     choice.input(do.opened, [picked, choice, *view], [player, *stage], **reads)
     takes = {**reads, "concurrency_limit": 4}  # the rest waits without a thread: decoding a hostile file may take long
-    picked.change(do.nearest, [picked, choice], near, trigger_mode="always_last", **reads)
+    picked.change(
+        lambda *ids: alike.beside(context, clip_of(context, ids[0]), ids[1]),
+        [picked, choice],
+        near,
+        trigger_mode="always_last",
+        **reads,
+    )
     upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **takes).then(**find, **reads)
     estimate = {
         "fn": lambda reasoner, below: consequences(context.look(), reasoner, _number(below, 0.0, 1.0, 1.0)),
