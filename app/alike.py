@@ -5,7 +5,7 @@ gr.HTML(alike.nearest_html(context, clip_id, dataset, (run_id, system, method)))
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,17 @@ def nearest_html(
     return render("alike.html", **about | {"words": words, "clips": _cards(neighbours.clips)}, instead="")
 
 
-def beside(context: AppContext, clip: Mapping[str, Any] | None, trace_id: str | None) -> str:
-    """The nearest clips of a clip on Watch, and what the system of the opened trace answered to them."""
-    if clip is None:
-        return ""
-    rows = clips.predictions_on(context.workbench, trace_id) if isinstance(trace_id, str) and trace_id else []
-    system = next(((row["run_id"], row["system"], row["method"]) for row in rows), None)
-    return nearest_html(context, clip["clip_id"], clip.get("dataset") or "", system, picks=True)
+def handler(context: AppContext, clip_of: Callable[[AppContext, str], Any]) -> Callable[[str, str], str]:
+    """On Watch: the nearest clips of the picked one, and what the system of the opened trace answered to them."""
+
+    def beside(clip_id: str, trace_id: str) -> str:
+        if (clip := clip_of(context, clip_id)) is None:
+            return ""
+        rows = clips.predictions_on(context.workbench, trace_id) if isinstance(trace_id, str) and trace_id else []
+        system = next(((row["run_id"], row["system"], row["method"]) for row in rows), None)
+        return nearest_html(context, clip_id, clip.get("dataset") or "", system, picks=True)
+
+    return beside
 
 
 def _cards(clips: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

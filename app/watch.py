@@ -582,13 +582,7 @@ def page(context: AppContext) -> None:
     pick.change(do.pick, [pick, *view], [pick, picked, choice, player, *stage], **reads)
     choice.input(do.opened, [picked, choice, *view], [player, *stage], **reads)
     takes = {**reads, "concurrency_limit": 4}  # the rest waits without a thread: decoding a hostile file may take long
-    picked.change(
-        lambda *ids: alike.beside(context, clip_of(context, ids[0]), ids[1]),
-        [picked, choice],
-        near,
-        trigger_mode="always_last",
-        **reads,
-    )
+    picked.change(alike.handler(context, clip_of), [picked, choice], near, trigger_mode="always_last", **reads)
     upload.upload(do.upload, [upload, *view], [picked, choice, player, *stage], **takes).then(**find, **reads)
     estimate = {
         "fn": lambda reasoner, below: consequences(context.look(), reasoner, _number(below, 0.0, 1.0, 1.0)),

@@ -272,11 +272,11 @@ def code_lines(path: Path) -> int:
 MOST_LINES = {
     "deepintuit": 12_717,
     "deepintuit_analysis": 7_615,
-    "deepintuit_app": 6_960,
+    "deepintuit_app": 6_961,
     "deepintuit_clips": 2_546,
     "deepintuit_homecam": 2_048,
 }
-MOST_IN_ALL = 31_886
+MOST_IN_ALL = 31_887
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
 MOST_TO_READ = 2_283
