@@ -175,6 +175,53 @@ def test_twenty_items_are_marked_with_spans_of_time_by_keyboard_alone(own, page)
     assert [event.payload["spans"] for event in judged] == [[span(0.0, 0.375, labels[n % 3])] for n in range(20)]
 
 
+def test_spans_are_picked_moved_labelled_anew_and_removed_and_survive_a_reload_and_undo(own, page):
+    page.emulate_media(reduced_motion="reduce")
+    own.task(page, "spans", questions=["label", "spans"])
+    playable(page)
+    keys(page, "2", "[", ".", "]", ".", ".")  # of the clip's label
+    says(page, "theft 0.00–0.25 s")
+    keys(page, ".", "]")
+    says(page, "Mark where it begins first")
+    keys(page, "[", ".", ".", "Enter")
+    says(page, "] ends it")  # nothing half done is sent
+    keys(page, ",", ",", ",", ",", "]", "{")  # from its end to its beginning
+    says(page, "theft 0.25–0.63 s")
+    keys(page, "3", ".", "[")
+    says(page, "routine 0.38–0.63 s")
+    assert page.locator("#review-spans select").evaluate_all("all => all.map((one) => one.value)") == [
+        "theft",
+        "routine",
+    ]
+    bars = page.locator("#review-timeline .span")
+    assert bars.all_inner_texts() == ["theft", "routine"] and page.locator("#review-timeline .picked").count() == 1
+    assert page.locator("#review-timeline .cited").count() >= 1, "what the trace cites is beside it"
+    left = "one => parseFloat(one.style.left)"
+    assert abs(bars.nth(1).evaluate(left) - 12.5) < 0.1, "of 3 s"
+    assert abs(page.locator("#review-timeline .head").evaluate(left) - 12.5) < 0.5
+    page.reload()
+    on_desk(page)
+    playable(page)
+    keys(page, "}", "}", "x")
+    says(page, "routine 0.38–0.63 s is removed")
+    keys(page, "[", "Escape")
+    page.locator("#review-spans select").select_option("delivery")
+    says(page, "delivery 0.00–0.25 s")
+    page.evaluate("document.activeElement.blur()")
+    keys(page, "Escape", "Enter")
+    submitted(page, 1)
+    keys(page, "z")
+    says(page, "Undone")
+    assert page.locator("#review-spans li").count() == 1
+    page.evaluate("""document.dispatchEvent(new KeyboardEvent("keydown",
+        {key: "[", altKey: true, ctrlKey: true, bubbles: true}))""")  # as AltGr types it
+    says(page, "A span from")
+    keys(page, "x", "Enter")
+    submitted(page, 2)
+    kept = [event.payload for event in own.events("spans", Kind.JUDGED)]
+    assert kept == [{"label": "theft", "spans": [span(0.0, 0.25, "delivery")]}] * 2
+
+
 def test_guidelines_are_at_hand_and_a_known_item_says_what_is_right(own, page):
     own.task(page, "taught", gold="8", gold_share="90", feedback="1", guidelines="Look at hands.")
     assert page.get_by_text("Look at hands.").is_visible()
