@@ -126,8 +126,9 @@ def test_throughput_is_measured_here_where_none_is_stated(tmp_path, capsys, monk
     settings = config.load(None, words(shape)[4::2])
     losses, sampling = plan.measured(settings, seconds=0.4)
     assert losses > 0 and sampling > 0
-    monkeypatch.setattr(plan, "measured", lambda _: (1234.4, 56.0))
-    assert main([*words(shape), "--measure"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "measured", lambda _: (1234.4, 56.0))
+        assert main([*words(shape), "--measure"]) == 0
     told = capsys.readouterr().out
     assert "1,234 tokens per second in losses, 56 sampled" in told and told.count(" hours") == 4
     assert main([*words(shape), "--measure", "--throughput", "1", "1"]) == 2
