@@ -291,7 +291,7 @@ def _evaluate(options) -> int:
 
 def _beside(workbench, settings: Config, name: str, calibrator: str | None) -> Callable:
     """What stands beside a reasoner. A probe is of the tower that the newest reasoner sees clips by."""
-    from deepintuit.evaluate import encoders
+    from deepintuit import encoders
     from deepintuit.reasoner import inherited
 
     if calibrator:

@@ -19,11 +19,10 @@ from transformers import (
     VJEPA2Model,
 )
 
-from deepintuit import cli
+from deepintuit import cli, encoders
 from deepintuit.config import VideoConfig
 from deepintuit.embeddings import places_of
 from deepintuit.errors import ConfigError, DataError, ModelError
-from deepintuit.evaluate import encoders
 from deepintuit.video import write_mp4
 from deepintuit.vlm.classifier import VideoClassifier
 from deepintuit_analysis.report.results import ordered
