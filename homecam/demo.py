@@ -262,8 +262,9 @@ class Finished:
         row = self.manifest.frame.set_index("clip_id").loc[clip_id]
         return worlds.at_hand(row["playable_path"] if isinstance(row["playable_path"], str) else row["path"])
 
-    def scratch(self) -> Workbench:
-        """A throw-away workbench with the same clips, features and runs to start from; gone when this process ends.
+    def scratch(self, most: int | None = None) -> Workbench:
+        """A throw-away workbench with the same clips (at most so many of each split), features and runs to start from;
+        gone when this process ends.
 
         What a notebook trains goes there, since commands take the newest run of a workbench for the one that is meant.
         """
@@ -272,7 +273,8 @@ class Finished:
         for name in ("clips", "runs"):
             (folder / name).mkdir()
         manifest = self.manifest
-        Manifest(folder, manifest.dataset, manifest.frame, manifest.labels).save()
+        clips = manifest.frame if most is None else manifest.frame.groupby("split").head(most)
+        Manifest(folder, manifest.dataset, clips, manifest.labels).save()
         (folder / "cache").symlink_to(self.workbench.cache)
         for run in (self.teach, self.cold, self.grpo, self.calibrate):
             (folder / "runs" / run.id).symlink_to(run.path)

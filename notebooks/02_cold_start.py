@@ -88,12 +88,12 @@ show.tokens(example["text"], character_offsets(untouched.tokenizer, target[:-1])
 #
 # ## A few steps
 #
-# Up to 64 of the kept traces, each imitated once. This is the real stage with fewer rows; what it makes goes to a throw-away copy of the workbench.
+# Up to 64 of the kept traces, each imitated once. This is the real stage with fewer rows; what it makes goes to a throw-away copy of the workbench, with at most 96 clips of each split.
 
 # %%
 from deepintuit import coldstart
 
-scratch = bench.scratch()
+scratch = bench.scratch(96)
 few = bench.settings.replace(coldstart={"epochs": 1.0, "limit": 64})
 run = coldstart.run(scratch, few, teacher=bench.teach.id)
 

@@ -38,13 +38,13 @@ ratio = 0.3 / 0.2
 #
 # ## One real update
 #
-# Eight clips, a group of traces each, one step from the cold-started weights. This is the real stage, cut short; what it makes goes to a throw-away copy of the workbench.
+# Eight clips, a group of traces each, one step from the cold-started weights. This is the real stage, cut short; what it makes goes to a throw-away copy of the workbench, with at most 32 clips of each split.
 
 # %%
 from deepintuit import grpo
 
 settings = bench.settings.grpo.replace(max_steps=1, clips_per_step=8, check_clips=0, warmup_steps=0)
-scratch = bench.scratch()
+scratch = bench.scratch(32)
 step = grpo.run(scratch, bench.settings.replace(grpo=settings), start=bench.cold.id)
 
 # %%
