@@ -28,6 +28,7 @@ from deepintuit_app import errors_view as view
 from deepintuit_app.analysis import SPELLED, THRESHOLD, Analysis, Choice, Offers, analysis, choose, clamped, one_of
 from deepintuit_app.context import AppContext, apart
 from deepintuit_app.html import empty, esc
+from deepintuit_app.roles import needs
 
 TABLES = ("classes", "confusion")
 """What can be taken along."""
@@ -357,6 +358,7 @@ def page(context: AppContext) -> None:
 
     lasso.change(drawn_around, [lasso, *state], [inside, keeping, saved_as], **last)
 
+    @needs("reviewer")
     def save(selection: str, name: str, request: gr.Request):
         return alike.saved(context, selection, name, request)
 

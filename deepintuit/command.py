@@ -75,7 +75,9 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         example = f"\nexample:\n  deepintuit {self.example}\n" if self.example else ""
         sections = ", ".join(f"[{section}]" for section in SECTIONS.get(self.settings, ()))
-        about = textwrap.fill(f"settings: of {sections}; `{self.prog} --help-settings` lists them", 80)
+        about = textwrap.fill(
+            f"settings: of {sections}; `{self.prog} --help-settings` lists them", 80, break_on_hyphens=False
+        )
         return super().format_help() + example + (f"\n{about}\n" if sections else "")
 
     def error(self, message: str) -> NoReturn:

@@ -198,7 +198,7 @@ def test_a_departure_that_nothing_would_read_is_refused_by_its_name_and_what_it_
 
 
 def test_the_command_refuses_before_anything_is_loaded_and_when_dry(bench, capsys):
-    place = [f"--workbench={bench.path}", "--start=base", "--set=grpo.final_weight=2"]
+    place = [f"--workbench={bench.path}", "--start=base", "--set=grpo.final_weight=2", "--set=clips.dataset=homecam"]
     for more in ([], ["--dry-run"]):
         assert cli.main(["grpo", *place, *more]) == 2
         assert "grpo.final_weight = 2.0 with prompt.grammar = 'think-answer'" in capsys.readouterr().err

@@ -96,7 +96,7 @@ class Slice:
         """The rows of the manifest that its traces are about, each once."""
         return self._rows(
             """SELECT clips.* FROM clips JOIN (SELECT DISTINCT dataset, clip_id FROM trace_facts WHERE {})
-               USING (dataset, clip_id) ORDER BY clips.rowid"""
+               USING (dataset, clip_id) ORDER BY dataset, clip_id"""
         )
 
     def _rows(self, sql: str) -> pd.DataFrame:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepintuit import config, trace
-from deepintuit.endpoint.wire import NotACompletion, completion, refused_field, retry_after, unpacked
+from deepintuit.endpoint.wire import NotACompletion, completion, refused_fields, retry_after, unpacked
 from deepintuit.errors import DeepIntuitError
 from deepintuit.labels import LabelSet, normalise
 from deepintuit_analysis import Workbench
@@ -169,7 +169,7 @@ def _trace(content: bytes) -> None:
 
 def _wire(content: bytes) -> None:
     text = text_of(content)
-    retry_after(text), refused_field(text)
+    retry_after(text), refused_fields(text)
     readers: list[Callable[[], object]] = [
         lambda: completion(text, 1.0),
         lambda: unpacked(content, "gzip"),

@@ -35,12 +35,12 @@ def house(tmp_path_factory):
 
 
 def files(folder: Path) -> set[tuple[str, int]]:
-    """What stands in a workbench; indexes and caches may come and go."""
+    """What stands in a workbench; indexes and caches may come and go, and locks be taken."""
     return {
         (str(path), path.stat().st_mtime_ns)
         for kind in ("jobs", "runs", "clips", "reports", "slices", "reviews")
         for path in (folder / kind).rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"
     }
 
 
