@@ -20,7 +20,7 @@ BEFORE = {
 # The method, from the roof down. A module imports from below its own place: a later row, or in its row behind an arrow.
 FLOORS = {
     "doors": "cli → command",
-    "stages": "teach coldstart grpo calibrate evaluate attribute judge embed plan → stage",
+    "stages": "encoders → teach coldstart grpo calibrate evaluate attribute judge embed plan → stage",
     "reasoner": "reasoner judges",
     "model": "vlm",
     "wings": "endpoint → video",
