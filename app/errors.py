@@ -163,7 +163,7 @@ def page(context: AppContext) -> None:
         plot = gr.Plot(show_label=False, container=False, elem_id="errors-map", visible=False)
         places = gr.HTML(padding=False)
         inside = gr.HTML(padding=False, elem_id="errors-chosen")
-        with gr.Row(visible=False, equal_height=False) as keeping:
+        with gr.Row(visible=False, equal_height=False, elem_classes="for-reviewers") as keeping:
             called = gr.Textbox(label="Save the chosen clips as a slice called", max_length=80, min_width=220, scale=2)
             keep = gr.Button("Save slice", scale=0, min_width=140)
         saved_as = gr.HTML(padding=False)

@@ -21,7 +21,9 @@ from deepintuit.command import Parser, common, console, opened, print_settings, 
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, ModelError, quiet_libraries
 
-_NO_RUNS = ("baselines", "zero-shot", "encoder", "probe")
+_BESIDE = ("baselines", "encoder", "probe")
+"""What evaluate scores beside reasoners: none writes a trace."""
+_NO_RUNS = (*_BESIDE, "zero-shot")
 _SHIPPED = [("clips",), ("clips", "homecam"), ("predict",), ("report",), ("review",), ("demo",), ("app",)]
 """The commands of this project's other packages, in the order of the help; more may come by entry points."""
 
@@ -268,7 +270,7 @@ def _evaluate(options) -> int:
     settings = with_dataset(settings)
     reasoner = options.reasoner or _newest(workbench, ["grpo", "coldstart"], settings, "a reasoner")
     own = None if reasoner == "zero-shot" else reasoner
-    writes = settings.server.model if reasoner not in ("baselines", "encoder", "probe") else ""
+    writes = settings.server.model if reasoner not in _BESIDE else ""
     calibrator = options.calibrator or (calibrator_of(workbench, own, writes) if own or writes else None)
     if _dry(options, workbench, settings, [settings.evaluate.split], {"reasoner": reasoner, "calibrator": calibrator}):
         return 0
@@ -422,7 +424,7 @@ def _dry(
         console.print(f"  {split}: {count} usable clips")
     if planned:
         console.print(f"  {planned(settings, counts)}", markup=False, highlight=False, soft_wrap=True)
-    if "baselines" not in inputs.values() and not settings.server.model:
+    if not {*_BESIDE} & {*inputs.values()} and not settings.server.model:
         _print_plan(options.command, settings, counts, rows)
     print_settings(settings, options.command)
     return True

@@ -189,6 +189,9 @@ def test_a_dry_run_counts_the_clips_that_would_be_used(capsys, imported, wide):
     count, said = len(Manifest.load(imported, "tiny").usable("coldstart")), capsys.readouterr().out
     assert f"coldstart: {count} usable clips" in said
     assert "trained" in said and "peak of losses" in said and "GRPO" not in said, "its own plan"
+    for system in ("encoder", "probe"):
+        assert cli.main(["evaluate", "--reasoner", system, "--dry-run", *words]) == 0
+        assert "peak of" not in capsys.readouterr().out, "a reasoner's plan is not that of what stands beside it"
 
 
 def test_a_dry_run_says_why_memory_is_not_known(capsys, imported, tmp_path, wide):

@@ -70,8 +70,7 @@ class Story:
     headline's system by class, stage against stage, None without an earlier stage; `sampled`: of each system whose
     clips have several sampled traces; `worst`: the headline's slices that are worse than the rest; `why`: the first
     false steps of its wrong traces; `rubrics`: what judges answered about each system's traces, and `judges`: how far
-    they agree on the headline's; `grounding`: cited moments
-    against reviewers' spans, by system."""
+    they agree on the headline's; `grounding`: cited moments against reviewers' spans, by system."""
 
     rows: list[Result]
     headline: Result | None
