@@ -167,19 +167,22 @@ def opened(options: argparse.Namespace, kind: type | None = None):
 
 
 def with_dataset(settings: Config) -> Config:
-    """The settings with a dataset: the only one of the workbench, when none is named."""
+    """The settings with a dataset: when none is named the only one of the workbench, or the only one with labels."""
+    from deepintuit.data.manifest import datasets
+
     if settings.clips.dataset:
         return settings
-    datasets = sorted(p.stem for p in (Path(settings.workbench) / "clips").glob("*.parquet") if "@" not in p.stem)
-    if len(datasets) != 1:
+    known = datasets(settings.workbench)
+    candidates = known if len(known) == 1 else datasets(settings.workbench, labelled=True)
+    if len(candidates) != 1:
         raise ConfigError(
             "no dataset is named",
-            f"the workbench {settings.workbench!r} has {len(datasets)}: {', '.join(datasets) or 'none'}",
+            f"the workbench {settings.workbench!r} has {len(known)}: {', '.join(known) or 'none'}",
             "Add --set clips.dataset=NAME"
-            if datasets
+            if known
             else "Import clips first, e.g. `deepintuit clips folder DIR --name NAME`",
         )
-    return settings.replace(clips={"dataset": datasets[0]})
+    return settings.replace(clips={"dataset": candidates[0]})
 
 
 def print_settings(settings: Config, command: str) -> None:

@@ -14,7 +14,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from deepintuit import calibrate, coldstart, config
 from deepintuit.config import Config
 from deepintuit.data import Manifest
+from deepintuit.data.manifest import datasets
 from deepintuit.runs import Run, trace_id
 from deepintuit.schedule import fractions
 from deepintuit_analysis import Workbench
@@ -108,13 +109,14 @@ def model_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory, model_folder) -> Bench:
+def bench(tmp_path_factory, model_folder) -> Iterator[Bench]:
     """40 clips divided over the training splits and validation, 12 to test on. Shared: runs may be added, nothing be
     changed."""
     bench = Bench(tmp_path_factory.mktemp("bench"), model_folder)
     settings = bench.settings()
     demo.clips(settings, TRAIN, TEST, jobs=1, progress=False, fractions=fractions(settings))
-    return bench
+    yield bench
+    assert datasets(bench.path) == ["homecam"], "a test that imports clips has a copy of its own"
 
 
 @pytest.fixture(scope="session")
@@ -142,6 +144,12 @@ def lora_of(base: Run) -> tuple[str, str]:
 @pytest.fixture(scope="session")
 def calibrated(bench, cold) -> Run:
     return calibrate.run(bench.workbench, bench.settings("calibrate.epochs=2"), reasoner=cold.id, progress=False)
+
+
+@pytest.fixture(scope="module")
+def ours(bench, calibrated, tmp_path_factory) -> Bench:
+    """A workbench of the test file's own with the calibrated system: what predicts adds datasets."""
+    return bench.copy(tmp_path_factory.mktemp("ours") / "workbench")
 
 
 # Stages in processes of their own, to be killed

@@ -12,7 +12,8 @@ import pytest
 from embedded import written
 
 import deepintuit
-from deepintuit import cli, evaluate
+from deepintuit import cli, config, evaluate
+from deepintuit.command import with_dataset
 from deepintuit.data import Manifest, assign_splits
 from deepintuit.errors import DataError, StoreError
 from deepintuit_analysis import Workbench
@@ -28,23 +29,23 @@ pytest_plugins = ["embedded"]
 
 
 @pytest.fixture(scope="module")
-def scored(bench, cold, calibrated):
-    sets = bench.settings("evaluate.controls=false")
-    return evaluate.run(bench.workbench, sets, reasoner=cold.id, calibrator=calibrated.id, progress=False)
+def scored(ours, cold, calibrated):
+    sets = ours.settings("evaluate.controls=false")
+    return evaluate.run(ours.workbench, sets, reasoner=cold.id, calibrator=calibrated.id, progress=False)
 
 
 @pytest.fixture(scope="module")
-def videos(bench, tmp_path_factory):
+def videos(ours, tmp_path_factory):
     """The twelve test clips in a folder, named in the order of the manifest."""
     folder = tmp_path_factory.mktemp("new")
-    for number, row in enumerate(bench.manifest.usable("test").itertuples()):
+    for number, row in enumerate(ours.manifest.usable("test").itertuples()):
         shutil.copy(row.path, folder / f"{number:02}.mp4")
     return folder
 
 
 @pytest.fixture(scope="module")
-def predictor(bench, calibrated):
-    return Predictor(bench.workbench, calibrated.id, bench.settings())
+def predictor(ours, calibrated):
+    return Predictor(ours.workbench, calibrated.id, ours.settings())
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_answers_are_those_of_an_evaluation_of_the_same_clips_to_the_digit(score
 
 
 def test_the_same_question_gives_the_finished_run_back_and_a_grown_folder_asks_only_about_what_is_new(
-    bench, predictor, table, videos, tmp_path
+    ours, predictor, table, videos, tmp_path
 ):
     run = predictor.run(predictor.find([videos]))
     assert run.finished and run.summary["clips"] == 12 and predictor.predict(videos).equals(table)
@@ -85,9 +86,7 @@ def test_the_same_question_gives_the_finished_run_back_and_a_grown_folder_asks_o
     shown = [name for name in table if name not in ("path", "seconds")]
     assert second[:11].drop(columns="seconds").equals(first.drop(columns="seconds"))
     pd.testing.assert_frame_equal(second[shown], table[shown])
-    assert (
-        not (bench.path / "clips" / "grown@2.parquet").exists() and len(Manifest.load(bench.path, "grown").frame) == 12
-    )
+    assert not (ours.path / "clips" / "grown@2.parquet").exists() and len(Manifest.load(ours.path, "grown").frame) == 12
 
 
 def test_every_clip_given_has_a_row_whatever_its_name_and_content(predictor, videos, tmp_path, capsys):
@@ -196,8 +195,8 @@ def test_a_dry_run_counts_clips_and_leaves_nothing(predictor, videos, capsys):
     assert "12 clips" in said and "'dry'" in said and written(predictor.workbench.path, "*/*") == before
 
 
-def test_without_a_calibrator_answers_are_said_to_be_uncalibrated(bench, cold, calibrated, videos, tmp_path, capsys):
-    own = bench.copy(tmp_path / "own")
+def test_without_a_calibrator_answers_are_said_to_be_uncalibrated(ours, cold, calibrated, videos, tmp_path, capsys):
+    own = ours.copy(tmp_path / "own")
     for run in own.path.glob("runs/calibrate-*"):
         shutil.rmtree(run)
     out, place = tmp_path / "out.parquet", ["--workbench", str(own.path), "--system", cold.id, "--quiet"]
@@ -217,19 +216,19 @@ def _predict(path, system, settings, folder):
     Predictor(Workbench(path), system, settings).predict(folder, name="killed")
 
 
-def test_a_killed_run_goes_on_where_it_stopped(bench, calibrated, videos, table):
-    settings = bench.settings("sampling.clips_per_batch=3")
+def test_a_killed_run_goes_on_where_it_stopped(ours, calibrated, videos, table):
+    settings = ours.settings("sampling.clips_per_batch=3")
     pattern = "runs/predict-killed-*/predictions-00000.parquet"
-    process = embedded._SERVER.Process(target=_predict, args=(bench.path, calibrated.id, settings, videos))
+    process = embedded._SERVER.Process(target=_predict, args=(ours.path, calibrated.id, settings, videos))
     process.start()
-    while process.is_alive() and not written(bench.path, pattern):
+    while process.is_alive() and not written(ours.path, pattern):
         process.join(0.005)
     process.kill()
     process.join()
-    [first] = written(bench.path, pattern)
+    [first] = written(ours.path, pattern)
     content = first.read_bytes()
-    found = Predictor(bench.workbench, calibrated.id, settings).predict(videos, name="killed")
-    [run] = [run for run in bench.workbench.runs("predict") if run.about["name"] == "killed"]
+    found = Predictor(ours.workbench, calibrated.id, settings).predict(videos, name="killed")
+    [run] = [run for run in ours.workbench.runs("predict") if run.about["name"] == "killed"]
     assert run.finished and first.read_bytes() == content
     parts = [len(pd.read_parquet(part)) for part in sorted(run.path.glob("predictions-*.parquet"))]
     assert parts == [6] * 4, "two ways a clip, and no clip twice"
@@ -280,12 +279,13 @@ def test_a_watched_folder_is_answered_as_clips_come_and_keeps_what_was_taken_awa
     assert not [*(predictor.workbench.path / "clips").glob("predict-camera*@*")]
 
 
-def test_pages_index_review_and_splits_know_clips_without_labels(bench, predictor, scored, table, videos, tmp_path):
+def test_pages_index_review_and_splits_know_clips_without_labels(ours, predictor, scored, table, videos, tmp_path):
     run = predictor.run(predictor.find([videos]))
-    dataset, workbench = run.about["dataset"], Workbench(bench.path)
+    dataset, workbench = run.about["dataset"], Workbench(ours.path)
     workbench.refresh()
     facts = workbench.query("SELECT * FROM trace_facts WHERE run_id = ?", [run.id])
     assert len(facts) == 12 and facts["true_label"].isna().all() and facts["calibrated"].notna().all()
+    assert with_dataset(config.load(None, [f"workbench={ours.path}"])).clips.dataset == "homecam"
     found = answers.sources(workbench)
     assert found["dataset"].iloc[0] == "homecam" and set(found["run_id"][found["dataset"] == dataset]) == {run.id}
     choice, _ = analysis.choose(found, analysis.Choice())
@@ -299,26 +299,26 @@ def test_pages_index_review_and_splits_know_clips_without_labels(bench, predicto
     assert clips.find(workbench, dataset)[1] == 12
     assert [row["method"] for row in clips.predictions_on(workbench, trace_id)] == ["label_likelihood", "raw"]
     assert trace_id in {row["trace_id"] for row in clips.traces_of(workbench, clip_id)}
-    context = AppContext(bench.path)
+    context = AppContext(ours.path)
     assert "no split" in watch.strip_html(context, dataset, "", "", "", None)
     with EventLog(tmp_path / "reviews") as log:
         batch = feedback.next_batch(workbench, Reviews(log), dataset, 5)
         assert len(batch) == 5 and set(batch["trace_id"]) <= set(facts["trace_id"])
     with pytest.raises(DataError, match="no calibrated distribution"):
         quality.suspects(workbench, dataset)
-    manifest = Manifest.load(bench.path, dataset)
+    manifest = Manifest.load(ours.path, dataset)
     assert "12 usable clips have no label" in str(manifest.summary())
     labelled = manifest.relabelled({clip_id: "theft"}, {clip_id: "said"})
-    Manifest(bench.path, "again", labelled.frame, labelled.labels).save()
+    Manifest(ours.path, "again", labelled.frame, labelled.labels).save()
     divided = assign_splits(labelled, {"test": 1.0})
     assert divided.frame.set_index("clip_id")["split"].dropna().to_dict() == {clip_id: "test"}
     again = predictor.find([videos], name="again")
-    kept = Manifest.load(bench.path, "again").frame.set_index("clip_id")
+    kept = Manifest.load(ours.path, "again").frame.set_index("clip_id")
     assert kept.loc[clip_id, "label"] == "theft" and len(kept) == 12 and len(again.readable) == 12
 
 
-def test_a_system_is_loaded_in_python_and_import_stays_light(bench, calibrated, videos, table, monkeypatch):
-    loaded = deepintuit.load(calibrated.id, workbench=bench.path, sets=["model.device=cpu"])
+def test_a_system_is_loaded_in_python_and_import_stays_light(ours, calibrated, videos, table, monkeypatch):
+    loaded = deepintuit.load(calibrated.id, workbench=ours.path, sets=["model.device=cpu"])
     assert loaded.system == calibrated.id
     found = loaded.predict([videos / "00.mp4", str(videos / "01.mp4")], threshold=0.0)
     assert found["path"].tolist() == [str(videos / "00.mp4"), str(videos / "01.mp4")]

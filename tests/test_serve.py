@@ -51,25 +51,25 @@ def serving(bench: Bench, system: str, temporary: Path, *words: str):
 
 
 @pytest.fixture(scope="module")
-def videos(bench, tmp_path_factory):
+def videos(ours, tmp_path_factory):
     folder = tmp_path_factory.mktemp("root")
-    for number, row in enumerate(bench.manifest.usable("test").itertuples()):
+    for number, row in enumerate(ours.manifest.usable("test").itertuples()):
         (folder / f"{number:02}.mp4").write_bytes(Path(row.path).read_bytes())
     return folder
 
 
 @pytest.fixture(scope="module")
-def table(bench, calibrated, videos):
+def table(ours, calibrated, videos):
     """What predict says, by file name."""
-    frame = Predictor(bench.workbench, calibrated.id, bench.settings()).predict(videos, threshold=0.3)
+    frame = Predictor(ours.workbench, calibrated.id, ours.settings()).predict(videos, threshold=0.3)
     return {Path(path).name: row for path, row in zip(frame["path"], json.loads(frame.to_json(orient="records")))}
 
 
 @pytest.fixture(scope="module")
-def server(bench, calibrated, videos, tmp_path_factory):
+def server(ours, calibrated, videos, tmp_path_factory):
     temporary = tmp_path_factory.mktemp("uploads")
     words = ("--root", str(videos), "--threshold", "0.3", "--most-mib", "1")
-    with serving(bench, calibrated.id, temporary, *words) as (process, client):
+    with serving(ours, calibrated.id, temporary, *words) as (process, client):
         client.uploads, client.process = temporary, process
         yield client
 
@@ -223,8 +223,8 @@ def test_a_client_that_goes_away_gives_its_place_back(server):
     assert server.post("/predict", data={"path": "05.mp4"}).status_code == 200
 
 
-def test_it_listens_to_others_only_with_a_key_that_is_none_to_guess(bench, calibrated, monkeypatch, capsys):
-    place = [calibrated.id, "--workbench", str(bench.path)]
+def test_it_listens_to_others_only_with_a_key_that_is_none_to_guess(ours, calibrated, monkeypatch, capsys):
+    place = [calibrated.id, "--workbench", str(ours.path)]
     assert cli.main(["serve", *place, "--host", "0.0.0.0"]) == 2
     assert "without a key" in capsys.readouterr().err
     for key in ("", "sh0rt!", "long-enough-for-all but", "with-an-ümlaut-in-the-middle"):
@@ -237,9 +237,9 @@ def test_it_listens_to_others_only_with_a_key_that_is_none_to_guess(bench, calib
 
 
 def test_one_clips_trouble_is_not_the_others_and_without_a_key_only_this_machine_is_answered(
-    bench, calibrated, videos, table, tmp_path, monkeypatch
+    ours, calibrated, videos, table, tmp_path, monkeypatch
 ):
-    predictor = Predictor(bench.workbench, calibrated.id, bench.settings())
+    predictor = Predictor(ours.workbench, calibrated.id, ours.settings())
     whole, first = predictor.answer_batch, table["00.mp4"]["clip_id"]
 
     def answer_batch(local, clips, *rest, **live):

@@ -68,6 +68,20 @@ class Summary:
         return "\n".join(lines)
 
 
+def datasets(workbench: str | Path, *, labelled: bool = False) -> list[str]:
+    """The names of a workbench's datasets, sorted; with `labelled` without those that were imported to be predicted."""
+    paths = [p for p in sorted((Path(workbench) / "clips").glob("*.parquet")) if "@" not in p.stem]
+    return [path.stem for path in paths if not labelled or _has_labels(path)]
+
+
+def _has_labels(path: Path) -> bool:
+    try:
+        given = parquet.read(path, ["label_given"])
+    except (ValueError, OSError):
+        return True  # damaged: whoever loads it is told
+    return "label_given" not in given.column_names or any(given["label_given"].to_pylist())
+
+
 class Manifest:
     """`frame` has a row per clip in the columns of `SCHEMA`; `text` and `notes` are dicts, paths are absolute.
 
@@ -96,12 +110,12 @@ class Manifest:
         self = cls(workbench, dataset, pd.DataFrame(), LabelSet.of("unread", ("a", "b")))
         self.version = version
         if not self.path.is_file():
-            datasets = sorted(p.stem for p in self.path.parent.glob("*.parquet") if "@" not in p.name)
-            near = nearest(dataset, datasets)
+            known = datasets(workbench)
+            near = nearest(dataset, known)
             raise DataError(
                 f"There is no {'dataset' if version is None else f'version {version} of'} {dataset!r} in "
                 f"{str(self.workbench)!r}.",
-                f"Imported so far: {', '.join(datasets) or 'none'}.",
+                f"Imported so far: {', '.join(known) or 'none'}.",
                 f"Nearest: {near!r}" if near else "Import one with `deepintuit clips`.",
             )
         try:
