@@ -172,14 +172,14 @@ def with_dataset(settings: Config) -> Config:
 
     if settings.clips.dataset:
         return settings
-    known = datasets(settings.workbench)
-    candidates = known if len(known) == 1 else datasets(settings.workbench, labelled=True)
+    names = datasets(settings.workbench)
+    candidates = names if len(names) == 1 else datasets(settings.workbench, labelled=True)
     if len(candidates) != 1:
         raise ConfigError(
             "no dataset is named",
-            f"the workbench {settings.workbench!r} has {len(known)}: {', '.join(known) or 'none'}",
+            f"the workbench {settings.workbench!r} has {len(names)}: {', '.join(names) or 'none'}",
             "Add --set clips.dataset=NAME"
-            if known
+            if names
             else "Import clips first, e.g. `deepintuit clips folder DIR --name NAME`",
         )
     return settings.replace(clips={"dataset": candidates[0]})

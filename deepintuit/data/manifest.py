@@ -110,12 +110,12 @@ class Manifest:
         self = cls(workbench, dataset, pd.DataFrame(), LabelSet.of("unread", ("a", "b")))
         self.version = version
         if not self.path.is_file():
-            known = datasets(workbench)
-            near = nearest(dataset, known)
+            names = datasets(workbench)
+            near = nearest(dataset, names)
             raise DataError(
                 f"There is no {'dataset' if version is None else f'version {version} of'} {dataset!r} in "
                 f"{str(self.workbench)!r}.",
-                f"Imported so far: {', '.join(known) or 'none'}.",
+                f"Imported so far: {', '.join(names) or 'none'}.",
                 f"Nearest: {near!r}" if near else "Import one with `deepintuit clips`.",
             )
         try:
