@@ -12,7 +12,6 @@ import os
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import tomli_w
