@@ -1,14 +1,16 @@
-"""Claim: on the household each stage gains on the slice that it must earn. Writes the table of docs/worlds.md.
+"""Claim: on the household each stage gains on the slice that it must earn. Writes the tables of README
+and docs/worlds.md.
 
 Each seed has clips, held-out circumstances, homes, splits and training of its own, in a workbench of its own, made by
 what `deepintuit demo --world household` runs. Resumable: a finished seed lies as `docs/evidence/household-<seed>.json`.
 
-    python benchmarks/household.py --seeds 0 1 --workbench build/household
+    python benchmarks/household.py --seeds 0 1 2 --workbench build/household
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -16,9 +18,9 @@ import numpy as np
 from evidence import ROOT, origin, replace_text, write_between
 from rich.console import Console
 
-from deepintuit import cli, config
+from deepintuit import cli, config, encoders
 from deepintuit.data import Manifest
-from deepintuit.metrics import wilson
+from deepintuit.metrics import mean_of, paired_difference, wilson
 from deepintuit.schedule import fractions
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.numbers import interval, number
@@ -27,66 +29,101 @@ from deepintuit_homecam import demo, household
 STAGES = ("labels only", "cold start", "cold start + GRPO", "calibrated")
 EARNED = {"unseen": STAGES[:2], "exception": STAGES[1:3], "only in the video": STAGES[2:]}
 """Slice → the two stages between which it must gain."""
-Rows = dict[str, dict[str, list[int]]]
-"""Stage → slice → [right, clips]."""
+BESIDE = {
+    "majority": "majority class",
+    "probe": "a linear probe of the frozen tower",
+    "text_only": "a classifier of the traces' text alone",
+    "trace_swapped_alike": "calibrated, with another clip's trace of the same conclusion",
+    "video_swapped": "calibrated, with another clip's video",
+}
+"""Baseline or control → as the page calls it."""
+Right = dict[str, dict[str, str]]
+"""Stage → slice → a digit a clip, 1 where its label is right; the clips of a slice come in one order everywhere."""
 
 
 def measure(seed: int, options: argparse.Namespace) -> dict:
-    """One seed, trained where it was not yet: what is right by stage and slice, and the NLL on noise."""
+    """One seed, trained where it was not yet: what is right by stage and slice, what stands beside the stages, and the
+    NLL on noise."""
     path = Path(options.workbench) / f"seed-{seed}"
     settings = config.load(config.CONFIGS / "household.toml", [f"seed={seed}", f"workbench={path}", *options.set])
     given = {"fractions": fractions(settings), "progress": False, "console": Console(), "world": "household"}
-    runs = demo.run(Workbench(path), settings, labels=True, **given)
-    notes = dict(zip(*(Manifest.load(path, "household").frame[name] for name in ("clip_id", "notes"))))
-    rows: Rows = {}
+    runs = [*demo.run(Workbench(path), settings, labels=True, **given), encoders.probe(Workbench(path), settings)]
+    frame = Manifest.load(path, "household").frame.set_index("clip_id")
+    right: Right = {}
+    beside = {}
     for run in runs:
-        found = run.read("predictions").query("control == 'none' and method in ('raw', 'label_likelihood')")
-        for (system, method), answers in found.groupby(["system", "method"]):
-            stage = system if method == "raw" else "calibrated"
-            if stage not in STAGES or (method != "raw" and not run.config["calibrator"]):
+        found = run.read("predictions").set_index("clip_id")
+        for (system, method, control), answers in found.groupby(["system", "method", "control"]):
+            hits = (answers["predicted"] == answers["true_label"]).sort_index()
+            name = system.split(" (")[0] if control == "none" else control
+            if name in BESIDE and (method == "raw" or control != "none"):
+                beside[name] = [int(hits.sum()), len(hits)]
+            calibrated = method == "label_likelihood" and run.config.get("calibrator")
+            stage = "calibrated" if calibrated else system if method == "raw" else None
+            if stage not in STAGES or control != "none":
                 continue
-            slices = np.array([notes[clip]["slice"] for clip in answers["clip_id"]])
-            right = (answers["predicted"] == answers["true_label"]).to_numpy()
-            inside = {name: right[slices == name] for name in household.SLICES} | {"all": right}
-            rows[stage] = {name: [int(hits.sum()), len(hits)] for name, hits in inside.items()}
+            notes = frame.loc[hits.index, "notes"]
+            slices = np.array([note["slice"] for note in notes])
+            inside = {name: hits[slices == name] for name in household.SLICES}
+            right[stage] = {name: "".join(map(str, part.astype(int))) for name, part in inside.items()}
             if stage == "calibrated":
-                loss = _nll(answers[slices == "noise"], notes)
-    return {**origin(seed, options), "rows": rows, "nll_of_noise": loss}
+                loss = _nll(answers.loc[hits.index][slices == "noise"], frame["notes"])
+    return {**origin(seed, options), "right": right, "beside": beside, "nll_of_noise": loss}
 
 
-def _nll(answers, notes: dict) -> dict[str, float]:
+def _nll(answers, notes) -> dict[str, float]:
     """Mean −log p of the drawn labels: as calibrated, and of one who knows the odds."""
     own = [p[list(names).index(y)] for p, names, y in zip(answers["probs"], answers["labels"], answers["true_label"])]
-    known = [json.loads(notes[clip]["odds"])[y] for clip, y in zip(answers["clip_id"], answers["true_label"])]
+    known = [json.loads(notes[clip]["odds"])[y] for clip, y in zip(answers.index, answers["true_label"])]
     return {"calibrated": float(-np.log(own).mean()), "odds": float(-np.log(known).mean()), "n": len(own)}
 
 
-def page(seeds: list[dict]) -> str:
-    """The tables, all seeds taken together: Wilson's intervals are over clips, not over seeds."""
-    commits = ", ".join(sorted({f"`{one['commit']}`" for one in seeds}))
+def _share(hits: int, n: int) -> str:
+    share = wilson(hits, n)
+    return f"{number(share.value)} ({interval(share)})"
+
+
+def _hits(seeds: list[dict], stage: str, name: str) -> np.ndarray:
+    """One place a clip of all seeds, in the same order for every stage: 1 right, 0 wrong."""
+    slices = household.SLICES if name == "all" else (name,)
+    return np.array([int(digit) for one in seeds for part in slices for digit in one["right"][stage][part]])
+
+
+def table(seeds: list[dict]) -> str:
+    """Slices × stages, all seeds taken together: Wilson's intervals are over clips, not over seeds."""
+    commits = ", ".join(sorted({f"`{one['commit'][:7]}`" for one in seeds}))
     names = ", ".join(str(one["seed"]) for one in seeds)
     lines = [
-        f"Seeds {names}; commit {commits}; `python benchmarks/household.py --seeds {names.replace(',', '')}`.",
-        "",
-        "Right answers, %, with Wilson's 95 % interval over the clips of all seeds:",
+        f"Right answers, %, with Wilson's 95 % interval over the clips of seeds {names} (commit {commits}, "
+        f"`python benchmarks/household.py --seeds {names.replace(',', '')}`):",
         "",
         "| slice | clips | " + " | ".join(STAGES) + " |",
         "|---|---:|" + "---:|" * len(STAGES),
     ]
     for name in (*household.SLICES, "all"):
-        shares = []
-        for stage in STAGES:
-            hits, n = np.sum([one["rows"][stage][name] for one in seeds], axis=0)
-            share = wilson(hits, n)
-            shares.append(f"{number(share.value)} ({interval(share)})")
-        lines.append(f"| {name} | {n} | " + " | ".join(shares) + " |")
+        hits = [_hits(seeds, stage, name) for stage in STAGES]
+        shares = [_share(int(right.sum()), len(right)) for right in hits]
+        cells = [name, str(len(hits[0])), *shares]
+        lines.append("| " + " | ".join(f"**{cell}**" if name == "all" else cell for cell in cells) + " |")
+    steps = []
+    for before, after in itertools.pairwise(STAGES):
+        ours, theirs = (mean_of(_hits(seeds, stage, "all")) for stage in (after, before))
+        gain = paired_difference(ours, theirs, len(_hits(seeds, after, "all")))
+        steps.append(f"{before} → {after} {number(gain.value, sign=True)} ({interval(gain, sign=True)})")
+    others = [
+        f"{words} {_share(*np.sum([one['beside'][name] for one in seeds], axis=0))}" for name, words in BESIDE.items()
+    ]
+    return "\n".join([*lines, "", f"Paired, in points: {', '.join(steps)}.", "", f"Beside them: {', '.join(others)}."])
+
+
+def by_seed(seeds: list[dict]) -> str:
+    """What one seed says, and another does not."""
     heads = [f"all, {stage}" for stage in STAGES] + [f"{name}: {b} → {a}" for name, (b, a) in EARNED.items()]
-    lines += ["", "By seed:", "", f"| seed | {' | '.join(heads)} |", "|---:|" + "---:|" * len(heads)]
+    lines = ["By seed:", "", f"| seed | {' | '.join(heads)} |", "|---:|" + "---:|" * len(heads)]
     for one in seeds:
-        share = {s: {k: 100 * a / n for k, (a, n) in by.items()} for s, by in one["rows"].items()}
-        overall = " | ".join(f"{share[stage]['all']:.1f}" for stage in STAGES)
-        earned = " | ".join(f"{share[b][name]:.0f} → {share[a][name]:.0f}" for name, (b, a) in EARNED.items())
-        lines.append(f"| {one['seed']} | {overall} | {earned} |")
+        overall = " | ".join(f"{100 * _hits([one], stage, 'all').mean():.1f}" for stage in STAGES)
+        pairs = [[100 * _hits([one], stage, name).mean() for stage in pair] for name, pair in EARNED.items()]
+        lines.append(f"| {one['seed']} | {overall} | {' | '.join(f'{b:.0f} → {a:.0f}' for b, a in pairs)} |")
     noise = [one["nll_of_noise"] for one in seeds]
     told = ", ".join(f"{one['calibrated']:.2f} against {one['odds']:.2f} (n = {one['n']})" for one in noise)
     return "\n".join([*lines, "", f"NLL on noise, calibrated against one who knows the odds, by seed: {told}."])
@@ -94,7 +131,7 @@ def page(seeds: list[dict]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workbench", default="build/household", help="one folder a seed is made in it")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
@@ -105,4 +142,5 @@ if __name__ == "__main__":
         if not file.exists():
             replace_text(file, json.dumps(measure(seed, options), indent=1) + "\n")
         found.append(json.loads(file.read_text(encoding="utf-8")))
-    write_between(ROOT / "docs" / "worlds.md", "household", page(found))
+    write_between(ROOT / "docs" / "worlds.md", "household", f"{table(found)}\n\n{by_seed(found)}")
+    write_between(ROOT / "README.md", "household", table(found))

@@ -43,6 +43,7 @@ Rows = dict[str, dict[str, float]]
 BUDGETS = {"none": 0, "short": 1, "medium": 2, "long": 3}
 CLIPS = (32, 64, 128, 0)
 """Clips to learn from; 0: all of the cold start's."""
+TRAIN, TEST = demo.SIZES["homecam"]
 
 
 class Seed:
@@ -322,8 +323,8 @@ if __name__ == "__main__":
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workbench", default="evidence", help="one folder a seed is made in it")
-    parser.add_argument("--train", type=int, default=demo.TRAIN, help="clips rendered for training and validation")
-    parser.add_argument("--test", type=int, default=demo.TEST, help="clips rendered for test")
+    parser.add_argument("--train", type=int, default=TRAIN, help="clips rendered for training and validation")
+    parser.add_argument("--test", type=int, default=TEST, help="clips rendered for test")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "evidence.md")
     parser.add_argument("--quiet", action="store_true")

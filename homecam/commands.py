@@ -13,8 +13,8 @@ from deepintuit.schedule import fractions
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.commands import evaluated, show_report
 
-_WORLDS = {"homecam": "tiny.toml", "household": "household.toml"}
-_WORLD = "homecam: a rule of several facts; household: policies in plain words, with slices (docs/worlds.md)"
+_WORLDS = {"household": "household.toml", "homecam": "tiny.toml"}
+_WORLD = "household: policies in plain words, with slices; homecam: a rule of several facts (docs/worlds.md)"
 
 
 def add_demo(commands) -> None:
@@ -26,7 +26,7 @@ def add_demo(commands) -> None:
     option("--rivals", action="store_true", help=about)
     option("--train", type=int, metavar="N", help="clips to train and validate on, in place of those of the size")
     option("--test", type=int, metavar="N", help="clips to test on")
-    option("--world", choices=_WORLDS, default="homecam", help=_WORLD)
+    option("--world", choices=_WORLDS, help=f"{_WORLD}; default: the dataset's name where it is one, else household")
     about = "in a terminal, open the dashboard on the example at once, and run the stages as a job beside it"
     option("--dashboard", action="store_true", help=about)
     option("--port", type=int, help="of that dashboard (default: 7860)")
@@ -39,6 +39,7 @@ def _demo(options) -> int:
     if options.port is not None and not options.dashboard:
         raise ConfigError(f"--port {options.port} without --dashboard", "no dashboard is opened", "Add --dashboard")
     full = options.full or options.rivals
+    options.world = options.world or _named_world(options)
     if options.config is None:
         options.config = str(CONFIGS / _WORLDS[options.world])
         options.set = [*(() if full else demo.QUICK_SETTINGS[options.world]), *options.set]
@@ -63,6 +64,11 @@ def _demo(options) -> int:
     extras = {"progress": not options.quiet, "console": console, "world": options.world, "labels": full}
     demo.run(workbench, settings, rivals=options.rivals, fractions=fractions(settings), **counts, **extras)
     return show_report(workbench, settings, evaluated(workbench, settings))
+
+
+def _named_world(options) -> str:
+    dataset = settings_of(options).clips.dataset
+    return dataset if dataset in _WORLDS else next(iter(_WORLDS))
 
 
 def _with_dashboard(options, settings: Config) -> int:

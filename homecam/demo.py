@@ -38,13 +38,11 @@ from deepintuit_analysis import Workbench
 from deepintuit_clips import scan
 from deepintuit_homecam import household
 
-WORLDS = {"homecam": homecam, "household": household}
+WORLDS = {"household": household, "homecam": homecam}
 """The worlds that this package renders."""
-TRAIN, TEST = 1200, 400
+SIZES = {"household": (600, 320), "homecam": (1200, 400)}
 """Clips rendered for the four training and validation splits together, and for test."""
-SIZES = {"homecam": (TRAIN, TEST), "household": (600, 320)}
-"""The same by world."""
-QUICK = {"homecam": (560, 150), "household": SIZES["household"]}
+QUICK = {"household": (600, 200), "homecam": (560, 150)}
 """What `deepintuit demo` renders unless --full asks for `SIZES`."""
 QUICK_SETTINGS = {
     "homecam": (
@@ -53,8 +51,8 @@ QUICK_SETTINGS = {
     ),
     "household": (),
 }  # fmt: skip
-"""In what it departs from the world's settings then. Half of the training clips for the cold start: with a quarter it
-found no rule (LOG.md)."""
+"""In what it departs from the world's settings then. On homecam half of the training clips are for the cold start: with
+a quarter it found no rule (LOG.md)."""
 
 
 def clips(
@@ -251,7 +249,7 @@ class Finished:
     @property
     def small(self) -> bool:
         """Whether its numbers show the form of a result and not its size."""
-        return len(self.manifest.frame) < TRAIN
+        return len(self.manifest.usable()) - len(self.manifest.usable("test")) < SIZES["household"][0]
 
     @property
     def manifest(self) -> Manifest:

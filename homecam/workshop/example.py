@@ -42,7 +42,7 @@ _WEIGHTS = "model.safetensors"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workbench", nargs="?", type=Path)
-    parser.add_argument("--world", choices=demo.WORLDS, default="homecam")
+    parser.add_argument("--world", choices=demo.WORLDS, default="household")
     options = parser.parse_args()
     source, world = options.workbench, options.world
     if source is None:
