@@ -140,6 +140,7 @@ def _tell_findings(clips) -> None:
 
 
 def _dry(predictor, options) -> int:
+    predictor.workbench.refuse_example()
     with_rows = predictor.listed(options.inputs, options.path_column, options.videos)[0]
     console.print(f"deepintuit predict with {predictor.system} in {predictor.workbench.path}", markup=False)
     reasoner, server = predictor.reasoner, predictor.config.server

@@ -203,7 +203,8 @@ def import_new(
     names, rows, findings, suffixes = [], [], [], Counter()
 
     def add(name: str, place: Path, **columns: Any) -> None:
-        row = _utf8(Row(source=os.path.abspath(place), path=place, label_given="", **columns))
+        full = os.path.abspath(place)
+        row = _utf8(Row(source=full, path=Path(full), label_given="", **columns))
         names.append((_as_utf8(name), row.source))
         rows.append(row)
 

@@ -225,6 +225,8 @@ def _by_endpoint(
         endpoint.complete_many(requests(), on_done)
     finally:
         run.append("scores", rows)
+    if endpoint.unknown:
+        run.log(endpoint.unknown)
     if lacking:
         raise TeachError(
             f"the judge {endpoint.model!r} left {len(lacking)} of {len(missing)} questions unanswered",

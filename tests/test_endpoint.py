@@ -338,6 +338,23 @@ def test_key_that_no_header_can_carry_is_refused_unseen(monkeypatch):
     assert KEY not in str(caught.value)
 
 
+NO_ADDRESSES = [
+    *("http://[", "http://[::1/v1", "http://[]/v1", "http://[::1]x/v1", f"http://me:{KEY}@[/v1", f"http://me:{KEY}[@h"),
+    *("http://", "http:///v1", "http:/host/v1", "//host/v1", "host:8000/v1", "127.0.0.1:8000/v1", "file:///v1"),
+    *("http://a b/v1", "http://host/v 1", " http://host/v1", "http://host/v1 ", "http://host\n/v1", "http://%20/v1"),
+    *("http://host:99999/v1", "http://host:65536", "http://host:0/v1", "http://host:-1/v1", "http://host:8000x/v1"),
+    *("http://./v1", "http://a..b/v1", f"http://{'a' * 64}/v1", "http://*/v1", "http://host,b/v1", "http://xn--/v1"),
+    *("http://host/v1?", "http://host/v1#", "http://\\host/v1", "http://256.1.1.1/v1", "http://\u3002/v1"),
+]
+
+
+@pytest.mark.parametrize(
+    "address", ["http://[::1]:8000/v1", "HTTPS://Host.example./v1", "http://a_b:65535", "http://bücher.example/v1/x"]
+)
+def test_an_address_may_be_of_any_form_that_a_server_can_have(address):
+    assert Endpoint.of(TeachConfig(base_url=address, model="m")).host
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -348,6 +365,7 @@ def test_key_that_no_header_can_carry_is_refused_unseen(monkeypatch):
         dict(base_url=f"http://me:{KEY}@127.0.0.1/v1", model="m"),
         dict(base_url=f"http://127.0.0.1/v1?key={KEY}", model="m"),
         dict(base_url="http://127.0.0.1/v1", model="m", key_variable=KEY),
+        *(dict(base_url=text, model="m") for text in NO_ADDRESSES),
     ],
 )
 def test_settings_that_cannot_be_are_refused_without_showing_a_key(settings):
@@ -527,6 +545,7 @@ def test_a_field_that_a_model_refuses_by_name_is_sent_otherwise_from_then_on(ref
         assert [json.loads(answer.text) for answer in answers] == [sent] * 3
         assert len(server.seen) == 3 + len(refused) and endpoint.usage.retries == 0
         assert {answer.left_out for answer in answers} == {("temperature",) if "temperature" in refused else ()}
+        assert ("does not know temperature" in endpoint.unknown) == ("temperature" in refused)
     asked = TeachConfig(
         base_url=server.base_url, model="m", token_field="max_completion_tokens", send_temperature=False
     )

@@ -115,7 +115,12 @@ def test_sharing_renders_the_clips_first_and_names_those_that_cannot_be_had(open
     assert hashlib.sha256((tmp_path / "out" / file).read_bytes()).hexdigest() == rendered["sha256"]
 
 
-def test_the_example_takes_reviews_and_neither_runs_nor_jobs(opened):
+def test_the_example_takes_reviews_and_neither_runs_nor_jobs(opened, capsys):
+    clips, words = opened.path / "clips", ["--workbench", str(opened.path), "--system"]
+    before, [run] = sorted(clips.iterdir()), opened.runs("calibrate")
+    for more in ([], ["--dry-run"]):
+        assert cli.main(["predict", str(opened.path), *words, run.id, *more]) == 2
+        assert "is the example" in capsys.readouterr().err and sorted(clips.iterdir()) == before
     with pytest.raises(StoreError, match="is the example"):
         opened.start_run("coldstart", {})
     with pytest.raises(StoreError, match="is the example"):

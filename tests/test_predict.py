@@ -89,7 +89,7 @@ def test_the_same_question_gives_the_finished_run_back_and_a_grown_folder_asks_o
     assert not (ours.path / "clips" / "grown@2.parquet").exists() and len(Manifest.load(ours.path, "grown").frame) == 12
 
 
-def test_every_clip_given_has_a_row_whatever_its_name_and_content(predictor, videos, tmp_path, capsys):
+def test_every_clip_given_has_a_row_whatever_its_name_and_content(predictor, videos, tmp_path, monkeypatch, capsys):
     """Hostile names, the same content twice, a file given twice, none at all, no video, one that is not there."""
     folder = tmp_path / "odd"
     (folder / "deep").mkdir(parents=True)
@@ -101,16 +101,17 @@ def test_every_clip_given_has_a_row_whatever_its_name_and_content(predictor, vid
     (folder / "text.mp4").write_bytes(b"no video at all " * 9)
     (folder / "notes.txt").write_text("not a clip")
     out = tmp_path / "out.jsonl"
-    asked = [str(folder), str(videos / "03.mp4"), str(videos / "03.mp4"), str(tmp_path / "gone.mp4")]
+    monkeypatch.chdir(tmp_path)
+    asked = ["odd", os.path.relpath(videos / "03.mp4"), str(videos / "03.mp4"), "gone.mp4"]
     place = ["--workbench", str(predictor.workbench.path), "--system", predictor.system, "--quiet"]
     assert cli.main(["predict", *asked, *place, "--out", str(out)]) == 0
     said = capsys.readouterr().err
     assert "7 of 11 clips answered, 4 without an answer, each with its reason" in said and "'.txt'" in said
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     by_name = {row["path"]: row for row in rows}
-    assert len(rows) == 11 and {str(folder / "deep" / name) for name in names} <= by_name.keys()
+    assert len(rows) == 11 and {f"odd/deep/{name}" for name in names} <= by_name.keys()
     assert len({row["clip_id"] for row in rows if row["label"]}) == 1
-    reasons = {path.rsplit("/", 1)[1]: row["reason"] for path, row in by_name.items() if row["reason"]}
+    reasons = {path.rsplit("/", 1)[-1]: row["reason"] for path, row in by_name.items() if row["reason"]}
     assert reasons == {
         "b\\udcffd.mp4": "name_not_utf8", "empty.mp4": "empty_file", "text.mp4": "not_a_video", "gone.mp4": "not_found"
     }  # fmt: skip

@@ -172,6 +172,7 @@ def test_a_server_that_goes_away_is_a_sentence_and_the_run_goes_on_elsewhere(
 def test_what_a_server_does_not_give_is_missing_by_name(bench, cold, calibrated, tmp_path, server, here):
     """One that knows no log-probabilities, no vLLM fields and no videos."""
     withheld = ["return_token_ids", "top_k", "min_p", "repetition_penalty", "logprobs", "seed"]
+    withheld += ["top_p", "presence_penalty", "frequency_penalty"]
     with serving(bench, tmp_path, {"cold": str(cold.checkpoint)}, without=withheld, plain=True) as plain:
         sets = [*plain.sets, "server.frames=images", "evaluate.temperature=0.0"]
         run = scored(bench, cold.id, calibrated.id, *sets)
@@ -182,12 +183,15 @@ def test_what_a_server_does_not_give_is_missing_by_name(bench, cold, calibrated,
         assert "came without log-probabilities" in run.summary["left_out"]["raw: probabilities"]
         assert rows_of(run, "label_likelihood")["probs"].notna().all()
         [contact] = run.about["server"]
-        assert {"seed", "log-probabilities", "token ids"} == set(contact["missing"])
+        assert {"log-probabilities", "token ids"} == set(contact["missing"])
+        assert contact["left_out"] == sorted(withheld) and f"not know {', '.join(sorted(withheld))}" in contact["said"]
+        assert contact["said"] in (run.path / "log").read_text(encoding="utf-8")
         videos = tmp_path / "new"
         videos.mkdir()
         for n, row in enumerate(bench.manifest.usable("test").head(3).itertuples()):
             (videos / f"{n}.mp4").write_bytes(Path(row.path).read_bytes())
-        alone = Predictor(bench.workbench, "zero-shot", bench.settings("clips.dataset=homecam", *sets))
+        own = bench.copy(tmp_path / "own")
+        alone = Predictor(own.workbench, "zero-shot", own.settings("clips.dataset=homecam", *sets))
         answers = alone.predict(videos, threshold=0.5)
         answered = answers[answers["label"].notna() & answers["malformed"].isna()]
         assert len(answered) and answered["detail"].str.startswith("no probabilities").all()
@@ -204,29 +208,33 @@ def test_a_difference_from_what_would_be_written_here_is_said(bench, cold, serve
     assert "media_io_kwargs" not in begun and begun["pictures"] == 4, "a picture each"
 
 
-def test_a_calibrator_of_served_traces_answers_with_the_same_server(bench, calibrated, server, tmp_path):
-    settings = bench.settings(*server.sets, "calibrate.epochs=1", "calibrate.traces=1")
-    made = calibrate.run(bench.workbench, settings, reasoner=None, progress=False)
+@pytest.fixture(scope="module")
+def made(ours, server):
+    settings = ours.settings(*server.sets, "calibrate.epochs=1", "calibrate.traces=1")
+    return calibrate.run(ours.workbench, settings, reasoner=None, progress=False)
+
+
+def test_a_calibrator_of_served_traces_answers_with_the_same_server(ours, calibrated, server, made):
     assert set(made.read("traces")["model"]) == {"cold"} and made.config["server"]["model"] == "cold"
     assert made.about["server"][0]["mean_difference"] > 0.05, "of the weights that the calibrator begins with"
-    predictor = Predictor(bench.workbench, made.id, config.load(None, [f"model.path={bench.model}"]))
-    assert predictor.config.server.replace(retries=1) == settings.server and predictor.reasoner is None
-    row = bench.manifest.usable("test").iloc[0]
+    predictor = Predictor(ours.workbench, made.id, config.load(None, [f"model.path={ours.model}"]))
+    assert predictor.config.server.replace(retries=1) == ours.settings(*server.sets).server
+    assert predictor.reasoner is None
+    row = ours.manifest.usable("test").iloc[0]
     answers = predictor.predict([row.path])
     assert answers["label"].notna().all() and answers["distance"].notna().all()
-    workbench = bench.workbench
+    workbench = ours.workbench
     workbench.refresh()
     entries = {row["run_id"]: row["calibrator"] for row in clips.reasoners(workbench) if row["server"] == "cold"}
     assert entries[made.id] == made.id and calibrated.id not in entries
 
 
-def test_a_live_trace_streams_from_the_server_and_stop_closes_the_request(bench, cold, calibrated, server, tmp_path):
-    made = next(run for run in bench.workbench.runs("calibrate", finished=True) if "server" in run.config)
-    row = bench.manifest.usable("test").iloc[0]
+def test_a_live_trace_streams_from_the_server_and_stop_closes_the_request(ours, cold, made, tmp_path):
+    row = ours.manifest.usable("test").iloc[0]
     clip = Clip(row.clip_id, str(row.path), None, int(row.width), int(row.height), None)
     told = []
     ask = live.Ask(clip, reasoner=made.id, calibrator=made.id)
-    live.reason(live.Models(bench.workbench), ask, told.append, lambda: False)
+    live.reason(live.Models(ours.workbench), ask, told.append, lambda: False)
     kinds = [type(event).__name__ for event in told]
     assert "Failed" not in kinds, told
     texts = [event.text for event in told if isinstance(event, replay.Written)]
@@ -234,8 +242,8 @@ def test_a_live_trace_streams_from_the_server_and_stop_closes_the_request(bench,
     assert texts and all(done.text.startswith(text) for text in texts) and done.confidence > 0
     assert kinds[-1] == "Distribution" and told[-1].method == "label_likelihood"
 
-    with serving(bench, tmp_path, {"cold": str(cold.checkpoint)}, slow=0.2) as slow:
-        models, stopped = live.Models(bench.workbench), []
+    with serving(ours, tmp_path, {"cold": str(cold.checkpoint)}, slow=0.2) as slow:
+        models, stopped = live.Models(ours.workbench), []
         models.settings = lambda run_id: config.of(made.about["settings"]).replace(
             server={"base_url": slow.sets[0].partition("=")[2]}
         )

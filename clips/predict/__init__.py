@@ -187,6 +187,7 @@ class Predictor:
         """The clips of these inputs, each looked at, in a dataset called `name` (by default after inputs and labels);
         with `watch` beside all that are in it already. DataError where there is none, or the dataset is one with labels
         of its own."""
+        self.workbench.refuse_example()  # before minutes are spent on files
         names, listing = self.listed(inputs, path_column, videos)
         dataset, limits = name or self.dataset_of(inputs), video.Limits.of(self.config.video)
         self._former(dataset)  # refused before files are looked at

@@ -32,6 +32,8 @@ PATIENCE = 600.0
 _LONGEST_ERROR = 64 << 10  # bytes of an error message
 _TRANSIENT = {408, 425, 429}
 _THIS_REQUEST = {400, 413, 415, 422}
+_HOST = re.compile(r"(?=.{1,253}$)([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?", re.I)
+_PATH = re.compile(r"[^\s?#\\]+")
 _END = object()
 _LOOK = 1 / 30  # seconds between two looks at what has come; a screen shows no more
 _Live = tuple[Callable[[Request, str, int], None], Callable[[], bool]]
@@ -338,21 +340,31 @@ class Endpoint:
         example = f"Write http(s)://host[:port]/v1, for example --set {self.section}.base_url=http://127.0.0.1:8000/v1"
         try:
             url = httpx.URL(self.base_url)
-        except httpx.InvalidURL as error:
-            raise TeachError(f"{self.section}.base_url is not an address", str(error), example) from error
+            name, host = url.host, url.netloc.decode("ascii")
+        except (httpx.InvalidURL, ValueError) as error:  # idna raises the latter
+            why = str(error) if "@" not in self.base_url else "it cannot be read"  # which may quote a password
+            raise TeachError(f"{self.section}.base_url is not an address", why, example) from None
         if url.userinfo or url.query or url.fragment:
             raise TeachError(
-                f"{self.section}.base_url for {url.host!r} carries more than an address",
+                f"{self.section}.base_url for {name!r} carries more than an address",
                 "a key or password in it would be written to run.json",
                 f"Leave only http(s)://host[:port]/v1 and export the key under the name in {self.section}.key_variable",
             )
-        if url.scheme not in ("http", "https") or not url.host:
-            setting = f"{self.section}.base_url = {self.base_url!r}"
-            raise TeachError(setting, "an endpoint has an http or https address", example)
+        why = ""
+        if url.scheme not in ("http", "https") or not name:
+            why = "an endpoint has an http or https address"
+        elif not (":" in name or _HOST.fullmatch(url.raw_host.decode("ascii"))):
+            why = f"{name!r} is no name of a host"
+        elif url.port is not None and not 0 < url.port < 2**16:
+            why = f"{url.port} is no port: they are numbers from 1 to 65535"
+        elif not _PATH.fullmatch(self.base_url):
+            why = "it holds a space, or a `?` or `#` behind which a server looks for no path"
+        if why:
+            raise TeachError(f"{self.section}.base_url = {self.base_url!r}", why, example)
         if not self.model:
-            name = f"{self.section}.model"
-            raise TeachError(f"{name} is empty", f"{url.host} serves models by name", f"Set {name}")
-        return url.netloc.decode("ascii")
+            setting = f"{self.section}.model"
+            raise TeachError(f"{setting} is empty", f"{name} serves models by name", f"Set {setting}")
+        return host
 
     def _key(self) -> str:
         """The key, "" when there is none (local servers need none). Never kept."""
@@ -405,6 +417,12 @@ class Endpoint:
             f"there is no {self.model!r} to ask at this address: {reply}",
             f"Check {self.section}.base_url (up to and with /v1) and {self.section}.model",
         )
+
+    @property
+    def unknown(self) -> str:
+        """What the server does not take, so that it answers without, in a sentence; "" for nothing."""
+        names = ", ".join(sorted(self.left_out - {"max_tokens", "stream_options"}))
+        return f"{self.model} at {self.host} does not know {names}, and answers without" if names else ""
 
     def empty(self, answer: Completion) -> TeachError:
         """What to say of an answer that holds nothing to use."""

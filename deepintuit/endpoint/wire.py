@@ -93,8 +93,8 @@ class Request:
 
 NOTHING = "it wrote nothing"
 LEFT_OUT = (
-    *("max_tokens", "temperature", "logprobs", "return_token_ids", "seed", "top_k", "min_p", "repetition_penalty"),
-    *("presence_penalty", "frequency_penalty", "stream_options"),
+    *("max_tokens", "temperature", "logprobs", "return_token_ids", "seed", "top_p", "top_k", "min_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "stream_options"),
 )
 """Fields that a request can do without: by another name, or with less in the answer."""
 

@@ -90,10 +90,11 @@ def refuse_lost(local: LocalReasoner, clips: Sequence[Clip]) -> None:
 @dataclass(frozen=True)
 class ServedSample(Sample):
     """A trace from a server: `tokens` as it counted them. Log-probabilities and ids are empty where it gave none, or
-    none that can be read here; `missing` names what it lacks."""
+    none that can be read here; `missing` names what it lacks, `left_out` what the server was asked without."""
 
     tokens: int | None = None
     missing: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class _Asking:
@@ -218,13 +219,13 @@ class ServedReasoner(LocalReasoner):
             row.token_logprobs = row.confidence = None
         if not sample.token_ids:
             row.token_ids = None
-        if "temperature" in sample.missing:
+        if "temperature" in sample.left_out:
             row.temperature = None
         return row
 
     def _sample(self, answer: Completion, heat: float) -> ServedSample:
         text, ids, logprobs = answer.text, answer.token_ids, answer.logprobs
-        missing = [name for name in ("temperature", "seed") if name in answer.left_out]
+        missing = []
         if heat not in (0, 1) and logprobs:
             logprobs = None  # servers give those at temperature 1
             missing.append(f"log-probabilities at temperature {heat:g}")
@@ -242,7 +243,7 @@ class ServedReasoner(LocalReasoner):
         if ids and logprobs and len(ids) != len(logprobs):
             ids = logprobs = None
             missing.append("a log-probability for each token id")
-        about = {"tokens": answer.completion_tokens, "missing": tuple(missing)}
+        about = {"tokens": answer.completion_tokens, "missing": tuple(missing), "left_out": answer.left_out}
         return ServedSample(text, list(ids or []), list(logprobs or []), answer.truncated, answer.milliseconds, **about)
 
     def _meet(self, clip: Clip, encoded: EncodedClip, answer: Completion, sample: ServedSample) -> None:
@@ -257,8 +258,8 @@ class ServedReasoner(LocalReasoner):
             apart_T = np.abs(own_T.float().cpu().numpy() - np.asarray(sample.logprobs_T))
             contact |= {"tokens": len(apart_T), "mean_difference": float(apart_T.mean())}
             contact |= {"largest_difference": float(apart_T.max())}
-        contact["missing"] = list(sample.missing)
-        contact["said"] = _said(contact, self._asking.endpoint.host, self._compares)
+        contact |= {"missing": list(sample.missing), "left_out": list(sample.left_out)}
+        contact["said"] = _said(contact, self._asking.endpoint, self._compares)
         if self._run is None:
             logging.getLogger(__name__).warning(contact["said"])
         elif ranks.leads():
@@ -266,7 +267,7 @@ class ServedReasoner(LocalReasoner):
             tell(self._run, contact["said"], self._progress)
 
 
-def _said(contact: dict[str, Any], host: str, compares: bool) -> str:
+def _said(contact: dict[str, Any], endpoint: Endpoint, compares: bool) -> str:
     here, there = contact["prompt_tokens_here"], contact["prompt_tokens"]
     if there is None:
         prompt = f"it does not say how long the prompt was, which has {here} tokens here"
@@ -287,7 +288,8 @@ def _said(contact: dict[str, Any], host: str, compares: bool) -> str:
     else:
         logprobs = "log-probabilities could not be compared"
     lacking = f"; missing in its answers: {', '.join(contact['missing'])}" if contact["missing"] else ""
-    return f"{contact['model']} at {host}: {prompt}; {logprobs}{lacking}."
+    unknown = f". {endpoint.unknown}" if endpoint.unknown else ""
+    return f"{contact['model']} at {endpoint.host}: {prompt}; {logprobs}{lacking}{unknown}."
 
 
 class ServedScores:

@@ -59,7 +59,7 @@ class Workbench:
             raise StoreError(
                 f"{self.path} is the example",
                 "its runs stay as they were made; reviews and slices are all that is added to it",
-                "Start stages in a workbench of your own: --workbench DIR, or DEEPINTUIT_HOME",
+                "Name one of your own (--workbench DIR, or DEEPINTUIT_HOME); `make demo` begins one with these runs",
             )
 
     def _folder(self, name: str) -> Path:
@@ -202,7 +202,7 @@ class Workbench:
             raise StoreError(
                 f"there is no run {run_id!r} in {self.path}",
                 f"{len(ids)} runs are there" if ids else "no run was started in it yet",
-                f"nearest: {guess!r}" if guess else "start one, or name another workbench",
+                f"Nearest: {guess!r}" if guess else "Start one, or name another workbench",
             )
         return Run(self.path / "runs" / run_id)
 

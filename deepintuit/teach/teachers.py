@@ -129,8 +129,8 @@ def _endpoint(endpoint: Endpoint, config: Config, prompt: _Prompt) -> Teacher:
         endpoint.complete_many(requests(), on_done)
         if empty:
             recorder.run.note(empty=[*empty_before, *empty])
-        if endpoint.left_out:
-            recorder.run.log(f"left out or sent by another name, since the model does not take it: {endpoint.left_out}")
+        if endpoint.unknown:
+            recorder.run.log(endpoint.unknown)
         recorder.flush()
         if lacking and not recorder.run.done("traces", "trace_id"):
             raise failure[0]  # nothing is stored, so that a server that was mended is asked again
