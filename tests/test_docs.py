@@ -271,12 +271,12 @@ def code_lines(path: Path) -> int:
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
     "deepintuit": 12_750,
-    "deepintuit_analysis": 7_615,
+    "deepintuit_analysis": 7_641,
     "deepintuit_app": 6_963,
-    "deepintuit_clips": 2_549,
+    "deepintuit_clips": 2_573,
     "deepintuit_homecam": 2_052,
 }
-MOST_IN_ALL = 31_929
+MOST_IN_ALL = 31_979
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
 MOST_TO_READ = 2_157
