@@ -158,8 +158,6 @@ def add_review(commands) -> None:
     about = "only of this split (repeatable; default: all but test)"
     more.add_argument("--split", action="append", default=[], help=about)
     more.add_argument("--task", metavar="NAME", help="open a task of this name with them")
-    about = "a table of `deepintuit predict`: only clips on which it abstains"
-    more.add_argument("--abstained", metavar="FILE", help=about)
     more.add_argument("--by", metavar="NAME", help="who leads that task (default: your account's name)")
 
 
@@ -209,9 +207,10 @@ def _coldstart_set(options) -> None:
 
 def _next_batch(options) -> None:
     review, workbench, settings = _reviewed(options)
-    by, task, dry = options.by or getpass.getuser(), options.task, options.dry_run
-    settings = with_dataset(settings)
-    review.next_batch(workbench, console, settings, options.size, options.split, task, by, dry, options.abstained)
+    by = options.by or getpass.getuser()
+    review.next_batch(
+        workbench, console, with_dataset(settings), options.size, options.split, options.task, by, options.dry_run
+    )
 
 
 def _review_report(options) -> None:

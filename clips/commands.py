@@ -16,7 +16,7 @@ from deepintuit.labels import LabelSet
 from deepintuit.schedule import fractions
 from deepintuit_clips import near
 from deepintuit_clips.benchmarks import import_multihateclip, import_smarthome
-from deepintuit_clips.scan import scan, take_fingerprints
+from deepintuit_clips.scan import scan
 from deepintuit_clips.sources import import_csv, import_folder, import_jsonl
 
 
@@ -142,9 +142,6 @@ def _import(options) -> int:
 
 def _split(options) -> int:
     manifest, settings = _named(options)
-    if options.near != "off":
-        look = partial(near.fingerprint, limits=video.Limits.of(settings.video), isolate=True)
-        take_fingerprints(manifest, look, jobs=os.cpu_count() or 1, progress=not options.quiet)
     return _divide(manifest, settings, options.near, options.dry_run)
 
 
@@ -154,7 +151,6 @@ def _show_clips(options) -> int:
     for line in manifest.remarks():
         console.print(f"  {line}", markup=False)
     _tell(near.described(manifest, _pairs(manifest)))
-    _tell(near.lacking(manifest))
     return 0
 
 
@@ -174,7 +170,6 @@ def _divide(manifest, settings: Config, near_ones: str, dry: bool = False) -> in
         manifest.save()
     console.print(str(manifest.summary()), markup=False)
     _tell(near.described(manifest, duplicates))
-    _tell(near.lacking(manifest) if near_ones != "off" else "")
     if dry:
         console.print("Nothing was saved (--dry-run).")
     return 0

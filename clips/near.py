@@ -119,14 +119,6 @@ def prints(workbench: str | Path, dataset: str) -> dict[str, str]:
     return {look["sha256"][:16]: look["print"] for look in readable(workbench, dataset) if look.get("print")}
 
 
-def lacking(manifest: Manifest) -> str:
-    """How many usable clips were never looked at for it, in words; empty where all were."""
-    looks = readable(manifest.workbench, manifest.dataset)
-    n = len({*manifest.usable()["clip_id"]} - {look["sha256"][:16] for look in looks if look.get("print") is not None})
-    todo = "`deepintuit clips split` takes them, and where that does not help, another import"
-    return f"Clips without a fingerprint, whose copies are not found: {n}. {todo}." if n else ""
-
-
 def described(manifest: Manifest, duplicates: Sequence[Pair]) -> str:
     """The pairs of usable clips in words, those that two splits part first; empty where there is none."""
     usable = manifest.usable().set_index("clip_id")

@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from deepintuit import ranks
-from deepintuit.command import common, console, opened
+from deepintuit.command import common, console, ended, opened, shard_option
 from deepintuit.errors import ConfigError, DataError
 
 _SHOWN = 20
@@ -33,6 +33,7 @@ def add(commands) -> None:
     parser.add_argument("--path-column", metavar="NAME", default="path", help="a table's column of video files")
     parser.add_argument("--videos", metavar="DIR", help="what a table's paths are relative to (default: its folder)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="files looked at side by side")
+    shard_option(parser, "answer those")
     parser.add_argument("--watch", action="store_true", help="go on with what comes into the folder, until Ctrl-C")
     parser.add_argument("--every", type=float, metavar="SECONDS", default=10.0, help="with --watch: between two looks")
     parser.set_defaults(run=_predict)
@@ -67,6 +68,9 @@ def _predict(options) -> int:
             "it looks into folders every few seconds, and writes their answers to a file",
             "Name folders, --out FILE, and --every above 0",
         )
+    shard = ranks.Shard.of(options.shard)
+    if shard and options.watch:
+        shard.refuse("with --watch clips are those of one process")
     workbench, settings = opened(options)
     predictor = Predictor(workbench, options.system, settings)
     rules = predictor.rules(options.threshold, options.risk, options.false_alarms)
@@ -77,15 +81,15 @@ def _predict(options) -> int:
         return _watch(predictor, options, out, rules)
     clips = ranks.first(lambda: predictor.find(options.inputs, **_how(options)))
     _tell_findings(clips)
-    run = predictor.run(clips, progress=not options.quiet)
-    if not ranks.leads():
-        return 0
+    run = predictor.run(clips, progress=not options.quiet, shard=shard)
+    if run.waits or not ranks.leads():
+        return ended(run)
     answers = predictor.answers(run, clips, rules)
     if out is not None:
         answers.write(out)
     else:
         _show(next(answers.tables()), len(clips.given))
-    console.print(f"[bold]{run.id}[/] is finished.")
+    ended(run)
     _count(answers, out)
     return 0
 

@@ -98,28 +98,11 @@ def readable(workbench: str | Path, dataset: str) -> list[dict[str, Any]]:
     return [look for look in journal.known.values() if look["info"]]
 
 
-def take_fingerprints(
-    manifest: Manifest, fingerprint: Callable[[Path], str], *, jobs: int = 1, progress: bool = True
-) -> None:
-    """Of the usable clips that were looked at without it, into their journal."""
-    path_of = manifest.usable().set_index("clip_id")["path"]
-    journal = _Journal(manifest.path.parent / f"{manifest.dataset}.journal.jsonl", "", fresh=False)
-    bare = {
-        Path(path_of[clip_id]): (key, look)
-        for key, look in journal.known.items()
-        if look["info"] and look.get("print") is None and (clip_id := look["sha256"][:16]) in path_of
-    }
-    work = partial(_fingerprint, fingerprint=fingerprint)
-    for path, text in _each(work, list(bare), jobs, "Fingerprints", progress):
-        key, look = bare[path]
-        journal.put(key, {**look, "print": text})
-
-
-def _fingerprint(path: Path, fingerprint: Callable[[Path], str]) -> str | None:
+def _fingerprint(path: Path, fingerprint: Callable[[Path], str]) -> str:
     try:
         return fingerprint(path)
-    except VideoError as error:
-        return None if error.reason in OF_THE_MOMENT else ""  # what cannot be read a second time is like nothing
+    except VideoError:
+        return ""  # what cannot be read a second time is like nothing
 
 
 def _look(path: Path, probe: Callable[..., Any], limits: Any) -> dict[str, Any]:

@@ -17,7 +17,17 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
 from deepintuit import __version__, config, disk, ranks, schedule
-from deepintuit.command import Parser, common, console, opened, print_settings, settings_of, with_dataset
+from deepintuit.command import (
+    Parser,
+    common,
+    console,
+    ended,
+    opened,
+    print_settings,
+    settings_of,
+    shard_option,
+    with_dataset,
+)
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, ModelError, quiet_libraries
 
@@ -152,6 +162,7 @@ def _add_stages(commands) -> None:
     evaluate.add_argument(
         "--calibrator", metavar="RUN", help="its calibrate run (default: the newest finished one of that reasoner)"
     )
+    shard_option(evaluate, "sample the traces")
     about = "leave out each sentence of a run's traces in turn: which ones its calibrated labels rest on"
     attribute = common(commands.add_parser("attribute", help=about, example="attribute RUN", settings="attribute"))
     attribute.add_argument("source", metavar="RUN", help="an evaluate or predict run of a system with a calibrator")
@@ -197,7 +208,7 @@ def _teach(options) -> int:
         return 0
     from deepintuit import teach
 
-    return _ended(teach.run(workbench, settings, split=options.split, progress=not options.quiet))
+    return ended(teach.run(workbench, settings, split=options.split, progress=not options.quiet))
 
 
 def _plan(options) -> int:
@@ -275,11 +286,13 @@ def _evaluate(options) -> int:
     if _dry(options, workbench, settings, [settings.evaluate.split], {"reasoner": reasoner, "calibrator": calibrator}):
         return 0
     stage = importlib.import_module("deepintuit.evaluate")
-    progress = not options.quiet
+    progress, shard = not options.quiet, ranks.Shard.of(options.shard)
+    if shard and reasoner in _BESIDE:
+        shard.refuse(f"of {reasoner} no traces are sampled, which is what shards divide")
     if reasoner in ("encoder", "probe"):
-        return _ended(_beside(workbench, settings, reasoner, calibrator)(system=options.name or "", progress=progress))
+        return ended(_beside(workbench, settings, reasoner, calibrator)(system=options.name or "", progress=progress))
     if reasoner == "baselines":
-        return _ended(stage.baselines(workbench, settings, calibrator, progress=progress))
+        return ended(stage.baselines(workbench, settings, calibrator, progress=progress))
     run = stage.run(
         workbench,
         settings,
@@ -287,8 +300,9 @@ def _evaluate(options) -> int:
         calibrator=calibrator,
         system=options.name or "",
         progress=progress,
+        shard=shard,
     )
-    return _ended(run)
+    return ended(run)
 
 
 def _beside(workbench, settings: Config, name: str, calibrator: str | None) -> Callable:
@@ -313,7 +327,7 @@ def _attribute(options) -> int:
     inputs = {"run": answers.id, "calibrator": attribute.calibrator_in(answers)}
     if _dry(options, workbench, settings, [], inputs):
         return 0
-    return _ended(attribute.run(workbench, settings, source=answers.id, progress=not options.quiet))
+    return ended(attribute.run(workbench, settings, source=answers.id, progress=not options.quiet))
 
 
 def _embed(options) -> int:
@@ -360,19 +374,13 @@ def _judge(options) -> int:
     for question, counts in run.summary["answers"].items():
         words = ", ".join(f"{n} {answer}" for answer, n in counts.items())
         console.print(f"  {question}: {words}", markup=False, highlight=False, soft_wrap=True)
-    return _ended(run)
+    return ended(run)
 
 
 def _trained(options, workbench, settings: Config, **inputs: str | None) -> int:
     """Run a stage that trains. It needs torch, so it is imported only now."""
     stage = importlib.import_module(f"deepintuit.{options.command}")
-    return _ended(stage.run(workbench, settings, **inputs, name=options.name, progress=not options.quiet))
-
-
-def _ended(run) -> int:
-    if ranks.leads():
-        console.print(f"[bold]{run.id}[/] is finished.")
-    return 0
+    return ended(stage.run(workbench, settings, **inputs, name=options.name, progress=not options.quiet))
 
 
 def _newest(workbench, stages: Sequence[str], settings: Config, purpose: str, target: str | None = None) -> str:

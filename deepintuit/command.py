@@ -18,7 +18,7 @@ import tomli_w
 from rich.console import Console
 from rich.syntax import Syntax
 
-from deepintuit import config
+from deepintuit import config, ranks
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, nearest
 
@@ -140,6 +140,10 @@ def common(parser: Parser) -> Parser:
     return parser
 
 
+def shard_option(parser: Parser, about: str) -> None:
+    parser.add_argument("--shard", metavar="I/N", help=f"{about} of the I-th of N parts of the clips: docs/scale.md")
+
+
 def workbench_option(parser: Parser) -> None:
     help_text = "where clips and runs are kept (default: ./workbench, or DEEPINTUIT_HOME)"
     parser.add_argument("--workbench", metavar="DIR", help=help_text)
@@ -182,6 +186,16 @@ def with_dataset(settings: Config) -> Config:
             else "Import clips first, e.g. `deepintuit clips folder DIR --name NAME`",
         )
     return settings.replace(clips={"dataset": candidates[0]})
+
+
+def ended(run) -> int:
+    """What is said of a run that a command leaves."""
+    if run.waits:
+        rest = f"{run.waits}. The one that ends last finishes it, or the command without --shard"
+        console.print(f"{run.id} is not finished: {rest}.", markup=False, highlight=False, soft_wrap=True)
+    elif ranks.leads():
+        console.print(f"[bold]{run.id}[/] is finished.")
+    return 0
 
 
 def print_settings(settings: Config, command: str) -> None:

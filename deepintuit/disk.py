@@ -340,8 +340,9 @@ def _locked(fd: int, path: Path) -> bool:
 
 def _in_use(fd: int, path: Path) -> StoreError:
     holder = os.pread(fd, 200, 0).decode("ascii", "replace").strip() or "another process"
+    part = f" ({path.name})" if path.name.startswith("lock-") else ""
     return StoreError(
-        f"{path.parent.name!r} is in use by {holder}",
+        f"{path.parent.name!r}{part} is in use by {holder}",
         "two processes writing one run would each do the work and neither would own the result",
         "wait for that process or stop it, then rerun the command; it continues where the run stands",
     )

@@ -13,11 +13,12 @@ decides about such a call must be the same everywhere: ask `first` what is on di
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from itertools import chain, zip_longest
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from deepintuit.errors import DeepIntuitError
+from deepintuit.errors import ConfigError, DeepIntuitError
 
 DIVIDED = ("coldstart", "grpo", "calibrate", "evaluate", "predict")
 """The commands that several processes do together."""
@@ -26,6 +27,32 @@ T = TypeVar("T")
 _NOTHING = object()
 _number, _count = 0, 1
 _exchange: Callable[[Any], list[Any]] = lambda value: [value]  # noqa: E731
+
+
+class Shard(NamedTuple):
+    """One of `count` commands, counted from 1, that divide the clips of one run and never meet: any scheduler starts
+    them, when and where it likes."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def of(cls, text: str | None) -> Shard | None:
+        """From "2/8"; None from no text. Raises `ConfigError`."""
+        if not text:
+            return None
+        match = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            why = "a shard is its number, counted from 1, and how many there are"
+            raise ConfigError(f"--shard {text!r}", why, "Write 1/8 to 8/8 for eight of them")
+        if launched() > 1:
+            why = "those divide the clips among themselves, and meet; shards never do"
+            what = f"--shard {text} in {launched()} processes of a launcher"
+            raise ConfigError(what, why, "Start each shard as one process, or leave --shard out")
+        return cls(int(match[1]), int(match[2]))
+
+    def refuse(self, why: str) -> NoReturn:
+        raise ConfigError(f"--shard {self.number}/{self.count}", why, "Leave --shard out")
 
 
 def launched() -> int:
@@ -55,9 +82,9 @@ def leads() -> bool:
     return number() == 0
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's items: every n-th, so that what lies together is spread out."""
-    return items[_number::_count]
+def share(items: Sequence[T], shard: Shard | None = None) -> Sequence[T]:
+    """This process's items, or those of a shard: every n-th, so that what lies together is spread out."""
+    return items[shard.number - 1 :: shard.count] if shard else items[_number::_count]
 
 
 def gather(value: T) -> list[T]:

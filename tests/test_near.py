@@ -82,22 +82,3 @@ def test_an_import_reports_them_and_keeps_them_together_when_told(folder, tmp_pa
     assert "same footage" not in capsys.readouterr().out and journal.stat().st_size == before
     assert cli.main(["clips", "show", "home", *place]) == 0
     assert "5 pairs of clips" in " ".join(capsys.readouterr().out.split())
-
-
-def test_a_split_takes_the_fingerprints_that_an_import_left_out(folder, tmp_path, capsys):
-    place = ["--workbench", str(tmp_path)]
-    words = ["clips", "folder", str(folder), "--name", "bare", "--jobs", "1", "--quiet", "--near", "off", *place]
-    assert cli.main(words) == 0
-    assert cli.main(["clips", "show", "bare", *place]) == 0
-    assert "without a fingerprint, whose copies are not found: 19" in capsys.readouterr().out
-    source = folder / "fall" / "scene-0.mp4"
-    source.rename(source.with_suffix(".away"))
-    try:
-        assert cli.main(["clips", "split", "bare", "--quiet", *place]) == 0
-    finally:
-        source.with_suffix(".away").rename(source)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "4 pairs of clips look like the same footage" in said and "not found: 1." in said
-    assert cli.main(["clips", "split", "bare", "--near", "together", "--quiet", *place]) == 0
-    said = capsys.readouterr().out
-    assert "5 pairs" in said and "0 of them in different splits" in said and "without a fingerprint" not in said

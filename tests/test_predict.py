@@ -1,6 +1,7 @@
 """Predicting: clips without labels get the answers that an evaluation gives, as a run and as a table, through kills,
 odd files and hostile names."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -167,6 +168,7 @@ WRONG = {
     "a bad name": (["--name", "../up"], "cannot name a dataset"),
     "a run that is no system": (["--system", "evaluate"], "holds no reasoner"),
     "no such run": (["--system", "calibrate-none"], "there is no run"),
+    "a watch by shards": (["--watch", "--out", "o.csv", "--shard", "1/2"], "Leave --shard out"),
     "nothing there": (["nowhere"], "Check the path"),
 }
 
@@ -236,6 +238,63 @@ def test_a_killed_run_goes_on_where_it_stopped(ours, calibrated, videos, table):
     assert found["trace"].tolist() == table["trace"].tolist()
     probs = [name for name in table if name.startswith("p_")]
     np.testing.assert_allclose(found[probs], table[probs], atol=1e-5)
+
+
+def _command(words, out):
+    with open(out, "w") as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        raise SystemExit(cli.main(words))
+
+
+def test_shards_answer_and_evaluate_what_one_command_does_row_by_row(
+    ours, cold, calibrated, scored, videos, table, predictor, tmp_path, capsys
+):
+    folder, out = tmp_path / "clips", tmp_path / "answers.parquet"
+    shutil.copytree(videos, folder)
+    (folder / "broken.mp4").write_bytes(b"no video")
+    sets = ours.sets("sampling.clips_per_batch=3", "evaluate.controls=false", "clips.dataset=homecam")
+    about = ["--quiet", "--name", "sharded", "--workbench", str(ours.path)]
+    about += [word for one in sets for word in ("--set", one)]
+    words = ["predict", str(folder), "--system", calibrated.id, "--out", str(out), "--jobs", "1", *about, "--shard"]
+    assert cli.main([*words, "3/3"]) == 0 and not out.exists()
+    assert "is not finished: 4 of 12 clips are done by all shards" in capsys.readouterr().out
+    started = [embedded._SERVER.Process(target=_command, args=([*words, f"{n}/3"], tmp_path / f"{n}")) for n in (1, 2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    said = [(tmp_path / f"{n}").read_text() for n in (1, 2)]
+    assert sum("is not finished" in text for text in said) == 1, said
+    assert sum("12 of 13 clips answered, 1 without an answer" in text for text in said) == 1, said
+    found = pd.read_parquet(out)
+    assert found["path"].tolist() == [str(folder / name) for name in sorted(os.listdir(folder))]
+    shown = [name for name in table if name not in ("path", "seconds", "distance")]
+    pd.testing.assert_frame_equal(found.loc[:11, shown], table[shown], check_dtype=False, atol=1e-5)
+    [run] = [run for run in ours.workbench.runs("predict") if run.about["name"] == "sharded"]
+    parts = [pd.read_parquet(part)["clip_id"].nunique() for part in run.path.glob("predictions-*.parquet")]
+    assert run.finished and sorted(parts) == [1, 1, 1, 3, 3, 3], "no clip twice"
+    rows = [predictor.predict(folder, name="parts", shard=f"{n}/2") for n in (1, 2)]
+    assert sorted(pd.concat(rows)["path"]) == sorted(found["path"]) and len(rows[0]) == 7
+
+    words = ["evaluate", "--reasoner", cold.id, "--calibrator", calibrated.id, *about, "--shard"]
+    assert cli.main([*words, "2/2"]) == 0
+    assert "6 of 12 clips are done" in capsys.readouterr().out
+    assert cli.main([*words, "1/2"]) == 0 and "is finished" in capsys.readouterr().out
+    [run] = [run for run in ours.workbench.runs("evaluate") if run.about["name"] == "sharded"]
+    key = ["method", "control", "clip_id"]
+    rows, same = (one.read("predictions").sort_values(key).reset_index(drop=True) for one in (run, scored))
+    assert rows[[*key, "predicted", "provisional"]].equals(same[[*key, "predicted", "provisional"]])
+    np.testing.assert_allclose(np.stack(rows["probs"]), np.stack(same["probs"]), atol=1e-5)
+    texts, others = (dict(zip(one["clip_id"], one["text"])) for one in (run.read("traces"), scored.read("traces")))
+    assert texts == others
+
+
+def test_a_shard_of_other_clips_than_those_that_are_divided_is_refused(predictor, videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "clips", ignore=lambda _, names: names[3:])
+    first = predictor.predict(tmp_path / "clips", name="changed", shard="1/2")
+    shutil.copy(videos / "11.mp4", tmp_path / "clips")
+    with pytest.raises(StoreError, match="shard 2 of 2 has other clips.*divide one list.*another --name"):
+        predictor.predict(tmp_path / "clips", name="changed", shard="2/2")
+    assert len(predictor.predict(tmp_path / "clips", name="changed")) == 4 and len(first) == 2
 
 
 def test_a_file_that_still_grows_waits_for_the_next_look(tmp_path):

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from deepintuit import cli, coldstart
@@ -14,9 +13,8 @@ from deepintuit.data import Manifest
 from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
-from deepintuit.tables import FORMATS, written
 from deepintuit_analysis import Workbench
-from deepintuit_analysis.review import EventLog, Reviews, ReviewTask, quality, read_events
+from deepintuit_analysis.review import EventLog, Reviews, ReviewTask, read_events
 from deepintuit_analysis.review.feedback import coldstart_set, corrections, next_batch, relabel
 
 LABELS = LabelSet.of("pets", ("dog", "cat", "fox"))
@@ -310,31 +308,6 @@ def test_the_next_batch_becomes_a_task(house, review, capsys):
     assert review("next", "--size", "2", "--task", "more", "--by", "lead") == 0
     assert review("report", "more") == 0
     assert "The task 'more' holds them" in (said := capsys.readouterr().out) and "more: 0 of 2 judgements" in said
-
-
-def test_the_clips_on_which_a_table_of_answers_abstains_become_a_task(house, review, capsys):
-    evaluated(house, [0.5, 0.52, 0.53, 0.45, 0.99, 0.54, 0.55, 0.5])
-    house.log.close()
-    answers = {"clip_id": [f"c{n}" for n in range(8)], "trace": ['a, "b"\n'] * 8, "abstain": [None, True, False] * 2}
-    answers["abstain"] += [True, None]
-    table = pa.table({**answers, "path": ["=1+1.mp4"] * 8, "moments": [[0.5]] * 8})
-    for form in FORMATS:
-        Path(f"answers.{form}").write_bytes(b"".join(written(iter([table]), form)))
-        assert review("next", "--abstained", f"answers.{form}", "--task", form, "--by", "lead") == 0
-        assert "3 clips of 'pets' that nobody judged and on which answers" in capsys.readouterr().out
-        assert set(quality.reading(house.workbench.reviews).task(form).items) == {"t1", "t4", "t6"}
-    unasked = table.set_column(2, "abstain", pa.array([None] * 8, pa.bool_()))
-    Path("unasked.csv").write_bytes(b"".join(written(iter([unasked]), "csv")))
-    Path("other.csv").write_text("a,b\n1,2\n")
-    Path("text.parquet").write_text("no table")
-    for name, said in {
-        "unasked.csv": "--risk",
-        "other.csv": "clip_id",
-        "text.parquet": "--out",
-        "no.csv": "No such",
-    }.items():
-        assert review("next", "--abstained", name) == 2
-        assert said in (error := capsys.readouterr().err) and "Traceback" not in error
 
 
 @pytest.mark.parametrize("words, sentence", [

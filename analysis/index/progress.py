@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -113,8 +114,12 @@ def _named(row: dict, role: str) -> dict:
 def at_work(workbench: Workbench, run_id: str) -> bool:
     """Whether a process of this machine holds the run. Reads the lock's note and does not touch the lock: a stage that
     starts at this moment would be refused."""
+    return any(map(_is_held, (workbench.path / "runs" / run_id).glob("lock*")))
+
+
+def _is_held(lock: Path) -> bool:
     try:
-        holder = _HOLDER.match((workbench.path / "runs" / run_id / "lock").read_text(encoding="ascii"))
+        holder = _HOLDER.match(lock.read_text(encoding="ascii"))
     except (FileNotFoundError, UnicodeDecodeError):
         return False
     if not holder:

@@ -102,8 +102,7 @@ def labels(workbench: Workbench, console: Console, settings: Config, tasks: Sequ
     """Corrected labels as a new version of the manifest."""
     reviews = quality.reading(workbench.reviews)
     fixes = feedback.corrections(workbench, reviews, tasks or quality.names(reviews), settings.clips.dataset)
-    given = (c.before if isinstance(c.before, str) else "–" for c in fixes.changed)
-    rows = [(c.clip_id, c.split or "", was, c.after, ", ".join(c.by)) for c, was in zip(fixes.changed, given)]
+    rows = [(c.clip_id, c.split or "", c.before, c.after, ", ".join(c.by)) for c in fixes.changed]
     _list(console, ["clip", "split", "was", "is", "said by"], rows)
     _list(console, ["contested: for a lead to adjudicate"], [(clip,) for clip in fixes.contested])
     _say(console, f"{len(rows)} labels corrected, {fixes.confirmed} confirmed, {len(fixes.contested)} contested.")
@@ -144,20 +143,14 @@ def next_batch(
     task: str | None,
     by: str,
     dry: bool,
-    answers: str | None = None,
 ) -> None:
-    """The clips to label next; with `task`, as a new task of that name, `by` its lead. `answers`: a table of
-    `deepintuit predict`, of which only the clips are taken on which it abstains."""
-    dataset, among = settings.clips.dataset, None
-    if answers is not None:
-        among = import_export.abstained(_content(answers), import_export.form_of(answers))
+    """The clips to label next; with `task`, as a new task of that name, `by` its lead."""
+    dataset = settings.clips.dataset
     reviews = quality.reading(workbench.reviews)
-    batch = feedback.next_batch(workbench, reviews, dataset, size, splits=splits, seed=settings.seed, among=among)
+    batch = feedback.next_batch(workbench, reviews, dataset, size, splits=splits, seed=settings.seed)
     columns = ["clip_id", "split", "group", "predicted", "margin"]
-    lines = batch[columns].fillna({"split": "–"})
-    _list(console, columns, ((*row[:-1], f"{row[-1]:.3f}") for row in lines.itertuples(index=False)))
-    on = "" if among is None else f" and on which {answers} abstains"
-    _say(console, f"{len(batch)} clips of {dataset!r} that nobody judged{on}, the least certain first.")
+    _list(console, columns, ((*row[:-1], f"{row[-1]:.3f}") for row in batch[columns].itertuples(index=False)))
+    _say(console, f"{len(batch)} clips of {dataset!r} that nobody judged, the least certain first.")
     if task is None or dry:
         _say(console, "No task was opened" + (" (--dry-run)." if dry else "; --task NAME opens one."))
         return

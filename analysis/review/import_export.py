@@ -128,29 +128,6 @@ def _lines(content: bytes) -> list[dict[str, str]]:
         raise ValueError(error.what) from error
 
 
-def abstained(content: bytes, form: str) -> set[str]:
-    """The clips on which a table of `deepintuit predict` (CSV, JSONL or Parquet) abstains. DataError for another
-    table, and one of answers that were not asked to abstain."""
-    columns = ["clip_id", "abstain"]
-    try:
-        if form == "parquet":
-            rows = pq.read_table(pa.BufferReader(content), columns=columns).to_pylist()
-        elif form == "csv":
-            rows = _lines(content)
-        else:
-            rows = [parse_json(line) for line in decoded(content).split("\n") if line.strip()]
-        answers = {str(row["clip_id"]): str(row["abstain"] or "").lower() for row in rows}
-    except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        why = f"it is not read as {form} with the columns {' and '.join(columns)} ({str(error):.200})"
-        raise DataError("the table of answers", why, "Name what `deepintuit predict … --out FILE` wrote") from error
-    if not any(answers.values()):
-        why = "none was asked to: its column `abstain` is empty"
-        raise DataError(
-            "no answer of the table abstains", why, "Repeat `deepintuit predict` with --risk or --threshold"
-        )
-    return {clip_id for clip_id, answer in answers.items() if answer == "true"}
-
-
 def _known(form: str) -> str:
     if form not in FORMS:
         raise DataError(

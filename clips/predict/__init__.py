@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from rich.progress import track
 
-from deepintuit import ranks, video
+from deepintuit import disk, ranks, video
 from deepintuit.command import with_dataset
 from deepintuit.config import Config
 from deepintuit.data import Manifest
@@ -50,7 +49,7 @@ from deepintuit.reasoner import (
 )
 from deepintuit.reasoner.controls import calibrator_of, without
 from deepintuit.runs import Run, TraceRow, Workbench, trace_id, unnamed
-from deepintuit.runs.run import parts, read_part
+from deepintuit.runs.run import parts, plain, read_part
 from deepintuit.vlm import VLM
 from deepintuit.vlm.group import join
 from deepintuit_clips import Listing, Report, import_new, scan
@@ -58,6 +57,8 @@ from deepintuit_clips.predict.table import Answers, Rules, threshold_of
 
 SPLIT = "unlabelled"
 """The split that prediction rows name: the clips are in none of the dataset's."""
+_LONG = 24 * 3600.0
+"""Seconds to wait for a process that looks at the same files."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,13 @@ class Clips:
         """Clip ids, each once."""
         ids = dict.fromkeys(self.clip_of[source] for _, source in self.given)
         return [clip_id for clip_id in ids if clip_id not in self.refused]
+
+    def of(self, shard: ranks.Shard | None) -> Clips:
+        """Those of a shard; all of them without one."""
+        if not shard:
+            return self
+        own = {*ranks.share([*dict.fromkeys(self.clip_of[source] for _, source in self.given)], shard)}
+        return replace(self, given=[(name, source) for name, source in self.given if self.clip_of[source] in own])
 
 
 class Predictor:
@@ -150,15 +158,18 @@ class Predictor:
         path_column: str = "path",
         videos: str | Path | None = None,
         progress: bool = False,
+        shard: str | None = None,
     ) -> pd.DataFrame:
         """Answers to clips: folders, video files and tables of them, as of the command `deepintuit predict`; a row a
-        clip in the columns of docs/predict.md, also for clips that cannot be read."""
+        clip in the columns of docs/predict.md, also for clips that cannot be read. `shard`: "2/8" answers that part of
+        the clips, and gives its rows."""
+        part = ranks.Shard.of(shard)
         rules = self.rules(threshold, risk, false_alarms)
         inputs = [paths] if isinstance(paths, str | os.PathLike) else [*paths]
         how = {"name": name, "path_column": path_column, "videos": videos, "progress": progress}
         clips = ranks.first(lambda: self.find(inputs, **how))
-        run = self.run(clips, progress=progress)
-        return pa.concat_tables(self.answers(run, clips, rules).tables()).to_pandas()
+        run = self.run(clips, progress=progress, shard=part)
+        return pa.concat_tables(self.answers(run, clips.of(part), rules).tables()).to_pandas()
 
     def rules(
         self, threshold: float | None = None, risk: float | None = None, false_alarms: float = FALSE_ALARMS
@@ -185,25 +196,27 @@ class Predictor:
         watch: bool = False,
     ) -> Clips:
         """The clips of these inputs, each looked at, in a dataset called `name` (by default after inputs and labels);
-        with `watch` beside all that are in it already. DataError where there is none, or the dataset is one with labels
-        of its own."""
+        with `watch` beside all that are in it already. Of processes that begin together one looks, and the others
+        wait. DataError where there is none, or the dataset is one with labels of its own."""
         self.workbench.refuse_example()  # before minutes are spent on files
         names, listing = self.listed(inputs, path_column, videos)
         dataset, limits = name or self.dataset_of(inputs), video.Limits.of(self.config.video)
         self._former(dataset)  # refused before files are looked at
-        manifest, report = scan(
-            listing,
-            self.workbench.path,
-            dataset,
-            probe=partial(video.probe, isolate=True),
-            playable_copy=partial(video.playable_copy, limits=limits, isolate=True),
-            limits=limits,
-            jobs=jobs,
-            progress=progress,
-        )
-        former = self._former(dataset)
-        whole = manifest.onto(former) if former else manifest
-        whole.save(keep=not watch)
+        place = Manifest(self.workbench.path, dataset, pd.DataFrame(), self.labels).path
+        with disk.Lock(place.with_suffix(".lock"), wait=_LONG):
+            manifest, report = scan(
+                listing,
+                self.workbench.path,
+                dataset,
+                probe=partial(video.probe, isolate=True),
+                playable_copy=partial(video.playable_copy, limits=limits, isolate=True),
+                limits=limits,
+                jobs=jobs,
+                progress=progress,
+            )
+            former = self._former(dataset)
+            whole = manifest.onto(former) if former else manifest
+            whole.save(keep=not watch)
         rows = [*(whole if watch else manifest).frame.itertuples()]
         if watch:
             names = [(source, source) for row in rows for source in (row.source, *row.also_at)]
@@ -226,15 +239,16 @@ class Predictor:
         word = re.sub(r"[^A-Za-z0-9]+", "-", Path(places[0]).stem).strip("-")[:40] if len(places) == 1 else ""
         return f"predict-{word or 'clips'}-{digest}"
 
-    def run(self, clips: Clips, *, progress: bool = False) -> Run:
-        """The finished run that has answered these clips: new, continued, or from before."""
-        run = self.begin(clips)
+    def run(self, clips: Clips, *, progress: bool = False, shard: ranks.Shard | None = None) -> Run:
+        """The finished run that has answered these clips: new, continued, or from before. Of one `shard` it is finished
+        where all others have done their part."""
+        run = self.begin(clips, shard=shard)
         if not run.finished:
             with run:
                 self.answer(run, clips, {}, progress=progress)
         return run
 
-    def begin(self, clips: Clips, *, watch: bool = False) -> Run:
+    def begin(self, clips: Clips, *, watch: bool = False, shard: ranks.Shard | None = None) -> Run:
         """The run of these clips; with `watch` the one of their dataset, which is never finished."""
         config = self._config(clips)
         gate = ("gate",) if config.gate.by != "off" else ()
@@ -247,26 +261,29 @@ class Predictor:
         if self.distance:
             described["distance"] = True  # answers from before it was measured are not taken over
         about = {"name": clips.dataset.removeprefix("predict-"), "seed": config.seed, "dataset": clips.dataset}
-        about |= {"parent": self.reasoner and self.reasoner.id, "together": not watch}
+        about |= {"parent": self.reasoner and self.reasoner.id, "together": not watch, "shard": shard}
+        if shard:
+            self._refuse_other_clips(described, clips, shard)
         return self.workbench.start_run("predict", described, **about)
 
     def answer(self, run: Run, clips: Clips, unreadable: dict[str, str], *, progress: bool, last: bool = True) -> None:
         """Ask about the clips that have no answer yet, a batch at a time, and finish the run if this is the `last`
         time. Clips that turn out to be unreadable are added to `unreadable`, with the reason."""
-        config = self._config(clips)
+        config, own = self._config(clips), clips.of(run.shard)
         task, batch = Task(self.workbench.path, config), config.sampling.clips_per_batch
 
         def answered() -> set[str]:
-            self._borrow(run, self._prompts(task, clips))
-            return run.done("predictions", "clip_id")
+            self._borrow(run, self._prompts(task, own))
+            return run.stored("predictions")
 
         done = ranks.first(answered)
-        missing = task.unlabelled(c for c in clips.readable if c not in done and c not in unreadable)
+        missing = task.unlabelled(c for c in own.readable if c not in done and c not in unreadable)
         if missing:
             local = self.reasoner_for(task, run, progress)
             run.note(device=str(local.vlm.device), settings=config.to_dict(), departs=self.departs)
             starts = ranks.share(range(0, len(missing), batch))
-            for start in track(starts, "Predictions", disable=not (progress and ranks.leads())):
+            bar = progress and ranks.leads()
+            for start in run.track("predictions", starts, "Predictions", len(clips.readable), bar):
                 rows, predictions = self.answer_batch(local, missing[start : start + batch], run.id)
                 if rows:
                     run.append("traces", rows)
@@ -275,8 +292,11 @@ class Predictor:
         for one in ranks.gather(dict(unreadable)):
             unreadable |= one
         run.settle()
+        if run.shard:
+            last = run.last("predictions", clips.readable, unreadable)
+            unreadable = _unreadable(run)
         if last:
-            answered = len(run.done("predictions", "clip_id"))
+            answered = len(run.stored("predictions"))
             summary = {"system": self.system, "calibrated": self.calibrator is not None, "listed": len(clips.given)}
             run.finish({**summary, "clips": answered, "refused": len(clips.refused), "unreadable": unreadable})
 
@@ -314,7 +334,7 @@ class Predictor:
 
     def answers(self, run: Run, clips: Clips, rules: Rules, unreadable: dict[str, str] | None = None) -> Answers:
         """The table of a run's answers to these clips, told by `rules`; `unreadable` of a run that is not finished."""
-        said = run.summary.get("unreadable", {}) if unreadable is None else unreadable
+        said = _unreadable(run) if unreadable is None else unreadable
         refused = {**{clip_id: (reason, None) for clip_id, reason in said.items()}, **clips.refused}
         return Answers(run, clips.given, clips.clip_of, refused, rules)
 
@@ -337,16 +357,24 @@ class Predictor:
     def _prompts(self, task: Task, clips: Clips) -> dict[str, str]:
         return {clip_id: task.prompt_hash(task.reasoner_prompt(clip_id)) for clip_id in clips.readable}
 
+    def _refuse_other_clips(self, described: dict[str, Any], clips: Clips, shard: ranks.Shard) -> None:
+        """StoreError where the newest run of these settings is one that shards divide, of other clips."""
+        settings = {**plain(described), "asked": None}
+        runs = [run for run in self.workbench.runs("predict") if _made(run)[::3] == (settings, clips.dataset)]
+        if runs and not runs[-1].finished and runs[-1].config["asked"] != described["asked"]:
+            if [*runs[-1].path.glob("lock-*")]:
+                raise StoreError(
+                    f"shard {shard.number} of {shard.count} has other clips than those that {runs[-1].id!r} divides",
+                    "files came, went or changed since its first shard began, and shards divide one list",
+                    "Name the files in a table, or begin all shards anew with another --name",
+                )
+
     def _borrow(self, run: Run, prompts: dict[str, str]) -> None:
         """Answers that runs of the same system and settings gave to clips of this dataset are taken over: they would
         be the same."""
-
-        def made(run_: Run) -> tuple:
-            return {**run_.config, "asked": None}, run_.parent, run_.seed, run_.about["dataset"]
-
-        open_ = {*prompts} - run.done("predictions", "clip_id")
+        open_ = {*prompts} - run.stored("predictions")
         for source in reversed(self.workbench.runs("predict")):
-            if source.id == run.id or made(source) != made(run) or not open_:
+            if source.id == run.id or _made(source) != _made(run) or not open_:
                 continue
             for traces, predictions in _stored(source, open_, prompts):
                 ids = {row["clip_id"]: trace_id(run.id, row["clip_id"], 0) for row in traces}
@@ -362,6 +390,18 @@ def load(run: str, workbench: str | Path | None = None, sets: Iterable[str] = ()
 
     settings = config.load(None, [*sets])
     return Predictor(Workbench(workbench or settings.workbench), run, settings)
+
+
+def _unreadable(run: Run) -> dict[str, str]:
+    """The clips that could not be read, and why; of shards, by now."""
+    if run.finished:
+        return run.summary.get("unreadable", {})
+    return {k: why for k, why in run.about.get("unreadable", {}).items() if k not in run.stored("predictions")}
+
+
+def _made(run: Run) -> tuple:
+    """By what, from what: whatever clips it was asked about."""
+    return {**run.config, "asked": None}, run.parent, run.seed, run.about["dataset"]
 
 
 def _stored(run: Run, clip_ids: set[str], prompts: dict[str, str]) -> Iterator[tuple[list[dict], list[dict]]]:

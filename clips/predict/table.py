@@ -199,7 +199,7 @@ class Answers:
 
 
 class _Stored:
-    """The rows of a grain by clip, with few parts in memory at a time."""
+    """The rows of a grain by clip, with some parts in memory: as many as processes that wrote by turns."""
 
     def __init__(self, run: Run, grain: str, columns: Sequence[str]):
         self._part_of = {
@@ -207,7 +207,7 @@ class _Stored:
             for _, path in parts(run.path, grain)
             for clip_id in read_part(path, ["clip_id"])["clip_id"].to_pylist()
         }
-        self._read = lru_cache(maxsize=8)(lambda path: _by_clip(read_part(path, columns).to_pylist()))
+        self._read = lru_cache(maxsize=128)(lambda path: _by_clip(read_part(path, columns).to_pylist()))
 
     def of(self, clip_id: str) -> list[dict[str, Any]]:
         return self._read(self._part_of[clip_id]).get(clip_id, []) if clip_id in self._part_of else []

@@ -11,9 +11,9 @@ Run it:  deepintuit evaluate --config configs/tiny.toml --reasoner RUN --calibra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
-from rich.progress import track
 
 from deepintuit import ranks
 from deepintuit.config import TRAINING, Config, ServerConfig
@@ -106,11 +106,13 @@ def run(
     calibrator: str | None = None,
     system: str = "",
     progress: bool = True,
+    shard: ranks.Shard | None = None,
 ) -> Run:
     """Score one system on `evaluate.split`. `reasoner` None is the model at `model.path`, untouched (zero-shot).
 
     A teach run of that split is a reasoner too: what its teacher wrote is scored as it stands, nothing is sampled, and
-    a calibrator that is named reads the first trace of each clip.
+    a calibrator that is named reads the first trace of each clip. A `shard` samples the traces of its clips; the last
+    one goes on from there, and the run is not finished before.
     """
     config, departs = inherited(workbench, config, reasoner, calibrator)
     config.refuse_idle("evaluate")
@@ -119,12 +121,14 @@ def run(
     system = (system or model or name_of(workbench, reasoner)) + (f" ({', '.join(departs)})" if departs else "")
     if calibrator:
         _refuse_no_calibrator(workbench, reasoner, calibrator)
+    if shard and reasoner and (workbench.run(reasoner).stage == "teach" or _by_label(workbench.run(reasoner))):
+        shard.refuse(f"of {reasoner!r} no traces are sampled, which is what shards divide")
     if reasoner and workbench.run(reasoner).stage == "teach":
         local = config.replace(server=ServerConfig())  # its traces are written, and nothing is asked
         return _teacher(workbench, local, workbench.run(reasoner), system, calibrator, progress)
     if reasoner:
         reasoner_run(workbench, reasoner)
-    if config.server.model and reasoner and _answers_without_trace(workbench.run(reasoner)):
+    if config.server.model and reasoner and _by_label(workbench.run(reasoner)):
         raise ConfigError(
             f"server.model = {config.server.model!r} for {reasoner!r}, which answers by label alone",
             "a server is asked for traces, and there is none",
@@ -132,7 +136,8 @@ def run(
         )
     Task(workbench.path, config).clips(config.evaluate.split)  # none: refused before a run begins
     join(config.model.device)
-    run, progress = _started(workbench, config, reasoner, calibrator, system, together=True), progress and ranks.leads()
+    together, progress = {"together": True, "shard": shard}, progress and ranks.leads()
+    run = _started(workbench, config, reasoner, calibrator, system, **together)
     if run.finished:
         return run
     with run:
@@ -145,9 +150,11 @@ def run(
         gate = gate_for(task, config.gate, loaded)
         about = {"gate": gate, "run": run, "cache": workbench.cache, "progress": progress}
         local = reasoner_for(vlm, task, config, **about)
-        known = _readable(local, config.evaluate.split)
         rows = Rows(workbench, config, run, task, system, progress)
-        if reasoner and _answers_without_trace(workbench.run(reasoner)):
+        if shard and not _is_last(rows, local):
+            return run
+        known = _readable(local, config.evaluate.split)
+        if reasoner and _by_label(workbench.run(reasoner)):
             _labels_only(rows, local, known)
         else:
             score(rows, local, known, loaded, own=loaded is not None and loaded.run.parent == reasoner)
@@ -157,16 +164,11 @@ def run(
 
 
 def _started(
-    workbench: Workbench,
-    config: Config,
-    parent: str | None,
-    calibrator: str | None,
-    system: str,
-    together: bool = False,
+    workbench: Workbench, config: Config, parent: str | None, calibrator: str | None, system: str, **together: Any
 ) -> Run:
     described = {**_identity(workbench, config, calibrator), "calibrator": calibrator, "system": system}
     about = {"name": system, "seed": config.seed, "dataset": config.clips.dataset}
-    return workbench.start_run("evaluate", described, parent=parent, **about, together=together)
+    return workbench.start_run("evaluate", described, parent=parent, **about, **together)
 
 
 def _unreadable(local: LocalReasoner) -> dict[str, str]:
@@ -183,7 +185,7 @@ def _refuse_no_calibrator(workbench: Workbench, reasoner: str | None, calibrator
             "it is a control, and stands as a row beside the calibrator that reads both",
             "Name the calibrator that was trained with calibrate.without=none, or none",
         )
-    if reasoner and _answers_without_trace(workbench.run(reasoner)):
+    if reasoner and _by_label(workbench.run(reasoner)):
         raise StoreError(
             f"the calibrator {calibrator!r} was named for {reasoner!r}, which answers by label alone",
             "a calibrator reads a trace, and there is none",
@@ -290,7 +292,7 @@ def _refuse_one_trace_for_many(config: Config) -> None:
         )
 
 
-def _answers_without_trace(run: Run) -> bool:
+def _by_label(run: Run) -> bool:
     return run.stage == "coldstart" and run.config["coldstart"]["target"] == "label"
 
 
@@ -332,20 +334,32 @@ def _teacher_source(workbench: Workbench, run: Run) -> str | None:
 
 
 def write_traces(rows: Rows, local: LocalReasoner, clips: Sequence[Clip]) -> dict[str, pd.DataFrame]:
-    """Sample 0 at the evaluation temperature, samples 1 … n at that of calibration for the ways that need several: by
-    clip. What is there is not sampled again."""
-    config, batch = rows.config, rows.config.sampling.clips_per_batch
-    temperatures = [config.evaluate.temperature] + [config.calibrate.temperature] * _further(config)
-    limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p, "batch": batch}
-    done = ranks.first(lambda: rows.run.done("traces", "clip_id"))
-    missing = [clip for clip in clips if clip.clip_id not in done]
-    starts = ranks.share(range(0, len(missing), batch))
-    for start in track(starts, "Traces", disable=not rows.progress or not missing):
-        rows.run.append("traces", next(local.rows(missing[start : start + batch], temperatures, **limits), []))
-    refuse_lost(local, clips)
+    """By clip: sample 0 at the evaluation temperature, samples 1 … n at that of calibration for the ways that need
+    several."""
+    _sample(rows, local, clips, len(clips))
     rows.run.settle()
     _note(rows, local.vlm)
     return dict(iter(rows.run.read("traces").sort_values(["clip_id", "sample"]).groupby("clip_id")))
+
+
+def _sample(rows: Rows, local: LocalReasoner, clips: Sequence[Clip], of: int) -> None:
+    """The traces of these clips, `of` so many in all. What is there is not sampled again."""
+    config, batch = rows.config, rows.config.sampling.clips_per_batch
+    temperatures = [config.evaluate.temperature] + [config.calibrate.temperature] * _further(config)
+    limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p, "batch": batch}
+    done = ranks.first(lambda: rows.run.stored("traces"))
+    missing = [clip for clip in clips if clip.clip_id not in done]
+    starts = ranks.share(range(0, len(missing), batch))
+    for start in rows.run.track("traces", starts, "Traces", of, rows.progress and bool(missing)):
+        rows.run.append("traces", next(local.rows(missing[start : start + batch], temperatures, **limits), []))
+    refuse_lost(local, clips)
+
+
+def _is_last(rows: Rows, local: LocalReasoner) -> bool:
+    """Sample the traces of a shard's clips. Whether those of all shards are there, and it goes on with them."""
+    run, clips = rows.run, rows.task.clips(rows.config.evaluate.split)
+    _sample(rows, local, local.known(ranks.share(clips, run.shard)).clips, len(clips))
+    return run.last("traces", [clip.clip_id for clip in clips], _unreadable(local))
 
 
 def _note(rows: Rows, beside: VLM | None = None) -> None:

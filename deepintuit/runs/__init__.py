@@ -26,7 +26,7 @@ from typing import Any
 
 from deepintuit import disk, ranks
 from deepintuit.errors import StoreError, nearest
-from deepintuit.runs.run import Run, plain, provenance, read_description, versions, without_secrets
+from deepintuit.runs.run import WAIT, Run, lock_of, plain, provenance, read_description, take, versions, without_secrets
 from deepintuit.runs.schema import GRAINS, Grain, TraceRow, trace_id, unnamed
 
 __all__ = ["EXAMPLE", "GRAINS", "Grain", "Run", "TraceRow", "Workbench", "trace_id", "unnamed", "without_secrets"]
@@ -95,6 +95,7 @@ class Workbench:
         seed: int = 0,
         dataset: str | None = None,
         together: bool = False,
+        shard: ranks.Shard | None = None,
     ) -> Run:
         """The run of these arguments: new, or continued where a killed or failed one stands, or given back `.finished`.
 
@@ -103,7 +104,8 @@ class Workbench:
         otherwise. Within a process the same object comes back, so a notebook cell can be run again.
 
         `together`: the stage divides its work among the processes that have met (`ranks`), and all call this. The
-        leading one holds the run; each appends parts.
+        leading one holds the run; each appends parts. `shard`: this process does one of several parts of the work, and
+        holds the run beside the others of that count, which it never meets (`Run.last`).
         """
         processes = max(ranks.count(), ranks.launched())
         if processes > 1 and not (together and ranks.count() > 1):
@@ -117,7 +119,7 @@ class Workbench:
 
         def begin() -> tuple[str, list]:
             about_run = {"parent": parent, "name": name, "seed": int(seed), "dataset": dataset}
-            members.append(self._begin(stage, config, about_run))
+            members.append(self._begin(stage, config, about_run, shard))
             return members[0].id, members[0].about["sessions"]
 
         run_id, sessions = ranks.first(begin)
@@ -139,7 +141,9 @@ class Workbench:
                 )
             time.sleep(0.1)
 
-    def _begin(self, stage: str, config: Mapping[str, Any], about_run: Mapping[str, Any]) -> Run:
+    def _begin(
+        self, stage: str, config: Mapping[str, Any], about_run: Mapping[str, Any], shard: ranks.Shard | None
+    ) -> Run:
         if not _STAGE.fullmatch(stage):
             raise StoreError(f"the stage is called {stage!r}", "it names folders", "use one lower-case word")
         self.refuse_example()
@@ -148,16 +152,17 @@ class Workbench:
         identity = {"stage": stage, "config": plain(config), **about_run}
         key = hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode("ascii")).hexdigest()
         runs = self._folder("runs")
-        with _starting, disk.Lock(runs / ".lock", wait=30):
+        with _starting, disk.Lock(runs / ".lock", wait=WAIT):
             folder = self._folder_of(stage, key, identity["name"])
-            live = _live.get(str(folder.resolve()))
+            place = str(lock_of(folder.resolve(), shard))
+            live = _live.get(place)
             if live is not None and live.writable:
                 return live
             about = _description(folder)
             if about is not None and about["status"] == "finished":
                 return Run(folder)
             folder.mkdir(exist_ok=True)
-            lock = disk.Lock(folder / "lock")
+            lock = take(folder, shard)
             disk.sweep(folder)
             session = {"started": disk.now(), **provenance(), "versions": versions()}
             if about is None:
@@ -180,8 +185,7 @@ class Workbench:
             about |= {"status": "running", "sessions": [*about["sessions"], session]}
             disk.write_json(folder / "run.json", about)
             disk.fsync_folder(runs)
-            run = Run(folder, lock)
-            _live[str(folder.resolve())] = run
+            run = _live[place] = Run(folder, lock, shard)
             return run
 
     def _folder_of(self, stage: str, key: str, name: str | None) -> Path:

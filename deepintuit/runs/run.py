@@ -18,13 +18,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
+from rich.progress import Progress
 
 from deepintuit import disk, parquet, ranks, texts
 from deepintuit.errors import DiskError, StoreError, nearest
@@ -33,6 +34,9 @@ from deepintuit.runs.schema import GRAINS, Grain, TraceRow, grain_named, newest,
 if TYPE_CHECKING:
     import pandas as pd
 
+T = TypeVar("T")
+WAIT = 300.0
+"""Seconds to wait for others that begin runs, or write down what they know of one: many shards may start at once."""
 PACKAGES = (
     "deepintuit",
     "torch",
@@ -182,6 +186,20 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         ) from error
 
 
+def lock_of(folder: Path, shard: ranks.Shard | None = None) -> Path:
+    return folder / (f"lock-{shard.number}-of-{shard.count}" if shard else "lock")
+
+
+def take(folder: Path, shard: ranks.Shard | None = None) -> disk.Lock:
+    """The lock of a whole run, or of a shard beside others of its count. StoreError where somebody is at work who does
+    some of the same. Called while nobody else takes one."""
+    own = lock_of(folder, shard)
+    for lock in folder.glob("lock*"):
+        if lock != own and not (shard and lock.name.endswith(f"-of-{shard.count}")):
+            disk.Lock(lock).release()
+    return disk.Lock(own)
+
+
 _text, _maybe = (str,), (str, type(None))
 _FIELDS = {
     "run_id": _text, "stage": _text, "status": _text, "created": _text, "key": _text, "config": (dict,),
@@ -218,15 +236,17 @@ class Run:
     """A run opened to be written (by `Workbench.start_run`) or to be read (by `Workbench.run`).
 
     One process writes; its threads may share the object. As a context manager it records an exception with `fail`. Of
-    several processes of one command each appends parts, and the leading one alone writes run.json and the log.
+    several processes of one command each appends parts, and the leading one alone writes run.json and the log. Of
+    several shards each does both.
     """
 
-    def __init__(self, path: Path, lock: disk.Lock | disk.Shared | None = None):
-        self.path = path
+    def __init__(self, path: Path, lock: disk.Lock | disk.Shared | None = None, shard: ranks.Shard | None = None):
+        self.path, self.shard, self.waits = path, shard, ""
         self._lock = lock
         self._threads = threading.RLock()
         self._about = read_description(path)
         self._written: list[str] = []
+        self._stored: dict[str, dict[str, list[str]]] = {}
         self._next = {name: max((number for number, _ in parts(path, name)), default=-1) + 1 for name in GRAINS}
 
     @property
@@ -357,8 +377,46 @@ class Run:
             return set(values[key].to_pylist())
         return set(zip(*(values[column].to_pylist() for column in columns)))
 
+    def stored(self, grain: str) -> set[str]:
+        """The clips that have rows by now, whoever wrote them. Parts are read once, so it may be asked often."""
+        clips_of = self._stored.setdefault(grain, {})
+        for _, path in parts(self.path, grain):
+            if path.name not in clips_of:
+                clips_of[path.name] = read_part(path, ["clip_id"])["clip_id"].to_pylist()
+        return {clip_id for clip_ids in clips_of.values() for clip_id in clip_ids}
+
+    def track(self, grain: str, work: Iterable[T], title: str, clips: int, progress: bool) -> Iterator[T]:
+        """Each piece of work, beside a bar that says of how many of the clips rows are stored, by all processes."""
+        with Progress(disable=not progress) as bar:
+            task = bar.add_task(title, total=clips)
+            for piece in work:
+                if progress:
+                    bar.update(task, completed=len(self.stored(grain)))
+                yield piece
+
+    def last(self, grain: str, clips: Collection[str], unreadable: Mapping[str, str]) -> bool:
+        """Of a shard that has done its part, but for clips that are `unreadable`: whether no other is at work and all
+        clips are done. Then the run is its own from now on; else it lets go of it, and `waits` says how far all are. Of
+        shards that end together it is true for one."""
+        self._update(unreadable=unreadable)
+        with disk.Lock(self.path.parent / ".lock", wait=WAIT):
+            self._about = read_description(self.path)
+            ended = self.stored(grain) | self._about["unreadable"].keys()
+            missing = sum(clip not in ended for clip in clips)
+            self.waits = f"{len(clips) - missing:,} of {len(clips):,} clips are done by all shards"
+            self.log(f"Shard {self.shard.number} of {self.shard.count} has done its part: {self.waits}.")
+            self.close()
+            with contextlib.suppress(StoreError):  # raised where another is at work
+                whole = take(self.path)
+                if not missing:
+                    self._lock, self.shard, self.waits = whole, None, ""
+                    return True
+                whole.release()
+        return False
+
     def note(self, **fields: Any) -> None:
-        """Add facts known only later to run.json, such as `device="cpu"`. The run's own fields cannot be changed."""
+        """Add facts known only later to run.json, such as `device="cpu"`. The run's own fields cannot be changed. What
+        a shard adds to a list or mapping stands beside what others have there."""
         fixed = {
             "run_id",
             "stage",
@@ -382,6 +440,8 @@ class Run:
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
         """Close the run for good with its summary (nan becomes null). Starting it again gives it back finished."""
         self._update(status="finished", finished=disk.now(), error=None, summary=plain(summary or {}, "summary"))
+        for lock in self.path.glob("lock-*"):  # of shards: none is at work
+            lock.unlink(missing_ok=True)
         self.close()
 
     def fail(self, error: BaseException | str) -> None:
@@ -393,7 +453,7 @@ class Run:
             with contextlib.suppress(OSError, DiskError):
                 if isinstance(error, BaseException):
                     self._log("".join(traceback.format_exception(error)))
-                self._update(status="failed", error=text)
+                self._update(status="running" if self.shard else "failed", error=text)
         finally:
             self.close()
 
@@ -427,8 +487,13 @@ class Run:
 
     def _update(self, **fields: Any) -> None:
         self._refuse_unless_writable()
-        with self._threads:
-            about = {**self._about, **plain(fields, "note")}
+        alone = disk.Lock(self.path.parent / ".lock", wait=WAIT) if self.shard else contextlib.nullcontext()
+        with self._threads, alone:
+            before = read_description(self.path) if self.shard else self._about
+            fields = plain(fields, "note")
+            if self.shard:
+                fields = {name: _beside(before.get(name), value) for name, value in fields.items()}
+            about = {**before, **fields}
             if ranks.leads():
                 disk.write_json(self.path / "run.json", about)
             self._about = about
@@ -446,3 +511,11 @@ class Run:
                 "only the process that started it writes",
                 "call Workbench.start_run with its stage, config, parent and seed",
             )
+
+
+def _beside(before: Any, more: Any) -> Any:
+    if isinstance(before, dict) and isinstance(more, dict):
+        return {**before, **more}
+    if isinstance(before, list) and isinstance(more, list):
+        return [*before, *(item for item in more if item not in before)]
+    return more
