@@ -1,9 +1,10 @@
-"""`deepintuit demo` and `deepintuit clips homecam`."""
+"""`deepintuit demo`, `deepintuit benchmark` and `deepintuit clips homecam`."""
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from deepintuit import cli
 from deepintuit.command import common, console, opened, print_settings, settings_of
@@ -79,6 +80,38 @@ def _with_dashboard(options, settings: Config) -> int:
     words += [f"--set={change}" for change in options.set]
     port = [] if options.port is None else [f"--port={options.port}"]
     return cli.main(["app", f"--workbench={settings.workbench}", *port, "--start", "demo", *words])
+
+
+def add_benchmark(commands) -> None:
+    about = (
+        "the household's clips, facts, policies, slices and best rates as a Hugging Face dataset, with a lmms-eval task"
+    )
+    parser = commands.add_parser("benchmark", help=about, example="benchmark household-0 --seed 0")
+    option = parser.add_argument
+    option("out", metavar="OUT", help="a folder that is not there yet")
+    option("--train", type=int, metavar="N", default=600, help="clips of train and validation (default: 600)")
+    option("--test", type=int, metavar="N", default=320, help="clips of test (default: 320)")
+    option(
+        "--seed", type=int, default=0, help="each seed has other homes, and holds other combinations out of training"
+    )
+    option("--jobs", type=int, default=os.cpu_count() or 1, help="clips rendered at once")
+    option("--quiet", action="store_true", help="no progress bars")
+    option("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.set_defaults(run=_benchmark)
+
+
+def _benchmark(options) -> int:
+    from deepintuit_homecam import benchmark
+
+    counts = {"train": options.train, "test": options.test, "seed": options.seed}
+    if options.dry_run:
+        benchmark.is_there(Path(options.out), benchmark.origin_of(**counts))
+        console.print("{train} clips of train and validation and {test} of test, seed {seed}.".format(**counts))
+        console.print("Nothing was written (--dry-run).")
+        return 0
+    benchmark.write(Path(options.out), jobs=options.jobs, progress=not options.quiet, **counts)
+    console.print(f"Its card: {Path(options.out) / 'README.md'}", markup=False, soft_wrap=True)
+    return 0
 
 
 def add_clips(verbs) -> None:
