@@ -21,7 +21,8 @@ from typing import Any, Literal, get_args
 
 from deepintuit import disk, video, worlds
 from deepintuit.errors import ConfigError, StoreError, VideoError
-from deepintuit.trace import mentions, moment, pieces
+from deepintuit.mentions import mentions, moment
+from deepintuit.trace import pieces
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import browse
 from deepintuit_analysis.index.clips import grammar_of

@@ -16,8 +16,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from deepintuit.mentions import Mention, mentions, moment
 from deepintuit.texts import sentences
-from deepintuit.trace import GRAMMARS, Grammar, Mention, mentions, moment, pieces
+from deepintuit.trace import GRAMMARS, Grammar, pieces
 from deepintuit_analysis.report.steps import FalseStep
 from deepintuit_app.html import render
 

@@ -18,7 +18,7 @@ import numpy as np
 from evidence import ROOT, origin, replace_text, write_between
 from rich.console import Console
 
-from deepintuit import cli, config, encoders
+from deepintuit import baselines, cli, config
 from deepintuit.data import Manifest
 from deepintuit.metrics import mean_of, paired_difference, wilson
 from deepintuit.schedule import fractions
@@ -47,7 +47,7 @@ def measure(seed: int, options: argparse.Namespace) -> dict:
     path = Path(options.workbench) / f"seed-{seed}"
     settings = config.load(config.CONFIGS / "household.toml", [f"seed={seed}", f"workbench={path}", *options.set])
     given = {"fractions": fractions(settings), "progress": False, "console": Console(), "world": "household"}
-    runs = [*demo.run(Workbench(path), settings, labels=True, **given), encoders.probe(Workbench(path), settings)]
+    runs = [*demo.run(Workbench(path), settings, labels=True, **given), baselines.probe(Workbench(path), settings)]
     frame = Manifest.load(path, "household").frame.set_index("clip_id")
     right: Right = {}
     beside = {}

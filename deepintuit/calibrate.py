@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich.progress import track
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from deepintuit import disk, ranks
 from deepintuit.config import Config
@@ -35,6 +33,7 @@ from deepintuit.reasoner import (
     Scores,
     Task,
     add_distances,
+    fit_head,
     gate_for,
     hidden_states,
     inherited,
@@ -288,21 +287,3 @@ def _order(key: str, count: int) -> list[int]:
     """A permutation of the labels that depends on the key alone."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
     return np.random.default_rng(seed).permutation(count).tolist()
-
-
-def fit_head(
-    hidden_R_D: np.ndarray, targets_R: np.ndarray, held_out_V_D: np.ndarray, truth_V: np.ndarray, classes: int
-) -> LinearHead:
-    """Option B: logistic regression on hidden states, its strength chosen by NLL on the held-out ones. A class
-    without a row gets almost nothing."""
-    scaler = StandardScaler().fit(hidden_R_D)
-    heads = []
-    for strength in (0.001, 0.01, 0.1, 1.0):
-        model = LogisticRegression(C=strength, max_iter=500).fit(scaler.transform(hidden_R_D), targets_R)
-        weight, bias = np.zeros((classes, hidden_R_D.shape[1])), np.full(classes, -20.0)
-        if len(model.classes_) == 2:
-            weight[model.classes_[1]], bias[model.classes_] = model.coef_[0], (0.0, model.intercept_[0])
-        else:
-            weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
-        heads.append(LinearHead(weight, bias, scaler.mean_, scaler.scale_))
-    return min(heads, key=lambda head: nll(apply_temperature(head(held_out_V_D), 1.0), truth_V))

@@ -292,7 +292,9 @@ def _evaluate(options) -> int:
     if reasoner in ("encoder", "probe"):
         return ended(_beside(workbench, settings, reasoner, calibrator)(system=options.name or "", progress=progress))
     if reasoner == "baselines":
-        return ended(stage.baselines(workbench, settings, calibrator, progress=progress))
+        from deepintuit import baselines
+
+        return ended(baselines.simple(workbench, settings, calibrator, progress=progress))
     run = stage.run(
         workbench,
         settings,
@@ -307,7 +309,7 @@ def _evaluate(options) -> int:
 
 def _beside(workbench, settings: Config, name: str, calibrator: str | None) -> Callable:
     """What stands beside a reasoner. A probe is of the tower that the newest reasoner sees clips by."""
-    from deepintuit import encoders
+    from deepintuit import baselines
     from deepintuit.reasoner import inherited
 
     if calibrator:
@@ -315,7 +317,7 @@ def _beside(workbench, settings: Config, name: str, calibrator: str | None) -> C
         raise ConfigError(f"the calibrator {calibrator!r} was named for the {name}", why, "Leave it out")
     if name == "probe":
         settings, _ = inherited(workbench, settings, _newest_reasoner(workbench, settings))
-    return partial(getattr(encoders, name), workbench, settings)
+    return partial(getattr(baselines, name), workbench, settings)
 
 
 def _attribute(options) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deepintuit.baselines.classifier import VideoClassifier
 from deepintuit.config import Config
 from deepintuit.embeddings import Space
 from deepintuit.errors import VideoError
@@ -18,7 +19,6 @@ from deepintuit.reasoner.embedding import Tower, embedded
 from deepintuit.runs import Workbench
 from deepintuit.stage import refuse_none
 from deepintuit.vlm import VLM
-from deepintuit.vlm.classifier import VideoClassifier
 
 
 def run(

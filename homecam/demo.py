@@ -114,13 +114,13 @@ def run(
     extras = {"jobs": cores, "progress": progress, "fractions": fractions, "world": world}
     counts = [number or usual for number, usual in zip((train, test), SIZES[world])]
     clock("Clips", lambda: clips(settings, *counts, **extras))
-    from deepintuit import calibrate, coldstart, evaluate, grpo, teach
+    from deepintuit import baselines, calibrate, coldstart, evaluate, grpo, teach
 
     passes = settings.coldstart.epochs * settings.teach.traces  # as many updates as the traces get
     alone = settings.replace(coldstart={"target": "label", "splits": ("coldstart",), "epochs": passes})
     with _Beside(workbench, settings, clock, jobs) as beside:
         teacher = clock("Teacher traces", lambda: teach.run(workbench, settings, **show))
-        futures, labels = [beside("Baselines", evaluate.baselines)], labels or rivals
+        futures, labels = [beside("Baselines", baselines.simple)], labels or rivals
         if labels:
             rival = beside("Labels only", coldstart.run, alone, teacher=None, name="labels")
         if jobs > 1:
@@ -136,8 +136,8 @@ def run(
     systems: list[tuple[str, str | None, str | None]] = [("cold start + GRPO", refined.id, calibrator.id)]
     if rivals:
         rows = _rivals(workbench, settings, clock, cold, refined, show)
-        baselines, labels_only = runs
-        runs = [baselines, *(_score(workbench, settings, clock, *row, **show) for row in rows[:-1]), labels_only]
+        simple, labels_only = runs
+        runs = [simple, *(_score(workbench, settings, clock, *row, **show) for row in rows[:-1]), labels_only]
         systems.insert(0, rows[-1])
     runs += [_score(workbench, settings, clock, *row, **show) for row in systems]
     seconds = sum(os.times()[:4]) - start  # of processes that were waited for, too

@@ -118,10 +118,10 @@ pair[0].notes or "These clips came without notes."
 # notes, which has to be allowed by name, and is answered with a warning. They run in a throw-away copy of the workbench.
 
 # %%
-from deepintuit import evaluate
+from deepintuit import baselines
 
 shown = bench.settings.replace(clips={"notes_shown": notes})
-leaks = evaluate.baselines(bench.scratch(), shown)
+leaks = baselines.simple(bench.scratch(), shown)
 
 # %% [markdown]
 # Beside them stands the system of this workbench, which does watch.

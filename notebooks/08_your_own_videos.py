@@ -147,12 +147,12 @@ print(manifest.summary())
 # model looks at a frame: how far do the most frequent label and the *container* (size, rate, length, bytes) get?
 
 # %%
-from deepintuit import evaluate
+from deepintuit import baselines, evaluate
 from deepintuit_analysis import Workbench, report
 from deepintuit_analysis.report.gather import tabulate
 
 wb = Workbench(mine)
-free = evaluate.baselines(wb, settings)
+free = baselines.simple(wb, settings)
 show.table(report.markdown_table(tabulate(wb, [free.id]).rows))
 
 # %% [markdown]

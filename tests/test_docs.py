@@ -270,16 +270,16 @@ def code_lines(path: Path) -> int:
 
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
-    "deepintuit": 12_855,
-    "deepintuit_analysis": 7_618,
-    "deepintuit_app": 6_963,
+    "deepintuit": 12_871,
+    "deepintuit_analysis": 7_619,
+    "deepintuit_app": 6_964,
     "deepintuit_clips": 2_582,
     "deepintuit_homecam": 2_242,
 }
-MOST_IN_ALL = 32_260
+MOST_IN_ALL = 32_278
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
-MOST_TO_READ = 2_164
+MOST_TO_READ = 1_958
 
 
 def test_rooms_stay_within_their_lines(record_property):

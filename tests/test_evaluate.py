@@ -11,7 +11,7 @@ from embedded import survivor, undisturbed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepintuit import calibrate, coldstart, config, evaluate, teach
+from deepintuit import baselines, calibrate, coldstart, config, evaluate, teach
 from deepintuit.data import Manifest
 from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import DataError, StoreError
@@ -297,7 +297,7 @@ def test_nothing_is_fitted_on_the_clips_that_are_scored(bench, cold, calibrated,
 
 
 def test_baselines_need_no_model_and_stand_beside(bench):
-    run = evaluate.baselines(bench.workbench, bench.settings())
+    run = baselines.simple(bench.workbench, bench.settings())
     rows = run.read("predictions")
     assert set(rows["system"]) == {"majority", "metadata"}
     training = bench.manifest.usable()
@@ -330,7 +330,7 @@ def baselines_of(tmp_path, titles: list[str], given: list[str], labels=("fall", 
     ]  # fmt: skip
     Manifest(tmp_path, "made", to_frame(rows_to_table(rows), tmp_path), LabelSet.of("made", labels)).save()
     settings = config.load(None, [f"workbench={tmp_path}", "clips.dataset=made", "clips.text_fields=title"])
-    run = evaluate.baselines(Workbench(tmp_path), settings)
+    run = baselines.simple(Workbench(tmp_path), settings)
     return dict(iter(run.read("predictions").groupby("system"))), run.summary["left_out"]
 
 

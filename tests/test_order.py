@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from deepintuit import calibrate, coldstart, config, evaluate, grpo, teach
+from deepintuit import baselines, calibrate, coldstart, config, evaluate, grpo, teach
 from deepintuit.metrics import Evaluation
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.report.gather import tabulate
@@ -31,7 +31,7 @@ def evaluations(tmp_path_factory) -> dict[tuple[str, str], Evaluation]:
     cold = coldstart.run(bench, settings, teacher=teacher.id, progress=False)
     refined = grpo.run(bench, settings, start=cold.id, progress=False)
     calibrator = calibrate.run(bench, settings, reasoner=refined.id, progress=False)
-    runs = [evaluate.baselines(bench, settings, progress=False)]
+    runs = [baselines.simple(bench, settings, progress=False)]
     for system, by in ((labels, None), (cold, None), (refined, calibrator.id)):
         runs.append(evaluate.run(bench, settings, reasoner=system.id, calibrator=by, progress=False))
     rows = tabulate(Workbench(place), [run.id for run in runs]).rows

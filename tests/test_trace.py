@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from deepintuit.errors import ConfigError, DataError
 from deepintuit.labels import LabelSet
+from deepintuit.mentions import mentions
 from deepintuit.trace import (
     FALLBACK,
     GRAMMARS,
@@ -16,7 +17,6 @@ from deepintuit.trace import (
     Trace,
     argued_label,
     grammar_named,
-    mentions,
     mismatch,
     outer_spans,
     parse,

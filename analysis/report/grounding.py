@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deepintuit.mentions import mentions, moment
 from deepintuit.metrics import Estimate
-from deepintuit.trace import mentions, moment
 from deepintuit_analysis.review import quality
 from deepintuit_analysis.review.spans import Stretch, clipped, length, overlap, shared
 

@@ -17,11 +17,11 @@ import pyarrow as pa
 from deepintuit import disk
 from deepintuit.errors import ConfigError, nearest
 from deepintuit.labels import NONE_LABEL, LabelSet
+from deepintuit.mentions import mentions, moment
 from deepintuit.metrics import conformal_sets
 from deepintuit.runs import Run
 from deepintuit.runs.run import parts, read_part
 from deepintuit.tables import FORMATS, written
-from deepintuit.trace import mentions, moment
 
 _AT_ONCE = 512
 _WAY = "label_likelihood"

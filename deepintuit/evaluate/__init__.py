@@ -18,7 +18,6 @@ import pandas as pd
 from deepintuit import ranks
 from deepintuit.config import TRAINING, Config, ServerConfig
 from deepintuit.errors import ConfigError, DataError, StoreError
-from deepintuit.evaluate.baselines import write_baselines
 from deepintuit.evaluate.others import other_ways, write_others
 from deepintuit.evaluate.rows import Rows, Traced
 from deepintuit.judges import Question, build_judge
@@ -166,7 +165,7 @@ def run(
 def _started(
     workbench: Workbench, config: Config, parent: str | None, calibrator: str | None, system: str, **together: Any
 ) -> Run:
-    described = {**_identity(workbench, config, calibrator), "calibrator": calibrator, "system": system}
+    described = {**run_identity(workbench, config, calibrator), "calibrator": calibrator, "system": system}
     about = {"name": system, "seed": config.seed, "dataset": config.clips.dataset}
     return workbench.start_run("evaluate", described, parent=parent, **about, **together)
 
@@ -241,24 +240,7 @@ def _teacher(
     return run
 
 
-def baselines(workbench: Workbench, config: Config, calibrator: str | None = None, progress: bool = False) -> Run:
-    """What needs no model: the majority class, the container's metadata alone, and (where texts or notes are shown)
-    the text alone. One that has nothing to learn from is left out with a remark: in the summary, the log and, with
-    `progress`, on the terminal."""
-    if calibrator:
-        why = "baselines write no trace that a calibrator could read"
-        raise ConfigError(f"the calibrator {calibrator!r} was named for the baselines", why, "Leave it out")
-    described = {**_identity(workbench, config, None), "system": "baselines"}
-    run = workbench.start_run("evaluate", described, name="baselines", seed=config.seed, dataset=config.clips.dataset)
-    if not run.finished:
-        with run:
-            rows = Rows(workbench, config, run, Task(workbench.path, config), "baselines", progress)
-            write_baselines(rows)
-            run.finish(rows.summary(len(rows.task.clips(config.evaluate.split))))
-    return run
-
-
-def _identity(workbench: Workbench, config: Config, calibrator: str | None) -> dict:
+def run_identity(workbench: Workbench, config: Config, calibrator: str | None) -> dict:
     """Settings that only the report reads are left out: other intervals are no other run. Controls are rows: others
     make another run."""
     settings = config.decisive()

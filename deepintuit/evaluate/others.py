@@ -9,12 +9,13 @@ import numpy as np
 
 from deepintuit import ranks
 from deepintuit.errors import DataError
-from deepintuit.evaluate.baselines import class_probabilities, classifier, text_features
 from deepintuit.evaluate.rows import Rows, Traced
+from deepintuit.linear import class_probabilities, logistic_regression, text_features
 from deepintuit.metrics import fit_temperature
 from deepintuit.reasoner import Calibrator, LocalReasoner, Opinion, ServedScores, Task, opinion_of, parsed, vote_scores
 from deepintuit.reasoner.controls import CONTROLS, Inputs, View, trained_controls
-from deepintuit.reasoner.distribution import HEAD, LinearHead, Scores, hidden_states, likelihood_scores, mean_scores
+from deepintuit.reasoner.distribution import Scores, hidden_states, likelihood_scores, mean_scores
+from deepintuit.reasoner.head import HEAD, LinearHead
 from deepintuit.runs import Run
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM
@@ -123,7 +124,7 @@ def text_alone(calibration: Run, task: Task, opinions: Sequence[Opinion], seed: 
     all_opinions = [opinion_of(trace) for part in (learnt, held_out) for trace in parsed(task, part)] + [*opinions]
     texts = [f"{opinion.conclusion}\n{opinion.rationale}" for opinion in all_opinions]
     labels = [label_of["calibration"][clip_id] for clip_id in learnt["clip_id"]]
-    model, n = classifier(text_features()), len(learnt)
+    model, n = logistic_regression(text_features()), len(learnt)
     logs = np.log(class_probabilities(model, texts[:n], labels, texts[n:], task.labels))
     truth = np.array([task.labels.index(label_of["validation"][clip_id]) for clip_id in held_out["clip_id"]])
     temperature, scores = fit_temperature(logs[: len(truth)], truth), logs[len(truth) :]

@@ -4,7 +4,9 @@
 - `local`         traces from a model on this machine, as rows for the store
 - `served`        the same from an OpenAI-compatible server
 - `distribution`  the four ways to a class distribution
+- `head`          one of them: logistic regression on hidden states
 - `calibrator`    a trained calibrator, loaded
+- `predictions`   what was answered, as rows for the store
 - `distance`      how far a clip is from those that the calibrator learnt from
 - `controls`      the same question with one of its inputs altered
 - `gate`          when a quick answer ends the work
@@ -19,10 +21,12 @@ from typing import Any
 
 _FROM = {
     "distribution": (
-        "CALIBRATION", "HEAD", "NEEDS_SAMPLES", "LinearHead", "Scores", "answer_distribution", "fitted_ways",
-        "hidden_states", "label_scores", "likelihood_scores", "mean_scores", "prediction_rows", "vote_scores",
+        "NEEDS_SAMPLES", "Scores", "answer_distribution", "hidden_states", "label_scores", "likelihood_scores",
+        "mean_scores", "vote_scores",
     ),
-    "calibrator": ("Calibrator",),
+    "head": ("HEAD", "LinearHead", "fit_head"),
+    "calibrator": ("CALIBRATION", "Calibrator", "fitted_ways"),
+    "predictions": ("prediction_rows",),
     "distance": ("DISTANCE", "FALSE_ALARMS", "Distance", "add_distances"),
     "gate": ("gate_for",),
     "local": ("Known", "LocalReasoner", "Unreadable"),

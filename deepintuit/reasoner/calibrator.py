@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,14 +10,39 @@ import numpy as np
 
 from deepintuit import ranks
 from deepintuit.config import Config
+from deepintuit.errors import StoreError
 from deepintuit.reasoner.distance import Distance, Far
-from deepintuit.reasoner.distribution import Pairs, fitted_ways
+from deepintuit.reasoner.distribution import Pairs
 from deepintuit.reasoner.local import Known
 from deepintuit.reasoner.served import ServedScores
 from deepintuit.reasoner.task import Clip
 from deepintuit.runs import Run, Workbench
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip
+
+CALIBRATION = "calibration.json"
+"""Its file in the checkpoint of a calibrate run: way to a distribution → temperature, and what it is worth."""
+
+
+def fitted_ways(run: Run) -> dict[str, dict]:
+    """What a calibrate run fitted: way to a distribution → temperature, and validation NLL, accuracy and n.
+
+    Raises `StoreError` while its calibration is not finished, and where the file is damaged.
+    """
+    try:
+        return json.loads((run.checkpoint / CALIBRATION).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(
+            f"{CALIBRATION} of run {run.id!r} is no JSON ({error})",
+            "the file was changed after it was written, and its temperatures are lost",
+            "Move the run's folder out of the workbench and run `deepintuit calibrate` again",
+        ) from error
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"run {run.id!r} has no {CALIBRATION}",
+            "its calibration is not finished",
+            "Run `deepintuit calibrate` again: it resumes",
+        ) from error
 
 
 class Calibrator(NamedTuple):

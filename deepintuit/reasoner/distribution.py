@@ -12,53 +12,22 @@ mass outside the label set.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from deepintuit import disk, ranks
-from deepintuit.errors import ModelError, StoreError
-from deepintuit.labels import NONE_LABEL, LabelSet
+from deepintuit import ranks
+from deepintuit.errors import ModelError
 from deepintuit.metrics import apply_temperature
 from deepintuit.reasoner.local import Known
 from deepintuit.reasoner.served import ServedScores
 from deepintuit.reasoner.task import Clip, Opinion, Task
-from deepintuit.runs import Run
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip, character_offsets, label_logprobs, last_hidden
-
-CALIBRATION, HEAD = "calibration.json", "head.safetensors"
-"""What a calibrate run leaves beside its weights, and an evaluate run reads: the temperatures, and the linear head."""
-
-
-def fitted_ways(run: Run) -> dict[str, dict]:
-    """What a calibrate run fitted: way to a distribution → temperature, and validation NLL, accuracy and n.
-
-    Raises `StoreError` while its calibration is not finished, and where the file is damaged.
-    """
-    try:
-        return json.loads((run.checkpoint / CALIBRATION).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StoreError(
-            f"{CALIBRATION} of run {run.id!r} is no JSON ({error})",
-            "the file was changed after it was written, and its temperatures are lost",
-            "Move the run's folder out of the workbench and run `deepintuit calibrate` again",
-        ) from error
-    except FileNotFoundError as error:
-        raise StoreError(
-            f"run {run.id!r} has no {CALIBRATION}",
-            "its calibration is not finished",
-            "Run `deepintuit calibrate` again: it resumes",
-        ) from error
-
 
 Pairs = Sequence[tuple[Clip, EncodedClip]]
 """Clips with their features. Of many (`Known`) a batch is read when its turn comes, and where there are several
@@ -78,49 +47,6 @@ class Scores:
     def probs(self, temperature: ArrayLike) -> np.ndarray:
         """(C, K) rows that sum to 1; one temperature, or one a clip."""
         return apply_temperature(self.logits_C_K, temperature)
-
-
-@dataclass(frozen=True)
-class LinearHead:
-    """Option B's weights: `weight_K_D`, `bias_K`, over features standardised by `mean_D` and `scale_D`."""
-
-    weight_K_D: np.ndarray
-    bias_K: np.ndarray
-    mean_D: np.ndarray
-    scale_D: np.ndarray
-
-    def __call__(self, hidden_C_D: np.ndarray) -> np.ndarray:
-        if hidden_C_D.shape[1] != len(self.mean_D):
-            raise ModelError(
-                f"a linear head over {len(self.mean_D)} features on hidden states of {hidden_C_D.shape[1]}",
-                "it was fitted on another backbone",
-                "Score the reasoner that the calibrate run started from, with its model.path",
-            )
-        return ((hidden_C_D - self.mean_D) / self.scale_D) @ self.weight_K_D.T + self.bias_K
-
-    def save(self, path: Path) -> None:
-        with disk.replacing(path) as temporary:
-            save_file({name: np.ascontiguousarray(value) for name, value in self.__dict__.items()}, temporary)
-
-    @classmethod
-    def load(cls, path: Path) -> LinearHead:
-        """Raises `ModelError` where the file is damaged, or its tensors are not those of a head."""
-        try:
-            head = cls(**load_file(path))
-            classes, width = head.weight_K_D.shape
-            fits = head.bias_K.shape == (classes,) and head.mean_D.shape == head.scale_D.shape == (width,)
-            why = "" if fits else "its tensors are of different shapes"
-            if fits and not all(np.isfinite(value).all() for value in head.__dict__.values()):
-                why = "it holds values that are no numbers"
-        except (OSError, TypeError, ValueError, SafetensorError) as error:
-            why = str(error).splitlines()[0]
-        if why:
-            raise ModelError(
-                f"the linear head {str(path)!r} cannot be used",
-                why,
-                "Remove the run, and run `deepintuit calibrate` again",
-            )
-        return head
 
 
 def likelihood_scores(
@@ -223,41 +149,3 @@ def answer_distribution(
     probs = np.full(k, (1 - p) / (k - 1))
     probs[task.labels.index(trace.label)] = p
     return probs
-
-
-def prediction_rows(
-    labels: LabelSet,
-    clips: Sequence[Clip],
-    traces: Sequence[str],
-    probs_C_K: Sequence[np.ndarray | None],
-    about: Mapping[str, str],
-    *,
-    predicted: Sequence[str] | None = None,
-    provisional: Sequence[str] | None = None,
-    outside: np.ndarray | None = None,
-    temperature: ArrayLike = np.nan,
-    far: Mapping[str, Any] | None = None,
-) -> list[dict[str, Any]]:
-    """Rows of the grain `predictions`, one a clip: `traces` are ids, `about` the columns that all rows share;
-    `predicted` is what has the highest probability where nothing else is said; `far`: `distance.Far` by clip id.
-    `probs_C_K` has None for a clip without probabilities, which `predicted` must be told of."""
-    far = far or {}
-    predicted = predicted or [labels.labels[probs.argmax()] for probs in probs_C_K]
-    outside = np.broadcast_to(np.nan if outside is None else outside, len(clips))
-    temperatures = np.broadcast_to(temperature, len(clips))
-    return [
-        {
-            **about,
-            "labels": list(labels),
-            "clip_id": clip.clip_id,
-            "trace_id": traces[i],
-            "true_label": clip.label,
-            "provisional": provisional[i] if provisional else NONE_LABEL,
-            "predicted": predicted[i],
-            "probs": None if probs_C_K[i] is None else [float(p) for p in probs_C_K[i]],
-            "outside_mass": None if np.isnan(outside[i]) else float(outside[i]),
-            "temperature": None if np.isnan(temperatures[i]) else float(temperatures[i]),
-            **(far[clip.clip_id]._asdict() if clip.clip_id in far else {}),
-        }
-        for i, clip in enumerate(clips)
-    ]

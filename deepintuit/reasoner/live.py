@@ -20,9 +20,9 @@ from deepintuit import config
 from deepintuit.config import Config, GateConfig
 from deepintuit.errors import DeepIntuitError, StoreError
 from deepintuit.reasoner.attribution import attributions
-from deepintuit.reasoner.calibrator import Calibrator
+from deepintuit.reasoner.calibrator import Calibrator, fitted_ways
 from deepintuit.reasoner.distance import Distance
-from deepintuit.reasoner.distribution import answer_distribution, fitted_ways, likelihood_scores
+from deepintuit.reasoner.distribution import answer_distribution, likelihood_scores
 from deepintuit.reasoner.gate import gate_for
 from deepintuit.reasoner.local import LocalReasoner
 from deepintuit.reasoner.replay import Attributed, Distribution, Event, Failed, Seen, Stage, TraceDone, Written

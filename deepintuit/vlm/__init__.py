@@ -7,7 +7,6 @@
 - `prefix`    rows that begin alike as one tree, `attention` along it: for losses and scores
 - `sampling`  groups of traces behind one prefill, one until they part
 - `scoring`   label likelihoods behind one prompt; log-probabilities of written traces
-- `classifier`  a video classifier of transformers, to stand beside a reasoner
 - `finetune`  cross-entropy on targets, resumable, through TRL's SFTTrainer
 """
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deepintuit import config, trace
+from deepintuit import config, mentions, trace
 from deepintuit.endpoint.wire import NotACompletion, completion, refused_fields, retry_after, unpacked
 from deepintuit.errors import DeepIntuitError
 from deepintuit.labels import LabelSet, normalise
@@ -163,7 +163,7 @@ def _trace(content: bytes) -> None:
             assert parsed.text == text
             if parsed.ok:
                 trace.argued_label(parsed, HOME)
-    trace.mentions(text)
+    mentions.mentions(text)
     assert normalise(normalise(text)) == normalise(text)
 
 

@@ -19,12 +19,12 @@ from transformers import (
     VJEPA2Model,
 )
 
-from deepintuit import cli, encoders
+from deepintuit import baselines, cli
+from deepintuit.baselines.classifier import VideoClassifier
 from deepintuit.config import VideoConfig
 from deepintuit.embeddings import places_of
 from deepintuit.errors import ConfigError, DataError, ModelError
 from deepintuit.video import write_mp4
-from deepintuit.vlm.classifier import VideoClassifier
 from deepintuit_analysis.report.results import ordered
 
 pytest_plugins = ["embedded"]
@@ -109,7 +109,7 @@ SHORT = ("encoder.epochs=2", "encoder.batch=16", "encoder.learning_rate=1e-3")
 @pytest.fixture(scope="module")
 def trained(bench, tiny, tmp_path_factory):
     own = bench.copy(tmp_path_factory.mktemp("trained") / "own")
-    return own, encoders.encoder(own.workbench, own.settings(f"encoder.path={tiny}", *SHORT), progress=False)
+    return own, baselines.encoder(own.workbench, own.settings(f"encoder.path={tiny}", *SHORT), progress=False)
 
 
 def test_an_encoder_is_trained_on_the_training_clips_and_stands_in_the_table(trained, tiny, capsys):
@@ -131,7 +131,7 @@ def test_an_encoder_is_trained_on_the_training_clips_and_stands_in_the_table(tra
     truth = [own.manifest.labels.index(label) for label in validation["label"]]
     assert again._nll(places, truth) == pytest.approx(run.summary["validation_nll"], abs=1e-4)
     same = own.settings(f"encoder.path={tiny}", *SHORT)
-    assert encoders.encoder(own.workbench, same, progress=False).id == run.id
+    assert baselines.encoder(own.workbench, same, progress=False).id == run.id
     command = ["embed", "--encoder", run.id, "--workbench", str(own.path), "--quiet"]
     assert cli.main(command) == 0 and f"video classifier videomae, {run.id}" in capsys.readouterr().out
     assert places_of(own.path, test["clip_id"].tolist()).about["name"] == f"video classifier videomae, {run.id}"
@@ -154,9 +154,9 @@ def test_a_killed_encoder_goes_on_to_the_same_answers(bench, trained, tiny, tmp_
     for name, broken, mended in (("_nll", second, nll), ("save", full, save)):  # in training, and behind it
         monkeypatch.setattr(VideoClassifier, name, broken)
         with pytest.raises(KeyboardInterrupt):
-            encoders.encoder(other.workbench, settings, progress=False)
+            baselines.encoder(other.workbench, settings, progress=False)
         monkeypatch.setattr(VideoClassifier, name, mended)
-    resumed = encoders.encoder(other.workbench, settings, progress=False)
+    resumed = baselines.encoder(other.workbench, settings, progress=False)
     rows = [run.read("predictions").sort_values(["method", "clip_id"]) for run in (whole, resumed)]
     before, after = (np.stack(part["probs"]) for part in rows)
     assert np.allclose(before, after, atol=1e-5) and resumed.summary["best_epoch"] == whole.summary["best_epoch"]
@@ -164,12 +164,12 @@ def test_a_killed_encoder_goes_on_to_the_same_answers(bench, trained, tiny, tmp_
 
 def test_a_probe_learns_from_frozen_features_and_is_chosen_on_validation(bench, tiny, tmp_path):
     own = bench.copy(tmp_path / "own")
-    run = encoders.probe(own.workbench, own.settings(), progress=False)
+    run = baselines.probe(own.workbench, own.settings(), progress=False)
     rows = run.read("predictions")
     assert set(rows["system"]) == {f"probe (visual tower of {bench.model.name})"}
     assert set(rows["method"]) == {"raw", "label_likelihood"} and len(rows) == 2 * len(own.manifest.usable("test"))
-    assert run.summary["strength"] in encoders._STRENGTHS and run.summary["validation_nll"] > 0
-    classified = encoders.probe(own.workbench, own.settings(f"encoder.path={tiny}"), progress=False)
+    assert run.summary["strength"] in baselines._STRENGTHS and run.summary["validation_nll"] > 0
+    classified = baselines.probe(own.workbench, own.settings(f"encoder.path={tiny}"), progress=False)
     assert classified.read("predictions")["system"][0] == "probe (video classifier videomae, tiny-videomae)"
     assert classified.summary["features"] == 16
 
@@ -186,7 +186,7 @@ def test_nothing_to_tell_apart_and_a_named_calibrator_are_refused(bench, tmp_pat
     manifest = own.manifest
     manifest.frame["label"] = manifest.frame["label"].iloc[0]
     manifest.save()
-    for way in (encoders.encoder, encoders.probe):
+    for way in (baselines.encoder, baselines.probe):
         with pytest.raises(DataError, match="training"):
             way(own.workbench, own.settings(), progress=False)
     with pytest.raises(ConfigError, match="encoder.epochs"):

@@ -1,4 +1,7 @@
-"""What needs no model that sees: the majority class, the container's metadata, texts; and texts in general."""
+"""Logistic regression on texts, metadata or embeddings, for baselines and for the control that reads traces alone.
+
+Run it:  python -c "from deepintuit.linear import text_features; print(text_features().build_analyzer()('a cat'))"
+"""
 
 from __future__ import annotations
 
@@ -11,39 +14,14 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from deepintuit.config import TRAINING
-from deepintuit.data import container_features, text_corpus
 from deepintuit.errors import DataError
-from deepintuit.evaluate.rows import Rows
 from deepintuit.labels import LabelSet
 
 
-def write_baselines(rows: Rows) -> None:
-    """The rows majority, metadata and text, as far as there is something to learn from."""
-    task, config = rows.task, rows.config
-    frame = task.manifest.usable().set_index("clip_id", drop=False)
-    train = [clip for split in TRAINING if len(task.manifest.usable(split)) for clip in task.clips(split)]
-    train, test = train or task.clips(TRAINING[0]), task.clips(config.evaluate.split)  # none: refused
-    labels = [clip.label for clip in train]
-    counts = np.array([labels.count(label) for label in task.labels], float) + 1
-    rows.system = "majority"
-    rows.add("raw", test, np.tile(counts / counts.sum(), (len(test), 1)))
-    models = {"metadata": (StandardScaler(), container_features(frame).fillna(0))}
-    if config.clips.text_fields or config.clips.notes_shown:
-        models["text"] = text_features(), text_corpus(frame, config.clips.text_fields, config.clips.notes_shown)
-    for rows.system, (first, features) in models.items():
-        inputs, new = (features.loc[[clip.clip_id for clip in clips]] for clips in (train, test))
-        try:
-            rows.add("raw", test, class_probabilities(classifier(first), inputs, labels, new, task.labels))
-        except DataError as error:
-            rows.leave_out(rows.system, error)
-    rows.system = "baselines"
-
-
-def classifier(first) -> Pipeline:
-    return make_pipeline(first, LogisticRegression(max_iter=2000))
+def logistic_regression(scaler, strength: float = 1.0) -> Pipeline:
+    """On what `scaler` makes of the inputs; a smaller `strength` regularises more."""
+    return make_pipeline(scaler, LogisticRegression(C=strength, max_iter=2000))
 
 
 def text_features() -> TfidfVectorizer:

@@ -1,8 +1,12 @@
-"""What stands beside every reasoner: a conventional video classifier trained on the same clips and labels, and a linear
-probe of frozen features.
+"""What stands beside every reasoner, trained on the same clips and labels; none sees a policy, a prompt or a teacher.
 
-Both learn from the clips of all training splits, and every choice (the epoch, the strength of regularisation, the
-temperature) is made on validation. Neither sees a policy, a prompt or a teacher.
+- `simple`   needs no model: the majority class, the container's metadata, and texts where they are shown
+- `encoder`  a conventional video classifier (`classifier`)
+- `probe`    logistic regression on the features of a frozen tower
+
+All learn from the clips of all training splits, and every choice (the epoch, the strength of regularisation, the
+temperature) is made on validation.
+Run it:  deepintuit evaluate --config configs/tiny.toml --reasoner baselines
 """
 
 from __future__ import annotations
@@ -13,28 +17,61 @@ from functools import partial
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from deepintuit import ranks
+from deepintuit.baselines.classifier import VideoClassifier
 from deepintuit.config import TRAINING, Config
-from deepintuit.errors import ConfigError, VideoError
-from deepintuit.evaluate.baselines import class_probabilities
+from deepintuit.data import container_features, text_corpus
+from deepintuit.errors import ConfigError, DataError, VideoError
+from deepintuit.evaluate import run_identity
 from deepintuit.evaluate.rows import Rows
+from deepintuit.linear import class_probabilities, logistic_regression, text_features
 from deepintuit.reasoner import Clip, Scores, Task, identity, refuse_one_class
 from deepintuit.reasoner.embedding import Tower, embedded
 from deepintuit.reasoner.local import places_of
 from deepintuit.runs import Run, Workbench
 from deepintuit.stage import refuse_none
 from deepintuit.vlm import VLM
-from deepintuit.vlm.classifier import VideoClassifier
 from deepintuit.vlm.finetune import Recipe
 from deepintuit.vlm.training import StepLog
 
 _STRENGTHS = np.logspace(-4, 1, 6)
 """Of a probe: the inverse of its regularisation."""
+
+
+def simple(workbench: Workbench, config: Config, calibrator: str | None = None, progress: bool = False) -> Run:
+    """The rows majority, metadata and (where texts or notes are shown) text, as far as there is something to learn
+    from: one that has nothing is left out with a remark, in the summary, the log and, with `progress`, on the
+    terminal."""
+    if calibrator:
+        why = "baselines write no trace that a calibrator could read"
+        raise ConfigError(f"the calibrator {calibrator!r} was named for the baselines", why, "Leave it out")
+    run = _started(workbench, config, run_identity(workbench, config, None), "baselines")
+    if run.finished:
+        return run
+    with run:
+        task = Task(workbench.path, config)
+        rows, test = Rows(workbench, config, run, task, "baselines", progress), task.clips(config.evaluate.split)
+        training, frame = _training(task), task.manifest.usable().set_index("clip_id", drop=False)
+        labels = [clip.label for clip in training]
+        counts = np.array([labels.count(label) for label in task.labels], float) + 1
+        rows.system = "majority"
+        rows.add("raw", test, np.tile(counts / counts.sum(), (len(test), 1)))
+        models = {"metadata": (StandardScaler(), container_features(frame).fillna(0))}
+        if config.clips.text_fields or config.clips.notes_shown:
+            models["text"] = text_features(), text_corpus(frame, config.clips.text_fields, config.clips.notes_shown)
+        for rows.system, (scaler, features) in models.items():
+            inputs, new = (features.loc[[clip.clip_id for clip in clips]] for clips in (training, test))
+            try:
+                probs = class_probabilities(logistic_regression(scaler), inputs, labels, new, task.labels)
+                rows.add("raw", test, probs)
+            except DataError as error:
+                rows.leave_out(rows.system, error)
+        rows.system = "baselines"
+        run.finish(rows.summary(len(test)))
+    return run
 
 
 def encoder(workbench: Workbench, config: Config, system: str = "", progress: bool = True) -> Run:
@@ -112,7 +149,7 @@ def probe(workbench: Workbench, config: Config, system: str = "", progress: bool
         truth_V = np.array([task.labels.index(label) for label in labels["validation"]])
         fits = []
         for strength in _STRENGTHS:
-            model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+            model = logistic_regression(StandardScaler(), strength)
             new = np.concatenate([features["validation"], features["test"]])
             probs = class_probabilities(model, features["training"], labels["training"], new, task.labels)
             loss = log_loss(truth_V, probs[: len(truth_V)], labels=range(len(task.labels)))
@@ -131,14 +168,19 @@ def _splits(workbench: Workbench, config: Config) -> dict[str, list[Clip]]:
     apart."""
     config.refuse_idle("evaluate")
     task = Task(workbench.path, config)
-    training = [clip for split in TRAINING if len(task.manifest.usable(split)) for clip in task.clips(split)]
-    training = training or task.clips(TRAINING[0])  # none: refused
+    training = _training(task)
     refuse_one_class(training, "training")
     return {"training": training, "validation": task.clips("validation"), "test": task.clips(config.evaluate.split)}
 
 
+def _training(task: Task) -> list[Clip]:
+    """The clips of all training splits; DataError where there is none."""
+    clips = [clip for split in TRAINING if len(task.manifest.usable(split)) for clip in task.clips(split)]
+    return clips or task.clips(TRAINING[0])  # which refuses
+
+
 def _started(workbench: Workbench, config: Config, described: dict, name: str) -> Run:
-    described |= {"evaluate": {"split": config.evaluate.split}, "system": name}
+    described = {"evaluate": {"split": config.evaluate.split}, **described, "system": name}
     return workbench.start_run("evaluate", described, name=name, seed=config.seed, dataset=config.clips.dataset)
 
 
