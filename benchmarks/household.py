@@ -113,7 +113,7 @@ def table(seeds: list[dict]) -> str:
     others = [
         f"{words} {_share(*np.sum([one['beside'][name] for one in seeds], axis=0))}" for name, words in BESIDE.items()
     ]
-    return "\n".join([*lines, "", f"Paired, in points: {', '.join(steps)}.", "", f"Beside them: {', '.join(others)}."])
+    return "\n".join([*lines, "", f"Paired, in points: {', '.join(steps)}.", "", f"Beside them: {'; '.join(others)}."])
 
 
 def by_seed(seeds: list[dict]) -> str:

@@ -10,7 +10,7 @@
 # # 04 · GRPO
 #
 # Sample a group of traces for each clip, score each, push the good ones up. Here is one real update of the model, looked at from both sides: what was sampled, and what the update did to it. Then the
-# curve of a true run, dips included.
+# curve of a whole run, dips included.
 
 # %%
 import os
@@ -112,40 +112,35 @@ show.words(
 )
 
 # %% [markdown]
-# ## A true run
+# ## A whole run
 #
-# One update is nothing. `stored/grpo-steps.parquet` holds the steps of a run of the demo on all its training clips (seed 0; the README of this folder says which commit and command). The same call draws your own:
-# put `bench.grpo.read("steps")` in its place. The first point of each panel was sampled before any update: that is the baseline, the cold start itself. Every point is of other clips, so some jumps are theirs.
+# One update is nothing. These are the steps of the run that this workbench holds. The first point of each panel was sampled before any update: that is the baseline, the cold start itself.
+# Every point is of other clips, so some jumps are theirs.
 
 # %%
-import pandas as pd
-
 from deepintuit_analysis.report import training_figure
 
-stored = pd.read_parquet("stored/grpo-steps.parquet")
-training_figure(stored)
+steps = bench.grpo.read("steps")
+training_figure(steps)
 
 # %%
 from deepintuit_analysis.report import health
 
-right = stored[stored["name"] == "accuracy"].sort_values("step")["value"].to_numpy()
+right = steps[steps["name"] == "accuracy"].sort_values("step")["value"].to_numpy()
 dip = int((right - np.maximum.accumulate(right)).argmin())
 show.words(
     f"Right answers: {right[0]:.0%} of the traces before any update,",
-    f"{right[-5:].mean():.0%} over the last five updates.",
+    f"{right[-10:].mean():.0%} over the last {min(10, len(right))} of {len(right)} updates.",
     f"The deepest dip, to {right[dip]:.0%}, came at update {dip}.",
-    *(remark.text for remark in health.remarks(stored)),
+    *(remark.text for remark in health.remarks(steps)),
 )
 
 # %% [markdown]
-# These sentences are computed from the stored steps by `report.health`, the reader that also stands on the dashboard. What GRPO was worth on test clips, beside cold start alone and on more seeds, is in README's first table.
-# Of this workbench's own run the same reader says:
+# These sentences are computed from the stored steps by `report.health`, the reader that also stands on the dashboard. A data filter leaves clips that the model gets right sometimes (`grpo.filter_rollouts`), so their
+# share is no accuracy on all clips. What GRPO was worth on test clips, beside cold start alone and over three seeds, is in README's first table.
 
 # %%
-show.words(*(remark.text for remark in health.remarks(bench.grpo.read("steps"))))
-
-# %%
-show.app("runs", "This workbench's own run on the Runs page", run=bench.grpo.id, tab="training")
+show.app("runs", "This run on the Runs page", run=bench.grpo.id, tab="training")
 
 # %% [markdown]
 # ## Three questions
@@ -158,6 +153,6 @@ show.app("runs", "This workbench's own run on the Runs page", run=bench.grpo.id,
 # ## What you have now
 #
 # - One update, from sampled groups to moved probabilities, on your own machine.
-# - A true run's curve, and a reader that says in words what it shows.
+# - A whole run's curve, and a reader that says in words what it shows.
 #
 # Next: [05, calibration](05_calibration.ipynb): when to trust what the model says.

@@ -177,31 +177,25 @@ print(f"{shown(best.system)} against {shown(rival.system)}: {number(difference.v
 # %% [markdown]
 # ## One seed is one throw
 # The interval above says how far other *clips* would move the number. **Would doing all of it once more, with another seed, move it
-# less?** The project keeps the rows of its own full-size runs on the embedded world, where a seed draws clips, splits and training
-# anew. The intervals in this table are over seeds, with very few of them as wide as they look; behind ± stands how far seeds lie apart
-# (standard deviation).
+# less?** The project keeps the rows of its own runs on the embedded world, where a seed draws clips, splits and training anew
+# ([docs/worlds.md](../docs/worlds.md)): each stage's right answers, by seed.
 
 # %%
 import json
 from pathlib import Path
 
-from deepintuit_analysis.report import Measured, multi_seed_table
+import pandas as pd
 
-stored = [json.loads(path.read_text()) for path in sorted(Path("../docs/evidence").glob("homecam-*.json"))]
-seeds = {one["seed"]: [Measured(**row) for row in one["rows"]] for one in stored}
-asked = ("raw", "label_likelihood")
-kept = {
-    seed: [row for row in rows if row.control == "none" and row.method in asked]
-    for seed, rows in seeds.items()
-}
-show.table(multi_seed_table(kept))
+stored = [json.loads(path.read_text()) for path in sorted(Path("../docs/evidence").glob("household-*.json"))]
+right = {one["seed"]: {stage: "".join(of.values()) for stage, of in one["right"].items()} for one in stored}
+shares = pd.DataFrame(right).map(lambda digits: digits.count("1") / len(digits)).T.rename_axis("seed")
+(100 * shares).round(1)
 
 # %%
-cold = ("cold start", "raw", "none")
-last = [row.values["accuracy"] for rows in kept.values() for row in rows if row.key == cold]
-if len(last) > 1:
-    print(f"With {len(last)} seeds, cold start alone reaches {', '.join(map(number, last))} %: "
-          f"{number(max(last) - min(last))} points apart by the seed alone.")
+spread = shares.max() - shares.min()
+gains = shares["calibrated"] - shares["cold start + GRPO"]
+print(f"With {len(shares)} seeds, cold start alone lies {number(spread['cold start'])} points apart by the seed alone;\n"
+      f"calibration adds {', '.join(number(gain, sign=True) for gain in gains)} points to its own seed's provisional label.")
 
 # %% [markdown]
 # The dashboard shows one system at a time, with its confusions and what lies behind each count.

@@ -175,24 +175,18 @@ kinds = [[it.words, it.n, it.share.value, it.share.low, it.share.high] for it in
 pd.DataFrame(kinds, columns=["first false step", "traces", "share", "low", "high"]).round(2)
 
 # %% [markdown]
-# A *summary* tells in a sentence who does what, a *policy* step compares what was said (*Alarm?*, *Alike?*), a *conclusion* names the class or
-# checks it. The page Errors has the same table, with a button behind each number.
-
-# %%
-from deepintuit_homecam import facts_of
-from deepintuit_homecam.world import habit
+# A *summary* tells in a sentence who does what, a *policy* step says what the house allows, a *conclusion* names the class. The page Errors has the same table, with a button behind each number.
 
 # %%
 notes = task.manifest.frame.set_index("clip_id")["notes"]
 blameless = wrong.index[wrong.trace_id.isin(told.index[told.kind == "none"])]
-known = [facts_of(notes[clip]["facts"]) for clip in blameless if "facts" in notes[clip]]
-by_habit = sum(habit(facts) is not None for facts in known)
-print(f"Wrong traces: {len(wrong)}. Of these with every step true: {len(blameless)}.\n"
-      f"Of those where a habit of the house overrules the rule: {by_habit}.")
+print(f"Wrong traces: {len(wrong)}. Of these with every step true: {len(blameless)}.")
+kinds = [notes[clip].get("slice", "no slice is noted") for clip in blameless]
+pd.Series(kinds, name="slice of the clip", dtype=str).value_counts().to_frame("traces")
 
 # %% [markdown]
-# Where every step is true and the answer is wrong all the same, no better eye would help. The embedded world has such clips on purpose:
-# habits that no teacher's trace explains, and that only labels tell of.
+# Where every step is true and the answer is wrong all the same, no better eye would help. The embedded world has such clips on purpose: labels on which people differ (*noise*), boxes that decide and that no
+# trace mentions (*only in the video*).
 
 # %% [markdown]
 # ## Keep what you found

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -13,14 +12,13 @@ from test_report import LABELS, clip_row
 
 from deepintuit.data import Manifest
 from deepintuit.labels import LabelSet
-from deepintuit.metrics import wilson
 from deepintuit_analysis import Workbench
-from deepintuit_analysis.numbers import interval, number
 from deepintuit_analysis.report import Measured, table_of
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import evidence
 import fingerprint
+import household
 
 ROOT = Path(__file__).parents[1]
 
@@ -144,15 +142,11 @@ def test_rounding_leaves_a_fingerprint_alike_and_another_number_trace_or_hash_do
     assert fingerprint.differences({"clips": "#a1"}, old) == [], "a table need not hang on all of it"
 
 
-def test_the_numbers_of_the_readmes_table_are_those_of_the_result_on_file():
-    [file] = (ROOT / "docs" / "evidence").glob("homecam-*.json")
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    on_file = set()
-    for values, n in ((row["values"], row["n"]) for row in rows):
-        share = wilson(round(values["accuracy"] * n), n)
-        on_file.add(f"{number(share.value)} % ({interval(share)}) | {values['ece']:.2f}")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = readme.partition("<!-- result -->")[2].partition("<!-- /result")[0]
-    shown = re.findall(r"\| \**(\d[\d.]* % \([\d.–]+\))\** \| ([\d.]+) \|", block)
-    assert len(shown) == block.count("\n| ") - 1 > 5
-    assert {f"{accuracy} | {ece}" for accuracy, ece in shown} <= on_file
+def test_the_tables_of_readme_and_worlds_are_those_of_the_results_on_file():
+    files = sorted((ROOT / "docs" / "evidence").glob("household-*.json"))
+    seeds = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    table = household.table(seeds)
+    assert len(seeds) > 2 and table.count("\n| ") == 9, "a head, seven slices and all"
+    readme, worlds = ((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/worlds.md"))
+    assert f"<!-- household -->\n{table}\n<!-- /household -->" in readme
+    assert f"<!-- household -->\n{table}\n\n{household.by_seed(seeds)}\n<!-- /household -->" in worlds

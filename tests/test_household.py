@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import deepintuit_homecam as homecam
-from deepintuit import config, schedule, teach, worlds
+from deepintuit import cli, config, schedule, teach, worlds
 from deepintuit.data import Manifest
 from deepintuit.trace import Trace, parse
 from deepintuit_analysis import Workbench
-from deepintuit_homecam import demo, draw, household, household_teacher
+from deepintuit_homecam import commands, demo, draw, household, household_teacher
 from deepintuit_homecam.policies import LABELS, POLICIES, Facts, decided, odds, with_idle_box
 from deepintuit_homecam.scene import ACTORS, ACTS, LIGHTS, PLACES, scripts
 from deepintuit_homecam.witness import Errors, observation
@@ -188,3 +188,20 @@ def test_traces_have_50_to_120_tokens_and_name_frames():
     lengths = [len(tokenizer.encode(text).ids) for text in texts]
     assert 50 <= min(lengths) and max(lengths) <= 120
     assert all("Frame 7:" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("words", "world"),
+    [
+        ([], "household"),
+        (["--world", "homecam"], "homecam"),
+        (["--config", str(config.CONFIGS / "tiny.toml")], "homecam"),
+        (["--set", "clips.dataset=mine"], "household"),
+    ],
+)
+def test_the_demo_shows_the_household_unless_another_world_or_its_dataset_is_named(words, world, tmp_path, monkeypatch):
+    rendered = []
+    monkeypatch.setattr(demo, "run", lambda *_, world, **__: rendered.append(world))
+    for name in ("evaluated", "show_report"):
+        monkeypatch.setattr(commands, name, lambda *_: 0)
+    assert cli.main(["demo", *words, "--workbench", str(tmp_path)]) == 0 and rendered == [world]

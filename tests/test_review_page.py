@@ -40,7 +40,7 @@ GOOD = {"label": "theft", "verdict": "right"}
 TRACES = 540
 PEOPLE = [f"r{n}" for n in range(20)]
 WORDS = hashed("correct horse")
-KILLS = int(os.environ.get("DEEPINTUIT_KILLS", 10))
+KILLS = int(os.environ.get("DEEPINTUIT_KILLS", 5))
 
 
 @pytest.fixture(scope="module")
