@@ -105,16 +105,16 @@ def page(context: AppContext) -> None:
                 classes = gr.HTML(padding=False)
             with gr.Column(min_width=340, scale=2):
                 f1 = gr.Plot(show_label=False, container=False)
-        gr.HTML(view.heading("confusion"), padding=False)
-        norm = gr.Radio(
-            [(name, key) for key, name in NORMS.items()],
-            value="counts",
-            label="Cells show",
-            container=False,
-            elem_id="errors-norm",
-        )
         with gr.Row():
             with gr.Column(min_width=560):
+                gr.HTML(view.heading("confusion"), padding=False)
+                norm = gr.Radio(
+                    [(name, key) for key, name in NORMS.items()],
+                    value="counts",
+                    label="Cells show",
+                    container=False,
+                    elem_id="errors-norm",
+                )
                 confusion = gr.HTML(padding=False)
             with gr.Column(min_width=340):
                 flips = gr.HTML(padding=False)
@@ -146,12 +146,13 @@ def page(context: AppContext) -> None:
                 )
                 abstain = gr.HTML(padding=False)
         controls = gr.HTML(padding=False)
-        gr.HTML(view.heading("slices"), padding=False)
-        by = gr.Dropdown(
-            [], label="Divide the clips by", container=False, elem_id="errors-by", elem_classes="narrow", **free
-        )
-        divided = gr.HTML(padding=False)
-        worst = gr.HTML(padding=False)
+        with gr.Row():
+            with gr.Column(min_width=560):
+                gr.HTML(view.heading("slices"), padding=False)
+                by = gr.Dropdown([], label="Divide the clips by", elem_id="errors-by", elem_classes="narrow", **free)
+                divided = gr.HTML(padding=False)
+            with gr.Column(min_width=340):
+                worst = gr.HTML(padding=False)
         gr.HTML(view.heading("map"), padding=False)
         colour = gr.Radio(
             [(name, key) for key, name in alike.COLOURS.items()],

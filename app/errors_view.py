@@ -79,7 +79,7 @@ _STRONG = 0.55
 SECTIONS = (
     "Classes", "Confusion", "Fixed and broken", "ROC and precision–recall", "Costs", "Reliability", "Risk and coverage",
     "Controls", "What carried the label", "Slices by a column", "Worst slices", "Map", "Why is it wrong?",
-    "Malformed traces",
+    "Labels that do not follow", "Malformed traces",
 )  # fmt: skip
 """Titles on the page, for the links to them."""
 FOLLOWS = {"yes": "argues for its label", "no": "argues for another label"}
@@ -350,7 +350,13 @@ def slice_table(analysis: Analysis, by: str | None) -> str:
                 "before": [float(values.mean()) if len(values) else None for values in series_of],
             }
         )
-    heads = [column_name(by).capitalize(), "Clips", "Wrong", "Accuracy %", *(f"{name}, %" for name in befores)]
+    heads = [
+        column_name(by).capitalize(),
+        "Clips",
+        "Wrong",
+        "Accuracy %",
+        *(f"{name[:1].upper()}{name[1:]}, %" for name in befores),
+    ]
     caption = f"Overall {number(overall)} %. Intervals are {how_sure(own)}."
     return render("errors/slices.html", heads=heads, rows=rows, caption=caption, overall=overall)
 

@@ -37,7 +37,7 @@ _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
 def theme() -> gr.themes.Base:
-    """Text is at least 4.5 : 1 against what it stands on, in light and dark (tests/browser/test_contrast.py)."""
+    """Text is at least 4.5 : 1 against what it stands on, in light and dark (tests/browser/test_every_page.py)."""
     sizes = {"spacing_size": "sm", "radius_size": "md", "text_size": "md"}
     base = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO, **sizes)
     return base.set(

@@ -21,7 +21,7 @@ from deepintuit_analysis.report.health import remarks
 from deepintuit_app import analysis, jobs, jobs_tab, links, rollouts_view, slices
 from deepintuit_app import runs_view as view
 from deepintuit_app.context import AppContext
-from deepintuit_app.html import empty, without_places, without_roots
+from deepintuit_app.html import empty, heading, without_places, without_roots
 from deepintuit_app.roles import needs
 
 TABS = ("runs", "details", "training", "rollouts", "jobs")
@@ -194,7 +194,8 @@ def page(context: AppContext) -> None:
     tab, clip, job, update = (hidden[name] for name in ("tab", "clip", "job", "update"))
     run_ids = gr.State(())
     timer = gr.Timer(EVERY, active=False)
-    with gr.Row(elem_classes="runs-bar"):
+    gr.HTML(heading("Runs", "What ran, from what, with which settings, and what it gave."), padding=False)
+    with gr.Row(elem_id="runs-top"):
         run = gr.Dropdown([], label="Run", info="for all tabs of this page; or click an id in the table", scale=4)
         again = gr.Button("Refresh", scale=0, min_width=120, size="sm")
     with gr.Tabs() as tabs:
@@ -205,8 +206,8 @@ def page(context: AppContext) -> None:
                 compare = gr.Dropdown([], label="Compare", multiselect=True, info="two or more runs, side by side")
             with gr.Accordion("Columns", open=False, elem_id="runs-columns"):
                 columns = gr.Dropdown([], label="Columns of the table, settings too", multiselect=True)
-            listed = gr.HTML(elem_id="runs-list")
             side_by_side = gr.HTML(elem_id="runs-compare")
+            listed = gr.HTML(elem_id="runs-list")
         with gr.Tab("Details", id="details"):
             details_box = gr.HTML(elem_id="runs-details")
             card = gr.Button(

@@ -494,6 +494,7 @@ def page(context: AppContext) -> None:
     picked = gr.Textbox(elem_id="picked", visible="hidden", label="Clip")
     number = gr.Textbox(elem_id="watch-page", visible="hidden", label="Page")
     remove = gr.Textbox(elem_id="watch-remove", visible="hidden", label="Filter to remove")
+    gr.HTML(heading("Watch"), padding=False, elem_classes="unseen")
     with gr.Row(elem_id="controls", equal_height=True):
         choice = gr.Dropdown([], label="Stored trace", elem_id="stored", scale=4, min_width=260)
         again = gr.Button("Replay", variant="primary", elem_id="replay", min_width=90, interactive=False, size="md")

@@ -301,7 +301,7 @@ def reliability_figure(bins_by_name: Mapping[str, Bins]) -> go.Figure:
             customdata=counts,
             name=f"{html.escape(name)} (ECE {percent(bins.ece, 1)})",
             legendgroup=str(k),
-            line=dict(color=colour, width=1.5, dash=DASHES[k % 5]),
+            line=dict(color=colour, width=1.5, dash=DASHES[(len(filled) - 1 - k) % 5]),
             # Area as the count, so that a bin of three clips does not look like one of three hundred.
             marker=dict(color=colour, symbol=SYMBOLS[k % 5], size=6 + 14 * np.sqrt(counts / bins.counts.max())),
             hovertemplate="confidence %{x:.1f} %, accuracy %{y:.1f} %, n = %{customdata}<extra></extra>",
@@ -342,6 +342,7 @@ def risk_coverage_figure(curves: Mapping[str, RiskCoverage]) -> go.Figure:
     if not filled:
         return empty("No answer came with probabilities, so none can be withheld by confidence.")
     figure = go.Figure()
+    colours = (CALIBRATED, RAW) if len(filled) == 2 else COLOURS
     for k, (name, curve) in zip(reversed(range(len(filled))), filled.items(), strict=True):
         figure.add_scatter(
             x=100 * curve.coverage,
@@ -349,7 +350,7 @@ def risk_coverage_figure(curves: Mapping[str, RiskCoverage]) -> go.Figure:
             customdata=curve.threshold,
             name=html.escape(name),
             mode="lines+markers" if len(curve.coverage) < 3 else "lines",
-            line=dict(color=COLOURS[k % 5], width=1.5 if k else 2.5, dash=DASHES[k % 5], shape="hv"),
+            line=dict(color=colours[k % len(colours)], width=1.5 if k else 2.5, dash=DASHES[k % 5], shape="hv"),
             hovertemplate="answers %{x:.0f} % of clips, %{y:.1f} % of them wrong, "
             "confidence from %{customdata:.2f} on<extra></extra>",
         )

@@ -52,7 +52,7 @@ def test_rollouts_follow_the_slider_and_a_group_opens(site, page):
     other = groups.locator("button:not([aria-current])").first
     title = other.get_attribute("title").split(":")[0]
     other.click()
-    page.locator("#runs-group h3", has_text=title).wait_for()
+    page.locator("#runs-group h2", has_text=title).wait_for()
     slider = page.locator("#runs-step input[type=range]")
     slider.focus()
     slider.press("ArrowRight")
