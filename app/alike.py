@@ -112,7 +112,7 @@ def chosen_html(analysis: Analysis, selection: str) -> str:
         for clip_id, row in zip(rows.index[:MOST_SHOWN], rows.itertuples())
     ]
     title = f"{len(inner):,} clips chosen"
-    return render("alike.html", title=title, words=words, clips=_cards(clips), picks=False, instead="", level=3)
+    return render("alike.html", title=title, words=words, clips=_cards(clips), picks=False, instead="")
 
 
 def saved(context: AppContext, selection: str, name: str, request: gr.Request) -> tuple[str, Any]:

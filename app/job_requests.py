@@ -47,6 +47,8 @@ INPUTS: dict[str, dict[str, tuple[str, ...]]] = {
 """Stage → option → the stages whose runs it takes, and the words that stand for none."""
 
 _WORDS = ("zero-shot", "baselines")
+_RUN_OF = {"teacher": "teacher", "calibrator": "calibrator"}
+"""Option → what run.json calls the run; the others are a run's parent."""
 _FREE_TEXT = ("clips.text_fields", "clips.notes_shown", "coldstart.splits", "teach.model")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
@@ -174,6 +176,33 @@ def endpoint(sources: Sources, address: str, model: str, traces: str = "1") -> d
     return {"source": "endpoint", "base_url": address, "model": model, "key_variable": variable, "traces": int(traces)}
 
 
+def rerun(workbench: Workbench, about: Mapping[str, Any]) -> list[str]:
+    """The words that make a run again: the command that made it, or, where that made several stages (`demo`) or was no
+    command (a notebook), that of its stage with the run's settings and those whose runs it stands on."""
+    words, stage = list(about["command"] or ()), about["stage"]
+    if stage in words or stage not in STAGES:
+        return words
+    kept = {**about["config"], "parent": about["parent"]}
+    runs = {option: kept.get(_RUN_OF.get(option, "parent")) for option in INPUTS.get(stage, ())}
+    if stage == "evaluate" and not runs["reasoner"]:
+        runs["reasoner"] = kept["system"] if kept.get("system") in _WORDS else "zero-shot"
+    settings = changed(_settings(about))
+    for run in filter(None, (kept["parent"], kept.get("calibrator"))):  # what it would take over from them
+        for key in changed(_settings(workbench.run(run).about)):
+            section, _, name = key.partition(".")
+            own = getattr(_settings(about), section)
+            settings.setdefault(key, getattr(own, name) if name else own)
+    if about["name"] and stage != "teach" and runs.get("reasoner") not in _WORDS:
+        runs["name"] = about["name"]
+    sections = {key: value for key, value in settings.items() if key.split(".")[0] in {*kept, "seed"}}
+    sets = [f"--set={key}={json.dumps(value)}" for key, value in sections.items()]
+    return ["deepintuit", stage, *(f"--{option}={value}" for option, value in runs.items() if value), *sets]
+
+
+def _settings(about: Mapping[str, Any]) -> Config:
+    return Config.model_validate(config.known(about.get("settings") or about["config"]))
+
+
 def refuse_unless_stage(command: Sequence[str], workbench: Workbench, sources: Sources) -> None:
     """StoreError for what this module never gives: the file of a job may come from somebody else. An import is checked
     anew."""
@@ -240,8 +269,7 @@ def _text(workbench: Workbench, base: str) -> str:
     kind, _, name = base.partition(":")
     if kind == "run":
         about = workbench.run(name).about
-        saved = config.known(about.get("settings") or about["config"])
-        return tomli_w.dumps(Config.model_validate(saved).told())
+        return tomli_w.dumps(_settings(about).told())
     shipped = {path.stem: path for path in config.CONFIGS.glob("*.toml")}
     if kind == "file" and name in shipped:
         return shipped[name].read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ are in `store.progress`, verdicts in `report.health`; `jobs_tab` is the tab from
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from deepintuit_app import analysis, jobs, jobs_tab, links, rollouts_view, slice
 from deepintuit_app import runs_view as view
 from deepintuit_app.context import AppContext
 from deepintuit_app.html import empty, heading, without_places, without_roots
+from deepintuit_app.job_requests import rerun
 from deepintuit_app.roles import needs
 
 TABS = ("runs", "details", "training", "rollouts", "jobs")
@@ -60,8 +62,8 @@ def table(
     problems = [(source, without_roots(text, *_roots(workbench))) for source, text in workbench.problems()]
     if runs.empty and not stage and not dataset:
         return view.left_out(problems) + view.no_runs()
-    for column in ("command", "config"):
-        runs[column] = [without_places(value, *_roots(workbench)) for value in runs[column]]
+    runs["config"] = [without_places(value, *_roots(workbench)) for value in runs["config"]]
+    runs["command"] = [_rerun(workbench, run) for run in runs.to_dict("records")]
     return view.left_out(problems) + view.runs_table(
         runs, statuses(workbench, runs), headlines(workbench, runs), run_id or "", columns or tuple(view.COLUMNS)
     )
@@ -72,6 +74,15 @@ def _roots(workbench: Workbench, about: Mapping[str, Any] | None = None) -> list
     roots_then = [((about or {}).get(part) or {}).get("workbench") for part in ("settings", "config")]
     roots = (workbench.path.absolute(), workbench.path.resolve(), *roots_then)
     return [str(root) for root in dict.fromkeys(roots) if root and Path(root).is_absolute()]
+
+
+def _rerun(workbench: Workbench, run: Mapping[str, Any]) -> list[str]:
+    """The words that make a run again, as they are shown; those that made it, where what it stands on is gone."""
+    words = run["command"]
+    if run["stage"] not in (words or ()):  # else they say all, and no file is read
+        with contextlib.suppress(DeepIntuitError):
+            words = rerun(workbench, workbench.run(run["run_id"]).about)
+    return without_places(words, *_roots(workbench))
 
 
 def _about(workbench: Workbench, run_id: str) -> dict[str, Any]:
@@ -90,7 +101,7 @@ def details(context: AppContext, run_id: str | None) -> str:
     run = workbench.run(run_id)
     above, below = progress.lineage(workbench, run_id)
     return view.details(
-        _about(workbench, run.id),
+        _about(workbench, run.id) | {"command": _rerun(workbench, run.about)},
         statuses(workbench, row)[run_id],
         headlines(workbench, row)[run_id],
         above,

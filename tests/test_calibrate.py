@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from embedded import assert_same_weights, lora_of, survivor, undisturbed
 
-from deepintuit import calibrate, coldstart, evaluate, grpo
+from deepintuit import calibrate, cli, coldstart, evaluate, grpo
 from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.reasoner import Task
+from deepintuit_app.job_requests import rerun
 
 pytest_plugins = ["embedded"]
 
@@ -156,3 +157,14 @@ def test_a_run_that_holds_no_reasoner_is_refused_with_the_one_that_it_stands_on(
     with pytest.raises(StoreError, match="Give a run of one of these stages"):  # a teacher stands on none
         stages[0](cold.config["teacher"])
     assert len(bench.workbench.runs()) == known
+
+
+def test_a_run_that_no_command_made_has_one_that_finds_it(bench, cold, calibrated):
+    for run in (cold, calibrated):
+        words = rerun(bench.workbench, run.about)
+        assert words[:2] == ["deepintuit", run.stage]
+        before = {one.id for one in bench.workbench.runs()}
+        assert cli.main([*words[1:], "--quiet", "--workbench", str(bench.path)]) == 0
+        assert {one.id for one in bench.workbench.runs()} == before
+    typed = [*words[:2], "--set", "seed=1"]
+    assert rerun(bench.workbench, run.about | {"command": typed}) == typed
