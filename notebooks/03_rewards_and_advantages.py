@@ -85,7 +85,8 @@ from deepintuit.advantage import softmax_weights
 # One group from this workbench's GRPO run: the traces of one clip in one update, best and worst beside each other, with what they earned.
 
 # %%
-rollouts = bench.grpo.read("traces").drop_duplicates("trace_id", keep="last").set_index("trace_id")
+written = bench.grpo.read("traces").query("stage == 'grpo'")  # a data filter's traces before it are pushed nowhere
+rollouts = written.drop_duplicates("trace_id", keep="last").set_index("trace_id")
 scores = bench.grpo.read("scores")
 rollouts = rollouts.join(scores.pivot_table(index="trace_id", columns="name", values="value", aggfunc="last"))
 

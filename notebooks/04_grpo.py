@@ -43,7 +43,7 @@ ratio = 0.3 / 0.2
 # %%
 from deepintuit import grpo
 
-settings = bench.settings.grpo.replace(max_steps=1, clips_per_step=8, check_clips=0, warmup_steps=0)
+settings = bench.settings.grpo.replace(max_steps=1, clips_per_step=8, check_clips=0, filter_rollouts=0, warmup_steps=0)
 scratch = bench.scratch(32)
 step = grpo.run(scratch, bench.settings.replace(grpo=settings), start=bench.cold.id)
 
