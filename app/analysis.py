@@ -7,7 +7,7 @@ Plain functions, no Gradio and no HTML: `errors` wires them to its page, `errors
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from urllib.parse import parse_qsl
@@ -23,6 +23,7 @@ from deepintuit_analysis.index import answers
 from deepintuit_analysis.index.build import file_signature, signatures
 from deepintuit_analysis.report.attribution import attributions
 from deepintuit_analysis.report.gather import labels_of, results_of, settings_of
+from deepintuit_analysis.report.grounding import Grounding, grounding
 from deepintuit_analysis.report.results import CONTROLS, METHODS, Comparison, Result
 from deepintuit_analysis.report.steps import Why, first_false_steps, why_wrong
 from deepintuit_analysis.report.text import NAMES, shown
@@ -289,6 +290,23 @@ def _on_validation(workbench: Workbench, run: Run, choice: Choice, labels: Seque
             if one.n and one.probs_C_K is not None:
                 return one, other.id
     return None, ""
+
+
+def grounded(workbench: Workbench, found: Analysis) -> list[Grounding]:
+    """Whether traces about these clips cite the moments that reviewers marked in tasks that are closed, by system; that
+    of the newest run first."""
+    rows = answers.sources(workbench)
+    rows = rows[(rows["dataset"] == found.choice.dataset) & (rows["split"] == found.choice.split)]
+    several = rows["system"].duplicated(keep=False)
+
+    def results() -> Iterator[Result]:
+        for row, twice in zip(rows.itertuples(), several):
+            result = result_of(workbench, row.run_id, row.system, row.split, "raw") if "raw" in row.methods else None
+            clips = () if result is None else result.frame.index.intersection(found.mine.frame.index)
+            if len(clips):
+                yield replace(result.on(clips), system=f"{row.system} ({row.run_id})" if twice else row.system)
+
+    return grounding(workbench, results(), public=True)
 
 
 def _stands_on(run: Run) -> tuple[str | None, str | None]:

@@ -25,7 +25,18 @@ from deepintuit_analysis.index import answers, browse
 from deepintuit_analysis.index.build import file_signature
 from deepintuit_app import alike, errors_classes, errors_clips, errors_honesty, links, slices
 from deepintuit_app import errors_view as view
-from deepintuit_app.analysis import SPELLED, THRESHOLD, Analysis, Choice, Offers, analysis, choose, clamped, one_of
+from deepintuit_app.analysis import (
+    SPELLED,
+    THRESHOLD,
+    Analysis,
+    Choice,
+    Offers,
+    analysis,
+    choose,
+    clamped,
+    grounded,
+    one_of,
+)
 from deepintuit_app.context import AppContext, apart
 from deepintuit_app.html import empty, esc
 from deepintuit_app.roles import needs
@@ -239,7 +250,7 @@ def page(context: AppContext) -> None:
                 errors_classes.cost_fields(found, at.costs), errors_classes.costs(found, at.costs),
                 errors_honesty.reliability_plot(found), errors_honesty.honesty(found),
                 errors_honesty.risk_plot(found, at.threshold), errors_honesty.abstain(found, at.threshold),
-                view.controls(found),
+                view.controls(found) + view.moments(found, grounded(context.workbench, found)),
                 gr.update(choices=offered, value=column or None), view.slice_table(found, column),
                 view.worst(found), *alike.map_of(context, found, at.colour), view.reasons(found),
                 _clips(found, at._replace(by=column)), _player(found, at.clip),

@@ -7,6 +7,7 @@ confidence and its figures, `errors_clips` the drawer and the choice of clips be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -21,6 +22,7 @@ from deepintuit_analysis.index import answers
 from deepintuit_analysis.numbers import number, p_value, percent, within
 from deepintuit_analysis.report.attribution import carriers
 from deepintuit_analysis.report.figures import few_of, most_confused
+from deepintuit_analysis.report.grounding import Grounding
 from deepintuit_analysis.report.results import CONTROLS, Result
 from deepintuit_analysis.report.text import column_name, shown
 from deepintuit_analysis.report.worst import WORSE, tried, words_of
@@ -78,8 +80,8 @@ _HEADINGS = {
 _STRONG = 0.55
 SECTIONS = (
     "Classes", "Confusion", "Fixed and broken", "ROC and precision–recall", "Costs", "Reliability", "Risk and coverage",
-    "Controls", "What carried the label", "Slices by a column", "Worst slices", "Map", "Why is it wrong?",
-    "Labels that do not follow", "Malformed traces",
+    "Controls", "What carried the label", "Cited moments", "Slices by a column", "Worst slices", "Map",
+    "Why is it wrong?", "Labels that do not follow", "Malformed traces",
 )  # fmt: skip
 """Titles on the page, for the links to them."""
 FOLLOWS = {"yes": "argues for its label", "no": "argues for another label"}
@@ -298,6 +300,12 @@ def attribution(found: Analysis) -> str:
     if words:
         caption += f" The words are the first of {among} by their mean: expect less of them on other clips."
     return render("errors/attribution.html", tables=tables, words=caption, command="")
+
+
+def moments(found: Analysis, rows: Sequence[Grounding]) -> str:
+    """Whether traces cite the moments that reviewers marked, by system; else how one gets to know it."""
+    command = f"deepintuit review open when --filter split={found.choice.split} --ask spans"
+    return render("errors/moments.html", rows=rows, about=how_sure(found.mine), command=command)
 
 
 def _kept(analysis: Analysis) -> str:

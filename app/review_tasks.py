@@ -35,6 +35,7 @@ from deepintuit_analysis.review import (
     quality,
     task_of,
 )
+from deepintuit_analysis.review.agreement import span_agreement
 from deepintuit_analysis.review.tasks import known_items, labels_of
 from deepintuit_app import media, review_view
 from deepintuit_app.context import AppContext
@@ -334,6 +335,7 @@ class Room:
             quality.seeing_or_reasoning(reviews, workbench, name, draws=300),
             quality.doubted(workbench, task.items.values()),
             quality.weighed(reviews, name) if task.reviewers > 1 else None,
+            span_agreement(reviews.ratings(name, "spans"), draws=300) if "spans" in task.questions else None,
         )
 
     def export(self, name: str, reviewer: str, form: str) -> bytes:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deepintuit_analysis.review import ORDERS, ReviewTask, import_export, spans
-from deepintuit_analysis.review.agreement import Agreement, agreement, rating_matrix
+from deepintuit_analysis.review.agreement import Agreement, SpanAgreement, agreement, rating_matrix
 from deepintuit_analysis.review.quality import PROCESSES, Blame, GoldRecord, Weighed
 from deepintuit_app import prose
 from deepintuit_app.html import render
@@ -158,6 +158,7 @@ def lead_html(
     blame: Blame | None = None,
     doubted: Sequence[Any] = (),
     votes: Weighed | None = None,
+    marked: SpanAgreement | None = None,
 ) -> str:
     """Agreement, gold items, doubted labels, what is disputed and decided, notes and skips, files out and in, closing.
     `rows`: what is in force, as `import_export.rows` gives it; `doubted`: as `quality.doubted` does."""
@@ -181,6 +182,7 @@ def lead_html(
         accept=",".join(import_export.FORMS.values()),
         people=_people(judged, skipped, gold, votes.quality if votes else {}),
         weighed=votes,
+        marked=marked,
         between_people=_between_people(ratings, list(task.labels)),
         model=[
             (f"{words}: {numbers.label or 'all classes'}", numbers)

@@ -57,18 +57,21 @@ class Space:
             yield
 
     def parts(self) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Clip ids and their vectors (N, D), part by part; a damaged part is removed, for its clips to be embedded
-        again."""
+        """Clip ids and their vectors (N, D), part by part."""
+        for table in self._tables("clip_id", "vector"):
+            yield table["clip_id"].to_pylist(), _matrix(table["vector"])
+
+    def ids(self) -> set[str]:
+        return {clip_id for table in self._tables("clip_id") for clip_id in table["clip_id"].to_pylist()}
+
+    def _tables(self, *columns: str) -> Iterator[pa.Table]:
+        """Part by part; a damaged one is removed, for its clips to be embedded again."""
         for path in sorted(self.folder.glob("[0-9]*.parquet")):
             try:
-                table = parquet.read(path, ["clip_id", "vector"])
-                yield table["clip_id"].to_pylist(), _matrix(table["vector"])
+                yield parquet.read(path, columns).select(columns)
             except (ValueError, OSError, KeyError) as error:
                 warnings.warn(f"{path.name} of {self.folder.name} is removed: {error}", stacklevel=2)
                 path.unlink(missing_ok=True)
-
-    def ids(self) -> set[str]:
-        return {clip_id for ids, _ in self.parts() for clip_id in ids}
 
     def vectors(self, clip_ids: Sequence[str]) -> np.ndarray:
         """(N, D) of clips that are in it, in their order."""

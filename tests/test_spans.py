@@ -5,6 +5,7 @@ import json
 import math
 import zipfile
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -16,12 +17,14 @@ from deepintuit.data.manifest import rows_to_table, to_frame
 from deepintuit.errors import DataError
 from deepintuit.labels import LabelSet
 from deepintuit_analysis import Workbench
+from deepintuit_analysis.index import answers as predictions
 from deepintuit_analysis.index import reviewed
 from deepintuit_analysis.report.card import run_card, show
 from deepintuit_analysis.report.gather import tabulate
 from deepintuit_analysis.report.grounding import cited, grounding
-from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, ReviewTask, read_events
+from deepintuit_analysis.review import Event, EventLog, Kind, Reviews, ReviewTask, commands, read_events
 from deepintuit_analysis.review import spans as marks
+from deepintuit_analysis.review.agreement import span_agreement
 from deepintuit_analysis.review.import_export import (
     Imported,
     bring_in,
@@ -32,6 +35,8 @@ from deepintuit_analysis.review.import_export import (
     places,
     rows,
 )
+from deepintuit_app import analysis, errors_view
+from deepintuit_app.review_tasks import Room
 
 LABELS = ("dog", '<cat> & "co"', "=fox 🐕")
 RATES = (8.0, 30000 / 1001, 25.0, 12.5)
@@ -377,7 +382,7 @@ def test_a_run_card_says_how_often_traces_cite_what_reviewers_marked(tmp_path):
             item = reviews.next_item("when", "ann").trace_id
             reviews.judge("when", "ann", item, {"spans": said[item]})
         reviews.adjudicate("when", "lead", "t2", {"spans": [span(0, 5, LABELS[2])]})
-    [quiet, row] = grounding(bench, tabulate(bench, [run.id]))
+    [quiet, row] = grounding(bench, tabulate(bench, [run.id]).rows)
     shares = {"hits": (1 + 1 / 3) / 3, "iou": 2 / 3, "cites": 2 / 3, "chance": (0.2 + 0.1 + 0.5) / 3, "accuracy": 2 / 3}
     assert (row.system, row.n) == ("cold start", 3), "a clip in which nothing was marked tells nothing"
     for name, share in shares.items():
@@ -390,3 +395,57 @@ def test_a_run_card_says_how_often_traces_cite_what_reviewers_marked(tmp_path):
     show(bench, [run.id], console=Console(file=words, width=200))
     assert "Cold start: 44.4 % of the moments that a trace cites lie in reviewers' spans" in words.getvalue()
     assert "Labels only cites no moment in 3 clips" in words.getvalue()
+    choice, _ = analysis.choose(predictions.sources(bench), analysis.Choice())
+    found = analysis.analysis(bench, choice)
+    assert analysis.grounded(bench, found) == [], "spans of a task that is open tell its reviewers nothing"
+    assert "Nobody marked" in (page := errors_view.moments(found, [])) and "split=test --ask spans" in page
+    with EventLog(bench.reviews) as log:
+        Reviews(log).close("when", "lead")
+        assert {row.system: row.hits for row in analysis.grounded(bench, found)} == {
+            "labels only": None, "cold start": row.hits
+        }  # fmt: skip
+        page = errors_view.moments(found, analysis.grounded(bench, found))
+        assert "44.4" in page and "0.67" in page and "cold start" in page and "<td>3</td>" in page
+        Reviews(log).open(OTHER, "lead")
+        assert analysis.grounded(bench, found) == []
+
+
+# How far people agree on them
+
+
+def test_people_agree_on_spans_as_far_as_these_share_time_and_label():
+    said = {
+        "a": [[span(0, 4)], [span(1, 4)]], "b": [[span(0, 1)], [span(0, 1, LABELS[2])]], "c": [[], None],
+        "d": [[span(0, 1)]],
+    }  # fmt: skip
+    found = span_agreement([(item, n, spans) for item, each in said.items() for n, spans in enumerate(each)])
+    assert (found.items, found.pairs) == (3, 3), "where neither marked, nothing is counted but the pair"
+    assert (found.f1.value, found.iou.value) == (0.5, 0.375) and found.f1.low == 0 and found.iou.high == 0.75
+    once = span_agreement([("a", 1, [span(0, 2), span(0, 2.5)]), ("a", 2, [span(0, 2)]), ("a", 3, [span(5, 6)])])
+    assert once.pairs == 3 and once.f1.value == 2 / 8, "a span stands for one other"
+    nobody = span_agreement([("a", 1, None), ("a", 2, [])])
+    assert math.isnan(nobody.f1.value) and math.isnan(nobody.iou.value)
+    assert span_agreement([("a", 1, [span(0, 1)]), ("b", 2, [span(0, 1)])]) is None
+
+
+def test_a_report_and_the_leads_page_say_how_far_people_agree_on_spans(tmp_path):
+    bench = made(tmp_path)
+    with EventLog(bench.reviews) as log:
+        reviews = Reviews(log)
+        task = ReviewTask("two", ITEMS, labels=LABELS, questions=["spans"], leads=["lead"], reviewers=2)
+        reviews.open(task, "lead")
+        context = SimpleNamespace(look=lambda: bench)
+        room = SimpleNamespace(context=context, reviews=reviews, lead=lambda name, _: reviews.task(name))
+
+        def told() -> tuple[str, str]:
+            words = io.StringIO()
+            commands.report(bench, Console(file=words, width=200), None, ["two"], "test")
+            return words.getvalue(), " ".join(Room.lead_html(room, "two", "lead").split())
+
+        item = answer(reviews, "ann", span(0, 4), task="two")
+        report, page = told()
+        assert "between people" not in report and "No item has the spans of two people yet" in page
+        assert answer(reviews, "bo", span(1, 4), task="two") == item
+        report, page = told()
+    assert "1 pairs on 1 traces: F1 at IoU 0.5 1.00, IoU 0.75" in report
+    assert "1 pair on 1 item (bootstrap over items): F1 of spans at IoU 0.5 1.00" in page and "0.75" in page

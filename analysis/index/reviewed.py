@@ -95,7 +95,7 @@ def cache(root: Path) -> Path:
 def _table(root: Path) -> pa.Table:
     """The rows in force; `public` are those that a person's own query sees."""
     state = fold(read_events(root / "reviews")[0])
-    hidden = {clip for name, task in state.tasks.items() if name not in state.closed for clip in task.items.values()}
+    hidden = state.hidden()
     table_rows = rows(state)
     for row in table_rows:
         row["public"] = row["task"] in state.closed and row["clip_id"] not in hidden

@@ -105,7 +105,7 @@ def show(
     console.print(terminal_table(table.rows, console.width))
     if table.rows:
         console.print(Text(sentence(headline(table.rows, table.config.method))))
-    for row in grounding(workbench, table):
+    for row in grounding(workbench, table.rows):
         console.print(Text(grounding_sentence(row)))
 
 

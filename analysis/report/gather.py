@@ -203,7 +203,7 @@ def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig 
         _why(workbench, table, spoken),
         rubric_results(workbench, table.rows),
         judge_agreements(workbench, spoken) if spoken else [],
-        grounding(workbench, table),
+        grounding(workbench, table.rows),
     )
 
 

@@ -1,6 +1,6 @@
 """Whether traces cite the moments that reviewers marked: hit rate and temporal IoU of each system, beside its accuracy.
 
-    for row in grounding(workbench, table):
+    for row in grounding(workbench, table.rows):
         print(row.system, row.hits, row.iou, row.n)
 
 Reviewers' spans of a clip are those that more than half of them share, instant by instant (`review.quality.marked`); of
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from deepintuit.mentions import mentions, moment
 from deepintuit.metrics import Estimate
@@ -25,7 +26,7 @@ from deepintuit_analysis.review.spans import Stretch, clipped, length, overlap, 
 
 if TYPE_CHECKING:
     from deepintuit_analysis import Workbench
-    from deepintuit_analysis.report.gather import Table
+    from deepintuit_analysis.report.results import Result
 
 _RANGE = re.compile(
     r"\s{0,3}(?:s|secs?|seconds?)?\s{0,3}(?:-|\u2013|\u2014|to|until)\s{0,3}(?:frames?\s{0,3})?#?", re.I
@@ -83,16 +84,17 @@ def _scores(
     return sum(hits) / max(1, len(moments)), common / union, float(bool(moments)), length(spans) / seconds
 
 
-def grounding(workbench: Workbench, table: Table) -> list[Grounding]:
-    """Each system of a table, in its order, whose clips have spans; empty where no reviewer marked any."""
-    marked = quality.marked(quality.reading(workbench.reviews))
+def grounding(workbench: Workbench, results: Iterable[Result], *, public: bool = False) -> list[Grounding]:
+    """The provisional labels among some results, in their order, whose clips have spans; empty where no reviewer marked
+    any. `public`: only spans that everybody may see. Results are asked for when there are any."""
+    marked = quality.marked(quality.reading(workbench.reviews), public=public)
     if not marked:
         return []
     clips = workbench.query(
         "SELECT clip_id, any_value(seconds) AS seconds FROM clips WHERE seconds > 0 GROUP BY clip_id"
     ).set_index("clip_id")["seconds"]
     rows = []
-    for row in table.rows:
+    for row in results:
         if row.key[1:] != ("raw", "none"):
             continue
         frame = row.frame[row.frame.index.isin(list(marked)) & row.frame.index.isin(clips.index)]
@@ -101,22 +103,21 @@ def grounding(workbench: Workbench, table: Table) -> list[Grounding]:
             "WHERE trace_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY trace_id",
             [frame["trace_id"].dropna().tolist()],
         ).set_index("trace_id")
-        scores_C_4 = np.full((row.n, 4), np.nan)
+        scores = {}
         for clip, answer in frame.iterrows():
             spans = _reference(marked[clip], answer["true_label"], clips[clip])
             if spans and answer["trace_id"] in traces.index:
                 trace = traces.loc[answer["trace_id"]]
                 times = trace["frame_times"] if isinstance(trace["frame_times"], np.ndarray | list) else None
-                scores_C_4[row.frame.index.get_loc(clip)] = _scores(trace["text"] or "", times, clips[clip], spans)
-        among_C = ~np.isnan(scores_C_4[:, 0])
-        if not among_C.any():
+                scores[clip] = _scores(trace["text"] or "", times, clips[clip], spans)
+        if not scores:
             continue
-        values_C_5 = np.column_stack([np.nan_to_num(scores_C_4), row.right_C * among_C])
-        hits, iou, _, chance, _ = row.ratios(values_C_5, np.repeat(among_C[:, None], 5, 1).astype(float))
-        cites, accuracy = (row.share((values_C_5[:, k] > 0), among_C) for k in (2, 4))
-        cited_any = values_C_5[:, 2].any()
-        estimates = (hits if cited_any else None, iou if cited_any else None, cites, chance, accuracy)
-        rows.append(Grounding(row.system, int(among_C.sum()), *estimates))
+        row = row.on(pd.Index(list(scores)))
+        scores_C_4 = np.array([scores[clip] for clip in row.frame.index])
+        hits, iou, _, chance = row.means(scores_C_4)
+        cited_C = scores_C_4[:, 2] > 0
+        estimates = (hits, iou) if cited_C.any() else (None, None)
+        rows.append(Grounding(row.system, row.n, *estimates, row.share(cited_C), chance, row.share(row.right_C)))
     return rows
 
 

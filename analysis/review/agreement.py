@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from deepintuit.errors import DataError
 from deepintuit.metrics.inputs import Floats, Ints
 from deepintuit.metrics.intervals import Estimate, Statistic, bootstrap_each, totals_of
+from deepintuit_analysis.review.spans import Span, Stretch, length, overlap
 
 
 def rating_matrix(
@@ -165,6 +166,66 @@ def agreement(
         numbers = [next(estimates) for _ in range(3)] if k in rated else [unknown] * 3
         rows.append(Agreement(label, int(mask.any(1).sum()), int(mask.sum()), *numbers))
     return rows
+
+
+@dataclass(frozen=True)
+class SpanAgreement:
+    """Of time spans, over `pairs` of reviewers of `items`. `f1`: spans of one that the other has too (the same label,
+    IoU of half or more, each once) among all spans of both. `iou`: the time that both marked with the same label over
+    what either did, mean over the pairs in which one marked any. Fractions, nan where nobody did."""
+
+    items: int
+    pairs: int
+    f1: Estimate
+    iou: Estimate
+
+
+def span_agreement(
+    ratings: Iterable[tuple[Hashable, Hashable, Sequence[Span] | None]],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> SpanAgreement | None:
+    """(item, rater, spans), one of each item and rater, as `agreement` with intervals over items; None where no item
+    has two raters."""
+    people: dict[Hashable, list[Sequence[Span]]] = {}
+    for item, _, spans in ratings:
+        people.setdefault(item, []).append(spans or [])
+    pairs = [[_compared(a, b) for a, b in itertools.combinations(of_item, 2)] for of_item in people.values()]
+    sums_C_4 = np.array([np.sum(of_item, 0) for of_item in pairs if of_item]).reshape(-1, 4)
+    if not len(sums_C_4):
+        return None
+
+    def statistics(weights_B_C: Floats) -> Floats:
+        sums_B_4 = weights_B_C @ sums_C_4
+        return _ratio(sums_B_4[:, [0, 2]], sums_B_4[:, [1, 3]])
+
+    estimates = bootstrap_each(statistics, len(sums_C_4), draws=draws, seed=seed, level=level)
+    return SpanAgreement(len(sums_C_4), sum(map(len, pairs)), *estimates)
+
+
+def _compared(first: Sequence[Span], second: Sequence[Span]) -> tuple[float, float, float, float]:
+    """Of two people: spans that both have, counted for each, and all of them; IoU of their time, and 1 where one marked
+    any."""
+    from scipy.optimize import linear_sum_assignment  # here, since it takes over a second to import
+
+    first, second = ([(span["label"], (span["start"], span["end"])) for span in spans] for spans in (first, second))
+    ious = np.array([[_iou([a], [b]) if label == other else 0.0 for other, b in second] for label, a in first])
+    ious = np.where(ious >= 0.5, ious, 0.0).reshape(len(first), len(second))
+    matched = float((ious[linear_sum_assignment(ious, maximize=True)] > 0).sum())
+    labels = {label for label, _ in [*first, *second]}
+    times = [[[time for one, time in spans if one == label] for spans in (first, second)] for label in labels]
+    common, either = (sum(of(*both) for both in times) for of in (overlap, _either))
+    return 2 * matched, float(len(first) + len(second)), common / either if either else 0.0, float(bool(labels))
+
+
+def _either(first: Sequence[Stretch], second: Sequence[Stretch]) -> float:
+    return length([*first, *second])
+
+
+def _iou(first: Sequence[Stretch], second: Sequence[Stretch]) -> float:
+    return overlap(first, second) / _either(first, second)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from deepintuit_analysis import Workbench
 from deepintuit_analysis.index.browse import TraceFilter
 from deepintuit_analysis.numbers import number, with_interval
 from deepintuit_analysis.review import feedback, import_export, quality
-from deepintuit_analysis.review.agreement import agreement, rating_matrix
+from deepintuit_analysis.review.agreement import agreement, rating_matrix, span_agreement
 from deepintuit_analysis.review.log import EventLog, stored
 from deepintuit_analysis.review.reviews import Reviews
 from deepintuit_analysis.review.tasks import QUESTIONS, known_items, labels_of, task_of
@@ -206,6 +206,12 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
             matrix, _, _ = rating_matrix(reviews.ratings(name), task.labels)
             _agreement(console, "Between people", agreement(matrix, task.labels))
             _weighed(console, quality.weighed(reviews, name))
+        if "spans" in task.questions and (found := span_agreement(reviews.ratings(name, "spans"))):
+            _say(
+                console,
+                f"Spans of time between people, {found.pairs} pairs on {found.items} traces: F1 at IoU 0.5 "
+                f"{_span(found.f1)}, IoU {_span(found.iou)}",
+            )
         for kind, rows in quality.model_against_people(reviews, workbench, name).items():
             _agreement(console, f"The model ({kind}) against people", rows)
         if blame := quality.seeing_or_reasoning(reviews, workbench, name):

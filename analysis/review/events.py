@@ -133,6 +133,10 @@ class State:
         self.unfinished: dict[str, dict[str, None]] = {}  # a note of `tasks` of where to look; follows no event
         self._finals: dict[tuple[str, str], dict[str, Event]] = defaultdict(dict)
 
+    def hidden(self) -> set[str]:
+        """The clips that an open task asks about: what was said of them answers for those who are still asked."""
+        return {clip for name, task in self.tasks.items() if name not in self.closed for clip in task.items.values()}
+
     def final(self, task: str, item: str) -> Event | None:
         """The adjudication in force."""
         finals = self._finals.get((task, item))

@@ -122,14 +122,19 @@ def disputed(reviews: Reviews, name: str) -> list[tuple[str, float]]:
     return sorted(((item, far) for item, far in open_.items() if far > 0), key=lambda pair: -pair[1])
 
 
-def marked(reviews: Reviews) -> dict[str, list[list[Mapping[str, Any]]]]:
+def marked(reviews: Reviews, *, public: bool = False) -> dict[str, list[list[Mapping[str, Any]]]]:
     """Clip → the spans that each of its reviewers marked, perhaps none, in the tasks that ask for spans. Where a lead
-    decided, the newest decision alone; else of traces that as many judged as asked, the newest judgement of each."""
+    decided, the newest decision alone; else of traces that as many judged as asked, the newest judgement of each.
+    `public`: of closed tasks, without clips that an open one asks about."""
     acts: dict[str, dict[str, Event]] = {}
 
     def collect(state: State) -> None:
+        hidden = state.hidden() if public else set()
         for name, task in state.tasks.items():
-            for item, clip in task.items.items() if "spans" in task.questions else ():
+            asked = "spans" in task.questions and not (public and name not in state.closed)
+            for item, clip in task.items.items() if asked else ():
+                if clip in hidden:
+                    continue
                 final, judgements = state.final(name, item), state.counted(name, item)
                 if final is None and len(judgements) < task.reviewers:
                     continue

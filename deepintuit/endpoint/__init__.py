@@ -17,7 +17,18 @@ prompt as `video.frames` (`--limit-mm-per-prompt`).
 Run it:  python -m pytest tests/test_endpoint.py
 """
 
-from deepintuit.endpoint.client import Endpoint, Outcome, Refused, Unreachable, Usage
+from deepintuit.endpoint.client import BETWEEN_LOOKS, Endpoint, Outcome, Refused, Unreachable, Usage
 from deepintuit.endpoint.wire import NOTHING, Completion, Pictures, Request
 
-__all__ = ["NOTHING", "Completion", "Endpoint", "Outcome", "Pictures", "Refused", "Request", "Unreachable", "Usage"]
+__all__ = [
+    "BETWEEN_LOOKS",
+    "NOTHING",
+    "Completion",
+    "Endpoint",
+    "Outcome",
+    "Pictures",
+    "Refused",
+    "Request",
+    "Unreachable",
+    "Usage",
+]

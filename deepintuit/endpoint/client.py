@@ -35,7 +35,8 @@ _THIS_REQUEST = {400, 413, 415, 422}
 _HOST = re.compile(r"(?=.{1,253}$)([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?", re.I)
 _PATH = re.compile(r"[^\s?#\\]+")
 _END = object()
-_LOOK = 1 / 30  # seconds between two looks at what has come; a screen shows no more
+BETWEEN_LOOKS = 1 / 30
+"""Seconds between two looks at a text that is being written; a screen shows no more."""
 _Live = tuple[Callable[[Request, str, int], None], Callable[[], bool]]
 
 
@@ -203,7 +204,7 @@ class Endpoint:
         text = ""
         try:
             while not task.done() and not stop():
-                await asyncio.wait({task}, timeout=_LOOK)
+                await asyncio.wait({task}, timeout=BETWEEN_LOOKS)
                 if arriving[-1].text != text:
                     text = arriving[-1].text
                     on_text(request, text, arriving[-1].tokens)

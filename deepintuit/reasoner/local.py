@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from deepintuit import ranks
-from deepintuit.endpoint import Refused
+from deepintuit.endpoint import BETWEEN_LOOKS, Refused
 from deepintuit.errors import VideoError
 from deepintuit.reasoner.task import Clip, Task
 from deepintuit.runs import TraceRow
@@ -68,7 +68,6 @@ class Known(Sequence[tuple[Clip, EncodedClip]]):
 
 
 OnText = Callable[[Clip, str, int], None]
-_BETWEEN_TEXTS = 1 / 30  # seconds; a screen shows no more, and every text is decoded as a whole
 
 
 class _Writing:
@@ -81,7 +80,7 @@ class _Writing:
 
     def take(self, token: int) -> None:
         self._ids.append(token)
-        if time.monotonic() - self._last >= _BETWEEN_TEXTS:
+        if time.monotonic() - self._last >= BETWEEN_LOOKS:  # every text is decoded as a whole
             self._last = time.monotonic()
             text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
             self._on_text(self.clip, text.rstrip("\ufffd"), len(self._ids))  # of a character some tokens may be missing
