@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from deepintuit import video
-from deepintuit.command import Parser, common, console, settings_of, with_dataset
+from deepintuit.command import Parser, common, console, positive, settings_of, with_dataset
 from deepintuit.config import Config
 from deepintuit.data import Manifest, assign_splits
 from deepintuit.errors import DataError
@@ -68,7 +68,7 @@ def _importer(verbs, name: str, about: str, read: Callable, example: str) -> Par
     option = parser.add_argument
     option("--name", required=True, help="what the dataset is called in the workbench")
     option("--labels", metavar="FILE", help="labels.toml with labels, definitions and aliases")
-    option("--jobs", type=int, default=os.cpu_count() or 1, help="files looked at side by side")
+    option("--jobs", type=positive, default=os.cpu_count() or 1, help="files looked at side by side")
     about = "what becomes of clips that end before their file says (default: keep)"
     option("--truncated", choices=("keep", "exclude"), default="keep", help=about)
     _near(parser)

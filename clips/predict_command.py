@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from deepintuit import ranks
-from deepintuit.command import common, console, ended, opened, shard_option
+from deepintuit.command import common, console, ended, opened, positive, shard_option
 from deepintuit.errors import ConfigError, DataError
 
 _SHOWN = 20
@@ -32,7 +32,7 @@ def add(commands) -> None:
     parser.add_argument("--name", default="", help="what the clips are called in the workbench")
     parser.add_argument("--path-column", metavar="NAME", default="path", help="a table's column of video files")
     parser.add_argument("--videos", metavar="DIR", help="what a table's paths are relative to (default: its folder)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="files looked at side by side")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count() or 1, help="files looked at side by side")
     shard_option(parser, "answer those")
     parser.add_argument("--watch", action="store_true", help="go on with what comes into the folder, until Ctrl-C")
     parser.add_argument("--every", type=float, metavar="SECONDS", default=10.0, help="with --watch: between two looks")

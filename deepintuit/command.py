@@ -144,6 +144,13 @@ def shard_option(parser: Parser, about: str) -> None:
     parser.add_argument("--shard", metavar="I/N", help=f"{about} of the I-th of N parts of the clips: docs/scale.md")
 
 
+def positive(text: str) -> int:
+    """The number of an option that counts from 1."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
 def workbench_option(parser: Parser) -> None:
     help_text = "where clips and runs are kept (default: ./workbench, or DEEPINTUIT_HOME)"
     parser.add_argument("--workbench", metavar="DIR", help=help_text)

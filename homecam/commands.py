@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from deepintuit import cli
-from deepintuit.command import common, console, opened, print_settings, settings_of
+from deepintuit.command import common, console, opened, positive, print_settings, settings_of
 from deepintuit.config import CONFIGS, Config
 from deepintuit.errors import ConfigError
 from deepintuit.schedule import fractions
@@ -25,8 +25,8 @@ def add_demo(commands) -> None:
     option("--full", action="store_true", help="on as many clips as README's table, beside labels alone")
     about = "as --full, with RB-FT and zero-shot, and every system calibrated (three times as long)"
     option("--rivals", action="store_true", help=about)
-    option("--train", type=int, metavar="N", help="clips to train and validate on, in place of those of the size")
-    option("--test", type=int, metavar="N", help="clips to test on")
+    option("--train", type=positive, metavar="N", help="clips to train and validate on, in place of those of the size")
+    option("--test", type=positive, metavar="N", help="clips to test on")
     option("--world", choices=_WORLDS, help=f"{_WORLD}; default: the dataset's name where it is one, else household")
     about = "in a terminal, open the dashboard on the example at once, and run the stages as a job beside it"
     option("--dashboard", action="store_true", help=about)
@@ -94,7 +94,7 @@ def add_benchmark(commands) -> None:
     option(
         "--seed", type=int, default=0, help="each seed has other homes, and holds other combinations out of training"
     )
-    option("--jobs", type=int, default=os.cpu_count() or 1, help="clips rendered at once")
+    option("--jobs", type=positive, default=os.cpu_count() or 1, help="clips rendered at once")
     option("--quiet", action="store_true", help="no progress bars")
     option("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.set_defaults(run=_benchmark)
@@ -120,7 +120,7 @@ def add_clips(verbs) -> None:
     home.add_argument("--train", type=int, default=1200)
     home.add_argument("--test", type=int, default=400)
     home.add_argument("--world", choices=_WORLDS, default="homecam", help=_WORLD)
-    home.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    home.add_argument("--jobs", type=positive, default=os.cpu_count() or 1)
     home.set_defaults(run=_import)
 
 

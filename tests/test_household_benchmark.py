@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCard
 
 from deepintuit import cli, labels
 from deepintuit.errors import ConfigError
-from deepintuit_homecam import benchmark, household
+from deepintuit_homecam import benchmark, demo, household
 from deepintuit_homecam.policies import LABELS, POLICIES
 
 COUNTS = {"train": 8, "test": 3}
@@ -61,6 +61,7 @@ def test_datasets_loads_the_clips_and_rows_that_the_world_has(folder, tmp_path, 
             assert list(row["odds"]) == list(LABELS) and (split == plan["part"] or split == "validation")
             homes.setdefault(row["home"], set()).add(split)
     assert not named and all(len(splits) == 1 for splits in homes.values())
+    assert min(row["frames"] for split in splits for row in rows(folder, split)) >= 8
     assert {row["stage"] for row in rows(folder, "train")} == {"coldstart", "grpo", "calibration"}
 
 
@@ -169,7 +170,16 @@ def test_what_is_there_is_not_lost(folder, tmp_path, capsys):
         with pytest.raises(ConfigError, match="it is not empty"):
             benchmark.write(tmp_path, progress=False, **COUNTS)
     assert cli.main(["benchmark", str(tmp_path), "--train=7"]) == 2 and "7 clips" in capsys.readouterr().err
+    for option in ("benchmark new", "clips homecam", "clips folder videos --name v", "predict v --system r"):
+        assert cli.main([*option.split(), "--jobs=0"]) == 2 and "positive value: '0'" in capsys.readouterr().err
     assert cli.main(["benchmark", str(tmp_path / "new"), "--dry-run"]) == 0 and not (tmp_path / "new").exists()
     (clip := folder / "test" / rows(folder, "test")[0]["file_name"]).rename(tmp_path / "clip.mp4")
     with pytest.raises(ConfigError, match=f"1 of its clips are gone, {clip.name} first"):
         benchmark.write(folder, progress=False, **COUNTS)
+
+
+def test_its_usual_numbers_are_those_of_the_tables():
+    options = cli._parser().parse_args(["benchmark", "out"])
+    assert (options.train, options.test) == demo.SIZES["household"]
+    fewest = [seconds[0] * min(fps) for seconds, fps in household._SPEEDS.values()]
+    assert min(fewest) >= 8, "frames that every clip has"

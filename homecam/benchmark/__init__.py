@@ -35,7 +35,7 @@ from deepintuit_homecam.policies import POLICIES
 
 HERE = Path(__file__).parent
 ABOUT = "benchmark.json"
-COLUMNS = "file_name clip_id label slice odds home stage seconds facts".split()
+COLUMNS = "file_name clip_id label slice odds home stage seconds frames facts".split()
 TESTS = {
     "plain": "policies in circumstances that training clips have: the floor",
     "unseen": "the same policies in combinations of light, indoors or outdoors, actor and act of no training clip",
@@ -81,7 +81,8 @@ def write(out: Path, *, train: int, test: int, seed: int = 0, jobs: int = 1, pro
         if is_there(out, origin):
             return
         with disk.Lock(part / "lock"):
-            settings = config.load(CONFIGS / "household.toml").replace(workbench=str(part), seed=seed)
+            workbench = disk.entry(part, "", list(origin.values()))  # other code may draw other clips of these names
+            settings = config.load(CONFIGS / "household.toml").replace(workbench=str(workbench), seed=seed)
             shares = fractions(settings)
             extras = {"jobs": jobs, "progress": progress, "fractions": shares, "world": "household"}
             manifest = demo.clips(settings, train, test, **extras)
