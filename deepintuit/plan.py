@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from deepintuit.config import Config, VideoConfig
+from deepintuit import ranks
+from deepintuit.config import SPLITS, Config, ModelConfig, VideoConfig
 from deepintuit.errors import ModelError
 from deepintuit.schedule import fractions, of_calibrate, of_coldstart, of_grpo
 from deepintuit.vlm.footprint import Footprint, Layers, published
@@ -26,6 +28,11 @@ STAGES = {"coldstart": "cold start", "grpo": "GRPO", "calibrate": "calibration",
 """Those that are planned, and what they are called here."""
 _ROOM = 1.125
 """A cache has room for an eighth more."""
+_USABLE = 0.85
+"""What is left of free memory once an allocator has lost some between its blocks [R]."""
+_SIZES = ("tokens_per_pass", "tokens_in_cache")
+_LEAST = 1024
+"""Tokens below which no pass or cache is made smaller without being asked to."""
 _FORWARD = 3
 """Passes without gradients that take the time of a loss: forward once, backward twice (and with
 model.gradient_checkpointing, forward again)."""
@@ -90,11 +97,19 @@ def split(config: Config, clips: int) -> dict[str, int]:
     return {name: round(share * clips) for name, share in fractions(config).items()}
 
 
-def plan_of(config: Config, counts: Mapping[str, int], stage: str = "", *, gpus: int = 1, rows: int = 0) -> Plan:
+def plan_of(
+    config: Config,
+    counts: Mapping[str, int],
+    stage: str = "",
+    *,
+    gpus: int = 1,
+    rows: int = 0,
+    size: Footprint | None = None,
+) -> Plan:
     """Of one stage, or all, on so many clips of each split; `rows`: how many traces cold start learns from, where that
     is known. Raises `ModelError` where the checkpoint's shape cannot be had."""
-    size, visual = _sized(config)
-    work = {}
+    size, visual = (size, _visual_tokens(size.config.vision_config, config.video)) if size else _sized(config)
+    work, counts = {}, Counter(counts)
     for name in [stage] if stage else STAGES:
         work[name] = _Planner(config, size, visual + TEXT, counts, gpus).of(name, rows)
     disk = sum(counts.values()) * _feature_bytes(size.config, config, visual) / GIB
@@ -190,6 +205,32 @@ class _Planner:
             "prefill": ((base + prefill) / GIB, "model.tokens_in_cache" if size.cache_row else "model.tokens_per_pass"),
             "sampling": ((base + cache + size.step(clips * fitting)) / GIB, "model.tokens_in_cache"),
         }
+
+
+def fitted(config: Config, stage: str, log: Callable[[str], None]) -> ModelConfig:
+    """The model's settings for one stage on the GPU at hand: where nobody gave them, `tokens_per_pass` and
+    `tokens_in_cache` halved until the stage fits into its free memory. They change what the work costs, and not what
+    comes of it. As they are on a CPU, and where the shape is not known."""
+    memory, size, halved = memory_here() if config.model.device != "cpu" else None, None, set()
+    while memory is not None:
+        try:
+            size = size or _sized(config)[0]
+            planned = plan_of(config, dict.fromkeys(SPLITS, 1_000), stage, gpus=ranks.count(), size=size)
+        except ModelError as error:
+            log(f"Memory is not known before: {error}")
+            break
+        over = {setting for peak, setting in planned.work[stage].peaks.values() if peak > memory * _USABLE}
+        free = [name for name in _SIZES if name in halved or not config.is_given(f"model.{name}")]
+        lower = {name: getattr(config.model, name) // 2 for name in free if f"model.{name}" in over}
+        lower = {name: value for name, value in lower.items() if value >= _LEAST}
+        if not lower:
+            break
+        config, halved = config.replace(model=lower), halved | lower.keys()
+    if halved:
+        sizes = ", ".join(f"model.{name} = {getattr(config.model, name)}" for name in sorted(halved))
+        rest = " Even so it is planned to take more." if over else ""
+        log(f"For {memory:.0f} GiB of free GPU memory: {sizes}.{rest}")
+    return config.model
 
 
 def measured(config: Config, seconds: float = 60) -> tuple[float, float]:

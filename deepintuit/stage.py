@@ -20,6 +20,7 @@ import torch
 from deepintuit import ranks
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, DataError, ModelError
+from deepintuit.plan import fitted
 from deepintuit.reasoner import LocalReasoner, Task, asked, card, identity, tell
 from deepintuit.reasoner.local import Known
 from deepintuit.runs import Run, Workbench
@@ -118,9 +119,9 @@ def perform(
         with run:
             _refuse_other_count(run, config)
             task = Task(workbench.path, config)
+            model, checkpoint = fitted(config, stage, run.log), workbench.run(start).checkpoint if start else None
             torch.manual_seed(config.seed)  # a new adapter is drawn here
-            checkpoint = workbench.run(start).checkpoint if start else None
-            vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache, trainable=True)
+            vlm = VLM.load(model, config.video, checkpoint=checkpoint, cache=workbench.cache, trainable=True)
             about = {"device": str(vlm.device), "processes": ranks.count(), "departs": list(departs)}
             run.note(**about, settings=config.to_dict(), asked=asked(task))
             opened = Stage(workbench, config, run, LocalReasoner(vlm, task, config.seed), progress)

@@ -20,7 +20,7 @@ BEFORE = {
 # The method, from the roof down. A module imports from below its own place: a later row, or in its row behind an arrow.
 FLOORS = {
     "doors": "cli → command",
-    "stages": "embed → baselines → teach coldstart grpo calibrate evaluate attribute judge plan → stage",
+    "stages": "embed → baselines → teach coldstart grpo calibrate evaluate attribute judge → stage → plan",
     "reasoner": "reasoner judges",
     "model": "vlm",
     "wings": "endpoint → video",

@@ -1,6 +1,7 @@
 """What a config takes is known before: shapes give the numbers that loaded models have, and the memory they take."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -119,6 +120,30 @@ def test_the_command_says_what_fits_and_which_setting_to_lower(tmp_path, capsys)
     for amiss in (("--clips", "0"), ("--gpus", "-1"), ("--memory", "nan"), ("--throughput", "1", "0")):
         assert main([*asked, *amiss]) == 2
         assert "Give another number" in capsys.readouterr().err
+
+
+def test_passes_and_rounds_are_halved_until_a_stage_fits_where_nobody_set_them(tmp_path, monkeypatch):
+    settings = config.load(None, [f"model.path={tiny.write_family('hub25', tmp_path / 'model').folder}"])
+
+    def planned(config, counts, stage, **_):
+        """A GiB for each 1024 tokens of a pass, and each 16384 of a cache, beside two for the weights."""
+        model = config.model
+        losses, sampling = 2 + model.tokens_per_pass / 1024, 2 + model.tokens_in_cache / 16384
+        peaks = {"losses": (losses, "model.tokens_per_pass"), "sampling": (sampling, "model.tokens_in_cache")}
+        return SimpleNamespace(work={stage: plan.Work(peaks)})
+
+    monkeypatch.setattr(plan, "plan_of", planned)
+    log: list[str] = []
+    for gib, sizes in ((None, (16384, 262144)), (80.0, (16384, 262144)), (16.0, (8192, 131072)), (1.0, (1024, 1024))):
+        monkeypatch.setattr(plan, "memory_here", lambda gib=gib: gib)
+        model = plan.fitted(settings, "grpo", log.append)
+        assert (model.tokens_per_pass, model.tokens_in_cache) == sizes
+    assert log[0] == "For 16 GiB of free GPU memory: model.tokens_in_cache = 131072, model.tokens_per_pass = 8192."
+    assert len(log) == 2 and log[1].endswith("Even so it is planned to take more.")
+    assert settings.replace(model=dict(model)).decisive() == settings.decisive(), "no other run"
+    for sets in ({"tokens_in_cache": 262144, "tokens_per_pass": 16384}, {"device": "cpu"}):
+        mine = settings.replace(model=sets)
+        assert plan.fitted(mine, "grpo", log.append) == mine.model
 
 
 def test_throughput_is_measured_here_where_none_is_stated(tmp_path, capsys, monkeypatch):

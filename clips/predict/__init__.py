@@ -11,6 +11,7 @@ and clips that an earlier run of the same system has answered are taken over.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from deepintuit.command import with_dataset
 from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.errors import ConfigError, DataError, StoreError
+from deepintuit.plan import fitted
 from deepintuit.reasoner import (
     FALSE_ALARMS,
     Calibrator,
@@ -136,7 +138,8 @@ class Predictor:
         """The reasoner's model and the calibrator."""
         config, calibrator = self.config, self.calibrator.id if self.calibrator else None
         load = {"checkpoint": self.reasoner and self.reasoner.checkpoint, "weights": self.weights}
-        vlm = VLM.load(config.model, config.video, cache=self.workbench.cache, **load)
+        model = fitted(config, "evaluate", logging.getLogger(__name__).warning) if self.weights else config.model
+        vlm = VLM.load(model, config.video, cache=self.workbench.cache, **load)
         vlm.encoder.isolate = True
         return vlm, Calibrator.load(self.workbench, config, calibrator, vlm) if calibrator else None
 

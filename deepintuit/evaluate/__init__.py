@@ -22,6 +22,7 @@ from deepintuit.evaluate.others import other_ways, write_others
 from deepintuit.evaluate.rows import Rows, Traced
 from deepintuit.judges import Question, build_judge
 from deepintuit.labels import NONE_LABEL
+from deepintuit.plan import fitted
 from deepintuit.reasoner import (
     DISTANCE,
     NEEDS_SAMPLES,
@@ -143,7 +144,8 @@ def run(
         task = Task(workbench.path, config)
         checkpoint = workbench.run(reasoner).checkpoint if reasoner else None
         weights = needs_weights(config, calibrator)
-        vlm = VLM.load(config.model, config.video, checkpoint=checkpoint, cache=workbench.cache, weights=weights)
+        model = fitted(config, "evaluate", run.log) if weights else config.model
+        vlm = VLM.load(model, config.video, checkpoint=checkpoint, cache=workbench.cache, weights=weights)
         run.note(device=str(vlm.device), settings=config.to_dict(), departs=departs)
         loaded = Calibrator.load(workbench, config, calibrator, vlm, run.id) if calibrator else None
         gate = gate_for(task, config.gate, loaded)

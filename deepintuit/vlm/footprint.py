@@ -12,6 +12,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -114,6 +115,8 @@ class Footprint:
         keeps = len(kinds) - kinds.count(RECURRENT)
         self.cache_token = 2 * keeps * text.num_key_value_heads * width * self.dtype.itemsize
         self.cache_row = kinds.count(RECURRENT) and kinds.count(RECURRENT) * self._layers(RECURRENT).state()
+        # Seconds each, and asked again for every setting that is tried.
+        self.loss, self.prefill, self.step = cache(self.loss), cache(self.prefill), cache(self.step)
 
     def loss(self, *, prompt: int, traces: int, trace_tokens: int, clips: int = 1) -> int:
         """Of forward and backward of one part, so many traces behind each of its clips' prompts, beside the gradients
