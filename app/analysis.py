@@ -81,22 +81,22 @@ def choose(sources: pd.DataFrame, wish: Choice, slices: Sequence[tuple[str, str]
     methods = next((methods for key, methods in zip(keys, here["methods"]) if key == system), [])
     by_preference = sorted(methods, key=lambda name: (name == "raw", name != "label_likelihood", name))
     method = one_of(_method_of(wish.method), by_preference)
-    others = [
+    options = [
         (f"{name}: {shown(way)}", f"{key}/{way}")
         for key, name, offered in zip(keys, names, here["methods"])
         for way in sorted(offered, key=lambda item: (item != "raw", item))
         if (key, way) != (system, method)
     ]
     against, _, its_method = wish.compare.rpartition("/")
-    wanted = f"{_key_of(against, keys)}/{_method_of(its_method)}" if against else _key_of(wish.compare, keys)
-    compares = [value for _, value in others]
-    compare = one_of(wanted, compares, next((item for item in compares if item.rpartition("/")[0] == wanted), ""))
+    target = f"{_key_of(against, keys)}/{_method_of(its_method)}" if against else _key_of(wish.compare, keys)
+    compares = [value for _, value in options]
+    compare = one_of(target, compares, next((item for item in compares if item.rpartition("/")[0] == target), ""))
     offers = Offers(
         [(name or "no dataset", name) for name in datasets],
         splits,
         list(zip(names, keys)),
         [(shown(name), name) for name in by_preference],
-        [("nothing", ""), *others],
+        [("nothing", ""), *options],
         list(slices),
     )
     return replace(wish, dataset=dataset, split=split, system=system, method=method, compare=compare), offers
@@ -117,8 +117,8 @@ def _method_of(wish: str) -> str:
     return names.get(wish) or names.get(f"{wish} label") or wish.replace(" ", "_")
 
 
-def one_of(wish: str | None, known: list[str], otherwise: str | None = None) -> str:
-    return wish if wish in known else (known or [""])[0] if otherwise is None else otherwise
+def one_of(wish: str | None, choices: list[str], otherwise: str | None = None) -> str:
+    return wish if wish in choices else (choices or [""])[0] if otherwise is None else otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,15 +238,15 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
             "Have the clips reviewed, or choose a dataset with labels",
         )
     rows = answers.answers(workbench, run_id, system, choice.split, ["raw", choice.method])
-    known = answers.facts(workbench, run_id, system, choice.split)
+    facts = answers.facts(workbench, run_id, system, choice.split)
     left_out = answers.excluded(workbench, choice.dataset, choice.split)
-    counted = rows[(rows["method"] == choice.method) & (rows["control"] == "none") & rows["true_label"].notna()]
+    labelled = rows[(rows["method"] == choice.method) & (rows["control"] == "none") & rows["true_label"].notna()]
     labels = labels_of(workbench, choice.dataset, rows)
     if choice.slice:
         inside = answers.within(workbench, run_id, system, choice.split, choice.method, choice.slice)
-        rows, known = rows[rows["clip_id"].isin(inside)], known[known.index.isin(inside)]
+        rows, facts = rows[rows["clip_id"].isin(inside)], facts[facts.index.isin(inside)]
         left_out = left_out[:0]  # what could not be used has no trace either
-    found = {result.key[1:]: result for result in _results(workbench, run, rows, labels)}
+    results = {result.key[1:]: result for result in _results(workbench, run, rows, labels)}
     other_result = None
     if choice.compare:
         other_run, rest = choice.compare.split("/", 1)
@@ -255,54 +255,56 @@ def _analysis(workbench: Workbench, choice: Choice, _signature: object) -> Analy
         other_answers = other_answers[other_answers["control"] == "none"]
         [other_result] = _results(workbench, workbench.run(other_run), other_answers, labels)
     prompt = run.config.get("prompt", {})
-    mine, raw = found[choice.method, "none"], found.get(("raw", "none"))
-    wrong = raw.frame.loc[~raw.right_C, "trace_id"].dropna() if raw is not None else ()
+    result, raw = results[choice.method, "none"], results.get(("raw", "none"))
+    wrong_ids = raw.frame.loc[~raw.right_C, "trace_id"].dropna() if raw is not None else ()
     return Analysis(
         choice,
         run_id,
-        mine,
+        result,
         raw if choice.method != "raw" else None,
-        {name: found[choice.method, name] for name in CONTROLS if (choice.method, name) in found},
+        {name: results[choice.method, name] for name in CONTROLS if (choice.method, name) in results},
         other_result,
-        known,
+        facts,
         answers.reasons(workbench, run_id, choice.slice),
         left_out,
         prompt.get("grammar", "think-answer") if isinstance(prompt, Mapping) else "think-answer",
-        counted["clip_id"].nunique(),
-        parts_of(workbench, run_id, mine, known),
+        labelled["clip_id"].nunique(),
+        parts_of(workbench, run_id, result, facts),
         *_on_validation(workbench, run, choice, labels),
         _stands_on(run),
         attributions(workbench, run_id),
-        first_false_steps(workbench, run_id, wrong),
+        first_false_steps(workbench, run_id, wrong_ids),
     )
 
 
 def _on_validation(workbench: Workbench, run: Run, choice: Choice, labels: Sequence[str]) -> tuple[Result | None, str]:
     """The same method of the same system on validation clips, and the run that has it: the newest that stands on what
     `run` stands on, which makes it the same."""
-    found, (_, system) = answers.sources(workbench), choice.system.split("/", 1)
-    same = found[(found["dataset"] == choice.dataset) & (found["split"] == "validation") & (found["system"] == system)]
-    for row in same[[choice.method in methods for methods in same["methods"]]].itertuples():
-        other = workbench.run(row.run_id)
-        if _stands_on(other) == _stands_on(run):
-            rows = answers.answers(workbench, other.id, system, "validation", [choice.method])
-            [one] = _results(workbench, other, rows[rows["control"] == "none"], labels)
-            if one.n and one.probs_C_K is not None:
-                return one, other.id
+    sources, (_, system) = answers.sources(workbench), choice.system.split("/", 1)
+    evaluations = sources[
+        (sources["dataset"] == choice.dataset) & (sources["split"] == "validation") & (sources["system"] == system)
+    ]
+    for row in evaluations[[choice.method in methods for methods in evaluations["methods"]]].itertuples():
+        candidate = workbench.run(row.run_id)
+        if _stands_on(candidate) == _stands_on(run):
+            rows = answers.answers(workbench, candidate.id, system, "validation", [choice.method])
+            [result] = _results(workbench, candidate, rows[rows["control"] == "none"], labels)
+            if result.n and result.probs_C_K is not None:
+                return result, candidate.id
     return None, ""
 
 
-def grounded(workbench: Workbench, found: Analysis) -> list[Grounding]:
+def grounded(workbench: Workbench, analysis: Analysis) -> list[Grounding]:
     """Whether traces about these clips cite the moments that reviewers marked in tasks that are closed, by system; that
     of the newest run first."""
     rows = answers.sources(workbench)
-    rows = rows[(rows["dataset"] == found.choice.dataset) & (rows["split"] == found.choice.split)]
+    rows = rows[(rows["dataset"] == analysis.choice.dataset) & (rows["split"] == analysis.choice.split)]
     several = rows["system"].duplicated(keep=False)
 
     def results() -> Iterator[Result]:
         for row, twice in zip(rows.itertuples(), several):
             result = result_of(workbench, row.run_id, row.system, row.split, "raw") if "raw" in row.methods else None
-            clips = () if result is None else result.frame.index.intersection(found.mine.frame.index)
+            clips = () if result is None else result.frame.index.intersection(analysis.mine.frame.index)
             if len(clips):
                 yield replace(result.on(clips), system=f"{row.system} ({row.run_id})" if twice else row.system)
 

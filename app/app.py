@@ -90,8 +90,8 @@ class _Border:
         async def with_headers(message):
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                if message["status"] == 200 and (kept := _KEPT.search(scope["path"])):
-                    versioned = kept[1] == "assets/" or scope["query_string"].startswith(b"v=")
+                if message["status"] == 200 and (match := _KEPT.search(scope["path"])):
+                    versioned = match[1] == "assets/" or scope["query_string"].startswith(b"v=")
                     headers["Cache-Control"] = _FOREVER if versioned else "no-cache"
                 for name, value in _ALWAYS.items():
                     headers.setdefault(name, value)

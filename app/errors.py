@@ -186,11 +186,11 @@ def page(context: AppContext) -> None:
     cell = gr.Textbox(visible="hidden", elem_id="errors-cell")
     clip = gr.Textbox(visible="hidden", elem_id="errors-clip")
     label = gr.Textbox(visible="hidden", elem_id="errors-class")
-    taken = gr.Textbox(visible="hidden", elem_id="errors-take")
+    click = gr.Textbox(visible="hidden", elem_id="errors-take")
     costs = gr.Textbox(visible="hidden", elem_id="errors-costs")
     lasso = gr.Textbox(visible="hidden", elem_id="errors-lasso")
     state = [*picks, norm, by, threshold, label, costs, colour, cell, clip]
-    timer, seen = gr.Timer(EVERY), gr.State(None)
+    timer, mark = gr.Timer(EVERY), gr.State(None)
 
     def chosen_of(wish: Sequence[str | None]) -> tuple[Choice, Offers]:
         wished = Choice(*(text or "" for text in wish))
@@ -199,7 +199,7 @@ def page(context: AppContext) -> None:
     def settle(*wish: str | None) -> list[object]:
         """The dropdowns above, valid whatever was wished for, and what each offers."""
         choice, offers = chosen_of(wish)
-        boxes = [gr.update(choices=offered, value=chosen) for offered, chosen in zip(astuple(offers), astuple(choice))]
+        boxes = [gr.update(choices=offered, value=value) for offered, value in zip(astuple(offers), astuple(choice))]
         return [*boxes, choice.only]
 
     def restore(query: dict[str, str], request: gr.Request) -> list[object]:
@@ -234,26 +234,27 @@ def page(context: AppContext) -> None:
     def show(*values) -> list[object]:
         wish, at = values[: len(picks)], At(*values[len(picks) :])
         try:
-            found = looked_up(tuple(wish))
-            if found is None:
+            analysis = looked_up(tuple(wish))
+            if analysis is None:
                 raise LookupError
-            if not len(found.mine.frame):
+            if not len(analysis.mine.frame):
                 return _instead(view.UNLABELLED)
-            columns = answers.sliceable(found.facts)
+            columns = answers.sliceable(analysis.facts)
             column = one_of(at.by, columns)
             offered = [(view.column_name(name), name) for name in columns]
             return [
-                gr.update(visible=False), gr.update(visible=True), view.condition(found.choice, found),
-                view.summary(found), view.classes(found),
-                errors_honesty.f1_figure(found), view.confusion_table(found, at.cells), view.flip_tables(found),
-                errors_classes.ranking_plot(found, at.label, at.costs), errors_classes.ranking(found, at.label),
-                errors_classes.cost_fields(found, at.costs), errors_classes.costs(found, at.costs),
-                errors_honesty.reliability_plot(found), errors_honesty.honesty(found),
-                errors_honesty.risk_plot(found, at.threshold), errors_honesty.abstain(found, at.threshold),
-                view.controls(found) + view.moments(found, grounded(context.workbench, found)),
-                gr.update(choices=offered, value=column or None), view.slice_table(found, column),
-                view.worst(found), *alike.map_of(context, found, at.colour), view.reasons(found),
-                _clips(found, at._replace(by=column)), _player(found, at.clip),
+                gr.update(visible=False), gr.update(visible=True), view.condition(analysis.choice, analysis),
+                view.summary(analysis), view.classes(analysis),
+                errors_honesty.f1_figure(analysis),
+                view.confusion_table(analysis, at.cells), view.flip_tables(analysis),
+                errors_classes.ranking_plot(analysis, at.label, at.costs), errors_classes.ranking(analysis, at.label),
+                errors_classes.cost_fields(analysis, at.costs), errors_classes.costs(analysis, at.costs),
+                errors_honesty.reliability_plot(analysis), errors_honesty.honesty(analysis),
+                errors_honesty.risk_plot(analysis, at.threshold), errors_honesty.abstain(analysis, at.threshold),
+                view.controls(analysis) + view.moments(analysis, grounded(context.workbench, analysis)),
+                gr.update(choices=offered, value=column or None), view.slice_table(analysis, column),
+                view.worst(analysis), *alike.map_of(context, analysis, at.colour), view.reasons(analysis),
+                _clips(analysis, at._replace(by=column)), _player(analysis, at.clip),
             ]  # fmt: skip
         except LookupError:
             return _instead(view.NO_ANSWERS)
@@ -294,11 +295,11 @@ def page(context: AppContext) -> None:
             "",
         ]
 
-    def _clips(found: Analysis, at: At) -> str:
+    def _clips(analysis: Analysis, at: At) -> str:
         if not at.cell:
             return ""
-        listed = errors_clips.behind(found, at.cell, at.threshold, at.by)
-        return errors_clips.no_such_cell() if listed is None else errors_clips.clip_list(found, *listed, cell=at.cell)
+        rows = errors_clips.behind(analysis, at.cell, at.threshold, at.by)
+        return errors_clips.no_such_cell() if rows is None else errors_clips.clip_list(analysis, *rows, cell=at.cell)
 
     def opened(analysis: Analysis, at: At) -> tuple[str, str, str]:
         """The clips of a cell. The clip that plays goes on playing when it is among them."""
@@ -306,15 +307,15 @@ def page(context: AppContext) -> None:
         playing = at.clip if listed is not None and at.clip in listed[1].index else ""
         return _clips(analysis, at), playing, _player(analysis, playing)
 
-    def at_threshold(found: Analysis, at: At) -> tuple[object, ...]:
-        listed = _clips(found, at) if at.cell == "unsure" else gr.skip()
-        return errors_honesty.risk_plot(found, at.threshold), errors_honesty.abstain(found, at.threshold), listed
+    def at_threshold(analysis: Analysis, at: At) -> tuple[object, ...]:
+        listed = _clips(analysis, at) if at.cell == "unsure" else gr.skip()
+        return errors_honesty.risk_plot(analysis, at.threshold), errors_honesty.abstain(analysis, at.threshold), listed
 
-    def of_class(found: Analysis, at: At) -> tuple[object, ...]:
-        return errors_classes.ranking_plot(found, at.label, at.costs), errors_classes.ranking(found, at.label)
+    def of_class(analysis: Analysis, at: At) -> tuple[object, ...]:
+        return errors_classes.ranking_plot(analysis, at.label, at.costs), errors_classes.ranking(analysis, at.label)
 
-    def at_costs(found: Analysis, at: At) -> tuple[object, ...]:
-        return errors_classes.ranking_plot(found, at.label, at.costs), errors_classes.costs(found, at.costs)
+    def at_costs(analysis: Analysis, at: At) -> tuple[object, ...]:
+        return errors_classes.ranking_plot(analysis, at.label, at.costs), errors_classes.costs(analysis, at.costs)
 
     def _player(analysis: Analysis, watched: str) -> str:
         if not watched or watched not in analysis.mine.frame.index:
@@ -333,7 +334,7 @@ def page(context: AppContext) -> None:
                 analysis = looked_up(values[: len(picks)])
             except DeepIntuitError as error:
                 raise gr.Error(str(error), print_exception=False) from error
-            return gr.skip() if analysis is None else make(analysis, At(*(one or "" for one in values[len(picks) :])))
+            return gr.skip() if analysis is None else make(analysis, At(*(text or "" for text in values[len(picks) :])))
 
         return handler
 
@@ -348,16 +349,16 @@ def page(context: AppContext) -> None:
         defaults={"cells": "counts", "by": answers.FIRST[0], "threshold": f"{THRESHOLD:g}", "colour": "label"},
     )
     shown_all.then(show, state, everything, **quick)
-    timer.tick(fresh, [seen, *state], [seen, *picks, *everything], **quick)
+    timer.tick(fresh, [mark, *state], [mark, *picks, *everything], **quick)
     for pick in picks[:-1]:  # the conditions change with the address alone
         pick.input(settle, picks, picks, **quick).then(lambda: ("", ""), None, [cell, clip], **quick).then(
             show, state, everything, **quick
         )
-    norm.input(part(lambda found, at: view.confusion_table(found, at.cells)), state, confusion, **quick)
-    by.input(part(lambda found, at: view.slice_table(found, at.by)), state, divided, **quick)
+    norm.input(part(lambda analysis, at: view.confusion_table(analysis, at.cells)), state, confusion, **quick)
+    by.input(part(lambda analysis, at: view.slice_table(analysis, at.by)), state, divided, **quick)
     threshold.input(part(at_threshold), state, [risk, abstain, clips], **last)
-    taken.change(
-        lambda value: (clamped(value), "") if value else (gr.skip(), gr.skip()), taken, [threshold, taken], **last
+    click.change(
+        lambda value: (clamped(value), "") if value else (gr.skip(), gr.skip()), click, [threshold, click], **last
     ).then(part(at_threshold), state, [risk, abstain, clips], **quick)
     label.change(part(of_class), state, [curves, ranking], **last)
     costs.change(part(at_costs), state, [curves, bills], **last)
@@ -376,4 +377,4 @@ def page(context: AppContext) -> None:
 
     gr.on([keep.click, called.submit], save, [lasso, called], [saved_as, within], **quick)
     cell.change(part(opened), state, [clips, clip, player], **last).then(None, js=errors_clips.FOCUS)
-    clip.change(part(lambda found, at: _player(found, at.clip)), state, player, **last)
+    clip.change(part(lambda analysis, at: _player(analysis, at.clip)), state, player, **last)

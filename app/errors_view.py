@@ -109,9 +109,9 @@ def parts(analysis: Analysis, by: str) -> list[answers.Part]:
 # Sections
 
 
-def summary(found: Analysis) -> str:
+def summary(analysis: Analysis) -> str:
     """The result in a sentence, and what is not in it."""
-    own, n = found.mine, len(found.mine.frame)
+    own, n = analysis.mine, len(analysis.mine.frame)
     right, f1 = own.evaluation.accuracy, own.evaluation.macro_f1.value
     missing = int((own.frame["predicted"] == NONE_LABEL).sum())
     n_wrong = n - int(own.right_C.sum())
@@ -120,16 +120,17 @@ def summary(found: Analysis) -> str:
         f"{n_wrong} wrong, {missing} without an answer."
     )
     notes = []
-    if (compared := found.against_other) is not None:
+    if (compared := analysis.against_other) is not None:
         points = f"{number(compared.accuracy.value, sign=True)} points{within(compared.accuracy, sign=True)}"
-        notes.append(f"{points} against {found.other_name}, on {compared.n} clips ({p_value(compared.flips.p_value)}).")
-    if found.choice.slice:
-        notes.append(f"Only the slice {found.choice.slice!r} counts: {n} of the {found.whole} labelled clips.")
+        clips_and_p = f"{compared.n} clips ({p_value(compared.flips.p_value)})"
+        notes.append(f"{points} against {analysis.other_name}, on {clips_and_p}.")
+    if analysis.choice.slice:
+        notes.append(f"Only the slice {analysis.choice.slice!r} counts: {n} of the {analysis.whole} labelled clips.")
     if own.unlabelled:
         notes.append(f"{own.unlabelled} clips without a true label are left out.")
-    if len(found.excluded):
-        causes = ", ".join(f"{row.reason} {row.n}" for row in found.excluded.itertuples())
-        notes.append(f"{int(found.excluded['n'].sum())} clips of this split could not be used at all: {causes}.")
+    if len(analysis.excluded):
+        causes = ", ".join(f"{row.reason} {row.n}" for row in analysis.excluded.itertuples())
+        notes.append(f"{int(analysis.excluded['n'].sum())} clips of this split could not be used at all: {causes}.")
     return render("errors/summary.html", result=result, missing=" ".join(notes), sections=SECTIONS)
 
 
@@ -260,14 +261,14 @@ def _flip(analysis: Analysis, side: str, title: str, name: str) -> dict[str, Any
 
 
 @lru_cache(maxsize=16)
-def controls(found: Analysis) -> str:
+def controls(analysis: Analysis) -> str:
     """What the answer rests on: the same with an input altered, and what was trained without one."""
-    scores = found.mine.evaluation
-    if not found.controls:
-        return render("errors/controls.html", rows=[], words="") + attribution(found)
+    scores = analysis.mine.evaluation
+    if not analysis.controls:
+        return render("errors/controls.html", rows=[], words="") + attribution(analysis)
     results = [
-        (found.name, found.mine, None),
-        *((shown(name), result, result.change) for name, result in found.controls.items()),
+        (analysis.name, analysis.mine, None),
+        *((shown(name), result, result.change) for name, result in analysis.controls.items()),
     ]
     rows = [
         {
@@ -279,33 +280,35 @@ def controls(found: Analysis) -> str:
         }
         for name, result, change in results
     ]
-    changes = {name: (result.evaluation.accuracy.value, result.change) for name, result in found.controls.items()}
-    words = reading(scores.accuracy.value, changes) + _kept(found)
-    return render("errors/controls.html", rows=rows, words=words) + attribution(found)
+    changes = {name: (result.evaluation.accuracy.value, result.change) for name, result in analysis.controls.items()}
+    words = reading(scores.accuracy.value, changes) + _kept(analysis)
+    return render("errors/controls.html", rows=rows, words=words) + attribution(analysis)
 
 
-def attribution(found: Analysis) -> str:
+def attribution(analysis: Analysis) -> str:
     """Which kinds of sentences carried the labels of the calibrator."""
-    if found.mine.method != "label_likelihood" or found.attributions.empty:
-        command = f"deepintuit attribute {found.run_id}" if found.mine.method == "label_likelihood" else ""
+    if analysis.mine.method != "label_likelihood" or analysis.attributions.empty:
+        command = f"deepintuit attribute {analysis.run_id}" if analysis.mine.method == "label_likelihood" else ""
         return render("errors/attribution.html", tables=[], words="", command=command)
-    segments, words, among = carriers(found.attributions, found.mine)
+    segments, words, among = carriers(analysis.attributions, analysis.mine)
     titles = prose.TITLES | {"outside": "Malformed text", "answer": "Answer: the conclusion"}
     tables = [("Part of the trace", [(titles.get(row.kind, row.kind), None, row) for row in segments])]
     if words:
-        links = ((row.kind, address("traces", run=found.run_id, text=row.kind), row) for row in words)
+        links = ((row.kind, address("traces", run=analysis.run_id, text=row.kind), row) for row in words)
         tables.append(("Sentences with the word", list(links)))
-    caption = f"Intervals are {how_sure(found.mine)}. Sentences that say the same can replace each other, so a small "
+    caption = (
+        f"Intervals are {how_sure(analysis.mine)}. Sentences that say the same can replace each other, so a small "
+    )
     caption += "number is no proof that a kind is not read."
     if words:
         caption += f" The words are the first of {among} by their mean: expect less of them on other clips."
     return render("errors/attribution.html", tables=tables, words=caption, command="")
 
 
-def moments(found: Analysis, rows: Sequence[Grounding]) -> str:
+def moments(analysis: Analysis, rows: Sequence[Grounding]) -> str:
     """Whether traces cite the moments that reviewers marked, by system; else how one gets to know it."""
-    command = f"deepintuit review open when --filter split={found.choice.split} --ask spans"
-    return render("errors/moments.html", rows=rows, about=how_sure(found.mine), command=command)
+    command = f"deepintuit review open when --filter split={analysis.choice.split} --ask spans"
+    return render("errors/moments.html", rows=rows, about=how_sure(analysis.mine), command=command)
 
 
 def _kept(analysis: Analysis) -> str:
@@ -339,7 +342,7 @@ def slice_table(analysis: Analysis, by: str | None) -> str:
     own = analysis.mine
     overall = own.evaluation.accuracy.value
     befores = {"provisional label": analysis.raw, analysis.other_name if analysis.other else "": analysis.other}
-    befores = {name: one.frame["right"].reindex(own.frame.index) for name, one in befores.items() if one is not None}
+    befores = {name: r.frame["right"].reindex(own.frame.index) for name, r in befores.items() if r is not None}
     rows = []
     for k, part in enumerate(parts(analysis, by)):
         inside = part.inside_C
@@ -398,48 +401,48 @@ def worst(analysis: Analysis) -> str:
     return render("errors/worst.html", rows=rows, words=tried(analysis.worst))
 
 
-def why(found: Analysis) -> str:
+def why(analysis: Analysis) -> str:
     """The first false step of wrong traces by kind, and what became of their clips; else how one gets to know it."""
-    result, told = found.provisional, {"rows": [], "name": "", "words": "", "what": "", "command": ""}
+    result, values = analysis.provisional, {"rows": [], "name": "", "words": "", "what": "", "command": ""}
     if result is None or result.frame["trace_id"].isna().all():
         return render(
-            "errors/why.html", **told | {"what": "This system wrote no traces.", "todo": "It answers by label alone."}
+            "errors/why.html", **values | {"what": "This system wrote no traces.", "todo": "It answers by label alone."}
         )
     wrong_C = ~result.right_C
-    n, known = int(wrong_C.sum()), sum(row.n for row in found.why)
+    n, count = int(wrong_C.sum()), sum(row.n for row in analysis.why)
     if not n:
-        return render("errors/why.html", **told | {"what": "None of its provisional labels is wrong.", "todo": ""})
-    if known < n:
-        lacking = "no wrong trace" if not known else f"{known} of {n} wrong traces"
-        told |= {
+        return render("errors/why.html", **values | {"what": "None of its provisional labels is wrong.", "todo": ""})
+    if count < n:
+        lacking = "no wrong trace" if not count else f"{count} of {n} wrong traces"
+        values |= {
             "what": f"The first false step is known of {lacking}.",
             "todo": "Known facts tell, or a judge: a server that is asked about each wrong trace and its clip.",
-            "command": f"deepintuit judge {found.run_id} --steps --set judge.base_url=URL --set judge.model=NAME",
+            "command": f"deepintuit judge {analysis.run_id} --steps --set judge.base_url=URL --set judge.model=NAME",
         }
     else:
-        told["words"] = f"Of all {n} wrong traces. Intervals are as on the run card: {how_sure(result)}."
-    own, calibrated = found.mine, result is not found.mine
-    for row in found.why:
+        values["words"] = f"Of all {n} wrong traces. Intervals are as on the run card: {how_sure(result)}."
+    own, calibrated = analysis.mine, result is not analysis.mine
+    for row in analysis.why:
         inside_C = pd.Series(row.inside_C, result.frame.index).reindex(own.frame.index, fill_value=False).to_numpy()
         first = result.frame["trace_id"][row.inside_C].iloc[0]
-        told["rows"].append(
+        values["rows"].append(
             row._asdict()
             | {
                 "right": own.share(own.right_C, inside_C),
-                "url": address("traces", run=found.run_id, right="wrong", trace=first),
+                "url": address("traces", run=analysis.run_id, right="wrong", trace=first),
             }
         )
-    return render("errors/why.html", **told | {"name": found.name if calibrated else ""})
+    return render("errors/why.html", **values | {"name": analysis.name if calibrated else ""})
 
 
-def reasons(found: Analysis) -> str:
+def reasons(analysis: Analysis) -> str:
     """Why traces have no readable answer, with links to them, and what became of their clips."""
-    listed, own = found.reasons, found.mine
-    form = found.facts["reason"].reindex(own.frame.index)
+    listed, own = analysis.reasons, analysis.mine
+    form = analysis.facts["reason"].reindex(own.frame.index)
     rows = []
     for row in listed.itertuples():
         here = (form == row.reason).to_numpy()
-        query = {"run": found.run_id, "stage": row.stage, "reason": row.reason, "slice": found.choice.slice}
+        query = {"run": analysis.run_id, "stage": row.stage, "reason": row.reason, "slice": analysis.choice.slice}
         rows.append(
             {
                 "reason": row.reason,
@@ -451,23 +454,23 @@ def reasons(found: Analysis) -> str:
                 "right": own.share(own.right_C, here),
             }
         )
-    argued = found.facts["follows"].reindex(own.frame.index)
+    argued = analysis.facts["follows"].reindex(own.frame.index)
     follows = [
         {
             "follows": value,
             "words": words,
             "n": int((argued == value).sum()),
-            "url": address("traces", run=found.run_id, follows=value, slice=found.choice.slice),
-            "before": None if found.raw is None else _share_on(found.raw, argued == value),
+            "url": address("traces", run=analysis.run_id, follows=value, slice=analysis.choice.slice),
+            "before": None if analysis.raw is None else _share_on(analysis.raw, argued == value),
             "right": own.share(own.right_C, (argued == value).to_numpy()),
         }
         for value, words in FOLLOWS.items()
         if argued.notna().any()
     ]
     malformed = bool(len(listed)) and bool((listed["reason"] != "well-formed").any())
-    shown_as = {"rows": rows, "malformed": malformed, "slice": found.choice.slice}
-    shown_as |= {"follows": follows, "before": found.raw is not None, "name": found.name}
-    return why(found) + render("errors/reasons.html", **shown_as)
+    shown_as = {"rows": rows, "malformed": malformed, "slice": analysis.choice.slice}
+    shown_as |= {"follows": follows, "before": analysis.raw is not None, "name": analysis.name}
+    return why(analysis) + render("errors/reasons.html", **shown_as)
 
 
 def _share_on(result: Result, inside_C: pd.Series) -> Estimate:

@@ -182,19 +182,19 @@ def rerun(workbench: Workbench, about: Mapping[str, Any]) -> list[str]:
     words, stage = list(about["command"] or ()), about["stage"]
     if stage in words or stage not in STAGES:
         return words
-    kept = {**about["config"], "parent": about["parent"]}
-    runs = {option: kept.get(_RUN_OF.get(option, "parent")) for option in INPUTS.get(stage, ())}
+    inputs_of = {**about["config"], "parent": about["parent"]}
+    runs = {option: inputs_of.get(_RUN_OF.get(option, "parent")) for option in INPUTS.get(stage, ())}
     if stage == "evaluate" and not runs["reasoner"]:
-        runs["reasoner"] = kept["system"] if kept.get("system") in _WORDS else "zero-shot"
+        runs["reasoner"] = inputs_of["system"] if inputs_of.get("system") in _WORDS else "zero-shot"
     settings = changed(_settings(about))
-    for run in filter(None, (kept["parent"], kept.get("calibrator"))):  # what it would take over from them
+    for run in filter(None, (inputs_of["parent"], inputs_of.get("calibrator"))):  # what it would take over from them
         for key in changed(_settings(workbench.run(run).about)):
             section, _, name = key.partition(".")
             own = getattr(_settings(about), section)
             settings.setdefault(key, getattr(own, name) if name else own)
     if about["name"] and stage != "teach" and runs.get("reasoner") not in _WORDS:
         runs["name"] = about["name"]
-    sections = {key: value for key, value in settings.items() if key.split(".")[0] in {*kept, "seed"}}
+    sections = {key: value for key, value in settings.items() if key.split(".")[0] in {*inputs_of, "seed"}}
     sets = [f"--set={key}={json.dumps(value)}" for key, value in sections.items()]
     return ["deepintuit", stage, *(f"--{option}={value}" for option, value in runs.items() if value), *sets]
 

@@ -33,8 +33,8 @@ def _links(entry: str, kinds: frozenset[str]) -> str:
         if file.startswith("core-"):
             names += [name for kind in sorted(kinds) for name in _components(file).get(kind, ())]
     late = [path.name for path in _ASSETS.glob("PlotlyPlot-*.js")] if "plot" in kinds else []
-    wanted = dict.fromkeys(name for name in names if name != entry and not name.startswith("Login-"))
-    return document("preload.html", names=wanted, late=late)
+    files = dict.fromkeys(name for name in names if name != entry and not name.startswith("Login-"))
+    return document("preload.html", names=files, late=late)
 
 
 @cache

@@ -1,7 +1,7 @@
 """Runs: which there are and what they gave, how trainings went, what GRPO sampled, and stages started from here.
 
 Functions on top read and give HTML or figures, `page` wires them. HTML is in `runs_view` and `rollouts_view`, queries
-are in `store.progress`, verdicts in `report.health`; `jobs_tab` is the tab from which stages are started.
+are in `index.progress`, remarks in `report.health`; `jobs_tab` is the tab from which stages are started.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Sources:
     def of(cls, folders: Sequence[str | Path], endpoints: Sequence[str], login: bool) -> Sources:
         """By the options of `deepintuit app`. Without folders it is the one that the server was started in, if nobody
         logs in. ConfigError for what is no folder, address or name of a variable."""
-        known = dict(PROVIDERS)
+        variables = dict(PROVIDERS)
         for text in endpoints:
             address, _, variable = text.partition("=")
             if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", address):
@@ -53,7 +53,7 @@ class Sources:
             if variable and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):
                 why = "behind the '=' stands the NAME of the environment variable that holds the key, never the key"
                 raise ConfigError(f"--endpoint {address}=…", why, "Name it in capitals, like LLM_KEY")
-            known[address.rstrip("/")] = variable or OTHER_KEY
+            variables[address.rstrip("/")] = variable or OTHER_KEY
         here = Path.cwd()
         if not folders and not login and here != Path(here.anchor):
             folders = [here]
@@ -61,26 +61,26 @@ class Sources:
             if not Path(folder).expanduser().is_dir():
                 why = "clips are imported from folders below it, and it is none"
                 raise ConfigError(f"--clips-from {folder}", why, "Name a folder that is there")
-        return cls(tuple(Path(folder).expanduser().resolve() for folder in folders), known, not login)
+        return cls(tuple(Path(folder).expanduser().resolve() for folder in folders), variables, not login)
 
     def place(self, text: str) -> Path:
         """The folder or table that a page names, absolute or below one of the folders. DataError for another."""
         if not self.folders:
             why = "this dashboard was started without a folder that pages may import from"
             raise DataError("the import of clips", why, "Start it with --clips-from DIR, or import on the command line")
-        named = text.strip()
-        if not named or "\0" in named:
+        name = text.strip()
+        if not name or "\0" in name:
             raise DataError("no folder came", "there is nothing to import then", "Name a folder of class folders")
-        path = next(filter(None, (self._resolved(root / os.path.expanduser(named)) for root in self.folders)), None)
+        path = next(filter(None, (self._resolved(root / os.path.expanduser(name)) for root in self.folders)), None)
         if path is None:
             allowed = ", ".join(root.name for root in self.folders)
             why = f"no such folder or table lies in {allowed}, where this dashboard may import from"
-            similar = nearest(named, self.offered())
+            similar = nearest(name, self.offered())
             todo = f"Nearest: {similar!r}" if similar else "Name one below it, or start the dashboard with --clips-from"
-            raise DataError(f"{named[:200]!r}", why, todo)
+            raise DataError(f"{name[:200]!r}", why, todo)
         if path.is_file() and path.suffix.lower() not in TABLES:
             why = "clips come from a folder of class folders, or from a table"
-            raise DataError(f"{named[:200]!r}", why, f"Name a folder, or a file that ends in {', '.join(TABLES)}")
+            raise DataError(f"{name[:200]!r}", why, f"Name a folder, or a file that ends in {', '.join(TABLES)}")
         return path
 
     def _resolved(self, path: Path) -> Path | None:

@@ -194,9 +194,9 @@ def trace(view: TraceView | None) -> str:
         body = prose.trace_html(view.text, view.grammar, view.times or None, view.seconds, **about)
         if view.done is not None and view.done.reason and not view.stopped:
             malformed, detail = _REASONS.get(view.done.reason, view.done.reason), view.done.detail
-    told = {"trace": body, "waiting": waiting, "malformed": malformed, "detail": detail}
+    values = {"trace": body, "waiting": waiting, "malformed": malformed, "detail": detail}
     carried = view.attributed[0] if view is not None and view.attributed else None
-    return render("watch/trace.html", **told, carried=carried, asking=view is not None and view.asking)
+    return render("watch/trace.html", **values, carried=carried, asking=view is not None and view.asking)
 
 
 def film(view: TraceView | None) -> str:

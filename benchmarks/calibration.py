@@ -57,7 +57,7 @@ def epoch(name: str, start: Start, traces: list[tuple[Clip, list]], batch: int) 
     with tempfile.TemporaryDirectory() as scratch, route(name):
         load = {"checkpoint": start.cold.checkpoint, "cache": start.workbench.cache, "trainable": True}
         reasoner = LocalReasoner(VLM.load(settings.model, settings.video, **load), task)
-        known = reasoner.known([clip for clip, _ in traces])
+        known = reasoner.readable([clip for clip, _ in traces])
         rows = calibrate.calibrator_rows(known, [(at, trace) for at, (_, some) in enumerate(traces) for trace in some])
         training._Trainer.train_or_resume = clocked
         try:

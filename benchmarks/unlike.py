@@ -37,7 +37,7 @@ def main() -> None:
     local = LocalReasoner(predictor.models[0], task)
     splits = ("calibration", "validation", "test")
     for split in splits:
-        seen[split] = [(clip.clip_id, *_looked_at(encoder, clip)) for clip, _ in local.known(task.clips(split))]
+        seen[split] = [(clip.clip_id, *_looked_at(encoder, clip)) for clip, _ in local.readable(task.clips(split))]
     for folder in options.folders:
         runs[folder] = predictor.run(predictor.find([folder]))
         its = Task(workbench.path, predictor.config.replace(clips={"dataset": runs[folder].about["dataset"]}))

@@ -62,9 +62,9 @@ def _verb(verbs, name: str, about: str, run: Callable, example: str) -> Parser:
     return parser
 
 
-def _importer(verbs, name: str, about: str, read: Callable, example: str) -> Parser:
+def _importer(verbs, name: str, about: str, reader: Callable, example: str) -> Parser:
     parser = _verb(verbs, name, about, _import, f"{example} --name kitchen")
-    parser.set_defaults(read=read, kind=name)
+    parser.set_defaults(read=reader, kind=name)
     option = parser.add_argument
     option("--name", required=True, help="what the dataset is called in the workbench")
     option("--labels", metavar="FILE", help="labels.toml with labels, definitions and aliases")

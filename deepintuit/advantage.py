@@ -82,9 +82,9 @@ def token_advantages(
     the earlier one on a tie [R]. A token outside all segments, or of no characters (the end token), takes `elsewhere`.
     Raises `DataError` when a segment has no advantage.
     """
-    if lacking := set(spans) - set(advantages_by_segment):
+    if missing := set(spans) - set(advantages_by_segment):
         raise DataError(
-            f"segments {sorted(lacking)} without an advantage",
+            f"segments {sorted(missing)} without an advantage",
             "their tokens would be left out in silence",
             "Give every segment of the grammar a number",
         )

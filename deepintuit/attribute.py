@@ -57,8 +57,8 @@ def run(workbench: Workbench, config: Config, *, source: str, progress: bool = T
         rows = answers.read("predictions")
         rows = rows[(rows["method"] == "label_likelihood") & (rows["control"] == "none")].set_index("clip_id")
         traces = answers.read("traces").set_index("trace_id", drop=False)
-        done = run.done("attributions", "clip_id")
-        missing = [clip for clip in task.unlabelled(rows.index) if clip.clip_id not in done]
+        clip_ids = run.done("attributions", "clip_id")
+        missing = [clip for clip in task.unlabelled(rows.index) if clip.clip_id not in clip_ids]
         batch = config.sampling.clips_per_batch
         for start in track(range(0, len(missing), batch), "Attributions", disable=not progress):
             for clip, encoded in local.encode(missing[start : start + batch]):

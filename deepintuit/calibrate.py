@@ -28,8 +28,9 @@ from deepintuit.reasoner import (
     HEAD,
     Clip,
     Distance,
-    Known,
+    EncodedClips,
     LinearHead,
+    LocalReasoner,
     Scores,
     Task,
     add_distances,
@@ -64,7 +65,7 @@ AnyTrace = Trace | Malformed
 class CalibratorRows(NamedTuple):
     """R rows as a calibrator is shown them: clips with features, and the trace beside each."""
 
-    pairs: Known
+    pairs: EncodedClips
     traces: list[AnyTrace | None]
 
 
@@ -75,37 +76,34 @@ def learn_to_trust(stage: Stage) -> dict[str, Any]:
     2. train    the calibrator q, from π's weights, by −log q(y | x, trace, provisional label) per row, y the true label
     3. fit      on validation, for each way to a distribution with logits z (V, K), T = argmin NLL(softmax(z / T), y)
     """
-    task, settings, gate = stage.task, stage.config.calibrate, stage.config.gate
-    # The calibrator cannot be its own gate while it is made: traces think to the end, and quick forms are rows too.
-    by_calibrator = gate.by == "calibrated"
-    gate_of_traces = gate_for(task, gate.replace(by="off") if by_calibrator else gate)
-    about = {"gate": gate_of_traces, "run": stage.run, "cache": stage.workbench.cache, "progress": stage.progress}
-    stage.reasoner = reasoner_for(stage.vlm, task, stage.config, **about)
-    known, validation = stage.readable("calibration"), stage.readable("validation")
-    traces = sample(stage, known.clips, validation.clips)
+    task, settings, quick = stage.task, stage.config.calibrate, stage.config.gate.by == "calibrated"
+    stage.reasoner = frozen_reasoner(stage)
+    calibration, validation = stage.readable("calibration"), stage.readable("validation")
+    traces = sample(stage, calibration.clips, validation.clips)
 
-    rows = [(at, t) for at, clip in enumerate(known.clips) for t in traces.training(clip, settings.greedy_trace)]
-    if by_calibrator:  # as many of every clip: where nothing was said at once, the whole trace counts twice
-        rows += [(at, task.quick_form(trace) or trace) for at, trace in rows]
-    learnt = calibrator_rows(known, rows, settings.without)
-    greedy = [(at, traces.greedy(clip)) for at, clip in enumerate(validation.clips)]
-    held_out = calibrator_rows(validation, greedy, settings.without)
-    truth = np.array([task.labels.index(clip.label) for clip in validation.clips])  # (V,)
+    examples = traces.training(calibration.clips, settings.greedy_trace)
+    if quick:  # as many of every clip: where there is no quick answer, the whole trace counts twice
+        examples += [(place, task.quick_form(trace) or trace) for place, trace in examples]
+    training = calibrator_rows(calibration, examples, settings.without)  # R rows
+    greedy = [(place, traces.greedy(clip)) for place, clip in enumerate(validation.clips)]
+    held_out = calibrator_rows(validation, greedy, settings.without)  # V rows, one per clip
+    truth_V = np.array([task.labels.index(clip.label) for clip in validation.clips])
 
-    whole = settings.without == "none"  # a control is scored by its own likelihood alone
-    if whole and ranks.leads():
-        Distance.fit(known, validation).save(stage.run.checkpoint)
-    ways = reasoner_ways(stage, learnt, held_out, traces, truth) if whole else {}  # before training changes its weights
-    result = train(stage, learnt, held_out, truth)
-    ways["label_likelihood"] = likelihoods(stage, held_out), truth
-    if whole:
-        ways |= calibrator_ways(stage, validation, traces, truth, by_calibrator)
-    fitted = {method: fit(scores, true) for method, (scores, true) in ways.items()}
+    is_control = settings.without != "none"  # which is scored by its own likelihood alone
+    if not is_control and ranks.leads():
+        Distance.fit(calibration, validation).save(stage.run.checkpoint)
+    # Before training changes the reasoner's weights.
+    ways = {} if is_control else reasoner_ways(stage, training, held_out, traces, truth_V)
+    summary = train(stage, training, held_out, truth_V)
+    ways["label_likelihood"] = likelihoods(stage, held_out), truth_V
+    if not is_control:
+        ways |= calibrator_ways(stage, validation, traces, truth_V, quick)
+    fits = {method: fit(scores, truth) for method, (scores, truth) in ways.items()}
     if ranks.leads():
-        disk.write_json(stage.run.checkpoint / CALIBRATION, fitted)
-    malformed = sum(isinstance(trace, Malformed) for trace in learnt.traces)
-    counts = {"rows": len(learnt.traces), "malformed_rows": malformed, "clips": len(known)}
-    return {**counts, "validation": fitted, **result}
+        disk.write_json(stage.run.checkpoint / CALIBRATION, fits)
+    malformed = sum(isinstance(trace, Malformed) for trace in training.traces)
+    counts = {"rows": len(training.traces), "malformed_rows": malformed, "clips": len(calibration)}
+    return {**counts, "validation": fits, **summary}
 
 
 def run(
@@ -147,64 +145,60 @@ Ways = dict[str, tuple[Scores, np.ndarray]]
 
 
 def reasoner_ways(
-    stage: Stage, learnt: CalibratorRows, held_out: CalibratorRows, traces: _Traces, truth: np.ndarray
+    stage: Stage, training: CalibratorRows, held_out: CalibratorRows, traces: _Traces, truth_V: np.ndarray
 ) -> Ways:
-    """Those that need the reasoner alone: a linear head on its hidden states (R, D), and its votes."""
+    """Those that need the reasoner alone: a linear head on its hidden states, and its votes."""
     task, batch, path = stage.task, stage.config.sampling.clips_per_batch, stage.run.checkpoint / HEAD
-    states = hidden_states(stage.vlm, task, *held_out, batch)
+    hidden_V_D = hidden_states(stage.vlm, task, *held_out, batch)
     if not ranks.first(path.exists):
-        hidden = hidden_states(stage.vlm, task, *learnt, batch)
-        targets = np.array([task.labels.index(clip.label) for clip in learnt.pairs.clips])
+        hidden_R_D = hidden_states(stage.vlm, task, *training, batch)
+        targets_R = np.array([task.labels.index(clip.label) for clip in training.pairs.clips])
         if ranks.leads():
-            fit_head(hidden, targets, states, truth, len(task.labels)).save(path)
+            fit_head(hidden_R_D, targets_R, hidden_V_D, truth_V, len(task.labels)).save(path)
     ranks.gather(None)  # it is there
-    head = Scores(LinearHead.load(path)(states), np.full(len(truth), np.nan))
+    head = Scores(LinearHead.load(path)(hidden_V_D), np.full(len(truth_V), np.nan))
     votes = vote_scores(task, [traces.sampled(clip) for clip in held_out.pairs.clips])
-    return {"linear_head": (head, truth), "vote": (votes, truth)}
+    return {"linear_head": (head, truth_V), "vote": (votes, truth_V)}
 
 
-def calibrator_ways(stage: Stage, validation: Known, traces: _Traces, truth: np.ndarray, quick: bool) -> Ways:
+def calibrator_ways(stage: Stage, validation: EncodedClips, traces: _Traces, truth_V: np.ndarray, quick: bool) -> Ways:
     """The mean over K sampled traces of a clip; for a calibrator that will be a gate, traces in their quick form."""
     clips, task = validation.clips, stage.task
-    of_each = [[traces.sampled(clip)[k] for clip in clips] for k in range(stage.config.calibrate.traces)]
-    ways = {
-        "mean_likelihood": (
-            mean_scores([likelihoods(stage, CalibratorRows(validation, each)) for each in of_each]),
-            truth,
-        )
-    }
-    every = [(at, trace) for at, clip in enumerate(clips) for trace in traces.training(clip, True)] if quick else []
-    if forms := [(at, form) for at, trace in every if (form := task.quick_form(trace))]:
-        ways["quick"] = likelihoods(stage, calibrator_rows(validation, forms)), truth[[at for at, _ in forms]]
+    samples_K_V = zip(*(traces.sampled(clip) for clip in clips))  # the k-th trace of each clip
+    parts = [likelihoods(stage, CalibratorRows(validation, list(samples_V))) for samples_V in samples_K_V]
+    ways = {"mean_likelihood": (mean_scores(parts), truth_V)}
+    examples = traces.training(clips, with_greedy=True)
+    if quick and (forms := [(place, form) for place, trace in examples if (form := task.quick_form(trace))]):
+        ways["quick"] = likelihoods(stage, calibrator_rows(validation, forms)), truth_V[[place for place, _ in forms]]
     return ways
 
 
-def train(stage: Stage, learnt: CalibratorRows, held_out: CalibratorRows, truth: np.ndarray) -> dict[str, float]:
+def train(stage: Stage, training: CalibratorRows, held_out: CalibratorRows, truth_V: np.ndarray) -> dict[str, float]:
     """The stage's model becomes the calibrator; the best epoch by validation NLL where `patience` asks for it."""
     config, settings, task = stage.config, stage.config.calibrate, stage.task
-    done = stage.run.checkpoint / _TRAINED  # written behind the weights: a kill while they are scored trains no more
-    if (before := ranks.first(lambda: done.exists() and done.read_text())) is not False:
+    path = stage.run.checkpoint / _TRAINED  # written behind the weights: a kill while they are scored trains no more
+    if (summary := ranks.first(lambda: path.exists() and path.read_text())) is not False:
         load = {"checkpoint": stage.run.checkpoint, "cache": stage.workbench.cache}
         stage.reasoner.vlm = VLM.load(config.model, config.video, **load)
-        return json.loads(before)
+        return json.loads(summary)
 
     def example(row: int, epoch: int) -> Example:
-        clip, encoded = learnt.pairs[row]
+        clip, encoded = training.pairs[row]
         order = _order(f"{config.seed}/{row}", len(task.labels)) if settings.shuffle_labels else None
-        return Example(encoded, task.calibrator_prompt(clip.clip_id, learnt.traces[row], order), clip.label)
+        return Example(encoded, task.calibrator_prompt(clip.clip_id, training.traces[row], order), clip.label)
 
     def validate() -> float:
-        return nll(apply_temperature(likelihoods(stage, held_out).logits_C_K, 1.0), truth)
+        return nll(apply_temperature(likelihoods(stage, held_out).logits_C_K, 1.0), truth_V)
 
     stops = f" It may stop early: patience {settings.patience}." if settings.patience else ""
-    stage.announce(of_calibrate(settings, len(learnt.traces)), stops)
-    clips = [clip.clip_id for clip in learnt.pairs.clips]
-    best = validate if settings.patience else None
-    result = stage.finetune(clips, example, Recipe.of(settings), "Calibrator", best)
+    stage.announce(of_calibrate(settings, len(training.traces)), stops)
+    clip_ids = [clip.clip_id for clip in training.pairs.clips]
+    validation = validate if settings.patience else None
+    summary = stage.finetune(clip_ids, example, Recipe.of(settings), "Calibrator", validation)
     stage.keep_weights()
     if ranks.leads():
-        disk.write_json(done, result)
-    return result
+        disk.write_json(path, summary)
+    return summary
 
 
 def likelihoods(stage: Stage, rows: CalibratorRows) -> Scores:
@@ -212,9 +206,9 @@ def likelihoods(stage: Stage, rows: CalibratorRows) -> Scores:
     return likelihood_scores(stage.vlm, stage.task, *rows, stage.config.sampling.clips_per_batch)
 
 
-def calibrator_rows(readable: Known, rows: Sequence[tuple[int, AnyTrace]], without: str = "none") -> CalibratorRows:
+def calibrator_rows(clips: EncodedClips, rows: Sequence[tuple[int, AnyTrace]], without: str = "none") -> CalibratorRows:
     """Rows (place of a clip, trace), less what a control is trained without: the video, or the trace."""
-    pairs = readable.shown((at, None if without == "video" else at) for at, _ in rows)
+    pairs = clips.shown((place, None if without == "video" else place) for place, _ in rows)
     return CalibratorRows(pairs, [None if without == "trace" else trace for _, trace in rows])
 
 
@@ -228,28 +222,34 @@ def sample(stage: Stage, *splits: Sequence[Clip]) -> _Traces:
         refuse_one_class(clips, clips[0].split, readable=True)
     run, local, config = stage.run, stage.reasoner, stage.config
 
-    def written() -> set[str]:
-        if (same := siblings(stage.workbench, run)) and not run.done("traces", "clip_id"):
-            run.append("traces", unnamed(same[0].table("traces").to_pylist()))
+    def stored_clips() -> set[str]:
+        if (runs := siblings(stage.workbench, run)) and not run.done("traces", "clip_id"):
+            run.append("traces", unnamed(runs[0].table("traces").to_pylist()))
         return run.done("traces", "clip_id")
 
-    count, batch, done = config.calibrate.traces, config.sampling.clips_per_batch, ranks.first(written)
+    count, batch, clip_ids = config.calibrate.traces, config.sampling.clips_per_batch, ranks.first(stored_clips)
     limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p, "batch": batch}
     temperatures = [config.calibrate.temperature] * count + [0.0]
     for clips in splits:
-        missing = [clip for clip in clips if clip.clip_id not in done]
+        missing = [clip for clip in clips if clip.clip_id not in clip_ids]
         starts = ranks.share(range(0, len(missing), batch))
         for start in track(starts, "Traces to learn from", disable=not stage.progress or not missing):
-            chosen = missing[start : start + batch]
             # One part: a clip has all its traces or none.
-            run.append("traces", next(local.rows(chosen, temperatures, **limits), []))
+            run.append("traces", next(local.rows(missing[start : start + batch], temperatures, **limits), []))
         refuse_lost(local, clips)
     run.settle()
     return _Traces(run, stage.task, count)
 
 
+def frozen_reasoner(stage: Stage) -> LocalReasoner:
+    """Who writes the traces. A calibrator cannot be its own gate while it is made: they think to the end."""
+    gate = stage.config.gate.replace(by="off") if stage.config.gate.by == "calibrated" else stage.config.gate
+    about = {"run": stage.run, "cache": stage.workbench.cache, "progress": stage.progress}
+    return reasoner_for(stage.vlm, stage.task, stage.config, gate=gate_for(stage.task, gate), **about)
+
+
 class _Traces:
-    """The stored traces by clip: `sampled` ones in order, and the `greedy` one."""
+    """The stored traces by clip: K `sampled` ones in order, and the `greedy` one."""
 
     def __init__(self, run: Run, task: Task, count: int):
         columns = ["clip_id", "sample", "text", "truncated", "thought"]
@@ -263,23 +263,25 @@ class _Traces:
     def greedy(self, clip: Clip) -> AnyTrace:
         return self._by_clip[clip.clip_id][self.count]
 
-    def training(self, clip: Clip, with_greedy: bool) -> list[AnyTrace]:
-        return self._by_clip[clip.clip_id][: self.count + with_greedy]
+    def training(self, clips: Sequence[Clip], with_greedy: bool) -> list[tuple[int, AnyTrace]]:
+        """(place of the clip, trace), as many of each clip."""
+        count = self.count + with_greedy
+        return [(place, trace) for place, clip in enumerate(clips) for trace in self._by_clip[clip.clip_id][:count]]
 
 
-def fit(score: Scores, truth: np.ndarray) -> dict:
+def fit(scores: Scores, truth_V: np.ndarray) -> dict:
     """The temperature of these held-out scores, what they are worth at it, and the confidences from which on they err
     no more than wanted, and the quantile of conformal sets by their coverage."""
-    temperature = fit_temperature(score.logits_C_K, truth)
-    probs = score.probs(temperature)
-    right = probs.argmax(1) == truth
+    temperature = fit_temperature(scores.logits_C_K, truth_V)
+    probs_V_K = scores.probs(temperature)
+    right_V = probs_V_K.argmax(1) == truth_V
     return {
         "temperature": temperature,
-        "nll": nll(probs, truth),
-        "accuracy": float(right.mean()),
-        "n": len(truth),
-        "thresholds": thresholds_for(probs.max(1), right),
-        "conformal": {"0.9": conformal_quantile(probs, truth, 0.1)},
+        "nll": nll(probs_V_K, truth_V),
+        "accuracy": float(right_V.mean()),
+        "n": len(truth_V),
+        "thresholds": thresholds_for(probs_V_K.max(1), right_V),
+        "conformal": {"0.9": conformal_quantile(probs_V_K, truth_V, 0.1)},
     }
 
 

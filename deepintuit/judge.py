@@ -41,7 +41,7 @@ _LONGEST = 200  # characters of a judge's words that are kept
 _AT_ONCE = 256  # answers that wait to be written
 
 
-class Asked(NamedTuple):
+class Query(NamedTuple):
     """One question about one trace. `sentences`: how many it has, where one of them is asked for."""
 
     trace: Mapping[str, Any]
@@ -64,16 +64,15 @@ def run(
     """The answers to the rubric, and to which step is the first false one (`steps`), about the traces of the finished
     run `source`: the first sample of each clip, or `every` one. ConfigError for what its judge cannot answer,
     StoreError for a run without traces, TeachError where answers are missing: a rerun asks for those alone."""
-    told = workbench.run(source)
-    if not told.finished or not told.table("traces", ["trace_id"]).num_rows:
-        lack, todo = (
-            ("is not finished", "Rerun its command") if not told.finished else ("has no traces", "Name one that has")
-        )
-        raise StoreError(
-            f"run {source!r}, of the stage {told.stage}, {lack}", "a judge reads the traces of a run", todo
-        )
+    source_run = workbench.run(source)
+    if not source_run.finished or not source_run.table("traces", ["trace_id"]).num_rows:
+        lack, todo = "is not finished", "Rerun its command"
+        if source_run.finished:
+            lack, todo = "has no traces", "Name one that has"
+        what = f"run {source!r}, of the stage {source_run.stage}, {lack}"
+        raise StoreError(what, "a judge reads the traces of a run", todo)
     refuse(config, rubric, steps)
-    config, _ = inherited(workbench, config.replace(clips={"dataset": told.about["dataset"]}), source)
+    config, _ = inherited(workbench, config.replace(clips={"dataset": source_run.about["dataset"]}), source)
     asks = steps or any(question.ask for question in rubric.questions)
     judge = config.decisive()["judge"] | ({"path": config.model.path} if config.judge.source == "answerer" else {})
     described = {
@@ -82,21 +81,21 @@ def run(
         "every": every,
         "judge": judge if asks else None,
     }
-    about = {"parent": source, "name": rubric.name if rubric else "steps", "dataset": told.about["dataset"]}
+    about = {"parent": source, "name": rubric.name if rubric else "steps", "dataset": source_run.about["dataset"]}
     run = workbench.start_run("judge", described, **about)
     if run.finished:
         return run
     with run:
         task = Task(workbench.path, config)
         run.note(settings=config.to_dict())
-        traces = _traces(told, every)
-        done = run.done("scores", ("trace_id", "name"))
+        traces = _traces(source_run, every)
+        keys = run.done("scores", ("trace_id", "name"))
         missing = [
-            asked
-            for asked in questions(traces, rubric, steps, task)
-            if (asked.trace["trace_id"], PREFIX + asked.name) not in done
+            query
+            for query in questions(traces, rubric, steps, task)
+            if (query.trace["trace_id"], PREFIX + query.name) not in keys
         ]
-        _follow_rules(run, traces, rubric, done)
+        _follow_rules(run, traces, rubric, keys)
         if missing:
             answer = _by_endpoint if config.judge.source == "endpoint" else _by_model
             with Progress(disable=not progress) as bar:
@@ -110,8 +109,8 @@ def planned(source: Run, rubric: Rubric | None, steps: bool, every: bool) -> str
     """How much will be asked, in a sentence."""
     traces = _traces(source, every)
     n = len(traces) * sum(bool(question.ask) for question in (rubric.questions if rubric else ()))
-    wrong = sum(map(_is_wrong, traces)) if steps else 0
-    return f"{len(traces):,} traces: {n:,} answers to the rubric and {wrong:,} false steps are asked for, at most"
+    steps_asked = sum(map(_is_wrong, traces)) if steps else 0
+    return f"{len(traces):,} traces: {n:,} answers to the rubric and {steps_asked:,} false steps are asked for, at most"
 
 
 def _traces(source: Run, every: bool) -> list[dict[str, Any]]:
@@ -132,14 +131,14 @@ def refuse(config: Config, rubric: Rubric | None, steps: bool) -> None:
             "it answers a rubric, or which step is false",
             "Give --rubric FILE, --steps, or both",
         )
-    asked = rubric.questions if rubric else ()
-    asks, seeing = (steps or any(getattr(one, name) for one in asked) for name in ("ask", "clip"))
+    questions_of = rubric.questions if rubric else ()
+    asks, shows = (steps or any(getattr(question, name) for question in questions_of) for name in ("ask", "clip"))
     if asks and config.judge.source == "endpoint":
         Endpoint.of(config.judge)  # an address that is none is refused
     if config.judge.source == "facts" and asks:
         why = "known facts answer no question in words, and which step is false Errors reads from them unasked"
         raise ConfigError("judge.source = 'facts'", why, "Set judge.source to endpoint or answerer, or write patterns")
-    if config.judge.source == "answerer" and seeing:
+    if config.judge.source == "answerer" and shows:
         why = "the local model is asked for yes or no about a text alone, without the clip"
         raise ConfigError(
             "judge.source = 'answerer'",
@@ -148,47 +147,47 @@ def refuse(config: Config, rubric: Rubric | None, steps: bool) -> None:
         )
 
 
-def questions(traces: Iterable[Mapping[str, Any]], rubric: Rubric | None, steps: bool, task: Task) -> Iterator[Asked]:
+def questions(traces: Iterable[Mapping[str, Any]], rubric: Rubric | None, steps: bool, task: Task) -> Iterator[Query]:
     """What has to be asked; which step is false, of well-formed traces whose label is wrong."""
     for row in traces:
         for question in rubric.questions if rubric else ():
             if question.ask:
-                yield Asked(row, question.name, rubric_prompt(task.labels, question.ask, row["text"]), question.clip)
+                yield Query(row, question.name, rubric_prompt(task.labels, question.ask, row["text"]), question.clip)
         if steps and _is_wrong(row):
             cut = [row["text"][piece.start : piece.end] for piece in sentences_of(row["text"], task.grammar)]
             prompt = false_step_prompt(task.labels, row["true_label"], cut)
-            yield Asked(row, FALSE_STEP, prompt, True, len(cut))
+            yield Query(row, FALSE_STEP, prompt, True, len(cut))
 
 
-def answered(asked: Asked, text: str) -> tuple[float, str]:
+def read_answer(query: Query, text: str) -> tuple[float, str]:
     """Value and evidence of an answer; strictly: whatever is not one of the words that were asked for is unclear."""
     words = text.strip()[:_LONGEST]
     word = words.strip(" \t\n.!*\"'`").casefold()
-    if asked.name == FALSE_STEP:
+    if query.name == FALSE_STEP:
         if word == "none":
             return -1.0, "none"
         match = _STEP.fullmatch(word)
-        if match and 1 <= int(match[1]) <= asked.sentences:
+        if match and 1 <= int(match[1]) <= query.sentences:
             return float(match[1]) - 1, match[2]
     elif word in _VALUES:
         return _VALUES[word], word
     return math.nan, "unclear" if word == "unclear" else f"unclear: {words}"
 
 
-def _row(asked: Asked, value: float, evidence: str) -> dict[str, Any]:
-    return {"trace_id": asked.trace["trace_id"], "name": PREFIX + asked.name, "value": value, "evidence": evidence}
+def _row(query: Query, value: float, evidence: str) -> dict[str, Any]:
+    return {"trace_id": query.trace["trace_id"], "name": PREFIX + query.name, "value": value, "evidence": evidence}
 
 
-def _follow_rules(run: Run, traces: list[Mapping[str, Any]], rubric: Rubric | None, done: set) -> None:
+def _follow_rules(run: Run, traces: list[Mapping[str, Any]], rubric: Rubric | None, keys: set) -> None:
     for question in rubric.questions if rubric else ():
-        rows = [row for row in traces if question.pattern and (row["trace_id"], PREFIX + question.name) not in done]
+        rows = [row for row in traces if question.pattern and (row["trace_id"], PREFIX + question.name) not in keys]
         marks = holds(question.pattern, [row["text"] for row in rows]) if rows else []
-        answers = (Asked(row, question.name, "", False) for row in rows)
-        run.append("scores", [_row(one, float(mark), "yes" if mark else "no") for one, mark in zip(answers, marks)])
+        queries = (Query(row, question.name, "", False) for row in rows)
+        run.append("scores", [_row(query, float(mark), "yes" if mark else "no") for query, mark in zip(queries, marks)])
 
 
 def _by_endpoint(
-    run: Run, workbench: Workbench, config: Config, task: Task, missing: list[Asked], advance: Callable[[], None]
+    run: Run, workbench: Workbench, config: Config, task: Task, missing: list[Query], advance: Callable[[], None]
 ) -> None:
     endpoint = Endpoint.of(config.judge, workbench.cache)
     clips = {row.clip_id: row for row in task.manifest.usable().itertuples()}
@@ -196,18 +195,18 @@ def _by_endpoint(
     lacking: list[str] = []
 
     def requests() -> Iterator[Request]:
-        for asked in missing:
+        for query in missing:
             frames = None
-            if asked.clip:
+            if query.clip:
                 try:
-                    clip = clips[asked.trace["clip_id"]]
+                    clip = clips[query.trace["clip_id"]]
                     frames = sampled_frames(clip.path, clip.width, clip.height, config.video)
                 except (VideoError, KeyError) as error:
                     why = error.what if isinstance(error, VideoError) else "its clip is in the manifest no more"
-                    rows.append(_row(asked, math.nan, f"not asked: {why}"[:_LONGEST]))
+                    rows.append(_row(query, math.nan, f"not asked: {why}"[:_LONGEST]))
                     advance()
                     continue
-            yield Request(asked.prompt, frames, max_tokens=config.judge.max_tokens, tag=asked)
+            yield Request(query.prompt, frames, max_tokens=config.judge.max_tokens, tag=query)
 
     def on_done(request: Request, outcome: Outcome) -> None:
         advance()
@@ -216,7 +215,7 @@ def _by_endpoint(
         elif why := unanswered(outcome):
             lacking.append(why)
         else:
-            rows.append(_row(request.tag, *answered(request.tag, after_thinking(outcome.text))))
+            rows.append(_row(request.tag, *read_answer(request.tag, after_thinking(outcome.text))))
         if len(rows) >= _AT_ONCE:
             run.append("scores", rows)
             rows.clear()
@@ -236,7 +235,7 @@ def _by_endpoint(
 
 
 def _by_model(
-    run: Run, workbench: Workbench, config: Config, task: Task, missing: list[Asked], advance: Callable[[], None]
+    run: Run, workbench: Workbench, config: Config, task: Task, missing: list[Query], advance: Callable[[], None]
 ) -> None:
     from deepintuit.vlm import VLM, label_logprobs  # here, so that a server is asked without torch
 
@@ -245,11 +244,11 @@ def _by_model(
     run.note(device=str(vlm.device))
     for start in range(0, len(missing), config.sampling.clips_per_batch):
         part = missing[start : start + config.sampling.clips_per_batch]
-        probs_C_K = label_logprobs(vlm, [None] * len(part), [asked.prompt for asked in part], ANSWERS).softmax(1)
+        probs_C_K = label_logprobs(vlm, [None] * len(part), [query.prompt for query in part], ANSWERS).softmax(1)
         rows = []
-        for asked, probs_K in zip(part, probs_C_K.tolist(), strict=True):
+        for query, probs_K in zip(part, probs_C_K.tolist(), strict=True):
             word = ANSWERS.labels[probs_K.index(max(probs_K))]
-            rows.append(_row(asked, _VALUES.get(word, math.nan), f"{word}: {max(probs_K):.3f} of yes, no and unclear"))
+            rows.append(_row(query, _VALUES.get(word, math.nan), f"{word}: {max(probs_K):.3f} of yes, no and unclear"))
             advance()
         run.append("scores", rows)
 

@@ -181,6 +181,10 @@ class LabelSet:
             raise self._unknown(label, "answer")
         return self.labels.index(canonical)
 
+    def canonical(self, label: str) -> str:
+        """A label as the set spells it, also by an alias. Raises `LabelError` when unknown."""
+        return self.labels[self.index(label)]
+
     def __len__(self) -> int:
         return len(self.labels)
 

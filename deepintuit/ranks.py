@@ -95,7 +95,7 @@ def gather(value: T) -> list[T]:
 def merged(own: Sequence[T]) -> list[T]:
     """Of what each process has for the items of its `share`, the list for all items, in their order."""
     rounds = zip_longest(*gather(list(own)), fillvalue=_NOTHING)
-    return [one for one in chain.from_iterable(rounds) if one is not _NOTHING]
+    return [item for item in chain.from_iterable(rounds) if item is not _NOTHING]
 
 
 def spread(work: Callable[[T], Any], items: Sequence[T]) -> list[Any]:

@@ -1,7 +1,7 @@
 """Rewards of a parsed trace: is the answer right, is the text well formed, is it too long (paper, GRPO).
 
-`score` is DeepIntuit's; `process_score` rewards seeing and reasoning apart (VideoP2R), `dual_score` a quick answer and
-a final one (VideoAuto-R1), and given the latter the former does both.
+`score` is DeepIntuit's; `process_score` rewards perception and reasoning apart (VideoP2R), `dual_score` a quick answer
+and a final one (VideoAuto-R1), and given the latter the former does both.
 
 Pure functions, and no `except`: a malformed trace scores 0 because the rule says so, anything else that is wrong stops
 the run. There is no partial credit and no reward model; who judges an observation is told (`judges`).
@@ -21,7 +21,7 @@ from deepintuit.trace import Malformed, Trace
 class Score:
     """A reward that keeps its evidence. `value` is the weighted sum that the objective sees.
 
-    `accuracy` and `format` are 0 or 1, `overlong` is −1 … 0, `answer` is the label that was read or "none", and
+    `accuracy` and `format` are 0 or 1, `overlong` is −1 … 0, `label` is the one that was read or "none", and
     `reason` is why the text is not a trace ("" when it is one).
     """
 
@@ -29,7 +29,7 @@ class Score:
     accuracy: float
     format: float
     overlong: float
-    answer: str
+    label: str
     reason: str
 
     def numbers(self) -> dict[str, float]:
@@ -112,7 +112,7 @@ def score(
         accuracy=accuracy,
         format=form,
         overlong=overlong,
-        answer=trace.label or NONE_LABEL,
+        label=trace.label or NONE_LABEL,
         reason="" if isinstance(trace, Trace) else str(trace.reason),
     )
 
@@ -135,24 +135,23 @@ def process_score(
     perception_weight: float = 1.0,
     accuracy_weight: float = 1.0,
     format_weight: float = 1.0,
-    answered: Score | None = None,
+    answer_score: Score | None = None,
 ) -> ProcessScore:
-    """Seeing and reasoning rewarded apart (VideoP2R): each earns accuracy, format, and a bonus for a fitting length.
+    """Perception and reasoning rewarded apart (VideoP2R): each by accuracy, format, and a bonus for a fitting length.
 
     Of perception, accuracy is the judge's verdict on the observation alone; of reasoning, the answer's. A text that
     cannot be parsed has no observation to judge: it earns no format on either side and no perception at all [R],
-    whatever `sufficient` says. `perception_weight` 0 is the ablation without a perception reward. `answered`: what the
-    answer, or a quick and a final one, earned, with any penalty for length; it is the reasoning's part [R].
+    whatever `sufficient` says. `perception_weight` 0 is the ablation without a perception reward. `answer_score`: what
+    the answer, or a quick and a final one, earned, with any penalty for length; it is the reasoning's part [R].
     """
-    plain = answered or score(trace, true_label, accuracy_weight=accuracy_weight, format_weight=format_weight)
+    answer = answer_score or score(trace, true_label, accuracy_weight=accuracy_weight, format_weight=format_weight)
     sufficiency = float(sufficient and trace.ok)
-    perception = accuracy_weight * sufficiency + format_weight * plain.format
-    perception += length_bonus(perception_tokens, *perception_target, sufficiency * plain.format, bonus)
-    right = plain.accuracy * plain.format
-    reasoning = plain.value + length_bonus(reasoning_tokens, *reasoning_target, right, bonus)
+    perception = accuracy_weight * sufficiency + format_weight * answer.format
+    perception += length_bonus(perception_tokens, *perception_target, sufficiency * answer.format, bonus)
     perception *= perception_weight
-    whole = vars(replace(plain, value=perception + reasoning))
-    return ProcessScore(**whole, sufficient=sufficiency, perception=perception, reasoning=reasoning)
+    reasoning = answer.value + length_bonus(reasoning_tokens, *reasoning_target, answer.accuracy * answer.format, bonus)
+    fields = vars(replace(answer, value=perception + reasoning))
+    return ProcessScore(**fields, sufficient=sufficiency, perception=perception, reasoning=reasoning)
 
 
 def dual_score(
@@ -163,16 +162,16 @@ def dual_score(
     final_weight: float = 1.1,
     accuracy_weight: float = 1.0,
     fallback_bonus: float = 0.3,
-    **plainly: float,
+    **settings: float,
 ) -> DualScore:
     """A quick answer and a final one (VideoAuto-R1): 0.9·R(a1) + 1.1·R(a2) + 1.0·format, and 0.3 more when a1 is the
-    fallback and a2 is right. `accuracy_weight` is of both answers; `plainly` are `score`'s other weights and lengths.
+    fallback and a2 is right. `accuracy_weight` is of both answers; `settings` are `score`'s other weights and lengths.
 
     Reasoning must pay for itself, so the final answer weighs more; putting off pays only when it ends well. Of a text
     that cannot be parsed only a final answer beyond doubt counts.
     """
-    plain = score(trace, true_label, accuracy_weight=accuracy_weight * final_weight, **plainly)
+    final = score(trace, true_label, accuracy_weight=accuracy_weight * final_weight, **settings)
     quick = float(trace.ok and trace.quick is not None and normalise(trace.quick) == normalise(true_label))
     put_off = float(trace.ok and trace.quick is None)
-    value = plain.value + accuracy_weight * quick_weight * quick + fallback_bonus * put_off * plain.accuracy
-    return DualScore(**vars(replace(plain, value=value)), quick=quick, put_off=put_off)
+    value = final.value + accuracy_weight * quick_weight * quick + fallback_bonus * put_off * final.accuracy
+    return DualScore(**vars(replace(final, value=value)), quick=quick, put_off=put_off)

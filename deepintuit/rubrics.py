@@ -80,8 +80,8 @@ class Rubric:
             raise _refusal(path, text, "name", "its name is a text of 1 to 80 characters", 'Write name = "…"')
         questions: list[RubricQuestion] = []
         for number, table in enumerate(tables):
-            if wrong := _fault(table, [question.name for question in questions]):
-                raise _refusal(path, text, *wrong, number=number)
+            if fault := _fault(table, [question.name for question in questions]):
+                raise _refusal(path, text, *fault, number=number)
             questions.append(RubricQuestion(**table))
         return cls(name.strip(), tuple(questions))
 

@@ -22,7 +22,7 @@ from deepintuit.config import Config
 from deepintuit.errors import ConfigError, DataError, ModelError
 from deepintuit.plan import fitted
 from deepintuit.reasoner import LocalReasoner, Task, asked, card, identity, tell
-from deepintuit.reasoner.local import Known
+from deepintuit.reasoner.local import EncodedClips
 from deepintuit.runs import Run, Workbench
 from deepintuit.schedule import Schedule
 from deepintuit.vlm import VLM, Example
@@ -49,10 +49,10 @@ class Stage:
     def task(self) -> Task:
         return self.reasoner.task
 
-    def readable(self, *splits: str) -> Known:
+    def readable(self, *splits: str) -> EncodedClips:
         """The clips of these splits that can be read; the others go to the run's summary. DataError for none."""
         clips = [clip for split in splits for clip in self.task.clips(split)]
-        return refuse_none(self.reasoner.known(clips), *splits)
+        return refuse_none(self.reasoner.readable(clips), *splits)
 
     def announce(self, planned: Schedule, more: str = "") -> None:
         """Says how many updates will be made and at which rates."""
@@ -112,9 +112,10 @@ def perform(
             f"Start `torchrun --nproc-per-node {torch.cuda.device_count()} -m deepintuit.cli {stage} …`, or set "
             "CUDA_VISIBLE_DEVICES=0, or the number of the one to use",
         )
-    described, about = {**identity(workbench.path, config, sections), **inputs}, {"parent": start, "name": name}
-    about |= {"seed": config.seed, "dataset": config.clips.dataset, "together": True}
-    run, progress = workbench.start_run(stage, described, **about), progress and ranks.leads()
+    settings = {**identity(workbench.path, config, sections), **inputs}
+    keys = {"parent": start, "name": name, "seed": config.seed, "dataset": config.clips.dataset}
+    run = workbench.start_run(stage, settings, **keys, together=True)  # all processes write this one
+    progress = progress and ranks.leads()
     if not run.finished:
         with run:
             _refuse_other_count(run, config)

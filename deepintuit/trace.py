@@ -1,11 +1,11 @@
 r"""The grammars of a reasoning trace, and the one parser: text in, a `Trace` or a `Malformed` with its reason out.
 
 A grammar is data: segments in order, each between its own open and close mark; they are those of DeepIntuit, VideoP2R
-and VideoAuto-R1, and the last two in one. A text is well formed when every segment occurs once, in order, none inside
-another, none empty, with only white space around them, and every answer names a label. Rewards, metrics and the app all
-count the same `Reason`s.
+and VideoAuto-R1, and a fourth that joins the latter two. A text is well formed when every segment occurs once, in
+order, none inside another, none empty, with only white space around them, and every answer names a label. Rewards,
+metrics and the app all count the same `Reason`s.
 
-Nothing is repaired. A malformed text stays malformed; what can still be read of its answer is kept apart.
+Nothing is repaired. A malformed text stays malformed; where its answer can still be read, `Malformed.label` has it.
 Run it:  python -c "from deepintuit.trace import render; print(render('think-answer', think='A cat.', answer='normal'))"
 """
 
@@ -272,17 +272,17 @@ def _read_segments(text: str, grammar: Grammar) -> tuple[_Fault | None, dict[str
         return (Reason.EMPTY, "nothing was written"), {}
     fault, blocks = _blocks(text, grammar)
     expected = [segment.open for segment in grammar.segments]
-    marks = [mark for mark, _, _ in blocks]
+    marks = [mark for mark, _, _ in blocks]  # the opening ones, in the order in which they came
     # A stray word outside matters less than a segment that is not there, but a broken tag matters more.
     if fault and fault[0] is not Reason.TEXT_OUTSIDE:
         return fault, {}
-    lacking, surplus = Counter(expected) - Counter(marks), Counter(marks) - Counter(expected)
+    missing, surplus = Counter(expected) - Counter(marks), Counter(marks) - Counter(expected)
     if surplus:
         return (Reason.REPEATED_SEGMENT, f"{next(iter(surplus))} occurs too often"), {}
-    if grammar.answer.open in lacking:
+    if grammar.answer.open in missing:
         return (Reason.NO_ANSWER, f"{grammar.answer.open} … {grammar.answer.close} is missing"), {}
-    if lacking:
-        return (Reason.MISSING_SEGMENT, f"{next(iter(lacking))} is missing"), {}
+    if missing:
+        return (Reason.MISSING_SEGMENT, f"{next(iter(missing))} is missing"), {}
     if marks != expected:
         return (Reason.WRONG_ORDER, f"{' '.join(marks)} instead of {' '.join(expected)}"), {}
     if fault:
@@ -294,6 +294,29 @@ def _read_segments(text: str, grammar: Grammar) -> tuple[_Fault | None, dict[str
             return (reason, f"{segment.name} is empty"), {}
         spans[segment.name] = (start, end)
     return None, spans
+
+
+def _blocks(text: str, grammar: Grammar) -> tuple[_Fault | None, list[tuple[str, int, int]]]:
+    """The closed segments of a text (open mark, inner start, inner end), left to right, up to the first broken mark."""
+    marks_of = {segment.name: (segment.open, segment.close) for segment in grammar.segments}
+    any_mark = re.compile("|".join(map(re.escape, grammar.marks)))
+    outside: _Fault | None = None
+    blocks: list[tuple[str, int, int]] = []
+    for piece in pieces(text, grammar):
+        strange = any_mark.search(text, piece.start, piece.end)
+        if piece.name is None:
+            if strange:
+                return (Reason.UNCLOSED_TAG, f"{strange.group()} closes what was never opened"), blocks
+            stray = text[piece.start : piece.end].strip()
+            outside = outside or (Reason.TEXT_OUTSIDE, f"{stray[:40]!r} stands outside every segment")
+            continue
+        open_mark, close = marks_of[piece.name]
+        if piece.open:
+            return (Reason.UNCLOSED_TAG, f"{open_mark} is never closed"), blocks
+        if strange:
+            return (Reason.NESTED_TAG, f"{strange.group()} stands between {open_mark} and {close}"), blocks
+        blocks.append((open_mark, piece.start, piece.end))
+    return outside, blocks
 
 
 class Piece(NamedTuple):
@@ -339,37 +362,14 @@ def sentences_of(text: str, grammar: Grammar | str) -> list[Piece]:
     return [Piece(piece.name, *span) for piece in cut for span in sentences(text, piece.start, piece.end)]
 
 
-def _blocks(text: str, grammar: Grammar) -> tuple[_Fault | None, list[tuple[str, int, int]]]:
-    """The closed segments of a text (open mark, inner start, inner end), left to right, up to the first broken mark."""
-    marks_of = {segment.name: (segment.open, segment.close) for segment in grammar.segments}
-    any_mark = re.compile("|".join(map(re.escape, grammar.marks)))
-    outside: _Fault | None = None
-    blocks: list[tuple[str, int, int]] = []
-    for piece in pieces(text, grammar):
-        strange = any_mark.search(text, piece.start, piece.end)
-        if piece.name is None:
-            if strange:
-                return (Reason.UNCLOSED_TAG, f"{strange.group()} closes what was never opened"), blocks
-            stray = text[piece.start : piece.end].strip()
-            outside = outside or (Reason.TEXT_OUTSIDE, f"{stray[:40]!r} stands outside every segment")
-            continue
-        open_mark, close = marks_of[piece.name]
-        if piece.open:
-            return (Reason.UNCLOSED_TAG, f"{open_mark} is never closed"), blocks
-        if strange:
-            return (Reason.NESTED_TAG, f"{strange.group()} stands between {open_mark} and {close}"), blocks
-        blocks.append((open_mark, piece.start, piece.end))
-    return outside, blocks
-
-
 def _answer_beyond_doubt(text: str, grammar: Grammar, labels: LabelSet) -> str | None:
     count = sum(segment.role == "answer" for segment in grammar.segments)
-    mark = grammar.answer
+    mark, close = grammar.answer.open, grammar.answer.close
     answers = []
-    position = text.find(mark.open)
-    while position >= 0 and (end := text.find(mark.close, position)) >= 0:
-        answers.append(text[position + len(mark.open) : end])
-        position = text.find(mark.open, end)
+    position = text.find(mark)
+    while position >= 0 and (end := text.find(close, position)) >= 0:
+        answers.append(text[position + len(mark) : end])
+        position = text.find(mark, end)
     return labels.resolve(answers[-1]) if len(answers) == count else None
 
 

@@ -225,7 +225,7 @@ def _encode(workbench: Workbench, settings: Config, *, progress: bool) -> None:
         task = Task(workbench.path, settings)
         reasoner = LocalReasoner(VLM.load(settings.model, settings.video, cache=workbench.cache), task)
         for split in ("grpo", "calibration", "validation", "test"):
-            reasoner.known(task.clips(split))
+            reasoner.readable(task.clips(split))
 
 
 @dataclass(frozen=True)

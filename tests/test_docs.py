@@ -270,16 +270,16 @@ def code_lines(path: Path) -> int:
 
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
-    "deepintuit": 12_926,
+    "deepintuit": 12_925,
     "deepintuit_analysis": 7_672,
-    "deepintuit_app": 7_034,
-    "deepintuit_clips": 2_585,
+    "deepintuit_app": 7_040,
+    "deepintuit_clips": 2_588,
     "deepintuit_homecam": 2_246,
 }
-MOST_IN_ALL = 32_463
+MOST_IN_ALL = 32_471
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
-MOST_TO_READ = 1_960
+MOST_TO_READ = 1_952
 
 
 def test_rooms_stay_within_their_lines(record_property):

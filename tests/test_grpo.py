@@ -273,7 +273,7 @@ def test_the_check_before_says_when_there_is_nothing_to_learn(bench, cold):
         vlm = VLM.load(config.model, config.video, checkpoint=start, cache=bench.workbench.cache)
         reasoner = LocalReasoner(vlm, Task(bench.path, config))
         clips = reasoner.task.clips("grpo")[:6]
-        found = prefilter.Diagnostics.of(prefilter.sampled(reasoner, clips, 4, config.grpo), clips)
+        found = prefilter.Diagnostics.of(prefilter.sample_groups(reasoner, clips, 4, config.grpo), clips)
         assert found.traces == 24 and found.hopeless == hopeless
         assert ("nothing to learn from" in found.sentence()) == hopeless
 

@@ -215,7 +215,7 @@ def test_a_judge_who_sees_the_clip_names_the_false_step_and_errors_marks_it(benc
     ],
 )
 def test_a_false_step_is_a_number_of_a_sentence_and_a_kind(words, value, evidence):
-    found = judge.answered(judge.Asked({}, "false-step", "", True, 3), words)
+    found = judge.read_answer(judge.Query({}, "false-step", "", True, 3), words)
     assert found[1] == evidence and (found[0] == value or value is None and math.isnan(found[0]))
 
 

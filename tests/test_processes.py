@@ -222,10 +222,12 @@ def test_a_quick_answer_before_an_observation_is_reasonings_and_the_gate_ends_it
     assert [s.perception for s in group.scores] == [2, 1]
     assert [s.reasoning for s in group.scores] == pytest.approx([1.1 + 1.0 + 0.3, 0.9 + 1.1 + 1.0])
     up = 0.5 / 0.5**0.5
-    for sign, seeing_T, advantage_T in zip((1, -1), group.seeing_T, trainer.scorer.advantages(group)):
-        assert seeing_T[0] == 0 and advantage_T == pytest.approx(np.where(seeing_T, sign * up, -sign * up), abs=1e-5)
-    ids, seeing_T = group.samples[1].token_ids, group.seeing_T[1]
-    told = trainer.vlm.tokenizer.decode([number for number, mark in zip(ids, seeing_T) if mark])
+    for sign, perception_T, advantage_T in zip((1, -1), group.perception_T, trainer.scorer.advantages(group)):
+        assert perception_T[0] == 0 and advantage_T == pytest.approx(
+            np.where(perception_T, sign * up, -sign * up), abs=1e-5
+        )
+    ids, perception_T = group.samples[1].token_ids, group.perception_T[1]
+    told = trainer.vlm.tokenizer.decode([number for number, mark in zip(ids, perception_T) if mark])
     assert told.startswith("<observation>A cat.</observation>")
     gate = Gate(GRAMMARS[grammar].quick)
     assert gate.read(ids, np.full(len(ids), -0.5), trainer.vlm.tokenizer) == (

@@ -60,7 +60,7 @@ def test_a_broken_form_earns_no_form_and_a_clear_answer_still_counts(text, accur
 
 def test_unknown_label_scores_zero_and_says_why():
     found = score(read("<think>a</think><answer>dog</answer>"), "abnormal")
-    assert (found.value, found.answer, found.reason) == (0.0, "none", "unknown_label")
+    assert (found.value, found.label, found.reason) == (0.0, "none", "unknown_label")
 
 
 @pytest.mark.parametrize("label", ["", " ", "none", "None."])
@@ -100,7 +100,7 @@ def test_a_score_is_the_weighted_sum_and_keeps_its_evidence():
     found = score(RIGHT, "abnormal", **weights, **lengths)
     assert found.value == pytest.approx(2.0 + 0.5 - 0.5)
     assert (found.accuracy, found.format, found.overlong) == (1.0, 1.0, -0.5)
-    assert (found.answer, found.reason) == ("abnormal", "")
+    assert (found.label, found.reason) == ("abnormal", "")
 
 
 @given(st.text())
@@ -241,7 +241,7 @@ def test_a_quick_answer_before_an_observation_earns_both_ways(quick, final, suff
     trace = parse(text, "answer-observation-think-answer", LABELS)
     found = process_score(
         trace, "abnormal", sufficient=sufficient, perception_tokens=200, reasoning_tokens=400,
-        answered=dual_score(trace, "abnormal"),
+        answer_score=dual_score(trace, "abnormal"),
     )  # fmt: skip
     assert (found.perception, found.reasoning) == pytest.approx((perception, reasoning))
     assert found.value == pytest.approx(perception + reasoning)

@@ -131,7 +131,7 @@ def test_a_calibrator_at_the_server_is_shown_the_video_of_a_control(bench, calib
     settings = bench.settings(*server.sets, "server.calibrator=calibrator")
     task, traces = Task(bench.path, settings), [None, None]
     vlm = VLM.load(settings.model, settings.video, checkpoint=calibrated.checkpoint)
-    known = LocalReasoner(vlm, task).known(task.clips("test")[:2])
+    known = LocalReasoner(vlm, task).readable(task.clips("test")[:2])
     swapped, scores = known.shown([(0, 1), (1, 0)])[:], ServedScores(settings.server, vlm)
     mine, theirs = (likelihood_scores(model, task, swapped, traces, 2).logits_C_K for model in (vlm, scores))
     assert np.abs(mine - theirs).max() < 1e-3

@@ -15,7 +15,7 @@ from deepintuit import calibrate, cli, coldstart, evaluate, grpo, schedule
 from deepintuit.config import GRAMMAR_NAMES, TRACKERS, Config, GrpoConfig, VideoConfig, load
 from deepintuit.errors import ConfigError
 from deepintuit.grpo import prefilter
-from deepintuit.grpo.round import Scorer, apart
+from deepintuit.grpo.round import Scorer, splits_rewards
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.judges import Verdict
 from deepintuit.reasoner import LocalReasoner, Task
@@ -111,11 +111,13 @@ def decided(parts, config: Config) -> dict:
         return found
 
     reasoner.groups = groups
-    clips = prefilter.chosen(reasoner, parts.clips, config.grpo, parts.run, progress=False)
-    judge = (lambda asked: [Verdict("Seen" in one.observation, "") for one in asked]) if apart(config) else None
+    clips = prefilter.choose(reasoner, parts.clips, config.grpo, parts.run, progress=False)
+    answer = lambda asked: [Verdict("Seen" in one.observation, "") for one in asked]  # noqa: E731
+    judge = answer if splits_rewards(config) else None
     trainer = Trainer(Scorer(reasoner, config, judge), clips, config, parts.run, progress=False)
     rewards = []
     trainer._store = lambda groups, *_: rewards.extend(score.value for group in groups for score in group.scores)
+    trainer._log_round = lambda *_: None
     drawn = [{"clip": i} for i in list(range(len(clips)))[-3:] for _ in range(config.grpo.group)]
     batch = trainer._generate_and_score_completions(drawn)
     told = {k: v for k, v in trainer.args.to_dict().items() if not k.endswith("_dir") and k != "run_name"}

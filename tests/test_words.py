@@ -23,11 +23,11 @@ NO_NOUNS = frozenset(
 )
 # How many of a thousand names of values in a room may be such ones.
 MOST_NO_NOUNS = {
-    "deepintuit": 6,
-    "deepintuit_analysis": 5,
-    "deepintuit_app": 12,
-    "deepintuit_clips": 8,
-    "deepintuit_homecam": 3,
+    "deepintuit": 2,
+    "deepintuit_analysis": 2,
+    "deepintuit_app": 2,
+    "deepintuit_clips": 2,
+    "deepintuit_homecam": 2,
 }
 PROSE = [
     path

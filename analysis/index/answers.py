@@ -214,18 +214,18 @@ def parts_of(values_C: pd.Series, bins: int = 4) -> list[Part]:
     is in exactly one part."""
     if pd.api.types.is_float_dtype(values_C):
         values_C = values_C.round(4)  # a rate of 5.0000001 is no other rate than 5
-    known = values_C.notna().to_numpy()
+    has_value = values_C.notna().to_numpy()
     numeric = _numeric(values_C.dropna())
-    counts = values_C[known].value_counts()
+    counts = values_C[has_value].value_counts()
     if numeric and len(counts) > _FEW_NUMBERS:
-        parts = _quantile_parts(values_C.astype(float).to_numpy(), known, bins)
+        parts = _quantile_parts(values_C.astype(float).to_numpy(), has_value, bins)
     else:
         names = sorted(counts.index, key=lambda value: value if numeric else (-counts[value], str(value)))
         place_C = pd.Index(names).get_indexer(values_C)
         parts = [Part(_shown(value), place_C == k) for k, value in enumerate(names[:_MOST_VALUES])]
         if len(names) > _MOST_VALUES:
             parts.append(Part(f"others ({len(names) - _MOST_VALUES} values)", place_C >= _MOST_VALUES))
-    return [*parts, Part("not known", ~known)] if not known.all() else parts
+    return [*parts, Part("not known", ~has_value)] if not has_value.all() else parts
 
 
 def _quantile_parts(values_C: np.ndarray, known_C: np.ndarray, bins: int) -> list[Part]:

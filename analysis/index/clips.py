@@ -143,9 +143,9 @@ def attributed(workbench: Workbench, trace_id: str) -> list[dict[str, Any]]:
 
 def calibrator_of(workbench: Workbench, run_id: str) -> str | None:
     """The calibrator that read a run's traces, or else the newest of the reasoner that wrote them."""
-    found = workbench.query("SELECT config->>'$.calibrator' AS it FROM runs WHERE run_id = ?", [run_id])
-    if len(found) and isinstance(found["it"][0], str):
-        return found["it"][0]
+    rows = workbench.query("SELECT config->>'$.calibrator' AS it FROM runs WHERE run_id = ?", [run_id])
+    if len(rows) and isinstance(rows["it"][0], str):
+        return rows["it"][0]
     return next((row["calibrator"] for row in reasoners(workbench) if row["run_id"] == run_id), None)
 
 

@@ -169,13 +169,13 @@ def results_of(
 def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig | None = None) -> Story:
     """All that a card tells, as `tabulate`."""
     table = tabulate(workbench, run_ids, config)
-    spoken, dataset = headline(table.rows, table.config.method), table.dataset
+    leader, dataset = headline(table.rows, table.config.method), table.dataset
     runs = _with_ancestors(workbench, table.runs)
     ids = [about["run_id"] for about in runs]
     logged = {run_id: workbench.run(run_id).read("steps", ["step", "name", "value"]) for run_id in ids}
     return Story(
         table.rows,
-        spoken,
+        leader,
         table.labels,
         table.config.confidence,
         runs,
@@ -194,15 +194,15 @@ def gather(workbench: Workbench, run_ids: Sequence[str], config: EvaluateConfig 
                            WHERE run_id IN (SELECT unnest(?)) ORDER BY run_id, stage, n DESC, reason""",
             [ids],
         ),
-        _examples(workbench, table.predictions, spoken),
+        _examples(workbench, table.predictions, leader),
         {run_id: steps for run_id, steps in logged.items() if len(steps)},
-        _quick(workbench, table, spoken),
-        class_gains(stages_of(table.rows, spoken)),
+        _quick(workbench, table, leader),
+        class_gains(stages_of(table.rows, leader)),
         sampled(workbench, table),
-        _worst(workbench, table, spoken),
-        _why(workbench, table, spoken),
+        _worst(workbench, table, leader),
+        _why(workbench, table, leader),
         rubric_results(workbench, table.rows),
-        judge_agreements(workbench, spoken) if spoken else [],
+        judge_agreements(workbench, leader) if leader else [],
         grounding(workbench, table.rows),
     )
 
@@ -216,18 +216,18 @@ def sampled(workbench: Workbench, table: Table) -> list[Sampled]:
         names = ["trace_id", "clip_id", "sample", "temperature", "provisional", "true_label"]
         traces = workbench.run(about["run_id"]).read("traces", names)
         row = next((raw[trace] for trace in traces["trace_id"] if trace in raw), None)
-        drawn = traces[traces["sample"] > 0].assign(right=lambda rows: rows["provisional"] == rows["true_label"])
+        samples = traces[traces["sample"] > 0].assign(right=lambda rows: rows["provisional"] == rows["true_label"])
         teacher = about["parent"] and workbench.run(about["parent"]).stage == "teach"
-        if row is None or teacher or drawn["sample"].nunique() < 2:
+        if row is None or teacher or samples["sample"].nunique() < 2:
             continue
-        right = drawn.pivot(index="clip_id", columns="sample", values="right").reindex(row.frame.index)
+        right = samples.pivot(index="clip_id", columns="sample", values="right").reindex(row.frame.index)
         if right.isna().any(axis=None):
             continue
         right_C_G = right.to_numpy(bool)
         counts = [k for k in PASSES if k <= right_C_G.shape[1]]
         means = row.means(np.stack([row.right_C, *(pass_at_k(right_C_G, k) for k in counts)], 1))
         passes = dict(zip(counts, means[1:], strict=True))
-        systems.append(Sampled(row.system, *right_C_G.shape, float(drawn["temperature"].iloc[0]), means[0], passes))
+        systems.append(Sampled(row.system, *right_C_G.shape, float(samples["temperature"].iloc[0]), means[0], passes))
     return systems
 
 
@@ -241,7 +241,7 @@ def worst_slices(
     if row is None:
         raise StoreError(
             f"{run_id!r} has no answers by {' / '.join(filter(None, (system, method))) or 'any system'}",
-            f"it has {', '.join(f'{one.system} / {one.method}' for one in rows) or 'none'}",
+            f"it has {', '.join(f'{result.system} / {result.method}' for result in rows) or 'none'}",
             "Name one that it has",
         )
     return worst_of(row, parts_of(workbench, run_id, row), level)
@@ -253,11 +253,11 @@ def _run_of(table: Table, row: Result) -> str:
 
 
 def _why(workbench: Workbench, table: Table, row: Result | None) -> list[Why]:
-    raw = next((one for one in table.rows if row and one.key == (row.system, "raw", "none")), None)
+    raw = next((result for result in table.rows if row and result.key == (row.system, "raw", "none")), None)
     if raw is None:
         return []
-    wrong = raw.frame.loc[~raw.right_C, "trace_id"].dropna()
-    return why_wrong(first_false_steps(workbench, _run_of(table, raw), wrong), raw)
+    trace_ids = raw.frame.loc[~raw.right_C, "trace_id"].dropna()
+    return why_wrong(first_false_steps(workbench, _run_of(table, raw), trace_ids), raw)
 
 
 def _worst(workbench: Workbench, table: Table, row: Result | None) -> WorstSlices | None:

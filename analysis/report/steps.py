@@ -77,18 +77,18 @@ def first_false_steps(workbench: Workbench, run_id: str, trace_ids: Sequence[str
         {"run": run_id, "ids": list(trace_ids), "step": FALSE_STEP},
     )
     facts, grammar = _facts(workbench, run_id, rows["clip_id"]), GRAMMARS[grammar_of(workbench, run_id)]
-    found = {}
+    steps = {}
     for row in rows.itertuples(index=False):
         if isinstance(row.reason, str):
-            found[row.trace_id] = FalseStep("malformed", 0, 0, "form")
+            steps[row.trace_id] = FalseStep("malformed", 0, 0, "form")
         elif row.clip_id in facts:
-            found[row.trace_id] = _by_facts(row.text, grammar, isinstance(row.argued, str), *facts[row.clip_id])
+            steps[row.trace_id] = _by_facts(row.text, grammar, isinstance(row.argued, str), *facts[row.clip_id])
         elif row.mistake == "none":
-            found[row.trace_id] = FalseStep("none", 0, 0, "judge")
+            steps[row.trace_id] = FalseStep("none", 0, 0, "judge")
         elif row.mistake in KINDS:
             piece = sentences_of(row.text, grammar)[int(row.sentence)]
-            found[row.trace_id] = FalseStep(row.mistake, piece.start, piece.end, "judge")
-    return pd.DataFrame(list(found.values()), index=list(found), columns=FalseStep._fields)
+            steps[row.trace_id] = FalseStep(row.mistake, piece.start, piece.end, "judge")
+    return pd.DataFrame(list(steps.values()), index=list(steps), columns=FalseStep._fields)
 
 
 def false_step(steps: pd.DataFrame, trace_id: str) -> FalseStep | None:
@@ -103,7 +103,7 @@ def _facts(workbench: Workbench, run_id: str, clip_ids: pd.Series) -> dict[str, 
                coalesce((SELECT dataset FROM runs WHERE run_id = $run), dataset)""",
         {"run": run_id, "ids": clip_ids.unique().tolist()},
     )
-    known = {}
+    facts_of = {}
     for clip_id, notes in zip(clips["clip_id"], clips["notes"] if "notes" in clips else ()):
         for note in notes if hasattr(notes, "__len__") else ():
             if note["name"] == "facts" and note["value"]:
@@ -112,8 +112,8 @@ def _facts(workbench: Workbench, run_id: str, clip_ids: pd.Series) -> dict[str, 
                 except ValueError:
                     continue  # a note of somebody else
                 if hasattr(world, "steps"):
-                    known[clip_id] = world, facts
-    return known
+                    facts_of[clip_id] = world, facts
+    return facts_of
 
 
 def _by_facts(text: str, grammar: Grammar, argued: bool, world: worlds.World, facts: object) -> FalseStep:

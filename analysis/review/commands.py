@@ -179,15 +179,15 @@ def open_task(
     pairs = parse_qs(urlsplit(query).query or query.lstrip("?"))
     filters = TraceFilter.from_query({key: values[0] for key, values in pairs.items()})
     labels, questions = list(labels) or labels_of(workbench, filters), questions or QUESTIONS[:4]
-    known = known_items(workbench, filters, gold, labels if "label" in questions else [])
+    gold_items = known_items(workbench, filters, gold, labels if "label" in questions else [])
     settings |= {"guidelines": _text(guidelines) if guidelines else "", "questions": questions}
-    task = task_of(workbench, name, filters, gold=known, labels=labels, **settings)
+    task = task_of(workbench, name, filters, gold=gold_items, labels=labels, **settings)
     if not dry:
         with EventLog(workbench.reviews) as log:
             Reviews(log).open(task, by)
     asks = ", ".join(task.questions)
     verb = "would hold" if dry else "holds"
-    _say(console, f"The task {name!r} {verb} {len(task.items)} traces, {len(known)} of them gold; it asks {asks}.")
+    _say(console, f"The task {name!r} {verb} {len(task.items)} traces, {len(gold_items)} of them gold; it asks {asks}.")
 
 
 def report(workbench: Workbench, console: Console, dataset: str | None, tasks: Sequence[str], split: str) -> None:
@@ -206,11 +206,11 @@ def report(workbench: Workbench, console: Console, dataset: str | None, tasks: S
             matrix, _, _ = rating_matrix(reviews.ratings(name), task.labels)
             _agreement(console, "Between people", agreement(matrix, task.labels))
             _weighed(console, quality.weighed(reviews, name))
-        if "spans" in task.questions and (found := span_agreement(reviews.ratings(name, "spans"))):
+        if "spans" in task.questions and (spans := span_agreement(reviews.ratings(name, "spans"))):
             _say(
                 console,
-                f"Spans of time between people, {found.pairs} pairs on {found.items} traces: F1 at IoU 0.5 "
-                f"{_span(found.f1)}, IoU {_span(found.iou)}",
+                f"Spans of time between people, {spans.pairs} pairs on {spans.items} traces: F1 at IoU 0.5 "
+                f"{_span(spans.f1)}, IoU {_span(spans.iou)}",
             )
         for kind, rows in quality.model_against_people(reviews, workbench, name).items():
             _agreement(console, f"The model ({kind}) against people", rows)

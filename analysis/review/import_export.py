@@ -84,8 +84,8 @@ def load(content: bytes, form: str, places: Mapping[str, tuple[str, float]] | No
         elif form == "cvat":
             marks = spans.from_cvat(content, places or {})
             records = [
-                {"trace_id": item, "reviewer": reviewer, "kind": _MARKED, "spans": found}
-                for (item, reviewer), found in marks.items()
+                {"trace_id": item, "reviewer": reviewer, "kind": _MARKED, "spans": span_list}
+                for (item, reviewer), span_list in marks.items()
             ]
         elif _known(form) == "jsonl":
             records = (parse_json(line, unique=True) for line in decoded(content).split("\n") if line.strip())
@@ -215,11 +215,11 @@ def bring_in(
             repeats += 1
         else:
             clashes.append((str(event.item), event.reviewer))
-    asked = [question for question in task.questions if question in ("label", "verdict")]
-    if asked and marked & {event.id for event in additions.values()}:
+    names = [question for question in task.questions if question in ("label", "verdict")]
+    if names and marked & {event.id for event in additions.values()}:
         raise DataError(
             f"spans of CVAT for the task {name!r}",
-            f"it asks for the {' and the '.join(asked)} too, of which CVAT's files say nothing",
+            f"it asks for the {' and the '.join(names)} too, of which CVAT's files say nothing",
             "Bring them into a task that asks for spans alone",
         )
     for event in () if dry else sorted(additions.values(), key=_said_at):

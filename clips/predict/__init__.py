@@ -169,8 +169,8 @@ class Predictor:
         part = ranks.Shard.of(shard)
         rules = self.rules(threshold, risk, false_alarms)
         inputs = [paths] if isinstance(paths, str | os.PathLike) else [*paths]
-        how = {"name": name, "path_column": path_column, "videos": videos, "progress": progress}
-        clips = ranks.first(lambda: self.find(inputs, **how))
+        options = {"name": name, "path_column": path_column, "videos": videos, "progress": progress}
+        clips = ranks.first(lambda: self.find(inputs, **options))
         run = self.run(clips, progress=progress, shard=part)
         return pa.concat_tables(self.answers(run, clips.of(part), rules).tables()).to_pandas()
 
@@ -279,8 +279,8 @@ class Predictor:
             self._borrow(run, self._prompts(task, own))
             return run.stored("predictions")
 
-        done = ranks.first(answered)
-        missing = task.unlabelled(c for c in own.readable if c not in done and c not in unreadable)
+        clip_ids = ranks.first(answered)
+        missing = task.unlabelled(c for c in own.readable if c not in clip_ids and c not in unreadable)
         if missing:
             local = self.reasoner_for(task, run, progress)
             run.note(device=str(local.vlm.device), settings=config.to_dict(), departs=self.departs)
@@ -291,9 +291,9 @@ class Predictor:
                 if rows:
                     run.append("traces", rows)
                     run.append("predictions", predictions)  # one part: what is in it is answered
-                unreadable |= {clip_id: str(found.error.reason) for clip_id, found in local.unreadable.items()}
-        for one in ranks.gather(dict(unreadable)):
-            unreadable |= one
+                unreadable |= {clip_id: str(lost.error.reason) for clip_id, lost in local.unreadable.items()}
+        for causes in ranks.gather(dict(unreadable)):
+            unreadable |= causes
         run.settle()
         if run.shard:
             last = run.last("predictions", clips.readable, unreadable)
@@ -337,8 +337,8 @@ class Predictor:
 
     def answers(self, run: Run, clips: Clips, rules: Rules, unreadable: dict[str, str] | None = None) -> Answers:
         """The table of a run's answers to these clips, told by `rules`; `unreadable` of a run that is not finished."""
-        said = _unreadable(run) if unreadable is None else unreadable
-        refused = {**{clip_id: (reason, None) for clip_id, reason in said.items()}, **clips.refused}
+        causes = _unreadable(run) if unreadable is None else unreadable
+        refused = {**{clip_id: (reason, None) for clip_id, reason in causes.items()}, **clips.refused}
         return Answers(run, clips.given, clips.clip_of, refused, rules)
 
     def _former(self, dataset: str) -> Manifest | None:
@@ -410,17 +410,18 @@ def _made(run: Run) -> tuple:
 def _stored(run: Run, clip_ids: set[str], prompts: dict[str, str]) -> Iterator[tuple[list[dict], list[dict]]]:
     """The answers of a run to clips that are wanted, with the prompt that is asked now, a part of its
     traces at a time."""
-    said: dict[str, list[dict]] = {}
+    answers_of: dict[str, list[dict]] = {}
     for row in run.table("predictions").to_pylist():
-        said.setdefault(row["clip_id"], []).append(row)
+        answers_of.setdefault(row["clip_id"], []).append(row)
+    clip_ids = clip_ids & answers_of.keys()
     ids: set[str] = set()
     for _, path in parts(run.path, "traces"):
         rows = read_part(path).to_pylist()
-        fits = [r for r in rows if r["clip_id"] in clip_ids & said.keys() and r["prompt_hash"] == prompts[r["clip_id"]]]
+        fits = [r for r in rows if r["clip_id"] in clip_ids and r["prompt_hash"] == prompts[r["clip_id"]]]
         fits = [row for row in fits if row["clip_id"] not in ids]
         ids |= {row["clip_id"] for row in fits}
         if fits:
-            yield fits, [row_ for row in fits for row_ in said[row["clip_id"]]]
+            yield fits, [row_ for row in fits for row_ in answers_of[row["clip_id"]]]
 
 
 def _digest(prompts: dict[str, str]) -> str:
@@ -439,10 +440,12 @@ def _system(workbench: Workbench, system: str, server: str) -> tuple[Run | None,
     reasoner = None if calibrator else reasoner_run(workbench, system)
     if calibrator and run.parent:
         reasoner = workbench.run(run.parent)
-    for one in filter(None, (reasoner, calibrator)):
-        if not one.finished:
+    for part in filter(None, (reasoner, calibrator)):
+        if not part.finished:
             why = "a model is used when it is whole"
-            raise StoreError(f"run {one.id!r} is not finished", why, f"Run `deepintuit {one.stage}` again: it resumes")
+            raise StoreError(
+                f"run {part.id!r} is not finished", why, f"Run `deepintuit {part.stage}` again: it resumes"
+            )
     if calibrator and without(calibrator) != "none":
         raise StoreError(
             f"the calibrator {system!r} was trained without the {without(calibrator)}",

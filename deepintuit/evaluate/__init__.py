@@ -28,7 +28,7 @@ from deepintuit.reasoner import (
     NEEDS_SAMPLES,
     Calibrator,
     Clip,
-    Known,
+    EncodedClips,
     LocalReasoner,
     Scores,
     Task,
@@ -54,7 +54,7 @@ from deepintuit.vlm import VLM
 from deepintuit.vlm.group import join
 
 
-def score(rows: Rows, reasoner: LocalReasoner, pairs: Known, calibrator: Calibrator | None, own: bool) -> None:
+def score(rows: Rows, reasoner: LocalReasoner, pairs: EncodedClips, calibrator: Calibrator | None, own: bool) -> None:
     """The rows of one system on C clips of K classes. Reasoner π and calibrator q are frozen:
 
     1. trace        π writes one of each clip x, greedy by default, and n more where a way reads several
@@ -64,14 +64,14 @@ def score(rows: Rows, reasoner: LocalReasoner, pairs: Known, calibrator: Calibra
     """
     task, clips = rows.task, pairs.clips
     traces_of = write_traces(rows, reasoner, clips)  # clip id → its 1 + n rows
-    first = [traces_of[clip.clip_id].iloc[0] for clip in clips]  # (C,)
-    traced = Traced(pairs, parsed(task, first), [row.trace_id for row in first])
+    firsts = [traces_of[clip.clip_id].iloc[0] for clip in clips]  # (C,)
+    traced = Traced(pairs, parsed(task, firsts), [row.trace_id for row in firsts])
     sampled = [parsed(task, traces_of[clip.clip_id].iloc[1:]) for clip in clips]  # (C, n)
     provisional = [trace.provisional for trace in traced.traces]  # (C,)
     about, existing = {"provisional": provisional, "traces": traced.ids}, rows.done()
     rows.far = calibrator.far(pairs) if calibrator else {}
     if ("raw", "none") not in existing:
-        answers, tokenizer = zip(traced.traces, first), reasoner.vlm.tokenizer
+        answers, tokenizer = zip(traced.traces, firsts), reasoner.vlm.tokenizer
         probs = [answer_distribution(task, t, row.token_ids, row.token_logprobs, tokenizer) for t, row in answers]
         if lacking := sum(each is None for each in probs):
             what = f"{lacking} of {len(probs)} answers came without log-probabilities or token ids"
@@ -154,13 +154,13 @@ def run(
         rows = Rows(workbench, config, run, task, system, progress)
         if shard and not _is_last(rows, local):
             return run
-        known = _readable(local, config.evaluate.split)
+        pairs = _readable(local, config.evaluate.split)
         if reasoner and _by_label(workbench.run(reasoner)):
-            _labels_only(rows, local, known)
+            _labels_only(rows, local, pairs)
         else:
-            score(rows, local, known, loaded, own=loaded is not None and loaded.run.parent == reasoner)
+            score(rows, local, pairs, loaded, own=loaded is not None and loaded.run.parent == reasoner)
         passes = sum(ranks.gather(vlm.encoder.passes))
-        run.finish({**rows.summary(len(known)), "tower_passes": passes, "unreadable": _unreadable(local)})
+        run.finish({**rows.summary(len(pairs)), "tower_passes": passes, "unreadable": _unreadable(local)})
     return run
 
 
@@ -217,28 +217,29 @@ def _teacher(
             run.append("traces", unnamed(rows_of_run))
         traces = run.read("traces").sort_values(["clip_id", "sample"])
         by_clip = {clip_id: parsed(task, part) for clip_id, part in traces.groupby("clip_id")}
-        cases, ids = [clips[clip_id] for clip_id in by_clip], traces.drop_duplicates("clip_id")["trace_id"].tolist()
+        answered = [clips[clip_id] for clip_id in by_clip]
+        ids = traces.drop_duplicates("clip_id")["trace_id"].tolist()  # of the first trace of each
         rows, unreadable = Rows(workbench, config, run, task, system, progress), {}
-        _note(rows)
+        _score_traces(rows)
         if not rows.done():
             votes = vote_scores(task, list(by_clip.values()))
-            answered = [any(trace.ok for trace in traces) for traces in by_clip.values()]
-            said = [task.labels.labels[k] if ok else NONE_LABEL for k, ok in zip(votes.logits_C_K.argmax(1), answered)]
-            firsts = [traces[0].provisional for traces in by_clip.values()]
-            rows.add("raw", cases, votes.probs(1.0), said, provisional=firsts, traces=ids, outside=votes.outside_C)
+            ranking = zip(by_clip.values(), votes.logits_C_K.argmax(1))
+            winners = [task.labels.labels[k] if any(t.ok for t in traces) else NONE_LABEL for traces, k in ranking]
+            about = {"provisional": [traces[0].provisional for traces in by_clip.values()], "traces": ids}
+            rows.add("raw", answered, votes.probs(1.0), winners, outside=votes.outside_C, **about)
         if calibrator:
             loaded = Calibrator.load(workbench, config, calibrator)
             run.note(device=str(loaded.vlm.device), settings=config.to_dict())
             local = LocalReasoner(loaded.vlm, task, config.seed)
-            readable, first_of = local.known(cases), dict(zip(by_clip, ids, strict=True))
-            firsts = [by_clip[clip.clip_id][0] for clip in readable.clips]
-            rows.far = loaded.far(readable)
-            if firsts:
-                traced = Traced(readable, firsts, [first_of[clip.clip_id] for clip in readable.clips])
+            pairs, id_of = local.readable(answered), dict(zip(by_clip, ids, strict=True))
+            clip_ids = [clip.clip_id for clip in pairs.clips]
+            rows.far = loaded.far(pairs)
+            if clip_ids:
+                traced = Traced(pairs, [by_clip[name][0] for name in clip_ids], [id_of[name] for name in clip_ids])
                 write_calibrated(rows, loaded, traced)
                 write_others(rows, loaded, traced, {}, own=False)
             unreadable = _unreadable(local)
-        run.finish({**rows.summary(len(cases)), "unreadable": unreadable, "unwritten": len(clips) - len(cases)})
+        run.finish({**rows.summary(len(answered)), "unreadable": unreadable, "unwritten": len(clips) - len(answered)})
     return run
 
 
@@ -280,8 +281,8 @@ def _by_label(run: Run) -> bool:
     return run.stage == "coldstart" and run.config["coldstart"]["target"] == "label"
 
 
-def _readable(local: LocalReasoner, split: str) -> Known:
-    return refuse_none(local.known(local.task.clips(split)), split)
+def _readable(local: LocalReasoner, split: str) -> EncodedClips:
+    return refuse_none(local.readable(local.task.clips(split)), split)
 
 
 def name_of(workbench: Workbench, reasoner: str | None) -> str:
@@ -322,7 +323,7 @@ def write_traces(rows: Rows, local: LocalReasoner, clips: Sequence[Clip]) -> dic
     several."""
     _sample(rows, local, clips, len(clips))
     rows.run.settle()
-    _note(rows, local.vlm)
+    _score_traces(rows, local.vlm)
     return dict(iter(rows.run.read("traces").sort_values(["clip_id", "sample"]).groupby("clip_id")))
 
 
@@ -331,8 +332,8 @@ def _sample(rows: Rows, local: LocalReasoner, clips: Sequence[Clip], of: int) ->
     config, batch = rows.config, rows.config.sampling.clips_per_batch
     temperatures = [config.evaluate.temperature] + [config.calibrate.temperature] * _further(config)
     limits = {"max_tokens": config.sampling.max_tokens, "top_p": config.sampling.top_p, "batch": batch}
-    done = ranks.first(lambda: rows.run.stored("traces"))
-    missing = [clip for clip in clips if clip.clip_id not in done]
+    clip_ids = ranks.first(lambda: rows.run.stored("traces"))
+    missing = [clip for clip in clips if clip.clip_id not in clip_ids]
     starts = ranks.share(range(0, len(missing), batch))
     for start in rows.run.track("traces", starts, "Traces", of, rows.progress and bool(missing)):
         rows.run.append("traces", next(local.rows(missing[start : start + batch], temperatures, **limits), []))
@@ -342,23 +343,23 @@ def _sample(rows: Rows, local: LocalReasoner, clips: Sequence[Clip], of: int) ->
 def _is_last(rows: Rows, local: LocalReasoner) -> bool:
     """Sample the traces of a shard's clips. Whether those of all shards are there, and it goes on with them."""
     run, clips = rows.run, rows.task.clips(rows.config.evaluate.split)
-    _sample(rows, local, local.known(ranks.share(clips, run.shard)).clips, len(clips))
+    _sample(rows, local, local.readable(ranks.share(clips, run.shard)).clips, len(clips))
     return run.last("traces", [clip.clip_id for clip in clips], _unreadable(local))
 
 
-def _note(rows: Rows, beside: VLM | None = None) -> None:
+def _score_traces(rows: Rows, beside: VLM | None = None) -> None:
     """Whether each trace concludes what it argued, and, where a judge can be asked, whether it had seen enough."""
     run, task, config = rows.run, rows.task, rows.config
-    stored = run.read("traces", ["trace_id", "clip_id", "true_label", "text", "truncated", "thought"])
-    stored = stored[~stored["trace_id"].isin(ranks.first(lambda: run.done("scores", "trace_id")))]
-    stored = stored.iloc[ranks.share(range(len(stored)))]
-    noted = [(row, trace) for row, trace in zip(stored.to_dict("records"), parsed(task, stored)) if trace.ok]
+    frame = run.read("traces", ["trace_id", "clip_id", "true_label", "text", "truncated", "thought"])
+    frame = frame[~frame["trace_id"].isin(ranks.first(lambda: run.done("scores", "trace_id")))]
+    frame = frame.iloc[ranks.share(range(len(frame)))]
+    well_formed = [(row, trace) for row, trace in zip(frame.to_dict("records"), parsed(task, frame)) if trace.ok]
     scores = []
-    for row, trace in noted:
+    for row, trace in well_formed:
         if trace.grammar.text_segments:
-            value, argued = mismatch(trace, task.labels)
-            scores.append({"trace_id": row["trace_id"], "name": "mismatch", "value": value, "evidence": argued})
-    pairs = [(row, trace) for row, trace in noted if "observation" in trace.spans]
+            value, label = mismatch(trace, task.labels)
+            scores.append({"trace_id": row["trace_id"], "name": "mismatch", "value": value, "evidence": label})
+    pairs = [(row, trace) for row, trace in well_formed if "observation" in trace.spans]
     if pairs and (config.judge.source != "endpoint" or config.judge.base_url):
         judge = build_judge(config, task.labels, task.manifest, rows.workbench.cache, beside)
         queries = [Question(row["clip_id"], row["true_label"], trace.segment("observation")) for row, trace in pairs]
@@ -368,7 +369,7 @@ def _note(rows: Rows, beside: VLM | None = None) -> None:
     run.append("scores", scores)
 
 
-def _labels_only(rows: Rows, local: LocalReasoner, pairs: Known) -> None:
+def _labels_only(rows: Rows, local: LocalReasoner, pairs: EncodedClips) -> None:
     """Direct-SFT and RB-FT answer without a trace: label likelihoods as they are, and at a temperature fitted on
     validation."""
     batch = rows.config.sampling.clips_per_batch

@@ -52,8 +52,8 @@ def write_others(rows: Rows, calibrator: Calibrator, traced: Traced, more: Ways,
     """`more` ways to a distribution, and the controls. `own`: the traces are of the reasoner that the calibrator was
     trained for, so what else was trained on such traces stands beside it."""
     (pairs, traces, ids), task, config = traced, rows.task, rows.config
-    clips, said = pairs.clips, [opinion_of(trace) for trace in traces]
-    every, T_C = list(range(len(clips))), calibrator.temperatures(traces)
+    clips, opinions = pairs.clips, [opinion_of(trace) for trace in traces]
+    all_places, T_C = list(range(len(clips))), calibrator.temperatures(traces)
 
     def likelihood(
         views: Sequence[View | None], vlm: VLM | ServedScores = calibrator.vlm, T_C: np.ndarray = T_C
@@ -62,32 +62,34 @@ def write_others(rows: Rows, calibrator: Calibrator, traced: Traced, more: Ways,
         if not by_place:
             raise DataError("no clip has another like it", "nothing can be swapped in", "Score more clips for this row")
         shown_pairs = pairs.shown((i, view.video) for i, view in by_place.items())
-        opinions = [view.opinion for view in by_place.values()]
-        return [*by_place], likelihood_scores(vlm, task, shown_pairs, opinions, config.sampling.clips_per_batch), T_C
+        shown_opinions, batch = [view.opinion for view in by_place.values()], config.sampling.clips_per_batch
+        return [*by_place], likelihood_scores(vlm, task, shown_pairs, shown_opinions, batch), T_C
 
-    def trained(source: str, run: Run) -> _Answers:
+    def ask_control(source: str, run: Run) -> _Answers:
         if isinstance(calibrator.vlm, ServedScores):
             why = "its weights are not at the server"
             raise DataError(f"the calibrator {run.id}", why, "Leave server.calibrator out for this row")
-        views = [View(None, o) if source == "video" else View(i, opinion_of(None)) for i, o in enumerate(said)]
+        views = [View(None, o) if source == "video" else View(i, opinion_of(None)) for i, o in enumerate(opinions)]
         variant = Calibrator.load(rows.workbench, config, run.id, calibrator.vlm)
         return likelihood(views, variant.vlm, np.full(len(clips), variant.ways["label_likelihood"]["temperature"]))
 
-    def fitted(method: str) -> _Answers:
-        return every, more[method](), np.full(len(clips), calibrator.ways[method]["temperature"])
+    def at_temperature(method: str) -> _Answers:
+        return all_places, more[method](), np.full(len(clips), calibrator.ways[method]["temperature"])
 
-    ways: dict[tuple[str, str], Callable[[], _Answers]] = {(method, "none"): partial(fitted, method) for method in more}
+    ways: dict[tuple[str, str], Callable[[], _Answers]] = {
+        (method, "none"): partial(at_temperature, method) for method in more
+    }
     if config.evaluate.controls:
-        inputs = Inputs(said, [clip.label for clip in clips], task.labels, config.seed)
+        inputs = Inputs(opinions, [clip.label for clip in clips], task.labels, config.seed)
         for name, alter in CONTROLS.items():
             ways["label_likelihood", name] = lambda alter=alter: likelihood(alter(inputs))
     if config.evaluate.controls and own:
         ways["label_likelihood", "text_only"] = lambda: (
-            every,
-            *ranks.first(lambda: text_alone(calibrator.run, task, said, config.seed)),
+            all_places,
+            *ranks.first(lambda: text_alone(calibrator.run, task, opinions, config.seed)),
         )
         for source, run in trained_controls(rows.workbench, calibrator.run).items():
-            ways["label_likelihood", f"trained_without_{source}"] = partial(trained, source, run)
+            ways["label_likelihood", f"trained_without_{source}"] = partial(ask_control, source, run)
 
     existing = rows.done()
     for (method, control), way in ways.items():
@@ -100,7 +102,7 @@ def write_others(rows: Rows, calibrator: Calibrator, traced: Traced, more: Ways,
                 raise
             rows.leave_out(control, error)
             continue
-        about = {"provisional": [said[i].conclusion for i in places], "traces": [ids[i] for i in places]}
+        about = {"provisional": [opinions[i].conclusion for i in places], "traces": [ids[i] for i in places]}
         about |= {"control": control, "outside": score.outside_C, "temperature": temperatures[places]}
         rows.add(method, [clips[i] for i in places], score.probs(temperatures[places]), **about)
     # Calibrators from before chose none, and those of whole traces say nothing of quick answers.
@@ -118,13 +120,13 @@ def text_alone(calibration: Run, task: Task, opinions: Sequence[Opinion], seed: 
     traces = calibration.read("traces", ["clip_id", "sample", "text", "truncated", "thought"])
     traces = traces.sort_values(["clip_id", "sample"])
     label_of = {split: {c.clip_id: c.label for c in task.clips(split)} for split in ("calibration", "validation")}
-    learnt, held_out = (traces[traces["clip_id"].isin(clips)] for clips in label_of.values())
-    learnt = learnt.sample(min(len(learnt), _MOST_TEXTS), random_state=seed)
+    training, held_out = (traces[traces["clip_id"].isin(clips)] for clips in label_of.values())
+    training = training.sample(min(len(training), _MOST_TEXTS), random_state=seed)
     held_out = held_out.drop_duplicates("clip_id", keep="last")  # the greedy one
-    all_opinions = [opinion_of(trace) for part in (learnt, held_out) for trace in parsed(task, part)] + [*opinions]
+    all_opinions = [opinion_of(trace) for part in (training, held_out) for trace in parsed(task, part)] + [*opinions]
     texts = [f"{opinion.conclusion}\n{opinion.rationale}" for opinion in all_opinions]
-    labels = [label_of["calibration"][clip_id] for clip_id in learnt["clip_id"]]
-    model, n = logistic_regression(text_features()), len(learnt)
+    labels = [label_of["calibration"][clip_id] for clip_id in training["clip_id"]]
+    model, n = logistic_regression(text_features()), len(training)
     logs = np.log(class_probabilities(model, texts[:n], labels, texts[n:], task.labels))
     truth = np.array([task.labels.index(label_of["validation"][clip_id]) for clip_id in held_out["clip_id"]])
     temperature, scores = fit_temperature(logs[: len(truth)], truth), logs[len(truth) :]

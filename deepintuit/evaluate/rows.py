@@ -14,7 +14,7 @@ from deepintuit import ranks
 from deepintuit.config import Config
 from deepintuit.errors import DataError
 from deepintuit.metrics import fit_temperature, thresholds_for
-from deepintuit.reasoner import Clip, Known, Scores, Task, prediction_rows, refuse_one_class
+from deepintuit.reasoner import Clip, EncodedClips, Scores, Task, prediction_rows, refuse_one_class
 from deepintuit.reasoner.distance import Far
 from deepintuit.runs import Run, Workbench, trace_id
 from deepintuit.trace import Malformed, Trace
@@ -23,7 +23,7 @@ from deepintuit.trace import Malformed, Trace
 class Traced(NamedTuple):
     """C readable clips, beside each its first trace and that one's id."""
 
-    known: Known
+    clips: EncodedClips
     traces: list[Trace | Malformed]
     ids: list[str]
 
@@ -77,11 +77,11 @@ class Rows:
         labels = [self.task.labels.labels[k] for k in scores.logits_C_K.argmax(1)]
         ways = {"raw": 1.0}
         try:
-            validation, other = held_out()
+            validation, held_out_scores = held_out()
             refuse_one_class(validation, "validation", readable=True)
             truth = np.array([self.task.labels.index(clip.label) for clip in validation])
-            ways["label_likelihood"] = fit_temperature(other.logits_C_K, truth)
-            probs = other.probs(ways["label_likelihood"])
+            ways["label_likelihood"] = fit_temperature(held_out_scores.logits_C_K, truth)
+            probs = held_out_scores.probs(ways["label_likelihood"])
             risks = thresholds_for(probs.max(1), probs.argmax(1) == truth)
             self.thresholds["label_likelihood"] = {"n": len(truth), "risks": risks}
         except DataError as error:

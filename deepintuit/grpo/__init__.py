@@ -1,10 +1,15 @@
 """GRPO on video prompts: sample a group of traces per clip, score each by rule, push the good ones up (DeepIntuit,
 stage 2).
 
-DAPO's form by default: clipped ratio with a higher upper bound, a mean over all tokens, no KL. TRL's GRPOTrainer does
-the update; what it lacks is video (its own generation would see the clip and its loss would not), so sampling, scoring
-and log-probabilities are given to it here, with the clip in both. `objective = "softmax_weighted"` is the paper's text
-[R]: weights softmax(r/τ) over a group, no negative ones.
+DAPO's form by default, which departs from the GRPO of the textbook in three ways:
+
+1. no KL term, so no reference model (`beta` brings both back)
+2. a clipped ratio with a higher upper bound; with one update a round it is idle, the ratio being 1
+3. a mean over all tokens of a round, not over traces first (`objective = "grpo"`)
+
+TRL's GRPOTrainer does the update; what it lacks is video (its own generation would see the clip and its loss would
+not), so sampling, scoring and log-probabilities are given to it here, with the clip in both. `objective =
+"softmax_weighted"` is the paper's text [R]: weights softmax(r/τ) over a group, no negative ones.
 
 The grammar decides what is rewarded. observation-think-answer: seeing and reasoning apart, each normalised in its own
 group, each advantage given to the tokens of its segment (VideoP2R's PA-GRPO; `grpo.process` has the ablations).
@@ -23,7 +28,7 @@ from transformers import PrinterCallback
 
 from deepintuit.config import Config
 from deepintuit.grpo import prefilter
-from deepintuit.grpo.round import Scorer, apart
+from deepintuit.grpo.round import Scorer, splits_rewards
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.judges import build_judge
 from deepintuit.reasoner import Task, inherited, reasoner_run, refuse_one_class
@@ -40,8 +45,8 @@ _MADE_BY = ("model", "video", "clips", "prompt", "grpo")
 def refine(stage: Stage) -> dict[str, Any]:
     """Choose clips, then rounds (`round.play_round`) until the schedule ends: sample, score, push the good ones up."""
     config, task, run = stage.config, stage.task, stage.run
-    judge = build_judge(config, task.labels, task.manifest, stage.workbench.cache) if apart(config) else None
-    clips = prefilter.chosen(stage.reasoner, stage.readable("grpo").clips, config.grpo, run, stage.progress)
+    judge = build_judge(config, task.labels, task.manifest, stage.workbench.cache) if splits_rewards(config) else None
+    clips = prefilter.choose(stage.reasoner, stage.readable("grpo").clips, config.grpo, run, stage.progress)
     schedule = of_grpo(config.grpo, len(clips))
     schedule.refuse_no_peak("grpo")
     stage.announce(schedule, few(schedule))
@@ -68,6 +73,6 @@ def run(
     clips = Task(workbench.path, config).clips("grpo")
     refuse_one_class(clips, "grpo")
     of_grpo(config.grpo, len(clips)).refuse_no_peak("grpo")
-    sections = (*_MADE_BY, *(("judge",) if apart(config) else ()))
+    sections = (*_MADE_BY, *(("judge",) if splits_rewards(config) else ()))
     options = {"start": start, "name": name, "departs": departs, "progress": progress}
     return perform(workbench, config, "grpo", refine, sections=sections, **options)

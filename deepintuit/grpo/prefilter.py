@@ -28,17 +28,17 @@ Traces = Mapping[str, Sequence[Trace | Malformed]]
 """Clip id → the traces of its group."""
 
 
-def chosen(reasoner: LocalReasoner, clips: list[Clip], settings: GrpoConfig, run: Run, progress: bool) -> list[Clip]:
+def choose(reasoner: LocalReasoner, clips: list[Clip], settings: GrpoConfig, run: Run, progress: bool) -> list[Clip]:
     """The clips that GRPO trains on, after filter and check where the settings ask for them; both are noted, logged and
     with `progress` printed, once a run. DataError when the filter leaves none."""
     selection = clips
     if settings.filter_rollouts:
-        traces = sampled(reasoner, clips, settings.filter_rollouts, settings, run)
-        selection, stats = filtered(clips, traces)
+        traces = sample_groups(reasoner, clips, settings.filter_rollouts, settings, run)
+        selection, stats = filter_clips(clips, traces)
         _tell(run, "filter", stats, progress)
     if settings.check_clips and "check" not in run.about:
         if not settings.filter_rollouts:
-            traces = sampled(reasoner, clips[: settings.check_clips], settings.group, settings)
+            traces = sample_groups(reasoner, clips[: settings.check_clips], settings.group, settings)
         _tell(run, "check", Diagnostics.of(traces, clips), progress)
     if not selection:
         raise DataError(
@@ -57,7 +57,7 @@ def _tell(run: Run, name: str, stats: Diagnostics | DifficultyFilter, progress: 
     tell(run, stats.sentence(), progress)
 
 
-def sampled(
+def sample_groups(
     reasoner: LocalReasoner, clips: Sequence[Clip], count: int, settings: GrpoConfig, run: Run | None = None
 ) -> Traces:
     """`count` traces of each clip at the temperature of training. With `run` they are stored there as they come, and
@@ -120,7 +120,7 @@ class DifficultyFilter:
         )
 
 
-def filtered(clips: Sequence[Clip], traces: Traces) -> tuple[list[Clip], DifficultyFilter]:
+def filter_clips(clips: Sequence[Clip], traces: Traces) -> tuple[list[Clip], DifficultyFilter]:
     """The clips with some traces right and some wrong, and what became of the others."""
     shares = [float(np.mean(group)) for group in _right(traces, clips)]
     mixed = [clip for clip, share in zip(clips, shares, strict=True) if 0 < share < 1]

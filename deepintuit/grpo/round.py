@@ -33,6 +33,7 @@ def play_round(
     seed: Sequence[int],
 ) -> tuple[list[Group], list[np.ndarray], dict[str, float]]:
     """A round on N clips: its groups, the advantage of each token of each trace, and what dynamic sampling did.
+    `sample(clips, n)` gives a group of each clip, for the round itself (n = 0) or its n-th refill from the `pool`.
 
     1. sample     G traces o_1 … o_G of each clip from the policy π as it stands
     2. score      r_i by rule, from the trace's grammar, label and length
@@ -45,7 +46,7 @@ def play_round(
 
     Of several processes `sample` gives each the groups of its share of the clips, and so does this.
     """
-    groups = scorer.score(sample(clips, 0), first=0)  # N groups of G
+    groups = scorer.score(sample(clips, 0))  # N groups of G
     dynamic = {}
     if scorer.config.dynamic_sampling:
         groups, dynamic = refill(groups, sample, scorer, pool, seed)
@@ -65,7 +66,7 @@ def refill(
     What is still missing is filled with groups that agree: their advantages are zero on accuracy, and the batch keeps
     its shape. Decided on the groups of all processes, in each the same.
     """
-    groups = everyone(groups)
+    groups = gather_groups(groups)
     total, sampled, size = len(groups), len(groups), scorer.config.group
     mixed, uniform = [g for g in groups if g.mixed], [g for g in groups if not g.mixed]
     rng = np.random.default_rng(seed)
@@ -73,7 +74,7 @@ def refill(
         if len(mixed) >= total:
             break
         indices = rng.choice(len(pool), size=min(len(pool), total - len(mixed)), replace=False)
-        new = everyone(scorer.score(sample([pool[i] for i in indices], turn), first=turn * size))
+        new = gather_groups(scorer.score(sample([pool[i] for i in indices], turn), first=turn * size))
         sampled += len(new)
         mixed += [g for g in new if g.mixed]
         uniform += [g for g in new if not g.mixed]
@@ -81,20 +82,20 @@ def refill(
     return [group for group in (mixed + uniform)[:total] if isinstance(group, Group)], stats
 
 
-class Elsewhere(NamedTuple):
-    """A group that another process has sampled."""
+class RemoteGroup(NamedTuple):
+    """A group that another process has sampled; this one knows only whether it is mixed."""
 
     mixed: bool
 
 
-def everyone(groups: Sequence[Group]) -> list[Group | Elsewhere]:
+def gather_groups(groups: Sequence[Group]) -> list[Group | RemoteGroup]:
     """The groups of all processes, in the order of the clips."""
     marks, own = ranks.merged([(ranks.number(), group.mixed) for group in groups]), iter(groups)
-    return [next(own) if number == ranks.number() else Elsewhere(mixed) for number, mixed in marks]
+    return [next(own) if number == ranks.number() else RemoteGroup(mixed) for number, mixed in marks]
 
 
-def apart(config: Config) -> bool:
-    """Whether seeing and reasoning are rewarded apart."""
+def splits_rewards(config: Config) -> bool:
+    """Whether perception (the observation) and reasoning are rewarded each by its own rule (VideoP2R)."""
     return GRAMMARS[config.prompt.grammar].observes and config.grpo.process != "off"
 
 
@@ -102,7 +103,8 @@ def apart(config: Config) -> bool:
 class Group:
     """The traces of one clip in one round; `first` is the sample number of the first, which names its random stream.
 
-    `seeing_T`: of each trace, 1 for a token of its observation, else 0. `verdicts`: the judge's, where one was asked.
+    `perception_T`: for each trace (T,), 1 where a token is its observation's, else 0. `verdicts`: the judge's, where
+    one was asked.
     """
 
     clip: Clip
@@ -110,7 +112,7 @@ class Group:
     samples: list[Sample]
     traces: list[Trace | Malformed]
     scores: list[Score]
-    seeing_T: list[np.ndarray]
+    perception_T: list[np.ndarray]
     verdicts: list[Verdict | None]
     prompt_ids: list[int]
     first: int
@@ -133,10 +135,10 @@ class Scorer:
         task, groups = self.reasoner.task, []
         for clip, encoded, samples in sampled:
             traces = [task.parse(sample.text, sample.truncated) for sample in samples]
-            seeing = [self._seeing(sample, trace) for sample, trace in zip(samples, traces)]
+            masks = [self._perception_tokens(sample, trace) for sample, trace in zip(samples, traces)]
             prompt = self.reasoner.vlm.prompt_ids(encoded, task.reasoner_prompt(clip.clip_id))
-            groups.append(Group(clip, encoded, samples, traces, [], seeing, [None] * len(samples), prompt, first))
-        self._ask_judge(groups)
+            groups.append(Group(clip, encoded, samples, traces, [], masks, [None] * len(samples), prompt, first))
+        self._judge_observations(groups)
         for group in groups:
             group.scores = [self._score(group, number) for number in range(len(group.samples))]
         return groups
@@ -144,12 +146,12 @@ class Scorer:
     def advantages(self, group: Group) -> list[np.ndarray]:
         """(T,) of each trace: one number for all its tokens, or that of the process a token belongs to."""
         if not self.separate:
-            whole_G = self._weighed([s.value for s in group.scores])
-            return [np.full(len(s.token_ids), a) for s, a in zip(group.samples, whole_G)]
-        # Normalised apart, a weight on the rewards alone would cancel.
-        seeing_G = self._weighed([s.perception for s in group.scores]) * self.config.perception_weight
-        reasoning_G = self._weighed([s.reasoning for s in group.scores])
-        return [np.where(m > 0, p, r) for m, p, r in zip(group.seeing_T, seeing_G, reasoning_G)]
+            advantages_G = self._advantages_of([s.value for s in group.scores])
+            return [np.full(len(s.token_ids), a) for s, a in zip(group.samples, advantages_G)]
+        # Each is normalised on its own, so that a weight on the rewards alone would cancel.
+        perception_G = self._advantages_of([s.perception for s in group.scores]) * self.config.perception_weight
+        reasoning_G = self._advantages_of([s.reasoning for s in group.scores])
+        return [np.where(mask_T > 0, p, r) for mask_T, p, r in zip(group.perception_T, perception_G, reasoning_G)]
 
     def zero_variance(self, groups: Sequence[Any]) -> dict[str, float]:
         """Of each process, the share of groups (what has `scores`) that agree with themselves (VideoP2R: fewer than of
@@ -163,7 +165,7 @@ class Scorer:
             for name in ("perception", "reasoning")
         }
 
-    def _ask_judge(self, groups: Sequence[Group]) -> None:
+    def _judge_observations(self, groups: Sequence[Group]) -> None:
         """Verdicts on every observation of a round, in one call: a server answers many at a time."""
         if self.judge is None:
             return
@@ -172,7 +174,7 @@ class Scorer:
         for (group, i), verdict in zip(places, self.judge(questions), strict=True):
             group.verdicts[i] = verdict
 
-    def _seeing(self, sample: Sample, trace: Trace | Malformed) -> np.ndarray:
+    def _perception_tokens(self, sample: Sample, trace: Trace | Malformed) -> np.ndarray:
         """(T,) which tokens are the observation's, its marks included; none of a text that could not be parsed."""
         if self.judge is None or not trace.ok:
             return np.zeros(len(sample.token_ids))
@@ -182,32 +184,35 @@ class Scorer:
 
     def _score(self, group: Group, number: int) -> Score:
         settings, trace, label = self.config, group.traces[number], group.clip.label
-        length, earns = len(group.samples[number].token_ids), {"accuracy_weight": settings.accuracy_weight}
-        earns["format_weight"] = settings.format_weight
+        length = len(group.samples[number].token_ids)
+        weights = {name: getattr(settings, name) for name in ("accuracy_weight", "format_weight")}
         limits = {"length": length, "max_length": settings.max_tokens, "overlong_cache": settings.overlong_cache}
         if trace.grammar.quick:
-            two = {name: getattr(settings, name) for name in ("quick_weight", "final_weight", "fallback_bonus")}
-            answered = dual_score(trace, label, **two, **earns, **limits)
+            weights_of_two = {
+                name: getattr(settings, name) for name in ("quick_weight", "final_weight", "fallback_bonus")
+            }
+            answer_score = dual_score(trace, label, **weights_of_two, **weights, **limits)
         else:
-            answered = score(trace, label, **earns, **limits)
+            answer_score = score(trace, label, **weights, **limits)
         if self.judge is None:
-            return answered
-        perception, verdict = int(group.seeing_T[number].sum()), group.verdicts[number]
+            return answer_score
+        perception_tokens, verdict = int(group.perception_T[number].sum()), group.verdicts[number]
         return process_score(
             trace,
             label,
-            **earns,
-            answered=answered,
+            **weights,
+            answer_score=answer_score,
             sufficient=bool(verdict and verdict.sufficient),
-            perception_tokens=perception,
-            reasoning_tokens=length - perception,
+            perception_tokens=perception_tokens,
+            reasoning_tokens=length - perception_tokens,
             perception_target=(settings.perception_min, settings.perception_max),
             reasoning_target=(settings.reasoning_min, settings.reasoning_max),
             bonus=settings.length_bonus,
             perception_weight=settings.perception_weight,
         )
 
-    def _weighed(self, rewards_G: Sequence[float]) -> np.ndarray:
+    def _advantages_of(self, rewards_G: Sequence[float]) -> np.ndarray:
+        """(G,) advantages by the objective of the settings."""
         if self.config.objective == "softmax_weighted":
             return softmax_weights(rewards_G, self.config.tau) * len(rewards_G)  # the loss divides by the group's size
         return group_advantages(rewards_G)

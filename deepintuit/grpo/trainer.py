@@ -55,8 +55,8 @@ class Trainer(Resumable, GRPOTrainer):
         settings, reasoner = config.grpo, scorer.reasoner
         self.scorer = scorer
         self.reasoner, self.vlm, self.clips, self.config, self.run_ = reasoner, reasoner.vlm, clips, settings, run
-        self._encoded: list[EncodedClip] = []
-        self._rows: torch.Tensor | None = None
+        self._encoded: list[EncodedClip] = []  # of the groups of the round
+        self._rows: torch.Tensor | None = None  # which rows of the round are in hand; TRL's methods do not say
         self._log = StepLog(partial(run.append, "steps"))
         planned = of_grpo(settings, len(clips))
         reporting, callbacks = trackers(config.report_to, run.path)
@@ -85,9 +85,7 @@ class Trainer(Resumable, GRPOTrainer):
         )
         super().__init__(
             model=self.vlm.model,
-            reward_funcs=lambda completions, **_: (
-                [0.0] * len(completions)
-            ),  # rewards are computed beside their evidence, in _score
+            reward_funcs=_no_reward,
             args=arguments,
             train_dataset=Dataset.from_dict({"clip": list(range(len(clips))), "prompt": [""] * len(clips)}),
             processing_class=self.vlm.processor,
@@ -106,30 +104,27 @@ class Trainer(Resumable, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """A round of sampling: groups, scores, advantages, and the tensors that TRL's loss takes, with each row's
         clip index."""
-        places = list(dict.fromkeys(row["clip"] for row in inputs))
-        step = self.state.global_step
+        step, size, pad = self.state.global_step, self.config.group, self.vlm.tokenizer.pad_token_id
+        clips = [self.clips[i] for i in dict.fromkeys(row["clip"] for row in inputs)]
         sample, seed = partial(self._sample, step), [self.args.seed, step]
-        clips = [self.clips[i] for i in places]
         groups, advantages, dynamic = play_round(clips, sample, self.scorer, self.clips, seed)
-        self._store(groups, advantages, step, dynamic)
+        self._log_round(self._store(groups, advantages, step), step, dynamic)
         self._encoded = [group.encoded for group in groups]
-        size = self.config.group
-        samples = [sample for group in groups for sample in group.samples]
-        pad, device = self.vlm.tokenizer.pad_token_id, self.accelerator.device
-        prompts = _padded([group.prompt_ids for group in groups for _ in range(size)], pad, left=True)
-        completions = _padded([sample.token_ids for sample in samples], pad, left=False)
-        mask = completions[1]
+        samples = [sample for group in groups for sample in group.samples]  # B = N·G rows
+        prompt_ids, prompt_mask = _padded([group.prompt_ids for group in groups for _ in range(size)], pad, "left")
+        completion_ids, completion_mask = _padded([sample.token_ids for sample in samples], pad, "right")  # (B, T)
         if self.config.mask_truncated:
-            mask = mask * torch.tensor([not sample.truncated for sample in samples])[:, None]
-        batch = {
-            "prompt_ids": prompts[0].to(device),
-            "prompt_mask": prompts[1].to(device),
-            "completion_ids": completions[0].to(device),
-            "completion_mask": mask.to(device),
-            "advantages": _padded(advantages, 0.0, left=False)[0].to(device),
-            "num_items_in_batch": processes.total(mask.sum().to(device)),
-            "row": torch.arange(len(samples)).to(device),
+            completion_mask = completion_mask * torch.tensor([not sample.truncated for sample in samples])[:, None]
+        tensors = {
+            "prompt_ids": prompt_ids,
+            "prompt_mask": prompt_mask,
+            "completion_ids": completion_ids,
+            "completion_mask": completion_mask,
+            "advantages": _padded(advantages, 0.0, "right")[0],  # (B, T), one per token
+            "row": torch.arange(len(samples)),
         }
+        batch = {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
+        batch["num_items_in_batch"] = processes.total(batch["completion_mask"].sum())
         self._rows_of_all = sum(ranks.gather(len(samples)))
         if self.beta and samples:
             batch["ref_per_token_logps"] = self._reference_logps(batch)
@@ -154,13 +149,13 @@ class Trainer(Resumable, GRPOTrainer):
         of_rows = {name: value[inputs["row"].argsort()] for name, value in of_rows.items()}
         ids = torch.cat([of_rows["prompt_ids"], of_rows["completion_ids"]], 1)
         mask = torch.cat([of_rows["prompt_mask"], of_rows["completion_mask"]], 1)
-        count, whole = self._rows_of_all, super()._compute_loss
+        count, compute_loss = self._rows_of_all, super()._compute_loss
 
         def loss(part: list[int]) -> torch.Tensor:
             rows = {**inputs, **{name: value[part] for name, value in of_rows.items()}}
             self._rows = rows["row"]
             # "grpo" is a mean over the rows it is given; "dapo" divides by the tokens of the round, of all processes.
-            return whole(model, rows) * (len(part) / count if self.loss_type == "grpo" else 1.0)
+            return compute_loss(model, rows) * (len(part) / count if self.loss_type == "grpo" else 1.0)
 
         return self.loss_in_parts([partial(loss, part) for part in self._parts(of_rows["row"], ids, mask)])
 
@@ -169,7 +164,7 @@ class Trainer(Resumable, GRPOTrainer):
     ):
         """TRL's fused head over inputs that hold each row's clip. (An auxiliary loss is for mixtures of experts;
         Qwen-VL has none.)"""
-        clips, rows = self._known(self._rows, input_ids, attention_mask)
+        clips, rows = self._clips_and_tokens(self._rows, input_ids, attention_mask)
         prompts = attention_mask[:, :-logits_to_keep].sum(1).tolist()
         logps, entropies = {}, {}
         for part, pack in packed_in_parts(self.vlm, clips, rows, prompts):
@@ -185,13 +180,15 @@ class Trainer(Resumable, GRPOTrainer):
             None,
         )
 
-    def _known(self, rows: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> tuple[list, list[list[int]]]:
+    def _clips_and_tokens(
+        self, rows: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[list, list[list[int]]]:
         """Clips and tokens of rows that are padded as TRL has them."""
         tokens = [row[valid].tolist() for row, valid in zip(ids, mask.bool())]
         return [self._encoded[row // self.config.group] for row in rows.tolist()], tokens
 
     def _parts(self, rows: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
-        return in_parts(self.vlm, *self._known(rows, ids, mask))
+        return in_parts(self.vlm, *self._clips_and_tokens(rows, ids, mask))
 
     def _sample(self, step: int, clips: Sequence[Clip], refill: int) -> Sampled:
         """A group of each clip of this process's share, from the policy as it stands. A refill's traces have sample
@@ -205,8 +202,8 @@ class Trainer(Resumable, GRPOTrainer):
             step=step,
         )
 
-    def _store(self, groups: list[Group], advantages: list[np.ndarray], step: int, dynamic: dict[str, float]) -> None:
-        """Rollouts with every reward and the advantage; the numbers of the round, those of all processes.
+    def _store(self, groups: list[Group], advantages: list[np.ndarray], step: int) -> list[_GroupSummary]:
+        """Writes the rollouts with every reward and the advantage; gives what the round's numbers are made of.
 
         A round that is sampled again after a kill takes the place of the first: what is on file is what the weights
         were trained on.
@@ -217,15 +214,15 @@ class Trainer(Resumable, GRPOTrainer):
             lengths, cut = [len(s.token_ids) for s in group.samples], [s.truncated for s in group.samples]
             summaries.append(_GroupSummary(group.scores, lengths, cut, []))
             for number, (sample, trace, score) in enumerate(zip(group.samples, group.traces, group.scores)):
-                sampled = group.first + number
-                row = self.reasoner.row(group.clip, group.encoded, sample, sampled, self.config.temperature, step)
-                name = trace_id(self.run_.id, group.clip.clip_id, sampled, step)
+                sample_number = group.first + number
+                row = self.reasoner.row(group.clip, group.encoded, sample, sample_number, self.config.temperature, step)
+                name = trace_id(self.run_.id, group.clip.clip_id, sample_number, step)
                 rows.append(replace(row, trace_id=name))
-                advantage_T, seeing_T = next(remaining), group.seeing_T[number] > 0
-                numbers = score.numbers() | {"advantage": float(advantage_T[-1])}  # the end token is never seeing's
-                if self.scorer.separate and seeing_T.any():
-                    numbers["advantage_perception"] = float(advantage_T[seeing_T][0])
-                evidence = dict.fromkeys(numbers, score.reason or score.answer)
+                advantage_T, mask_T = next(remaining), group.perception_T[number] > 0
+                numbers = score.numbers() | {"advantage": float(advantage_T[-1])}  # the end token is of no observation
+                if self.scorer.separate and mask_T.any():
+                    numbers["advantage_perception"] = float(advantage_T[mask_T][0])
+                evidence = dict.fromkeys(numbers, score.reason or score.label)
                 if trace.ok and trace.grammar.text_segments:
                     numbers["mismatch"], evidence["mismatch"] = mismatch(trace, self.reasoner.task.labels)
                 if verdict := group.verdicts[number]:
@@ -235,29 +232,24 @@ class Trainer(Resumable, GRPOTrainer):
                 summaries[-1].numbers.append(numbers)
         self.run_.append("traces", rows)
         self.run_.append("scores", scores)
-        everyone = ranks.merged(summaries)
-        flat = [s for group in everyone for s in group.scores]
-        all_numbers = [numbers for group in everyone for numbers in group.numbers]
-        self._log(
-            step,
-            {
-                "reward": float(np.mean([s.value for s in flat])),
-                "accuracy": float(np.mean([s.accuracy for s in flat])),
-                "well_formed": float(np.mean([s.format for s in flat])),
-                "zero_variance_share": float(
-                    zero_variance_share(np.array([[s.value for s in g.scores] for g in everyone]))
-                ),
-                "tokens_mean": float(np.mean([length for group in everyone for length in group.lengths])),
-                "truncated_share": float(np.mean([cut for group in everyone for cut in group.truncated])),
-                **{
-                    f"{name}_mean": float(np.mean(values))
-                    for name in _TRACE_NUMBERS
-                    if (values := [numbers[name] for numbers in all_numbers if name in numbers])
-                },
-                **self.scorer.zero_variance(everyone),
-                **dynamic,
-            },
-        )
+        return summaries
+
+    def _log_round(self, summaries: list[_GroupSummary], step: int, dynamic: dict[str, float]) -> None:
+        """The numbers of a round, over the groups of all processes."""
+        groups = ranks.merged(summaries)
+        scores = [score for group in groups for score in group.scores]
+        traces = [numbers for group in groups for numbers in group.numbers]
+        columns = {
+            "reward": [score.value for score in scores],
+            "accuracy": [score.accuracy for score in scores],
+            "well_formed": [score.format for score in scores],
+            "tokens_mean": [length for group in groups for length in group.lengths],
+            "truncated_share": [cut for group in groups for cut in group.truncated],
+            **{f"{name}_mean": [numbers[name] for numbers in traces if name in numbers] for name in _TRACE_NUMBERS},
+        }
+        means = {name: float(np.mean(values)) for name, values in columns.items() if values}
+        ties = {"zero_variance_share": zero_variance_share([[score.value for score in g.scores] for g in groups])}
+        self._log(step, {**means, **ties, **self.scorer.zero_variance(groups), **dynamic})
 
     def _log_training(self, step: int, numbers: dict[str, float]) -> None:
         """TRL's numbers of an update, which it counts from 1, beside those of the round that was sampled for it."""
@@ -278,19 +270,24 @@ class _Order(RepeatSampler):
         return super().__iter__()
 
 
-def _padded(rows: Sequence[Sequence[float]], pad: float, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of token ids (or of numbers, when `pad` is one with a fraction) as one tensor, and where they are."""
+def _no_reward(completions: Sequence[Any], **_: Any) -> list[float]:
+    """TRL asks for a reward function; ours come with their evidence, from `Scorer.score`."""
+    return [0.0] * len(completions)
+
+
+def _padded(rows: Sequence[Sequence[float]], pad: float, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids (of numbers, where `pad` is a float) as one tensor (rows, longest), and where they are."""
     width = max(map(len, rows), default=0)
     ids, mask = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
     for row, tokens in enumerate(rows):
-        place = slice(width - len(tokens), width) if left else slice(0, len(tokens))
+        place = slice(width - len(tokens), width) if side == "left" else slice(0, len(tokens))
         ids[row, place] = torch.as_tensor(tokens, dtype=ids.dtype)
         mask[row, place] = 1
     return ids, mask
 
 
 def _by_row(values: torch.Tensor, places: Sequence[torch.Tensor], width: int) -> torch.Tensor:
-    """(rows, width): the packed numbers at each row's places, zeros behind them."""
+    """(rows, width): of packed numbers (1, tokens) those at each row's places, zeros behind them."""
     flat = values.flatten()
     rows = torch.nn.utils.rnn.pad_sequence([flat[row] for row in places], batch_first=True)
     return torch.nn.functional.pad(rows, (0, width - rows.shape[1]))

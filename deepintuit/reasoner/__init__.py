@@ -29,7 +29,7 @@ _FROM = {
     "predictions": ("prediction_rows",),
     "distance": ("DISTANCE", "FALSE_ALARMS", "Distance", "add_distances"),
     "gate": ("gate_for",),
-    "local": ("Known", "LocalReasoner", "Unreadable"),
+    "local": ("EncodedClips", "LocalReasoner", "Unreadable"),
     "served": ("ServedScores", "needs_weights", "reasoner_for", "refuse_lost"),
     "task": (
         "Clip", "Opinion", "Task", "asked", "card", "identity", "inherited", "opinion_of", "parsed", "rationale_of",

@@ -13,7 +13,7 @@ from deepintuit.config import Config
 from deepintuit.errors import StoreError
 from deepintuit.reasoner.distance import Distance, Far
 from deepintuit.reasoner.distribution import Pairs
-from deepintuit.reasoner.local import Known
+from deepintuit.reasoner.local import EncodedClips
 from deepintuit.reasoner.served import ServedScores
 from deepintuit.reasoner.task import Clip
 from deepintuit.runs import Run, Workbench
@@ -72,7 +72,7 @@ class Calibrator(NamedTuple):
         """How far each clip is from those that were learnt from, by its id; nothing where that was not measured."""
         if self.distance is None:
             return {}
-        if isinstance(clips, Known):  # of several processes each reads its share
+        if isinstance(clips, EncodedClips):  # of several processes each reads its share
             return dict(ranks.spread(lambda at: self._far(*clips[at]), range(len(clips))))
         return dict(self._far(*pair) for pair in clips)
 

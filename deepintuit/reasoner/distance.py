@@ -145,9 +145,9 @@ def add_distances(workbench: Workbench, config: Config, run: Run) -> None:
     vlm = VLM.load(config.model, config.video, checkpoint=run.checkpoint, cache=workbench.cache)
     task = Task(workbench.path, config)
     local = LocalReasoner(vlm, task)
-    known = [local.known(task.clips(split)) for split in ("calibration", "validation")]
-    if all(known) and ranks.leads():
-        Distance.fit(*known).save(run.checkpoint)
+    clips_of = [local.readable(task.clips(split)) for split in ("calibration", "validation")]
+    if all(clips_of) and ranks.leads():
+        Distance.fit(*clips_of).save(run.checkpoint)
 
 
 def _each(clips: Sequence[tuple[Clip, EncodedClip]], places: Sequence[int]) -> Iterator[EncodedClip]:

@@ -1,10 +1,10 @@
 """From clip and traces to a class distribution: the paper's four ways behind one call.
 
-- `label_likelihood` (A): softmax over Σ log p(label tokens, end token | meta-review), divided by a temperature fitted
+- `label_likelihood`: softmax over Σ log p(label tokens, end token | meta-review), divided by a temperature fitted
   on validation
-- `linear_head` (B): logistic regression on the last hidden state of the meta-review prompt
-- `vote` (C): the share of K traces for each label, with Laplace smoothing
-- `mean_likelihood` (D): the mean of A over K traces
+- `linear_head`: logistic regression on the last hidden state of the meta-review prompt
+- `vote`: the share of K traces for each label, with Laplace smoothing
+- `mean_likelihood`: the mean of the first over K traces
 
 Every way returns the same thing: scores (C, K) whose softmax at a fitted temperature is the distribution, and the
 mass outside the label set.
@@ -23,15 +23,18 @@ from numpy.typing import ArrayLike
 from deepintuit import ranks
 from deepintuit.errors import ModelError
 from deepintuit.metrics import apply_temperature
-from deepintuit.reasoner.local import Known
+from deepintuit.reasoner.local import EncodedClips
 from deepintuit.reasoner.served import ServedScores
 from deepintuit.reasoner.task import Clip, Opinion, Task
 from deepintuit.trace import Malformed, Trace
 from deepintuit.vlm import VLM, EncodedClip, character_offsets, label_logprobs, last_hidden
 
 Pairs = Sequence[tuple[Clip, EncodedClip]]
-"""Clips with their features. Of many (`Known`) a batch is read when its turn comes, and where there are several
+"""Clips with their features. Of many (`EncodedClips`) a batch is read when its turn comes, and where there are several
 processes, which then all ask about the same, each answers for its share; a list is one process's own."""
+
+PromptOf = Callable[[str, Any], str]
+"""A clip's id and its trace → the prompt."""
 
 NEEDS_SAMPLES = frozenset({"vote", "mean_likelihood"})
 """Ways that read K sampled traces; the others read one."""
@@ -52,7 +55,7 @@ class Scores:
 def likelihood_scores(
     vlm: VLM | ServedScores, task: Task, clips: Pairs, traces: Sequence[Trace | Malformed | Opinion | None], batch: int
 ) -> Scores:
-    """Option A for one trace a clip (None: blanked), or what is left of it."""
+    """`label_likelihood` after one trace per clip (None: blanked), or what is left of it."""
     return _likelihoods(vlm, task, clips, traces, task.calibrator_prompt, batch)
 
 
@@ -64,52 +67,49 @@ def label_scores(vlm: VLM, task: Task, clips: Pairs, batch: int) -> Scores:
 def hidden_states(
     vlm: VLM, task: Task, clips: Pairs, traces: Sequence[Trace | Malformed | None], batch: int
 ) -> np.ndarray:
-    """(C, D) features of option B."""
+    """(C, D) what the linear head reads (`head.LinearHead`)."""
     if not vlm.has_weights:
         raise ModelError(
             "hidden states of a model that is at a server",
             "a linear head reads them, and servers give none",
             "Set server.compare=true, which loads the weights on this machine as well",
         )
-    states = _batches(clips, traces, task.calibrator_prompt, batch, lambda *asked: last_hidden(vlm, *_alone(*asked)))
-    return np.concatenate(states).astype(np.float64)
+
+    def states(pairs: Sequence[tuple[Clip, EncodedClip]], prompts: Sequence[str]) -> torch.Tensor:
+        return last_hidden(vlm, [encoded for _, encoded in pairs], prompts)
+
+    return _in_batches(clips, traces, task.calibrator_prompt, batch, states)
 
 
 def _likelihoods(
-    vlm: VLM | ServedScores, task: Task, clips: Pairs, traces: Sequence[Any], ask: Callable[[str, Any], str], batch: int
+    vlm: VLM | ServedScores, task: Task, clips: Pairs, traces: Sequence[Any], prompt_of: PromptOf, batch: int
 ) -> Scores:
-    def scored(pairs: Sequence[tuple[Clip, EncodedClip]], prompts: Sequence[str]) -> torch.Tensor:
+    def logprobs(pairs: Sequence[tuple[Clip, EncodedClip]], prompts: Sequence[str]) -> torch.Tensor:
         if isinstance(vlm, ServedScores):
             return vlm.label_logprobs(task, pairs, prompts)
-        return label_logprobs(vlm, *_alone(pairs, prompts), task.labels)
+        return label_logprobs(vlm, [encoded for _, encoded in pairs], prompts, task.labels)
 
-    logits = _batches(clips, traces, ask, batch, scored)
-    logits = np.concatenate(logits).astype(np.float64)
-    return Scores(logits, np.clip(1 - np.exp(logits).sum(1), 0, 1))
+    logits_C_K = _in_batches(clips, traces, prompt_of, batch, logprobs)
+    return Scores(logits_C_K, np.clip(1 - np.exp(logits_C_K).sum(1), 0, 1))
 
 
-def _batches(
-    clips: Pairs, traces: Sequence[Any], ask: Callable[[str, Any], str], batch: int, answer: Callable
-) -> list[np.ndarray]:
-    """What `answer` says to clips with their features, and prompts, of each batch."""
+def _in_batches(
+    clips: Pairs, traces: Sequence[Any], prompt_of: PromptOf, batch: int, compute: Callable[..., torch.Tensor]
+) -> np.ndarray:
+    """(C, …) what `compute(pairs, prompts)` gives for the clips of each batch and the prompts about their traces."""
 
-    def answered(start: int) -> np.ndarray:
-        pairs, beside = clips[start : start + batch], traces[start : start + batch]
-        prompts = [ask(clip.clip_id, trace) for (clip, _), trace in zip(pairs, beside, strict=True)]
-        return answer(pairs, prompts).numpy()
+    def rows(start: int) -> np.ndarray:
+        pairs, traces_of = clips[start : start + batch], traces[start : start + batch]
+        prompts = [prompt_of(clip.clip_id, trace) for (clip, _), trace in zip(pairs, traces_of, strict=True)]
+        return compute(pairs, prompts).numpy()
 
     starts = range(0, len(clips), batch)
-    return ranks.spread(answered, starts) if isinstance(clips, Known) else [answered(start) for start in starts]
-
-
-def _alone(
-    pairs: Sequence[tuple[Clip, EncodedClip]], prompts: Sequence[str]
-) -> tuple[list[EncodedClip], Sequence[str]]:
-    return [encoded for _, encoded in pairs], prompts
+    parts = ranks.spread(rows, starts) if isinstance(clips, EncodedClips) else [rows(start) for start in starts]
+    return np.concatenate(parts).astype(np.float64)
 
 
 def vote_scores(task: Task, traces_C_K: Sequence[Sequence[Trace | Malformed]], smoothing: float = 1.0) -> Scores:
-    """Option C. Laplace smoothing keeps a label that no trace names above zero; malformed traces count as outside."""
+    """`vote`. Laplace smoothing keeps a label that no trace names above zero; malformed traces count as outside."""
     counts = np.full((len(traces_C_K), len(task.labels)), smoothing)
     outside = np.zeros(len(traces_C_K))
     for row, traces in enumerate(traces_C_K):
@@ -122,7 +122,7 @@ def vote_scores(task: Task, traces_C_K: Sequence[Sequence[Trace | Malformed]], s
 
 
 def mean_scores(parts: Sequence[Scores]) -> Scores:
-    """Option D: the mean of K distributions, as log-scores."""
+    """`mean_likelihood`: the mean of K distributions, as log-scores."""
     probs = np.mean([part.probs(1.0) for part in parts], 0)
     return Scores(np.log(np.maximum(probs, 1e-12)), np.mean([part.outside_C for part in parts], 0))
 

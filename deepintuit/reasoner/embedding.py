@@ -53,8 +53,8 @@ def embedded(
     was. ModelError where a vector is no number."""
     space, unreadable = Space(workbench, viewer.about), {}
     with space.writing():
-        held = space.ids()
-        missing = [clip for clip in clips if clip.clip_id not in held]
+        ids = space.ids()
+        missing = [clip for clip in clips if clip.clip_id not in ids]
         bar = iter(track(missing, "Embeddings", disable=not progress or not missing))
         vectors = zip(bar, viewer.vectors(places_of(missing)), strict=True)
         while part := list(islice(vectors, _PART)):

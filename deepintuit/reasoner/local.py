@@ -32,7 +32,7 @@ class Unreadable:
     error: VideoError | Refused
 
 
-class Known(Sequence[tuple[Clip, EncodedClip]]):
+class EncodedClips(Sequence[tuple[Clip, EncodedClip]]):
     """Rows about readable clips, each with the features of its video when it is asked for: from the encoder's bounded
     memory, its cache or the tower. Nothing here keeps them, so that memory does not grow with the split; take slices,
     which read ahead."""
@@ -58,13 +58,13 @@ class Known(Sequence[tuple[Clip, EncodedClip]]):
                 pairs.append((clip, encoded.blanked() if blank else encoded))
         return pairs
 
-    def shown(self, rows: Iterable[tuple[int, int | None]]) -> Known:
+    def shown(self, rows: Iterable[tuple[int, int | None]]) -> EncodedClips:
         """For each row the clip at the first place, with the video of the second one (None: its own, blanked)."""
         entries = []
         for place, video_place in rows:
             _, video, blank = self._rows[place if video_place is None else video_place]
             entries.append((self._rows[place][0], video, blank or video_place is None))
-        return Known(self._encoder, entries)
+        return EncodedClips(self._encoder, entries)
 
 
 OnText = Callable[[Clip, str, int], None]
@@ -102,22 +102,23 @@ class LocalReasoner:
 
     def asking(self, task: Task) -> Self:
         """The same, asked about other clips, of which none was unreadable yet."""
-        other = copy.copy(self)
-        other.task, other.unreadable = task, {}
-        return other
+        reasoner = copy.copy(self)
+        reasoner.task, reasoner.unreadable = task, {}
+        return reasoner
 
     def encode(self, clips: Sequence[Clip]) -> list[tuple[Clip, EncodedClip]]:
         """Readable clips with their features, all at once: for a batch. The others go to `unreadable`."""
         return list(self._encoded(clips))
 
-    def known(self, clips: Sequence[Clip]) -> Known:
+    def readable(self, clips: Sequence[Clip]) -> EncodedClips:
         """The readable ones of a split: each is encoded, so that the cache has it, and let go; of several processes, by
         one."""
         for _ in self._encoded(ranks.share(clips)):
             pass
         for unreadable in ranks.gather(self.unreadable):
             self.unreadable |= unreadable
-        return Known(self.vlm.encoder, [(clip, clip, False) for clip in clips if clip.clip_id not in self.unreadable])
+        rows = [(clip, clip, False) for clip in clips if clip.clip_id not in self.unreadable]
+        return EncodedClips(self.vlm.encoder, rows)
 
     def features(self, clip: Clip) -> EncodedClip:
         """Of one clip that is known to be readable."""

@@ -82,9 +82,9 @@ class Task:
 
     def with_texts(self, fields: Mapping[str, Mapping[str, str]]) -> Task:
         """The same question about clips that are in no manifest: by clip id the texts beside them."""
-        other = copy.copy(self)
-        other._fields = fields
-        return other
+        task = copy.copy(self)
+        task._fields = fields
+        return task
 
     def unlabelled(self, clip_ids: Iterable[str]) -> list[Clip]:
         """These usable clips, in this order, as one has them who knows no label."""
@@ -93,7 +93,7 @@ class Task:
 
     def _clip(self, row: Any) -> Clip:
         # A labels.toml may keep the manifest's word as an alias.
-        label = self.labels.labels[self.labels.index(row.label)]
+        label = self.labels.canonical(row.label)
         return Clip(row.clip_id, str(row.path), label, int(row.width), int(row.height), row.split)
 
     def reasoner_prompt(self, clip_id: str) -> str:

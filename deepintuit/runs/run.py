@@ -332,7 +332,7 @@ class Run:
     def settle(self) -> None:
         """All processes of the command have come here, and what each has appended is seen by this one, on a network
         disk too. StoreError where it does not appear."""
-        names, until = {name for one in ranks.gather(self._written) for name in one}, time.monotonic() + 60
+        names, until = {name for parts in ranks.gather(self._written) for name in parts}, time.monotonic() + 60
         while lacking := names - set(os.listdir(self.path)):
             if time.monotonic() > until:
                 raise StoreError(

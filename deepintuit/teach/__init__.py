@@ -116,7 +116,7 @@ def _clips(manifest: Manifest, labels: LabelSet, split: str) -> list[Clip]:
             "See `deepintuit clips` for what each split holds, or assign splits first",
         )
     # A labels.toml of the user's may keep the manifest's word as an alias.
-    return [clip | {"label": labels.labels[labels.index(clip["label"])]} for clip in clips]
+    return [clip | {"label": labels.canonical(clip["label"])} for clip in clips]
 
 
 def _excluded(manifest: Manifest, split: str) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ class TraceRecorder:
         for row in rows:
             trace = parse(row["text"], self.config.prompt.grammar, self.labels, bool(row["truncated"]))
             score = rewards.score(trace, row["true_label"])
-            note(row, "accuracy", score.accuracy, score.answer)
+            note(row, "accuracy", score.accuracy, score.label)
             note(row, "format", score.format, score.reason)
             why = score.reason or ("" if score.accuracy or self.config.teach.keep_wrong else WRONG_LABEL)
             if why:

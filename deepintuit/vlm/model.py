@@ -121,9 +121,9 @@ class VLM:
 
     def forgetful(self) -> VLM:
         """The same model with an encoder that keeps nothing."""
-        other = copy.copy(self)
-        other.encoder = self.encoder.forgetful()
-        return other
+        vlm = copy.copy(self)
+        vlm.encoder = self.encoder.forgetful()
+        return vlm
 
     @classmethod
     def load(

@@ -234,11 +234,11 @@ def _prefill(
         masks.append(inputs["attention_mask"].bool())
         last.append(inputs["position_ids"][:, :, -1].max(0).values)
     traces.begin(torch.cat(masks), torch.cat(last))
-    whole = caches[0]
-    for number, layers in enumerate(zip(*(cache.layers for cache in caches))):
+    cache = caches[0]
+    for number, layers in enumerate(zip(*(part.layers for part in caches))):
         if type(layers[0]) is DynamicLayer:
-            whole.layers[number] = _Buffered(layers)
-    return whole, torch.cat(logits)
+            cache.layers[number] = _Buffered(layers)
+    return cache, torch.cat(logits)
 
 
 class _Buffered(DynamicLayer):
@@ -300,8 +300,8 @@ class _Traces:
         keys, self.group, self.first = [key for keys in keys_C_G for key in keys], len(keys_C_G[0]), first
         self.stops = torch.tensor(vlm.stop_ids, device=vlm.device)
         self.active = torch.arange(len(keys), device=vlm.device)
-        self.each = 1 if vlm.shares_prefix else self.group  # rows of a clip
-        self.row = self.active * self.each // self.group
+        self.rows_per_clip = 1 if vlm.shares_prefix else self.group
+        self.row = self.active * self.rows_per_clip // self.group
         self.slot = torch.zeros_like(self.active)
         self.temperature = torch.tensor([*temperature_G], dtype=torch.float64, device=vlm.device).repeat(len(keys_C_G))
         self.pad = vlm.tokenizer.pad_token_id
@@ -314,11 +314,14 @@ class _Traces:
         self.quick_tokens: list[int | None] = [None] * len(keys)
         self.thought: list[bool | None] = [None] * len(keys)
         self.probability: list[float | None] = [None] * len(keys)
-        self.ended_with: dict[int, str] = {}
+        self.quick_texts: dict[int, str] = {}
 
     def begin(self, mask: torch.Tensor, last: torch.Tensor) -> None:
         """Prompts: (C, tokens) which of the cached tokens are theirs, and (C,) their last positions."""
-        self.mask, self.last = mask.repeat_interleave(self.each, 0)[:, None], last.repeat_interleave(self.each)
+        self.mask, self.last = (
+            mask.repeat_interleave(self.rows_per_clip, 0)[:, None],
+            last.repeat_interleave(self.rows_per_clip),
+        )
 
     def place(self, trace: int) -> tuple[int, int]:
         """Clip and sample, as the caller numbers them."""
@@ -330,15 +333,15 @@ class _Traces:
         for temperature in sorted(set(self.temperature.tolist())):
             subset = (self.temperature[self.active] == temperature).nonzero()[:, 0]
             if len(subset):
-                tokens[subset], logprobs[subset] = self._drawn(logits, subset, step, temperature, top_p, vlm)
+                tokens[subset], logprobs[subset] = self._draw_at(logits, subset, step, temperature, top_p, vlm)
         for trace, value in zip(self.active.tolist(), logprobs.tolist()):
             self.logprobs[trace].append(value)
         return tokens
 
-    def _drawn(
+    def _draw_at(
         self, logits: torch.Tensor, subset: torch.Tensor, step: int, temperature: float, top_p: float, vlm: VLM
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of these active traces the next tokens, and their log-probabilities."""
+        """The next tokens of these active traces, one temperature for all, and their log-probabilities."""
         slots, place = (self.row[subset] * logits.shape[1] + self.slot[subset]).unique(return_inverse=True)
         logprobs = torch.log_softmax(logits.flatten(0, 1)[slots].float() / (temperature or 1.0), -1)
         scores = logprobs.clone()
@@ -354,10 +357,10 @@ class _Traces:
             if top_p < 1:
                 ranked, order = probs.sort(-1, descending=True)
                 probs = probs.scatter(-1, order, torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0))
-            heights = probs.cumsum(-1)[place]
-            tokens = torch.searchsorted(
-                heights, (self._uniform[self.active[subset], step] * heights[:, -1])[:, None], right=True
-            )[:, 0]
+            # Each trace reads its own number off the cumulative distribution of its slot.
+            cumulative = probs.cumsum(-1)[place]  # (traces, V)
+            levels = self._uniform[self.active[subset], step] * cumulative[:, -1]
+            tokens = torch.searchsorted(cumulative, levels[:, None], right=True)[:, 0]
             tokens = tokens.clamp(max=probs.shape[-1] - 1)
         return tokens, logprobs[place, tokens]
 
@@ -381,20 +384,22 @@ class _Traces:
         for trace, quick in closed.items():
             self.confidence[trace], self.quick_tokens[trace] = quick.confidence, len(self.ids[trace])
             self.thought[trace] = True
-        answered = {trace: quick for trace, quick in closed.items() if quick.confidence >= 0}
-        if answered and gate.judged:
-            for trace, probability in zip(answered, gate.judged(list(answered.values())), strict=True):
+        answers = {trace: quick for trace, quick in closed.items() if quick.confidence >= 0}
+        if answers and gate.judged:
+            for trace, probability in zip(answers, gate.judged(list(answers.values())), strict=True):
                 self.probability[trace] = float(probability)
-        for trace, quick in answered.items():
-            sure = self.probability[trace] if gate.judged else quick.confidence
-            if sure >= gate.threshold:
-                self.thought[trace], self.ended[trace], self.ended_with[trace] = False, True, quick.text
-        going = torch.tensor([not self.ended[trace] for trace in active], dtype=torch.bool, device=self.active.device)
-        self._keep(going)
-        return going
+        for trace, quick in answers.items():
+            certainty = self.probability[trace] if gate.judged else quick.confidence
+            if certainty >= gate.threshold:
+                self.thought[trace], self.ended[trace], self.quick_texts[trace] = False, True, quick.text
+        continues = torch.tensor(
+            [not self.ended[trace] for trace in active], dtype=torch.bool, device=self.active.device
+        )
+        self._keep(continues)
+        return continues
 
-    def _keep(self, going: torch.Tensor) -> None:
-        self.active, self.row, self.slot = self.active[going], self.row[going], self.slot[going]
+    def _keep(self, mask_A: torch.Tensor) -> None:
+        self.active, self.row, self.slot = self.active[mask_A], self.row[mask_A], self.slot[mask_A]
 
     def drop_finished_rows(self) -> torch.Tensor | None:
         """The rows of the batch that stay, where some have no trace left; None where all stay."""
@@ -431,6 +436,6 @@ class _Traces:
 
     def sample(self, trace: int, vlm: VLM, milliseconds: float) -> Sample:
         ids = self.ids[trace]
-        text = self.ended_with.get(trace) or vlm.tokenizer.decode(ids, skip_special_tokens=True)
+        text = self.quick_texts.get(trace) or vlm.tokenizer.decode(ids, skip_special_tokens=True)
         quick = self.confidence[trace], self.quick_tokens[trace], self.thought[trace], self.probability[trace]
         return Sample(text, ids, self.logprobs[trace], not self.ended[trace], milliseconds, *quick)

@@ -17,7 +17,7 @@ from deepintuit.vlm.prefix import packed_in_parts
 def label_logprobs(
     vlm: VLM, clips: Sequence[EncodedClip | None], prompts: Sequence[str], labels: LabelSet
 ) -> torch.Tensor:
-    """(C, K) float32: Σ log p(tokens of label k, and the end token | clip, prompt). METHOD: the paper's option A.
+    """(C, K) float32: Σ log p(tokens of label k, and the end token | clip, prompt): `label_likelihood`, unscaled.
 
     Clips of None, all of them, are prompts of text alone. All prompts about a clip are computed as one tree, in parts
     of at most `vlm.tokens_per_pass` tokens.
@@ -39,8 +39,8 @@ def label_logprobs(
 
 
 def last_hidden(vlm: VLM, clips: Sequence[EncodedClip], prompts: Sequence[str]) -> torch.Tensor:
-    """(C, hidden) float32: the last layer at the last token of the prompt, the input of the linear head (option B). In
-    parts as `label_logprobs`."""
+    """(C, hidden) float32: the last layer at the prompt's last token, what the linear head reads (`reasoner.head`).
+    In parts as `label_logprobs`."""
     with _scoring(vlm):
         turns = [vlm.prompt_ids(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
         rows = [[*prompt, vlm.tokenizer.pad_token_id] for prompt in turns]  # of a row all but its last is computed
