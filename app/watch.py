@@ -410,7 +410,8 @@ class Handlers:
                 private=clip["clip_id"].startswith(PREFIX),
             )
             grammar = await asyncio.to_thread(clips.grammar_of, self.context.workbench, run)
-            view = TraceView("live", f"written live by {run}", grammar, clip["seconds"])
+            writer = f"{served} at its server" if (served := reasoners[run]["server"]) else run
+            view = TraceView("live", f"written live by {writer}", grammar, clip["seconds"])
             view.labels, view.calibrator = self.context.labels(clip.get("dataset")), reasoners[run]["calibrator"]
 
             def happened() -> list[stored.Event]:

@@ -3,8 +3,8 @@ ids, `prompt_logprobs`, frames as a client sends them. `python tests/served.py S
 
 The settings: `models` (name → checkpoint), `config` (of the project's settings), `log` (a file to which each request
 is written as a line, without its pictures), and what is withheld or done wrong: `without` (fields that it refuses by
-name), `plain` (it gives no log-probabilities at all), `fail` ([status, how often]), `die_after` (answers), `slow`
-(seconds between two tokens of a stream).
+name), `plain` (it gives no log-probabilities at all), `fail` ([status, how often]), `die_after` (answers),
+`holds_after` (tokens of a stream, until its client goes away).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import json
 import os
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +140,11 @@ def create(settings: dict) -> FastAPI:
         queue: asyncio.Queue = asyncio.Queue()
         loop, gone = asyncio.get_running_loop(), threading.Event()
 
+        written = itertools.count(1)
+
         def on_token(token: int) -> None:
-            time.sleep(settings.get("slow", 0))
+            if next(written) > settings.get("holds_after", 2**30):
+                gone.wait(60)
             loop.call_soon_threadsafe(queue.put_nowait, token)
 
         work = asyncio.ensure_future(asyncio.to_thread(model.write, body, on_token, gone.is_set))

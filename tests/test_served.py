@@ -22,6 +22,7 @@ from deepintuit.errors import DataError, DeepIntuitError
 from deepintuit.reasoner import Clip, LocalReasoner, ServedScores, Task, likelihood_scores, live, replay
 from deepintuit.vlm import VLM
 from deepintuit_analysis.index import clips
+from deepintuit_app.app import served as served_page
 from deepintuit_clips.predict import Predictor
 
 pytest_plugins = ["embedded"]
@@ -229,7 +230,7 @@ def test_a_calibrator_of_served_traces_answers_with_the_same_server(ours, calibr
     assert entries[made.id] == made.id and calibrated.id not in entries
 
 
-def test_a_live_trace_streams_from_the_server_and_stop_closes_the_request(ours, cold, made, tmp_path):
+def test_a_live_trace_streams_from_the_server(ours, made):
     row = ours.manifest.usable("test").iloc[0]
     clip = Clip(row.clip_id, str(row.path), None, int(row.width), int(row.height), None)
     told = []
@@ -242,18 +243,25 @@ def test_a_live_trace_streams_from_the_server_and_stop_closes_the_request(ours, 
     assert texts and all(done.text.startswith(text) for text in texts) and done.confidence > 0
     assert kinds[-1] == "Distribution" and told[-1].method == "label_likelihood"
 
-    with serving(ours, tmp_path, {"cold": str(cold.checkpoint)}, slow=0.2) as slow:
-        models, stopped = live.Models(ours.workbench), []
-        models.settings = lambda run_id: config.of(made.about["settings"]).replace(
-            server={"base_url": slow.sets[0].partition("=")[2]}
-        )
-        began = time.monotonic()
-        live.reason(models, ask, stopped.append, lambda: any(isinstance(e, replay.Written) for e in stopped))
-        [done] = [event for event in stopped if isinstance(event, replay.TraceDone)]
-        assert done.stopped and done.text and not any(isinstance(e, replay.Distribution) for e in stopped)
-        while not slow.said("broke_off") and time.monotonic() - began < 30:
-            time.sleep(0.05)
-        assert slow.said("broke_off") and not slow.said("ends")
+
+def test_watch_streams_a_served_trace_and_stop_closes_its_request(ours, cold, made, server, tmp_path, page):
+    own = ours.copy(tmp_path / "own")
+    with serving(own, tmp_path, {"cold": str(cold.checkpoint)}, holds_after=4) as held:
+        about = own.path / "runs" / made.id / "run.json"
+        about.write_text(about.read_text().replace(f"127.0.0.1:{server.port}/", f"127.0.0.1:{held.port}/"))
+        with served_page(own.path) as url:
+            page.goto(f"{url}/watch?run={made.id}")
+            page.wait_for_function("document.querySelector('#reason')?.disabled === false")
+            page.click("#reason")
+            page.wait_for_function("document.querySelector('#status').innerText.includes('4 tokens')")
+            assert "by cold at its server" in page.inner_text("#status")
+            assert page.inner_text("#trace") and not held.said("ends"), "seen while it is written"
+            page.click("#stop")
+            page.wait_for_function("document.querySelector('#status').innerText.includes('Stopped')")
+            page.wait_for_function("document.querySelector('#reason')?.disabled === false")
+            while not held.said("broke_off"):
+                time.sleep(0.05)
+            assert not held.said("ends") and page.inner_text("#trace")
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ Run it:  python -m pytest tests/browser        (skips, with the reason, where no
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,10 +27,6 @@ from deepintuit.runs import trace_id
 from deepintuit_analysis import Workbench
 from deepintuit_clips import import_csv, scan
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --ignore-certificate-errors"
-).split()
 LABELS = LabelSet.of("doorstep", ["delivery", "theft", "routine"])
 DATASET = "doorstep"
 HOSTILE_FILE = "test-4 <b onclick=alert(1)> ${1+1} {{7}} 'x'.mp4"
@@ -223,54 +218,3 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     workbench, clips, traces, runs = write_workbench(tmp_path_factory.mktemp("site") / "workbench")
     with serve(workbench.path) as url:
         yield Site(url, workbench, clips, traces, runs)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """The system's Chromium. `DEEPINTUIT_CHROMIUM` may name another one."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = os.environ.get("DEEPINTUIT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip("no Chromium was found; DEEPINTUIT_CHROMIUM may name one")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[Any]:
-    """Makes pages: `open_page(width=1280, dark=False)`. Each is a user of its own (cookies, storage). Its `foreign`
-    lists requests to other hosts and its `failures` uncaught script errors; both must be empty at the end."""
-    contexts, opened = [], []
-
-    def make(width: int = 1280, dark: bool = False) -> Any:
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", accept_downloads=True
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(45_000)  # a runner's two cores may be shared with a training
-        page.foreign, page.failures = [], []
-        page.on("request", lambda request: page.foreign.append(request.url) if _leaves(request.url) else None)
-        page.on("pageerror", lambda error: page.failures.append(str(error)))
-        opened.append(page)
-        return page
-
-    yield make
-    for context in contexts:
-        context.close()
-    for page in opened:
-        assert page.foreign == [], "a request left the host"
-        assert page.failures == [], "a script failed in the browser"
-
-
-@pytest.fixture
-def page(open_page: Any) -> Any:
-    """One page at 1280 px, light."""
-    return open_page()
-
-
-def _leaves(url: str) -> bool:
-    return not url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "file:", "data:", "blob:"))

@@ -1,0 +1,64 @@
+"""Pages of the system's Chromium: each fails its test when a request leaves the host or a script fails."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --ignore-certificate-errors"
+).split()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The system's Chromium. `DEEPINTUIT_CHROMIUM` may name another one."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = os.environ.get("DEEPINTUIT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("no Chromium was found; DEEPINTUIT_CHROMIUM may name one")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Any]:
+    """Makes pages: `open_page(width=1280, dark=False)`. Each is a user of its own (cookies, storage). Its `foreign`
+    lists requests to other hosts and its `failures` uncaught script errors; both must be empty at the end."""
+    contexts, opened = [], []
+
+    def make(width: int = 1280, dark: bool = False) -> Any:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", accept_downloads=True
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(45_000)  # a runner's two cores may be shared with a training
+        page.foreign, page.failures = [], []
+        page.on("request", lambda request: page.foreign.append(request.url) if _leaves(request.url) else None)
+        page.on("pageerror", lambda error: page.failures.append(str(error)))
+        opened.append(page)
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+    for page in opened:
+        assert page.foreign == [], "a request left the host"
+        assert page.failures == [], "a script failed in the browser"
+
+
+@pytest.fixture
+def page(open_page: Any) -> Any:
+    """One page at 1280 px, light."""
+    return open_page()
+
+
+def _leaves(url: str) -> bool:
+    return not url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "file:", "data:", "blob:"))
