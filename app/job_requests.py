@@ -186,12 +186,13 @@ def rerun(workbench: Workbench, about: Mapping[str, Any]) -> list[str]:
     runs = {option: inputs_of.get(_RUN_OF.get(option, "parent")) for option in INPUTS.get(stage, ())}
     if stage == "evaluate" and not runs["reasoner"]:
         runs["reasoner"] = inputs_of["system"] if inputs_of.get("system") in _WORDS else "zero-shot"
-    settings = changed(_settings(about))
+    settings_given = _settings(about)
+    settings = changed(settings_given)
     for run in filter(None, (inputs_of["parent"], inputs_of.get("calibrator"))):  # what it would take over from them
         for key in changed(_settings(workbench.run(run).about)):
             section, _, name = key.partition(".")
-            own = getattr(_settings(about), section)
-            settings.setdefault(key, getattr(own, name) if name else own)
+            value = getattr(settings_given, section)
+            settings.setdefault(key, getattr(value, name) if name else value)
     if about["name"] and stage != "teach" and runs.get("reasoner") not in _WORDS:
         runs["name"] = about["name"]
     sections = {key: value for key, value in settings.items() if key.split(".")[0] in {*inputs_of, "seed"}}

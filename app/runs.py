@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,13 @@ def _rerun(workbench: Workbench, run: Mapping[str, Any]) -> list[str]:
     words = run["command"]
     if run["stage"] not in (words or ()):  # else they say all, and no file is read
         with contextlib.suppress(DeepIntuitError):
-            words = rerun(workbench, workbench.run(run["run_id"]).about)
+            words = _again(workbench, run["run_id"], run["status"])
     return without_places(words, *_roots(workbench))
+
+
+@lru_cache(maxsize=10_000)
+def _again(workbench: Workbench, run_id: str, _status: str) -> list[str]:
+    return rerun(workbench, workbench.run(run_id).about)
 
 
 def _about(workbench: Workbench, run_id: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import gradio as gr
 from deepintuit.errors import DeepIntuitError
 from deepintuit_analysis import Workbench
 
-NONE_SAVED = "Any (none saved yet)"
+NONE_SAVED = "None saved"
 
 
 def box(min_width: int = 150, **settings: Any) -> gr.Dropdown:

@@ -272,11 +272,11 @@ def code_lines(path: Path) -> int:
 MOST_LINES = {
     "deepintuit": 12_925,
     "deepintuit_analysis": 7_672,
-    "deepintuit_app": 7_041,
+    "deepintuit_app": 7_047,
     "deepintuit_clips": 2_588,
     "deepintuit_homecam": 2_246,
 }
-MOST_IN_ALL = 32_472
+MOST_IN_ALL = 32_478
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
 MOST_TO_READ = 1_952

@@ -312,12 +312,6 @@ def test_another_system_is_chosen_and_the_drawer_closes(page, site):
     assert f"compare={site.runs['evaluate-cold']}" in page.url
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(open_page, site):
-    page = opened(open_page(width=390, dark=True), site, cell="true.0")
-    page.wait_for_selector(ROWS)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-
-
 def test_an_empty_workbench_says_what_to_run(page, tmp_path):
     with serve(tmp_path / "new") as url:
         page.goto(f"{url}/errors?cell=confusion.0.0&system=x")
