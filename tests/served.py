@@ -4,7 +4,8 @@ ids, `prompt_logprobs`, frames as a client sends them. `python tests/served.py S
 The settings: `models` (name → checkpoint), `config` (of the project's settings), `log` (a file to which each request
 is written as a line, without its pictures), and what is withheld or done wrong: `without` (fields that it refuses by
 name), `plain` (it gives no log-probabilities at all), `fail` ([status, how often]), `die_after` (answers),
-`holds_after` (tokens of a stream, until its client goes away).
+`holds_after` (tokens of a stream, until its client goes away), `distrusts` (vLLM without --trust-request-mm-kwargs),
+`counts_from_time` (as vLLM's own Qwen2.5-VL).
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ from transformers.video_utils import VideoMetadata
 from deepintuit import config
 from deepintuit.video import Frames
 from deepintuit.vlm import VLM, clips, sample_groups
+
+DISTRUST = (
+    "Per-request media_io_kwargs are disabled by default because they can change multimodal media loading resource "
+    "usage. Start the server with --trust-request-mm-kwargs only when clients are trusted."
+)
+"""As vLLM 0.32 says it."""
 
 
 class Model:
@@ -92,6 +99,8 @@ def create(settings: dict) -> FastAPI:
     models = {name: Model(asked, folder) for name, folder in settings["models"].items()}
     withheld, failing = settings.get("without", []), settings.get("fail", [0, 0])
     count, lock = [0], threading.Lock()
+    for model in models.values():
+        model.vlm.counts_from_time = settings.get("counts_from_time", False)
 
     def note(**line) -> None:
         with lock, open(settings["log"], "a", encoding="utf-8") as file:
@@ -103,6 +112,8 @@ def create(settings: dict) -> FastAPI:
         told = {name: value for name, value in body.items() if name != "messages"}
         pictures = json.dumps(body["messages"]).count("base64")
         note(begins=True, **told, pictures=pictures, key=request.headers.get("authorization"))
+        if settings.get("distrusts") and body.get("media_io_kwargs"):
+            return JSONResponse({"error": {"message": DISTRUST, "param": "media_io_kwargs", "code": 400}}, 400)
         if refused := [name for name in withheld if name in body]:
             return JSONResponse({"error": {"message": f"Unknown parameter: '{refused[0]}'."}}, 400)
         if failing[1]:

@@ -20,6 +20,7 @@ from embedded import Bench
 from deepintuit import calibrate, cli, config, evaluate
 from deepintuit.errors import DataError, DeepIntuitError
 from deepintuit.reasoner import Clip, LocalReasoner, ServedScores, Task, likelihood_scores, live, replay
+from deepintuit.reasoner.served import COUNTING
 from deepintuit.vlm import VLM
 from deepintuit_analysis.index import clips
 from deepintuit_app.app import served as served_page
@@ -207,6 +208,21 @@ def test_a_difference_from_what_would_be_written_here_is_said(bench, cold, serve
     assert contact["mean_difference"] > 1e-3 and "from those computed here" in contact["said"]
     begun = server.said("begins")[-1]
     assert "media_io_kwargs" not in begun and begun["pictures"] == 4, "a picture each"
+
+
+def test_a_server_that_counts_text_from_the_last_moment_of_a_clip_is_told_apart(bench, cold, tmp_path):
+    """As vLLM's own Qwen2.5-VL does."""
+    with serving(bench, tmp_path, {"cold": str(cold.checkpoint)}, counts_from_time=True) as other:
+        [contact] = scored(bench, cold.id, None, *other.sets).about["server"]
+    assert contact["prompt_tokens"] == contact["prompt_tokens_here"]
+    assert contact["mean_difference"] > 0.05 and contact["mean_difference_if"][COUNTING] < 1e-4
+    assert f"if {COUNTING}: see docs" in contact["said"] and "other weights" not in contact["said"]
+
+
+def test_a_server_that_distrusts_the_times_of_frames_is_a_sentence_with_its_flag(bench, cold, tmp_path):
+    with serving(bench, tmp_path, {"cold": str(cold.checkpoint)}, distrusts=True) as wary:
+        with pytest.raises(DeepIntuitError, match="Start vLLM with --trust-request-mm-kwargs"):
+            scored(bench, cold.id, None, *wary.sets, "sampling.max_tokens=21")
 
 
 @pytest.fixture(scope="module")

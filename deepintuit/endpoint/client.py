@@ -403,7 +403,13 @@ class Endpoint:
                 f"the key in ${self.key_variable} {'is not accepted' if self._key() else 'is not set'}",
                 f"Export a valid key for {self.model!r} as {self.key_variable}, or set {self.section}.key_variable",
             )
-        reply = " ".join(without_secrets([reply])[0].split())[:200] or "it says no more"
+        reply = " ".join(without_secrets([reply])[0].split())[:400] or "it says no more"
+        if status in _THIS_REQUEST and "--trust-request-mm-kwargs" in reply:
+            return Refused(
+                what,
+                f"it refuses this request: {reply}",
+                "Start vLLM with --trust-request-mm-kwargs: times and number of the frames are among these fields",
+            )
         if status in _THIS_REQUEST:
             return Refused(
                 what,

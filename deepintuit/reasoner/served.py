@@ -7,10 +7,11 @@ length of the prompt and the log-probabilities are compared with those of the mo
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,9 @@ SCORED = {"prompt_logprobs": 0, "add_generation_prompt": False, "return_token_id
 _TAIL = 16  # tokens that a template may write behind a label
 _APART = 0.05
 """Mean difference of log-probabilities from which on it is more than rounding [R]: bfloat16 gives a few hundredths."""
+
+COUNTING = "its text behind a clip counts on from the last moment, as in vLLM's own code for Qwen2.5-VL"
+UNTOLD = "its processor takes a clip's frames as 24 a second, as vLLM's transformers models do"
 
 
 def reasoner_for(
@@ -253,11 +257,11 @@ class ServedReasoner(LocalReasoner):
         contact: dict[str, Any] = {"model": server.model, "base_url": self._asking.endpoint.base_url}
         contact |= {"clip_id": clip.clip_id, "prompt_tokens": answer.prompt_tokens, "prompt_tokens_here": len(prompt)}
         if sample.logprobs_T and sample.token_ids and self._compares:
-            with self.vlm.evaluating():
-                [own_T] = token_logprobs(self.vlm, [encoded], [prompt], [sample.token_ids])
-            apart_T = np.abs(own_T.float().cpu().numpy() - np.asarray(sample.logprobs_T))
+            apart_T = _apart(self.vlm, encoded, prompt, sample)
             contact |= {"tokens": len(apart_T), "mean_difference": float(apart_T.mean())}
             contact |= {"largest_difference": float(apart_T.max())}
+            if contact["mean_difference"] > _APART and self.vlm.family.told_seconds:
+                contact["mean_difference_if"] = self._explained(encoded, prompt, sample)
         contact |= {"missing": list(sample.missing), "left_out": list(sample.left_out)}
         contact["said"] = _said(contact, self._asking.endpoint, self._compares)
         if self._run is None:
@@ -265,6 +269,21 @@ class ServedReasoner(LocalReasoner):
         elif ranks.leads():
             self._run.note(server=[*(self._run.about.get("server") or []), contact])
             tell(self._run, contact["said"], self._progress)
+
+    def _explained(self, encoded: EncodedClip, prompt: list[int], sample: ServedSample) -> dict[str, float]:
+        """Mean differences if the server gave the tokens of Qwen2.5-VL such positions as vLLM is known to."""
+        counting = copy.copy(self.vlm)
+        counting.counts_from_time = True
+        untold = replace(encoded, seconds_per_grid=self.vlm.processor.video_processor.temporal_patch_size / 24)
+        cases = {COUNTING: (counting, encoded), UNTOLD: (self.vlm, untold)}
+        return {name: float(_apart(vlm, clip, prompt, sample).mean()) for name, (vlm, clip) in cases.items()}
+
+
+def _apart(vlm: VLM, encoded: EncodedClip, prompt: list[int], sample: ServedSample) -> np.ndarray:
+    """(T,) distances of the log-probabilities of a trace from those of `vlm`."""
+    with vlm.evaluating():
+        [own_T] = token_logprobs(vlm, [encoded], [prompt], [sample.token_ids])
+    return np.abs(own_T.float().cpu().numpy() - np.asarray(sample.logprobs_T))
 
 
 def _said(contact: dict[str, Any], endpoint: Endpoint, compares: bool) -> str:
@@ -282,7 +301,11 @@ def _said(contact: dict[str, Any], endpoint: Endpoint, compares: bool) -> str:
         mean, largest = contact["mean_difference"], contact["largest_difference"]
         logprobs = f"the log-probabilities of {contact['tokens']} tokens are {mean:.2g} from those computed here"
         logprobs += f" on average, {largest:.2g} at most"
-        logprobs += " (other weights, frames or number types)" if mean > _APART else ""
+        cases = contact.get("mean_difference_if", {})
+        if cases and cases[case := min(cases, key=cases.get)] < mean / 10:
+            logprobs += f" ({cases[case]:.2g} if {case}: see docs/servers.md, Positions of Qwen2.5-VL)"
+        elif mean > _APART:
+            logprobs += " (other weights, frames or number types)"
     elif not compares:
         logprobs = "log-probabilities were not compared, since its weights are not loaded here"
     else:

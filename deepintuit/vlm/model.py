@@ -106,6 +106,9 @@ class VLM:
     bases: Bases | None = None
     """Where its weights are frozen: who else has them in memory, each with an adapter of its own."""
     adapter: str | None = None
+    counts_from_time = False
+    """Text behind a clip counts on from its last moment, as Qwen2.5-VL was published and vLLM's own code for it does;
+    else from the longer side of its frames, as the `get_rope_index` of transformers does since 5.3."""
 
     def __init__(self, model, processor, video: VideoConfig, cache: Path | None, name: str):
         self.model, self.processor, self.tokenizer, self.name = model, processor, processor.tokenizer, name
@@ -319,6 +322,10 @@ class VLM:
         positions, _ = self.core.model.get_rope_index(
             ids, mm_token_type_ids=kinds, video_grid_thw=grid, second_per_grid_ts=seconds, attention_mask=mask
         )
+        if self.counts_from_time:
+            last_3_B = positions.masked_fill(kinds == 0, -1).amax(-1)
+            behind_B_L = (kinds == 0) & (kinds.cumsum(1) == kinds.sum(1, keepdim=True))
+            positions = positions + behind_B_L * (last_3_B[0] - last_3_B[1:].amax(0)).clamp(min=0)[:, None]
         return {
             "input_ids": ids,
             "attention_mask": mask,
