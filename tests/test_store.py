@@ -236,7 +236,7 @@ def test_a_row_that_does_not_fit_is_refused_in_a_sentence_and_leaves_nothing(
 def test_other_misuse_gets_a_sentence(workbench: Workbench, tmp_path: Path) -> None:
     run = workbench.start_run("coldstart", {}, name="first")
     for call, beats in [
-        (lambda: workbench.run("coldstart-frist"), ["no run 'coldstart-frist'", f"nearest: {run.id!r}"]),
+        (lambda: workbench.run("coldstart-frist"), ["no run 'coldstart-frist'", f"Nearest: {run.id!r}"]),
         (lambda: workbench.run("../runs"), ["no run '../runs'"]),
         (lambda: workbench.start_run("grpo", {}, parent="nothing"), ["no run 'nothing'"]),
         (lambda: workbench.start_run("Cold Start", {}), ["'Cold Start'", "lower-case word"]),
