@@ -109,14 +109,25 @@ def model_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory, model_folder) -> Iterator[Bench]:
+def bench(tmp_path_factory, model_folder) -> Bench:
     """40 clips divided over the training splits and validation, 12 to test on. Shared: runs may be added, nothing be
     changed."""
     bench = Bench(tmp_path_factory.mktemp("bench"), model_folder)
     settings = bench.settings()
     demo.clips(settings, TRAIN, TEST, jobs=1, progress=False, fractions=fractions(settings))
-    yield bench
-    assert datasets(bench.path) == ["homecam"], "a test that imports clips has a copy of its own"
+    _shared.append(bench.path)
+    return bench
+
+
+_shared: list[Path] = []
+
+
+@pytest.fixture(autouse=True)
+def _shared_workbench_keeps_one_dataset() -> Iterator[None]:
+    """So that the test which breaks this is named, and not the last of its worker."""
+    yield
+    for path in _shared:
+        assert datasets(path) == ["homecam"], "a test that imports clips or predicts has a copy of its own"
 
 
 @pytest.fixture(scope="session")

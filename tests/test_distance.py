@@ -93,10 +93,10 @@ def odd(tmp_path_factory, bench):
 
 
 def test_a_clip_unlike_all_gets_no_label_and_no_percentage_and_its_answer_stays_in_the_run(
-    bench, calibrated, odd, tmp_path, capsys
+    ours, calibrated, odd, tmp_path, capsys
 ):
-    n = len(bench.manifest.usable("validation"))
-    predictor = Predictor(bench.workbench, calibrated.id, bench.settings())
+    n = len(ours.manifest.usable("validation"))
+    predictor = Predictor(ours.workbench, calibrated.id, ours.settings())
     table = predictor.predict(odd, false_alarms=1 / (n + 1)).set_index("path")
     home, board = table.loc[str(odd / "home.mp4")], table.loc[str(odd / "board.mp4")]
     assert board["unlike"] and board["abstain"] and board["farther_than"] == 1 and board["distance"] > home["distance"]
@@ -104,7 +104,7 @@ def test_a_clip_unlike_all_gets_no_label_and_no_percentage_and_its_answer_stays_
     assert board["trace"] and board["set"] is None
     kept = predictor.predict(odd, false_alarms=0).set_index("path").loc[str(odd / "board.mp4")]
     assert kept["label"] and not kept["unlike"] and pd.isna(kept["abstain"]) and kept["distance"] == board["distance"]
-    place = ["--workbench", str(bench.path), "--system", calibrated.id, "--quiet"]
+    place = ["--workbench", str(ours.path), "--system", calibrated.id, "--quiet"]
     out = ["--out", str(tmp_path / "out.jsonl")]
     assert cli.main(["predict", str(odd), *place, *out]) == 0
     assert f"{n} validation clips promise no fewer" in capsys.readouterr().err
@@ -114,17 +114,17 @@ def test_a_clip_unlike_all_gets_no_label_and_no_percentage_and_its_answer_stays_
         predictor.predict(odd, false_alarms=5)
 
 
-def test_a_live_trace_and_a_shared_folder_tell_the_distance_that_predict_tells(bench, cold, calibrated, odd):
-    predictor = Predictor(bench.workbench, calibrated.id, bench.settings())
+def test_a_live_trace_and_a_shared_folder_tell_the_distance_that_predict_tells(ours, cold, calibrated, odd):
+    predictor = Predictor(ours.workbench, calibrated.id, ours.settings())
     run = predictor.run(predictor.find([odd]))
     told = run.read("predictions").set_index(["clip_id", "method"])["distance"]
     file = odd / "home.mp4"
     clip = Clip(hashlib.sha256(file.read_bytes()).hexdigest()[:16], str(file), None, 192, 144, None)
     events = []
     ask = live.Ask(clip, cold.id, calibrated.id, private=True)
-    live.reason(live.Models(bench.workbench), ask, events.append, lambda: False)
+    live.reason(live.Models(ours.workbench), ask, events.append, lambda: False)
     assert events[-1].distance == pytest.approx(told[clip.clip_id, "label_likelihood"], rel=1e-4)
-    workbench = Workbench(bench.path)
+    workbench = Workbench(ours.path)
     workbench.refresh()
     shared = json.loads(share.gather(workbench, [run.id], clips="none").script.removeprefix(b"const SHARED = ")[:-2])
     assert {one["distance"] for one in shared["traces"]} == set(told) and not shared["systems"]
