@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from evidence import ROOT, origin, replace_text, write_between
 from rich.console import Console
 
@@ -27,10 +29,13 @@ from deepintuit_analysis.numbers import interval, number
 from deepintuit_homecam import demo, household
 
 STAGES = ("labels only", "cold start", "cold start + GRPO", "calibrated")
+COLUMNS = ("encoder", *STAGES)
+"""Of the table: beside the stages, a video classifier that is trained on the labels of all training clips."""
 EARNED = {"unseen": STAGES[:2], "exception": STAGES[1:3], "only in the video": STAGES[2:]}
 """Slice → the two stages between which it must gain."""
 BESIDE = {
     "majority": "majority class",
+    "encoder": "a small VideoMAE of random weights, trained on the labels of all training clips",
     "probe": "a linear probe of the frozen tower",
     "text_only": "a classifier of the traces' text alone",
     "trace_swapped_alike": "calibrated, with another clip's trace of the same conclusion",
@@ -47,7 +52,8 @@ def measure(seed: int, options: argparse.Namespace) -> dict:
     path = Path(options.workbench) / f"seed-{seed}"
     settings = config.load(config.CONFIGS / "household.toml", [f"seed={seed}", f"workbench={path}", *options.set])
     given = {"fractions": fractions(settings), "progress": False, "console": Console(), "world": "household"}
-    runs = [*demo.run(Workbench(path), settings, labels=True, **given), baselines.probe(Workbench(path), settings)]
+    runs = [*demo.run(Workbench(path), settings, labels=True, **given)]
+    runs += [baseline(Workbench(path), settings, progress=False) for baseline in (baselines.probe, baselines.encoder)]
     frame = Manifest.load(path, "household").frame.set_index("clip_id")
     right: Right = {}
     beside = {}
@@ -59,16 +65,21 @@ def measure(seed: int, options: argparse.Namespace) -> dict:
             if name in BESIDE and (method == "raw" or control != "none"):
                 beside[name] = [int(hits.sum()), len(hits)]
             calibrated = method == "label_likelihood" and run.config.get("calibrator")
-            stage = "calibrated" if calibrated else system if method == "raw" else None
-            if stage not in STAGES or control != "none":
+            stage = "calibrated" if calibrated else system.split(" (")[0] if method == "raw" else None
+            if stage not in COLUMNS or control != "none":
                 continue
-            notes = frame.loc[hits.index, "notes"]
-            slices = np.array([note["slice"] for note in notes])
-            inside = {name: hits[slices == name] for name in household.SLICES}
-            right[stage] = {name: "".join(map(str, part.astype(int))) for name, part in inside.items()}
+            right[stage] = digits(hits, frame["notes"])
             if stage == "calibrated":
-                loss = _nll(answers.loc[hits.index][slices == "noise"], frame["notes"])
+                noisy = [clip for clip in hits.index if frame["notes"][clip]["slice"] == "noise"]
+                loss = _nll(answers.loc[noisy], frame["notes"])
     return {**origin(seed, options), "right": right, "beside": beside, "nll_of_noise": loss}
+
+
+def digits(hits_C: pd.Series, notes: pd.Series) -> dict[str, str]:
+    """Slice → a digit a clip, in the order of their ids; both by clip id."""
+    hits_C = hits_C.sort_index().astype(int)
+    slices = np.array([notes[clip]["slice"] for clip in hits_C.index])
+    return {name: "".join(map(str, hits_C[slices == name])) for name in household.SLICES}
 
 
 def _nll(answers, notes) -> dict[str, float]:
@@ -83,46 +94,68 @@ def _share(hits: int, n: int) -> str:
     return f"{number(share.value)} ({interval(share)})"
 
 
-def _hits(seeds: list[dict], stage: str, name: str) -> np.ndarray:
-    """One place a clip of all seeds, in the same order for every stage: 1 right, 0 wrong."""
+def hits_of(found: Sequence[Right], system: str, name: str = "all") -> np.ndarray:
+    """One place a clip of all seeds, in the same order for every system: 1 right, 0 wrong."""
     slices = household.SLICES if name == "all" else (name,)
-    return np.array([int(digit) for one in seeds for part in slices for digit in one["right"][stage][part]])
+    return np.array([int(digit) for one in found for part in slices for digit in one[system][part]])
 
 
-def table(seeds: list[dict]) -> str:
-    """Slices × stages, all seeds taken together: Wilson's intervals are over clips, not over seeds."""
-    commits = ", ".join(sorted({f"`{one['commit'][:7]}`" for one in seeds}))
-    names = ", ".join(str(one["seed"]) for one in seeds)
-    lines = [
-        f"Right answers, %, with Wilson's 95 % interval over the clips of seeds {names} (commit {commits}, "
-        f"`python benchmarks/household.py --seeds {names.replace(',', '')}`):",
-        "",
-        "| slice | clips | " + " | ".join(STAGES) + " |",
-        "|---|---:|" + "---:|" * len(STAGES),
-    ]
+def slice_rows(found: Sequence[Right], systems: Sequence[str]) -> list[str]:
+    """Slices × systems in Markdown, all seeds taken together: Wilson's intervals are over clips, not over seeds."""
+    lines = ["| slice | clips | " + " | ".join(systems) + " |", "|---|---:|" + "---:|" * len(systems)]
     for name in (*household.SLICES, "all"):
-        hits = [_hits(seeds, stage, name) for stage in STAGES]
+        hits = [hits_of(found, system, name) for system in systems]
         shares = [_share(int(right.sum()), len(right)) for right in hits]
         cells = [name, str(len(hits[0])), *shares]
         lines.append("| " + " | ".join(f"**{cell}**" if name == "all" else cell for cell in cells) + " |")
-    steps = []
-    for before, after in itertools.pairwise(STAGES):
-        ours, theirs = (mean_of(_hits(seeds, stage, "all")) for stage in (after, before))
-        gain = paired_difference(ours, theirs, len(_hits(seeds, after, "all")))
-        steps.append(f"{before} → {after} {number(gain.value, sign=True)} ({interval(gain, sign=True)})")
+    return lines
+
+
+def step(found: Sequence[Right], before: str, after: str, name: str = "all") -> str:
+    """What one system gains on another, paired by clip, in points."""
+    ours, theirs = (hits_of(found, system, name) for system in (after, before))
+    gain = paired_difference(mean_of(ours), mean_of(theirs), len(ours))
+    return f"{before} → {after} {number(gain.value, sign=True)} ({interval(gain, sign=True)})"
+
+
+def made_by(seeds: Sequence[dict], command: str) -> str:
+    """Seeds, commits and command, as a table's first line says them."""
+    commits = ", ".join(sorted({f"`{one['commit'][:7]}`" for one in seeds}))
+    names = [str(one["seed"]) for one in seeds]
+    listed = f"seed{'s' * (len(names) > 1)} {', '.join(names)}"
+    return f"{listed} (commit {commits}, `python benchmarks/{command} --seeds {' '.join(names)}`)"
+
+
+def _columns(seeds: Sequence[dict]) -> list[str]:
+    """Those that every seed has: results from before there was an encoder have none."""
+    return [column for column in COLUMNS if all(column in one["right"] for one in seeds)]
+
+
+def table(seeds: list[dict]) -> str:
+    """What each stage reaches on each slice, the paired steps between stages, and what stands beside them."""
+    found = [one["right"] for one in seeds]
+    lines = [
+        f"Right answers, %, with Wilson's 95 % interval over the clips of {made_by(seeds, 'household.py')}:",
+        "",
+        *slice_rows(found, _columns(seeds)),
+    ]
+    steps = [step(found, before, after) for before, after in itertools.pairwise(STAGES)]
     others = [
-        f"{words} {_share(*np.sum([one['beside'][name] for one in seeds], axis=0))}" for name, words in BESIDE.items()
+        f"{words} {_share(*np.sum([one['beside'][name] for one in seeds], axis=0))}"
+        for name, words in BESIDE.items()
+        if all(name in one["beside"] for one in seeds)
     ]
     return "\n".join([*lines, "", f"Paired, in points: {', '.join(steps)}.", "", f"Beside them: {'; '.join(others)}."])
 
 
 def by_seed(seeds: list[dict]) -> str:
     """What one seed says, and another does not."""
-    heads = [f"all, {stage}" for stage in STAGES] + [f"{name}: {b} → {a}" for name, (b, a) in EARNED.items()]
+    heads = [f"all, {stage}" for stage in _columns(seeds)] + [f"{name}: {b} → {a}" for name, (b, a) in EARNED.items()]
     lines = ["By seed:", "", f"| seed | {' | '.join(heads)} |", "|---:|" + "---:|" * len(heads)]
     for one in seeds:
-        overall = " | ".join(f"{100 * _hits([one], stage, 'all').mean():.1f}" for stage in STAGES)
-        pairs = [[100 * _hits([one], stage, name).mean() for stage in pair] for name, pair in EARNED.items()]
+        right = [one["right"]]
+        overall = " | ".join(f"{100 * hits_of(right, stage).mean():.1f}" for stage in _columns(seeds))
+        pairs = [[100 * hits_of(right, stage, name).mean() for stage in pair] for name, pair in EARNED.items()]
         lines.append(f"| {one['seed']} | {overall} | {' | '.join(f'{b:.0f} → {a:.0f}' for b, a in pairs)} |")
     noise = [one["nll_of_noise"] for one in seeds]
     told = ", ".join(f"{one['calibrated']:.2f} against {one['odds']:.2f} (n = {one['n']})" for one in noise)
