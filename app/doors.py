@@ -8,14 +8,16 @@ them, and a file only from an upload button, if it was uploaded; other routes be
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 import gradio as gr
+from gradio.routes import App
 from gradio.utils import LRUCache
 from starlette.datastructures import QueryParams
 from starlette.responses import PlainTextResponse
@@ -51,13 +53,28 @@ _refusals: ContextVar[list[int] | None] = ContextVar("refusals", default=None)
 """The statuses of what was refused while a request is answered: Gradio calls it an error of the server."""
 
 
+@contextlib.contextmanager
+def _no_app() -> Iterator[None]:
+    """Gradio builds an app of a hundred routes each time that a page ends, and serves only the one that is mounted."""
+    build, App.create_app = App.create_app, staticmethod(lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        App.create_app = staticmethod(build)
+
+
 class Blocks(gr.Blocks):
     """Gradio's, with every value checked before anything is done with it. Set `uploads` before it is served."""
 
     uploads: Uploads
 
+    def __exit__(self, *error):
+        with _no_app():
+            return super().__exit__(*error)
+
     def queue(self, *args, **kwargs):
-        super().queue(*args, **kwargs)
+        with _no_app():
+            super().queue(*args, **kwargs)
         self.state_session_capacity = SESSIONS
         self._queue.pending_messages_per_session = _OfSessions(asyncio.Queue)
         self._queue.pending_event_ids_session = _OfSessions(set)

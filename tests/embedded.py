@@ -14,11 +14,12 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from deepintuit import calibrate, coldstart, config
@@ -38,8 +39,9 @@ TINY = Path(__file__).parents[1] / "configs" / "tiny.toml"
 class Bench:
     """A workbench with the dataset `homecam` and the random model at `model`; `copy` gives a test one of its own."""
 
-    def __init__(self, path: Path, model: Path):
-        self.path, self.model = path, model
+    def __init__(self, path: Path, model: Path, common: Path | None = None):
+        """`common`: where the workers of one test run make what each of them has a copy of."""
+        self.path, self.model, self.common = path, model, common
 
     @property
     def workbench(self) -> Workbench:
@@ -67,6 +69,14 @@ class Bench:
         shutil.copytree(self.path, folder)
         return Bench(folder, self.model)
 
+    def together(self, stage: Callable[[Bench], Run]) -> Run:
+        """The finished run, made once by whichever worker comes first."""
+        first = Bench(self.common, self.model)
+        with FileLock(f"{first.path}.lock"):
+            run = stage(first)
+            shutil.copytree(first.path, self.path, dirs_exist_ok=True)
+        return self.workbench.run(run.id)
+
     def teach(self, write, each: int = 8, name: str = "short") -> Run:
         """A finished teach run that kept `write(clip, sample)` for every cold-start clip, `each` times."""
         with self.workbench.start_run("teach", {"made": name}, name=name, dataset="homecam") as run:
@@ -93,28 +103,41 @@ def short_trace(clip: dict, sample: int) -> str:
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory) -> Path:
+def common(tmp_path_factory) -> Path:
+    """The folder that the workers of one test run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def model_folder(common) -> Path:
     """A saved model of random weights; queries, keys and the head are larger than at birth, so that it looks at what
     it is shown."""
-    folder = tmp_path_factory.mktemp("model")
-    processor = build_processor()
-    model = build_model(processor)
-    with torch.no_grad():
-        for name, parameter in model.model.language_model.named_parameters():
-            if name.endswith(("q_proj.weight", "k_proj.weight")):
-                parameter.mul_(4)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    folder = common / "model"
+    with FileLock(f"{folder}.lock"):
+        if folder.exists():
+            return folder
+        processor = build_processor()
+        model = build_model(processor)
+        with torch.no_grad():
+            for name, parameter in model.model.language_model.named_parameters():
+                if name.endswith(("q_proj.weight", "k_proj.weight")):
+                    parameter.mul_(4)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory, model_folder) -> Bench:
+def bench(tmp_path_factory, common, model_folder) -> Bench:
     """40 clips divided over the training splits and validation, 12 to test on. Shared: runs may be added, nothing be
     changed."""
-    bench = Bench(tmp_path_factory.mktemp("bench"), model_folder)
-    settings = bench.settings()
-    demo.clips(settings, TRAIN, TEST, jobs=1, progress=False, fractions=fractions(settings))
+    first = Bench(common / "bench", model_folder)
+    settings = first.settings()
+    with FileLock(f"{first.path}.lock"):
+        demo.clips(settings, TRAIN, TEST, jobs=1, progress=False, fractions=fractions(settings))
+        bench = first.copy(tmp_path_factory.mktemp("own") / "workbench")
+    bench.common = first.path
     _shared.append(bench.path)
     return bench
 
@@ -133,19 +156,21 @@ def _shared_workbench_keeps_one_dataset() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def cold(bench) -> Run:
     """The random model after a cold start on short traces: it writes the form, and guesses the label."""
-    return coldstart.run(
-        bench.workbench,
-        bench.settings("coldstart.epochs=12", "coldstart.learning_rate=2e-3"),
-        teacher=bench.teach(short_trace).id,
-        progress=False,
-    )
+    sets = ("coldstart.epochs=12", "coldstart.learning_rate=2e-3")
+
+    def stage(bench: Bench) -> Run:
+        teacher = bench.teach(short_trace).id
+        return coldstart.run(bench.workbench, bench.settings(*sets), teacher=teacher, progress=False)
+
+    return bench.together(stage)
 
 
 @pytest.fixture(scope="session")
 def cold_lora(bench, cold) -> Run:
     """An adapter on the cold-started model, which is its base: pass `lora_of(cold)` as settings."""
-    config = bench.settings(*lora_of(cold), "coldstart.epochs=1", "coldstart.learning_rate=2e-3")
-    return coldstart.run(bench.workbench, config, teacher=bench.teach(short_trace).id, name="lora", progress=False)
+    sets = (*lora_of(cold), "coldstart.epochs=1", "coldstart.learning_rate=2e-3")
+    teacher = bench.teach(short_trace).id
+    return coldstart.run(bench.workbench, bench.settings(*sets), teacher=teacher, name="lora", progress=False)
 
 
 def lora_of(base: Run) -> tuple[str, str]:
@@ -154,7 +179,10 @@ def lora_of(base: Run) -> tuple[str, str]:
 
 @pytest.fixture(scope="session")
 def calibrated(bench, cold) -> Run:
-    return calibrate.run(bench.workbench, bench.settings("calibrate.epochs=2"), reasoner=cold.id, progress=False)
+    settings = ("calibrate.epochs=2",)
+    return bench.together(
+        lambda first: calibrate.run(first.workbench, first.settings(*settings), reasoner=cold.id, progress=False)
+    )
 
 
 @pytest.fixture(scope="module")
