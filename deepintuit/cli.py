@@ -179,6 +179,7 @@ def _add_stages(commands) -> None:
     embed.add_argument("name", nargs="?", metavar="DATASET", help="default: the only one")
     about = "by this video classifier (a folder, a hub id, or a run of `evaluate --reasoner encoder`) and not the model's visual tower"
     embed.add_argument("--encoder", metavar="PATH", help=about)
+    shard_option(embed, "embed those")
     embed.set_defaults(run=_embed, command="embed")
     about = "say what a config takes before its first hour: memory by part, updates, tokens, disk, time"
     plan = common(commands.add_parser("plan", help=about, example="plan --config configs/qwen2.5-vl-7b-lora.toml"))
@@ -335,6 +336,7 @@ def _attribute(options) -> int:
 def _embed(options) -> int:
     workbench, settings = opened(options)
     settings = with_dataset(settings.replace(clips={"dataset": options.name}) if options.name else settings)
+    shard = ranks.Shard.of(options.shard)
     inputs = {"encoder": options.encoder} if options.encoder else {"as": _newest_reasoner(workbench, settings)}
     if options.dry_run:
         console.print(f"[bold]deepintuit embed[/] {settings.clips.dataset!r} {inputs}")
@@ -346,10 +348,11 @@ def _embed(options) -> int:
         return 0
     from deepintuit import embed
 
-    space, unreadable = embed.run(workbench, settings, encoder=options.encoder, progress=not options.quiet)
+    space, unreadable = embed.run(workbench, settings, encoder=options.encoder, progress=not options.quiet, shard=shard)
     for clip_id, error in unreadable.items():
         console.print(f"{clip_id} is left out: {error}", markup=False, soft_wrap=True)
-    console.print(f"{len(space.ids())} clips by the {space.about['name']}", markup=False, soft_wrap=True)
+    more = "" if space.arranged else "; the shard that ends last says where they lie"
+    console.print(f"{len(space.ids())} clips by the {space.about['name']}{more}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -11,6 +11,8 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
+import math
 import os
 import secrets
 import shutil
@@ -21,10 +23,12 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deepintuit.errors import DeepIntuitError, DiskError, StoreError
 
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 _OTHER_PLACE = "or name another place"
 _REFUSALS = {
     errno.ENOSPC: ("the disk is full", "Free space on it, then rerun the command: what was finished is kept"),
@@ -279,24 +283,30 @@ class Lock:
     The kernel drops it with the process, so a lock left by a killed one is never in the way. A forked child (a data
     loader's worker, say) lets go of its copy, or it would keep the lock alive past its parent. StoreError when another
     process holds it for longer than `wait` seconds, DiskError where it cannot be written; then nothing is held.
+    `passing`: its file is removed when it is released.
     """
 
-    def __init__(self, path: Path, *, wait: float = 0.0):
+    def __init__(self, path: Path, *, wait: float = 0.0, passing: bool = False):
         until = time.monotonic() + wait
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                while not _locked(fd, path):
-                    if time.monotonic() >= until:
-                        raise _in_use(fd, path)
-                    time.sleep(0.05)
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"process {os.getpid()}, since {now()}\n".encode("ascii"), 0)
-            except BaseException:
-                os.close(fd)  # and with it the lock
-                raise
-        self._fd = fd
+            while True:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                try:
+                    while not _locked(fd, path):
+                        if time.monotonic() >= until:
+                            raise _in_use(fd, path)
+                        time.sleep(0.05)
+                    with contextlib.suppress(FileNotFoundError):  # who held it has removed it
+                        if os.path.samestat(os.fstat(fd), os.stat(path)):
+                            os.ftruncate(fd, 0)
+                            os.pwrite(fd, f"process {os.getpid()}, since {now()}\n".encode("ascii"), 0)
+                            break
+                except BaseException:
+                    os.close(fd)  # and with it the lock
+                    raise
+                os.close(fd)
+        self._passing = path if passing else None
         self.process = os.getpid()
         self._release = weakref.finalize(self, os.close, fd)
         _held.add(self)
@@ -306,6 +316,8 @@ class Lock:
         return self._release.alive and self.process == os.getpid()
 
     def release(self) -> None:
+        if self._passing and self.held:
+            self._passing.unlink(missing_ok=True)
         self._release()
 
     def __enter__(self) -> "Lock":
@@ -313,6 +325,46 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+class Finishing(Exception):
+    """The process that ended last holds this lock, and finishes what all have done."""
+
+    def __init__(self, lock: Path):
+        super().__init__(f"{lock} is held")
+        self.lock = lock
+
+
+def lock_of(folder: Path, shard: tuple[int, int] | None = None) -> Path:
+    return folder / ("lock-{}-of-{}".format(*shard) if shard else "lock")
+
+
+def take(folder: Path, shard: tuple[int, int] | None = None, *, last: bool = False) -> Lock:
+    """The lock of the work in a folder: the whole of it, a shard (its number, and how many there are) beside others of
+    that count, or the `last` one, which finishes it. StoreError where somebody is at work who does some of the same; a
+    shard that comes while it is finished gets `Finishing`. Called while nobody else takes one."""
+    final = folder / "lock-last"
+    own = final if last else lock_of(folder, shard)
+    for lock in folder.glob("lock*"):
+        if lock != own and not (shard and lock.name.endswith(f"-of-{shard[1]}")):
+            try:
+                Lock(lock).release()
+            except StoreError as error:
+                raise Finishing(lock) if shard and lock == final else error from None
+    return Lock(own, passing=last)
+
+
+def once_finished(begin: Callable[[], T]) -> T:
+    """`begin()`, which takes a lock, after the wait for a process that finishes the work: afterwards there is nothing
+    left to do, or what that one left when it was killed."""
+    while True:
+        try:
+            return begin()
+        except Finishing as finishing:
+            _log.warning(
+                "%r is being finished by the process that ended last: waiting for it", finishing.lock.parent.name
+            )
+            Lock(finishing.lock, wait=math.inf, passing=True).release()
 
 
 class Shared:

@@ -14,6 +14,7 @@ from deepintuit.baselines.classifier import VideoClassifier
 from deepintuit.config import Config
 from deepintuit.embeddings import Space
 from deepintuit.errors import VideoError
+from deepintuit.ranks import Shard
 from deepintuit.reasoner import Task
 from deepintuit.reasoner.embedding import Tower, embedded
 from deepintuit.runs import Workbench
@@ -22,10 +23,16 @@ from deepintuit.vlm import VLM
 
 
 def run(
-    workbench: Workbench, config: Config, *, encoder: str | None = None, progress: bool = True
+    workbench: Workbench,
+    config: Config,
+    *,
+    encoder: str | None = None,
+    progress: bool = True,
+    shard: Shard | None = None,
 ) -> tuple[Space, dict[str, VideoError]]:
     """The space in which the clips of `clips.dataset` now are, and the clips that cannot be read, by id. `encoder`: a
-    folder or hub id of a video classifier, or a run that trained one, in place of the tower of `model.path`."""
+    folder or hub id of a video classifier, or a run that trained one, in place of the tower of `model.path`. A `shard`
+    embeds its part of the clips, and the one that ends last arranges all."""
     task = Task(workbench.path, config)
     clips = task.unlabelled(task.manifest.usable()["clip_id"])
     if encoder:
@@ -34,6 +41,7 @@ def run(
         viewer = VideoClassifier.load(path, None, config.model.device, config.video, workbench.cache)
     else:
         viewer = Tower(VLM.load(config.model, config.video, cache=workbench.cache), config.model.path)
-    space, unreadable = embedded(workbench.path, viewer, clips, progress)
-    refuse_none([clip for clip in clips if clip.clip_id not in unreadable])
+    space, unreadable = embedded(workbench.path, viewer, clips, progress, shard)
+    if not shard:
+        refuse_none([clip for clip in clips if clip.clip_id not in unreadable])
     return space, unreadable

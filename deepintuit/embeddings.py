@@ -1,9 +1,8 @@
 """Embeddings: a vector a clip, computed once by each that looks at clips, and where the clips then lie to each other.
 
     space = Space(workbench, about)                    # `deepintuit embed` writes it
-    with space.writing():
+    with space.writing():                              # and afterwards arranges
         space.add(ids, vectors_N_D)
-        space.arrange()
     places = places_of(workbench, [clip_id])           # what pages and notebooks read
     ids, similarities = places.nearest(clip_id)
 
@@ -32,10 +31,13 @@ import numpy as np
 import pyarrow as pa
 
 from deepintuit import disk, parquet, texts
+from deepintuit.errors import StoreError
 
 KEPT = 128
 MAPPED = 2_000
 NEIGHBOURS = 5
+_WAIT = 60.0
+"""Seconds to wait for others that begin to write, or end."""
 _FOLDER, _PLACES = "embeddings", "places.parquet"
 
 
@@ -48,13 +50,28 @@ class Space:
         self.folder = Path(workbench) / _FOLDER / key
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Makes the folder. StoreError while another process writes to it."""
+    def writing(self, shard: tuple[int, int] | None = None) -> Iterator[None]:
+        """Makes the folder, and arranges what is in it afterwards: of several shards the one that ends last. StoreError
+        while a process writes to it that is no other shard of the same count."""
         with disk.naming(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with disk.Lock(self.folder / ".lock"):
+        lock = disk.once_finished(lambda: self._take(shard))
+        try:
             disk.write_json(self.folder / "about.json", self.about)
             yield
+            try:
+                lock = self._take(instead_of=lock)
+            except StoreError:  # another shard is at work
+                return
+            self.arrange()
+        finally:
+            lock.release()
+
+    def _take(self, shard: tuple[int, int] | None = None, instead_of: disk.Lock | None = None) -> disk.Lock:
+        with disk.Lock(self.folder / ".lock", wait=_WAIT):
+            if instead_of:
+                instead_of.release()
+            return disk.take(self.folder, shard, last=bool(instead_of))
 
     def parts(self) -> Iterator[tuple[list[str], np.ndarray]]:
         """Clip ids and their vectors (N, D), part by part."""
@@ -85,13 +102,18 @@ class Space:
         table = pa.table({"clip_id": list(clip_ids), "vector": _lists(np.asarray(vectors_N_D, np.float32))})
         disk.publish(lambda path: parquet.write(table, path), self.folder, lambda n: f"{n:05d}.parquet", 0)
 
+    @property
+    def arranged(self) -> bool:
+        """Whether it is written where all clips lie that are in it."""
+        return sorted(self.ids()) == getattr(_read(self.folder), "ids_N", [])
+
     def arrange(self) -> None:
         """Write where the clips lie. The same clips give the same places, in whatever order they came."""
         from sklearn.decomposition import PCA
         from sklearn.neighbors import KNeighborsRegressor
 
         ids = sorted(self.ids())
-        if not ids or ids == getattr(_read(self.folder), "ids_N", None):
+        if not ids or self.arranged:
             return
         sample = np.sort(np.random.default_rng(0).permutation(len(ids))[:MAPPED])
         sample_N_D = self.vectors([ids[at] for at in sample])

@@ -11,6 +11,7 @@ import pytest
 from deepintuit import cli, embed, embeddings
 from deepintuit.embeddings import Space, places_of
 from deepintuit.errors import ModelError, StoreError, VideoError, VideoReason
+from deepintuit.ranks import Shard
 from deepintuit.reasoner import Clip
 from deepintuit.reasoner.embedding import embedded
 
@@ -60,6 +61,22 @@ def test_a_clip_is_embedded_once_and_a_killed_run_goes_on(tmp_path, monkeypatch)
     assert third.shown == ["c13", "c40", "c41"]
     assert "c41" in places_of(tmp_path, ["c41"]).place_of
     assert np.allclose(space.vectors(["c3", "c2"])[:, 0] > 10, [True, False])
+
+
+def test_shards_share_out_the_clips_and_the_one_that_ends_last_arranges(tmp_path):
+    space, two, one = Space(tmp_path, Viewer().about), Viewer(), Viewer()
+    with space.writing(Shard(1, 2)):
+        embedded(tmp_path, two, clips(40), progress=False, shard=Shard(2, 2))
+        assert space.ids() and not space.arranged and places_of(tmp_path, ["c1"]) is None
+        for other in (Shard(1, 2), Shard(2, 3), None):
+            with pytest.raises(StoreError, match="is in use by process"), space.writing(other):
+                pass
+    assert places_of(tmp_path, ["c1"]).ids_N == sorted(space.ids())
+    embedded(tmp_path, one, clips(40), progress=False, shard=Shard(1, 2))
+    assert [one.shown, two.shown] == [[f"c{number}" for number in range(at, 40, 2)] for at in (0, 1)]
+    assert space.arranged and len(places_of(tmp_path, ["c1"]).ids_N) == 39
+    embedded(tmp_path, again := Viewer(), clips(40), progress=False)
+    assert again.shown == ["c13"]
 
 
 def test_the_nearest_clips_are_of_the_same_kind_and_the_same_whatever_the_order(tmp_path):
@@ -133,7 +150,7 @@ def test_the_command_embeds_by_the_tower_of_the_newest_reasoner(bench, tmp_path,
     usable = own.manifest.usable()["clip_id"].tolist()
     embed = ["embed", "--workbench", str(own.path), "--quiet"]
     assert cli.main([*embed, "--dry-run"]) == 0 and not (own.path / "embeddings").exists()
-    assert cli.main([*embed, "homecam"]) == 0
+    assert [cli.main([*embed, "homecam", "--shard", shard]) for shard in ("1/2", "3/2", "2/2")] == [0, 2, 0]
     assert f"{len(usable)} clips by the visual tower of model0" in capsys.readouterr().out
     places = places_of(own.path, usable)
     assert sorted(usable) == places.ids_N and places.about["recipe"][3] == 3

@@ -87,6 +87,7 @@ def test_the_same_question_gives_the_finished_run_back_and_a_grown_folder_asks_o
     shown = [name for name in table if name not in ("path", "seconds")]
     assert second[:11].drop(columns="seconds").equals(first.drop(columns="seconds"))
     pd.testing.assert_frame_equal(second[shown], table[shown])
+    assert not [*(ours.path / "clips").glob("*.lock")]
     assert not (ours.path / "clips" / "grown@2.parquet").exists() and len(Manifest.load(ours.path, "grown").frame) == 12
 
 

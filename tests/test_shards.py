@@ -8,7 +8,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from deepintuit import ranks
+from deepintuit import disk, ranks
 from deepintuit.errors import ConfigError, StoreError
 from deepintuit.ranks import Shard
 from deepintuit.runs import Workbench
@@ -26,6 +26,8 @@ def begun(path, shard: Shard | None = None):
 def work(path, text: str, until=None, dies: bool = False) -> bool:
     """One shard as a stage does it, two clips at a time; whether it finished the run."""
     with begun(path, Shard.of(text)) as run:
+        if run.finished:
+            return False
         own = [clip for clip in ranks.share(CLIPS, run.shard) if clip not in run.stored("traces")]
         for start in run.track("traces", range(0, len(own), 2), "Work", len(CLIPS), progress=False):
             clips = [clip for clip in own[start : start + 2] if clip != CLIPS[5]]
@@ -106,6 +108,37 @@ def test_a_killed_shard_goes_on_where_it_stood_and_shards_of_another_count_heed_
     assert not work(tmp_path, "1/3") and not work(tmp_path, "2/3") and work(tmp_path, "3/3")
     assert clips_in_parts(tmp_path) == READABLE
     assert all((parts(tmp_path)[0].parent / name).read_bytes() == content for name, content in before.items())
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_shard_that_comes_while_the_last_one_finishes_waits_and_finds_the_run_finished_or_finishes_it(
+    tmp_path, killed
+):
+    assert not work(tmp_path, "1/2")
+    with begun(tmp_path, Shard(2, 2)) as last:
+        own = [clip for clip in ranks.share(CLIPS, last.shard) if clip in READABLE]
+        last.append("traces", [{"clip_id": clip, "sample": 0, "text": ""} for clip in own])
+        assert last.last("traces", CLIPS, {CLIPS[5]: "not a video"})
+        started = processes(tmp_path, "1/2", "2/2")
+        started[0].join(1)
+        assert all(process.exitcode is None for process in started), "they wait"
+        with pytest.raises(StoreError, match="is in use by process"):
+            begun(tmp_path)
+        last.close() if killed else last.finish()
+    assert sorted(ended(started)) == ([10, 11] if killed else [10, 10])
+    assert begun(tmp_path).finished and not [*last.path.glob("lock-*")]
+
+
+def test_a_run_that_was_finished_a_moment_ago_stays_as_it_is(tmp_path, monkeypatch):
+    run, take = begun(tmp_path), disk.take
+
+    def taken(*arguments):
+        run.finish({"score": 1})
+        return take(*arguments)
+
+    monkeypatch.setattr(disk, "take", taken)
+    other = begun(tmp_path, Shard(1, 2))
+    assert other.finished and other.summary == {"score": 1} and not other.writable
 
 
 def test_the_whole_goes_on_where_shards_were_never_started_and_a_failed_one_stops_no_other(tmp_path):

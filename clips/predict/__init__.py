@@ -206,7 +206,7 @@ class Predictor:
         dataset, limits = name or self.dataset_of(inputs), video.Limits.of(self.config.video)
         self._former(dataset)  # refused before files are looked at
         place = Manifest(self.workbench.path, dataset, pd.DataFrame(), self.labels).path
-        with disk.Lock(place.with_suffix(".lock"), wait=_LONG):
+        with disk.Lock(place.with_name(f".{dataset}.lock"), wait=_LONG, passing=True):
             manifest, report = scan(
                 listing,
                 self.workbench.path,

@@ -13,6 +13,7 @@ from rich.progress import track
 
 from deepintuit.embeddings import Space
 from deepintuit.errors import ModelError, VideoError
+from deepintuit.ranks import Shard, share
 from deepintuit.reasoner.distance import features
 from deepintuit.reasoner.local import places_of
 from deepintuit.reasoner.task import Clip
@@ -47,14 +48,14 @@ class Tower:
 
 
 def embedded(
-    workbench: Path, viewer: Viewer, clips: Sequence[Clip], progress: bool = True
+    workbench: Path, viewer: Viewer, clips: Sequence[Clip], progress: bool = True, shard: Shard | None = None
 ) -> tuple[Space, dict[str, VideoError]]:
     """The viewer's space with these clips in it, and those that cannot be read, by id. A killed call goes on where it
-    was. ModelError where a vector is no number."""
+    was. Of one `shard` its part of them. ModelError where a vector is no number."""
     space, unreadable = Space(workbench, viewer.about), {}
-    with space.writing():
+    with space.writing(shard):
         ids = space.ids()
-        missing = [clip for clip in clips if clip.clip_id not in ids]
+        missing = [clip for clip in (share(clips, shard) if shard else clips) if clip.clip_id not in ids]
         bar = iter(track(missing, "Embeddings", disable=not progress or not missing))
         vectors = zip(bar, viewer.vectors(places_of(missing)), strict=True)
         while part := list(islice(vectors, _PART)):
@@ -69,5 +70,4 @@ def embedded(
                     )
             if readable:
                 space.add([*readable], np.stack([*readable.values()]))
-        space.arrange()
     return space, unreadable

@@ -21,12 +21,13 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deepintuit import disk, ranks
 from deepintuit.errors import StoreError, nearest
-from deepintuit.runs.run import WAIT, Run, lock_of, plain, provenance, read_description, take, versions, without_secrets
+from deepintuit.runs.run import WAIT, Run, plain, provenance, read_description, versions, without_secrets
 from deepintuit.runs.schema import GRAINS, Grain, TraceRow, trace_id, unnamed
 
 __all__ = ["EXAMPLE", "GRAINS", "Grain", "Run", "TraceRow", "Workbench", "trace_id", "unnamed", "without_secrets"]
@@ -105,7 +106,8 @@ class Workbench:
 
         `together`: the stage divides its work among the processes that have met (`ranks`), and all call this. The
         leading one holds the run; each appends parts. `shard`: this process does one of several parts of the work, and
-        holds the run beside the others of that count, which it never meets (`Run.last`).
+        holds the run beside the others of that count, which it never meets (`Run.last`); while the one that ended
+        last finishes the run, it waits.
         """
         processes = max(ranks.count(), ranks.launched())
         if processes > 1 and not (together and ranks.count() > 1):
@@ -119,7 +121,7 @@ class Workbench:
 
         def begin() -> tuple[str, list]:
             about_run = {"parent": parent, "name": name, "seed": int(seed), "dataset": dataset}
-            members.append(self._begin(stage, config, about_run, shard))
+            members.append(disk.once_finished(partial(self._begin, stage, config, about_run, shard)))
             return members[0].id, members[0].about["sessions"]
 
         run_id, sessions = ranks.first(begin)
@@ -154,7 +156,7 @@ class Workbench:
         runs = self._folder("runs")
         with _starting, disk.Lock(runs / ".lock", wait=WAIT):
             folder = self._folder_of(stage, key, identity["name"])
-            place = str(lock_of(folder.resolve(), shard))
+            place = str(disk.lock_of(folder.resolve(), shard))
             live = _live.get(place)
             if live is not None and live.writable:
                 return live
@@ -162,7 +164,11 @@ class Workbench:
             if about is not None and about["status"] == "finished":
                 return Run(folder)
             folder.mkdir(exist_ok=True)
-            lock = take(folder, shard)
+            lock = disk.take(folder, shard)
+            about = _description(folder)
+            if about is not None and about["status"] == "finished":  # by who held it until now
+                lock.release()
+                return Run(folder)
             disk.sweep(folder)
             session = {"started": disk.now(), **provenance(), "versions": versions()}
             if about is None:

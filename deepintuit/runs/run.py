@@ -186,20 +186,6 @@ def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         ) from error
 
 
-def lock_of(folder: Path, shard: ranks.Shard | None = None) -> Path:
-    return folder / (f"lock-{shard.number}-of-{shard.count}" if shard else "lock")
-
-
-def take(folder: Path, shard: ranks.Shard | None = None) -> disk.Lock:
-    """The lock of a whole run, or of a shard beside others of its count. StoreError where somebody is at work who does
-    some of the same. Called while nobody else takes one."""
-    own = lock_of(folder, shard)
-    for lock in folder.glob("lock*"):
-        if lock != own and not (shard and lock.name.endswith(f"-of-{shard.count}")):
-            disk.Lock(lock).release()
-    return disk.Lock(own)
-
-
 _text, _maybe = (str,), (str, type(None))
 _FIELDS = {
     "run_id": _text, "stage": _text, "status": _text, "created": _text, "key": _text, "config": (dict,),
@@ -407,7 +393,7 @@ class Run:
             self.log(f"Shard {self.shard.number} of {self.shard.count} has done its part: {self.waits}.")
             self.close()
             with contextlib.suppress(StoreError):  # raised where another is at work
-                whole = take(self.path)
+                whole = disk.take(self.path, last=True)
                 if not missing:
                     self._lock, self.shard, self.waits = whole, None, ""
                     return True
