@@ -4,6 +4,9 @@ pictures do to the household's stages, slice by slice. Writes tables of docs/wor
     python benchmarks/slices.py quick --seeds 0 1 2        the model of labels alone answers, the other thinks
     python benchmarks/slices.py thinking --seeds 0         quick answer and thought by one model (VideoAuto-R1)
     python benchmarks/slices.py processes --seeds 0        PA-GRPO against GRPO of as many updates (VideoP2R)
+    python benchmarks/slices.py budget --seeds 0 1 2       thoughts closed after so many tokens (DeepIntuit, figure 7)
+    python benchmarks/slices.py frames --seeds 0 1 2       other numbers of frames than in training
+    python benchmarks/slices.py distortion --seeds 0 1 2   noise, blur, occlusion and dropped frames
 
 A seed's stages are those of `benchmarks/household.py`, trained where they were not yet; thresholds are chosen on
 validation. Resumable: a finished seed lies as `docs/evidence/<table>-household-<seed>.json`.
@@ -167,6 +170,28 @@ def processes(seed: Seed) -> Found:
     return found
 
 
+def under(conditions: dict[str, tuple[str, ...]]) -> Callable[[Seed], Found]:
+    """The last reasoner and its calibrator, evaluated under other conditions than those that they were trained in:
+    name → settings. Nothing is trained or chosen."""
+
+    def find(seed: Seed) -> Found:
+        found = Found({"right": {}, "calibrated": {}}, {})
+        given = seed.full.parent, "cold start + GRPO"
+        for name, sets in {"as trained": (), **conditions}.items():
+            run = seed.evaluated(*given, *sets, calibrator=seed.full.config["calibrator"]) if sets else seed.full
+            for counted, method in (("right", "raw"), ("calibrated", "label_likelihood")):
+                found.digits[counted][name] = seed.by_slice(answers(run, method)["right"])
+            found.numbers[name] = {"tokens a clip": float(greedy(run)["tokens"].mean())}
+        return found
+
+    return find
+
+
+BUDGETS = {f"{tokens} tokens": (f"evaluate.thinking_tokens={tokens}",) for tokens in (10, 30, 50, 70)}
+FRAMES = {f"{frames} frames": (f"video.frames={frames}",) for frames in (4, 6, 12, 16)}
+DISTORTIONS = {kind: (f"evaluate.distortion={kind}",) for kind in ("noise", "blur", "occlusion", "dropped")}
+
+
 class Table(NamedTuple):
     """`steps`: pairs of systems whose paired difference is told, on these slices."""
 
@@ -180,11 +205,16 @@ TABLES = {
         quick, (("always", "when needed"), ("always, calibrated", "when needed, calibrated")), ("all", "at a glance")
     ),
     "thinking": Table(thinking, (("always", "when needed"), ("never", "always")), ("all", "at a glance")),
+    **{
+        name: Table(under(conditions), [("as trained", condition) for condition in conditions], ("all",))
+        for name, conditions in {"budget": BUDGETS, "frames": FRAMES, "distortion": DISTORTIONS}.items()
+    },
     "processes": Table(processes, (("cold start", "GRPO"), ("GRPO", "PA-GRPO")), ("all", "hard to see")),
 }
 WORDS = {
     "right": "Right answers, %",
     "thought": "Clips that were thought about, %",
+    "calibrated": "Right calibrated labels, %",
     "sufficient": "Observations that alone lead to the right answer, %",
 }
 

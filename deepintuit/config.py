@@ -24,6 +24,7 @@ from deepintuit.errors import ConfigError, nearest
 
 Grammar = Literal["think-answer", "observation-think-answer", "answer-think-answer", "answer-observation-think-answer"]
 Split = Literal["coldstart", "grpo", "calibration", "validation", "test"]
+Distortion = Literal["none", "noise", "blur", "occlusion", "dropped"]
 Tracker = Literal["none", "tensorboard", "trackio", "wandb", "mlflow"]
 GRAMMAR_NAMES, SPLITS, TRACKERS = get_args(Grammar), get_args(Split), get_args(Tracker)
 TRAINING = SPLITS[:3]
@@ -75,6 +76,9 @@ ADAPTER = Need("model.lora_rank", lambda rank: rank > 0, "there is no adapter", 
 GATE = Need("gate.by", lambda by: by != "off", "nothing is compared with it", "confidence")
 SELF_TAUGHT = Need("teach.source", lambda source: source == "self", "only the local model is told the answer", "self")
 MODEL_TAUGHT = Need("teach.source", lambda source: source != "homecam", "no model is sampled there", "endpoint")
+THOUGHT = Need("prompt.grammar", lambda name: "observation" not in name, "in that grammar more than a thought stands before the answer", "think-answer")
+HERE = Need("server.model", lambda name: not name, "a server writes a trace to its end", "''")
+DISTORTED = Need("evaluate.distortion", lambda name: name != "none", "no frame is distorted", "noise")
 NEVER = Need("", lambda _: False, "a round is followed by one update, whose ratio is 1, so that no bound is ever met", "")
 # fmt: on
 
@@ -364,6 +368,9 @@ class EvaluateConfig(Section):
     traces: int = Field(1, ge=1, description="traces per clip; 1 with temperature 0 as the paper")
     temperature: float = Field(0.0, ge=0, description="of sampling them; 0 is greedy")
     method: Literal["label_likelihood", "linear_head", "vote", "mean_likelihood"] = Field("label_likelihood", description="how a class distribution is made")
+    thinking_tokens: Annotated[int, ADDED, THOUGHT, HERE] = Field(0, ge=0, description="close the thought of a trace after N tokens, and have it answer (paper, figure 7); 0: no bound but sampling.max_tokens")
+    distortion: Annotated[Distortion, ADDED] = Field("none", description="of the frames that are scored, as a test of what was trained without: noise in each pixel; blur; occlusion, a grey box in one place; dropped, frames that repeat the one before")
+    distortion_strength: Annotated[float, ADDED, DISTORTED] = Field(0.25, gt=0, le=1, description="noise: standard deviation, of half the range of a pixel; blur: radius, of an eighth of the shorter side; occlusion: share of the picture; dropped: share of the frames")
     bootstrap: int = Field(1000, ge=0, description="resamples of the clips for the intervals; 0: no intervals")
     confidence: float = Field(0.95, gt=0, le=0.999, description="of the intervals")
     bins: int = Field(15, ge=1, description="reliability bins for ECE")
@@ -462,7 +469,7 @@ _WITH_NEEDS = {
     "coldstart": ("model",),
     "grpo": ("model", "grpo"),
     "calibrate": ("model", "gate"),
-    "evaluate": ("gate",),
+    "evaluate": ("gate", "evaluate"),
     "predict": ("gate",),
     "attribute": (),
     "judge": (),

@@ -3,18 +3,19 @@ nothing."""
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
-from embedded import survivor, undisturbed
+from embedded import short_trace, survivor, undisturbed
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deepintuit import baselines, calibrate, coldstart, config, evaluate, teach
 from deepintuit.data import Manifest
 from deepintuit.data.manifest import rows_to_table, to_frame
-from deepintuit.errors import DataError, StoreError
+from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.labels import LabelSet
 from deepintuit.reasoner import (
     LocalReasoner,
@@ -27,7 +28,8 @@ from deepintuit.reasoner import (
     parsed,
 )
 from deepintuit.reasoner.controls import CONTROLS, Inputs, View, calibrator_of, derangement
-from deepintuit.vlm import VLM
+from deepintuit.trace import THINK
+from deepintuit.vlm import VLM, Budget
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import clips
 
@@ -378,6 +380,82 @@ def test_baselines_stand_without_metadata_and_with_a_class_that_training_lacks(t
     for rows in found.values():
         probs = np.stack(rows["probs"])
         assert np.isfinite(probs).all() and right(rows) == 0 and (probs[:, 2] > 0).all()
+
+
+def test_a_thought_that_reaches_its_budget_is_closed_and_answers(bench, cold, scored):
+    settings = bench.settings("evaluate.thinking_tokens=4", "evaluate.controls=false")
+    run = evaluate.run(bench.workbench, settings, reasoner=cold.id, progress=False)
+    own, free = (r.read("traces").query("sample == 0").set_index("clip_id").sort_index() for r in (run, scored))
+    assert set(run.read("predictions")["system"]) == {"cold start (thought of 4 tokens)"}
+    tokenizer = VLM.load(settings.model, settings.video, checkpoint=cold.checkpoint).tokenizer
+    ids = tokenizer.encode(" </think><answer>", add_special_tokens=False)
+    end = 4 + len(ids)
+    for clip_id, row in own.iterrows():
+        assert list(row["token_ids"][:4]) == list(free["token_ids"][clip_id][:4]), "what is drawn before stays"
+        assert list(row["token_ids"][4:end]) == ids and not np.any(row["token_logprobs"][4:end])
+        assert np.all(row["token_logprobs"][end:] < 0)
+    written = re.compile(rf"<think> \w+ \w+ </think><answer> ({'|'.join(bench.manifest.labels)})\b")
+    assert all(map(written.match, own["text"])), "the answer is its own"
+    with pytest.raises(ConfigError, match="none would be left for an answer"):
+        evaluate.run(bench.workbench, bench.settings("evaluate.thinking_tokens=20"), reasoner=cold.id, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        ("", False),
+        ("<thi", False),
+        ("<think> ", False),  # empty, it would be no thought
+        ("<think> It is", True),
+        ("<think> It is </", False),  # it closes itself
+        ("<think> It is </think", False),
+        ("<think> 1 < 2", True),
+        ("<think> It is </think>", None),
+        (r"\boxed{theft}<think> It", True),
+    ],
+)
+def test_a_budget_closes_a_thought_that_has_begun_and_does_not_close_itself(text, state):
+    assert Budget(THINK, 1, (1,)).state(text) is state
+
+
+def test_distorted_frames_are_others_for_the_same_moments_and_the_rows_say_so(bench, cold, scored):
+    settings = bench.settings(
+        "evaluate.distortion=occlusion", "evaluate.distortion_strength=1", "evaluate.controls=false"
+    )
+    run = evaluate.run(bench.workbench, settings, reasoner=cold.id, progress=False)
+    own, clean = (r.read("traces").query("sample == 0").set_index("clip_id") for r in (run, scored))
+    assert set(run.read("predictions")["system"]) == {"cold start (occlusion 1)"}
+    assert (own["frame_hash"] != clean["frame_hash"][own.index]).all()
+    assert [list(t) for t in own["frame_times"]] == [list(t) for t in clean["frame_times"][own.index]]
+    assert all(list(own["token_logprobs"][c]) != list(clean["token_logprobs"][c]) for c in own.index)
+    assert evaluate.run(bench.workbench, settings, reasoner=cold.id, progress=False).id == run.id
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (("evaluate.thinking_tokens=4", "prompt.grammar=observation-think-answer"), "more than a thought"),
+        (("evaluate.thinking_tokens=4", "server.model=x"), "a server writes a trace to its end"),
+        (("evaluate.distortion_strength=0.5",), "no frame is distorted"),
+    ],
+)
+def test_a_budget_or_strength_that_would_change_nothing_is_refused(sets, says):
+    with pytest.raises(ConfigError, match=says):
+        config.load(None, sets).refuse_idle("evaluate")
+
+
+def test_what_writes_no_trace_on_these_frames_refuses_budget_and_distortion(bench):
+    noisy, brief = (bench.settings(f"evaluate.{given}") for given in ("distortion=noise", "thinking_tokens=4"))
+    taught = bench.teach(short_trace)
+    for settings, call in itertools.product(
+        (noisy, brief),
+        (
+            lambda s: baselines.simple(bench.workbench, s),
+            lambda s: evaluate.run(bench.workbench, s, reasoner=taught.id, system="x", progress=False),
+        ),
+    ):
+        with pytest.raises(ConfigError, match=r"Leave evaluate\.(distortion|thinking_tokens) out"):
+            call(settings)
 
 
 def test_labels_only_and_zero_shot_are_scored_too(bench, tmp_path):

@@ -19,6 +19,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import evidence
 import fingerprint
 import household
+import slices
 
 ROOT = Path(__file__).parents[1]
 
@@ -150,3 +151,12 @@ def test_the_tables_of_readme_and_worlds_are_those_of_the_results_on_file():
     readme, worlds = ((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/worlds.md"))
     assert f"<!-- household -->\n{table}\n<!-- /household -->" in readme
     assert f"<!-- household -->\n{table}\n\n{household.by_seed(seeds)}\n<!-- /household -->" in worlds
+
+
+def test_each_table_of_slices_on_the_page_is_that_of_the_results_on_file():
+    page = (ROOT / "docs" / "worlds.md").read_text(encoding="utf-8")
+    for name in slices.TABLES:
+        files = sorted((ROOT / "docs" / "evidence").glob(f"{name}-household-*.json"))
+        seeds = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        assert bool(seeds) == (f"<!-- {name} -->" in page), name
+        assert not seeds or f"<!-- {name} -->\n{slices.page(name, seeds)}\n<!-- /{name} -->" in page, name

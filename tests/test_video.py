@@ -25,6 +25,7 @@ from deepintuit.video import (
     VideoError,
     VideoReason,
     cached_read,
+    distorted,
     file_sha256,
     isolation,
     playable_copy,
@@ -736,3 +737,22 @@ def test_every_odd_file_is_read_or_refused_within_memory_and_time():
         assert len(row["indices"]) == min(16, row["frames"]) and row["indices"][-1] < row["frames"], name
         assert (np.diff(row["times"]) > 0).all() and row["shape"][1:3] == row["size"][::-1], name
     assert rows["rot_90_3frames.mov"]["size"] == [320, 568] and rows["phone_vfr_rot180.mp4"]["rotation"] == 180
+
+
+def test_a_distortion_hangs_on_the_clip_alone_and_a_stronger_one_is_more_of_it():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), np.uint8)
+    clean = Frames.of(pixels, range(8), np.arange(8) / 4, 2.0, "test")
+
+    def away(kind: str, strength: float) -> float:
+        one, other = (distorted(clean, kind, strength, "clip") for _ in range(2))
+        assert one.hash == other.hash != clean.hash and np.array_equal(one.times_T, clean.times_T)
+        assert one.hash != distorted(clean, kind, strength, "another").hash or kind == "blur"
+        return np.abs(one.pixels_T_H_W_3.astype(float) - pixels).mean()
+
+    for kind in ("noise", "blur", "occlusion", "dropped"):
+        assert 0 < away(kind, 0.25) < away(kind, 0.75)
+    grey = distorted(clean, "occlusion", 0.25, "clip").pixels_T_H_W_3 == 127
+    assert grey.all(-1).mean() == pytest.approx(0.25, abs=0.01) and (grey.all(-1) == grey.all(-1)[0]).mean() > 0.99
+    stalled = distorted(clean, "dropped", 1.0, "clip").pixels_T_H_W_3
+    assert (stalled == pixels[0]).all(), "the first frame stays"
+    assert np.array_equal(clean.pixels_T_H_W_3, pixels), "nothing is changed in place"

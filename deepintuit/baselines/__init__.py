@@ -28,7 +28,7 @@ from deepintuit.errors import ConfigError, DataError, VideoError
 from deepintuit.evaluate import run_identity
 from deepintuit.evaluate.rows import Rows
 from deepintuit.linear import class_probabilities, logistic_regression, text_features
-from deepintuit.reasoner import Clip, Scores, Task, identity, refuse_one_class
+from deepintuit.reasoner import Clip, Scores, Task, identity, refuse_altered, refuse_one_class
 from deepintuit.reasoner.embedding import Tower, embedded
 from deepintuit.reasoner.local import places_of
 from deepintuit.runs import Run, Workbench
@@ -180,6 +180,7 @@ def _training(task: Task) -> list[Clip]:
 
 
 def _started(workbench: Workbench, config: Config, described: dict, name: str) -> Run:
+    refuse_altered(config.evaluate, "what is trained and scored on the same frames")
     described = {"evaluate": {"split": config.evaluate.split}, **described, "system": name}
     return workbench.start_run("evaluate", described, name=name, seed=config.seed, dataset=config.clips.dataset)
 

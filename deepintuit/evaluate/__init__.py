@@ -32,7 +32,9 @@ from deepintuit.reasoner import (
     LocalReasoner,
     Scores,
     Task,
+    altered,
     answer_distribution,
+    budget_for,
     fitted_ways,
     gate_for,
     identity,
@@ -43,6 +45,7 @@ from deepintuit.reasoner import (
     parsed,
     reasoner_for,
     reasoner_run,
+    refuse_altered,
     refuse_lost,
     vote_scores,
 )
@@ -118,11 +121,15 @@ def run(
     config.refuse_idle("evaluate")
     _refuse_one_trace_for_many(config)
     model = reasoner is None and config.server.model
+    departs += altered(config.evaluate)
     system = (system or model or name_of(workbench, reasoner)) + (f" ({', '.join(departs)})" if departs else "")
     if calibrator:
         _refuse_no_calibrator(workbench, reasoner, calibrator)
-    if shard and reasoner and (workbench.run(reasoner).stage == "teach" or _by_label(workbench.run(reasoner))):
+    unsampled = reasoner and (workbench.run(reasoner).stage == "teach" or _by_label(workbench.run(reasoner)))
+    if shard and unsampled:
         shard.refuse(f"of {reasoner!r} no traces are sampled, which is what shards divide")
+    if unsampled:
+        refuse_altered(config.evaluate, reasoner, *(["thinking_tokens"] if _by_label(workbench.run(reasoner)) else []))
     if reasoner and workbench.run(reasoner).stage == "teach":
         local = config.replace(server=ServerConfig())  # its traces are written, and nothing is asked
         return _teacher(workbench, local, workbench.run(reasoner), system, calibrator, progress)
@@ -147,10 +154,13 @@ def run(
         model = fitted(config, "evaluate", run.log) if weights else config.model
         vlm = VLM.load(model, config.video, checkpoint=checkpoint, cache=workbench.cache, weights=weights)
         run.note(device=str(vlm.device), settings=config.to_dict(), departs=departs)
+        if config.evaluate.distortion != "none":
+            vlm.encoder.distortion = config.evaluate.distortion, config.evaluate.distortion_strength
         loaded = Calibrator.load(workbench, config, calibrator, vlm, run.id) if calibrator else None
         gate = gate_for(task, config.gate, loaded)
         about = {"gate": gate, "run": run, "cache": workbench.cache, "progress": progress}
         local = reasoner_for(vlm, task, config, **about)
+        local.budget = budget_for(vlm, task, config)
         rows = Rows(workbench, config, run, task, system, progress)
         if shard and not _is_last(rows, local):
             return run
@@ -247,7 +257,9 @@ def run_identity(workbench: Workbench, config: Config, calibrator: str | None) -
     """Settings that only the report reads are left out: other intervals are no other run. Controls are rows: others
     make another run."""
     settings = config.decisive()
-    evaluate = {name: settings["evaluate"][name] for name in ("split", "traces", "temperature", "method", "controls")}
+    names = ["split", "traces", "temperature", "method", "controls"]
+    names += settings["evaluate"].keys() & {"thinking_tokens", "distortion", "distortion_strength"}
+    evaluate = {name: settings["evaluate"][name] for name in names}
     sampled = {name: settings["calibrate"][name] for name in ("traces", "temperature")}
     gate = ("gate",) if config.gate.by != "off" else ()
     server = ("server",) if config.server.model else ()

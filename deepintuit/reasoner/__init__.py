@@ -28,12 +28,12 @@ _FROM = {
     "calibrator": ("CALIBRATION", "Calibrator", "fitted_ways"),
     "predictions": ("prediction_rows",),
     "distance": ("DISTANCE", "FALSE_ALARMS", "Distance", "add_distances"),
-    "gate": ("gate_for",),
+    "gate": ("budget_for", "gate_for"),
     "local": ("EncodedClips", "LocalReasoner", "Unreadable"),
     "served": ("ServedScores", "needs_weights", "reasoner_for", "refuse_lost"),
     "task": (
-        "Clip", "Opinion", "Task", "asked", "card", "identity", "inherited", "opinion_of", "parsed", "rationale_of",
-        "reasoner_run", "refuse_one_class", "tell",
+        "Clip", "Opinion", "Task", "altered", "asked", "card", "identity", "inherited", "opinion_of", "parsed",
+        "rationale_of", "reasoner_run", "refuse_altered", "refuse_one_class", "tell",
     ),
 }  # fmt: skip
 _HOME = {name: module for module, names in _FROM.items() for name in names}

@@ -1,5 +1,5 @@
-"""The gate of think-only-when-needed (VideoAuto-R1): when a quick answer ends the work, and what a threshold would
-cost.
+"""When thinking ends: the gate of think-only-when-needed (VideoAuto-R1), which lets a quick answer end the work, and a
+budget of tokens, after which a thought is closed (DeepIntuit, figure 7).
 
     gate = gate_for(task, config.gate)          # by the confidence of the quick answer's tokens
     LocalReasoner(vlm, task, seed, gate)        # every trace stops at its quick answer where the gate is sure
@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from deepintuit.config import GateConfig
+from deepintuit.config import Config, GateConfig
 from deepintuit.errors import ConfigError
 from deepintuit.reasoner.distribution import likelihood_scores
 from deepintuit.reasoner.task import Clip, Task
-from deepintuit.vlm import EncodedClip, Gate, Quick
+from deepintuit.trace import THINK
+from deepintuit.vlm import VLM, Budget, EncodedClip, Gate, Quick
 
 if TYPE_CHECKING:
     from deepintuit.reasoner.calibrator import Calibrator
@@ -56,3 +57,19 @@ def gate_for(task: Task, settings: GateConfig, calibrator: Calibrator | None = N
         return Gate(quick, settings.threshold, calibrated if settings.by == "calibrated" else None)
 
     return gate_over
+
+
+def budget_for(vlm: VLM, task: Task, config: Config) -> Budget | None:
+    """The budget of `evaluate.thinking_tokens`. ConfigError where traces end before it."""
+    tokens = config.evaluate.thinking_tokens
+    if not tokens:
+        return None
+    closing = f" {THINK.close}{task.grammar.answer.open}"
+    ids, most = tuple(vlm.tokenizer.encode(closing, add_special_tokens=False)), config.sampling.max_tokens
+    if tokens + len(ids) >= most:
+        raise ConfigError(
+            f"evaluate.thinking_tokens = {tokens} with sampling.max_tokens = {most}",
+            f"closing a thought takes {len(ids)} tokens more, so that none would be left for an answer",
+            f"Set evaluate.thinking_tokens to {max(most - len(ids) - 1, 1)} or less, or raise sampling.max_tokens",
+        )
+    return Budget(THINK, tokens, ids)

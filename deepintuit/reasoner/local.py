@@ -17,7 +17,7 @@ from deepintuit.endpoint import BETWEEN_LOOKS, Refused
 from deepintuit.errors import VideoError
 from deepintuit.reasoner.task import Clip, Task
 from deepintuit.runs import TraceRow
-from deepintuit.vlm import VLM, EncodedClip, Sample, sample_groups
+from deepintuit.vlm import VLM, Budget, EncodedClip, Sample, sample_groups
 from deepintuit.vlm.clips import Place
 
 if TYPE_CHECKING:
@@ -93,8 +93,10 @@ def places_of(clips: Iterable[Clip]) -> list[Place]:
 class LocalReasoner:
     """`vlm` asked the questions of `task`. The random stream of a trace is named by (seed, clip, sample, step).
 
-    `gate` may end a trace after its quick answer (`reasoner.gate`).
+    `gate` may end a trace after its quick answer, and `budget` close its thought (`reasoner.gate`).
     """
+
+    budget: Budget | None = None
 
     def __init__(self, vlm: VLM, task: Task, seed: int = 0, gate: GateOf | None = None):
         self.vlm, self.task, self.seed, self.gate = vlm, task, seed, gate
@@ -162,7 +164,7 @@ class LocalReasoner:
             writing = {place: _Writing(clip, self.vlm.tokenizer, on_text) for place, (clip, _) in enumerate(pairs)}
             limits["on_token"] = lambda place, _sample, token: writing[place].take(token)
         gate = self.gate(pairs) if self.gate else None
-        groups = sample_groups(self.vlm, [e for _, e in pairs], prompts, keys, **limits, gate=gate)
+        groups = sample_groups(self.vlm, [e for _, e in pairs], prompts, keys, **limits, gate=gate, budget=self.budget)
         return [(clip, encoded, group) for (clip, encoded), group in zip(pairs, groups)]
 
     def rows(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from rich.console import Console
 
-from deepintuit.config import COST, Config
+from deepintuit.config import COST, Config, EvaluateConfig
 from deepintuit.data import Manifest
 from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.labels import NONE_LABEL, LabelSet
@@ -177,6 +177,22 @@ def inherited(workbench: Workbench, config: Config, *run_ids: str | None) -> tup
             config = config.replace(**{name: changes})
         _refuse_other_labels(workbench, config, run)
     return config, list(differences)
+
+
+def altered(settings: EvaluateConfig) -> list[str]:
+    """What an evaluation takes from thought and clip, as the name of a system says it."""
+    thought, kind = settings.thinking_tokens, settings.distortion
+    named = [f"thought of {thought} tokens"] * bool(thought)
+    return named + [f"{kind} {settings.distortion_strength:g}"] * (kind != "none")
+
+
+def refuse_altered(settings: EvaluateConfig, who: str, *keys: str) -> None:
+    """ConfigError for what `altered` names, where nothing here writes a trace or looks at a clip."""
+    for key in keys or ("thinking_tokens", "distortion"):
+        value = getattr(settings, key)
+        if value != type(settings).model_fields[key].default:
+            why = "no trace is written for it here" if key == "thinking_tokens" else "it is not shown those frames"
+            raise ConfigError(f"evaluate.{key} = {value!r} for {who}", why, f"Leave evaluate.{key} out")
 
 
 def _plain(value: Any) -> str:

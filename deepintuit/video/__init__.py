@@ -20,11 +20,12 @@ Run it:  python -m deepintuit.video clip.mp4 …
 from ..errors import VideoError, VideoReason
 from .cache import DiskCache, cached_read
 from .clip import DEFAULT_LIMITS, ClipInfo, Limits, file_sha256
+from .distort import distorted
 from .encode import jpeg, playable_copy, write_mp4
 from .frames import FrameRecord, Frames, frame_size, is_video, probe, read, sample, sampled_frames
 
 __all__ = [
     "DEFAULT_LIMITS", "ClipInfo", "DiskCache", "FrameRecord", "Frames", "Limits", "VideoError", "VideoReason",
-    "cached_read", "file_sha256", "frame_size", "is_video", "jpeg", "playable_copy", "probe", "read", "sample",
-    "sampled_frames", "write_mp4",
+    "cached_read", "distorted", "file_sha256", "frame_size", "is_video", "jpeg", "playable_copy", "probe", "read",
+    "sample", "sampled_frames", "write_mp4",
 ]  # fmt: skip

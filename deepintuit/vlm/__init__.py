@@ -14,7 +14,7 @@ from transformers.utils import logging as _transformers_logging
 
 from deepintuit.vlm.clips import EncodedClip, metadata_of
 from deepintuit.vlm.model import VLM, Example, harmless
-from deepintuit.vlm.sampling import Gate, Quick, Sample, character_offsets, sample_groups
+from deepintuit.vlm.sampling import Budget, Gate, Quick, Sample, character_offsets, sample_groups
 from deepintuit.vlm.scoring import label_logprobs, last_hidden, token_logprobs
 from deepintuit.vlm.weights import located
 
@@ -24,6 +24,7 @@ __all__ = [
     "VLM",
     "EncodedClip",
     "Example",
+    "Budget",
     "Gate",
     "Quick",
     "Sample",

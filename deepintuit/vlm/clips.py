@@ -25,7 +25,7 @@ from transformers.video_utils import VideoMetadata
 
 from deepintuit.config import VideoConfig
 from deepintuit.errors import ConfigError, VideoError, VideoReason
-from deepintuit.video import DiskCache, FrameRecord, Frames, Limits, cached_read, frame_size
+from deepintuit.video import DiskCache, FrameRecord, Frames, Limits, cached_read, distorted, frame_size
 from deepintuit.video.cache import RECIPE
 from deepintuit.vlm.families import Family
 from deepintuit.vlm.memory import within_memory
@@ -108,6 +108,8 @@ class ClipEncoder:
     """What may be held in memory; the clip used last is held whatever its size."""
     isolate = False
     """Whether files are read in a child process: set where they may be a stranger's."""
+    distortion: tuple[str, float] | None = None
+    """Kind and strength of what is done to frames before the tower sees them (`video.distorted`)."""
 
     def __init__(self, processor, model, family: Family, video: VideoConfig, cache: Path | None):
         self.processor, self.model, self.family, self.video = processor, model, family, video
@@ -173,7 +175,7 @@ class ClipEncoder:
 
     def frames(self, clip_id: str, path: str | Path, width: int, height: int) -> Frames:
         """The frames that the model sees of this clip. Raises `VideoError`."""
-        return cached_read(
+        frames = cached_read(
             self.cache,
             path,
             clip_id,
@@ -183,6 +185,7 @@ class ClipEncoder:
             self.video.fps or None,
             isolate=self.isolate,
         )
+        return distorted(frames, *self.distortion, clip_id) if self.distortion else frames
 
     def encode(self, clip_id: str, path: str | Path, width: int, height: int) -> EncodedClip:
         """Features of one clip: from memory, from the cache, or by one pass of the tower. Raises `VideoError`."""
@@ -248,7 +251,7 @@ class ClipEncoder:
         """What a clip's features hang on, beside its content: versions, the hash of the tower's weights, settings."""
         video = self.video
         settings = video.frames, video.fps, self._most_pixels(), video.min_pixels
-        return _RECIPE, RECIPE, self._tower_hash, *settings
+        return _RECIPE, RECIPE, self._tower_hash, *settings, *(self.distortion or ())
 
     def _key(self, clip_id: str) -> tuple:
         ours, frames, *rest = self.recipe

@@ -95,6 +95,25 @@ class Gate:
         return text, float(np.exp(np.mean(np.asarray(logprobs)[in_answer])))
 
 
+@dataclass(frozen=True)
+class Budget:
+    """Closes a thought, the segment `thought` of a grammar, that has begun when its trace has `tokens` tokens: then the
+    tokens `ids`, from the thought's closing mark to the opening one of the answer, stand in place of drawn ones, with a
+    log-probability of 0. What follows is drawn."""
+
+    thought: Segment
+    tokens: int
+    ids: tuple[int, ...]
+
+    def state(self, text: str) -> bool | None:
+        """Of a trace so far: whether its thought is to be closed; None where it is closed already."""
+        _, begun, inside = text.partition(self.thought.open)
+        if self.thought.close in inside:
+            return None
+        marks = (self.thought.close[:length] for length in range(1, len(self.thought.close)))
+        return bool(begun and inside.strip()) and not inside.endswith(tuple(marks))
+
+
 def character_offsets(tokenizer, ids: Sequence[int]) -> np.ndarray:
     """(T, 2): first and last + 1 character of each token in the decoded text, special tokens left out of it.
 
@@ -129,13 +148,14 @@ def sample_groups(
     on_token: Callable[[int, int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
     gate: Gate | None = None,
+    budget: Budget | None = None,
 ) -> list[list[Sample]]:
     """G traces for each of C clips; `keys_C_G` names each trace's random stream. `temperature`: of all, or of each of
     the G; 0 is greedy. In rounds whose cache, were all traces as long as they may be, is of `vlm.tokens_in_cache`
     tokens at most.
 
     `on_token(clip, sample, token_id)` is called as tokens come; `stop()` true ends the work after the current token,
-    leaving traces truncated. `gate` may end a trace after its quick answer.
+    leaving traces truncated. `gate` may end a trace after its quick answer, `budget` close its thought.
     """
     group, groups = len(keys_C_G[0]), [[] for _ in clips]
     temperatures = [temperature] * group if isinstance(temperature, int | float) else temperature
@@ -145,7 +165,7 @@ def sample_groups(
         for clip_slice, sample_slice in _rounds(list(map(len, rows)), group, max_tokens, vlm):
             keys = [keys_C_G[clip][sample_slice] for clip in range(len(clips))[clip_slice]]
             traces = _Traces(vlm, keys, (clip_slice.start, sample_slice.start), temperatures[sample_slice], max_tokens)
-            samples = _sample(vlm, clips[clip_slice], rows[clip_slice], traces, top_p, on_token, stop, gate)
+            samples = _sample(vlm, clips[clip_slice], rows[clip_slice], traces, top_p, on_token, stop, gate, budget)
             for clip, own in zip(groups[clip_slice], samples):
                 clip += own
     return groups
@@ -180,6 +200,7 @@ def _sample(
     on_token: Callable[[int, int, int], None] | None,
     stop: Callable[[], bool] | None,
     gate: Gate | None,
+    budget: Budget | None,
 ) -> list[list[Sample]]:
     """One round: all traces of these clips, whose prompts are `rows`."""
     start = time.perf_counter()
@@ -191,6 +212,8 @@ def _sample(
     for step in range(traces.max_tokens):
         # 2. A token for each trace that is still being written; those that end leave.
         tokens = traces.draw(logits, step, top_p, vlm)
+        if budget:
+            tokens = traces.close_by(budget, tokens, vlm)
         if on_token:
             for trace, token in zip(traces.active.tolist(), tokens.tolist()):
                 on_token(*traces.place(trace), token)
@@ -315,6 +338,7 @@ class _Traces:
         self.thought: list[bool | None] = [None] * len(keys)
         self.probability: list[float | None] = [None] * len(keys)
         self.quick_texts: dict[int, str] = {}
+        self.closing: dict[int, Iterator[int]] = {}  # by trace whose thought is closed, what is still to come of that
 
     def begin(self, mask: torch.Tensor, last: torch.Tensor) -> None:
         """Prompts: (C, tokens) which of the cached tokens are theirs, and (C,) their last positions."""
@@ -363,6 +387,19 @@ class _Traces:
             tokens = torch.searchsorted(cumulative, levels[:, None], right=True)[:, 0]
             tokens = tokens.clamp(max=probs.shape[-1] - 1)
         return tokens, logprobs[place, tokens]
+
+    def close_by(self, budget: Budget, tokens: torch.Tensor, vlm: VLM) -> torch.Tensor:
+        """(A,) the tokens just drawn, with those of the budget in place of some."""
+        tokens = tokens.tolist()
+        for place, trace in enumerate(self.active.tolist()):
+            if trace not in self.closing and len(self.ids[trace]) >= budget.tokens:
+                state = budget.state(vlm.tokenizer.decode(self.ids[trace], skip_special_tokens=True))
+                if state is not False:
+                    self.closing[trace] = iter(budget.ids if state else ())
+            forced = next(self.closing.get(trace, iter(())), None)
+            if forced is not None:
+                tokens[place], self.logprobs[trace][-1] = forced, 0.0
+        return torch.tensor(tokens, device=self.active.device)
 
     def extend(self, tokens: torch.Tensor) -> torch.Tensor:
         """Takes the tokens in; (A,) which of the traces that were active continue."""
