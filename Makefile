@@ -2,7 +2,7 @@
 
 PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 VENV    ?= .venv
-WORKERS ?= 3
+WORKERS ?= 4
 ARGS    ?=
 
 BIN    := $(VENV)/bin
@@ -70,7 +70,7 @@ notebooks: $(READY)  ## the numbered notebooks in JupyterLab, on ./workbench or 
 
 # One torch thread a worker: two torch processes with two threads each on two cores are ten times slower.
 # A file stays in one worker, so that what its tests share is made once; files come in the order of tests/conftest.py.
-# Three workers for two cores: tests wait for browsers and servers.
+# Four workers for two cores: tests wait for browsers, servers and processes of their own.
 test: $(READY)  ## all tests; ARGS="-k trace" for some
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 

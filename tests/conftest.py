@@ -32,7 +32,7 @@ is run once more, one with a browser twice; the summary lists it as rerun."""
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Files with slow tests first: a worker that begins with one when the others are done would keep them waiting.
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    items.sort(key=lambda item: (item.path.name != "test_order.py", -slow[item.path]))
     for item in items:
         if any(item.path.is_relative_to(place) for place in PROCESSES):
             item.add_marker(pytest.mark.flaky(reruns=2 if item.path.is_relative_to(PROCESSES[0]) else 1))
