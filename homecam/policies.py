@@ -85,12 +85,19 @@ POLICIES = (
 )  # fmt: skip
 
 _NAMES = ("routine", "animal", "delivery", "theft", "intrusion", "emergency")
+
+
+def _definition(label: str) -> str:
+    """The label's policies, each with its place among those of all labels: without it nobody could tell an exception
+    from what it excepts."""
+    own = (f"({n}) {policy.words}" for n, policy in enumerate(POLICIES, 1) if label == next(iter(policy.odds)))
+    return f"{'; '.join(own)}. The first numbered policy that applies, of whichever label, decides"
+
+
 LABELS = LabelSet(
     name="household",
     labels=_NAMES,
-    definitions={
-        name: "; ".join(policy.words for policy in POLICIES if name == next(iter(policy.odds))) for name in _NAMES
-    },
+    definitions={name: _definition(name) for name in _NAMES},
     aliases={"package theft": "theft", "trespass": "intrusion", "pet": "animal", "normal": "routine"},
 )
 

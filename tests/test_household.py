@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 import deepintuit_homecam as homecam
 from deepintuit import cli, config, schedule, teach, worlds
 from deepintuit.data import Manifest
+from deepintuit.prompts import calibrator_prompt
 from deepintuit.trace import Trace, parse
 from deepintuit_analysis import Workbench
 from deepintuit_homecam import commands, demo, draw, household, household_teacher
@@ -67,6 +68,17 @@ def test_policies_give_the_label_that_their_words_say(light, place, who, act, bo
     facts = Facts(light, place, who, act, scripts(act)[0], "clear")
     facts = facts if box is None else with_idle_box(facts, box)
     assert facts.label == label and decided(facts).words in LABELS.definitions[label]
+
+
+def test_a_full_prompt_has_the_policies_in_their_order_whatever_the_order_of_its_labels():
+    for order in (None, [5, 4, 3, 2, 1, 0]):
+        prompt = calibrator_prompt(LABELS, "theft", "A box is taken.", order=order)
+        places = {int(place): prompt.index(f"({place}) ") for place in re.findall(r"\((\d+)\) ", prompt)}
+        assert sorted(places) == list(range(1, len(POLICIES) + 1)) and "first numbered policy that applies" in prompt
+        for number, policy in enumerate(POLICIES, 1):
+            assert prompt.startswith(policy.words, places[number] + len(f"({number}) ")), policy.name
+            line = prompt[: places[number]].rpartition("\n")[2]
+            assert line.startswith(f"- {next(iter(policy.odds))}: ")
 
 
 def test_the_page_shows_the_policies_in_their_words_and_order():
