@@ -29,8 +29,8 @@ from deepintuit_analysis.numbers import interval, number
 from deepintuit_homecam import demo, household
 
 STAGES = ("labels only", "cold start", "cold start + GRPO", "calibrated")
-COLUMNS = ("encoder", *STAGES)
-"""Of the table: beside the stages, a video classifier that is trained on the labels of all training clips."""
+COLUMNS = ("probe", "encoder", *STAGES)
+"""Of the page's table: beside the stages, what is trained on the labels of all training clips and writes no trace."""
 EARNED = {"unseen": STAGES[:2], "exception": STAGES[1:3], "only in the video": STAGES[2:]}
 """Slice → the two stages between which it must gain."""
 BESIDE = {
@@ -131,13 +131,14 @@ def _columns(seeds: Sequence[dict]) -> list[str]:
     return [column for column in COLUMNS if all(column in one["right"] for one in seeds)]
 
 
-def table(seeds: list[dict]) -> str:
-    """What each stage reaches on each slice, the paired steps between stages, and what stands beside them."""
+def table(seeds: list[dict], columns: Sequence[str] = COLUMNS) -> str:
+    """What each of these columns reaches on each slice, the paired steps between stages, and what stands beside
+    them."""
     found = [one["right"] for one in seeds]
     lines = [
         f"Right answers, %, with Wilson's 95 % interval over the clips of {made_by(seeds, 'household.py')}:",
         "",
-        *slice_rows(found, _columns(seeds)),
+        *slice_rows(found, [column for column in _columns(seeds) if column in columns]),
     ]
     steps = [step(found, before, after) for before, after in itertools.pairwise(STAGES)]
     others = [
@@ -176,4 +177,4 @@ if __name__ == "__main__":
             replace_text(file, json.dumps(measure(seed, options), indent=1) + "\n")
         found.append(json.loads(file.read_text(encoding="utf-8")))
     write_between(ROOT / "docs" / "worlds.md", "household", f"{table(found)}\n\n{by_seed(found)}")
-    write_between(ROOT / "README.md", "household", table(found))
+    write_between(ROOT / "README.md", "household", table(found, STAGES))
