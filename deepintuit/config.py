@@ -72,6 +72,7 @@ PROCESS = Need("grpo.process", lambda process: process != "off", "seeing earns n
 BONUS = Need("grpo.length_bonus", lambda bonus: bonus > 0, "no length earns anything", "0.2")
 SOFTMAX = Need("grpo.objective", lambda name: name == "softmax_weighted", "that objective has no weights of rewards", "softmax_weighted")
 REFILLS = Need("grpo.dynamic_sampling", lambda on: on, "no round is filled up", "true")
+WHOLE = Need("model.lora_rank", lambda rank: rank == 0, "an adapter is small, and every process holds all of it and the frozen weights", "0")
 ADAPTER = Need("model.lora_rank", lambda rank: rank > 0, "there is no adapter", "64")
 GATE = Need("gate.by", lambda by: by != "off", "nothing is compared with it", "confidence")
 SELF_TAUGHT = Need("teach.source", lambda source: source == "self", "only the local model is told the answer", "self")
@@ -144,6 +145,7 @@ class ModelConfig(Section):
     share_prefix: bool = Field(True, description="compute once what rows about a clip have in common, in losses and scores, exactly; false: every row by itself")
     tokens_per_pass: Annotated[int, COST] = Field(16384, ge=1, description="max tokens of a forward pass in losses and scores, what rows share counted once; of one clip, those behind its prompt")
     tokens_in_cache: Annotated[int, COST] = Field(262144, ge=1, description="max tokens whose keys and values are held while sampling, were all traces of max_tokens; a round of clips is as large as that allows")
+    divide_weights: Annotated[bool, COST, WHOLE] = Field(False, description="full fine-tuning in several processes: each holds a part of what is trained, its gradients and the optimizer's numbers (FSDP2); docs/scale.md")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
 
 

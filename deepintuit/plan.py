@@ -75,6 +75,8 @@ class Plan:
         rows.append(("trained", f"{size.trained / 1e6:,.1f} million"))
         rows.append(("visual tokens per clip", f"{self.visual:,} at most"))
         rows.append(("weights, and the optimizer's numbers", f"{_gib(size.weights)} + {_gib(size.optimizer)} GiB"))
+        if size.held != size.weights + size.optimizer:
+            rows.append(("both in training, weights divided", f"{_gib(size.held)} GiB"))
         for stage, work in self.work.items():
             hours = f", {work.hours(rates, self.passes, self.gpus):,.1f} hours" if rates else ""
             words = [f"{work.updates:,} updates"] if work.updates else []
@@ -108,7 +110,7 @@ def plan_of(
 ) -> Plan:
     """Of one stage, or all, on so many clips of each split; `rows`: how many traces cold start learns from, where that
     is known. Raises `ModelError` where the checkpoint's shape cannot be had."""
-    size, visual = (size, _visual_tokens(size.config.vision_config, config.video)) if size else _sized(config)
+    size, visual = (size, _visual_tokens(size.config.vision_config, config.video)) if size else _sized(config, gpus)
     work, counts = {}, Counter(counts)
     for name in [stage] if stage else STAGES:
         work[name] = _Planner(config, size, visual + TEXT, counts, gpus).of(name, rows)
@@ -180,7 +182,7 @@ class _Planner:
         fitting = max(1, min(traces, most // behind))
         clips = min(math.ceil(clips / self.gpus), max(1, most // self._tokens(fitting, length)))
         loss = self.size.loss(prompt=self.prompt, traces=fitting, trace_tokens=length, clips=clips)
-        return {"losses": ((self.size.weights + self.size.optimizer + loss) / GIB, "model.tokens_per_pass")}
+        return {"losses": ((self.size.held + loss) / GIB, "model.tokens_per_pass")}
 
     def _sampling(
         self,
@@ -214,7 +216,7 @@ def fitted(config: Config, stage: str, log: Callable[[str], None]) -> ModelConfi
     memory, size, halved = memory_here() if config.model.device != "cpu" else None, None, set()
     while memory is not None:
         try:
-            size = size or _sized(config)[0]
+            size = size or _sized(config, ranks.count())[0]
             planned = plan_of(config, dict.fromkeys(SPLITS, 1_000), stage, gpus=ranks.count(), size=size)
         except ModelError as error:
             log(f"Memory is not known before: {error}")
@@ -278,10 +280,10 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def _sized(config: Config) -> tuple[Footprint, int]:
+def _sized(config: Config, gpus: int = 1) -> tuple[Footprint, int]:
     """The model, and visual tokens of a clip at most."""
     shape = published(config.model.path) or read_config(located(config.model.path, text_only=True))
-    return Footprint(shape, config.model), _visual_tokens(shape.vision_config, config.video)
+    return Footprint(shape, config.model, processes=gpus), _visual_tokens(shape.vision_config, config.video)
 
 
 def _visual_tokens(vision, video: VideoConfig) -> int:

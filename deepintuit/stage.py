@@ -112,6 +112,12 @@ def perform(
             f"Start `torchrun --nproc-per-node {torch.cuda.device_count()} -m deepintuit.cli {stage} …`, or set "
             "CUDA_VISIBLE_DEVICES=0, or the number of the one to use",
         )
+    if config.model.divide_weights and stage == "grpo":
+        raise ConfigError(
+            "grpo with model.divide_weights = true",
+            "its traces are sampled between updates, and divided weights would be gathered anew for every token",
+            "Set model.divide_weights=false, and model.lora_rank=64 where memory is short",
+        )
     settings = {**identity(workbench.path, config, sections), **inputs}
     keys = {"parent": start, "name": name, "seed": config.seed, "dataset": config.clips.dataset}
     run = workbench.start_run(stage, settings, **keys, together=True)  # all processes write this one

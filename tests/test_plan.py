@@ -93,6 +93,14 @@ def test_published_shapes_have_the_numbers_that_their_makers_state(path, billion
     assert size.parameters / 1e9 == pytest.approx(billions, abs=0.005) and size.cache_token == cache
 
 
+def test_of_divided_weights_each_process_holds_its_part_beside_all_in_the_type_of_passes():
+    path, told = "Qwen/Qwen2.5-VL-7B-Instruct", {"dtype": "bfloat16", "divide_weights": True}
+    one, eight = (Footprint(published(path), ModelConfig(path=path, **told), processes=count) for count in (1, 8))
+    assert one.held == one.weights + one.optimizer == 12 * one.trained + 2 * one.tower
+    assert eight.held == pytest.approx(2 * one.parameters + 12 / 8 * one.trained, rel=1e-6)
+    assert eight.gradients < 0.5 * one.gradients
+
+
 def words(family, *more: str) -> list[str]:
     sets = (
         f"model.path={family.folder}",

@@ -200,7 +200,10 @@ def test_every_setting_that_decides_is_flipped_and_the_others_make_no_other_run(
         cheap = {key for key, field in fields.items() if COST in field.metadata}
         assert set(flips) == set(fields) - cheap, section
         for key in cheap:
-            other = [*choices_of(fields[key])[1:], 3 if isinstance(fields[key].default, int) else 3.5][0]
+            other = [
+                *choices_of(fields[key])[1:],
+                "true" if fields[key].default is False else 3 if isinstance(fields[key].default, int) else 3.5,
+            ][0]
             flipped = load(None, [f"{section}.{key}={other}"])
             assert flipped != Config() and flipped.decisive() == Config().decisive(), key
 

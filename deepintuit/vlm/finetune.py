@@ -25,8 +25,9 @@ from trl import SFTConfig, SFTTrainer
 
 from deepintuit import disk, ranks
 from deepintuit.schedule import of_rows
+from deepintuit.vlm.divided import divided, fill
 from deepintuit.vlm.model import VLM, Example
-from deepintuit.vlm.prefix import Packed, packed_in_parts
+from deepintuit.vlm.prefix import Packed, pack, packed_in_parts
 from deepintuit.vlm.training import Resumable, StepLog, Watch, common_arguments, trackers
 from deepintuit.vlm.weights import hold_to_fit
 
@@ -101,9 +102,10 @@ def finetune(
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     folder.mkdir(parents=True, exist_ok=True)
+    model = divided(vlm) if vlm.divides else vlm.model
     keeper = BestEpoch(vlm, folder, validate, recipe.patience, log, steps_an_epoch) if validate else None
     trainer = _Trainer(
-        model=vlm.model,
+        model=model,
         args=arguments,
         train_dataset=Dataset.from_dict({"row": list(range(count))}),
         data_collator=collate,
@@ -117,13 +119,21 @@ def finetune(
     )
     together = recipe.batch * len(set(clips)) >= _LEAST_CLIPS * count
     units = clips if together else list(map(str, range(count)))
+    trainer.idle = partial(_idle, vlm, model)
     trainer.order = lambda: _by_clip(units, [seed, trainer.state.global_step // steps_an_epoch])
     trainer.remove_callback(PrinterCallback)
     trainer.train_or_resume(folder)
+    fill(vlm.model, model)
     if keeper:
         keeper.restore()
     vlm.model.eval()
     return {"steps": trainer.state.global_step, **(keeper.summary() if keeper else {})}
+
+
+def _idle(vlm: VLM, model: torch.nn.Module) -> torch.Tensor:
+    """The loss of no clip: 0, behind a pass of two tokens."""
+    packed = pack(vlm, [None], [[vlm.tokenizer.eos_token_id] * 2], [1])
+    return 0 * model(**packed.inputs, fused_lm_head=True).log_probs.sum()
 
 
 class _Trainer(Resumable, SFTTrainer):
@@ -223,6 +233,7 @@ class BestEpoch(TrainerCallback):
         if step % self.steps and step != state.max_steps:
             return
         if step not in self.scores:
+            fill(self.vlm.model, kwargs["model"])
             self.scores[step] = self.validate()
             if self.log:
                 self.log(step, {"validation_nll": self.scores[step]})

@@ -88,11 +88,12 @@ class Footprint:
     """A model in memory, in training with these settings (or frozen): numbers and bytes.
 
     `trained`: numbers that training changes, held in float32. `weights`: bytes of the model. `optimizer`: bytes kept
-    for what is trained. `cache_token`: bytes of one token of one row in the cache; `cache_row`: of a row, whatever its
-    tokens (the states of recurrent layers). `loss`, `prefill`, `step`: bytes at most beside the weights.
+    for what is trained. `held`: both in training, of which each of `processes` may have a part alone. `cache_token`:
+    bytes of one token of one row in the cache; `cache_row`: of a row, whatever its tokens (the states of recurrent
+    layers). `loss`, `prefill`, `step`: bytes at most beside the weights.
     """
 
-    def __init__(self, config: PretrainedConfig, settings: ModelConfig, *, trainable: bool = True):
+    def __init__(self, config: PretrainedConfig, settings: ModelConfig, *, trainable: bool = True, processes: int = 1):
         self.config, self.settings, self.trainable = config, settings, trainable
         family = family_of(config, settings.path)
         self.shares = can_share(config) and settings.share_prefix and settings.attention == "sdpa"
@@ -101,15 +102,22 @@ class Footprint:
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config, dtype=self.dtype)
             self.parameters, self.tower = _numbers(model), _numbers(getattr(model.model, family.tower))
-            modules = getattr(model.model, family.language).modules()
-            linear = sum(module.weight.numel() for module in modules if isinstance(module, torch.nn.Linear))
+            language = getattr(model.model, family.language)
+            layers = _numbers(language.layers)
+            linear = sum(module.weight.numel() for module in language.modules() if isinstance(module, torch.nn.Linear))
             model = adapted(model, family, settings.replace(quantize="none"), None, trainable=trainable)
             round_in_forward(model)
         self.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.weights = sum(p.numel() * p.element_size() for p in model.parameters())
         if settings.quantize == "4bit":
             self.weights -= int(linear * (self.dtype.itemsize - _NF4))
-        self.optimizer = _ADAM * self.trained
+        divides = trainable and settings.divide_weights and processes > 1
+        self.optimizer = _ADAM * self.trained // (processes if divides else 1)
+        self.held, self.gradients = self.weights + self.optimizer, 4 * self.trained
+        if divides:  # beside all weights in the type of passes, and those of a pass, with their gradients
+            self.held += self.dtype.itemsize * self.trained + 4 * self.trained // processes - 4 * self.trained
+            gathered = self.trained - layers + 2 * layers // len(language.layers)
+            self.gradients = 4 * self.trained // processes + 2 * self.dtype.itemsize * gathered
         text, kinds = config.get_text_config(), layer_types(config)
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         keeps = len(kinds) - kinds.count(RECURRENT)
@@ -122,7 +130,7 @@ class Footprint:
         """Of forward and backward of one part, so many traces behind each of its clips' prompts, beside the gradients
         of the parts before it."""
         shape = prompt, traces, trace_tokens, clips
-        return 4 * self.trained + int(self.whole(lambda layers: layers.peak(lambda: layers.pass_back(*shape))))
+        return self.gradients + int(self.whole(lambda layers: layers.peak(lambda: layers.pass_back(*shape))))
 
     def prefill(self, prompt: int, clips: int) -> int:
         """Of the prompts of one pass, their cache included."""

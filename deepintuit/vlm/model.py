@@ -18,7 +18,7 @@ import torch
 import transformers
 from trl.trainer.utils import add_fused_lm_head
 
-from deepintuit import disk
+from deepintuit import disk, ranks
 from deepintuit.config import ModelConfig, VideoConfig
 from deepintuit.errors import ModelError
 from deepintuit.vlm.attention import see_trees
@@ -106,6 +106,8 @@ class VLM:
     bases: Bases | None = None
     """Where its weights are frozen: who else has them in memory, each with an adapter of its own."""
     adapter: str | None = None
+    divides = False
+    """Whether several processes that train it divide its weights (`divided`)."""
     counts_from_time = False
     """Text behind a clip counts on from its last moment, as Qwen2.5-VL was published and vLLM's own code for it does;
     else from the longer side of its frames, as the `get_rope_index` of transformers does since 5.3."""
@@ -197,6 +199,7 @@ class VLM:
         round_in_forward(model)
         vlm = cls(model, processor, video, cache, str(checkpoint or settings.path))
         vlm.base = settings.path, base
+        vlm.divides = trainable and settings.divide_weights and ranks.count() > 1
         if not trainable:
             vlm.adapter = "default" if adapter else None
             vlm.bases = Bases(alike, vlm.core, model if adapter else None, vlm.adapter)

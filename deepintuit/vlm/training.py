@@ -26,6 +26,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from deepintuit import disk, ranks
 from deepintuit.vlm import group
+from deepintuit.vlm.divided import full, is_divided, moments, part, take_whole, whole
 from deepintuit.vlm.memory import AGAIN, within_memory
 from deepintuit.vlm.model import VLM
 from deepintuit.vlm.precision import round_in_forward
@@ -86,16 +87,27 @@ class Resumable(Trainer):
     before a TRL trainer among the bases.
 
     Of several processes (`group`) each is given the whole batch, computes the loss of its own clips in it, divided by
-    what the whole batch has, and makes the same update from everyone's gradients; the leading one saves.
+    what the whole batch has, and makes the same update from everyone's gradients; the leading one saves. Of a model
+    whose weights are `divided` each updates its part, and all make as many passes: `idle` ones where clips are fewer.
     """
+
+    idle: Callable[[], torch.Tensor]
+    _whole: tuple[dict[str, Any], dict[str, Any]] | None = None
+    """While a checkpoint of divided weights is saved: weights, and the optimizer's state."""
 
     def __init__(self, *, model, **arguments):
         arguments["args"]._n_gpu = 1  # or transformers would divide batches among all that are visible
+        device = next(model.parameters()).device
+        arguments["args"].__dict__["_setup_devices"] = device  # transformers knows of one process: the first GPU
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        self.divided = is_divided(model)
         originals = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
         super().__init__(model=model, **arguments)
-        for parameter, data in originals:
-            parameter.data = data  # TRL rounds the adapter of a quantised model
-        round_in_forward(model)  # TRL's copy of an adapter, too
+        if not self.divided:
+            for parameter, data in originals:
+                parameter.data = data  # TRL rounds the adapter of a quantised model
+            round_in_forward(model)  # TRL's copy of an adapter, too
         self.accelerator.autocast_handler = AutocastKwargs(enabled=False)
 
     def train_or_resume(self, folder: Path) -> None:
@@ -105,19 +117,22 @@ class Resumable(Trainer):
         its training, while it saves or scores, does not train again, nor one step too many.
         """
         resumed = ranks.first(lambda: last_checkpoint(folder))
-        group.same_weights(self.model.parameters())
+        if not self.divided:
+            group.same_weights(self.model.parameters())
         if resumed and _marker(Path(resumed))["last"]:
             self._load_from_checkpoint(resumed)
             self.state = TrainerState.load_from_json(str(Path(resumed) / TRAINER_STATE_NAME))
         else:
             fewer = "Give adapters (model.lora_rank=64): an optimizer holds three numbers for each that is trained"
-            with within_memory("updating the weights", fewer):
+            with within_memory("updating the weights", fewer), group.naming(other_work=True):
                 self.train(resume_from_checkpoint=resumed)
 
     def loss_in_parts(self, losses: Sequence[Callable[[], torch.Tensor]]) -> torch.Tensor:
         """The sum of a batch's losses, part by part: behind all but the last one lies their backward pass already, so
         that the activations of one part are held at a time."""
         behind = torch.zeros((), device=self.args.device)
+        if self.divided:
+            losses = [*losses, *[self.idle] * (max(ranks.gather(len(losses))) - len(losses))]
         if not losses:  # of this batch, other processes have all clips
             return behind.requires_grad_()
         *parts, last = losses
@@ -131,8 +146,12 @@ class Resumable(Trainer):
     def training_step(self, *arguments, **more) -> torch.Tensor:
         group.draw(self.args.seed, self.state.global_step)
         loss = super().training_step(*arguments, **more)
-        group.share_gradients(self.model.parameters())
+        if not self.divided:  # else behind each pass
+            group.share_gradients(self.model.parameters())
         return group.total(loss)
+
+    def _clip_grad_norm(self, model) -> torch.Tensor:
+        return full(super()._clip_grad_norm(model))
 
     def _get_num_items_in_batch(self, *arguments) -> torch.Tensor | None:
         count = super()._get_num_items_in_batch(*arguments)
@@ -150,7 +169,10 @@ class Resumable(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """One that the disk does not take whole is removed: it would fill the room that is missing."""
+        if self.divided:
+            self._whole = whole(dict(self.model.named_parameters())), moments(self.optimizer)
         if not ranks.leads():
+            self._whole = None
             return
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with disk.naming(folder):
@@ -161,6 +183,18 @@ class Resumable(Trainer):
                 if "inline_container" in str(error) and "strerror" not in str(error):
                     raise OSError(errno.ENOSPC, str(error)) from error  # torch keeps the system's reason to itself
                 raise
+            finally:
+                self._whole = None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, self._whole[0] if self._whole else state_dict)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        if self.divided:
+            optimizer.register_state_dict_post_hook(lambda _, state: self._whole[1] if self._whole else state)
+            take_whole(optimizer)
+        return optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """Full weights through `from_pretrained`: transformers writes them under the hub's names (`visual.…`), and
@@ -172,7 +206,8 @@ class Resumable(Trainer):
             fill_adapter(self.model, Path(resume_from_checkpoint))
         else:
             # In float32, or master weights would come back rounded; each value takes its parameter's type when copied.
-            self.model.load_state_dict(read_model(Path(resume_from_checkpoint), dtype="float32").state_dict())
+            weights = read_model(Path(resume_from_checkpoint), dtype="float32").state_dict()
+            self.model.load_state_dict(part(weights, self.model.state_dict()))
 
 
 def last_checkpoint(folder: Path) -> str | None:
