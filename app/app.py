@@ -78,13 +78,14 @@ def blocks(context: AppContext) -> Blocks:
 
 
 class _Border:
-    """ASGI middleware: adds the policy to every answer.
+    """ASGI middleware: adds the policy to every answer. `private`: no page is kept, so that Back shows none after a
+    logout.
 
     (Starlette's helper for functions would hide that a page was closed.)
     """
 
-    def __init__(self, app):
-        self.app = app
+    def __init__(self, app, private: bool):
+        self.app, self.private = app, private
 
     async def __call__(self, scope, receive, send):
         async def with_headers(message):
@@ -95,6 +96,8 @@ class _Border:
                     headers["Cache-Control"] = _FOREVER if versioned else "no-cache"
                 for name, value in _ALWAYS.items():
                     headers.setdefault(name, value)
+                if self.private and headers.get("content-type", "").startswith("text/html"):
+                    headers["Cache-Control"] = "no-store"
                 if headers.get("content-type", "").startswith("text/event-stream"):
                     headers["X-Accel-Buffering"] = "no"  # else nginx keeps events until it has many
             await send(message)
@@ -170,10 +173,11 @@ def create(
             ssr_mode=False,
         )
     server.add_middleware(Doors, blocks=pages)
-    server.add_middleware(Frame, context=context, pages=NAVIGATION)
+    first = {path: module.first for path, (_, module) in PAGES.items() if hasattr(module, "first")}
+    server.add_middleware(Frame, context=context, pages=NAVIGATION, first=first)
     server.add_middleware(Login, users=users)  # the last that is added stands outermost
     server.add_middleware(Outside, hosts=hosts, proxies=proxies, root=root_path, inbox=context.uploads.inbox)
-    server.add_middleware(_Border)
+    server.add_middleware(_Border, private=users is not None)
     return server
 
 

@@ -80,6 +80,11 @@ class Blocks(gr.Blocks):
         self._queue.pending_event_ids_session = _OfSessions(set)
         return self
 
+    def get_config_file(self):
+        """Without a connection for as long as a page is open: a browser has six of them for all its tabs, and the
+        seventh page would never come. A page that goes while it waits for something is noticed by that."""
+        return {**super().get_config_file(), "connect_heartbeat": False}
+
     async def process_api(self, block_fn, inputs, state=None, request=None, *args, **more):
         handler = (self.fns[block_fn] if isinstance(block_fn, int) else block_fn).fn
         try:

@@ -92,6 +92,20 @@ def routes(context: AppContext) -> APIRouter:
     return router
 
 
+def first(context: AppContext, query: dict[str, str]) -> dict[str, object]:
+    """What the page says in tables before its figures are drawn, for its HTML."""
+    wish = Choice(*(query.get(name, "")[:1000] for name in PICKS))
+    choice, _ = choose(answers.sources(context.look()), wish, slices.offered(context.workbench, wish.slice))
+    if not choice.system or not len((result := analysis(context.workbench, choice)).mine.frame):
+        return {}
+    cells = query.get("cells") if query.get("cells") in NORMS else "counts"
+    return {
+        "errors-body": True, "errors-condition": view.condition(result.choice, result),
+        "errors-summary": view.summary(result), "errors-classes-table": view.classes(result),
+        "errors-confusion-table": view.confusion_table(result, cells), "errors-flips": view.flip_tables(result),
+    }  # fmt: skip
+
+
 def page(context: AppContext) -> None:
     """The page's components and what they do."""
     # What is offered changes as runs appear, and a page may outlive the server that offered it: `choose` decides.
@@ -106,14 +120,14 @@ def page(context: AppContext) -> None:
         within = slices.box()
     only = gr.Textbox(visible="hidden")
     picks = [dataset, split, system, method, compare, within, only]
-    condition = gr.HTML(padding=False)
+    condition = gr.HTML(padding=False, elem_id="errors-condition")
     nothing = gr.HTML(visible=False)
-    with gr.Column(visible=False, elem_classes="errors") as body:
-        summary = gr.HTML(padding=False)
+    with gr.Column(visible=False, elem_classes="errors", elem_id="errors-body") as body:
+        summary = gr.HTML(padding=False, elem_id="errors-summary")
         gr.HTML(view.heading("classes"), padding=False)
         with gr.Row():
             with gr.Column(min_width=560, scale=3):
-                classes = gr.HTML(padding=False)
+                classes = gr.HTML(padding=False, elem_id="errors-classes-table")
             with gr.Column(min_width=340, scale=2):
                 f1 = gr.Plot(show_label=False, container=False)
         with gr.Row():
@@ -126,9 +140,9 @@ def page(context: AppContext) -> None:
                     container=False,
                     elem_id="errors-norm",
                 )
-                confusion = gr.HTML(padding=False)
+                confusion = gr.HTML(padding=False, elem_id="errors-confusion-table")
             with gr.Column(min_width=340):
-                flips = gr.HTML(padding=False)
+                flips = gr.HTML(padding=False, elem_id="errors-flips")
         gr.HTML(view.heading("ranking"), padding=False)
         with gr.Row():
             with gr.Column(min_width=560):
@@ -348,7 +362,7 @@ def page(context: AppContext) -> None:
         spelled=dict.fromkeys(("method", "compare"), SPELLED),
         defaults={"cells": "counts", "by": answers.FIRST[0], "threshold": f"{THRESHOLD:g}", "colour": "label"},
     )
-    shown_all.then(show, state, everything, **quick)
+    shown_all.then(show, state, everything, **quick).then(**links.FILLED)
     timer.tick(fresh, [mark, *state], [mark, *picks, *everything], **quick)
     for pick in picks[:-1]:  # the conditions change with the address alone
         pick.input(settle, picks, picks, **quick).then(lambda: ("", ""), None, [cell, clip], **quick).then(

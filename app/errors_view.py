@@ -120,10 +120,11 @@ def summary(analysis: Analysis) -> str:
         f"{n_wrong} wrong, {missing} without an answer."
     )
     notes = []
-    if (compared := analysis.against_other) is not None:
+    if (compared := analysis.against_other or own.from_raw) is not None:
         points = f"{number(compared.accuracy.value, sign=True)} points{within(compared.accuracy, sign=True)}"
         clips_and_p = f"{compared.n} clips ({p_value(compared.flips.p_value)})"
-        notes.append(f"{points} against {analysis.other_name}, on {clips_and_p}.")
+        name = "the provisional label" if analysis.other is None else analysis.other_name
+        notes.append(f"{points} against {name}, on {clips_and_p}.")
     if analysis.choice.slice:
         notes.append(f"Only the slice {analysis.choice.slice!r} counts: {n} of the {analysis.whole} labelled clips.")
     if own.unlabelled:

@@ -8,22 +8,26 @@ has run. `theme` is Gradio's, in this product's colours.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
+from urllib.parse import parse_qs
 
 import gradio as gr
+from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deepintuit.errors import DeepIntuitError
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import progress
 from deepintuit_analysis.index.build import file_signature
 from deepintuit_app import preload
-from deepintuit_app.context import AppContext
+from deepintuit_app.context import AppContext, apart
 from deepintuit_app.html import document
 from deepintuit_app.roles import role_of
 
@@ -32,6 +36,9 @@ EXAMPLE = (
     "This is the example that ships: finished runs on rendered clips. It takes reviews and slices; stages run in a "
     "workbench of your own."
 )
+First = Callable[[AppContext, dict[str, str]], dict[str, Any]]
+_MOMENT = 0.4
+"""Seconds that the HTML of a page waits for its first content."""
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
@@ -126,10 +133,12 @@ def title(page: str, workbench: Workbench, root: str = "") -> str:
 
 
 class Frame:
-    """ASGI middleware. `pages`: address → name of those that the navigation shows."""
+    """ASGI middleware. `pages`: address → name of those that the navigation shows; `first`: address → what its
+    components, by their ids, hold for a query before any script has asked, True for one that is shown."""
 
-    def __init__(self, app: ASGIApp, context: AppContext, pages: Mapping[str, str]):
+    def __init__(self, app: ASGIApp, context: AppContext, pages: Mapping[str, str], first: Mapping[str, First]):
         self.app, self.context, self.pages = app, context, pages
+        self.first = {path: apart(2)(content) for path, content in first.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
@@ -153,11 +162,23 @@ class Frame:
                 return
             parts.append(message.get("body", b""))
             if not message.get("more_body", False):
-                answer = await asyncio.to_thread(self._answer, start["status"], b"".join(parts), page, scope)
+                body = b"".join(parts)
+                if page in self.first and start["status"] == 200:
+                    body = _filled(body, await self._content(page, scope))
+                answer = await asyncio.to_thread(self._answer, start["status"], body, page, scope)
                 await GZipMiddleware(answer, compresslevel=5)(scope, receive, send)
 
         plain = MutableHeaders(raw=[pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]).raw
         await self.app({**scope, "headers": plain if page is not None else scope["headers"]}, receive, framed)
+
+    async def _content(self, page: str, scope: Scope) -> dict[str, Any]:
+        """Nothing where it takes longer than a moment: the page asks for it again, when it is drawn."""
+        query = {name: texts[-1] for name, texts in parse_qs(scope["query_string"].decode("latin-1")).items()}
+        answer = asyncio.ensure_future(self.first[page](self.context, query))
+        with contextlib.suppress(TimeoutError, DeepIntuitError, HTTPException):
+            return await asyncio.wait_for(asyncio.shield(answer), _MOMENT)
+        answer.add_done_callback(lambda late: late.cancelled() or late.exception())
+        return {}
 
     def _answer(self, status: int, body: bytes, page: str | None, scope: Scope) -> HTMLResponse:
         workbench = self.context.workbench
@@ -174,6 +195,26 @@ class Frame:
         body = body.replace(b"<head>", b"<head>" + head.encode(), 1)
         body = body.replace(b"<gradio-app", top.encode() + b"<gradio-app", 1)
         return HTMLResponse(body.replace(b'control_page_title="true"', b'control_page_title="false"', 1), status)
+
+
+def _filled(body: bytes, content: Mapping[str, Any]) -> bytes:
+    """A page of Gradio's with this content, to be read, and to be pressed when it has filled itself with the same
+    (links.FILLED)."""
+    before, mark, rest = body.partition(b"window.gradio_config = ")
+    if not mark or not content:
+        return body
+    text = rest.decode()
+    config, end = json.JSONDecoder().raw_decode(text)
+    for component in config["components"]:
+        if (value := content.get(component["props"].get("elem_id"))) is not None:
+            component["props"]["visible" if value is True else "value"] = value
+    safe = (
+        json.dumps(config, separators=(",", ":"))
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("&", "\\u0026")
+    )
+    return (before + mark + safe.encode() + text[end:].encode()).replace(b"<gradio-app", b"<gradio-app inert", 1)
 
 
 def _said(body: bytes) -> str:

@@ -29,7 +29,7 @@ TITLES = {
     "observation": "Observation",
     "quick": "Quick answer",
 }
-_A_SENTENCE = 4  # words
+_A_SENTENCE = 6  # words: "So it is a theft." says no more than the label beside it
 _FRAME_WORD = re.compile(r"frames?\s{0,3}#?\Z", re.I)
 _UNIT = re.compile(r"\s{0,3}(?:seconds?|secs?|s)\b", re.I)
 
@@ -44,7 +44,7 @@ class TokenMark(NamedTuple):
 
 
 def deciding(text: str, grammar: Grammar | str) -> str:
-    """The sentence by which the reasoning of a trace ends, with what stands before it where it is a word or two."""
+    """The sentence by which the reasoning of a trace ends, with what stands before it where it is a few words."""
     grammar = GRAMMARS[grammar] if isinstance(grammar, str) else grammar
     argued = {segment.name for segment in grammar.text_segments}
     parts = [text[piece.start : piece.end] for piece in pieces(text, grammar) if piece.name in argued]

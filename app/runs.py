@@ -77,6 +77,12 @@ def _roots(workbench: Workbench, about: Mapping[str, Any] | None = None) -> list
     return [str(root) for root in dict.fromkeys(roots) if root and Path(root).is_absolute()]
 
 
+def first(context: AppContext, query: dict[str, str]) -> dict[str, str]:
+    """The table, for the HTML of the page."""
+    columns = _columns(query.get("columns", ""), list(view.columns(progress.runs(context.look()))))
+    return {"runs-list": table(context, *(query.get(key) for key in ("stage", "dataset", "run")), columns)}
+
+
 def _rerun(workbench: Workbench, run: Mapping[str, Any]) -> list[str]:
     """The words that make a run again, as they are shown; those that made it, where what it stands on is gone."""
     words = run["command"]
@@ -340,7 +346,9 @@ def page(context: AppContext) -> None:
             event.then(handler, inputs, result, **reading)
 
     to_tab = {"fn": lambda tab_name: gr.Tabs(selected=tab_name), "inputs": tab, "outputs": tabs, **reading}
-    chain(loaded.then(new_run, [run, update], step, **reading).then(**to_tab), [show[0], *show[2:5], show[6]])
+    opened = loaded.then(new_run, [run, update], step, **reading).then(**to_tab)
+    opened.then(*show[0], **reading).then(**links.FILLED)
+    chain(opened, [*show[2:5], show[6]])
     chain(again.click(choices, None, picks, **reading), show)
     for part in (stage, dataset, columns):
         part.input(show[0][0], show[0][1], show[0][2], **reading)

@@ -110,6 +110,12 @@ def list_html(context: AppContext, filters: TraceFilter, sort: str, number: str,
     )
 
 
+def first(context: AppContext, query: dict[str, str]) -> dict[str, str]:
+    """The list, for the HTML of the page."""
+    wish = (query.get(key, "")[:64] for key in ("sort", "page", "size", "trace"))
+    return {"traces-list": list_html(context, TraceFilter.from_query(query), *wish)}
+
+
 def _head(words: str, key: str, kind: str, sorted_by: str, descending: bool | None) -> dict[str, str]:
     """A column's head: how the table is sorted by it now, and by what a click sorts."""
     now = key == sorted_by
@@ -422,7 +428,7 @@ def page(context: AppContext) -> None:
     show = {"fn": do.detail, "inputs": [opened, compared, coloured, opening], "outputs": [compared, detail, opening]}
     state = {"sort": sort, "size": size, "page": number, "trace": opened, "compare": compared, "colour": coloured}
     event = links.bind({**filters, **state}, do.restore, choices=("trace", "compare", "page"))
-    event.then(**look, **quiet)
+    event.then(**look, **quiet).then(**links.FILLED)
     event.then(**show, **quiet)
     # A textbox's `input` is fired by key presses alone: not by a paste, a phone's keyboard or a script.
     changes = [part.input if isinstance(part, gr.Dropdown) else part.change for part in filters.values()]

@@ -38,9 +38,7 @@ PACES = {"Reading pace": 5.0, "Fast": 25.0, "As it was measured": None, "At once
 SHOWN = 24
 """Clips a page of what was found."""
 
-FILTERS = {
-    "find": "Text", "label": "True label", "split": "Split", "flip": "Calibration", "slice": "Slice",
-}  # fmt: skip
+FILTERS = {"find": "Text", "label": "True label", "split": "Split", "flip": "Calibration", "slice": "Slice"}
 """The filters by their names in the address, and as the page calls them."""
 _ANY = [("Any", "")]
 _PLAY = """(...given) => {
@@ -187,6 +185,17 @@ def complete(context: AppContext, trace_id: str | None, clip: dict[str, Any] | N
     return view
 
 
+def first(context: AppContext, query: dict[str, str]) -> dict[str, str]:
+    """The clip with its trace, for the HTML of the page. Nothing for an upload, which one session alone may see."""
+    do = Handlers(context)
+    clip_id, trace_id, _ = do.chosen(query)
+    clip = clip_of(context, clip_id)
+    if clip is None or clip_id.startswith(PREFIX):
+        return {}
+    view = complete(context, do.trace_box(clip_id, trace_id)[1], clip)
+    return {"screen": player_html(clip), **{part: do.draw(part, view, clip, False, 0.5) for part in PARTS}}
+
+
 class Handlers:
     """What the page's events call. Everything from a browser is an id or a setting, and is checked here."""
 
@@ -230,24 +239,16 @@ class Handlers:
         return ["", *(gr.update(value="") if name == key else gr.skip() for key in FILTERS)]
 
     def restore(self, query: dict[str, str], request: gr.Request) -> list[Any]:
-        clip_id, trace_id, run = query.get("clip"), query.get("trace"), query.get("run")
-        state = {key: query.get(key, "")[:300] for key in FILTERS}
-        if trace_id and (row := browse.trace(self.context.look(), trace_id)) is not None:
-            clip_id = row["clip_id"]
-        if clip_of(self.context, clip_id) is None:
-            if clip_id:
-                missing = (
-                    "An upload has no link"
-                    if clip_id.startswith(PREFIX)
-                    else f"There is no clip {clip_id[:40]} here any more"
-                )
-                gr.Info(f"{esc(missing)}; this is another one.")
-            first = self._first(state)
-            clip_id, trace_id = (first["clip_id"], first["trace_id"]) if first else (None, None)
+        clip_id, trace_id, missing = self.chosen(query)
+        state, run = {key: query.get(key, "")[:300] for key in FILTERS}, query.get("run")
+        if missing:
+            unknown = f"There is no clip {missing[:40]} here any more"
+            unknown = "An upload has no link" if missing.startswith(PREFIX) else unknown
+            gr.Info(f"{esc(unknown)}; this is another one.")
         runs = reasoner_choices(self.context)
         reasoners = [number for _, number in runs]
         reasoner = run if run in reasoners else next(iter(reasoners), None)
-        update, _ = self._traces(clip_id, trace_id)
+        update, _ = self.trace_box(clip_id, trace_id)
         options = clips.choices(self.context.look())
         flip = state["flip"] if state["flip"] in clips.FLIPS else ""
         return [
@@ -261,6 +262,16 @@ class Handlers:
             query.get("page", "")[:8],
             list((state | {"flip": flip}).values()),
         ]
+
+    def chosen(self, query: dict[str, str]) -> tuple[str | None, str | None, str | None]:
+        """The clip and the trace of an address, others where there is no such clip, and the clip that is missing."""
+        clip_id, trace_id = query.get("clip"), query.get("trace")
+        if trace_id and (row := browse.trace(self.context.look(), trace_id)) is not None:
+            clip_id = row["clip_id"]
+        if clip_of(self.context, clip_id) is not None:
+            return clip_id, trace_id, None
+        first = self._first({key: query.get(key, "")[:300] for key in FILTERS}) or {}
+        return first.get("clip_id"), first.get("trace_id"), clip_id
 
     def _first(self, filters: dict[str, str]) -> dict[str, Any] | None:
         """The clip to begin with: the first that the filters find, where they find one; else one that shows it well."""
@@ -276,7 +287,7 @@ class Handlers:
         rows, _ = clips.find(self.context.look(), limit=1)
         return clips.clean(self.context.workbench) or next(iter(rows), None)
 
-    def _traces(self, clip_id: str | None, trace_id: str | None = None) -> tuple[Any, str | None]:
+    def trace_box(self, clip_id: str | None, trace_id: str | None = None) -> tuple[Any, str | None]:
         """The choice of stored traces, and the one that is chosen: the one that is wanted, where it is there."""
         choices = trace_choices(self.context, clip_id)
         ids = [number for _, number in choices]
@@ -299,7 +310,7 @@ class Handlers:
         return ["", clip_id, *self._other(clip_id, truth, threshold, request, trace_id)]
 
     def _other(self, clip_id: str, truth, threshold, request: gr.Request, trace_id: str = "") -> list[Any]:
-        update, trace = self._traces(clip_id, trace_id)
+        update, trace = self.trace_box(clip_id, trace_id)
         return [update, *self.opened(clip_id, trace, truth, threshold, request)]
 
     def upload(self, path, truth, threshold, request: gr.Request):
@@ -314,11 +325,11 @@ class Handlers:
         return [upload.id, *self._other(upload.id, truth, threshold, request)]
 
     def _stage(self, view: TraceView | None, clip: dict[str, Any] | None, truth, threshold) -> list[Any]:
-        parts = [self._draw(part, view, clip, truth, threshold) for part in PARTS]
+        parts = [self.draw(part, view, clip, truth, threshold) for part in PARTS]
         return [*parts, view, *self._buttons(clip, view is not None, running=False)]
 
     @staticmethod
-    def _draw(part: str, view: TraceView | None, clip: dict[str, Any] | None, truth: Any, threshold: Any) -> str:
+    def draw(part: str, view: TraceView | None, clip: dict[str, Any] | None, truth: Any, threshold: Any) -> str:
         if part == "status" and view is None and clip is not None:
             return trace_view.status(TraceView("stored", "No trace of this clip is stored.", over=True))
         if part != "verdict":
@@ -337,14 +348,10 @@ class Handlers:
 
     def judged(self, view, clip_id, truth, threshold):
         """The verdict again, with or without the truth."""
-        return self._draw("verdict", view, clip_of(self.context, clip_id), truth, threshold)
+        return self.draw("verdict", view, clip_of(self.context, clip_id), truth, threshold)
 
     def stop(self, request: gr.Request) -> None:
         self.context.pages.stop(request.session_hash)
-
-    def leave(self, request: gr.Request) -> None:
-        """The page was closed or reloaded."""
-        self.context.pages.replace(request.session_hash, patience=0)
 
     async def replay(self, clip_id, trace_id, pace, truth, threshold, request: gr.Request) -> AsyncIterator[list[Any]]:
         """A stored trace as it was written."""
@@ -432,7 +439,7 @@ class Handlers:
         former: dict[str, str] = {}
 
         def update(parts: set[str], buttons: list[Any]) -> list[Any]:
-            fresh = {part: self._draw(part, view, clip, truth, threshold) for part in parts}
+            fresh = {part: self.draw(part, view, clip, truth, threshold) for part in parts}
             changed = {part: html for part, html in fresh.items() if former.get(part) != html}
             former.update(changed)
             return [*(changed.get(part, gr.skip()) for part in PARTS), view, *buttons]
@@ -567,14 +574,12 @@ def page(context: AppContext) -> None:
     plain = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     reads = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     filters = [text, label, split, flip, within]
-    find = {
-        "fn": do.find, "inputs": [text, label, split, flip, picked, within, number], "outputs": [strip, behind, timer],
-    }  # fmt: skip
+    wish = [text, label, split, flip, picked, within]
+    find = {"fn": do.find, "inputs": [*wish, number], "outputs": [strip, behind, timer]}
     parts = {"clip": picked, "trace": choice, "run": run, **dict(zip(FILTERS, filters)), "page": number}
     event = links.bind(parts, do.restore, choices=("clip", "trace", "page", "slice"), also=[last])
-    event.then(do.opened, [picked, choice, *view], [player, *stage], **reads)
+    event.then(do.opened, [picked, choice, *view], [player, *stage], **reads).then(**links.FILLED)
     event.then(**find, **reads)
-    wish = find["inputs"][:-1]
     narrow = {"fn": do.anew, "inputs": [last, *wish], "outputs": [last, number, *find["outputs"]]}
     filtered = [text.change, label.input, split.input, flip.input, within.input]
     gr.on(filtered, **narrow, trigger_mode="always_last", **reads)
@@ -603,4 +608,3 @@ def page(context: AppContext) -> None:
     halt.click(do.stop, None, None, **plain)
     asks = {"concurrency_id": GENERATION, "show_progress": "hidden", "api_visibility": "private"}
     carried.click(attribution.handler(context, clip_of), [state, picked], [trace, state], **asks)
-    gr.context.Context.root_block.unload(do.leave)

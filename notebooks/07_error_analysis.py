@@ -73,13 +73,14 @@ class_f1_figure(table.labels, f1, rows[asked["provisional label"]].evaluation.cl
 # %%
 import pandas as pd
 
-from deepintuit_analysis.numbers import number
+from deepintuit_analysis.numbers import interval, number
+from deepintuit_analysis.report.results import Comparison
 
 pd.set_option("display.max_colwidth", None)
-change = pd.DataFrame(f1, index=list(table.labels)).eval("calibrated - `provisional label`").dropna()
-gained, lost = change[change > 0], change[change < 0]
-print(f"Classes whose F1 calibration raised: {len(gained)}; lowered: {len(lost)}"
-      + (f", most of all {lost.idxmin()} ({number(lost.min(), sign=True)} points)." if len(lost) else "."))
+provisional, calibrated = (rows.get(asked[name]) for name in ("provisional label", "calibrated"))
+for label, change in zip(table.labels, Comparison.of(provisional, calibrated).f1_K if calibrated else ()):
+    says = "better" if change.low > 0 else "worse" if change.high < 0 else "no clear difference"
+    print(f"{label}: F1 {number(change.value, sign=True)} points ({interval(change, sign=True)}), {says}")
 
 # %% [markdown]
 # ## From the class to its answers

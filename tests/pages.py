@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ def open_page(browser: Any) -> Iterator[Any]:
         page.foreign, page.failures = [], []
         page.on("request", lambda request: page.foreign.append(request.url) if _leaves(request.url) else None)
         page.on("pageerror", lambda error: page.failures.append(str(error)))
+        page.goto = partial(_filled, page, page.goto)
         opened.append(page)
         return page
 
@@ -58,6 +60,14 @@ def open_page(browser: Any) -> Iterator[Any]:
 def page(open_page: Any) -> Any:
     """One page at 1280 px, light."""
     return open_page()
+
+
+def _filled(page: Any, goto: Any, url: str, **options: Any) -> Any:
+    """To an address, and on when its page has filled itself; with options, as Playwright does."""
+    answer = goto(url, **options)
+    if not options:
+        page.locator("gradio-app[inert]").wait_for(state="detached")
+    return answer
 
 
 def _leaves(url: str) -> bool:

@@ -106,4 +106,4 @@ def test_a_card_of_a_flip_filter_opens_that_trace_and_no_other(workbench):
     assert watch.trace_choices(context, "c0")[0][1] != older, "by itself a clip opens its newest trace"
     assert f'data-value="c0 {older}"' in watch.strip_html(context, "", "", "", "fixed", None)
     assert 'data-value="c0"' in watch.strip_html(context, "", "", "", "", None)
-    assert watch.Handlers(context)._traces("c0", older)[1] == older
+    assert watch.Handlers(context).trace_box("c0", older)[1] == older

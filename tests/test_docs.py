@@ -272,11 +272,11 @@ def code_lines(path: Path) -> int:
 MOST_LINES = {
     "deepintuit": 13_240,
     "deepintuit_analysis": 7_672,
-    "deepintuit_app": 7_059,
+    "deepintuit_app": 7_119,
     "deepintuit_clips": 2_588,
     "deepintuit_homecam": 2_247,
 }
-MOST_IN_ALL = 32_806
+MOST_IN_ALL = 32_866
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
 MOST_TO_READ = 1_964

@@ -21,7 +21,11 @@ ARGUED = ("theft", "theft", "routine", None)
 
 def text_of(number: int) -> str:
     argued = ARGUED[number]
-    return f"<think> A box is seen. So it is {argued}. </think><answer> theft </answer>" if argued else "<think> A box"
+    return (
+        f"<think> A box is seen. Nobody may take a box away. So it is {argued}. </think><answer> theft </answer>"
+        if argued
+        else "<think> A box"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +79,7 @@ def test_the_filter_finds_them_alone_and_with_others_and_stands_in_the_address(w
 
 def test_a_row_is_marked_with_what_it_argues_for_and_shows_the_sentence_that_decides(workbench):
     html = traces.list_html(AppContext(workbench.path), TraceFilter(follows="no"), "", "", "", "")
-    assert "argues for routine" in html and "So it is routine." in html and "A box is seen" not in html
+    assert "argues for routine" in html and "away. So it is routine." in html and "A box is seen" not in html
     assert 'data-set="traces-remove" data-value="follows"' in html and 'src="media/poster/c2"' in html
     others = traces.list_html(AppContext(workbench.path), TraceFilter(), "", "", "", "")
     assert others.count("argues for routine") == others.count("argues for ") - 1 == 1, "a badge and its title"
@@ -109,12 +113,15 @@ def test_what_was_not_scored_is_computed_where_the_labels_are_known():
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ("<think> At 1.5 s he falls. So it is a fall. </think><answer> fall </answer>", "So it is a fall."),
+    ("<think> At 1.5 s he falls. So it is a fall. </think><answer> fall </answer>",
+     "At 1.5 s he falls. So it is a fall."),
+    ("<think> It is night. No outsider may stay at night. So it is theft. </think><answer> theft </answer>",
+     "No outsider may stay at night. So it is theft."),
     ("<think> Nobody stays down at night. Stray? Stray. </think><answer> stray </answer>",
      "Nobody stays down at night. Stray? Stray."),
     ("He falls", "He falls"), ("", ""),
 ])  # fmt: skip
-def test_the_sentence_that_decides_ends_the_reasoning_and_is_no_single_word(text, said):
+def test_the_sentence_that_decides_ends_the_reasoning_and_is_more_than_its_label(text, said):
     assert prose.deciding(text, "think-answer") == said
 
 

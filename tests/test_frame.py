@@ -1,5 +1,6 @@
 """What stands around every page, the page for what is not there, and the start page."""
 
+import json
 import re
 
 import pytest
@@ -67,7 +68,7 @@ def test_the_start_page_says_what_there_is_and_what_to_do(workbench, plain):
     assert f'<a href="watch">{clips}</a>' in html
     for where in ('href="errors"', 'href="review"', 'href="runs?tab=jobs"'):
         assert where in html
-    assert "deepintuit evaluate" in html and "<script>" not in html and html.count("<script") == 1
+    assert "deepintuit evaluate" in html and "<script>" not in html and html.count("<script src") == 1
 
 
 def test_an_empty_workbench_is_led_from_import_to_evaluation(tmp_path):
@@ -101,8 +102,9 @@ def test_stages_are_done_next_or_later_in_the_order_of_the_work():
 def test_who_is_logged_in_is_named_and_can_leave(workbench):
     user = client(workbench, users={"ann": hashed("correct horse")})
     user.post("/login", data={"username": "ann", "password": "correct horse"})
-    html = user.get("/runs", headers=HTML).text
-    assert 'ann · <a href="logout">Log out</a>' in html
+    answer = user.get("/runs", headers=HTML)
+    assert 'ann · <a href="logout">Log out</a>' in answer.text
+    assert answer.headers["cache-control"] == "no-store", "Back would show it after the logout"
 
 
 @pytest.mark.parametrize("path", ["watch", "traces", "errors", "runs"])
@@ -118,6 +120,11 @@ def test_the_first_html_names_the_modules_that_its_components_need_and_has_somet
     assert all((preload._ASSETS / name).is_file() for name in named)
     assert ("PlotlyPlot-" in html) == ("plot" in kinds), "the largest module waits until nothing else is to be done"
     assert html.index('class="skeleton') < html.index("<gradio-app") and 'aria-hidden="true"' in html
+    assert '"connect_heartbeat":false' in html.replace(" ", ""), (
+        "or a browser's seventh tab of the dashboard never comes"
+    )
+    [rules] = re.findall(r'<script type="speculationrules">(.*?)</script>', html)
+    assert json.loads(rules)["prerender"][0]["eagerness"] == "moderate"
     assert ("review.js" in html) is False and "review.js" in plain.get("/review", headers=HTML).text
 
 

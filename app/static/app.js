@@ -7,6 +7,11 @@ document.querySelector("base")?.remove();
 // Gradio asks for it at the root of the host, where under a sub-path somebody else answers.
 document.querySelector('link[rel="manifest"]')?.remove();
 
+// Gradio ends its connections when a page is left, so that one that Back shows again as it was could do nothing more.
+window.addEventListener("beforeunload", (event) => event.stopImmediatePropagation());
+// A page that was made ready before its link was clicked (header.html), and a while ago, is asked for again.
+document.addEventListener("prerenderingchange", () => { if (performance.now() > 60_000) window.location.reload(); });
+
 // The skeleton goes when Gradio has drawn the page (a rule with :has would be matched anew at each of its thousand changes).
 const drawing = window.setInterval(() => {
   if (document.querySelector(".skeleton") && !document.querySelector("gradio-app .block")) return;

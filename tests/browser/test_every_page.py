@@ -2,13 +2,16 @@
 light and dark, what is pressed is large enough, headings are in order, nothing is wider than the screen, and a quantity
 has one name."""
 
+import json
 import re
+import urllib.request
 from urllib.parse import urlencode
 
 import pytest
 from test_words import others
 
 from deepintuit_analysis.report.results import CONTROLS, METHODS
+from deepintuit_app import frame
 
 # How methods and controls are stored, and what they were called beside their names: a person reads neither.
 STORED = re.compile(rf"label.likelihoods?|conclusion none|\b({'|'.join((*METHODS, *CONTROLS))})\b(?! over traces)")
@@ -197,3 +200,25 @@ def test_no_page_shows_a_method_or_a_control_as_it_is_stored_or_another_word_for
 def test_pages_have_one_name_for_a_quantity(walk, page_of):
     shown = [" ".join(seen["texts"]).casefold() for path, seen in walk.items() if path.startswith(page_of)]
     assert shown and all(name in text for name in NAMES[page_of] for text in shown[:1])
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("traces", {"traces-list": "</tbody>"}),
+        ("runs", {"runs-list": "</tbody>"}),
+        ("watch", {"verdict": "bars", "screen": "<video"}),
+        ("errors", {"errors-summary": "clips right", "errors-confusion-table": "</tbody>"}),
+    ],
+)
+def test_the_first_answer_holds_what_a_page_is_opened_for_and_no_tag_that_a_trace_wrote(site, monkeypatch, path, shown):
+    monkeypatch.setattr(frame, "_MOMENT", 60)
+    query = {"trace": site.traces["hostile"]} if path in ("traces", "watch") else {}
+    request = urllib.request.Request(f"{site.url}/{path}?{urlencode(query)}", headers={"Accept": "text/html"})
+    text = urllib.request.urlopen(request, timeout=60).read().decode().partition("window.gradio_config = ")[2]
+    config, end = json.JSONDecoder().raw_decode(text)
+    values = {one["props"].get("elem_id"): one["props"].get("value") for one in config["components"]}
+    assert all(part in values[name] for name, part in shown.items())
+    assert "<" not in text[:end] and text[end:].lstrip(";").startswith("</script>") and "<gradio-app inert" in text
+    monkeypatch.setattr(frame, "_MOMENT", 0)
+    assert b"<gradio-app inert" not in urllib.request.urlopen(request, timeout=60).read()
