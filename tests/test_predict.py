@@ -4,7 +4,13 @@ odd files and hostile names."""
 import contextlib
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import embedded
 import numpy as np
@@ -287,6 +293,46 @@ def test_shards_answer_and_evaluate_what_one_command_does_row_by_row(
     np.testing.assert_allclose(np.stack(rows["probs"]), np.stack(same["probs"]), atol=1e-5)
     texts, others = (dict(zip(one["clip_id"], one["text"])) for one in (run.read("traces"), scored.read("traces")))
     assert texts == others
+
+
+def test_the_example_of_ray_answers_each_clip_once_though_a_worker_is_killed(ours, calibrated, tmp_path):
+    """By hand, where ray is installed (docs/scale.md)."""
+    pytest.importorskip("ray")
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for row in ours.manifest.usable().itertuples():
+        shutil.copy(row.path, folder)
+    text = (Path(deepintuit.__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```python\n(import deepintuit\nimport ray\n.*?)```", text, re.DOTALL)
+    other = {"num_gpus": "num_cpus", "/8": "/2", "range(1, 9)": "range(1, 3)", "/shared/workbench": str(ours.path)}
+    other |= {"calibrate-20261130-1a2b3c4d": calibrated.id, "/shared/videos": str(folder)}
+    for before, after in other.items():
+        assert before in example
+        example = example.replace(before, after)
+    code = f"import ray\nray.init(num_cpus=2)\n{example}\nassert sum(map(len, tables)) == {len([*folder.iterdir()])}"
+    command = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "ASKED_BY": str(tmp_path)})
+    before = {run.id for run in ours.workbench.runs("predict")}
+
+    def run():
+        return next((run for run in ours.workbench.runs("predict") if run.id not in before), None)
+
+    while not (run() and run().stored("predictions")):
+        assert command.poll() is None
+        time.sleep(0.1)
+    workers = [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if _text(path).startswith("ray::answered")]
+    own = [int(path.name) for path in workers if f"ASKED_BY={tmp_path}" in _text(path / "environ")]
+    os.kill(own[0], signal.SIGKILL)
+    assert command.wait(240) == 0 and run().finished
+    rows = run().read("predictions")
+    assert sorted(rows[rows["method"] == "raw"]["clip_id"]) == sorted(ours.manifest.usable()["clip_id"])
+    assert len(run().about["sessions"]) == 3
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def test_a_shard_of_other_clips_than_those_that_are_divided_is_refused(predictor, videos, tmp_path):
