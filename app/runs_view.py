@@ -43,6 +43,7 @@ _SHOWN_NUMBERS = {
     "reward": "reward", "accuracy": "right answers while sampling", "well_formed": "well-formed while sampling",
     "zero_variance_share": "groups that teach nothing", "entropy": "entropy", "loss": "loss",
     "tokens_mean": "tokens per trace", "validation_nll": "validation NLL",
+    "sampler_difference_mean": "server and loss apart",
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ SECTIONS = {
     "clips": ("clips", "video"),
     "teach": ("teach", "judge", "clips", "prompt", "video", "model", "sampling"),
     "coldstart": ("coldstart", "clips", "prompt", "video", "model"),
-    "grpo": ("grpo", "judge", "clips", "prompt", "video", "model", "sampling"),
+    "grpo": ("grpo", "server", "judge", "clips", "prompt", "video", "model", "sampling"),
     "calibrate": ("calibrate", "server", "gate", "clips", "prompt", "video", "model", "sampling"),
     "evaluate": (
         "evaluate",

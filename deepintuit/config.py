@@ -57,12 +57,13 @@ COST, ADDED = Identity
 
 class Need(NamedTuple):
     """What must hold for a setting to be read at all: a test of the setting `on`, why nothing reads it otherwise, and a
-    value of `on` with which the test holds."""
+    value of `on` with which the test holds. Not `idle`: for it to do what it is for."""
 
     on: str
     met: Callable[[Any], bool]
     why: str
     value: str
+    idle: bool = True
 
 
 # fmt: off
@@ -74,6 +75,16 @@ SOFTMAX = Need("grpo.objective", lambda name: name == "softmax_weighted", "that 
 REFILLS = Need("grpo.dynamic_sampling", lambda on: on, "no round is filled up", "true")
 WHOLE = Need("model.lora_rank", lambda rank: rank == 0, "an adapter is small, and every process holds all of it and the frozen weights", "0")
 ADAPTER = Need("model.lora_rank", lambda rank: rank > 0, "there is no adapter", "64")
+SERVED = Need("grpo.sampler", lambda sampler: sampler == "server", "traces are sampled by the very model that is trained", "server")
+PIXELS = "the loss is computed on the frames of the record, and the server would be shown others"
+FIT = (
+    Need("server.model", bool, "a server serves models by name", "NAME", idle=False),
+    Need("server.base_url", bool, "it has no address", "http://HOST:8000/v1", idle=False),
+    Need("server.frames", lambda frames: frames == "video", PIXELS, "video", idle=False),
+    Need("server.encoding", lambda coding: coding == "png", PIXELS, "png", idle=False),
+    Need("server.extra", lambda extra: {*texts.parse_json(extra or "{}")} <= {"mm_processor_kwargs"}, "such fields may change what is drawn", '""', idle=False),
+    Need("grpo.temperature", lambda heat: heat == 1, "servers give log-probabilities of temperature 1", "1", idle=False),
+)
 GATE = Need("gate.by", lambda by: by != "off", "nothing is compared with it", "confidence")
 SELF_TAUGHT = Need("teach.source", lambda source: source == "self", "only the local model is told the answer", "self")
 MODEL_TAUGHT = Need("teach.source", lambda source: source != "homecam", "no model is sampled there", "endpoint")
@@ -216,7 +227,7 @@ class ServerConfig(EndpointConfig):
     """An OpenAI-compatible server that writes the traces, in place of a model on this machine."""
 
     model: str = Field("", description="name of the reasoner at the server; empty: traces are written on this machine")
-    base_url: Annotated[str, COST] = Field("", description="address of the server, up to and with /v1")
+    base_url: Annotated[str, COST] = Field("", description="address of the server, up to and with /v1; several with commas between share the clips out")
     key_variable: Annotated[str, COST] = Field("VLLM_API_KEY", description="NAME of the environment variable that holds the key, never the key")
     calibrator: str = Field("", description="name of the calibrator at the server: it must give `prompt_logprobs`, as vLLM does; empty: the calibrator is on this machine")
     frames: Literal["video", "images"] = Field("video", description="video: a list of frames with their times, as vLLM takes it; images: one picture each, for other servers")
@@ -291,6 +302,8 @@ class ColdstartConfig(Section):
 
 
 class GrpoConfig(Section):
+    sampler: Annotated[Literal["local", "server"], ADDED, *FIT] = Field("local", description="who writes the traces: the model here, or vLLM at [server], which is given the weights before each round")
+    max_difference: Annotated[float, COST, SERVED] = Field(0.05, gt=0, description="sampler = server: largest mean difference of log-probabilities between server and loss in a round; beyond it the run ends [R]")
     group: int = Field(8, ge=2, description="traces sampled per clip, G (paper, GRPO); one alone has nothing to be compared with")
     clips_per_step: int = Field(64, ge=1, description="clips per update (paper, GRPO)")
     learning_rate: float = Field(1e-6, gt=0, description="peak rate (paper, GRPO)")
@@ -461,7 +474,7 @@ class Config(Section):
         if not need.met(state):
             raise ConfigError(
                 f"{key} = {value!r} with {need.on} = {state!r}",
-                f"{need.why}, so it would change nothing",
+                need.why + ", so it would change nothing" * need.idle,
                 f"Leave {key} out, or set {need.on}={need.value}",
             )
 

@@ -144,7 +144,9 @@ class _Planner:
         visits = planned.updates * planned.batch  # clips, as often as they are
         first = settings.filter_rollouts * clips + group * min(settings.check_clips, clips)  # traces before training
         tree = self._tokens(group, length)
-        peaks = self._losses(planned.batch, group, length) | self._sampling(planned.batch, group, length, trained=True)
+        peaks = self._losses(planned.batch, group, length)
+        if settings.sampler == "local":
+            peaks |= self._sampling(planned.batch, group, length, trained=True)
         prompts = (visits + clips * (settings.filter_rollouts > 0)) * self.prompt + (settings.beta > 0) * visits * tree
         return Work(peaks, planned.updates, visits * tree, prompts, (visits * group + first) * length)
 

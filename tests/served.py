@@ -5,7 +5,9 @@ The settings: `models` (name → checkpoint), `config` (of the project's setting
 is written as a line, without its pictures), and what is withheld or done wrong: `without` (fields that it refuses by
 name), `plain` (it gives no log-probabilities at all), `fail` ([status, how often]), `die_after` (answers),
 `holds_after` (tokens of a stream, until its client goes away), `distrusts` (vLLM without --trust-request-mm-kwargs),
-`counts_from_time` (as vLLM's own Qwen2.5-VL).
+`frames` (how many of a clip it takes), `counts_from_time` (as vLLM's own Qwen2.5-VL). It takes weights by vLLM's routes
+where `updates` is "lora" or "whole", keeps the old ones where it is `stuck`, and forgets them behind `restarts_after`
+answers. `/how` changes all that later.
 """
 
 from __future__ import annotations
@@ -97,14 +99,61 @@ class Model:
 def create(settings: dict) -> FastAPI:
     api, asked = FastAPI(), config.loads(settings["config"])
     models = {name: Model(asked, folder) for name, folder in settings["models"].items()}
-    withheld, failing = settings.get("without", []), settings.get("fail", [0, 0])
     count, lock = [0], threading.Lock()
-    for model in models.values():
-        model.vlm.counts_from_time = settings.get("counts_from_time", False)
 
     def note(**line) -> None:
         with lock, open(settings["log"], "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    own, weights = dict(models), {}
+    roots = {name: str(folder) for name, folder in settings["models"].items()}
+
+    def given(name: str, folder: str) -> None:
+        models[name] = next(iter(own.values())) if settings.get("stuck") else Model(asked, folder)
+        roots[name] = weights["version"] = folder
+        note(weights=folder)
+
+    @api.post("/how")
+    async def how(request: Request):
+        for name in {*settings} - {"models", "config", "log", "updates"}:
+            del settings[name]
+        settings.update(await request.json())
+        count[0] = 0
+
+    @api.post("/v1/load_lora_adapter")
+    async def load_lora_adapter(request: Request):
+        body = await request.json()
+        if settings.get("updates") != "lora":
+            return JSONResponse({"detail": "Not Found"}, 404)
+        if body["lora_name"] in own:
+            message = f"The lora adapter '{body['lora_name']}' conflicts with a served base model."
+            return JSONResponse({"error": {"message": message}}, 400)
+        assert body["load_inplace"] and body["lora_path"] not in roots.values()
+        given(body["lora_name"], body["lora_path"])
+
+    @api.post("/collective_rpc")
+    async def collective_rpc(request: Request):
+        body = await request.json()
+        if settings.get("updates") != "whole":
+            return JSONResponse({"detail": "Not Found"}, 404)
+        assert body["method"] == "reload_weights"
+        given(next(iter(own)), body["kwargs"]["weights_path"])
+
+    @api.post("/reset_prefix_cache")
+    def reset_prefix_cache():
+        return {"success": True}
+
+    @api.post("/update_weight_version")
+    async def update_weight_version(request: Request):
+        weights["version"] = (await request.json())["new_version"]
+
+    @api.get("/weight_info")
+    def weight_info():
+        return {"weight_version": weights.get("version", "default")}
+
+    @api.get("/v1/models")
+    def listed():
+        return {"data": [{"id": name, "root": root} for name, root in roots.items() if weights or name in own]}
 
     @api.post("/v1/chat/completions")
     async def complete(request: Request):
@@ -114,24 +163,31 @@ def create(settings: dict) -> FastAPI:
         note(begins=True, **told, pictures=pictures, key=request.headers.get("authorization"))
         if settings.get("distrusts") and body.get("media_io_kwargs"):
             return JSONResponse({"error": {"message": DISTRUST, "param": "media_io_kwargs", "code": 400}}, 400)
-        if refused := [name for name in withheld if name in body]:
+        if refused := [name for name in settings.get("without", []) if name in body]:
             return JSONResponse({"error": {"message": f"Unknown parameter: '{refused[0]}'."}}, 400)
-        if failing[1]:
-            failing[1] -= 1
-            return JSONResponse({"error": {"message": "busy"}}, failing[0], {"Retry-After": "0"})
+        status, times = settings.get("fail", [0, 0])
+        if times:
+            settings["fail"] = [status, times - 1]
+            return JSONResponse({"error": {"message": "busy"}}, status, {"Retry-After": "0"})
         with lock:
             count[0] += 1
             if settings.get("die_after") is not None and count[0] > settings["die_after"]:
                 os._exit(1)
+            if count[0] == settings.get("restarts_after"):
+                weights.clear()
         model = models[body["model"]]
+        model.vlm.counts_from_time = settings.get("counts_from_time", False)
         if body.get("prompt_logprobs") is not None:
             scored = await asyncio.to_thread(model.score, body)
             return {**whole(scored, "", [], [], "length"), "prompt_logprobs": scored["prompt_logprobs"]}
         if body["stream"]:
             return StreamingResponse(stream(model, body, request), media_type="text/event-stream")
+        if frames := settings.get("frames"):
+            video = body["media_io_kwargs"]["video"]
+            video |= {"num_frames": frames, "frames_indices": video["frames_indices"][:frames]}
         done = await asyncio.to_thread(model.write, body)
         s = done["sample"]
-        note(ends=True)
+        note(ends=True, seed=body.get("seed"))
         return whole(done, s.text, *told_of(body, s), "length" if s.truncated else "stop")
 
     def told_of(body: dict, sample) -> tuple[list, list]:

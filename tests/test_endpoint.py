@@ -248,6 +248,16 @@ def test_bad_request_concerns_that_request_alone():
     assert "too many images" in str(outcomes[1]) and len(server.seen) == 4
 
 
+def test_of_several_servers_one_has_the_requests_about_a_clip_and_the_next_those_it_does_not_answer():
+    with Server(in_turn(chat("one"))) as one, Server(in_turn(chat("two"))) as two:
+        both = Endpoint(f"{one.base_url},{two.base_url}", "m", key_variable="TEACHER_KEY", backoff=0.01)
+        answers = ask(both, *[Request("x", frames((n, n)), sample=k) for n in range(8) for k in range(2)])
+        assert [a.text for a in answers[::2]] == [a.text for a in answers[1::2]] and len({a.text for a in answers}) == 2
+        assert both.tell("/v1/x", {}, remedy="") != [] and len({*both.host.split(", ")}) == 2
+        one.__exit__()
+        assert {a.text for a in ask(both, *[Request(str(n)) for n in range(4)])} == {"two"}
+
+
 def test_an_endpoint_that_only_fails_is_not_asked_for_ever():
     with Server(in_turn((500, {}, b""))) as server:
         with pytest.raises(Unreachable):

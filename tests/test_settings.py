@@ -34,8 +34,11 @@ PLAIN = (
     "grpo.max_tokens=150",
     "grpo.check_clips=2",
     "grpo.learning_rate=1e-3",
+    "server.model=m",
+    "server.base_url=http://127.0.0.1:9/v1",
 )
 FLIPPED = {
+    "sampler": "server", "max_difference": 0.2,
     "group": 6, "clips_per_step": 2, "learning_rate": 2e-3, "warmup_steps": 1, "weight_decay": 0.5,
     "max_grad_norm": 9.0,
     "epochs": 9.0, "warmup_share": 0.1, "max_steps": 5, "max_tokens": 90, "temperature": 0.5, "objective": "grpo",
@@ -46,10 +49,12 @@ FLIPPED = {
     "quick_weight": 0.1, "final_weight": 3.0,
     "fallback_bonus": 2.0, "check_clips": 1, "filter_rollouts": 3, "save_steps": 3,
 }  # fmt: skip
-ONLY_COST = {"save_steps"}
-"""Of GRPO. That it changes nothing: `test_a_killed_run_continues_to_the_same_weights_and_rollouts`."""
+ONLY_COST = {"save_steps", "max_difference"}
+"""Of GRPO. What the second refuses: `test_sampler`. That the first changes nothing:
+`test_a_killed_run_continues_to_the_same_weights_and_rollouts`."""
 BOUNDS = ("perception_min=28", "perception_max=40", "reasoning_min=10", "reasoning_max=30")
 WAKES = {
+    "max_difference": ("sampler=server",),
     "tau": ("objective=softmax_weighted",), "max_refills": ("dynamic_sampling=true",),
     "warmup_share": ("warmup_steps=5", "max_steps=10"),
     **dict.fromkeys(("length_bonus", "perception_min", "perception_max", "reasoning_min", "reasoning_max"), BOUNDS),
@@ -111,6 +116,7 @@ def decided(parts, config: Config) -> dict:
         return found
 
     reasoner.groups = groups
+    reasoner.update = lambda step: None  # of one whose weights are elsewhere
     clips = prefilter.choose(reasoner, parts.clips, config.grpo, parts.run, progress=False)
     answer = lambda asked: [Verdict("Seen" in one.observation, "") for one in asked]  # noqa: E731
     judge = answer if splits_rewards(config) else None
@@ -172,7 +178,7 @@ def _idle(key: str, grammar: str) -> bool:
         return not grammar.startswith("answer-")
     if key.startswith(("perception", "reasoning", "length_bonus", "process")) and not key.endswith("_max"):
         return "observation" not in grammar
-    return key.startswith("epsilon") or key.endswith("_max") or key in ("tau", "max_refills")
+    return key.startswith("epsilon") or key.endswith("_max") or key in ("tau", "max_refills", "max_difference")
 
 
 @pytest.mark.parametrize(

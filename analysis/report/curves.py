@@ -53,6 +53,17 @@ PANELS = (
     ),
     Panel("Entropy", "nats a token", {"entropy": "entropy"}),
     Panel("Completion length", "tokens, mean", {"length": "tokens_mean"}),
+    Panel(
+        "Server and loss apart",
+        "log-probability",
+        {"mean": "sampler_difference_mean", "most": "sampler_difference_max"},
+    ),
+    Panel(
+        "Tokens by their weights",
+        "% of tokens",
+        {"effective": "sampler_effective_share", "weight cut": "sampler_truncated_share"},
+        100,
+    ),
     Panel("Learning rate", "an update", {"rate": "learning_rate"}),
     Panel("Cut at the limit", "% of traces", {"truncated": "truncated_share"}, 100),
 )

@@ -202,8 +202,20 @@ def _rate(courses: Courses) -> Iterator[Remark]:
         yield Remark("bad", f"The learning rate is 0 in all {len(rate.values)} updates: nothing can be learned.")
 
 
+def _sampler(courses: Courses) -> Iterator[Remark]:
+    apart, effective = courses.get("sampler_difference_mean"), courses.get("sampler_effective_share")
+    if apart is None or effective is None:
+        return
+    text = f"Server and loss are {apart.last:.2g} apart in log-probability on average"
+    if effective.last < 0.9:
+        share = f"{percent(effective.last)} of the tokens count effectively"
+        yield Remark("warn", f"{text}, and {share}: see docs/servers.md, A sampler for GRPO.")
+    else:
+        yield Remark("good", f"{text}.")
+
+
 RULES: tuple[Callable[[Courses], Iterator[Remark]], ...] = (
-    _reward, _well_formed, _groups, _entropy, _lengths, _loss, _validation, _rate,
+    _reward, _well_formed, _groups, _entropy, _lengths, _loss, _validation, _rate, _sampler,
 )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable
+import zlib
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -76,7 +77,8 @@ class Usage:
 
 
 class Endpoint:
-    """A model at an address; `usage` grows with every answer. `TeachError` for an address or key that cannot be one.
+    """A model at an address, or at several with commas between; `usage` grows with every answer. `TeachError` for an
+    address or key that cannot be one.
 
     `section` of the settings is what its errors point at. `timeout`, in seconds, is for a whole try; `backoff` is the
     first wait between two, doubled each time, with jitter. `token_field` is what the server calls the bound of an
@@ -103,6 +105,7 @@ class Endpoint:
     ) -> None:
         self.section = section
         self.base_url, self.model, self.key_variable = base_url.rstrip("/"), model, key_variable
+        self.addresses = [address.rstrip("/") for address in base_url.split(",")]
         self.concurrency, self.retries, self.timeout, self.backoff = concurrency, retries, timeout, backoff
         # Synced: what is in it was paid for.
         self.cache = None if cache is None else disk.JsonCache(Path(cache) / "endpoint", durable=True)
@@ -110,7 +113,7 @@ class Endpoint:
         self.send_temperature, self.scope = send_temperature, scope
         self.left_out = {"max_tokens"} - {token_field} | ({"temperature"} if not send_temperature else set())
         self._jitter = random.Random()
-        self.host = self._checked_host()
+        self.host = ", ".join(dict.fromkeys(map(self._checked_host, self.addresses)))
         self._key()
 
     @classmethod
@@ -152,7 +155,31 @@ class Endpoint:
         live = None if on_text is stop is None else (on_text or (lambda *_: None), stop or (lambda: False))
         return _in_an_event_loop(self._complete_many(requests, on_done, live))
 
+    def tell(self, route: str, fields: Mapping[str, Any] | None = None, *, remedy: str) -> list[Any]:
+        """What each server replies at a `route` of its root: GET, or POST of `fields`. Raises `TeachError`, which ends
+        with the `remedy`, for a status other than 200, and where nobody answers."""
+        return _in_an_event_loop(self._tell_all(route, fields, remedy))
+
     # Asking
+
+    async def _tell_all(self, route: str, fields: Mapping[str, Any] | None, remedy: str) -> list[Any]:
+        body = None if fields is None else json.dumps(fields).encode("ascii")
+        replies = []
+        async with httpx.AsyncClient(timeout=self.timeout) as client:
+            for address in self.addresses:
+                host, url = self._checked_host(address), address.removesuffix("/v1") + route
+                try:
+                    status, _, reply = await self._post(client, url, body, None)
+                except (httpx.RequestError, NotACompletion) as error:
+                    late = isinstance(error, httpx.TimeoutException)
+                    todo = f"Raise {self.section}.timeout, now {self.timeout:g} s, and rerun the command"
+                    what = f"{host} gives {_spoken(error)} at {route}"
+                    raise Unreachable(what, "no answer came", todo if late else remedy) from error
+                if status != 200:
+                    reason = " ".join(without_secrets([reply])[0].split())[:400] or "it says no more"
+                    raise TeachError(f"{host} answers {route} with status {status}", reason, remedy)
+                replies.append(reply)
+        return replies
 
     async def _complete_many(
         self, requests: Iterable[Request], on_done: Callable[[Request, Outcome], None] | None, live: _Live | None
@@ -225,8 +252,11 @@ class Endpoint:
         left_out = set(self.left_out)
         streams = arriving is not None
         body = await asyncio.to_thread(self._body, request, left_out, streams)
+        # Requests about one clip go to one server, which computes their prompt once; where it fails, to the next.
+        place = zlib.crc32((request.frames.hash if request.frames else request.text).encode(errors="replace"))
         tries = 0
         while tries <= self.retries:
+            url = f"{self.addresses[(place + tries) % len(self.addresses)]}/chat/completions"
             wait = min(self.backoff * 2**tries, LONGEST_WAIT) * self._jitter.uniform(0.5, 1.0)
             tries += 1
             start = time.perf_counter()
@@ -235,7 +265,7 @@ class Endpoint:
                 async with asyncio.timeout(self.timeout):
                     if arriving:
                         arriving.append(wire.Arriving())
-                    status, headers, reply = await self._post(client, body, arriving[-1] if arriving else None)
+                    status, headers, reply = await self._post(client, url, body, arriving[-1] if arriving else None)
                 if status == 200:
                     milliseconds = (time.perf_counter() - start) * 1000
                     completion = (
@@ -269,12 +299,12 @@ class Endpoint:
         raise self._unreachable(what, self.retries + 1)
 
     async def _post(
-        self, client: httpx.AsyncClient, body: bytes, arriving: wire.Arriving | None
+        self, client: httpx.AsyncClient, url: str, body: bytes | None, arriving: wire.Arriving | None
     ) -> tuple[int, httpx.Headers, str | wire.Arriving]:
         """Status, headers and text; `arriving`, filled, where it came in pieces. Of an answer nothing is taken that is
         larger than an answer can be; of an error message, what is over is left."""
         headers = self._headers() | ({"Accept-Encoding": "identity"} if arriving else {})
-        async with client.stream("POST", self._url, content=body, headers=headers) as answer:
+        async with client.stream("POST" if body else "GET", url, content=body, headers=headers) as answer:
             kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             in_pieces = arriving is not None and answer.status_code == 200 and kind == "text/event-stream"
             if in_pieces:
@@ -333,17 +363,13 @@ class Endpoint:
 
     # The address, the key, and what is said when they fail
 
-    @property
-    def _url(self) -> str:
-        return f"{self.base_url}/chat/completions"
-
-    def _checked_host(self) -> str:
+    def _checked_host(self, address: str) -> str:
         example = f"Write http(s)://host[:port]/v1, for example --set {self.section}.base_url=http://127.0.0.1:8000/v1"
         try:
-            url = httpx.URL(self.base_url)
+            url = httpx.URL(address)
             name, host = url.host, url.netloc.decode("ascii")
         except (httpx.InvalidURL, ValueError) as error:  # idna raises the latter
-            why = str(error) if "@" not in self.base_url else "it cannot be read"  # which may quote a password
+            why = str(error) if "@" not in address else "it cannot be read"  # which may quote a password
             raise TeachError(f"{self.section}.base_url is not an address", why, example) from None
         if url.userinfo or url.query or url.fragment:
             raise TeachError(
@@ -358,10 +384,10 @@ class Endpoint:
             why = f"{name!r} is no name of a host"
         elif url.port is not None and not 0 < url.port < 2**16:
             why = f"{url.port} is no port: they are numbers from 1 to 65535"
-        elif not _PATH.fullmatch(self.base_url):
+        elif not _PATH.fullmatch(address):
             why = "it holds a space, or a `?` or `#` behind which a server looks for no path"
         if why:
-            raise TeachError(f"{self.section}.base_url = {self.base_url!r}", why, example)
+            raise TeachError(f"{self.section}.base_url = {address!r}", why, example)
         if not self.model:
             setting = f"{self.section}.model"
             raise TeachError(f"{setting} is empty", f"{name} serves models by name", f"Set {setting}")

@@ -16,7 +16,7 @@ group, each advantage given to the tokens of its segment (VideoP2R's PA-GRPO; `g
 answer-think-answer: a quick and a final answer (VideoAuto-R1). answer-observation-think-answer: both at once.
 `prefilter` counts what the starting model does with each clip, and can leave out those with nothing to teach.
 
-There is no value model, no sampling by vLLM, and one update a round.
+There is no value model, and one update a round. `sampler = "server"`: vLLM writes the traces (`reasoner.sampler`).
 Run it:  deepintuit grpo --config configs/tiny.toml --start RUN
 """
 
@@ -31,7 +31,7 @@ from deepintuit.grpo import prefilter
 from deepintuit.grpo.round import Scorer, splits_rewards
 from deepintuit.grpo.trainer import Trainer
 from deepintuit.judges import build_judge
-from deepintuit.reasoner import Task, inherited, reasoner_run, refuse_one_class
+from deepintuit.reasoner import ServedSampler, Task, inherited, reasoner_run, refuse_one_class
 from deepintuit.runs import Run, Workbench
 from deepintuit.schedule import few, of_grpo
 from deepintuit.stage import Stage, perform
@@ -46,7 +46,11 @@ def refine(stage: Stage) -> dict[str, Any]:
     """Choose clips, then rounds (`round.play_round`) until the schedule ends: sample, score, push the good ones up."""
     config, task, run = stage.config, stage.task, stage.run
     judge = build_judge(config, task.labels, task.manifest, stage.workbench.cache) if splits_rewards(config) else None
-    clips = prefilter.choose(stage.reasoner, stage.readable("grpo").clips, config.grpo, run, stage.progress)
+    clips = stage.readable("grpo").clips
+    if config.grpo.sampler == "server":
+        stage.reasoner = ServedSampler(stage.reasoner, config, run, stage.progress)
+        stage.reasoner.begin(clips)
+    clips = prefilter.choose(stage.reasoner, clips, config.grpo, run, stage.progress)
     schedule = of_grpo(config.grpo, len(clips))
     schedule.refuse_no_peak("grpo")
     stage.announce(schedule, few(schedule))

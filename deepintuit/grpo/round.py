@@ -42,7 +42,8 @@ def play_round(
 
     Step 4 is TRL's (`Trainer._compute_loss`): over all tokens of the round ("dapo") or a trace first ("grpo"). Sampled
     and updated once a round, ρ is 1 there and clipping idle: the gradient is A ∇ log π(o_t). With
-    `objective = "softmax_weighted"` A_i is G softmax(r / τ)_i in its place.
+    `objective = "softmax_weighted"` A_i is G softmax(r / τ)_i in its place. Where a server samples (`grpo.sampler`),
+    each token's loss is weighed by min(π(o_t) / π_server(o_t), 2), without a gradient (`ServedSampler.weights`).
 
     Of several processes `sample` gives each the groups of its share of the clips, and so does this.
     """

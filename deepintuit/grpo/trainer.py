@@ -57,6 +57,7 @@ class Trainer(Resumable, GRPOTrainer):
         self.reasoner, self.vlm, self.clips, self.config, self.run_ = reasoner, reasoner.vlm, clips, settings, run
         self._encoded: list[EncodedClip] = []  # of the groups of the round
         self._rows: torch.Tensor | None = None  # which rows of the round are in hand; TRL's methods do not say
+        self._part: dict[str, torch.Tensor] = {}  # and what TRL's loss has of them
         self._log = StepLog(partial(run.append, "steps"))
         planned = of_grpo(settings, len(clips))
         reporting, callbacks = trackers(config.report_to, run.path)
@@ -91,6 +92,7 @@ class Trainer(Resumable, GRPOTrainer):
             processing_class=self.vlm.processor,
             callbacks=[Watch("GRPO", self._log_training, self._log.flush, progress), *callbacks],
         )
+        self.use_vllm = settings.sampler == "server"  # TRL's loss then weighs tokens by "importance_sampling_ratio"
         if self.ref_model is not None and self.vlm.shares_prefix:  # TRL's own copy, for the KL term
             see_trees(self.ref_model)
 
@@ -106,6 +108,8 @@ class Trainer(Resumable, GRPOTrainer):
         clip index."""
         step, size, pad = self.state.global_step, self.config.group, self.vlm.tokenizer.pad_token_id
         clips = [self.clips[i] for i in dict.fromkeys(row["clip"] for row in inputs)]
+        if self.use_vllm:
+            self.reasoner.update(step)
         sample, seed = partial(self._sample, step), [self.args.seed, step]
         groups, advantages, dynamic = play_round(clips, sample, self.scorer, self.clips, seed)
         self._log_round(self._store(groups, advantages, step), step, dynamic)
@@ -123,6 +127,8 @@ class Trainer(Resumable, GRPOTrainer):
             "advantages": _padded(advantages, 0.0, "right")[0],  # (B, T), one per token
             "row": torch.arange(len(samples)),
         }
+        if self.use_vllm:
+            tensors["sampled_logps"] = _padded([sample.logprobs_T for sample in samples], 0.0, "right")[0]  # (B, T)
         batch = {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
         batch["num_items_in_batch"] = processes.total(batch["completion_mask"].sum())
         self._rows_of_all = sum(ranks.gather(len(samples)))
@@ -153,11 +159,14 @@ class Trainer(Resumable, GRPOTrainer):
 
         def loss(part: list[int]) -> torch.Tensor:
             rows = {**inputs, **{name: value[part] for name, value in of_rows.items()}}
-            self._rows = rows["row"]
+            self._rows, self._part = rows["row"], rows
             # "grpo" is a mean over the rows it is given; "dapo" divides by the tokens of the round, of all processes.
             return compute_loss(model, rows) * (len(part) / count if self.loss_type == "grpo" else 1.0)
 
-        return self.loss_in_parts([partial(loss, part) for part in self._parts(of_rows["row"], ids, mask)])
+        total = self.loss_in_parts([partial(loss, part) for part in self._parts(of_rows["row"], ids, mask)])
+        if self.use_vllm:
+            self._log(self.state.global_step, self.reasoner.compare(self.state.global_step))
+        return total
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, compute_entropy=False, compute_aux_loss=False, **_
@@ -174,11 +183,11 @@ class Trainer(Resumable, GRPOTrainer):
             if compute_entropy:
                 entropies |= zip(part, _by_row(out.entropy, packed.places, logits_to_keep))
         order = range(len(rows))
-        return (
-            torch.stack([logps[row] for row in order]),
-            torch.stack([entropies[row] for row in order]) if compute_entropy else None,
-            None,
-        )
+        logps_B_T = torch.stack([logps[row] for row in order])
+        if self.use_vllm and torch.is_grad_enabled():  # TRL's loss reads it behind this call
+            sampled_logps, mask = self._part["sampled_logps"], self._part["completion_mask"]
+            self._part["importance_sampling_ratio"] = self.reasoner.weights(logps_B_T, sampled_logps, mask)
+        return (logps_B_T, torch.stack([entropies[row] for row in order]) if compute_entropy else None, None)
 
     def _clips_and_tokens(
         self, rows: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor

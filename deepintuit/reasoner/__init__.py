@@ -3,6 +3,7 @@
 - `task`          a dataset with its labels, grammar and prompts
 - `local`         traces from a model on this machine, as rows for the store
 - `served`        the same from an OpenAI-compatible server
+- `sampler`       a server that is given the weights before each round of GRPO
 - `distribution`  the four ways to a class distribution
 - `head`          one of them: logistic regression on hidden states
 - `calibrator`    a trained calibrator, loaded
@@ -31,6 +32,7 @@ _FROM = {
     "gate": ("budget_for", "gate_for"),
     "local": ("EncodedClips", "LocalReasoner", "Unreadable"),
     "served": ("ServedScores", "needs_weights", "reasoner_for", "refuse_lost"),
+    "sampler": ("ServedSampler",),
     "task": (
         "Clip", "Opinion", "Task", "altered", "asked", "card", "identity", "inherited", "opinion_of", "parsed",
         "rationale_of", "reasoner_run", "refuse_altered", "refuse_one_class", "tell",

@@ -252,7 +252,11 @@ class ServedReasoner(LocalReasoner):
 
     def _meet(self, clip: Clip, encoded: EncodedClip, answer: Completion, sample: ServedSample) -> None:
         """Compares an answer with the model here, and says how, in the run's record and log."""
-        self._asking.met, server = True, self._asking.server
+        self._asking.met = True
+        self._note(self._contact(clip, encoded, answer, sample))
+
+    def _contact(self, clip: Clip, encoded: EncodedClip, answer: Completion, sample: ServedSample) -> dict[str, Any]:
+        server = self._asking.server
         prompt = self.vlm.prompt_ids(encoded, self.task.reasoner_prompt(clip.clip_id))
         contact: dict[str, Any] = {"model": server.model, "base_url": self._asking.endpoint.base_url}
         contact |= {"clip_id": clip.clip_id, "prompt_tokens": answer.prompt_tokens, "prompt_tokens_here": len(prompt)}
@@ -264,6 +268,9 @@ class ServedReasoner(LocalReasoner):
                 contact["mean_difference_if"] = self._explained(encoded, prompt, sample)
         contact |= {"missing": list(sample.missing), "left_out": list(sample.left_out)}
         contact["said"] = _said(contact, self._asking.endpoint, self._compares)
+        return contact
+
+    def _note(self, contact: dict[str, Any]) -> None:
         if self._run is None:
             logging.getLogger(__name__).warning(contact["said"])
         elif ranks.leads():

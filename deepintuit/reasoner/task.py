@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from rich.console import Console
 
-from deepintuit.config import COST, Config, EvaluateConfig
+from deepintuit.config import COST, Config, EvaluateConfig, ServerConfig
 from deepintuit.data import Manifest
 from deepintuit.errors import ConfigError, DataError, StoreError
 from deepintuit.labels import NONE_LABEL, LabelSet
@@ -145,6 +145,8 @@ def inherited(workbench: Workbench, config: Config, *run_ids: str | None) -> tup
     settled: set[str] = set()
     for run in (workbench.run(run_id) for run_id in run_ids if run_id):
         settings = run.about.get("settings") or run.config
+        if run.stage in REASONERS and "server" in settings:  # it may have been given the weights, and has others by now
+            settings = {**settings, "server": ServerConfig().model_dump()}
         taught, sampled = run.stage == "teach", ("calibrate",) if run.stage == "calibrate" else ()
         for name in ("clips", "prompt") if taught else (*_TAKEN, *sampled):
             section, before, changes = getattr(config, name), settings.get(name), {}
