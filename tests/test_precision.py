@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from embedded import lora_of, short_trace, survivor, undisturbed
 from tiny import TALL, WIDE
+from torch import distributed
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from deepintuit import calibrate, coldstart, grpo
@@ -18,6 +19,7 @@ from deepintuit.labels import LabelSet
 from deepintuit.vlm import Example, label_logprobs, last_hidden, sample_groups, token_logprobs
 from deepintuit.vlm.finetune import Recipe, finetune
 from deepintuit.vlm.prefix import pack
+from deepintuit.vlm.training import StepLog
 
 pytest_plugins = ["embedded"]
 
@@ -72,6 +74,22 @@ def in_training(family, dtype, rank, **settings):
                 parameter.add_(torch.randn_like(parameter) * 3e-3)
     vlm.model.eval()
     return vlm
+
+
+def test_divided_weights_are_trained_in_float32_as_undivided_ones(families, paths, tmp_path):
+    losses = {False: [], True: []}
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for divides, rows in losses.items():
+            vlm = in_training(families["embedded"], "bfloat16", 0)
+            vlm.divides, log = divides, StepLog(rows.extend)
+            example, recipe = Example(encoded(vlm, paths)[0], "Say.", "theft"), Recipe(1e-4, epochs=6, batch=1)
+            folder = tmp_path / str(divides)
+            finetune(vlm, ["one"], lambda *_: example, recipe, folder, seed=0, title="t", log=log, progress=False)  # noqa: B023
+    finally:
+        distributed.destroy_process_group()
+    apart, whole = ([row["value"] for row in losses[d] if row["name"] == "loss"] for d in (True, False))
+    assert len(whole) == 6 and whole[-1] < 0.9 * whole[0] and apart == pytest.approx(whole, rel=0.02)
 
 
 @torch.no_grad()

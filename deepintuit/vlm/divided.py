@@ -24,6 +24,7 @@ from trl.trainer.utils import add_fused_lm_head
 from deepintuit import ranks
 from deepintuit.vlm.group import naming
 from deepintuit.vlm.model import VLM
+from deepintuit.vlm.precision import read_as_held
 
 
 def divided(vlm: VLM) -> torch.nn.Module:
@@ -32,6 +33,7 @@ def divided(vlm: VLM) -> torch.nn.Module:
     model = copy.deepcopy(vlm.model, kept)
     del model.forward  # the original's, with another head
     add_fused_lm_head(model)
+    read_as_held(model)  # or torch would take rounded weights for those that are trained
     mesh = init_device_mesh(vlm.device.type, (ranks.count(),))
     policy = MixedPrecisionPolicy(vlm.dtype, torch.float32, cast_forward_inputs=False)
     frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}

@@ -31,6 +31,13 @@ def round_in_forward(model: nn.Module) -> None:
             module.__class__, module.read_as = _rounded(type(module)), dtype
 
 
+def read_as_held(model: nn.Module) -> None:
+    """Undo `round_in_forward` but for the float32: who gathers the weights rounds them."""
+    for module in model.modules():
+        if isinstance(module, _Rounded):
+            module.__class__ = type(module).__bases__[1]
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, in which weights are rounded once for all passes."""
