@@ -199,10 +199,10 @@ class Frame:
 
 def _filled(body: bytes, content: Mapping[str, Any]) -> bytes:
     """A page of Gradio's with this content, to be read, and to be pressed when it has filled itself with the same
-    (links.FILLED)."""
+    (links.FILLED); without any it says that some is to come."""
     before, mark, rest = body.partition(b"window.gradio_config = ")
     if not mark or not content:
-        return body
+        return body.replace(b"<gradio-app", b'<gradio-app aria-busy="true"', 1)
     text = rest.decode()
     config, end = json.JSONDecoder().raw_decode(text)
     for component in config["components"]:

@@ -223,7 +223,7 @@ def page(context: AppContext) -> None:
         again = gr.Button("Refresh", scale=0, min_width=120, size="sm")
     with gr.Tabs() as tabs:
         with gr.Tab("Runs", id="runs"):
-            with gr.Row():
+            with gr.Row(elem_id="runs-choice"):
                 stage = gr.Dropdown([], label="Stage")
                 dataset = gr.Dropdown([], label="Dataset")
                 compare = gr.Dropdown([], label="Compare", multiselect=True, info="two or more runs, side by side")

@@ -511,7 +511,7 @@ def page(context: AppContext) -> None:
     with gr.Row(elem_id="stage", equal_height=False):
         with gr.Column(scale=5, min_width=320):
             player = gr.HTML(player_html(None, ""), elem_id="screen")
-            verdict = gr.HTML(trace_view.verdict(None), elem_id="verdict")
+            verdict = gr.HTML("", elem_id="verdict")
             with gr.Row(elem_id="ask", equal_height=True):
                 truth = gr.Checkbox(False, label="Show the true label", min_width=160, container=False)
                 threshold = gr.Slider(
