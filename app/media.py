@@ -188,22 +188,30 @@ def seen(context: AppContext, trace_id: str) -> list[bytes]:
         return []
     facts, (width, height) = path.stat(), map(int, trace.frames_size)
     expected = None if browse.missing(trace.frame_hash) else str(trace.frame_hash)
-    ways = ((len(trace.frame_indices), None), *_by_rate(context, trace.run_id))
+    settings = _settings(context, trace.run_id)
+    asked, evaluated = (settings.get(section) or {} for section in ("video", "evaluate"))
+    ways = [(len(trace.frame_indices), None)]
+    if asked.get("fps") and asked.get("frames"):
+        ways.append((int(asked["frames"]), float(asked["fps"])))
+    distortion = None
+    if evaluated.get("distortion", "none") != "none":
+        distortion = evaluated["distortion"], evaluated["distortion_strength"], trace.clip_id
     try:
         with _decoding:
-            return _jpegs(str(path), facts.st_mtime_ns, facts.st_size, ways, (width, height), expected)
+            return _jpegs(
+                str(path), facts.st_mtime_ns, facts.st_size, tuple(ways), (width, height), expected, distortion
+            )
     except DeepIntuitError:
         return []
 
 
-def _by_rate(context: AppContext, run_id: str) -> tuple[tuple[int, float], ...]:
-    """How many frames at which rate the run asked for, where it asked for a rate."""
+def _settings(context: AppContext, run_id: str) -> dict[str, dict]:
+    """Those of a run, by section; nothing of one that is not there."""
     try:
         about = context.workbench.run(run_id).about
     except DeepIntuitError:
-        return ()
-    video = (about.get("settings") or about.get("config") or {}).get("video") or {}
-    return ((int(video["frames"]), float(video["fps"])),) if video.get("fps") and video.get("frames") else ()
+        return {}
+    return about.get("settings") or about.get("config") or {}
 
 
 @lru_cache(maxsize=4096)
@@ -219,10 +227,13 @@ def _jpegs(
     ways: tuple[tuple[int, float | None], ...],
     size: tuple[int, int],
     expected: str | None,
+    distortion: tuple[str, float, str] | None,
 ) -> list[bytes]:
     # Time and size of the file are part of the key: a clip that was replaced gives other pictures.
     for count, rate in ways:
         frames = video.read(path, count, size, fps=rate, isolate=True)
+        if distortion:
+            frames = video.distorted(frames, *distortion)
         if expected in (None, frames.hash):
             return [video.jpeg(pixels) for pixels in frames.pixels_T_H_W_3]
     return []

@@ -32,6 +32,8 @@ from deepintuit.trace import THINK
 from deepintuit.vlm import VLM, Budget
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.index import clips
+from deepintuit_app import media
+from deepintuit_app.context import AppContext
 
 pytest_plugins = ["embedded"]
 
@@ -418,7 +420,7 @@ def test_a_budget_closes_a_thought_that_has_begun_and_does_not_close_itself(text
     assert Budget(THINK, 1, (1,)).state(text) is state
 
 
-def test_distorted_frames_are_others_for_the_same_moments_and_the_rows_say_so(bench, cold, scored):
+def test_distorted_frames_are_others_for_the_same_moments_and_rows_and_pages_say_so(bench, cold, scored, tmp_path):
     settings = bench.settings(
         "evaluate.distortion=occlusion", "evaluate.distortion_strength=1", "evaluate.controls=false"
     )
@@ -429,6 +431,8 @@ def test_distorted_frames_are_others_for_the_same_moments_and_the_rows_say_so(be
     assert [list(t) for t in own["frame_times"]] == [list(t) for t in clean["frame_times"][own.index]]
     assert all(list(own["token_logprobs"][c]) != list(clean["token_logprobs"][c]) for c in own.index)
     assert evaluate.run(bench.workbench, settings, reasoner=cold.id, progress=False).id == run.id
+    shown = media.seen(AppContext(bench.copy(tmp_path / "own").path), own["trace_id"].iloc[0])
+    assert len(shown) == len(own["frame_times"].iloc[0]) and len(set(shown)) == 1, "grey, as the model saw them"
 
 
 @pytest.mark.parametrize(
