@@ -126,11 +126,6 @@ def made_by(seeds: Sequence[dict], command: str) -> str:
     return f"{listed} (commit {commits}, `python benchmarks/{command} --seeds {' '.join(names)}`)"
 
 
-def _columns(seeds: Sequence[dict]) -> list[str]:
-    """Those that every seed has: results from before there was an encoder have none."""
-    return [column for column in COLUMNS if all(column in one["right"] for one in seeds)]
-
-
 def table(seeds: list[dict], columns: Sequence[str] = COLUMNS) -> str:
     """What each of these columns reaches on each slice, the paired steps between stages, and what stands beside
     them."""
@@ -138,24 +133,22 @@ def table(seeds: list[dict], columns: Sequence[str] = COLUMNS) -> str:
     lines = [
         f"Right answers, %, with Wilson's 95 % interval over the clips of {made_by(seeds, 'household.py')}:",
         "",
-        *slice_rows(found, [column for column in _columns(seeds) if column in columns]),
+        *slice_rows(found, columns),
     ]
     steps = [step(found, before, after) for before, after in itertools.pairwise(STAGES)]
     others = [
-        f"{words} {_share(*np.sum([one['beside'][name] for one in seeds], axis=0))}"
-        for name, words in BESIDE.items()
-        if all(name in one["beside"] for one in seeds)
+        f"{words} {_share(*np.sum([one['beside'][name] for one in seeds], axis=0))}" for name, words in BESIDE.items()
     ]
     return "\n".join([*lines, "", f"Paired, in points: {', '.join(steps)}.", "", f"Beside them: {'; '.join(others)}."])
 
 
 def by_seed(seeds: list[dict]) -> str:
     """What one seed says, and another does not."""
-    heads = [f"all, {stage}" for stage in _columns(seeds)] + [f"{name}: {b} → {a}" for name, (b, a) in EARNED.items()]
+    heads = [f"all, {stage}" for stage in COLUMNS] + [f"{name}: {b} → {a}" for name, (b, a) in EARNED.items()]
     lines = ["By seed:", "", f"| seed | {' | '.join(heads)} |", "|---:|" + "---:|" * len(heads)]
     for one in seeds:
         right = [one["right"]]
-        overall = " | ".join(f"{100 * hits_of(right, stage).mean():.1f}" for stage in _columns(seeds))
+        overall = " | ".join(f"{100 * hits_of(right, stage).mean():.1f}" for stage in COLUMNS)
         pairs = [[100 * hits_of(right, stage, name).mean() for stage in pair] for name, pair in EARNED.items()]
         lines.append(f"| {one['seed']} | {overall} | {' | '.join(f'{b:.0f} → {a:.0f}' for b, a in pairs)} |")
     noise = [one["nll_of_noise"] for one in seeds]
