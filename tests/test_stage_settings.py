@@ -54,7 +54,8 @@ FLIPPED = {
     },
     "evaluate": {
         "split": ("validation",), "traces": (2,), "temperature": (3.0,), "method": ("vote",), "controls": (True,),
-        "bootstrap": (20,), "confidence": (0.5,), "bins": (3,),
+        "bootstrap": (20,), "confidence": (0.5,), "bins": (3,), "thinking_tokens": (3,), "distortion": ("noise",),
+        "distortion_strength": (0.9, "evaluate.distortion=noise"),
     },
 }  # fmt: skip
 ONLY_COST = {"coldstart.save_steps", "calibrate.save_steps"}
