@@ -8,7 +8,7 @@ docs/performance/grpo_step-long.json` keeps a further run beside the first). Wha
     make bench ARGS="--only loss grpo_step"      some, and the page with them
     make bench ARGS="--only"                     none: the page from the rows that are there
 
-Not here, since they take hours: evidence, household, systems, review_loop.
+Not here, since they take hours: evidence, household, slices, systems, review_loop.
 """
 
 from __future__ import annotations

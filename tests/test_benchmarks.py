@@ -15,6 +15,7 @@ SHARED = {"measure", "routes", "all"}
 APART = {
     "evidence",
     "household",
+    "slices",
     "systems",
     "review_loop",
     "fingerprint",
