@@ -18,7 +18,7 @@ SHELL  := /bin/sh
 comma  := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app app-light notebooks test docs check screens bench lint audit lock clean
+.PHONY: help demo app app-light notebooks test order docs check screens bench lint audit lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -79,6 +79,9 @@ docs: $(READY)  ## run all notebooks and render them to build/docs, with figures
 	@PLOTLY_RENDERER=notebook $(BIN)/jupyter nbconvert --to notebook --execute --output-dir build/notebooks \
 	  $(or $(ARGS),notebooks/*.ipynb)
 	@$(BIN)/jupyter nbconvert --to html --CoalesceStreamsPreprocessor.enabled=True --output-dir build/docs build/notebooks/*.ipynb
+
+order: $(READY)  ## a seed trained anew at a reduced size holds the order of the stages: seven minutes of one core
+	@DEEPINTUIT_ORDER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_order.py $(ARGS)
 
 check: $(READY)  ## hold README, docs, results, notebooks, lock and metadata to the code
 	@$(BIN)/python -m pytest -q -m "not slow" tests/test_docs.py tests/test_packaging.py tests/test_floors.py tests/test_messages.py \
