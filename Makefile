@@ -71,7 +71,7 @@ notebooks: $(READY)  ## the numbered notebooks in JupyterLab, on ./workbench or 
 # One torch thread a worker: two torch processes with two threads each on two cores are ten times slower.
 # A file stays in one worker, so that what its tests share is made once; files come in the order of tests/conftest.py.
 # Four workers for two cores: tests wait for browsers, servers and processes of their own.
-test: $(READY)  ## all tests; ARGS="-k trace" for some
+test: $(READY)  ## all tests; ARGS="-k trace" for some, DEEPINTUIT_THOROUGH=1 for the variants that CI has no time for
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # In two steps: what a progress bar overwrote is taken out of an executed notebook only.
@@ -81,7 +81,7 @@ docs: $(READY)  ## run all notebooks and render them to build/docs, with figures
 	@$(BIN)/jupyter nbconvert --to html --CoalesceStreamsPreprocessor.enabled=True --output-dir build/docs build/notebooks/*.ipynb
 
 order: $(READY)  ## a seed trained anew at a reduced size holds the order of the stages: seven minutes of one core
-	@DEEPINTUIT_ORDER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_order.py $(ARGS)
+	@DEEPINTUIT_THOROUGH=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_order.py $(ARGS)
 
 check: $(READY)  ## hold README, docs, results, notebooks, lock and metadata to the code
 	@$(BIN)/python -m pytest -q -m "not slow" tests/test_docs.py tests/test_packaging.py tests/test_floors.py tests/test_messages.py \

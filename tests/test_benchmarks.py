@@ -120,6 +120,7 @@ def test_a_part_of_it_is_stopped_when_its_time_is_over(gpu, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_its_parts_are_processes_of_their_own(gpu):
     parts = gpu("--only", "load", "scores", "qlora")["parts"]
     assert "failed" not in {**parts["load"], **parts["scores"]} and parts["load"]["trained"] > 0

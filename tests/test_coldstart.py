@@ -112,7 +112,7 @@ def test_a_setting_of_another_stage_does_not_train_again(bench, cold):
     assert coldstart.run(bench.workbench, config, teacher=bench.teach(short_trace).id, progress=False).id == cold.id
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.thorough), 4])
 def test_a_killed_run_continues_to_the_same_weights(bench, tmp_path, rank):
     teacher = bench.teach(short_trace).id
     sets = (f"model.lora_rank={rank}", "coldstart.epochs=3", "coldstart.save_steps=4", "coldstart.learning_rate=2e-3")

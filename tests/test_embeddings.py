@@ -151,7 +151,7 @@ def test_the_command_embeds_by_the_tower_of_the_newest_reasoner(bench, tmp_path,
     embed = ["embed", "--workbench", str(own.path), "--quiet"]
     assert cli.main([*embed, "--dry-run"]) == 0 and not (own.path / "embeddings").exists()
     assert [cli.main([*embed, "homecam", "--shard", shard]) for shard in ("1/2", "3/2", "2/2")] == [0, 2, 0]
-    assert f"{len(usable)} clips by the visual tower of model0" in capsys.readouterr().out
+    assert f"{len(usable)} clips by the visual tower of {bench.model.name}" in capsys.readouterr().out
     places = places_of(own.path, usable)
     assert sorted(usable) == places.ids_N and places.about["recipe"][3] == 3
     assert cli.main(["embed", "homecan", "--workbench", str(own.path)]) == 2

@@ -1,8 +1,6 @@
 """Seed 0 anew at a reduced size: each stage stands where docs/evidence.md puts it. Seven processor minutes, which the
 whole suite has not: `make order`."""
 
-import os
-
 import pytest
 
 from deepintuit import baselines, calibrate, coldstart, config, evaluate, grpo, teach
@@ -40,7 +38,7 @@ def evaluations(tmp_path_factory) -> dict[tuple[str, str], Evaluation]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.skipif("DEEPINTUIT_ORDER" not in os.environ, reason="seven processor minutes: make order")
+@pytest.mark.thorough
 def test_a_seed_at_a_reduced_size_holds_the_order_of_the_stages(evaluations):
     """Margins are at most half of what was measured, where rounding on another machine may turn it (LOG.md)."""
     majority, labels, cold, refined = (

@@ -118,6 +118,7 @@ def test_a_server_that_samples_from_something_else_is_refused_before_an_update(b
     assert run.status == "failed" and not [*run.path.glob("steps-*")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler", ["whole"], indirect=True, scope="module")
 def test_a_killed_run_and_a_killed_server_change_nothing(bench, cold, sampler, trained, tmp_path):
     _, kind, start, sets = sampler

@@ -159,8 +159,9 @@ PAGES = {
 
 
 @pytest.mark.parametrize(("way", "names"), [
-    ("JupyterHub, /proxy/absolute/", list(PAGES)), ("host kept, sub-path taken off", ["review"]),
-    ("host rewritten, at the root", ["runs"]),
+    ("JupyterHub, /proxy/absolute/", list(PAGES)),
+    pytest.param("host kept, sub-path taken off", ["review"], marks=pytest.mark.thorough),
+    pytest.param("host rewritten, at the root", ["runs"], marks=pytest.mark.thorough),
 ])  # fmt: skip
 def test_pages_work_and_a_trace_is_replayed(visit, site: Site, certificate, way: str, names: list[str]):
     page = visit

@@ -96,7 +96,8 @@ def test_errors_count_only_the_slice_and_the_address_brings_it_back(open_page, s
 
 
 @pytest.mark.parametrize("name, said", [
-    ("cold", "has no trace of this run on this split"), ("breaks", "column_that_went"), ("gone", "There is no slice")
+    ("cold", "has no trace of this run on this split"), ("gone", "There is no slice"),
+    pytest.param("breaks", "column_that_went", marks=pytest.mark.thorough),
 ])  # fmt: skip
 def test_every_page_says_what_a_slice_cannot_give(page, site, name, said):
     asked = urlencode({"slice": name})
@@ -135,6 +136,7 @@ def test_rollouts_show_the_groups_that_the_slice_has_a_trace_of(page, site):
     page.wait_for_function("document.querySelectorAll('#runs-groups .group').length === 2")
 
 
+@pytest.mark.thorough
 def test_a_phone_has_the_box_too(open_page, site):
     page = open_page(width=390, dark=True)
     for path, there in (("/errors?slice=mended", ".confusion"), ("/watch?slice=mended", ".card")):
