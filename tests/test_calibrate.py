@@ -101,7 +101,8 @@ def test_a_split_of_one_class_is_refused_before_anything_is_trained(bench, cold,
     assert len(own.workbench.runs()) == known
 
 
-@pytest.mark.parametrize("weights", ["full", pytest.param("lora", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("weights", ["full", "lora"])
 def test_a_killed_run_continues_to_the_same_calibrator(bench, cold, cold_lora, tmp_path, weights):
     reasoner, model = (cold, ()) if weights == "full" else (cold_lora, lora_of(cold))
     one, other = bench.copy(tmp_path / "one"), bench.copy(tmp_path / "other")

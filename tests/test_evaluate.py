@@ -522,6 +522,7 @@ def test_a_calibrator_that_is_not_there_is_refused_before_a_run_begins(bench, co
     assert len(bench.workbench.runs()) == known
 
 
+@pytest.mark.thorough
 def test_a_killed_run_continues_to_the_same_predictions(bench, cold, calibrated, tmp_path):
     one, other = bench.copy(tmp_path / "one"), bench.copy(tmp_path / "other")
     sets = ("evaluate.traces=2", "sampling.clips_per_batch=4")

@@ -226,6 +226,7 @@ def _predict(path, system, settings, folder):
     Predictor(Workbench(path), system, settings).predict(folder, name="killed")
 
 
+@pytest.mark.thorough
 def test_a_killed_run_goes_on_where_it_stopped(ours, calibrated, videos, table):
     settings = ours.settings("sampling.clips_per_batch=3")
     pattern = "runs/predict-killed-*/predictions-00000.parquet"

@@ -929,6 +929,7 @@ def test_a_training_killed_at_a_step_and_started_again_ends_with_the_same_weight
     same(again.weights, whole[rank])
 
 
+@pytest.mark.thorough
 def test_a_training_killed_by_the_system_ends_with_the_same_weights(whole, families, cache, pair, paths, tmp_path):
     family = families["embedded"]
     code = "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/..']; import test_vlm; test_vlm.die(*sys.argv[2:])"

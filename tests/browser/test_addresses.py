@@ -2,6 +2,7 @@
 
 from urllib.parse import parse_qs, urlparse
 
+import pytest
 from conftest import Site
 
 
@@ -48,6 +49,7 @@ def test_back_on_watch_gives_the_former_clip_and_typing_is_no_choice(page, site:
     assert query_of(page)["clip"] == site.clips[2] and entries(page) == before + 1
 
 
+@pytest.mark.thorough
 def test_back_on_errors_closes_the_clip_then_the_cell(page, site: Site):
     page.goto(f"{site.url}/errors")
     page.locator('.errors [data-value="true.0"]').first.click()

@@ -280,6 +280,7 @@ def test_the_clips_below_the_threshold_follow_the_slider(page, site):
     page.get_by_role("button", name="clips less sure than the threshold").wait_for()
 
 
+@pytest.mark.thorough
 def test_keys_alone_open_and_close_the_clips(page, site):
     opened(page, site)
     cell = page.locator('[data-value="confusion.0.1"]')
@@ -462,6 +463,7 @@ def test_thresholds_of_costs_are_chosen_where_the_same_system_answered_validatio
     assert "chosen on these very clips" in errors_classes.costs(analysis.analysis(workbench, there), "")
 
 
+@pytest.mark.thorough
 def test_prices_and_the_class_are_in_the_address(open_page, site):
     page = opened(open_page(), site)
     page.get_by_label("Cost of a miss of theft").fill("10")

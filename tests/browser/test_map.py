@@ -45,6 +45,7 @@ def embedded(site, tmp_path_factory):
         yield url, Workbench(folder)
 
 
+@pytest.mark.thorough
 def test_without_embeddings_both_pages_name_the_command(page, site):
     page.goto(f"{site.url}/watch?clip={site.clips[0]}")
     page.wait_for_selector("#alike .empty")

@@ -159,6 +159,7 @@ def span(start: float, end: float, label: str) -> dict:
     return {"start": start, "end": end, "label": label}
 
 
+@pytest.mark.thorough
 def test_twenty_items_are_marked_with_spans_of_time_by_keyboard_alone(own, page):
     page.emulate_media(reduced_motion="reduce")
     own.task(page, "when", questions=["spans"])

@@ -80,6 +80,7 @@ def test_a_deep_link_restores_comparison_tab_and_filter(site, page):
     page.locator("#runs-list tbody tr").nth(5 - 1).wait_for()
 
 
+@pytest.mark.thorough
 def test_curves_of_compared_runs_lie_over_each_other(site, page):
     page.goto(
         f"{site.url}/runs?tab=training&run={site.runs['coldstart']}&compare={site.runs['calibrate']},{site.runs['grpo']}"

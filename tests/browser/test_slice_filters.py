@@ -96,7 +96,8 @@ def test_errors_count_only_the_slice_and_the_address_brings_it_back(open_page, s
 
 
 @pytest.mark.parametrize("name, said", [
-    ("cold", "has no trace of this run on this split"), ("gone", "There is no slice"),
+    ("cold", "has no trace of this run on this split"),
+    pytest.param("gone", "There is no slice", marks=pytest.mark.thorough),
     pytest.param("breaks", "column_that_went", marks=pytest.mark.thorough),
 ])  # fmt: skip
 def test_every_page_says_what_a_slice_cannot_give(page, site, name, said):

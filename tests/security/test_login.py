@@ -191,6 +191,7 @@ def test_another_site_can_log_nobody_in_or_out(tmp_path, ann):
 # Guesses
 
 
+@pytest.mark.thorough
 def test_an_owner_gets_in_while_a_thousand_addresses_guess_and_the_guesses_are_few(ann, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(login, "Throttle", lambda: Throttle(lambda: now[0]))
