@@ -156,12 +156,17 @@ def by_seed(seeds: list[dict]) -> str:
     return "\n".join([*lines, "", f"NLL on noise, calibrated against one who knows the odds, by seed: {told}."])
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(about: str | None) -> argparse.ArgumentParser:
+    """What every script that makes tables of the household is told."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workbench", default="build/household", help="one folder a seed is made in it")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    options = parser.parse_args()
+    return parser
+
+
+if __name__ == "__main__":
+    options = parser_of(__doc__).parse_args()
     cli.quiet_libraries()
     found = []
     for seed in options.seeds:

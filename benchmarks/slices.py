@@ -247,11 +247,8 @@ def page(name: str, seeds: Sequence[dict]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = household.parser_of(__doc__)
     parser.add_argument("table", choices=TABLES)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workbench", default="build/household", help="one folder a seed is made in it")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     cli.quiet_libraries()
     results = []
