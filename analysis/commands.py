@@ -171,10 +171,10 @@ def _reviewed(options):
 
 
 def _open_task(options) -> None:
-    review, workbench, _ = _reviewed(options)
-    by = options.by or getpass.getuser()
+    review, workbench, settings = _reviewed(options)
+    by, dataset = options.by or getpass.getuser(), settings.clips.dataset or None
     review.open_task(
-        workbench, console, options.task, options.filter, options.labels, options.gold, by, options.dry_run,
+        workbench, console, options.task, options.filter, dataset, options.labels, options.gold, by, options.dry_run,
         options.guidelines, options.ask, order=options.order, reviewers=options.reviewers, blind=options.blind,
         feedback=options.feedback,
     )  # fmt: skip

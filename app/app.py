@@ -242,6 +242,7 @@ def serve(
         except OSError as error:
             why = f"it cannot be listened on ({error.strerror})"
             raise ConfigError(f"port {port} on {host}", why, "Name another with --port") from error
+        port = probe.getsockname()[1]
     hosts = (*LOOPBACK, *named_hosts(trusted_hosts, any_host=False)) if host in LOOPBACK or trusted_hosts else ("*",)
     server = create(workbench, users, hosts, proxies=proxies, root_path=root_path, sources=sources)
     address = f"http://{'localhost' if host in LOOPBACK else host}:{port}{sub_path(root_path)}/"

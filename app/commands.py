@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from deepintuit import worlds
-from deepintuit.command import named_workbench, workbench_option
+from deepintuit.command import named_workbench, port, workbench_option
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError
 from deepintuit_app.roles import ROLES
@@ -22,7 +22,7 @@ def add_app(commands) -> None:
     workbench_option(parser)
     option = parser.add_argument
     option("--host", default="127.0.0.1", help="another address than this machine's own needs --auth")
-    option("--port", type=int, default=7860)
+    option("--port", type=port, default=7860, help="0: any that is free (default: %(default)s)")
     option("--auth", metavar="FILE", help="ask for a login; one `name:hash:role` per line, written by --add-user")
     option("--add-user", metavar="NAME", help="ask for a password, write it hashed into the --auth file, and end")
     about = "with --add-user: a viewer looks, a reviewer reviews too, a lead does all (default for a new name)"

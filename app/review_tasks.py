@@ -68,16 +68,8 @@ class Room:
     def filter_of(self, form: Mapping[str, Any]) -> TraceFilter:
         """What the form's slice says: a saved slice, a run, and the address of the Traces page, all that are given."""
         text = str(form.get("query") or "").strip()
-        query = {name: values[0] for name, values in parse_qs(urlsplit(text).query or text.lstrip("?")).items()}
-        query |= {name: form[name] for name in ("slice", "run") if form.get(name)}
-        filters = TraceFilter.from_query(query)
-        if text and filters == TraceFilter():
-            raise DataError(
-                f"the filter {text[:60]!r} came",
-                "nothing in it is a filter of the Traces page",
-                "filter there, and copy the address of that page",
-            )
-        return filters
+        choices = {name: form[name] for name in ("slice", "run") if form.get(name)}
+        return TraceFilter.from_query(TraceFilter.from_address(text).to_query() | choices)
 
     def listed(self, form: Mapping[str, Any]) -> list[str]:
         """The traces of a form that asks for a list instead of a filter, the first to judge first; with a saved slice

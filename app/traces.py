@@ -285,7 +285,7 @@ class Handlers:
                 updates.append(gr.Dropdown(choices=_choices(options[name], value), value=value))
             else:
                 updates.append((float(value) if value else None) if name in _NUMBERS else value)
-        rest = {name: str(query.get(name, ""))[:64] for name in ("sort", "size", "page", "trace", "compare", "colour")}
+        rest = {name: str(query.get(name, ""))[:64] for name in browse.PAGE}
         return [*updates, *rest.values()]
 
     @needs("reviewer")

@@ -135,7 +135,7 @@ def _import(options) -> int:
         raise DataError(
             f"no clip of {options.name!r} can be used",
             "nothing was saved, and what is there of this name stays",
-            "See the reasons above; are the videos where --videos says",
+            "See the reasons above, and check that the videos are where --videos says",
         )
     return _divide(manifest, settings, options.near)
 

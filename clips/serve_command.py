@@ -8,7 +8,7 @@ import re
 import socket
 from pathlib import Path
 
-from deepintuit.command import common, console, opened
+from deepintuit.command import common, console, opened, port
 from deepintuit.errors import ConfigError, DataError
 from deepintuit_clips.predict_command import abstaining, say_of
 
@@ -24,7 +24,7 @@ def add(commands) -> None:
     option = parser.add_argument
     option("system", metavar="RUN", help="a calibrate run, or a coldstart or grpo run (its calibrator)")
     option("--host", default="127.0.0.1", help=f"another address than this machine's own needs a key in {KEYS}")
-    option("--port", type=int, default=8080)
+    option("--port", type=port, default=8080, help="0: any that is free (default: %(default)s)")
     option("--root", metavar="DIR", help="clips below it may be named by path instead of sent")
     option("--queue", type=int, metavar="N", default=64, help="clips that may wait; 429 beyond (default 64)")
     option("--most-mib", type=int, metavar="N", default=200, help="largest clip that may be sent (default 200)")

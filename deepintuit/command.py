@@ -151,6 +151,13 @@ def positive(text: str) -> int:
     return number
 
 
+def port(text: str) -> int:
+    """The number of an option that names a port; 0: any that is free."""
+    if not 0 <= (number := int(text)) < 1 << 16:
+        raise ValueError(text)
+    return number
+
+
 def workbench_option(parser: Parser) -> None:
     help_text = "where clips and runs are kept (default: ./workbench, or DEEPINTUIT_HOME)"
     parser.add_argument("--workbench", metavar="DIR", help=help_text)
@@ -177,17 +184,20 @@ def opened(options: argparse.Namespace, kind: type | None = None):
 
 
 def with_dataset(settings: Config) -> Config:
-    """The settings with a dataset: when none is named the only one of the workbench, or the only one with labels."""
-    from deepintuit.data.manifest import datasets
+    """The settings with a dataset that is there: when none is named the only one of the workbench, or the only one with
+    labels."""
+    from deepintuit.data.manifest import Manifest, datasets
 
-    if settings.clips.dataset:
+    dataset, names = settings.clips.dataset, datasets(settings.workbench)
+    if dataset:
+        if dataset not in names:
+            Manifest.load(settings.workbench, dataset)  # says which are there
         return settings
-    names = datasets(settings.workbench)
     candidates = names if len(names) == 1 else datasets(settings.workbench, labelled=True)
     if len(candidates) != 1:
         raise ConfigError(
             "no dataset is named",
-            f"the workbench {settings.workbench!r} has {len(names)}: {', '.join(names) or 'none'}",
+            f"the workbench {settings.workbench!r} has {', '.join(names) or 'no clips yet'}",
             "Add --set clips.dataset=NAME"
             if names
             else "Import clips first, e.g. `deepintuit clips folder DIR --name NAME`",

@@ -30,7 +30,7 @@ class DeepIntuitError(Exception):
 
     def __str__(self) -> str:
         what, why, todo = (beat.strip().rstrip(".:") for beat in (self.what, self.why, self.todo))
-        return f"{what}: {why}. {todo}" + "." * (not todo.endswith("?"))
+        return f"{what}: {why}. {todo[:1].upper()}{todo[1:]}" + "." * (not todo.endswith("?"))
 
 
 def _shortened(beat: str) -> str:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from deepintuit import cli
-from deepintuit.command import common, console, opened, positive, print_settings, settings_of
+from deepintuit.command import common, console, opened, port, positive, print_settings, settings_of
 from deepintuit.config import CONFIGS, Config
 from deepintuit.errors import ConfigError
 from deepintuit.schedule import fractions
@@ -30,7 +30,7 @@ def add_demo(commands) -> None:
     option("--world", choices=_WORLDS, help=f"{_WORLD}; default: the dataset's name where it is one, else household")
     about = "in a terminal, open the dashboard on the example at once, and run the stages as a job beside it"
     option("--dashboard", action="store_true", help=about)
-    option("--port", type=int, help="of that dashboard (default: 7860)")
+    option("--port", type=port, help="of that dashboard (default: 7860)")
     parser.set_defaults(run=_demo)
 
 

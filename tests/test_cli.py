@@ -144,6 +144,9 @@ def test_the_program_ends_with_two_and_no_traceback():
     (["grpo", "--config", "nowhere.toml"], "nowhere.toml"),
     (["grpo", "--seed", "-1"], "seed"),
     (["grpo", "--seed", "x"], "--seed"),
+    (["app", "--port", "99999"], "argument --port: invalid port"),
+    (["serve", "run", "--port", "-1"], "argument --port: invalid port"),
+    (["demo", "--port", "65536"], "argument --port: invalid port"),
 ])  # fmt: skip
 def test_wrong_words_get_a_sentence_that_names_what_was_meant(arguments, named, capsys, imported):
     place = ["--workbench", str(imported)] if arguments and arguments[0] == "grpo" else []
@@ -154,7 +157,7 @@ def test_wrong_words_get_a_sentence_that_names_what_was_meant(arguments, named, 
 def test_a_workbench_without_clips_and_an_unknown_dataset_are_refused(command, capsys, tmp_path, imported):
     assert "clips" in refused(capsys, command, "--workbench", str(tmp_path / "empty"))
     said = refused(capsys, command, "--workbench", str(imported), "--set", "clips.dataset=tinny")
-    assert "tinny" in said
+    assert "There is no dataset 'tinny'" in said and "Nearest: 'tiny'" in said
     assert not (tmp_path / "empty").exists(), "nothing is made by asking"
 
 

@@ -270,13 +270,13 @@ def code_lines(path: Path) -> int:
 
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
-    "deepintuit": 13_463,
-    "deepintuit_analysis": 7_693,
-    "deepintuit_app": 7_132,
+    "deepintuit": 13_469,
+    "deepintuit_analysis": 7_709,
+    "deepintuit_app": 7_125,
     "deepintuit_clips": 2_588,
     "deepintuit_homecam": 2_247,
 }
-MOST_IN_ALL = 33_123
+MOST_IN_ALL = 33_138
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
 MOST_TO_READ = 1_977

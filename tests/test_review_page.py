@@ -225,6 +225,12 @@ def test_a_task_is_opened_by_command(bench, tmp_path, capsys):
     [opened] = events(bench, Kind.OPENED)
     assert (opened.reviewer, opened.payload["labels"]) == ("ada", ["theft", "routine"])
     assert opened.payload["guidelines"] == "Look at hands." and opened.payload["questions"] == ["spans"]
+    words[2] = "other"
+    assert main([*words, "--set", "clips.dataset=nowhere"]) == 2, "of that dataset alone"
+    assert "no trace" in capsys.readouterr().err
+    for unknown in ("colour-of=red", "tset=1&max_tokens=9", "right=maybe&max_tokens=9", "min_tokens=few", "red"):
+        assert main(["review", "open", "other", "--workbench", str(bench.path), "--filter", unknown]) == 2, unknown
+        assert "is no filter of the page Traces" in capsys.readouterr().err
     for wrong in (["--guidelines", "gone.txt"], ["--order", "best"], ["--ask", "mood"], ["--feedback"]):
         assert main(["review", "open", "other", "--workbench", str(bench.path), *wrong]) == 2
 
@@ -306,7 +312,7 @@ def test_an_answer_that_comes_too_late_is_kept_and_its_reviewer_told(bench):
 
 
 @pytest.mark.parametrize(("changed", "said"), [
-    ({"name": " "}, "without a name"), ({"query": "nonsense"}, "nothing in it is a filter"),
+    ({"name": " "}, "without a name"), ({"query": "nonsense"}, "it is no filter of the page Traces"),
     ({"query": "text=zzz"}, "holds no trace"),
     ({"questions": []}, "without questions"), ({"order": "mixture"}, "without shares"),
     ({"reviewers": "many"}, "a number"), ({"reviewers": "0"}, "wants 0 reviewers"),

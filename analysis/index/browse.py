@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 from deepintuit import worlds
 from deepintuit.errors import StoreError, nearest
@@ -73,6 +74,8 @@ OLDER_NAMES = {
     "max_confidence": "max_token_confidence",
 }  # fmt: skip
 """What addresses and saved slices called sorts and filters before → their names."""
+PAGE = ("sort", "size", "page", "trace", "compare", "colour")
+"""What an address of the page Traces says beside its filters."""
 _FACTS = (
     "trace_id, run_id, stage, dataset, split, clip_id, sample, step, true_label, provisional, calibrated, certainty, "
     "reason, confidence, tokens, milliseconds"
@@ -126,6 +129,22 @@ class TraceFilter:
         few known are left out; a run or label that does not exist stays, and finds nothing. Never raises."""
         query = {OLDER_NAMES[old]: value for old, value in query.items() if old in OLDER_NAMES} | dict(query)
         return cls(**{field.name: _read(field.name, query.get(field.name)) for field in fields(cls)})
+
+    @classmethod
+    def from_address(cls, address: str) -> TraceFilter:
+        """The filter in an address of the page Traces, or in what stands behind its `?`; "" is all traces. StoreError
+        for a part that filters nothing: without it more would be found than was asked for."""
+        query = {name: values[0] for name, values in parse_qs(urlsplit(address).query or address.lstrip("?")).items()}
+        filters = cls.from_query(query)
+        words = {*filters.to_query(), *PAGE}
+        parts = [f"{name}={value}" for name, value in query.items() if OLDER_NAMES.get(name, name) not in words]
+        if parts or (address.strip() and not query):
+            raise StoreError(
+                f"the filter {(*parts, address.strip())[0][:80]!r}",
+                "it is no filter of the page Traces, and the rest would find more than was asked for",
+                "Filter there, and copy the address of that page",
+            )
+        return filters
 
     def to_query(self) -> dict[str, str]:
         """The fields that are set, as text; `from_query` gives the same filter back."""

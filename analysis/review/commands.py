@@ -5,9 +5,9 @@ Run it:  deepintuit review report --dry-run
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from rich.console import Console
 from rich.table import Table
@@ -166,6 +166,7 @@ def open_task(
     console: Console,
     name: str,
     query: str,
+    dataset: str | None,
     labels: Sequence[str],
     gold: int,
     by: str,
@@ -174,10 +175,10 @@ def open_task(
     questions: Sequence[str],
     **settings: Any,
 ) -> None:
-    """A task of the traces that a filter finds, as the page Traces has it in its address. `guidelines`: a text file;
-    `settings` as of `ReviewTask`."""
-    pairs = parse_qs(urlsplit(query).query or query.lstrip("?"))
-    filters = TraceFilter.from_query({key: values[0] for key, values in pairs.items()})
+    """A task of the traces that a filter finds, as the page Traces has it in its address, of `dataset` where one is
+    named. `guidelines`: a text file; `settings` as of `ReviewTask`."""
+    filters = TraceFilter.from_address(query)
+    filters = replace(filters, dataset=filters.dataset or dataset)
     labels, questions = list(labels) or labels_of(workbench, filters), questions or QUESTIONS[:4]
     gold_items = known_items(workbench, filters, gold, labels if "label" in questions else [])
     settings |= {"guidelines": _text(guidelines) if guidelines else "", "questions": questions}
