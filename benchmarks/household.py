@@ -71,7 +71,7 @@ def measure(seed: int, options: argparse.Namespace) -> dict:
             right[stage] = digits(hits, frame["notes"])
             if stage == "calibrated":
                 noisy = [clip for clip in hits.index if frame["notes"][clip]["slice"] == "noise"]
-                loss = _nll(answers.loc[noisy], frame["notes"])
+                loss = losses(answers.loc[noisy], frame["notes"])
     return {**origin(seed, options), "right": right, "beside": beside, "nll_of_noise": loss}
 
 
@@ -82,7 +82,7 @@ def digits(hits_C: pd.Series, notes: pd.Series) -> dict[str, str]:
     return {name: "".join(map(str, hits_C[slices == name])) for name in household.SLICES}
 
 
-def _nll(answers, notes) -> dict[str, float]:
+def losses(answers: pd.DataFrame, notes: pd.Series) -> dict[str, float]:
     """Mean −log p of the drawn labels: as calibrated, and of one who knows the odds."""
     own = [p[list(names).index(y)] for p, names, y in zip(answers["probs"], answers["labels"], answers["true_label"])]
     known = [json.loads(notes[clip]["odds"])[y] for clip, y in zip(answers.index, answers["true_label"])]

@@ -1,9 +1,10 @@
-"""Claim: what thinking when needed, rewards for seeing apart from reasoning, a budget of thought, more frames and worse
-pictures do to the household's stages, slice by slice. Writes tables of docs/worlds.md.
+"""Claim: what thinking when needed, rewards for seeing apart from reasoning, other calibrators, a budget of thought,
+more frames and worse pictures do to the household's stages, slice by slice. Writes tables of docs/worlds.md.
 
     python benchmarks/slices.py quick --seeds 0 1 2        the model of labels alone answers, the other thinks
     python benchmarks/slices.py thinking --seeds 0         quick answer and thought by one model (VideoAuto-R1)
     python benchmarks/slices.py processes --seeds 0        PA-GRPO against GRPO of as many updates (VideoP2R)
+    python benchmarks/slices.py calibrators --seeds 0 1 2  fewer passes, and labels that are not quite certain
     python benchmarks/slices.py budget --seeds 0 1 2       thoughts closed after so many tokens (DeepIntuit, figure 7)
     python benchmarks/slices.py frames --seeds 0 1 2       other numbers of frames than in training
     python benchmarks/slices.py distortion --seeds 0 1 2   noise, blur, occlusion and dropped frames
@@ -30,7 +31,7 @@ from evidence import ROOT, replace_text, write_between
 from household import Right, digits, slice_rows, step
 from rich.console import Console
 
-from deepintuit import cli, coldstart, config, evaluate, grpo, teach
+from deepintuit import calibrate, cli, coldstart, config, evaluate, grpo, teach
 from deepintuit.config import Config
 from deepintuit.data import Manifest
 from deepintuit.metrics import cheapest_threshold, gate_curve
@@ -187,6 +188,26 @@ def under(conditions: dict[str, tuple[str, ...]]) -> Callable[[Seed], Found]:
     return find
 
 
+CALIBRATORS = {"2 epochs": ("calibrate.epochs=2",), "1 epoch": ("calibrate.epochs=1",)}
+SHOWN = "as shown"
+
+
+def calibrators(seed: Seed) -> Found:
+    """Calibrators of the last reasoner that were trained otherwise than the shown one, on the same traces."""
+    found = Found({"calibrated": {}}, {})
+    for name, sets in {SHOWN: (), **CALIBRATORS}.items():
+        run = seed.full
+        if sets:
+            made = calibrate.run(seed.workbench, seed.settings(*sets), reasoner=run.parent, progress=False)
+            run = seed.evaluated(run.parent, "cold start + GRPO", calibrator=made.id)
+        rows = run.read("predictions").query("method == 'label_likelihood' and control == 'none'").set_index("clip_id")
+        noisy = [clip for clip in rows.index if seed.notes[clip]["slice"] == "noise"]
+        found.digits["calibrated"][name] = seed.by_slice(rows["predicted"] == rows["true_label"])
+        losses = {"NLL": rows, "NLL on noise": rows.loc[noisy]}
+        found.numbers[name] = {key: household.losses(part, seed.notes)["calibrated"] for key, part in losses.items()}
+    return found
+
+
 BUDGETS = {f"{tokens} tokens": (f"evaluate.thinking_tokens={tokens}",) for tokens in (10, 30, 50, 70)}
 FRAMES = {f"{frames} frames": (f"video.frames={frames}",) for frames in (4, 6, 12, 16)}
 DISTORTIONS = {kind: (f"evaluate.distortion={kind}",) for kind in ("noise", "blur", "occlusion", "dropped")}
@@ -209,8 +230,10 @@ TABLES = {
         name: Table(under(conditions), [("as trained", condition) for condition in conditions], ("all",))
         for name, conditions in {"budget": BUDGETS, "frames": FRAMES, "distortion": DISTORTIONS}.items()
     },
+    "calibrators": Table(calibrators, [(SHOWN, name) for name in CALIBRATORS], ("all", "noise")),
     "processes": Table(processes, (("cold start", "GRPO"), ("GRPO", "PA-GRPO")), ("all", "hard to see")),
 }
+DIGITS = {"threshold": 3, "NLL": 2, "NLL on noise": 2}
 WORDS = {
     "right": "Right answers, %",
     "thought": "Clips that were thought about, %",
@@ -239,10 +262,8 @@ def page(name: str, seeds: Sequence[dict]) -> str:
         for system in seeds[0]["numbers"]:
             values = [one["numbers"][system][key] for one in seeds if key in one["numbers"][system]]
             if values:
-                told.append(
-                    f"{system} {', '.join(number(value, 1, 3 if key == 'threshold' else 1) for value in values)}"
-                )
-        lines += [f"{key.capitalize()}, by seed: {'; '.join(told)}.", ""]
+                told.append(f"{system} {', '.join(number(value, 1, DIGITS.get(key, 1)) for value in values)}")
+        lines += [f"{key[0].upper()}{key[1:]}, by seed: {'; '.join(told)}.", ""]
     return "\n".join(lines).rstrip()
 
 
