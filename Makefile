@@ -40,7 +40,7 @@ endef
 # Each stamp is written last, so that an install that broke off is done again from the start.
 $(LOCKED): requirements.lock
 	$(call venv,$(VENV),all packages of requirements.lock; 3 GB are fetched and 6 GB unpacked on Linux with its CUDA libraries; minutes)
-	@$(call installed,$(PIP) install -r requirements.lock)
+	@$(call installed,$(PIP) install --no-compile -r requirements.lock)
 	@touch $@
 
 $(READY): $(LOCKED) pyproject.toml

@@ -146,7 +146,8 @@ class _Planner:
         tree = self._tokens(group, length)
         peaks = self._losses(planned.batch, group, length)
         if settings.sampler == "local":
-            peaks |= self._sampling(planned.batch, group, length, trained=True)
+            together = max(planned.batch, self.config.sampling.clips_per_batch * (first > 0))
+            peaks |= self._sampling(together, max(group, settings.filter_rollouts), length, trained=True)
         prompts = (visits + clips * (settings.filter_rollouts > 0)) * self.prompt + (settings.beta > 0) * visits * tree
         return Work(peaks, planned.updates, visits * tree, prompts, (visits * group + first) * length)
 

@@ -273,7 +273,7 @@ def test_the_check_before_says_when_there_is_nothing_to_learn(bench, cold):
         vlm = VLM.load(config.model, config.video, checkpoint=start, cache=bench.workbench.cache)
         reasoner = LocalReasoner(vlm, Task(bench.path, config))
         clips = reasoner.task.clips("grpo")[:6]
-        found = prefilter.Diagnostics.of(prefilter.sample_groups(reasoner, clips, 4, config.grpo), clips)
+        found = prefilter.Diagnostics.of(prefilter.sample_groups(reasoner, clips, 4, config), clips)
         assert found.traces == 24 and found.hopeless == hopeless
         assert ("nothing to learn from" in found.sentence()) == hopeless
 
@@ -296,7 +296,7 @@ def test_the_data_filter_trains_on_clips_with_right_and_wrong_traces_and_says_wh
 
 
 def test_a_killed_data_filter_samples_nothing_twice(bench, cold, tmp_path):
-    sets = ("grpo.filter_rollouts=3", "grpo.max_steps=1", "grpo.clips_per_step=3")  # ten clips: four parts
+    sets = ("grpo.filter_rollouts=3", "grpo.max_steps=1", "sampling.clips_per_batch=3")  # ten clips: four parts
     one, other = bench.copy(tmp_path / "one"), bench.copy(tmp_path / "other")
     whole = undisturbed(one, "grpo", sets, start=cold.id)
     run, kills = survivor(other, "grpo", ["traces-*.parquet"] * 3, sets, start=cold.id)
@@ -316,7 +316,7 @@ def test_a_data_filter_that_leaves_no_clip_says_why_and_what_to_do(bench, cold, 
         with pytest.raises(DataError) as error:
             grpo.run(never.workbench, config, start=cold.id, progress=False)
         run = never.workbench.runs("grpo")[-1]
-        assert run.status == "failed" and len(parts(run.path, "traces")) == 3, "the second time nothing is sampled"
+        assert run.status == "failed" and len(parts(run.path, "traces")) == 2, "the second time nothing is sampled"
     clips = len(never.manifest.usable("grpo"))
     assert error.value.what == "no clip of the split 'grpo' is left by the data filter"
     assert f"of {clips} clips, 0 have all 2 traces right and {clips} all wrong" in error.value.why

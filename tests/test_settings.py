@@ -117,7 +117,7 @@ def decided(parts, config: Config) -> dict:
 
     reasoner.groups = groups
     reasoner.update = lambda step: None  # of one whose weights are elsewhere
-    clips = prefilter.choose(reasoner, parts.clips, config.grpo, parts.run, progress=False)
+    clips = prefilter.choose(reasoner, parts.clips, config, parts.run, progress=False)
     answer = lambda asked: [Verdict("Seen" in one.observation, "") for one in asked]  # noqa: E731
     judge = answer if splits_rewards(config) else None
     trainer = Trainer(Scorer(reasoner, config, judge), clips, config, parts.run, progress=False)

@@ -50,7 +50,7 @@ def refine(stage: Stage) -> dict[str, Any]:
     if config.grpo.sampler == "server":
         stage.reasoner = ServedSampler(stage.reasoner, config, run, stage.progress)
         stage.reasoner.begin(clips)
-    clips = prefilter.choose(stage.reasoner, clips, config.grpo, run, stage.progress)
+    clips = prefilter.choose(stage.reasoner, clips, config, run, stage.progress)
     schedule = of_grpo(config.grpo, len(clips))
     schedule.refuse_no_peak("grpo")
     stage.announce(schedule, few(schedule))

@@ -14,7 +14,7 @@ import numpy as np
 
 from deepintuit import ranks
 from deepintuit.advantage import kept_by_dynamic_sampling
-from deepintuit.config import GrpoConfig
+from deepintuit.config import Config
 from deepintuit.errors import DataError
 from deepintuit.reasoner import Clip, LocalReasoner, tell
 from deepintuit.rewards import accuracy_reward
@@ -28,17 +28,17 @@ Traces = Mapping[str, Sequence[Trace | Malformed]]
 """Clip id → the traces of its group."""
 
 
-def choose(reasoner: LocalReasoner, clips: list[Clip], settings: GrpoConfig, run: Run, progress: bool) -> list[Clip]:
+def choose(reasoner: LocalReasoner, clips: list[Clip], config: Config, run: Run, progress: bool) -> list[Clip]:
     """The clips that GRPO trains on, after filter and check where the settings ask for them; both are noted, logged and
     with `progress` printed, once a run. DataError when the filter leaves none."""
-    selection = clips
+    selection, settings = clips, config.grpo
     if settings.filter_rollouts:
-        traces = sample_groups(reasoner, clips, settings.filter_rollouts, settings, run)
+        traces = sample_groups(reasoner, clips, settings.filter_rollouts, config, run)
         selection, stats = filter_clips(clips, traces)
         _tell(run, "filter", stats, progress)
     if settings.check_clips and "check" not in run.about:
         if not settings.filter_rollouts:
-            traces = sample_groups(reasoner, clips[: settings.check_clips], settings.group, settings)
+            traces = sample_groups(reasoner, clips[: settings.check_clips], settings.group, config)
         _tell(run, "check", Diagnostics.of(traces, clips), progress)
     if not selection:
         raise DataError(
@@ -58,11 +58,11 @@ def _tell(run: Run, name: str, stats: Diagnostics | DifficultyFilter, progress: 
 
 
 def sample_groups(
-    reasoner: LocalReasoner, clips: Sequence[Clip], count: int, settings: GrpoConfig, run: Run | None = None
+    reasoner: LocalReasoner, clips: Sequence[Clip], count: int, config: Config, run: Run | None = None
 ) -> Traces:
     """`count` traces of each clip at the temperature of training. With `run` they are stored there as they come, and
     what it holds is not sampled again. Of several processes each samples its share."""
-    task, traces = reasoner.task, {}
+    task, settings, batch, traces = reasoner.task, config.grpo, config.sampling.clips_per_batch, {}
 
     def written() -> Traces:
         rows = run.read("traces", ["clip_id", "stage", "sample", "text", "truncated"])
@@ -78,9 +78,9 @@ def sample_groups(
     if run is not None and missing:
         run.log(f"Data filter: {count} traces of each of {len(missing)} clips, {len(traces)} have theirs.")
     new = {}
-    for start in ranks.share(range(0, len(missing), settings.clips_per_step)):
+    for start in ranks.share(range(0, len(missing), batch)):
         groups = reasoner.groups(
-            missing[start : start + settings.clips_per_step],
+            missing[start : start + batch],
             range(count),
             temperature=settings.temperature,
             max_tokens=settings.max_tokens,
