@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from pages import browser, open_page, page  # noqa: F401 - fixtures
+from pages import browser, open_page, page, users  # noqa: F401 - fixtures
 
 # Before any test module can import a library that reads them.
 os.environ.update(

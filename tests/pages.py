@@ -28,17 +28,30 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+@pytest.fixture(scope="session")
+def users(browser: Any) -> dict[tuple[int, bool], list[Any]]:
+    """Of each look, browser contexts that no test has now: what they have fetched and compiled stays with them."""
+    return {}
+
+
 @pytest.fixture
-def open_page(browser: Any) -> Iterator[Any]:
+def open_page(browser: Any, users: dict[tuple[int, bool], list[Any]]) -> Iterator[Any]:
     """Makes pages: `open_page(width=1280, dark=False)`. Each is a user of its own (cookies, storage). Its `foreign`
     lists requests to other hosts and its `failures` uncaught script errors; both must be empty at the end."""
-    contexts, opened = [], []
+    own, opened = [], []
 
     def make(width: int = 1280, dark: bool = False) -> Any:
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", accept_downloads=True
+        free = users.setdefault((width, dark), [])
+        context = (
+            free.pop()
+            if free
+            else browser.new_context(
+                viewport={"width": width, "height": 900},
+                color_scheme="dark" if dark else "light",
+                accept_downloads=True,
+            )
         )
-        contexts.append(context)
+        own.append((free, context))
         page = context.new_page()
         page.set_default_timeout(45_000)  # a runner's two cores may be shared with a training
         page.foreign, page.failures = [], []
@@ -49,8 +62,13 @@ def open_page(browser: Any) -> Iterator[Any]:
         return page
 
     yield make
-    for context in contexts:
-        context.close()
+    for free, context in own:
+        for page in context.pages:
+            if page.url.startswith("http"):
+                page.evaluate("localStorage.clear()")
+            page.close()
+        context.clear_cookies()
+        free.append(context)
     for page in opened:
         assert page.foreign == [], "a request left the host"
         assert page.failures == [], "a script failed in the browser"

@@ -1,29 +1,27 @@
-"""Seed 0 anew at a reduced size: each stage stands where docs/evidence.md puts it. Seven processor minutes, which the
-whole suite has not: `make order`."""
+"""Seed 0 of the household anew, on the clips of the quick demo with fewer updates: each stage stands where README puts
+it. Five processor minutes."""
 
 import pytest
 
-from deepintuit import baselines, calibrate, coldstart, config, evaluate, grpo, teach
+from deepintuit import baselines, calibrate, coldstart, config, evaluate, grpo, schedule, teach
 from deepintuit.metrics import Evaluation
 from deepintuit_analysis import Workbench
 from deepintuit_analysis.report.gather import tabulate
 from deepintuit_homecam import demo
 
-SHARES = {"coldstart": 0.47, "grpo": 0.1, "calibration": 0.33, "validation": 0.1}
-"""A cold start of fewer clips finds no rule (LOG.md); four updates of GRPO show that it breaks none."""
-REDUCED = (
-    "grpo.clips_per_step=13", "grpo.epochs=1", "grpo.check_clips=0", "calibrate.traces=3", "calibrate.batch=8",
-    "evaluate.controls=false", "evaluate.bootstrap=200",
-)  # fmt: skip
+SHORT = ("grpo.max_steps=8", "grpo.filter_rollouts=0", "grpo.check_clips=0", "evaluate.controls=false")
+"""Eight updates of GRPO show that it breaks none of what the cold start has learnt."""
 
 
 @pytest.fixture(scope="module")
 def evaluations(tmp_path_factory) -> dict[tuple[str, str], Evaluation]:
     """Of each (system, method)."""
     place = tmp_path_factory.mktemp("order")
-    settings, bench = config.load(config.CONFIGS / "tiny.toml", [f"workbench={place}", *REDUCED]), Workbench(place)
-    demo.clips(settings, 520, 100, jobs=1, progress=False, fractions=SHARES)
-    alone = settings.replace(coldstart={"target": "label", "epochs": 8.0})
+    sets = [f"workbench={place}", *demo.QUICK_SETTINGS["household"], *SHORT, "evaluate.bootstrap=200"]
+    settings, bench = config.load(config.CONFIGS / "household.toml", sets), Workbench(place)
+    fractions = schedule.fractions(settings)
+    demo.clips(settings, *demo.QUICK["household"], jobs=1, progress=False, fractions=fractions, world="household")
+    alone = settings.replace(coldstart={"target": "label", "epochs": 24.0})
     labels = coldstart.run(bench, alone, teacher=None, name="labels", progress=False)
     teacher = teach.run(bench, settings, progress=False)
     cold = coldstart.run(bench, settings, teacher=teacher.id, progress=False)
@@ -38,15 +36,14 @@ def evaluations(tmp_path_factory) -> dict[tuple[str, str], Evaluation]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.thorough
-def test_a_seed_at_a_reduced_size_holds_the_order_of_the_stages(evaluations):
-    """Margins are at most half of what was measured, where rounding on another machine may turn it (LOG.md)."""
+def test_a_seed_with_fewer_updates_holds_the_order_of_the_stages(evaluations):
+    """Margins leave room for another machine's rounding, which turns a few clips (docs/evidence.md)."""
     majority, labels, cold, refined = (
         evaluations[name, "raw"].accuracy.value
         for name in ("majority", "labels only", "cold start", "cold start + GRPO")
     )
     calibrated = evaluations["cold start + GRPO", "label_likelihood"]
-    assert labels > majority + 0.1 and cold > labels + 0.1, "traces beat labels, and labels the majority"
-    assert refined > cold - 0.1, "GRPO breaks nothing that the cold start has learnt"
-    assert calibrated.accuracy.value >= refined, "calibration takes nothing back"
-    assert calibrated.nll.value < evaluations["cold start + GRPO", "raw"].nll.value - 0.1, "calibration says how sure"
+    assert labels > majority + 0.2 and cold > labels, "traces beat labels, and labels the majority"
+    assert refined > cold - 0.06, "GRPO breaks nothing that the cold start has learnt"
+    assert calibrated.accuracy.value > max(cold - 0.01, labels + 0.05), "calibration adds to traces"
+    assert calibrated.nll.value < evaluations["cold start + GRPO", "raw"].nll.value - 0.4, "and says how sure"
