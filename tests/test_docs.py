@@ -270,7 +270,7 @@ def code_lines(path: Path) -> int:
 
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
-    "deepintuit": 13_469,
+    "deepintuit": 13_470,
     "deepintuit_analysis": 7_709,
     "deepintuit_app": 7_125,
     "deepintuit_clips": 2_588,
