@@ -38,6 +38,13 @@ def _report(options) -> int:
 
 def evaluated(workbench: Workbench, settings: Config, runs: Sequence[str] = ()) -> list[str]:
     """The evaluate runs of these ids, or all finished ones of the dataset. ConfigError where there is none."""
+    for run in map(workbench.run, runs):
+        if run.stage != "evaluate":
+            raise ConfigError(
+                f"the run {run.id!r} of the stage {run.stage}",
+                "the report reads evaluate runs",
+                "Name some, or leave runs out: then it is made of all that are finished",
+            )
     run_ids = [workbench.run(run).id for run in runs] or [
         r.id for r in workbench.runs("evaluate", finished=True) if r.about["dataset"] == settings.clips.dataset
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,6 +55,7 @@ class Kind(StrEnum):
     TWO_SPLITS = "two_splits"
     TWO_GROUPS = "two_groups"
     UNKNOWN_LABEL = "unknown_label"
+    LABELS_ALIKE = "labels_alike"
     EMPTY_ROW = "empty_row"
     AMBIGUOUS_FILE = "ambiguous_file"
     NOT_LISTED = "not_listed"
@@ -173,7 +175,9 @@ def finish(
             "Check that the path is the one you meant and that it holds a header and at least one row, "
             "or class folders with video files.",
         )
-    labels = labels or _labels_of(rows, name)
+    if labels is None:
+        labels = _labels_of(rows, name)
+        findings += _alike(labels)
     listed = Counter(row.split or "no split" for row in rows)
     rows, doubled = fold([_look(row, labels, labelled) for row in rows], lambda row: row.path or row.source)
     for row in rows:
@@ -251,6 +255,29 @@ def _labels_of(rows: list[Row], name: str) -> LabelSet:
         if folded := _given(row.label_given):
             spellings.setdefault(folded, Counter())[row.label_given.strip()] += 1
     return LabelSet.of(name, sorted(min(c, key=lambda word: (-c[word], word)) for c in spellings.values()))
+
+
+def _alike(labels: LabelSet) -> list[Finding]:
+    """Labels that one word may be meant by: apart in what is hardly seen, or in the form of a number."""
+    groups: dict[str | float, list[str]] = {}
+    for label in labels:
+        word = unicodedata.normalize("NFKC", label).casefold()
+        try:
+            key: str | float = float(word)
+        except ValueError:
+            key = "".join(letter for letter in word if unicodedata.category(letter)[0] not in "CPZ")
+        groups.setdefault(key, []).append(label)
+    return [
+        Finding(
+            Kind.LABELS_ALIKE,
+            group[0],
+            f"{' and '.join(map(repr, group))} are classes of their own, though they differ in spaces, punctuation, "
+            "invisible signs or the form of a number alone. If one class is meant, write one of them, or name the "
+            "other as an alias in --labels.",
+        )
+        for key, group in groups.items()
+        if key != "" and len(group) > 1
+    ]
 
 
 def absent(path: Path) -> str | None:

@@ -355,7 +355,7 @@ def _single(value: object, meaning: str, location: str) -> str:
             f"A clip has one {meaning}.",
             f"Write one text, or leave the {meaning} empty.",
         )
-    return as_text(int(value) if isinstance(value, float) and value.is_integer() else value)
+    return as_text(int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value)
 
 
 _RECORDS = {

@@ -417,7 +417,7 @@ def _dry(
 ) -> bool:
     """Runs that are named must be there. With --dry-run: inputs, clip counts and settings are printed, and True says
     to stop."""
-    runs = [workbench.run(run).id for run in inputs.values() if run and run not in _NO_RUNS]
+    runs = [_fit(workbench, run, role, options.command) for role, run in inputs.items() if run and run not in _NO_RUNS]
     from deepintuit.reasoner import inherited
 
     settings, departs = inherited(workbench, settings, *runs)
@@ -441,6 +441,19 @@ def _dry(
         _print_plan(options.command, settings, counts, rows)
     print_settings(settings, options.command)
     return True
+
+
+def _fit(workbench, run_id: str, role: str, command: str) -> str:
+    """The id of the run that is named for a role; ConfigError or StoreError for one of a stage that has another."""
+    from deepintuit.reasoner import reasoner_run
+
+    run, stage = workbench.run(run_id), {"teacher": "teach", "calibrator": "calibrate"}.get(role)
+    if stage and run.stage != stage:
+        why, todo = f"a {role} is a run of the stage {stage}", f"Name one, or leave --{role} out"
+        raise ConfigError(f"--{role} {run_id}, a run of the stage {run.stage}", why, todo)
+    if role in ("start", "reasoner") and not (command == "evaluate" and run.stage == "teach"):
+        reasoner_run(workbench, run_id)
+    return run.id
 
 
 def _print_plan(stage: str, settings: Config, counts: Mapping[str, int], rows: int) -> None:

@@ -109,7 +109,7 @@ class LabelSet:
         fits = isinstance(word, str) and texts.fits(word, _LONGEST)
         if not key or not fits or any(character in word for character in _TAG_CHARACTERS):
             raise LabelError(
-                f"{kind} {word!r} of {self.name!r} cannot be written as an answer",
+                f"{kind} {word!r:.80} of {self.name!r} cannot be written as an answer",
                 f"nothing is left of it after normalising, or it holds one of {' '.join(_TAG_CHARACTERS)} of the tags, "
                 f"half a character, or more than {_LONGEST} characters",
                 f"Write the {kind} in plain words",

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -170,6 +171,24 @@ def test_a_workbench_without_clips_and_an_unknown_dataset_are_refused(command, c
 def test_a_run_that_is_not_there_is_refused_and_none_begins(arguments, dry, capsys, imported):
     refused(capsys, *arguments, *dry, "--workbench", str(imported))
     assert not Workbench(imported).runs()
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_run_of_another_stage_is_refused_before_anything_begins(dry, capsys, imported, tmp_path):
+    workbench = Workbench(shutil.copytree(imported, tmp_path / "workbench"))
+    runs = {}
+    for stage in ("teach", "coldstart", "calibrate"):
+        with workbench.start_run(stage, {}, dataset="tiny") as run:
+            runs[stage] = run.id
+    for arguments in (
+        ["coldstart", "--teacher", runs["coldstart"]],
+        ["grpo", "--start", runs["teach"]],
+        ["calibrate", "--reasoner", runs["calibrate"]],
+        ["evaluate", "--reasoner", runs["coldstart"], "--calibrator", runs["coldstart"]],
+        ["report", runs["calibrate"]],
+    ):
+        assert "of the stage" in refused(capsys, *arguments, "--workbench", str(workbench.path), *dry)
+    assert {run.id for run in workbench.runs()} == {*runs.values()}
 
 
 @pytest.mark.parametrize("arguments", [

@@ -286,6 +286,7 @@ ODD_LABELS = [
     (([1], 1.0, 2), ["1", "1", "2"]),
     (("1.5", 1.5, 2), ["1.5", "1.5", "2"]),
     ((10**30, "a", "a"), [str(10**30), "a", "a"]),
+    ((1e300, "a", "a"), ["1e+300", "a", "a"]),
 ]
 
 
@@ -297,6 +298,19 @@ def test_a_label_that_is_no_text_is_the_class_that_is_meant_or_none(tmp_path, gi
     listing = import_jsonl(tmp_path / "t.jsonl", tmp_path)
     assert [row.label for row in listing.rows] == read
     assert [row.excluded for row in listing.rows] == [Excluded.NO_LABEL if label is None else None for label in read]
+
+
+@pytest.mark.parametrize("pair, told", [
+    (("fight", "fight\u200b"), True), (("fight", "\u202efight"), True), (("no fight", "no_fight"), True),
+    (("1", "01"), True), (("0.5", "0.50"), True), (("Ａ", "A"), True), (("c", "c++"), False), (("की", "का"), False),
+    (("🥊", "👍🏽"), False), (("fight", "Fight "), False), (("-1", "1"), False), (("殴る", "蹴る"), False),
+])  # fmt: skip
+def test_labels_that_look_alike_are_told(tmp_path, pair, told):
+    touched(tmp_path, *(f"{n}.mp4" for n in range(3)))
+    lines = [f"{n}.mp4,{label}" for n, label in enumerate((*pair, "other"))]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *lines]), encoding="utf-8")
+    report = import_csv(tmp_path / "t.csv", tmp_path).report
+    assert [repr(pair[1]) in finding.sentence for finding in report.of(Kind.LABELS_ALIKE)] == [True] * told
 
 
 @pytest.mark.parametrize("label", ['["fall", "walk"]', '{"name": "fall"}', '[["fall"]]'])

@@ -46,8 +46,8 @@ class Reviews:
         if task is None:
             raise DataError(
                 f"there is no review task {name!r:.100}",
-                f"{len(names)} were opened",
-                f"nearest: {nearest(name, names)!r}" if nearest(name, names) else "open it first",
+                f"the workbench has {len(names)} of other names" if names else "the workbench has none yet",
+                f"Nearest: {nearest(name, names)!r}" if nearest(name, names) else "Open it first",
             )
         return task
 
