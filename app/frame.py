@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs
@@ -28,7 +29,7 @@ from deepintuit_analysis.index import progress
 from deepintuit_analysis.index.build import file_signature
 from deepintuit_app import preload
 from deepintuit_app.context import AppContext, apart
-from deepintuit_app.html import document
+from deepintuit_app.html import document, note
 from deepintuit_app.roles import role_of
 
 NAME = "DeepIntuit"
@@ -39,6 +40,10 @@ EXAMPLE = (
 First = Callable[[AppContext, dict[str, str]], dict[str, Any]]
 _MOMENT = 0.4
 """Seconds that the HTML of a page waits for its first content."""
+FAULT = "fault"
+"""Stands beside content that says a fault; no component has this id."""
+PLACES = {"watch": "trace", "traces": "traces-list", "errors": "errors-condition", "runs": "runs-list"}
+"""Page → the component that says why its first content could not be made."""
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
@@ -106,7 +111,9 @@ def header(
 ) -> str:
     """The header as HTML. `page`: the address of the one that is shown, `pages`: address → name, `scope`: of the
     request, `root`: what comes before an address, where that is not the folder that the page stands in."""
-    workbench = context.workbench
+    workbench, datasets = context.workbench, []
+    with _logged("the datasets in the header"):
+        datasets = _datasets(workbench, file_signature(workbench.index_path))
     return document(
         "header.html",
         name=NAME,
@@ -116,7 +123,7 @@ def header(
         user=(scope or {}).get("deepintuit_user"),
         role=role_of(scope or {}),
         workbench=workbench.path.absolute().name,
-        datasets=_datasets(workbench, file_signature(workbench.index_path)),
+        datasets=datasets,
     )
 
 
@@ -124,6 +131,15 @@ def header(
 def _datasets(workbench: Workbench, _index: object) -> list[str]:
     """Those of the index as it stands: a page does not wait for the next one."""
     return progress.datasets(workbench) if workbench.index_path.exists() else []
+
+
+@contextlib.contextmanager
+def _logged(part: str) -> Iterator[None]:
+    """A fault in what is put into Gradio's page costs that part, and is in the log: the page opens."""
+    try:
+        yield
+    except Exception:
+        logging.getLogger(__name__).exception("a page opens without %s", part)
 
 
 def title(page: str, workbench: Workbench, root: str = "") -> str:
@@ -164,7 +180,9 @@ class Frame:
             if not message.get("more_body", False):
                 body = b"".join(parts)
                 if page in self.first and start["status"] == 200:
-                    body = _filled(body, await self._content(page, scope))
+                    content = await self._content(page, scope)
+                    with _logged("its first content"):
+                        body = _filled(body, content)
                 answer = await asyncio.to_thread(self._answer, start["status"], body, page, scope)
                 await GZipMiddleware(answer, compresslevel=5)(scope, receive, send)
 
@@ -172,13 +190,20 @@ class Frame:
         await self.app({**scope, "headers": plain if page is not None else scope["headers"]}, receive, framed)
 
     async def _content(self, page: str, scope: Scope) -> dict[str, Any]:
-        """Nothing where it takes longer than a moment: the page asks for it again, when it is drawn."""
+        """Nothing where it takes longer than a moment: the page asks for it again, when it is drawn. Where it cannot be
+        made, a fault is said in its place until the page has asked again."""
         query = {name: texts[-1] for name, texts in parse_qs(scope["query_string"].decode("latin-1")).items()}
         answer = asyncio.ensure_future(self.first[page](self.context, query))
-        with contextlib.suppress(TimeoutError, DeepIntuitError, HTTPException):
+        try:
             return await asyncio.wait_for(asyncio.shield(answer), _MOMENT)
-        answer.add_done_callback(lambda late: late.cancelled() or late.exception())
-        return {}
+        except (TimeoutError, DeepIntuitError, HTTPException):
+            answer.add_done_callback(lambda late: late.cancelled() or late.exception())
+            return {}
+        except Exception as error:
+            what, why = f"{self.pages[page]} came without its content", f"an unexpected {type(error).__name__}"
+            logging.getLogger(__name__).exception("%s: %s", what, why)
+            fault = DeepIntuitError(what, why, "Reload the page; if this stays, the server's log has the whole error")
+            return {PLACES[page]: note(fault, "problem", role="alert"), FAULT: True}
 
     def _answer(self, status: int, body: bytes, page: str | None, scope: Scope) -> HTMLResponse:
         workbench = self.context.workbench
@@ -187,7 +212,9 @@ class Frame:
             top = header(self.context, "", self.pages, scope, root)
             name, message = title("Not found", workbench, root), _said(body)
             return HTMLResponse(document("not_found.html", title=name, header=top, said=message, url=root), status)
-        modules = preload.head(body.decode("utf-8", "replace"))
+        modules = ""
+        with _logged("the modules in its head"):
+            modules = preload.head(body.decode("utf-8", "replace"))
         head = title(self.pages[page], workbench) + document("head.html", page=page, modules=modules)
         top = header(self.context, page, self.pages, scope) + document(
             "skeleton.html", page=page, name=self.pages[page]
@@ -199,7 +226,7 @@ class Frame:
 
 def _filled(body: bytes, content: Mapping[str, Any]) -> bytes:
     """A page of Gradio's with this content, to be read, and to be pressed when it has filled itself with the same
-    (links.FILLED); without any it says that some is to come."""
+    (links.FILLED), at once where it says a fault; without any it says that some is to come."""
     before, mark, rest = body.partition(b"window.gradio_config = ")
     if not mark or not content:
         return body.replace(b"<gradio-app", b'<gradio-app aria-busy="true"', 1)
@@ -214,7 +241,8 @@ def _filled(body: bytes, content: Mapping[str, Any]) -> bytes:
         .replace(">", "\\u003e")
         .replace("&", "\\u0026")
     )
-    return (before + mark + safe.encode() + text[end:].encode()).replace(b"<gradio-app", b"<gradio-app inert", 1)
+    filled = before + mark + safe.encode() + text[end:].encode()
+    return filled if FAULT in content else filled.replace(b"<gradio-app", b"<gradio-app inert", 1)
 
 
 def _said(body: bytes) -> str:

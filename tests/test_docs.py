@@ -272,11 +272,11 @@ def code_lines(path: Path) -> int:
 MOST_LINES = {
     "deepintuit": 13_479,
     "deepintuit_analysis": 7_716,
-    "deepintuit_app": 7_125,
+    "deepintuit_app": 7_147,
     "deepintuit_clips": 2_612,
     "deepintuit_homecam": 2_247,
 }
-MOST_IN_ALL = 33_185
+MOST_IN_ALL = 33_207
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
 MOST_TO_READ = 1_977

@@ -9,7 +9,7 @@ from porch import live_workbench
 
 from deepintuit import cli
 from deepintuit_analysis import Workbench
-from deepintuit_app import preload, start
+from deepintuit_app import errors, frame, preload, runs, start, traces, watch
 from deepintuit_app.app import NAVIGATION, PAGES, create
 from deepintuit_app.context import AppContext
 from deepintuit_app.login import hashed
@@ -145,3 +145,26 @@ def test_where_gradio_writes_no_table_of_modules_no_page_names_any(monkeypatch):
     assert "<link" not in preload.head('<script src="./assets/index-none.js"></script>"type":"html"')
     assert preload.head("no page of Gradio's") == ""
     preload._table.cache_clear()
+
+
+def test_a_fault_in_what_comes_first_costs_the_content_alone_and_is_said_in_its_place(plain, monkeypatch, caplog):
+    def faulty(*_):
+        raise KeyError("<b>clip</b>")
+
+    monkeypatch.setattr(frame, "_MOMENT", 60)
+    for module, part in {watch: "clip_of", traces: "list_html", errors: "choose", runs: "table"}.items():
+        monkeypatch.setattr(module, part, faulty)
+    for path, place in frame.PLACES.items():
+        answer = plain.get(f"/{path}", headers=HTML)
+        config, _ = json.JSONDecoder().raw_decode(answer.text.partition("window.gradio_config = ")[2])
+        [said] = [one["props"]["value"] for one in config["components"] if one["props"].get("elem_id") == place]
+        assert answer.status_code == 200 and "<gradio-app inert" not in answer.text, "the page can be used"
+        assert f"{NAVIGATION[path]} came without its content: an unexpected KeyError. Reload the page" in said
+        assert "clip" not in said and f"{NAVIGATION[path]} came without its content" in caplog.text
+    assert set(frame.PLACES) == {path for path, (_, module) in PAGES.items() if hasattr(module, "first")}
+    # Other parts that are put into a page cost themselves alone, too.
+    for module, part in ((preload, "head"), (frame, "_datasets"), (frame, "_filled")):
+        monkeypatch.setattr(module, part, faulty)
+    answer = plain.get("/runs", headers=HTML)
+    assert answer.status_code == 200 and "<strong>a &lt;b&gt; bench</strong>" in answer.text
+    assert caplog.text.count("a page opens without") == 3 and "its first content" in caplog.text
