@@ -37,7 +37,7 @@ def evaluations(tmp_path_factory) -> dict[tuple[str, str], Evaluation]:
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_a_seed_with_fewer_updates_holds_the_order_of_the_stages(evaluations):
-    """Margins leave room for another machine's rounding, which turns a few clips (docs/evidence.md)."""
+    """Margins leave room for another machine's rounding, which turns a few clips (docs/worlds.md)."""
     majority, labels, cold, refined = (
         evaluations[name, "raw"].accuracy.value
         for name in ("majority", "labels only", "cold start", "cold start + GRPO")
