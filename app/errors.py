@@ -59,6 +59,7 @@ class At(NamedTuple):
     colour: str
     cell: str
     clip: str
+    seen: str = ""
 
 
 EVERY = 5.0
@@ -146,7 +147,7 @@ def page(context: AppContext) -> None:
         gr.HTML(view.heading("ranking"), padding=False)
         with gr.Row():
             with gr.Column(min_width=560):
-                curves = gr.Plot(show_label=False, container=False)
+                curves = gr.Plot(show_label=False, container=False, elem_id="errors-curves", elem_classes="late")
             with gr.Column(min_width=340):
                 ranking = gr.HTML(padding=False)
         gr.HTML(view.heading("costs"), padding=False)
@@ -158,13 +159,13 @@ def page(context: AppContext) -> None:
         gr.HTML(view.heading("reliability"), padding=False)
         with gr.Row():
             with gr.Column(min_width=340):
-                reliability = gr.Plot(show_label=False, container=False)
+                reliability = gr.Plot(show_label=False, container=False, elem_classes="late tall")
             with gr.Column(min_width=340):
                 honesty = gr.HTML(padding=False)
         gr.HTML(view.heading("risk"), padding=False)
         with gr.Row():
             with gr.Column(min_width=340):
-                risk = gr.Plot(show_label=False, container=False)
+                risk = gr.Plot(show_label=False, container=False, elem_classes="late")
             with gr.Column(min_width=340):
                 threshold = gr.Slider(
                     0, 1, value=THRESHOLD, step=0.005, label="Minimum confidence", elem_id="errors-threshold"
@@ -203,7 +204,8 @@ def page(context: AppContext) -> None:
     click = gr.Textbox(visible="hidden", elem_id="errors-take")
     costs = gr.Textbox(visible="hidden", elem_id="errors-costs")
     lasso = gr.Textbox(visible="hidden", elem_id="errors-lasso")
-    state = [*picks, norm, by, threshold, label, costs, colour, cell, clip]
+    seen = gr.Textbox("", visible="hidden", elem_id="errors-seen")  # "1" once somebody comes near the lower figures
+    state = [*picks, norm, by, threshold, label, costs, colour, cell, clip, seen]
     timer, mark = gr.Timer(EVERY), gr.State(None)
 
     def chosen_of(wish: Sequence[str | None]) -> tuple[Choice, Offers]:
@@ -254,6 +256,7 @@ def page(context: AppContext) -> None:
             if not len(analysis.mine.frame):
                 return _instead(view.UNLABELLED)
             columns = answers.sliceable(analysis.facts)
+            ranked, honest, risky, *mapped = figures(analysis, at) if at.seen else [gr.skip()] * 5
             column = one_of(at.by, columns)
             offered = [(view.column_name(name), name) for name in columns]
             return [
@@ -261,19 +264,27 @@ def page(context: AppContext) -> None:
                 view.summary(analysis), view.classes(analysis),
                 errors_honesty.f1_figure(analysis),
                 view.confusion_table(analysis, at.cells), view.flip_tables(analysis),
-                errors_classes.ranking_plot(analysis, at.label, at.costs), errors_classes.ranking(analysis, at.label),
+                ranked, errors_classes.ranking(analysis, at.label),
                 errors_classes.cost_fields(analysis, at.costs), errors_classes.costs(analysis, at.costs),
-                errors_honesty.reliability_plot(analysis), errors_honesty.honesty(analysis),
-                errors_honesty.risk_plot(analysis, at.threshold), errors_honesty.abstain(analysis, at.threshold),
+                honest, errors_honesty.honesty(analysis), risky, errors_honesty.abstain(analysis, at.threshold),
                 view.controls(analysis) + view.moments(analysis, grounded(context.workbench, analysis)),
                 gr.update(choices=offered, value=column or None), view.slice_table(analysis, column),
-                view.worst(analysis), *alike.map_of(context, analysis, at.colour), view.reasons(analysis),
+                view.worst(analysis), *mapped, view.reasons(analysis),
                 _clips(analysis, at._replace(by=column)), _player(analysis, at.clip),
             ]  # fmt: skip
         except LookupError:
             return _instead(view.NO_ANSWERS)
         except DeepIntuitError as error:
             return _instead(empty(*slices.sentences(error)), view.condition(chosen_of(wish)[0]))
+
+    def figures(analysis: Analysis, at: At) -> tuple[object, ...]:
+        """Those below the first screen: half of what a browser spends on this page."""
+        return (
+            errors_classes.ranking_plot(analysis, at.label, at.costs),
+            errors_honesty.reliability_plot(analysis),
+            errors_honesty.risk_plot(analysis, at.threshold),
+            *alike.map_of(context, analysis, at.colour),
+        )
 
     def fresh(before: tuple | None, *values) -> list[object]:
         """What appeared since `before` (index, all answers, those on screen) → seen now, dropdowns, everything. What is
@@ -356,13 +367,14 @@ def page(context: AppContext) -> None:
     last = {**quick, "trigger_mode": "always_last"}
     names = (*PICKS, "cells", "by", "threshold", "class", "costs", "colour", "cell", "clip")
     shown_all = links.bind(
-        dict(zip(names, state, strict=True)),
+        dict(zip(names, state[:-1], strict=True)),
         restore,
         choices=(*PICKS, "class", "cell", "clip"),
         spelled=dict.fromkeys(("method", "compare"), SPELLED),
         defaults={"cells": "counts", "by": answers.FIRST[0], "threshold": f"{THRESHOLD:g}", "colour": "label"},
     )
     shown_all.then(show, state, everything, **quick).then(**links.FILLED)
+    seen.change(part(figures), state, [curves, reliability, risk, plot, places], **last)
     timer.tick(fresh, [mark, *state], [mark, *picks, *everything], **quick)
     for pick in picks[:-1]:  # the conditions change with the address alone
         pick.input(settle, picks, picks, **quick).then(lambda: ("", ""), None, [cell, clip], **quick).then(

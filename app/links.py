@@ -20,7 +20,10 @@ import gradio as gr
 
 # Components also "change" while the page is drawn: until the address was read, nothing may be written over it.
 _READ = "() => { window.deepintuitRead = true; }"
-_FILLED = "() => ['inert', 'aria-busy'].forEach((name) => document.querySelector('gradio-app').removeAttribute(name))"
+_FILLED = """() => {
+  ["inert", "aria-busy"].forEach((name) => document.querySelector("gradio-app").removeAttribute(name));
+  window.dispatchEvent(new Event("deepintuit-filled"));
+}"""
 FILLED = {"fn": None, "js": _FILLED, "show_progress": "hidden"}
 """The event behind the one that first fills a page: what came with its HTML (frame.py) can be pressed now, and nothing
 stands any more where something was to come."""

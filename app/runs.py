@@ -210,7 +210,7 @@ _QUICK = jobs_tab.QUICK
 def page(context: AppContext) -> None:
     """The Runs page."""
     hidden = {
-        name: gr.Textbox(elem_id=f"runs-{name}", visible="hidden")
+        name: gr.Textbox("runs" if name == "tab" else "", elem_id=f"runs-{name}", visible="hidden")
         for name in ("pick", "goto", "tab", "clip", "job", "update")
     }
     # The update is empty until somebody moves the slider: the first one of the run.
@@ -226,7 +226,9 @@ def page(context: AppContext) -> None:
             with gr.Row(elem_id="runs-choice"):
                 stage = gr.Dropdown([], label="Stage")
                 dataset = gr.Dropdown([], label="Dataset")
-                compare = gr.Dropdown([], label="Compare", multiselect=True, info="two or more runs, side by side")
+                compare = gr.Dropdown(
+                    [], value=[], label="Compare", multiselect=True, info="two or more runs, side by side"
+                )
             with gr.Accordion("Columns", open=False, elem_id="runs-columns"):
                 columns = gr.Dropdown([], label="Columns of the table, settings too", multiselect=True)
             side_by_side = gr.HTML(elem_id="runs-compare")
@@ -290,6 +292,17 @@ def page(context: AppContext) -> None:
     def show_rollouts(run_id: str | None, number: str, clip_id: str, tab_name: str, name: str) -> tuple[Any, Any]:
         return rollouts(context, run_id, number, clip_id, name) if tab_name == "rollouts" else (gr.skip(), gr.skip())
 
+    def filled(stage_, dataset_, keys, run_id, number, clip_id, tab_name, beside, name) -> list[Any]:
+        """All that a restored address shows, in one answer."""
+        return [
+            table(context, stage_, dataset_, run_id, keys),
+            *show_details(run_id),
+            *show_training(run_id, tab_name, beside),
+            *show_rollouts(run_id, number, clip_id, tab_name, name),
+            comparison(context, beside),
+            gr.Timer(active=busy(context)),
+        ]
+
     def new_run(run_id: str | None, number: str) -> Any:
         return _slider(progress.rollout_steps(context.look(), run_id or ""), number)
 
@@ -331,6 +344,7 @@ def page(context: AppContext) -> None:
         choices=("run", "tab", "clip", "job", "slice"),
         defaults={"tab": TABS[0], "columns": ",".join(view.COLUMNS)},
     )
+    drawn = [listed, details_box, card, health, curves, groups, group, side_by_side, timer]
     show = [
         (lambda *inputs: table(context, *inputs), [stage, dataset, run, columns], [listed]),
         (lambda inputs: comparison(context, inputs), [compare], [side_by_side]),
@@ -347,12 +361,13 @@ def page(context: AppContext) -> None:
 
     to_tab = {"fn": lambda tab_name: gr.Tabs(selected=tab_name), "inputs": tab, "outputs": tabs, **reading}
     opened = loaded.then(new_run, [run, update], step, **reading).then(**to_tab)
-    opened.then(*show[0], **reading).then(**links.FILLED)
-    chain(opened, [*show[2:5], show[6]])
+    opened.then(filled, [stage, dataset, columns, run, update, clip, tab, compare, within], drawn, **reading).then(
+        **links.FILLED
+    )
     chain(again.click(choices, None, picks, **reading), show)
     for part in (stage, dataset, columns):
         part.input(show[0][0], show[0][1], show[0][2], **reading)
-    chain(compare.change(show[1][0], show[1][1], show[1][2], **reading), [show[3]])
+    chain(compare.input(show[1][0], show[1][1], show[1][2], **reading), [show[3]])
     chain(run.input(new_run, [run, update], step, **reading), [show[0], *show[2:5]])
     # Buttons in our HTML write into hidden fields, which are emptied again so that the same button works twice.
     chain(

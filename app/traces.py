@@ -381,7 +381,7 @@ def _filters() -> dict[str, gr.components.Component]:
                 share = {"step": 0.01, "placeholder": "0 to 1"} if name.endswith("confidence") else {}
                 parts[name] = gr.Number(None, label=NAMES[name], min_width=110, **share)
         with gr.Row(elem_id="traces-slice", equal_height=False):
-            parts["clip"] = gr.Textbox(label=NAMES["clip"], min_width=150)
+            parts["clip"] = gr.Textbox("", label=NAMES["clip"], min_width=150)
             parts["slice"] = slices.box(220)
             parts["name"] = gr.Textbox(
                 label="Save these filters as a slice called",

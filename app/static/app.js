@@ -58,6 +58,19 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") document.querySelector("#errors-drawer [data-close]")?.click();
 });
 
+// The figures of Errors below the first screen are drawn when somebody comes near them; a hidden page has no height.
+if (document.querySelector(".skeleton.errors")) {
+  const drawn = (event) => {
+    const first = document.querySelector("#errors-curves"), field = document.querySelector("#errors-seen :is(textarea, input)");
+    if (!field || !first?.checkVisibility() || document.querySelector("gradio-app[inert]")) return;
+    if (event.type !== "beforeprint" && first.getBoundingClientRect().top > window.innerHeight * 1.5) return;
+    field.value = "1";
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    for (const name of ["scroll", "resize", "deepintuit-filled", "beforeprint"]) window.removeEventListener(name, drawn);
+  };
+  for (const name of ["scroll", "resize", "deepintuit-filled", "beforeprint"]) window.addEventListener(name, drawn, { passive: true });
+}
+
 // The map on Errors: what a lasso holds fills a hidden field, a click on a point opens its clip.
 document.addEventListener("pointerover", (event) => {
   const plot = event.target.closest?.("#errors-map .js-plotly-plot");

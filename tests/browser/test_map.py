@@ -80,6 +80,7 @@ def test_a_clip_has_its_nearest_beside_it_on_both_pages(page, site, embedded):
 def test_a_lasso_on_the_map_becomes_a_slice(page, site, embedded):
     url, workbench = embedded
     page.goto(f"{url}/errors?colour=right")
+    page.locator("#errors-by").scroll_into_view_if_needed()  # figures are drawn when somebody comes near
     page.wait_for_selector("#errors-map .js-plotly-plot .nsewdrag")
     page.wait_for_function("document.querySelector('#errors-map .js-plotly-plot')?.data?.length === 2")
     for _ in range(10):  # the page may still move while it is drawn
