@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from deepintuit import disk, video, worlds
+from deepintuit import addresses, disk, video, worlds
 from deepintuit.errors import ConfigError, StoreError, VideoError
 from deepintuit.mentions import mentions, moment
 from deepintuit.trace import pieces
@@ -190,7 +190,7 @@ def _videos(
     videos, left_out = {}, []
     for number, row in enumerate(rows):
         path = workbench.path / row["file"]
-        if not path.is_file() and worlds.to_render(path) is None:
+        if not path.is_file() and worlds.to_render(path) is None and addresses.origin(path) is None:
             left_out.append((_GONE, row))
         elif not small and path.suffix.lower() not in _PLAYABLE:
             left_out.append((_UNPLAYABLE, row))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
+from deepintuit.addresses import Object
 from deepintuit.data import SPLITS
 from deepintuit.errors import DataError, nearest
 from deepintuit.labels import LabelSet, normalise
@@ -104,7 +105,7 @@ class Row:
     resolved. `cut`: seconds that must be cut off before use, of the end, or below 0 of the beginning."""
 
     source: str
-    path: Path | None
+    path: Path | Object | None
     label_given: str
     label: str | None = None
     group: str | None = None
@@ -115,6 +116,11 @@ class Row:
     detail: str | None = None
     also_at: tuple[str, ...] = ()
     cut: float = 0.0
+
+
+def place_of(row: Row) -> str:
+    """Where its file lies, as a path or an address."""
+    return row.path.address if isinstance(row.path, Object) else str(row.path)
 
 
 def untrimmed(row: Row, seconds: float | None = None) -> Finding:
@@ -280,8 +286,10 @@ def _alike(labels: LabelSet) -> list[Finding]:
     ]
 
 
-def absent(path: Path) -> str | None:
+def absent(path: Path | Object) -> str | None:
     """Why the system says that nothing lies at `path`; None when something does, be it readable or not."""
+    if isinstance(path, Object):
+        return None if path.there else "the store lists no object of this name"
     try:
         os.stat(path)
     except OSError as error:
@@ -311,7 +319,7 @@ def _look(row: Row, labels: LabelSet, labelled: bool) -> Row:
     if row.excluded:
         return row
     if row.path is None or (why := absent(row.path)):
-        problem = f"no file at {str(row.path)!r} ({why})" if row.path else "no video file has this name"
+        problem = f"no file at {place_of(row)!r} ({why})" if row.path else "no video file has this name"
         return replace(row, excluded=Excluded.MISSING, detail=f"{row.source!r}: {problem}.")
     if label is None and labelled and not row.label_given.strip():
         return replace(row, excluded=Excluded.NO_LABEL, detail=f"{row.source!r} has no label.")

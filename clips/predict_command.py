@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from deepintuit import ranks
+from deepintuit import addresses, ranks
 from deepintuit.command import common, console, ended, opened, positive, shard_option
 from deepintuit.errors import ConfigError, DataError
 
@@ -59,6 +59,7 @@ def _predict(options) -> int:
     from deepintuit_clips.predict import Predictor
     from deepintuit_clips.predict.table import form_of
 
+    addresses.refuse_address(options.out, "where answers go")
     out = Path(options.out) if options.out else None
     if out is not None:
         form_of(out)

@@ -25,7 +25,8 @@ from typing import Any
 import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deepintuit import disk
+from deepintuit import addresses, disk, worlds
+from deepintuit.addresses import Object
 from deepintuit.data.manifest import Manifest, rows_to_table, to_frame
 from deepintuit.errors import OF_THE_MOMENT, DataError, VideoError, VideoReason
 from deepintuit_clips.listing import Finding, Kind, Listing, Report, Row, absent, fold, untrimmed
@@ -63,14 +64,20 @@ def scan(
     clips = manifest.path.parent
     clips.mkdir(parents=True, exist_ok=True)
     journal = _Journal(clips / f"{dataset}.journal.jsonl", repr(limits), fresh)
+    addresses.allow(manifest.workbench, {row.path.store for row in listing.rows if isinstance(row.path, Object)})
     paths = dict.fromkeys(row.path for row in listing.rows if row.path is not None and not absent(row.path))
     keys = {path: journal.key(path) for path in paths}  # as the files are before they are looked at
     looks = {path: entry for path in paths if (entry := journal.get(keys[path]))}
 
     todo = [path for path in paths if path not in looks]
-    for path, look in _each(partial(_look, probe=probe, limits=limits), todo, jobs, "Looking at clips", progress):
+    look_at = partial(_look, probe=probe, limits=limits, workbench=manifest.workbench)
+    for path, look in _each(look_at, todo, jobs, "Looking at clips", progress):
         looks[path] = look
         journal.put(keys[path], look)
+    # From here on an object is the copy of it that lies in the cache, or comes back there.
+    copies = {path: _copied(manifest.workbench, path, look) for path, look in looks.items()}
+    looks, keys = ({copies[path]: value for path, value in of.items()} for of in (looks, keys))
+    listing = replace(listing, rows=tuple(replace(row, path=copies.get(row.path, row.path)) for row in listing.rows))
 
     folder = clips / "playable"
     targets = {
@@ -105,8 +112,17 @@ def _fingerprint(path: Path, fingerprint: Callable[[Path], str]) -> str:
         return ""  # what cannot be read a second time is like nothing
 
 
-def _look(path: Path, probe: Callable[..., Any], limits: Any) -> dict[str, Any]:
+def _copied(workbench: Path, path: Path | Object, look: dict[str, Any]) -> Path | Object:
+    return (
+        addresses.copy_of(workbench, path.address, look["sha256"])
+        if isinstance(path, Object) and look["info"]
+        else path
+    )
+
+
+def _look(path: Path | Object, probe: Callable[..., Any], limits: Any, workbench: Path) -> dict[str, Any]:
     try:
+        path = addresses.fetch(workbench, path.address) if isinstance(path, Object) else path
         info = probe(path) if limits is None else probe(path, limits)
     except VideoError as error:
         return _failed(path, error.reason, str(error))
@@ -117,7 +133,7 @@ def _look(path: Path, probe: Callable[..., Any], limits: Any) -> dict[str, Any]:
 def _failed(path: Path, reason: VideoReason, detail: str) -> dict[str, Any]:
     digest = None  # the reader has said why; without content the clip is known by its name
     with contextlib.suppress(OSError):
-        if path.is_file() and path.stat().st_size <= _HASHED_REFUSED:
+        if isinstance(path, Path) and path.is_file() and path.stat().st_size <= _HASHED_REFUSED:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return {"sha256": digest, "info": None, "excluded": str(reason), "detail": detail}
 
@@ -133,7 +149,7 @@ def _copy(path: Path, playable_copy: Callable[[Path, Path], Any], targets: dict[
     """The sentence when the copy failed, "" when it did not. `playable_copy` itself writes to a temp name and
     renames."""
     try:
-        playable_copy(path, targets[path])
+        playable_copy(worlds.at_hand(path), targets[path])
     except VideoError as error:
         return str(error)
     return ""
@@ -228,7 +244,7 @@ def _ids(rows: list[Row], looks: dict[Path, dict[str, Any]]) -> list[str]:
 
 def _record(row: Row, clip_id: str, look: dict[str, Any] | None, manifest: Manifest) -> dict[str, Any]:
     info = (look or {}).get("info") or {}
-    path = str(row.path) if row.path else None
+    path = str(row.path) if isinstance(row.path, Path) else None  # an object that was never read has no copy
     playable = path if info.get("playable") else None
     if info and not playable and look.get("copy_problem") == "":
         playable = str(manifest.path.parent / "playable" / f"{clip_id}.mp4")
@@ -300,8 +316,10 @@ class _Journal:
                 f"{self._path}: {lost} of its lines cannot be read. Their files are looked at again.", stacklevel=1
             )
 
-    def key(self, path: Path) -> tuple | None:
+    def key(self, path: Path | Object) -> tuple | None:
         """What a file is known by; None when the system does not say."""
+        if isinstance(path, Object):
+            return (path.address, path.version, self._limits, _JOURNAL) if path.version else None
         try:
             stat = path.stat()
         except OSError:

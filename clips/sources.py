@@ -15,13 +15,13 @@ import math
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from deepintuit import parquet, texts
+from deepintuit import addresses, parquet, texts
 from deepintuit.data.delimited import csv_rows, lines
 from deepintuit.errors import DataError, VideoReason, nearest
 from deepintuit.labels import LabelSet
@@ -41,13 +41,19 @@ def import_folder(root: str | Path, *, labels: LabelSet | None = None) -> Listin
     split (train, valid, test, …); or `root/<label>/<split>/…` where every second one is.
 
     The clip's name is its path below `root`. Files without a video suffix are counted, not listed. Raises `DataError`
-    for a root that is no folder or holds no clip.
+    for a root that is no folder or holds no clip. `root` may be an address (`deepintuit.addresses`).
     """
-    root = folder(root)
     refused: list[OSError] = []
-    paths = [(path, path.relative_to(root).parts) for path in files(root, refused)]
+    if addresses.is_address(root):
+        root = addresses.checked(root)
+        named = ((path, tuple(name.split("/"))) for name, path in addresses.objects(root).items())
+        paths = [(path, parts) for path, parts in named if not any(map(_hidden, parts))]
+        tops = sorted({parts[0] for _, parts in paths if len(parts) > 1})
+    else:
+        root = folder(root)
+        paths = [(path, path.relative_to(root).parts) for path in files(root, refused)]
+        tops = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     clips = [(path, parts) for path, parts in paths if path.suffix.lower() in VIDEO_SUFFIXES and len(parts) > 1]
-    tops = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     at, beside = _split_level(root, tops, [parts for _, parts in clips])
     depth = 2 if at == 0 else 1
     rows, suffixes = [], Counter()
@@ -77,7 +83,7 @@ def import_folder(root: str | Path, *, labels: LabelSet | None = None) -> Listin
         for name in beside
     ]
     findings += [Finding(Kind.UNREADABLE, row.source, row.detail) for row in rows if row.excluded in set(VideoReason)]
-    return finish(rows, labels, root.name, findings)
+    return finish(rows, labels, os.path.basename(root), findings)
 
 
 def _closed(error: OSError, root: Path, depth: int) -> Row:
@@ -95,7 +101,9 @@ def _closed(error: OSError, root: Path, depth: int) -> Row:
     )
 
 
-def _split_level(root: Path, tops: Sequence[str], clips: Sequence[tuple[str, ...]]) -> tuple[int | None, list[str]]:
+def _split_level(
+    root: Path | str, tops: Sequence[str], clips: Sequence[tuple[str, ...]]
+) -> tuple[int | None, list[str]]:
     """At which level of the folders splits are named: the first, the second, or None; and the top folders that are
     neither split nor class. A `DataError` where splits and classes stand side by side."""
     splits = [name for name in tops if is_split(name)]
@@ -134,7 +142,7 @@ def import_csv(
     `videos_root`, a row with more cells than the header, several labels of a clip, no rows.
     """
     table = Path(table)
-    root = folder(videos_root)
+    root = addresses.checked(videos_root) if addresses.is_address(videos_root) else folder(videos_root)
     rows, findings = [], []
     numbered = list((records or csv_records)(table))
     columns = list(dict.fromkeys(name for _, record in numbered for name in record))
@@ -153,7 +161,8 @@ def import_csv(
     text_columns = set(TEXT if text is None else (_column(name, columns) for name in text))
     lines = [(f"{table.name}, line {number},", number, record) for number, record in numbered]
     names = [_single(record.get(path), "path", location).strip() for location, _, record in lines]
-    files_of = _Files(root, (inside(root, name, location) for name, (location, *_) in zip(names, lines) if name))
+    places = {name: inside(root, name, location) for name, (location, *_) in zip(names, lines) if name}
+    files_of = _files_of(root, places.values())
     for name, (location, number, record) in zip(names, lines):
         if not name:
             findings.append(Finding(Kind.EMPTY_ROW, f"line {number}", f"{location} names no file; passed over."))
@@ -161,7 +170,7 @@ def import_csv(
         used = {path, label, group, split} | text_columns
         cells = {key: as_text(value) for key, value in record.items()}
         place = files_of.find(name, location)
-        if place != inside(root, name, location):
+        if isinstance(place, Path) and place != places[name]:
             as_is = place.relative_to(root).as_posix()
             findings.append(Finding(Kind.OTHER_NAME, name, f"{name!r} is taken to be the file {as_is!r}."))
         rows.append(
@@ -193,22 +202,29 @@ def import_new(
     text: Sequence[str] = (),
     videos_root: str | Path | None = None,
 ) -> tuple[list[tuple[str, str]], Listing]:
-    """Clips without labels: folders with all that lies below them, video files, and tables (CSV, TSV, JSONL, Parquet)
-    whose column `path` names files below `videos_root` (default: the table's folder) and whose columns `text` hold the
-    uploader's own words. Of a table, nothing else is kept.
+    """Clips without labels: folders (or addresses) with all that lies below them, video files, and tables (CSV, TSV,
+    JSONL, Parquet) whose column `path` names files below `videos_root` (default: the table's folder) and whose columns
+    `text` hold the uploader's own words. Of a table, nothing else is kept.
 
     Also returns, for each clip in the order given, its name as given and its `source` in the listing, which is its
     absolute path. A file that is not there is listed; `DataError` for an input that is neither, and for no clip at all.
     """
     names, rows, findings, suffixes = [], [], [], Counter()
 
-    def add(name: str, place: Path, **columns: Any) -> None:
-        full = os.path.abspath(place)
-        row = _utf8(Row(source=full, path=Path(full), label_given="", **columns))
+    def add(name: str, place: Path | addresses.Object, **columns: Any) -> None:
+        full = os.path.abspath(place) if isinstance(place, Path) else place.address
+        path = Path(full) if isinstance(place, Path) else place
+        row = _utf8(Row(source=full, path=path, label_given="", **columns))
         names.append((_as_utf8(name), row.source))
         rows.append(row)
 
-    for place in map(Path, inputs):
+    stores = [addresses.checked(place) for place in inputs if addresses.is_address(place)]
+    for thing in (thing for store in stores for thing in addresses.objects(store).values()):
+        if thing.suffix.lower() in VIDEO_SUFFIXES:
+            add(thing.address, thing)
+        else:
+            suffixes[thing.suffix.lower() or "none"] += 1
+    for place in (Path(place) for place in inputs if not addresses.is_address(place)):
         if place.is_dir():
             refused: list[OSError] = []
             for file in files(place, refused):
@@ -221,9 +237,10 @@ def import_new(
                 rows.append(replace(row, source=_as_utf8(os.path.abspath(error.filename)), label_given=""))
                 names.append((_as_utf8(str(error.filename)), rows[-1].source))
         elif place.suffix.lower() in _RECORDS:
-            root = folder(videos_root or place.parent)
+            root = videos_root or place.parent
+            root = addresses.checked(root) if addresses.is_address(root) else folder(root)
             named_rows = list(_table_rows(place, path, text))
-            files_of = _Files(root, (inside(root, name, location) for location, name, _ in named_rows if name))
+            files_of = _files_of(root, [inside(root, name, location) for location, name, _ in named_rows if name])
             for location, name, texts_of in named_rows:
                 if name:
                     add(name, files_of.find(name, location), text=texts_of)
@@ -242,7 +259,7 @@ def import_new(
     ]
     if not rows:
         raise DataError(
-            f"there is no video in {', '.join(_as_utf8(str(place)) for place in inputs) or 'nothing'}",
+            f"there is no video in {', '.join(_as_utf8(addresses.shown(str(place))) for place in inputs) or 'nothing'}",
             "a video is told by its ending: " + " ".join(sorted(VIDEO_SUFFIXES)),
             "Name a folder, files or a table with clips",
         )
@@ -276,13 +293,16 @@ def _parquet_records(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from enumerate(rows.to_pylist(), 1)
 
 
-def inside(root: Path, name: str, location: str) -> Path:
-    """The file that `name` means below `root`; a name that leads out of it is refused with a `DataError`.
+def inside(root: Path | str, name: str, location: str) -> Path | str:
+    """The file that `name` means below `root`, or its address there; a name that leads out of it is refused with a
+    `DataError`.
 
     Judged by the letters of the path, not by where links lead: links below `root` were put there by its owner, a name
     in a table may come from anyone.
     """
-    base = os.path.abspath(root)
+    if isinstance(root, str) or addresses.is_address(name):
+        return f"{root}/{addresses.below(str(root), name, location)}"
+    base, name = os.path.abspath(root), name.removeprefix("file://")
     full = os.path.abspath(os.path.join(base, name.replace("\0", "")))
     if "\0" in name or os.path.commonpath([full, base]) != base or full == base:
         raise DataError(
@@ -373,6 +393,24 @@ def _column(column: str, columns: Sequence[str]) -> str | None:
     return column if column in columns else alike[0] if len(alike) == 1 else None
 
 
+def _files_of(root: Path | str, places: Collection[Path | str]) -> _Files | _Objects:
+    return _Files(root, places) if isinstance(root, Path) else _Objects(root, places)
+
+
+class _Objects:
+    """The objects that a table names by addresses below a store, which is asked once what lies where they do."""
+
+    def __init__(self, root: str, places: Collection[str]) -> None:
+        self._root, folders = root, {place.rpartition("/")[0] for place in places}
+        common = os.path.commonprefix([f"{folder}/" for folder in folders]).rpartition("/")[0] if folders else root
+        self._there = {thing.address: thing for thing in addresses.objects(common).values()} if folders else {}
+
+    def find(self, name: str, location: str) -> addresses.Object:
+        place = inside(self._root, name, location)
+        thing = self._there.get(place)
+        return thing._replace(store=self._root) if thing else addresses.Object(place, self._root, there=False)
+
+
 class _Files:
     """The files below a folder by the names that tables give them: as written, with backslashes, percent-encoded, in
     another case, or with accents encoded in another way. A file that a row names as it is called is of no other row."""
@@ -418,7 +456,7 @@ def _notes(record: Mapping[str, str], used: set[str]) -> dict[str, str]:
 
 
 def folder(path: str | Path) -> Path:
-    path = Path(path)
+    path = Path(str(path).removeprefix("file://"))
     if not path.is_dir():
         raise DataError(f"{str(path)!r} is not a folder.", "The clips are looked for in it.", "Check the path.")
     return Path(os.path.abspath(path))

@@ -18,7 +18,7 @@ import tomli_w
 from rich.console import Console
 from rich.syntax import Syntax
 
-from deepintuit import config, ranks
+from deepintuit import addresses, config, ranks
 from deepintuit.config import Config
 from deepintuit.errors import ConfigError, nearest
 
@@ -172,7 +172,9 @@ def settings_of(options: argparse.Namespace) -> Config:
 
 def named_workbench(options: argparse.Namespace) -> str | None:
     """The workbench that the command line or the environment names."""
-    return options.workbench or os.environ.get("DEEPINTUIT_HOME")
+    place = options.workbench or os.environ.get("DEEPINTUIT_HOME")
+    addresses.refuse_address(place, "a workbench")
+    return place
 
 
 def opened(options: argparse.Namespace, kind: type | None = None):

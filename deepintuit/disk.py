@@ -16,6 +16,7 @@ import math
 import os
 import secrets
 import shutil
+import threading
 import time
 import warnings
 import weakref
@@ -219,6 +220,49 @@ def entry(folder: Path, suffix: str, key: Sequence[Any]) -> Path:
     """The file of a cache for what `key` (JSON) names, in one of 256 folders."""
     digest = hashlib.sha256(json.dumps(key).encode("ascii")).hexdigest()
     return folder / digest[:2] / f"{digest}{suffix}"
+
+
+class Room:
+    """Files of a cache, in `kinds` of folders at `root`, of at most `limit` bytes together; what was used longest ago
+    goes first.
+
+    The folders are looked through at a process's first write and after each sixteenth of the bound that it writes;
+    then an eighth is free again. So two processes stay within the bound, and each further one may add a sixteenth to
+    it. A file of more than `most` bytes, a sixteenth of the bound, is not kept.
+    """
+
+    def __init__(self, root: Path, kinds: Sequence[str], limit: int) -> None:
+        self._root, self._kinds, self._limit, self.most = root, kinds, limit, limit // 16
+        self._allowance = 0  # bytes that this process may write before it looks again
+        self._lock = threading.Lock()
+
+    def make(self, size: int) -> bool:
+        """Make room for `size` bytes, or say that a file of that size is not kept."""
+        if size > self.most:
+            return False
+        with self._lock:
+            self._allowance -= size
+            if self._allowance < 0:
+                entries = sorted(self._files())  # temporary names too: what a killed process left is the oldest one day
+                total = sum(entry_size for _, entry_size, _ in entries)
+                for _, entry_size, path in entries:
+                    if total <= self._limit - 2 * self.most:
+                        break
+                    with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                        os.unlink(path)
+                    total -= entry_size
+                self._allowance = self.most - size
+        return True
+
+    def _files(self) -> Iterator[tuple[int, int, str]]:
+        """(time of last use, bytes, path) of what is there."""
+        for kind in self._kinds:
+            for folder, _, names in os.walk(self._root / kind):
+                for name in names:
+                    path = os.path.join(folder, name)
+                    with contextlib.suppress(FileNotFoundError):
+                        facts = os.stat(path)
+                        yield max(facts.st_atime_ns, facts.st_mtime_ns), facts.st_size, path
 
 
 class JsonCache:

@@ -18,6 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from deepintuit import addresses
 from deepintuit.errors import ConfigError, VideoError, VideoReason, nearest
 
 RENDERED = "rendered.json"
@@ -97,9 +98,11 @@ def example(place: Path) -> Path | None:
 
 
 def at_hand(path: str | os.PathLike[str]) -> Path:
-    """The path of a clip; one that a world renders on demand is there when this returns. VideoError where this machine
-    renders other bytes than those that traces and labels are about."""
+    """The path of a clip; one that a world renders on demand, or that lies on an object store, is there when this
+    returns. VideoError where what comes has other bytes than those that traces and labels are about."""
     path = Path(os.fsdecode(path))
+    if addresses.origin(path):
+        addresses.at_hand(path)
     if (pending := to_render(path)) is None:
         return path
     world, digest = pending

@@ -27,7 +27,7 @@ FLOORS = {
     "shelves": "data runs embeddings",
     "sums": "rewards advantage schedule metrics linear",
     "words": "prompts → trace config → labels worlds rubrics",
-    "ground": "disk worker ranks connections → errors texts mentions parquet tables",
+    "ground": "addresses → disk worker ranks connections → errors texts mentions parquet tables",
 }
 STEPS = [step.split() for floor in FLOORS.values() for step in floor.split(" → ")]
 HEIGHT = {module: len(STEPS) - depth for depth, step in enumerate(STEPS) for module in step}

@@ -12,6 +12,7 @@ below.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from deepintuit import worlds
-from deepintuit.errors import StoreError, nearest
+from deepintuit import addresses, worlds
+from deepintuit.errors import DeepIntuitError, StoreError, nearest
 from deepintuit.runs.schema import storable
 from deepintuit.tables import FORMATS, written
 from deepintuit_analysis.index import search
@@ -444,7 +445,8 @@ def _stretches(workbench: Workbench, condition: str, values: list[Any]) -> Itera
 
 def clip_file(workbench: Workbench, clip_id: str, *, playable: bool = True) -> Path | None:
     """Where the video of a clip lies: with `playable` the copy that a browser can show, where import made one. None for
-    a clip that is excluded. VideoError for one of the example that this machine renders otherwise."""
+    a clip that is excluded. What its store does not give any more is not there, like a file that was moved. VideoError
+    for one of the example that this machine renders otherwise."""
     column = "coalesce(playable_path, path)" if playable else "path"
     rows = workbench.query(
         f"SELECT {column} AS path FROM clips WHERE clip_id = ? AND path IS NOT NULL AND excluded IS NULL LIMIT 1",  # noqa: S608
@@ -452,7 +454,10 @@ def clip_file(workbench: Workbench, clip_id: str, *, playable: bool = True) -> P
     )
     if rows.empty:
         return None
-    return worlds.at_hand(workbench.path / rows.path[0])
+    path = workbench.path / rows.path[0]
+    with contextlib.suppress(*[DeepIntuitError] * bool(addresses.origin(path))):
+        worlds.at_hand(path)
+    return path
 
 
 def trace(workbench: Workbench, trace_id: str) -> pd.Series | None:

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from deepintuit import disk, ranks, video
+from deepintuit import addresses, disk, ranks, video
 from deepintuit.command import with_dataset
 from deepintuit.config import Config
 from deepintuit.data import Manifest
@@ -236,7 +236,7 @@ class Predictor:
 
     def dataset_of(self, inputs: Sequence[str | Path]) -> str:
         """The name of the dataset of these inputs: another set of labels has another one."""
-        places = sorted({os.path.abspath(path) for path in inputs})
+        places = sorted({path if addresses.is_address(path) else os.path.abspath(path) for path in inputs})
         text = "\n".join([*places, self.labels.dumps()])
         digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
         word = re.sub(r"[^A-Za-z0-9]+", "-", Path(places[0]).stem).strip("-")[:40] if len(places) == 1 else ""

@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from deepintuit import disk, parquet
+from deepintuit import addresses, disk, parquet
 from deepintuit.config import SPLITS
 from deepintuit.data.schema import SCHEMA
 from deepintuit.errors import DataError, nearest
@@ -95,6 +95,7 @@ class Manifest:
                 "The name becomes a file name.",
                 "Use letters, digits, '.', '_' and '-', starting with a letter or digit.",
             )
+        addresses.refuse_address(workbench, "a workbench")
         self.workbench, self.dataset, self.frame, self.labels = Path(os.path.abspath(workbench)), dataset, frame, labels
         self.version: int | None = None
 

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deepintuit import disk, ranks
+from deepintuit import addresses, disk, ranks
 from deepintuit.errors import StoreError, nearest
 from deepintuit.runs.run import WAIT, Run, plain, provenance, read_description, versions, without_secrets
 from deepintuit.runs.schema import GRAINS, Grain, TraceRow, trace_id, unnamed
@@ -46,6 +46,7 @@ class Workbench:
     """A folder of clips, runs, reviews and caches (layout in docs/architecture.md); made when first written to."""
 
     def __init__(self, path: str | os.PathLike[str]):
+        addresses.refuse_address(path, "a workbench")
         self.path = Path(path).expanduser().absolute()
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"{self.path} is a file", "a workbench is a folder", "name another path")

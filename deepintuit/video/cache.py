@@ -12,8 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +32,12 @@ KINDS = ("frames", "features")
 
 
 class DiskCache:
-    """Arrays and facts by key, in folders of at most `gib` GiB together; what was used longest ago makes room.
-
-    The folders are looked through at a process's first write and after each sixteenth of the bound that it writes;
-    then an eighth is free again. So two processes stay within the bound, and each further one may add a sixteenth to
-    it. An entry larger than a sixteenth of the bound is not kept.
-    """
+    """Arrays and facts by key, in folders of at most `gib` GiB together; what was used longest ago makes room
+    (`disk.Room`)."""
 
     def __init__(self, root: str | os.PathLike[str], gib: float = 50.0) -> None:
-        self.root, self.limit = Path(root), int(gib * 2**30)
-        self._allowance = 0  # bytes that this process may write before it looks again
-        self._lock = threading.Lock()
+        self.root = Path(root)
+        self._room = disk.Room(self.root, KINDS, int(gib * 2**30))
 
     def get(self, kind: str, *key: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """Arrays and facts as they were put; None when they are not there whole."""
@@ -65,7 +59,7 @@ class DiskCache:
         entry = self._entry(kind, key)
         about = json.dumps([_checksum(entry.stem, facts, arrays), entry.stem, facts])
         with disk.optional(self.root):
-            if not self._room_for(sum(array.nbytes for array in arrays.values()) + len(about) + 4096):
+            if not self._room.make(sum(array.nbytes for array in arrays.values()) + len(about) + 4096):
                 return
             entry.parent.mkdir(parents=True, exist_ok=True)
             with disk.replacing(entry, durable=False) as temporary:
@@ -73,35 +67,6 @@ class DiskCache:
 
     def _entry(self, kind: str, key: tuple) -> Path:
         return disk.entry(self.root / kind, ".safetensors", key)
-
-    def _room_for(self, size: int) -> bool:
-        """Make room for `size` bytes, or say that an entry of that size is not kept."""
-        share = self.limit // 16
-        if size > share:
-            return False
-        with self._lock:
-            self._allowance -= size
-            if self._allowance < 0:
-                entries = sorted(self._files())  # temporary names too: what a killed process left is the oldest one day
-                total = sum(entry_size for _, entry_size, _ in entries)
-                for _, entry_size, path in entries:
-                    if total <= self.limit - 2 * share:
-                        break
-                    with contextlib.suppress(FileNotFoundError):  # another process was quicker
-                        os.unlink(path)
-                    total -= entry_size
-                self._allowance = share - size
-        return True
-
-    def _files(self) -> Iterator[tuple[int, int, str]]:
-        """(time of last use, bytes, path) of what is there."""
-        for kind in KINDS:
-            for folder, _, names in os.walk(self.root / kind):
-                for name in names:
-                    path = os.path.join(folder, name)
-                    with contextlib.suppress(FileNotFoundError):
-                        facts = os.stat(path)
-                        yield facts.st_mtime_ns, facts.st_size, path
 
 
 def _checksum(name: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
