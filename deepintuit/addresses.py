@@ -93,7 +93,9 @@ def objects(store: str) -> dict[str, Object]:
         listing = system.find(root, detail=True)
     except Exception as error:
         raise DataError(f"{store!r} cannot be listed", _said(error), _CREDENTIALS) from error
-    names = {place.lstrip("/").removeprefix(root.strip("/")).removeprefix("/"): facts for place, facts in listing.items()}
+    names = {
+        place.lstrip("/").removeprefix(root.strip("/")).removeprefix("/"): facts for place, facts in listing.items()
+    }
     return {
         name: Object(f"{store}/{name}", store, _version(facts))
         for name, facts in sorted(names.items())
