@@ -59,7 +59,7 @@ class At(NamedTuple):
     colour: str
     cell: str
     clip: str
-    seen: str = ""
+    scroll: str = ""
 
 
 EVERY = 5.0
@@ -204,8 +204,8 @@ def page(context: AppContext) -> None:
     click = gr.Textbox(visible="hidden", elem_id="errors-take")
     costs = gr.Textbox(visible="hidden", elem_id="errors-costs")
     lasso = gr.Textbox(visible="hidden", elem_id="errors-lasso")
-    seen = gr.Textbox("", visible="hidden", elem_id="errors-seen")  # "1" once somebody comes near the lower figures
-    state = [*picks, norm, by, threshold, label, costs, colour, cell, clip, seen]
+    scroll = gr.Textbox("", visible="hidden", elem_id="errors-scroll")  # "1" once somebody comes near the lower figures
+    state = [*picks, norm, by, threshold, label, costs, colour, cell, clip, scroll]
     timer, mark = gr.Timer(EVERY), gr.State(None)
 
     def chosen_of(wish: Sequence[str | None]) -> tuple[Choice, Offers]:
@@ -256,7 +256,7 @@ def page(context: AppContext) -> None:
             if not len(analysis.mine.frame):
                 return _instead(view.UNLABELLED)
             columns = answers.sliceable(analysis.facts)
-            ranked, honest, risky, *mapped = figures(analysis, at) if at.seen else [gr.skip()] * 5
+            curve, bins, risk_curve, *map_parts = figures(analysis, at) if at.scroll else [gr.skip()] * 5
             column = one_of(at.by, columns)
             offered = [(view.column_name(name), name) for name in columns]
             return [
@@ -264,12 +264,12 @@ def page(context: AppContext) -> None:
                 view.summary(analysis), view.classes(analysis),
                 errors_honesty.f1_figure(analysis),
                 view.confusion_table(analysis, at.cells), view.flip_tables(analysis),
-                ranked, errors_classes.ranking(analysis, at.label),
+                curve, errors_classes.ranking(analysis, at.label),
                 errors_classes.cost_fields(analysis, at.costs), errors_classes.costs(analysis, at.costs),
-                honest, errors_honesty.honesty(analysis), risky, errors_honesty.abstain(analysis, at.threshold),
+                bins, errors_honesty.honesty(analysis), risk_curve, errors_honesty.abstain(analysis, at.threshold),
                 view.controls(analysis) + view.moments(analysis, grounded(context.workbench, analysis)),
                 gr.update(choices=offered, value=column or None), view.slice_table(analysis, column),
-                view.worst(analysis), *mapped, view.reasons(analysis),
+                view.worst(analysis), *map_parts, view.reasons(analysis),
                 _clips(analysis, at._replace(by=column)), _player(analysis, at.clip),
             ]  # fmt: skip
         except LookupError:
@@ -374,7 +374,7 @@ def page(context: AppContext) -> None:
         defaults={"cells": "counts", "by": answers.FIRST[0], "threshold": f"{THRESHOLD:g}", "colour": "label"},
     )
     shown_all.then(show, state, everything, **quick).then(**links.FILLED)
-    seen.change(part(figures), state, [curves, reliability, risk, plot, places], **last)
+    scroll.change(part(figures), state, [curves, reliability, risk, plot, places], **last)
     timer.tick(fresh, [mark, *state], [mark, *picks, *everything], **quick)
     for pick in picks[:-1]:  # the conditions change with the address alone
         pick.input(settle, picks, picks, **quick).then(lambda: ("", ""), None, [cell, clip], **quick).then(

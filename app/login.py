@@ -164,12 +164,12 @@ def add_user(path: str | Path, name: str, password: str, role: str | None = None
     if len(password) < 8:
         raise ConfigError("a password of under eight characters", "it would be guessed", "Choose a longer one")
     path = Path(path)
-    lines, known = [], {}
+    lines, users = [], {}
     if path.exists():
-        known = _parsed(path)
+        users = _parsed(path)
         lines = texts.read(path).rstrip("\n").split("\n")
     rest = [line for line in lines if line.strip().partition(":")[0] != name]
-    role = role or parted(known.get(name, ""))[1]
+    role = role or parted(users.get(name, ""))[1]
     disk.write_text(path, "\n".join([*rest, f"{name}:{hashed(password)}:{role}"]) + "\n", mode=0o600)
 
 

@@ -189,10 +189,10 @@ def seen(context: AppContext, trace_id: str) -> list[bytes]:
     facts, (width, height) = path.stat(), map(int, trace.frames_size)
     expected = None if browse.missing(trace.frame_hash) else str(trace.frame_hash)
     settings = _settings(context, trace.run_id)
-    asked, evaluated = (settings.get(section) or {} for section in ("video", "evaluate"))
+    sampling, evaluated = (settings.get(section) or {} for section in ("video", "evaluate"))
     ways = [(len(trace.frame_indices), None)]
-    if asked.get("fps") and asked.get("frames"):
-        ways.append((int(asked["frames"]), float(asked["fps"])))
+    if sampling.get("fps") and sampling.get("frames"):
+        ways.append((int(sampling["frames"]), float(sampling["fps"])))
     distortion = None
     if evaluated.get("distortion", "none") != "none":
         distortion = evaluated["distortion"], evaluated["distortion_strength"], trace.clip_id

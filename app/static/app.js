@@ -61,7 +61,7 @@ document.addEventListener("keydown", (event) => {
 // The figures of Errors below the first screen are drawn when somebody comes near them; a hidden page has no height.
 if (document.querySelector(".skeleton.errors")) {
   const drawn = (event) => {
-    const first = document.querySelector("#errors-curves"), field = document.querySelector("#errors-seen :is(textarea, input)");
+    const first = document.querySelector("#errors-curves"), field = document.querySelector("#errors-scroll :is(textarea, input)");
     if (!field || !first?.checkVisibility() || document.querySelector("gradio-app[inert]")) return;
     if (event.type !== "beforeprint" && first.getBoundingClientRect().top > window.innerHeight * 1.5) return;
     field.value = "1";
