@@ -42,13 +42,15 @@ GIB = 2**30
 @dataclass(frozen=True)
 class Work:
     """One stage. `peaks`: GiB at most on one GPU of each part of the work, and the setting that lowers it. Tokens:
-    `losses` go through the model with gradients, `reading` without, and `samples` are written, one after the other."""
+    `losses` go through the model with gradients, `reading` without, and `samples` are written, one after the other;
+    `served` are written by a server, in its time and memory."""
 
     peaks: dict[str, tuple[float, str]] = field(default_factory=dict)
     updates: int = 0
     losses: int = 0
     reading: int = 0
     samples: int = 0
+    served: int = 0
 
     def hours(self, rates: tuple[float, float], passes: int, gpus: int) -> float:
         """At so many tokens per second and GPU in losses, and in sampling."""
@@ -80,7 +82,9 @@ class Plan:
         for stage, work in self.work.items():
             hours = f", {work.hours(rates, self.passes, self.gpus):,.1f} hours" if rates else ""
             words = [f"{work.updates:,} updates"] if work.updates else []
-            for tokens, what in ((work.losses, "in losses"), (work.reading, "read"), (work.samples, "sampled")):
+            tokens_of = {"in losses": work.losses, "read": work.reading, "sampled": work.samples}
+            tokens_of["sampled by the server, beside the hours here"] = work.served
+            for what, tokens in tokens_of.items():
                 words += [f"{tokens / 1e6:,.1f} million tokens {what}"] if tokens else []
             rows.append((STAGES[stage], ", ".join(words) + hours))
             for part, (peak, setting) in work.peaks.items():
@@ -145,11 +149,12 @@ class _Planner:
         first = settings.filter_rollouts * clips + group * min(settings.check_clips, clips)  # traces before training
         tree = self._tokens(group, length)
         peaks = self._losses(planned.batch, group, length)
-        if settings.sampler == "local":
+        if here := settings.sampler == "local":
             together = max(planned.batch, self.config.sampling.clips_per_batch * (first > 0))
             peaks |= self._sampling(together, max(group, settings.filter_rollouts), length, trained=True)
-        prompts = (visits + clips * (settings.filter_rollouts > 0)) * self.prompt + (settings.beta > 0) * visits * tree
-        return Work(peaks, planned.updates, visits * tree, prompts, (visits * group + first) * length)
+        prompts = here * (visits + clips * (settings.filter_rollouts > 0)) * self.prompt
+        prompts, samples = prompts + (settings.beta > 0) * visits * tree, (visits * group + first) * length
+        return Work(peaks, planned.updates, visits * tree, prompts, here * samples, (not here) * samples)
 
     def _calibrate(self) -> Work:
         settings, length = self.config.calibrate, self.config.sampling.max_tokens

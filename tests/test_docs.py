@@ -270,13 +270,13 @@ def code_lines(path: Path) -> int:
 
 # Lines of code that a room may hold, and that all hold together.
 MOST_LINES = {
-    "deepintuit": 13_673,
+    "deepintuit": 13_677,
     "deepintuit_analysis": 7_720,
     "deepintuit_app": 7_173,
     "deepintuit_clips": 2_663,
     "deepintuit_homecam": 2_247,
 }
-MOST_IN_ALL = 33_476
+MOST_IN_ALL = 33_480
 # What one reads, in this order, to know the method.
 READING_PATH = "trace prompts rewards advantage coldstart grpo calibrate reasoner.distribution evaluate".split()
 MOST_TO_READ = 1_977

@@ -178,3 +178,13 @@ def test_a_backbone_whose_rows_stand_alone_holds_each_row_by_itself(tmp_path):
     shape = read_config(family.folder)
     alone, one = (Footprint(shape, ModelConfig(path=str(family.folder), lora_rank=rank)) for rank in (4, 0))
     assert not alone.shares and alone.cache_row > 0 and one.trained > alone.trained
+
+
+def test_what_a_server_samples_takes_no_memory_and_no_hours_here(tmp_path):
+    sets = words(tiny.write_family("hub25", tmp_path / "model"), "grpo.filter_rollouts=4")[4::2]
+    served = [*sets, "grpo.sampler=server", "server.model=m", "server.base_url=http://127.0.0.1:9/v1"]
+    plans = [plan.plan_of(config.load(None, one), {"grpo": 100}, "grpo") for one in (sets, served)]
+    here, there = (planned.work["grpo"] for planned in plans)
+    assert here.samples == there.served > 0 == there.samples == here.served and here.reading > there.reading == 0
+    assert {*there.peaks} == {"losses"} and there.hours((100, 10), 3, 1) < here.hours((100, 10), 3, 1)
+    assert "million tokens sampled by the server" in dict(plans[1].rows())["GRPO"]

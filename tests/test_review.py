@@ -689,7 +689,7 @@ def test_nobody_answers_or_takes_back_once_a_task_is_closed_and_all_may_read_it(
         lambda: reviews.judge("week", "bob", "t0", GOOD),
         lambda: reviews.undo("week", "bob"),
     ):
-        with pytest.raises(DataError, match="the task 'week' is closed.*ask a lead to open it again"):
+        with pytest.raises(DataError, match="the task 'week' is closed.*Ask a lead to open it again"):
             act()
     assert reviews.judge("week", "bob", "t0", GOOD, event_id="sent twice") == sent, "saved before, and said so again"
     reviews.adjudicate("week", "lead", "t0", GOOD)
@@ -705,7 +705,7 @@ def test_nobody_answers_or_takes_back_once_a_task_is_closed_and_all_may_read_it(
         ({"label": "dog"}, "'verdict' is missing"),
         ({"label": "bird", "verdict": "right"}, "'bird' came as the label"),
         (GOOD | {"label": ["dog"]}, "came as the label"),
-        (GOOD | {"verdict": "fine"}, "'fine' came as the verdict.*give one of right, wrong reasons, wrong"),
+        (GOOD | {"verdict": "fine"}, "'fine' came as the verdict.*Give one of right, wrong reasons, wrong"),
         (GOOD | {"mood": 1}, "came as the mood: this task asks label, verdict, failing, note"),
         (GOOD | {"note": 3}, "came as the note.*text up to 10,000"),
         (GOOD | {"note": "x" * 10_001}, "came as the note"),
@@ -735,9 +735,9 @@ def test_nobody_judges_what_was_not_handed_to_them(reviews: Reviews):
     for item in ("t0", "nothing", "../../x"):
         with pytest.raises(DataError, match="was not handed to 'ann'"):
             reviews.judge("week", "ann", item, GOOD)
-    with pytest.raises(DataError, match="there is no review task 'weak'.*nearest: 'week'"):
+    with pytest.raises(DataError, match="there is no review task 'weak'.*Nearest: 'week'"):
         reviews.next_item("weak", "ann")
-    with pytest.raises(DataError, match="give the name of a login"):
+    with pytest.raises(DataError, match="Give the name of a login"):
         reviews.next_item("week", " ")
 
 
@@ -896,7 +896,7 @@ def test_a_mixture_takes_from_each_order_by_its_share(workbench: Workbench):
     pure = [*plan(workbench, TraceFilter(), "entropy")]
     assert [one for one in mixed if one in pure[:2]] == pure[:2]
     for wrong in ("entropie", {"entropy": 0}, {"reviewers": 1, "random": 1}):
-        with pytest.raises(DataError, match="nearest"):
+        with pytest.raises(DataError, match="Nearest"):
             plan(workbench, TraceFilter(), wrong)
 
 

@@ -1,12 +1,16 @@
 """GRPO whose traces a server writes: a real process of its own, which is given the weights before each round by vLLM's
 routes. With its traces training is what it is with local ones; each token weighs what the two engines make of it."""
 
+import json
 import shutil
+import subprocess
+import sys
 
 import httpx
 import pytest
+import together
 import torch
-from embedded import assert_same_weights, lora_of, survivor
+from embedded import TINY, assert_same_weights, lora_of, survivor
 from safetensors.torch import load_file
 from test_grpo import a_round, flat_gradient, logps_in_the_loss, made
 from test_served import environment, serving  # noqa: F401
@@ -140,6 +144,26 @@ def test_a_killed_run_and_a_killed_server_change_nothing(bench, cold, sampler, t
         assert_same_weights(trained, run)
         asked = {line["seed"] for line in second.said("begins")}
         assert len(answered) > 12 and len(answered & asked) == 4, "but for the traces by which a server is met"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("sampler", ["whole", "lora"], indirect=True, scope="module")
+def test_two_processes_share_a_server_and_train_what_one_does(bench, sampler, trained, tmp_path):
+    _, kind, start, sets = sampler
+    words = ["grpo", "--start", start.id, "--config", str(TINY), "--quiet", "--name", f"two-{kind}"]
+    words += ["--workbench", str(bench.path), *(word for one in bench.sets(*sets, *LENGTH) for word in ("--set", one))]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", together.__file__]
+    command = [*launch, str(tmp_path / "told"), str(bench.path), json.dumps([words])]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=600).stderr
+    run = next((run for run in bench.workbench.runs("grpo") if run.about["name"] == f"two-{kind}"), None)
+    assert run and run.finished and run.about["processes"] == 2, said
+    told = [json.loads((tmp_path / f"told.{rank}").read_text())[0] for rank in (0, 1)]
+    assert [one["code"] for one in told] == [0, 0] and min(one["tokens"] for one in told) > 0
+    key = ["step", "clip_id", "sample", "text"]
+    texts, others = (sorted(map(tuple, one.read("traces")[key].values)) for one in (trained, run))
+    assert texts == others, "each clip is asked for once, with its own seeds"
+    mine, theirs = (load_file(next(one.checkpoint.glob("*.safetensors"))) for one in (trained, run))
+    assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-5
 
 
 @pytest.mark.parametrize("objective", ["dapo", "grpo"])

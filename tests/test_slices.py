@@ -97,7 +97,7 @@ def test_an_unknown_name_gets_the_nearest(workbench: Workbench) -> None:
     with pytest.raises(StoreError, match="none was saved in it yet"):
         workbench.slice("night falls")
     workbench.save_slice("night falls", FALLS)
-    with pytest.raises(StoreError, match="nearest: 'night falls'"):
+    with pytest.raises(StoreError, match="Nearest: 'night falls'"):
         workbench.slice("nigth fals")
 
 

@@ -206,7 +206,7 @@ def test_an_export_holds_the_rows(workbench: Workbench, form: str) -> None:
 def test_an_export_that_cannot_be_written_says_why(workbench: Workbench) -> None:
     assert console.export(workbench, "SELECT 1 AS i WHERE false", "csv").startswith(b"i")
     for form in ("csv", "jsonl"):
-        with pytest.raises(StoreError, match="cast the column"):
+        with pytest.raises(StoreError, match="Cast the column"):
             console.export(workbench, ODD, form)
     with pytest.raises(StoreError, match="there are csv, jsonl, parquet"):
         console.export(workbench, "SELECT 1", "xlsx")

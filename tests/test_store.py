@@ -208,17 +208,17 @@ def test_trace_ids_are_the_same_every_time_and_differ_by_every_part() -> None:
 @pytest.mark.parametrize(
     "grain, rows, beats",
     [
-        ("trace", [trace()], ["no grain 'trace'", "nearest: 'traces'"]),
+        ("trace", [trace()], ["no grain 'trace'", "Nearest: 'traces'"]),
         (
             "traces",
             [trace(token_logprob=[1.0])],
             ["'token_logprob'", "columns of a grain are fixed", "'token_logprobs'"],
         ),
-        ("traces", [trace(), {"clip_id": "c1", "sample": 0}], ["row 1 of 'traces' has no 'text'", "give it a value"]),
+        ("traces", [trace(), {"clip_id": "c1", "sample": 0}], ["row 1 of 'traces' has no 'text'", "Give it a value"]),
         ("traces", [trace(), trace("c1", tokens="many")], ["row 1", "tokens = 'many'", "int64", "convert"]),
         ("traces", [trace(text=3)], ["text = 3", "string"]),
         ("traces", [trace(), trace()], ["two rows of 'traces'", "one would hide the other"]),
-        ("traces", [trace(run_id="elsewhere")], ["names run 'elsewhere'", "leave `run_id` out"]),
+        ("traces", [trace(run_id="elsewhere")], ["names run 'elsewhere'", "Leave `run_id` out"]),
         ("scores", [{"trace_id": "t", "name": "accuracy"}], ["has no 'value'"]),
     ],
 )
@@ -241,8 +241,8 @@ def test_other_misuse_gets_a_sentence(workbench: Workbench, tmp_path: Path) -> N
         (lambda: workbench.start_run("grpo", {}, parent="nothing"), ["no run 'nothing'"]),
         (lambda: workbench.start_run("Cold Start", {}), ["'Cold Start'", "lower-case word"]),
         (lambda: workbench.start_run("grpo", {"model": {"class": object()}}), ["config.model.class holds a object"]),
-        (lambda: run.read("traces", ["txt"]), ["no column 'txt'", "nearest: 'text'"]),
-        (lambda: run.note(seed=3), ["note(seed=…)", "start another run"]),
+        (lambda: run.read("traces", ["txt"]), ["no column 'txt'", "Nearest: 'text'"]),
+        (lambda: run.note(seed=3), ["note(seed=…)", "Start another run"]),
         (lambda: workbench.run(run.id).append("traces", [trace()]), ["open for reading", "start_run"]),
     ]:
         with pytest.raises(StoreError) as caught:
@@ -405,7 +405,7 @@ def test_two_processes_cannot_hold_one_run(workbench: Workbench) -> None:
         with pytest.raises(StoreError) as caught:
             workbench.start_run("coldstart", {})
         assert f"in use by process {process.pid}, since 2" in str(caught.value)
-        assert "wait for that process" in str(caught.value)
+        assert "Wait for that process" in str(caught.value)
         workbench.start_run("coldstart", {"another": 1}).finish()
     finally:
         process.kill()

@@ -289,6 +289,7 @@ def test_an_uploaded_clip_is_reasoned_about_and_its_frames_are_shown(page, live_
     page.wait_for_function(loaded)
 
 
+@pytest.mark.thorough
 def test_two_sessions_at_once_one_reasons_one_waits_and_both_can_read(open_page, live_site):
     first, second = open_page(), open_page()
     begin(first, live_site)
